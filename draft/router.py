@@ -8,15 +8,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 
 from fastslow.draft.adaptive import AdaptiveDrafter
+from fastslow.draft.fitted import certain_chain, fitted
 from fastslow.draft.prediction import PredictionDraft
 from fastslow.draft.several import columns, counted, on_each, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import FORCED, AcceptResult, Drafter, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 class DrafterRouter:
     """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget,
-    and those that the caller predicted, are drafted without asking the drafter.
+    and those that the caller predicted, are drafted without asking the drafter, and so are those of a
+    grammar where they fill the draft. Other drafts under a grammar are cut where it forbids a token.
 
     Args:
         drafters: speculation settings -> drafter. The mapping may change while the engine runs;
@@ -47,7 +49,8 @@ class DrafterRouter:
             left = [0 if tree.tokens else nodes[b] for tree, b in zip(known, members)]
             own = counted(drafter.propose([batch[b] for b in members], left), len(members))
             for i, b in enumerate(members):
-                trees[b] = known[i] if known[i].tokens else own[i]
+                tree = known[i] if known[i].tokens else own[i]
+                trees[b] = fitted(tree, batch[b], nodes[b])
             # an adaptive drafter measures each of its drafters itself
             if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
                 most = max(len(tree.tokens) for tree in own)
@@ -122,7 +125,6 @@ class DrafterRouter:
 
 
 def _forced(request: RequestView, nodes: int) -> Tree:
-    """The next tokens that a thinking budget forces, at most `nodes`."""
-    ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:nodes]
-    sources = [FORCED] * len(ahead)
-    return Tree(ahead, range(-1, len(ahead) - 1), scores=[1.0] * len(ahead), sources=sources)
+    """The next tokens that are certain, where the drafter need not be asked."""
+    chain = certain_chain(request, nodes)
+    return Tree() if chain.by is not None and len(chain.tokens) < nodes else chain

@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetPydanticSchema,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator
+
+# Readers take these from here, too.
+from fastslow.engine.checked import Params as Params  # noqa: PLC0414
+from fastslow.engine.checked import kept_as
+from fastslow.engine.checked import nearest as nearest  # noqa: PLC0414
+from fastslow.engine.checked import sentence as sentence  # noqa: PLC0414
+from fastslow.engine.checked import shown as shown  # noqa: PLC0414
+from fastslow.engine.grammar_spec import GrammarSpec as GrammarSpec  # noqa: PLC0414
 
 Number = StrictFloat  # takes an int too, but neither a bool nor text
 Thinking = Literal["off", "on", "auto"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
 LONGEST_NAME, LONGEST_TEXT = 256, 1000
-SHOWN = 80  # characters of a value in a message
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
 
-
-def _kept_as(kind: Any) -> GetPydanticSchema:
-    """For a field whose values are kept as `kind`, though type checkers allow more to be given."""
-    return GetPydanticSchema(lambda _given, schema_of: schema_of(kind))
-
-
 MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
 LATENCY_MS = 0.001, 86_400_000  # up to a day
-
-
-class Params(BaseModel):
-    """Immutable, and no unknown or mistyped field slips through.
-
-    Raises:
-        ValueError: one sentence with the field, its value and the limit.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **fields: Any) -> None:
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise ValueError(sentence(error, type(self).model_fields)) from None
-
-    # As in BaseModel itself: `model_validate` and nested fields need not call this.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 class SamplingParams(Params):
@@ -92,12 +63,12 @@ class SamplingParams(Params):
     logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
         default=None, description="token id -> value added to its logit"
     )
-    stop: Annotated[str | Sequence[str] | None, _kept_as(Stops)] = Field(
+    stop: Annotated[str | Sequence[str] | None, kept_as(Stops)] = Field(
         default=(),
         max_length=MOST_STOPS,
         description="a string or several that end the answer; they are not part of it",
     )
-    stop_token_ids: Annotated[Sequence[int], _kept_as(tuple[TokenId, ...])] = Field(
+    stop_token_ids: Annotated[Sequence[int], kept_as(tuple[TokenId, ...])] = Field(
         default=(), description="token ids that end the answer, besides the model's own"
     )
     ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")
@@ -114,6 +85,9 @@ class SamplingParams(Params):
     )
     prompt_logprobs: Annotated[StrictInt, Field(ge=0, le=1000)] | None = Field(
         default=None, description="the same for each token of the prompt"
+    )
+    grammar: Annotated[GrammarSpec | Mapping[str, Any] | None, kept_as(GrammarSpec | None)] = Field(
+        default=None, description="what the answer, behind a thought, has to look like"
     )
 
     @field_validator("stop", mode="before")
@@ -133,6 +107,11 @@ class SamplingParams(Params):
     def stop_strings(self) -> tuple[str, ...]:
         """`stop`, as it is kept."""
         return cast(tuple[str, ...], self.stop)
+
+    @property
+    def grammar_spec(self) -> GrammarSpec | None:
+        """`grammar`, as it is kept."""
+        return cast(GrammarSpec | None, self.grammar)
 
     def model_post_init(self, _context: object) -> None:
         if self.min_tokens > self.max_tokens:
@@ -312,38 +291,3 @@ def _one_of(groups: int | None, experts: int | None) -> None:
             f"groups={groups} and experts={experts} are both given: groups is for models whose experts "
             "are in groups, experts for all others"
         )
-
-
-def shown(value: object) -> str:
-    """A value as a message shows it: of a long one only the beginning."""
-    try:
-        text = repr(value).replace("\n", " ")  # an array's has lines
-    except Exception:  # noqa: BLE001 - its own, or of a number with thousands of digits
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest one, or all that there are."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
-
-
-def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
-    """The first thing wrong, as one sentence; `fields` are offered for an unknown name."""
-    first = error.errors()[0]
-    where = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}"
-        for place, part in enumerate(first["loc"])
-        if not place or part not in ("[key]", "str")  # pydantic's, not the user's
-    ).lstrip(".")
-    if first["type"] == "extra_forbidden":
-        return f"field {shown(where)} is unknown{nearest(where, fields) if fields else ''}"
-    if first["type"] == "missing":
-        return f"field {where!r} is missing"
-    if not where:
-        return str(first["msg"]).removeprefix("Value error, ")
-    said = str(first["msg"]).removeprefix("Value error, ")
-    limit = said.partition(" should ")[2] or f"be valid: {said}"
-    return f"{where[:60]}={shown(first['input'])} must {limit}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastslow.engine.params import SamplingParams, Speculation
+    from fastslow.engine.sampling.token_mask import GrammarRule
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -209,28 +210,6 @@ class AcceptResult:
         self.accepted_nodes[b] = self.accepted_nodes[b][: max(0, size - 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What is known of a request before it runs: all that the choice of its mode may depend on."""
-
-    text: str  # what is asked: the last turn of the user, or the whole prompt
-    turns: int = 0  # messages before it, the system's not counted
-    words: int = 0  # of the whole prompt, with all that was said before
-    latency_ms: float | None = None  # the caller's target
-    busy: float = 0.0  # requests in the engine / `max_running`; above 1 some wait
-
-
-class ModeChoice(NamedTuple):
-    """A preset's name, and why it was taken, in one line for people."""
-
-    mode: str
-    why: str
-
-
-Chooser = Callable[[Situation], "str | ModeChoice"]
-"""Takes a mode for a request. It costs the caller's time, so it should be quick."""
-
-
 class ThinkingRule(Protocol):
     """How a thinking budget changes the target's probabilities: a function of the text alone, so it
     holds for drafted tokens as for committed ones."""
@@ -269,14 +248,16 @@ class RequestView(Protocol):
     @property
     def speculation(self) -> Speculation: ...
     @property
+    def drafter(self) -> str: ...  # the name of its drafter, for drafts that do not name one
+    @property
     def reproducible(self) -> bool:
         """Its tokens must depend on probabilities, seed and places alone. A drafter that would sample
         may draw its nodes with the numbers of acceptance instead, and say they are chosen."""
 
     @property
-    def thinking(self) -> ThinkingRule | None:
-        """How its thoughts are bounded; None = not at all."""
-
+    def thinking(self) -> ThinkingRule | None: ...  # how its thoughts are bounded
+    @property
+    def grammar(self) -> GrammarRule | None: ...  # what its answer has to look like
     @property
     def groups(self) -> int | None: ...
     @property

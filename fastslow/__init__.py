@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
+    from fastslow.engine.choosing import Chooser, ModeChoice, Situation
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.messages import Message
-    from fastslow.engine.types import Chooser, ModeChoice, Situation
     from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
+    from fastslow.pinned import PinnedPrefix
     from fastslow.warning import FastslowWarning
 
 logger.disable("fastslow")
@@ -51,6 +52,7 @@ __all__ = [
     "Parallel",
     "Piece",
     "PieceStream",
+    "PinnedPrefix",
     "Presets",
     "Prompt",
     "RequestHandle",
@@ -71,6 +73,7 @@ _MODULES = {
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
+    "pinned": "PinnedPrefix",
     "output": "Completion GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",

@@ -7,10 +7,10 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.scheduler import MOST_PRIORITY
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
-from fastslow.engine.types import Chooser
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
 """Text (without a template), token ids, or chat messages (put through the template)."""
@@ -57,6 +57,15 @@ class HandleOptions(CallOptions, total=False):
     """The same for `submit` and `stream`, which return while the engine answers."""
 
     trace: bool
+
+
+class PinOptions(TypedDict, total=False):
+    """What decides which requests find a pinned prefix; and how its prompt is read."""
+
+    mode: ModeLike | None
+    memory_key: str | None
+    allow_special: bool
+    chat_template_kwargs: Mapping[str, object] | None
 
 
 class PromptOptions(CallOptions, total=False):

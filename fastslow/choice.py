@@ -111,10 +111,11 @@ class ChoiceHandle:
         stopper = request.stopper
         opened, thinking = self.prompt.opened, request.thinking
         asked = self._candidates[0].mode.thinking != "off" and not opened
-        if self._tags is not None and asked and self._tags.strayed(stopper.text):
+        held = request.grammar is not None  # where its answer begins is known
+        if self._tags is not None and asked and not held and self._tags.strayed(stopper.text):
             opened = True
             thinking = thinking and thinking.reopened()
-        whole = splitter(self._tags, opened, self.prompt.tools)
+        whole = splitter(self._tags, opened, self.prompt.tools, held)
         parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -129,7 +130,8 @@ class ChoiceHandle:
         )
 
     def _begin(self) -> None:
-        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools)
+        held = self.request.grammar is not None
+        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools, held)
         self._sent = self.request.prompt_length
 
     def _on_step(self, request: Request) -> None:
@@ -218,7 +220,10 @@ class ChoiceHandle:
         """Tokens of thought, and what ended it."""
         if thinking is None:
             return 0, None
-        count, ended, still_open = thinking.outcome(self.request.tokens)
+        tokens: Sequence[int] = self.request.tokens
+        if self.request.grammar is not None:  # an answer may spell a tag
+            tokens = self.request.grammar.thought(tokens)
+        count, ended, still_open = thinking.outcome(tokens)
         if not still_open:
             return count, ended
         return count, "length" if self.request.stopper.reason == "length" else None

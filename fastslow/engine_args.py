@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 import torch
 
 from fastslow.call import Presets, SpeculationLike, refuse_unknown
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.kv.budget import page_budget, too_much
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Speculation, shown
-from fastslow.engine.types import Chooser
 from fastslow.policies.auto import checkpoint_selector, read_selector
 
 Build = TypeVar("Build", bound=Callable[..., None])

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, NoReturn
 
 from fastslow.call import as_wait
-from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
@@ -71,7 +71,7 @@ class RequestHandle:
         return self._job.traced(index)
 
     @property
-    def step_traces(self) -> Sequence[StepTrace]:
+    def step_traces(self) -> Sequence[StepNotes]:
         """The same for all n answers, for who keeps traces longer than handles."""
         return tuple(self._job.traces)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Condition
 from typing import Any, NoReturn
 
 from fastslow.choice import ChoiceHandle
-from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import shown
@@ -49,7 +49,7 @@ class PromptJob:
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceHandle] = []
-        self.traces: list[StepTrace] = []  # of every choice, where the call asks for it
+        self.traces: list[StepNotes] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
@@ -244,6 +244,11 @@ class PromptJob:
         if wrong is not None:
             raise GenerationError(f"the request failed: {wrong}", [output])
         return output
+
+    @property
+    def root(self) -> Hashable:
+        """Of a job that is prepared: whatever besides the tokens changes the KV of its prompt."""
+        return self._choices[0].request.root
 
     def traced(self, index: int) -> dict[str, Any] | None:
         """The steps of one of the answers, where they are noted.

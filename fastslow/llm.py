@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack, cast, overload
 
 from fastslow.advice import AdvisedOutput
@@ -17,9 +15,9 @@ from fastslow.call import (
     Conversation,
     HandleOptions,
     ListOf,
+    PinOptions,
     Presets,
     Prompt,
-    PromptCall,
     PromptOptions,
     Sampling,
     Samplings,
@@ -27,12 +25,12 @@ from fastslow.call import (
     as_messages,
     as_prompts,
     refuse_unknown,
-    spread,
 )
 from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
+from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
@@ -44,19 +42,17 @@ from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
 from fastslow.engine.text.tool_formats import ToolCalls
-from fastslow.engine.types import Chooser
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, answer_all
 from fastslow.input_processor import InputProcessor
-from fastslow.job import PromptJob
+from fastslow.job_maker import JobMaker
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output
+from fastslow.pinned import PinnedPrefix, PrefixPinner
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request_builder import RequestBuilder
 from fastslow.wakeups import LoopWakeups
-
-TOKENISERS = 2  # threads that tokenise what is submitted
 
 
 class LLM:
@@ -164,11 +160,11 @@ class LLM:
             inputs, self._core, self._drafters, controller, self.modes, chooser, speculation
         )
         self.max_running, self.max_model_len = max_running, context
-        self._output = AdvisedOutput(inputs)
-        self._wakeups = LoopWakeups()
-        self._worker = Worker(self._core, self._drafters.clear, self._wakeups)
-        self._drafters.between_steps = self._worker.between_steps
-        self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
+        wakeups = LoopWakeups()
+        self._worker = Worker(self._core, self._drafters.clear, wakeups)
+        between = self._drafters.between_steps = self._worker.between_steps
+        self._pinner = PrefixPinner(self._requests, self._kv, context, between)
+        self._jobs = JobMaker(self._requests, AdvisedOutput(inputs), self._worker, wakeups)
         weakref.finalize(self, let_go, self._worker, self._drafters).atexit = False
 
     @overload
@@ -216,15 +212,8 @@ class LLM:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
         """
-        called, progress = monotonic(), options.pop("progress", True)
-        refuse_unknown(options, BatchOptions.__annotations__)
-        batch, single = self._requests.inputs.split(prompts)
-        options["sampling"] = sampling
-        if single and "prediction" in options:  # which may be token ids
-            options["prediction"] = [options["prediction"]]
-        each = [spread(name, value, len(batch)) for name, value in options.items()]
-        asked = [dict(zip(options, one)) for one in zip(*each)]
-        jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]
+        progress = options.pop("progress", True)
+        jobs, single = self._jobs.each(prompts, sampling, options)
         draw = progress and not single
         drawn = (lambda over: bar(over, "Answering", len(jobs))) if draw else iter
         outputs = answer_all(jobs, drawn)
@@ -262,7 +251,7 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        job = self._one("stream", prompt, sampling, options)
+        job = self._jobs.one("stream", prompt, sampling, options)
         job.prepare()
         return PieceStream(job)
 
@@ -286,7 +275,7 @@ class LLM:
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        return self._started(self._one("submit", prompt, sampling, options))
+        return self._jobs.start(self._jobs.one("submit", prompt, sampling, options))
 
     def stats(self) -> EngineStats:
         """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits.
@@ -295,6 +284,21 @@ class LLM:
             RuntimeError: this LLM is closed.
         """
         return self._core.stats()
+
+    def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
+        """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
+        same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
+        all chats share that go on from them. At most half of all pages may be pinned.
+
+        Raises:
+            ValueError: as `generate`; also where the mode chooses, or it has no full page, or too many.
+            GenerationError: the engine failed to read it.
+            RuntimeError: this LLM is closed, or texts were forgotten meanwhile.
+        """
+        refuse_unknown(options, PinOptions.__annotations__)
+        plain: HandleOptions = {"speculation": "off", **options}  # type: ignore[typeddict-item]
+        call = self._jobs.call("pin", prompt, None, plain)
+        return self._pinner.pin(call, self._jobs.of)
 
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
@@ -333,7 +337,7 @@ class LLM:
         Raises:
             ValueError: as `generate`.
         """
-        call = self._call("tokenize", prompt, None, options)
+        call = self._jobs.call("tokenize", prompt, None, options)
         self._requests.check(call)
         return self._requests.encoded(call).tokens
 
@@ -349,10 +353,11 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        self._tokenising.shutdown(wait=False)
         if not isinstance(self.model, Closed):
+            self._jobs.close()
             device = self.model.device
             self.model = self._kv = self._core = self._requests = cast(Any, Closed())
+            self._pinner = self._jobs = cast(Any, Closed())
             self._drafters.clear()
             give_back(device)
 
@@ -364,27 +369,3 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _one(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
-    ) -> PromptJob:
-        """The job of a call that takes one prompt."""
-        return self._job(self._call(taker, prompt, sampling, options))
-
-    def _call(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
-    ) -> PromptCall:
-        refuse_unknown(options, HandleOptions.__annotations__)
-        (asked, *_), single = self._requests.inputs.split(prompt)
-        if not single:
-            raise ValueError(f"{taker} takes one prompt; give a list to generate")
-        return PromptCall(monotonic(), asked, sampling, **options)
-
-    def _job(self, call: PromptCall) -> PromptJob:
-        count = self._requests.check(call)
-        build = partial(self._requests.build, call)
-        return PromptJob(build, self._output, self._worker, self._wakeups, count)
-
-    def _started(self, job: PromptJob) -> RequestHandle:
-        self._tokenising.submit(job.run)
-        return RequestHandle(job)

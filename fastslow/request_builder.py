@@ -22,6 +22,7 @@ from fastslow.call import (
 )
 from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
+from fastslow.engine.choosing import Chooser, Situation
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
 from fastslow.engine.core.step_trace import StepTrace
@@ -36,7 +37,7 @@ from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.messages import check_messages
-from fastslow.engine.types import Chooser, Situation
+from fastslow.grammars import Grammars
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
@@ -102,6 +103,7 @@ class RequestBuilder:
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
@@ -282,6 +284,9 @@ class RequestBuilder:
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids |= self._eos_ids
+        grammar = None
+        if params.grammar_spec is not None:
+            grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
         drafter = self._drafters.make(settings)
         drafts = drafter.drafter != "off"
         reproducible = settings.accept == "reproducible"
@@ -312,6 +317,7 @@ class RequestBuilder:
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
             thinking=self._thinking.make(prompt, room, mode),
+            grammar=grammar,
             listener=listener,
             trace=trace,
             prediction=call.prediction if drafts else (),

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from fastslow.engine.choosing import Chooser, ModeChoice, Situation
 from fastslow.engine.host.files import read_object
 from fastslow.engine.model.identity import check_model
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
-from fastslow.engine.types import Chooser, ModeChoice, Situation
 from fastslow.policies.features import LABELS, features
 
 MIN_SHOWN = 0.05  # smaller terms are shown as one sum

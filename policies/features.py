@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from fastslow.engine.types import Situation
+from fastslow.engine.choosing import Situation
 
 LONGEST = 10  # digits of a number that count; longer ones are mostly identifiers
 MOST = 3.0  # limit of features that count marks and numbers

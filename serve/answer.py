@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -16,6 +16,14 @@ from fastslow.serve.errors import ApiError, refused
 
 T = TypeVar("T")
 GONE = 499  # nginx's status for a client that closed its connection
+
+
+class ClientLeft(ApiError):
+    """Nobody reads the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(GONE, "the client closed the connection")
+
 
 PlacedPiece = tuple[int, Piece]
 """Which of several prompts, and a piece of its answer."""
@@ -55,14 +63,14 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of some work, which is cancelled where the client leaves.
 
     Raises:
-        ApiError: the client left; nobody reads the answer.
+        ClientLeft: it did.
     """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(left(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ApiError(GONE, "the client closed the connection")
+        raise ClientLeft
     finally:
         await _end([task, gone])
 
@@ -131,5 +139,4 @@ async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
     """Cancel tasks, and wait until they are over."""
     for task in tasks:
         task.cancel()
-    waiting: Awaitable[Any] = asyncio.gather(*tasks, return_exceptions=True)
-    await waiting
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,21 +6,37 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from fastslow.serve import health
 from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.errors import as_api_error, error_response
 from fastslow.serve.openai import chat, completions, models, requests, tokenize
+from fastslow.serve.operations import OperationSettings, install_operations
+from fastslow.serve.page import route as page
 from fastslow.serve.request_id import RequestIds, request_id
 from fastslow.serve.requests import Requests
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.token_table import TokenTable
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, requests.router)
+ROUTERS = (
+    health.router,
+    chat.router,
+    completions.router,
+    models.router,
+    tokenize.router,
+    requests.router,
+    page.router,
+)
 
 
-def create_app(engine: Engine, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    engine: Engine,
+    settings: ServerSettings | None = None,
+    operations: OperationSettings | None = None,
+) -> FastAPI:
     """The server in front of an engine. Its routes find these in `request.app.state`: `engine`, `settings`,
     `requests` (what runs, by id), `tokens` (the bytes of tokens) and `error_shapes`."""
     app = FastAPI(title="fastslow", docs_url=None, redoc_url=None)
+    engine = install_operations(app, engine, operations or OperationSettings())
     app.state.engine = engine
     app.state.settings = settings or ServerSettings()
     app.state.requests = Requests()

@@ -6,14 +6,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastslow.serve.caller import Caller
-from fastslow.serve.errors import ApiError
+from fastslow.serve.errors import ApiError, error_response
 from fastslow.serve.keys import KeyRing
-from fastslow.serve.refusal import refuse
 
 # Without a key, whoever asks: what health checks, scrapers and the page's first load need. All else needs one.
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/version", "/metrics"})
 BEARER = "bearer "
-CHALLENGE = (b"www-authenticate", b"Bearer")
+CHALLENGE = {"www-authenticate": "Bearer"}
 
 
 class Authentication:
@@ -34,7 +33,7 @@ class Authentication:
             try:
                 caller = self._caller(scope, self._keys)
             except ApiError as error:
-                await refuse(scope, send, error, [CHALLENGE])
+                await error_response(scope, error)(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
         elif scope["type"] == "websocket" and self._keys is not None:
@@ -51,7 +50,7 @@ class Authentication:
             return Caller()
         said = "no API key was sent" if sent is None else "the API key is not known"
         message = f"{said}: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
-        raise ApiError(401, message, code="invalid_api_key")
+        raise ApiError(401, message, code="invalid_api_key", headers=CHALLENGE)
 
 
 def sent_key(headers: Headers) -> str | None:

@@ -39,6 +39,6 @@ class BatchHistogram(Collector):
             total, buckets = 0, []
             for bound, count in zip([*self._bounds, float("inf")], counts):
                 total += count
-                buckets.append((floatToGoString(bound), float(total)))
+                buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
             family.add_metric([model], buckets, self._sums[model])
         yield family

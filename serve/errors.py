@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -90,10 +90,12 @@ def error_response(scope: Scope, error: ApiError) -> Response:
     return JSONResponse(shape(error), error.status, error.headers)
 
 
-def refused(error: ValueError) -> ApiError:
-    """What the engine does not take. Its sentences begin with the field where there is one."""
-    field = re.match(r"([a-z_]+)[=.\[:]", str(error))
-    return ApiError(400, str(error), param=None if field is None else field[1])
+def refused(error: ValueError, fields: Collection[str] = ()) -> ApiError:
+    """What a request asks and does not get. Sentences begin with the field where there is one; with `fields`,
+    those of the request, whatever follows its name."""
+    first = re.match(r"([a-z_]+)([=.\[:]| has |)", str(error))
+    named = first is not None and (first[1] in fields or first[2] != "")
+    return ApiError(400, str(error), param=first[1] if named and first is not None else None)
 
 
 def as_api_error(error: BaseException, request_id: str) -> ApiError:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from fastslow.engine.params import MOST, Number, nearest, shown
-from fastslow.engine.text.templates import Message
+from fastslow.engine.text.messages import Message
 from fastslow.serve.ask import Ask
 from fastslow.serve.caller import Caller
 from fastslow.serve.engine import ModelCard
@@ -30,7 +30,8 @@ class Fields(BaseModel):
     def _known(cls, data: Any) -> Any:
         for name in data if isinstance(data, Mapping) else ():
             if name not in cls.model_fields:
-                raise ValueError(f"field {shown(name)} is unknown{nearest(name, cls.model_fields)}")
+                hint = nearest(name, cls.model_fields).partition("; known")[0]  # not all of them
+                raise ValueError(f"field {shown(name)} is unknown{hint}")
         return data
 
 
@@ -84,7 +85,8 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         """
         default_mode = more.pop("default_mode", None) or settings.default_mode
         mode, variables = self.mode_and_variables(card, settings, default_mode)
-        given = {**sampling, **self._sampling(settings)}
+        each = {**self._sampling(settings), **{k: v for k, v in sampling.items() if v is not None}}
+        given = {name: value for name, value in each.items() if value is not None}
         _check_limits(given, settings)
         is_chat = bool(prompt) and isinstance(prompt[0], Mapping)
         if variables and not is_chat:
@@ -98,8 +100,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
             "priority": self.priority,
             "defaults": settings.sampling,
         }
-        asked = {name: value for name, value in given.items() if value is not None}
-        return who.admit(Ask(id=id, prompt=prompt, sampling=asked, **{**fields, **more}), card)
+        return who.admit(Ask(id=id, prompt=prompt, sampling=given, **{**fields, **more}), card)
 
     def _sampling(self, settings: ServerSettings) -> dict[str, Any]:
         names = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")

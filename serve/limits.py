@@ -12,6 +12,7 @@ from fastslow.serve.errors import ApiError
 
 MINUTE = 60.0
 ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
+EXCEEDED = "rate_limit_exceeded"
 SOON = 1.0  # seconds after which a place may be free
 MOST_CALLERS = 100_000  # whose use is known; of those who ask nothing now, the one that asked first is forgotten
 
@@ -99,7 +100,7 @@ class Limits:
         """A place for a request.
 
         Raises:
-            Refused: 429, with the seconds after which it is worth trying again.
+            ApiError: 429, with the seconds after which it is worth trying again.
         """
         now, use = self._clock(), self._use(caller)
         headers = _headers(use, now)
@@ -107,7 +108,7 @@ class Limits:
             said = (
                 f"the server answers {self._concurrent} requests already, the most at the same time"
             )
-            raise Refused(429, said, "rate_limit_error", "server_busy", SOON, headers)
+            raise _refused(said, "server_busy", SOON, headers)
         self._check(caller, use, now, headers)
         if use.requests is not None:
             use.requests.take(1, now)
@@ -130,13 +131,13 @@ class Limits:
         most = caller.limits.concurrent
         if most is not None and use.running >= most:
             said = f"this key has {most} requests running already, the most at the same time"
-            raise _exceeded(said, SOON, headers)
+            raise _refused(said, EXCEEDED, SOON, headers)
         if use.requests is not None and (wait := use.requests.wait(1, now)):
             said = f"this key may make {use.requests.per_minute} requests a minute"
-            raise _exceeded(f"{said}: try again in {wait:.1f} s", wait, headers)
+            raise _refused(f"{said}: try again in {wait:.1f} s", EXCEEDED, wait, headers)
         if use.tokens is not None and (wait := use.tokens.wait(1, now)):
             said = f"this key may use {use.tokens.per_minute} tokens a minute"
-            raise _exceeded(f"{said}: try again in {wait:.1f} s", wait, headers)
+            raise _refused(f"{said}: try again in {wait:.1f} s", EXCEEDED, wait, headers)
 
     def _use(self, caller: Caller) -> _Use:
         """Its use by name; buckets are made anew where its limits were changed."""
@@ -157,24 +158,8 @@ class Limits:
             del self._uses[name]
 
 
-class Refused(ApiError):
-    """An `ApiError` that says what is left, in `headers`."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str,
-        code: str,
-        retry_after: float,
-        headers: dict[str, str],
-    ) -> None:
-        super().__init__(status, message, kind, code=code, retry_after=retry_after)
-        self.headers = headers
-
-
-def _exceeded(message: str, wait: float, headers: dict[str, str]) -> Refused:
-    return Refused(429, message, "rate_limit_error", "rate_limit_exceeded", wait, headers)
+def _refused(message: str, code: str, wait: float, headers: dict[str, str]) -> ApiError:
+    return ApiError(429, message, "rate_limit_error", None, code, wait, headers)
 
 
 def _bucket(bucket: TokenBucket | None, per_minute: int | None, now: float) -> TokenBucket | None:

@@ -223,7 +223,7 @@ TABLE = (
         "counter",
         ("reason",),
         "answer",
-        "Asks without an answer: busy, not_ready, refused (by a key's limits), invalid.",
+        "Asks without an answer: busy, not_ready, invalid.",
     ),
     Metric(
         "fastslow:http_requests",
@@ -239,9 +239,6 @@ TABLE = (
         (),
         "request",
         "Requests whose client went away before the end.",
-    ),
-    Metric(
-        "fastslow:log_lines_lost", "counter", (), "engine", "Log lines that could not be written."
     ),
     Metric(
         "fastslow:key_requests",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from fastslow.output import Completion, Metrics, Output
+from fastslow.policies.modes import CHANGED
 from fastslow.serve.engine import Engine, NotReady
 from fastslow.serve.limits import Limits
 from fastslow.serve.metric_registry import MetricRegistry
-from fastslow.serve.request_record import AnswerRecord, RequestRecord
+from fastslow.serve.request_record import AnswerRecord, RequestRecord, tokens_of
 
 PATIENCE = 2.0  # seconds that a scrape waits for the engine
 MOST_POSITIONS = 64  # of drafts
@@ -31,6 +33,10 @@ async def metrics(request: Request) -> Response:
     found: ServerMetrics = request.app.state.metrics
     await found.look()
     encode, kind = choose_encoder(request.headers.get("accept", ""))
+    if isinstance(encode, partial):
+        # the names have nothing to escape; prometheus-client 0.26 would turn the colons of OpenMetrics' samples
+        # into underscores, and no dashboard would find them
+        encode = partial(encode, escaping="allow-utf-8")
     return Response(encode(found.registry), headers={"content-type": kind})
 
 
@@ -141,7 +147,7 @@ class ServerMetrics:
         counts.add("vllm:request_success", finished_reason=reason)
         counts.add("vllm:generation_tokens", one.tokens)
         counts.add("vllm:num_preemptions", one.preemptions)
-        counts.observe("vllm:request_queue_time_seconds", queue_seconds(one))
+        counts.observe("vllm:request_queue_time_seconds", one.queue_seconds)
         if one.tokens > 1:
             counts.observe("vllm:request_time_per_output_token_seconds", one.tpot)
             counts.observe("fastslow:time_per_output_token_seconds", one.tpot, mode=mode)
@@ -185,6 +191,7 @@ class ServerMetrics:
             self._counts.add("fastslow:key_tokens", made, key=key, kind="answer")
 
     def _mode(self, name: str) -> str:
-        """A preset's name, or two of an answer that went on in another mode; else `custom`."""
-        known = self._engine.card.modes
-        return name if all(part in known for part in name.split(">")) else OWN
+        """A preset's name, or two of an answer that went on in another mode; else `custom`. The call may have
+        changed fields of it."""
+        known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
+        return ">".join(parts) if all(part in known for part in parts) else OWN

@@ -232,4 +232,4 @@ def _nearest_level(effort: Effort, levels: tuple[str, ...]) -> str:
     place = EFFORTS.index(effort)
     if not known:
         return levels[-1] if place >= EFFORTS.index("high") else levels[0]
-    return min(reversed(known), key=lambda level: abs(EFFORTS.index(level) - place))  # type: ignore[arg-type]
+    return min(reversed(known), key=lambda level: abs(EFFORTS.index(level) - place))

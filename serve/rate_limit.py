@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastslow.serve.caller import Caller
-from fastslow.serve.limits import Limits, Refused
-from fastslow.serve.refusal import refuse
+from fastslow.serve.errors import ApiError, error_response
+from fastslow.serve.limits import Limits
 
 CONTROL = "/v1/requests/"  # cancel and the like must work while a key has all its requests running
 
@@ -24,8 +24,8 @@ class RateLimit:
         caller = scope.get("state", {}).get("caller") or Caller()
         try:
             slot = self._limits.enter(caller)
-        except Refused as error:
-            await refuse(scope, send, error, _raw(error.headers))
+        except ApiError as error:
+            await error_response(scope, error)(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from fastslow.output import Output
 from fastslow.serve.ask import Ask
 from fastslow.serve.caller import Caller
 
-ID = re.compile(r"[A-Za-z0-9._-]{1,128}")  # what a client may call its request
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
 OTHER = "other"
 
@@ -29,12 +27,21 @@ class AnswerRecord:
 
     ask: Ask
     started: float
+    model: str = ""  # its name; "" before it is loaded
     first: float | None = None  # when its first token came
     last: float | None = None
     gaps: list[float] = field(default_factory=list)  # seconds between pieces of one answer
     sent: int = 0  # tokens in pieces
     output: Output | None = None  # None: it was left or failed before its end
     failed: str | None = None  # busy, not_ready, invalid, refused, error
+
+
+def tokens_of(answer: AnswerRecord) -> tuple[int, int]:
+    """Tokens of a prompt and of its answers; of answers that nobody waited for, those that were sent."""
+    if answer.output is None:
+        return 0, answer.sent
+    choices = answer.output.choices
+    return len(answer.output.prompt_token_ids), sum(len(one.token_ids) for one in choices)
 
 
 @dataclass(slots=True)
@@ -92,8 +99,6 @@ class RequestRecords:
             nonlocal complete
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", record.id.encode())]
-                message = {**message, "headers": headers}
             elif message["type"] == "http.response.body" and not message.get("more_body"):
                 complete = True
             await send(message)
@@ -105,6 +110,7 @@ class RequestRecords:
                 await self._app(scope, watched_receive, watched_send)
         except Exception:
             raised = True
+            record.status = record.status or 500  # as it is answered further out
             raise
         finally:
             CURRENT.reset(token)
@@ -123,16 +129,15 @@ class RequestRecords:
 
 def _begin(scope: Scope) -> RequestRecord:
     headers = Headers(scope=scope)
-    named = headers.get("x-request-id", "")
-    client = scope.get("client")
+    client, state = scope.get("client"), scope.setdefault("state", {})
     return RequestRecord(
-        id=named if ID.fullmatch(named) else f"req-{secrets.token_hex(12)}",
+        id=state.get("request_id") or f"req-{secrets.token_hex(12)}",
         method=scope["method"] if scope["method"] in METHODS else OTHER,
         path=scope["path"],
         client=client[0] if client else "",
         started=time.perf_counter(),
         started_at=time.time_ns(),
-        state=scope.setdefault("state", {}),
+        state=state,
         traceparent=headers.get("traceparent"),
         tracestate=headers.get("tracestate"),
     )

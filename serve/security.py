@@ -8,8 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastslow.engine.params import shown
-from fastslow.serve.errors import ApiError
-from fastslow.serve.refusal import refuse
+from fastslow.serve.errors import ApiError, error_response
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_URL = 8 << 10  # bytes of path and query
@@ -67,7 +66,7 @@ class Security:
         try:
             self._check(scope)
         except ApiError as error:
-            await refuse(scope, send_with_headers, error)
+            await error_response(scope, error)(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 

@@ -10,7 +10,7 @@ from loguru import logger
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fastslow.serve.answer import Pieces, PlacedPiece, while_connected
+from fastslow.serve.answer import ClientLeft, Pieces, PlacedPiece, while_connected
 from fastslow.serve.ask import Ask
 from fastslow.serve.caller import Caller
 from fastslow.serve.engine import Engine
@@ -64,7 +64,10 @@ class EventStream(Response):
         return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self._answer(scope, send))
+        try:
+            await while_connected(receive, self._answer(scope, send))
+        except ClientLeft:
+            pass  # and what it asked for was cancelled
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         if self._registered is None:
@@ -97,7 +100,6 @@ class EventStream(Response):
         except TimeoutError:
             seconds = self._settings.write_timeout
             logger.info("request {}: its client took nothing for {} s", request_id(scope), seconds)
-            raise ConnectionAbortedError("the client takes nothing") from None
         finally:
             await pieces.close()
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.core.request import StepNotes
 from fastslow.handle import RequestHandle
 
 MOST = 256  # requests
@@ -17,7 +17,7 @@ class TraceLog:
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._kept: OrderedDict[str, Sequence[StepTrace]] = OrderedDict()
+        self._kept: OrderedDict[str, Sequence[StepNotes]] = OrderedDict()
 
     def keep(self, id: str, handle: RequestHandle) -> None:
         """A request is over, or about to be; its answer is let go of."""

@@ -9,8 +9,10 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
+from fastslow.engine.core.guarded import guarded_rule, record, survival_of
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
+from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineStats, EngineTotals
@@ -27,7 +29,7 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
-from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetProbsAt
+from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
@@ -59,6 +61,7 @@ class EngineCore:
         self.kv = kv
         self.drafter = drafter
         self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
+        self._masks = MaskMaker()
         self._totals = EngineTotals()
         self._next_deadline = math.inf  # no request's is before it
         self._untold: dict[int, Request] = {}  # whose callers do not know yet that they are over
@@ -100,22 +103,23 @@ class EngineCore:
         drafted = time.perf_counter()
         read = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, read)
-        out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
+        with self._masks.beside(ready, trees):
+            out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
         verified = time.perf_counter()
         target = target_probs(ready, trees, layout, out)
         result = accept(
             trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
-            [_guarded(request) for request in ready],
+            [guarded_rule(request) for request in ready],
         )
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
         note_logprobs(work, ready, layout, result, out.logits)
         if any(request.trace is not None for request, _ in work):
-            seconds = drafted - started, verified - drafted
-            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), seconds)
+            took = drafted - started, verified - drafted
+            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), took)
         self._commit(work, ready, trees, verdicts, result)
         shown = read_features(out, layout)
         if shown is not None:
@@ -196,6 +200,7 @@ class EngineCore:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
             planned = request.policy.plan(request, len(self.scheduler.running))
+            planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others go on
             request.fail(error)
@@ -211,7 +216,7 @@ class EngineCore:
         """The drafts, cut to what pays over the whole batch."""
         if not any(tree.tokens for tree in trees):
             return trees
-        survival = [_survival(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
+        survival = [survival_of(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
             return trees
         rows = sum(chunk for _, chunk in work)
@@ -249,7 +254,7 @@ class EngineCore:
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
-                _record(request, tree, nodes)
+                record(request, tree, nodes)
             request.tally.add(request.drafter, tree, nodes)
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
@@ -322,33 +327,13 @@ class EngineCore:
                 self._untold.pop(request.id, None)
 
 
-def _survival(request: Request, tree: Tree) -> Sequence[float] | None:
-    try:
-        return request.policy.survival(tree)
-    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-        request.fail(error)
-        return None
-
-
-def _guarded(request: Request) -> Rule:
-    """The request's rule; where that raises, this request alone ends."""
-
-    def rule(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
-        try:
-            return request.rule(tree, target_probs, place)
-        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-            request.fail(error)
-            return [], 0
-
-    return rule
-
-
-def _record(request: Request, tree: Tree, nodes: Sequence[int]) -> None:
-    try:
-        request.policy.record(tree, nodes)
-    except Exception as error:  # noqa: BLE001 - its own settings: the others go on
-        request.fail(error)
-        request.stopper.finish("error")
+def _certain(request: Request) -> int:
+    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says, where
+    it is free to draft."""
+    speculation = request.speculation
+    if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
+        return 0
+    return len(request.grammar.ahead(request.tokens, (), FURTHEST))
 
 
 def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
@@ -356,7 +341,10 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
     for b, request in enumerate(ready):
         if request.error is not None:
             request.stopper.finish("error")
-        kept = 0 if request.error is not None else request.stopper.scan(result.tokens[b])
+        run, whole_at = result.tokens[b], None
+        if request.grammar is not None:
+            whole_at = request.grammar.whole_at(request.tokens, run)
+        kept = 0 if request.error is not None else request.stopper.scan(run, whole_at)
         result.cut(b, kept)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from loguru import logger
 
-from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.core.tally import Tally
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.types import Policy
+from fastslow.engine.types import Policy, Tree
 
 Listener = Callable[["Request"], None]
 
@@ -45,6 +46,24 @@ class KVHistory:
     length: int
 
 
+class StepNotes(Protocol):
+    """Takes down what the steps of a request did; see `StepTrace`."""
+
+    def plan(self, request: Request, planned: int, fits: int, nodes: int) -> None: ...
+    def cut(self, why: str, nodes: int) -> None: ...
+    def read(self, request: Request, rows: int, step: dict[str, Any]) -> None: ...
+    def verified(
+        self,
+        request: Request,
+        chunk: int,
+        tree: Tree,
+        accepted: Sequence[int],
+        tokens: Sequence[int],
+        step: dict[str, Any],
+    ) -> None: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
     """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
@@ -67,11 +86,12 @@ class Request:
     reproducible: bool = False
     scored: bool = False  # its rule wants `OneHot.probs`
     thinking: Thinking | None = None  # of a model that has thinking tags
+    grammar: Grammar | None = None  # what its answer has to look like
     computed: int = 0
     tally: Tally = field(default_factory=Tally)
     own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
     sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
-    trace: StepTrace | None = None  # where its steps are noted
+    trace: StepNotes | None = None  # where its steps are noted
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
@@ -157,7 +177,7 @@ class Request:
         """The step that runs ends this request alone, with the first error."""
         if self.error is None:
             self.error = error
-            if not isinstance(error, FloatingPointError):  # which the caller reads
+            if not isinstance(error, FloatingPointError | GrammarError):  # which the caller reads
                 logger.opt(exception=error).error("request {} fails in a step", self.id)
 
     def end(self, reason: Reason, error: BaseException | None) -> None:

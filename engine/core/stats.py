@@ -77,6 +77,7 @@ class ModeStats:
     prompt_tokens: int = 0  # of requests that began to run
     cached_tokens: int = 0  # of these, found in the prefix cache
     prefix_hits: int = 0  # requests that found some
+    evicted_pages: int = 0  # that its requests had read, of cached ones
     preemptions: int = 0
     queued: Times = field(default_factory=Times)  # from the call to the first step
     first_token: Times = field(default_factory=Times)  # from the call
@@ -138,6 +139,9 @@ class EngineTotals:
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
+        modes = _copied(self.modes)
+        for name, evicted in dict(kv.evicted).items():
+            modes.setdefault(name, ModeStats()).evicted_pages = evicted
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -151,7 +155,8 @@ class EngineTotals:
             pages_cached=free - empty,
             ended=dict(self.ended),
             drafters=_copied(self.drafters),
-            modes=_copied(self.modes),
+            modes=modes,
+            pages_pinned=kv.pinned_pages,
         )
 
 
@@ -166,12 +171,13 @@ class EngineStats:
     prompt_tokens: int  # of prompts that began to run
     cached_tokens: int  # of these, found in the prefix cache
     pages: int  # of keys and values; the next three add up to it
-    pages_used: int  # by requests
+    pages_used: int  # by requests and pinned prefixes
     pages_free: int
     pages_cached: int  # kept for prompts to come, given up where others need them
     ended: dict[Reason, int]  # requests by finish_reason
     drafters: dict[str, DrafterStats]  # by the drafter that drafted; after 64 names "other"
     modes: dict[str, ModeStats]  # by the mode that was asked for; after 64 names "other"
+    pages_pinned: int = 0  # kept for prefixes, whether a request uses them or not
 
     @property
     def prefix_hit_rate(self) -> float:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.core.token_sources import token_sources
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.types import AcceptResult, Tree
-
-if TYPE_CHECKING:
-    from fastslow.engine.core.request import Request
-    from fastslow.engine.core.scheduler import ScheduledChunk
 
 FIRST, LAST = 500, 500  # steps that are kept, from the beginning and from the end
 

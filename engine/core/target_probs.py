@@ -10,6 +10,7 @@ from fastslow.engine.core.layout import StepLayout
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.sampling.probs import (
+    forced_at,
     log_probability,
     logprobs,
     one_hot,
@@ -26,11 +27,13 @@ def target_probs(
     found: list[list[Probs]] = []
     best = out.best.tolist()
     for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
-        drafted = _drafted(tree)
+        drafted = drafted_runs(tree)
         rows, probs = out.logits[first:], scored_probs_at if request.scored else probs_at
         try:
             if not layout.rows.only_best[first]:
                 found.append([probs(rows[i], request, run) for i, run in enumerate(drafted)])
+                if request.grammar is not None and request.grammar.error is not None:
+                    request.fail(request.grammar.error)
                 continue
             tokens = best[first : first + len(drafted)]
             if min(tokens) < 0:
@@ -42,7 +45,7 @@ def target_probs(
     return found
 
 
-def _drafted(tree: Tree) -> list[list[int]]:
+def drafted_runs(tree: Tree) -> list[list[int]]:
     """Drafted tokens up to every verified row: none for the last committed token, then for every
     node the tokens from the root to it."""
     drafted: list[list[int]] = [[]]
@@ -90,12 +93,14 @@ def cut_where_unsure(
         if confidence is None or not confidence.watching or request.error is not None:
             found.append([])
             continue
-        pairs = zip(_rows(layout, result, b), result.tokens[b])
-        values = [log_probability(logits_MV[row], token) for row, token in pairs]
-        if request.thinking is not None:  # a token that a budget forced counts as sure
-            for i in range(len(values)):
-                if isinstance(request.thinking.at(request.tokens, result.tokens[b][:i]), OneHot):
-                    values[i] = 0.0
+        values: list[float] = []
+        for i, (row, token) in enumerate(zip(_rows(layout, result, b), result.tokens[b])):
+            told, mask = forced_at(request, result.tokens[b][:i])
+            if isinstance(told, OneHot):
+                values.append(0.0)  # a token that a budget or a grammar forced counts as sure
+                continue
+            logits_V = logits_MV[row] if mask is None else mask.applied(logits_MV[row])
+            values.append(log_probability(logits_V, token))
         size = confidence.keeps(values)
         result.cut(b, size)
         found.append(values[:size])

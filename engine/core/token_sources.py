@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from fastslow.engine.core.request import Request
 from fastslow.engine.types import FORCED, TARGET, OneHot, Tree
-
-if TYPE_CHECKING:
-    from fastslow.engine.core.request import Request
 
 
 def token_sources(

@@ -14,6 +14,8 @@ from fastslow.engine.kv.prefix import Key, PrefixIndex, chain
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.types import Ints
 
+MOST_MODES = 64  # whose evicted pages are counted by name
+
 
 class RankPages(NamedTuple):
     """The pages of one data-parallel rank, and which of them are published."""
@@ -76,9 +78,12 @@ class KVCache:
         self.page_size = page_size
         slots = each * storage.dp_ranks * page_size
         self.storage = storage(KVShape(layers, slots, kv_heads, head_dim, dtype, device))
-        self._prefix_caching = prefix_caching
+        self.prefix_caching = prefix_caching
         self._ranks = [RankPages(PagePool(each), PrefixIndex()) for _ in range(storage.dp_ranks)]
         self._tables: dict[int, PageTable] = {}
+        self._pins: dict[int, PageTable] = {}
+        self.pinned_pages = 0
+        self.evicted: dict[str, int] = {}  # cached pages that were given up, by mode
 
     @property
     def pages(self) -> int:
@@ -125,17 +130,20 @@ class KVCache:
         """Whether a request of this length could ever fit, with the cache all to itself."""
         return self.pages_for(length) <= self._ranks[0].pool.pages
 
-    def open(self, request: int, tokens: Sequence[int], root: Hashable, most: int) -> int:
+    def open(
+        self, request: int, tokens: Sequence[int], root: Hashable, most: int, mode: str = ""
+    ) -> int:
         """Start a request; share the published pages its text starts with.
 
         root: all but the text that decides the rows, such as the mode's groups. most: share at
-        most so many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing.
+        most so many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing. mode: its name, by
+        which evicted pages are counted.
         Returns how many tokens are valid already, a multiple of the page size.
         Raises ValueError if the request is open.
         """
         if request in self._tables:
             raise ValueError(f"request {request} is already open")
-        if not self._prefix_caching:
+        if not self.prefix_caching:
             most = 0
         found = [rank.prefix.match(tokens, root, self.page_size, most) for rank in self._ranks]
 
@@ -145,15 +153,8 @@ class KVCache:
 
         best = max(range(len(found)), key=order) if len(found) > 1 else 0
         shared, digest = found[best]
-        first = best * self._ranks[0].pool.pages * self.page_size
-        table = PageTable(
-            self.page_size, root, digest if self._prefix_caching else None, best, first
-        )
-        for page in shared:
-            self._ranks[best].pool.hold(page)
-        table.extend(shared)
-        table.sealed = len(shared)
-        table.valid = table.room
+        known = digest if self.prefix_caching else None
+        table = self._sharing(root, shared, known, best, mode)
         self._tables[request] = table
         return table.valid
 
@@ -172,7 +173,7 @@ class KVCache:
             return False
         if short > 0:
             for page in pool.evict(short):
-                index.forget(page)
+                self._count_evicted(index.forget(page))
         table.extend(pool.take(need, after=table.pages[-1] if table.pages else None))
         return True
 
@@ -223,18 +224,52 @@ class KVCache:
 
     def close(self, request: int) -> None:
         """Give all pages of a request back. Published ones stay cached until they are evicted."""
-        table = self._tables.pop(request)
-        pool, index = self._ranks[table.rank]
-        # The end of the text first: idle pages are evicted in this order.
-        for page in reversed(table.pages):
-            pool.drop(page, cached=page in index)
+        self._give_back(self._tables.pop(request))
 
     def stop_publishing(self, request: int) -> None:
         """Do not share what the request writes from now on: its root does not describe it."""
         self._tables[request].digest = None
 
+    def check_pin(self, pages: int, spare: int) -> None:
+        """Raise ValueError if so many pages more are too many to be pinned: at most half of a rank's may
+        be, and `spare` pages must be left, so that the longest request always finds room."""
+        whole = self._ranks[0].pool.pages
+        most = min(whole // 2, whole - spare)
+        if self.pinned_pages + pages > most:
+            others = f"{self.pinned_pages} are pinned already, and " if self.pinned_pages else ""
+            raise ValueError(
+                f"the prefix needs {pages} KV pages; {others}of {whole} pages at most {most} may be "
+                "pinned: raise kv_memory, or pin less"
+            )
+
+    def pin(self, number: int, tokens: Sequence[int], root: Hashable, spare: int) -> int:
+        """Keep the published pages that a text starts with from being evicted, until `unpin`.
+
+        number: names the pin. root: as in `open`. spare: see `check_pin`.
+        Returns how many tokens they hold. Raises ValueError as `check_pin` does.
+        """
+        found = [
+            rank.prefix.match(tokens, root, self.page_size, len(tokens)) for rank in self._ranks
+        ]
+        best = max(range(len(found)), key=lambda rank: len(found[rank][0]))
+        shared, digest = found[best]
+        held = {page for table in self._pins.values() if table.rank == best for page in table.pages}
+        self.check_pin(len(set(shared) - held), spare)
+        table = self._pins[number] = self._sharing(root, shared, digest, best, "")
+        self._count_pinned()
+        return table.valid
+
+    def unpin(self, number: int) -> None:
+        """The pages of a pin may be evicted again. An unknown number is fine."""
+        if (table := self._pins.pop(number, None)) is not None:
+            self._give_back(table)
+            self._count_pinned()
+
     def clear_prefix(self) -> None:
-        """Forget all cached pages; what open requests have written is not published any more."""
+        """Forget all cached pages, pinned ones too; what open requests have written is not published any
+        more."""
+        for number in list(self._pins):
+            self.unpin(number)
         for pool, index in self._ranks:
             pool.evict(pool.idle)
             index.clear()
@@ -244,8 +279,40 @@ class KVCache:
     def check_integrity(self) -> None:
         """Raise `IntegrityError` if any page is lost, leaked, or shared by mistake."""
         for n, (pool, index) in enumerate(self._ranks):
-            tables = {request: t for request, t in self._tables.items() if t.rank == n}
+            pins = {-1 - number: table for number, table in self._pins.items()}
+            holders = {**self._tables, **pins}
+            tables = {holder: t for holder, t in holders.items() if t.rank == n}
             integrity.check(pool, index, tables)
+
+    def _sharing(
+        self, root: Hashable, shared: Sequence[int], digest: bytes | None, rank: int, mode: str
+    ) -> PageTable:
+        """A table that begins with published pages."""
+        pool = self._ranks[rank].pool
+        table = PageTable(
+            self.page_size, root, digest, rank, rank * pool.pages * self.page_size, mode
+        )
+        for page in shared:
+            pool.hold(page)
+        table.extend(shared)
+        table.sealed = len(shared)
+        table.valid = table.room
+        return table
+
+    def _give_back(self, table: PageTable) -> None:
+        pool, index = self._ranks[table.rank]
+        # The end of the text first: idle pages are evicted in this order.
+        for page in reversed(table.pages):
+            pool.drop(page, cached=page in index)
+
+    def _count_pinned(self) -> None:
+        pages = {(table.rank, page) for table in self._pins.values() for page in table.pages}
+        self.pinned_pages = len(pages)
+
+    def _count_evicted(self, mode: str) -> None:
+        if mode not in self.evicted and len(self.evicted) >= MOST_MODES:
+            mode = "other"
+        self.evicted[mode] = self.evicted.get(mode, 0) + 1
 
     def _validate(self, request: int, table: PageTable, length: int, tokens: Sequence[int]) -> None:
         limit = min(table.room, len(tokens))
@@ -267,7 +334,8 @@ class KVCache:
         pool, index = self._ranks[table.rank]
         published = index.find(key)
         if published is None:
-            index.add(key, table.pages[place], table.pages[place - 1] if place else -1)
+            parent = table.pages[place - 1] if place else -1
+            index.add(key, table.pages[place], parent, table.mode)
         else:
             pool.hold(published)
             pool.drop(table.pages[place], cached=False)

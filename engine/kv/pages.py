@@ -122,16 +122,34 @@ class PageTable:
     `valid`: positions whose rows are right. `sealed`: leading pages that are, or were, published:
     they may be in other tables too and are never written. `digest`: that of the text in the
     sealed pages; None: this table publishes nothing (more). `rank`: the data-parallel rank that
-    has the pages. `first`: the slot of that rank's page 0.
+    has the pages. `first`: the slot of that rank's page 0. `mode`: its name, for statistics.
     """
 
     __slots__ = (
-        *("_slots", "digest", "first", "page_size", "pages", "rank", "root", "sealed", "valid"),
+        *(
+            "_slots",
+            "digest",
+            "first",
+            "mode",
+            "page_size",
+            "pages",
+            "rank",
+            "root",
+            "sealed",
+            "valid",
+        ),
     )
 
     def __init__(
-        self, page_size: int, root: Hashable, digest: bytes | None, rank: int = 0, first: int = 0
+        self,
+        page_size: int,
+        root: Hashable,
+        digest: bytes | None,
+        rank: int = 0,
+        first: int = 0,
+        mode: str = "",
     ) -> None:
+        self.mode = mode
         self.rank = rank
         self.first = first
         self.page_size = page_size

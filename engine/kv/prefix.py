@@ -32,6 +32,7 @@ class PrefixIndex:
         self._page_of: dict[Key, int] = {}
         self._key_of: dict[int, Key] = {}
         self._parent_of: dict[int, int] = {}
+        self._mode_of: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._page_of)
@@ -76,19 +77,23 @@ class PrefixIndex:
             digest = longer
         return pages, digest
 
-    def add(self, key: Key, page: int, parent: int) -> None:
-        """Publish a full page."""
+    def add(self, key: Key, page: int, parent: int, mode: str = "") -> None:
+        """Publish a full page. mode: the name of the one whose request read it, for statistics."""
+        self._mode_of[page] = mode
         self._page_of[key] = page
         self._key_of[page] = key
         self._parent_of[page] = parent
 
-    def forget(self, page: int) -> None:
-        """The page will hold something else: `match` must not find it any more."""
+    def forget(self, page: int) -> str:
+        """The page will hold something else: `match` must not find it any more. Returns the name of the
+        mode that it was published with."""
         del self._page_of[self._key_of.pop(page)]
         del self._parent_of[page]
+        return self._mode_of.pop(page)
 
     def clear(self) -> None:
         """Forget all pages."""
         self._page_of.clear()
         self._key_of.clear()
         self._parent_of.clear()
+        self._mode_of.clear()

@@ -1,8 +1,9 @@
 """From logits to probabilities under a request's sampling parameters.
 
-In this order: a token that the thinking budget forces; logit_bias, the lift of the closing tag's logit
-and the min_tokens mask; penalties; temperature, top_k, top_p, min_p. A row depends on its own request
-only, and on the tokens *before* its position: committed ones, and drafted ones from the root to it. So
+In this order: a token that the grammar or the thinking budget forces; logit_bias, the lift of the
+closing tag's logit and the min_tokens mask; penalties; the grammar's mask; temperature, top_k, top_p,
+min_p. In the thought the budget decides, in the answer the grammar: it knows where the answer begins.
+Where it must end, it does so before min_tokens, too. A row depends on its own request only, and on the tokens *before* its position: committed ones, and drafted ones from the root to it. So
 all of it holds for drafted tokens as it does without a draft.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling.token_mask import TokenMask
 from fastslow.engine.types import Floats, LogitBoost, OneHot, Probs, RequestView
 
 COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
@@ -37,17 +39,18 @@ def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int
     params = request.params
     if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
-    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    told, mask = forced_at(request, drafted)
     if isinstance(told, OneHot):
         if params.temperature == 0:
             return told
         one_hot_V: Floats = np.eye(1, len(logits_V), told.token, np.float32)[0]
         return one_hot_V  # a drafter that samples needs all of it
-    shaped_V = _shaped(logits_V, request, drafted, told)
+    shaped_V = _shaped(logits_V, request, drafted, told, mask)
     token = _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
-        raise FloatingPointError("no token is left: min_tokens forbids every one of them")
+        by = "min_tokens forbids" if mask is None else "min_tokens and the grammar forbid"
+        raise FloatingPointError(f"no token is left: {by} every one of them")
     if params.temperature == 0:
         return OneHot(token)
     p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
@@ -56,10 +59,24 @@ def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int
     return result
 
 
+def forced_at(
+    request: RequestView, drafted: Sequence[int]
+) -> tuple[OneHot | LogitBoost | None, TokenMask | None]:
+    """What a thinking budget and a grammar say of the token after `request.tokens` and `drafted`: one
+    that is forced, or a logit that is raised; and which tokens may come."""
+    mask = None if request.grammar is None else request.grammar.at(request.tokens, drafted)
+    if mask is not None and mask.only is not None:
+        return OneHot(mask.only), mask
+    if request.thinking is None or (mask is not None and not mask.before):
+        return None, mask
+    return request.thinking.at(request.tokens, drafted), mask
+
+
 def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
     """`probs_at` where `only_best` holds: the likeliest token, or the forced one."""
-    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    told, mask = forced_at(request, drafted)
     assert not isinstance(told, LogitBoost), "rows near a raised logit have all of their logits"
+    assert mask is None, "rows under a grammar have all of their logits"
     return OneHot(best) if told is None else told
 
 
@@ -67,10 +84,10 @@ def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Seque
     """`probs_at`; at temperature 0 with the probabilities of temperature 1 as `OneHot.probs`. A forced
     token has none: no other token may come there."""
     decided = probs_at(logits_V, request, drafted)
-    told = None if request.thinking is None else request.thinking.at(request.tokens, drafted)
+    told, mask = forced_at(request, drafted)
     if not isinstance(decided, OneHot) or isinstance(told, OneHot):
         return decided
-    shaped_V = _shaped(logits_V, request, drafted, told)
+    shaped_V = _shaped(logits_V, request, drafted, told, mask)
     return OneHot(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
 
 
@@ -79,6 +96,7 @@ def only_best(request: RequestView) -> bool:
     params = request.params
     return (
         params.temperature == 0
+        and request.grammar is None
         and params.logprobs is None
         and params.prompt_logprobs is None
         and not params.logit_bias
@@ -122,9 +140,14 @@ def log_probability(logits_V: torch.Tensor, token: int) -> float:
 
 
 def _shaped(
-    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int], lift: LogitBoost | None
+    logits_V: torch.Tensor,
+    request: RequestView,
+    drafted: Sequence[int],
+    lift: LogitBoost | None,
+    mask: TokenMask | None,
 ) -> torch.Tensor:
-    return _penalised(_biased(logits_V, request, len(drafted), lift), request, drafted)
+    shaped_V = _penalised(_biased(logits_V, request, len(drafted), lift), request, drafted)
+    return shaped_V if mask is None else mask.applied(shaped_V)
 
 
 def _biased(

@@ -94,14 +94,20 @@ class Stopper:
             self._text = ["".join(self._text)]
         return self._text[0] if self._text else ""
 
-    def scan(self, tokens: Sequence[int]) -> int:
-        """Take tokens in order until the answer is over; returns how many of them belong to it."""
+    def scan(self, tokens: Sequence[int], whole_at: int | None = None) -> int:
+        """Take tokens in order until the answer is over; returns how many of them belong to it.
+
+        whole_at: behind so many of them the answer is whole, and over.
+        """
         for kept, token in enumerate(tokens, 1):
             self._count += 1
-            if token in self._end_ids and self._count > self._params.min_tokens:
+            whole = kept == whole_at
+            if token in self._end_ids and (whole or self._count > self._params.min_tokens):
                 self._end("stop", token)
             else:
                 self._read(token)
+                if self.reason is None and whole:
+                    self._end("stop", None)
                 if self.reason is None and self._count >= self._room:
                     self._end("length", None)
             if self.reason is not None:

@@ -22,9 +22,9 @@ class ChannelSplitter(ThoughtSplitter):
     With `calls` a message to a function is answer as the model wrote it, with its header and marks.
     """
 
-    def __init__(self, opened: bool = False, calls: bool = False) -> None:
-        """`opened`: the text begins in the body of `analysis`."""
-        super().__init__(HARMONY, opened)
+    def __init__(self, opened: bool = False, calls: bool = False, once: bool = False) -> None:
+        """`opened`: the text begins in the body of `analysis`. `once`: see `ThoughtSplitter`."""
+        super().__init__(HARMONY, opened, once)
         self._calls = calls
         self._calling = False  # a message to a function is being read
         self._header: str | None = None  # that is being read
@@ -33,11 +33,11 @@ class ChannelSplitter(ThoughtSplitter):
     def push(self, text: str) -> tuple[str, str]:
         parts: tuple[list[str], list[str]] = ([], [])
         rest = self._held + text
-        while found := [(rest.find(mark), mark) for mark in MARKS if mark in rest]:
+        while not self._over and (found := [(rest.find(m), m) for m in MARKS if m in rest]):
             before, mark, rest = rest.partition(min(found)[1])
             self._put(before, parts)
             self._pass(mark, parts)
-        cut = len(rest) - hold_back(rest, MARKS)
+        cut = len(rest) if self._over else len(rest) - hold_back(rest, MARKS)
         self._put(rest[:cut], parts)
         self._held = rest[cut:]
         return "".join(parts[0]), "".join(parts[1])
@@ -54,6 +54,7 @@ class ChannelSplitter(ThoughtSplitter):
         elif mark == BODY and header is not None:
             channel = header.rpartition(CHANNEL)[2].split() if CHANNEL in header else []
             self._thinking, self._header = channel[:1] not in ([], ["final"]), None
+            self._over = self._once and not self._thinking
             if self._thinking and self._reasoned:
                 parts[0].append(BREAK)
         elif mark == START or (mark == CHANNEL and header is None):
@@ -71,7 +72,11 @@ class ChannelSplitter(ThoughtSplitter):
         parts[not self._thinking].append(text)
 
 
-def splitter(tags: ThoughtTags | None, opened: bool, calls: bool = False) -> ThoughtSplitter:
+def splitter(
+    tags: ThoughtTags | None, opened: bool, calls: bool = False, once: bool = False
+) -> ThoughtSplitter:
     """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought;
-    `calls`: it may call functions, and the text shows how."""
-    return ChannelSplitter(opened, calls) if tags == HARMONY else ThoughtSplitter(tags, opened)
+    `calls`: it may call functions, and the text shows how; `once`: where it has begun, all is answer."""
+    if tags == HARMONY:
+        return ChannelSplitter(opened, calls, once)
+    return ThoughtSplitter(tags, opened, once)

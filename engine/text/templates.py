@@ -156,14 +156,14 @@ class JinjaTemplate(ChatTemplate):
             return find_switch(text, self.source)
 
     @cached_property
-    def calls(self) -> ToolFormat:  # type: ignore[override]
+    def calls(self) -> ToolFormat:
         found = format_of(self.source)
         if not self.reads_tools:  # then the block says how, and a model may know openPangu's marks
             return found if found is PANGU else GENERIC
         return found or GENERIC
 
     @cached_property
-    def writes_system(self) -> bool:  # type: ignore[override]
+    def writes_system(self) -> bool:
         turns = [{"role": "system", "content": PROBE}, {"role": "user", "content": ""}]
         return PROBE in (self._tried(turns) or "")
 

@@ -145,9 +145,12 @@ class ThoughtSplitter:
     all is answer.
     """
 
-    def __init__(self, tags: ThoughtTags | None, opened: bool = False) -> None:
-        """`opened`: the text begins inside a thought (see `ThoughtTags.opened_by`)."""
+    def __init__(self, tags: ThoughtTags | None, opened: bool = False, once: bool = False) -> None:
+        """`opened`: the text begins inside a thought (see `ThoughtTags.opened_by`). `once`: where the
+        answer has begun, all is answer, whatever it spells."""
         self._tags = tags
+        self._once = once
+        self._over = False  # no tag counts from here on
         self._thinking = opened and tags is not None
         self._bare = False  # newlines after a close tag are still being dropped
         self._held = ""
@@ -158,14 +161,16 @@ class ThoughtSplitter:
             return "", text
         parts: tuple[list[str], list[str]] = ([], [])
         rest = self._held + text
-        while (found := self._first_tag(rest)) is not None:
+        self._over |= self._once and not self._thinking and not _begins(rest, self._tags.open)
+        while not self._over and (found := self._first_tag(rest)) is not None:
             before, tag, rest = rest.partition(found)
             self._put(before, parts)
             if tag == self._tags.open:
                 self._thinking = True
             elif self._thinking:
                 self._thinking, self._bare = False, True
-        cut = len(rest) - hold_back(rest, self._tags)
+                self._over = self._once
+        cut = len(rest) if self._over else len(rest) - hold_back(rest, self._tags)
         self._put(rest[:cut], parts)
         self._held = rest[cut:]
         return "".join(parts[0]), "".join(parts[1])
@@ -256,6 +261,11 @@ class TagTokens:
                 if b"".join(map(self.spell, rest)) == wanted:
                     return tuple(rest)
         return tuple(self._tokenizer.encode(text, add_special=False)) if text else ()
+
+
+def _begins(text: str, tag: str) -> bool:
+    """Whether a text begins with a tag, or may come to."""
+    return text.startswith(tag) if len(text) >= len(tag) else tag.startswith(text)
 
 
 def _ends(ids: list[int]) -> Iterator[list[int]]:

@@ -28,6 +28,7 @@ class ToolFormat:
         bare: an answer may be calls from its first character on, without `begin`.
         shown: further special tokens that the text of an answer must show.
         stops: special tokens that end an answer with calls.
+        id_length: letters of a call's id, where a template insists.
         signs: a template that holds all texts of one of these groups is written in the format.
     """
 
@@ -40,6 +41,7 @@ class ToolFormat:
     bare: bool = False
     shown: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
+    id_length: int = 0
     signs: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -105,7 +107,12 @@ FORMATS = (  # the first one whose signs a template holds
         signs=(("<|python_tag|>",), ('"parameters": ', "ipython")),
     ),
     ToolFormat(
-        "mistral", "json", "[TOOL_CALLS]", listed=True, signs=(("[TOOL_CALLS]", '"arguments"'),)
+        "mistral",
+        "json",
+        "[TOOL_CALLS]",
+        listed=True,
+        id_length=9,
+        signs=(("[TOOL_CALLS]", '"arguments"'),),
     ),
 )
 BY_NAME = {each.name: each for each in (GENERIC, *FORMATS)}

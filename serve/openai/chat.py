@@ -22,12 +22,12 @@ from fastslow.serve.openai.fields import served_mode
 from fastslow.serve.openai.logprobs import chat_logprobs, tokens_in
 from fastslow.serve.openai.messages import as_turns, characters
 from fastslow.serve.openai.prompt_logprobs import prompt_logprobs
-from fastslow.serve.openai.tool_seam import Parsers, prepare
 from fastslow.serve.openai.usage import FINISH, metrics_of, usage_of
 from fastslow.serve.request_id import request_id
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.sse import EventStream
 from fastslow.serve.token_table import TokenTable
+from fastslow.serve.tool_calls.chat import Parsers, chat_tools
 
 router = json_router()
 STREAMED: dict[int | str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ async def chat_completions(
     try:
         ask, parsers = _ask(asked, id, who, engine, settings)
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
     created, ids = int(time.time()), [id, request_id(request.scope)]
     shown = settings.thoughts_as if asked.shows_thought else ()
     if asked.stream:
@@ -120,7 +120,7 @@ def _ask(
         streamed=bool(asked.stream),
     )
     parallel = asked.parallel_tool_calls is not False
-    return prepare(ask, asked.tools, asked.tool_choice, parallel, card)
+    return chat_tools(ask, asked.tools, asked.tool_choice, parallel, card)
 
 
 async def _learn(table: TokenTable, output: Output) -> None:

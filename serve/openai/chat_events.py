@@ -10,9 +10,10 @@ from fastslow.serve.answer import PlacedPiece
 from fastslow.serve.errors import ApiError, openai_shape
 from fastslow.serve.openai.chunks import DONE, ChunkFrame, dumped, event, quoted
 from fastslow.serve.openai.logprobs import chat_logprobs, tokens_in
-from fastslow.serve.openai.tool_seam import CallParser, Parsers
 from fastslow.serve.openai.usage import FINISH, metrics_of, usage_of
 from fastslow.serve.token_table import TokenTable
+from fastslow.serve.tool_calls.chat import Parsers
+from fastslow.serve.tool_calls.openai_calls import OpenAICalls
 
 
 class ChatEvents:
@@ -24,7 +25,8 @@ class ChatEvents:
         n: how many answers there are.
         thoughts_as: fields of a delta that hold the thought; none = it is left out.
         logprobs: how many likeliest tokens are told with each token; None = no log-probabilities.
-        sources: each delta has its tokens, and who drafted them.
+        sources: each delta has its tokens, their texts ("" where an answer does not show them), and who
+            drafted them.
         usage: a last chunk has the usage.
         parsers: finds tool calls in the answers.
     """
@@ -43,7 +45,7 @@ class ChatEvents:
         self._frame, self._table, self._n = frame, table, n
         self._thoughts = [f'"{name}":' for name in thoughts_as]
         self._logprobs, self._sources, self._usage = logprobs, sources, usage
-        self._parsers: list[CallParser] | None = None
+        self._parsers: list[OpenAICalls] | None = None
         if parsers is not None:
             self._parsers = [parsers() for _ in range(n)]
         self._shown: set[int] = set()  # answers of which something was streamed
@@ -56,6 +58,8 @@ class ChatEvents:
         if self._logprobs is not None:
             for _, piece in pieces:
                 await self._table.learn(tokens_in(piece.logprobs, piece.token_ids))
+        if self._sources:
+            await self._table.learn(token for _, piece in pieces for token in piece.token_ids)
         return "".join([self._piece(piece) for _, piece in pieces])
 
     def end(self) -> str:
@@ -90,7 +94,9 @@ class ChatEvents:
         more = logprobs = ""
         if self._sources:
             sources = list(getattr(piece, "sources", []))
-            more = f'"token_ids":{dumped(piece.token_ids)},"sources":{dumped(sources)}'
+            ids, table = piece.token_ids, self._table
+            texts = [table.text_of(token) if table.shows(token) else "" for token in ids]
+            more = f'"token_ids":{dumped(ids)},"token_texts":{dumped(texts)},"sources":{dumped(sources)}'
         if places:
             top = self._logprobs or 0
             logprobs = dumped(

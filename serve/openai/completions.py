@@ -45,7 +45,7 @@ async def completions(
     try:
         asks = _asks(asked, id, who, engine, settings)
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
     created, ids, names = int(time.time()), [id, request_id(request.scope)], [a.id for a in asks]
     echoes = await _echoes(asked, asks, engine, state.tokens)
     if asked.stream:
@@ -59,12 +59,14 @@ async def completions(
         return EventStream(engine, asks, events, settings).known_as(state.requests, ids, who)
     with state.requests.running(ids, names, who):
         outputs = await while_connected(request.receive, all_whole(engine, asks))
-    choices = []
+    choices: list[dict[str, Any]] = []
     for output, echo in zip(outputs, echoes):
         await state.tokens.learn(tokens_in(output.prompt_logprobs, output.prompt_token_ids))
         for answer in output.choices:
             await state.tokens.learn(tokens_in(answer.logprobs, answer.token_ids))
             choices.append(_choice(len(choices), asked, output, answer, echo, state.tokens))
+            if len(asks) * (asked.n or 1) > 1:
+                choices[-1]["metrics"] = metrics_of(answer)
     made = {
         "id": id,
         "object": "text_completion",
@@ -146,7 +148,6 @@ def _choice(
         "logprobs": logprobs,
         "finish_reason": FINISH[answer.finish_reason],
         "stop_reason": answer.stop_reason,
-        "metrics": metrics_of(answer),
     }
     if answer.reasoning:
         made["reasoning"] = answer.reasoning

@@ -83,12 +83,13 @@ class CompletionChoice(BaseModel):
     logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length", "content_filter"]
     stop_reason: str | int | None
-    metrics: AnswerMetrics
+    metrics: AnswerMetrics | None = None
     prompt_logprobs: list[dict[str, Any] | None] | None = None
 
 
 class TextCompletion(BaseModel):
-    """The answers, those to the first prompt first. `metrics` are the first one's."""
+    """The answers, those to the first prompt first. `metrics` are the first one's; with several each has
+    its own."""
 
     id: str
     object: Literal["text_completion"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from codecs import getincrementaldecoder, utf_8_decode
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class TextLogprobsWriter:
 
     def __init__(self, table: TokenTable, top: int) -> None:
         self._table, self._top = table, top
-        self._data = b""
+        self._decoder = getincrementaldecoder("utf-8")("replace")  # as answers are decoded
         self._characters = 0
 
     def write(self, ids: Sequence[int], places: Places) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class TextLogprobsWriter:
             likeliest = {} if place is None else {t: place[t] for t in _likeliest(place, self._top)}
             if place is not None:
                 likeliest.setdefault(token, place[token])
-            made["text_offset"].append(self._characters)
+            made["text_offset"].append(self._start(token))
             made["tokens"].append(self._name(token))
             made["token_logprobs"].append(None if place is None else finite(place[token]))
             named = {self._name(t): finite(p) for t, p in likeliest.items()}
@@ -90,16 +91,18 @@ class TextLogprobsWriter:
             self._move(token)
         return made
 
+    def _start(self, token: int) -> int:
+        """Where a token begins: behind bytes that no longer become a character, if it does not complete them."""
+        pending, data = self._decoder.getstate()[0], self._table.bytes_of(token)
+        try:
+            utf_8_decode(pending + data[:1], "strict", False)
+        except UnicodeDecodeError:
+            return self._characters + len(pending.decode("utf-8", "replace"))
+        return self._characters
+
     def _move(self, token: int) -> None:
         if self._table.shows(token):
-            self._data += self._table.bytes_of(token)
-        whole = self._data.decode("utf-8", "ignore")
-        if len(self._data) - len(whole.encode()) < 4:  # else bytes that never become a character
-            self._characters += len(whole)
-            self._data = self._data[len(whole.encode()) :]
-        else:
-            self._characters += len(self._data.decode("utf-8", "replace"))
-            self._data = b""
+            self._characters += len(self._decoder.decode(self._table.bytes_of(token)))
 
     def _name(self, token: int) -> str:
         data = self._table.bytes_of(token)

@@ -18,6 +18,7 @@ from fastslow.serve.mode_fields import ModeFields
 from fastslow.serve.openai.fields import served_mode
 from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
 from fastslow.serve.settings import ServerSettings
+from fastslow.serve.tool_calls.protocols import openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
@@ -57,7 +58,7 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> Tokeni
     try:
         tokens = await engine.tokenize(_ask(asked, request, settings))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
     texts = None
     if asked.return_token_strs:
         await request.app.state.tokens.learn(tokens)
@@ -75,7 +76,7 @@ async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> De
     try:
         return Detokenized(prompt=await engine.detokenize(asked.tokens))
     except ValueError as error:
-        raise refused(error) from None
+        raise refused(error, type(asked).model_fields) from None
 
 
 def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> Ask:
@@ -83,9 +84,10 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
     named = served_mode(asked.model, card, settings)
     if (asked.prompt is None) == (asked.messages is None):
         raise ValueError("give one of prompt and messages")
-    if asked.tools:
-        raise ValueError("tools are not supported yet")
+    tools = [tool.as_variable() for tool in openai_tools(asked.tools)]
     mode, variables = asked.mode_and_variables(card, settings, named or settings.default_mode)
+    if tools:
+        variables = {**variables, "tools": tools}
     prompt: Any = asked.prompt
     if asked.messages is not None:
         prompt = as_turns(asked.messages)

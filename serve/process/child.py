@@ -21,12 +21,14 @@ from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Engine
 from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.logs import ServerLog
 from fastslow.serve.loop import run
 from fastslow.serve.process.failures import KINDS, failure_of
 from fastslow.serve.process.frames import FrameReader, frame
 from fastslow.serve.process.messages import (
     Answers,
     Call,
+    CallResult,
     Cancel,
     Detokenize,
     Drain,
@@ -36,7 +38,6 @@ from fastslow.serve.process.messages import (
     LeaveAnswer,
     NotLoaded,
     Ready,
-    Result,
     Start,
     StartAnswer,
     StopThinking,
@@ -86,8 +87,7 @@ class EngineServer(asyncio.Protocol):
         """The server is gone, or wants no more."""
         for task in self._answering.values():
             task.cancel()
-        if self._engine is None:  # it loads, which nothing can end
-            os._exit(1)
+        self._end_loading()
         self._end()
 
     def send(self, message: ToServer) -> None:
@@ -159,11 +159,12 @@ class EngineServer(asyncio.Protocol):
                 case Detokenize():
                     value = await engine.detokenize(message.tokens)
         except Exception as error:  # noqa: BLE001 - it is the client's
-            self.send(Result(message.number, None, _told(error)))
+            self.send(CallResult(message.number, None, _told(error)))
         else:
-            self.send(Result(message.number, value))
+            self.send(CallResult(message.number, value))
 
     async def _drain(self, seconds: float) -> None:
+        self._end_loading()
         if self._engine is not None:
             await self._engine.close(seconds)
             if self._answering:  # they hear now that the engine is closed
@@ -183,6 +184,11 @@ class EngineServer(asyncio.Protocol):
             message = Answers(self._pieces, self._over)
             self._pieces, self._over = [], []
             self.send(message)
+
+    def _end_loading(self) -> None:
+        """End now if the model is not loaded: nothing ends the thread that loads it."""
+        if self._engine is None and not self.over.done():
+            os._exit(0)
 
     def _end(self) -> None:
         if not self.over.done():
@@ -223,12 +229,11 @@ def main() -> None:
     end_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the server says when to end, after a drain
         signal.signal(ignored, signal.SIG_IGN)
-    logger.enable("fastslow")
-    logger.remove()
-    logger.add(sys.stderr, level="INFO")
+    log = ServerLog.of_environment()
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.setblocking(False)
     run(serve(connection))
+    log.close()
     os._exit(0)  # threads that are inside of a kernel do not hold it up
 
 

@@ -57,6 +57,7 @@ class EngineProcess:
 
     Attributes:
         gave_up: done with one sentence when it is not started again.
+        restarts: how often it was.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class EngineProcess:
         self._why = "the model is loading"
         self._closing = False
         self._supervisor: asyncio.Task[None] | None = None
+        self.restarts = 0
         self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -145,15 +147,20 @@ class EngineProcess:
             with suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
-        child, self._child = self._child, None
+        child = self._child
         if child is None:
             return
-        with suppress(NotReady):
-            child.link.send(Drain(drain))
-            await asyncio.wait([child.link.lost], timeout=drain + GRACE)
-        child.link.end(self._why)
-        self._link = None
-        await child.end()
+        try:
+            with suppress(NotReady):
+                child.link.send(Drain(drain))
+                await asyncio.wait([child.link.lost], timeout=drain + GRACE)
+        except asyncio.CancelledError:
+            child.kill()
+            raise
+        finally:
+            self._link = self._child = None
+            child.link.end(self._why)
+            await child.end()
 
     def _ready_link(self) -> EngineLink:
         if self._link is None or self._closing:
@@ -209,6 +216,7 @@ class EngineProcess:
             except (ValueError, RuntimeError, OSError) as error:
                 how = str(error)
             else:
+                self.restarts += 1
                 logger.info("the engine is back")
 
     def _give_up(self, why: str) -> None:

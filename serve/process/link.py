@@ -18,10 +18,10 @@ from fastslow.serve.process.frames import FrameReader, frame
 from fastslow.serve.process.messages import (
     Answers,
     Call,
+    CallResult,
     LeaveAnswer,
     NotLoaded,
     Ready,
-    Result,
     StartAnswer,
     ToEngine,
     ToServer,
@@ -124,7 +124,7 @@ class EngineLink(asyncio.Protocol):
         match message:
             case Answers():
                 self._take_answers(message)
-            case Result():
+            case CallResult():
                 result = self._calls.get(message.number)
                 if result is not None and not result.done():
                     if message.failure is None:

@@ -96,7 +96,7 @@ class Answers(Struct, tag=True, array_like=True):
     over: list[tuple[int, Failure | None]]
 
 
-class Result(Struct, tag=True, array_like=True):
+class CallResult(Struct, tag=True, array_like=True):
     """What a call gave: `Cancel` and those after it."""
 
     number: int
@@ -106,4 +106,4 @@ class Result(Struct, tag=True, array_like=True):
 
 Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
-ToServer = Ready | NotLoaded | Answers | Result
+ToServer = Ready | NotLoaded | Answers | CallResult

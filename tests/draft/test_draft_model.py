@@ -104,6 +104,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         max_len=4000,
         reproducible=False,
         thinking=None,
+        grammar=None,
         memory_key=None,
         shared=True,
     )

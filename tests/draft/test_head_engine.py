@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import PLENTY, Ask, Bench, Make, Setting, answer, finish, write_kin
-from head_tools import check_sampled_answers, tiny_runner
+from head_tools import View, check_sampled_answers, tiny_runner
 from kernel_tools import wanted
 
 from fastslow.draft.head.draft import MAX_WAITING, MIN_SCORE, HeadDraft
@@ -116,7 +116,7 @@ def test_chosen_chains_say_how_sure_they_are(
     folder: Path, runner: str, best: Callable[[RequestView], bool] | None
 ) -> None:
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at, only_best=best)
-    view = _View(7, list(PROMPTS[1]))
+    view = View(7, list(PROMPTS[1]))
     features = torch.randn(1, 2 * drafter._runner.config.hidden)
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), features)
     tree = drafter.propose([view], [3])[0]
@@ -133,7 +133,7 @@ def test_chosen_chains_say_how_sure_they_are(
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runner: str) -> None:
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at, width=3, depth=5)
-    view = _View(7, list(PROMPTS[1]))
+    view = View(7, list(PROMPTS[1]))
     features = torch.randn(
         1, 2 * drafter._runner.config.hidden, generator=torch.Generator().manual_seed(2)
     )
@@ -201,7 +201,7 @@ def _features(bench: Bench, tokens: list[int], layers: tuple[int, ...]) -> torch
 def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
     """Rows that were never shown leave the context and its positions right."""
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
-    view = _View(7, list(PROMPTS[1]))
+    view = View(7, list(PROMPTS[1]))
     width = 2 * drafter._runner.config.hidden
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), torch.randn(1, width))
     assert drafter._states[7].position == len(view.tokens) - 2
@@ -219,7 +219,7 @@ def test_a_gap_only_costs_acceptance(folder: Path, runner: str) -> None:
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) -> None:
     drafter = HeadDraft(tiny_runner(folder, runner), probs_at)
-    view = _View(7, list(PROMPTS[1]))
+    view = View(7, list(PROMPTS[1]))
     for _ in range(3 * MAX_WAITING):
         view.tokens.append(5)
         drafter.commit(
@@ -227,14 +227,3 @@ def test_rows_that_nobody_drafts_from_do_not_pile_up(folder: Path, runner: str) 
         )
         assert len(drafter._states[7].after) <= MAX_WAITING
     assert len(drafter.propose([view], [3])[0].tokens) == 3
-
-
-class _View:
-    def __init__(self, number: int, tokens: list[int]) -> None:
-        self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
-        self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
-        self.reproducible, self.thinking, self.groups = False, None, None
-        self.memory_key: str | None = None
-        self.shared = True
-        self.speculation = Speculation(nodes=3)
-        self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
-from head_tools import exact_layer, tiny_weights
+from head_tools import View, exact_layer, tiny_weights
 from kernel_tools import wanted as kernels_wanted
 
 from fastslow.draft.adaptive import AdaptiveDrafter
@@ -25,7 +25,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
@@ -230,17 +230,6 @@ def test_rows_of_the_prefix_cache_are_not_shown(bench: Bench, folder: Path) -> N
         finish(core, [request])
     assert second.tally.cached == 36 and set(watch.shown[2]) == set(range(36, 39))
     assert answer(first) == answer(second) == answer(own.alone(ask))
-
-
-class View:
-    def __init__(self, number: int, tokens: Sequence[int]) -> None:
-        self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
-        self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
-        self.reproducible, self.thinking, self.groups = False, None, None
-        self.memory_key: str | None = None
-        self.shared = True
-        self.speculation = Speculation(nodes=3)
-        self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
 
 
 class Told:

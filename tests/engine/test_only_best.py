@@ -103,7 +103,11 @@ def test_a_bfloat16_head_is_screened_only_where_no_logits_are_wanted(tmp_path: P
 def test_a_step_needs_no_logits_only_while_nothing_shapes_them() -> None:
     def asks(**fields: Any) -> bool:
         view: Any = SimpleNamespace(
-            params=SamplingParams(**fields), tokens=[1] * 7, prompt_length=3, thinking=None
+            params=SamplingParams(**fields),
+            tokens=[1] * 7,
+            prompt_length=3,
+            thinking=None,
+            grammar=None,
         )
         return only_best(view)
 

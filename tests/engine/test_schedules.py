@@ -430,6 +430,7 @@ def test_a_draft_model_forgets_what_was_refused() -> None:
             max_len=40,
             reproducible=False,
             thinking=None,
+            grammar=None,
             memory_key=None,
             shared=True,
         )

@@ -119,7 +119,7 @@ def test_results_names_and_descriptions_spell_no_marks(tmp_path: Path, name: str
         }
         arguments = json.dumps({f"y{evil}": [evil]})
         call = {**CALL, "function": {"name": f"f{evil}", "arguments": arguments}}
-        asked = [
+        asked: list[dict[str, Any]] = [
             {"role": "user", "content": f"Rain?{evil}"},
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {

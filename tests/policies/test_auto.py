@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
+from fastslow.engine.choosing import ModeChoice, Situation
 from fastslow.engine.params import Mode, SamplingParams
-from fastslow.engine.types import ModeChoice, Situation
 from fastslow.llm import LLM
 from fastslow.policies.auto import BUILT_IN, Selector, choose, read_selector
 from fastslow.policies.features import LABELS, count_words, features

@@ -12,9 +12,10 @@ from fastapi.testclient import TestClient
 
 from fastslow.serve.authentication import Authentication
 from fastslow.serve.caller import Caller
+from fastslow.serve.errors import ApiError
 from fastslow.serve.key_file import KeyLimits, add_key
 from fastslow.serve.keys import KeyRing
-from fastslow.serve.limits import Limits, Refused, TokenBucket
+from fastslow.serve.limits import Limits, TokenBucket
 from fastslow.serve.rate_limit import RateLimit
 
 
@@ -30,8 +31,8 @@ def who(name: str = "bot", **limits: Any) -> Caller:
     return Caller(name, "m", KeyLimits(**limits))
 
 
-def refused(limits: Limits, caller: Caller) -> Refused:
-    with pytest.raises(Refused) as error:
+def refused(limits: Limits, caller: Caller) -> ApiError:
+    with pytest.raises(ApiError) as error:
         limits.enter(caller)
     assert error.value.status == 429
     return error.value
@@ -60,7 +61,7 @@ def test_requests_a_minute() -> None:
         assert slot.headers["x-ratelimit-remaining-requests"] == str(left)
     error = refused(limits, caller)
     assert "3 requests a minute" in error.message and error.retry_after == 20.0
-    assert error.headers["x-ratelimit-reset-requests"] == "1m0s"
+    assert (error.headers or {})["x-ratelimit-reset-requests"] == "1m0s"
     limits.enter(who("other", requests_per_minute=3))
     clock.now += error.retry_after
     limits.enter(caller)  # to wait as long as it says is enough
@@ -74,7 +75,7 @@ def test_tokens_a_minute_are_counted_at_the_end() -> None:
     limits.spend(caller, 700)  # more than there was: it fills up first
     slot.give_back()
     error = refused(limits, caller)
-    assert error.headers["x-ratelimit-remaining-tokens"] == "0"
+    assert (error.headers or {})["x-ratelimit-remaining-tokens"] == "0"
     assert error.retry_after == pytest.approx(10.1)
     clock.now += 10.2
     limits.enter(caller)
@@ -117,6 +118,7 @@ def test_a_refusal_takes_nothing(clock: Clock) -> None:
 
 def served(limits: Limits, keys: KeyRing | None = None) -> FastAPI:
     app = FastAPI()
+    app.state.error_shapes = {}
 
     @app.post("/whole")
     async def whole() -> dict[str, int]:
@@ -228,6 +230,4 @@ def test_what_a_client_is_told(tmp_path: Any) -> None:
         error = answer.json()["error"]
         assert error["code"] == "rate_limit_exceeded" and error["type"] == "rate_limit_error"
         assert "1 requests a minute" in error["message"]
-        said = client.post("/v1/messages").json()["error"]
-        assert said["type"] == "rate_limit_error"
         assert client.get("/v1/models").status_code == 200

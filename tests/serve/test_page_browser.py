@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from browser import ALONE, browser, missing, until
-from fake_chat_server import FakeEngine, create_fake, served
+from fake_chat_server import FakeEngine, create_fake
 from fake_chat_texts import ANSWER, HOSTILE
+from serve_tools import served
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,6 +27,7 @@ ENTER, ESCAPE, TAB, SPACE, ALT, CONTROL, SHIFT = (
     "\ue008",
 )
 ARROW_RIGHT, NULL = "\ue014", "\ue000"
+ANSWERED = ".answer > .rendered, .answer > .coloured"
 EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an error
 
 
@@ -374,7 +376,7 @@ def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
     chat.mode("deep")
     chat.ask("hostile <img src=x onerror=window.hurt=9>")
     chat.ended()
-    assert HOSTILE.splitlines()[0] in chat.text(".answer > div")
+    assert HOSTILE.splitlines()[0] in chat.text(ANSWERED)
     inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
     assert chat.all(inside) == []
     assert chat.run("return window.hurt ?? null") is None
@@ -382,6 +384,7 @@ def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
         "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
     )
     assert chat.run(policy) == "TypeError"
+    chat.driver.get_log("browser")  # that was an error, and the test's own
 
 
 STORED: dict[str, Any] = {
@@ -436,7 +439,7 @@ def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
         assert chat.run("return window.hurt ?? null") is None
     chat.ask("echo still here")
     chat.ended()
-    assert "still here" in chat.text(".answer > div")
+    assert "still here" in chat.text(ANSWERED)
 
 
 def test_a_theme_is_remembered(chat: Chat) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from browser import appear, browser, missing, until
-from fake_chat_server import FakeEngine, create_fake, served
+from fake_chat_server import FakeEngine, create_fake
+from serve_tools import served
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +48,11 @@ def frame_times(driver: Any, url: str, message: str, colours: bool) -> list[floa
 
 
 @pytest.mark.parametrize("colours", [False, True], ids=["rendered", "coloured"])
-@pytest.mark.parametrize("message", [f"long {TOKENS} {RATE}", "code"], ids=["prose", "code"])
+@pytest.mark.parametrize(
+    "message",
+    [f"long {TOKENS} {RATE}", f"wall {TOKENS} {RATE}", "code"],
+    ids=["prose", "one line", "code"],
+)
 def test_a_long_answer_stays_smooth(
     window: tuple[Any, str], message: str, colours: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from fastslow.serve.security import LOOPBACK, Security, host_name
 
 def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = None) -> TestClient:
     app = FastAPI()
+    app.state.error_shapes = {}
 
     @app.get("/v1/models")
     @app.post("/v1/chat/completions")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from checkpoints import MOGE, tensors, write
+from grammar_tools import GrammarKit
 from thoughts import Bound
 
 from fastslow.draft.base import BaseDrafter
@@ -19,8 +21,9 @@ from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.sampling.grammar import Grammar
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.sampling.stop import Stopper
@@ -43,6 +46,8 @@ class Ask:
     seed: int = 0
     bound: Bound | None = None
     rule: str = "token"
+    grammar: GrammarSpec | None = None
+    thinks: bool | None = None  # under a grammar: the prompt opened a thought; None = there is none
 
     @property
     def plain(self) -> Ask:
@@ -115,10 +120,22 @@ class Bench:
             rope_length=self.model.config.rope_length(len(ask.tokens) + room - 1),
             end_ids=end_ids,
             thinking=self._thinking(ask),
+            grammar=self._grammar(ask, end_ids),
             rule=RULES[ask.rule],
             reproducible=ask.rule == "reproducible",
             **more,
         )
+
+    @cached_property
+    def kit(self) -> GrammarKit:
+        """For asks under a grammar."""
+        assert self.tokenizer is not None
+        return GrammarKit(self.tokenizer, self.model.config.vocab_size)
+
+    def _grammar(self, ask: Ask, end_ids: frozenset[int]) -> Grammar | None:
+        if ask.grammar is None:
+            return None
+        return self.kit.grammar(ask.grammar, end_ids, len(ask.tokens), ask.thinks)
 
     def _thinking(self, ask: Ask) -> Thinking | None:
         if ask.bound is None:

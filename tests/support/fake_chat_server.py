@@ -11,10 +11,8 @@ import itertools
 import json
 import math
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +122,8 @@ def script(message: str, mode: str) -> Answer:
     match word:
         case "long":
             return Answer(prose(int(rest[0])), rate=float(rest[1]))
+        case "wall":
+            return Answer(prose(int(rest[0])).replace("\n", " "), rate=float(rest[1]))
         case "code":
             return Answer(CODE, rate=2000)
         case "slow":
@@ -174,14 +174,14 @@ def create_fake(engine: FakeEngine) -> FastAPI:
         if name not in engine.answers:
             return refused(404, "no such request")
         engine.answers[name].stopped = True
-        return JSONResponse({"id": name, "cancelled": True})
+        return JSONResponse({"id": name, "done": True})
 
     @app.post("/v1/requests/{name}/stop_thinking")
     async def stop_thinking(name: str) -> Response:
         if name not in engine.answers:
             return refused(404, "no such request")
         engine.answers[name].thinking_stopped = True
-        return JSONResponse({"id": name, "stopped": True})
+        return JSONResponse({"id": name, "done": True})
 
     return app
 
@@ -217,11 +217,13 @@ async def stream(name: str, answer: Answer, mode: str) -> AsyncIterator[str]:
                     break
             choice = {
                 "index": 0,
-                "delta": {kind: "".join(step)},
+                "delta": {
+                    kind: "".join(step),
+                    "token_ids": [5] * len(step),
+                    "token_texts": step,
+                    "sources": names,
+                },
                 "finish_reason": None,
-                "token_ids": [5] * len(step),
-                "token_texts": step,
-                "sources": names,
             }
             events.append(event({"id": name, "choices": [choice]}))
         yield "".join(events)
@@ -263,24 +265,6 @@ def ending(name: str, answer: Answer, mode: str, sent: int, thought: int, ended:
 
 def event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
-
-
-@contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The address of an application that runs in a thread."""
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        if not thread.is_alive():
-            raise RuntimeError("the server did not start")
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
+from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Completion, Metrics, Output, Piece
 from fastslow.serve.ask import Ask
@@ -35,6 +36,8 @@ def metrics(**fields: Any) -> Metrics:
         "preemptions": 0,
         "prompt_tokens": 10,
         "run_seconds": 0.6,
+        "queue_seconds": 0.1,
+        "by_drafter": {"suffix": DraftCounts(5, 3, [3, 2], [2, 1])},
     }
     return Metrics(**{**usual, **fields})
 
@@ -65,6 +68,7 @@ class FakeEngine:
         self.script = script
         self.asked: list[Ask] = []
         self.cancelled: list[str] = []
+        self.restarts = 0
         self.figures: dict[str, Any] = {
             "running": 2,
             "waiting": 1,
@@ -87,6 +91,10 @@ class FakeEngine:
     @property
     def ready(self) -> bool:
         return True
+
+    @property
+    def why_not_ready(self) -> str:
+        return ""
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         self.asked.append(ask)
@@ -111,6 +119,9 @@ class FakeEngine:
 
     async def detokenize(self, tokens: list[int]) -> str:
         return "text"
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        return [(b"x", True) for _ in tokens]
 
     async def close(self, drain: float = 0.0) -> None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 
@@ -74,3 +75,17 @@ def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[i
     runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
     texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
     chi_square_fits(text_probs(probs, 12, 3), texts)
+
+
+class View:
+    """A request as a drafter sees it, without an engine."""
+
+    def __init__(self, number: int, tokens: Sequence[int]) -> None:
+        self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
+        self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
+        self.reproducible, self.thinking, self.grammar, self.groups = False, None, None, None
+        self.memory_key: str | None = None
+        self.shared = True
+        self.speculation, self.drafter = Speculation(nodes=3), "head"
+        self.prediction: Sequence[int] = ()
+        self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99

@@ -68,7 +68,7 @@ def served(app: FastAPI) -> Iterator[str]:
 def events_of(text: str) -> list[Any]:
     """The data of server-sent events, without comments; the last one must be [DONE]."""
     blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
-    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    assert all(block.startswith("data: ") and len(block.splitlines()) == 1 for block in blocks)
     *data, done = [block.removeprefix("data: ") for block in blocks]
     assert done == "[DONE]"
     return [json.loads(one) for one in data]

@@ -23,6 +23,11 @@ SPECULATION = {  # option -> field
     **{name: name for name in ("nodes", "head", "corpus")},
     **{f"draft_{name}": name for name in ("model", "groups", "experts")},
 }
+ModesFile = Annotated[str | None, option("JSON file with presets of your own.", HOW)]
+AutoFile = Annotated[
+    str | None, option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
+]
+KVDtype = Annotated[str, option("Keys and values: auto, int8 (half the memory) or model.", MODEL)]
 USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
 
 
@@ -37,10 +42,8 @@ class AnswerOptions(ModelOptions):
     mode: Annotated[str, option("deep, fast or another preset: see `fastslow modes`.", HOW)] = (
         "deep"
     )
-    modes: Annotated[str | None, option("JSON file with presets of your own.", HOW)] = None
-    auto: Annotated[
-        str | None, option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
-    ] = None
+    modes: ModesFile = None
+    auto: AutoFile = None
     groups: Annotated[
         int | None, option("Routed groups to run instead of the mode's; 0 = shared only.", HOW)
     ] = None
@@ -97,9 +100,7 @@ class AnswerOptions(ModelOptions):
         str | None,
         option('Variables of the chat template, as JSON: \'{"reasoning_effort": "low"}\'.', HOW),
     ] = None
-    kv_dtype: Annotated[
-        str, option("Keys and values: auto, int8 (half the memory) or model.", MODEL)
-    ] = "auto"
+    kv_dtype: KVDtype = "auto"
     parallel: Annotated[
         str,
         option("Share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun.", MODEL),

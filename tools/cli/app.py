@@ -21,6 +21,7 @@ from fastslow.tools.cli.modes import modes
 from fastslow.tools.cli.options import INTERRUPTED
 from fastslow.tools.cli.plan import plan
 from fastslow.tools.cli.quantize import quantize
+from fastslow.tools.cli.serve import serve
 from fastslow.tools.cli.train_draft import train_draft
 from fastslow.tools.cli.tune import tune
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-JOBS = (generate, chat, inspect, modes, convert, quantize, bench, tune, train_draft, plan)
+JOBS = (generate, chat, serve, inspect, modes, convert, quantize, bench, tune, train_draft, plan)
 for command in JOBS:
     app.command()(command)
 app.add_typer(corpus)
@@ -60,6 +61,7 @@ def _about(
 
       fastslow generate "Why is the sky blue?"
       fastslow chat --mode fast
+      fastslow serve smollm2-moge
       fastslow inspect path/to/checkpoint
       fastslow tune --prompts mine.jsonl
 

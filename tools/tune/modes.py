@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fastslow.engine.choosing import Situation
 from fastslow.engine.params import Escalation, SamplingParams
-from fastslow.engine.types import Situation
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.policies.auto import BUILT_IN, Selector

@@ -1,0 +1,54 @@
+"""The engine without a server, in a process of its own: asks in, times out, one JSON line each.
+
+bare.py '{"model": ..., "options": {...}}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+from fastslow import LLM, SamplingParams
+
+
+async def one_client(llm: LLM, prompts: list[str], asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prompts one after the other."""
+    found = []
+    sampling = SamplingParams(max_tokens=asked["tokens"], ignore_eos=True, temperature=0)
+    for prompt in prompts:
+        begin, first, tokens = time.perf_counter(), 0.0, 0
+        handle = llm.submit(
+            [{"role": "user", "content": prompt}],
+            sampling,
+            mode=asked["mode"],
+            speculation=asked["speculation"],
+        )
+        async for piece in handle:
+            if not tokens and piece.token_ids:
+                first = time.perf_counter() - begin
+            tokens += len(piece.token_ids)
+        found.append({"first": first, "seconds": time.perf_counter() - begin, "tokens": tokens})
+    return found
+
+
+async def measure(llm: LLM, asked: dict[str, Any]) -> dict[str, Any]:
+    begin, cpu = time.perf_counter(), time.process_time()
+    clients = [one_client(llm, prompts, asked) for prompts in asked["clients"]]
+    answers = [answer for found in await asyncio.gather(*clients) for answer in found]
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "cpu": time.process_time() - cpu, "answers": answers}
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    with LLM(settings["model"], **settings["options"]) as llm:
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(json.dumps(asyncio.run(measure(llm, json.loads(line)))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

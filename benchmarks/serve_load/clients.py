@@ -1,0 +1,121 @@
+"""Clients of a server that cost little themselves: raw connections that look at few bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+TAIL = 64 * 1024  # bytes of an answer's end that are kept
+WAIT = 120.0  # seconds after which a request hangs
+
+
+@dataclass(slots=True)
+class Reply:
+    """What came of a request. Seconds are from its first byte sent."""
+
+    status: int = 0
+    first: float = 0.0  # to the first event
+    seconds: float = 0.0
+    tokens: int = 0
+    finish: str | None = None
+    whole: bool = False  # the stream came to its end
+    said: str = ""  # the body of an error
+
+
+class Stream(asyncio.Protocol):
+    """One request on a connection of its own."""
+
+    def __init__(self, request: bytes, leave_after: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = loop.create_future()
+        self.reply = Reply()
+        self._request, self._leave_after = request, leave_after
+        self._tail = bytearray()
+        self._begin = 0.0
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._begin = time.perf_counter()
+        self._transport.write(self._request)
+        if self._leave_after is not None:
+            asyncio.get_running_loop().call_later(self._leave_after, self._transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        reply = self.reply
+        if not reply.status:
+            reply.status = int(data[9:12])
+        if not reply.first and b"data: " in data:
+            reply.first = time.perf_counter() - self._begin
+        self._tail += data
+        if len(self._tail) > 2 * TAIL:
+            del self._tail[:-TAIL]
+        if b"data: [DONE]" in self._tail[-len(data) - 16 :]:
+            reply.whole = True
+            reply.seconds = time.perf_counter() - self._begin
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.reply.whole:
+            self._read_end()
+        elif self.reply.status != 200:
+            self.reply.said = self._tail[-2000:].decode(errors="replace")
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _read_end(self) -> None:
+        """The count of tokens, and why the answer ended."""
+        for line in bytes(self._tail).split(b"\n"):
+            if not line.startswith(b"data: {") or not line.rstrip().endswith(b"}"):
+                continue  # a chunk's length, or the first line, of which the beginning is gone
+            event = json.loads(line[6:])
+            if event.get("usage"):
+                self.reply.tokens = event["usage"]["completion_tokens"]
+            for choice in event.get("choices", ()):
+                self.reply.finish = choice.get("finish_reason") or self.reply.finish
+
+
+def request_of(body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completions") -> bytes:
+    """A request as bytes; the server closes the connection after its answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + data
+
+
+def chat(prompt: str, tokens: int, **fields: Any) -> dict[str, Any]:
+    """The body of a streamed chat that has so many tokens."""
+    return {
+        "model": "measured",
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **fields,
+    }
+
+
+async def ask(
+    address: str, body: Mapping[str, Any] | bytes, leave_after: float | None = None
+) -> Reply:
+    """Send a request and read its answer.
+
+    leave_after: seconds after which the client is gone.
+
+    Raises:
+        TimeoutError: it hangs.
+    """
+    loop, where = asyncio.get_running_loop(), urlsplit(address)
+    _, stream = await loop.create_connection(
+        lambda: Stream(request_of(body), leave_after), where.hostname, where.port
+    )
+    await asyncio.wait_for(stream.over, WAIT)
+    return stream.reply

@@ -1,0 +1,48 @@
+"""The server that is measured: as `fastslow serve` runs it, with a route for what the engine counts.
+
+    program.py '{"model": ..., "options": {...}}'
+
+It prints its address, and once the model is loaded the engine's process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from fastapi import Request
+
+from fastslow.serve.app import create_app
+from fastslow.serve.engine import ModelCard
+from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.listen import address_of, listen
+from fastslow.serve.loop import run
+from fastslow.serve.process.engine_process import EngineProcess
+from fastslow.serve.server import serve
+
+DRAIN = 10.0  # seconds
+
+
+async def stats(request: Request) -> dict[str, Any]:
+    """The engine's statistics and its process."""
+    engine: EngineProcess = request.app.state.engine
+    return {"pid": engine.pid, **await engine.stats()}
+
+
+async def main() -> None:
+    asked = json.loads(sys.argv[1])
+    with listen("127.0.0.1", 0) as listener:
+        engine = EngineProcess(EngineSettings(asked["model"], "measured", asked["options"]))
+        app = create_app(engine)
+        app.add_api_route("/stats", stats)
+        print(address_of(listener), flush=True)
+
+        def ready(card: ModelCard) -> None:
+            print(engine.pid, flush=True)
+
+        await serve(app, engine, listener, DRAIN, ready)
+
+
+if __name__ == "__main__":
+    run(main())

@@ -1,0 +1,232 @@
+"""One request's grammar: what may come at every place of its answer, and of a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from fastslow.engine.sampling.token_mask import Allowed, TokenMask
+from fastslow.engine.text.answer_start import EMPTY, AnswerStart, Place
+
+FURTHEST = 64  # certain tokens that are looked for at a time
+
+
+class GrammarError(ValueError):
+    """A grammar stopped in the middle of an answer, which ends its request."""
+
+
+class Ended(IntEnum):
+    """Whether a text that was accepted so far is whole."""
+
+    NO = 0
+    MAY = 1  # it is, and may go on
+    MUST = 2  # it is, and nothing may follow
+
+
+class Matcher(Protocol):
+    """A place in a grammar. It knows text and nothing of end tokens."""
+
+    def mask(self) -> Allowed:
+        """bool [V], a new array: the tokens that may come next.
+
+        Raises:
+            GrammarError: this place is too complex.
+        """
+
+    def accept(self, token: int) -> bool:
+        """Go on by a token. False: it does not fit, and nothing has changed."""
+
+    def roll_back(self, count: int) -> None:
+        """Take the last so many tokens back."""
+
+    def forced(self) -> Sequence[int]:
+        """Tokens of a text that has to come next, as the tokenizer writes it; often none."""
+
+    def ended(self) -> Ended:
+        """Whether the text is whole."""
+
+
+class _State(NamedTuple):
+    """What has to be known of a text to go on by one token."""
+
+    place: Place | None  # in the text before the answer; None = the answer has begun
+    fed: tuple[
+        int, ...
+    ] = ()  # the answer's tokens behind the committed ones, as the matcher has them
+    over: bool = False  # the answer is whole, and ended
+    lost: bool = False  # a token did not fit
+
+
+class Grammar:
+    """Holds one request's answer to a grammar.
+
+    All is a function of the text, so that it is the same for committed and for drafted tokens, and
+    after a preemption. The answer begins behind the thought; end tokens come only where the grammar
+    may end. Where a text has to come, its tokens are those of the tokenizer: others that spell the
+    same are not allowed there.
+
+    Args:
+        start: finds where the answer begins.
+        matcher: at the beginning of the grammar; it belongs to this request from now on.
+        ends: token ids that end the answer.
+        prompt_length: tokens before the answer.
+
+    Attributes:
+        error: why it stopped; None while it works.
+    """
+
+    def __init__(
+        self, start: AnswerStart, matcher: Matcher, ends: frozenset[int], prompt_length: int
+    ) -> None:
+        self._start = start
+        self._matcher = matcher
+        self._ends = sorted(ends)
+        self._read = prompt_length
+        self._state = _State(start.first)
+        self._states: dict[tuple[int, ...], _State] = {(): self._state}
+        self._masks: dict[tuple[int, ...], TokenMask] = {}
+        self._path: list[int] = []  # what the matcher took behind the committed tokens
+        self.begins: int | None = None if start.first is not None else prompt_length
+        self.error: GrammarError | None = None
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
+        key = tuple(drafted)
+        state = self._after(tokens, key)
+        mask = self._masks.get(key)
+        if mask is None:
+            try:
+                mask = self._mask(state)
+            except GrammarError as error:
+                self.error = self.error or error
+                mask = TokenMask(only=0)  # its request ends in this step
+            self._masks[key] = mask
+        return mask
+
+    def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
+        return not self._after(tokens, tuple(drafted)).lost
+
+    def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> list[int]:
+        run = list(drafted)
+        while len(run) - len(drafted) < min(most, FURTHEST):
+            token = self._certain(self._after(tokens, tuple(run)))
+            if token is None:
+                break
+            run.append(token)
+        return run[len(drafted) :]
+
+    def whole_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
+        """How many tokens of `run`, which comes after `tokens`, make the answer whole; None: it goes on."""
+        ends = (i for i in range(1, len(run) + 1) if self._after(tokens, tuple(run[:i])).over)
+        return next(ends, None)
+
+    def thought(self, tokens: Sequence[int]) -> Sequence[int]:
+        """The part of a text that comes before the answer."""
+        self._after(tokens, ())
+        return tokens if self.begins is None else tokens[: self.begins]
+
+    def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
+        if self._read < len(tokens):
+            self._commit(tokens)
+        state = self._states.get(drafted)
+        if state is None:
+            state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])
+            self._states[drafted] = state
+        return state
+
+    def _commit(self, tokens: Sequence[int]) -> None:
+        run: tuple[int, ...] = ()
+        for place, token in enumerate(tokens[self._read :], self._read):
+            run = (*run, token)
+            if run not in self._states:
+                self._states[run] = self._step(self._states[run[:-1]], token)
+            if self.begins is None and self._states[run].place is None:
+                self.begins = place  # the token that the answer begins in
+        state = self._states[run]
+        self._go(state.fed)
+        self._path = []
+        self._read = len(tokens)
+        self._state = state._replace(fed=())
+        self._states = {(): self._state}
+        self._masks = {}
+
+    def _step(self, state: _State, token: int) -> _State:
+        if state.over or state.lost:
+            return state._replace(lost=True)
+        if state.place is not None:
+            if state.place.free and token in self._ends:
+                return state._replace(lost=True)
+            found = self._start.step(state.place, token)
+            if found is None:
+                return state._replace(lost=True)
+            if isinstance(found, Place):
+                return state._replace(place=found)
+            own = found
+        else:
+            own = token
+            if (certain := self._certain(state)) is not None and token != certain:
+                return state._replace(lost=True)
+        self._go(state.fed)
+        if self._matcher.accept(own):
+            self._path.append(own)
+            return _State(None, (*state.fed, own), self._matcher.ended() is Ended.MUST)
+        ended = token in self._ends and self._matcher.ended() is not Ended.NO
+        return _State(None, state.fed, over=ended, lost=not ended)
+
+    def _go(self, fed: tuple[int, ...]) -> None:
+        """Bring the matcher to where it has taken these tokens behind the committed ones."""
+        same = 0
+        while same < min(len(fed), len(self._path)) and fed[same] == self._path[same]:
+            same += 1
+        if same < len(self._path):
+            self._matcher.roll_back(len(self._path) - same)
+            del self._path[same:]
+        for token in fed[same:]:
+            self._matcher.accept(token)
+            self._path.append(token)
+
+    def _certain(self, state: _State) -> int | None:
+        if state.place is not None or state.over or state.lost or self.error is not None:
+            return None
+        self._go(state.fed)
+        return next(iter(self._matcher.forced()), None)
+
+    def _mask(self, state: _State) -> TokenMask:
+        if state.over or state.lost or self.error is not None:
+            return TokenMask(only=self._ends[0] if self._ends else 0)  # never committed
+        if (certain := self._certain(state)) is not None:
+            return TokenMask(only=certain)
+        self._go(state.fed)
+        allowed_V = self._matcher.mask()
+        if state.place is not None:
+            return self._before(state.place, allowed_V)
+        more = np.count_nonzero(allowed_V)
+        if self._matcher.ended() is not Ended.NO:
+            if not more and self._ends:
+                return TokenMask(only=self._ends[0])
+            allowed_V[self._ends] = True
+            more += len(self._ends)
+        return _told(allowed_V, more)
+
+    def _before(self, place: Place, allowed_V: Allowed) -> TokenMask:
+        """What may come in the text before the answer; `allowed_V`: as the first token of the answer."""
+        said = self._start.options(place)
+        fits = np.where(said.twins >= 0, allowed_V[said.twins], said.twins == EMPTY)
+        if place.free:
+            forbidden = [*self._ends, *said.tokens[~fits].tolist()]
+            return TokenMask(forbidden=forbidden, before=True)
+        if said.answer:
+            if self._matcher.ended() is not Ended.NO:
+                allowed_V[self._ends] = True
+        else:
+            allowed_V[:] = False
+        allowed_V[said.tokens[fits]] = True
+        return _told(allowed_V, np.count_nonzero(allowed_V))
+
+
+def _told(allowed_V: Allowed, count: int) -> TokenMask:
+    if not count:
+        raise GrammarError("the grammar cannot go on: no token of this model fits")
+    return TokenMask(only=int(allowed_V.argmax()) if count == 1 else None, allowed=allowed_V)

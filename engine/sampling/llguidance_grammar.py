@@ -1,0 +1,184 @@
+"""Grammars run by the package llguidance: compiled once, followed by every request that names them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastslow.engine.checked import shown
+from fastslow.engine.grammar_spec import GrammarSpec
+from fastslow.engine.sampling.grammar import Ended, GrammarError
+from fastslow.engine.sampling.token_mask import Allowed
+from fastslow.engine.text.json_schema import check_schema
+from fastslow.engine.text.vocabulary import Tokenizer
+
+MOST_KEPT = 64  # compiled grammars
+BLANKS = (
+    r"\x20|\n[\x20\t]{0,40}"  # between parts of JSON: without a limit a model may say nothing else
+)
+OPTIONS = {"whitespace_pattern": BLANKS}
+LIMITS = {
+    "max_lexer_states": 50_000,  # of 1 to 2 kB
+    "max_grammar_size": 200_000,
+    "initial_lexer_fuel": 1_000_000,  # 20 ms
+    "step_lexer_fuel": 200_000,  # 14 ms
+    "step_max_items": 50_000,
+    "verbose_errors": False,
+}
+
+
+class GrammarCompiler:
+    """Compiles grammars for one model, in any thread, and keeps the latest.
+
+    Args:
+        tokenizer: of the model.
+        columns: of the model's logits.
+        marks: tokens that are no text, such as end tokens and thinking tags.
+
+    Raises:
+        ValueError: llguidance is not installed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, columns: int, marks: Collection[int]) -> None:
+        self._library = _library()
+        self._columns = columns
+        self._tokenizer = self._library.LLTokenizer(_Vocabulary(tokenizer, columns, marks))
+        self._limits = self._library.LLParserLimits(**LIMITS)
+        self._made: OrderedDict[GrammarSpec, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, spec: GrammarSpec) -> LLGuidanceMatcher:
+        """A matcher at the beginning of the grammar.
+
+        Raises:
+            ValueError: one sentence about what is wrong with the grammar.
+        """
+        with self._lock:
+            made = self._made.get(spec)
+        if made is None:
+            made = self._compiled(spec)
+            with self._lock:
+                self._made[spec] = made
+        with self._lock:
+            if spec in self._made:
+                self._made.move_to_end(spec)
+            while len(self._made) > MOST_KEPT:
+                self._made.popitem(last=False)
+            return LLGuidanceMatcher(made.deep_copy(), self._columns)
+
+    def _compiled(self, spec: GrammarSpec) -> Any:
+        try:
+            made = self._library.LLMatcher(
+                self._tokenizer, self._source(spec), log_level=0, limits=self._limits
+            )
+            if made.is_error():
+                raise ValueError(_first_line(made.get_error()))
+            first = LLGuidanceMatcher(made.deep_copy(), self._columns)
+            if not first.mask().any() and first.ended() is Ended.NO:
+                raise ValueError("no text fits it, or none that this model's tokens can spell")
+        except (ValueError, UnicodeError) as error:
+            raise ValueError(f"grammar.{spec.kind} cannot be used: {error}") from None
+        return made
+
+    def _source(self, spec: GrammarSpec) -> str:
+        """The grammar in the library's own form."""
+        matcher = self._library.LLMatcher
+        if spec.json_schema is not None or spec.json_object:
+            schema = str(spec.json_schema) if spec.json_schema is not None else '{"type": "object"}'
+            check_schema(schema)
+            return str(matcher.grammar_from_json_schema(schema, overrides=OPTIONS))
+        if spec.regex is not None:
+            return str(matcher.grammar_from_regex(spec.regex))
+        if spec.choice is not None:
+            texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in spec.choice)
+            return str(matcher.grammar_from_lark(f"start: {texts}"))
+        return str(matcher.grammar_from_lark(spec.lark or _lark(str(spec.gbnf))))
+
+
+class LLGuidanceMatcher:
+    """`Matcher` of one request."""
+
+    def __init__(self, matcher: Any, columns: int) -> None:
+        self._matcher = matcher
+        self._columns = columns
+
+    def mask(self) -> Allowed:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise GrammarError(f"the grammar stopped: {_first_line(self._matcher.get_error())}")
+        allowed_V: Allowed = np.unpackbits(bits, count=self._columns, bitorder="little").view(bool)
+        return allowed_V
+
+    def accept(self, token: int) -> bool:
+        return bool(self._matcher.try_consume_tokens([token]))
+
+    def roll_back(self, count: int) -> None:
+        self._matcher.rollback(count)
+
+    def forced(self) -> Sequence[int]:
+        tokens = [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+        return tokens[: self._matcher.validate_tokens(tokens)] if tokens else ()
+
+    def ended(self) -> Ended:
+        if self._matcher.is_error() or not self._matcher.is_accepting():
+            return Ended.NO
+        return Ended.MUST if self._matcher.is_stopped() else Ended.MAY
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance reads it: pieces by id, and one end token of its own behind them."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, columns: int, marks: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._marks = tokenizer.special_ids.union(marks)
+        self.tokens = [*map(tokenizer.token_bytes, range(columns)), b"<end>"]
+        self.eos_token_id = columns
+        self.special_token_ids = sorted({*self._marks, columns})
+        single = ((data, i) for i, data in enumerate(self.tokens) if len(data) == 1)
+        self._single = {data[0]: i for data, i in single if i not in self._marks}
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """The tokens of a text that goes on from another."""
+        data = text.encode() if isinstance(text, str) else text
+        before = self._tokenizer.encode("\n", add_special=False)
+        try:
+            ids = self._tokenizer.encode_parts(["\n", data.decode()], add_special=False)
+            own = ids[len(before) :] if data else []
+        except (UnicodeDecodeError, ValueError):
+            own = []
+        if b"".join(map(self._tokenizer.token_bytes, own)) != data or self._marks & {*own}:
+            own = [self._single[byte] for byte in data if byte in self._single]
+        return own
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("llguidance")
+    except ImportError:
+        raise ValueError(
+            "grammars need the package llguidance: pip install 'fastslow[grammar]'"
+        ) from None
+
+
+def _lark(text: str) -> str:
+    """A GBNF grammar as Lark."""
+    convert = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark
+    try:
+        return str(convert(text))
+    except Exception as error:  # noqa: BLE001 - it is not said which ones there are
+        raise ValueError(shown(str(error))) from None
+
+
+def _first_line(error: str) -> str:
+    """What an error of the library says, in one line of a bounded length."""
+    text = " ".join(error.split())
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,0 +1,53 @@
+"""Which tokens may come next, where a grammar has a say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Allowed = NDArray[np.bool_]
+CERTAIN = -1  # in `Tree.by`: a grammar leaves no choice here
+
+
+class TokenMask(NamedTuple):
+    """What a grammar says of the next token.
+
+    Attributes:
+        only: the one token that may come.
+        allowed: bool [V]; None where all tokens may come that are not forbidden.
+        forbidden: token ids.
+        before: the answer has not begun: a thinking budget may decide.
+    """
+
+    only: int | None = None
+    allowed: Allowed | None = None
+    forbidden: Sequence[int] = ()
+    before: bool = False
+
+    def applied(self, logits_V: torch.Tensor) -> torch.Tensor:
+        """A copy in which no other token can win."""
+        if self.allowed is not None:
+            allowed_V = torch.from_numpy(self.allowed[: len(logits_V)]).to(logits_V.device)
+            return logits_V.masked_fill(~allowed_V, -torch.inf)
+        logits_V = logits_V.clone()
+        if len(self.forbidden):
+            logits_V[torch.tensor(self.forbidden, device=logits_V.device)] = -torch.inf
+        return logits_V
+
+
+class GrammarRule(Protocol):
+    """How a grammar changes the target's probabilities: a function of the text alone, so it holds for
+    drafted tokens as for committed ones."""
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
+        """What may come after `tokens` and then `drafted`."""
+
+    def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
+        """Whether `drafted` may come after `tokens`, and does not go on behind the answer's end."""
+
+    def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> Sequence[int]:
+        """Tokens after these that are certain, at most so many."""

@@ -1,0 +1,85 @@
+"""The grammars of requests: compiled for the model, and told where the answer begins."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from fastslow.engine.params import GrammarSpec, Mode
+from fastslow.engine.sampling.grammar import Grammar, Matcher
+from fastslow.engine.text.answer_start import (
+    AnswerStart,
+    AtOnce,
+    BehindChannels,
+    BehindTags,
+    Spellings,
+)
+from fastslow.engine.text.thought import HARMONY
+from fastslow.input_processor import EncodedPrompt, InputProcessor
+
+PROMPT_END = 64  # tokens of a prompt in which the header of an answer is looked for
+
+
+class Compiler(Protocol):
+    """Makes a matcher of a grammar, or says what is wrong with it in a ValueError."""
+
+    def matcher(self, spec: GrammarSpec) -> Matcher: ...
+
+
+class Grammars:
+    """Makes the grammars of one model's requests, in any thread.
+
+    Args:
+        inputs: has the tokenizer and the thinking tags.
+        columns: of the model's logits.
+        ends: token ids that end any answer.
+    """
+
+    def __init__(self, inputs: InputProcessor, columns: int, ends: frozenset[int]) -> None:
+        self._inputs = inputs
+        self._columns = columns
+        self._ends = ends
+        self._lock = threading.Lock()
+        self._made: tuple[Compiler, Spellings] | None = None
+
+    def grammar(
+        self, spec: GrammarSpec, prompt: EncodedPrompt, mode: Mode, ends: frozenset[int]
+    ) -> Grammar:
+        """For a new request.
+
+        Args:
+            spec: what it asks for.
+            prompt, mode: its own.
+            ends: token ids that end its answer.
+
+        Raises:
+            ValueError: the grammar, the model or the installation does not do.
+        """
+        matcher = self._parts()[0].matcher(spec)
+        return Grammar(self._start(prompt, mode), matcher, ends, len(prompt.tokens))
+
+    def _start(self, prompt: EncodedPrompt, mode: Mode) -> AnswerStart:
+        spellings, tags, tokenizer = self._parts()[1], self._inputs.tags, self._inputs.tokenizer
+        assert tokenizer is not None, "a grammar was compiled"
+        spaces = 0 if prompt.goes_on else tokenizer.leading_spaces
+        if tags == HARMONY:
+            end = tokenizer.decode(prompt.tokens[-PROMPT_END:], skip_special=False)
+            return BehindChannels(spellings, end)
+        if tags is None or not (prompt.opened or (tags.open and mode.thinking != "off")):
+            return AtOnce(spellings, spaces)
+        return BehindTags(spellings, prompt.opened, spaces)
+
+    def _parts(self) -> tuple[Compiler, Spellings]:
+        """Made when the first grammar is asked for: it takes some tenths of a second."""
+        with self._lock:
+            if self._made is None:
+                from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler
+
+                tokenizer, tags = self._inputs.tokenizer, self._inputs.tags
+                if tokenizer is None:
+                    raise ValueError("a grammar needs a tokenizer, and this checkpoint has none")
+                marks = self._ends | (tags.ids(tokenizer) if tags else frozenset())
+                compiler = GrammarCompiler(tokenizer, self._columns, marks)
+                thoughts = self._inputs.thoughts
+                self._made = compiler, Spellings(tokenizer, thoughts, self._columns)
+            return self._made

@@ -1,0 +1,145 @@
+"""A prefix whose keys and values stay in the cache until it is let go of."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from itertools import takewhile
+from typing import Any, Self
+
+from fastslow.call import Prompt, PromptCall
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.params import SamplingParams
+from fastslow.job import PromptJob, start
+from fastslow.request_builder import RequestBuilder
+
+ONE_TOKEN = SamplingParams(max_tokens=1, min_tokens=0, ignore_eos=True, temperature=0.0)
+
+
+class PinnedPrefix:
+    """What `LLM.pin` gives: requests of the same mode and memory key find these tokens in the cache.
+    `unpin` lets go of them, and so do the end of a `with` block, `LLM.forget_prompts` and `LLM.close`.
+
+    Attributes:
+        tokens: how many are pinned, a multiple of the page size.
+        pages: that hold them.
+    """
+
+    def __init__(self, tokens: int, pages: int, release: Callable[[], None]) -> None:
+        self.tokens = tokens
+        self.pages = pages
+        self._release = release
+
+    def unpin(self) -> None:
+        """Let go of it: its pages are given up when others need them. Twice is fine."""
+        with suppress(RuntimeError):  # the LLM is closed
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unpin()
+
+
+class PrefixPinner:
+    """Reads prefixes, and pins them.
+
+    Args:
+        requests: encodes prompts.
+        kv: where they are read to.
+        context: tokens of the longest request, for which pins must leave room.
+        between_steps: calls something in the engine's thread.
+    """
+
+    def __init__(
+        self,
+        requests: RequestBuilder,
+        kv: KVCache,
+        context: int,
+        between_steps: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._requests = requests
+        self._kv = kv
+        self._spare = kv.pages_for(context)
+        self._between_steps = between_steps
+        self._numbers = itertools.count()
+
+    def pin(self, call: PromptCall, make: Callable[[PromptCall], PromptJob]) -> PinnedPrefix:
+        """Read a prefix, and pin it before other requests can take its pages.
+
+        Args:
+            call: its prompt, mode and memory key, without speculation.
+            make: a job of a call.
+
+        Raises:
+            ValueError, GenerationError, RuntimeError: see `LLM.pin`.
+        """
+        self._requests.check(call)
+        mode, chosen = self._requests.mode(call.mode, call.prompt)
+        if chosen:
+            raise ValueError("pin needs one mode, and this one chooses: name a preset")
+        tokens = self._shared(call._replace(mode=mode))
+        tokens = tokens[: self._whole_pages(len(tokens))]
+        reads = mode.model_copy(update={"escalate": None, "latency_ms": None})  # and does no more
+        alone: dict[str, Any] = {"mode": reads, "chat_template_kwargs": None}
+        job = make(call._replace(prompt=tokens, sampling=ONE_TOKEN, **alone))
+        job.prepare()
+        root, number = job.root, next(self._numbers)
+        held = Future[int]()
+
+        def hold() -> None:  # in the engine's thread, right after the last step
+            try:
+                held.set_result(self._kv.pin(number, tokens, root, self._spare))
+            except ValueError as error:
+                held.set_exception(error)
+
+        def release() -> None:
+            self._between_steps(lambda: self._kv.unpin(number))
+
+        job.when_done(hold)
+        start([job])
+        found = held.result()
+        if found < len(tokens):
+            release()
+            job.outcome()
+            raise RuntimeError("the prefix was forgotten while it was read; pin it again")
+        return PinnedPrefix(found, self._kv.pages_for(found), release)
+
+    def _shared(self, call: PromptCall) -> list[int]:
+        """The tokens that all prompts begin with which go on from this one.
+
+        A chat template writes more behind the last message than it does where others follow. So that is
+        taken which two different chats share that begin with these messages.
+        """
+        calls = (call._replace(prompt=prompt) for prompt in _going_on(call.prompt))
+        each = [self._requests.encoded(one).tokens for one in calls]
+        return [alike[0] for alike in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
+
+    def _whole_pages(self, size: int) -> int:
+        """How many of so many tokens can be pinned: those of full pages.
+
+        Raises:
+            ValueError: none, or too many.
+        """
+        page = self._kv.page_size
+        if not self._kv.prefix_caching:
+            raise ValueError("pin needs prefix_caching=True")
+        if size < page:
+            raise ValueError(
+                f"the prefix has {size} tokens, and the least to pin is a page of {page}"
+            )
+        self._kv.check_pin(size // page, self._spare)
+        return size // page * page
+
+
+def _going_on(prompt: Prompt) -> list[Prompt]:
+    """Two chats that begin with these messages and differ then; a text, or token ids, as they are."""
+    messages = [part for part in prompt if isinstance(part, Mapping)]
+    if not messages:
+        return [prompt]
+    if messages[-1].get("role") == "user":
+        messages.append({"role": "assistant", "content": "."})
+    return [[*messages, {"role": "user", "content": text}] for text in ("A", "b")]

@@ -1,0 +1,42 @@
+"""Tools in an OpenAI chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fastslow.serve.ask import Ask
+from fastslow.serve.engine import ModelCard
+from fastslow.serve.tool_calls.openai_calls import OpenAICalls
+from fastslow.serve.tool_calls.parse import parser_of
+from fastslow.serve.tool_calls.prepare import Prepared, prepare
+from fastslow.serve.tool_calls.protocols import openai_choice, openai_tools
+
+Parsers = Callable[[], OpenAICalls]
+"""Makes the reader of one answer."""
+
+
+def chat_tools(
+    ask: Ask, tools: list[Any] | None, tool_choice: Any, parallel: bool, card: ModelCard
+) -> tuple[Ask, Parsers | None]:
+    """The ask with its tools, and what makes the reader of each answer; None: no calls are looked for.
+
+    Raises:
+        ValueError: one sentence about what does not fit.
+    """
+    choice = openai_choice(tool_choice)
+    prepared = prepare(openai_tools(tools), choice, parallel, card, ask.sampling.get("grammar"))
+    form = prepared.form
+    if form is None:
+        return ask, None
+    return with_tools(ask, prepared), lambda: OpenAICalls(parser_of(form, prepared.functions))
+
+
+def with_tools(ask: Ask, prepared: Prepared) -> Ask:
+    """An ask with what its tools change."""
+    sampling = {**ask.sampling, **prepared.sampling}
+    if stops := prepared.sampling.get("stop_token_ids"):
+        sampling["stop_token_ids"] = [*(ask.sampling.get("stop_token_ids") or ()), *stops]
+    variables = {**(ask.chat_template_kwargs or {}), **prepared.variables}
+    return replace(ask, sampling=sampling, chat_template_kwargs=variables)

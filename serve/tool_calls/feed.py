@@ -1,0 +1,112 @@
+"""Text that comes in pieces, for readers that are written as if all of it were there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from fastslow.engine.text.detokenizer import hold_back
+
+T = TypeVar("T")
+Reading = Generator[None, None, T]  # yields where it needs more text
+Sink = Callable[[str], None]
+
+
+class Feed:
+    """The text that was not read yet. No character is read more than a few times, however it is cut.
+
+    Attributes:
+        ended: no more comes.
+        scanned: characters looked at so far.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.scanned = 0
+        self._text = ""
+        self._place = 0
+        self._kept: list[str] = []
+
+    def add(self, piece: str) -> None:
+        """More text; what is left of the earlier one is at most the beginning of a mark."""
+        self.scanned += len(self._text) - self._place + len(piece)
+        self._text, self._place = self._text[self._place :] + piece, 0
+
+    def keep(self, begun: str = "") -> None:
+        """From here on what is read is kept, behind what `begun` it."""
+        self._kept = [begun]
+
+    def kept(self) -> str:
+        """All that was read since `keep`."""
+        kept, self._kept = "".join(self._kept), []
+        return kept
+
+    def peek(self) -> Reading[str]:
+        """The next character; "" at the end."""
+        while self._place >= len(self._text):
+            if self.ended:
+                return ""
+            yield
+        return self._text[self._place]
+
+    def take(self, pattern: re.Pattern[str]) -> str:
+        """What the pattern matches here of the text so far, maybe nothing."""
+        found = pattern.match(self._text, self._place)
+        taken = found[0] if found is not None else ""
+        self.scanned += len(taken) + 1
+        self._place += len(taken)
+        self._kept.append(taken)
+        return taken
+
+    def run(self, pattern: re.Pattern[str], sink: Sink = lambda text: None) -> Reading[str]:
+        """Give `sink` all of a run of characters; returns the next other one."""
+        while (letter := (yield from self.peek())) and (taken := self.take(pattern)):
+            sink(taken)
+        return letter
+
+    def literal(self, text: str) -> Reading[bool]:
+        """Whether this text comes next; what of it does is read."""
+        for letter in text:
+            if (yield from self.peek()) != letter:
+                return False
+            self._step(letter)
+        return True
+
+    def letter(self) -> Reading[str]:
+        """The next character, read."""
+        letter = yield from self.peek()
+        self._step(letter)
+        return letter
+
+    def until(self, marks: Marks, sink: Sink) -> Reading[str]:
+        """Give the text before the first of the marks to `sink`; returns the mark, "" at the end."""
+        while True:
+            yield from self.peek()
+            text, begun = self._text, self._place
+            found = marks.pattern.search(text, begun)
+            self.scanned += (len(text) if found is None else found.end()) - begun
+            if found is not None:
+                sink(text[begun : found.start()])
+                self._place = found.end()
+                return found[0]
+            tail = text[max(begun, len(text) - marks.longest) :]
+            self._place = len(text) - (0 if self.ended else hold_back(tail, marks.texts))
+            sink(text[begun : self._place])
+            if self.ended:
+                return ""
+            yield
+
+    def _step(self, letter: str) -> None:
+        self._place += len(letter)
+        self.scanned += 1
+        self._kept.append(letter)
+
+
+class Marks:
+    """Texts that are looked for."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = tuple(text for text in texts if text)
+        self.longest = max(map(len, self.texts), default=0)
+        self.pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")

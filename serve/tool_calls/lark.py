@@ -1,0 +1,142 @@
+"""Grammars that hold a model to calls of the functions that are offered, in llguidance's form of Lark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastslow.engine.text.tool_formats import ToolFormat
+
+Schemas = Mapping[str, Mapping[str, Any]]  # of arguments, by function
+TEXT = "TEXT: /(.|\\n)*/"
+BARE = '{"name": "'  # where calls need no mark, an answer that begins so is one
+
+
+class CallGrammar:
+    """Writes the grammar of one request.
+
+    Args:
+        form: how the model writes calls.
+        tokens: the marks that are special tokens.
+        schemas: of the functions that may be called.
+        parallel: several calls are allowed.
+    """
+
+    def __init__(
+        self, form: ToolFormat, tokens: Mapping[str, int], schemas: Schemas, parallel: bool
+    ) -> None:
+        self._form = form
+        self._tokens = tokens
+        self._parallel = parallel
+        self._rules = [TEXT]
+        functions = self._element if form.kind == "xml" else self._object
+        for place, (name, schema) in enumerate(schemas.items()):
+            functions(place, name, schema)
+        each = (f"f{place}" for place in range(len(schemas)))
+        self._rules.append(f"call: {' | '.join(each)}")
+
+    def required(self) -> str:
+        """At least one call, and nothing else."""
+        return self._whole(self._starts()[0])
+
+    def auto(self, answer: Mapping[str, Any] | None = None) -> str:
+        """Text that becomes a call where its mark begins.
+
+        `answer`: a schema for an answer without calls. Raises ValueError where it cannot be told from one.
+        """
+        if answer is not None and self._form.bare:
+            raise ValueError(
+                "this model's calls are JSON without a mark, so its other answers cannot be held to a schema"
+            )
+        if answer is not None:
+            self._rules.append(f"answer: %json {json.dumps(answer)}")
+            return self._whole(f"answer | {' | '.join(self._starts())}")
+        if self._form.bare:
+            self._rules.append(f"head[lazy]: {quoted(BARE)}")
+            starts = ["head body", *self._starts()[1:]]
+            return self._whole(f"TEXT | {' | '.join(starts)}")
+        if self._form.begin in self._tokens:
+            begun = f"TEXT {self._begin}"
+        else:
+            self._rules.append(f"head[lazy]: TEXT {self._begin}")
+            begun = "head"
+        return self._whole(f"({begun} body)* rest" if self._many else f"rest | {begun} body")
+
+    @property
+    def _many(self) -> bool:
+        """Each call has marks of its own."""
+        return self._parallel and not self._form.listed and not self._form.bare
+
+    @property
+    def _begin(self) -> str:
+        return self._mark(self._form.begin)
+
+    def _starts(self) -> list[str]:
+        """How an answer begins that is a call."""
+        if not self._form.bare:
+            many = f" ({quoted(chr(10))} {self._begin} body)*" if self._many else ""
+            return [f"{self._begin} body{many}"]
+        marked = [f"{self._begin} {quoted(BARE)} body"] if self._form.begin in self._tokens else []
+        return [f"{quoted(BARE)} body", *marked]
+
+    def _whole(self, start: str) -> str:
+        return "\n".join([f"start: {start}", "rest: TEXT", f"body: {self._body()}", *self._rules])
+
+    def _body(self) -> str:
+        """What stands between the marks."""
+        form, end = self._form, self._mark(self._form.end) if self._form.end else ""
+        if form.kind == "xml":
+            return f"{quoted(chr(10))} call {end}"
+        first, other = "call", f"{quoted(BARE)} call"
+        if form.bare:
+            return f"{first} ({quoted('; ')} {other})*" if self._parallel else first
+        if form.listed:
+            more = f" ({quoted(', ')} {other})*" if self._parallel else ""
+            space = "" if end else f"{quoted(' ')}? "
+            return f"{space}{quoted('[' + BARE)} {first}{more} {quoted(']')} {end}"
+        return f"{quoted(chr(10) + BARE)} {first} {quoted(chr(10))} {end}"
+
+    def _object(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
+        """An object from its name on."""
+        middle = f'{name}", "{self._form.key}": '
+        self._rules.append(f"f{place}: {quoted(middle)} a{place} {quoted('}')}")
+        self._rules.append(f"a{place}: %json {json.dumps(schema)}")
+
+    def _element(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
+        """A function with an element for each of its parameters."""
+        properties = schema.get("properties")
+        required = schema.get("required")
+        parts = [quoted(f"<function={name}>\n")]
+        for number, (key, inner) in enumerate(
+            properties.items() if isinstance(properties, Mapping) else ()
+        ):
+            rule = f"p{place}_{number}"
+            self._rules.append(f"{rule}: {quoted(f'<parameter={key}>{chr(10)}')} {rule}v")
+            self._value(f"{rule}v", inner, schema)
+            parts.append(rule if isinstance(required, list) and key in required else f"{rule}?")
+        self._rules.append(f"f{place}: {' '.join(parts)} {quoted('</function>' + chr(10))}")
+
+    def _value(self, rule: str, inner: Any, schema: Mapping[str, Any]) -> None:
+        """The value of one parameter and the end of its element."""
+        end = "\n</parameter>\n"
+        known = inner if isinstance(inner, Mapping) else {}
+        words = [known["const"]] if "const" in known else known.get("enum")
+        if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+            texts = " | ".join(map(quoted, words))
+            self._rules.append(f"{rule}: ({texts}) {quoted(end)}")
+        elif known.get("type") == "string":
+            self._rules.append(f"{rule}[suffix={quoted(end)}]: TEXT")
+        else:
+            defs = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+            whole = {**defs, **known, "x-guidance": schema["x-guidance"]}
+            self._rules.append(f"{rule}: %json {json.dumps(whole)} {quoted(end)}")
+
+    def _mark(self, mark: str) -> str:
+        token = self._tokens.get(mark)
+        return quoted(mark) if token is None else f"<[{token}]>"
+
+
+def quoted(text: str) -> str:
+    """A text as the grammar writes it."""
+    return json.dumps(text, ensure_ascii=False)

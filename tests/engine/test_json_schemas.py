@@ -1,0 +1,105 @@
+"""Schemas of many kinds: each compiles, and what may be said under it is valid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from grammar_tools import GrammarKit, holds, kit_in, schemas, walked
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.params import GrammarSpec
+
+VOCAB = 320
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrammarKit]:
+    folder = tmp_path_factory.mktemp("words")
+    write_bpe(folder, vocab_size=VOCAB)
+    yield kit_in(folder, VOCAB)
+
+
+def test_there_are_a_hundred() -> None:
+    assert len(schemas()) == 100 and len({kind for kind, _ in schemas()}) > 25
+    assert len({json.dumps(schema) for _, schema in schemas()}) == 100
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_what_a_schema_allows_is_valid(kit: GrammarKit, number: int) -> None:
+    kind, schema = schemas()[number]
+    texts = [walked(kit.matcher(json_schema=schema), kit.tokenizer, seed) for seed in range(6)]
+    whole = [text for text in texts if text is not None]
+    assert whole, f"no text of {kind} came to its end"
+    for text in whole:
+        assert holds(GrammarSpec(json_schema=schema), text), text
+
+
+UNKNOWN: list[tuple[dict[str, Any], str]] = [
+    ({"type": "object", "minimun": 1}, "'minimun' is not supported; did you mean 'minimum'"),
+    ({"properties": {"a": {"nullable": True}}}, "'properties.a.nullable' is not supported"),
+    ({"anyOf": [{}, {"not": {}}]}, r"'anyOf\[1\].not' is not supported"),
+    ({"uniqueItems": True}, "'uniqueItems' is not supported"),
+    ({"x-guidance": {"lenient": True}}, "'x-guidance' is not supported"),
+    ({"if": {}, "then": {}}, "'if' is not supported"),
+    ({"$defs": {"a": {"frob": 1}}}, r"'\$defs.a.frob' is not supported"),
+    ({"type": "strin"}, "Invalid type"),
+    ({"type": "string", "format": "frob"}, "Unknown format: frob"),
+    ({"type": "string", "pattern": "(a"}, "unclosed group"),
+    ({"type": "string", "pattern": "(?=a)"}, "look-around"),
+    ({"$ref": "#/$defs/none"}, "does not exist"),
+    ({"$ref": "https://example.org/schema"}, "does not fetch resources"),
+    ({"$ref": "#"}, "cannot be used"),
+    ({"type": "integer", "minimum": 3, "maximum": 1}, "greater than maximum"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+    ({"exclusiveMinimum": 0, "exclusiveMaximum": 0.5}, "excludes its whole end"),
+    ({"minimum": -1.5, "exclusiveMaximum": -1}, "excludes its whole end"),
+    ({"properties": {"a": 5}}, "'?properties.a'? is 5, and no JSON schema"),
+]
+
+
+@pytest.mark.parametrize("schema, said", UNKNOWN, ids=[said for _, said in UNKNOWN])
+def test_what_cannot_be_held_is_refused(kit: GrammarKit, schema: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        kit.matcher(json_schema=schema)
+    assert str(error.value).startswith("grammar.json_schema cannot be used: ")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def deep(levels: int) -> str:
+    return '{"items":' * levels + "{}" + "}" * levels
+
+
+HUGE: dict[str, dict[str, Any]] = {
+    "deep": {"json_schema": deep(70)},
+    "very deep": {"json_schema": deep(20_000)},
+    "no JSON": {"json_schema": "{"},
+    "a list": {"json_schema": "[]"},
+    "many keywords": {"json_schema": json.dumps({f"x-{i}": 1 for i in range(10_001)})},
+    "open group": {"regex": "(a"},
+    "lark": {"lark": "nope"},
+    "no start": {"lark": 'a: "b"'},
+    "gbnf": {"gbnf": "root ::= missing"},
+    "unknown mark": {"lark": "start: <|nothing|>"},
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_bad_and_huge_grammars_are_one_sentence(kit: GrammarKit, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be used") as error:
+        kit.matcher(**HUGE[name])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_compiled_grammars_are_kept_and_their_number_is_bounded(kit: GrammarKit) -> None:
+    from fastslow.engine.sampling import llguidance_grammar
+
+    for number in range(llguidance_grammar.MOST_KEPT + 5):
+        kit.matcher(regex=f"a{{{number + 1}}}")
+    assert len(kit.compiler._made) == llguidance_grammar.MOST_KEPT
+    one = kit.compiler._made[GrammarSpec(regex="a{60}")]
+    kit.matcher(regex="a{60}").accept(kit.tokenizer.encode("a")[0])
+    assert kit.compiler._made[GrammarSpec(regex="a{60}")] is one
+    assert not kit.matcher(regex="a{60}").ended(), "a matcher is a copy"

@@ -1,0 +1,217 @@
+"""Structured output as callers see it: what is answered, what is refused, and who is disturbed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from grammar_tools import holds
+from tokenizers_tiny import write_bpe, write_spm
+
+from fastslow.engine.params import GrammarSpec, SamplingParams
+from fastslow.engine.sampling import grammar as engine_grammar
+from fastslow.engine.sampling.grammar import GrammarError
+from fastslow.llm import LLM
+from fastslow.output import GenerationError
+
+VOCAB = 320
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+OPENING = CHATML + "<|im_start|>assistant\n{{ '<think>\\n' }}"
+POINT = {
+    "type": "object",
+    "properties": {
+        "x": {"type": "integer", "minimum": 0, "maximum": 99},
+        "on": {"type": "boolean"},
+    },
+    "required": ["x", "on"],
+    "additionalProperties": False,
+}
+DRAFTERS = ("off", "ngram", "self", "suffix", "auto")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder = tmp_path_factory.mktemp("model")
+    write_bpe(folder, OPENING, VOCAB)
+    write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+    with LLM(folder, kv_memory="8MiB", progress=False) as made:
+        yield made
+
+
+def asked(grammar: Any, **fields: Any) -> SamplingParams:
+    return SamplingParams(
+        **{"max_tokens": 90, "frequency_penalty": 1.0, "grammar": grammar, **fields}
+    )
+
+
+KINDS: list[dict[str, Any]] = [
+    {"json_schema": POINT},
+    {"json_schema": json.dumps(POINT)},
+    {"regex": "[0-9]{3}-[a-c]{1,4}"},
+    {"choice": ["yes", "no", "not now"]},
+    {"lark": 'start: "<" WORD ">"\nWORD: /[a-c]{2,5}/'},
+    {"gbnf": 'root ::= "<" [a-c] [a-c] ">"'},
+]
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("mode", ["fast", "deep", {"base": "deep", "thinking_budget": 6}])
+def test_answers_keep_to_their_grammar(llm: LLM, mode: Any, drafter: str) -> None:
+    batch = [asked(grammar) for grammar in KINDS]
+    outs = llm.chat(["hello"] * len(KINDS), batch, mode=mode, speculation=drafter, progress=False)
+    plain = llm.chat(["hello"] * len(KINDS), batch, mode=mode, speculation="off", progress=False)
+    assert [o.token_ids for o in outs] == [o.token_ids for o in plain]
+    ended = 0
+    for out, grammar in zip(outs, KINDS, strict=True):
+        spec = GrammarSpec(**grammar)
+        assert out.finish_reason in ("stop", "length")
+        if out.finish_reason == "stop":
+            ended += 1
+            if spec.lark is not None or spec.gbnf is not None:
+                spec = GrammarSpec(regex="<[a-c]{2,5}>")
+            assert holds(spec, out.text), out.text
+    if isinstance(mode, dict):  # the thought ends in time
+        assert ended >= 5
+        assert all(o.metrics.thinking_tokens == 6 for o in outs)
+        assert all(o.metrics.thinking_ended == "budget" for o in outs)
+    if drafter == "auto" and mode == "fast":
+        assert sum(o.metrics.accepted for o in outs) > 0
+
+
+def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
+    mode = {"base": "deep", "thinking_budget": 4, "closing": "so:"}
+    *pieces, last = llm.stream_chat("hello", asked({"json_schema": POINT}), mode=mode)
+    assert last.output is not None
+    text = "".join(piece.text for piece in (*pieces, last))
+    assert text == last.output.text and json.loads(text).keys() == {"x", "on"}
+    assert last.output.finish_reason == "stop" and last.output.stop_reason is None
+
+
+def test_several_answers_and_seeds(llm: LLM) -> None:
+    params = asked({"json_schema": POINT}, n=4, temperature=1.0, seed=5)
+    mode = {"base": "deep", "thinking_budget": 3}
+    out = llm.chat("hello", params, mode=mode, speculation="self")
+    again = llm.chat("hello", params, mode=mode, speculation="off")
+    assert [c.token_ids for c in out.choices] == [c.token_ids for c in again.choices]
+    whole = [c.text for c in out.choices if c.finish_reason == "stop"]
+    assert len(whole) >= 2 and all(holds(GrammarSpec(json_schema=POINT), text) for text in whole)
+    assert len({tuple(c.token_ids) for c in out.choices}) > 1
+
+
+def test_a_closing_phrase_that_goes_on_behind_the_tag_gives_way(llm: LLM) -> None:
+    mode = {"base": "deep", "thinking_budget": 2, "closing": "done</think>\n\nIn words:"}
+    out = llm.chat("hello", asked({"choice": ["yes", "no"]}), mode=mode)
+    assert out.finish_reason == "stop" and out.text in ("yes", "no")
+
+
+@pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
+def test_an_answer_that_escalates_keeps_its_grammar(llm: LLM, how: str) -> None:
+    mode = {
+        "base": "fast",
+        "thinking": "off",
+        "escalate": {"below": 1.0, "window": 2, "to": "fast", "how": how},
+    }
+    out = llm.chat("hello", asked({"json_schema": POINT}), mode=mode, speculation="ngram")
+    assert out.metrics.escalated_at is not None
+    assert out.finish_reason == "stop" and holds(GrammarSpec(json_schema=POINT), out.text)
+
+
+def test_a_stop_string_and_the_length_end_it_as_ever(llm: LLM) -> None:
+    out = llm.chat("hello", asked({"json_schema": POINT}, stop='"on"'), mode="fast")
+    assert out.finish_reason == "stop" and out.stop_reason == '"on"' and '"x"' in out.text
+    out = llm.chat("hello", asked({"json_schema": POINT}, max_tokens=5), mode="fast")
+    assert out.finish_reason == "length" and len(out.token_ids) == 5
+
+
+def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
+    out = llm.generate("hello", asked({"choice": ["yes", "no"]}, logprobs=2), mode="fast")
+    free = llm.generate("hello", asked(None, logprobs=2, max_tokens=1), mode="fast")
+    assert out.logprobs is not None and free.logprobs is not None
+    top = max(free.logprobs[0], key=free.logprobs[0].__getitem__)
+    assert out.logprobs[0][top] == pytest.approx(free.logprobs[0][top])
+    assert out.token_ids[0] in out.logprobs[0]
+
+
+@pytest.mark.parametrize(
+    "grammar, said",
+    [
+        ({}, "exactly one of json_schema"),
+        ({"regex": "a", "choice": ["b"]}, "exactly one of json_schema"),
+        ({"choice": []}, "grammar.choice"),
+        ({"choice": ["a"] * 1001}, "at most 1000 items"),
+        ({"regex": "a" * 262_145}, "at most 262144 characters"),
+        ({"choice": ["a" * 262, *["b" * 262] * 999, "c" * 262]}, "at most 1000"),
+        ({"choice": ["a" * 200_000, "b" * 200_000]}, "more than 262144 characters"),
+        ({"json_schema": {"a": float("nan")}}, "no JSON"),
+        ({"json_object": False}, "must be True"),
+        ({"json": {}}, "is unknown"),
+        ({"json_schema": {"uniqueItems": True}}, "'uniqueItems' is not supported"),
+        ({"regex": "(a"}, "unclosed group"),
+    ],
+)
+def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        llm.chat("hello", asked(grammar))
+    assert "\n" not in str(error.value)
+
+
+def test_a_handle_hears_of_a_grammar_that_does_not_compile(llm: LLM) -> None:
+    handle = llm.submit("hello", asked({"regex": "(a"}))
+    with pytest.raises(ValueError, match="unclosed group"):
+        handle.result(timeout=60)
+
+
+def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> None:
+    wild = asked({"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}, max_tokens=60)
+    with pytest.raises(GenerationError, match="the grammar stopped: ") as error:
+        llm.generate(["hello"] * 3, [wild, asked({"choice": ["yes"]}), asked(None)], progress=False)
+    outs = error.value.outputs
+    assert [o.finish_reason for o in outs][0] == "error" and outs[1].text == "yes"
+    assert outs[2].finish_reason in ("stop", "length")
+    assert llm.generate("hello", asked({"choice": ["no"]}), mode="fast").text == "no"
+
+
+def test_a_mask_that_fails_ends_its_own_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise GrammarError("the grammar stopped: a test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_grammar.Grammar, "_mask", broken)
+        for drafter in ("off", "self"):
+            with pytest.raises(GenerationError, match="a test"):
+                llm.generate("hello", asked({"json_object": True}), speculation=drafter)
+    assert llm.generate("hello", asked({"choice": ["no"]}), mode="fast").text == "no"
+
+
+def test_without_the_package_or_a_tokenizer_it_is_said(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = write_moge(tmp_path / "bare", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
+    with LLM(bare, kv_memory="4MiB", progress=False) as other:
+        with pytest.raises(ValueError, match="needs a tokenizer, and this checkpoint has none"):
+            other.generate([5, 6], asked({"json_object": True}))
+    write_bpe(tmp_path / "words", vocab_size=VOCAB)
+    folder = write_moge(tmp_path / "words", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with LLM(folder, kv_memory="4MiB", progress=False) as other:
+        with pytest.raises(ValueError, match=r"pip install 'fastslow\[grammar\]'"):
+            other.generate("hello", asked({"json_object": True}))
+
+
+def test_sentencepiece_models_answer_in_json(tmp_path: Path) -> None:
+    vocab = write_spm(tmp_path)
+    folder = write_moge(tmp_path, vocab=vocab, num_hidden_layers=2, hidden_size=32)
+    with LLM(folder, kv_memory="4MiB", progress=False) as other:
+        outs = [
+            other.generate("hello", asked({"json_schema": POINT}, seed=seed), mode="fast")
+            for seed in range(8)
+        ]
+        whole = [out for out in outs if out.finish_reason == "stop"]
+        assert whole and all(holds(GrammarSpec(json_schema=POINT), out.text) for out in whole)
+        words = other.generate("hello", asked({"choice": ["yes", "no"]}), mode="fast")
+        assert words.text in ("yes", "no")

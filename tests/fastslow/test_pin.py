@@ -1,0 +1,179 @@
+"""Pinned prefixes: read once, never evicted, found by requests of the same mode and key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.params import Mode, SamplingParams
+from fastslow.llm import LLM
+
+VOCAB = 320
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+TEN = SamplingParams(max_tokens=10, ignore_eos=True)
+PREFIX = list(range(10, 75))  # four pages of 16, and one token
+SYSTEM = [{"role": "system", "content": "You answer in one short sentence, and you never say why."}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moge")
+    write_bpe(folder, TEMPLATE, VOCAB)
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+
+
+def open_llm(folder: Path, **options: Any) -> LLM:
+    small = {"kv_memory": 60 * 16 * 256 * 2, "max_model_len": 256, "progress": False}
+    return LLM(folder, **{**small, **options})
+
+
+@pytest.fixture
+def llm(folder: Path) -> Iterator[LLM]:
+    with open_llm(folder) as llm:
+        yield llm
+        check(llm)
+
+
+def check(llm: LLM) -> None:
+    while not llm._core.idle or llm._kv.requests:
+        time.sleep(0.01)
+    llm._worker.between_steps(llm._kv.check_integrity)
+
+
+def flood(llm: LLM) -> None:
+    """Other texts, more than the pages hold."""
+    for n in range(12):
+        llm.generate([100 + n] * 200, TEN, speculation="off")
+
+
+def cached(llm: LLM, prompt: Any, **options: Any) -> int:
+    tokens: int = llm.generate(prompt, TEN, speculation="off", **options).metrics.cached_tokens
+    return tokens
+
+
+def test_a_pinned_prefix_is_never_evicted(llm: LLM) -> None:
+    alone = llm.generate([*PREFIX, 80, 81], TEN, speculation="off").token_ids
+    llm.forget_prompts()
+    pin = llm.pin(PREFIX)
+    assert (pin.tokens, pin.pages) == (64, 4) and llm.stats().pages_pinned == 4
+    flood(llm)
+    check(llm)
+    out = llm.generate([*PREFIX, 80, 81], TEN, speculation="off")
+    assert out.metrics.cached_tokens == 64 and out.token_ids == alone
+    stats = llm.stats()
+    assert stats.pages_used == 4 and stats.modes["deep"].evicted_pages > 0
+    assert stats.modes["deep"].prefix_hits == 1
+    pin.unpin()
+    pin.unpin()
+    assert llm.stats().pages_pinned == 0 == llm.stats().pages_used
+    flood(llm)
+    assert cached(llm, [*PREFIX, 80]) == 0
+
+
+def test_only_requests_of_the_same_mode_and_key_find_it(llm: LLM) -> None:
+    fast = Mode(name="fast", groups=1)
+    with llm.pin(PREFIX, mode=fast, memory_key="me"):
+        flood(llm)
+        assert cached(llm, [*PREFIX, 80], mode=fast, memory_key="me") == 64
+        assert cached(llm, [*PREFIX, 80], mode=fast) == 0
+        assert cached(llm, [*PREFIX, 80], mode=fast, memory_key="you") == 0
+        assert cached(llm, [*PREFIX, 80], memory_key="me") == 0
+    assert llm.stats().pages_pinned == 0
+
+
+@pytest.mark.parametrize("last", ["system", "user"])
+def test_of_messages_what_all_chats_share_that_go_on(llm: LLM, last: str) -> None:
+    begun = SYSTEM if last == "system" else [*SYSTEM, {"role": "user", "content": "Hello there"}]
+    answered = [] if last == "system" else [{"role": "assistant", "content": "Hi."}]
+    with llm.pin(begun) as pin:
+        flood(llm)
+        for question in ("What is it?", "Apples", "and then?"):
+            chat = [*begun, *answered, {"role": "user", "content": question}]
+            found = llm.chat(chat, TEN, speculation="off").metrics
+            assert found.cached_tokens >= pin.tokens >= 32
+            assert found.cached_tokens - pin.tokens < 16 or question != "What is it?"
+
+
+def test_two_pins_of_one_text_share_its_pages(llm: LLM) -> None:
+    one, two = llm.pin(PREFIX), llm.pin([*PREFIX[:48], *range(200, 220)])
+    assert (one.pages, two.pages, llm.stats().pages_pinned) == (4, 4, 5)
+    check(llm)
+    one.unpin()
+    check(llm)
+    assert llm.stats().pages_pinned == 4
+    flood(llm)
+    assert cached(llm, [*PREFIX, 80]) == 48
+    two.unpin()
+
+
+def test_a_pin_leaves_room_for_others(llm: LLM) -> None:
+    pages = llm.stats().pages
+    assert pages == 60  # so that at most half, 30, may be pinned
+    pins = [llm.pin([n] * 160) for n in range(20, 23)]
+    wrong = (
+        r"^the prefix needs 10 KV pages; 30 are pinned already, and of 60 pages at most 30 may be "
+    )
+    with pytest.raises(ValueError, match=wrong):
+        llm.pin([30] * 160)
+    assert llm.stats().pages_pinned == 30
+    flood(llm)
+    long = SamplingParams(max_tokens=100, ignore_eos=True)
+    handles = [llm.submit([n] * 150, long) for n in range(40, 46)]  # more than all pages
+    assert all(len(handle.result().token_ids) == 100 for handle in handles)
+    for pin in pins:
+        pin.unpin()
+    assert llm.stats().pages_pinned == 0
+
+
+def test_what_cannot_be_pinned(llm: LLM, folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match="^the prefix has 5 tokens, and the least to pin is a page"
+    ):
+        llm.pin([5, 6, 7, 8, 9])
+    with pytest.raises(
+        ValueError, match="^pin needs one mode, and this one chooses: name a preset$"
+    ):
+        llm.pin(PREFIX, mode="auto")
+    with pytest.raises(ValueError, match="^option 'timeout' is unknown"):
+        llm.pin(PREFIX, timeout=3)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"is 1000000, not an id in"):
+        llm.pin([10**6] * 20)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"kv_memory": 16 * 16 * 256 * 2}, "of 16 pages at most 0 may be pinned")
+    ]
+    wrong += [({"prefix_caching": False}, "^pin needs prefix_caching=True$")]
+    for options, said in wrong:
+        with open_llm(folder, **options) as other, pytest.raises(ValueError, match=said):
+            other.pin(PREFIX)
+    with pytest.raises(ValueError, match="^pin takes one prompt"):
+        llm.pin(["a", "b"])  # type: ignore[arg-type]
+
+
+def test_forgetting_and_closing_let_go_of_it(folder: Path) -> None:
+    with open_llm(folder) as llm:
+        pin = llm.pin(PREFIX)
+        llm.forget_prompts()
+        check(llm)
+        assert llm.stats().pages_pinned == 0 and cached(llm, [*PREFIX, 80]) == 0
+        pin.unpin()
+        again = llm.pin(PREFIX)
+    again.unpin()
+    with pytest.raises(RuntimeError, match="closed"):
+        llm.pin(PREFIX)
+
+
+def test_evicted_modes_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastslow.engine.kv.cache.MOST_MODES", 1)
+    for n in range(20):
+        llm.generate([100 + n] * 200, TEN, speculation="off", mode=Mode(name=f"m{n % 3}"))
+    evicted = llm._kv.evicted
+    assert set(evicted) == {"m0", "other"} and evicted["other"] > evicted["m0"] > 0

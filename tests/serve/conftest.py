@@ -1,0 +1,37 @@
+"""One tiny model behind one real server, for all tests of the server that need no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from serve_tools import NAME, open_tiny, served, write_tiny
+
+from fastslow.llm import LLM
+from fastslow.serve.app import create_app
+from fastslow.serve.local import LocalEngine
+
+
+@pytest.fixture(scope="session")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with open_tiny(write_tiny(tmp_path_factory.mktemp("tiny"))) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def app(llm: LLM) -> FastAPI:
+    return create_app(LocalEngine(llm, NAME))
+
+
+@pytest.fixture(scope="session")
+def url(app: FastAPI) -> Iterator[str]:
+    with served(app) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client

@@ -1,0 +1,135 @@
+"""/v1/completions, /v1/models, /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from serve_tools import events_of
+
+from fastslow.engine.params import SamplingParams
+from fastslow.llm import LLM
+
+GREEDY = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+
+
+def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = http.post("/v1/completions", json=fields)
+    assert answer.status_code == 200, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    "prompt", ["The quick", ["The quick", "Every expert"], [80, 81, 82], [[80, 81], [90]]]
+)
+def test_every_form_of_prompt_streamed_or_not(
+    http: httpx.Client, llm: LLM, prompt: Any, n: int
+) -> None:
+    fields = {"temperature": 1, "seed": 5, "max_tokens": 12, "n": n, "prompt": prompt}
+    whole = ask(http, **fields)
+    answer = http.post("/v1/completions", json={**fields, "stream": True})
+    chunks = events_of(answer.text)
+    several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    prompts = prompt if several else [prompt]
+    sampling = SamplingParams(temperature=1, seed=5, max_tokens=12, n=n)
+    outs = [llm.generate(one, sampling, speculation="off") for one in prompts]
+    choices = [choice for out in outs for choice in out.choices]
+    assert [one["text"] for one in whole["choices"]] == [choice.text for choice in choices]
+    assert [one["index"] for one in whole["choices"]] == list(range(len(choices)))
+    for i, choice in enumerate(choices):
+        mine = [one for chunk in chunks for one in chunk["choices"] if one["index"] == i]
+        assert "".join(one["text"] for one in mine) == choice.text
+        assert mine[-1]["finish_reason"] == choice.finish_reason
+    assert whole["usage"]["prompt_tokens"] == sum(len(out.prompt_token_ids) for out in outs)
+    assert whole["usage"]["completion_tokens"] == sum(len(one.token_ids) for one in choices)
+
+
+def test_echo_and_logprobs_of_the_prompt(http: httpx.Client, llm: LLM) -> None:
+    prompt = "The quick 世"
+    choice = ask(http, **GREEDY, prompt=prompt, echo=True, logprobs=2)["choices"][0]
+    out = llm.generate(prompt, SamplingParams(**GREEDY, logprobs=2, prompt_logprobs=2))
+    assert choice["text"] == prompt + out.text
+    told = choice["logprobs"]
+    tokens = [*out.prompt_token_ids, *out.token_ids]
+    assert [len(told[name]) for name in told] == [len(tokens)] * 4
+    assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
+    assert out.prompt_logprobs is not None and out.prompt_logprobs[1] is not None
+    second = out.prompt_logprobs[1][tokens[1]]
+    assert told["token_logprobs"][1] == pytest.approx(second, abs=1e-4)
+    assert told["text_offset"][0] == 0 and told["text_offset"] == sorted(told["text_offset"])
+    assert told["text_offset"][len(out.prompt_token_ids)] == len(prompt)
+    for offset, token in zip(told["text_offset"], told["tokens"]):
+        assert token.startswith(("bytes:", "<|")) or choice["text"][offset:].startswith(token)
+
+
+def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -> None:
+    whole = ask(http, **GREEDY, prompt="Every", logprobs=1)["choices"][0]["logprobs"]
+    answer = http.post(
+        "/v1/completions", json={**GREEDY, "prompt": "Every", "logprobs": 1, "stream": True}
+    )
+    parts = [chunk["choices"][0]["logprobs"] for chunk in events_of(answer.text)]
+    for name in ("tokens", "text_offset"):
+        assert [value for part in parts if part for value in part[name]] == whole[name]
+
+
+def test_vllm_s_prompt_logprobs(http: httpx.Client) -> None:
+    choice = ask(http, **GREEDY, prompt=[80, 81, 82], prompt_logprobs=0)["choices"][0]
+    first, second, third = choice["prompt_logprobs"]
+    assert first is None and list(second) == ["81"] and list(third) == ["82"]
+    assert second["81"]["logprob"] < 0 and isinstance(second["81"]["decoded_token"], str)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"suffix": "end"}, "suffix is not supported"),
+        ({"best_of": 2}, "best_of=2 must be at most n=1"),
+        ({"prompt": []}, "prompt is empty"),
+        ({"prompt": ["a", ""]}, "prompt is empty"),
+        ({"prompt": "a", "n": 17}, "n=17 must be at most 16"),
+        ({"prompt": ["a"] * 9, "n": 2}, "n=2 for each of 9 prompts must be at most 16"),
+        ({"prompt": [99999]}, "prompt token 0"),
+        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs are for chats"),
+    ],
+)
+def test_what_is_refused(http: httpx.Client, fields: dict[str, Any], said: str) -> None:
+    answer = http.post("/v1/completions", json={"prompt": "a", **GREEDY, **fields})
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+def test_models(http: httpx.Client) -> None:
+    listed = http.get("/v1/models").json()
+    names = [model["id"] for model in listed["data"]]
+    assert names == ["tiny", "tiny:fast", "tiny:deep", "tiny:auto", "tiny:brief"]
+    one = http.get("/v1/models/tiny").json()
+    assert one == listed["data"][0] and one["max_model_len"] == 512
+    assert one["thinks"] and "fast" in one["modes"]
+    missing = http.get("/v1/models/other")
+    assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
+
+
+def test_tokenize_and_back(http: httpx.Client, llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    made = http.post("/tokenize", json={"prompt": "你好 fox", "return_token_strs": True}).json()
+    assert made["tokens"] == llm.tokenizer.encode("你好 fox")
+    assert made["count"] == len(made["tokens"]) == len(made["token_strs"])
+    assert made["max_model_len"] == 512
+    back = http.post("/detokenize", json={"tokens": made["tokens"]}).json()
+    assert back == {"prompt": "你好 fox"}
+    chat = [{"role": "user", "content": "hi"}]
+    thinking, quiet = (
+        http.post("/tokenize", json={"messages": chat, "mode": mode}).json()["tokens"]
+        for mode in ("deep", "fast")
+    )
+    assert thinking != quiet
+    for path, body in (
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "messages": chat}),
+        ("/detokenize", {"tokens": [320]}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": [True]}),
+    ):
+        assert http.post(path, json=body).status_code == 400

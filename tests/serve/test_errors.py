@@ -1,0 +1,247 @@
+"""What is wrong with a request is said in one sentence, in OpenAI's shape, and never is a 5xx."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from serve_tools import client_of, served
+
+from fastslow.output import GenerationError, Piece
+from fastslow.serve.app import create_app
+from fastslow.serve.ask import Ask
+from fastslow.serve.engine import Busy, ModelCard, NotReady
+from fastslow.serve.settings import ServerSettings
+
+CHAT = [{"role": "user", "content": "hi"}]
+DEEP = "[" * 150 + "]" * 150
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    made = answer.json()
+    assert set(made) == {"error"} and set(made["error"]) == {"message", "type", "param", "code"}
+    assert "\n" not in made["error"]["message"] and answer.headers["x-request-id"]
+    error: dict[str, Any] = made["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the body is empty"),
+        (b"{", "expecting property name"),
+        (b"null", "the body"),
+        (b"[1]", "must be"),
+        (b'"x"', "must be"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"{} {}", "extra data"),
+        (b'{"temperature": NaN}', "NaN is no number"),
+        (b'{"temperature": -Infinity}', "-Infinity is no number"),
+        (b'{"temperature": 1e400}', "too large"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"messages": [{"role": "user", "content": "\\udead"}]}', "lone surrogate"),
+        (b'{"\\ud800": 1}', "lone surrogate"),
+        (f'{{"messages": {DEEP}}}'.encode(), "nests deeper than 100"),
+        (b"[" * 1_000_000, "nests deeper than 100"),
+        (b'{"a":' * 100_000, "nests deeper than 100"),
+    ],
+)
+def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) -> None:
+    kind = {"content-type": "application/json; charset=utf-8"}
+    answer = http.post("/v1/chat/completions", content=content, headers=kind)
+    assert answer.status_code == 400 and said in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"messages": None}, "messages", "must be a valid list"),
+        ({"messages": []}, "messages", "messages=[] must have at least 1 item"),
+        ({"messages": [{}]}, "messages[0].role", "field 'messages[0].role' is missing"),
+        ({"messages": [{"role": "user"}]}, "messages", "messages[0].content is missing"),
+        ({"messages": [{"role": "me", "content": "a"}]}, "messages[0].role", "'me' must be"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "messages",
+            "messages[0].content[0].type='image_url' is not read here",
+        ),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "=7 must be"),
+        ({"messages": CHAT * 600}, "messages", "messages has 600"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens=0 must be greater than or equal to 1"),
+        ({"max_tokens": 1.5}, "max_tokens", "max_tokens=1.5 must be a valid integer"),
+        ({"max_tokens": "9"}, "max_tokens", "max_tokens='9' must be a valid integer"),
+        ({"max_tokens": 10**400}, "max_tokens", "must be less than"),
+        ({"temperature": -1}, "temperature", "must be greater than or equal to 0"),
+        ({"temperature": True}, "temperature", "must be a valid number"),
+        ({"temperature": 10**400}, "temperature", "must be"),
+        ({"top_p": 0}, "top_p", "must be greater than 0"),
+        ({"n": 17}, "n", "n=17 must be at most 16"),
+        ({"n": 10**30}, "n", "must be less than or equal to 128"),
+        ({"stop": ["x"] * 33}, "stop", "stop has 33 entries; at most 32"),
+        ({"stop": ["x" * 1001]}, "stop", "at most 1000 characters"),
+        ({"stop": 7}, "stop", "stop=7 must be a valid string or a valid list"),
+        ({"seed": 2**63}, "seed", "must be less than"),
+        ({"logit_bias": {"x": 1}}, None, "must match"),
+        ({"logit_bias": {"999": 1}}, "logit_bias", "outside the vocabulary"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1", "must be less than or equal to 100"),
+        ({"top_logprobs": 2}, "top_logprobs", "unless logprobs is true"),
+        ({"logprobs": True, "top_logprobs": 21}, "logprobs", "must be at most 20"),
+        ({"mode": "fst"}, "mode", "did you mean 'fast'"),
+        ({"groups": 99}, None, "groups=99 is outside 0..4"),
+        ({"temprature": 1}, None, "field 'temprature' is unknown; did you mean 'temperature'"),
+        ({"zzz": 1}, None, "field 'zzz' is unknown"),
+        ({"x" * 100_000: 1}, None, "is unknown"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradict"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream is true"),
+        ({"chat_template_kwargs": {"nope": 1}}, "chat_template_kwargs", "reads no variable 'nope'"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "must be"),
+        ({"response_format": {"type": "json_schema"}}, None, "json_schema.schema' is missing"),
+        ({"speculation": "nosuch"}, None, "nosuch"),
+        ({"model": None, "user": {"any": "thing"}, "max_tokens": -1}, "max_tokens", "-1"),
+        ({"min_tokens": 9, "max_tokens": 3}, "min_tokens", "exceeds max_tokens=3"),
+        ({"stop_token_ids": [999]}, "stop_token_ids", "outside the vocabulary"),
+        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, None, "fit"),
+    ],
+)
+def test_one_sentence_about_a_field(
+    http: httpx.Client, fields: dict[str, Any], param: str | None, said: str
+) -> None:
+    answer = http.post("/v1/chat/completions", json={"messages": CHAT, "max_tokens": 2, **fields})
+    assert answer.status_code == 400, answer.text
+    error = error_of(answer)
+    assert said in error["message"] and error["type"] == "invalid_request_error"
+    assert param is None or error["param"] == param
+    assert len(error["message"]) < 600
+
+
+def test_openai_s_fields_without_a_meaning_here_are_taken(http: httpx.Client) -> None:
+    fields = {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto"}
+    fields |= {"safety_identifier": "s", "prompt_cache_key": "k", "verbosity": "low"}
+    body = {"messages": CHAT, "max_tokens": 1, **fields}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_other_statuses(http: httpx.Client) -> None:
+    post = "/v1/chat/completions"
+    for answer, status, code in (
+        (http.get("/nothing"), 404, "not_found"),
+        (http.get(post), 405, "method_not_allowed"),
+        (http.post(post, content=b"a=1", headers={"content-type": "text/plain"}), 400, None),
+        (http.post(post, json={"messages": CHAT, "model": "gpt-9"}), 404, "model_not_found"),
+        (http.delete("/v1/requests/nothing"), 404, "request_not_found"),
+        (http.post("/v1/requests/nothing/stop_thinking"), 404, "request_not_found"),
+        (http.get("/v1/requests/nothing/trace"), 404, "request_not_found"),
+    ):
+        assert answer.status_code == status, answer.text
+        error = error_of(answer)
+        assert code is None or error["code"] == code
+
+
+def test_ids_of_requests_go_in_and_out(http: httpx.Client) -> None:
+    for given, kept in (("mine-1:2.3_4", True), ("with space", False), ("x" * 129, False)):
+        answer = http.get("/v1/models", headers={"x-request-id": given})
+        assert (answer.headers["x-request-id"] == given) is kept
+    fresh = [http.get("/nothing").headers["x-request-id"] for _ in range(2)]
+    assert len(set(fresh)) == 2 and all(re.fullmatch(r"req-[0-9a-f]{24}", one) for one in fresh)
+
+
+class Failing:
+    """An engine that raises what a test says, before its first piece or after it."""
+
+    card = ModelCard("m", 0, 99, {"deep": {}}, "", 0, thinks=False, has_head=False)
+
+    def __init__(self) -> None:
+        self.error: Exception = ValueError("x=1 is wrong")
+        self.late = False
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        if self.late:
+            yield Piece("so far")
+        raise self.error
+
+
+@pytest.fixture(scope="module")
+def failing() -> Failing:
+    return Failing()
+
+
+@pytest.fixture(scope="module")
+def broken(failing: Failing) -> Iterator[httpx.Client]:
+    app = create_app(failing, ServerSettings(body_bytes=1000))  # type: ignore[arg-type]
+    with served(app) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (ValueError("x=1 is wrong"), 400, "invalid_request_error"),
+        (Busy("the queue is full"), 429, "rate_limit_error"),
+        (NotReady("it starts"), 503, "server_error"),
+        (GenerationError("secret", []), 500, "server_error"),
+        (ZeroDivisionError("secret"), 500, "server_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_what_the_engine_raises(
+    broken: httpx.Client,
+    failing: Failing,
+    error: Exception,
+    status: int,
+    kind: str,
+    stream: bool,
+    late: bool,
+) -> None:
+    failing.error, failing.late = error, late
+    body = {"messages": CHAT, "stream": stream}
+    answer = broken.post("/v1/chat/completions", json=body, headers={"x-request-id": "known-1"})
+    if late and stream:
+        assert answer.status_code == 200
+        *_, last, done = answer.text.strip().split("\n\n")
+        assert done == "data: [DONE]"
+        said = json.loads(last.removeprefix("data: "))["error"]
+    else:
+        assert answer.status_code == status
+        said = error_of(answer)
+        assert (answer.headers.get("retry-after") is not None) is (status in (429, 503))
+    assert said["type"] == kind
+    assert ("known-1" in said["message"]) is (status == 500) and "secret" not in said["message"]
+
+
+def test_bodies_are_limited_also_where_no_length_is_told(broken: httpx.Client) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(300):
+            yield b"          "
+
+    kind = {"content-type": "application/json"}
+    for content in (b" " * 1001, chunks()):
+        answer = broken.post("/v1/chat/completions", content=content, headers=kind)
+        assert answer.status_code == 413 and error_of(answer)["code"] == "body_too_large"
+    lying = {**kind, "content-length": "9" * 30}
+    raw = broken.build_request("POST", "/v1/completions", content=b"{}", headers=lying)
+    assert raw.headers["content-length"] == "9" * 30
+
+
+def test_settings_name_the_models_that_are_taken() -> None:
+    async def statuses(settings: ServerSettings) -> list[int]:
+        engine = Failing()
+        engine.error = Busy("full")
+        async with client_of(create_app(engine, settings)) as client:  # type: ignore[arg-type]
+            return [
+                (
+                    await client.post("/v1/completions", json={"prompt": "a", "model": name})
+                ).status_code
+                for name in ("m", "gpt-4o", "m:deep", "gpt-4o:deep", "other")
+            ]
+
+    import asyncio
+
+    assert asyncio.run(statuses(ServerSettings())) == [429, 404, 429, 404, 404]
+    aliased = ServerSettings(aliases=("gpt-4o",))
+    assert asyncio.run(statuses(aliased)) == [429, 429, 429, 429, 404]
+    assert asyncio.run(statuses(ServerSettings(any_model=True))) == [429] * 5

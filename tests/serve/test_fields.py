@@ -1,0 +1,192 @@
+"""How fields that every protocol shares become an `Ask`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastslow.engine.params import SamplingParams
+from fastslow.serve.ask import Ask
+from fastslow.serve.caller import Caller
+from fastslow.serve.engine import ModelCard
+from fastslow.serve.fields import FastslowFields
+from fastslow.serve.openai.chat_schema import ChatRequest
+from fastslow.serve.sampling import sampling_of
+from fastslow.serve.settings import ServerSettings
+
+MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}
+CARD = ModelCard("m", 0, 4096, MODES, "groups", 8, thinks=True, has_head=False)
+LEVELS = ModelCard(
+    "m", 0, 4096, MODES, "", 0, thinks=True, has_head=False, efforts=("low", "medium", "high")
+)
+KEEPS = ModelCard(
+    *("m", 0, 4096, MODES, "", 0),
+    thinks=True,
+    has_head=False,
+    keeps_thoughts=("clear_thinking", False),
+)
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+def ask_of(card: ModelCard = CARD, settings: ServerSettings | None = None, **fields: Any) -> Ask:
+    made = FastslowFields(**fields)
+    return made.as_ask("id", CHAT, {}, Caller(), card, settings or ServerSettings())
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode"),
+    [
+        ({}, "deep"),
+        ({"mode": "fast"}, "fast"),
+        ({"mode": {"base": "fast", "groups": 3}}, {"base": "fast", "groups": 3}),
+        ({"mode": {"groups": 3}}, {"base": "deep", "groups": 3}),
+        ({"groups": 2}, {"base": "deep", "groups": 2}),
+        ({"experts": 0, "mode": "fast"}, {"base": "fast", "experts": 0}),
+        ({"latency_ms": 80}, {"base": "deep", "latency_ms": 80}),
+        ({"reasoning_effort": "none"}, {"base": "fast", "thinking": "off"}),
+        ({"reasoning_effort": "minimal"}, "fast"),
+        ({"reasoning_effort": "medium"}, {"base": "deep", "thinking_budget": 4096}),
+        ({"reasoning_effort": "high"}, "deep"),
+        ({"reasoning_effort": "max"}, "deep"),
+        ({"reasoning": {"effort": "xhigh"}}, "deep"),
+        ({"reasoning_effort": "high", "mode": "deep"}, "deep"),
+        ({"reasoning_effort": "low", "thinking_budget": 9}, {"base": "deep", "thinking_budget": 9}),
+        *(
+            (one, {"base": "deep", "thinking_budget": 7})
+            for one in (
+                {"thinking_budget": 7},
+                {"thinking_token_budget": 7},
+                {"thinking_budget_tokens": 7},
+                {"max_thinking_tokens": 7},
+                {"reasoning": {"max_tokens": 7}},
+                {"thinking_budget": 7, "max_thinking_tokens": 7},
+                {"thinking": {"type": "adaptive", "budget_tokens": 7}},
+            )
+        ),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 7}},
+            {"base": "deep", "thinking": "on", "thinking_budget": 7},
+        ),
+        ({"thinking": {"type": "disabled"}}, {"base": "deep", "thinking": "off"}),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"base": "deep", "thinking": "off"},
+        ),
+        (
+            {"chat_template_kwargs": {"thinking": True}, "mode": "fast"},
+            {"base": "fast", "thinking": "on"},
+        ),
+        ({"reasoning": {"enabled": False}}, {"base": "deep", "thinking": "off"}),
+    ],
+)
+def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode: Any) -> None:
+    ask = ask_of(**fields)
+    assert ask.mode == mode and ask.chat_template_kwargs is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"thinking_budget": 3, "max_thinking_tokens": 4}, "thinking_budget=3 and max_thinking"),
+        ({"mode": "fast", "reasoning_effort": "high"}, "mode='fast' and reasoning_effort='high'"),
+        ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort='high'"),
+        ({"reasoning_effort": "none", "thinking_budget": 5}, "thinking is off"),
+        (
+            {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"enable_thinking": False}},
+            "contradict each other",
+        ),
+        ({"mode": {"groups": 2}, "groups": 3}, "groups=3 and mode.groups=2"),
+        ({"mode": {"sampling": {"n": 3}}}, "mode.sampling must be left out"),
+        ({"mode": {"speculation": {"head": "x"}}}, "mode.speculation must be left out"),
+        ({"mode": {"thinkin": "on"}}, "did you mean 'thinking'"),
+        ({"mode": {"base": 3}}, "mode.base=3"),
+        ({"chat_template_kwargs": {"enable_thinking": 1}}, "enable_thinking=1 must be true"),
+        ({"keep_thoughts": True}, "has no switch for it"),
+        ({"timeout": 1e6}, "timeout=1000000.0 must be at most 3600 seconds"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs=21 must be at most 20"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice"),
+        ({"guided_json": "{"}, "guided_json='{' is no JSON"),
+        ({"guided_json": {"title": "x" * 140_000}}, "guided_json has 1400"),
+        ({"structured_outputs": {"jsn": {}}}, "did you mean 'json'"),
+        *(
+            ({"speculation": wish}, said)
+            for wish, said in (
+                ("tuned.json", "must be a drafter's name"),
+                ("/etc/passwd", "must be a drafter's name"),
+                ({"drafter": "a.json"}, "must be a drafter's name"),
+                ({"model": "/x"}, "speculation.model is a file"),
+                ({"head": "/x"}, "speculation.head is a file"),
+                ({"corpus": "/x"}, "speculation.corpus is a file"),
+                ({"nods": 3}, "did you mean 'nodes'"),
+                ({"nodes": 65}, "nodes=65"),
+            )
+        ),
+    ],
+)
+def test_one_sentence_for_what_does_not_fit(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        ask_of(**fields)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_with_levels_of_effort_gets_its_own() -> None:
+    for effort, level in (
+        ("minimal", "low"),
+        ("low", "low"),
+        ("medium", "medium"),
+        ("xhigh", "high"),
+        ("max", "high"),
+    ):
+        ask = ask_of(LEVELS, reasoning_effort=effort)
+        assert ask.chat_template_kwargs == {"reasoning_effort": level}
+    assert ask_of(LEVELS, reasoning_effort="none").chat_template_kwargs is None
+    both = ask_of(LEVELS, reasoning_effort="low", mode="fast")
+    assert (both.mode, both.chat_template_kwargs) == ("fast", {"reasoning_effort": "low"})
+    with pytest.raises(ValueError, match="contradict"):
+        ask_of(LEVELS, reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"})
+
+
+def test_thoughts_are_kept_by_the_template_s_own_switch() -> None:
+    assert ask_of(KEEPS, keep_thoughts=True).chat_template_kwargs == {"clear_thinking": False}
+    assert ask_of(KEEPS, keep_thoughts=False).chat_template_kwargs == {"clear_thinking": True}
+
+
+def test_grammars_under_every_name() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for fields, grammar in (
+        ({"guided_json": schema}, {"json_schema": schema}),
+        ({"guided_json": '{"type": "object"}'}, {"json_schema": {"type": "object"}}),
+        ({"guided_regex": "a+"}, {"regex": "a+"}),
+        ({"guided_choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ({"guided_grammar": "start: /a/"}, {"grammar": "start: /a/"}),
+        ({"structured_outputs": {"json": schema}}, {"json_schema": schema}),
+        (
+            {"structured_outputs": {"json_object": True, "regex": None}},
+            {"json_schema": {"type": "object"}},
+        ),
+    ):
+        assert ask_of(**fields).sampling == {"grammar": grammar}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    chat: Any = {"messages": CHAT, "response_format": wanted}
+    assert ChatRequest(**chat).grammar(10_000) == {"json_schema": schema}
+
+
+def test_defaults_give_way_to_the_mode_and_the_client() -> None:
+    ask = ask_of(settings=ServerSettings(temperature=0.7, max_tokens=99), top_k=5)
+    params = sampling_of(ask)
+    assert isinstance(params, SamplingParams)
+    assert (params.temperature, params.max_tokens, params.top_k) == (0.7, 99, 5)
+    assert params.model_fields_set == {"top_k"}, "else they would win over the mode's"
+
+
+def test_salts_are_apart_by_caller_and_by_salt() -> None:
+    keys = {
+        ask_of(cache_salt="a").memory_key,
+        ask_of(cache_salt="b").memory_key,
+        ask_of().memory_key,
+        FastslowFields(cache_salt="a")
+        .as_ask("id", CHAT, {}, Caller("x", "x"), CARD, ServerSettings())
+        .memory_key,
+    }
+    assert len(keys) == 4

@@ -1,0 +1,294 @@
+"""What /metrics says: names, values, and that they never go back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, in_pieces, output
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+from fastapi.testclient import TestClient
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from fastslow.engine.core.tally import DraftCounts
+from fastslow.output import Piece
+from fastslow.serve.ask import Ask
+from fastslow.serve.engine import Busy, NotReady
+from fastslow.serve.limits import Limits
+from fastslow.serve.metric_registry import MOST_VALUES
+from fastslow.serve.metric_table import TABLE
+from fastslow.serve.metrics import ServerMetrics, router
+from fastslow.serve.observed_engine import ObservedEngine
+from fastslow.serve.request_record import RequestRecords
+
+Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def client(engine: FakeEngine, by_key: bool = False) -> TestClient:
+    app, limits = FastAPI(), Limits()
+    observed = ObservedEngine(engine, limits)
+    app.state.metrics = ServerMetrics(engine, limits, by_key)
+    app.include_router(router)
+
+    @app.post("/v1/ask/{name}")
+    async def ask(name: str) -> dict[str, str]:
+        try:
+            async for _ in observed.stream(Ask(name, "a prompt")):
+                pass
+        except (Busy, NotReady, ValueError) as error:
+            return {"error": str(error)}
+        return {}
+
+    @app.get("/stream")
+    async def stream(request: Request) -> StreamingResponse:
+        async def text() -> AsyncGenerator[str, None]:
+            async for piece in observed.stream(Ask("1", "a prompt")):
+                yield piece.text
+
+        return StreamingResponse(text())
+
+    app.add_middleware(RequestRecords, observers=[app.state.metrics.take])
+    return TestClient(app)
+
+
+def scraped(ours: TestClient) -> Values:
+    """Samples by name and labels but for the model's."""
+    found: Values = {}
+    for family in parse_text(ours.get("/metrics").text):
+        for sample in family.samples:
+            labels = {k: v for k, v in sample.labels.items() if k != "model_name"}
+            assert sample.labels["model_name"] == "tiny"
+            if not sample.name.endswith("_created"):
+                found[sample.name, tuple(sorted(labels.items()))] = sample.value
+    return found
+
+
+def test_an_answer_in_numbers() -> None:
+    with client(FakeEngine()) as ours:
+        for _ in range(2):
+            ours.post("/v1/ask/x")
+        found = scraped(ours)
+    one = {
+        "vllm:prompt_tokens_total": 10,
+        "vllm:prompt_tokens_cached_total": 4,
+        "vllm:prefix_cache_queries_total": 10,
+        "vllm:prefix_cache_hits_total": 4,
+        "vllm:generation_tokens_total": 6,
+        "vllm:spec_decode_num_drafts_total": 3,
+        "vllm:spec_decode_num_draft_tokens_total": 5,
+        "vllm:spec_decode_num_accepted_tokens_total": 3,
+        "vllm:time_to_first_token_seconds_count": 1,
+        "vllm:inter_token_latency_seconds_count": 2,
+        "vllm:request_time_per_output_token_seconds_count": 1,
+        "vllm:request_time_per_output_token_seconds_sum": 0.1,
+        "vllm:e2e_request_latency_seconds_count": 1,
+        "vllm:request_queue_time_seconds_sum": 0.1,
+    }
+    for name, value in one.items():
+        assert found[name, ()] == pytest.approx(2 * value), name
+    by_place = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    assert found[by_place, (("position", "0"),)] == 4 and found[by_place, (("position", "1"),)] == 2
+    assert found["vllm:request_success_total", (("finished_reason", "stop"),)] == 2
+    mine = (("drafter", "suffix"), ("mode", "deep"))
+    assert found["fastslow:tokens_total", mine] == 12 and found["fastslow:steps_total", mine] == 6
+    assert found["fastslow:draft_tokens_total", mine] == 10
+    route = (("method", "POST"), ("route", "/v1/ask/{name}"), ("status", "200"))
+    assert found["fastslow:http_requests_total", route] == 2
+    assert found["vllm:num_requests_running", ()] == 2
+    assert found["vllm:num_requests_waiting", ()] == 1
+    assert found["vllm:kv_cache_usage_perc", ()] == pytest.approx(0.4)
+    assert found["fastslow:engine_up", ()] == 1
+    assert not any("key" in dict(labels) for _, labels in found)
+
+
+def test_modes_drafters_and_endings() -> None:
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        counts = {"head": DraftCounts(4, 2, [2, 2], [1, 1]), "suffix": DraftCounts(2, 0, [2], [0])}
+        first = output(mode="fast>deep", drafter="suffix|head", by_drafter=counts, escalated_at=3)
+        other = output(mode="deep*", target_kept=False, thinking_tokens=7, thinking_ended="budget")
+        own = output(mode="of its own", reason="length", target_kept=True)
+        yield Piece(output={"1": first, "2": other, "3": own}[ask.id])
+
+    with client(FakeEngine(script)) as ours:
+        for id in "123":
+            ours.post(f"/v1/ask/{id}")
+        found = scraped(ours)
+    assert found["fastslow:escalations_total", (("mode", "fast>deep"),)] == 1
+    head = (("drafter", "head"), ("mode", "fast>deep"))
+    assert found["fastslow:accepted_tokens_total", head] == 2
+    place = (("drafter", "head"), ("position", "1"))
+    assert found["fastslow:accepted_tokens_per_position_total", place] == 1
+    assert found["fastslow:thinking_tokens_total", (("mode", "deep"),)] == 7
+    assert found["fastslow:thinking_ended_total", (("reason", "budget"),)] == 1
+    assert found["fastslow:targets_total", (("kept", "no"), ("mode", "deep"))] == 1
+    assert found["fastslow:targets_total", (("kept", "yes"), ("mode", "custom"))] == 1
+    assert found["vllm:request_success_total", (("finished_reason", "length"),)] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(Busy("full"), "busy"), (NotReady("no"), "not_ready"), (ValueError("x"), "invalid")],
+)
+def test_refusals(error: Exception, reason: str) -> None:
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        raise error
+        yield
+
+    with client(FakeEngine(script)) as ours:
+        assert "error" in ours.post("/v1/ask/1").json()
+        found = scraped(ours)
+    assert found["fastslow:refusals_total", (("reason", reason),)] == 1
+    assert not any(name == "vllm:request_success_total" for name, _ in found)
+
+
+def test_what_fails_in_the_middle_counts_what_was_sent() -> None:
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        yield Piece(token_ids=[1, 2, 3])
+        raise RuntimeError("it broke")
+
+    ours = client(FakeEngine(script))
+    with pytest.raises(RuntimeError):
+        ours.post("/v1/ask/1")
+    found = scraped(ours)
+    assert found["vllm:generation_tokens_total", ()] == 3
+    assert found["vllm:request_success_total", (("finished_reason", "error"),)] == 1
+    assert found["vllm:time_to_first_token_seconds_count", ()] == 1
+    assert found[
+        "fastslow:http_requests_total",
+        (("method", "POST"), ("route", "/v1/ask/{name}"), ("status", "500")),
+    ]
+
+
+def test_a_client_that_left_is_an_abort() -> None:
+    ended = []
+
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        try:
+            while True:
+                yield Piece(text="x", token_ids=[1])
+                await asyncio.sleep(0)
+        finally:
+            ended.append(ask.id)
+
+    ours = client(FakeEngine(script))
+    app: Any = ours.app
+
+    async def leave() -> None:
+        gone = asyncio.Event()
+        asked: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            if not asked:
+                asked.append(1)
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        pieces: list[Any] = []
+
+        async def send(message: Any) -> None:
+            pieces.append(message)
+            if len(pieces) > 5:
+                gone.set()
+
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "path": "/stream",
+            "raw_path": b"/stream",
+        }
+        scope |= {"query_string": b"", "headers": [], "asgi": {"spec_version": "2.3"}}
+        await app(scope, receive, send)
+
+    asyncio.run(leave())
+    found = scraped(ours)
+    assert ended == ["1"]
+    assert found["vllm:request_success_total", (("finished_reason", "abort"),)] == 1
+    assert found["fastslow:clients_left_total", ()] == 1
+    assert found["vllm:generation_tokens_total", ()] >= 4
+
+
+def test_an_engine_that_begins_anew_takes_nothing_back() -> None:
+    engine = FakeEngine()
+    with client(engine) as ours:
+        before = scraped(ours)
+        engine.figures["steps"] = 2  # a new engine, since the last look
+        engine.restarts = 1
+        after = scraped(ours)
+    name = ("fastslow:engine_steps_total", ())
+    assert (before[name], after[name]) == (5, 7)
+    assert after["fastslow:engine_restarts_total", ()] == 1
+
+
+def test_an_engine_that_is_not_there() -> None:
+    engine = FakeEngine()
+
+    async def none() -> Any:
+        raise NotReady("it starts")
+
+    with client(engine) as ours:
+        scraped(ours)
+        engine.stats = none  # type: ignore[method-assign]
+        found = scraped(ours)
+    assert found["fastslow:engine_up", ()] == 0
+    assert ("vllm:num_requests_running", ()) not in found
+    assert found["fastslow:engine_steps_total", ()] == 5
+
+
+def test_names_are_those_of_the_table_and_formats_are_what_is_asked_for() -> None:
+    families = {metric.name: metric for metric in TABLE}
+    assert len(families) == len(TABLE)
+    with client(FakeEngine(), by_key=True) as ours:
+        ours.post("/v1/ask/x")
+        text = ours.get("/metrics")
+        assert text.headers["content-type"].startswith("text/plain; version=")
+        accept = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+        other = ours.get("/metrics", headers=accept)
+        assert other.headers["content-type"].startswith("application/openmetrics-text; version=1")
+        ours.get("/metrics", headers={"accept": "nonsense;;;,"}).raise_for_status()
+        for version in ("0.0.1", "1.0.0;escaping=underscores", "1.0.0;escaping=allow-utf-8"):
+            accept = {"accept": f"application/openmetrics-text;version={version}"}
+            assert "vllm:prompt_tokens_total{" in ours.get("/metrics", headers=accept).text
+    found = {family.name: family for family in parse_openmetrics(other.text)}  # type: ignore[no-untyped-call]
+    assert set(found) == set(families)
+    for name, family in found.items():
+        assert family.type == families[name].type and family.documentation == families[name].help
+        for sample in family.samples:
+            extra = {"le"} & set(sample.labels)
+            assert set(sample.labels) - extra == {"model_name", *families[name].labels}
+
+
+def test_labels_are_bounded() -> None:
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        yield Piece(output=output(drafter=ask.id, by_drafter={}))
+
+    with client(FakeEngine(script)) as ours:
+        for n in range(MOST_VALUES + 50):
+            ours.post(f"/v1/ask/d{n}")
+            ours.get(f"/not-there/{n}")
+        found = scraped(ours)
+    drafters = {dict(labels)["drafter"] for name, labels in found if name == "fastslow:steps_total"}
+    assert len(drafters) == MOST_VALUES + 1 and "other" in drafters
+    routes = {
+        dict(labels)["route"] for name, labels in found if name == "fastslow:http_requests_total"
+    }
+    assert routes == {"/v1/ask/{name}", "unmatched"}
+
+
+def test_two_applications_share_nothing() -> None:
+    with client(FakeEngine()) as first, client(FakeEngine(in_pieces)) as second:
+        first.post("/v1/ask/x")
+        assert ("vllm:generation_tokens_total", ()) in scraped(first)
+        assert ("vllm:generation_tokens_total", ()) not in scraped(second)
+
+
+def test_keys_only_where_they_are_asked_for() -> None:
+    with client(FakeEngine(), by_key=True) as ours:
+        ours.post("/v1/ask/x")
+        found = scraped(ours)
+    assert found["fastslow:key_tokens_total", (("key", "anonymous"), ("kind", "prompt"))] == 10
+    assert found["fastslow:key_tokens_total", (("key", "anonymous"), ("kind", "answer"))] == 6

@@ -1,0 +1,100 @@
+"""The page in front of the real server and a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import browser, missing, until
+from serve_tools import NAME, open_tiny, served, write_tiny
+
+from fastslow.serve.app import create_app
+from fastslow.serve.local import LocalEngine
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with (
+        open_tiny(write_tiny(tmp_path_factory.mktemp("tiny"))) as llm,
+        served(create_app(LocalEngine(llm, NAME))) as url,
+        browser(tmp_path_factory.mktemp("profile")) as driver,
+    ):
+        driver.get(url + "/")
+        until(lambda: driver.find_elements("css selector", "#mode-list dt"), "it is loaded")
+        yield driver
+
+
+def ask(page: Any, mode: str, text: str, **settings: Any) -> dict[str, Any]:
+    """The last answer's data, after it has ended."""
+    page.execute_script("preferences.settings = arguments[0]", settings)
+    page.find_element("css selector", f'#modes input[value="{mode}"]').send_keys(" ")
+    page.find_element("id", "prompt").send_keys(text, "\ue007")
+    until(lambda: page.execute_script("return turns.length && !running"), "it is answered", 60)
+    answer: dict[str, Any] = page.execute_script("return turns.at(-1).answers.at(-1)")
+    assert answer["problem"] == ""
+    return answer
+
+
+def sources(page: Any) -> set[str]:
+    spans = page.find_elements("css selector", ".turn:last-child .answer > .coloured span")
+    return {span.get_attribute("class") for span in spans}
+
+
+def test_every_mode_of_the_model_can_be_chosen(page: Any) -> None:
+    names = [i.get_attribute("value") for i in page.find_elements("css selector", "#modes input")]
+    assert {"fast", "deep", "auto", "brief"} <= set(names)
+
+
+def test_an_answer_with_its_tokens_and_figures(page: Any) -> None:
+    page.execute_script("setColours(true)")
+    answer = ask(page, "fast", "the quick brown fox", max_tokens=120, temperature=0)
+    assert answer["usage"]["completion_tokens"] == answer["tokens"] == len(answer["marks"]) > 0
+    assert sum(mark // 16 for mark in answer["marks"]) == len(answer["text"])
+    assert answer["metrics"]["mode"] == "fast"
+    assert "s-target" in sources(page)
+    text = page.find_element("css selector", ".turn:last-child .answer > .coloured")
+    assert text.get_property("textContent") == answer["text"]
+    assert "s-suffix" in sources(page)  # a random model's greedy answer goes in circles
+
+
+def test_a_thought_is_apart(page: Any) -> None:
+    answer = ask(page, "deep", "think of a fox", max_tokens=60, thinking_budget=12, temperature=0)
+    assert answer["thought"] and answer["metrics"]["thinking_tokens"] <= 12
+    summary = page.find_element("css selector", ".turn:last-child .thought summary")
+    assert "closed at its budget" in summary.get_property("textContent")
+    assert "</think>" not in answer["text"] + answer["thought"]
+
+
+def test_it_is_stopped(page: Any) -> None:
+    page.execute_script("preferences.settings = {max_tokens: 100000, temperature: 1}")
+    page.find_element("css selector", '#modes input[value="fast"]').send_keys(" ")
+    page.find_element("id", "prompt").send_keys("go on", "\ue007")
+    until(lambda: page.execute_script("return running?.view.answer.text"), "it has begun")
+    page.switch_to.active_element.send_keys("\ue00c")
+    until(lambda: page.execute_script("return !running"), "it is over")
+    why = page.find_element("css selector", ".turn:last-child .why").text
+    assert "Stopped." in why
+
+
+def test_the_servers_figures_are_shown(page: Any) -> None:
+    ask(page, "fast", "once more", max_tokens=20)
+    page.find_element("id", "tab-server").click()
+    until(lambda: len(page.find_elements("css selector", "#cards .card")) == 7, "there are figures")
+    cards = page.find_element("id", "cards").text
+    page.find_element("id", "tab-chat").click()
+    assert "KV pages" in cards and "NaN" not in cards
+    assert "suffix" in cards and "fast" in cards
+
+
+def test_what_does_not_fit_is_said(page: Any) -> None:
+    page.execute_script("preferences.settings = {temperature: 1000}")
+    page.find_element("id", "prompt").send_keys("too hot", "\ue007")
+    until(lambda: page.execute_script("return !running"), "it is refused")
+    said = page.find_element("css selector", ".turn:last-child .problem p").text
+    assert "temperature" in said and "100" in said

@@ -1,0 +1,76 @@
+"""Requests that the OpenAPI document makes up: no 5xx, and no answer that it does not describe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS: Any = [
+    not_a_server_error,
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
+MOST = {"max_tokens": 2, "max_completion_tokens": 2, "n": 2}  # else a case may take a minute
+ASKING = "POST /v1/chat/completions", "POST /v1/completions"  # half of all cases are theirs
+
+
+def run(url: str, cases: int) -> Counter[str]:
+    """Ask the server so many times, half of them wrongly; how often each status came."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    seen: Counter[str] = Counter()
+    for operation in operations:
+        share = cases / 4 if operation.label in ASKING else cases / 2 / (len(operations) - 2)
+        for mode in GenerationMode if operation.body else [GenerationMode.POSITIVE]:
+            seen += _ask(url, operation, mode, max(1, round(share / 2)))
+    return seen
+
+
+def _ask(url: str, operation: Any, mode: GenerationMode, cases: int) -> Counter[str]:
+    seen: Counter[str] = Counter()
+
+    @settings(
+        max_examples=cases,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        if isinstance(case.body, dict):
+            for name, most in MOST.items():
+                if isinstance(case.body.get(name), int):
+                    case.body[name] = min(case.body[name], most)
+            if operation.label in ASKING and mode is GenerationMode.POSITIVE:
+                case.body.setdefault("max_tokens", 2)
+        answer = case.call(base_url=url)
+        seen[f"{answer.status_code // 100}xx"] += 1
+        case.validate_response(answer, checks=CHECKS)
+
+    ask()
+    return seen
+
+
+def test_200_cases(url: str) -> None:
+    seen = run(url, 200)
+    assert seen["2xx"] > 10 and seen["4xx"] > 50 and not seen["5xx"]
+
+
+@pytest.mark.slow
+def test_2000_cases(url: str) -> None:
+    seen = run(url, 2000)
+    assert seen["2xx"] > 100 and seen["4xx"] > 500 and not seen["5xx"]

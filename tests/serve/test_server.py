@@ -1,0 +1,174 @@
+"""The server's life, in a process of its own: it loads, serves, drains, ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from serve_engines import write_served
+
+import fastslow
+from fastslow.serve.listen import address_of, listen
+
+SUPPORT = Path(__file__).parents[1] / "support"
+PATIENCE = 120  # seconds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_served(tmp_path_factory.mktemp("served"))
+
+
+@contextmanager
+def program(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """A server; what it prints is read as text."""
+    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    server = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def line(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    return server.stdout.readline().strip()
+
+
+def test_it_loads_serves_and_drains(folder: Path) -> None:
+    with program(SUPPORT / "serve_program.py", folder, 60) as server:
+        with httpx.Client(base_url=line(server), timeout=PATIENCE) as client:
+            assert client.get("/health").json() == {"status": "ok"}
+            early = client.get("/ready")
+            assert early.status_code == 503 and early.headers["retry-after"] == "1"
+            assert early.json() == {"ready": False, "why": "the model is loading"}
+            assert client.get("/version").json()["model"] is None
+            name, pid = line(server).split()
+            assert client.get("/ready").json() == {"ready": True, "why": ""}
+            versions = client.get("/version").json()
+            assert versions["fastslow"] == fastslow.__version__ and versions["device"] == "cpu"
+            assert versions["model"] == name == "tiny" and versions["torch"]
+            with client.stream("GET", "/stream?tokens=1500") as answer:
+                lines = answer.iter_lines()
+                tokens = int(next(lines))
+                server.send_signal(signal.SIGTERM)
+                _until_drains(client)
+                assert client.get("/ready").json()["why"] == "the server is closing"
+                assert client.get("/stream?tokens=1").status_code == 503
+                *rest, last = lines
+                assert tokens + sum(map(int, rest)) == 1500 and last == "over"
+        assert server.wait(PATIENCE) == 0
+        _gone(int(pid))
+
+
+@pytest.mark.slow
+def test_what_a_drain_does_not_wait_for_is_cut(folder: Path) -> None:
+    with program(SUPPORT / "serve_program.py", folder, 0) as server:
+        address = line(server)
+        line(server)
+        with httpx.stream("GET", f"{address}/stream?tokens=4000", timeout=PATIENCE) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGINT)
+            *_, last = lines
+            assert last == "over"  # with what it has
+        assert server.wait(PATIENCE) == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_it_now(folder: Path) -> None:
+    with program(SUPPORT / "serve_program.py", folder, 60) as server:
+        address = line(server)
+        _, pid = line(server).split()
+        with (
+            httpx.Client(base_url=address, timeout=PATIENCE) as client,
+            client.stream("GET", "/stream?tokens=4000") as answer,
+        ):
+            next(answer.iter_lines())
+            server.send_signal(signal.SIGINT)
+            _until_drains(client)
+            server.send_signal(signal.SIGINT)
+            assert server.wait(PATIENCE) == 1
+        assert "StoppedError" in server.communicate()[1]
+        _gone(int(pid))
+
+
+def _until_drains(client: httpx.Client) -> None:
+    end = time.monotonic() + PATIENCE
+    while client.get("/ready").status_code != 503:
+        assert time.monotonic() < end
+
+
+def _gone(pid: int) -> None:
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with program("-m", "fastslow", "serve", tmp_path / "missing", "--port", port) as server:
+            _, said = server.communicate(timeout=PATIENCE)
+    assert server.returncode == 2
+    assert said == f"error: port {port} of 127.0.0.1 is taken: give another --port, or end what listens there\n"  # fmt: skip
+
+
+def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
+    with program("-m", "fastslow", "serve", tmp_path / "missing", "--port", 0) as server:
+        _, said = server.communicate(timeout=PATIENCE)
+    assert server.returncode == 2
+    assert said.splitlines()[-1].startswith("error: ") and "missing" in said
+
+
+@pytest.mark.parametrize("where", [[], pytest.param(["--in-process"], marks=pytest.mark.slow)])
+def test_the_command_serves_at_a_unix_socket(folder: Path, where: list[str]) -> None:
+    path = folder / "socket"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(path))  # of a server that is gone
+    options = ["--unix-socket", path, "--kv-memory", "4MiB", "--dtype", "float32", *where]
+    with program("-m", "fastslow", "serve", folder, *options) as server:
+        assert server.stderr is not None
+        said = ""
+        while "A first request" not in said:
+            read = server.stderr.readline()
+            assert read, said
+            said += read
+        assert f"is served at unix:{path}, on cpu" in said
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+            assert client.get("/ready").json()["ready"]
+            assert client.get("/version").json()["model"] == folder.name
+        with program("-m", "fastslow", "serve", folder, *options) as second:
+            assert "another server listens there" in second.communicate(timeout=PATIENCE)[1]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(PATIENCE) == 0
+    assert not path.exists()
+
+
+def test_addresses(tmp_path: Path) -> None:
+    with listen("localhost", 0) as listener:
+        assert address_of(listener).startswith("http://")
+    with listen("0.0.0.0", 0) as listener:
+        assert address_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(ValueError, match="cannot listen at host 'no such host', port 80"):
+        listen("no such host", 80).__enter__()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is there, and is no socket"):
+        listen("", 0, tmp_path / "file").__enter__()

@@ -1,0 +1,143 @@
+"""Tools and the choice of them as clients send them: what is read, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tool_templates import CLOCK, WEATHER
+
+from fastslow.engine.text.tool_formats import BY_NAME
+from fastslow.serve.tool_calls.offered import Tool, ToolChoice, check
+from fastslow.serve.tool_calls.openai_calls import OpenAICalls
+from fastslow.serve.tool_calls.parse import parser_of
+from fastslow.serve.tool_calls.protocols import (
+    anthropic_choice,
+    anthropic_tools,
+    openai_choice,
+    openai_tools,
+)
+
+
+def function(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **fields}}
+
+
+def test_all_protocols_say_the_same() -> None:
+    chat = openai_tools([WEATHER, CLOCK])
+    flat = [{"type": "function", **tool["function"]} for tool in (WEATHER, CLOCK)]
+    renamed = []
+    for tool in (WEATHER, CLOCK):
+        fields = dict(tool["function"])
+        fields["input_schema"] = fields.pop("parameters")
+        renamed.append(fields)
+    assert openai_tools(flat) == anthropic_tools(renamed) == chat
+    assert [tool.as_variable() for tool in chat] == [WEATHER, CLOCK]
+    assert openai_tools(None) == anthropic_tools([]) == []
+    (bare,) = openai_tools([function()])
+    assert bare == Tool(
+        "f", "", {"type": "object", "properties": {}, "additionalProperties": False}
+    )
+
+
+BAD_TOOLS: list[tuple[list[Any], str]] = [
+    ([5], "tools[0].type is None; only 'function' is taken"),
+    ([{"type": "custom"}], "tools[0].type is 'custom'; only 'function' is taken"),
+    ([{"type": "function", "function": 5}], "tools[0].function is 5; it must be an object"),
+    ([function(name="")], "tools[0].function.name is ''; it must be 1 to 64 letters"),
+    ([function(name="a b")], "tools[0].function.name is 'a b'; it must be 1 to 64 letters"),
+    ([function(name="é")], "it must be 1 to 64 letters"),
+    ([function(name="f\n")], "it must be 1 to 64 letters"),
+    ([function(name="a" * 65)], "it must be 1 to 64 letters"),
+    ([function(), function(name=5)], "tools[1].function.name is 5"),
+    ([function(description=5)], "tools[0].function.description is 5; it must be a text"),
+    ([function(description="x" * 65_537)], "has 65537 characters; at most 65536 are taken"),
+    ([function(strict="yes")], "tools[0].function.strict is 'yes'; it must be true or false"),
+    (
+        [function(parameters=[])],
+        "tools[0].function.parameters must be a JSON schema of type object",
+    ),
+    ([function(parameters={"type": "array"})], "parameters must be a JSON schema of type object"),
+    ([function(parameters={"x": "y" * 70_000})], "characters; at most 65536 are taken"),
+    ([function()] * 129, "tools has 129 functions; at most 128 are taken"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD_TOOLS)
+def test_bad_tools_are_refused(given: list[Any], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        openai_tools(given)
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_deep_schemas_are_refused() -> None:
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(100_000):
+        deep = {"type": "object", "properties": {"a": deep}}
+    with pytest.raises(ValueError, match="no JSON, or nests too deep"):
+        openai_tools([function(parameters=deep)])
+
+
+def test_choices() -> None:
+    assert openai_choice(None) == openai_choice("auto") == ToolChoice("auto")
+    assert openai_choice("none") == ToolChoice("none")
+    assert openai_choice("required") == ToolChoice("required")
+    named = ToolChoice("required", ("f",))
+    assert openai_choice({"type": "function", "function": {"name": "f"}}) == named
+    assert openai_choice({"type": "function", "name": "f"}) == named
+    some = {"mode": "auto", "tools": [function(), {"type": "function", "name": "g"}]}
+    assert openai_choice({"type": "allowed_tools", "allowed_tools": some}) == ToolChoice(
+        "auto", ("f", "g")
+    )
+    assert openai_choice({"type": "allowed_tools", **some}) == ToolChoice("auto", ("f", "g"))
+    assert anthropic_choice(None) == (ToolChoice(), True)
+    assert anthropic_choice({"type": "any"}) == (ToolChoice("required"), True)
+    alone = {"type": "tool", "name": "f", "disable_parallel_tool_use": True}
+    assert anthropic_choice(alone) == (named, False)
+
+
+@pytest.mark.parametrize("given", ["any", 5, {}, {"type": "function"}, {"type": "allowed_tools"}])
+def test_bad_choices_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="^tool_choice"):
+        openai_choice(given)
+
+
+@pytest.mark.parametrize(
+    "given", ["any", {"type": "tool"}, {"type": "auto", "disable_parallel_tool_use": 1}]
+)
+def test_bad_choices_of_the_other_protocol_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="^tool_choice"):
+        anthropic_choice(given)
+
+
+def test_names_are_known_and_told_apart() -> None:
+    tools = [Tool("get"), Tool("put")]
+    assert check(tools, ToolChoice(names=("put",))) == tools[1:]
+    with pytest.raises(ValueError, match="two functions are named get"):
+        check([*tools, Tool("get")], ToolChoice())
+    with pytest.raises(ValueError, match="'pet', which is not among the tools"):
+        check(tools, ToolChoice("required", ("pet",)))
+    long = {"type": "object", "description": "x" * 60_000}
+    with pytest.raises(ValueError, match="characters together; at most 196608 are taken"):
+        check([Tool(f"f{i}", parameters=long) for i in range(4)], ToolChoice())
+
+
+def test_deltas_add_up_to_the_calls() -> None:
+    text = 'So. <tool_call>{"name": "f", "arguments": {"a": "ö"}}</tool_call><tool_call>{"name": "f"}</tool_call>'
+    for size in (1, 3, 1000):
+        calls = OpenAICalls(parser_of(BY_NAME["hermes"], {"f": {}}))
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        told = [*map(calls.push, pieces), calls.finish()]
+        assert "".join(content for content, _ in told) == "So."
+        made: list[dict[str, Any]] = []
+        for delta in (delta for _, deltas in told for delta in deltas):
+            if "id" in delta:
+                assert delta["index"] == len(made) and delta["function"]["arguments"] == ""
+                made.append(
+                    {"id": delta["id"], "type": delta["type"], "function": dict(delta["function"])}
+                )
+            else:
+                made[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+        assert made == calls.calls
+        assert [call["function"]["arguments"] for call in made] == ['{"a": "ö"}', "{}"]

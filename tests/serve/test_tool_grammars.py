@@ -1,0 +1,223 @@
+"""Grammars of tools: whatever they let a model say is read as valid calls, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import jsonschema
+import pytest
+from chat_templates import write_marked
+from llguidance import LLMatcher, LLTokenizer
+from loguru import logger
+
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.tool_formats import BY_NAME
+from fastslow.serve.engine import ModelCard
+from fastslow.serve.tool_calls.events import Parsed
+from fastslow.serve.tool_calls.offered import Tool, ToolChoice
+from fastslow.serve.tool_calls.parse import parse
+from fastslow.serve.tool_calls.prepare import Prepared, prepare
+
+PLACE = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Köln", 'a "b" <c>', "</tool_call>"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 99},
+        "parts": {"type": "array", "items": {"$ref": "#/$defs/part"}, "maxItems": 2},
+        "sure": {"type": "boolean"},
+    },
+    "required": ["city", "sure"],
+    "additionalProperties": False,
+    "$defs": {"part": {"enum": [1, None, "x"]}},
+}
+TOOLS = [
+    Tool("get_weather", "", PLACE, True),
+    Tool("get", parameters={"properties": {}, "additionalProperties": False}),
+]
+FORMATS = [name for name, form in BY_NAME.items() if form.kind != "messages"]
+MARKS = ("[unused11]", "[unused12]", "[TOOL_CALLS]", "<|python_tag|>", "<|eom_id|>")
+
+
+class Speaker:
+    """Says what a grammar allows, at random, in the tokens of a small tokenizer."""
+
+    def __init__(self, folder: Path) -> None:
+        write_marked(folder, "x", MARKS)
+        self.tokenizer = load_tokenizer(folder)
+        self._ll = LLTokenizer((folder / "tokenizer.json").read_text("utf-8"), eos_token=2)
+
+    def card(self, name: str) -> ModelCard:
+        tokens = BY_NAME[name].tokens(self.tokenizer)
+        return ModelCard("m", 0, 512, {}, "", 1, False, False, tool_format=name, tool_tokens=tokens)
+
+    def text(self, lark: str, begun: str, seed: int) -> str:
+        chance = random.Random(seed)
+        matcher = LLMatcher(self._ll, LLMatcher.grammar_from_lark(lark), log_level=0)
+        said = self.tokenizer.encode(begun, add_special=False) if begun else []
+        assert matcher.consume_tokens(said) or not said, matcher.get_error()
+        while len(said) < 1500:
+            mask = matcher.compute_bitmask()
+            allowed = [i for i in range(self.tokenizer.vocab_size) if mask[i // 8] >> i % 8 & 1]
+            assert allowed, matcher.get_error()
+            token = 2 if 2 in allowed and chance.random() < 0.5 else chance.choice(allowed)
+            if token == 2:
+                return self.tokenizer.decode(said, skip_special=False)
+            said.append(token)
+            assert matcher.consume_token(token)
+        raise AssertionError("it never ends")
+
+    def fits(self, lark: str, text: str) -> bool:
+        matcher = LLMatcher(self._ll, LLMatcher.grammar_from_lark(lark), log_level=0)
+        ids = self.tokenizer.encode(text, add_special=False)
+        return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+    return Speaker(tmp_path_factory.mktemp("speaker"))
+
+
+def lark(prepared: Prepared) -> str:
+    return str(prepared.sampling["grammar"]["lark"])
+
+
+def check_calls(prepared: Prepared, text: str) -> Parsed:
+    assert prepared.form is not None
+    parsed = parse(text, prepared.form, prepared.functions)
+    assert parsed.complete
+    for call in parsed.calls:
+        jsonschema.validate(json.loads(call.arguments), prepared.functions[call.name])
+    return parsed
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -> None:
+    prepared = prepare(TOOLS, ToolChoice("required"), parallel, speaker.card(name))
+    counts: set[int] = set()
+    names: set[str] = set()
+    for seed in range(8):
+        parsed = check_calls(prepared, speaker.text(lark(prepared), "", seed))
+        assert parsed.content == ""
+        counts.add(len(parsed.calls))
+        names.update(call.name for call in parsed.calls)
+    assert (counts == {1}) is not parallel
+    assert names == {"get_weather", "get"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_named_function_is_the_one_that_is_called(speaker: Speaker, name: str) -> None:
+    choice = ToolChoice("required", ("get",))
+    prepared = prepare(TOOLS, choice, False, speaker.card(name))
+    parsed = check_calls(prepared, speaker.text(lark(prepared), "", 1))
+    assert [call.name for call in parsed.calls] == ["get"]
+    assert len(prepared.variables["tools"]) == 2, "the prompt does not depend on the choice"
+
+
+BEGINNINGS = {
+    "generic": "So.\n<tool_call>",
+    "hermes": "So.\n<tool_call>",
+    "qwen3-coder": "So.\n<tool_call>",
+    "pangu": "So.[unused11]",
+    "mistral": "So.[TOOL_CALLS]",
+    "llama3": '{"name": "',
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_an_answer_is_free_until_a_call_begins(speaker: Speaker, name: str, parallel: bool) -> None:
+    prepared = prepare(TOOLS, ToolChoice(), parallel, speaker.card(name))
+    grammar, begun = lark(prepared), BEGINNINGS[name]
+    assert speaker.fits(grammar, 'It is {"name": 5} or <tool, wörd\n')
+    assert speaker.fits(grammar, '{"names": 1}')
+    assert speaker.fits(grammar, "")
+    if not parallel or name == "llama3":  # else texts of any length may follow
+        parsed = check_calls(prepared, speaker.text(grammar, begun, 3))
+        assert parsed.calls
+        assert parsed.content == ("" if name == "llama3" else "So.")
+    assert not speaker.fits(grammar, begun + "what")
+    assert not speaker.fits(grammar, begun)
+
+
+def test_a_call_may_stand_between_texts(speaker: Speaker) -> None:
+    call = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
+    many = lark(prepare(TOOLS, ToolChoice(), True, speaker.card("hermes")))
+    one = lark(prepare(TOOLS, ToolChoice(), False, speaker.card("hermes")))
+    assert speaker.fits(many, f"A{call} B\n{call}\nC")
+    assert speaker.fits(one, f"A{call}")
+    assert not speaker.fits(one, f"A{call}{call}")
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "llama3"])
+def test_an_answer_without_calls_keeps_to_its_schema(speaker: Speaker, name: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    for given in ({"json_schema": schema}, {"json_object": True}):
+        grammar = lark(prepare(TOOLS, ToolChoice(), True, speaker.card(name), given))
+        assert speaker.fits(grammar, '{"a": 5}')
+        assert not speaker.fits(grammar, "So.")
+    assert not speaker.fits(
+        lark(prepare(TOOLS, ToolChoice(), True, speaker.card(name), {"json_schema": schema})), "{}"
+    )
+    with pytest.raises(
+        ValueError, match="JSON without a mark, so its other answers cannot be held"
+    ):
+        prepare(TOOLS, ToolChoice(), True, speaker.card("llama3"), {"json_object": True})
+    with pytest.raises(ValueError, match="only be held to a JSON schema"):
+        prepare(TOOLS, ToolChoice(), True, speaker.card(name), {"regex": "a"})
+
+
+def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> None:
+    odd = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "contentEncoding": "base64"}},
+        "unevaluatedProperties": False,
+        "not": {},
+    }
+    card = speaker.card("hermes")
+    with pytest.raises(ValueError, match=r"^tools\[1\]\.parameters cannot be held to: "):
+        prepare([TOOLS[0], Tool("f", parameters=odd, strict=True)], ToolChoice(), True, card)
+    loose = prepare([Tool("f", parameters=odd)], ToolChoice("required"), True, card)
+    text = '<tool_call>\n{"name": "f", "arguments": {"a": "x"}}\n</tool_call>'
+    assert speaker.fits(lark(loose), text)
+    assert not speaker.fits(lark(loose), text.replace('"x"', "1")), "what is known holds"
+
+
+def test_what_cannot_be_held_to_at_all_is_said_in_the_log(speaker: Speaker) -> None:
+    broken = {"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}
+    lines: list[str] = []
+    logger.enable("fastslow")
+    sink = logger.add(lines.append, format="{message}")
+    try:
+        loose = prepare(
+            [Tool("f", parameters=broken)], ToolChoice("required"), True, speaker.card("hermes")
+        )
+    finally:
+        logger.remove(sink)
+    assert any(line.startswith("arguments of f are any object: ") for line in lines)
+    assert speaker.fits(
+        lark(loose), '<tool_call>\n{"name": "f", "arguments": {"b": [1]}}\n</tool_call>'
+    )
+
+
+def test_no_tools_no_change(speaker: Speaker) -> None:
+    card = speaker.card("hermes")
+    for prepared in (
+        prepare([], ToolChoice(), True, card),
+        prepare(TOOLS, ToolChoice("none"), True, card),
+    ):
+        assert (prepared.variables, prepared.sampling, prepared.parser()) == ({}, {}, None)
+    with pytest.raises(ValueError, match="asks for a call, but there are no tools"):
+        prepare([], ToolChoice("required"), True, card)
+
+
+def test_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
+    number = speaker.tokenizer.token_id("<|eom_id|>")
+    assert prepare(TOOLS, ToolChoice(), True, speaker.card("llama3")).sampling[
+        "stop_token_ids"
+    ] == [number]
+    assert (
+        "stop_token_ids" not in prepare(TOOLS, ToolChoice(), True, speaker.card("pangu")).sampling
+    )

@@ -1,0 +1,139 @@
+"""Spans of requests, by the conventions for generative AI."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+from fake_engine import FakeEngine, in_pieces
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from opentelemetry.trace import StatusCode
+
+from fastslow.output import Piece
+from fastslow.serve.ask import Ask
+from fastslow.serve.limits import Limits
+from fastslow.serve.observed_engine import ObservedEngine
+from fastslow.serve.request_record import RequestRecords
+from fastslow.serve.tracing import ENDPOINTS, RequestSpans, tracing
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SECRET = "a prompt that nobody else may read"
+
+
+def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[ReadableSpan]:
+    """What a chat, and a look at the health, are traced as."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app, observed = FastAPI(), ObservedEngine(engine, Limits())
+
+    @app.post("/v1/chat/completions")
+    async def chat() -> dict[str, str]:
+        sampling = {"max_tokens": 9, "temperature": 0.5, "seed": 3, "n": 2, "stop": "x"}
+        async for _ in observed.stream(Ask("chatcmpl-1", SECRET, sampling)):
+            pass
+        return {}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {}
+
+    app.add_middleware(RequestRecords, observers=[RequestSpans(provider)])
+    with TestClient(app, raise_server_exceptions=False) as client:
+        client.post("/v1/chat/completions", headers=headers or {})
+        client.get("/health")
+    return list(exporter.get_finished_spans())
+
+
+def test_a_span_for_each_request_that_asks_the_model() -> None:
+    (span,) = spans(FakeEngine(in_pieces))
+    assert span.name == "chat tiny"
+    found = dict(span.attributes or {})
+    expected = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "tiny",
+        "gen_ai.request.max_tokens": 9,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.seed": 3,
+        "gen_ai.request.choice.count": 2,
+        "gen_ai.response.id": "chatcmpl-1",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.usage.input_tokens": 10,
+        "gen_ai.usage.output_tokens": 6,
+        "gen_ai.usage.cache_read.input_tokens": 4,
+        "http.response.status_code": 200,
+        "http.route": "/v1/chat/completions",
+        "fastslow.mode": "deep",
+        "fastslow.accepted": 3,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    known = {value for value in vars(gen_ai_attributes).values() if isinstance(value, str)}
+    assert {name for name in found if name.startswith("gen_ai.")} <= known
+    assert SECRET not in span.to_json()
+
+
+def test_events_are_in_order_and_inside_the_span() -> None:
+    (span,) = spans(FakeEngine(in_pieces))
+    assert [event.name for event in span.events] == [
+        "queued",
+        "started",
+        "first token",
+        "last token",
+    ]
+    times = {event.name: event.timestamp for event in span.events}
+    assert span.start_time is not None and span.end_time is not None
+    inside = [
+        span.start_time,
+        times["queued"],
+        times["first token"],
+        times["last token"],
+        span.end_time,
+    ]
+    assert inside == sorted(inside)
+    assert times["started"] - times["queued"] == pytest.approx(0.1e9, rel=0.01)
+
+
+def test_a_trace_goes_on_where_the_client_began_it() -> None:
+    (span,) = spans(FakeEngine(), {"traceparent": PARENT, "tracestate": "a=b"})
+    assert span.context is not None and span.parent is not None
+    assert f"{span.context.trace_id:032x}" == PARENT.split("-")[1]
+    assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
+
+
+@pytest.mark.parametrize(
+    "header", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 5000]
+)
+def test_a_header_that_is_no_trace_begins_a_new_one(header: str) -> None:
+    (span,) = spans(FakeEngine(), {"traceparent": header})
+    assert span.parent is None
+
+
+def test_what_failed_is_an_error() -> None:
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        yield Piece(token_ids=[1])
+        raise RuntimeError("it broke")
+
+    (span,) = spans(FakeEngine(script))
+    assert span.status.status_code == StatusCode.ERROR
+    assert dict(span.attributes or {})["error.type"] == "error"
+
+
+def test_nothing_is_traced_without_an_endpoint(
+    monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    for name in ENDPOINTS:
+        monkeypatch.delenv(name, raising=False)
+    assert tracing() is None and logged == []
+
+
+def test_a_package_that_is_missing_is_told(
+    monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setenv(ENDPOINTS[0], "http://127.0.0.1:9/v1/traces")
+    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter", None)
+    assert tracing() is None
+    assert len(logged) == 1 and "pip install" in logged[0]

@@ -1,0 +1,51 @@
+"""A server with one route of its own, for tests that send it signals: serve_program.py FOLDER DRAIN."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from serve_engines import asked, settings_of
+
+from fastslow.serve.app import create_app
+from fastslow.serve.engine import Engine, ModelCard, NotReady
+from fastslow.serve.listen import address_of, listen
+from fastslow.serve.loop import run
+from fastslow.serve.process.engine_process import EngineProcess
+from fastslow.serve.server import serve
+
+
+async def stream(request: Request, tokens: int) -> Response:
+    """The answer's text, as it is made."""
+    engine: Engine = request.app.state.engine
+    if not engine.ready:
+        return JSONResponse({}, 503, {"retry-after": "1"})
+    return StreamingResponse(_texts(engine, tokens))
+
+
+async def _texts(engine: Engine, tokens: int) -> AsyncIterator[str]:
+    try:
+        async for piece in engine.stream(asked(tokens=tokens)):
+            yield f"{len(piece.token_ids)}\n" if piece.output is None else "over\n"
+    except NotReady as error:
+        yield f"{error}\n"
+
+
+async def main() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        engine = EngineProcess(settings_of(Path(sys.argv[1])))
+        app = create_app(engine)
+        app.add_api_route("/stream", stream)
+        print(address_of(listener), flush=True)
+
+        def ready(card: ModelCard) -> None:
+            print(card.name, engine.pid, flush=True)
+
+        await serve(app, engine, listener, float(sys.argv[2]), ready)
+
+
+if __name__ == "__main__":
+    run(main())

@@ -1,0 +1,101 @@
+"""`fastslow serve`: a model behind the protocols of OpenAI and Anthropic."""
+
+from __future__ import annotations
+
+import shlex
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import typer
+
+from fastslow.tools.cli.operation_options import OperationOptions
+from fastslow.tools.cli.options import INTERRUPTED, expand_options
+from fastslow.tools.cli.serve_options import ServeOptions
+
+if TYPE_CHECKING:
+    import socket
+
+    from fastslow.serve.engine import ModelCard
+
+NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "llguidance")
+
+
+@expand_options
+def serve(options: ServeOptions, operations: OperationOptions) -> None:
+    """Serve MODEL over HTTP, as OpenAI's and Anthropic's clients expect it, with a chat page at /.
+
+    Examples:
+      fastslow serve
+      fastslow serve path/to/checkpoint --port 9000 --default-mode fast
+      fastslow serve path/to/model.gguf --kv-memory 4GiB --max-running 16
+      fastslow serve path/to/checkpoint --quantization int4 --speculation tuned.json
+      fastslow serve --unix-socket /run/fastslow.sock
+      fastslow serve --host 0.0.0.0 --api-keys keys.json --log-format json
+
+    It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in a
+    process of its own; if that dies, running requests get an error and a new one is started.
+
+    Ctrl-C or SIGTERM: running answers have --drain-seconds, new requests get HTTP 503, then it ends.
+    Ctrl-C twice ends it now.
+
+    Exit codes: 0 drained; 1 the engine failed for good; 2 the input does not fit; 130 Ctrl-C twice.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"fastslow serve needs {', '.join(missing)}: pip install 'fastslow[serve]'"
+        )
+    from fastslow.serve.listen import listen
+    from fastslow.serve.loop import run
+    from fastslow.serve.server import StoppedError
+
+    log = operations.open_log()
+    try:
+        with listen(options.host, options.port, options.unix_socket) as listener:
+            run(_serve(options, operations, listener))
+    except StoppedError:
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        log.close()
+
+
+async def _serve(
+    options: ServeOptions, operations: OperationOptions, listener: socket.socket
+) -> None:
+    from fastslow.serve.app import create_app
+    from fastslow.serve.engine import Engine
+    from fastslow.serve.engine_settings import EngineSettings
+    from fastslow.serve.listen import address_of
+    from fastslow.serve.process.engine_process import EngineProcess
+    from fastslow.serve.server import serve as serve_app
+    from fastslow.serve.settings import ServerSettings
+    from fastslow.tools.cli.screen import errors
+
+    address = address_of(listener)
+    around = operations.settings(None if options.unix_socket else options.host)
+    settings = EngineSettings(options.model, options.name, options.llm_options())
+    if options.in_process:
+        engine: Engine = await settings.open()
+    else:
+        engine = EngineProcess(settings)
+        errors().print(f"{address}/ready says when {options.name} is loaded.", style="dim")
+
+    def announce(card: ModelCard) -> None:
+        errors().print(_usage(address, card), soft_wrap=True)
+
+    app = create_app(engine, ServerSettings(default_mode=options.default_mode), around)
+    await serve_app(app, engine, listener, options.drain_seconds, announce)
+
+
+def _usage(address: str, card: ModelCard) -> str:
+    """Where it listens, and a first request."""
+    at, url = "", address
+    if address.startswith("unix:"):
+        at, url = f"--unix-socket {shlex.quote(address.removeprefix('unix:'))} ", "http://localhost"
+    page = "" if at else f"\nA page to chat: {url}/"
+    body = f'{{"model": "{card.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    return (
+        f"{card.name} is served at {address}, on {card.device}.{page}\nA first request:\n"
+        f"  curl {at}{url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"    -d {shlex.quote(body)}"
+    )

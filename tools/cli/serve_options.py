@@ -1,0 +1,113 @@
+"""The options of `serve`: which model, how it runs, where it listens."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
+from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
+
+LISTEN, LOAD = "Where it listens", "Under load"
+PASSED = (  # to `LLM`, as they are
+    *("dtype", "quantization", "device", "kv_dtype", "kv_memory", "max_model_len", "parallel"),
+    *("speculation", "modes", "auto", "prompt_rows", "max_running", "prefix_caching"),
+)
+REMEMBER = {"by-key": "by_key", "all": True, "off": False}
+
+
+@dataclass(frozen=True)
+class ServeOptions(ModelOptions):
+    """What `serve` runs.
+
+    Raises:
+        ValueError: options contradict each other.
+    """
+
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint folder, GGUF file or built-in name; default smollm2-moge.",
+            show_default=False,
+        ),
+    ] = "smollm2-moge"
+    kv_dtype: KVDtype = "auto"
+    prompt_rows: Annotated[
+        int, shown_option("Most rows of prompts read in one step.", MODEL, min=1)
+    ] = 512
+    prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-caching/--no-prefix-caching",
+            help="Share keys and values of prompts that start alike.",
+            rich_help_panel=MODEL,
+        ),
+    ] = True
+    parallel: Annotated[
+        str | None, option("Share the model among ranks: ep=2,tp=1,dp=1; default: one.", MODEL)
+    ] = None
+    served_model_name: Annotated[
+        str | None, option("What clients call the model; default: MODEL's own name.", MODEL)
+    ] = None
+    default_mode: Annotated[str, option("Mode of requests that name none; default deep.", HOW)] = (
+        "deep"
+    )
+    modes: ModesFile = None
+    auto: AutoFile = None
+    speculation: Annotated[
+        str | None,
+        option("Of requests that say nothing: a drafter, or a file of `fastslow tune`.", HOW),
+    ] = None
+    remember: Annotated[
+        str,
+        option(
+            "Draft from earlier answers: by-key (each API key its own; the default), all or off.",
+            HOW,
+        ),
+    ] = "by-key"
+    host: Annotated[
+        str, shown_option("Address to listen at; 0.0.0.0 = all of this machine's.", LISTEN)
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, shown_option("Port to listen at; 0 = any that is free.", LISTEN, min=0, max=65535)
+    ] = 8000
+    unix_socket: Annotated[
+        Path | None, option("File to listen at, instead of host and port.", LISTEN)
+    ] = None
+    max_running: Annotated[
+        int, shown_option("Most answers in one step; others wait.", LOAD, min=1)
+    ] = 64
+    max_waiting: Annotated[
+        int, shown_option("Most answers that wait; more get HTTP 429.", LOAD, min=0)
+    ] = 256
+    drain_seconds: Annotated[
+        float, shown_option("What running answers have once SIGTERM or Ctrl-C comes.", LOAD, min=0)
+    ] = 30.0
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process",
+            help="Run the engine in the server's own process: less memory, and no new start of it.",
+            rich_help_panel=LOAD,
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.remember not in REMEMBER:
+            raise ValueError(f"--remember {self.remember!r} must be by-key, all or off")
+        if "TORCHELASTIC_RUN_ID" in os.environ and not self.in_process:
+            raise ValueError("under torchrun the first rank serves: give --in-process")
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.served_model_name or Path(self.model).name or self.model
+
+    def llm_options(self) -> dict[str, Any]:
+        """Keyword arguments of `LLM`, as plain JSON values."""
+        given = {name: getattr(self, name) for name in PASSED}
+        return given | {"remember": REMEMBER[self.remember]}
