@@ -30,7 +30,7 @@ from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetP
 from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.sampling.token_mask import CERTAIN
+from fastslow.engine.token_mask import CERTAIN
 from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
 
 

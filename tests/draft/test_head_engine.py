@@ -234,6 +234,7 @@ class _View:
         self.id, self.tokens, self.prompt_length = number, tokens, len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
         self.reproducible, self.thinking, self.groups = False, None, None
+        self.grammar = None
         self.memory_key: str | None = None
         self.shared = True
         self.speculation = Speculation(nodes=3)
