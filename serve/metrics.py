@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
-from fastslow.output import Completion, Metrics, Output
 from fastslow.engine.params import CHANGED
+from fastslow.output import Completion, Metrics, Output
 from fastslow.serve.engine import Engine, NotReady
 from fastslow.serve.limits import Limits
 from fastslow.serve.metric_registry import MetricRegistry

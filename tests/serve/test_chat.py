@@ -189,7 +189,9 @@ def test_acceptance_is_told_in_vllm_s_shape_too(http: httpx.Client) -> None:
 
 
 def test_a_prediction_is_drafted_and_changes_no_token(http: httpx.Client) -> None:
-    letters = {str(token): 30.0 for token in range(72, 97)}  # so that the text reads back as its tokens
+    letters = {
+        str(token): 30.0 for token in range(72, 97)
+    }  # so that the text reads back as its tokens
     fields = {**GREEDY, "mode": "fast", "speculation": {"drafter": "ngram", "nodes": 4}}
     fields |= {"logit_bias": letters, "cache_salt": "prediction"}
     plain = ask(http, **fields)
