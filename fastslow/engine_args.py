@@ -12,8 +12,10 @@ import torch
 
 from fastslow.call import Presets, SpeculationLike, refuse_unknown
 from fastslow.engine.choosing import Chooser
-from fastslow.engine.kv.budget import page_budget, too_much
+from fastslow.engine.host.files import cache_folder
+from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Speculation, shown
@@ -60,6 +62,7 @@ KINDS = {
     "kv_memory": Kind(
         (int, float, str), "bytes, a text such as '2GiB', a share such as 0.3, or None"
     ),
+    "kv_spill": Kind((int, str), "bytes, a text such as '2GiB', or None"),
     "max_model_len": Kind((int,), "a whole number of tokens, or None"),
     "prompt_rows": Kind((int,), "a whole number of at least 1"),
     "max_running": Kind((int,), "a whole number of at least 1"),
@@ -122,8 +125,10 @@ def kv_pages(
     context: int,
     model: Model,
     prefix_caching: bool = True,
+    spill: int | str | None = None,
 ) -> KVCache:
-    """KV pages for a model, for texts that fit it and `context`."""
+    """KV pages for a model, for texts that fit it and `context`; with a file for those that have no room,
+    if it may take so many bytes."""
     config, kind = model.config, model.storage
     page_bytes = kind.page_size * kind.token_bytes(
         layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=model.dtype
@@ -138,6 +143,10 @@ def kv_pages(
         dp_ranks=kind.dp_ranks,
     )
     try:
-        return kv_cache_for(model, pages, kind.page_size, prefix_caching)
+        kv = kv_cache_for(model, pages, kind.page_size, prefix_caching)
     except (MemoryError, OSError, OverflowError, torch.OutOfMemoryError):
         raise too_much(memory, model.device) from None
+    if spill is not None:
+        most = parse_bytes(spill, "kv_spill") if isinstance(spill, str) else spill
+        kv.spill = PageFile(kv.storage, kv.page_size, most, cache_folder() / "kv_spill")
+    return kv

@@ -73,6 +73,8 @@ class LLM:
             keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
+        kv_spill: cached prefixes that memory has no room for go to a file of at most so many bytes, such
+            as "2GiB", in the cache folder, and are read back when a prompt begins so. On the CPU.
         max_model_len: most tokens of prompt plus answer; None = what the model can.
         prompt_rows: most rows of prompts read in one step (chunked prefill).
         max_running: most requests in one step.
@@ -111,6 +113,7 @@ class LLM:
         device: str = "auto",
         kv_dtype: str = "auto",
         kv_memory: float | str | None = None,
+        kv_spill: int | str | None = None,
         max_model_len: int | None = None,
         prompt_rows: int = 512,
         max_running: int = 64,
@@ -146,7 +149,7 @@ class LLM:
         )
 
         pages = partial(kv_pages, kv_memory, max_running, context)
-        self._kv = pages(self.model, prefix_caching)
+        self._kv = pages(self.model, prefix_caching, kv_spill)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
         controller = SpeculationController(partial(curve_of, weakref.ref(self.model), identity))

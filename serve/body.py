@@ -14,6 +14,8 @@ from fastslow.engine.params import shown
 from fastslow.serve.errors import ERRORS, ApiError
 from fastslow.serve.settings import ServerSettings
 
+EXACT = 2**53  # below it floats hold every whole number
+
 
 class JsonRequest(Request):
     """A request whose body is read up to a limit, and then as strict JSON.
@@ -125,10 +127,11 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _finite(digits: str) -> float:
+    """A number; 2.0 is the whole number 2, as in JSON Schema."""
     value = float(digits)
     if not math.isfinite(value):
         raise _no_json(f"the number {shown(digits)} is too large")
-    return value
+    return int(value) if value.is_integer() and abs(value) < EXACT else value
 
 
 def _no_json(why: str) -> ApiError:

@@ -133,6 +133,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
     if found[0]["type"] == "missing":
         said = f"field {path!r} is missing" if path else "the body is empty; it must be JSON"
         return ApiError(400, said, param=path or None)
+    if found[0]["type"] == "extra_forbidden":
+        return ApiError(400, f"field {shown(path)} is unknown", param=path[:60])
     same = [one for one in found if _place(one["loc"], error.body)[0] == path]
     limits = [_limit(str(one["msg"])) for one in same]
     if any(limit is None for limit in limits):

@@ -99,6 +99,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
             "chat_template_kwargs": variables or None,
             "priority": self.priority,
             "defaults": settings.sampling,
+            "trace": self.trace,
         }
         return who.admit(Ask(id=id, prompt=prompt, sampling=given, **{**fields, **more}), card)
 

@@ -45,11 +45,14 @@ class ServerMetrics:
 
     Args:
         by_key: whether API keys are labels.
+        model: its name; "" = as the engine says.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, by_key: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, limits: Limits, by_key: bool = False, model: str = ""
+    ) -> None:
         self._engine, self._limits, self._by_key = engine, limits, by_key
-        self._name = ""
+        self._name = model
         self._counts = MetricRegistry(self._model)
         self.registry = self._counts.registry
 
@@ -104,7 +107,9 @@ class ServerMetrics:
         counts = self._counts
         if answer.first is not None:
             counts.observe("vllm:time_to_first_token_seconds", answer.first - started)
-            counts.observe_all("vllm:inter_token_latency_seconds", answer.gaps)
+            counts.observe_all(
+                "vllm:inter_token_latency_seconds", answer.gaps or _mean_gaps(answer)
+            )
         if answer.output is None:
             self._take_unfinished(answer)
             return
@@ -195,3 +200,13 @@ class ServerMetrics:
         changed fields of it."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
         return ">".join(parts) if all(part in known for part in parts) else OWN
+
+
+def _mean_gaps(answer: AnswerRecord) -> list[float]:
+    """Seconds between the steps of answers that came whole: as many as there were, all of the mean."""
+    found: list[float] = []
+    for choice in answer.output.choices if answer.output is not None else ():
+        one = choice.metrics
+        if one.steps > 1:
+            found += [one.tpot * (one.tokens - 1) / (one.steps - 1)] * (one.steps - 1)
+    return found

@@ -95,6 +95,11 @@ def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
         answer.sent += len(piece.token_ids)
     if piece.output is not None:
         answer.output = piece.output
+        if answer.first is None and any(choice.token_ids for choice in piece.output.choices):
+            # it was not streamed: the engine says when its first token was there
+            answer.last = time.perf_counter()
+            waited = min(choice.metrics.ttft for choice in piece.output.choices)
+            answer.first = min(answer.started + waited, answer.last)
 
 
 def _reason(error: Exception) -> str:

@@ -38,6 +38,7 @@ class OperationSettings:
     Attributes:
         keys: whom it answers; None = everybody.
         host: that it listens on; None = a Unix socket, or unknown.
+        model: what clients call the model, for metrics before it is loaded.
         concurrent: requests at the same time, of all callers together; None = no limit.
         body_seconds: that a request's body may take to come.
         allow_origins: pages of other addresses that browsers may let use it; ("*",) = all.
@@ -50,6 +51,7 @@ class OperationSettings:
 
     keys: KeyRing | None = None
     host: str | None = None
+    model: str = ""
     concurrent: int | None = None
     body_seconds: float = 60.0
     allow_origins: Sequence[str] = ()
@@ -86,7 +88,7 @@ def install_operations(app: FastAPI, engine: Engine, settings: OperationSettings
         The engine that routes are to use.
     """
     limits = Limits(settings.concurrent)
-    app.state.metrics = ServerMetrics(engine, limits, settings.metrics_by_key)
+    app.state.metrics = ServerMetrics(engine, limits, settings.metrics_by_key, settings.model)
     app.include_router(metrics.router)
     app.add_middleware(SlowBody, seconds=settings.body_seconds)
     app.add_middleware(RateLimit, limits=limits)

@@ -6,7 +6,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.serve.request_record import AnswerRecord, RequestRecord, tokens_of
+from fastslow.serve.request_record import UNMATCHED, AnswerRecord, RequestRecord, tokens_of
 
 QUIET = frozenset(
     {"/health", "/ready", "/metrics"}
@@ -31,7 +31,7 @@ class RequestLog:
         level = (
             "ERROR" if record.status >= 500 or record.status == 0 and not record.left else "INFO"
         )
-        if record.route in QUIET and level == "INFO":
+        if record.route in QUIET:
             level = "DEBUG"
         # the id is given: the request's own context is over
         logger.bind(request_id=record.id, **fields).log(level, "request")
@@ -47,7 +47,7 @@ def fields_of(record: RequestRecord) -> dict[str, Any]:
         "key": record.caller.name,
         "client": record.client,
     }
-    if record.route == "unmatched":
+    if record.route == UNMATCHED:
         fields["path"] = record.path[:200]
     if record.left:
         fields["client_left"] = True

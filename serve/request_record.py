@@ -18,7 +18,7 @@ from fastslow.serve.ask import Ask
 from fastslow.serve.caller import Caller
 
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
-OTHER = "other"
+OTHER, UNMATCHED = "other", "unmatched"
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class RequestRecord:
     traceparent: str | None = None
     tracestate: str | None = None
     state: dict[str, Any] = field(default_factory=dict)  # the scope's, where the caller is found
-    route: str = "unmatched"  # the path's template: there are few of them
+    route: str = UNMATCHED  # the path's template: there are few of them
     status: int = 0  # 0: nothing was sent
     seconds: float = 0.0
     left: bool = False  # the client went away before the answer's end
@@ -119,12 +119,18 @@ class RequestRecords:
 
     def _end(self, record: RequestRecord, scope: Scope) -> None:
         record.seconds = time.perf_counter() - record.started
-        record.route = getattr(scope.get("route"), "path", None) or record.route
+        record.route = getattr(scope.get("route"), "path", None) or self._refused_at(scope)
         for observer in self._observers:
             try:
                 observer(record)
             except Exception:  # noqa: BLE001 - the answer is out, and the next observer has its turn
                 logger.exception("a request could not be recorded")
+
+    @staticmethod
+    def _refused_at(scope: Scope) -> str:
+        """The route of a request that was answered before it came there."""
+        known = scope["app"].openapi()["paths"] if "app" in scope else ()
+        return scope["path"] if scope["path"] in known else UNMATCHED
 
 
 def _begin(scope: Scope) -> RequestRecord:

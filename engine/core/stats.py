@@ -157,6 +157,8 @@ class EngineTotals:
             drafters=_copied(self.drafters),
             modes=modes,
             pages_pinned=kv.pinned_pages,
+            pages_spilled=0 if kv.spill is None else len(kv.spill),
+            pages_restored=0 if kv.spill is None else kv.spill.restored,
         )
 
 
@@ -178,6 +180,8 @@ class EngineStats:
     drafters: dict[str, DrafterStats]  # by the drafter that drafted; after 64 names "other"
     modes: dict[str, ModeStats]  # by the mode that was asked for; after 64 names "other"
     pages_pinned: int = 0  # kept for prefixes, whether a request uses them or not
+    pages_spilled: int = 0  # in the file of `kv_spill`
+    pages_restored: int = 0  # read back from there so far
 
     @property
     def prefix_hit_rate(self) -> float:

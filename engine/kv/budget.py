@@ -62,7 +62,7 @@ def page_budget(
     return pages
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, name: str = "kv_memory") -> int:
     """Bytes in "2GiB" (powers of 1024), "2GB" or "2G" (powers of 1000), or plain "2048".
 
     Raises ValueError for any other text.
@@ -70,7 +70,7 @@ def parse_bytes(text: str) -> int:
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"kv_memory is {shown(text)}, but must be like 2GiB, 500MB or a number of bytes"
+            f"{name} is {shown(text)}, but must be like 2GiB, 500MB or a number of bytes"
         )
     number, unit, binary = match.groups()
     power = _UNITS[unit.upper()]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from fastslow.engine.kv import integrity
+from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool, PageTable
-from fastslow.engine.kv.prefix import Key, PrefixIndex, chain
+from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.types import Ints
 
@@ -83,6 +84,7 @@ class KVCache:
         self._tables: dict[int, PageTable] = {}
         self._pins: dict[int, PageTable] = {}
         self.pinned_pages = 0
+        self.spill: PageFile | None = None  # where evicted pages go
         self.evicted: dict[str, int] = {}  # cached pages that were given up, by mode
 
     @property
@@ -156,6 +158,8 @@ class KVCache:
         known = digest if self.prefix_caching else None
         table = self._sharing(root, shared, known, best, mode)
         self._tables[request] = table
+        if self.spill is not None and self.prefix_caching:
+            self._restore(table, self.spill, tokens, most)
         return table.valid
 
     def reserve(self, request: int, length: int) -> bool:
@@ -167,13 +171,12 @@ class KVCache:
         need = self.pages_for(length) - len(table.pages)
         if need <= 0:
             return True
-        pool, index = self._ranks[table.rank]
+        pool = self._ranks[table.rank].pool
         short = need - pool.free
         if short > pool.idle:
             return False
         if short > 0:
-            for page in pool.evict(short):
-                self._count_evicted(index.forget(page))
+            self._evict(table.rank, short)
         table.extend(pool.take(need, after=table.pages[-1] if table.pages else None))
         return True
 
@@ -270,6 +273,8 @@ class KVCache:
         more."""
         for number in list(self._pins):
             self.unpin(number)
+        if self.spill is not None:
+            self.spill.clear()
         for pool, index in self._ranks:
             pool.evict(pool.idle)
             index.clear()
@@ -298,6 +303,40 @@ class KVCache:
         table.sealed = len(shared)
         table.valid = table.room
         return table
+
+    def _restore(self, table: PageTable, spill: PageFile, tokens: Sequence[int], most: int) -> None:
+        """Read back the pages that go on from those it shares, where its whole text will find room."""
+        pool, index = self._ranks[table.rank]
+        keys: list[Key] = []
+        digest, size = table.digest or EMPTY, self.page_size
+        for start in range(table.room, min(most, len(tokens)) - size + 1, size):
+            digest = chain(digest, tokens[start : start + size])
+            if Key(table.root, digest) not in spill:
+                break
+            keys.append(Key(table.root, digest))
+            spill.touch(keys[-1])
+        room = self._ranks[table.rank].available
+        if not keys or self.pages_for(len(tokens)) - len(table.pages) > room:
+            return
+        self._evict(table.rank, max(0, len(keys) - pool.free))
+        fresh = pool.take(len(keys), after=table.pages[-1] if table.pages else None)
+        for place, (key, page) in enumerate(zip(keys, fresh, strict=True)):
+            if not spill.restore(key, page):
+                for unused in fresh[place:]:
+                    pool.drop(unused, cached=False)
+                break
+            index.add(key, page, table.pages[-1] if table.pages else -1, table.mode)
+            table.extend([page])
+            table.sealed, table.digest = table.sealed + 1, key.digest
+        table.valid = table.room
+
+    def _evict(self, rank: int, count: int) -> None:
+        """Give up cached pages; what is kept of them lies in the spill file."""
+        pool, index = self._ranks[rank]
+        for page in pool.evict(count):
+            if self.spill is not None:
+                self.spill.store(index.key(page), page)
+            self._count_evicted(index.forget(page))
 
     def _give_back(self, table: PageTable) -> None:
         pool, index = self._ranks[table.rank]

@@ -65,6 +65,8 @@ class KVStorage:
     """Tokens of a page whose rows can be read in place."""
     dp_ranks: ClassVar[int] = 1
     share: ClassVar[float] = 1.0
+    tile: ClassVar[int] = 1
+    """Slots that lie side by side in a layer; 0: pages cannot be taken as they are."""
 
     @classmethod
     def width(cls, head_dim: int) -> int:
@@ -118,6 +120,11 @@ class KVStorage:
         """Raise ValueError unless the rows lie in the order of this kind of storage."""
         if type(self) is not kind:
             raise ValueError(f"kv is a {type(self).__name__}, but must be a {kind.__name__}")
+
+    def page(self, page: int, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a page in all layers, in the order and numbers of the memory: views."""
+        places = slice(page * page_size // self.tile, (page + 1) * page_size // self.tile)
+        return self._keys[:, places], self._values[:, places]
 
     def read(self, slots: Ints) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of keys and values of slots i64 [n]: two of [layers, n, kv_heads, head_dim]."""

@@ -36,6 +36,7 @@ class ShardedStorage(KVStorage):
         number: by which the other ranks know this storage.
     """
 
+    tile = 0
     shard: ClassVar[RankShard]
     commands: ClassVar[deque[Command]]
 

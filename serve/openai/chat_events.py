@@ -93,10 +93,9 @@ class ChatEvents:
             return ""
         more = logprobs = ""
         if self._sources:
-            sources = list(getattr(piece, "sources", []))
             ids, table = piece.token_ids, self._table
             texts = [table.text_of(token) if table.shows(token) else "" for token in ids]
-            more = f'"token_ids":{dumped(ids)},"token_texts":{dumped(texts)},"sources":{dumped(sources)}'
+            more = f'"token_ids":{dumped(ids)},"token_texts":{dumped(texts)},"sources":{dumped(piece.sources)}'
         if places:
             top = self._logprobs or 0
             logprobs = dumped(

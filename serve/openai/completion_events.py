@@ -87,8 +87,7 @@ class CompletionEvents:
         if piece.reasoning:
             fields += ',"reasoning":' + quoted(piece.reasoning)
         if self._sources:
-            sources = list(getattr(piece, "sources", []))
-            fields += f',"token_ids":{dumped(piece.token_ids)},"sources":{dumped(sources)}'
+            fields += f',"token_ids":{dumped(piece.token_ids)},"sources":{dumped(piece.sources)}'
         if writer is None or places is None:
             return self._chunk(index, fields, "null")
         return self._chunk(index, fields, dumped(writer.write(piece.token_ids, places)))

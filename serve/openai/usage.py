@@ -104,7 +104,7 @@ def _predicted(choices: Sequence[Completion]) -> tuple[int, int]:
     """Tokens of the client's prediction that were drafted: accepted, and not."""
     accepted = rejected = 0
     for choice in choices:
-        counts = getattr(choice.metrics, "by_drafter", {}).get("prediction")
+        counts = choice.metrics.by_drafter.get("prediction")
         if counts is not None:
             accepted += counts.accepted
             rejected += counts.drafted - counts.accepted

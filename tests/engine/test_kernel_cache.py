@@ -272,3 +272,19 @@ def test_a_folder_in_a_librarys_place_that_is_not_empty_stays(root: Path) -> Non
     with pytest.raises(RuntimeError, match="the CPU kernels could not be kept in"):
         build("plain")
     assert (path / "mine").exists()
+
+
+def test_kernels_for_every_chip_are_found_on_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an image, which is built on one machine and runs on others, without a compiler."""
+    made = {level: build(level) for level in ("plain", "avx2", "native")}
+    monkeypatch.setattr(kernel_cache, "_chip", lambda: "another chip")
+    assert build("plain") == made["plain"] and build("avx2") == made["avx2"]
+    assert build("native") != made["native"]
+
+    def none() -> str:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(kernel_cache, "find_compiler", none)
+    assert build("avx2") == made["avx2"]

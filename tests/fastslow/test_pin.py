@@ -177,3 +177,35 @@ def test_evicted_modes_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.M
         llm.generate([100 + n] * 200, TEN, speculation="off", mode=Mode(name=f"m{n % 3}"))
     evicted = llm._kv.evicted
     assert set(evicted) == {"m0", "other"} and evicted["other"] > evicted["m0"] > 0
+
+
+@pytest.mark.parametrize("kv_dtype", ["model", "int8"])
+def test_what_has_no_room_goes_to_a_file_and_comes_back(
+    folder: Path, kv_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
+    ask = [*PREFIX, 80, 81]
+    token = {"model": 512, "int8": 160}[kv_dtype]
+    small: dict[str, Any] = {"kv_dtype": kv_dtype, "kv_memory": 60 * 16 * token}
+    with open_llm(folder, **small) as llm:
+        alone = llm.generate(ask, TEN, speculation="off").token_ids
+        flood(llm)
+        assert cached(llm, ask) == 0
+    with open_llm(folder, **small, kv_spill="4MiB") as llm:
+        first = llm.generate(ask, TEN, speculation="self", memory_key="me")
+        flood(llm)
+        again = llm.generate(ask, TEN, speculation="self", memory_key="me")
+        assert first.token_ids == again.token_ids == alone
+        assert (first.metrics.cached_tokens, again.metrics.cached_tokens) == (0, 64)
+        assert cached(llm, ask) == 0, "another key"
+        stats = llm.stats()
+        assert stats.pages_restored >= 4 and stats.pages_spilled > 0
+        check(llm)
+        flood(llm)
+        llm.forget_prompts()
+        assert llm.stats().pages_spilled == 0 and cached(llm, ask, memory_key="me") == 0
+    with pytest.raises(ValueError, match="^kv_spill is 'much', but must be like 2GiB"):
+        open_llm(folder, kv_spill="much")
+    with pytest.raises(ValueError, match=r"^kv_spill=1\.5 must be bytes, a text such as"):
+        open_llm(folder, kv_spill=1.5)
+    assert list((tmp_path / "kv_spill").iterdir()) == []

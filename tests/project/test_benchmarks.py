@@ -91,6 +91,12 @@ CASES = {
         " --repeat 1 --out {out}",
         {"options", "figures"},
     ),
+    "prefix": Case(
+        "--model {model} --dtype float32 --quantization none --tokens 40 --repeat 1 --spill 1MiB --out {out}",
+        {"model", "pages_spilled", "figures"},
+        "figures",
+        frozenset({"prefix", "tokens", "ms"}),
+    ),
     "planned": Case(
         "--model {model} --dtype float32 --threads 1 --out {out}",
         {"steps"},

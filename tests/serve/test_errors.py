@@ -94,6 +94,7 @@ def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) 
         ({"groups": 99}, None, "groups=99 is outside 0..4"),
         ({"temprature": 1}, None, "field 'temprature' is unknown; did you mean 'temperature'"),
         ({"zzz": 1}, None, "field 'zzz' is unknown"),
+        ({"stream_options": {"zzz": 1}}, "stream_options.zzz", "'stream_options.zzz' is unknown"),
         ({"x" * 100_000: 1}, None, "is unknown"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradict"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream is true"),

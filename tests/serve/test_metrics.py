@@ -105,6 +105,21 @@ def test_an_answer_in_numbers() -> None:
     assert not any("key" in dict(labels) for _, labels in found)
 
 
+def test_an_answer_that_is_not_streamed_has_times_too() -> None:
+    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+        await asyncio.sleep(0.25)
+        yield Piece(output=output())
+
+    with client(FakeEngine(script)) as ours:
+        ours.post("/v1/ask/x")
+        found = scraped(ours)
+    assert 0.2 <= found["vllm:time_to_first_token_seconds_sum", ()] < 0.25
+    assert found["vllm:e2e_request_latency_seconds_sum", ()] >= 0.25
+    assert found["vllm:inter_token_latency_seconds_count", ()] == 2
+    assert found["vllm:inter_token_latency_seconds_sum", ()] == pytest.approx(0.5)
+    assert found["fastslow:time_to_first_token_seconds_count", (("mode", "deep"),)] == 1
+
+
 def test_modes_drafters_and_endings() -> None:
     async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
         counts = {"head": DraftCounts(4, 2, [2, 2], [1, 1]), "suffix": DraftCounts(2, 0, [2], [0])}

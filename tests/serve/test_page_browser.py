@@ -128,7 +128,8 @@ def test_a_question_is_answered(chat: Chat) -> None:
     assert len(chat.all(".answer li")) == 5
     assert "96 of 120" in chat.text(".strip") and "42 ms" in chat.text(".strip")
     assert "1: 84%" in chat.all(".strip .bars")[-1].get_attribute("aria-label")
-    assert "Mode deep" in chat.text(".why")
+    assert "Mode deep, as you chose." in chat.text(".why")
+    assert "Drafts accepted: suffix 44 of 96, head 43 of 61." in chat.text(".why")
     body = chat.engine.bodies[-1]
     assert body["mode"] == "deep"
     assert body["messages"] == [{"role": "user", "content": "Explain binary search"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,16 +18,28 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
 ]
 
+LONG = 20_000
+MORE = """
+window.more = {ignore_eos: true}; // fields that the page has no setting for
+const before = bodyFor;
+bodyFor = (...given) => ({...before(...given), ...more});
+"""
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = write_tiny(tmp_path_factory.mktemp("tiny"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["max_position_embeddings"] = LONG  # so that there is time to stop an answer
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     with (
-        open_tiny(write_tiny(tmp_path_factory.mktemp("tiny"))) as llm,
+        open_tiny(folder, kv_memory="64MiB") as llm,
         served(create_app(LocalEngine(llm, NAME))) as url,
         browser(tmp_path_factory.mktemp("profile")) as driver,
     ):
         driver.get(url + "/")
         until(lambda: driver.find_elements("css selector", "#mode-list dt"), "it is loaded")
+        driver.execute_script(MORE)
         yield driver
 
 
@@ -53,14 +66,21 @@ def test_every_mode_of_the_model_can_be_chosen(page: Any) -> None:
 
 def test_an_answer_with_its_tokens_and_figures(page: Any) -> None:
     page.execute_script("setColours(true)")
+    page.execute_script(
+        "more.logit_bias = {33: 100}"
+    )  # one token again and again: drafts are accepted
     answer = ask(page, "fast", "the quick brown fox", max_tokens=120, temperature=0)
-    assert answer["usage"]["completion_tokens"] == answer["tokens"] == len(answer["marks"]) > 0
+    page.execute_script("delete more.logit_bias")
+    assert answer["usage"]["completion_tokens"] == answer["tokens"] == len(answer["marks"]) == 120
     assert sum(mark // 16 for mark in answer["marks"]) == len(answer["text"])
     assert answer["metrics"]["mode"] == "fast"
     assert "s-target" in sources(page)
     text = page.find_element("css selector", ".turn:last-child .answer > .coloured")
     assert text.get_property("textContent") == answer["text"]
-    assert "s-suffix" in sources(page)  # a random model's greedy answer goes in circles
+    assert "s-suffix" in sources(page)
+    assert answer["metrics"]["tokens_per_step"] > 1
+    strip = page.find_element("css selector", ".turn:last-child .strip").text
+    assert "tokens per step" in strip and "acceptance" in strip and "prompt cached" in strip
 
 
 def test_a_thought_is_apart(page: Any) -> None:
@@ -72,7 +92,7 @@ def test_a_thought_is_apart(page: Any) -> None:
 
 
 def test_it_is_stopped(page: Any) -> None:
-    page.execute_script("preferences.settings = {max_tokens: 100000, temperature: 1}")
+    page.execute_script("preferences.settings = {max_tokens: 15000, temperature: 1}")
     page.find_element("css selector", '#modes input[value="fast"]').send_keys(" ")
     page.find_element("id", "prompt").send_keys("go on", "\ue007")
     until(lambda: page.execute_script("return running?.view.answer.text"), "it has begun")
@@ -80,6 +100,7 @@ def test_it_is_stopped(page: Any) -> None:
     until(lambda: page.execute_script("return !running"), "it is over")
     why = page.find_element("css selector", ".turn:last-child .why").text
     assert "Stopped." in why
+    assert page.execute_script("return turns.at(-1).answers[0].metrics.tokens") < 15000
 
 
 def test_the_servers_figures_are_shown(page: Any) -> None:

@@ -55,14 +55,26 @@ def _ask(url: str, operation: Any, mode: GenerationMode, cases: int) -> Counter[
             for name, most in MOST.items():
                 if isinstance(case.body.get(name), int):
                     case.body[name] = min(case.body[name], most)
-            if operation.label in ASKING and mode is GenerationMode.POSITIVE:
-                case.body.setdefault("max_tokens", 2)
+            if mode is GenerationMode.POSITIVE:
+                _make_likely(case.body, operation.label in ASKING)
         answer = case.call(base_url=url)
         seen[f"{answer.status_code // 100}xx"] += 1
         case.validate_response(answer, checks=CHECKS)
 
     ask()
     return seen
+
+
+def _make_likely(body: dict[str, Any], asking: bool) -> None:
+    """Two of three bodies get a plain prompt and no more than three of their fields, and name no model and
+    no mode: else hardly any case is answered."""
+    if sum(map(len, body)) % 3:
+        needed = {"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "tokens": [80]}
+        for name in [name for name in body if name not in needed][3:] + ["model", "mode"]:
+            body.pop(name, None)
+        body.update({name: value for name, value in needed.items() if name in body})
+    if asking:
+        body.setdefault("max_tokens", 2)
 
 
 def test_200_cases(url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,12 +25,12 @@ class OperationOptions:
         option("Keys file of `fastslow keys add`; default: the usual one, if it is there.", WHO),
     ] = None
     api_key: Annotated[
-        list[str],
+        list[str] | None,
         option(
             "A key of your own, may be repeated; better FASTSLOW_API_KEY, which ps does not show.",
             WHO,
         ),
-    ] = field(default_factory=list)
+    ] = None
     max_requests: Annotated[
         int | None, option("Most requests at the same time, of all keys; more get HTTP 429.", WHO)
     ] = None
@@ -38,18 +38,18 @@ class OperationOptions:
         float, shown_option("What a request's body may take to come.", WHO, min=0.1)
     ] = 60.0
     allow_origin: Annotated[
-        list[str],
+        list[str] | None,
         option(
             "Page that browsers may let use it, such as https://chat.example.com; may be repeated.",
             WHO,
         ),
-    ] = field(default_factory=list)
+    ] = None
     allow_host: Annotated[
-        list[str],
+        list[str] | None,
         option(
             "Name that requests may call it by, besides its own; '*' = any; may be repeated.", WHO
         ),
-    ] = field(default_factory=list)
+    ] = None
     log_format: Annotated[str, option("text or json, one object a line; default text.", LOG)] = (
         "text"
     )
@@ -72,11 +72,12 @@ class OperationOptions:
         os.environ.update(in_environment(self.log_format, self.log_level, self.log_file))
         return log
 
-    def settings(self, host: str | None) -> OperationSettings:
+    def settings(self, host: str | None, model: str) -> OperationSettings:
         """How the server is run.
 
         Args:
             host: that it listens on; None = a Unix socket.
+            model: what clients call the model.
 
         Raises:
             ValueError: the keys do not fit.
@@ -85,17 +86,18 @@ class OperationOptions:
         from fastslow.serve.operations import OperationSettings
         from fastslow.serve.tracing import tracing
 
-        keys = known_keys(self.api_keys, self.api_key)
+        keys = known_keys(self.api_keys, self.api_key or ())
         if host is not None:
             warn_if_open(keys, host)
         traced = tracing()
         return OperationSettings(
             keys=keys,
             host=host,
+            model=model,
             concurrent=self.max_requests,
             body_seconds=self.body_seconds,
-            allow_origins=self.allow_origin,
-            allow_hosts=self.allow_host,
+            allow_origins=self.allow_origin or (),
+            allow_hosts=self.allow_host or (),
             log_texts=self.log_texts,
             metrics_by_key=self.metrics_by_key,
             observers=() if traced is None else (traced,),

@@ -72,7 +72,7 @@ async def _serve(
     from fastslow.tools.cli.screen import errors
 
     address = address_of(listener)
-    around = operations.settings(None if options.unix_socket else options.host)
+    around = operations.settings(None if options.unix_socket else options.host, options.name)
     settings = EngineSettings(options.model, options.name, options.llm_options())
     if options.in_process:
         engine: Engine = await settings.open()

@@ -22,6 +22,7 @@ class BlockStorage(KVStorage):
     """
 
     page_size = BLOCK
+    tile = 0
 
     def _allocate(self, s: KVShape) -> tuple[Tensor, Tensor]:
         blocks = -(-s.slots // BLOCK)

@@ -36,6 +36,8 @@ class TiledStorage(KVStorage):
     other than the CPU.
     """
 
+    tile = LANES
+
     def _allocate(self, s: KVShape) -> tuple[Tensor, Tensor]:
         if s.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of tiles is {s.dtype}, but must be float32 or bfloat16")
@@ -105,6 +107,8 @@ class Int8Tiles(KVStorage):
 
     Raises ValueError for a head_dim that is no multiple of 4, and a device other than the CPU.
     """
+
+    tile = LANES
 
     def _allocate(self, s: KVShape) -> tuple[Tensor, Tensor]:
         if s.head_dim % PACK:
