@@ -202,6 +202,9 @@ class LLM:
                 they are text, since a user may have written them. Or a list.
             chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
                 they win over what the mode asks for. Or a list.
+            keep_thoughts: thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's
+                messages) stay in the prompt, so that a chat that goes on finds all of its past in the
+                prefix cache. Else the chat template decides; most leave them out. Or a list.
             priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
                 their pages after them. 0 is usual. No token depends on it. Or a list.
             prediction: text or token ids that the answer probably repeats, such as a file that is to be

@@ -130,6 +130,7 @@ def _options(ask: Ask) -> dict[str, Any]:
         "memory_key": ask.memory_key,
         "allow_special": ask.allow_special,
         "chat_template_kwargs": ask.chat_template_kwargs,
+        "keep_thoughts": ask.keep_thoughts,
         "priority": ask.priority,
         "prediction": ask.prediction,
     }
