@@ -94,7 +94,7 @@ def test_a_thought_cannot_write_marks(abacus: LLM) -> None:
     assert abacus.tokenizer is not None
     for mark in ("[unused9]", "[unused10]", "[unused16]", "[unused17]"):
         token = abacus.tokenizer.token_id(mark)
-        assert kept.count(token) == plain.count(token), "it is text"
+        assert token is not None and kept.count(token) == plain.count(token), "it is text"
 
 
 def test_a_template_that_cannot_says_so_once(tmp_path: Path) -> None:
