@@ -48,7 +48,9 @@ class LocalEngine:
             thinks=llm.thinks,
             has_head=llm.has_head,
             efforts=switch.levels if switch.kind == "effort" else (),
-            keeps_thoughts=next((k for k in KEEPING.items() if k[0] in inputs.template_names), None),
+            keeps_thoughts=next(
+                (k for k in KEEPING.items() if k[0] in inputs.template_names), None
+            ),
             device=str(llm.model.device),
             tool_format=llm.tool_calls.form.name,
             tool_tokens=llm.tool_calls.tokens,
@@ -128,6 +130,7 @@ def _options(ask: Ask) -> dict[str, Any]:
         "memory_key": ask.memory_key,
         "allow_special": ask.allow_special,
         "chat_template_kwargs": ask.chat_template_kwargs,
+        "keep_thoughts": ask.keep_thoughts,
         "priority": ask.priority,
         "prediction": ask.prediction,
     }

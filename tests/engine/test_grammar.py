@@ -244,8 +244,9 @@ CHANNELS = Words(
         ("<|start|>assistant", "<|channel|> final <|message|> a", False),
         (
             "<|start|>assistant",
-            "<|channel|> analysis <|message|> a no a <|end|> <|start|> assistant <|channel|> commentary "
-            "<|message|> a <|end|> <|start|> assistant <|channel|> final <|message|> no",
+            "<|channel|> analysis <|message|> a no a <|end|> "
+            + "<|start|> assistant <|channel|> commentary <|message|> a <|end|> "
+            + "<|start|> assistant <|channel|> final <|message|> no",
             True,
         ),
         ("<|start|>assistant", "<|channel|> analysis <|message|> a <end>", False),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_tools import Ask, Bench, Setting, answer
 from grammar_tools import holds
-from test_exact import CHAINS, NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
+from test_exact import NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
 from thoughts import Bound
 
 from fastslow.engine.params import GrammarSpec
@@ -31,14 +31,15 @@ PERSON = {
     "additionalProperties": False,
 }
 # a random model repeats blanks until a penalty forbids it
-PLAIN: dict[str, Any] = {"max_tokens": 90, "ignore_eos": False, "frequency_penalty": 1.0}
+PLAIN: dict[str, Any] = {"max_tokens": 60, "ignore_eos": False, "frequency_penalty": 1.0}
 GRAMMARS: tuple[dict[str, Any], ...] = (
     {"json_schema": PERSON},
     {"regex": "[a-c]{2,6}-[0-9]{3}(-x)?"},
     {"choice": ["yes", "no", "not now"]},
     {"json_schema": {"type": "array", "items": {"enum": ["on", "off"]}, "maxItems": 3}},
 )
-DRAFTERS = (*CHAINS, *TREES, *ORACLES, *(f"named {name}" for name in NAMES))
+FEW = ("model", "self0", "skip", "common", "retold")  # of `CHAINS`: the others are among the names
+DRAFTERS = (*FEW, *TREES, *ORACLES, *(f"named {name}" for name in NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_seeded_samples_are_those_of_plain_decoding(moge: Bench, drafter: str) -
 
 @pytest.mark.parametrize(
     "setting",
-    [Setting(max_running=3), Setting(prompt_rows=5, pages=32), Setting(pages=124, page_size=1)],
+    [Setting(max_running=3), Setting(prompt_rows=5, pages=29), Setting(pages=114, page_size=1)],
     ids=["three at a time", "chunks, few pages", "pages of 1"],
 )
 def test_preemption_and_chunks_change_nothing(moge: Bench, setting: Setting) -> None:
