@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from loguru import logger
 from starlette.responses import Response
@@ -25,6 +25,12 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx passes every event on at once
 ]
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/event-stream": {"schema": {"description": "chunks, one in each event"}}}
+    }
+}
+"""`responses` of a route that may stream its answer, for the OpenAPI document."""
 
 
 class Events(Protocol):

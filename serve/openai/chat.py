@@ -25,14 +25,11 @@ from fastslow.serve.openai.prompt_logprobs import prompt_logprobs
 from fastslow.serve.openai.usage import FINISH, metrics_of, usage_of
 from fastslow.serve.request_id import request_id
 from fastslow.serve.settings import ServerSettings
-from fastslow.serve.sse import EventStream
+from fastslow.serve.sse import STREAMED, EventStream
 from fastslow.serve.token_table import TokenTable
 from fastslow.serve.tool_calls.chat import Parsers, chat_tools
 
 router = json_router()
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)

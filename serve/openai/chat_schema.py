@@ -97,11 +97,11 @@ class ChatRequest(OpenAIFields):
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return found
-        schema: dict[str, Any] | None = ANY_OBJECT
-        if wanted.type == "json_schema":
-            schema = None if wanted.json_schema is None else wanted.json_schema.schema_
-            if schema is None:
-                raise ValueError("field 'response_format.json_schema.schema' is missing")
+        if wanted.type == "json_object":
+            return [*found, ("response_format", dict(ANY_OBJECT))]
+        schema = None if wanted.json_schema is None else wanted.json_schema.schema_
+        if schema is None:
+            raise ValueError("field 'response_format.json_schema.schema' is missing")
         return [*found, ("response_format", {"json_schema": schema})]
 
 

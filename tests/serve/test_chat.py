@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -201,3 +202,29 @@ def test_a_prediction_is_drafted_and_changes_no_token(http: httpx.Client) -> Non
     details = made["usage"]["completion_tokens_details"]
     assert details["accepted_prediction_tokens"] > 0
     assert plain["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"),
+        ({"guided_choice": ["yes", "no"]}, "yes|no"),
+        ({"structured_outputs": {"grammar": 'root ::= "x" "y"'}}, "xy"),
+        ({"guided_grammar": "start: /[x]{4}/"}, "xxxx"),
+        ({"response_format": {"type": "json_object"}}, r"(?s)\{.*\}"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"enum": [1, 2]}},
+                }
+            },
+            "[12]",
+        ),
+    ],
+)
+def test_answers_keep_to_a_grammar(http: httpx.Client, fields: dict[str, Any], form: str) -> None:
+    plain = {"temperature": 0, "max_tokens": 60, "mode": "fast"}
+    choice = ask(http, **plain, **fields)["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert re.fullmatch(form, choice["message"]["content"])
