@@ -94,7 +94,7 @@ def test_all_is_a_function_of_the_text(kit: GrammarKit, opened: bool | None, see
                 expected = replayed(kit, spec, [*text, *run], opened)
                 assert said(grammar, tokens, run) == expected
         fitting = [run for run in runs if grammar.fits(tokens, run)]
-        longest = sorted(fitting, key=len)[-1]
+        longest = max(fitting, key=len)
         text += longest
         if grammar.whole_at(tokens, longest) is not None:
             return
