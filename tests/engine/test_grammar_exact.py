@@ -106,7 +106,7 @@ def test_seeded_samples_are_those_of_plain_decoding(moge: Bench, drafter: str) -
 
 @pytest.mark.parametrize(
     "setting",
-    [Setting(max_running=3), Setting(prompt_rows=5, pages=29), Setting(pages=114, page_size=1)],
+    [Setting(max_running=3), Setting(prompt_rows=9, pages=22), Setting(pages=114, page_size=1)],
     ids=["three at a time", "chunks, few pages", "pages of 1"],
 )
 def test_preemption_and_chunks_change_nothing(moge: Bench, setting: Setting) -> None:
