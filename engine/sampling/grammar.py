@@ -202,7 +202,7 @@ class Grammar:
         allowed_V = self._matcher.mask()
         if state.place is not None:
             return self._before(state.place, allowed_V)
-        more = np.count_nonzero(allowed_V)
+        more = int(np.count_nonzero(allowed_V))
         if self._matcher.ended() is not Ended.NO:
             if not more and self._ends:
                 return TokenMask(only=self._ends[0])
@@ -223,7 +223,7 @@ class Grammar:
         else:
             allowed_V[:] = False
         allowed_V[said.tokens[fits]] = True
-        return _told(allowed_V, np.count_nonzero(allowed_V))
+        return _told(allowed_V, int(np.count_nonzero(allowed_V)))
 
 
 def _told(allowed_V: Allowed, count: int) -> TokenMask:
