@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from loguru import logger
 from starlette.responses import Response
@@ -19,6 +19,10 @@ from fastslow.serve.request_id import request_id
 from fastslow.serve.requests import Requests
 from fastslow.serve.settings import ServerSettings
 
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+"""`responses` of a route whose answer may be a stream."""
 COMMENT = b": waiting\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

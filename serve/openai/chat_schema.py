@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import shown
+from fastslow.serve.answer_metrics import AnswerMetrics
 from fastslow.serve.fields import NO_EFFECT, Ignored
 from fastslow.serve.grammar_fields import ANY_OBJECT
-from fastslow.serve.openai.fields import Count, OpenAIFields
+from fastslow.serve.openai.fields import OpenAIFields
 from fastslow.serve.openai.logprobs import ChatLogprobs
-from fastslow.serve.openai.messages import ChatMessage, Part
-from fastslow.serve.openai.usage import AnswerMetrics, Finish, Usage
+from fastslow.serve.openai.messages import ChatMessage
+from fastslow.serve.openai.usage import Finish, Usage
+from fastslow.serve.sampling_fields import Count
+from fastslow.serve.turns import Part
 
 
 class JsonSchemaFormat(BaseModel):
@@ -70,7 +73,6 @@ class ChatRequest(OpenAIFields):
     parallel_tool_calls: StrictBool | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: Ignored = Field(default=None, description=NO_EFFECT)
-    moderation: Ignored = Field(default=None, description=NO_EFFECT)
 
     def sampling(self) -> dict[str, Any]:
         """Fields of `SamplingParams`, by their names there.
