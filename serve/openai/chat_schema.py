@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from fastslow.engine.params import shown
 from fastslow.serve.answer_metrics import AnswerMetrics
 from fastslow.serve.fields import NO_EFFECT, Ignored
-from fastslow.serve.grammar_fields import ANY_OBJECT
+from fastslow.serve.grammar_fields import format_grammar
 from fastslow.serve.openai.fields import OpenAIFields
 from fastslow.serve.openai.logprobs import ChatLogprobs
 from fastslow.serve.openai.messages import ChatMessage
@@ -95,16 +95,11 @@ class ChatRequest(OpenAIFields):
         }
 
     def grammars(self) -> list[tuple[str, dict[str, Any]]]:
-        found = super().grammars()
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
+        found, wanted = super().grammars(), self.response_format
+        if wanted is None:
             return found
-        schema: dict[str, Any] | None = ANY_OBJECT
-        if wanted.type == "json_schema":
-            schema = None if wanted.json_schema is None else wanted.json_schema.schema_
-            if schema is None:
-                raise ValueError("field 'response_format.json_schema.schema' is missing")
-        return [*found, ("response_format", {"json_schema": schema})]
+        schema = None if wanted.json_schema is None else wanted.json_schema.schema_
+        return found + format_grammar("response_format", wanted.type, schema, "json_schema.schema")
 
 
 class FunctionCall(BaseModel):
