@@ -89,7 +89,7 @@ class ModeFields(BaseModel):
         Raises:
             ValueError: fields contradict each other.
         """
-        effort = self._effort()
+        effort = _same(self.efforts())
         asked, variables = self.mode, self._variables(card, effort)
         if effort is not None and not (asked is not None and card.efforts):
             asked = _agreed(asked, effort, settings.efforts[effort])
@@ -114,14 +114,10 @@ class ModeFields(BaseModel):
         hidden = self.thinking is not None and self.thinking.display == "omitted"
         return hidden or (self.reasoning is not None and self.reasoning.exclude is True)
 
-    def _effort(self) -> Effort | None:
+    def efforts(self) -> dict[str, Effort | None]:
+        """The efforts that are given, by the fields that give them. Protocols add their own to these."""
         other = None if self.reasoning is None else self.reasoning.effort
-        wishes: dict[str, Any] = {
-            "reasoning_effort": self.reasoning_effort,
-            "reasoning.effort": other,
-        }
-        effort: Effort | None = _same(wishes)
-        return effort
+        return {"reasoning_effort": self.reasoning_effort, "reasoning.effort": other}
 
     def _budget(self) -> int | None:
         wishes: dict[str, Any] = {name: getattr(self, name) for name in BUDGETS}

@@ -15,10 +15,11 @@ from fastslow.serve.caller import Caller, caller
 from fastslow.serve.errors import refused
 from fastslow.serve.fields import Fields
 from fastslow.serve.mode_fields import ModeFields
-from fastslow.serve.openai.fields import served_mode
-from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
+from fastslow.serve.model_name import served_mode
+from fastslow.serve.openai.messages import ChatMessage, as_turns
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.tool_calls.protocols import openai_tools
+from fastslow.serve.turns import characters
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
