@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import pytest
 import typer
-from pages import blocks, prose
+from pages import Block, blocks, prose
 
 from fastslow import SamplingParams, Speculation
 from fastslow.models.locate import builtin_path
@@ -111,7 +111,7 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
     """Every command of the bash blocks and code spans, as words; comments and redirections are gone."""
     for block in blocks(page):
         if block.language == "bash":
-            for number, line in enumerate(block.text.splitlines(), block.line):
+            for number, line in _whole_lines(block):
                 yield from ((number, words) for words in _split(line))
     lines = list(prose(page))
     text = "\n".join(line for _, line in lines)
@@ -120,6 +120,21 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
         shell = re.match(r"(\w+=\S+ )*(fastslow|python|torchrun) ", span[1])
         if shell:
             yield from ((lines[start][0], words) for words in _split(span[1]))
+
+
+def _whole_lines(block: Block) -> Iterator[tuple[int, str]]:
+    """The lines of a block, with the number of each; those that a quotation goes on over are one."""
+    open_lines: list[str] = []
+    for number, line in enumerate(block.text.splitlines(), block.line):
+        open_lines.append(line)
+        try:
+            shlex.split("\n".join(open_lines), comments=True)
+        except ValueError:
+            continue
+        yield number + 1 - len(open_lines), "\n".join(open_lines)
+        open_lines = []
+    if open_lines:  # the quotation has no end
+        yield block.line, "\n".join(open_lines)
 
 
 def _split(line: str) -> Iterator[list[str]]:

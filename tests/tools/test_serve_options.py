@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from fastslow.serve.key_file import add_key
-from fastslow.tools.cli.app import app
 from fastslow.serve.settings import EFFORTS, ServerSettings
+from fastslow.tools.cli.app import app
 from fastslow.tools.cli.operation_options import OperationOptions
 from fastslow.tools.cli.serve_options import ServeOptions
 
