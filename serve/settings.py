@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from fastslow.engine.params import MOST, Params
+from fastslow.engine.params import MOST, Params, nearest, shown
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -75,6 +75,14 @@ class ServerSettings(Params):
         default=("reasoning_content", "reasoning"),
         description="fields of an answer that hold the thought",
     )
+
+    @field_validator("efforts")
+    @classmethod
+    def _every_effort(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if name not in EFFORTS:
+                raise ValueError(f"effort {shown(name)} is unknown{nearest(name, EFFORTS)}")
+        return {**EFFORTS, **given}
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastslow.engine.host.files import read_object
 from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
 from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
+
+if TYPE_CHECKING:
+    from fastslow.serve.settings import ServerSettings
 
 LISTEN, LOAD = "Where it listens", "Under load"
 PASSED = (  # to `LLM`, as they are
@@ -53,9 +57,9 @@ class ServeOptions(ModelOptions):
     served_model_name: Annotated[
         str | None, option("What clients call the model; default: MODEL's own name.", MODEL)
     ] = None
-    default_mode: Annotated[str, option("Mode of requests that name none; default deep.", HOW)] = (
-        "deep"
-    )
+    default_mode: Annotated[
+        str | None, option("Mode of requests that name none; default deep.", HOW)
+    ] = None
     modes: ModesFile = None
     auto: AutoFile = None
     speculation: Annotated[
@@ -84,6 +88,10 @@ class ServeOptions(ModelOptions):
     max_waiting: Annotated[
         int, shown_option("Most answers that wait; more get HTTP 429.", LOAD, min=0)
     ] = 256
+    settings: Annotated[
+        Path | None,
+        option("JSON file with limits of requests, and what holds where they say nothing.", LOAD),
+    ] = None
     drain_seconds: Annotated[
         float, shown_option("What running answers have once SIGTERM or Ctrl-C comes.", LOAD, min=0)
     ] = 30.0
@@ -106,6 +114,25 @@ class ServeOptions(ModelOptions):
     def name(self) -> str:
         """What clients call the model."""
         return self.served_model_name or Path(self.model).name or self.model
+
+    def server_settings(self) -> ServerSettings:
+        """Limits of requests, and what holds where they say nothing.
+
+        Raises:
+            ValueError: the file of the settings cannot be read, or a field does not fit.
+        """
+        from fastslow.serve.settings import ServerSettings
+
+        if self.settings is not None and not self.settings.exists():
+            raise ValueError(f"--settings {self.settings} does not exist")
+        given = {} if self.settings is None else read_object(self.settings)
+        if self.default_mode is not None:
+            given["default_mode"] = self.default_mode
+        try:
+            return ServerSettings(**given)
+        except ValueError as error:
+            where = "" if self.settings is None else f"{self.settings}: "
+            raise ValueError(f"{where}{error}") from None
 
     def llm_options(self) -> dict[str, Any]:
         """Keyword arguments of `LLM`, as plain JSON values."""
