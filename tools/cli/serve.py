@@ -69,7 +69,6 @@ async def _serve(
     from fastslow.serve.listen import address_of
     from fastslow.serve.process.engine_process import EngineProcess
     from fastslow.serve.server import serve as serve_app
-    from fastslow.serve.settings import ServerSettings
     from fastslow.tools.cli.screen import errors
 
     address = address_of(listener)
@@ -86,7 +85,7 @@ async def _serve(
     def announce(card: ModelCard) -> None:
         errors().print(_usage(address, card), soft_wrap=True)
 
-    app = create_app(engine, ServerSettings(default_mode=options.default_mode), around)
+    app = create_app(engine, options.server_settings(), around)
     await serve_app(app, engine, listener, options.drain_seconds, announce)
 
 

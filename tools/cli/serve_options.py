@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
 from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
+
+if TYPE_CHECKING:
+    from fastslow.serve.settings import ServerSettings
 
 LISTEN, LOAD = "Where it listens", "Under load"
 PASSED = (  # to `LLM`, as they are
@@ -56,6 +59,14 @@ class ServeOptions(ModelOptions):
     default_mode: Annotated[str, option("Mode of requests that name none; default deep.", HOW)] = (
         "deep"
     )
+    keep_thoughts: Annotated[
+        bool,
+        typer.Option(
+            "--keep-thoughts",
+            help="Keep thoughts of earlier turns in chats that do not say: less is read again.",
+            rich_help_panel=HOW,
+        ),
+    ] = False
     modes: ModesFile = None
     auto: AutoFile = None
     speculation: Annotated[
@@ -106,6 +117,12 @@ class ServeOptions(ModelOptions):
     def name(self) -> str:
         """What clients call the model."""
         return self.served_model_name or Path(self.model).name or self.model
+
+    def server_settings(self) -> ServerSettings:
+        """What holds for requests that say nothing."""
+        from fastslow.serve.settings import ServerSettings
+
+        return ServerSettings(default_mode=self.default_mode, keep_thoughts=self.keep_thoughts)
 
     def llm_options(self) -> dict[str, Any]:
         """Keyword arguments of `LLM`, as plain JSON values."""
