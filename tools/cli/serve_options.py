@@ -11,8 +11,10 @@ import typer
 
 from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
 from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
+from fastslow.tools.cli.warm_file import read_warm
 
 if TYPE_CHECKING:
+    from fastslow.serve.engine_settings import EngineSettings
     from fastslow.serve.settings import ServerSettings
 
 LISTEN, LOAD = "Where it listens", "Under load"
@@ -73,6 +75,18 @@ class ServeOptions(ModelOptions):
         str | None,
         option("Of requests that say nothing: a drafter, or a file of `fastslow tune`.", HOW),
     ] = None
+    warm: Annotated[
+        list[Path] | None,
+        option(
+            "File with a system prompt (.txt), or messages (.json), that is read once and stays in "
+            "the prefix cache; may be repeated.",
+            HOW,
+        ),
+    ] = None
+    warm_mode: Annotated[
+        list[str] | None,
+        option("Mode that --warm is for, may be repeated; default: the default mode.", HOW),
+    ] = None
     remember: Annotated[
         str,
         option(
@@ -110,6 +124,8 @@ class ServeOptions(ModelOptions):
     def __post_init__(self) -> None:
         if self.remember not in REMEMBER:
             raise ValueError(f"--remember {self.remember!r} must be by-key, all or off")
+        if self.warm_mode and not self.warm:
+            raise ValueError("--warm-mode is for --warm: give that, too")
         if "TORCHELASTIC_RUN_ID" in os.environ and not self.in_process:
             raise ValueError("under torchrun the first rank serves: give --in-process")
 
@@ -117,6 +133,19 @@ class ServeOptions(ModelOptions):
     def name(self) -> str:
         """What clients call the model."""
         return self.served_model_name or Path(self.model).name or self.model
+
+    def engine_settings(self) -> EngineSettings:
+        """Which model runs, and how.
+
+        Raises:
+            ValueError: a file does not fit.
+        """
+        from fastslow.serve.engine_settings import EngineSettings, WarmPrefix
+
+        each = [(path.name, read_warm(path)) for path in self.warm or ()]
+        modes = self.warm_mode or [self.default_mode]
+        warm = [WarmPrefix(name=n, prompt=p, mode=mode) for n, p in each for mode in modes]
+        return EngineSettings(self.model, self.name, self.llm_options(), self.max_waiting, warm)
 
     def server_settings(self) -> ServerSettings:
         """What holds for requests that say nothing."""
