@@ -53,7 +53,9 @@ def test_the_longer_of_two_ways_counts() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_any_order_of_calls_keeps_the_books(seed: int) -> None:
     chance = random.Random(seed)
-    cache, opened, pins = small(), {}, set()
+    cache = small()
+    opened: dict[int, str] = {}
+    pins: set[int] = set()
     texts = [[0] * n + [chance.randrange(2) for _ in range(6)] for n in (0, 3, 6, 9, 12)]
     for number in range(150):
         text, root = chance.choice(texts), chance.choice(("nobody", "me", "you"))
