@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from loguru import logger
+
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
@@ -15,6 +17,7 @@ from fastslow.llm import LLM
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
+from fastslow.serve.engine_settings import WarmPrefix
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
 
@@ -85,6 +88,23 @@ class LocalEngine:
                 del self._running[ask.id]
             self._traces.keep(ask.id, handle)
             handle.cancel()
+
+    async def warm(self, prefix: WarmPrefix) -> None:
+        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
+        operator's text; what is asked behind it is shared as without it.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        mode = prefix["mode"]
+        try:
+            pinned = await asyncio.to_thread(
+                self._llm.llm.pin, prefix["prompt"], mode=mode, every_key=True
+            )
+        except ValueError as error:
+            raise ValueError(f"warm {prefix['name']} in mode {mode!r}: {error}") from None
+        said = "{} is warm in mode {!r}: {} tokens in {} pages of the prefix cache"
+        logger.info(said, prefix["name"], mode, pinned.tokens, pinned.pages)
 
     async def cancel(self, id: str) -> bool:
         handle = self._running.get(id)
