@@ -62,11 +62,18 @@ class LocalEngine:
 
     @property
     def ready(self) -> bool:
-        return self._llm.accepting
+        return self._llm.accepting and not self.broken
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engine's thread is gone, by an error of its own."""
+        return self._llm.llm._worker.broken
 
     @property
     def why_not_ready(self) -> str:
-        return "" if self.ready else "the server is closing"
+        if self.ready:
+            return ""
+        return "the engine broke" if self.broken else "the server is closing"
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
