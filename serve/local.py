@@ -14,13 +14,14 @@ from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
-from fastslow.output import Piece
+from fastslow.output import GenerationError, Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.engine_settings import WarmPrefix
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
 
+GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
 KEEPING = {"clear_thinking": False, "preserve_thinking": True}
 
@@ -65,11 +66,18 @@ class LocalEngine:
 
     @property
     def ready(self) -> bool:
-        return self._llm.accepting
+        return self._llm.accepting and not self.broken
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engine's thread is gone, by an error of its own."""
+        return self._llm.llm._worker.broken
 
     @property
     def why_not_ready(self) -> str:
-        return "" if self.ready else "the server is closing"
+        if self.ready:
+            return ""
+        return "the engine broke" if self.broken else "the server is closing"
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
@@ -83,6 +91,10 @@ class LocalEngine:
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
                     yield piece
+        except GenerationError as error:
+            if GRAMMAR in str(error):
+                raise ValueError(str(error)) from None
+            raise
         finally:
             if self._running.get(ask.id) is handle:
                 del self._running[ask.id]

@@ -288,3 +288,13 @@ def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: P
         return output.finish_reason
 
     assert asyncio.run(closing()) == reason
+
+
+def test_a_grammar_that_becomes_too_complex_is_its_clients_fault(
+    runner: asyncio.Runner, engine: Engine
+) -> None:
+    wild = {"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}
+    for streamed in (True, False):
+        ask = asked(tokens=60, sampling={"grammar": wild}, mode="fast", streamed=streamed)
+        with pytest.raises(ValueError, match="the grammar stopped: "):
+            runner.run(pieces_of(engine, ask))
