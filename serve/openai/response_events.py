@@ -83,7 +83,7 @@ class ResponseEvents:
     def _done(self, part: AnswerPart, status: str) -> str:
         match part.kind:
             case "call":
-                made = self._text("done", part, name=part.name, arguments=part.text)
+                made = self._text("done", part, arguments=part.text)
             case "text":
                 made = self._text("done", part, text=part.text, logprobs=[])
             case "thought":
