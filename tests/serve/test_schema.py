@@ -22,7 +22,12 @@ CHECKS: Any = [
     response_schema_conformance,
     status_code_conformance,
 ]
-MOST = {"max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n": 2}  # else a case may take a minute
+MOST = {
+    "max_tokens": 2,
+    "max_completion_tokens": 2,
+    "max_output_tokens": 2,
+    "n": 2,
+}  # else a case may take a minute
 # half of all cases are of these, by the field that says how long an answer may be
 ASKING = {
     "POST /v1/chat/completions": "max_tokens",
