@@ -105,7 +105,7 @@ def test_events_come_in_the_order_that_clients_expect(http: httpx.Client) -> Non
     assert ping == {"type": "ping"} and stop == {"type": "message_stop"}
     assert delta["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
     assert delta["usage"]["output_tokens"] == 12 and delta["metrics"]["finish_reason"] == "length"
-    open_, seen = None, []
+    open_, seen = None, list[str]()
     for event in middle:
         match event["type"]:
             case "content_block_start":

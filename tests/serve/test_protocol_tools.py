@@ -84,8 +84,8 @@ def message(claude: anthropic.Anthropic, stream: bool = False, **fields: Any) ->
     asked = {"model": "tiny", "max_tokens": 300, "messages": CHAT, "tools": MESSAGE_TOOLS}
     asked |= {name: value for name, value in fields.items() if name in names}
     if not stream:
-        return claude.messages.create(**asked, extra_body=own)  # type: ignore[call-overload]
-    with claude.messages.stream(**asked, extra_body=own) as events:  # type: ignore[arg-type]
+        return claude.messages.create(**asked, extra_body=own)
+    with claude.messages.stream(**asked, extra_body=own) as events:
         return events.get_final_message()
 
 
@@ -118,9 +118,9 @@ def test_required_calls_are_those_of_a_chat(
 ) -> None:
     for name in (None, "get_weather"):
         same = {**drawn, "thinking_budget": 3, "speculation": speculation}
-        kind = {"type": "any"} if name is None else {"type": "tool", "name": name}
+        kind: Any = {"type": "any"} if name is None else {"type": "tool", "name": name}
         choice: Any = "required" if name is None else {"type": "function", "name": name}
-        named = choice if name is None else {"type": "function", "function": {"name": name}}
+        named: Any = choice if name is None else {"type": "function", "function": {"name": name}}
         chat: Any = gpt.chat.completions.create(
             model="tiny",
             messages=CHAT,
@@ -148,7 +148,7 @@ def test_required_calls_are_those_of_a_chat(
 
 def test_free_answers_are_those_of_a_chat(claude: anthropic.Anthropic, gpt: openai.OpenAI) -> None:
     for seed in range(4):
-        same = {"seed": seed, "temperature": 1, "thinking_budget": 3}
+        same: Any = {"seed": seed, "temperature": 1, "thinking_budget": 3}
         chat = gpt.chat.completions.create(
             model="tiny", messages=CHAT, tools=CHAT_TOOLS, max_tokens=40, extra_body=same
         )

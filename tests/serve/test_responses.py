@@ -142,7 +142,9 @@ def test_the_client_s_own_stream_helper(client: openai.OpenAI) -> None:
         kinds = {event.type for event in stream}
         made = stream.get_final_response()
     assert made.status == "completed" and made.output_text in ("yes", "no")
-    assert "response.output_text.delta" in kinds and made.output[-1].status == "completed"
+    assert (
+        "response.output_text.delta" in kinds and made.output[-1].to_dict()["status"] == "completed"
+    )
     assert made.output_text == client.responses.create(**fields).output_text
 
 
