@@ -19,21 +19,21 @@ KINDS = {
 }
 
 
-class ErrorDetail(BaseModel):
+class AnthropicErrorDetail(BaseModel):
     type: str
     message: str
 
 
-class ErrorBody(BaseModel):
+class AnthropicError(BaseModel):
     """The body of every answer that is an error."""
 
     type: Literal["error"]
-    error: ErrorDetail
+    error: AnthropicErrorDetail
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "the request does not fit, or comes too early"},
-    "5XX": {"model": ErrorBody, "description": "the server failed, or is not ready"},
+    "4XX": {"model": AnthropicError, "description": "the request does not fit, or comes too early"},
+    "5XX": {"model": AnthropicError, "description": "the server failed, or is not ready"},
 }
 """`responses` of a route, for the OpenAPI document."""
 

@@ -60,7 +60,7 @@ class MessageEvents:
 
     def _start(self, prompt: int) -> str:
         """How many tokens were found in the prefix cache is known at the end only, and told there."""
-        ahead = {
+        ahead: dict[str, Any] = {
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,

@@ -15,7 +15,7 @@ from fastslow.serve.anthropic.errors import ERRORS
 from fastslow.serve.anthropic.history import as_turns
 from fastslow.serve.anthropic.message_events import MessageEvents
 from fastslow.serve.anthropic.schema import (
-    AnswerMessage,
+    MessageAnswer,
     MessagesRequest,
     PromptRequest,
     TokenCount,
@@ -39,7 +39,7 @@ router = json_router(ERRORS)
 Who = Annotated[Caller, Depends(caller)]
 
 
-@router.post("/v1/messages", response_model=AnswerMessage, responses=STREAMED)
+@router.post("/v1/messages", response_model=MessageAnswer, responses=STREAMED)
 async def messages(asked: MessagesRequest, request: Request, who: Who) -> Response:
     """Answer a conversation."""
     state = request.app.state

@@ -44,6 +44,7 @@ class PromptRequest(SamplingFields):
     tool_choice: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     cache_control: Ignored = Field(default=None, description=NO_EFFECT)
+    context_management: Ignored = Field(default=None, description=NO_EFFECT)
     speed: Ignored = Field(default=None, description=NO_EFFECT)
     user_profile_id: Ignored = Field(default=None, description=NO_EFFECT)
     workspace_id: Ignored = Field(default=None, description=NO_EFFECT)
@@ -108,7 +109,7 @@ class AnswerBlock(BaseModel):
     type: Literal["thinking", "text", "tool_use"]
 
 
-class AnswerMessage(BaseModel):
+class MessageAnswer(BaseModel):
     """The answer."""
 
     id: str

@@ -49,11 +49,11 @@ class ResponseEvents:
             text += self._changed(self._parts.push(piece))
             if (output := piece.output) is None:
                 continue
-            *changes, last = self._parts.finish(output.choices[0]) or [None]
+            changes = self._parts.finish(output.choices[0])
             whole = ended(self._head, self._parts, output)
-            text += self._changed(changes)
-            if last is not None:
-                text += self._change(*last, status=whole["status"])
+            text += self._changed(changes[:-1])
+            if changes:  # the last one ends the last item
+                text += self._change(*changes[-1], status=whole["status"])
             text += self._event(f"response.{whole['status']}", response=whole)
         return text
 
@@ -75,7 +75,7 @@ class ResponseEvents:
                 made = self._event("response.output_item.added", output_index=part.index, item=item)
                 return made + self._content("added", empty)
             case "more":
-                more = {} if part.kind != "text" else {"logprobs": []}
+                more: dict[str, Any] = {} if part.kind != "text" else {"logprobs": []}
                 return self._text("delta", part, delta=text, **more)
             case _:
                 return self._done(part, status)
@@ -83,7 +83,7 @@ class ResponseEvents:
     def _done(self, part: AnswerPart, status: str) -> str:
         match part.kind:
             case "call":
-                made = self._text("done", part, name=part.name, arguments=part.text)
+                made = self._text("done", part, arguments=part.text)
             case "text":
                 made = self._text("done", part, text=part.text, logprobs=[])
             case "thought":

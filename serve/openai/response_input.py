@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +11,6 @@ from fastslow.engine.params import shown
 from fastslow.serve.openai.messages import ROLES
 from fastslow.serve.turns import Part, texts_of
 
-T = TypeVar("T")
 KINDS = ("message", "reasoning", "function_call", "function_call_output")
 ASKED = ("input_text", "text")
 ANSWERED = ("output_text", "text")
@@ -54,8 +53,8 @@ def as_turns(instructions: str | None, given: str | Sequence[InputItem]) -> list
             case "function_call":
                 _call(turns, where, item)
             case "function_call_output":
-                output = _given(f"{where}.output", item.output)
-                content = "\n".join(texts_of(f"{where}.output", output, ASKED))
+                output = _texts(f"{where}.output", item.output, ASKED)
+                content = "\n".join(output)
                 id = _given(f"{where}.call_id", item.call_id)
                 turns.append({"role": "tool", "content": content, "tool_call_id": id})
             case "item_reference":
@@ -71,13 +70,13 @@ def as_turns(instructions: str | None, given: str | Sequence[InputItem]) -> list
 
 
 def _message(turns: list[dict[str, Any]], where: str, item: InputItem) -> None:
-    content = _given(f"{where}.content", item.content)
     role = ROLES[_given(f"{where}.role", item.role)]
+    kinds = ANSWERED if role == "assistant" else ASKED
+    texts = _texts(f"{where}.content", item.content, kinds)
     if role != "assistant":
-        text = "\n".join(texts_of(f"{where}.content", content, ASKED))
-        turns.append({"role": role, "content": text})
+        turns.append({"role": role, "content": "\n".join(texts)})
         return
-    text = "".join(texts_of(f"{where}.content", content, ANSWERED))
+    text = "".join(texts)
     before = turns[-1] if turns else {}
     begun = "tool_calls" in before or ("reasoning_content" in before and not before["content"])
     turn = before if begun else _answer(turns)
@@ -107,7 +106,13 @@ def _answer(turns: list[dict[str, Any]]) -> dict[str, Any]:
     return turns[-1]
 
 
-def _given(where: str, value: T | None) -> T:
+def _texts(where: str, content: str | list[Part] | None, kinds: tuple[str, ...]) -> list[str]:
+    if content is None:
+        raise ValueError(f"{where} is missing; it must be a text or a list of text parts")
+    return texts_of(where, content, kinds)
+
+
+def _given(where: str, value: str | None) -> str:
     if value is None:
-        raise ValueError(f"{where} is missing")
+        raise ValueError(f"{where} is missing; it must be a text")
     return value

@@ -27,10 +27,7 @@ WHERE = {
 # what the client has arguments for; all else goes into the body as it is
 CLIENT = {"messages", "max_tokens", "system", "stop_sequences", "tools", "tool_choice"}
 CLIENT |= {"thinking", "metadata", "output_config"}
-TOOLS: Any = [
-    {"name": "get_weather", "description": "Rain?", "input_schema": WHERE, "strict": True},
-    {"type": "custom", "name": "clock", "input_schema": {"type": "object"}},
-]
+TOOLS: Any = [{"name": "clock", "input_schema": {"type": "object"}}]
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +104,8 @@ def test_events_come_in_the_order_that_clients_expect(http: httpx.Client) -> Non
     assert start["message"]["usage"]["input_tokens"] > 0
     assert ping == {"type": "ping"} and stop == {"type": "message_stop"}
     assert delta["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
-    assert delta["usage"]["output_tokens"] == 12 and delta["metrics"]["mode"] == "deep"
-    open_, seen = None, []
+    assert delta["usage"]["output_tokens"] == 12 and delta["metrics"]["finish_reason"] == "length"
+    open_, seen = None, list[str]()
     for event in middle:
         match event["type"]:
             case "content_block_start":
@@ -171,7 +168,6 @@ def test_a_conversation_is_read_as_a_chat_s(
     [
         {},
         {"system": "Be brief.", "thinking": {"type": "disabled"}},
-        {"tools": TOOLS, "tool_choice": {"type": "any"}},
         {"tools": TOOLS, "tool_choice": {"type": "none"}},
     ],
 )
@@ -219,56 +215,15 @@ def test_the_thought_can_be_left_out(client: anthropic.Anthropic) -> None:
     assert blocks(streamed(client, **GREEDY, thinking=hidden)) == blocks(made)
 
 
-@pytest.mark.parametrize("speculation", ["off", "auto", "ngram"])
-def test_required_calls_are_valid(client: anthropic.Anthropic, speculation: str) -> None:
-    for choice, names in (
-        ({"type": "any"}, {"get_weather", "clock"}),
-        ({"type": "tool", "name": "get_weather"}, {"get_weather"}),
-    ):
-        fields = {
-            "tools": TOOLS,
-            "tool_choice": {**choice, "disable_parallel_tool_use": True},
-            "max_tokens": 200,
-            "thinking_budget": 3,
-            "temperature": 1,
-            "seed": 5,
-        }
-        made = ask(client, **fields, speculation=speculation)
-        *_, call = made.content
-        assert made.stop_reason == "tool_use" and call.type == "tool_use" and call.name in names
-        if call.name == "get_weather":
-            jsonschema.validate(call.input, WHERE)
-        assert blocks(streamed(client, **fields, speculation=speculation)) == blocks(made)
-        assert blocks(ask(client, **fields, speculation="off")) == blocks(made)
-        result = {"type": "tool_result", "tool_use_id": call.id, "content": "dry"}
-        back: Any = [*CHAT, made.model_dump(include={"role", "content"})]
-        ask(client, messages=[*back, {"role": "user", "content": [result]}], max_tokens=2)
-
-
-def test_a_cut_call_is_told_as_far_as_it_came(client: anthropic.Anthropic) -> None:
-    fields: dict[str, Any] = {
-        "tools": TOOLS,
-        "tool_choice": {"type": "tool", "name": "get_weather"},
-        "thinking": {"type": "disabled"},
-        **GREEDY,
-    }
-    whole = ask(client, **fields, max_tokens=200).usage.output_tokens
-    for less in range(1, whole, 3):
-        made = ask(client, **fields, max_tokens=whole - less)
-        assert made.stop_reason == "max_tokens"
-        assert blocks(streamed(client, **fields, max_tokens=whole - less)) == blocks(made)
-
-
 def test_answers_keep_to_a_schema(client: anthropic.Anthropic) -> None:
     form = {"format": {"type": "json_schema", "schema": WHERE}}
     made = ask(client, output_config=form, thinking_budget=3, max_tokens=200, temperature=1, seed=2)
     jsonschema.validate(json.loads(texts(made)[1]), WHERE)
-    low = ask(client, output_config={"effort": "low"}, max_tokens=4)
-    assert low.metrics["mode"] == "deep"
+    low = ask(client, output_config={"effort": "minimal"}, max_tokens=4)
+    assert low.metrics["mode"] == "fast"
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"max_tokens": None}, "max_tokens=None must"),
     ({"max_tokens": 0}, "max_tokens=0 must"),
     ({"messages": []}, "messages=[] must"),
     ({"messages": [{"role": "user", "content": []}, {"role": "x", "content": ""}]}, "[1].role"),
