@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastslow.engine.sampling.token_mask import CERTAIN
+from fastslow.engine.token_mask import CERTAIN
 from fastslow.engine.types import FORCED, RequestView, Tree
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastslow.engine.params import SamplingParams, Speculation
-    from fastslow.engine.sampling.token_mask import GrammarRule
+    from fastslow.engine.token_mask import GrammarRule
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -79,7 +79,7 @@ _MODULES = {
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.messages": "Message",
-    "engine.types": "ModeChoice Chooser Situation",
+    "engine.choosing": "ModeChoice Chooser Situation",
     "warning": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -148,11 +148,11 @@ class AsyncLLM:
         llm = self.llm
         if not self._open:
             raise RuntimeError("this AsyncLLM takes no more requests: it is drained or closed")
-        job = llm._one("submit", prompt, sampling, options)
+        job = llm._jobs.one("submit", prompt, sampling, options)
         count = job.count
         self._admission.enter(count)
         try:
-            handle = llm._started(job)
+            handle = llm._jobs.start(job)
             self._handles.add(handle)
             job.when_done(partial(self._over, handle, count))
         except BaseException:

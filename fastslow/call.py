@@ -49,6 +49,7 @@ class CallOptions(TypedDict, total=False):
     memory_key: str | None
     allow_special: bool
     chat_template_kwargs: Mapping[str, object] | None
+    keep_thoughts: bool
     priority: int
     prediction: str | Sequence[SupportsIndex] | None
 
@@ -83,6 +84,7 @@ class BatchOptions(TypedDict, total=False):
     memory_key: str | None | Sequence[str | None]
     allow_special: bool | Sequence[bool]
     chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
+    keep_thoughts: bool | Sequence[bool]
     priority: int | Sequence[int]
     prediction: str | None | Sequence[str | Sequence[SupportsIndex] | None]
     progress: bool
@@ -104,6 +106,7 @@ class PromptCall(NamedTuple):
     memory_key: str | None = None
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, object] | None = None
+    keep_thoughts: bool = False
     priority: int = 0
     prediction: str | Sequence[SupportsIndex] | None = None
     trace: bool = False

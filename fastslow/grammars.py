@@ -10,6 +10,7 @@ from fastslow.engine.sampling.grammar import Grammar, Matcher
 from fastslow.engine.text.answer_start import (
     AnswerStart,
     AtOnce,
+    BehindAnalysis,
     BehindChannels,
     BehindTags,
     Spellings,
@@ -45,7 +46,8 @@ class Grammars:
     def grammar(
         self, spec: GrammarSpec, prompt: EncodedPrompt, mode: Mode, ends: frozenset[int]
     ) -> Grammar:
-        """For a new request.
+        """For a new request. Where a chat in channels offers tools, a grammar in Lark holds all messages
+        behind the analysis, and not the answer alone: a call is a message of its own.
 
         Args:
             spec: what it asks for.
@@ -56,7 +58,10 @@ class Grammars:
             ValueError: the grammar, the model or the installation does not do.
         """
         matcher = self._parts()[0].matcher(spec)
-        return Grammar(self._start(prompt, mode), matcher, ends, len(prompt.tokens))
+        start = self._start(prompt, mode)
+        if prompt.tools and spec.kind == "lark" and self._inputs.tags == HARMONY:
+            start = BehindAnalysis(self._parts()[1], prompt.opened)
+        return Grammar(start, matcher, ends, len(prompt.tokens))
 
     def _start(self, prompt: EncodedPrompt, mode: Mode) -> AnswerStart:
         spellings, tags, tokenizer = self._parts()[1], self._inputs.tags, self._inputs.tokenizer

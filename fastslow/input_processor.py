@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 from loguru import logger
 
 from fastslow.call import Prompt
+from fastslow.chat_warnings import ChatWarnings
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
+from fastslow.engine.text.channels import END
+from fastslow.engine.text.kept_thoughts import ThoughtsLost, kept_thoughts
 from fastslow.engine.text.marks import Marks, chat_parts
 from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, Variables, load_template
-from fastslow.engine.text.thought import TagTokens, ThoughtTags, find_tags
-from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
+from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtTags, find_tags
+from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion
-from fastslow.warning import warn
 
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
 
@@ -50,6 +53,7 @@ class InputProcessor:
         switch: what the chat template offers to turn thinking off.
         tags: None = the model does not think.
         thoughts: the tags in the model's tokens.
+        analysis: the same where a thought may be followed by a call, in a channel of its own.
         tool_calls: how the model writes calls of tools.
 
     Raises:
@@ -68,11 +72,12 @@ class InputProcessor:
         self.context = context
         self.tags: ThoughtTags | None = None
         self.thoughts: TagTokens | None = None
+        self.analysis: TagTokens | None = None
         self.switch = ThinkingSwitch()
         self.tool_calls = ToolCalls()
         self._config = config
         self._template: ChatTemplate | None = None
-        self._warned: set[str] = set()
+        self._warnings = ChatWarnings()
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
@@ -87,12 +92,17 @@ class InputProcessor:
         where the model has levels of effort and none of them is "none"."""
         return mode.thinking == "off" and not self.switch.lessens
 
+    @property
+    def template_names(self) -> frozenset[str]:
+        """Variables that the chat template reads."""
+        return frozenset() if self._template is None else self._template.names
+
     def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
         """Say once what to call where a chat model was given a plain text and ended at once."""
         chats = self._template is not None and not isinstance(self._template, PlainTemplate)
         plain = prompt.text is not None and not prompt.chat
         if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
-            self._warn_once(
+            self._warnings.warn(
                 "the answer to a plain text is empty: this model expects its chat template, so ask with "
                 "llm.chat(...) or fastslow.chat(...)"
             )
@@ -140,12 +150,14 @@ class InputProcessor:
         mode: Mode,
         allow_special: bool = False,
         chat_template_kwargs: Variables | None = None,
+        keep_thoughts: bool = False,
     ) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template.
 
         Where a chat must not think, but its template opens a thought, the prompt closes the thought.
         Texts and token ids are taken as they are. `allow_special`: special tokens that a text or a
         message spells are marks, not text. `chat_template_kwargs`: variables of the template.
+        `keep_thoughts`: those of earlier turns stay in the prompt.
 
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
@@ -153,7 +165,7 @@ class InputProcessor:
         if not isinstance(allow_special, bool):
             raise ValueError(f"allow_special={shown(allow_special)} must be True or False")
         variables = self.variables(chat_template_kwargs)
-        encoded = self._encoded(prompt, mode, allow_special, variables)
+        encoded = self._encoded(prompt, mode, allow_special, variables, keep_thoughts)
         if variables and not encoded.chat:
             raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
         if not encoded.tokens:
@@ -220,11 +232,6 @@ class InputProcessor:
         if params.stop_strings and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
 
-    def _warn_once(self, warning: str) -> None:
-        if warning not in self._warned:
-            self._warned.add(warning)
-            warn(warning)
-
     def _check_vocabulary(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Added tokens may lie outside the model's vocabulary as long as nobody uses them."""
         size = self._config.vocab_size
@@ -252,6 +259,9 @@ class InputProcessor:
             logger.warning("{}: the model does not think", said)
             return
         self.tags, self.thoughts = tags, thoughts
+        self.analysis = thoughts
+        if tags == HARMONY:
+            self.analysis = TagTokens(tokenizer, ThoughtTags(HARMONY.open, END))
 
     def _text_ids(self, parts: Sequence[str], add_special: bool = True) -> list[int]:
         """Ids of a text's parts, all of them in the model's vocabulary."""
@@ -267,7 +277,12 @@ class InputProcessor:
         return ids
 
     def _encoded(
-        self, prompt: Prompt, mode: Mode, allow_special: bool, variables: Variables
+        self,
+        prompt: Prompt,
+        mode: Mode,
+        allow_special: bool,
+        variables: Variables,
+        keep_thoughts: bool,
     ) -> EncodedPrompt:
         if isinstance(prompt, BYTES):
             raise ValueError(
@@ -280,24 +295,34 @@ class InputProcessor:
             opened = self.tags is not None and self.tags.opened_by(prompt)
             parts = [prompt] if allow_special else self._marks.parts(prompt)
             if len(parts) > 1:
-                self._warn_once(
+                self._warnings.warn(
                     "a prompt spells special tokens, which are read as text: give messages to chat, or "
                     "allow_special=True where the text is your own"
                 )
             return EncodedPrompt(self._text_ids(parts), prompt, opened=opened)
         if all(isinstance(part, Mapping) for part in prompt) and prompt:
-            return self._chat(list(prompt), mode, allow_special, variables)  # type: ignore[arg-type]
+            return self._chat(list(prompt), mode, allow_special, variables, keep_thoughts)  # type: ignore[arg-type]
         ids = self._ids(prompt)
         return EncodedPrompt(ids, None, opened=self._ends_in_thought(ids))
 
     def _chat(
-        self, messages: list[Message], mode: Mode, allow_special: bool, variables: Variables
+        self,
+        messages: list[Message],
+        mode: Mode,
+        allow_special: bool,
+        variables: Variables,
+        keep_thoughts: bool,
     ) -> EncodedPrompt:
         self._need_tokenizer()
         assert self._template is not None  # loaded with the tokenizer
         turns = check_messages(messages)
         marks = None if allow_special else self._marks
-        *begun, end = chat_parts(self._template, turns, mode.thinking, marks, variables)
+        chat = partial(chat_parts, self._template, turns, mode.thinking, marks, variables)
+        try:
+            *begun, end = chat(kept_thoughts(self.tags, self._template) if keep_thoughts else None)
+        except ThoughtsLost:
+            self._warnings.of_thoughts()
+            *begun, end = chat()
         prefix, opened = turns[-1].get("prefix") is True, False
         opens = False
         if self.tags is not None:
@@ -308,39 +333,14 @@ class InputProcessor:
             if self.silences(mode) and opened:
                 end, opened = self.tags.shut(end) if self.tags.open else end, False
         if mode.thinking == "off" and self.switch.kind == "none":
-            self._say_switchless(mode.name, opens)
+            self._warnings.of_no_switch(mode.name, self._template, self.tags, opens)
         parts = [*begun, end]
         self._measure_text(sum(map(len, parts)))  # a template may write more than the messages hold
         ids = self._text_ids(parts, self._template.add_special)
         tools = bool(variables.get("tools"))
         if tools:
-            self._say_tools(self._template)
+            self._warnings.of_tools(self._template)
         return EncodedPrompt(ids, "".join(parts), True, opened, prefix, tools)
-
-    def _say_tools(self, template: ChatTemplate) -> None:
-        """Say once where the template does not say how tools are called."""
-        said = None
-        if not template.reads_tools:
-            said = "the chat template knows no tools: a text in front of the chat describes them"
-        elif template.calls is GENERIC:
-            said = "how the chat template writes calls of tools is not known"
-        if said is not None and said not in self._warned:
-            self._warned.add(said)
-            logger.info("{}; calls are read as {}", said, template.calls.begin)
-
-    def _say_switchless(self, mode: str, opens: bool) -> None:
-        """Say once that nothing in the template turns thinking off; `opens`: it opens a thought itself."""
-        source = "" if self._template is None else self._template.source
-        if opens or any(tag in source for tag in self.tags or () if tag):
-            self._warn_once(
-                f"mode {mode!r} asks for no thinking, but the chat template has no switch for it: a thought "
-                "is closed as soon as it is opened"
-            )
-        elif "" not in self._warned:
-            self._warned.add("")
-            logger.info(
-                "the chat template has no thinking switch: mode {!r} changes no prompt", mode
-            )
 
     def _measure_tokens(self, count: int) -> None:
         if count >= self.context:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack, cast, overload
 
 from fastslow.advice import AdvisedOutput
@@ -20,7 +18,6 @@ from fastslow.call import (
     PinOptions,
     Presets,
     Prompt,
-    PromptCall,
     PromptOptions,
     Sampling,
     Samplings,
@@ -28,7 +25,6 @@ from fastslow.call import (
     as_messages,
     as_prompts,
     refuse_unknown,
-    spread,
 )
 from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
@@ -49,7 +45,7 @@ from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.handle import PieceStream, RequestHandle, answer_all
 from fastslow.input_processor import InputProcessor
-from fastslow.job import PromptJob
+from fastslow.job_maker import JobMaker
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output
 from fastslow.pinned import PinnedPrefix, PrefixPinner
@@ -57,8 +53,6 @@ from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request_builder import RequestBuilder
 from fastslow.wakeups import LoopWakeups
-
-TOKENISERS = 2  # threads that tokenise what is submitted
 
 
 class LLM:
@@ -169,12 +163,11 @@ class LLM:
             inputs, self._core, self._drafters, controller, self.modes, chooser, speculation
         )
         self.max_running, self.max_model_len = max_running, context
-        self._output = AdvisedOutput(inputs)
-        self._wakeups = LoopWakeups()
-        self._worker = Worker(self._core, self._drafters.clear, self._wakeups)
+        wakeups = LoopWakeups()
+        self._worker = Worker(self._core, self._drafters.clear, wakeups)
         between = self._drafters.between_steps = self._worker.between_steps
         self._pinner = PrefixPinner(self._requests, self._kv, context, between)
-        self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
+        self._jobs = JobMaker(self._requests, AdvisedOutput(inputs), self._worker, wakeups)
         weakref.finalize(self, let_go, self._worker, self._drafters).atexit = False
 
     @overload
@@ -209,6 +202,9 @@ class LLM:
                 they are text, since a user may have written them. Or a list.
             chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
                 they win over what the mode asks for. Or a list.
+            keep_thoughts: thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's
+                messages) stay in the prompt, so that a chat that goes on finds all of its past in the
+                prefix cache. Else the chat template decides; most leave them out. Or a list.
             priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
                 their pages after them. 0 is usual. No token depends on it. Or a list.
             prediction: text or token ids that the answer probably repeats, such as a file that is to be
@@ -222,15 +218,8 @@ class LLM:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
         """
-        called, progress = monotonic(), options.pop("progress", True)
-        refuse_unknown(options, BatchOptions.__annotations__)
-        batch, single = self._requests.inputs.split(prompts)
-        options["sampling"] = sampling
-        if single and "prediction" in options:  # which may be token ids
-            options["prediction"] = [options["prediction"]]
-        each = [spread(name, value, len(batch)) for name, value in options.items()]
-        asked = [dict(zip(options, one)) for one in zip(*each)]
-        jobs = [self._job(PromptCall(called, p, **one)) for p, one in zip(batch, asked)]
+        progress = options.pop("progress", True)
+        jobs, single = self._jobs.each(prompts, sampling, options)
         draw = progress and not single
         drawn = (lambda over: bar(over, "Answering", len(jobs))) if draw else iter
         outputs = answer_all(jobs, drawn)
@@ -268,7 +257,7 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        job = self._one("stream", prompt, sampling, options)
+        job = self._jobs.one("stream", prompt, sampling, options)
         job.prepare()
         return PieceStream(job)
 
@@ -292,7 +281,7 @@ class LLM:
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        return self._started(self._one("submit", prompt, sampling, options))
+        return self._jobs.start(self._jobs.one("submit", prompt, sampling, options))
 
     def stats(self) -> EngineStats:
         """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits.
@@ -314,8 +303,8 @@ class LLM:
         """
         refuse_unknown(options, PinOptions.__annotations__)
         plain: HandleOptions = {"speculation": "off", **options}  # type: ignore[typeddict-item]
-        call = self._call("pin", prompt, None, plain)
-        return self._pinner.pin(call, self._job)
+        call = self._jobs.call("pin", prompt, None, plain)
+        return self._pinner.pin(call, self._jobs.of)
 
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
@@ -354,7 +343,7 @@ class LLM:
         Raises:
             ValueError: as `generate`.
         """
-        call = self._call("tokenize", prompt, None, options)
+        call = self._jobs.call("tokenize", prompt, None, options)
         self._requests.check(call)
         return self._requests.encoded(call).tokens
 
@@ -370,10 +359,11 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        self._tokenising.shutdown(wait=False)
         if not isinstance(self.model, Closed):
+            self._jobs.close()
             device = self.model.device
-            self.model = self._kv = self._core = self._requests = self._pinner = cast(Any, Closed())
+            self.model = self._kv = self._core = self._requests = cast(Any, Closed())
+            self._pinner = self._jobs = cast(Any, Closed())
             self._drafters.clear()
             give_back(device)
 
@@ -385,27 +375,3 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _one(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
-    ) -> PromptJob:
-        """The job of a call that takes one prompt."""
-        return self._job(self._call(taker, prompt, sampling, options))
-
-    def _call(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
-    ) -> PromptCall:
-        refuse_unknown(options, HandleOptions.__annotations__)
-        (asked, *_), single = self._requests.inputs.split(prompt)
-        if not single:
-            raise ValueError(f"{taker} takes one prompt; give a list to generate")
-        return PromptCall(monotonic(), asked, sampling, **options)
-
-    def _job(self, call: PromptCall) -> PromptJob:
-        count = self._requests.check(call)
-        build = partial(self._requests.build, call)
-        return PromptJob(build, self._output, self._worker, self._wakeups, count)
-
-    def _started(self, job: PromptJob) -> RequestHandle:
-        self._tokenising.submit(job.run)
-        return RequestHandle(job)

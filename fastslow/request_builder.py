@@ -163,6 +163,8 @@ class RequestBuilder:
         as_priority(call.priority)
         if not isinstance(call.allow_special, bool):
             raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
+        if not isinstance(call.keep_thoughts, bool):
+            raise ValueError(f"keep_thoughts={shown(call.keep_thoughts)} must be True or False")
         if not isinstance(call.trace, bool):
             raise ValueError(f"trace={shown(call.trace)} must be True or False")
         self.inputs.variables(call.chat_template_kwargs)
@@ -210,7 +212,9 @@ class RequestBuilder:
         return self._encode(call, mode)
 
     def _encode(self, call: PromptCall, mode: Mode) -> EncodedPrompt:
-        return self.inputs.encode(call.prompt, mode, call.allow_special, call.chat_template_kwargs)
+        return self.inputs.encode(
+            call.prompt, mode, call.allow_special, call.chat_template_kwargs, call.keep_thoughts
+        )
 
     def _given_mode(self, wish: ModeLike | None) -> Mode:
         """The mode that a call names or gives; one that chooses, where it gives a function."""

@@ -32,7 +32,7 @@ class ThinkingRules:
             ValueError: the mode's closing phrase holds tokens outside the vocabulary.
         """
         most, phrase = mode.thinking_budget, mode.closing or ""
-        thoughts = self._inputs.thoughts
+        thoughts = self._inputs.analysis if prompt.tools else self._inputs.thoughts
         if thoughts is None:
             if most is not None or mode.early_exit:
                 self._warn_once(

@@ -9,13 +9,12 @@ from typing import Any
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.identity import check_model
 from fastslow.engine.model.routed_units import FIELDS, RoutedUnits
-from fastslow.engine.params import Mode, Params, nearest
+from fastslow.engine.params import CHANGED, Mode, Params, nearest
 
 NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
 NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
 MOST_MODES = 1000  # that a file or a call gives
 MOST_BASES = 32  # one above the other
-CHANGED = "*"  # ends the name of a preset that a call changed
 
 Fields = Mapping[str, Any]
 

@@ -22,6 +22,7 @@ class Ask:
         timeout: seconds after which it ends with what it has; None = never.
         memory_key: whose remembered answers and cached prefixes it shares.
         chat_template_kwargs: variables of the chat template, `tools` among them.
+        keep_thoughts: thoughts of earlier turns stay in the prompt, so that it is found in the prefix cache.
         priority: requests with a smaller number go first.
         prediction: text that the answer probably repeats; it is drafted from.
         defaults: fields of `SamplingParams` that hold where neither the client nor the mode gives them.
@@ -38,6 +39,7 @@ class Ask:
     memory_key: str | None = None
     allow_special: bool = False
     chat_template_kwargs: Mapping[str, Any] | None = None
+    keep_thoughts: bool = False
     priority: int = 0
     prediction: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)

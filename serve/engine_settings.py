@@ -19,11 +19,13 @@ class EngineSettings:
         model: as `LLM` takes it.
         name: what clients call it.
         options: keyword arguments of `LLM`.
+        max_waiting: most answers that wait, as `AsyncLLM` takes it.
     """
 
     model: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    max_waiting: int = 256
 
     async def open(self) -> LocalEngine:
         """Load the model, in a thread.
@@ -37,4 +39,4 @@ class EngineSettings:
         from fastslow.serve.local import LocalEngine
 
         llm = await asyncio.to_thread(LLM, self.model, **self.options)
-        return LocalEngine(llm, self.name)
+        return LocalEngine(llm, self.name, self.max_waiting)

@@ -48,7 +48,8 @@ class ApiError(HTTPException):
         self.message, self.kind, self.param, self.code = message, kind, param, code
         self.status, self.retry_after = status, retry_after
         after = {} if retry_after is None else {"retry-after": str(ceil(retry_after))}
-        super().__init__(status, message, {**(headers or {}), **after})
+        super().__init__(status, message)
+        self.headers: dict[str, str] = {**(headers or {}), **after}
 
 
 class ErrorDetail(BaseModel):

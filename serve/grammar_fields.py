@@ -14,16 +14,16 @@ GUIDED = {
     "guided_json": "json_schema",
     "guided_regex": "regex",
     "guided_choice": "choice",
-    "guided_grammar": "grammar",
+    "guided_grammar": "gbnf",
 }
 STRUCTURED = {
     "json": "json_schema",
     "regex": "regex",
     "choice": "choice",
-    "grammar": "grammar",
+    "grammar": "gbnf",
     "json_object": "json_object",
 }
-ANY_OBJECT = {"type": "object"}
+ANY_OBJECT: dict[str, Any] = {"json_object": True}
 
 
 class GrammarFields(BaseModel):
@@ -43,7 +43,7 @@ class GrammarFields(BaseModel):
 
     def grammar(self, most: int) -> dict[str, Any] | None:
         """The grammar that is asked for, as `SamplingParams.grammar` takes it: one entry, of json_schema,
-        regex, choice or grammar.
+        json_object, regex, choice or gbnf (which reads Lark, too).
 
         Raises:
             ValueError: several are given, or one has more than `most` bytes.
@@ -94,7 +94,7 @@ def format_grammar(
     if kind == "text":
         return []
     if kind == "json_object":
-        schema = ANY_OBJECT
+        return [(field, dict(ANY_OBJECT))]
     if schema is None:
         raise ValueError(f"field '{field}.{place}' is missing")
     return [(field, {"json_schema": schema})]
@@ -105,7 +105,7 @@ def _one(field: str, kind: str, value: Any) -> dict[str, Any]:
     if kind == "json_object":
         if value is not True:
             raise ValueError(f"{field}={shown(value)} must be true or false")
-        return {"json_schema": ANY_OBJECT}
+        return dict(ANY_OBJECT)
     if kind == "json_schema":
         if isinstance(value, str):
             try:

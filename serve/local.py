@@ -18,6 +18,9 @@ from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
 
+# What templates call the variable that keeps thoughts of earlier turns, and the value that does.
+KEEPING = {"clear_thinking": False, "preserve_thinking": True}
+
 
 class LocalEngine:
     """`Engine` of an `LLM`, which it closes.
@@ -45,6 +48,9 @@ class LocalEngine:
             thinks=llm.thinks,
             has_head=llm.has_head,
             efforts=switch.levels if switch.kind == "effort" else (),
+            keeps_thoughts=next(
+                (k for k in KEEPING.items() if k[0] in inputs.template_names), None
+            ),
             device=str(llm.model.device),
             tool_format=llm.tool_calls.form.name,
             tool_tokens=llm.tool_calls.tokens,
@@ -124,6 +130,7 @@ def _options(ask: Ask) -> dict[str, Any]:
         "memory_key": ask.memory_key,
         "allow_special": ask.allow_special,
         "chat_template_kwargs": ask.chat_template_kwargs,
+        "keep_thoughts": ask.keep_thoughts,
         "priority": ask.priority,
         "prediction": ask.prediction,
     }

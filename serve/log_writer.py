@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
-import queue
 import threading
-import time
+from collections import deque
 
 MOST_WAITING = 10_000  # lines; later ones are lost
-PAUSE = 0.2  # seconds after a write that failed
+EVERY = 0.05  # seconds between writes
+BATCH = 64 << 10  # bytes of a write, about
 LAST = 2.0  # seconds that `close` waits
 
 
 class LogWriter:
-    """Writes lines in a thread of its own.
+    """Writes lines in a thread of its own, a few times a second: to wake that thread for each line would take
+    the interpreter from who is answering.
 
     A full disk, a limit of file size, a closed pipe or one that nobody reads cost lines and nothing else. How
     many were lost is written where writing works again.
@@ -24,52 +26,76 @@ class LogWriter:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._lines: queue.Queue[bytes | None] = queue.Queue(MOST_WAITING)
+        self._lines: deque[bytes] = deque()
         self._torn = False  # the last line was written in part
-        self.lost = 0
+        self._refused = 0  # lines that came when there were enough
+        self._failed = 0  # lines that could not be written
         self._told = 0  # of the lost ones
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
         self._thread.start()
 
+    @property
+    def lost(self) -> int:
+        """Lines that are nowhere."""
+        return self._refused + self._failed
+
     def write(self, line: str) -> None:
         """Take a line, with its end. Never blocks, never raises."""
-        try:
-            self._lines.put_nowait(line.encode("utf-8", "backslashreplace"))
-        except queue.Full:
-            self.lost += 1
+        if len(self._lines) >= MOST_WAITING:
+            self._refused += 1
+        else:
+            self._lines.append(line.encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
         """Write what waits, for two seconds at most."""
-        end = time.monotonic() + LAST
-        while self._thread.is_alive() and time.monotonic() < end:
-            try:
-                self._lines.put(None, timeout=0.1)
-                break
-            except queue.Full:
-                continue
-        self._thread.join(max(0.0, end - time.monotonic()))
+        self._ended.set()
+        self._thread.join(LAST)
 
     def _run(self) -> None:
-        while (line := self._lines.get()) is not None:
-            if self.lost > self._told and self._write(self._confession()):
-                self._told = self.lost
-            if not self._write(line):
-                self.lost += 1
-                time.sleep(PAUSE)
+        ended = False
+        while not ended:
+            ended = self._ended.wait(EVERY)
+            while self._lines and self._write_some():
+                pass
 
-    def _confession(self) -> bytes:
-        return b'{"level": "WARNING", "message": "%d log lines were lost"}\n' % self.lost
+    def _write_some(self) -> bool:
+        """Write some lines in one go; False where that failed, and it is time for a pause."""
+        lines: list[bytes] = []
+        lost = self.lost
+        if lost > self._told:
+            lines.append(_confession(lost))
+        told, size = len(lines), 0
+        while self._lines and size < BATCH:
+            lines.append(self._lines.popleft())
+            size += len(lines[-1])
+        whole = self._write(lines)
+        if whole >= told:
+            self._told = lost
+        self._failed += len(lines) - max(whole, told)
+        return whole == len(lines)
 
-    def _write(self, line: bytes) -> bool:
-        """Whether it was written whole."""
-        data = b"\n" + line if self._torn else line
+    def _write(self, lines: list[bytes]) -> int:
+        """How many were written whole."""
+        data = memoryview((b"\n" if self._torn else b"") + b"".join(lines))
+        at = -int(self._torn)  # bytes of the lines that are written
         while data:
             try:
                 written = os.write(self._number, data)
             except InterruptedError:
                 continue
-            except OSError:  # full, closed, or would block
-                return False
-            data = data[written:]
-            self._torn = data != b""
-        return True
+            except OSError:  # full, closed, or it would block
+                break
+            data, at = data[written:], at + written
+        whole, end = 0, 0
+        for line in lines:
+            if end + len(line) > at:
+                break
+            whole, end = whole + 1, end + len(line)
+        self._torn = at > end or (self._torn and at < 0)
+        return whole
+
+
+def _confession(lost: int) -> bytes:
+    said = {"level": "WARNING", "message": f"{lost} log lines were lost", "logger": __name__}
+    return json.dumps(said).encode() + b"\n"

@@ -241,6 +241,13 @@ TABLE = (
         "Requests whose client went away before the end.",
     ),
     Metric(
+        "fastslow:log_lines_lost",
+        "counter",
+        (),
+        "request",
+        "Log lines that could not be written.",
+    ),
+    Metric(
         "fastslow:key_requests",
         "counter",
         ("key",),

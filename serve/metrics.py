@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
+from fastslow.engine.params import CHANGED
 from fastslow.output import Completion, Metrics, Output
-from fastslow.policies.modes import CHANGED
 from fastslow.serve.engine import Engine, NotReady
 from fastslow.serve.limits import Limits
 from fastslow.serve.metric_registry import MetricRegistry
@@ -46,13 +46,19 @@ class ServerMetrics:
     Args:
         by_key: whether API keys are labels.
         model: its name; "" = as the engine says.
+        lost_lines: (), how many lines the log lost.
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, by_key: bool = False, model: str = ""
+        self,
+        engine: Engine,
+        limits: Limits,
+        by_key: bool = False,
+        model: str = "",
+        lost_lines: Callable[[], int] = int,
     ) -> None:
         self._engine, self._limits, self._by_key = engine, limits, by_key
-        self._name = model
+        self._name, self._lost_lines = model, lost_lines
         self._counts = MetricRegistry(self._model)
         self.registry = self._counts.registry
 
@@ -74,6 +80,7 @@ class ServerMetrics:
         """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
         counts.put("fastslow:http_requests_running", self._limits.running)
+        counts.add_up_to("fastslow:log_lines_lost", self._lost_lines())
         counts.add_up_to("fastslow:engine_restarts", getattr(self._engine, "restarts", 0))
         try:
             async with asyncio.timeout(PATIENCE):

@@ -25,7 +25,7 @@ OWN = "speculation", "sampling"  # fields of a mode that have fields of their ow
 BUDGET = Field(default=None, description="most tokens of thought; all names mean the same")
 
 
-class Thinking(BaseModel):
+class ThinkingField(BaseModel):
     """Anthropic's form, which vLLM takes too."""
 
     model_config = ConfigDict(extra="forbid")
@@ -35,7 +35,7 @@ class Thinking(BaseModel):
     display: Literal["summarized", "omitted"] | None = None
 
 
-class Reasoning(BaseModel):
+class ReasoningField(BaseModel):
     """OpenRouter's form."""
 
     model_config = ConfigDict(extra="forbid")
@@ -66,8 +66,8 @@ class ModeFields(BaseModel):
     reasoning_effort: Effort | None = Field(
         default=None, description="the server's settings say which mode each one is"
     )
-    reasoning: Reasoning | None = None
-    thinking: Thinking | None = None
+    reasoning: ReasoningField | None = None
+    thinking: ThinkingField | None = None
     thinking_budget: Tokens | None = BUDGET
     thinking_token_budget: Tokens | None = BUDGET
     thinking_budget_tokens: Tokens | None = BUDGET

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastapi import FastAPI
@@ -47,6 +47,7 @@ class OperationSettings:
         metrics_by_key: whether metrics tell keys apart.
         open_paths: for which no key is needed.
         observers: are shown every request's record at its end, as for traces.
+        lost_lines: (), how many lines the log lost; as it is, none.
     """
 
     keys: KeyRing | None = None
@@ -60,6 +61,7 @@ class OperationSettings:
     metrics_by_key: bool = False
     open_paths: frozenset[str] = OPEN_PATHS
     observers: Sequence[Observer] = ()
+    lost_lines: Callable[[], int] = int
 
     @property
     def hosts(self) -> tuple[str, ...] | None:
@@ -88,7 +90,9 @@ def install_operations(app: FastAPI, engine: Engine, settings: OperationSettings
         The engine that routes are to use.
     """
     limits = Limits(settings.concurrent)
-    app.state.metrics = ServerMetrics(engine, limits, settings.metrics_by_key, settings.model)
+    app.state.metrics = ServerMetrics(
+        engine, limits, settings.metrics_by_key, settings.model, settings.lost_lines
+    )
     app.include_router(metrics.router)
     app.add_middleware(SlowBody, seconds=settings.body_seconds)
     app.add_middleware(RateLimit, limits=limits)

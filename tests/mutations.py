@@ -344,7 +344,7 @@ MUTATIONS = (
     swap(
         "stop inside a run not cut",
         "engine/core/engine_core.py",
-        "else request.stopper.scan(result.tokens[b])",
+        "else request.stopper.scan(run, whole_at)",
         "else max(request.stopper.scan(result.tokens[b]), len(result.tokens[b]))",
         STOPS,
     ),

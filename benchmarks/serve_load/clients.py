@@ -24,7 +24,7 @@ class Reply:
     tokens: int = 0
     finish: str | None = None
     whole: bool = False  # the stream came to its end
-    said: str = ""  # the body of an error
+    error: str = ""  # of an event; of a status other than 200 the body
 
 
 class Stream(asyncio.Protocol):
@@ -60,19 +60,24 @@ class Stream(asyncio.Protocol):
             reply.seconds = time.perf_counter() - self._begin
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.reply.whole:
+        if self.reply.status == 200:
             self._read_end()
-        elif self.reply.status != 200:
-            self.reply.said = self._tail[-2000:].decode(errors="replace")
+        else:
+            self.reply.error = self._tail[-2000:].decode(errors="replace")
         if not self.over.done():
             self.over.set_result(None)
 
     def _read_end(self) -> None:
-        """The count of tokens, and why the answer ended."""
+        """The count of tokens, and why the answer ended, or failed."""
         for line in bytes(self._tail).split(b"\n"):
             if not line.startswith(b"data: {") or not line.rstrip().endswith(b"}"):
                 continue  # a chunk's length, or the first line, of which the beginning is gone
-            event = json.loads(line[6:])
+            try:
+                event = json.loads(line[6:])
+            except ValueError:
+                continue  # a line in two chunks, of which the client left the second
+            if event.get("error"):
+                self.reply.error = event["error"]["message"]
             if event.get("usage"):
                 self.reply.tokens = event["usage"]["completion_tokens"]
             for choice in event.get("choices", ()):
@@ -114,6 +119,7 @@ async def ask(
         TimeoutError: it hangs.
     """
     loop, where = asyncio.get_running_loop(), urlsplit(address)
+    assert where.hostname is not None and where.port is not None
     _, stream = await loop.create_connection(
         lambda: Stream(request_of(body), leave_after), where.hostname, where.port
     )

@@ -21,7 +21,7 @@ from serve_load.clients import Reply, ask, chat, request_of
 from serve_load.processes import HERE, ServerProgram, memory
 
 Settings = dict[str, Any]
-TOKENS = 64
+TOKENS, LONG = 64, 3000  # of answers
 BACK = 300.0  # seconds in which an engine must be back
 FULL = 4096  # bytes of a log on a disk that is full then
 SLOW = 10.0  # seconds of a client that reads a byte each
@@ -59,16 +59,18 @@ def killed(settings: Settings) -> str:
 
         async def kill() -> list[Reply]:
             waiting = [
-                asyncio.create_task(ask(server.address, chat(f"Count to {n}.", 500)))
+                asyncio.create_task(ask(server.address, chat(f"Count to {n}.", LONG)))
                 for n in range(8)
             ]
-            await asyncio.sleep(1.0)
+            while (await asyncio.to_thread(server.stats))["running"] < len(waiting):
+                await asyncio.sleep(0.05)
             os.kill(first, signal.SIGKILL)
             return list(await asyncio.gather(*waiting))
 
         replies, told = asyncio.run(kill()), time.monotonic()
-        clean = [r for r in replies if r.status == 503 or (r.status == 200 and "error" in r.said)]
-        torn = [r for r in replies if not r.whole and r.status == 200]
+        torn = [r for r in replies if r.status not in (200, 503) or not r.error]
+        if torn:
+            return f"{len(torn)} clients got no clean error, such as {torn[0]}"
         if status(server, "/health") != 200:
             return "the server does not live"
         if status(server, "/ready") != 503:
@@ -79,7 +81,7 @@ def killed(settings: Settings) -> str:
             time.sleep(0.05)
         back = time.monotonic() - told
         wrong = all_whole(answers(server.address, 8))
-        print(f"  {len(clean)} refused, {len(torn)} ended in the middle, back after {back:.1f} s")
+        print(f"  all {len(replies)} were told: {replies[0].error}; back after {back:.1f} s")
         return wrong or ("" if server.stats()["pid"] != first else "it is the same process")
     finally:
         server.end()

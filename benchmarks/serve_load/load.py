@@ -65,8 +65,8 @@ async def one_request(address: str, draw: random.Random, seen: Seen) -> None:
         body = draw.choice(MALFORMED_BODIES)
         reply = await ask(address, body)
         seen.counts["malformed"] += 1
-        if not 400 <= reply.status < 500 or '"message"' not in reply.said:
-            seen.wrong.append(f"status {reply.status} for {str(body)[:60]}: {reply.said[-200:]}")
+        if not 400 <= reply.status < 500 or '"message"' not in reply.error:
+            seen.wrong.append(f"status {reply.status} for {str(body)[:60]}: {reply.error[-200:]}")
         return
     mode, tokens = draw.choice(MODES), draw.choice((8, 32, 64, 128))
     topic = f"Tell me of {draw.choice(TOPICS)}, {draw.randrange(10**6)}. " * draw.choice((1, 1, 8))

@@ -43,7 +43,7 @@ class Program:
         **more: Any,
     ) -> None:
         paths = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, str(HERE / name), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -94,8 +94,10 @@ class ServerProgram(Program):
         address: of the server.
     """
 
-    def __init__(self, settings: Mapping[str, Any], **more: Any) -> None:
-        super().__init__("program.py", settings, **more)
+    def __init__(
+        self, settings: Mapping[str, Any], log: IO[bytes] | None = None, **more: Any
+    ) -> None:
+        super().__init__("program.py", settings, log, **more)
         self.address = self.read()
         self.read()
 

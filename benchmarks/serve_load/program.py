@@ -11,8 +11,6 @@ import json
 import sys
 from typing import Any
 
-from fastapi import Request
-
 from fastslow.serve.app import create_app
 from fastslow.serve.engine import ModelCard
 from fastslow.serve.engine_settings import EngineSettings
@@ -24,17 +22,16 @@ from fastslow.serve.server import serve
 DRAIN = 10.0  # seconds
 
 
-async def stats(request: Request) -> dict[str, Any]:
-    """The engine's statistics and its process."""
-    engine: EngineProcess = request.app.state.engine
-    return {"pid": engine.pid, **await engine.stats()}
-
-
 async def main() -> None:
     asked = json.loads(sys.argv[1])
     with listen("127.0.0.1", 0) as listener:
         engine = EngineProcess(EngineSettings(asked["model"], "measured", asked["options"]))
         app = create_app(engine)
+
+        async def stats() -> dict[str, Any]:
+            """The engine's statistics and its process."""
+            return {"pid": engine.pid, **await engine.stats()}
+
         app.add_api_route("/stats", stats)
         print(address_of(listener), flush=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.sampling.accept.exact import Accepted, Place, Rule, TargetProbsAt
-from fastslow.engine.sampling.token_mask import CERTAIN
+from fastslow.engine.token_mask import CERTAIN
 from fastslow.engine.types import Tree
 
 

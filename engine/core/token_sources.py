@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastslow.engine.core.request import Request
+from fastslow.engine.sampling.probs import forced_at
 from fastslow.engine.types import FORCED, TARGET, OneHot, Tree
 
 
@@ -22,9 +23,9 @@ def token_sources(
         found = [tree.sources[node] for node in drafted]
     if len(found) < len(tokens):
         found.append(TARGET)
-    thinking = request.thinking
-    if thinking is not None and thinking.bounded:
+    bounded = request.thinking is not None and request.thinking.bounded
+    if bounded or request.grammar is not None:
         for i in range(len(tokens)):
-            if isinstance(thinking.at(request.tokens, tokens[:i]), OneHot):
+            if isinstance(forced_at(request, tokens[:i])[0], OneHot):
                 found[i] = FORCED
     return found

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fastslow.engine.sampling.token_mask import Allowed, TokenMask
 from fastslow.engine.text.answer_start import EMPTY, AnswerStart, Place
+from fastslow.engine.token_mask import Allowed, TokenMask
 
 FURTHEST = 64  # certain tokens that are looked for at a time
 
@@ -49,7 +49,7 @@ class Matcher(Protocol):
         """Whether the text is whole."""
 
 
-class _State(NamedTuple):
+class _Progress(NamedTuple):
     """What has to be known of a text to go on by one token."""
 
     place: Place | None  # in the text before the answer; None = the answer has begun
@@ -85,8 +85,8 @@ class Grammar:
         self._matcher = matcher
         self._ends = sorted(ends)
         self._read = prompt_length
-        self._state = _State(start.first)
-        self._states: dict[tuple[int, ...], _State] = {(): self._state}
+        self._state = _Progress(start.first)
+        self._states: dict[tuple[int, ...], _Progress] = {(): self._state}
         self._masks: dict[tuple[int, ...], TokenMask] = {}
         self._path: list[int] = []  # what the matcher took behind the committed tokens
         self.begins: int | None = None if start.first is not None else prompt_length
@@ -127,7 +127,7 @@ class Grammar:
         self._after(tokens, ())
         return tokens if self.begins is None else tokens[: self.begins]
 
-    def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
+    def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _Progress:
         if self._read < len(tokens):
             self._commit(tokens)
         state = self._states.get(drafted)
@@ -152,7 +152,7 @@ class Grammar:
         self._states = {(): self._state}
         self._masks = {}
 
-    def _step(self, state: _State, token: int) -> _State:
+    def _step(self, state: _Progress, token: int) -> _Progress:
         if state.over or state.lost:
             return state._replace(lost=True)
         if state.place is not None:
@@ -171,9 +171,9 @@ class Grammar:
         self._go(state.fed)
         if self._matcher.accept(own):
             self._path.append(own)
-            return _State(None, (*state.fed, own), self._matcher.ended() is Ended.MUST)
+            return _Progress(None, (*state.fed, own), self._matcher.ended() is Ended.MUST)
         ended = token in self._ends and self._matcher.ended() is not Ended.NO
-        return _State(None, state.fed, over=ended, lost=not ended)
+        return _Progress(None, state.fed, over=ended, lost=not ended)
 
     def _go(self, fed: tuple[int, ...]) -> None:
         """Bring the matcher to where it has taken these tokens behind the committed ones."""
@@ -187,13 +187,13 @@ class Grammar:
             self._matcher.accept(token)
             self._path.append(token)
 
-    def _certain(self, state: _State) -> int | None:
+    def _certain(self, state: _Progress) -> int | None:
         if state.place is not None or state.over or state.lost or self.error is not None:
             return None
         self._go(state.fed)
         return next(iter(self._matcher.forced()), None)
 
-    def _mask(self, state: _State) -> TokenMask:
+    def _mask(self, state: _Progress) -> TokenMask:
         if state.over or state.lost or self.error is not None:
             return TokenMask(only=self._ends[0] if self._ends else 0)  # never committed
         if (certain := self._certain(state)) is not None:
@@ -202,7 +202,7 @@ class Grammar:
         allowed_V = self._matcher.mask()
         if state.place is not None:
             return self._before(state.place, allowed_V)
-        more = np.count_nonzero(allowed_V)
+        more = int(np.count_nonzero(allowed_V))
         if self._matcher.ended() is not Ended.NO:
             if not more and self._ends:
                 return TokenMask(only=self._ends[0])
@@ -223,7 +223,7 @@ class Grammar:
         else:
             allowed_V[:] = False
         allowed_V[said.tokens[fits]] = True
-        return _told(allowed_V, np.count_nonzero(allowed_V))
+        return _told(allowed_V, int(np.count_nonzero(allowed_V)))
 
 
 def _told(allowed_V: Allowed, count: int) -> TokenMask:

@@ -14,9 +14,9 @@ import numpy as np
 from fastslow.engine.checked import shown
 from fastslow.engine.grammar_spec import GrammarSpec
 from fastslow.engine.sampling.grammar import Ended, GrammarError
-from fastslow.engine.sampling.token_mask import Allowed
 from fastslow.engine.text.json_schema import check_schema
 from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.token_mask import Allowed
 
 MOST_KEPT = 64  # compiled grammars
 BLANKS = (

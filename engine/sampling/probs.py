@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.token_mask import TokenMask
+from fastslow.engine.token_mask import TokenMask
 from fastslow.engine.types import Floats, LogitBoost, OneHot, Probs, RequestView
 
 COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0

@@ -167,7 +167,7 @@ class BehindTags:
         self._spellings = spellings
         self._open, self._close = spellings.tags.open, spellings.tags.close
         self._spaces = Gap(spellings, b" ")
-        self._newlines = Gap(spellings, b"\n")
+        self._newlines, self._blanks = Gap(spellings, b"\n"), NEWLINES
         self._known: dict[Place, Options] = {}
         self.first: Place | None = Place("thought") if opened else Place("head", left=spaces)
 
@@ -213,7 +213,20 @@ class BehindTags:
         end = said.find(self._close)
         if end < 0:
             return Place("thought", _begun(said, self._close))
-        return self._newlines.past(said[end + len(self._close) :], NEWLINES)
+        return self._newlines.past(said[end + len(self._close) :], self._blanks)
+
+
+class BehindAnalysis(BehindTags):
+    """The answer is all messages behind the analysis, with their headers: a call is one of its own.
+
+    Args:
+        spellings: of a model with channels.
+        opened: the text begins inside the analysis.
+    """
+
+    def __init__(self, spellings: Spellings, opened: bool) -> None:
+        super().__init__(spellings, opened)
+        self._close, self._blanks = END.encode(), 0
 
 
 class BehindChannels:

@@ -78,5 +78,7 @@ def splitter(
     """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought;
     `calls`: it may call functions, and the text shows how; `once`: where it has begun, all is answer."""
     if tags == HARMONY:
-        return ChannelSplitter(opened, calls, once)
+        return ChannelSplitter(
+            opened, calls, once and not calls
+        )  # calls have channels of their own
     return ThoughtSplitter(tags, opened, once)

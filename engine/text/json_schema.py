@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastslow.engine.checked import nearest, shown
 
@@ -113,11 +113,11 @@ def _check_range(where: str, schema: Mapping[str, Any]) -> None:
         )
 
 
-def _number(value: object) -> bool:
+def _number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> TypeGuard[int | float]:
     return _number(value) and value == value // 1
 
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fastslow.engine.params import Thinking
+from fastslow.engine.text.kept_thoughts import KeptThoughts
 from fastslow.engine.text.messages import Turn
 from fastslow.engine.text.templates import ChatTemplate, Variables
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -71,6 +72,7 @@ def chat_parts(
     thinking: Thinking,
     marks: Marks | None,
     variables: Variables = MappingProxyType({}),
+    kept: KeptThoughts | None = None,
 ) -> list[str]:
     """A chat as the template writes it, cut where messages spell `marks`.
 
@@ -80,8 +82,10 @@ def chat_parts(
         messages: as `check_messages` returns them.
         marks: None = what is spelled is a mark too.
         variables: of the template; what they spell is text as well.
+        kept: puts the thoughts of earlier turns back; None = what the template makes of them.
 
     Raises:
+        ThoughtsLost: thoughts cannot be put back.
         ValueError: the template refuses the messages, or does not write the prefix as it stands.
     """
     texts: list[str] = []
@@ -96,7 +100,11 @@ def chat_parts(
         raise ValueError("messages nest too deep") from None
     spare = (chr(number) for number in SPARE if not any(chr(number) in text for text in texts))
     cut, end = next(spare), next(spare)
+    thoughts: dict[str, str] = {}
+    if kept is not None:
+        messages, thoughts = kept.replaced(messages, spare)
     if marks is not None:
+        thoughts = {sign: cut.join(marks.parts(text)) for sign, text in thoughts.items()}
         messages = [marks.cut(message, cut) for message in messages]
         variables = _each_text(variables, lambda text: cut.join(marks.parts(text, "tool")))
     *before, last = messages
@@ -114,7 +122,10 @@ def chat_parts(
                 "the chat template does not write the assistant's prefix as it stands, so the answer "
                 "cannot go on from it"
             )
-    return text.replace(json.dumps(cut)[1:-1], cut).split(cut)  # a template may have escaped it
+    text = text.replace(json.dumps(cut)[1:-1], cut)  # a template may have escaped it
+    if kept is not None and thoughts:
+        text = kept.put_back(text, thoughts)
+    return text.split(cut)
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

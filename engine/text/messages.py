@@ -35,7 +35,7 @@ def check_messages(messages: Sequence[Message]) -> list[Turn]:
             raise ValueError(
                 f"messages[{index}].role is {shown(role)}; it must be one of {', '.join(ROLES)}"
             )
-        message = _tool_fields(f"messages[{index}]", message, called)
+        message = _tool_fields(f"messages[{index}]", _thought(index, message), called)
         content = message.get("content")
         if (prefix := message.get("prefix")) is not None:
             if not isinstance(prefix, bool):
@@ -60,6 +60,19 @@ def check_messages(messages: Sequence[Message]) -> list[Turn]:
                 kind = type(content).__name__
                 raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
     return checked
+
+
+def _thought(index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose thought has both names that are in use: templates know one of them."""
+    if not ("reasoning_content" in message or "reasoning" in message):
+        return message
+    for name in ("reasoning_content", "reasoning"):
+        if not isinstance(message.get(name), str | None):
+            kind = type(message[name]).__name__
+            raise ValueError(f"messages[{index}].{name} is a {kind}; it must be a string")
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    rest = {k: v for k, v in message.items() if k not in ("reasoning_content", "reasoning")}
+    return rest if not thought else {**rest, "reasoning_content": thought}
 
 
 def _part(place: str, part: object) -> str:

@@ -46,7 +46,7 @@ async def completions(
     except ValueError as error:
         raise refused(error, type(asked).model_fields) from None
     created, ids, names = int(time.time()), [id, request_id(request.scope)], [a.id for a in asks]
-    echoes = await _echoes(asked, asks, engine, state.tokens)
+    echoes = await _echoes(asked, asks, engine)
     if asked.stream:
         options = asked.stream_options
         usage = options is not None and bool(options.include_usage)
@@ -113,16 +113,19 @@ def _asks(
     ]
 
 
-async def _echoes(
-    asked: CompletionRequest, asks: list[Ask], engine: Engine, table: TokenTable
-) -> list[str]:
-    """What stands in front of each answer: the prompt, where that is asked for."""
+async def _echoes(asked: CompletionRequest, asks: list[Ask], engine: Engine) -> list[str]:
+    """What stands in front of each answer: the prompt, where that is asked for.
+
+    Raises:
+        ApiError: a token is outside the vocabulary.
+    """
     if not asked.echo:
         return [""] * len(asks)
-    return [
-        ask.prompt if isinstance(ask.prompt, str) else await engine.detokenize(list(ask.prompt))  # type: ignore[arg-type]
-        for ask in asks
-    ]
+    prompts: list[Any] = [ask.prompt for ask in asks]
+    try:
+        return [p if isinstance(p, str) else await engine.detokenize(list(p)) for p in prompts]
+    except ValueError as error:
+        raise refused(error) from None
 
 
 def _choice(

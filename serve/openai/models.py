@@ -18,7 +18,7 @@ from fastslow.serve.settings import ServerSettings
 router = json_router()
 
 
-class Model(BaseModel):
+class ServedModel(BaseModel):
     """A name that requests may give as their `model`."""
 
     id: str
@@ -36,7 +36,7 @@ class Model(BaseModel):
 
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ServedModel]
 
 
 @router.get("/v1/models")
@@ -46,7 +46,9 @@ async def list_models(request: Request, who: Annotated[Caller, Depends(caller)])
 
 
 @router.get("/v1/models/{name:path}")
-async def get_model(name: str, request: Request, who: Annotated[Caller, Depends(caller)]) -> Model:
+async def get_model(
+    name: str, request: Request, who: Annotated[Caller, Depends(caller)]
+) -> ServedModel:
     """One of them."""
     for model in _models(request.app.state.engine.card, request.app.state.settings):
         if model.id == name:
@@ -54,7 +56,7 @@ async def get_model(name: str, request: Request, who: Annotated[Caller, Depends(
     raise ApiError(404, f"model={shown(name)} is not served here", code="model_not_found")
 
 
-def _models(card: ModelCard, settings: ServerSettings) -> list[Model]:
+def _models(card: ModelCard, settings: ServerSettings) -> list[ServedModel]:
     fields: dict[str, Any] = {
         "created": card.created,
         "root": card.name,
@@ -63,10 +65,10 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[Model]:
         "thinks": card.thinks,
         "efforts": list(card.efforts),
     }
-    made = [Model(id=card.name, **fields)]
-    made += [Model(id=alias, parent=card.name, **fields) for alias in settings.aliases]
+    made = [ServedModel(id=card.name, **fields)]
+    made += [ServedModel(id=alias, parent=card.name, **fields) for alias in settings.aliases]
     made += [
-        Model(id=f"{card.name}{MODE}{mode}", parent=card.name, mode=mode, **fields)
+        ServedModel(id=f"{card.name}{MODE}{mode}", parent=card.name, mode=mode, **fields)
         for mode in card.modes
     ]
     return made

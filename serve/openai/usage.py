@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from fastslow.engine.sampling.stop import Reason
-from fastslow.output import Completion, Output
+from fastslow.output import Output
 
 Finish = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 FINISH: dict[Reason, Finish] = {
@@ -46,7 +46,6 @@ def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
     choices = [choice for output in outputs for choice in output.choices]
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     answered = sum(len(choice.token_ids) for choice in choices)
-    accepted, rejected = _predicted(choices)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answered,
@@ -56,18 +55,7 @@ def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
         },
         "completion_tokens_details": {
             "reasoning_tokens": sum(choice.metrics.thinking_tokens for choice in choices),
-            "accepted_prediction_tokens": accepted,
-            "rejected_prediction_tokens": rejected,
+            "accepted_prediction_tokens": sum(c.metrics.prediction_accepted for c in choices),
+            "rejected_prediction_tokens": sum(c.metrics.prediction_rejected for c in choices),
         },
     }
-
-
-def _predicted(choices: Sequence[Completion]) -> tuple[int, int]:
-    """Tokens of the client's prediction that were drafted: accepted, and not."""
-    accepted = rejected = 0
-    for choice in choices:
-        counts = choice.metrics.by_drafter.get("prediction")
-        if counts is not None:
-            accepted += counts.accepted
-            rejected += counts.drafted - counts.accepted
-    return accepted, rejected

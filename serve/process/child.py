@@ -34,6 +34,7 @@ from fastslow.serve.process.messages import (
     Drain,
     Failure,
     GetStats,
+    GetTokenBytes,
     GetTrace,
     LeaveAnswer,
     NotLoaded,
@@ -158,6 +159,8 @@ class EngineServer(asyncio.Protocol):
                     value = await engine.tokenize(Ask(**message.ask))
                 case Detokenize():
                     value = await engine.detokenize(message.tokens)
+                case GetTokenBytes():
+                    value = await engine.token_bytes(message.tokens)
         except Exception as error:  # noqa: BLE001 - it is the client's
             self.send(CallResult(message.number, None, _told(error)))
         else:

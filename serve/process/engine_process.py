@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from fastslow.serve.process.messages import (
     Detokenize,
     Drain,
     GetStats,
+    GetTokenBytes,
     GetTrace,
     StopThinking,
     Tokenize,
@@ -139,6 +140,10 @@ class EngineProcess:
 
     async def detokenize(self, tokens: list[int]) -> str:
         return str(await self._running_link().call(Detokenize, tokens))
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        found = await self._running_link().call(GetTokenBytes, list(tokens))
+        return [(data, shown) for data, shown in found]
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing, self._why = True, "the server is closing"

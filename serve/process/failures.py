@@ -13,6 +13,8 @@ def failure_of(error: Exception) -> Failure:
     """As a message. A kind that is not known is a RuntimeError, whose sentence names it."""
     if isinstance(error, GenerationError):
         return Failure(GenerationError.__name__, str(error), error.outputs)
+    if isinstance(error, Busy):
+        return Failure(Busy.__name__, str(error), retry_after=error.retry_after)
     for kind in KINDS:
         if isinstance(error, kind):
             return Failure(kind.__name__, str(error))
@@ -23,5 +25,7 @@ def error_of(failure: Failure) -> Exception:
     """The error again."""
     if failure.kind == GenerationError.__name__:
         return GenerationError(failure.sentence, failure.outputs)
+    if failure.kind == Busy.__name__:
+        return Busy(failure.sentence, failure.retry_after)
     kinds = {kind.__name__: kind for kind in KINDS}
     return kinds.get(failure.kind, RuntimeError)(failure.sentence)

@@ -58,6 +58,11 @@ class Detokenize(Struct, tag=True, array_like=True):
     tokens: list[int]
 
 
+class GetTokenBytes(Struct, tag=True, array_like=True):
+    number: int
+    tokens: list[int]
+
+
 class Drain(Struct, tag=True, array_like=True):
     """Take no more requests, and end once those that run are over, or the time is."""
 
@@ -65,11 +70,12 @@ class Drain(Struct, tag=True, array_like=True):
 
 
 class Failure(Struct, array_like=True):
-    """An error: the name of its kind, its sentence, and the outputs of a `GenerationError`."""
+    """An error: the name of its kind, its sentence, and what some kinds have besides."""
 
     kind: str
     sentence: str
-    outputs: list[Output] = []
+    outputs: list[Output] = []  # of a `GenerationError`
+    retry_after: float = 0.0  # of `Busy`
 
 
 class Ready(Struct, tag=True, array_like=True):
@@ -104,6 +110,6 @@ class CallResult(Struct, tag=True, array_like=True):
     failure: Failure | None = None
 
 
-Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize
+Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize | GetTokenBytes
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult

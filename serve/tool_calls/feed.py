@@ -79,7 +79,7 @@ class Feed:
         self._step(letter)
         return letter
 
-    def until(self, marks: Marks, sink: Sink) -> Reading[str]:
+    def until(self, marks: SearchedMarks, sink: Sink) -> Reading[str]:
         """Give the text before the first of the marks to `sink`; returns the mark, "" at the end."""
         while True:
             yield from self.peek()
@@ -103,7 +103,7 @@ class Feed:
         self._kept.append(letter)
 
 
-class Marks:
+class SearchedMarks:
     """Texts that are looked for."""
 
     def __init__(self, *texts: str) -> None:

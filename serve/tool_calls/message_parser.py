@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 from fastslow.engine.text.channels import BODY, CALL, END, START
-from fastslow.serve.tool_calls.feed import Marks, Reading
+from fastslow.serve.tool_calls.feed import Reading, SearchedMarks
 from fastslow.serve.tool_calls.json_values import loaded
 from fastslow.serve.tool_calls.parser import ToolParser
 
 TO = re.compile(r"\bto=functions\.([\w-]+)")
-HEADER_ENDS = Marks(BODY, START, END, CALL)
-BODY_ENDS = Marks(START, END, CALL)
+HEADER_ENDS = SearchedMarks(BODY, START, END, CALL)
+BODY_ENDS = SearchedMarks(START, END, CALL)
 
 
 class MessageParser(ToolParser):

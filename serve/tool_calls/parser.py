@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.serve.tool_calls.events import CallBegun, CallMore, Content, Event, joined, new_id
-from fastslow.serve.tool_calls.feed import Feed, Marks, Reading
+from fastslow.serve.tool_calls.feed import Feed, Reading, SearchedMarks
 from fastslow.serve.tool_calls.json_values import SPACE
 
 
@@ -28,7 +28,7 @@ class ToolParser(ABC):
         self.feed = Feed()
         self._form = form
         self._names = frozenset(names)
-        self._begin, self._end = Marks(form.begin), Marks(form.end)
+        self._begin, self._end = SearchedMarks(form.begin), SearchedMarks(form.end)
         self._events: list[Event] = []
         self._spaces: list[str] = []  # at the end of the content
         self._count = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastslow.engine.text.tool_formats import BY_NAME, ToolFormat
 from fastslow.serve.engine import ModelCard
+from fastslow.serve.tool_calls.channel_lark import ChannelGrammar
 from fastslow.serve.tool_calls.lark import CallGrammar
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice, check
 from fastslow.serve.tool_calls.parse import Functions, parser_of
@@ -63,14 +64,13 @@ def prepare(
     if stops:
         sampling["stop_token_ids"] = stops
     answer = _schema(grammar) if choice.mode == "auto" else None
-    if form.kind != "messages":
+    rules: CallGrammar | ChannelGrammar
+    if form.kind == "messages":
+        rules = ChannelGrammar(card.tool_tokens, schemas)
+    else:
         rules = CallGrammar(form, card.tool_tokens, schemas, parallel)
-        text = rules.required() if choice.mode == "required" else rules.auto(answer)
-        sampling["grammar"] = {"lark": text}
-    elif choice.mode == "required":
-        raise ValueError(
-            "tool_choice must be 'auto' or 'none': this model cannot be held to call a function"
-        )
+    text = rules.required() if choice.mode == "required" else rules.auto(answer)
+    sampling["grammar"] = {"lark": text}
     functions = {tool.name: tool.parameters for tool in called}
     return Prepared({"tools": [tool.as_variable() for tool in tools]}, sampling, form, functions)
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastslow.engine.text.tool_formats import ToolFormat
-from fastslow.serve.tool_calls.feed import Marks, Reading
+from fastslow.serve.tool_calls.feed import Reading, SearchedMarks
 from fastslow.serve.tool_calls.json_values import SPACE, loaded
 from fastslow.serve.tool_calls.parser import ToolParser
 
 NAME = re.compile(r"[^<>\n]+")
-VALUE_ENDS = Marks("\n</parameter>", "</parameter>")
+VALUE_ENDS = SearchedMarks("\n</parameter>", "</parameter>")
 WORDS = {"null": None, "None": None, "True": True, "False": False}
 
 

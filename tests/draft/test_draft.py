@@ -27,7 +27,12 @@ from fastslow.policies.speculation.selection import AdaptiveSelection
 def text(tokens: Sequence[int], number: int = 0, drafter: str = "ngram") -> Any:
     settings = Speculation(drafter=drafter)
     return SimpleNamespace(
-        id=number, tokens=list(tokens), speculation=settings, thinking=None, grammar=None
+        id=number,
+        tokens=list(tokens),
+        speculation=settings,
+        thinking=None,
+        grammar=None,
+        prediction=(),
     )
 
 

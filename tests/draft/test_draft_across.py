@@ -72,6 +72,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
         reproducible=False,
         thinking=None,
         grammar=None,
+        prediction=(),
         memory_key=None,
         shared=True,
     )

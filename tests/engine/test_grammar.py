@@ -94,8 +94,9 @@ def test_all_is_a_function_of_the_text(kit: GrammarKit, opened: bool | None, see
                 expected = replayed(kit, spec, [*text, *run], opened)
                 assert said(grammar, tokens, run) == expected
         fitting = [run for run in runs if grammar.fits(tokens, run)]
-        text += max(fitting, key=len)
-        if grammar.whole_at(tokens, max(fitting, key=len)) is not None:
+        longest = max(fitting, key=len)
+        text += longest
+        if grammar.whole_at(tokens, longest) is not None:
             return
 
 
@@ -244,8 +245,9 @@ CHANNELS = Words(
         ("<|start|>assistant", "<|channel|> final <|message|> a", False),
         (
             "<|start|>assistant",
-            "<|channel|> analysis <|message|> a no a <|end|> <|start|> assistant <|channel|> commentary "
-            "<|message|> a <|end|> <|start|> assistant <|channel|> final <|message|> no",
+            "<|channel|> analysis <|message|> a no a <|end|> "
+            + "<|start|> assistant <|channel|> commentary <|message|> a <|end|> "
+            + "<|start|> assistant <|channel|> final <|message|> no",
             True,
         ),
         ("<|start|>assistant", "<|channel|> analysis <|message|> a <end>", False),

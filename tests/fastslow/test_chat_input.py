@@ -210,7 +210,7 @@ def test_the_command_line_says_it_once(
 ) -> None:
     bias = "fastslow.input_processor.InputProcessor.advise"
     told: list[str] = []
-    monkeypatch.setattr(bias, lambda self, *_: self._warn_once("ask with llm.chat(...)"))
+    monkeypatch.setattr(bias, lambda self, *_: self._warnings.warn("ask with llm.chat(...)"))
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: told.append(str(message)))
     logger.disable("fastslow")
     try:

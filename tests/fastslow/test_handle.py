@@ -264,7 +264,7 @@ def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
 
 
 def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
-    handle = RequestHandle(llm._job(PromptCall(time.monotonic(), "The quick", TEN)))
+    handle = RequestHandle(llm._jobs.of(PromptCall(time.monotonic(), "The quick", TEN)))
     handle._job.prepare()
     requests = [choice.request for choice in handle._job.queue()]
     steps = llm.stats().steps

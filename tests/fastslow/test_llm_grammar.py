@@ -171,7 +171,7 @@ def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> No
     with pytest.raises(GenerationError, match="the grammar stopped: ") as error:
         llm.generate(["hello"] * 3, [wild, asked({"choice": ["yes"]}), asked(None)], progress=False)
     outs = error.value.outputs
-    assert [o.finish_reason for o in outs][0] == "error" and outs[1].text == "yes"
+    assert outs[0].finish_reason == "error" and outs[1].text == "yes"
     assert outs[2].finish_reason in ("stop", "length")
     assert llm.generate("hello", asked({"choice": ["no"]}), mode="fast").text == "no"
 
@@ -192,15 +192,15 @@ def test_without_the_package_or_a_tokenizer_it_is_said(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = write_moge(tmp_path / "bare", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
-    with LLM(bare, kv_memory="4MiB", progress=False) as other:
-        with pytest.raises(ValueError, match="needs a tokenizer, and this checkpoint has none"):
-            other.generate([5, 6], asked({"json_object": True}))
+    without = pytest.raises(ValueError, match="needs a tokenizer, and this checkpoint has none")
+    with LLM(bare, kv_memory="4MiB", progress=False) as other, without:
+        other.generate([5, 6], asked({"json_object": True}))
     write_bpe(tmp_path / "words", vocab_size=VOCAB)
     folder = write_moge(tmp_path / "words", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with LLM(folder, kv_memory="4MiB", progress=False) as other:
-        with pytest.raises(ValueError, match=r"pip install 'fastslow\[grammar\]'"):
-            other.generate("hello", asked({"json_object": True}))
+    missing = pytest.raises(ValueError, match=r"pip install 'fastslow\[grammar\]'")
+    with LLM(folder, kv_memory="4MiB", progress=False) as other, missing:
+        other.generate("hello", asked({"json_object": True}))
 
 
 def test_sentencepiece_models_answer_in_json(tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ def test_several_answers_and_an_event_loop(llm: LLM) -> None:
         told = False
         async for _ in stream:
             told = told or await served.stop_thinking(stream)
-        out = stream.output
-        assert told and out is not None
-        assert out.metrics.thinking_ended == "caller" and out.text
+        streamed = stream.output
+        assert told and streamed is not None
+        assert streamed.metrics.thinking_ended == "caller" and streamed.text
 
     asyncio.run(main())
     assert settled(llm)

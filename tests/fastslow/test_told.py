@@ -13,7 +13,7 @@ import pytest
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.params import Mode, SamplingParams
+from fastslow.engine.params import GrammarSpec, Mode, SamplingParams
 from fastslow.llm import LLM
 
 VOCAB = 320
@@ -105,3 +105,13 @@ def test_stats_by_mode_and_drafter(folder: Path) -> None:
     assert sum(drafts.accepted_at) == drafts.accepted
     record = json.loads(json.dumps(stats.to_dict()))
     assert record["modes"]["fast"]["queued"] == {"count": 3, "seconds": mode.queued.seconds}
+
+
+@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
+def test_what_a_grammar_forces_is_forced(llm: LLM, wish: str) -> None:
+    only = SamplingParams(max_tokens=40, grammar=GrammarSpec(choice=["yes, of course, why not"]))
+    out = llm.generate("hello", only, speculation=wish)
+    assert out.text == "yes, of course, why not" and out.finish_reason == "stop"
+    assert out.choices[0].sources.count("forced") >= len(out.token_ids) - 1
+    free = SamplingParams(max_tokens=40, grammar=GrammarSpec(regex="[a-z]{10,20}"))
+    assert "forced" not in llm.generate("hello", free, speculation=wish).choices[0].sources[:9]

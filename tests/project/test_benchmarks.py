@@ -115,6 +115,12 @@ CASES = {
         " --draft-model none -o {out}",
         {"counts", "wrong", "memory"},
     ),
+    "serving": Case(
+        "--model {model} --dtype float32 --clients 1,2 --least 1 --tokens 4 --repeat 1 --out {out}",
+        {"model", "rows"},
+        "rows",
+        frozenset({"clients", "requests", "share", "added_ms", "server", "engine", "rounds"}),
+    ),
     "corpus": Case(
         "{folder}/bot --model {model} --quantization none --answers 3 --ask 1 --threads 1 -o {out}",
         {"model", "figures"},
@@ -404,6 +410,14 @@ def test_a_format_that_does_not_load_is_left_out(
     asked = "--model {model} --formats int3 --threads 1 --out {out}"
     assert place.run("decode", asked) == 1
     assert "int3 is left out" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["--load 0.2", "--faults"])
+def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
+    asked = "--model {model} --dtype float32 --out {out} " + what
+    assert place.run("serving", asked) == 0, place.file()["wrong"]
+    assert place.file()["found"] and not place.file()["wrong"]
 
 
 @pytest.mark.slow

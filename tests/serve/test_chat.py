@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -12,8 +13,8 @@ from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 
 CHAT = [{"role": "user", "content": "The quick brown fox"}]
-GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
-SAMPLED = {"temperature": 1.0, "seed": 11, "max_tokens": 24, "ignore_eos": True}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 11, "max_tokens": 24, "ignore_eos": True}
 
 
 def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -186,3 +187,44 @@ def test_acceptance_is_told_in_vllm_s_shape_too(http: httpx.Client) -> None:
     assert sum(told["acceptance_histogram"]) == told["num_spec_steps"] == metrics["steps"]
     assert sum(i * n for i, n in enumerate(told["acceptance_histogram"])) == metrics["accepted"]
     assert metrics["drafter"] == "self" and "runs" not in metrics
+
+
+def test_a_prediction_is_drafted_and_changes_no_token(http: httpx.Client) -> None:
+    letters = {
+        str(token): 30.0 for token in range(72, 97)
+    }  # so that the text reads back as its tokens
+    fields = {**GREEDY, "mode": "fast", "speculation": {"drafter": "ngram", "nodes": 4}}
+    fields |= {"logit_bias": letters, "cache_salt": "prediction"}
+    plain = ask(http, **fields)
+    said = plain["choices"][0]["message"]["content"]
+    made = ask(http, **fields, prediction={"type": "content", "content": said})
+    assert made["choices"][0]["message"] == plain["choices"][0]["message"]
+    details = made["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] > 0
+    assert plain["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"),
+        ({"guided_choice": ["yes", "no"]}, "yes|no"),
+        ({"structured_outputs": {"grammar": 'root ::= "x" "y"'}}, "xy"),
+        ({"guided_grammar": "start: /[x]{4}/"}, "xxxx"),
+        ({"response_format": {"type": "json_object"}}, r"(?s)\{.*\}"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"enum": [1, 2]}},
+                }
+            },
+            "[12]",
+        ),
+    ],
+)
+def test_answers_keep_to_a_grammar(http: httpx.Client, fields: dict[str, Any], form: str) -> None:
+    plain = {"temperature": 0, "max_tokens": 60, "mode": "fast"}
+    choice = ask(http, **plain, **fields)["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert re.fullmatch(form, choice["message"]["content"])

@@ -11,7 +11,7 @@ from serve_tools import events_of
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 
-GREEDY = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
 
 
 def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def test_vllm_s_prompt_logprobs(http: httpx.Client) -> None:
         ({"prompt": "a", "n": 17}, "n=17 must be at most 16"),
         ({"prompt": ["a"] * 9, "n": 2}, "n=2 for each of 9 prompts must be at most 16"),
         ({"prompt": [99999]}, "prompt token 0"),
+        ({"prompt": [99999], "echo": True}, "99999"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs are for chats"),
     ],
 )

@@ -69,25 +69,23 @@ def until(ready: Any) -> None:
 def test_a_client_that_leaves_while_it_waits(
     endless: str, engine: Endless, path: str, stream: bool
 ) -> None:
-    asked = {"messages": CHAT} if "chat" in path else {"prompt": ["a", "b"]}
+    body: dict[str, Any] = {"messages": CHAT} if "chat" in path else {"prompt": ["a", "b"]}
+    body |= {"stream": stream}
     with (
-        httpx.Client(base_url=endless, timeout=0.3) as client,
         pytest.raises(httpx.TimeoutException),
+        httpx.stream("POST", endless + path, json=body, timeout=0.3) as answer,
     ):
-        with client.stream("POST", path, json={**asked, "stream": stream}) as answer:
-            for line in answer.iter_lines():
-                assert stream and not line.startswith('data: {"error')
-                if engine.begun and line == ": waiting":
-                    raise httpx.ReadTimeout("seen enough")
+        for line in answer.iter_lines():
+            assert stream and not line.startswith('data: {"error')
+            if engine.begun and line == ": waiting":
+                raise httpx.ReadTimeout("seen enough")
     until(lambda: engine.begun >= 1 and engine.running == 0)
 
 
 def test_a_client_that_leaves_in_the_middle(endless: str, engine: Endless) -> None:
     engine.first = 0.0
-    with (
-        httpx.Client(base_url=endless) as client,
-        client.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}) as answer,
-    ):
+    body = {"prompt": "a", "stream": True}
+    with httpx.stream("POST", f"{endless}/v1/completions", json=body) as answer:
         for number, _ in enumerate(answer.iter_lines()):
             if number == 20:
                 break
@@ -97,12 +95,11 @@ def test_a_client_that_leaves_in_the_middle(endless: str, engine: Endless) -> No
 def test_a_silent_stream_has_comments(endless: str, engine: Endless) -> None:
     body = {"messages": CHAT, "stream": True}
     seen = []
-    with httpx.Client(base_url=endless) as client:
-        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            for line in answer.iter_lines():
-                seen.append(line)
-                if seen.count(": waiting") == 2:
-                    break
+    with httpx.stream("POST", f"{endless}/v1/chat/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            seen.append(line)
+            if seen.count(": waiting") == 2:
+                break
     assert '"role":"assistant"' in seen[0], "the role comes before the first comment"
 
 

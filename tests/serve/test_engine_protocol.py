@@ -21,7 +21,7 @@ from serve_engines import (
 )
 
 from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Engine, NotReady
+from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.process.engine_process import EngineProcess
 
 Run = Callable[[Any], Any]
@@ -167,12 +167,38 @@ def test_cancel_by_id_gives_the_answer_so_far(engine: Engine, run: Run) -> None:
     assert not run(engine.stop_thinking("named")) and run(engine.trace("nobody")) is None
 
 
+def test_prompts_and_tokens_as_text(engine: Engine, run: Run) -> None:
+    tokens = run(engine.tokenize(asked(prompt="one two")))
+    assert run(engine.detokenize(tokens)) == "one two"
+    with pytest.raises(ValueError, match="99999"):
+        run(engine.detokenize([99999]))
+    with pytest.raises(ValueError, match="'dep' is unknown"):
+        run(engine.tokenize(asked(mode="dep")))
+    parts = run(engine.token_bytes([*tokens, 2]))
+    assert b"".join(data for data, shown in parts if shown) == b"one two"
+    assert parts[-1] == (b"<|im_end|>", False)
+
+
 def test_many_answers_at_once(engine: Engine, other: Engine, run: Run) -> None:
     async def all_of(engine: Engine) -> list[list[int]]:
         asks = [asked(str(n), 5 + n, f"one two {n}") for n in range(12)]
         return [o.token_ids for o in await asyncio.gather(*(answer_of(engine, a) for a in asks))]
 
     assert run(all_of(engine)) == run(all_of(other))
+
+
+def test_a_full_queue_is_busy(engine: Engine, run: Run) -> None:
+    async def crowd() -> Busy:
+        tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(40)]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:
+            task.cancel()
+        busy = [error for task in done if isinstance(error := task.exception(), Busy)]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: idle(engine))
+        return busy[0]
+
+    assert run(crowd()).retry_after > 0
 
 
 def test_statistics(engine: Engine, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Iterator
@@ -239,8 +240,6 @@ def test_settings_name_the_models_that_are_taken() -> None:
                 ).status_code
                 for name in ("m", "gpt-4o", "m:deep", "gpt-4o:deep", "other")
             ]
-
-    import asyncio
 
     assert asyncio.run(statuses(ServerSettings())) == [429, 404, 429, 404, 404]
     aliased = ServerSettings(aliases=("gpt-4o",))

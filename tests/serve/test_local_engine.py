@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import write_moge
@@ -17,7 +18,7 @@ from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.local import LocalEngine
 
-TEN = {"max_tokens": 10, "ignore_eos": True}
+TEN: dict[str, Any] = {"max_tokens": 10, "ignore_eos": True}
 LONG = {"max_tokens": 400, "ignore_eos": True}
 TEMPLATE = (
     "{% for m in messages %}<think>{{ m['content'] }}</think>{% endfor %}"

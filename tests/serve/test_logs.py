@@ -184,7 +184,7 @@ def test_uvicorns_lines_go_the_same_way(path: Path, opened: Opened) -> None:
 def test_a_full_disk_costs_lines_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, opened: Opened
 ) -> None:
-    monkeypatch.setattr(log_writer, "PAUSE", 0.001)
+    monkeypatch.setattr(log_writer, "EVERY", 0.001)
     log = opened(path=Path("/dev/full"))
     with client() as ours:
         for _ in range(20):
@@ -223,7 +223,7 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_closed_pipe_costs_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_writer, "PAUSE", 0.001)
+    monkeypatch.setattr(log_writer, "EVERY", 0.001)
     read, write = os.pipe()
     os.close(read)
     writer = LogWriter(write)
@@ -234,13 +234,48 @@ def test_a_closed_pipe_costs_lines_and_nothing_else(monkeypatch: pytest.MonkeyPa
     assert writer.lost == 10
 
 
+@pytest.mark.parametrize("room", range(24))
+def test_lines_are_whole_or_counted_wherever_the_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Writes end after some bytes, then fail, then work."""
+    disk, left = bytearray(), [room]
+
+    def write(_: int, data: memoryview) -> int:
+        if left[0] == 0:
+            raise OSError(28, "full")
+        part = bytes(data[: left[0]])
+        disk.extend(part)
+        left[0] -= len(part)
+        return len(part)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(log_writer, "EVERY", 1000.0)  # nothing is written before the end
+    writer = LogWriter(-1)
+    for n in range(4):
+        writer._lines.append(f"line{n}\n".encode())
+    while writer._lines:
+        writer._write_some()
+    kept = room // 6
+    assert writer.lost == 4 - kept
+    left[0] = 10**6
+    writer.write("after\n")
+    writer.close()
+    lines = disk.decode().split("\n")
+    torn = [f"line{kept}"[: room % 6]] if room % 6 else []
+    assert lines[:kept] == [f"line{n}" for n in range(kept)]
+    assert lines[kept : kept + len(torn)] == torn
+    assert f"{4 - kept} log lines were lost" in lines[kept + len(torn)]
+    assert lines[kept + len(torn) + 1 :] == ["after", ""]
+
+
 PROGRAM = """
 import resource, sys, time
 from pathlib import Path
 from loguru import logger
 from fastslow.serve import log_writer
 from fastslow.serve.logs import ServerLog
-log_writer.PAUSE = 0.001
+log_writer.EVERY = 0.001
 path = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
 log = ServerLog("json", "INFO", path)

@@ -31,7 +31,7 @@ Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def client(engine: FakeEngine, by_key: bool = False) -> TestClient:
     app, limits = FastAPI(), Limits()
     observed = ObservedEngine(engine, limits)
-    app.state.metrics = ServerMetrics(engine, limits, by_key)
+    app.state.metrics = ServerMetrics(engine, limits, by_key, lost_lines=lambda: 1)
     app.include_router(router)
 
     @app.post("/v1/ask/{name}")
@@ -292,6 +292,16 @@ def test_labels_are_bounded() -> None:
         dict(labels)["route"] for name, labels in found if name == "fastslow:http_requests_total"
     }
     assert routes == {"/v1/ask/{name}", "unmatched"}
+
+
+def test_lines_that_the_log_lost() -> None:
+    lost = [3]
+    numbers = ServerMetrics(FakeEngine(), Limits(), lost_lines=lambda: lost[0])
+    for now in (3, 3, 5):
+        lost[0] = now
+        asyncio.run(numbers.look())
+    labels = {"model_name": "tiny"}
+    assert numbers.registry.get_sample_value("fastslow:log_lines_lost_total", labels) == 5
 
 
 def test_two_applications_share_nothing() -> None:

@@ -1,76 +1,21 @@
-"""The page in Chromium, in front of a server that makes up answers: what a person does, and what must not happen."""
+"""The page in Chromium, in front of a server that makes up answers: what a person does."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from browser import ALONE, browser, missing, until
 from fake_chat_server import FakeEngine, create_fake
-from fake_chat_texts import ANSWER, HOSTILE
+from fake_chat_texts import ANSWER
+from page_chat import ALT, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat, fresh
 from serve_tools import served
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
 ]
-
-ENTER, ESCAPE, TAB, SPACE, ALT, CONTROL, SHIFT = (
-    "\ue007",
-    "\ue00c",
-    "\ue004",
-    "\ue00d",
-    "\ue00a",
-    "\ue009",
-    "\ue008",
-)
-ARROW_RIGHT, NULL = "\ue014", "\ue000"
-ANSWERED = ".answer > .rendered, .answer > .coloured"
-EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an error
-
-
-class Chat:
-    """The page, and its server."""
-
-    def __init__(self, driver: Any, url: str, engine: FakeEngine) -> None:
-        self.driver, self.url, self.engine = driver, url, engine
-
-    def open(self) -> None:
-        self.driver.get(self.url + "/")
-        until(lambda: self.all("#mode-list dt"), "the modes are shown")
-
-    def all(self, selector: str) -> list[Any]:
-        return list(self.driver.find_elements("css selector", selector))
-
-    def text(self, selector: str) -> str:
-        """The text of the last node of a selector, hidden or not."""
-        return str(self.all(selector)[-1].get_property("textContent"))
-
-    @property
-    def box(self) -> Any:
-        return self.driver.find_element("id", "prompt")
-
-    def ask(self, text: str) -> None:
-        self.box.send_keys(text, ENTER)
-        until(lambda: text in self.text(".asked p"), f"{text!r} is asked")
-
-    def ended(self) -> None:
-        until(lambda: not self.all(".running"), "the answer has ended", 60)
-
-    def mode(self, name: str) -> None:
-        self.driver.find_element("css selector", f'#modes input[value="{name}"]').send_keys(SPACE)
-
-    def press(self, *keys: str) -> None:
-        """Keys that go to whatever has the focus."""
-        self.driver.switch_to.active_element.send_keys(*keys, NULL)
-
-    def run(self, script: str) -> Any:
-        return self.driver.execute_script(script)
-
-    def button(self, text: str) -> Any:
-        return next(b for b in self.all("button") if b.text.startswith(text))
 
 
 @pytest.fixture(scope="module")
@@ -88,27 +33,8 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def chat(window: Any, server: tuple[str, FakeEngine]) -> Iterator[Chat]:
-    """The page without a past. At the end: no error was logged, and nobody else was called."""
-    url, engine = server
-    engine.busy, engine.key = 0, None
-    engine.bodies.clear()
-    window.get(url + "/")
-    window.execute_script("turns = []; localStorage.clear(); sessionStorage.clear()")
-    window.get_log("browser")
-    window.get_log("performance")
-    chat = Chat(window, url, engine)
-    chat.open()
-    yield chat
-    loud = [e for e in window.get_log("browser") if e["level"] == "SEVERE"]
-    assert [e for e in loud if EXPECTED not in e["message"]] == []
-    called = {
-        message["params"]["request"]["url"]
-        for entry in window.get_log("performance")
-        if (message := json.loads(entry["message"])["message"])["method"]
-        == "Network.requestWillBeSent"
-    }
-    assert called
-    assert {c for c in called if not c.startswith((url + "/", "data:image/svg+xml"))} == set()
+    with fresh(window, *server) as chat:
+        yield chat
 
 
 def test_the_browser_is_alone() -> None:
@@ -297,150 +223,6 @@ def test_tabs_follow_the_arrow_keys(chat: Chat) -> None:
     assert chat.run("return document.activeElement.id") == "tab-server"
     chat.press(ARROW_RIGHT)
     assert chat.run("return document.getElementById('server').hidden")
-
-
-def test_errors_are_sentences_that_say_what_to_do(chat: Chat) -> None:
-    chat.engine.busy = 1
-    chat.ask("echo later")
-    chat.ended()
-    assert chat.text(".problem p") == (
-        "The server is busy. It says: the queue of 64 requests is full. Try again in 2 seconds."
-    )
-    again = until(lambda: [b for b in chat.all(".problem button") if b.is_enabled()], "again", 10)
-    assert again[0].text == "Try again"
-    again[0].click()
-    until(lambda: chat.all(".answer .rendered p"), "it is answered")
-    chat.ended()
-    assert chat.text(".answer .rendered") == "later"
-    for word, sentence in {
-        "wrong": "temperature=1000 must be at most 100.",
-        "off": "The connection ended in the middle of the answer. What came is kept; try again.",
-        "error": "the engine ended in the middle of the request",
-    }.items():
-        chat.ask(word)
-        chat.ended()
-        assert chat.text(".problem p") == sentence
-    chat.ask("echo fine")
-    chat.ended()
-    roles = [m["role"] for m in chat.engine.bodies[-1]["messages"]]
-    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
-
-
-def test_a_key_is_asked_for_and_forgotten_with_the_tab(chat: Chat) -> None:
-    chat.engine.key = "secret"
-    chat.ask("echo hello")
-    chat.ended()
-    assert "asks for an API key" in chat.text(".problem p")
-    chat.driver.find_element("id", "key").send_keys("secret", ENTER)
-    chat.button("Try again").click()
-    until(lambda: chat.all(".answer .rendered p"), "it is answered")
-    chat.ended()
-    assert chat.run("return sessionStorage.getItem('fastslow.key')") == "secret"
-    assert "secret" not in chat.run("return JSON.stringify(localStorage)")
-
-
-def test_settings_are_sent_and_checked(chat: Chat) -> None:
-    chat.driver.find_element("id", "open-settings").click()
-    given = {
-        "system": "Be brief.",
-        "temperature": "0.5",
-        "max_tokens": "77",
-        "seed": "3",
-        "thinking_budget": "9",
-        "drafter": "off",
-        "schema": '{"type": "object"}',
-    }
-    for name, value in given.items():
-        chat.driver.find_element("css selector", f'[data-setting="{name}"]').send_keys(value, TAB)
-    schema = chat.driver.find_element("css selector", '[data-setting="schema"]')
-    schema.send_keys("}", TAB)
-    assert chat.text("#settings-wrong").startswith("JSON schema: ")
-    chat.press(ESCAPE)
-    chat.ask("echo x")
-    chat.ended()
-    body = chat.engine.bodies[-1]
-    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 77, 3)
-    assert (body["thinking_budget"], body["speculation"]) == (9, "off")
-    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
-    chat.driver.find_element("id", "open-settings").click()
-    chat.button("Reset settings").click()
-    chat.press(ESCAPE)
-    chat.ask("echo y")
-    chat.ended()
-    assert "temperature" not in chat.engine.bodies[-1]
-
-
-@pytest.mark.parametrize("colours", [False, True])
-def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
-    chat.run(f"setColours({json.dumps(colours)})")
-    chat.mode("deep")
-    chat.ask("hostile <img src=x onerror=window.hurt=9>")
-    chat.ended()
-    assert HOSTILE.splitlines()[0] in chat.text(ANSWERED)
-    inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
-    assert chat.all(inside) == []
-    assert chat.run("return window.hurt ?? null") is None
-    policy = (
-        "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
-    )
-    assert chat.run(policy) == "TypeError"
-    chat.driver.get_log("browser")  # that was an error, and the test's own
-
-
-STORED: dict[str, Any] = {
-    "no list": {"a": 1},
-    "null": None,
-    "wrong kinds": [
-        1,
-        None,
-        {"asked": 3},
-        {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]},
-    ],
-    "hostile": [
-        {
-            "asked": "<img src=x onerror=window.hurt=1>",
-            "answers": [
-                {
-                    "text": HOSTILE,
-                    "mode": "<script>window.hurt=2</script>",
-                    "marks": [16, 10**15, 33],
-                    "problem": "<img src=x onerror=window.hurt=3>",
-                    "metrics": {
-                        "mode": "<b>",
-                        "acceptance": ["<i>", 5, None],
-                        "decision": {"toString": 1},
-                        "drafter": "<u>",
-                        "thinking_ended": "__proto__",
-                    },
-                    "usage": {"prompt_tokens_details": {"cached_tokens": "<s>"}},
-                }
-            ],
-            "chosen": 99,
-        }
-    ],
-}
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
-    for colours in (False, True):
-        stored = {
-            "turns": STORED[name],
-            "preferences": {"colours": colours, "mode": 5, "settings": []},
-        }
-        for key, value in stored.items():
-            chat.driver.execute_script(
-                "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))",
-                key,
-                value,
-            )
-        chat.open()
-        assert chat.all("#turns img, #turns script, #turns iframe") == []
-        assert chat.run("return window.hurt ?? null") is None
-    chat.ask("echo still here")
-    chat.ended()
-    assert "still here" in chat.text(ANSWERED)
 
 
 def test_a_theme_is_remembered(chat: Chat) -> None:

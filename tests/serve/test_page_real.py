@@ -103,6 +103,24 @@ def test_it_is_stopped(page: Any) -> None:
     assert page.execute_script("return turns.at(-1).answers[0].metrics.tokens") < 15000
 
 
+def test_its_thought_is_stopped(page: Any) -> None:
+    page.execute_script("preferences.settings = {max_tokens: 15000, temperature: 1}")
+    page.find_element("css selector", '#modes input[value="deep"]').send_keys(" ")
+    page.execute_script("more.logit_bias = {4: -100}")  # the model itself does not end it
+    page.find_element("id", "prompt").send_keys("think on", "\ue007")
+    until(
+        lambda: page.execute_script("return running?.view.answer.thoughtTokens > 20"), "it thinks"
+    )
+    page.find_element("id", "prompt").send_keys("\ue00a", "t")
+    until(lambda: page.execute_script("return running?.view.answer.text"), "it answers")
+    page.find_element("id", "prompt").send_keys("\ue000", "\ue00c")
+    until(lambda: page.execute_script("return !running"), "it is over")
+    page.execute_script("delete more.logit_bias")
+    assert page.execute_script("return turns.at(-1).answers[0].metrics.thinking_ended") == "caller"
+    summary = page.find_element("css selector", ".turn:last-child .thought summary")
+    assert "stopped by you" in summary.get_property("textContent")
+
+
 def test_the_servers_figures_are_shown(page: Any) -> None:
     ask(page, "fast", "once more", max_tokens=20)
     page.find_element("id", "tab-server").click()

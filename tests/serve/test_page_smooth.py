@@ -15,8 +15,8 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
 ]
 TOKENS, RATE = 10_000, 2000
-LONG = 100  # milliseconds; a machine that does other work has such frames, too
-MOST_LONG = 0.1  # of all frames
+LEAST_FRAMES = 8  # a second, on a machine that does other work; it is 60 on one that does not
+LONGEST = 1000  # milliseconds
 WATCH = """
 window.times = []; let before = performance.now();
 (function watch(now) { times.push(now - before); before = now; requestAnimationFrame(watch); })(before);
@@ -57,16 +57,16 @@ def test_a_long_answer_stays_smooth(
     window: tuple[Any, str], message: str, colours: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = frame_times(*window, message, colours)
-    long = [t for t in times if t > LONG]
+    seconds = sum(times) / 1000
     with capsys.disabled():
         middle = sorted(times)[len(times) // 2]
         over = sum(t > 50 for t in times)
         print(
             f"\n{message}, {'coloured' if colours else 'rendered'}: {len(times)} frames, median "
-            f"{middle:.1f} ms, {over} above 50 ms, {len(long)} above {LONG} ms, longest {max(times):.0f}"
+            f"{middle:.1f} ms, {over} above 50 ms, longest {max(times):.0f} ms"
         )
-    assert len(times) > 50
-    assert len(long) <= MOST_LONG * len(times)
+    assert len(times) > LEAST_FRAMES * seconds
+    assert max(times) < LONGEST
     driver, _ = window
     end = "const b = document.getElementById('scroll'); return b.scrollHeight - b.scrollTop - b.clientHeight"
     assert driver.execute_script(end) < 48  # its end is in view

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -72,7 +75,7 @@ def test_what_no_message_can_hold_is_one_sentence() -> None:
     "error",
     [
         ValueError("a=1 must be 2"),
-        Busy("64 requests wait"),
+        Busy("64 requests wait", 2.5),
         NotReady("the server is closing"),
         GenerationError("1 request failed", [OUTPUT]),
         TimeoutError("late"),
@@ -82,7 +85,8 @@ def test_what_no_message_can_hold_is_one_sentence() -> None:
 def test_errors_keep_their_kind_and_sentence(error: Exception) -> None:
     found = error_of(failure_of(error))
     assert type(found) is type(error) and str(found) == str(error)
-    assert getattr(found, "outputs", None) == getattr(error, "outputs", None)
+    for name in ("outputs", "retry_after"):
+        assert getattr(found, name, None) == getattr(error, name, None)
 
 
 def test_errors_of_other_kinds_are_named() -> None:
@@ -124,3 +128,12 @@ def test_a_stream_keeps_few_pieces() -> None:
             await stream.take()
 
     asyncio.run(fill())
+
+
+def test_the_server_has_no_torch() -> None:
+    """Which takes memory and time: only the engine's process needs it."""
+    said = "import sys, fastslow.serve.app, fastslow.serve.server; sys.exit('torch' in sys.modules)"
+    paths = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", said], env=environment, check=False)
+    assert done.returncode == 0

@@ -9,21 +9,24 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from chat_templates import INSTRUCT, write_marked
+from chat_templates import HARMONY, INSTRUCT, write_marked
 from checkpoints import write_moge
 from serve_tools import open_tiny, served
-from tool_templates import HERMES, LLAMA3, PANGU, QWEN3_CODER
+from tool_templates import GPT_OSS, HERMES, LLAMA3, PANGU, QWEN3_CODER
 
 from fastslow.serve.app import create_app
 from fastslow.serve.local import LocalEngine
 
 MARKS = ("[unused9]", "[unused10]", "[unused11]", "[unused12]", "<|python_tag|>", "<|eom_id|>")
+PROMPTED = "{%- if add_generation_prompt %}{{- '<|start|>assistant"
 TEMPLATES = {
     "hermes": HERMES,
     "llama3": LLAMA3,
     "pangu": PANGU,
     "qwen3-coder": QWEN3_CODER,
     "plain": INSTRUCT,
+    "harmony": GPT_OSS,
+    "harmony-opened": GPT_OSS.replace(PROMPTED, f"{PROMPTED}<|channel|>analysis<|message|>"),
 }
 WHERE = {
     "type": "object",
@@ -56,7 +59,8 @@ def client(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[openai.OpenAI]:
     folder = tmp_path_factory.mktemp("tools")
-    vocab = write_marked(folder, TEMPLATES[request.param], MARKS)
+    marks = HARMONY if "harmony" in request.param else MARKS
+    vocab = write_marked(folder, TEMPLATES[request.param], marks)
     write_moge(
         folder, vocab=vocab, num_hidden_layers=2, hidden_size=32, max_position_embeddings=4096
     )
@@ -91,7 +95,8 @@ def check(calls: list[tuple[str, str]]) -> None:
 
 
 def streamed(client: openai.OpenAI, **fields: Any) -> tuple[str | None, list[tuple[str, str]], str]:
-    content, calls, finish = "", [], None
+    content, finish = "", None
+    calls: list[list[str]] = []
     for chunk in ask(client, stream=True, **fields):
         for choice in chunk.choices:
             content += choice.delta.content or ""
@@ -105,25 +110,36 @@ def streamed(client: openai.OpenAI, **fields: Any) -> tuple[str | None, list[tup
     return content or None, [(name, arguments) for name, arguments in calls], finish
 
 
-@pytest.mark.parametrize("drafter", ["off", "ngram", "suffix", "auto"])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_a_required_call_is_valid_under_every_drafter(
-    client: openai.OpenAI, drafter: str, temperature: float
+    client: openai.OpenAI, request: pytest.FixtureRequest, temperature: float
 ) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "tool_choice": "required",
         "parallel_tool_calls": False,
         "temperature": temperature,
-        "extra_body": {"speculation": drafter},
     }
-    plain = ask(client, **{**fields, "extra_body": {"speculation": "off"}}).choices[0]
-    made = ask(client, **fields).choices[0]
-    assert made.finish_reason == "tool_calls" and made.message.content is None
-    calls = calls_of(made.message)
-    assert len(calls) == 1 and made.message.tool_calls[0].id.startswith("call_")
+    plain = ask(client, **fields, extra_body={"speculation": "off"}).choices[0]
+    assert plain.finish_reason == "tool_calls" and plain.message.content is None
+    calls = calls_of(plain.message)
+    assert len(calls) == 1 and plain.message.tool_calls[0].id.startswith("call_")
     check(calls)
-    assert calls == calls_of(plain.message)
+    most = "hermes" in request.node.name or "opened" in request.node.name
+    for drafter in ("ngram", "suffix", "self", "auto") if most else ("auto",):
+        fields["extra_body"] = {"speculation": drafter}
+        made = ask(client, **fields).choices[0]
+        assert made.finish_reason == "tool_calls" and calls_of(made.message) == calls
+        thoughts = [getattr(one.message, "reasoning", None) for one in (plain, made)]
+        assert thoughts[0] == thoughts[1]
     assert streamed(client, **fields) == (None, calls, "tool_calls")
+
+
+def test_the_thought_before_a_call_is_counted(
+    client: openai.OpenAI, request: pytest.FixtureRequest
+) -> None:
+    made = ask(client, tool_choice="required", temperature=0, parallel_tool_calls=False)
+    thought = made.usage.completion_tokens_details.reasoning_tokens
+    assert thought == 3 if "opened" in request.node.name else thought <= 3
 
 
 def test_a_named_function_is_called(client: openai.OpenAI) -> None:
@@ -145,7 +161,7 @@ def test_auto_and_none(client: openai.OpenAI) -> None:
             calls_of(made.message),
         )
     none = ask(client, tool_choice="none", max_tokens=8, temperature=0)
-    bare = client.chat.completions.create(
+    bare: Any = client.chat.completions.create(
         model="tiny", messages=ASKED, max_tokens=8, temperature=0, extra_body={"thinking_budget": 3}
     )
     assert none.choices[0].message.content == bare.choices[0].message.content

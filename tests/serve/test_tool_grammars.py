@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from chat_templates import write_marked
+from chat_templates import HARMONY, write_marked
 from llguidance import LLMatcher, LLTokenizer
 from loguru import logger
 
@@ -37,7 +37,7 @@ TOOLS = [
     Tool("get", parameters={"properties": {}, "additionalProperties": False}),
 ]
 FORMATS = [name for name, form in BY_NAME.items() if form.kind != "messages"]
-MARKS = ("[unused11]", "[unused12]", "[TOOL_CALLS]", "<|python_tag|>", "<|eom_id|>")
+MARKS = (*HARMONY, "[unused11]", "[unused12]", "[TOOL_CALLS]", "<|python_tag|>", "<|eom_id|>")
 
 
 class Speaker:
@@ -221,3 +221,26 @@ def test_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
     assert (
         "stop_token_ids" not in prepare(TOOLS, ToolChoice(), True, speaker.card("pangu")).sampling
     )
+
+
+CALLED = "<|channel|>commentary to=functions.get <|constrain|>json<|message|>{}"
+NEXT = "<|start|>assistant"
+
+
+def test_calls_in_channels_stand_behind_the_analysis(speaker: Speaker) -> None:
+    card = speaker.card("harmony")
+    must = lark(prepare(TOOLS, ToolChoice("required"), True, card))
+    may = lark(prepare(TOOLS, ToolChoice(), True, card))
+    final = f"{NEXT}<|channel|>final<|message|>"
+    word = f"{NEXT}<|channel|>commentary<|message|>I look.<|end|>"
+    for grammar in (must, may):
+        assert speaker.fits(grammar, NEXT + CALLED)
+        assert not speaker.fits(grammar, word)
+        assert not speaker.fits(grammar, NEXT + CALLED.replace("get", "put"))
+        assert not speaker.fits(grammar, f"{NEXT}{CALLED}so")
+    for said in (word + NEXT + CALLED, f"{word}{final}so", f"{final}so"):
+        assert speaker.fits(may, said) and not speaker.fits(must, said)
+    held = lark(prepare(TOOLS, ToolChoice(), True, card, {"json_schema": {"type": "integer"}}))
+    assert speaker.fits(held, f"{final}5") and not speaker.fits(held, f"{final}so")
+    stops = prepare(TOOLS, ToolChoice(), True, card).sampling["stop_token_ids"]
+    assert stops == [speaker.tokenizer.token_id("<|call|>")]

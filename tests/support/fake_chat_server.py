@@ -200,7 +200,7 @@ async def stream(name: str, answer: Answer, mode: str) -> AsyncIterator[str]:
     ended = "model" if thought else None
     while sent < len(tokens) and not answer.stopped:
         if answer.thinking_stopped and tokens[sent][0] == "reasoning_content":
-            tokens, ended = tokens[:sent] + [("content", t) for t in text], "user"
+            tokens, ended = tokens[:sent] + [("content", t) for t in text], "caller"
         if answer.breaks and sent > 30:
             if answer.breaks == "error":
                 yield event({"error": {"message": "the engine ended in the middle of the request"}})

@@ -35,9 +35,9 @@ def write_served(folder: Path) -> Path:
     )
 
 
-def settings_of(folder: Path, **options: Any) -> EngineSettings:
-    own = {"kv_memory": "16MiB", "progress": False, "dtype": "float32"}
-    return EngineSettings(str(folder), "tiny", own | options)
+def settings_of(folder: Path, max_waiting: int = 16, **options: Any) -> EngineSettings:
+    own = {"kv_memory": "16MiB", "progress": False, "dtype": "float32", "max_running": 16}
+    return EngineSettings(str(folder), "tiny", own | options, max_waiting)
 
 
 def asked(id: str = "one", tokens: int = 8, prompt: Any = "one two", **fields: Any) -> Ask:

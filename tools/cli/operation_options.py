@@ -72,12 +72,15 @@ class OperationOptions:
         os.environ.update(in_environment(self.log_format, self.log_level, self.log_file))
         return log
 
-    def settings(self, host: str | None, model: str) -> OperationSettings:
+    def settings(
+        self, host: str | None, model: str, log: ServerLog | None = None
+    ) -> OperationSettings:
         """How the server is run.
 
         Args:
             host: that it listens on; None = a Unix socket.
             model: what clients call the model.
+            log: the server's, which metrics tell of.
 
         Raises:
             ValueError: the keys do not fit.
@@ -100,5 +103,6 @@ class OperationOptions:
             allow_hosts=self.allow_host or (),
             log_texts=self.log_texts,
             metrics_by_key=self.metrics_by_key,
+            lost_lines=int if log is None else lambda: log.lost,
             observers=() if traced is None else (traced,),
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import socket
 
     from fastslow.serve.engine import ModelCard
+    from fastslow.serve.logs import ServerLog
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "llguidance")
 
@@ -52,7 +53,7 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
     log = operations.open_log()
     try:
         with listen(options.host, options.port, options.unix_socket) as listener:
-            run(_serve(options, operations, listener))
+            run(_serve(options, operations, log, listener))
     except StoppedError:
         raise typer.Exit(INTERRUPTED) from None
     finally:
@@ -60,7 +61,7 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
 
 
 async def _serve(
-    options: ServeOptions, operations: OperationOptions, listener: socket.socket
+    options: ServeOptions, operations: OperationOptions, log: ServerLog, listener: socket.socket
 ) -> None:
     from fastslow.serve.app import create_app
     from fastslow.serve.engine import Engine
@@ -72,8 +73,10 @@ async def _serve(
     from fastslow.tools.cli.screen import errors
 
     address = address_of(listener)
-    around = operations.settings(None if options.unix_socket else options.host, options.name)
-    settings = EngineSettings(options.model, options.name, options.llm_options())
+    around = operations.settings(None if options.unix_socket else options.host, options.name, log)
+    settings = EngineSettings(
+        options.model, options.name, options.llm_options(), options.max_waiting
+    )
     if options.in_process:
         engine: Engine = await settings.open()
     else:

@@ -1,0 +1,182 @@
+"""The page in Chromium: errors, keys, settings that are wrong, hostile texts and hostile storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import browser, missing, until
+from fake_chat_server import FakeEngine, create_fake
+from fake_chat_texts import HOSTILE
+from page_chat import ANSWERED, ENTER, ESCAPE, TAB, Chat, fresh
+from serve_tools import served
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, FakeEngine]]:
+    engine = FakeEngine()
+    with served(create_fake(engine)) as url:
+        yield url, engine
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def chat(window: Any, server: tuple[str, FakeEngine]) -> Iterator[Chat]:
+    with fresh(window, *server) as chat:
+        yield chat
+
+
+def test_errors_are_sentences_that_say_what_to_do(chat: Chat) -> None:
+    chat.engine.busy = 1
+    chat.ask("echo later")
+    chat.ended()
+    assert chat.text(".problem p") == (
+        "The server is busy. It says: the queue of 64 requests is full. Try again in 2 seconds."
+    )
+    again = until(lambda: [b for b in chat.all(".problem button") if b.is_enabled()], "again", 10)
+    assert again[0].text == "Try again"
+    again[0].click()
+    until(lambda: chat.all(".answer .rendered p"), "it is answered")
+    chat.ended()
+    assert chat.text(".answer .rendered") == "later"
+    for word, sentence in {
+        "wrong": "temperature=1000 must be at most 100.",
+        "off": "The connection ended in the middle of the answer. What came is kept; try again.",
+        "error": "the engine ended in the middle of the request",
+    }.items():
+        chat.ask(word)
+        chat.ended()
+        assert chat.text(".problem p") == sentence
+    chat.ask("echo fine")
+    chat.ended()
+    roles = [m["role"] for m in chat.engine.bodies[-1]["messages"]]
+    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+
+
+def test_a_key_is_asked_for_and_forgotten_with_the_tab(chat: Chat) -> None:
+    chat.engine.key = "secret"
+    chat.ask("echo hello")
+    chat.ended()
+    assert "asks for an API key" in chat.text(".problem p")
+    chat.driver.find_element("id", "key").send_keys("secret", ENTER)
+    chat.button("Try again").click()
+    until(lambda: chat.all(".answer .rendered p"), "it is answered")
+    chat.ended()
+    assert chat.run("return sessionStorage.getItem('fastslow.key')") == "secret"
+    assert "secret" not in chat.run("return JSON.stringify(localStorage)")
+
+
+def test_settings_are_sent_and_checked(chat: Chat) -> None:
+    chat.driver.find_element("id", "open-settings").click()
+    given = {
+        "system": "Be brief.",
+        "temperature": "0.5",
+        "max_tokens": "77",
+        "seed": "3",
+        "thinking_budget": "9",
+        "drafter": "off",
+        "schema": '{"type": "object"}',
+    }
+    for name, value in given.items():
+        chat.driver.find_element("css selector", f'[data-setting="{name}"]').send_keys(value, TAB)
+    schema = chat.driver.find_element("css selector", '[data-setting="schema"]')
+    schema.send_keys("}", TAB)
+    assert chat.text("#settings-wrong").startswith("JSON schema: ")
+    chat.press(ESCAPE)
+    chat.ask("echo x")
+    chat.ended()
+    body = chat.engine.bodies[-1]
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.5, 77, 3)
+    assert (body["thinking_budget"], body["speculation"]) == (9, "off")
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    chat.driver.find_element("id", "open-settings").click()
+    chat.button("Reset settings").click()
+    chat.press(ESCAPE)
+    chat.ask("echo y")
+    chat.ended()
+    assert "temperature" not in chat.engine.bodies[-1]
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
+    chat.run(f"setColours({json.dumps(colours)})")
+    chat.mode("deep")
+    chat.ask("hostile <img src=x onerror=window.hurt=9>")
+    chat.ended()
+    assert HOSTILE.splitlines()[0] in chat.text(ANSWERED)
+    inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
+    assert chat.all(inside) == []
+    assert chat.run("return window.hurt ?? null") is None
+    policy = (
+        "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
+    )
+    assert chat.run(policy) == "TypeError"
+    chat.driver.get_log("browser")  # that was an error, and the test's own
+
+
+STORED: dict[str, Any] = {
+    "no list": {"a": 1},
+    "null": None,
+    "wrong kinds": [
+        1,
+        None,
+        {"asked": 3},
+        {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]},
+    ],
+    "hostile": [
+        {
+            "asked": "<img src=x onerror=window.hurt=1>",
+            "answers": [
+                {
+                    "text": HOSTILE,
+                    "mode": "<script>window.hurt=2</script>",
+                    "marks": [16, 10**15, 33],
+                    "problem": "<img src=x onerror=window.hurt=3>",
+                    "metrics": {
+                        "mode": "<b>",
+                        "acceptance": ["<i>", 5, None],
+                        "decision": {"toString": 1},
+                        "drafter": "<u>",
+                        "thinking_ended": "__proto__",
+                    },
+                    "usage": {"prompt_tokens_details": {"cached_tokens": "<s>"}},
+                }
+            ],
+            "chosen": 99,
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
+    for colours in (False, True):
+        stored = {
+            "turns": STORED[name],
+            "preferences": {"colours": colours, "mode": 5, "settings": []},
+        }
+        for key, value in stored.items():
+            chat.driver.execute_script(
+                "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))",
+                key,
+                value,
+            )
+        chat.open()
+        assert chat.all("#turns img, #turns script, #turns iframe") == []
+        assert chat.run("return window.hurt ?? null") is None
+    chat.ask("echo still here")
+    chat.ended()
+    assert "still here" in chat.text(ANSWERED)

@@ -1,0 +1,90 @@
+"""The page in a browser, as a person uses it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from browser import until
+from fake_chat_server import FakeEngine
+
+ENTER, ESCAPE, TAB, SPACE, ALT, CONTROL, SHIFT = (
+    "\ue007",
+    "\ue00c",
+    "\ue004",
+    "\ue00d",
+    "\ue00a",
+    "\ue009",
+    "\ue008",
+)
+ARROW_RIGHT, NULL = "\ue014", "\ue000"
+ANSWERED = ".answer > .rendered, .answer > .coloured"
+EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an error
+
+
+class Chat:
+    """The page, and its server."""
+
+    def __init__(self, driver: Any, url: str, engine: FakeEngine) -> None:
+        self.driver, self.url, self.engine = driver, url, engine
+
+    def open(self) -> None:
+        self.driver.get(self.url + "/")
+        until(lambda: self.all("#mode-list dt"), "the modes are shown")
+
+    def all(self, selector: str) -> list[Any]:
+        return list(self.driver.find_elements("css selector", selector))
+
+    def text(self, selector: str) -> str:
+        """The text of the last node of a selector, hidden or not."""
+        return str(self.all(selector)[-1].get_property("textContent"))
+
+    @property
+    def box(self) -> Any:
+        return self.driver.find_element("id", "prompt")
+
+    def ask(self, text: str) -> None:
+        self.box.send_keys(text, ENTER)
+        until(lambda: text in self.text(".asked p"), f"{text!r} is asked")
+
+    def ended(self) -> None:
+        until(lambda: not self.all(".running"), "the answer has ended", 60)
+
+    def mode(self, name: str) -> None:
+        self.driver.find_element("css selector", f'#modes input[value="{name}"]').send_keys(SPACE)
+
+    def press(self, *keys: str) -> None:
+        """Keys that go to whatever has the focus."""
+        self.driver.switch_to.active_element.send_keys(*keys, NULL)
+
+    def run(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+    def button(self, text: str) -> Any:
+        return next(b for b in self.all("button") if b.text.startswith(text))
+
+
+@contextmanager
+def fresh(window: Any, url: str, engine: FakeEngine) -> Iterator[Chat]:
+    """The page without a past. At the end: no error was logged, and nobody else was called."""
+    engine.busy, engine.key = 0, None
+    engine.bodies.clear()
+    window.get(url + "/")
+    window.execute_script("turns = []; localStorage.clear(); sessionStorage.clear()")
+    window.get_log("browser")
+    window.get_log("performance")
+    chat = Chat(window, url, engine)
+    chat.open()
+    yield chat
+    loud = [e for e in window.get_log("browser") if e["level"] == "SEVERE"]
+    assert [e for e in loud if EXPECTED not in e["message"]] == []
+    called = {
+        message["params"]["request"]["url"]
+        for entry in window.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    }
+    assert called
+    assert {c for c in called if not c.startswith((url + "/", "data:image/svg+xml"))} == set()
