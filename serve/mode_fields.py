@@ -74,8 +74,8 @@ class ModeFields(BaseModel):
     max_thinking_tokens: Tokens | None = BUDGET
     keep_thoughts: StrictBool | None = Field(
         default=None,
-        description="keep the thoughts of earlier turns in the prompt, where the template has a switch "
-        "for it, so that what was read before is found in the prefix cache",
+        description="keep the thoughts of earlier turns in the prompt, so that what was read before is "
+        "found in the prefix cache; without it, as the server's settings say",
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="variables of the chat template, enable_thinking among them"
@@ -107,6 +107,17 @@ class ModeFields(BaseModel):
                 fields.pop("thinking_budget", None)  # the effort's own, which is only a usual one
             _add(fields, "thinking_budget", budget)
         return fields["base"] if len(fields) == 1 else fields, variables
+
+    def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
+        """How a chat keeps its thoughts, as fields of an `Ask`: by the template's own switch, which writes them
+        as the model has learnt them; without one, the engine puts them back into the prompt."""
+        keeps = settings.keep_thoughts if self.keep_thoughts is None else self.keep_thoughts
+        if card.keeps_thoughts is None:
+            return {"keep_thoughts": keeps}
+        if self.keep_thoughts is None and not keeps:
+            return {}
+        name, keeping = card.keeps_thoughts
+        return {"chat_template_kwargs": {name: keeping is keeps}}
 
     @property
     def hides_thought(self) -> bool:
@@ -149,13 +160,6 @@ class ModeFields(BaseModel):
     def _variables(self, card: ModelCard, effort: Effort | None) -> dict[str, Any]:
         given = self.chat_template_kwargs or {}
         variables = {name: value for name, value in given.items() if name not in SWITCHES}
-        if self.keep_thoughts is not None:
-            if card.keeps_thoughts is None:
-                raise ValueError(
-                    "keep_thoughts must be left out: the chat template of this model has no switch for it"
-                )
-            name, keeping = card.keeps_thoughts
-            variables.setdefault(name, keeping is self.keep_thoughts)
         if effort is not None and effort != "none" and card.efforts:
             level = _nearest_level(effort, card.efforts)
             if variables.setdefault("reasoning_effort", level) != level:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from fastslow.engine.params import MOST, Params
+from fastslow.engine.params import MOST, Params, nearest, shown
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -52,6 +52,10 @@ class ServerSettings(Params):
         default=5, description="a comment goes into a silent stream every so many seconds"
     )
     default_mode: str = Field(default="deep", description="the mode where a client says nothing")
+    keep_thoughts: bool = Field(
+        default=False,
+        description="whether chats keep the thoughts of earlier turns, where a client says nothing",
+    )
     efforts: dict[str, str | dict[str, Any]] = Field(
         default_factory=lambda: dict(EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",
@@ -75,6 +79,14 @@ class ServerSettings(Params):
         default=("reasoning_content", "reasoning"),
         description="fields of an answer that hold the thought",
     )
+
+    @field_validator("efforts")
+    @classmethod
+    def _every_effort(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if name not in EFFORTS:
+                raise ValueError(f"effort {shown(name)} is unknown{nearest(name, EFFORTS)}")
+        return {**EFFORTS, **given}
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         raise ValueError("give one of prompt and messages")
     tools = [tool.as_variable() for tool in openai_tools(asked.tools)]
     mode, variables = asked.mode_and_variables(card, settings, named or settings.default_mode)
+    kept = {} if asked.messages is None else asked.keeping_thoughts(card, settings)
+    variables = kept.pop("chat_template_kwargs", {}) | variables
     if tools:
         variables = {**variables, "tools": tools}
     prompt: Any = asked.prompt
@@ -104,4 +106,5 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         prompt=prompt,
         mode=mode,
         chat_template_kwargs=variables or None,
+        **kept,
     )

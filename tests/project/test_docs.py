@@ -15,10 +15,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import typer
+from pages import Block, blocks, prose
 
 from fastslow import SamplingParams, Speculation
 from fastslow.models.locate import builtin_path
@@ -26,12 +27,13 @@ from fastslow.tools.cli.app import app, main
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
-RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("abacus.md", "extend.md")), *GUIDES]
+SERVED = ROOT / "docs" / "guide" / "serving.md"  # needs a server: tests/serve/test_guide.py runs it
+RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("abacus.md", "extend.md"))]
+RUN += [page for page in GUIDES if page != SERVED]
 LOG = ROOT / "docs" / "log.md"  # dated: what it says was true then
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {LOG})
 MOST_LINES = {"README.md": 130, "CONTRIBUTING.md": 89}
 WIDTH = 120
-NOT_RUN = "<!-- not run: "
 
 STANDS_IN = {
     '"smollm2-moge"': '"abacus"',
@@ -41,41 +43,6 @@ STANDS_IN = {
     '"path/to/moge"': '"moge"',
 }
 FEW_TOKENS = 24
-
-
-class Block(NamedTuple):
-    """A fenced block of a page."""
-
-    language: str
-    line: int  # of its first line of text, from 1
-    text: str
-    runs: bool  # False: the page says why not
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    """The fenced blocks of a page, in order."""
-    lines = page.read_text("utf-8").splitlines()
-    start: int | None = None
-    for number, line in enumerate(lines):
-        if not line.startswith("```"):
-            continue
-        if start is None:
-            start = number
-            continue
-        before = lines[start - 1] if start else ""
-        text = "\n".join(lines[start + 1 : number])
-        yield Block(lines[start][3:].strip(), start + 2, text, not before.startswith(NOT_RUN))
-        start = None
-
-
-def prose(page: Path) -> Iterator[tuple[int, str]]:
-    """Lines outside of fenced blocks, with their numbers."""
-    inside = False
-    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
-        if line.startswith("```"):
-            inside = not inside
-        elif not inside:
-            yield number, line
 
 
 def named(page: Path) -> str:
@@ -144,7 +111,7 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
     """Every command of the bash blocks and code spans, as words; comments and redirections are gone."""
     for block in blocks(page):
         if block.language == "bash":
-            for number, line in enumerate(block.text.splitlines(), block.line):
+            for number, line in _whole_lines(block):
                 yield from ((number, words) for words in _split(line))
     lines = list(prose(page))
     text = "\n".join(line for _, line in lines)
@@ -153,6 +120,21 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
         shell = re.match(r"(\w+=\S+ )*(fastslow|python|torchrun) ", span[1])
         if shell:
             yield from ((lines[start][0], words) for words in _split(span[1]))
+
+
+def _whole_lines(block: Block) -> Iterator[tuple[int, str]]:
+    """The lines of a block, with the number of each; those that a quotation goes on over are one."""
+    open_lines: list[str] = []
+    for number, line in enumerate(block.text.splitlines(), block.line):
+        open_lines.append(line)
+        try:
+            shlex.split("\n".join(open_lines), comments=True)
+        except ValueError:
+            continue
+        yield number + 1 - len(open_lines), "\n".join(open_lines)
+        open_lines = []
+    if open_lines:  # the quotation has no end
+        yield block.line, "\n".join(open_lines)
 
 
 def _split(line: str) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""The options of `fastslow serve` about operations, as the command line gives them."""
+"""The options of `fastslow serve` about operations and limits, as the command line gives them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 import typer
 
 from fastslow.serve.key_file import add_key
+from fastslow.serve.settings import EFFORTS, ServerSettings
 from fastslow.tools.cli.app import app
 from fastslow.tools.cli.operation_options import OperationOptions
+from fastslow.tools.cli.serve_options import ServeOptions
 
 NAMES = {field.name for field in dataclasses.fields(OperationOptions)}
 
@@ -74,3 +76,39 @@ def test_an_open_server_that_others_reach_is_warned_of(logged: list[str]) -> Non
     assert logged == []
     given().settings("0.0.0.0", "tiny")
     assert len(logged) == 1 and "OPEN" in logged[0]
+
+
+def limits(path: Path, text: str, **options: Any) -> ServerSettings:
+    path.write_text(text)
+    return ServeOptions(settings=path, **options).server_settings()
+
+
+def test_a_file_has_limits_and_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "limits.json"
+    assert ServeOptions().server_settings() == ServerSettings()
+    assert ServeOptions(default_mode="fast").server_settings().default_mode == "fast"
+    text = '{"temperature": 0.3, "aliases": ["gpt-4o"], "default_mode": "auto", "efforts": {"low": "fast"}}'
+    found = limits(path, text)
+    assert (found.temperature, found.aliases, found.default_mode) == (0.3, ("gpt-4o",), "auto")
+    assert found.efforts == {**EFFORTS, "low": "fast"}
+    assert limits(path, text, default_mode="fast").default_mode == "fast"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "limits.json"),
+        ('{"temprature": 1}', "limits.json: field 'temprature' is unknown; did you mean"),
+        ('{"n": 1000}', "limits.json: n=1000 must be less than or equal to 128"),
+        ('{"efforts": {"lo": "fast"}}', "effort 'lo' is unknown; did you mean 'low'"),
+    ],
+)
+def test_a_wrong_file_of_limits_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as told:
+        limits(tmp_path / "limits.json", text)
+    assert "\n" not in str(told.value)
+
+
+def test_a_missing_file_of_limits_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--settings .*none.json does not exist"):
+        ServeOptions(settings=tmp_path / "none.json").server_settings()

@@ -30,6 +30,7 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
       fastslow serve path/to/checkpoint --port 9000 --default-mode fast
       fastslow serve path/to/model.gguf --kv-memory 4GiB --max-running 16
       fastslow serve path/to/checkpoint --quantization int4 --speculation tuned.json
+      fastslow serve --warm system.txt --warm-mode fast --warm-mode deep
       fastslow serve --unix-socket /run/fastslow.sock
       fastslow serve --host 0.0.0.0 --api-keys keys.json --log-format json
 
@@ -63,20 +64,18 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
 async def _serve(
     options: ServeOptions, operations: OperationOptions, log: ServerLog, listener: socket.socket
 ) -> None:
+    from fastslow.engine.params import nearest, shown
     from fastslow.serve.app import create_app
     from fastslow.serve.engine import Engine
-    from fastslow.serve.engine_settings import EngineSettings
     from fastslow.serve.listen import address_of
     from fastslow.serve.process.engine_process import EngineProcess
     from fastslow.serve.server import serve as serve_app
-    from fastslow.serve.settings import ServerSettings
     from fastslow.tools.cli.screen import errors
 
     address = address_of(listener)
+    limits = options.server_settings()
     around = operations.settings(None if options.unix_socket else options.host, options.name, log)
-    settings = EngineSettings(
-        options.model, options.name, options.llm_options(), options.max_waiting
-    )
+    settings = options.engine_settings()
     if options.in_process:
         engine: Engine = await settings.open()
     else:
@@ -84,9 +83,12 @@ async def _serve(
         errors().print(f"{address}/ready says when {options.name} is loaded.", style="dim")
 
     def announce(card: ModelCard) -> None:
+        if limits.default_mode not in card.modes:
+            known = nearest(limits.default_mode, card.modes)
+            raise ValueError(f"default mode {shown(limits.default_mode)} is unknown{known}")
         errors().print(_usage(address, card), soft_wrap=True)
 
-    app = create_app(engine, ServerSettings(default_mode=options.default_mode), around)
+    app = create_app(engine, limits, around)
     await serve_app(app, engine, listener, options.drain_seconds, announce)
 
 
