@@ -94,7 +94,7 @@ def format_grammar(
     if kind == "text":
         return []
     if kind == "json_object":
-        schema = ANY_OBJECT
+        return [(field, dict(ANY_OBJECT))]
     if schema is None:
         raise ValueError(f"field '{field}.{place}' is missing")
     return [(field, {"json_schema": schema})]
