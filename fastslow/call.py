@@ -65,6 +65,7 @@ class PinOptions(TypedDict, total=False):
 
     mode: ModeLike | None
     memory_key: str | None
+    every_key: bool
     allow_special: bool
     chat_template_kwargs: Mapping[str, object] | None
 

@@ -246,9 +246,11 @@ class PromptJob:
         return output
 
     @property
-    def root(self) -> Hashable:
-        """Of a job that is prepared: whatever besides the tokens changes the KV of its prompt."""
-        return self._choices[0].request.root
+    def roots(self) -> tuple[Hashable, Hashable]:
+        """Of a job that is prepared: whatever besides the tokens changes the KV of its prompt; and the same
+        for requests of every memory key."""
+        request = self._choices[0].request
+        return request.root, request.shared_root
 
     def traced(self, index: int) -> dict[str, Any] | None:
         """The steps of one of the answers, where they are noted.

@@ -294,7 +294,8 @@ class LLM:
     def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
         same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
-        all chats share that go on from them. At most half of all pages may be pinned.
+        all chats share that go on from them. At most half of all pages may be pinned. every_key=True:
+        requests of every memory key find it, but nothing that others asked behind it.
 
         Raises:
             ValueError: as `generate`; also where the mode chooses, or it has no full page, or too many.
@@ -302,9 +303,10 @@ class LLM:
             RuntimeError: this LLM is closed, or texts were forgotten meanwhile.
         """
         refuse_unknown(options, PinOptions.__annotations__)
+        every_key = options.pop("every_key", False)
         plain: HandleOptions = {"speculation": "off", **options}  # type: ignore[typeddict-item]
         call = self._jobs.call("pin", prompt, None, plain)
-        return self._pinner.pin(call, self._jobs.of)
+        return self._pinner.pin(call, self._jobs.of, every_key)
 
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,

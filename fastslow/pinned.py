@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from fastslow.call import Prompt, PromptCall
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.params import SamplingParams, shown
 from fastslow.job import PromptJob, start
 from fastslow.request_builder import RequestBuilder
 
@@ -19,7 +19,8 @@ ONE_TOKEN = SamplingParams(max_tokens=1, min_tokens=0, ignore_eos=True, temperat
 
 
 class PinnedPrefix:
-    """What `LLM.pin` gives: requests of the same mode and memory key find these tokens in the cache.
+    """What `LLM.pin` gives: requests of the same mode and memory key (with `every_key`, of any) find these
+    tokens in the cache.
     `unpin` lets go of them, and so do the end of a `with` block, `LLM.forget_prompts` and `LLM.close`.
 
     Attributes:
@@ -67,17 +68,26 @@ class PrefixPinner:
         self._between_steps = between_steps
         self._numbers = itertools.count()
 
-    def pin(self, call: PromptCall, make: Callable[[PromptCall], PromptJob]) -> PinnedPrefix:
+    def pin(
+        self, call: PromptCall, make: Callable[[PromptCall], PromptJob], every_key: bool
+    ) -> PinnedPrefix:
         """Read a prefix, and pin it before other requests can take its pages.
 
         Args:
             call: its prompt, mode and memory key, without speculation.
             make: a job of a call.
+            every_key: whether requests of every memory key find it.
 
         Raises:
             ValueError, GenerationError, RuntimeError: see `LLM.pin`.
         """
         self._requests.check(call)
+        if not isinstance(every_key, bool):
+            raise ValueError(f"every_key={shown(every_key)} must be True or False")
+        if every_key and call.memory_key is not None:
+            raise ValueError(
+                "every_key=True and a memory_key contradict each other: give one of them"
+            )
         mode, chosen = self._requests.mode(call.mode, call.prompt)
         if chosen:
             raise ValueError("pin needs one mode, and this one chooses: name a preset")
@@ -87,12 +97,13 @@ class PrefixPinner:
         alone: dict[str, Any] = {"mode": reads, "chat_template_kwargs": None}
         job = make(call._replace(prompt=tokens, sampling=ONE_TOKEN, **alone))
         job.prepare()
-        root, number = job.root, next(self._numbers)
+        (root, for_all), number = job.roots, next(self._numbers)
+        opened = for_all if every_key else None
         held = Future[int]()
 
         def hold() -> None:  # in the engine's thread, right after the last step
             try:
-                held.set_result(self._kv.pin(number, tokens, root, self._spare))
+                held.set_result(self._kv.pin(number, tokens, root, self._spare, opened))
             except ValueError as error:
                 held.set_exception(error)
 

@@ -7,9 +7,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from fastslow.serve import health
+from fastslow.serve.anthropic import messages
+from fastslow.serve.anthropic.errors import anthropic_shape
 from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.errors import as_api_error, error_response
-from fastslow.serve.openai import chat, completions, models, requests, tokenize
+from fastslow.serve.openai import chat, completions, models, requests, responses, tokenize
 from fastslow.serve.operations import OperationSettings, install_operations
 from fastslow.serve.page import route as page
 from fastslow.serve.request_id import RequestIds, request_id
@@ -21,6 +23,8 @@ ROUTERS = (
     health.router,
     chat.router,
     completions.router,
+    messages.router,
+    responses.router,
     models.router,
     tokenize.router,
     requests.router,
@@ -41,7 +45,7 @@ def create_app(
     app.state.settings = settings or ServerSettings()
     app.state.requests = Requests()
     app.state.tokens = TokenTable(engine)
-    app.state.error_shapes = {}
+    app.state.error_shapes = {"/v1/messages": anthropic_shape}
     for kind in (HTTPException, RequestValidationError, Busy, NotReady):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(RequestIds)

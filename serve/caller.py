@@ -19,6 +19,8 @@ from fastslow.serve.key_file import KeyLimits, StoredKey
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
 ORDINARY = "deep"  # the mode of who names none
+# fields of a mode that say for how long it thinks; others make another mode of it, which may cost more
+FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms"})
 NO_LIMITS = KeyLimits()
 
 
@@ -64,10 +66,15 @@ class Caller:
         return ask
 
     def _check_mode(self, mode: str | Mapping[str, Any] | None, allowed: list[str]) -> None:
-        name = ORDINARY if mode is None else mode
-        if not isinstance(name, str) or name not in allowed:
-            known = ", ".join(sorted(allowed))
+        name = ORDINARY if mode is None else _base(mode)
+        known = ", ".join(sorted(allowed))
+        if name not in allowed:
             raise self._refusal("mode", f"mode={shown(name)} is not open to this key, but {known}")
+        if isinstance(mode, Mapping) and (more := sorted({*mode} - FREE)):
+            said = (
+                f"{more[0]}={shown(mode[more[0]])} is not open to this key, but modes as they are"
+            )
+            raise self._refusal(more[0], f"{said}: {known}")
 
     def _priority(self, priority: int, first: int, last: int) -> int:
         if priority == 0:  # as without the field
@@ -80,9 +87,9 @@ class Caller:
     def _with_fewer_tokens(self, ask: Ask, card: ModelCard, most: int) -> Ask:
         given = ask.sampling.get("max_tokens")
         if given is None:
-            mode = ORDINARY if ask.mode is None else ask.mode
-            preset = card.modes.get(mode, {}) if isinstance(mode, str) else mode
-            usual = (preset.get("sampling") or {}).get("max_tokens")
+            preset = card.modes.get(ORDINARY if ask.mode is None else _base(ask.mode), {})
+            own = ask.mode.get("sampling") if isinstance(ask.mode, Mapping) else None
+            usual = (own or preset.get("sampling") or {}).get("max_tokens")
             if isinstance(usual, int) and usual <= most:
                 return ask
             return replace(ask, sampling={**ask.sampling, "max_tokens": most})
@@ -100,6 +107,11 @@ async def caller(request: Request) -> Caller:
     """The dependency of every route that asks the engine."""
     found = request.scope.get("state", {}).get("caller")
     return found if isinstance(found, Caller) else Caller()
+
+
+def _base(mode: str | Mapping[str, Any]) -> str:
+    """The preset that a mode is, or is made of."""
+    return mode if isinstance(mode, str) else str(mode.get("base", ORDINARY))
 
 
 def _derived(id: str, *parts: str) -> str:

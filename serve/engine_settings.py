@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from fastslow.serve.local import LocalEngine
+
+
+class WarmPrefix(TypedDict):
+    """A system prompt, or messages, that is read once and stays in the prefix cache."""
+
+    name: str  # of the file, for messages
+    prompt: list[dict[str, Any]]
+    mode: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +28,14 @@ class EngineSettings:
         name: what clients call it.
         options: keyword arguments of `LLM`.
         max_waiting: most answers that wait, as `AsyncLLM` takes it.
+        warm: what prompts begin with, read before the first request: see `WarmPrefix`.
     """
 
     model: str
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     max_waiting: int = 256
+    warm: Sequence[WarmPrefix] = ()
 
     async def open(self) -> LocalEngine:
         """Load the model, in a thread.
@@ -39,4 +49,11 @@ class EngineSettings:
         from fastslow.serve.local import LocalEngine
 
         llm = await asyncio.to_thread(LLM, self.model, **self.options)
-        return LocalEngine(llm, self.name, self.max_waiting)
+        engine = LocalEngine(llm, self.name, self.max_waiting)
+        try:
+            for prefix in self.warm:
+                await engine.warm(prefix)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine

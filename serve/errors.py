@@ -18,7 +18,7 @@ from fastslow.engine.params import shown
 from fastslow.output import GenerationError
 from fastslow.serve.engine import Busy, NotReady
 
-SOON = 1.0  # seconds until a client should try again
+SOON = 1.0  # seconds until a client should try again, where nobody knows better
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
@@ -105,7 +105,7 @@ def as_api_error(error: BaseException, request_id: str) -> ApiError:
         case ApiError():
             return error
         case Busy():
-            return ApiError(429, str(error), "rate_limit_error", None, "busy", SOON)
+            return ApiError(429, str(error), "rate_limit_error", None, "busy", error.retry_after)
         case NotReady():
             return ApiError(503, str(error), "server_error", None, "not_ready", SOON)
         case RequestValidationError():

@@ -91,6 +91,8 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         is_chat = bool(prompt) and isinstance(prompt[0], Mapping)
         if variables and not is_chat:
             raise ValueError("chat_template_kwargs are for chats, and this prompt is none")
+        kept = self.keeping_thoughts(card, settings) if is_chat else {}
+        variables = kept.pop("chat_template_kwargs", {}) | variables
         fields: dict[str, Any] = {
             "mode": mode,
             "speculation": speculation_of(self.speculation),
@@ -100,6 +102,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
             "priority": self.priority,
             "defaults": settings.sampling,
             "trace": self.trace,
+            **kept,
         }
         return who.admit(Ask(id=id, prompt=prompt, sampling=given, **{**fields, **more}), card)
 

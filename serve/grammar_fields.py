@@ -78,6 +78,28 @@ class GrammarFields(BaseModel):
         return found
 
 
+def format_grammar(
+    field: str, kind: str, schema: dict[str, Any] | None, place: str = "schema"
+) -> list[tuple[str, dict[str, Any]]]:
+    """The grammar of a `field` that holds the form of an answer, such as a response_format; none for "text".
+
+    Args:
+        kind: text, json_object or json_schema.
+        schema: of the last kind.
+        place: of the schema in the field.
+
+    Raises:
+        ValueError: there is no schema.
+    """
+    if kind == "text":
+        return []
+    if kind == "json_object":
+        schema = ANY_OBJECT
+    if schema is None:
+        raise ValueError(f"field '{field}.{place}' is missing")
+    return [(field, {"json_schema": schema})]
+
+
 def _one(field: str, kind: str, value: Any) -> dict[str, Any]:
     """A grammar as the engine takes it."""
     if kind == "json_object":

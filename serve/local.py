@@ -8,16 +8,20 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from loguru import logger
+
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
-from fastslow.output import Piece
+from fastslow.output import GenerationError, Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
+from fastslow.serve.engine_settings import WarmPrefix
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
 
+GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
 KEEPING = {"clear_thinking": False, "preserve_thinking": True}
 
@@ -62,11 +66,18 @@ class LocalEngine:
 
     @property
     def ready(self) -> bool:
-        return self._llm.accepting
+        return self._llm.accepting and not self.broken
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engine's thread is gone, by an error of its own."""
+        return self._llm.llm._worker.broken
 
     @property
     def why_not_ready(self) -> str:
-        return "" if self.ready else "the server is closing"
+        if self.ready:
+            return ""
+        return "the engine broke" if self.broken else "the server is closing"
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
@@ -80,11 +91,32 @@ class LocalEngine:
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
                     yield piece
+        except GenerationError as error:
+            if GRAMMAR in str(error):
+                raise ValueError(str(error)) from None
+            raise
         finally:
             if self._running.get(ask.id) is handle:
                 del self._running[ask.id]
             self._traces.keep(ask.id, handle)
             handle.cancel()
+
+    async def warm(self, prefix: WarmPrefix) -> None:
+        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
+        operator's text; what is asked behind it is shared as without it.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        mode = prefix["mode"]
+        try:
+            pinned = await asyncio.to_thread(
+                self._llm.llm.pin, prefix["prompt"], mode=mode, every_key=True
+            )
+        except ValueError as error:
+            raise ValueError(f"warm {prefix['name']} in mode {mode!r}: {error}") from None
+        said = "{} is warm in mode {!r}: {} tokens in {} pages of the prefix cache"
+        logger.info(said, prefix["name"], mode, pinned.tokens, pinned.pages)
 
     async def cancel(self, id: str) -> bool:
         handle = self._running.get(id)

@@ -27,7 +27,7 @@ class MetricRegistry:
         self._model = model
         self._metrics = {metric.name: self._made(metric) for metric in TABLE}
         self._values: dict[tuple[str, str], set[str]] = {}
-        self._totals: dict[str, float] = {}
+        self._totals: dict[tuple[str, ...], float] = {}
 
     def add(self, name: str, value: float = 1, **labels: str) -> None:
         """Count up."""
@@ -50,12 +50,13 @@ class MetricRegistry:
         """A gauge shows nothing: its value is not known now."""
         self._metrics[name].clear()
 
-    def add_up_to(self, name: str, total: float) -> None:
+    def add_up_to(self, name: str, total: float, **labels: str) -> None:
         """Count up by what another counter grew. Where that one began anew, it began at zero, and this one
         goes on: it never goes back."""
-        before = self._totals.get(name, 0.0)
-        self._totals[name] = total
-        self.add(name, total - before if total >= before else total)
+        key = name, *labels.values()
+        before = self._totals.get(key, 0.0)
+        self._totals[key] = total
+        self.add(name, total - before if total >= before else total, **labels)
 
     def _labelled(self, name: str, labels: dict[str, str]) -> Any:
         bounded = {label: self._bounded(name, label, value) for label, value in labels.items()}

@@ -140,6 +140,20 @@ TABLE = (
     ),
     Metric("fastslow:engine_steps", "counter", (), "engine", "Forward passes of the engine."),
     Metric("fastslow:kv_pages", "gauge", ("state",), "engine", "KV pages: used, cached, free."),
+    Metric(
+        "fastslow:kv_pages_pinned",
+        "gauge",
+        (),
+        "engine",
+        "KV pages that warm prefixes keep; where they are not in use, they count as used.",
+    ),
+    Metric(
+        "fastslow:evicted_pages",
+        "counter",
+        ("mode",),
+        "engine",
+        "Pages of the prefix cache that others needed, by the mode that had read them.",
+    ),
     Metric("fastslow:answers", "counter", ("mode", "drafter"), "answer", "Answers."),
     Metric("fastslow:tokens", "counter", ("mode", "drafter"), "answer", "Tokens of answers."),
     Metric(
@@ -174,6 +188,13 @@ TABLE = (
         "Prompt tokens found in the prefix cache.",
     ),
     Metric("fastslow:prompt_tokens", "counter", ("mode",), "answer", "Prompt tokens."),
+    Metric(
+        "fastslow:prefix_hits",
+        "counter",
+        ("mode",),
+        "answer",
+        "Prompts of which the prefix cache held a part.",
+    ),
     Metric(
         "fastslow:time_to_first_token_seconds",
         "histogram",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -87,7 +88,7 @@ class ServerMetrics:
                 stats = await self._engine.stats()
         except (NotReady, TimeoutError):
             counts.put("fastslow:engine_up", 0)
-            for name in (*NOW, "fastslow:kv_pages"):
+            for name in (*NOW, "fastslow:kv_pages", "fastslow:kv_pages_pinned"):
                 counts.drop(name)
             return
         counts.put("fastslow:engine_up", float(self._engine.ready))
@@ -101,6 +102,12 @@ class ServerMetrics:
         for state, field in STATES.items():
             counts.put("fastslow:kv_pages", stats[field], state=state)
         counts.add_up_to("fastslow:engine_steps", stats["steps"])
+        counts.put("fastslow:kv_pages_pinned", stats["pages_pinned"])
+        evicted: Counter[str] = Counter()
+        for name, mode in stats["modes"].items():
+            evicted[self._mode(name)] += mode["evicted_pages"]
+        for name, pages in evicted.items():
+            counts.add_up_to("fastslow:evicted_pages", pages, mode=name)
 
     def _model(self) -> str:
         if not self._name:
@@ -151,6 +158,7 @@ class ServerMetrics:
             self._counts.add(name, cached)
         self._counts.add("fastslow:prompt_tokens", tokens, mode=mode)
         self._counts.add("fastslow:cached_tokens", cached, mode=mode)
+        self._counts.add("fastslow:prefix_hits", int(cached > 0), mode=mode)
 
     def _take_choice(self, choice: Completion) -> None:
         counts, one = self._counts, choice.metrics

@@ -74,8 +74,8 @@ class ModeFields(BaseModel):
     max_thinking_tokens: Tokens | None = BUDGET
     keep_thoughts: StrictBool | None = Field(
         default=None,
-        description="keep the thoughts of earlier turns in the prompt, where the template has a switch "
-        "for it, so that what was read before is found in the prefix cache",
+        description="keep the thoughts of earlier turns in the prompt, so that what was read before is "
+        "found in the prefix cache; without it, as the server's settings say",
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="variables of the chat template, enable_thinking among them"
@@ -89,7 +89,7 @@ class ModeFields(BaseModel):
         Raises:
             ValueError: fields contradict each other.
         """
-        effort = self._effort()
+        effort = _same(self.efforts())
         asked, variables = self.mode, self._variables(card, effort)
         if effort is not None and not (asked is not None and card.efforts):
             asked = _agreed(asked, effort, settings.efforts[effort])
@@ -108,20 +108,27 @@ class ModeFields(BaseModel):
             _add(fields, "thinking_budget", budget)
         return fields["base"] if len(fields) == 1 else fields, variables
 
+    def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
+        """How a chat keeps its thoughts, as fields of an `Ask`: by the template's own switch, which writes them
+        as the model has learnt them; without one, the engine puts them back into the prompt."""
+        keeps = settings.keep_thoughts if self.keep_thoughts is None else self.keep_thoughts
+        if card.keeps_thoughts is None:
+            return {"keep_thoughts": keeps}
+        if self.keep_thoughts is None and not keeps:
+            return {}
+        name, keeping = card.keeps_thoughts
+        return {"chat_template_kwargs": {name: keeping is keeps}}
+
     @property
     def hides_thought(self) -> bool:
         """Whether the thought is to be left out of the answer."""
         hidden = self.thinking is not None and self.thinking.display == "omitted"
         return hidden or (self.reasoning is not None and self.reasoning.exclude is True)
 
-    def _effort(self) -> Effort | None:
+    def efforts(self) -> dict[str, Effort | None]:
+        """The efforts that are given, by the fields that give them. Protocols add their own to these."""
         other = None if self.reasoning is None else self.reasoning.effort
-        wishes: dict[str, Any] = {
-            "reasoning_effort": self.reasoning_effort,
-            "reasoning.effort": other,
-        }
-        effort: Effort | None = _same(wishes)
-        return effort
+        return {"reasoning_effort": self.reasoning_effort, "reasoning.effort": other}
 
     def _budget(self) -> int | None:
         wishes: dict[str, Any] = {name: getattr(self, name) for name in BUDGETS}
@@ -153,13 +160,6 @@ class ModeFields(BaseModel):
     def _variables(self, card: ModelCard, effort: Effort | None) -> dict[str, Any]:
         given = self.chat_template_kwargs or {}
         variables = {name: value for name, value in given.items() if name not in SWITCHES}
-        if self.keep_thoughts is not None:
-            if card.keeps_thoughts is None:
-                raise ValueError(
-                    "keep_thoughts must be left out: the chat template of this model has no switch for it"
-                )
-            name, keeping = card.keeps_thoughts
-            variables.setdefault(name, keeping is self.keep_thoughts)
         if effort is not None and effort != "none" and card.efforts:
             level = _nearest_level(effort, card.efforts)
             if variables.setdefault("reasoning_effort", level) != level:

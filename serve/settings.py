@@ -52,6 +52,10 @@ class ServerSettings(Params):
         default=5, description="a comment goes into a silent stream every so many seconds"
     )
     default_mode: str = Field(default="deep", description="the mode where a client says nothing")
+    keep_thoughts: bool = Field(
+        default=False,
+        description="whether chats keep the thoughts of earlier turns, where a client says nothing",
+    )
     efforts: dict[str, str | dict[str, Any]] = Field(
         default_factory=lambda: dict(EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",

@@ -25,7 +25,8 @@ from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("fastslow", "engine", "draft", "policies", "tools", "tests", "pyproject.toml")
+ROOMS = ("fastslow", "engine", "draft", "policies", "serve", "tools")
+COPIED = (*ROOMS, "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 
 ACCEPT = (
@@ -358,8 +359,8 @@ MUTATIONS = (
     swap(
         "what a user spells is a mark",
         "engine/text/marks.py",
-        "self.parts(text, tags)",
-        "[text]",
+        "sign.join(self.parts(text, role))",
+        "text",
         CHATS,
     ),
     swap(
@@ -539,9 +540,9 @@ MUTATIONS = (
     ),
     swap(
         "thinking off does not close thoughts",
-        "fastslow/request_builder.py",
-        "if most is None and self.inputs.silences(mode) and prompt.chat:",
-        "if most is None and self.inputs.silences(mode) and not prompt.chat:",
+        "fastslow/thinking_rules.py",
+        "if most is None and self._inputs.silences(mode) and prompt.chat:",
+        "if most is None and self._inputs.silences(mode) and not prompt.chat:",
         ("tests/fastslow/test_llm_thinking.py",),
     ),
     swap(
@@ -674,6 +675,97 @@ MUTATIONS = (
         "oldest.priority = FIRST",
         "pass",
         ("tests/engine/test_priority.py",),
+    ),
+    swap(
+        "priority ignored where places are free",
+        "engine/core/scheduler.py",
+        "return int(request.target is None), request.pending > 1, request.priority",
+        "return int(request.target is None), request.pending > 1, 0",
+        ("tests/engine/test_priority.py",),
+    ),
+    swap(
+        "priority ignored by the server",
+        "serve/local.py",
+        '"priority": ask.priority,',
+        '"priority": 0,',
+        ("tests/serve/test_local_engine.py",),
+    ),
+    swap(
+        "a prediction drafted with speculation off",
+        "fastslow/request_builder.py",
+        "prediction=call.prediction if drafts else (),",
+        "prediction=call.prediction,",
+        ("tests/fastslow/test_prediction.py",),
+    ),
+    swap(
+        "a grammar's mask ignored",
+        "engine/sampling/probs.py",
+        "mask = None if request.grammar is None else request.grammar.at(request.tokens, drafted)",
+        "mask = None",
+        ("tests/engine/test_grammar_exact.py",),
+    ),
+    swap(
+        "a grammar begins inside the thought",
+        "engine/sampling/grammar.py",
+        "self._state = _Progress(start.first)",
+        "self._state = _Progress(None)",
+        ("tests/engine/test_grammar.py",),
+    ),
+    swap(
+        "a cache salt shared by all keys",
+        "serve/caller.py",
+        'return _derived(self.memory_key or OPEN, "salt", cache_salt)',
+        'return _derived(OPEN, "salt", cache_salt)',
+        ("tests/serve/test_caller.py",),
+    ),
+    swap(
+        "a cache salt ignored",
+        "serve/fields.py",
+        "who.memory(self.cache_salt)",
+        "who.memory(None)",
+        ("tests/serve/test_warm.py::test_the_first_request_of_every_caller_finds_it[local]",),
+    ),
+    swap(
+        "pieces of n answers with one index",
+        "fastslow/choice.py",
+        "logprobs=logprobs, index=self._index, sources=sources)",
+        "logprobs=logprobs, index=0, sources=sources)",
+        ("tests/fastslow/test_handle.py",),
+    ),
+    swap(
+        "a full queue takes more",
+        "fastslow/admission.py",
+        "if missing > 0:",
+        "if missing > 10**6:",
+        ("tests/fastslow/test_async_llm.py",),
+    ),
+    swap(
+        "a busy server says nothing of when to come back",
+        "serve/errors.py",
+        '"busy", error.retry_after)',
+        '"busy", SOON)',
+        ("tests/serve/test_errors.py",),
+    ),
+    swap(
+        "what is asked behind a pinned prefix is everybody's",
+        "engine/core/request.py",
+        "return groups, self.rope_length, self.memory_key",
+        "return groups, self.rope_length, None",
+        ("tests/fastslow/test_pin.py",),
+    ),
+    swap(
+        "a usual pin is open to every key",
+        "fastslow/pinned.py",
+        "opened = for_all if every_key else None",
+        "opened = for_all",
+        ("tests/fastslow/test_pin.py",),
+    ),
+    swap(
+        "pages behind other pages of their text are shared",
+        "engine/kv/prefix.py",
+        "if page is None or self._parent_of[page] != (pages[-1] if pages else -1):",
+        "if page is None:",
+        ("tests/engine/test_kv_for_all.py",),
     ),
     swap(
         "a second answer is drawn as the first was",

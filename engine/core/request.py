@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -123,10 +123,16 @@ class Request:
         return self.kept.groups if early and self.kept is not None else self.groups
 
     @property
-    def root(self) -> Hashable:
+    def root(self) -> tuple[int | None, int, str | None]:
         """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
         groups = self.groups if self.kept is None else self.kept.groups
         return groups, self.rope_length, self.memory_key
+
+    @property
+    def shared_root(self) -> tuple[int | None, int]:
+        """The same without whose it is: of pinned text that requests of every memory key find."""
+        groups, rope_length, _ = self.root
+        return groups, rope_length
 
     @property
     def chunk_limit(self) -> int:

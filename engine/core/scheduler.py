@@ -204,7 +204,9 @@ class Scheduler:
             most = 0
         elif request.kept is not None:  # later rows run other groups than the prefix key says
             most = min(most, request.kept.length)
-        cached = self._kv.open(request.id, request.tokens, request.root, most, request.mode)
+        cached = self._kv.open(
+            request.id, request.tokens, request.root, most, request.mode, request.shared_root
+        )
         if request.kept is not None and cached < request.kept.length:
             end = request.kept.length
         chunk = min(end - cached, rows)

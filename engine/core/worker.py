@@ -134,6 +134,11 @@ class Worker:
         """Whether the thread is gone."""
         return not self._thread.is_alive()
 
+    @property
+    def broken(self) -> bool:
+        """Whether the thread ended by an error of its own, and not because it was closed."""
+        return self._failure is not None
+
     def _put(self, errand: _Errand) -> None:
         self._home.check()
         with self._lock:

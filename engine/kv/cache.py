@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 
@@ -12,22 +11,11 @@ from fastslow.engine.kv import integrity
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
+from fastslow.engine.kv.rank_pages import RankPages
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.types import Ints
 
 MOST_MODES = 64  # whose evicted pages are counted by name
-
-
-class RankPages(NamedTuple):
-    """The pages of one data-parallel rank, and which of them are published."""
-
-    pool: PagePool
-    prefix: PrefixIndex
-
-    @property
-    def available(self) -> int:
-        """Empty pages, and cached ones that no request uses."""
-        return self.pool.free + self.pool.idle
 
 
 class KVCache:
@@ -133,13 +121,19 @@ class KVCache:
         return self.pages_for(length) <= self._ranks[0].pool.pages
 
     def open(
-        self, request: int, tokens: Sequence[int], root: Hashable, most: int, mode: str = ""
+        self,
+        request: int,
+        tokens: Sequence[int],
+        root: Hashable,
+        most: int,
+        mode: str = "",
+        for_all: Hashable = None,
     ) -> int:
         """Start a request; share the published pages its text starts with.
 
         root: all but the text that decides the rows, such as the mode's groups. most: share at
         most so many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing. mode: its name, by
-        which evicted pages are counted.
+        which evicted pages are counted. for_all: the root of pinned pages that are open to all, see `pin`.
         Returns how many tokens are valid already, a multiple of the page size.
         Raises ValueError if the request is open.
         """
@@ -147,7 +141,9 @@ class KVCache:
             raise ValueError(f"request {request} is already open")
         if not self.prefix_caching:
             most = 0
-        found = [rank.prefix.match(tokens, root, self.page_size, most) for rank in self._ranks]
+        found = [
+            rank.prefix.match(tokens, root, self.page_size, most, for_all) for rank in self._ranks
+        ]
 
         def order(n: int) -> tuple[bool, int, int]:
             known, free = len(found[n][0]), self._ranks[n].available
@@ -155,8 +151,8 @@ class KVCache:
 
         best = max(range(len(found)), key=order) if len(found) > 1 else 0
         shared, digest = found[best]
-        known = digest if self.prefix_caching else None
-        table = self._sharing(root, shared, known, best, mode)
+        table = self._sharing(root, shared, digest if self.prefix_caching else None, best, mode)
+        table.for_all = for_all
         self._tables[request] = table
         if self.spill is not None and self.prefix_caching:
             self._restore(table, self.spill, tokens, most)
@@ -245,10 +241,18 @@ class KVCache:
                 "pinned: raise kv_memory, or pin less"
             )
 
-    def pin(self, number: int, tokens: Sequence[int], root: Hashable, spare: int) -> int:
+    def pin(
+        self,
+        number: int,
+        tokens: Sequence[int],
+        root: Hashable,
+        spare: int,
+        for_all: Hashable = None,
+    ) -> int:
         """Keep the published pages that a text starts with from being evicted, until `unpin`.
 
-        number: names the pin. root: as in `open`. spare: see `check_pin`.
+        number: names the pin. root: as in `open`. spare: see `check_pin`. for_all: a root by which requests
+        of any root find these pages, and no others that go on from them; None = only this root's do.
         Returns how many tokens they hold. Raises ValueError as `check_pin` does.
         """
         found = [
@@ -259,18 +263,18 @@ class KVCache:
         held = {page for table in self._pins.values() if table.rank == best for page in table.pages}
         self.check_pin(len(set(shared) - held), spare)
         table = self._pins[number] = self._sharing(root, shared, digest, best, "")
-        self._count_pinned()
+        table.for_all = for_all
+        self._pins_changed()
         return table.valid
 
     def unpin(self, number: int) -> None:
         """The pages of a pin may be evicted again. An unknown number is fine."""
         if (table := self._pins.pop(number, None)) is not None:
             self._give_back(table)
-            self._count_pinned()
+            self._pins_changed()
 
     def clear_prefix(self) -> None:
-        """Forget all cached pages, pinned ones too; what open requests have written is not published any
-        more."""
+        """Forget all cached pages, pinned ones too; nothing that open requests wrote is published any more."""
         for number in list(self._pins):
             self.unpin(number)
         if self.spill is not None:
@@ -344,9 +348,12 @@ class KVCache:
         for page in reversed(table.pages):
             pool.drop(page, cached=page in index)
 
-    def _count_pinned(self) -> None:
-        pages = {(table.rank, page) for table in self._pins.values() for page in table.pages}
-        self.pinned_pages = len(pages)
+    def _pins_changed(self) -> None:
+        pins = self._pins.values()
+        self.pinned_pages = len({(table.rank, page) for table in pins for page in table.pages})
+        for n, rank in enumerate(self._ranks):
+            open_ones = [t for t in pins if t.rank == n and t.for_all is not None]
+            rank.prefix.open_to_all((t.for_all, page) for t in open_ones for page in t.pages)
 
     def _count_evicted(self, mode: str) -> None:
         if mode not in self.evicted and len(self.evicted) >= MOST_MODES:
@@ -371,9 +378,12 @@ class KVCache:
         digest = chain(digest, tokens[start : start + self.page_size])
         key = Key(table.root, digest)
         pool, index = self._ranks[table.rank]
-        published = index.find(key)
+        parent = table.pages[place - 1] if place else -1
+        published = index.following(parent, key, table.for_all)
         if published is None:
-            parent = table.pages[place - 1] if place else -1
+            if index.find(key) is not None:  # behind other pages of the same text
+                table.digest = None
+                return
             index.add(key, table.pages[place], parent, table.mode)
         else:
             pool.hold(published)

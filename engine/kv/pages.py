@@ -123,6 +123,7 @@ class PageTable:
     they may be in other tables too and are never written. `digest`: that of the text in the
     sealed pages; None: this table publishes nothing (more). `rank`: the data-parallel rank that
     has the pages. `first`: the slot of that rank's page 0. `mode`: its name, for statistics.
+    `for_all`: the root of pages that it may share besides its own root's.
     """
 
     __slots__ = (
@@ -130,6 +131,7 @@ class PageTable:
             "_slots",
             "digest",
             "first",
+            "for_all",
             "mode",
             "page_size",
             "pages",
@@ -154,6 +156,7 @@ class PageTable:
         self.first = first
         self.page_size = page_size
         self.root = root
+        self.for_all: Hashable = None
         self.digest = digest
         self.pages: list[int] = []
         self.valid = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -33,6 +33,9 @@ class PrefixIndex:
         self._key_of: dict[int, Key] = {}
         self._parent_of: dict[int, int] = {}
         self._mode_of: dict[int, str] = {}
+        self._for_all: dict[
+            Key, int
+        ] = {}  # further keys of pinned pages, by which every request finds them
 
     def __len__(self) -> int:
         return len(self._page_of)
@@ -47,6 +50,19 @@ class PrefixIndex:
         """The page published under this key."""
         return self._page_of.get(key)
 
+    def following(self, page: int, key: Key, for_all: Hashable) -> int | None:
+        """The published page with this key, or open to all, that goes on from another; -1: from none."""
+        own, other = self.find(key), self._for_all.get(Key(for_all, key.digest))
+        ways = (found for found in (own, other) if found is not None)
+        return next((found for found in ways if self._parent_of[found] == page), None)
+
+    def open_to_all(self, pages: Iterable[tuple[Hashable, int]]) -> None:
+        """Let requests of all roots find these pages, which are pinned, and none besides.
+
+        pages: (a root that others share, page).
+        """
+        self._for_all = {Key(root, self._key_of[page].digest): page for root, page in pages}
+
     def key(self, page: int) -> Key:
         """The key under which a published page is found."""
         return self._key_of[page]
@@ -60,18 +76,40 @@ class PrefixIndex:
         return iter(self._page_of.items())
 
     def match(
-        self, tokens: Sequence[int], root: Hashable, page_size: int, most: int
+        self,
+        tokens: Sequence[int],
+        root: Hashable,
+        page_size: int,
+        most: int,
+        for_all: Hashable = None,
     ) -> tuple[list[int], bytes]:
         """The published pages that `tokens` starts with, and the digest at their end.
 
-        Only full pages within the first `most` tokens are looked at.
+        Only full pages within the first `most` tokens are looked at. for_all: the root of pages that are
+        open to all. A text may begin with those and go on with the root's own.
         """
-        pages: list[int] = []
-        digest = EMPTY
-        for start in range(0, min(most, len(tokens)) - page_size + 1, page_size):
+        texts = tokens[: min(most, len(tokens))], page_size
+        own = self._walk(*texts, self._page_of, root, [], EMPTY)
+        if not self._for_all:
+            return own
+        begun = self._walk(*texts, self._for_all, for_all, [], EMPTY)
+        both = self._walk(*texts, self._page_of, root, *begun)
+        return max(own, both, key=lambda way: len(way[0]))
+
+    def _walk(
+        self,
+        tokens: Sequence[int],
+        page_size: int,
+        table: Mapping[Key, int],
+        root: Hashable,
+        pages: list[int],
+        digest: bytes,
+    ) -> tuple[list[int], bytes]:
+        """Go on from some pages, and the digest at their end, as far as a table leads."""
+        for start in range(len(pages) * page_size, len(tokens) - page_size + 1, page_size):
             longer = chain(digest, tokens[start : start + page_size])
-            page = self.find(Key(root, longer))
-            if page is None:
+            page = table.get(Key(root, longer))
+            if page is None or self._parent_of[page] != (pages[-1] if pages else -1):
                 break
             pages.append(page)
             digest = longer
@@ -97,3 +135,4 @@ class PrefixIndex:
         self._key_of.clear()
         self._parent_of.clear()
         self._mode_of.clear()
+        self._for_all.clear()

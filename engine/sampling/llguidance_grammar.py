@@ -19,6 +19,9 @@ from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
 MOST_KEPT = 64  # compiled grammars
+LONGEST_FORCED = (
+    1024  # bytes of a text that has to come, which are cut into tokens at each place of it
+)
 BLANKS = (
     r"\x20|\n[\x20\t]{0,40}"  # between parts of JSON: without a limit a model may say nothing else
 )
@@ -29,6 +32,7 @@ LIMITS = {
     "initial_lexer_fuel": 1_000_000,  # 20 ms
     "step_lexer_fuel": 200_000,  # 14 ms
     "step_max_items": 50_000,
+    "max_items_in_row": 10_000,  # four for each optional property of an object
     "verbose_errors": False,
 }
 
@@ -122,7 +126,11 @@ class LLGuidanceMatcher:
         self._matcher.rollback(count)
 
     def forced(self) -> Sequence[int]:
-        tokens = [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+        """As `Matcher` has it. A text that is longer than can be cut into tokens over and over is certain
+        from where its rest is short enough."""
+        if self._matcher.is_stopped() or len(self._matcher.compute_ff_bytes()) > LONGEST_FORCED:
+            return ()
+        tokens = self._matcher.compute_ff_tokens()
         return tokens[: self._matcher.validate_tokens(tokens)] if tokens else ()
 
     def ended(self) -> Ended:

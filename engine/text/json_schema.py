@@ -10,6 +10,7 @@ from fastslow.engine.checked import nearest, shown
 
 DEEPEST = 64  # schemas inside each other
 MOST_KEYWORDS = 10_000
+MOST_PROPERTIES = 2000  # of one object: a grammar of more takes seconds, and rows that are too long
 
 OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # name -> schema
 SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -93,10 +94,19 @@ def check_schema(text: str) -> None:
             if keyword not in KNOWN and (keyword == "x-guidance" or not keyword.startswith("x-")):
                 place = f"{where}.{keyword}".lstrip(".")
                 raise ValueError(f"schema keyword {shown(place)} is not supported{_hint(keyword)}")
+        _check_properties(where or "the schema", one)
         _check_range(where or "the schema", one)
         if isinstance(one.get("items"), list) and "prefixItems" in one:
             raise ValueError(f"{where or 'the schema'} has items as a list, and prefixItems")
         todo += [(f"{where}.{name}".lstrip("."), part, depth + 1) for name, part in _parts(one)]
+
+
+def _check_properties(where: str, schema: Mapping[str, Any]) -> None:
+    for keyword in ("properties", "patternProperties", "required"):
+        names = schema.get(keyword)
+        if isinstance(names, dict | list) and len(names) > MOST_PROPERTIES:
+            said = f"{where} has {len(names)} {keyword}; at most {MOST_PROPERTIES} are taken"
+            raise ValueError(said)
 
 
 def _check_range(where: str, schema: Mapping[str, Any]) -> None:

@@ -10,24 +10,27 @@ from fastapi import Depends, Request, Response
 
 from fastslow.output import Completion, Output
 from fastslow.serve.answer import while_connected, whole
+from fastslow.serve.answer_metrics import metrics_of
 from fastslow.serve.ask import Ask
 from fastslow.serve.body import json_router
 from fastslow.serve.caller import Caller, caller
 from fastslow.serve.engine import Engine
 from fastslow.serve.errors import refused
+from fastslow.serve.json_text import dumped
+from fastslow.serve.model_name import served_mode
 from fastslow.serve.openai.chat_events import ChatEvents
 from fastslow.serve.openai.chat_schema import ChatCompletion, ChatRequest
-from fastslow.serve.openai.chunks import ChunkFrame, dumped
-from fastslow.serve.openai.fields import served_mode
+from fastslow.serve.openai.chunks import ChunkFrame
 from fastslow.serve.openai.logprobs import chat_logprobs, tokens_in
-from fastslow.serve.openai.messages import as_turns, characters
+from fastslow.serve.openai.messages import as_turns
 from fastslow.serve.openai.prompt_logprobs import prompt_logprobs
-from fastslow.serve.openai.usage import FINISH, metrics_of, usage_of
+from fastslow.serve.openai.usage import FINISH, usage_of
 from fastslow.serve.request_id import request_id
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.sse import STREAMED, EventStream
 from fastslow.serve.token_table import TokenTable
 from fastslow.serve.tool_calls.chat import Parsers, chat_tools
+from fastslow.serve.turns import check_turns
 
 router = json_router()
 
@@ -98,13 +101,7 @@ def _ask(
     asked.check_n(1, settings)
     asked.check_stream()
     turns = as_turns(asked.messages)
-    if len(turns) > settings.messages:
-        raise ValueError(
-            f"messages has {len(turns)} entries; at most {settings.messages} are taken"
-        )
-    if (size := characters(turns)) > settings.prompt_characters:
-        most = settings.prompt_characters
-        raise ValueError(f"messages hold {size} characters; at most {most} are taken")
+    check_turns("messages", turns, settings)
     ask = asked.as_ask(
         id,
         turns,

@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import shown
+from fastslow.serve.answer_metrics import AnswerMetrics
 from fastslow.serve.fields import NO_EFFECT, Ignored
-from fastslow.serve.grammar_fields import ANY_OBJECT
-from fastslow.serve.openai.fields import Count, OpenAIFields
+from fastslow.serve.grammar_fields import format_grammar
+from fastslow.serve.openai.fields import OpenAIFields
 from fastslow.serve.openai.logprobs import ChatLogprobs
-from fastslow.serve.openai.messages import ChatMessage, Part
-from fastslow.serve.openai.usage import AnswerMetrics, Finish, Usage
+from fastslow.serve.openai.messages import ChatMessage
+from fastslow.serve.openai.usage import Finish, Usage
+from fastslow.serve.sampling_fields import Count
+from fastslow.serve.turns import Part
 
 
 class JsonSchemaFormat(BaseModel):
@@ -70,7 +73,6 @@ class ChatRequest(OpenAIFields):
     parallel_tool_calls: StrictBool | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: Ignored = Field(default=None, description=NO_EFFECT)
-    moderation: Ignored = Field(default=None, description=NO_EFFECT)
 
     def sampling(self) -> dict[str, Any]:
         """Fields of `SamplingParams`, by their names there.
@@ -93,16 +95,11 @@ class ChatRequest(OpenAIFields):
         }
 
     def grammars(self) -> list[tuple[str, dict[str, Any]]]:
-        found = super().grammars()
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
+        found, wanted = super().grammars(), self.response_format
+        if wanted is None:
             return found
-        if wanted.type == "json_object":
-            return [*found, ("response_format", dict(ANY_OBJECT))]
         schema = None if wanted.json_schema is None else wanted.json_schema.schema_
-        if schema is None:
-            raise ValueError("field 'response_format.json_schema.schema' is missing")
-        return [*found, ("response_format", {"json_schema": schema})]
+        return found + format_grammar("response_format", wanted.type, schema, "json_schema.schema")
 
 
 class FunctionCall(BaseModel):

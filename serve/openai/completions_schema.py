@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, shown
+from fastslow.serve.answer_metrics import AnswerMetrics
 from fastslow.serve.openai.fields import OpenAIFields
 from fastslow.serve.openai.logprobs import TextLogprobs
-from fastslow.serve.openai.usage import AnswerMetrics, Usage
+from fastslow.serve.openai.usage import Usage
 from fastslow.serve.settings import ServerSettings
 
 TokenId = Annotated[StrictInt, Field(ge=0, le=MOST)]

@@ -1,4 +1,4 @@
-"""Fields that chats and completions share in OpenAI's protocol."""
+"""Fields that OpenAI's protocols share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.engine.params import MOST, Number, shown
-from fastslow.serve.engine import ModelCard
-from fastslow.serve.errors import ApiError
-from fastslow.serve.fields import NO_EFFECT, FastslowFields, Ignored
+from fastslow.serve.fields import NO_EFFECT, Ignored
+from fastslow.serve.sampling_fields import Count, SamplingFields
 from fastslow.serve.settings import ServerSettings
-
-Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
-Penalty = Annotated[Number, Field(ge=-2, le=2)]
-SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
-MODE = ":"  # stands between a model's name and a mode's
 
 
 class StreamOptions(BaseModel):
@@ -32,50 +25,35 @@ class StreamOptions(BaseModel):
     include_obfuscation: StrictBool | None = Field(default=None, description=NO_EFFECT)
 
 
-class OpenAIFields(FastslowFields):
-    """Whose names and ranges are OpenAI's."""
+class AccountFields(BaseModel):
+    """What OpenAI takes for its own books."""
 
-    model: Annotated[str, Field(max_length=256)] | None = Field(
-        default=None, description="a name of /v1/models; NAME:MODE stands for a model in a mode"
-    )
-    stream: StrictBool | None = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[StrictInt, Field(ge=1, le=128)] | None = 1
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    stop: str | list[str] | None = None
-    seed: Annotated[StrictInt, Field(ge=-SEEDS, lt=SEEDS)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: (
-        dict[
-            Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
-            Annotated[Number, Field(ge=-100, le=100)],
-        ]
-        | None
-    ) = None
-    max_tokens: Count | None = None
-    include_reasoning: StrictBool | None = Field(
-        default=None, description="false leaves the thought out of the answer"
-    )
     user: Ignored = Field(default=None, description=NO_EFFECT)
-    metadata: Ignored = Field(default=None, description=NO_EFFECT)
     store: Ignored = Field(default=None, description=NO_EFFECT)
     service_tier: Ignored = Field(default=None, description=NO_EFFECT)
     safety_identifier: Ignored = Field(default=None, description=NO_EFFECT)
     prompt_cache_key: Ignored = Field(default=None, description=NO_EFFECT)
     prompt_cache_options: Ignored = Field(default=None, description=NO_EFFECT)
     prompt_cache_retention: Ignored = Field(default=None, description=NO_EFFECT)
+    moderation: Ignored = Field(default=None, description=NO_EFFECT)
+
+
+class OpenAIFields(AccountFields, SamplingFields):
+    """What chats and completions share."""
+
+    stream: StrictBool | None = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=128)] | None = 1
+    stop: str | list[str] | None = None
+    max_tokens: Count | None = None
+    include_reasoning: StrictBool | None = Field(
+        default=None, description="false leaves the thought out of the answer"
+    )
+    metadata: Ignored = Field(default=None, description=NO_EFFECT)
 
     def common_sampling(self) -> dict[str, Any]:
-        """Fields of `SamplingParams`, by their names there."""
-        names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "n": self.n if self.n is not None and self.n > 1 else None,
-            "stop": self.stop or None,
-            "seed": None if self.seed is None else self.seed % SEEDS,
-        }
+        n = self.n if self.n is not None and self.n > 1 else None
+        return {**super().common_sampling(), "n": n, "stop": self.stop or None}
 
     def check_n(self, prompts: int, settings: ServerSettings) -> None:
         """Refuse more answers than the settings allow, those to all prompts together."""
@@ -92,22 +70,3 @@ class OpenAIFields(FastslowFields):
     @property
     def shows_thought(self) -> bool:
         return self.include_reasoning is not False and not self.hides_thought
-
-
-def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) -> str | None:
-    """The mode that a model's name holds; None: it holds none.
-
-    Raises:
-        ApiError: 404, no such model.
-    """
-    if model is None:
-        return None
-    name, mode = model, None
-    if model not in (card.name, *settings.aliases):
-        before, _, after = model.rpartition(MODE)
-        if before and after in card.modes:
-            name, mode = before, after
-    if name in (card.name, *settings.aliases) or settings.any_model:
-        return mode
-    said = f"model={shown(model)} is not served here; this server has {card.name!r}"
-    raise ApiError(404, said, param="model", code="model_not_found")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from fastslow.engine.params import shown
+from fastslow.serve.turns import Part, texts_of
 
 ROLES = {
     "system": "system",
@@ -15,16 +15,6 @@ ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-Text = str
-
-
-class Part(BaseModel):
-    """A part of a content. This server reads text alone."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: Annotated[str, Field(max_length=256)]
-    text: str | None = None
 
 
 class ChatMessage(BaseModel):
@@ -55,11 +45,6 @@ def as_turns(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     return [_turn(place, message) for place, message in enumerate(messages)]
 
 
-def characters(turns: list[dict[str, Any]]) -> int:
-    """How much text turns hold."""
-    return sum(len(value) for turn in turns for value in turn.values() if isinstance(value, str))
-
-
 def _turn(place: int, message: ChatMessage) -> dict[str, Any]:
     role, where = ROLES[message.role], f"messages[{place}]"
     turn: dict[str, Any] = {"role": role, "content": _content(where, message)}
@@ -83,23 +68,11 @@ def _turn(place: int, message: ChatMessage) -> dict[str, Any]:
 
 
 def _content(where: str, message: ChatMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
     if message.content is None:
         if message.role == "assistant" and message.tool_calls:
             return ""
         raise ValueError(f"{where}.content is missing; it must be a text or a list of text parts")
-    return "\n".join(
-        _text(f"{where}.content[{place}]", part) for place, part in enumerate(message.content)
-    )
-
-
-def _text(where: str, part: Part) -> str:
-    if part.type != "text":
-        raise ValueError(f"{where}.type={shown(part.type)} is not read here; only 'text' is")
-    if part.text is None:
-        raise ValueError(f"{where}.text is missing; it must be a text")
-    return part.text
+    return "\n".join(texts_of(f"{where}.content", message.content))
 
 
 def _thought(where: str, message: ChatMessage) -> str | None:

@@ -12,7 +12,7 @@ from fastslow.serve.body import json_router
 from fastslow.serve.caller import Caller, caller
 from fastslow.serve.engine import ModelCard
 from fastslow.serve.errors import ApiError
-from fastslow.serve.openai.fields import MODE
+from fastslow.serve.model_name import MODE
 from fastslow.serve.settings import ServerSettings
 
 router = json_router()

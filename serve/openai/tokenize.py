@@ -15,10 +15,11 @@ from fastslow.serve.caller import Caller, caller
 from fastslow.serve.errors import refused
 from fastslow.serve.fields import Fields
 from fastslow.serve.mode_fields import ModeFields
-from fastslow.serve.openai.fields import served_mode
-from fastslow.serve.openai.messages import ChatMessage, as_turns, characters
+from fastslow.serve.model_name import served_mode
+from fastslow.serve.openai.messages import ChatMessage, as_turns
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.tool_calls.protocols import openai_tools
+from fastslow.serve.turns import characters
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
@@ -86,6 +87,8 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         raise ValueError("give one of prompt and messages")
     tools = [tool.as_variable() for tool in openai_tools(asked.tools)]
     mode, variables = asked.mode_and_variables(card, settings, named or settings.default_mode)
+    kept = {} if asked.messages is None else asked.keeping_thoughts(card, settings)
+    variables = kept.pop("chat_template_kwargs", {}) | variables
     if tools:
         variables = {**variables, "tools": tools}
     prompt: Any = asked.prompt
@@ -103,4 +106,5 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         prompt=prompt,
         mode=mode,
         chat_template_kwargs=variables or None,
+        **kept,
     )

@@ -1,14 +1,14 @@
-"""What an answer took, and how it came about, as the answer's own fields tell."""
+"""What an answer took, in OpenAI's words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from fastslow.engine.sampling.stop import Reason
-from fastslow.output import Completion, Output
+from fastslow.output import Output
 
 Finish = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 FINISH: dict[Reason, Finish] = {
@@ -41,19 +41,6 @@ class Usage(BaseModel):
     completion_tokens_details: CompletionDetails
 
 
-class AnswerMetrics(BaseModel):
-    """`Metrics` of the answer, without what its trace has."""
-
-    model_config = ConfigDict(extra="allow")
-
-    finish_reason: Reason
-    mode: str
-    decision: str
-    drafter: str
-    ttft: float
-    tokens_per_step: float
-
-
 def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
     """The usage of one prompt's answers, or of several prompts' together."""
     choices = [choice for output in outputs for choice in output.choices]
@@ -71,29 +58,4 @@ def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
             "accepted_prediction_tokens": sum(c.metrics.prediction_accepted for c in choices),
             "rejected_prediction_tokens": sum(c.metrics.prediction_rejected for c in choices),
         },
-    }
-
-
-def metrics_of(choice: Completion) -> dict[str, Any]:
-    """How an answer came about, as plain JSON values."""
-    made = choice.metrics.to_dict()
-    del made["runs"]  # one for each step: the trace has them
-    speculative = speculative_decoding(choice)
-    return {"finish_reason": choice.finish_reason, **made, "speculative_decoding": speculative}
-
-
-def speculative_decoding(choice: Completion) -> dict[str, Any]:
-    """vLLM's summary of a request's drafts."""
-    made = choice.metrics
-    histogram = [0] * (max(made.runs, default=0) + 1)
-    for accepted in made.runs:
-        histogram[accepted] += 1
-    return {
-        "mean_acceptance_length": 1 + made.mean_accepted,
-        "draft_acceptance_rate": made.acceptance_rate,
-        "acceptance_histogram": histogram,
-        "num_spec_steps": made.steps,
-        "num_accepted_draft_tokens": made.accepted,
-        "num_draft_tokens": made.drafted,
-        "num_spec_tokens": len(made.acceptance),
     }

@@ -13,13 +13,12 @@ import socket
 import sys
 from collections.abc import Coroutine
 from contextlib import aclosing
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from loguru import logger
 
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Engine
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.logs import ServerLog
 from fastslow.serve.loop import run
@@ -38,6 +37,7 @@ from fastslow.serve.process.messages import (
     GetTrace,
     LeaveAnswer,
     NotLoaded,
+    Ping,
     Ready,
     Start,
     StartAnswer,
@@ -46,6 +46,9 @@ from fastslow.serve.process.messages import (
     Tokenize,
     ToServer,
 )
+
+if TYPE_CHECKING:
+    from fastslow.serve.local import LocalEngine
 
 LAST = 3.0  # seconds for the last bytes, and to end what runs
 
@@ -60,7 +63,7 @@ class EngineServer(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
-        self._engine: Engine | None = None
+        self._engine: LocalEngine | None = None
         self._frames: FrameReader[ToEngine] = FrameReader(ToEngine)
         self._answering: dict[int, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
@@ -161,6 +164,8 @@ class EngineServer(asyncio.Protocol):
                     value = await engine.detokenize(message.tokens)
                 case GetTokenBytes():
                     value = await engine.token_bytes(message.tokens)
+                case Ping():
+                    value = not engine.broken
         except Exception as error:  # noqa: BLE001 - it is the client's
             self.send(CallResult(message.number, None, _told(error)))
         else:

@@ -18,6 +18,7 @@ from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.process.answer_stream import UNREAD
 from fastslow.serve.process.child_process import GRACE, ChildProcess
+from fastslow.serve.process.heartbeat import Heartbeat
 from fastslow.serve.process.link import EngineLink, as_fields
 from fastslow.serve.process.messages import (
     Cancel,
@@ -49,12 +50,13 @@ class Restarts:
 class EngineProcess:
     """`Engine` in a process of its own.
 
-    Where that ends by itself, answers under way raise `NotReady`, and a new one is started.
+    Where that ends by itself, or hangs, answers under way raise `NotReady`, and a new one is started.
 
     Args:
         settings: of the engine.
         restarts: when it is started again.
         unread: seconds after which an answer that nobody reads is cut.
+        heartbeat: when it counts as hung, and is killed.
 
     Attributes:
         gave_up: done with one sentence when it is not started again.
@@ -62,11 +64,16 @@ class EngineProcess:
     """
 
     def __init__(
-        self, settings: EngineSettings, restarts: Restarts = Restarts(), unread: float = UNREAD
+        self,
+        settings: EngineSettings,
+        restarts: Restarts = Restarts(),
+        unread: float = UNREAD,
+        heartbeat: Heartbeat = Heartbeat(),
     ) -> None:
         self._settings = settings
         self._restarts = restarts
         self._unread = unread
+        self._heartbeat = heartbeat
         self._card: ModelCard | None = None
         self._child: ChildProcess | None = None
         self._link: EngineLink | None = None  # of a process whose model is loaded
@@ -201,10 +208,14 @@ class EngineProcess:
         how = ""
         while True:
             if self._link is not None:
-                await asyncio.shield(child.link.lost)
+                wrong = await self._heartbeat.watch(child.link)
+                if wrong:
+                    logger.error("the engine's process {}: it is killed", wrong)
+                    child.kill()
                 self._link, self._why = None, "the engine ended and is started again"
                 child.link.end("the engine ended in the middle of the request; try again soon")
-                how = f"the engine's process {await child.wait()}"
+                ended = await child.wait()
+                how = f"the engine's process {wrong or ended}"
             now = time.monotonic()
             ends.append(now)
             while ends[0] < now - self._restarts.within:

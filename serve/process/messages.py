@@ -63,6 +63,12 @@ class GetTokenBytes(Struct, tag=True, array_like=True):
     tokens: list[int]
 
 
+class Ping(Struct, tag=True, array_like=True):
+    """Whether the process lives, and its engine too."""
+
+    number: int
+
+
 class Drain(Struct, tag=True, array_like=True):
     """Take no more requests, and end once those that run are over, or the time is."""
 
@@ -110,6 +116,6 @@ class CallResult(Struct, tag=True, array_like=True):
     failure: Failure | None = None
 
 
-Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize | GetTokenBytes
+Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize | GetTokenBytes | Ping
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult

@@ -1,13 +1,14 @@
-"""Tools in an OpenAI chat."""
+"""Tools in a chat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard
+from fastslow.serve.tool_calls.offered import Tool, ToolChoice
 from fastslow.serve.tool_calls.openai_calls import OpenAICalls
 from fastslow.serve.tool_calls.parse import parser_of
 from fastslow.serve.tool_calls.prepare import Prepared, prepare
@@ -26,11 +27,23 @@ def chat_tools(
         ValueError: one sentence about what does not fit.
     """
     choice = openai_choice(tool_choice)
-    prepared = prepare(openai_tools(tools), choice, parallel, card, ask.sampling.get("grammar"))
+    ask, prepared = offered(ask, openai_tools(tools), choice, parallel, card)
     form = prepared.form
     if form is None:
         return ask, None
-    return with_tools(ask, prepared), lambda: OpenAICalls(parser_of(form, prepared.functions))
+    return ask, lambda: OpenAICalls(parser_of(form, prepared.functions))
+
+
+def offered(
+    ask: Ask, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
+) -> tuple[Ask, Prepared]:
+    """The ask with its tools, and what reads the calls in its answers.
+
+    Raises:
+        ValueError: one sentence about what does not fit.
+    """
+    prepared = prepare(tools, choice, parallel, card, ask.sampling.get("grammar"))
+    return (ask if prepared.form is None else with_tools(ask, prepared)), prepared
 
 
 def with_tools(ask: Ask, prepared: Prepared) -> Ask:

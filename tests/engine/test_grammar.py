@@ -11,7 +11,7 @@ from grammar_tools import GrammarKit, kit_in
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.grammar import Grammar
+from fastslow.engine.sampling.grammar import Ended, Grammar
 from fastslow.engine.text.answer_start import BehindChannels, BehindTags, Spellings
 from fastslow.engine.text.channels import ChannelSplitter
 from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtSplitter, ThoughtTags
@@ -282,3 +282,16 @@ def test_spm_spaces_before_the_answer_are_not_shown(kit: GrammarKit) -> None:
 
 def test_a_vocabulary_is_read_once(tmp_path: Path, kit: GrammarKit) -> None:
     assert kit.spellings.twin(b"") == -1 and kit.spellings.twin(b"nothing like it") == -2
+
+
+def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKit) -> None:
+    """Cutting all of it into tokens at each of its places would hold up every request for seconds."""
+    matcher = kit.matcher(json_schema={"const": "x" * 20_000})
+    tokens = [int(matcher.mask().argmax())]
+    assert kit.tokenizer.token_bytes(tokens[0]) == b'"' and matcher.accept(tokens[0])
+    assert not matcher.forced()
+    while not (rest := matcher.forced()):
+        assert matcher.accept(int(matcher.mask().argmax()))
+    assert len(b"".join(map(kit.tokenizer.token_bytes, rest))) in range(1000, 1025)
+    assert all(map(matcher.accept, rest))
+    assert matcher.ended() is Ended.MUST

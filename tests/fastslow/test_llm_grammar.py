@@ -152,12 +152,22 @@ def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
         ({"json": {}}, "is unknown"),
         ({"json_schema": {"uniqueItems": True}}, "'uniqueItems' is not supported"),
         ({"regex": "(a"}, "unclosed group"),
+        (
+            {"json_schema": {"properties": {f"p{i}": True for i in range(2001)}}},
+            "has 2001 properties; at most 2000 are taken",
+        ),
     ],
 )
 def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as error:
         llm.chat("hello", asked(grammar))
     assert "\n" not in str(error.value)
+
+
+def test_an_object_may_have_many_properties(llm: LLM) -> None:
+    many = {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1000)}}
+    made = llm.generate("hello", asked({"json_schema": many}, max_tokens=4), mode="fast")
+    assert made.text.startswith("{")
 
 
 def test_a_handle_hears_of_a_grammar_that_does_not_compile(llm: LLM) -> None:

@@ -90,6 +90,36 @@ def test_only_requests_of_the_same_mode_and_key_find_it(llm: LLM) -> None:
     assert llm.stats().pages_pinned == 0
 
 
+def test_requests_of_every_key_find_what_is_pinned_for_all_and_nothing_else(llm: LLM) -> None:
+    secret = list(range(150, 182))  # two pages behind it
+    keys = (None, "me", "you")
+    alone = llm.generate([*PREFIX, *secret, 80], TEN, speculation="off").token_ids
+    llm.forget_prompts()
+    assert cached(llm, [*PREFIX, 80], memory_key="me") == 0  # it has pages of its own now
+    with llm.pin(PREFIX, every_key=True) as pin:
+        assert pin.tokens == 64
+        for key in keys:
+            out = llm.generate([*PREFIX, *secret, 80], TEN, speculation="off", memory_key=key)
+            assert out.metrics.cached_tokens == 64, f"{key} sees what another asked"
+            assert out.token_ids == alone
+            assert cached(llm, [*PREFIX, *secret, 80], memory_key=key) == 96
+        check(llm)
+        assert cached(llm, [*PREFIX, 80], mode=Mode(name="fast", groups=1), memory_key="me") == 0
+        flood(llm)
+        assert [cached(llm, [*PREFIX, 80], memory_key=key) for key in keys] == [64, 64, 64]
+        params = TEN.model_copy(update={"prompt_logprobs": 0})  # it reads all of its prompt itself
+        out = llm.generate([*PREFIX, *secret], params, speculation="off", memory_key="them")
+        assert out.metrics.cached_tokens == 0
+        check(llm)
+    with llm.pin(PREFIX):
+        flood(llm)
+        assert cached(llm, [*PREFIX, 80], memory_key="me") == 0, "a usual pin is its key's alone"
+    with pytest.raises(ValueError, match="^every_key=True and a memory_key contradict"):
+        llm.pin(PREFIX, every_key=True, memory_key="me")
+    with pytest.raises(ValueError, match="^every_key=1 must be True or False$"):
+        llm.pin(PREFIX, every_key=1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("last", ["system", "user"])
 def test_of_messages_what_all_chats_share_that_go_on(llm: LLM, last: str) -> None:
     begun = SYSTEM if last == "system" else [*SYSTEM, {"role": "user", "content": "Hello there"}]

@@ -50,6 +50,8 @@ def test_what_is_within_the_limits_passes() -> None:
     ask = Ask("1", "x", mode="fast", priority=3, sampling={"max_tokens": 5})
     assert admitted(ask) is ask
     assert admitted(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
+    shorter = Ask("1", "x", mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
+    assert admitted(shorter, modes=["fast"]) is shorter
     assert admitted(Ask("1", "x", priority=0), priority=[5, 9]).priority == 5
     assert admitted(Ask("1", "x", priority=0), priority=[-9, -5]).priority == -5
 
@@ -59,7 +61,14 @@ def test_what_is_within_the_limits_passes() -> None:
     [
         (Ask("1", "x"), {"modes": ["fast"]}, "mode='deep' is not open"),
         (Ask("1", "x", mode="deep"), {"modes": ["fast"]}, "mode='deep'"),
-        (Ask("1", "x", mode={"name": "fast"}), {"modes": ["fast"]}, "mode={"),
+        (Ask("1", "x", mode={"name": "fast"}), {"modes": ["fast"]}, "mode='deep' is not open"),
+        (Ask("1", "x", mode={"base": "deep"}), {"modes": ["fast"]}, "mode='deep' is not open"),
+        (
+            Ask("1", "x", mode={"base": "fast", "groups": 8, "thinking": "off"}),
+            {"modes": ["fast"]},
+            "groups=8 is not open to this key, but modes as they are: fast$",
+        ),
+        (Ask("1", "x", mode={"base": "fast", "escalate": {}}), {"modes": ["fast"]}, "escalate="),
         (Ask("1", "x", priority=-1), {"priority": [0, 5]}, "priority=-1 must be from 0 to 5"),
         (
             Ask("1", "x", sampling={"max_tokens": 11}),
@@ -79,6 +88,8 @@ def test_what_is_beyond_them_is_refused(ask: Ask, limits: dict[str, Any], said: 
     [
         ("fast", 10, None),  # the preset has 3
         ("fast", 2, 2),
+        ({"base": "fast", "thinking": "off"}, 10, None),
+        ({"base": "fast", "thinking": "off"}, 2, 2),
         ("deep", 10, 10),
         (None, 10, 10),
         ({"sampling": {"max_tokens": 4}}, 10, None),

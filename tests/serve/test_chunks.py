@@ -7,7 +7,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslow.serve.openai.chunks import ChunkFrame, quoted
+from fastslow.serve.json_text import quoted
+from fastslow.serve.openai.chunks import ChunkFrame
 
 
 @given(st.text())

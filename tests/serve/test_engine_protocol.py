@@ -104,6 +104,68 @@ def test_all_fields_of_an_ask_arrive(engine: Engine, other: Engine, run: Run) ->
     assert output.metrics.mode == right.metrics.mode and output.metrics.drafter == "self"
 
 
+def test_a_prediction_is_drafted_from(engine: Engine, run: Run) -> None:
+    fixed = {"drafter": "ngram", "nodes": 6}
+    plain = run(answer_of(engine, asked(prompt="two one")))
+    ask = asked(prompt="two one", speculation=fixed, prediction=plain.text)
+    output = run(answer_of(engine, ask))
+    assert output.token_ids == plain.token_ids
+    metrics = output.metrics
+    assert metrics.prediction_accepted + metrics.prediction_rejected > 0
+    assert metrics.by_drafter["prediction"].drafted >= metrics.prediction_accepted
+    assert sum(metrics.by_drafter["prediction"].accepted_at) == metrics.prediction_accepted
+
+
+def test_a_trace_is_kept_for_a_while(engine: Engine, run: Run) -> None:
+    output = run(answer_of(engine, asked("traced", trace=True)))
+    run(answer_of(engine, asked("plain")))
+    trace = run(engine.trace("traced"))
+    assert trace["id"] == "traced" and not trace["running"]
+    (choice,) = trace["choices"]
+    assert len(choice["steps"]) >= output.metrics.steps and run(engine.trace("plain")) is None
+
+
+def test_priority_decides_who_waits(engine: Engine, run: Run) -> None:
+    """All places are taken; of two that wait, the later and more urgent one is answered first."""
+
+    async def order() -> list[str]:
+        ended: list[str] = []
+
+        async def answered(id: str, priority: int) -> None:
+            await answer_of(engine, asked(id, priority=priority))
+            ended.append(id)
+
+        crowd = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(16)]
+        await until(lambda: counted(engine, "running", 16))
+        first = asyncio.create_task(answered("usual", 0))
+        await until(lambda: counted(engine, "waiting", 1))
+        second = asyncio.create_task(answered("urgent", -5))
+        await until(lambda: counted(engine, "waiting", 2))
+        assert await engine.cancel("0")
+        await asyncio.gather(first, second)
+        for n in range(1, 16):
+            await engine.cancel(str(n))
+        await asyncio.gather(*crowd)
+        await until(lambda: idle(engine))
+        return ended
+
+    assert run(order()) == ["urgent", "usual"]
+
+
+async def counted(engine: Engine, what: str, count: int) -> bool:
+    return bool((await engine.stats())[what] == count)
+
+
+def test_thoughts_stay_in_the_prompt(engine: Engine, run: Run) -> None:
+    said = {"role": "assistant", "content": "two", "reasoning_content": "a thought"}
+    chat = [{"role": "user", "content": "one"}, said, {"role": "user", "content": "three"}]
+    texts = [
+        run(engine.detokenize(run(engine.tokenize(asked(prompt=chat, keep_thoughts=keep)))))
+        for keep in (False, True)
+    ]
+    assert "a thought" not in texts[0] and "<think>a thought</think>two" in texts[1]
+
+
 def test_several_answers_to_one_prompt(engine: Engine, run: Run) -> None:
     ask = asked(sampling={"n": 3, "temperature": 1.0, "seed": 1})
     output = run(answer_of(engine, ask))
@@ -226,3 +288,13 @@ def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: P
         return output.finish_reason
 
     assert asyncio.run(closing()) == reason
+
+
+def test_a_grammar_that_becomes_too_complex_is_its_clients_fault(
+    runner: asyncio.Runner, engine: Engine
+) -> None:
+    wild = {"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}
+    for streamed in (True, False):
+        ask = asked(tokens=60, sampling={"grammar": wild}, mode="fast", streamed=streamed)
+        with pytest.raises(ValueError, match="the grammar stopped: "):
+            runner.run(pieces_of(engine, ask))

@@ -182,7 +182,7 @@ def broken(failing: Failing) -> Iterator[httpx.Client]:
     ("error", "status", "kind"),
     [
         (ValueError("x=1 is wrong"), 400, "invalid_request_error"),
-        (Busy("the queue is full"), 429, "rate_limit_error"),
+        (Busy("the queue is full", 7.2), 429, "rate_limit_error"),
         (NotReady("it starts"), 503, "server_error"),
         (GenerationError("secret", []), 500, "server_error"),
         (ZeroDivisionError("secret"), 500, "server_error"),
@@ -210,7 +210,8 @@ def test_what_the_engine_raises(
     else:
         assert answer.status_code == status
         said = error_of(answer)
-        assert (answer.headers.get("retry-after") is not None) is (status in (429, 503))
+        after = {429: "8", 503: "1"}  # whole seconds, as long as the engine says at least
+        assert answer.headers.get("retry-after") == after.get(status)
     assert said["type"] == kind
     assert ("known-1" in said["message"]) is (status == 500) and "secret" not in said["message"]
 

@@ -102,7 +102,6 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
         ({"mode": {"thinkin": "on"}}, "did you mean 'thinking'"),
         ({"mode": {"base": 3}}, "mode.base=3"),
         ({"chat_template_kwargs": {"enable_thinking": 1}}, "enable_thinking=1 must be true"),
-        ({"keep_thoughts": True}, "has no switch for it"),
         ({"timeout": 1e6}, "timeout=1000000.0 must be at most 3600 seconds"),
         ({"prompt_logprobs": 21}, "prompt_logprobs=21 must be at most 20"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice"),
@@ -150,6 +149,27 @@ def test_a_model_with_levels_of_effort_gets_its_own() -> None:
 def test_thoughts_are_kept_by_the_template_s_own_switch() -> None:
     assert ask_of(KEEPS, keep_thoughts=True).chat_template_kwargs == {"clear_thinking": False}
     assert ask_of(KEEPS, keep_thoughts=False).chat_template_kwargs == {"clear_thinking": True}
+    assert ask_of(KEEPS).chat_template_kwargs is None
+    assert not ask_of(KEEPS, keep_thoughts=True).keep_thoughts, "once is enough"
+    own = ask_of(KEEPS, keep_thoughts=True, chat_template_kwargs={"clear_thinking": True})
+    assert own.chat_template_kwargs == {"clear_thinking": True}
+
+
+def test_thoughts_are_kept_by_the_engine_where_the_template_has_no_switch() -> None:
+    ask = ask_of(keep_thoughts=True)
+    assert ask.keep_thoughts and ask.chat_template_kwargs is None
+    assert not ask_of().keep_thoughts
+
+
+def test_the_server_keeps_thoughts_where_a_request_says_nothing() -> None:
+    keeps = ServerSettings(keep_thoughts=True)
+    assert ask_of(settings=keeps).keep_thoughts
+    assert not ask_of(settings=keeps, keep_thoughts=False).keep_thoughts
+    assert ask_of(KEEPS, keeps).chat_template_kwargs == {"clear_thinking": False}
+    fields = FastslowFields()
+    for prompt in ("a text", [1, 2]):
+        ask = fields.as_ask("id", prompt, {}, Caller(), KEEPS, keeps)
+        assert not ask.keep_thoughts and ask.chat_template_kwargs is None
 
 
 def test_grammars_under_every_name() -> None:

@@ -102,6 +102,10 @@ def test_an_answer_in_numbers() -> None:
     assert found["vllm:num_requests_waiting", ()] == 1
     assert found["vllm:kv_cache_usage_perc", ()] == pytest.approx(0.4)
     assert found["fastslow:engine_up", ()] == 1
+    assert found["fastslow:prefix_hits_total", (("mode", "deep"),)] == 2
+    assert found["fastslow:kv_pages_pinned", ()] == 1
+    assert found["fastslow:evicted_pages_total", (("mode", "deep"),)] == 2
+    assert found["fastslow:evicted_pages_total", (("mode", "custom"),)] == 3
     assert not any("key" in dict(labels) for _, labels in found)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 from serve_engines import LONG, answer_of, asked, idle, settings_of, until, write_served
@@ -16,6 +17,8 @@ from serve_engines import LONG, answer_of, asked, idle, settings_of, until, writ
 from fastslow.output import GenerationError
 from fastslow.serve.engine import NotReady
 from fastslow.serve.process.engine_process import EngineProcess, Restarts
+from fastslow.serve.process.heartbeat import Heartbeat
+from fastslow.serve.process.link import EngineLink
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -56,6 +59,61 @@ def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[st
     said = "".join(logged)
     assert "the engine's process was killed by SIGKILL; a new one starts in 0.01 s" in said
     assert "the engine is back" in said
+
+
+def test_one_that_hangs_is_killed_and_comes_back(folder: Path, logged: list[str]) -> None:
+    async def hung() -> None:
+        beat = Heartbeat(every=0.3, missed=5)
+        engine = EngineProcess(settings_of(folder), Restarts(most=3, first=0.01), heartbeat=beat)
+        await engine.start()
+        right = (await answer_of(engine, asked())).token_ids
+        task = asyncio.create_task(answer_of(engine, asked("other", LONG)))
+        link, first = engine._link, engine.pid
+        assert link is not None and first is not None
+        await until(lambda: link.answering == 1)
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(NotReady, match="the engine ended in the middle of the request"):
+            await asyncio.wait_for(task, 60)
+        await until(lambda: engine.ready)
+        assert engine.pid != first and gone(first)
+        assert (await answer_of(engine, asked())).token_ids == right
+        await engine.close()
+
+    asyncio.run(hung())
+    assert "the engine's process answered nothing for 1.5 s; a new one starts" in "".join(logged)
+
+
+class BrokenLink:
+    """Of a process that lives on, and says that its engine does not."""
+
+    def __init__(self) -> None:
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def call(self, kind: type) -> bool:
+        return False
+
+
+def test_one_whose_engine_broke_is_noticed() -> None:
+    async def watched() -> str:
+        return await Heartbeat(every=60.0).watch(cast(EngineLink, BrokenLink()))
+
+    assert asyncio.run(watched()) == "lives on without its engine, which broke"
+
+
+def test_an_engine_that_broke_is_not_ready(folder: Path) -> None:
+    def fatal() -> None:
+        raise SystemExit
+
+    async def broken() -> None:
+        engine = await settings_of(folder).open()
+        assert engine.ready and not engine.broken
+        engine._llm.llm._worker.ask(fatal)
+        await until(lambda: engine.broken)
+        assert not engine.ready and engine.why_not_ready == "the engine broke"
+        await engine.close()
+        assert engine.broken
+
+    asyncio.run(broken())
 
 
 def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:

@@ -22,8 +22,19 @@ CHECKS: Any = [
     response_schema_conformance,
     status_code_conformance,
 ]
-MOST = {"max_tokens": 2, "max_completion_tokens": 2, "n": 2}  # else a case may take a minute
-ASKING = "POST /v1/chat/completions", "POST /v1/completions"  # half of all cases are theirs
+MOST = {
+    "max_tokens": 2,
+    "max_completion_tokens": 2,
+    "max_output_tokens": 2,
+    "n": 2,
+}  # else a case may take a minute
+# half of all cases are of these, by the field that says how long an answer may be
+ASKING = {
+    "POST /v1/chat/completions": "max_tokens",
+    "POST /v1/completions": "max_tokens",
+    "POST /v1/messages": "max_tokens",
+    "POST /v1/responses": "max_output_tokens",
+}
 
 
 def run(url: str, cases: int) -> Counter[str]:
@@ -33,7 +44,8 @@ def run(url: str, cases: int) -> Counter[str]:
     operations = [result.ok() for result in found]
     seen: Counter[str] = Counter()
     for operation in operations:
-        share = cases / 4 if operation.label in ASKING else cases / 2 / (len(operations) - 2)
+        asks = operation.label in ASKING
+        share = cases / 2 / (len(ASKING) if asks else len(operations) - len(ASKING))
         for mode in GenerationMode if operation.body else [GenerationMode.POSITIVE]:
             seen += _ask(url, operation, mode, max(1, round(share / 2)))
     return seen
@@ -57,7 +69,7 @@ def _ask(url: str, operation: Any, mode: GenerationMode, cases: int) -> Counter[
                 if isinstance(case.body.get(name), int):
                     case.body[name] = min(case.body[name], most)
             if mode is GenerationMode.POSITIVE:
-                _make_likely(case.body, operation.label in ASKING)
+                _make_likely(case.body, ASKING.get(operation.label))
         answer = case.call(base_url=url)
         seen[f"{answer.status_code // 100}xx"] += 1
         case.validate_response(answer, checks=CHECKS)
@@ -66,16 +78,17 @@ def _ask(url: str, operation: Any, mode: GenerationMode, cases: int) -> Counter[
     return seen
 
 
-def _make_likely(body: dict[str, Any], asking: bool) -> None:
+def _make_likely(body: dict[str, Any], limit: str | None) -> None:
     """Two of three bodies get a plain prompt and no more than three of their fields, and name no model and
     no mode: else hardly any case is answered."""
     if sum(map(len, body)) % 3:
         needed = {"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "tokens": [80]}
+        needed["input"] = "hi"
         for name in [name for name in body if name not in needed][3:] + ["model", "mode"]:
             body.pop(name, None)
         body.update({name: value for name, value in needed.items() if name in body})
-    if asking:
-        body.setdefault("max_tokens", 2)
+    if limit is not None:
+        body.setdefault(limit, 2)
 
 
 def test_200_cases(url: str) -> None:

@@ -82,6 +82,8 @@ class FakeEngine:
             "pages_cached": 1,
             "ended": {},
             "drafters": {},
+            "modes": {"deep": {"evicted_pages": 2}, "of its own": {"evicted_pages": 3}},
+            "pages_pinned": 1,
         }
 
     @property

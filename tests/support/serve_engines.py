@@ -37,6 +37,7 @@ def write_served(folder: Path) -> Path:
 
 def settings_of(folder: Path, max_waiting: int = 16, **options: Any) -> EngineSettings:
     own = {"kv_memory": "16MiB", "progress": False, "dtype": "float32", "max_running": 16}
+    own["thinking_tags"] = ["<think>", "</think>"]
     return EngineSettings(str(folder), "tiny", own | options, max_waiting)
 
 

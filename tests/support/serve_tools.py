@@ -72,3 +72,14 @@ def events_of(text: str) -> list[Any]:
     *data, done = [block.removeprefix("data: ") for block in blocks]
     assert done == "[DONE]"
     return [json.loads(one) for one in data]
+
+
+def named_events_of(text: str) -> list[Any]:
+    """The data of server-sent events whose names are the types of their data, without comments."""
+    found = []
+    for block in text.split("\n\n"):
+        if block and not block.startswith(":"):
+            name, data = block.split("\n")
+            found.append(json.loads(data.removeprefix("data: ")))
+            assert name == f"event: {found[-1]['type']}"
+    return found

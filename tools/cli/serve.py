@@ -30,6 +30,7 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
       fastslow serve path/to/checkpoint --port 9000 --default-mode fast
       fastslow serve path/to/model.gguf --kv-memory 4GiB --max-running 16
       fastslow serve path/to/checkpoint --quantization int4 --speculation tuned.json
+      fastslow serve --warm system.txt --warm-mode fast --warm-mode deep
       fastslow serve --unix-socket /run/fastslow.sock
       fastslow serve --host 0.0.0.0 --api-keys keys.json --log-format json
 
@@ -66,7 +67,6 @@ async def _serve(
     from fastslow.engine.params import nearest, shown
     from fastslow.serve.app import create_app
     from fastslow.serve.engine import Engine
-    from fastslow.serve.engine_settings import EngineSettings
     from fastslow.serve.listen import address_of
     from fastslow.serve.process.engine_process import EngineProcess
     from fastslow.serve.server import serve as serve_app
@@ -75,9 +75,7 @@ async def _serve(
     address = address_of(listener)
     limits = options.server_settings()
     around = operations.settings(None if options.unix_socket else options.host, options.name, log)
-    settings = EngineSettings(
-        options.model, options.name, options.llm_options(), options.max_waiting
-    )
+    settings = options.engine_settings()
     if options.in_process:
         engine: Engine = await settings.open()
     else:

@@ -12,8 +12,10 @@ import typer
 from fastslow.engine.host.files import read_object
 from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
 from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
+from fastslow.tools.cli.warm_file import read_warm
 
 if TYPE_CHECKING:
+    from fastslow.serve.engine_settings import EngineSettings
     from fastslow.serve.settings import ServerSettings
 
 LISTEN, LOAD = "Where it listens", "Under load"
@@ -60,11 +62,31 @@ class ServeOptions(ModelOptions):
     default_mode: Annotated[
         str | None, option("Mode of requests that name none; default deep.", HOW)
     ] = None
+    keep_thoughts: Annotated[
+        bool,
+        typer.Option(
+            "--keep-thoughts",
+            help="Keep thoughts of earlier turns in chats that do not say: less is read again.",
+            rich_help_panel=HOW,
+        ),
+    ] = False
     modes: ModesFile = None
     auto: AutoFile = None
     speculation: Annotated[
         str | None,
         option("Of requests that say nothing: a drafter, or a file of `fastslow tune`.", HOW),
+    ] = None
+    warm: Annotated[
+        list[Path] | None,
+        option(
+            "File with a system prompt (.txt), or messages (.json), that is read once and stays in "
+            "the prefix cache; may be repeated.",
+            HOW,
+        ),
+    ] = None
+    warm_mode: Annotated[
+        list[str] | None,
+        option("Mode that --warm is for, may be repeated; default: the default mode.", HOW),
     ] = None
     remember: Annotated[
         str,
@@ -107,6 +129,8 @@ class ServeOptions(ModelOptions):
     def __post_init__(self) -> None:
         if self.remember not in REMEMBER:
             raise ValueError(f"--remember {self.remember!r} must be by-key, all or off")
+        if self.warm_mode and not self.warm:
+            raise ValueError("--warm-mode is for --warm: give that, too")
         if "TORCHELASTIC_RUN_ID" in os.environ and not self.in_process:
             raise ValueError("under torchrun the first rank serves: give --in-process")
 
@@ -114,6 +138,19 @@ class ServeOptions(ModelOptions):
     def name(self) -> str:
         """What clients call the model."""
         return self.served_model_name or Path(self.model).name or self.model
+
+    def engine_settings(self) -> EngineSettings:
+        """Which model runs, and how.
+
+        Raises:
+            ValueError: a file does not fit.
+        """
+        from fastslow.serve.engine_settings import EngineSettings, WarmPrefix
+
+        each = [(path.name, read_warm(path)) for path in self.warm or ()]
+        modes = self.warm_mode or [self.server_settings().default_mode]
+        warm = [WarmPrefix(name=n, prompt=p, mode=mode) for n, p in each for mode in modes]
+        return EngineSettings(self.model, self.name, self.llm_options(), self.max_waiting, warm)
 
     def server_settings(self) -> ServerSettings:
         """Limits of requests, and what holds where they say nothing.
@@ -128,6 +165,8 @@ class ServeOptions(ModelOptions):
         given = {} if self.settings is None else read_object(self.settings)
         if self.default_mode is not None:
             given["default_mode"] = self.default_mode
+        if self.keep_thoughts:
+            given["keep_thoughts"] = True
         try:
             return ServerSettings(**given)
         except ValueError as error:
