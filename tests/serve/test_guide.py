@@ -162,19 +162,14 @@ def test_the_page_can_be_followed(folder: Path) -> None:
     model = folder / "model"
     model.mkdir()
     write_bpe(model, TEMPLATE, VOCAB)
-    size: dict[str, Any] = {
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "max_position_embeddings": 4096,
-    }
-    write_moge(model, vocab=VOCAB, **size)
+    size: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32}
+    write_moge(model, vocab=VOCAB, max_position_embeddings=4096, **size)
     desk = Desk(folder, str(model), ["--kv-memory", "32MiB"])
     follow(desk)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     asked = (folder / "pip.txt").read_text().split()
-    assert (
-        asked == ["install", ".[serve]", "openai"] and "serve" in project["optional-dependencies"]
-    )
+    assert asked == ["install", ".[serve]", "openai", "anthropic"]
+    assert "serve" in project["optional-dependencies"]
     assert "fs-" not in (folder / "serve.log").read_text()  # no key is in the log
 
 
