@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, Number, shown
 from fastslow.serve.engine import ModelCard
@@ -16,6 +16,16 @@ Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
 MODE = ":"  # stands between a model's name and a mode's
+
+MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
+
+
+def _bounded(biases: object) -> object:
+    if isinstance(biases, dict) and len(biases) > MOST_BIASES:
+        raise ValueError(
+            f"logit_bias has {len(biases)} entries; at most {MOST_BIASES} are looked at"
+        )
+    return biases
 
 
 class StreamOptions(BaseModel):
@@ -43,14 +53,17 @@ class OpenAIFields(FastslowFields):
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = 1
     temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     seed: Annotated[StrictInt, Field(ge=-SEEDS, lt=SEEDS)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: (
-        dict[
-            Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
-            Annotated[Number, Field(ge=-100, le=100)],
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+                Annotated[Number, Field(ge=-100, le=100)],
+            ],
+            BeforeValidator(_bounded),
         ]
         | None
     ) = None
