@@ -18,6 +18,9 @@ from fastslow.engine.params import shown
 from fastslow.output import GenerationError
 from fastslow.serve.engine import Busy, NotReady
 
+KINDS_OF_VALUE = (
+    16  # errors that are looked at: each kind that the first value might have had is one
+)
 SOON = 1.0  # seconds until a client should try again, where nobody knows better
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -129,7 +132,7 @@ def _plain(error: HTTPException) -> ApiError:
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first thing wrong in a body, a path or a query. What pydantic says of several kinds that a
     value might have had is said together."""
-    found = error.errors()
+    found = error.errors()[:KINDS_OF_VALUE]
     path, value = _place(found[0]["loc"], error.body)
     if found[0]["type"] == "missing":
         said = f"field {path!r} is missing" if path else "the body is empty; it must be JSON"

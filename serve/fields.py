@@ -55,7 +55,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = None
     min_tokens: Tokens | None = None
-    stop_token_ids: Annotated[list[Tokens], Field(max_length=1000)] | None = None
+    stop_token_ids: Annotated[list[Tokens], Field(max_length=1000, fail_fast=True)] | None = None
     ignore_eos: StrictBool | None = None
     prompt_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None,

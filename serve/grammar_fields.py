@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -31,7 +31,7 @@ class GrammarFields(BaseModel):
 
     guided_json: str | dict[str, Any] | None = Field(default=None, description="a JSON schema")
     guided_regex: str | None = Field(default=None, description="a regular expression")
-    guided_choice: list[str] | None = Field(
+    guided_choice: Annotated[list[str], Field(fail_fast=True)] | None = Field(
         default=None, min_length=1, max_length=1000, description="one of these texts"
     )
     guided_grammar: str | None = Field(

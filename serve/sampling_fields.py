@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StrictInt
+from pydantic import BeforeValidator, Field, StrictInt
 
 from fastslow.engine.params import MOST, Number
 from fastslow.serve.fields import FastslowFields
@@ -12,6 +12,15 @@ from fastslow.serve.fields import FastslowFields
 Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
+MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
+
+
+def _bounded(biases: object) -> object:
+    if isinstance(biases, dict) and len(biases) > MOST_BIASES:
+        raise ValueError(
+            f"logit_bias has {len(biases)} entries; at most {MOST_BIASES} are looked at"
+        )
+    return biases
 
 
 class SamplingFields(FastslowFields):
@@ -26,9 +35,12 @@ class SamplingFields(FastslowFields):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: (
-        dict[
-            Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
-            Annotated[Number, Field(ge=-100, le=100)],
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+                Annotated[Number, Field(ge=-100, le=100)],
+            ],
+            BeforeValidator(_bounded),
         ]
         | None
     ) = None

@@ -44,7 +44,7 @@ class Prediction(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["content"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -62,16 +62,16 @@ class Prediction(BaseModel):
 class ChatRequest(OpenAIFields):
     """A chat."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
     max_completion_tokens: Count | None = None
     response_format: ResponseFormat | None = None
     prediction: Prediction | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     verbosity: Ignored = Field(default=None, description=NO_EFFECT)
 
     def sampling(self) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from fastslow.serve.openai.usage import Usage
 from fastslow.serve.settings import ServerSettings
 
 TokenId = Annotated[StrictInt, Field(ge=0, le=MOST)]
-Prompts = str | list[str] | list[TokenId] | list[list[TokenId]]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Prompts = (
+    str
+    | Annotated[list[str], Field(fail_fast=True)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(fail_fast=True)]
+)
 
 
 class CompletionRequest(OpenAIFields):

@@ -23,13 +23,13 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
     reasoning_content: str | None = Field(
         default=None, description="the thought of an earlier answer"
     )
     reasoning: str | None = Field(default=None, description="the same")
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     prefix: StrictBool | None = Field(
         default=None, description="the answer goes on from this message, the last one"

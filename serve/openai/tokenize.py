@@ -31,8 +31,8 @@ class TokenizeRequest(ModeFields, Fields):
 
     model: Annotated[str, Field(max_length=256)] | None = None
     prompt: Annotated[str, Field(min_length=1)] | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     return_token_strs: StrictBool | None = None
 
 
@@ -45,7 +45,9 @@ class Tokenized(BaseModel):
 
 class DetokenizeRequest(Fields):
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: Annotated[list[Annotated[StrictInt, Field(ge=0, le=MOST)]], Field(max_length=MOST_IDS)]
+    tokens: Annotated[
+        list[Annotated[StrictInt, Field(ge=0, le=MOST)]], Field(max_length=MOST_IDS, fail_fast=True)
+    ]
 
 
 class Detokenized(BaseModel):

@@ -18,7 +18,7 @@ from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.process.answer_stream import UNREAD
 from fastslow.serve.process.child_process import GRACE, ChildProcess
-from fastslow.serve.process.heartbeat import Heartbeat
+from fastslow.serve.process.heartbeat import USUAL, Heartbeat
 from fastslow.serve.process.link import EngineLink, as_fields
 from fastslow.serve.process.messages import (
     Cancel,
@@ -68,7 +68,7 @@ class EngineProcess:
         settings: EngineSettings,
         restarts: Restarts = Restarts(),
         unread: float = UNREAD,
-        heartbeat: Heartbeat = Heartbeat(),
+        heartbeat: Heartbeat = USUAL,
     ) -> None:
         self._settings = settings
         self._restarts = restarts

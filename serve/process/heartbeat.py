@@ -51,3 +51,6 @@ class Heartbeat:
             if answer.exception() is None and not answer.result():
                 return "lives on without its engine, which broke"
             await asyncio.wait([link.lost], timeout=self.every)
+
+
+USUAL = Heartbeat()

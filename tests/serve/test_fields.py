@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from fastslow.engine.params import SamplingParams
 from fastslow.serve.ask import Ask
@@ -12,6 +13,8 @@ from fastslow.serve.caller import Caller
 from fastslow.serve.engine import ModelCard
 from fastslow.serve.fields import FastslowFields
 from fastslow.serve.openai.chat_schema import ChatRequest
+from fastslow.serve.openai.completions_schema import CompletionRequest
+from fastslow.serve.openai.tokenize import TokenizeRequest
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.settings import ServerSettings
 
@@ -210,3 +213,27 @@ def test_salts_are_apart_by_caller_and_by_salt() -> None:
         .memory_key,
     }
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 9999}]}),
+        (ChatRequest, {"messages": [{"role": "user", "content": 1}] * 9999}),
+        (ChatRequest, {"messages": [], "tools": [1] * 9999}),
+        (ChatRequest, {"messages": [], "stop": [1] * 9999}),
+        (ChatRequest, {"messages": [], "stop_token_ids": ["x"] * 999}),
+        (ChatRequest, {"messages": [], "guided_choice": [1] * 999}),
+        (ChatRequest, {"messages": [], "logit_bias": {str(i): "x" for i in range(20_001)}}),
+        (CompletionRequest, {"prompt": [*[1] * 9999, "x"]}),
+        (CompletionRequest, {"prompt": [["x"] * 9999]}),
+        (TokenizeRequest, {"tools": [1] * 9999}),
+    ],
+)
+def test_only_the_first_of_many_wrong_values_is_looked_at(
+    kind: type[BaseModel], fields: dict[str, Any]
+) -> None:
+    """Hundreds of thousands of errors would hold up all that the server does for seconds."""
+    with pytest.raises(ValidationError) as error:
+        kind.model_validate(fields)
+    assert error.value.error_count() < 10
