@@ -32,6 +32,7 @@ class LLMOptions(TypedDict, total=False):
     device: str
     kv_dtype: str
     kv_memory: float | str | None
+    kv_spill: int | str | None
     max_model_len: int | None
     prompt_rows: int
     max_running: int

@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
+
+from fastslow.serve.warm_prefix import WarmPrefix
 
 if TYPE_CHECKING:
     from fastslow.serve.local import LocalEngine
-
-
-class WarmPrefix(TypedDict):
-    """A system prompt, or messages, that is read once and stays in the prefix cache."""
-
-    name: str  # of the file, for messages
-    prompt: list[dict[str, Any]]
-    mode: str
 
 
 @dataclass(frozen=True, slots=True)

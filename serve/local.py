@@ -17,9 +17,9 @@ from fastslow.llm import LLM
 from fastslow.output import GenerationError, Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
-from fastslow.serve.engine_settings import WarmPrefix
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
+from fastslow.serve.warm_prefix import WarmPrefix
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.

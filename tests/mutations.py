@@ -690,12 +690,21 @@ MUTATIONS = (
         '"priority": 0,',
         ("tests/serve/test_local_engine.py",),
     ),
-    swap(
+    Mutation(
         "a prediction drafted with speculation off",
-        "fastslow/request_builder.py",
-        "prediction=call.prediction if drafts else (),",
-        "prediction=call.prediction,",
-        ("tests/fastslow/test_prediction.py",),
+        (
+            (
+                "fastslow/request_builder.py",
+                "prediction=call.prediction if drafts else (),",
+                "prediction=call.prediction,",
+            ),
+            (
+                "policies/speculation/controller.py",
+                "return FixedLength(0)",
+                "return FixedLength(4 * predicted)",
+            ),
+        ),
+        ("tests/fastslow/test_prediction.py::test_it_is_not_used_without_speculation",),
     ),
     swap(
         "a grammar's mask ignored",

@@ -115,6 +115,9 @@ def test_files_of_prefixes(tmp_path: Path) -> None:
 
 
 def test_options_of_the_command() -> None:
-    assert not ServeOptions(model="m").engine_settings().warm
+    settings = ServeOptions(model="m", kv_spill="2GiB").engine_settings()
+    assert not settings.warm and settings.options["kv_spill"] == "2GiB"
+    kept = ServeOptions(model="m", keep_thoughts=True).server_settings()
+    assert kept.keep_thoughts and not ServeOptions(model="m").server_settings().keep_thoughts
     with pytest.raises(ValueError, match="^--warm-mode is for --warm"):
         ServeOptions(model="m", warm_mode=["fast"])

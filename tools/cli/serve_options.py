@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 LISTEN, LOAD = "Where it listens", "Under load"
 PASSED = (  # to `LLM`, as they are
-    *("dtype", "quantization", "device", "kv_dtype", "kv_memory", "max_model_len", "parallel"),
+    *("dtype", "quantization", "device", "kv_dtype", "kv_memory", "kv_spill"),
+    *("max_model_len", "parallel"),
     *("speculation", "modes", "auto", "prompt_rows", "max_running", "prefix_caching"),
 )
 REMEMBER = {"by-key": "by_key", "all": True, "off": False}
@@ -42,6 +43,10 @@ class ServeOptions(ModelOptions):
         ),
     ] = "smollm2-moge"
     kv_dtype: KVDtype = "auto"
+    kv_spill: Annotated[
+        str | None,
+        option("File space for cached prefixes that memory has no room for, as 2GiB.", MODEL),
+    ] = None
     prompt_rows: Annotated[
         int, shown_option("Most rows of prompts read in one step.", MODEL, min=1)
     ] = 512
@@ -145,7 +150,8 @@ class ServeOptions(ModelOptions):
         Raises:
             ValueError: a file does not fit.
         """
-        from fastslow.serve.engine_settings import EngineSettings, WarmPrefix
+        from fastslow.serve.engine_settings import EngineSettings
+        from fastslow.serve.warm_prefix import WarmPrefix
 
         each = [(path.name, read_warm(path)) for path in self.warm or ()]
         modes = self.warm_mode or [self.server_settings().default_mode]
