@@ -44,7 +44,7 @@ class OpenAIFields(AccountFields, SamplingFields):
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = 1
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     max_tokens: Count | None = None
     include_reasoning: StrictBool | None = Field(
         default=None, description="false leaves the thought out of the answer"
