@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastslow.engine.params import nearest, shown
+from fastslow.engine.text.json_schema import MOST_PROPERTIES
 
 MOST_TOOLS = 128
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -86,7 +87,24 @@ def tool_of(place: str, given: Mapping[str, Any], schema: str = "parameters") ->
         raise ValueError(
             f"{place}.{schema} has {size} characters; at most {LONGEST_SCHEMA} are taken"
         )
+    if (count := _largest(parameters)) > MOST_PROPERTIES:
+        raise ValueError(
+            f"{place}.{schema} has an object of {count} properties; at most {MOST_PROPERTIES} are taken"
+        )
     return Tool(name, description or "", parameters, bool(strict))
+
+
+def _largest(schema: Any) -> int:
+    """The number of entries of the largest object in a schema."""
+    todo, most = [schema], 0
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Mapping):
+            most = max(most, len(one))
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
+    return most
 
 
 def check(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:

@@ -18,6 +18,8 @@ from fastslow.serve.tool_calls.protocols import (
     openai_tools,
 )
 
+MANY = {"type": "object", "properties": {f"p{i}": {} for i in range(2001)}}
+
 
 def function(**fields: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", **fields}}
@@ -59,6 +61,7 @@ BAD_TOOLS: list[tuple[list[Any], str]] = [
     ),
     ([function(parameters={"type": "array"})], "parameters must be a JSON schema of type object"),
     ([function(parameters={"x": "y" * 70_000})], "characters; at most 65536 are taken"),
+    ([function(parameters=MANY)], "has an object of 2001 properties; at most 2000 are taken"),
     ([function()] * 129, "tools has 129 functions; at most 128 are taken"),
 ]
 
