@@ -19,10 +19,6 @@ from fastslow.serve.request_id import request_id
 from fastslow.serve.requests import Requests
 from fastslow.serve.settings import ServerSettings
 
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
-"""`responses` of a route whose answer may be a stream."""
 COMMENT = b": waiting\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -31,6 +31,8 @@ from fastslow.serve.process.messages import (
     Tokenize,
 )
 
+STEADY = Heartbeat()
+
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
@@ -68,7 +70,7 @@ class EngineProcess:
         settings: EngineSettings,
         restarts: Restarts = Restarts(),
         unread: float = UNREAD,
-        heartbeat: Heartbeat = Heartbeat(),
+        heartbeat: Heartbeat = STEADY,
     ) -> None:
         self._settings = settings
         self._restarts = restarts
