@@ -690,21 +690,12 @@ MUTATIONS = (
         '"priority": 0,',
         ("tests/serve/test_local_engine.py",),
     ),
-    Mutation(
-        "a prediction drafted with speculation off",
-        (
-            (
-                "fastslow/request_builder.py",
-                "prediction=call.prediction if drafts else (),",
-                "prediction=call.prediction,",
-            ),
-            (
-                "policies/speculation/controller.py",
-                "return FixedLength(0)",
-                "return FixedLength(4 * predicted)",
-            ),
-        ),
-        ("tests/fastslow/test_prediction.py::test_it_is_not_used_without_speculation",),
+    swap(
+        "a prediction drafted from inside the thought",
+        "draft/prediction.py",
+        "if thinking is not None and thinking.inside(request.tokens):",
+        "if thinking is not None and not request.tokens:",
+        ("tests/fastslow/test_prediction.py",),
     ),
     swap(
         "a grammar's mask ignored",
