@@ -171,6 +171,7 @@ def test_levels_formats_and_files_are_checked(tmp_path: Path, opened: Opened) ->
 def test_uvicorns_lines_go_the_same_way(path: Path, opened: Opened) -> None:
     before = logging.getLogger("uvicorn.error")
     before.addHandler(logging.StreamHandler())
+    before.setLevel(logging.NOTSET)  # servers of other tests have set it
     log = opened(level="warning")
     logging.getLogger("uvicorn.error").warning("a warning of %s", "uvicorn")
     logging.getLogger("uvicorn.error").info("not written")
