@@ -38,9 +38,9 @@ class OutputConfig(BaseModel):
 class PromptRequest(SamplingFields):
     """A conversation, and how it is to be answered."""
 
-    messages: Annotated[list[HistoryMessage], Field(min_length=1)]
-    system: str | list[Part] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[list[HistoryMessage], Field(min_length=1, fail_fast=True)]
+    system: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_choice: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     cache_control: Ignored = Field(default=None, description=NO_EFFECT)
@@ -69,7 +69,9 @@ class MessagesRequest(PromptRequest):
     """The same, to be answered."""
 
     max_tokens: Count
-    stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = None
+    stop_sequences: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)] | None
+    ) = None
     stream: StrictBool | None = False
     metadata: Ignored = Field(default=None, description=NO_EFFECT)
     service_tier: Ignored = Field(default=None, description=NO_EFFECT)

@@ -24,12 +24,12 @@ class InputItem(BaseModel):
 
     type: Annotated[str, Field(max_length=256)] | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[Part] | None = None
-    summary: list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    summary: Annotated[list[Part], Field(fail_fast=True)] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[Part] | None = None
+    output: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
 
 
 def as_turns(instructions: str | None, given: str | Sequence[InputItem]) -> list[dict[str, Any]]:

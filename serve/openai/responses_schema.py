@@ -40,11 +40,11 @@ class ResponseStreamOptions(BaseModel):
 class ResponsesRequest(AccountFields, SamplingFields):
     """A conversation. The server keeps none of it."""
 
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[list[InputItem], Field(min_length=1, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextConfig | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = None
     stream: StrictBool | None = False
@@ -60,9 +60,9 @@ class ResponsesRequest(AccountFields, SamplingFields):
         | None
     ) = Field(default=None, description="comes back in the answer")
     truncation: Literal["disabled"] | None = None
-    include: list[Annotated[str, Field(max_length=256)]] | None = Field(
-        default=None, description=NO_EFFECT
-    )
+    include: (
+        Annotated[list[Annotated[str, Field(max_length=256)]], Field(fail_fast=True)] | None
+    ) = Field(default=None, description=NO_EFFECT)
     max_tool_calls: Ignored = Field(default=None, description=NO_EFFECT)
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=0)] | None = Field(
         default=None, description="only 0: /v1/chat/completions tells log-probabilities"
