@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -98,7 +99,8 @@ def _usage(address: str, card: ModelCard) -> str:
     if address.startswith("unix:"):
         at, url = f"--unix-socket {shlex.quote(address.removeprefix('unix:'))} ", "http://localhost"
     page = "" if at else f"\nA page to chat: {url}/"
-    body = f'{{"model": "{card.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    asked = [{"role": "user", "content": "Why is the sky blue?"}]
+    body = json.dumps({"model": card.name, "messages": asked, "mode": "fast", "temperature": 0})
     return (
         f"{card.name} is served at {address}, on {card.device}.{page}\nA first request:\n"
         f"  curl {at}{url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
