@@ -167,8 +167,10 @@ class LLM:
         self._worker = Worker(self._core, self._drafters.clear, wakeups)
         between = self._drafters.between_steps = self._worker.between_steps
         self._pinner = PrefixPinner(self._requests, self._kv, context, between)
-        self._jobs = JobMaker(self._requests, AdvisedOutput(inputs), self._worker, wakeups)
-        weakref.finalize(self, let_go, self._worker, self._drafters).atexit = False
+        outputs = AdvisedOutput(inputs)
+        self._jobs = JobMaker(self._requests, outputs, self._worker, wakeups)
+        # jobs that run hold it, too: who has a handle of a dropped LLM gets the answer
+        weakref.finalize(outputs, let_go, self._worker, self._drafters).atexit = False
 
     @overload
     def generate(

@@ -106,6 +106,8 @@ def test_extremes_do_not_touch_the_request_beside_them(llm: LLM) -> None:
 class Broken:
     """A part of one request that fails."""
 
+    bounded = True  # as a thought with a budget
+
     def __init__(self, place: str) -> None:
         self._place = place
 

@@ -100,7 +100,7 @@ def test_rows_are_routed_multiplied_and_merged() -> None:
             e = int(experts[row, k])
             if e < 4:
                 expected += weights[row, k] * (OPS.npu_swiglu(x[row, None] @ up[e]) @ down[e])[0]
-        torch.testing.assert_close(total[row], expected)
+        torch.testing.assert_close(total[row], expected, rtol=1e-5, atol=1e-4)  # other sums
     by_column = OPS.npu_moe_finalize_routing(
         out, shared, None, None, weights, places, experts, drop_pad_mode=0
     )

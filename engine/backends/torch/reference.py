@@ -29,6 +29,7 @@ class ReferenceOps:
 
     rows = 4
     block = 128
+    at_once = 16  # rows of one product that MKL computes
 
     def pack(self, weight_OI: Tensor) -> Tensor:
         """The weight itself."""
@@ -48,7 +49,12 @@ class ReferenceOps:
     def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         if weight_OI.dtype == torch.int8:
             return int8_product(x_TI, weight_OI, bias_O)
-        return F.linear(x_TI, weight_OI, bias_O)
+        if x_TI.device.type != "cpu" or x_TI.dtype not in (torch.float32, torch.float64):
+            return F.linear(x_TI, weight_OI, bias_O)
+        # On Intel's chips MKL orders sums by the number of rows: every product has the same number.
+        count = x_TI.shape[0]
+        parts = F.pad(x_TI, (0, 0, 0, -count % self.at_once)).split(self.at_once)
+        return torch.cat([F.linear(part, weight_OI, bias_O) for part in parts])[:count]
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps), rounded to the dtype of x, then times weight.
