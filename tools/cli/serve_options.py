@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.engine.host.files import read_object
 from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
 from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
-from fastslow.tools.cli.warm_file import read_warm
 
 if TYPE_CHECKING:
     from fastslow.serve.engine_settings import EngineSettings
@@ -152,6 +150,7 @@ class ServeOptions(ModelOptions):
         """
         from fastslow.serve.engine_settings import EngineSettings
         from fastslow.serve.warm_prefix import WarmPrefix
+        from fastslow.tools.cli.warm_file import read_warm
 
         each = [(path.name, read_warm(path)) for path in self.warm or ()]
         modes = self.warm_mode or [self.server_settings().default_mode]
@@ -164,6 +163,7 @@ class ServeOptions(ModelOptions):
         Raises:
             ValueError: the file of the settings cannot be read, or a field does not fit.
         """
+        from fastslow.engine.host.files import read_object
         from fastslow.serve.settings import ServerSettings
 
         if self.settings is not None and not self.settings.exists():
