@@ -137,9 +137,7 @@ class EngineCore:
             seconds = time.perf_counter() - drafted
             rows = len(layout.rows.tokens)
             self.cost_model.note(ready, Stepped(rows, seconds, drafted - started, sum(made), pure))
-        self._meter.note(
-            work, ready, made, len(layout.rows.tokens), time.perf_counter() - started
-        )
+        self._meter.note(work, ready, made, len(layout.rows.tokens), time.perf_counter() - started)
         for request in ready:
             request.tally.draft_seconds += drafted - started
             request.tally.verify_seconds += verified - drafted

@@ -32,7 +32,9 @@ class EngineLoad:
 
     modes: dict[str, ModeLoad]  # after 64 names "other"
     last_wait: float  # seconds that the request that began last had waited
-    prompt_rate: float  # prompt tokens read in a second of the steps that read some; 0: none did yet
+    prompt_rate: (
+        float  # prompt tokens read in a second of the steps that read some; 0: none did yet
+    )
     pages: int
     pages_free: int  # empty, or cached without a user
     page_tokens: int

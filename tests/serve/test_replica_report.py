@@ -40,9 +40,7 @@ async def answer(engine: LocalEngine, ask: Ask) -> None:
         pass
 
 
-def test_it_tells_what_runs_waits_and_how_fast(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_tells_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LocalEngine(llm, "tiny")
     first = engine.report()
     assert (first.answers, first.deep, first.urgent) == (0, 0, 0)
