@@ -36,7 +36,13 @@ class ModelCard:
 
 
 class NotReady(RuntimeError):
-    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503."""
+    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503.
+
+    Attributes:
+        replica: which one of several engines; "" = the only one, or none.
+    """
+
+    replica: str = ""
 
 
 class Engine(Protocol):

@@ -1,0 +1,1 @@
+"""Several engines behind one server, on Ray Serve. Nothing else of fastslow imports ray."""
