@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 from typing import Any, TypeVar
 
 from loguru import logger
 
+from fastslow.serve.ray.worker_lines import show_lines
+
 T = TypeVar("T")
 
 SHARED_MEMORY = 256 << 20  # bytes of the store of a local cluster: nothing large passes through it
-QUIET = {  # of Ray, where the operator has not said otherwise
-    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
-    "RAY_SERVE_LOG_TO_STDERR": "0",  # its own log files have it
-    "RAY_DEDUP_LOGS": "0",  # replicas may well say the same
-}
 
 
 class Cluster:
@@ -53,7 +51,10 @@ class Cluster:
         Raises:
             RuntimeError: that failed; one sentence.
         """
-        await self.call(self._open)
+        try:
+            await self.call(self._open)
+        finally:
+            _own_signals()
 
     async def close(self) -> None:
         """Leave it; one of this machine ends."""
@@ -63,20 +64,24 @@ class Cluster:
             self._thread.shutdown(wait=False)
 
     def _open(self) -> None:
-        ray = quiet_ray()
-        options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
+        import ray
+
+        ray_logs(logging.ERROR)
+        options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
         if self.local:
+            _loopback_only()
             options |= {
                 "num_cpus": self._cpus,
                 "include_dashboard": False,
                 "object_store_memory": SHARED_MEMORY,
-                "_node_ip_address": "127.0.0.1",
             }
         try:
             ray.init(address=self.address or "local", namespace="serve", **options)
         except (ConnectionError, RuntimeError, OSError) as error:
             what = "start a Ray cluster" if self.local else f"join the Ray cluster {self.address!r}"
             raise RuntimeError(f"cannot {what}: {_first_line(error)}") from None
+        ray_logs(logging.WARNING)
+        show_lines()
         logger.info("a Ray cluster of this machine is up" if self.local else "joined a Ray cluster")
 
     def _close(self) -> None:
@@ -85,18 +90,27 @@ class Cluster:
         ray.shutdown()
 
 
-def quiet_ray() -> ModuleType:
-    """Ray, with what it says of itself in the log from warnings on.
+def _loopback_only() -> None:
+    """No process of a cluster that is started here is reached from other machines. Ray has this for macOS and
+    Windows; where it is imported already, its constant has to be changed, too."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    from ray._private import ray_constants
 
-    Its settings are read when it is imported, and by the processes that it starts.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    import ray
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
+
+def _own_signals() -> None:
+    """Signals are for this process again: Ray has put a handler before it that writes stack traces, and aborts
+    the process soon after."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
+
+
+def ray_logs(level: int) -> None:
+    """The lowest level at which Ray's code in this process logs."""
     for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return ray
+        logging.getLogger(name).setLevel(level)
 
 
 def own_modules() -> dict[str, str]:

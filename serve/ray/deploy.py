@@ -13,26 +13,12 @@ from ray.serve.schema import LoggingConfig
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray.replica import EngineReplica
-from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings
+from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings, ranks_of
 
 SPARE = 1000  # calls at a replica beyond the answers that its engine takes: it says itself that it is busy
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 REPORTS = 1.0  # seconds between two reports of a replica to routers
 ATTEMPTS = 3  # to start each replica, when none has ever started
-
-
-def ranks_of(settings: EngineSettings) -> int:
-    """Processes of one engine.
-
-    Raises:
-        ValueError: its `parallel` is none.
-    """
-    asked = settings.options.get("parallel")
-    if asked is None:
-        return 1
-    from fastslow.engine.parallel.sharding import Parallel  # with torch
-
-    return Parallel.parse(asked).ranks
 
 
 def engines(
@@ -45,7 +31,7 @@ def engines(
         replicas: how many, and what each takes.
         environment: variables that their processes get.
     """
-    ranks = ranks_of(settings)
+    ranks = ranks_of(settings.options)
     running = int(settings.options.get("max_running", MOST_RUNNING))
     deployment = serve.deployment(EngineReplica).options(
         name=DEPLOYMENT,

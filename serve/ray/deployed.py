@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from loguru import logger
 
 from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.ray import QUIET
 from fastslow.serve.ray.cluster import Cluster, own_modules
 from fastslow.serve.ray.load_failure import told_error
 from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings
@@ -87,7 +88,7 @@ class OwnDeployment:
 
         from fastslow.serve.ray.deploy import engines
 
-        environment = (own_modules() if self._cluster.local else {}) | self._environment
+        environment = (own_modules() if self._cluster.local else dict(QUIET)) | self._environment
         application = engines(self._settings, self._replicas, environment)
         serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
         self._deployed = True

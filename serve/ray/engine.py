@@ -27,6 +27,7 @@ PATIENCE = (
     30.0  # seconds until a replica must have taken a request; that waits for nothing of its engine
 )
 CALL = 30.0  # seconds that a call may take
+LAST = 5.0  # seconds that answers have to end once they are cancelled
 DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
 
 
@@ -49,7 +50,7 @@ class RayEngine:
         self._handle: Any = None
         self._stream: Any = None
         self._card: ModelCard | None = None
-        self._closing = False
+        self._closing = self._closed = False
         self._running: dict[str, str] = {}  # ids of requests, and who answers them
         self._sum = StatsSum()
         self._looking: asyncio.Task[None] | None = None
@@ -66,6 +67,8 @@ class RayEngine:
         self._handle = await self._deployed.open()
         self._stream = self._handle.options(method_name="stream", stream=True)
         while not self.replicas.running:
+            if self._closing:
+                raise NotReady(self._why)
             self.replicas = await self._deployed.look()
             if self.replicas.failed is not None:
                 raise self.replicas.failed
@@ -122,7 +125,7 @@ class RayEngine:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            raise _of(replica, NotReady("the replica ended in the middle of the request")) from None
+            raise NotReady("the replica ended in the middle of the request", replica) from None
         finally:
             if self._running.get(ask.id) == replica:
                 del self._running[ask.id]
@@ -154,19 +157,26 @@ class RayEngine:
         return [(data, shown) for data, shown in found]
 
     async def close(self, drain: float = 0.0) -> None:
-        if self._closing and self._handle is None:
-            return
         self._closing = True
-        end = asyncio.get_running_loop().time() + drain
-        while self._running and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(DRAIN_LOOK)
+        await self._answers_over(drain)
+        for id in list(self._running):
+            with suppress(NotReady):
+                await self.cancel(id)
+        await self._answers_over(LAST)
         if self._looking is not None:
             self._looking.cancel()
             with suppress(asyncio.CancelledError):
                 await self._looking
             self._looking = None
-        self._handle = None
-        await self._deployed.close()
+        if not self._closed:
+            self._closed = True
+            await self._deployed.close()
+
+    async def _answers_over(self, seconds: float) -> None:
+        """Wait until all answers are over, but not for longer."""
+        end = asyncio.get_running_loop().time() + seconds
+        while self._running and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(DRAIN_LOOK)
 
     async def _any(self, method: str, *arguments: Any) -> Any:
         """Call one replica, whichever."""
@@ -233,7 +243,7 @@ def _lost(error: Exception, replica: str) -> Exception:
         logger.error("a replica failed on a request: {}", error)
         return RuntimeError("the replica failed on the request")
     logger.warning("a replica is gone: {}", _line(error))
-    return _of(replica, NotReady("the replica ended in the middle of the request; try again soon"))
+    return NotReady("the replica ended in the middle of the request; try again soon", replica)
 
 
 def _line(error: Exception) -> str:

@@ -6,14 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from msgspec import to_builtins
 from ray import serve
 
 from fastslow.serve.engine_settings import EngineSettings
-from fastslow.serve.local import LocalEngine
 from fastslow.serve.logs import ServerLog
 from fastslow.serve.process.answer_stream import AnswerStream
 from fastslow.serve.process.failures import KINDS, failure_of
@@ -22,6 +21,9 @@ from fastslow.serve.process.messages import Failure
 from fastslow.serve.ray.load_failure import load_failure
 from fastslow.serve.ray.messages import Accepted, Bunch, Returned, ask_of
 from fastslow.serve.routing.request import RoutedRequest
+
+if TYPE_CHECKING:
+    from fastslow.serve.local import LocalEngine
 
 BUNCH = 0.02  # seconds between the items of one answer: each costs Ray more than a token costs the engine
 NOBODY = 600.0  # seconds: Ray takes all items at once, so that its own end is what cuts an answer

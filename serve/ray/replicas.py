@@ -88,6 +88,20 @@ def resources_of(text: str) -> dict[str, float]:
     return found
 
 
+def ranks_of(options: Mapping[str, Any]) -> int:
+    """Processes of an engine, by the keyword arguments of its `LLM`.
+
+    Raises:
+        ValueError: its `parallel` is none.
+    """
+    asked = options.get("parallel")
+    if asked is None:
+        return 1
+    from fastslow.engine.parallel.sharding import Parallel  # with torch
+
+    return Parallel.parse(asked).ranks
+
+
 def usual_resources(options: Mapping[str, Any], ranks: int) -> dict[str, float]:
     """What a replica takes whose operator does not say: a device for each rank, where one is named."""
     kind = str(options.get("device", "auto")).partition(":")[0]
