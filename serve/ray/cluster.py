@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from loguru import logger
 
+from fastslow.serve.ray.loopback import cluster_on_loopback
 from fastslow.serve.ray.worker_lines import show_lines
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Cluster:
         ray_logs(logging.ERROR)
         options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
         if self.local:
-            _loopback_only()
+            cluster_on_loopback()
             options |= {
                 "num_cpus": self._cpus,
                 "include_dashboard": False,
@@ -88,15 +89,6 @@ class Cluster:
         import ray
 
         ray.shutdown()
-
-
-def _loopback_only() -> None:
-    """No process of a cluster that is started here is reached from other machines. Ray has this for macOS and
-    Windows; where it is imported already, its constant has to be changed, too."""
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _own_signals() -> None:

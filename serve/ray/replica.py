@@ -19,6 +19,7 @@ from fastslow.serve.process.failures import KINDS, failure_of
 from fastslow.serve.process.frames import packed
 from fastslow.serve.process.messages import Failure
 from fastslow.serve.ray.load_failure import load_failure
+from fastslow.serve.ray.loopback import replica_on_loopback
 from fastslow.serve.ray.messages import Accepted, Bunch, Returned, ask_of
 from fastslow.serve.routing.request import RoutedRequest
 
@@ -43,6 +44,7 @@ class EngineReplica:
         self, settings: Mapping[str, Any], threads: int, bunch: float = BUNCH
     ) -> None:
         self._log = ServerLog.of_environment()
+        replica_on_loopback()
         self._id: str = serve.get_replica_context().replica_id.unique_id
         self._bunch = bunch
         try:

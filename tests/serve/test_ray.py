@@ -147,10 +147,10 @@ def test_a_killed_replica_is_told_of_and_replaced(both: Both) -> None:
         ]
         await until(lambda: len(both.ray._running) == 4)
         kill(before[0])
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        lost = [one for one in found if isinstance(one, NotReady)]
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        lost = [one for one in ended if isinstance(one, NotReady)]
         assert lost and all(one.replica == lost[0].replica != "" for one in lost)
-        assert all(isinstance(one, NotReady | Output) for one in found)
+        assert all(isinstance(one, NotReady | Output) for one in ended)
         assert _told(await answer_of(both.ray, asked("again", 40))) == right, "on the other one"
         await until(lambda: both.ray.replicas.running == 2 and replica_pids() != before)
         assert (await both.ray.stats())["tokens"] >= counted, "counts of the old one stay"
