@@ -32,6 +32,7 @@ from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
@@ -292,6 +293,14 @@ class LLM:
             RuntimeError: this LLM is closed.
         """
         return self._core.stats()
+
+    def current_load(self) -> EngineLoad:
+        """What the engine has to do now by mode, and how fast its last steps were. It never waits.
+
+        Raises:
+            RuntimeError: this LLM is closed.
+        """
+        return self._core.load()
 
     def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
