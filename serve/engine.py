@@ -36,7 +36,18 @@ class ModelCard:
 
 
 class NotReady(RuntimeError):
-    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503."""
+    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503.
+
+    Attributes:
+        replica: which of several engines ended under the request; "" where no one had it.
+    """
+
+    def __init__(self, message: str = "", replica: str = "") -> None:
+        super().__init__(message)
+        self.replica = replica
+
+    def __reduce__(self) -> tuple[type[NotReady], tuple[str, str]]:
+        return NotReady, (str(self), self.replica)
 
 
 class Engine(Protocol):
