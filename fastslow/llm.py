@@ -335,7 +335,7 @@ class LLM:
             RuntimeError: this LLM is closed.
         """
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
-            self._worker.between_steps(partial(self._step_seconds, groups, 1))
+            self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
     @property
     def tool_calls(self) -> ToolCalls:
