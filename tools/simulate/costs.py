@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ class ReplicaCosts:
                 below = above
         return total
 
-    def most_rows(self, modes: Mapping[str, float], seconds: float) -> int:
+    def most_rows(self, modes: Iterable[str], seconds: float) -> int:
         """How many rows of the dearest of these modes a step of so many seconds has; 0: not one."""
         dearest = min(modes, key=self._order.__getitem__)
         return max(0, bisect_right(self._curves[dearest][0], seconds) - 1)

@@ -51,7 +51,7 @@ def measured_costs(
     return ReplicaCosts(
         modes=found,
         pages=stats.pages,
-        page_tokens=stats.page_size,
+        page_tokens=llm._kv.page_size,
         max_running=min(llm.max_running, prompt_rows),
         prompt_rows=prompt_rows,
         context_seconds=max(0.0, min(contexts)),

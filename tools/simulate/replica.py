@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE
 from fastslow.serve.routing.report import ReplicaReport
@@ -132,9 +133,12 @@ class SimulatedReplica:
         run = self._run
         assert run is not None
         self.busy_seconds += now - run.start
+        if self._targets:  # the engine sees them when a step begins
+            self._last_target = min(self._targets), run.end(run.steps - 1)
         quick, others = self._batches
         quick.advance(run.steps)
         others.advance(run.steps * run.share)
+        self._evict(self._held(quick.clock, others.clock))
         read = self._read_on(run, now)
         over = [answer for answer in read if answer.last_token_was_first]
         over += quick.pop_over() + others.pop_over()
@@ -241,16 +245,18 @@ class SimulatedReplica:
             self._last_target = min(self._targets), now
         limit = self._limit(now)
         run, decode, prompt = self._compose(now, limit)
+        most = self._most_steps
         while not self._fit_pages(run.share):
             self._preempt()
             self._blocked = True  # it would start again at once
             run, decode, prompt = self._compose(now, limit)
+            most = 1
         self._blocked = False
         if not (decode or prompt):
             self._run, self.wakes = None, NEVER
             return
         self._time(run, decode, prompt)
-        run.steps = self._steps(run, limit)
+        run.steps = self._steps(run, limit, most)
         self._run, self.wakes = run, run.end(run.steps)
 
     def _compose(
@@ -259,19 +265,16 @@ class SimulatedReplica:
         """Who runs in the next step; rows of decoding requests and of prompts, by mode."""
         quick, others = self._batches
         run = StepRun(now, 1, 0.0, 0.0, 1.0, [])
-        prompt: dict[str, float] = {}
-        left = self._give(run, prompt, True, self._costs.prompt_rows - len(quick), None)
-        decode = dict(quick.rows)
-        fits: int | None = None
-        if limit is not None:
-            fits = self._fits(limit, decode, prompt, others.rows)
+        decode, prompt = dict(quick.rows), dict[str, float]()
+        left = self._give(run, decode, prompt, True, self._costs.prompt_rows - len(quick), None)
+        if limit is not None and others.rows:
+            fits = self._fits(limit, others.rows, decode, prompt)
             wanted = sum(others.rows.values())
             if wanted > fits:
                 run.share = max(fits / wanted, 1 / len(others))
-            fits = max(0, fits - math.ceil(wanted))
         for mode, rows in others.rows.items():
             decode[mode] = decode.get(mode, 0.0) + run.share * rows
-        self._give(run, prompt, False, left - len(others), fits)
+        self._give(run, decode, prompt, False, left - len(others), limit)
         return run, decode, prompt
 
     def _limit(self, now: float) -> float | None:
@@ -280,48 +283,52 @@ class SimulatedReplica:
             return None
         return SHARE * self._last_target[0]
 
-    def _fits(self, limit: float, *rows: Mapping[str, float]) -> int:
-        """Rows that fit beside those of the first groups; the last group is what would like to run."""
-        modes = {mode: 1.0 for group in rows for mode in group}
-        waiting = self._queue.first
-        if waiting is not None:
-            modes[waiting.request.mode] = 1.0
-        for answer in self._reading:
-            modes[answer.request.mode] = 1.0
-        if not modes:
-            return 0
-        taken = sum(sum(group.values()) for group in rows[:-1])
-        return max(0, self._costs.most_rows(modes, limit) - math.ceil(taken))
+    def _fits(self, limit: float, modes: Iterable[str], *taken: Mapping[str, float]) -> int:
+        """Rows of some modes that fit into a step beside those that run in it already."""
+        rows = sum(sum(group.values()) for group in taken)
+        dearest = self._costs.most_rows(chain(modes, *taken), limit)
+        return max(0, dearest - math.ceil(rows - 1e-9))
 
     def _give(
-        self, run: StepRun, prompt: dict[str, float], quick: bool, left: int, fits: int | None
+        self,
+        run: StepRun,
+        decode: Mapping[str, float],
+        prompt: dict[str, float],
+        quick: bool,
+        left: int,
+        limit: float | None,
     ) -> int:
         """Give prompt rows to those with a target, or to all others: first to those that run, then to those
         that wait. Returns the rows that are left.
 
-        fits: rows that keep the step short. Where there are none the engine reads a few rows after it was
-        patient for some steps; here that is their share of each step.
+        limit: seconds of the step. Where it leaves no rows the engine reads a few after it was patient for some
+        steps; here that is their share of each step.
         """
 
-        def give(answer: AnswerState) -> None:
-            nonlocal left, fits
-            rows = min(answer.left, room())
-            run.chunks.append((answer, rows))
-            prompt[answer.request.mode] = prompt.get(answer.request.mode, 0.0) + rows
-            left -= rows
-            fits = None if fits is None else max(0, fits - rows)
+        def room(mode: str) -> int:
+            if limit is None or left <= 0:
+                return left
+            fits = self._fits(limit, (mode,), decode, prompt)
+            return min(left, fits or (0 if run.chunks else SLOW))
 
-        def room() -> int:
-            return left if fits is None else min(left, fits or (0 if run.chunks else SLOW))
+        def give(answer: AnswerState, most: int) -> int:
+            rows = min(answer.left, most)
+            run.chunks.append((answer, rows))
+            mode = answer.request.mode
+            prompt[mode] = prompt.get(mode, 0.0) + rows
+            return rows
 
         for answer in self._reading:
-            if (answer.target is not None) is quick and room() > 0:
-                give(answer)
-        while room() > 0 and self._running.total() < self._costs.max_running and not self._blocked:
+            if (answer.target is not None) is quick and (most := room(answer.request.mode)) > 0:
+                left -= give(answer, most)
+        while left > 0 and self._running.total() < self._costs.max_running and not self._blocked:
             first = self._queue.first
-            if first is None or (quick and first.target is None) or not self._admit(first, run):
+            if first is None or (quick and first.target is None):
                 break
-            give(first)
+            most = room(first.request.mode)
+            if most <= 0 or not self._admit(first, run):
+                break
+            left -= give(first, most)
         return left
 
     def _admit(self, answer: AnswerState, run: StepRun) -> bool:
@@ -361,8 +368,12 @@ class SimulatedReplica:
         need = self._next_held(share)
         if need > self._costs.pages and self._running.total() > 1:
             return False
-        self._cache.evict(math.ceil(need + self._cache.idle - self._costs.pages))
+        self._evict(need)
         return True
+
+    def _evict(self, held: float) -> None:
+        """Make room for pages with a user."""
+        self._cache.evict(math.ceil(held + self._cache.idle - self._costs.pages))
 
     def _preempt(self) -> None:
         """The youngest of the least urgent gives its pages back and waits again."""
@@ -396,9 +407,8 @@ class SimulatedReplica:
                 run.first += costs.attention_seconds * rows * (read + rows / 2)
                 run.more += costs.attention_seconds * rows * rows
 
-    def _steps(self, run: StepRun, limit: float | None) -> int:
-        """How many steps are like the first one."""
-        most = self._most_steps
+    def _steps(self, run: StepRun, limit: float | None, most: int) -> int:
+        """How many steps are like the first one, `most` at most."""
         if run.chunks:
             answer, rows = run.chunks[-1]
             alone = len(run.chunks) == 1
