@@ -11,12 +11,13 @@ from random import Random
 
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.routing.settings import RoutingSettings
 from fastslow.serve.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
 from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.prompt_text import prompt_text
 from fastslow.tools.simulate.replica import MOST_STEPS, SimulatedReplica
-from fastslow.tools.simulate.routers import OURS, router
+from fastslow.tools.simulate.routers import OURS, check_router, router
 from fastslow.tools.simulate.trace import TracedRequest
 
 BEGIN = 1.0e9  # of the simulated clock, in seconds since 1970: routers take times near 0 for none
@@ -35,6 +36,7 @@ class ClusterSettings:
         scaling_seconds: between two looks at the load.
         mtbf_hours: mean time between the deaths of a replica; infinity = they live.
         report_seconds: between two reports of a replica.
+        routing: settings of the real router.
         seed: of all chance.
     """
 
@@ -44,11 +46,13 @@ class ClusterSettings:
     scaling_seconds: float = 5.0
     mtbf_hours: float = math.inf
     report_seconds: float = 1.0
+    routing: RoutingSettings = RoutingSettings()
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= MOST_REPLICAS:
             raise ValueError(f"replicas={self.replicas} must be between 1 and {MOST_REPLICAS}")
+        check_router(self.router)
         for name in ("scaling_seconds", "mtbf_hours", "report_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
@@ -124,7 +128,9 @@ class SimulatedCluster:
         self._names = itertools.count()
         self._random = Random(settings.seed)
         self._members: dict[str, _Member] = {}
-        self._router = router(settings.router, self._length, settings.seed, self._clock)
+        self._router = router(
+            settings.router, self._length, self._clock, replace(settings.routing, seed=settings.seed)
+        )
         self._held: list[AnswerState] = []  # there was no replica for them
         self._reports: dict[str, ReplicaReport] = {}
         self._scaling = ScalingState()

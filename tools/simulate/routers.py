@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from random import Random
 from typing import Protocol
 
@@ -140,38 +141,46 @@ class PrefixOnly:
         return self._smallest[0][2]
 
 
-def _ours(length: QueueLength, seed: int, clock: Clock) -> Router:
-    return ReplicaChooser(RoutingSettings(seed=seed), clock)
-
-
-def _prefix_only(length: QueueLength, seed: int, clock: Clock) -> Router:
-    return PrefixOnly(length, Random(seed))
-
-
-def _power_of_two(length: QueueLength, seed: int, clock: Clock) -> Router:
-    return PowerOfTwo(length, Random(seed))
-
-
 OURS = "fastslow"
-ROUTERS: dict[str, Callable[[QueueLength, int, Clock], Router]] = {
-    OURS: _ours,
-    "prefix": _prefix_only,
-    "two": _power_of_two,
-}
 NAMES = {OURS: "fastslow", "prefix": "prefix only (Ray's)", "two": "power of two (Ray's)"}
+ROUTERS = tuple(NAMES)
 
 
-def router(name: str, length: QueueLength, seed: int, clock: Clock) -> Router:
+def check_router(name: str) -> None:
+    """ValueError: there is none of this name."""
+    if name not in ROUTERS:
+        raise ValueError(f"router={name!r} is unknown{nearest(name, ROUTERS)}")
+
+
+def router(name: str, length: QueueLength, clock: Clock, settings: RoutingSettings) -> Router:
     """A router by name.
 
     Args:
         length: requests that a replica has now.
-        seed: of its choices.
         clock: seconds since 1970.
+        settings: of the real one; its seed is that of all.
+    """
+    check_router(name)
+    if name == OURS:
+        return ReplicaChooser(settings, clock)
+    made: Router = {"prefix": PrefixOnly, "two": PowerOfTwo}[name](length, Random(settings.seed))
+    return made
+
+
+def read_routing(text: str) -> RoutingSettings:
+    """Settings of the real router, as "name=value,name=value".
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: an unknown name, or a value that is no number or out of range.
     """
-    if name not in ROUTERS:
-        raise ValueError(f"router={name!r} is unknown{nearest(name, ROUTERS)}")
-    return ROUTERS[name](length, seed, clock)
+    known = {f.name: f for f in fields(RoutingSettings) if f.name != "seed"}
+    given: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        if name not in known:
+            raise ValueError(f"routing: {name!r} is unknown{nearest(name, known)}")
+        try:
+            given[name] = int(value) if known[name].type == "int" else float(value)
+        except ValueError:
+            raise ValueError(f"routing: {name}={value!r} must be a number") from None
+    return RoutingSettings(**given)  # type: ignore[arg-type]

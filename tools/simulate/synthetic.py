@@ -46,7 +46,7 @@ class TraceRecipe:
     question_tokens: int = 60
     answer_tokens: int = 150
     deep_tokens: int = 2_000
-    latency_ms: float | None = 200.0
+    latency_ms: float | None = None
     fast_mode: str = "fast"
     deep_mode: str = "deep"
     seed: int = 0
