@@ -10,6 +10,7 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.answered import Answered
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
@@ -84,7 +85,9 @@ class LocalEngine:
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
             raise NotReady(self.why_not_ready)
-        handle = self._llm.submit(ask.prompt, sampling_of(ask), **_options(ask), trace=ask.trace)
+        answered = None if ask.answered is None else Answered.of(ask.answered)
+        own: dict[str, Any] = {**_options(ask), "trace": ask.trace, "answered": answered}
+        handle = self._llm.submit(ask.prompt, sampling_of(ask), **own)
         self._running[ask.id] = handle
         try:
             if not ask.streamed:

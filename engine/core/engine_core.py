@@ -119,6 +119,7 @@ class EngineCore:
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [guarded_rule(request) for request in ready],
         )
+        _keep_answered(ready, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
@@ -206,8 +207,10 @@ class EngineCore:
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
-            planned = request.policy.plan(request, len(self.scheduler.running))
-            planned = max(planned, _certain(request))
+            planned = 0
+            if request.next_answered is None:
+                planned = request.policy.plan(request, len(self.scheduler.running))
+                planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others go on
             request.fail(error)
@@ -256,13 +259,15 @@ class EngineCore:
         for b, (request, tree) in enumerate(zip(ready, trees, strict=True)):
             nodes, tokens = result.accepted_nodes[b], result.tokens[b]
             base = len(request.tokens)
+            made = request.next_answered is None
             request.sources += token_sources(request, tree, verdicts[b], tokens)
             request.tokens.extend(tokens)
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
                 record(request, tree, nodes)
-            request.tally.add(request.drafter, tree, nodes)
+            if made:
+                request.tally.add(request.drafter, tree, nodes)
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
 
@@ -341,6 +346,13 @@ def _certain(request: Request) -> int:
     if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
         return 0
     return len(request.grammar.ahead(request.tokens, (), FURTHEST))
+
+
+def _keep_answered(ready: Sequence[Request], result: AcceptResult) -> None:
+    """The last token that a call brought of its answer stays what it is, whatever the target says now."""
+    for b, request in enumerate(ready):
+        if (token := request.next_answered) is not None:
+            result.accepted_nodes[b], result.tokens[b] = [], [token]
 
 
 def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
