@@ -8,7 +8,7 @@ from random import Random
 
 from fastslow.serve.routing.guard import Guard
 from fastslow.serve.routing.load import ReplicaLoad, Sent
-from fastslow.serve.routing.prefix_index import PrefixIndex
+from fastslow.serve.routing.routed_prefixes import RoutedPrefixes
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.serve.routing.settings import RoutingSettings
@@ -34,7 +34,7 @@ class ReplicaChooser:
         self._settings = settings
         self._clock = clock
         self._random = Random(settings.seed)
-        self._prefixes = PrefixIndex(settings, self._random)
+        self._prefixes = RoutedPrefixes(settings, self._random)
         self._guard = Guard(settings)
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
