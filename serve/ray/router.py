@@ -30,7 +30,7 @@ class _Counted:
     replica: str
 
 
-class FastSlowRouter(RequestRouter):
+class FastSlowRouter(RequestRouter):  # type: ignore[misc]
     """Asks a `ReplicaChooser`; the request is the `RoutedRequest` among a call's arguments.
 
     Ray takes the first rank that has a replica with room (`max_ongoing_requests`), so each rank is one

@@ -51,7 +51,7 @@ class QueueScaling:
         settings = ScalingSettings(
             least=max(1, context.capacity_adjusted_min_replicas),
             most=max(1, context.capacity_adjusted_max_replicas),
-            **self._settings,  # type: ignore[arg-type]
+            **self._settings,
         )
         wanted, state = replicas_wanted(
             _queues(context.aggregated_metrics or {}),

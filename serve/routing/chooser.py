@@ -8,9 +8,9 @@ from random import Random
 
 from fastslow.serve.routing.guard import Guard
 from fastslow.serve.routing.load import ReplicaLoad, Sent
-from fastslow.serve.routing.routed_prefixes import RoutedPrefixes
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
+from fastslow.serve.routing.routed_prefixes import RoutedPrefixes
 from fastslow.serve.routing.settings import RoutingSettings
 
 MEMORY = 64.0  # prompts over which characters of a token are averaged

@@ -64,7 +64,7 @@ def test_a_request_counts_from_the_choice_to_its_end() -> None:
         assert sum(router.counts()) == 1
         assert await router.ask(asked) in "ab", "asked again while all are full"
         assert sum(router.counts()) == 1
-        router.on_request_routed(asked, id_of(place), None)  # type: ignore[arg-type]
+        router.on_request_routed(asked, id_of(place), None)
         assert sum(router.counts()) == 1
         router.on_request_completed(id_of(place), "i")
         assert router.counts() == [0, 0] and not router._counted
@@ -79,7 +79,7 @@ def test_it_counts_where_it_went() -> None:
         asked = pending(request("x"))
         place = await router.ask(asked)
         other = ({"a", "b"} - {place}).pop()
-        router.on_request_routed(asked, id_of(other), None)  # type: ignore[arg-type]
+        router.on_request_routed(asked, id_of(other), None)
         assert router.chooser.answers(other) == 1 and router.chooser.answers(place) == 0
         router.on_request_completed(id_of(other), "i")
         assert router.counts() == [0, 0]
