@@ -107,6 +107,15 @@ class EngineReplica:
         if self._engine.broken:
             raise RuntimeError("the engine broke")
 
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """The fields of a `ReplicaReport`, which Ray gives to all routers."""
+        return self._engine.report().to_dict()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Of the same what is a number, which is all that Ray takes here."""
+        report = self._engine.report().to_dict()
+        return {name: value for name, value in report.items() if isinstance(value, int | float)}
+
     async def __del__(self) -> None:
         """Ray Serve has waited for the answers that ran, and ends the process now."""
         if hasattr(self, "_engine"):
