@@ -32,6 +32,7 @@ from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
@@ -251,7 +252,8 @@ class LLM:
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
         answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
-        `trace`, whether its steps are noted, for `PieceStream.trace`.
+        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, tokens of its answer that
+        another engine made, which it goes on from: see `Answered`.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
@@ -293,6 +295,14 @@ class LLM:
             RuntimeError: this LLM is closed.
         """
         return self._core.stats()
+
+    def current_load(self) -> EngineLoad:
+        """What the engine has to do now by mode, and how fast its last steps were. It never waits.
+
+        Raises:
+            RuntimeError: this LLM is closed.
+        """
+        return self._core.load()
 
     def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
