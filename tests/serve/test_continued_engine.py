@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from fastslow.serve.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engine import Busy, NotReady
 from fastslow.serve.sent_pieces import OtherAnswer, SentPieces
 
-QUICK = Retries(deaths=99, first=0.0, longest=0.0)
+QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
 ANSWER = [
     Token(5, reasoning="I "),
     Token(6, reasoning="th"),
@@ -343,3 +344,19 @@ def test_the_rest_is_the_engines_own() -> None:
         assert await engine.stop_thinking("x") and await engine.cancel("x")
 
     asyncio.run(main())
+
+
+def test_engines_that_close_are_no_deaths() -> None:
+    """Several may refuse an answer that is not to blame."""
+    refusals = [
+        Break(after=0, error=NotReady("it closes", name, refused=True)) for name in "abcdef"
+    ]
+    inner = ScriptedReplicas([ANSWER], refusals)
+    pieces, output = asyncio.run(taken(ContinuedEngine(inner, replace(QUICK, deaths=1))))
+    check([ANSWER], pieces, output)
+    assert inner.asked[-1].avoid == tuple("abcdef")
+
+
+def test_an_error_keeps_its_replica_on_its_way() -> None:
+    error = pickle.loads(pickle.dumps(NotReady("it is gone", "a", True)))
+    assert (str(error), error.replica, error.refused) == ("it is gone", "a", True)
