@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -108,3 +109,21 @@ class Engine(Protocol):
 
     async def close(self, drain: float = 0.0) -> None:
         """Take no more requests, let those that run go on for so many seconds, then end."""
+
+
+class Started(Protocol):
+    """What has to be started before an engine answers, and may end for good.
+
+    Attributes:
+        gave_up: done with one sentence when it will not answer any more.
+    """
+
+    gave_up: asyncio.Future[str]
+
+    async def start(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: it failed, or ended.
+        """

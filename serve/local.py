@@ -18,6 +18,8 @@ from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
+from fastslow.serve.replica_report import may_take_long, replica_report
+from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
 from fastslow.serve.warm_prefix import WarmPrefix
@@ -151,6 +153,12 @@ class LocalEngine:
 
     async def stats(self) -> Mapping[str, Any]:
         return self._llm.stats().to_dict()
+
+    def report(self) -> ReplicaReport:
+        """How busy it is, for routers. It never waits."""
+        modes = self._card.modes if self._card.thinks else {}
+        deep = {name for name, mode in modes.items() if may_take_long(mode)}
+        return replica_report(self._llm.current_load(), deep, time.time())
 
     async def tokenize(self, ask: Ask) -> list[int]:
         llm = self._llm.llm

@@ -12,6 +12,7 @@ from loguru import logger
 from fastslow.engine.core.guarded import guarded_rule, record, survival_of
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
+from fastslow.engine.core.load import EngineLoad, LoadMeter
 from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
@@ -63,6 +64,7 @@ class EngineCore:
         self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
         self._masks = MaskMaker()
         self._totals = EngineTotals()
+        self._meter = LoadMeter()
         self._next_deadline = math.inf  # no request's is before it
         self._untold: dict[int, Request] = {}  # whose callers do not know yet that they are over
         self._over: set[int] = set()  # which the drafter has to let go
@@ -86,6 +88,10 @@ class EngineCore:
         """What it does and has done. Any thread may ask: nothing is locked, so that figures may lie a
         step apart."""
         return self._totals.snapshot(self.scheduler, self.kv)
+
+    def load(self) -> EngineLoad:
+        """What it has to do now, and how fast it is. As `stats`, and much cheaper."""
+        return self._meter.snapshot(self.scheduler, self.kv)
 
     def step(self) -> None:
         """One forward for every request that runs: prompt chunks, last tokens and draft nodes."""
@@ -126,12 +132,13 @@ class EngineCore:
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
         self.drafter.commit(ready, result, committed_features(out, layout, result))
+        made = list(map(len, result.tokens))
         if ready:
-            made = sum(map(len, result.tokens))
             pure = all(item.ready for item in work) and all(chunk == 1 for _, chunk in work)
             seconds = time.perf_counter() - drafted
             rows = len(layout.rows.tokens)
-            self.cost_model.note(ready, Stepped(rows, seconds, drafted - started, made, pure))
+            self.cost_model.note(ready, Stepped(rows, seconds, drafted - started, sum(made), pure))
+        self._meter.note(work, ready, made, len(layout.rows.tokens), time.perf_counter() - started)
         for request in ready:
             request.tally.draft_seconds += drafted - started
             request.tally.verify_seconds += verified - drafted

@@ -133,8 +133,8 @@ class EngineTotals:
             self.prompt_tokens += request.prompt_length
             self.cached_tokens += tally.cached
         for name, counts in tally.by_drafter.items():
-            _named(self.drafters, name, DrafterStats).add(counts)
-        _named(self.modes, request.mode, ModeStats).add(request)
+            entry_of(self.drafters, name, DrafterStats).add(counts)
+        entry_of(self.modes, request.mode, ModeStats).add(request)
 
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
@@ -197,7 +197,7 @@ class EngineStats:
         return asdict(self) | {"drafters": rates, "prefix_hit_rate": self.prefix_hit_rate}
 
 
-def _named(table: dict[str, T], name: str, kind: type[T]) -> T:
+def entry_of(table: dict[str, T], name: str, kind: type[T]) -> T:
     """The entry of a name, or of the rest where there are enough names."""
     found = table.get(name)
     if found is None:

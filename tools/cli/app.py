@@ -22,6 +22,7 @@ from fastslow.tools.cli.options import INTERRUPTED
 from fastslow.tools.cli.plan import plan
 from fastslow.tools.cli.quantize import quantize
 from fastslow.tools.cli.serve import serve
+from fastslow.tools.cli.simulate import simulate
 from fastslow.tools.cli.train_draft import train_draft
 from fastslow.tools.cli.tune import tune
 
@@ -39,6 +40,7 @@ for command in JOBS:
 app.add_typer(corpus)
 app.add_typer(cache)
 app.add_typer(keys)
+app.add_typer(simulate)
 
 
 def _version(wanted: bool) -> None:

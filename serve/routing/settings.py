@@ -1,0 +1,72 @@
+"""Every constant of routing and scaling with its reason. None of them can change a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSettings:
+    """What the router assumes of replicas, and how long it remembers."""
+
+    # The index of prefixes
+    first_block: int = 64  # characters: about one page of 16 tokens, below which no KV is shared
+    # Later blocks are so much of the text before them. A match is known to an eighth, which is enough to
+    # compare replicas, and 64k characters are some 50 blocks to look up and to hold, not 1,000.
+    block_growth: float = 0.125
+    most_blocks: int = 1_000_000  # over all replicas: a few hundred MB at most, and shared fairly
+    recent: int = 256  # prompts whose blocks are kept from the choice to the sending
+    page_characters: float = 4.0  # of a token, until prompts have shown how many it is
+
+    # What a choice costs in expected seconds
+    prompt_rate: float = 1000.0  # tokens a second, before a replica reported its own
+    step_seconds: float = 0.05  # likewise
+    answer_steps: float = 2.0  # steps by which an answer that runs beside it sets a request back
+    deep_steps: float = (
+        8.0  # likewise, of a deep one and a quick request with a target: it stays for long
+    )
+    silent_seconds: float = (
+        10.0  # behind the newest report: later each second counts as one of waiting
+    )
+
+    # How many replicas are looked at
+    few: int = 8  # so many are all compared
+    holders: int = 4  # of more, those that have read most of the prompt,
+    choices: int = (
+        2  # and so many at random (power of two choices): reports are old, and all see the same
+    )
+    attempts: int = 3  # times that a random replica is drawn again because it is taken already
+
+    # The guard of quick requests with a target
+    guard_seconds: float = 120.0  # after the last one: pauses of a conversation are shorter
+    guard_look: float = 0.5  # seconds between two looks at how many there are: reports are older
+    guard_release: float = 60.0  # seconds in which the number of kept replicas falls to a third
+    urgent_each: float = (
+        2.0  # on one replica, on average: at their 95th percentile few steps are shared
+    )
+    urgent_spare: float = 1.5  # times what is there now: more may come in the next second
+
+    # Memory
+    most_sent: int = 100_000  # requests that were sent and are not over
+    lost_seconds: float = 3600.0  # after which one that nobody ended is taken as over
+
+    seed: int | None = (
+        None  # of the random choices; None: another for each router, so that they differ
+    )
+
+    def __post_init__(self) -> None:
+        whole = ("first_block", "most_blocks", "recent", "few", "holders", "choices", "most_sent")
+        for name in whole:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        positive = (
+            "page_characters",
+            "prompt_rate",
+            "step_seconds",
+            "guard_release",
+            "urgent_each",
+            "lost_seconds",
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")

@@ -1,0 +1,70 @@
+"""Requests and reports for tests of routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from fastslow.serve.routing.chooser import ReplicaChooser
+from fastslow.serve.routing.report import ReplicaReport
+from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.routing.settings import RoutingSettings
+
+_numbers = count()
+
+
+class Clock:
+    """Seconds that stand still until a test moves them."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def request(prompt: str = "", **fields: Any) -> RoutedRequest:
+    """One of a fresh id."""
+    values: dict[str, Any] = {
+        "id": f"r{next(_numbers)}",
+        "mode": "fast",
+        "deep": False,
+        "prompt_tokens": len(prompt) // 4,
+        "max_tokens": 100,
+    }
+    return RoutedRequest(prompt=prompt, **values | fields)
+
+
+def quick(prompt: str = "", **fields: Any) -> RoutedRequest:
+    """One with a target."""
+    return request(prompt, latency_ms=100.0, **fields)
+
+
+def deep(prompt: str = "", **fields: Any) -> RoutedRequest:
+    """One that thinks."""
+    return request(prompt, mode="deep", deep=True, **fields)
+
+
+def report(at: float, **fields: Any) -> ReplicaReport:
+    """An idle replica."""
+    values: dict[str, Any] = {
+        "running": {},
+        "waiting": {},
+        "deep": 0,
+        "pages": 1000,
+        "pages_free": 1000,
+        "tokens_per_step": {},
+        "step_seconds": {"fast": 0.05},
+        "queue_seconds": 0.0,
+        "prompt_rate": 1000.0,
+        "at": at,
+    }
+    return ReplicaReport(**values | fields)
+
+
+def chooser_of(ids: Sequence[str], clock: Clock, **settings: Any) -> ReplicaChooser:
+    """One with a seed, and these replicas."""
+    chooser = ReplicaChooser(RoutingSettings(seed=1, **settings), clock)
+    chooser.set_replicas(ids)
+    return chooser

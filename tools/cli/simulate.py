@@ -1,0 +1,333 @@
+"""`fastslow simulate`: many replicas without machines, to size a deployment and to compare routers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastslow.tools.cli.options import (
+    ModelOptions,
+    check_writable,
+    expand_options,
+    listed,
+    numbers,
+    shown_option,
+)
+from fastslow.tools.cli.simulate_options import ClusterOptions, RecipeOptions
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastslow.tools.simulate.comparison import ComparedFigure
+    from fastslow.tools.simulate.figures import ClusterFigures
+
+simulate = typer.Typer(
+    name="simulate",
+    help="Simulate many replicas: which router, how many, at what cost (docs/sizing.md).",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
+
+
+@simulate.command()
+@expand_options
+def run(
+    trace: Annotated[Path, typer.Argument(help="Requests: JSON lines of `make` or `record`.")],
+    costs: Annotated[Path, typer.Option(help="What steps take: a file of `plan` or `measure`.")],
+    options: ClusterOptions,
+    replicas: Annotated[str, shown_option("How many, such as 2 or 2,8,32,1000.")] = "2",
+    router: Annotated[
+        str,
+        shown_option("fastslow: the real one; prefix, two: models of Ray's. Several: fastslow,two."),
+    ] = "fastslow",
+    rate_each: Annotated[
+        float | None,
+        typer.Option(
+            help="Requests a second and replica: the same requests, closer or further apart.", min=1e-6
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="A recorded trace with measured times, simulated beside measured."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file for all figures.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Charts against the replicas: FILE.html or FILE.svg.")
+    ] = None,
+) -> None:
+    """Send a trace through a router to simulated replicas: waiting times, prefix hits and cost.
+
+    Examples:
+      fastslow simulate make -o trace.jsonl --requests 5000 --rate 20 --deep 0.2
+      fastslow simulate plan -o costs.json --device 800i-a2 --cards 4
+      fastslow simulate run trace.jsonl --costs costs.json --replicas 2,4,8
+      fastslow simulate run trace.jsonl --costs costs.json --replicas 4 --router fastslow,prefix,two
+      fastslow simulate run trace.jsonl --costs costs.json --replicas 2,32,1000 --rate-each 5 --picture p95.html
+      fastslow simulate run recorded.jsonl --costs costs.json --replicas 2 --compare recorded.jsonl
+
+    The router and the autoscaler are the server's own code. Ctrl-C shows what there is until then.
+    """
+    counts, names = numbers("replicas", replicas), listed("router", router)
+    for path in (out, picture):
+        if path is not None:
+            check_writable(path)
+    from fastslow.tools.cli.screen import console, show
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.simulate.comparison import compare as compare_times
+    from fastslow.tools.simulate.costs import read_costs
+    from fastslow.tools.simulate.figures import ClusterFigures, measured_times, simulated_times
+    from fastslow.tools.simulate.report import page, svg
+    from fastslow.tools.simulate.sweep import Sweep
+    from fastslow.tools.simulate.trace import read_trace
+
+    machine, requests = read_costs(costs), read_trace(trace)
+    recorded = None if compare is None else measured_times(read_trace(compare))
+    sweep = Sweep(requests, machine, options.settings(), rate_each)
+    found: list[ClusterFigures] = []
+    compared: list[ComparedFigure] = []
+    stopped = False
+    with progress_bar() as told:
+        try:
+            for result, figures in sweep.run(names, counts, told):
+                found.append(figures)
+                if recorded is not None:
+                    compared += compare_times(recorded, simulated_times(result))
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            stopped = True
+    words = f"{trace.name}: {len(requests):,} requests; {machine.source or costs.name}"
+    console().print(words)
+    show(_table(found))
+    if compared:
+        show(_compared(compared))
+    if picture is not None:
+        title = "Replicas, waiting and cost"
+        drawn = svg(found) if picture.suffix == ".svg" else page(found, words, title)
+        picture.write_text(drawn, "utf-8")
+        console().print(f"wrote {picture}")
+    if out is not None:
+        record = {
+            "trace": str(trace),
+            "costs": machine.to_dict(),
+            "rate_each": rate_each,
+            "stopped": stopped,
+            "simulations": [one.to_dict() for one in found],
+            "compared": [
+                {"mode": c.mode, "what": c.what, "percentile": c.percentile}
+                | {"measured": c.measured, "simulated": c.simulated, "off": c.off}
+                for c in compared
+            ],
+        }
+        out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        console().print(f"figures in {out}")
+    if stopped:
+        raise KeyboardInterrupt
+
+
+@simulate.command()
+@expand_options
+def make(options: RecipeOptions, out: Out) -> None:
+    """Make a trace: chats of bots with shared system prompts, and questions that need thought.
+
+    Examples:
+      fastslow simulate make -o trace.jsonl
+      fastslow simulate make -o trace.jsonl --requests 20000 --rate 50 --deep 0.1 --bots 200 --burst 0.3
+    """
+    check_writable(out)
+    from fastslow.tools.cli.screen import console
+    from fastslow.tools.simulate.synthetic import make_trace
+    from fastslow.tools.simulate.trace import write_trace
+
+    requests = make_trace(options.recipe())
+    write_trace(out, requests)
+    seconds = requests[-1].arrival - requests[0].arrival
+    deep = sum(one.deep for one in requests) / len(requests)
+    console().print(
+        f"{len(requests):,} requests in {seconds:,.0f} s, {deep:.0%} deep; "
+        f"{sum(one.prompt_tokens for one in requests):,} tokens of prompts, "
+        f"{sum(one.answer_tokens for one in requests):,} of answers: {out}"
+    )
+
+
+@simulate.command()
+@expand_options
+def record(
+    log: Annotated[Path, typer.Argument(help="The log of `fastslow serve --log-format json`.")],
+    out: Out,
+    quick: Annotated[str, shown_option("Modes that do not think; all others count as deep.")] = "fast",
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Target of requests of these modes, which a log does not have.", min=0.001),
+    ] = None,
+) -> None:
+    """Make a trace of a server's log, with the times that were measured.
+
+    Examples:
+      fastslow serve path/to/checkpoint --log-format json --log-file serve.log --log-texts
+      fastslow simulate record serve.log -o recorded.jsonl
+
+    With --log-texts prompts that begin alike are found by their text; without it this is guessed from the
+    tokens that were found in the cache.
+    """
+    check_writable(out)
+    from fastslow.tools.cli.screen import console
+    from fastslow.tools.simulate.server_log import read_log
+    from fastslow.tools.simulate.trace import write_trace
+
+    found = read_log(log, frozenset(listed("quick", quick)), latency_ms)
+    write_trace(out, found.requests)
+    console().print(f"{len(found.requests):,} requests: {out}")
+    for reason, count in found.left_out.items():
+        console().print(f"{count:,} lines {reason} left out")
+    for note in found.notes:
+        console().print(note)
+
+
+@simulate.command()
+@expand_options
+def plan(
+    out: Out,
+    model: Annotated[str, shown_option("As `fastslow plan` has it.")] = "openpangu-pro-moe-72b",
+    device: Annotated[str, shown_option("800i-a2, 300i-duo, h100 or this-cpu.")] = "800i-a2",
+    cards: Annotated[int, shown_option("Cards of one replica.", min=1, max=1024)] = 4,
+    weights: Annotated[str, shown_option("As `fastslow plan` has it.")] = "w8a8",
+    kv: Annotated[str, shown_option("Keys and values: bf16, int8, float32.")] = "bf16",
+    max_running: Annotated[int, shown_option("Most requests in a step.", min=1)] = 256,
+    prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 2048,
+    draft: Annotated[int, shown_option("Tokens drafted per request and step.", min=0, max=8)] = 0,
+    acceptance: Annotated[float, shown_option("Of a drafted token.", min=0)] = 0.7,
+    drafter: Annotated[str, shown_option("mtp or free, as `fastslow plan` has it.")] = "mtp",
+    start_seconds: Annotated[float, shown_option("Until a new replica answers.", min=0)] = 300.0,
+) -> None:
+    """Plan what steps take on cards that need not be here, by mode and rows (docs/planner.md).
+
+    Examples:
+      fastslow simulate plan -o costs.json
+      fastslow simulate plan -o costs.json --device 300i-duo --cards 4 --max-running 64
+    """
+    check_writable(out)
+    from fastslow.tools.cli.screen import console
+    from fastslow.tools.simulate.costs import write_costs
+    from fastslow.tools.simulate.planned import planned_costs
+
+    made = planned_costs(
+        model,
+        device,
+        cards,
+        weights=weights,
+        kv=kv,
+        max_running=max_running,
+        prompt_rows=prompt_rows,
+        nodes=draft,
+        acceptance=acceptance,
+        drafter=drafter,
+        start_seconds=start_seconds,
+    )
+    write_costs(out, made)
+    tokens = made.pages * made.page_tokens
+    console().print(f"{made.source}: {tokens:,} tokens of keys and values a replica: {out}")
+
+
+@simulate.command()
+@expand_options
+def measure(
+    options: ModelOptions,
+    out: Out,
+    modes: Annotated[str, shown_option("Whose steps are measured.")] = "fast,deep",
+    max_running: Annotated[int, shown_option("Most requests in a step.", min=1)] = 64,
+    prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 512,
+    first_ms: Annotated[
+        float, shown_option("From a client to a replica and back: what is no step.", min=0)
+    ] = 0.0,
+    start_seconds: Annotated[float, shown_option("Until a new replica answers.", min=0)] = 60.0,
+) -> None:
+    """Measure what steps take on this machine, by mode and rows: run it as a replica runs, on as many threads.
+
+    Examples:
+      fastslow simulate measure --model path/to/checkpoint -o costs.json
+      OMP_NUM_THREADS=1 fastslow simulate measure --model smollm2-moge -o costs.json --first-ms 5
+    """
+    check_writable(out)
+    names = listed("modes", modes)
+    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.progress import progress_bar
+    from fastslow.tools.simulate.costs import write_costs
+    from fastslow.tools.simulate.measured import measured_costs
+
+    quiet_log()
+    with options.load(max_running=max_running, prompt_rows=prompt_rows, remember=False) as llm:
+        with progress_bar() as told:
+            made = measured_costs(
+                llm,
+                names,
+                prompt_rows,
+                first_seconds=first_ms / 1000,
+                start_seconds=start_seconds,
+                told=told,
+            )
+    write_costs(out, made)
+    console().print(f"steps of {', '.join(names)}: {out}")
+
+
+def _table(found: list[ClusterFigures]) -> Table:
+    from rich.table import Column, Table
+
+    from fastslow.tools.simulate.figures import ALL
+    from fastslow.tools.simulate.report import hours_of_a_million
+
+    table = Table(Column("router", no_wrap=True), "replicas", "mode")
+    for title in ("first token, s", "each later, ms", "in time", "hits", "busy", "hours", "per 1M"):
+        table.add_column(title, justify="right")
+    for one in found:
+        grown = f" to {one.most_replicas}" if one.most_replicas > one.replicas else ""
+        for mode, figures in one.modes.items():
+            whole = [f"{one.busy:.0%}", f"{one.replica_hours:.2f}", f"{hours_of_a_million(one):.3f}"]
+            of_all = mode == ALL
+            table.add_row(
+                one.router if of_all else "",
+                f"{one.replicas}{grown}" if of_all else "",
+                mode,
+                " ".join(_three(value) for value in figures.first),
+                " ".join(_three(1000 * value) for value in figures.each) or "-",
+                "-" if figures.in_time is None else f"{figures.in_time:.0%}",
+                "-" if figures.hit_rate is None else f"{figures.hit_rate:.0%}",
+                *(whole if of_all else [""] * 3),
+            )
+        table.add_section()
+    best = max((one.possible_hit_rate for one in found), default=0.0)
+    table.caption = (
+        "p50 p95 p99; in time: both within the target; hits: prompt tokens found in a prefix cache, of "
+        f"{best:.0%} in one without a limit; hours: of all replicas, and for a million answered tokens"
+    )
+    return table
+
+
+def _three(value: float) -> str:
+    """Three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _compared(compared: list[ComparedFigure]) -> Table:
+    from rich.table import Table
+
+    table = Table("mode", "what", "percentile")
+    for title in ("measured", "simulated", "off"):
+        table.add_column(title, justify="right")
+    for one in compared:
+        table.add_row(
+            one.mode,
+            one.what,
+            f"p{one.percentile}",
+            f"{1000 * one.measured:.1f} ms",
+            f"{1000 * one.simulated:.1f} ms",
+            f"{one.off:+.0%}",
+        )
+    return table

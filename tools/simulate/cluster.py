@@ -1,0 +1,354 @@
+"""Many simulated replicas behind one router: events in the order of their time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from fastslow.serve.routing.report import ReplicaReport
+from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
+from fastslow.tools.simulate.answer import AnswerState
+from fastslow.tools.simulate.costs import ReplicaCosts
+from fastslow.tools.simulate.prompt_text import prompt_text
+from fastslow.tools.simulate.replica import MOST_STEPS, SimulatedReplica
+from fastslow.tools.simulate.routers import OURS, check_router, router
+from fastslow.tools.simulate.trace import TracedRequest
+
+BEGIN = 1.0e9  # of the simulated clock, in seconds since 1970: routers take times near 0 for none
+MOST_REPLICAS = 10_000
+TOLD_EVERY = 2_000  # events between two reports of progress
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What is simulated besides the trace and the costs.
+
+    Attributes:
+        replicas: that there are at first.
+        router: "fastslow", "prefix" or "two".
+        scaling: how their number follows the load; None = it stays.
+        scaling_seconds: between two looks at the load.
+        mtbf_hours: mean time between the deaths of a replica; infinity = they live.
+        report_seconds: between two reports of a replica.
+        routing: settings of the real router.
+        seed: of all chance.
+    """
+
+    replicas: int
+    router: str = OURS
+    scaling: ScalingSettings | None = None
+    scaling_seconds: float = 5.0
+    mtbf_hours: float = math.inf
+    report_seconds: float = 1.0
+    routing: RoutingSettings = RoutingSettings()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= MOST_REPLICAS:
+            raise ValueError(f"replicas={self.replicas} must be between 1 and {MOST_REPLICAS}")
+        check_router(self.router)
+        for name in ("scaling_seconds", "mtbf_hours", "report_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+
+
+@dataclass(slots=True)
+class ClusterResult:
+    """What came of a simulation.
+
+    Attributes:
+        answers: every request of the trace, with its times.
+        ends: seconds at which each of `answers` was over.
+        seconds: from the first arrival to the last end.
+        replica_seconds: that replicas were there for, starting ones included.
+        busy_seconds: of these, in steps.
+        most_replicas: that were there at once.
+        deaths, continued: of replicas, and requests that went on elsewhere.
+        preempted: requests that lost their pages for a while.
+        sizes: (seconds, replicas), whenever their number changed.
+    """
+
+    answers: list[AnswerState] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    replica_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    most_replicas: int = 0
+    deaths: int = 0
+    continued: int = 0
+    preempted: int = 0
+    sizes: list[tuple[float, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Member:
+    """A replica from its start to its end; it answers from `ready` on."""
+
+    replica: SimulatedReplica
+    born: float
+    ready: bool = False
+    leaving: bool = False  # no more is sent to it, and it goes when it is empty
+    here: dict[str, tuple[AnswerState, RoutedRequest]] = field(default_factory=dict)
+
+
+class SimulatedCluster:
+    """A trace through a router to replicas.
+
+    Args:
+        trace: by arrival, each with an id of its own.
+        costs: of every replica.
+        settings: see there.
+        told: hears the share of answers that are over, from time to time.
+        most_steps: see `SimulatedReplica`.
+
+    Raises:
+        ValueError: a request has a mode without costs, or does not fit into a replica's pages.
+    """
+
+    def __init__(
+        self,
+        trace: Sequence[TracedRequest],
+        costs: ReplicaCosts,
+        settings: ClusterSettings,
+        told: Callable[[float], None] = lambda share: None,
+        most_steps: int = MOST_STEPS,
+    ) -> None:
+        self._trace, self._costs, self._settings, self._told = trace, costs, settings, told
+        self._most_steps = most_steps
+        check_trace(trace, costs)
+        self._now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._names = itertools.count()
+        self._random = Random(settings.seed)
+        self._members: dict[str, _Member] = {}
+        self._router = router(
+            settings.router, self._length, self._clock, replace(settings.routing, seed=settings.seed)
+        )
+        self._held: list[AnswerState] = []  # there was no replica for them
+        self._reports: dict[str, ReplicaReport] = {}
+        self._scaling = ScalingState()
+        self._result = ClusterResult()
+
+    def run(self) -> ClusterResult:
+        """Simulate until every request is over."""
+        settings, result = self._settings, self._result
+        start = self._trace[0].arrival
+        self._now = start
+        for _ in range(settings.replicas):
+            self._start(ready=True)
+        self._changed()
+        if settings.scaling is not None:
+            self._at(start + settings.scaling_seconds, self._scale)
+        arrivals = iter(enumerate(self._trace))
+        following = next(arrivals, None)
+        for count in itertools.count():
+            if len(result.ends) == len(self._trace):
+                break
+            if count % TOLD_EVERY == 0:
+                self._told(len(result.ends) / len(self._trace))
+            if following is not None and following[1].arrival <= self._events[0][0]:
+                place, request = following
+                self._now = request.arrival
+                self._send(self._state(request, place))
+                following = next(arrivals, None)
+                continue
+            self._now, _, event = heapq.heappop(self._events)
+            event()
+        result.seconds = self._now - start
+        for member in list(self._members.values()):
+            self._gone(member)
+        return result
+
+    def _state(self, request: TracedRequest, age: int) -> AnswerState:
+        cost = self._costs.mode(request.mode)
+        rate = request.tokens_per_step or cost.tokens_per_step
+        return AnswerState(request, age, rate, request.rows_per_step or cost.rows_per_step)
+
+    def _clock(self) -> float:
+        return BEGIN + self._now
+
+    def _length(self, id: str) -> int:
+        member = self._members.get(id)
+        return 0 if member is None else member.replica.answers
+
+    def _at(self, time: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (time, next(self._order), event))
+
+    # Requests
+
+    def _send(self, answer: AnswerState) -> None:
+        """To the replica that the router ranks first."""
+        request = answer.request
+        asked = RoutedRequest(
+            id=request.id,
+            mode=request.mode,
+            deep=request.deep,
+            prompt=prompt_text(request),
+            prompt_tokens=answer.length,
+            max_tokens=request.max_tokens or request.answer_tokens,
+            latency_ms=request.latency_ms,
+            memory_key=request.memory_key,
+            avoid=(answer.replica,) if answer.replica else (),
+        )
+        ranked = self._router.rank(asked)
+        if not ranked:
+            self._held.append(answer)
+            return
+        id = ranked[0]
+        self._router.routed(asked, id)
+        answer.replica = id
+        answer.sent += 1
+        member = self._members[id]
+        member.here[request.id] = answer, asked
+        if self._costs.first_seconds:
+            self._at(self._now + self._costs.first_seconds, lambda: self._arrive(answer, id))
+        else:
+            self._arrive(answer, id)
+
+    def _arrive(self, answer: AnswerState, id: str) -> None:
+        """It is at its replica, if that still lives."""
+        member = self._members.get(id)
+        if member is None or answer.request.id not in member.here or answer.replica != id:
+            return
+        before = member.replica.wakes
+        member.replica.add(answer, self._now)
+        self._await(member, before)
+
+    def _await(self, member: _Member, before: float) -> None:
+        replica, time = member.replica, member.replica.wakes
+        if time != before and time < math.inf:
+            self._at(time, lambda: self._wake(member, time))
+
+    def _wake(self, member: _Member, time: float) -> None:
+        replica = member.replica
+        if replica.wakes != time:
+            return  # its run was cut short
+        _, over = replica.wake(self._now)
+        for answer in over:
+            self._router.ended(answer.request.id)
+            del member.here[answer.request.id]
+            self._result.answers.append(answer)
+            self._result.ends.append(self._now)
+        self._await(member, time)
+        if member.leaving and not member.here:
+            self._gone(member)
+
+    # Replicas
+
+    def _start(self, ready: bool) -> None:
+        member = _Member(
+            SimulatedReplica(f"replica-{next(self._names)}", self._costs, self._most_steps), self._now
+        )
+        self._members[member.replica.id] = member
+        if ready:
+            self._ready(member)
+        else:
+            self._at(self._now + self._costs.start_seconds, lambda: self._ready(member))
+        if self._settings.mtbf_hours < math.inf:
+            life = self._random.expovariate(1 / (3600 * self._settings.mtbf_hours))
+            self._at(self._now + life, lambda: self._die(member))
+
+    def _ready(self, member: _Member) -> None:
+        if member.replica.id not in self._members or member.leaving:
+            return
+        member.ready = True
+        every = self._settings.report_seconds
+        self._at(self._now + self._random.random() * every, lambda: self._report(member))
+        if self._now > self._trace[0].arrival:
+            self._changed()
+            held, self._held = self._held, []
+            for answer in held:
+                self._send(answer)
+
+    def _changed(self) -> None:
+        """Other replicas than before answer."""
+        open_ones = [id for id, m in self._members.items() if m.ready and not m.leaving]
+        self._router.set_replicas(open_ones)
+        there = len(self._members)
+        self._result.most_replicas = max(self._result.most_replicas, there)
+        self._result.sizes.append((self._now, there))
+
+    def _report(self, member: _Member) -> None:
+        id = member.replica.id
+        if id not in self._members or member.leaving:
+            return
+        report = member.replica.report(self._now, self._clock())
+        self._router.report(id, report)
+        self._reports[id] = report
+        self._at(self._now + self._settings.report_seconds, lambda: self._report(member))
+
+    def _die(self, member: _Member) -> None:
+        """It is gone at once; what it had goes on elsewhere, and another one is started."""
+        if member.replica.id not in self._members:
+            return
+        self._result.deaths += 1
+        member.replica.stop(self._now)
+        left = list(member.here.values())
+        self._gone(member)
+        self._start(ready=False)
+        self._changed()
+        for answer, asked in left:
+            self._router.ended(asked.id)
+            self._result.continued += answer.made > 0
+            answer.held, answer.left, answer.read_pages = [], 0, 0
+            self._send(answer)
+
+    def _gone(self, member: _Member) -> None:
+        del self._members[member.replica.id]
+        self._reports.pop(member.replica.id, None)
+        self._result.replica_seconds += self._now - member.born
+        self._result.busy_seconds += member.replica.busy_seconds
+        self._result.preempted += member.replica.preempted
+
+    def _scale(self) -> None:
+        """More or fewer replicas, as the server's own rule has it."""
+        scaling = self._settings.scaling
+        assert scaling is not None
+        staying = [m for m in self._members.values() if not m.leaving]
+        wanted, self._scaling = replicas_wanted(
+            list(self._reports.values()), len(staying), self._scaling, scaling, self._clock()
+        )
+        for _ in range(wanted - len(staying)):
+            self._start(ready=False)
+        if wanted < len(staying):
+            # those that are still starting first, then those with the least to do
+            order = sorted(staying, key=lambda m: (m.ready, len(m.here)))
+            for member in order[: len(staying) - wanted]:
+                member.leaving = True
+                self._reports.pop(member.replica.id, None)
+                if not member.here:
+                    self._gone(member)
+        if wanted != len(staying):
+            self._changed()
+        self._at(self._now + self._settings.scaling_seconds, self._scale)
+
+
+def check_trace(trace: Sequence[TracedRequest], costs: ReplicaCosts) -> None:
+    """ValueError: a request has a mode without costs, or does not fit into a replica's pages."""
+    if not trace:
+        raise ValueError("the trace has no request")
+    page = costs.page_tokens
+    for mode in {request.mode for request in trace}:
+        costs.mode(mode)
+    for request in trace:
+        pages = (request.prompt_tokens + request.answer_tokens) // page + 2
+        if pages > costs.pages:
+            raise ValueError(
+                f"request {request.id!r} needs {pages} pages of {page} tokens, and a replica has {costs.pages}"
+            )
+
+
+def at_rate(trace: Sequence[TracedRequest], per_second: float) -> list[TracedRequest]:
+    """The same requests, so many a second on average."""
+    start, end = trace[0].arrival, trace[-1].arrival
+    if end <= start:
+        return list(trace)
+    faster = (len(trace) - 1) / (end - start) / per_second
+    return [replace(one, arrival=(one.arrival - start) * faster) for one in trace]

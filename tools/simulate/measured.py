@@ -1,0 +1,133 @@
+"""Step costs of this machine, by answers of an engine: what a step takes with all that goes with it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fastslow.engine.params import SamplingParams
+from fastslow.llm import LLM
+from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together
+PROMPTS = (16, 64, 128, 256, 512, 1024)  # tokens of a prompt that is read
+STEPS = 16  # over which a decoding step is averaged
+SHORT, LONG = 16, 512  # tokens of context
+TIMES = 3  # the fastest counts: what else runs on the machine comes and goes
+
+
+def measured_costs(
+    llm: LLM,
+    modes: Sequence[str],
+    prompt_rows: int,
+    *,
+    first_seconds: float = 0.0,
+    start_seconds: float = 60.0,
+    told: Callable[[float, str], None] = lambda share, text: None,
+) -> ReplicaCosts:
+    """What steps of a loaded model take here, without drafts, and its pages.
+
+    Args:
+        llm: as a replica runs it, on as many threads, and beside what else runs there.
+        modes: names of its modes.
+        prompt_rows: that it was made with.
+        first_seconds: from a client to a replica and back: what is no step.
+        start_seconds: until a new replica answers.
+        told: hears the share that is done.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    meter = StepMeter(llm)
+    found, contexts = {}, []
+    for place, mode in enumerate(modes):
+        told(place / len(modes), f"measuring steps of {mode}")
+        found[mode] = meter.mode(mode, prompt_rows)
+        contexts.append(meter.context(mode))
+    stats = llm.stats()
+    return ReplicaCosts(
+        modes=found,
+        pages=stats.pages,
+        page_tokens=llm._kv.page_size,
+        max_running=min(llm.max_running, prompt_rows),
+        prompt_rows=prompt_rows,
+        context_seconds=max(0.0, min(contexts)),
+        first_seconds=first_seconds,
+        start_seconds=start_seconds,
+        source="measured on this machine",
+    )
+
+
+class StepMeter:
+    """Times answers of random tokens.
+
+    Args:
+        llm: the engine.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._random = np.random.default_rng(0)
+
+    def mode(self, mode: str, prompt_rows: int) -> ModeCost:
+        """Both curves of a mode."""
+        batches = [n for n in BATCHES if n <= self._llm.max_running]
+        most = min(prompt_rows, self._llm.max_model_len - 2)
+        prompts = [n for n in PROMPTS if n <= most] or [most]
+        self.decode(mode, 1, SHORT)  # what is made on first use
+        decode = [self.decode(mode, n, SHORT) for n in batches]
+        read = [self.prompt(mode, n) for n in prompts]
+        rows = sorted({*batches, *prompts})
+        return ModeCost(
+            tuple(rows), _curve(rows, batches, decode), _curve(rows, [1, *prompts], [decode[0], *read])
+        )
+
+    def decode(self, mode: str, requests: int, context: int) -> float:
+        """Seconds of a step in which so many requests decode: a long answer less a short one."""
+        prompts = [self._tokens(context) for _ in range(requests)]
+        self._seconds(mode, prompts, 1)  # the prompts are in the prefix cache from here on
+        pairs = [
+            (self._seconds(mode, prompts, 2), self._seconds(mode, prompts, 2 + STEPS))
+            for _ in range(TIMES)
+        ]
+        short, long = (min(times) for times in zip(*pairs))
+        return max(1e-6, (long - short) / STEPS)
+
+    def prompt(self, mode: str, tokens: int) -> float:
+        """Seconds of a step that reads so many tokens."""
+        return min(self._seconds(mode, [self._tokens(tokens)], 1) for _ in range(TIMES))
+
+    def context(self, mode: str) -> float:
+        """Seconds that a token of context adds to a step."""
+        far = min(LONG, self._llm.max_model_len - STEPS - 2)
+        if far <= SHORT:
+            return 0.0
+        return (self.decode(mode, 1, far) - self.decode(mode, 1, SHORT)) / (far - SHORT)
+
+    def _tokens(self, count: int) -> list[int]:
+        """Random ones: nothing of them is in a cache."""
+        size = self._llm.model.config.vocab_size
+        found: list[int] = self._random.integers(0, size, count).tolist()
+        return found
+
+    def _seconds(self, mode: str, prompts: list[list[int]], tokens: int) -> float:
+        sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+        started = time.perf_counter()
+        self._llm.generate(prompts, sampling, mode=mode, speculation="none", allow_special=True)
+        return time.perf_counter() - started
+
+
+def _curve(
+    rows: Sequence[int], known: Sequence[int], seconds: Sequence[float]
+) -> tuple[float, ...]:
+    """Seconds at all of the rows, where some are known; beyond them a row adds what it added before."""
+    found = np.interp(rows, known, seconds)
+    if len(known) > 1:
+        slope = max(0.0, (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]))
+        beyond = np.array(rows) > known[-1]
+        found[beyond] = seconds[-1] + slope * (np.array(rows)[beyond] - known[-1])
+    ascending = list(itertools.accumulate(found.tolist(), max))
+    return tuple(ascending)
