@@ -24,6 +24,7 @@ Floats = NDArray[np.float32]
 
 TARGET = "target"  # where a token came from: the model itself
 PREDICTION = "prediction"  # that the caller gave
+ANSWERED = "answered"  # that the call brought: another engine made it
 FORCED = "forced"  # no other token could come there, as where a thinking budget ends a thought
 ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that a router chooses
 

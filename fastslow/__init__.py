@@ -14,6 +14,7 @@ from loguru import logger
 
 if TYPE_CHECKING:
     from fastslow.admission import Busy
+    from fastslow.answered import Answered
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fastslow.engine.text.messages import Message
     from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
-    from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
+    from fastslow.output import Completion, Decided, GenerationError, Metrics, Output, Piece
     from fastslow.pinned import PinnedPrefix
     from fastslow.warning import FastslowWarning
 
@@ -34,11 +35,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "Answered",
     "AsyncLLM",
     "Busy",
     "Chooser",
     "Completion",
     "Conversation",
+    "Decided",
     "EngineStats",
     "Escalation",
     "FastslowWarning",
@@ -68,13 +71,14 @@ __all__ = [
 
 _MODULES = {
     "admission": "Busy",
+    "answered": "Answered",
     "api": "chat generate",
     "async_llm": "AsyncLLM",
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
     "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
     "pinned": "PinnedPrefix",
-    "output": "Completion GenerationError Metrics Output Piece",
+    "output": "Completion Decided GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",

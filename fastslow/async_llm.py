@@ -11,6 +11,7 @@ from typing import NoReturn, Self, Unpack
 
 from fastslow.admission import Admission
 from fastslow.call import Conversation, HandleOptions, Prompt, Sampling, as_messages, as_wait
+from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.params import shown
 from fastslow.engine_args import LLMOptions
@@ -168,6 +169,10 @@ class AsyncLLM:
     def stats(self) -> EngineStats:
         """As `LLM.stats`."""
         return self.llm.stats()
+
+    def current_load(self) -> EngineLoad:
+        """As `LLM.current_load`."""
+        return self.llm.current_load()
 
     async def forget_prompts(self) -> None:
         """As `LLM.forget_prompts`."""

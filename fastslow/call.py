@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
+from fastslow.answered import Answered
 from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.scheduler import MOST_PRIORITY
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
@@ -58,6 +59,7 @@ class HandleOptions(CallOptions, total=False):
     """The same for `submit` and `stream`, which return while the engine answers."""
 
     trace: bool
+    answered: Answered | None
 
 
 class PinOptions(TypedDict, total=False):
@@ -111,6 +113,7 @@ class PromptCall(NamedTuple):
     priority: int = 0
     prediction: str | Sequence[SupportsIndex] | None = None
     trace: bool = False
+    answered: Answered | None = None
 
     @property
     def deadline(self) -> float | None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from fastslow.engine.choosing import ModeChoice
 from fastslow.engine.core.request import Listener, Request
 from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -17,7 +18,7 @@ from fastslow.engine.text.channels import splitter
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.types import PREDICTION
 from fastslow.input_processor import EncodedPrompt
-from fastslow.output import Completion, Metrics, Output, Piece
+from fastslow.output import Completion, Decided, Metrics, Output, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class ChoiceHandle:
             replaced.
         tags: the model's thinking tags, if it has any.
         units: what the model's modes may run fewer of.
-        decision: why this mode, for the metrics.
+        decided: the preset that was chosen for it, and why; None = the call names its mode.
         called: when the call came, of `time.monotonic`.
         index: which of the prompt's answers this is.
 
@@ -60,13 +61,13 @@ class ChoiceHandle:
         candidates: Callable[[Listener], list[Candidate]],
         tags: ThoughtTags | None,
         units: RoutedUnits,
-        decision: str,
+        decided: ModeChoice | None,
         called: float,
         index: int = 0,
     ) -> None:
         self._tags = tags
         self._units = units
-        self._decision = decision
+        self._decided = decided
         self._called = called
         self._index = index
         self._ended = False  # its last piece was made
@@ -161,12 +162,22 @@ class ChoiceHandle:
     def _piece(self, text: str, reasoning: str) -> Piece:
         """The next piece, with the tokens that no other one held."""
         request, first = self.request, self._sent
+        decided = self._decisions() if first == request.prompt_length else None
         self._sent = len(request.tokens)
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = request.logprobs[first - request.prompt_length :]
         tokens, sources = request.tokens[first:], request.sources[first - request.prompt_length :]
-        return Piece(text, reasoning, tokens, logprobs=logprobs, index=self._index, sources=sources)
+        return Piece(text, reasoning, tokens, None, logprobs, self._index, sources, decided)
+
+    def _decisions(self) -> Decided | None:
+        """For whoever goes on with the answer in another engine."""
+        request = self.request
+        by_load = request.target is not None and request.may_cut_groups
+        if self._decided is None and not by_load:
+            return None
+        mode, why = self._decided or ("", "")
+        return Decided(mode, why, request.groups)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
@@ -180,7 +191,7 @@ class ChoiceHandle:
         pairs = zip(tally.accepted_at, tally.offered_at)
         first = self.requests[0]
         ttft = max(0.0, tally.first_token - self._called)
-        tpot = (tally.last_token - tally.first_token) / max(1, tokens - 1)
+        tpot = (tally.last_token - tally.first_token) / max(1, request.later_tokens)
         kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
         notes = (note for one in self.requests for note in one.notes)
         thought, ended = self._thought(thinking)
@@ -190,11 +201,12 @@ class ChoiceHandle:
             drafter=request.speculation.drafter,
             ttft=ttft,
             tpot=tpot,
-            decision="; ".join(filter(None, (self._decision, *notes))),
+            decision="; ".join(filter(None, (self._decided and self._decided.why, *notes))),
             escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
             target_ms=None if first.target is None else 1000 * first.target,
             target_kept=kept,
             tokens=tokens,
+            answered_tokens=len(request.answered),
             steps=tally.steps,
             drafted=tally.drafted,
             accepted=tally.accepted,

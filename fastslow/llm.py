@@ -32,6 +32,7 @@ from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.choosing import Chooser
 from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
@@ -153,6 +154,7 @@ class LLM:
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
         controller = SpeculationController(partial(curve_of, weakref.ref(self.model), identity))
+        self._step_seconds = controller.seconds
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
         )
@@ -250,7 +252,8 @@ class LLM:
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
         answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
-        `trace`, whether its steps are noted, for `PieceStream.trace`.
+        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, tokens of its answer that
+        another engine made, which it goes on from: see `Answered`.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
@@ -293,6 +296,14 @@ class LLM:
         """
         return self._core.stats()
 
+    def current_load(self) -> EngineLoad:
+        """What the engine has to do now by mode, and how fast its last steps were. It never waits.
+
+        Raises:
+            RuntimeError: this LLM is closed.
+        """
+        return self._core.load()
+
     def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
         same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
@@ -325,6 +336,16 @@ class LLM:
             core.forget_prompts()
 
         self._worker.between_steps(forget)
+
+    def measure_steps(self) -> None:
+        """Measure how long steps take in each mode's groups, between those that run. Else the first call in a mode
+        that drafts by itself, or has a latency target, waits for it: up to 2 s where this machine never did.
+
+        Raises:
+            RuntimeError: this LLM is closed.
+        """
+        for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
+            self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
     @property
     def tool_calls(self) -> ToolCalls:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fastslow.engine.core.tally import DraftCounts
 from fastslow.engine.sampling.stop import Reason
@@ -48,6 +48,7 @@ class Metrics:
     prediction_accepted: int = 0
     prediction_rejected: int = 0
     by_drafter: dict[str, DraftCounts] = field(default_factory=dict)  # of the drafted tokens
+    answered_tokens: int = 0  # of `tokens`, those that the call brought: another engine made them
 
     @property
     def mean_accepted(self) -> float:
@@ -57,7 +58,7 @@ class Metrics:
     @property
     def tokens_per_step(self) -> float:
         """1.0 is plain decoding."""
-        return self.tokens / self.steps if self.steps else 0.0
+        return (self.tokens - self.answered_tokens) / self.steps if self.steps else 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -91,7 +92,7 @@ class Completion:
     logprobs: list[dict[int, float]] | None
     metrics: Metrics
     error: str | None = None
-    # of each token: "target", the name of the drafter that drafted it, or "forced"
+    # of each token: "target", the name of the drafter that drafted it, "forced", or "answered": the call brought it
     sources: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +154,14 @@ class Output:
         return self.choices[0].metrics
 
 
+class Decided(NamedTuple):
+    """What was decided of an answer when it began. Whoever goes on with it does not decide again."""
+
+    mode: str  # the preset that was chosen; "" where the call named its mode
+    why: str  # in one line for people
+    units: int | None  # routed groups, or experts, that run; None = all
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A piece of a streamed answer. The last one carries the whole `output`.
@@ -168,6 +177,8 @@ class Piece:
     logprobs: list[dict[int, float]] | None = None  # of `token_ids`, where they were asked for
     index: int = 0  # which of n answers
     sources: list[str] = field(default_factory=list)  # of `token_ids`, as `Completion.sources`
+    # in the first piece of an answer whose mode was chosen, or whose experts may be cut to keep a target
+    decided: Decided | None = None
 
 
 class GenerationError(RuntimeError):

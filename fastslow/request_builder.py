@@ -11,6 +11,7 @@ from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
+from fastslow.answered import Answered
 from fastslow.call import (
     ModeLike,
     Prompt,
@@ -22,7 +23,7 @@ from fastslow.call import (
 )
 from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.choosing import Chooser, Situation
+from fastslow.engine.choosing import Chooser, ModeChoice, Situation
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Escape, Listener, Request
 from fastslow.engine.core.step_trace import StepTrace
@@ -39,6 +40,7 @@ from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.messages import check_messages
 from fastslow.grammars import Grammars
 from fastslow.input_processor import EncodedPrompt, InputProcessor
+from fastslow.output import Decided
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
 from fastslow.policies.modes import find_mode, in_either
@@ -62,6 +64,7 @@ class _ParsedCall(NamedTuple):
     prediction: tuple[int, ...]
     called: float
     trace: bool
+    answered: Answered | None
 
 
 class RequestBuilder:
@@ -108,8 +111,11 @@ class RequestBuilder:
         self._home = HomeProcess()
         self._usual = self.speculation(usual, Mode(speculation=Speculation()))
 
-    def mode(self, wish: ModeLike | None, prompt: Prompt) -> tuple[Mode, str]:
-        """The mode that a call names, gives, or leaves to a chooser; and why, where it was chosen.
+    def mode(
+        self, wish: ModeLike | None, prompt: Prompt, decided: Decided | None = None
+    ) -> tuple[Mode, ModeChoice | None]:
+        """The mode that a call names, gives, or leaves to a chooser; and what was chosen, and why. `decided`:
+        what was chosen before, where the answer has begun.
 
         Raises:
             ValueError: see `find_mode` and `choose`.
@@ -117,9 +123,13 @@ class RequestBuilder:
         chooser = wish if callable(wish) else self._chooser
         given = self._given_mode(wish)
         if not given.auto:
-            return given, ""
-        choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
-        return in_either(self._modes[choice.mode], given), choice.why
+            return given, None
+        if decided is not None:
+            before = ModeChoice(decided.mode, decided.why)
+            choice = choose(lambda _: before, Situation(""), self._modes)
+        else:
+            choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
+        return in_either(self._modes[choice.mode], given), choice
 
     def speculation(self, wish: SpeculationLike | None, mode: Mode) -> Speculation:
         """The settings that a wish means, with their drafter made.
@@ -167,6 +177,10 @@ class RequestBuilder:
             raise ValueError(f"keep_thoughts={shown(call.keep_thoughts)} must be True or False")
         if not isinstance(call.trace, bool):
             raise ValueError(f"trace={shown(call.trace)} must be True or False")
+        if call.answered is not None:
+            if not isinstance(call.answered, Answered):
+                raise ValueError(f"answered={shown(call.answered)} must be Answered, or None")
+            call.answered.check(self._config.vocab_size, self.inputs.context)
         self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
         return params.n
@@ -181,7 +195,8 @@ class RequestBuilder:
         self._home.check()
         prompt, wish = call.prompt, call.mode
         self.inputs.measure(prompt)
-        mode, decision = self.mode(wish, prompt)
+        answered = call.answered
+        mode, choice = self.mode(wish, prompt, answered.chosen if answered else None)
         modes, escalated = [mode], None
         if mode.escalate is not None:
             escalated, _ = self.mode(mode.escalate.to, prompt)
@@ -189,13 +204,15 @@ class RequestBuilder:
                 modes.append(escalated)
         calls = [self._parse(call, one) for one in modes]
         drawn = calls[0].params
+        if answered is not None:
+            answered.check_count(drawn.n)
         seed = secrets.randbits(63) if drawn.seed is None else drawn.seed
         return [
             ChoiceHandle(
-                partial(self._candidates, calls, escalated, sibling_seed(seed, i)),
+                partial(self._candidates, calls, escalated, sibling_seed(seed, i), i),
                 self.inputs.tags,
                 self._units,
-                decision,
+                choice,
                 call.called,
                 i,
             )
@@ -228,11 +245,17 @@ class RequestBuilder:
         encoded = self._encode(call, mode)
         settings = self.speculation(call.speculation, mode)
         key, priority = as_key(call.memory_key), as_priority(call.priority)
-        more = priority, self.inputs.prediction(call.prediction), call.called, call.trace
+        predicted = self.inputs.prediction(call.prediction)
+        more = priority, predicted, call.called, call.trace, call.answered
         return _ParsedCall(encoded, params, mode, settings, call.deadline, key, *more)
 
     def _candidates(
-        self, calls: Sequence[_ParsedCall], escalated: Mode | None, seed: int, listener: Listener
+        self,
+        calls: Sequence[_ParsedCall],
+        escalated: Mode | None,
+        seed: int,
+        index: int,
+        listener: Listener,
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = calls
@@ -246,6 +269,8 @@ class RequestBuilder:
             thinking = None if later else self._thinking.make(first.prompt, room, escalated)
             escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
         requests = [own(first, seed, escalation=escalation), *later]
+        if first.answered is not None and first.answered.begun(index):
+            first.answered.begin(requests[0], index, first.mode, self._room(first), self._units)
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:

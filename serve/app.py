@@ -11,6 +11,7 @@ from fastslow.serve.anthropic import messages
 from fastslow.serve.anthropic.errors import anthropic_shape
 from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.errors import as_api_error, error_response
+from fastslow.serve.head_requests import HeadRequests
 from fastslow.serve.openai import chat, completions, models, requests, responses, tokenize
 from fastslow.serve.operations import OperationSettings, install_operations
 from fastslow.serve.page import route as page
@@ -40,6 +41,7 @@ def create_app(
     """The server in front of an engine. Its routes find these in `request.app.state`: `engine`, `settings`,
     `requests` (what runs, by id), `tokens` (the bytes of tokens) and `error_shapes`."""
     app = FastAPI(title="fastslow", docs_url=None, redoc_url=None)
+    app.add_middleware(HeadRequests)
     engine = install_operations(app, engine, operations or OperationSettings())
     app.state.engine = engine
     app.state.settings = settings or ServerSettings()

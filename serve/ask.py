@@ -28,6 +28,8 @@ class Ask:
         defaults: fields of `SamplingParams` that hold where neither the client nor the mode gives them.
         streamed: whether pieces are wanted as they are made, or only the last one, with the output.
         trace: whether its steps are noted, for `Engine.trace`.
+        answered: the fields of an `Answered`: the engine that began the answer ended, and this one goes on.
+        avoid: replicas of the engine that failed under this ask.
     """
 
     id: str
@@ -45,3 +47,5 @@ class Ask:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     streamed: bool = True
     trace: bool = False
+    answered: Mapping[str, Any] | None = None
+    avoid: Sequence[str] = ()

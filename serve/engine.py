@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,7 +37,18 @@ class ModelCard:
 
 
 class NotReady(RuntimeError):
-    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503."""
+    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503.
+
+    Attributes:
+        replica: which of several engines ended under the request; "" where no one had it.
+    """
+
+    def __init__(self, message: str = "", replica: str = "") -> None:
+        super().__init__(message)
+        self.replica = replica
+
+    def __reduce__(self) -> tuple[type[NotReady], tuple[str, str]]:
+        return NotReady, (str(self), self.replica)
 
 
 class Engine(Protocol):
@@ -96,3 +108,21 @@ class Engine(Protocol):
 
     async def close(self, drain: float = 0.0) -> None:
         """Take no more requests, let those that run go on for so many seconds, then end."""
+
+
+class Started(Protocol):
+    """What has to be started before an engine answers, and may end for good.
+
+    Attributes:
+        gave_up: done with one sentence when it will not answer any more.
+    """
+
+    gave_up: asyncio.Future[str]
+
+    async def start(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: it failed, or ended.
+        """

@@ -32,7 +32,7 @@ class EngineSettings:
     warm: Sequence[WarmPrefix] = ()
 
     async def open(self) -> LocalEngine:
-        """Load the model, in a thread.
+        """Load the model, in a thread, and measure its steps: no request has to wait for that.
 
         Raises:
             ValueError: one sentence about what does not fit.
@@ -45,6 +45,7 @@ class EngineSettings:
         llm = await asyncio.to_thread(LLM, self.model, **self.options)
         engine = LocalEngine(llm, self.name, self.max_waiting)
         try:
+            await asyncio.to_thread(llm.measure_steps)
             for prefix in self.warm:
                 await engine.warm(prefix)
         except BaseException:

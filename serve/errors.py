@@ -23,6 +23,7 @@ KINDS_OF_VALUE = (
 )
 SOON = 1.0  # seconds until a client should try again, where nobody knows better
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+OBJECT = "be a valid dictionary or object to extract fields from"  # as pydantic says it
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -169,7 +170,9 @@ def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
 def _limit(said: str) -> str | None:
     """What a value must be; None: it is said in a sentence of its own."""
     _, should, limit = said.partition(" should ")
-    return limit if should else None
+    if not should:
+        return None
+    return "be an object" if limit == OBJECT else limit.partition(" after validation")[0]
 
 
 def _sentence(said: str) -> str:

@@ -18,6 +18,11 @@ from fastslow.serve.settings import ServerSettings
 from fastslow.serve.speculation_field import Speculate, speculation_of
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
+OLDER = {
+    "functions": "tools, each a {'type': 'function', 'function': {...}}",
+    "function_call": "tool_choice",
+}
+"""Fields that OpenAI has given up, and what stands for them."""
 
 
 class Fields(BaseModel):
@@ -30,6 +35,8 @@ class Fields(BaseModel):
     def _known(cls, data: Any) -> Any:
         for name in data if isinstance(data, Mapping) else ():
             if name not in cls.model_fields:
+                if name in OLDER:
+                    raise ValueError(f"field {shown(name)} is not taken: give {OLDER[name]}")
                 hint = nearest(name, cls.model_fields).partition("; known")[0]  # not all of them
                 raise ValueError(f"field {shown(name)} is unknown{hint}")
         return data

@@ -10,6 +10,7 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.answered import Answered
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
@@ -17,6 +18,8 @@ from fastslow.llm import LLM
 from fastslow.output import GenerationError, Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
+from fastslow.serve.replica_report import may_take_long, replica_report
+from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.sampling import sampling_of
 from fastslow.serve.traces import TraceLog
 from fastslow.serve.warm_prefix import WarmPrefix
@@ -82,7 +85,9 @@ class LocalEngine:
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
             raise NotReady(self.why_not_ready)
-        handle = self._llm.submit(ask.prompt, sampling_of(ask), **_options(ask), trace=ask.trace)
+        answered = None if ask.answered is None else Answered.of(ask.answered)
+        own: dict[str, Any] = {**_options(ask), "trace": ask.trace, "answered": answered}
+        handle = self._llm.submit(ask.prompt, sampling_of(ask), **own)
         self._running[ask.id] = handle
         try:
             if not ask.streamed:
@@ -133,6 +138,12 @@ class LocalEngine:
 
     async def stats(self) -> Mapping[str, Any]:
         return self._llm.stats().to_dict()
+
+    def report(self) -> ReplicaReport:
+        """How busy it is, for routers. It never waits."""
+        modes = self._card.modes if self._card.thinks else {}
+        deep = {name for name, mode in modes.items() if may_take_long(mode)}
+        return replica_report(self._llm.current_load(), deep, time.time())
 
     async def tokenize(self, ask: Ask) -> list[int]:
         llm = self._llm.llm

@@ -138,6 +138,27 @@ TABLE = (
     Metric(
         "fastslow:engine_restarts", "counter", (), "engine", "Times that the engine began anew."
     ),
+    Metric(
+        "fastslow:retried_asks",
+        "counter",
+        (),
+        "engine",
+        "Asks whose replica ended before anything was streamed: another one was asked.",
+    ),
+    Metric(
+        "fastslow:continued_answers",
+        "counter",
+        (),
+        "engine",
+        "Answers whose replica ended in the middle of a stream: another one went on.",
+    ),
+    Metric(
+        "fastslow:given_up_answers",
+        "counter",
+        (),
+        "engine",
+        "Answers whose replica ended, and that ended by an error.",
+    ),
     Metric("fastslow:engine_steps", "counter", (), "engine", "Forward passes of the engine."),
     Metric("fastslow:kv_pages", "gauge", ("state",), "engine", "KV pages: used, cached, free."),
     Metric(

@@ -23,6 +23,12 @@ MOST_POSITIONS = 64  # of drafts
 OWN = "custom"  # modes that calls made up
 REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
 STATES = {"used": "pages_used", "cached": "pages_cached", "free": "pages_free"}
+COUNTED = {  # by engines that do
+    "fastslow:engine_restarts": "restarts",
+    "fastslow:retried_asks": "retried",
+    "fastslow:continued_answers": "continued",
+    "fastslow:given_up_answers": "given_up",
+}
 NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
 router = APIRouter(include_in_schema=False)
@@ -82,7 +88,8 @@ class ServerMetrics:
         counts = self._counts
         counts.put("fastslow:http_requests_running", self._limits.running)
         counts.add_up_to("fastslow:log_lines_lost", self._lost_lines())
-        counts.add_up_to("fastslow:engine_restarts", getattr(self._engine, "restarts", 0))
+        for name, field in COUNTED.items():
+            counts.add_up_to(name, getattr(self._engine, field, 0))
         try:
             async with asyncio.timeout(PATIENCE):
                 stats = await self._engine.stats()

@@ -12,6 +12,7 @@ from fastslow.serve.errors import as_api_error, error_response
 
 VALID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEADER = b"x-request-id"
+ANSWERED = (HEADER, b"request-id")  # as OpenAI's clients read it, and as Anthropic's do
 
 
 def request_id(scope: Scope) -> str:
@@ -42,7 +43,8 @@ class RequestIds:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (HEADER, name.encode())]
+                own = [(header, name.encode()) for header in ANSWERED]
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
         try:

@@ -81,6 +81,8 @@ class Security:
         if size > MOST_HEADERS:
             raise ApiError(431, f"the headers have {size} bytes, and {MOST_HEADERS} are the most")
         headers = Headers(raw=raw)
+        if (hosts := len(headers.getlist("host"))) > 1:  # others may read another one than we do
+            raise ApiError(400, f"there are {hosts} Host headers; a request has one")
         host = headers.get("host", "")
         if self._hosts is not None and host_name(host) not in self._hosts:
             known = ", ".join(sorted(self._hosts))

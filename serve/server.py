@@ -14,8 +14,7 @@ from fastapi import FastAPI
 from loguru import logger
 
 from fastslow.serve.connection import Connection
-from fastslow.serve.engine import Engine, ModelCard
-from fastslow.serve.process.engine_process import EngineProcess
+from fastslow.serve.engine import Engine, ModelCard, Started
 
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for the last bytes of answers, once the engine is closed
@@ -90,15 +89,17 @@ async def serve(
     listener: socket.socket,
     drain: float,
     ready: Callable[[ModelCard], None],
+    behind: Started | None = None,
 ) -> None:
     """Serve until a signal comes and all is drained.
 
     Args:
         app: what is served, from the start: it says that it is not ready while the model loads.
-        engine: behind it; started here if it is an `EngineProcess`, and closed.
+        engine: behind it, closed at the end.
         listener: a listening socket.
         drain: seconds that running requests have when a signal comes.
         ready: called once the model is loaded.
+        behind: what is to be started for it, if anything is.
 
     Raises:
         ValueError: the model cannot be loaded: one sentence.
@@ -109,14 +110,14 @@ async def serve(
     serving = asyncio.create_task(server.serve([listener]))
     failure: BaseException | None = None
     try:
-        if isinstance(engine, EngineProcess):
-            await engine.start()
+        if behind is not None:
+            await behind.start()
         ready(engine.card)
-        if isinstance(engine, EngineProcess):
-            either: list[asyncio.Future[Any]] = [serving, engine.gave_up]
+        if behind is not None:
+            either: list[asyncio.Future[Any]] = [serving, behind.gave_up]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if engine.gave_up.done():
-                failure = RuntimeError(engine.gave_up.result())
+            if behind.gave_up.done():
+                failure = RuntimeError(behind.gave_up.result())
     except Exception as error:  # noqa: BLE001 - raised below, once the server has ended
         if not server.draining:
             failure = error

@@ -14,9 +14,12 @@ from typing import Any
 from fastslow import LLM, SamplingParams
 
 
-async def one_client(llm: LLM, prompts: list[str], asked: dict[str, Any]) -> list[dict[str, Any]]:
+async def one_client(
+    llm: LLM, number: int, prompts: list[str], asked: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Prompts one after the other."""
     found = []
+    await asyncio.sleep(number * asked["apart"])
     sampling = SamplingParams(max_tokens=asked["tokens"], ignore_eos=True, temperature=0)
     for prompt in prompts:
         begin, first, tokens = time.perf_counter(), 0.0, 0
@@ -30,13 +33,15 @@ async def one_client(llm: LLM, prompts: list[str], asked: dict[str, Any]) -> lis
             if not tokens and piece.token_ids:
                 first = time.perf_counter() - begin
             tokens += len(piece.token_ids)
-        found.append({"first": first, "seconds": time.perf_counter() - begin, "tokens": tokens})
+        seconds = time.perf_counter() - begin
+        waited = (await handle).metrics.ttft
+        found.append({"first": first, "waited": waited, "seconds": seconds, "tokens": tokens})
     return found
 
 
 async def measure(llm: LLM, asked: dict[str, Any]) -> dict[str, Any]:
     begin, cpu = time.perf_counter(), time.process_time()
-    clients = [one_client(llm, prompts, asked) for prompts in asked["clients"]]
+    clients = [one_client(llm, n, prompts, asked) for n, prompts in enumerate(asked["clients"])]
     answers = [answer for found in await asyncio.gather(*clients) for answer in found]
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "cpu": time.process_time() - cpu, "answers": answers}

@@ -21,6 +21,7 @@ class Reply:
     status: int = 0
     first: float = 0.0  # to the first event
     seconds: float = 0.0
+    waited: float = 0.0  # to the first token, as the engine says
     tokens: int = 0
     finish: str | None = None
     whole: bool = False  # the stream came to its end
@@ -78,6 +79,8 @@ class Stream(asyncio.Protocol):
                 continue  # a line in two chunks, of which the client left the second
             if event.get("error"):
                 self.reply.error = event["error"]["message"]
+            if event.get("metrics"):
+                self.reply.waited = event["metrics"]["ttft"]
             if event.get("usage"):
                 self.reply.tokens = event["usage"]["completion_tokens"]
             for choice in event.get("choices", ()):

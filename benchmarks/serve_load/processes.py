@@ -55,10 +55,10 @@ class Program:
 
     def read(self) -> str:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
+        line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"a program ended with exit code {self.process.wait()}")
-        return line
+        return line.strip()
 
     def end(self) -> int:
         """Ask it to end: the exit code."""

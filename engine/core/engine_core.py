@@ -12,6 +12,7 @@ from loguru import logger
 from fastslow.engine.core.guarded import guarded_rule, record, survival_of
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
+from fastslow.engine.core.load import EngineLoad, LoadMeter
 from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
@@ -63,6 +64,7 @@ class EngineCore:
         self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
         self._masks = MaskMaker()
         self._totals = EngineTotals()
+        self._meter = LoadMeter()
         self._next_deadline = math.inf  # no request's is before it
         self._untold: dict[int, Request] = {}  # whose callers do not know yet that they are over
         self._over: set[int] = set()  # which the drafter has to let go
@@ -86,6 +88,10 @@ class EngineCore:
         """What it does and has done. Any thread may ask: nothing is locked, so that figures may lie a
         step apart."""
         return self._totals.snapshot(self.scheduler, self.kv)
+
+    def load(self) -> EngineLoad:
+        """What it has to do now, and how fast it is. As `stats`, and much cheaper."""
+        return self._meter.snapshot(self.scheduler, self.kv)
 
     def step(self) -> None:
         """One forward for every request that runs: prompt chunks, last tokens and draft nodes."""
@@ -113,6 +119,7 @@ class EngineCore:
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [guarded_rule(request) for request in ready],
         )
+        _keep_answered(ready, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
@@ -125,12 +132,13 @@ class EngineCore:
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
         self.drafter.commit(ready, result, committed_features(out, layout, result))
+        made = list(map(len, result.tokens))
         if ready:
-            made = sum(map(len, result.tokens))
             pure = all(item.ready for item in work) and all(chunk == 1 for _, chunk in work)
             seconds = time.perf_counter() - drafted
             rows = len(layout.rows.tokens)
-            self.cost_model.note(ready, Stepped(rows, seconds, drafted - started, made, pure))
+            self.cost_model.note(ready, Stepped(rows, seconds, drafted - started, sum(made), pure))
+        self._meter.note(work, ready, made, len(layout.rows.tokens), time.perf_counter() - started)
         for request in ready:
             request.tally.draft_seconds += drafted - started
             request.tally.verify_seconds += verified - drafted
@@ -199,8 +207,10 @@ class EngineCore:
     def _nodes(self, request: Request, among: int) -> int:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
-            planned = request.policy.plan(request, len(self.scheduler.running))
-            planned = max(planned, _certain(request))
+            planned = 0
+            if request.next_answered is None:
+                planned = request.policy.plan(request, len(self.scheduler.running))
+                planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others go on
             request.fail(error)
@@ -249,13 +259,15 @@ class EngineCore:
         for b, (request, tree) in enumerate(zip(ready, trees, strict=True)):
             nodes, tokens = result.accepted_nodes[b], result.tokens[b]
             base = len(request.tokens)
+            made = request.next_answered is None
             request.sources += token_sources(request, tree, verdicts[b], tokens)
             request.tokens.extend(tokens)
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
                 record(request, tree, nodes)
-            request.tally.add(request.drafter, tree, nodes)
+            if made:
+                request.tally.add(request.drafter, tree, nodes)
             request.tally.first_token = request.tally.first_token or now
             request.tally.last_token = now
 
@@ -334,6 +346,13 @@ def _certain(request: Request) -> int:
     if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
         return 0
     return len(request.grammar.ahead(request.tokens, (), FURTHEST))
+
+
+def _keep_answered(ready: Sequence[Request], result: AcceptResult) -> None:
+    """The last token that a call brought of its answer stays what it is, whatever the target says now."""
+    for b, request in enumerate(ready):
+        if (token := request.next_answered) is not None:
+            result.accepted_nodes[b], result.tokens[b] = [], [token]
 
 
 def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:

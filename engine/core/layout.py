@@ -71,12 +71,17 @@ def lay_rows(
 
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
-    """Positions of this chunk, with the prompt tokens after them whose log-probabilities are asked for."""
-    if not request.wants_prompt_logprobs:
-        return []
-    first = max(request.computed, len(request.prompt_logprobs))
-    last = min(request.computed + chunk, request.prompt_length - 1)
-    return [(p, request.tokens[p + 1]) for p in range(first, last)]
+    """Positions of this chunk, with the tokens after them whose log-probabilities are asked for: of the
+    prompt first, then of an answer's tokens that the call brought."""
+    before, begun = request.computed, request.prompt_length - 1
+    found: list[int] = []
+    if request.wants_prompt_logprobs:
+        first = max(before, len(request.prompt_logprobs))
+        found += range(first, min(before + chunk, begun))
+    if request.wants_answered_logprobs:
+        first = max(before, begun + len(request.logprobs))
+        found += range(first, min(before + chunk, begun + len(request.answered) - 1))
+    return [(p, request.tokens[p + 1]) for p in found]
 
 
 def _segment(

@@ -97,6 +97,7 @@ class Request:
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
     prediction: Sequence[int] = ()  # of its answer, by the caller
+    answered: Sequence[int] = ()  # the first tokens of its answer, which its call brought
     priority: int = 0  # smaller goes first; the scheduler lowers that of one that waited for long
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
     mode: str = ""  # the name of the one that it was asked in
@@ -170,6 +171,29 @@ class Request:
         """Whether rows of the prompt still have log-probabilities to give."""
         missing = len(self.prompt_logprobs) < self.prompt_length - 1
         return self.params.prompt_logprobs is not None and missing
+
+    @property
+    def made(self) -> int:
+        """Tokens of its answer that this engine made."""
+        return max(0, len(self.tokens) - self.prompt_length - len(self.answered))
+
+    @property
+    def later_tokens(self) -> int:
+        """Tokens that steps gave after its first one, the last of those that its call brought included."""
+        read = max(0, len(self.answered) - 1)
+        return max(0, len(self.tokens) - self.prompt_length - read - 1)
+
+    @property
+    def next_answered(self) -> int | None:
+        """The next token, where the call brought it."""
+        place = len(self.tokens) - self.prompt_length
+        return self.answered[place] if place < len(self.answered) else None
+
+    @property
+    def wants_answered_logprobs(self) -> bool:
+        """Whether rows of what the call brought still have log-probabilities to give. Its last token comes
+        from a step, as all later ones do."""
+        return self.params.logprobs is not None and len(self.logprobs) < len(self.answered) - 1
 
     def stop_thinking(self) -> bool:
         """Have its thought closed from the next step on, in the engine's thread. False: it has none."""

@@ -202,6 +202,8 @@ class Scheduler:
         most, end = len(request.tokens) - 1, len(request.tokens)
         if request.wants_prompt_logprobs:
             most = 0
+        elif request.wants_answered_logprobs:
+            most = min(most, request.prompt_length - 1)
         elif request.kept is not None:  # later rows run other groups than the prefix key says
             most = min(most, request.kept.length)
         cached = self._kv.open(
@@ -222,8 +224,8 @@ class Scheduler:
             self._kv.stop_publishing(request.id)
         request.computed = cached
         request.tally.began = request.tally.began or time.monotonic()
-        if len(request.tokens) == request.prompt_length:
-            request.tally.cached = cached
+        if request.next_answered is not None or len(request.tokens) == request.prompt_length:
+            request.tally.cached = min(cached, request.prompt_length)
         return chunk
 
 

@@ -87,10 +87,10 @@ class ModeStats:
     def add(self, request: Request) -> None:
         """A request of the mode is over."""
         tally = request.tally
-        tokens = len(request.tokens) - request.prompt_length
+        tokens, later = len(request.tokens) - request.prompt_length, request.later_tokens
         self.requests += 1
         self.escalated += request.escalated
-        self.tokens += tokens
+        self.tokens += request.made
         self.steps += tally.steps
         self.drafted += tally.drafted
         self.accepted += tally.accepted
@@ -107,7 +107,7 @@ class ModeStats:
             self.queued.add(tally.began - request.called)
         if tokens:
             self.first_token.add(tally.first_token - request.called)
-            self.each_token.add(tally.last_token - tally.first_token, tokens - 1)
+            self.each_token.add(tally.last_token - tally.first_token, later)
             self.whole.add(tally.last_token - request.called)
 
 
@@ -128,13 +128,13 @@ class EngineTotals:
         reason, tally = request.stopper.reason, request.tally
         if reason is not None and reason != "escalated":  # its successor ends for both
             self.ended[reason] += 1
-        self.tokens += len(request.tokens) - request.prompt_length
+        self.tokens += request.made
         if tally.began:
             self.prompt_tokens += request.prompt_length
             self.cached_tokens += tally.cached
         for name, counts in tally.by_drafter.items():
-            _named(self.drafters, name, DrafterStats).add(counts)
-        _named(self.modes, request.mode, ModeStats).add(request)
+            entry_of(self.drafters, name, DrafterStats).add(counts)
+        entry_of(self.modes, request.mode, ModeStats).add(request)
 
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
@@ -197,7 +197,7 @@ class EngineStats:
         return asdict(self) | {"drafters": rates, "prefix_hit_rate": self.prefix_hit_rate}
 
 
-def _named(table: dict[str, T], name: str, kind: type[T]) -> T:
+def entry_of(table: dict[str, T], name: str, kind: type[T]) -> T:
     """The entry of a name, or of the rest where there are enough names."""
     found = table.get(name)
     if found is None:

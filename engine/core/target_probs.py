@@ -63,9 +63,11 @@ def note_logprobs(
 ) -> None:
     """Add the step's log-probabilities, of prompt tokens and of accepted ones, to the requests."""
     for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
-        most = request.params.prompt_logprobs or 0
+        of_prompt, of_answer = request.params.prompt_logprobs or 0, request.params.logprobs or 0
         for i, token in enumerate(tokens):
-            request.prompt_logprobs.append(logprobs(logits_MV[first + i], token, most))
+            prompt = request.wants_prompt_logprobs
+            told = logprobs(logits_MV[first + i], token, of_prompt if prompt else of_answer)
+            (request.prompt_logprobs if prompt else request.logprobs).append(told)
     for b, request in enumerate(ready):
         if request.params.logprobs is None:
             continue

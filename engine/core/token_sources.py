@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.sampling.probs import forced_at
-from fastslow.engine.types import FORCED, TARGET, OneHot, Tree
+from fastslow.engine.types import ANSWERED, FORCED, TARGET, OneHot, Tree
 
 
 def token_sources(
@@ -16,6 +16,8 @@ def token_sources(
 
     nodes: those that the target accepted, root to leaf, also if the answer ends inside the run.
     """
+    if request.next_answered is not None:
+        return [ANSWERED] * len(tokens)
     drafted = nodes[: len(tokens)]
     if tree.sources is None:
         found = [request.drafter] * len(drafted)

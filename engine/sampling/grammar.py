@@ -137,8 +137,12 @@ class Grammar:
         return state
 
     def _commit(self, tokens: Sequence[int]) -> None:
+        while self._read < len(tokens):  # a whole answer may come at once
+            self._commit_up_to(tokens, min(self._read + FURTHEST, len(tokens)))
+
+    def _commit_up_to(self, tokens: Sequence[int], end: int) -> None:
         run: tuple[int, ...] = ()
-        for place, token in enumerate(tokens[self._read :], self._read):
+        for place, token in enumerate(tokens[self._read : end], self._read):
             run = (*run, token)
             if run not in self._states:
                 self._states[run] = self._step(self._states[run[:-1]], token)
@@ -147,7 +151,7 @@ class Grammar:
         state = self._states[run]
         self._go(state.fed)
         self._path = []
-        self._read = len(tokens)
+        self._read = end
         self._state = state._replace(fed=())
         self._states = {(): self._state}
         self._masks = {}

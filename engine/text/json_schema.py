@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, TypeGuard
 
 from fastslow.engine.checked import nearest, shown
@@ -11,6 +13,8 @@ from fastslow.engine.checked import nearest, shown
 DEEPEST = 64  # schemas inside each other
 MOST_KEYWORDS = 10_000
 MOST_PROPERTIES = 2000  # of one object: a grammar of more takes seconds, and rows that are too long
+MOST_MULTIPLE = 100_000  # a grammar looks at every remainder, which takes a second
+MOST_MULTIPLES = 2 * MOST_MULTIPLE  # of all of them together
 
 OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # name -> schema
 SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -79,6 +83,7 @@ def check_schema(text: str) -> None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the schema is no JSON: {shown(str(error))}") from None
     todo, count = [("", schema, 1)], 0
+    multiples: list[Decimal] = []
     while todo:
         where, one, depth = todo.pop()
         if isinstance(one, bool):
@@ -96,9 +101,32 @@ def check_schema(text: str) -> None:
                 raise ValueError(f"schema keyword {shown(place)} is not supported{_hint(keyword)}")
         _check_properties(where or "the schema", one)
         _check_range(where or "the schema", one)
+        if _number(step := one.get("multipleOf")) and step > 0:
+            multiples.append(Decimal(repr(step)))
         if isinstance(one.get("items"), list) and "prefixItems" in one:
             raise ValueError(f"{where or 'the schema'} has items as a list, and prefixItems")
         todo += [(f"{where}.{name}".lstrip("."), part, depth + 1) for name, part in _parts(one)]
+    _check_multiples(multiples)
+
+
+def _check_multiples(steps: Sequence[Decimal]) -> None:
+    """Refuse what would make a grammar of millions of remainders. Any of them may hold of one number, which is
+    then a multiple of them all."""
+    least = total = 0
+    for step in steps:
+        digits = _digits(step)
+        least = _digits(Decimal(math.lcm(least or 1, digits)))
+        total += digits
+        if least > MOST_MULTIPLE or total > MOST_MULTIPLES:
+            raise ValueError(
+                f"multipleOf: without zeros at the end, the least common multiple of all is {least} and their "
+                f"sum {total}; at most {MOST_MULTIPLE} and {MOST_MULTIPLES} are taken"
+            )
+
+
+def _digits(number: Decimal) -> int:
+    """Of a number, without zeros at its beginning and end."""
+    return int("".join(map(str, number.normalize().as_tuple().digits)))
 
 
 def _check_properties(where: str, schema: Mapping[str, Any]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fastslow.engine.host.files import read_object
+from fastslow.engine.host.progress import bar
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.families import pangu_moge
 from fastslow.models.dense import LINEARS, OFFICIAL, Dense
@@ -148,7 +148,7 @@ def write_moge(
         "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
     }
     with fresh_folder(out) as folder:
-        for layer in track(range(dense.config.layers), "writing experts", transient=True):
+        for layer in bar(range(dense.config.layers), "writing experts"):
             for name, tensor in layer_tensors(dense, recipe, layer):
                 tensors[name] = tensor.to(dtype).contiguous()
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}

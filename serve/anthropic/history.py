@@ -13,7 +13,7 @@ from fastslow.serve.turns import Part, texts_of
 Role = Literal["user", "assistant", "system"]
 READ: dict[Role, tuple[str, ...]] = {
     "user": ("text", "tool_result"),
-    "assistant": ("text", "thinking", "tool_use"),
+    "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
     "system": ("text",),
 }
 
@@ -113,6 +113,8 @@ def _said(blocks: Blocks) -> list[dict[str, Any]]:
         match block.type:
             case "text":
                 texts.append(_given(f"{where}.text", block.text))
+            case "redacted_thinking":
+                pass  # of another server, which alone can read it
             case "thinking":
                 thoughts.append(_given(f"{where}.thinking", block.thinking))
             case _:

@@ -64,6 +64,18 @@ async def get_response(id: str, who: Who) -> None:
     raise _not_kept(id)
 
 
+@router.get("/v1/responses/{id}/input_items")
+async def get_input_items(id: str, who: Who) -> None:
+    """There are none to be fetched."""
+    raise _not_kept(id)
+
+
+@router.post("/v1/responses/{id}/cancel")
+async def cancel_response(id: str, who: Who) -> None:
+    """None runs in the background; DELETE /v1/requests/{id} ends one that a client waits for."""
+    raise _not_kept(id)
+
+
 @router.delete("/v1/responses/{id}")
 async def delete_response(id: str, who: Who) -> None:
     """There is none to be deleted."""

@@ -64,7 +64,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
         Annotated[list[Annotated[str, Field(max_length=256)]], Field(fail_fast=True)] | None
     ) = Field(default=None, description=NO_EFFECT)
     max_tool_calls: Ignored = Field(default=None, description=NO_EFFECT)
-    top_logprobs: Annotated[StrictInt, Field(ge=0, le=0)] | None = Field(
+    top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None, description="only 0: /v1/chat/completions tells log-probabilities"
     )
     background: StrictBool | None = Field(default=None, description="only false")
@@ -87,10 +87,11 @@ class ResponsesRequest(AccountFields, SamplingFields):
             raise ValueError(
                 "background=True must be false: an answer is made while its client waits"
             )
+        alone = "log-probabilities are told by /v1/chat/completions alone"
         if LOGPROBS in (self.include or ()):
-            raise ValueError(
-                f"include has {LOGPROBS!r}, and log-probabilities are told by /v1/chat/completions alone"
-            )
+            raise ValueError(f"include has {LOGPROBS!r}, and {alone}")
+        if self.top_logprobs:
+            raise ValueError(f"top_logprobs={self.top_logprobs} must be left out: {alone}")
 
     def sampling(self) -> dict[str, Any]:
         """Fields of `SamplingParams`, by their names there."""

@@ -59,7 +59,7 @@ def page() -> Page:
     return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
 
 
-@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+@router.get("/", include_in_schema=False)
 async def show(request: Request) -> Response:
     """The page. A browser asks each time and gets it again only where it has changed."""
     own = page()

@@ -21,8 +21,26 @@ def frame(message: Any) -> bytes:
         ValueError: it holds what no message can: a number or a text out of range, or it is too large.
     """
     data = bytearray(LENGTH.size)
+    LENGTH.pack_into(data, 0, _write(message, data))
+    return bytes(data)
+
+
+def packed(message: Any) -> bytes:
+    """A message for what keeps messages apart by itself; no length in front.
+
+    Raises:
+        ValueError: as `frame`.
+    """
+    data = bytearray()
+    _write(message, data)
+    return bytes(data)
+
+
+def _write(message: Any, data: bytearray) -> int:
+    """Put a message behind the data: its bytes."""
+    start = len(data)
     try:
-        _encoder.encode_into(message, data, LENGTH.size)
+        _encoder.encode_into(message, data, start)
     except OverflowError:
         raise ValueError("a number in the request is outside of 64 bits") from None
     except UnicodeEncodeError as error:
@@ -30,11 +48,10 @@ def frame(message: Any) -> bytes:
         raise ValueError(f"a text in the request is not valid Unicode: {where}") from None
     except RecursionError:
         raise ValueError("the request is nested too deeply") from None
-    size = len(data) - LENGTH.size
+    size = len(data) - start
     if size > LONGEST:
         raise ValueError(f"the request has {size} bytes, at most {LONGEST} are possible")
-    LENGTH.pack_into(data, 0, size)
-    return bytes(data)
+    return size
 
 
 class FrameReader(Generic[T]):

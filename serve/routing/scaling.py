@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from fastslow.serve.routing.report import ReplicaReport
+
+class Queues(Protocol):
+    """What a replica says of its queues; a `ReplicaReport` does."""
+
+    @property
+    def deep(self) -> int: ...
+    @property
+    def deep_queue_seconds(self) -> float: ...
+    @property
+    def quick_queue_seconds(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,7 @@ class ScalingState:
 
 
 def replicas_wanted(
-    reports: Collection[ReplicaReport],
+    reports: Collection[Queues],
     present: int,
     state: ScalingState,
     settings: ScalingSettings,
@@ -99,7 +109,7 @@ def _more(
     return min(wanted, settings.most), replace(state, busy_since=now, grown_at=now)
 
 
-def _pressure(reports: Collection[ReplicaReport], settings: ScalingSettings) -> float:
+def _pressure(reports: Collection[Queues], settings: ScalingSettings) -> float:
     """The seconds that requests wait over those that they may, of the kind that is worse off.
 
     Deep ones wait at some replicas while others are kept for quick ones, which more replicas do not change.

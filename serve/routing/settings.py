@@ -41,7 +41,9 @@ class RoutingSettings:
     guard_seconds: float = 120.0  # after the last one: pauses of a conversation are shorter
     guard_look: float = 0.5  # seconds between two looks at how many there are: reports are older
     guard_release: float = 60.0  # seconds in which the number of kept replicas falls to a third
-    urgent_each: float = 4.0  # that one replica answers together before their steps grow long
+    urgent_each: float = (
+        2.0  # on one replica, on average: at their 95th percentile few steps are shared
+    )
     urgent_spare: float = 1.5  # times what is there now: more may come in the next second
 
     # Memory

@@ -77,6 +77,13 @@ HUGE: dict[str, dict[str, Any]] = {
     "very deep": {"json_schema": deep(20_000)},
     "no JSON": {"json_schema": "{"},
     "a list": {"json_schema": "[]"},
+    "a long period": {"json_schema": {"type": "integer", "multipleOf": 100_003}},
+    "periods that meet": {
+        "json_schema": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}
+    },
+    "long periods": {
+        "json_schema": {"prefixItems": [{"multipleOf": 99_991, "minimum": i} for i in range(3)]}
+    },
     "many keywords": {"json_schema": json.dumps({f"x-{i}": 1 for i in range(10_001)})},
     "open group": {"regex": "(a"},
     "lark": {"lark": "nope"},
@@ -91,6 +98,13 @@ def test_bad_and_huge_grammars_are_one_sentence(kit: GrammarKit, name: str) -> N
     with pytest.raises(ValueError, match="cannot be used") as error:
         kit.matcher(**HUGE[name])
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("step", [0.01, 0.125, 123.45, 5, 86_400, 1_000_000])
+def test_usual_multiples_are_taken(kit: GrammarKit, step: float) -> None:
+    schema = {"type": "array", "items": {"type": "number", "multipleOf": step, "minimum": 0}}
+    matcher = kit.matcher(json_schema=schema)
+    assert all(map(matcher.accept, kit.tokenizer.encode("[0", add_special=False)))
 
 
 def test_compiled_grammars_are_kept_and_their_number_is_bounded(kit: GrammarKit) -> None:

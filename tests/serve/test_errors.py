@@ -35,7 +35,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     [
         (b"", "the body is empty"),
         (b"{", "expecting property name"),
-        (b"null", "the body"),
+        (b"null", "the body=None must be an object"),
         (b"[1]", "must be"),
         (b'"x"', "must be"),
         (b"\xff\xfe", "is not UTF-8"),
@@ -95,6 +95,8 @@ def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) 
         ({"groups": 99}, None, "groups=99 is outside 0..4"),
         ({"temprature": 1}, None, "field 'temprature' is unknown; did you mean 'temperature'"),
         ({"zzz": 1}, None, "field 'zzz' is unknown"),
+        ({"functions": []}, None, "field 'functions' is not taken: give tools, each a {'type':"),
+        ({"function_call": "auto"}, None, "field 'function_call' is not taken: give tool_choice"),
         ({"stream_options": {"zzz": 1}}, "stream_options.zzz", "'stream_options.zzz' is unknown"),
         ({"x" * 100_000: 1}, None, "is unknown"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradict"),

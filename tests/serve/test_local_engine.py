@@ -16,6 +16,7 @@ from fastslow import LLM, SamplingParams
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, Engine, NotReady
+from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.local import LocalEngine
 
 TEN: dict[str, Any] = {"max_tokens": 10, "ignore_eos": True}
@@ -168,3 +169,26 @@ def test_prediction_and_priority_reach_the_engine(engine: LocalEngine, llm: LLM)
             await read(engine, Ask("a", CHAT, TEN, priority=5000))
 
     asyncio.run(main())
+
+
+def test_steps_are_measured_before_the_first_request(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int | None] = []
+
+    def seconds(model: object, groups: int | None, identity: str) -> object:
+        measured.append(groups)
+        return (1, 2), (0.001, 0.002)
+
+    monkeypatch.setattr("fastslow.closing.step_seconds", seconds)
+
+    async def run() -> None:
+        options = {"kv_memory": "8MiB", "progress": False}
+        engine = await EngineSettings(str(folder), "tiny", options).open()
+        assert sorted(measured, key=str) == [1, None]  # of the fast mode, and of the deep one
+        for mode in ("fast", "deep", "auto"):
+            await read(engine, Ask("one", "hello", TEN, mode=mode))
+        await engine.close()
+
+    asyncio.run(run())
+    assert len(measured) == 2

@@ -129,6 +129,7 @@ def test_a_conversation_is_read_as_a_chat_s(
         {
             "role": "assistant",
             "content": [
+                {"type": "redacted_thinking", "data": "?"},
                 {"type": "thinking", "thinking": "c", "signature": ""},
                 {"type": "text", "text": "d"},
                 {"type": "tool_use", "id": "x", "name": "clock", "input": {"zone": "UTC"}},
@@ -161,6 +162,7 @@ def test_a_conversation_is_read_as_a_chat_s(
     assert client.messages.count_tokens(model="tiny", **fields).input_tokens == total
     again = ask(client, **{**fields, "system": "Be brief."}, max_tokens=8, **GREEDY)
     assert blocks(again) == blocks(made)
+    assert again._request_id.startswith("req-")
 
 
 @pytest.mark.parametrize(

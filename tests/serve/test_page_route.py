@@ -108,13 +108,6 @@ def test_a_known_page_is_not_sent_again() -> None:
     assert asking.get("/", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_head_has_the_headers_alone() -> None:
-    answer = client(Figures()).head("/")
-    assert answer.status_code == 200 and answer.content == b""
-    assert "content-security-policy" in answer.headers
-    assert answer.headers["x-content-type-options"] == "nosniff"
-
-
 def test_figures_are_the_engines() -> None:
     assert client(Figures()).get("/v1/stats").json() == {"running": 2, "waiting": 1}
 

@@ -61,6 +61,14 @@ def test_hosts() -> None:
     assert client().get("/v1/models", headers={"host": "evil.example"}).status_code == 200
 
 
+def test_a_request_has_one_host() -> None:
+    two = [("host", "localhost"), ("host", "evil.example")]
+    for hosts in (None, LOOPBACK):
+        answer = client(hosts=hosts).get("/v1/models", headers=two)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == "there are 2 Host headers; a request has one"
+
+
 def test_origins() -> None:
     ours = client(origins=["https://chat.example.com"])
     path, host = "/v1/chat/completions", {"host": "localhost:8000"}

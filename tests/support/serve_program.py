@@ -44,7 +44,7 @@ async def main() -> None:
         def ready(card: ModelCard) -> None:
             print(card.name, engine.pid, flush=True)
 
-        await serve(app, engine, listener, float(sys.argv[2]), ready)
+        await serve(app, engine, listener, float(sys.argv[2]), ready, engine)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ import httpx
 import uvicorn
 from checkpoints import write_moge
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
+from fastslow.serve.connection import Connection
 
 VOCAB = 320
 NAME = "tiny"
@@ -47,9 +49,11 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """A real server of an application on a free port of 127.0.0.1; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, http=Connection, log_level="error", lifespan="off", ws="none"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

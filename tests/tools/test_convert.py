@@ -195,6 +195,13 @@ def test_masked_student_equals_the_written_experts(
     assert float((ours - plain).abs().max()) < 1e-4
 
 
+def test_writing_a_model_prints_nothing_to_standard_output(
+    folder: Path, dense: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_moge(folder, Recipe.untrained(layout_of(dense)), tmp_path / "moge")
+    assert capsys.readouterr().out == ""
+
+
 def test_groups_may_differ_between_rows(dense: Teacher) -> None:
     student = trained(dense, layout_of(dense))
     tokens = torch.arange(24).view(2, -1)

@@ -66,11 +66,17 @@ class OperationOptions:
         Raises:
             ValueError: see `ServerLog`.
         """
-        from fastslow.serve.logs import ServerLog, in_environment
+        from fastslow.serve.logs import ServerLog
 
         log = ServerLog(self.log_format, self.log_level, self.log_file)
-        os.environ.update(in_environment(self.log_format, self.log_level, self.log_file))
+        os.environ.update(self.log_environment())
         return log
+
+    def log_environment(self) -> dict[str, str]:
+        """What other processes need in their environment for the same log."""
+        from fastslow.serve.logs import in_environment
+
+        return in_environment(self.log_format, self.log_level, self.log_file)
 
     def settings(
         self, host: str | None, model: str, log: ServerLog | None = None

@@ -11,19 +11,22 @@ import typer
 
 from fastslow.tools.cli.operation_options import OperationOptions
 from fastslow.tools.cli.options import INTERRUPTED, expand_options
+from fastslow.tools.cli.replica_options import ReplicaOptions, cores
 from fastslow.tools.cli.serve_options import ServeOptions
 
 if TYPE_CHECKING:
     import socket
 
     from fastslow.serve.engine import ModelCard
+    from fastslow.serve.engine_settings import EngineSettings
     from fastslow.serve.logs import ServerLog
+    from fastslow.serve.ray.engine import RayEngine
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "llguidance")
 
 
 @expand_options
-def serve(options: ServeOptions, operations: OperationOptions) -> None:
+def serve(options: ServeOptions, operations: OperationOptions, replicas: ReplicaOptions) -> None:
     """Serve MODEL over HTTP, as OpenAI's and Anthropic's clients expect it, with a chat page at /.
 
     Examples:
@@ -34,9 +37,12 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
       fastslow serve --warm system.txt --warm-mode fast --warm-mode deep
       fastslow serve --unix-socket /run/fastslow.sock
       fastslow serve --host 0.0.0.0 --api-keys keys.json --log-format json
+      fastslow serve path/to/checkpoint --replicas 2
+      fastslow serve path/to/checkpoint --replicas 1:8 --address auto
 
     It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in a
-    process of its own; if that dies, running requests get an error and a new one is started.
+    process of its own; if that dies, running requests get an error and a new one is started. With --replicas
+    several engines run, on Ray Serve; if one dies, others go on with what it was answering.
 
     Ctrl-C or SIGTERM: running answers have --drain-seconds, new requests get HTTP 503, then it ends.
     Ctrl-C twice ends it now.
@@ -48,6 +54,11 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
         raise ValueError(
             f"fastslow serve needs {', '.join(missing)}: pip install 'fastslow[serve]'"
         )
+    if replicas.replicas is not None:
+        if find_spec("ray") is None:
+            raise ValueError("--replicas needs ray: pip install 'fastslow[ray]'")
+        if options.in_process:
+            raise ValueError("--in-process is for one engine: leave out --replicas")
     from fastslow.serve.listen import listen
     from fastslow.serve.loop import run
     from fastslow.serve.server import StoppedError
@@ -55,7 +66,7 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
     log = operations.open_log()
     try:
         with listen(options.host, options.port, options.unix_socket) as listener:
-            run(_serve(options, operations, log, listener))
+            run(_serve(options, operations, replicas, log, listener))
     except StoppedError:
         raise typer.Exit(INTERRUPTED) from None
     finally:
@@ -63,11 +74,15 @@ def serve(options: ServeOptions, operations: OperationOptions) -> None:
 
 
 async def _serve(
-    options: ServeOptions, operations: OperationOptions, log: ServerLog, listener: socket.socket
+    options: ServeOptions,
+    operations: OperationOptions,
+    replicas: ReplicaOptions,
+    log: ServerLog,
+    listener: socket.socket,
 ) -> None:
     from fastslow.engine.params import nearest, shown
     from fastslow.serve.app import create_app
-    from fastslow.serve.engine import Engine
+    from fastslow.serve.engine import Engine, Started
     from fastslow.serve.listen import address_of
     from fastslow.serve.process.engine_process import EngineProcess
     from fastslow.serve.server import serve as serve_app
@@ -77,10 +92,16 @@ async def _serve(
     limits = options.server_settings()
     around = operations.settings(None if options.unix_socket else options.host, options.name, log)
     settings = options.engine_settings()
+    behind: Started | None = None
     if options.in_process:
         engine: Engine = await settings.open()
     else:
-        engine = EngineProcess(settings)
+        if replicas.replicas is None:
+            engine = behind = EngineProcess(settings)
+        else:
+            engine = behind = _several(
+                settings, replicas, options.drain_seconds, operations.log_environment()
+            )
         errors().print(f"{address}/ready says when {options.name} is loaded.", style="dim")
 
     def announce(card: ModelCard) -> None:
@@ -90,7 +111,20 @@ async def _serve(
         errors().print(_usage(address, card), soft_wrap=True)
 
     app = create_app(engine, limits, around)
-    await serve_app(app, engine, listener, options.drain_seconds, announce)
+    await serve_app(app, engine, listener, options.drain_seconds, announce, behind)
+
+
+def _several(
+    settings: EngineSettings, replicas: ReplicaOptions, drain: float, environment: dict[str, str]
+) -> RayEngine:
+    """Engines on a Ray cluster."""
+    from fastslow.serve.ray.cluster import Cluster
+    from fastslow.serve.ray.deployed import OwnDeployment
+    from fastslow.serve.ray.engine import RayEngine
+
+    each = replicas.settings(dict(settings.options), drain)
+    cluster = Cluster(replicas.address, max(cores(), each.most * each.cpus))
+    return RayEngine(OwnDeployment(cluster, settings, each, environment))
 
 
 def _usage(address: str, card: ModelCard) -> str:

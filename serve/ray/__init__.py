@@ -1,0 +1,13 @@
+"""Several engines behind one server, on Ray Serve. Nothing else of fastslow imports ray."""
+
+from __future__ import annotations
+
+import os
+
+QUIET = {  # where the operator has not said otherwise; Ray reads it when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
+    "RAY_SERVE_LOG_TO_STDERR": "0",  # what it says of itself is in its own log files
+    "RAY_DEDUP_LOGS": "0",  # replicas may well say the same
+}
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)

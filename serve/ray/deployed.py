@@ -1,0 +1,127 @@
+"""The engines of a cluster, as a server in front of them finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from loguru import logger
+
+from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.ray import QUIET
+from fastslow.serve.ray.cluster import Cluster, own_modules
+from fastslow.serve.ray.load_failure import told_error
+from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many there are now.
+
+    Attributes:
+        running: that take requests.
+        starting: that load.
+        failed: why no replica will ever run, else None.
+    """
+
+    running: int = 0
+    starting: int = 0
+    failed: Exception | None = None
+
+
+class Deployed(Protocol):
+    """A deployment of engines."""
+
+    async def open(self) -> Any:
+        """Its handle."""
+
+    async def look(self) -> Replicas:
+        """Its replicas now."""
+
+    async def close(self) -> None:
+        """Leave it."""
+
+
+class OwnDeployment:
+    """Engines that this process deploys, and removes at its end.
+
+    Args:
+        cluster: where.
+        settings: of each engine.
+        replicas: how many, and what each takes.
+        environment: variables that their processes get.
+        name: of the application, in a cluster that others use too.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: EngineSettings,
+        replicas: ReplicaSettings,
+        environment: dict[str, str] | None = None,
+        name: str = "fastslow",
+    ) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._replicas = replicas
+        self._environment = environment or {}
+        self._name = name
+        self._deployed = False
+
+    async def open(self) -> Any:
+        await self._cluster.open()
+        return await self._cluster.call(self._deploy)
+
+    async def look(self) -> Replicas:
+        return await self._cluster.call(replicas_now, self._name)
+
+    async def close(self) -> None:
+        try:
+            if self._deployed:
+                await self._cluster.call(self._remove)
+        finally:
+            await self._cluster.close()
+
+    def _deploy(self) -> Any:
+        from ray import serve
+        from ray.serve.schema import LoggingConfig
+
+        from fastslow.serve.ray.deploy import engines
+
+        environment = (own_modules() if self._cluster.local else dict(QUIET)) | self._environment
+        application = engines(self._settings, self._replicas, environment)
+        serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
+        self._deployed = True
+        # without waiting: the first replica that runs is enough, and a failure is told by `look`
+        target = serve.RunTarget(target=application, name=self._name, route_prefix=None)
+        handles = serve.run_many([target], wait_for_applications_running=False)
+        handle = handles[0]
+        handle.options(stream=True)  # makes its router, which asks the controller
+        return handle
+
+    def _remove(self) -> None:
+        from ray import serve
+
+        try:
+            serve.delete(self._name)
+        except Exception as error:  # noqa: BLE001 - the cluster may be gone
+            logger.warning("the replicas could not be ended one by one: {}", error)
+
+
+def replicas_now(name: str) -> Replicas:
+    """The replicas of an application's engines."""
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    if application is None:
+        return Replicas()
+    deployment = application.deployments.get(DEPLOYMENT)
+    states = {} if deployment is None else deployment.replica_states
+    count = {str(getattr(state, "value", state)): number for state, number in states.items()}
+    status = str(getattr(application.status, "value", application.status))
+    running = count.get("RUNNING", 0)
+    failed = None
+    if status == "DEPLOY_FAILED" and not running:
+        message = deployment.message if deployment is not None else application.message
+        failed = told_error(message or application.message)
+    return Replicas(running, count.get("STARTING", 0) + count.get("UPDATING", 0), failed)

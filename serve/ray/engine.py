@@ -1,0 +1,250 @@
+"""`RayEngine`: the replicas of a deployment as one engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from loguru import logger
+from msgspec import convert
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from fastslow.output import Piece
+from fastslow.serve.ask import Ask
+from fastslow.serve.engine import Busy, ModelCard, NotReady
+from fastslow.serve.process.failures import error_of
+from fastslow.serve.ray.deployed import Deployed, Replicas
+from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_ask, returned_of
+from fastslow.serve.ray.routed import control, routed_of
+from fastslow.serve.ray.stats import StatsSum
+
+LOOK = 1.0  # seconds between two looks at how many replicas there are
+LOADING = 0.2  # the same while there is none
+PATIENCE = (
+    30.0  # seconds until a replica must have taken a request; that waits for nothing of its engine
+)
+CALL = 30.0  # seconds that a call may take
+LAST = 5.0  # seconds that answers have to end once they are cancelled
+DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
+
+
+class RayEngine:
+    """`Engine` over all replicas of a deployment.
+
+    Where a replica ends by itself, answers that it was making raise `NotReady`, which names it; Ray starts
+    another one.
+
+    Args:
+        deployed: the engines.
+
+    Attributes:
+        gave_up: done with one sentence when no replica will run any more.
+        replicas: how many there are.
+    """
+
+    def __init__(self, deployed: Deployed) -> None:
+        self._deployed = deployed
+        self._handle: Any = None
+        self._stream: Any = None
+        self._card: ModelCard | None = None
+        self._closing = self._closed = False
+        self._running: dict[str, str] = {}  # ids of requests, and who answers them
+        self._sum = StatsSum()
+        self._looking: asyncio.Task[None] | None = None
+        self.replicas = Replicas()
+        self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Deploy, and wait until a replica has its model.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: Ray or the engine failed.
+        """
+        self._handle = await self._deployed.open()
+        self._stream = self._handle.options(method_name="stream", stream=True)
+        while not self.replicas.running:
+            if self._closing:
+                raise NotReady(self._why)
+            self.replicas = await self._deployed.look()
+            if self.replicas.failed is not None:
+                raise self.replicas.failed
+            if not self.replicas.running:
+                await asyncio.sleep(LOADING)
+        data = await self._handle.options(method_name="card").remote()
+        self._card = convert(returned_of(data).value, ModelCard)
+        self._looking = asyncio.create_task(self._look())
+
+    @property
+    def card(self) -> ModelCard:
+        if self._card is None:
+            raise NotReady(self._why)
+        return self._card
+
+    @property
+    def ready(self) -> bool:
+        return self._card is not None and self.replicas.running > 0 and not self._closing
+
+    @property
+    def why_not_ready(self) -> str:
+        return "" if self.ready else self._why
+
+    @property
+    def _why(self) -> str:
+        if self._closing:
+            return "the server is closing"
+        if self._card is None:
+            return "the model is loading"
+        return f"no replica runs, {self.replicas.starting} are starting"
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        if not self.ready:
+            raise NotReady(self._why)
+        response = self._stream.remote(routed_of(ask, self.card), packed_ask(ask))
+        replica, over = "", False
+        try:
+            async with asyncio.timeout(PATIENCE):
+                first = item_of(await anext(response))
+            assert isinstance(first, Accepted)
+            replica = self._running[ask.id] = first.replica
+            async for data in response:
+                bunch = item_of(data)
+                assert isinstance(bunch, Bunch)
+                for piece in bunch.pieces:
+                    yield piece
+                if bunch.failure is not None:
+                    raise _of(replica, error_of(bunch.failure))
+            over = True
+        except TimeoutError:
+            raise NotReady(f"no replica took the request within {PATIENCE:g} s") from None
+        except (RayError, RayServeException) as error:
+            raise _lost(error, replica) from None
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise NotReady("the replica ended in the middle of the request", replica) from None
+        finally:
+            if self._running.get(ask.id) == replica:
+                del self._running[ask.id]
+            if not over:
+                response.cancel()
+
+    async def cancel(self, id: str) -> bool:
+        return any(await self._each("cancel", control(id)))
+
+    async def stop_thinking(self, id: str) -> bool:
+        return any(await self._each("stop_thinking", control(id)))
+
+    async def trace(self, id: str) -> Mapping[str, Any] | None:
+        found = await self._each("trace", control(id))
+        return next((trace for trace in found if trace is not None), None)
+
+    async def stats(self) -> Mapping[str, Any]:
+        return self._sum.of(await self._by_replica("stats"))
+
+    async def tokenize(self, ask: Ask) -> list[int]:
+        tokens: list[int] = await self._any("tokenize", routed_of(ask, self.card), packed_ask(ask))
+        return tokens
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return str(await self._any("detokenize", control(""), tokens))
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        found = await self._any("token_bytes", control(""), list(tokens))
+        return [(data, shown) for data, shown in found]
+
+    async def close(self, drain: float = 0.0) -> None:
+        self._closing = True
+        await self._answers_over(drain)
+        for id in list(self._running):
+            with suppress(NotReady):
+                await self.cancel(id)
+        await self._answers_over(LAST)
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
+            self._looking = None
+        if not self._closed:
+            self._closed = True
+            await self._deployed.close()
+
+    async def _answers_over(self, seconds: float) -> None:
+        """Wait until all answers are over, but not for longer."""
+        end = asyncio.get_running_loop().time() + seconds
+        while self._running and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(DRAIN_LOOK)
+
+    async def _any(self, method: str, *arguments: Any) -> Any:
+        """Call one replica, whichever."""
+        if self._handle is None or not self.replicas.running:
+            raise NotReady(self._why)
+        try:
+            async with asyncio.timeout(CALL):
+                data = await self._handle.options(method_name=method).remote(*arguments)
+        except TimeoutError:
+            raise NotReady(f"no replica answered within {CALL:g} s") from None
+        except (RayError, RayServeException) as error:
+            raise _lost(error, "") from None
+        returned = returned_of(data)
+        if returned.failure is not None:
+            raise _of(returned.replica, error_of(returned.failure))
+        return returned.value
+
+    async def _each(self, method: str, *arguments: Any) -> list[Any]:
+        return list((await self._by_replica(method, *arguments)).values())
+
+    async def _by_replica(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """Call all replicas; what those say that answer."""
+        if self._handle is None or not self.replicas.running:
+            raise NotReady(self._why)
+        try:
+            found = await self._handle.broadcast(method, *arguments).results_async(
+                timeout_s=CALL, return_exceptions=True
+            )
+        except TimeoutError:
+            raise NotReady(f"a replica did not answer within {CALL:g} s") from None
+        except (RayError, RayServeException) as error:
+            raise _lost(error, "") from None
+        returned = [returned_of(data) for data in found if isinstance(data, bytes)]
+        return {one.replica: one.value for one in returned if one.failure is None}
+
+    async def _look(self) -> None:
+        """Know how many replicas there are."""
+        while True:
+            await asyncio.sleep(LOOK if self.replicas.running else LOADING)
+            try:
+                before, self.replicas = self.replicas, await self._deployed.look()
+            except (RayError, RayServeException) as error:
+                logger.warning("the controller of Ray Serve does not answer: {}", _line(error))
+                continue
+            if before.running != self.replicas.running:
+                logger.info(
+                    "{} replicas run, {} start", self.replicas.running, self.replicas.starting
+                )
+            if self.replicas.failed is not None and not self.gave_up.done():
+                self.gave_up.set_result(f"no replica can be started: {self.replicas.failed}")
+
+
+def _of(replica: str, error: Exception) -> Exception:
+    if isinstance(error, NotReady):
+        error.replica = replica
+    return error
+
+
+def _lost(error: Exception, replica: str) -> Exception:
+    """What Ray says, in the words of an engine."""
+    if isinstance(error, BackPressureError):
+        return Busy("too many requests wait for a replica; try again soon")
+    if isinstance(error, RayTaskError):
+        logger.error("a replica failed on a request: {}", error)
+        return RuntimeError("the replica failed on the request")
+    logger.warning("a replica is gone: {}", _line(error))
+    return NotReady("the replica ended in the middle of the request; try again soon", replica)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,73 @@
+"""The figures of several engines as those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NOW = (  # what an engine holds at this moment; all else counts up
+    *("running", "waiting", "pages", "pages_used", "pages_free", "pages_cached"),
+    *("pages_pinned", "pages_spilled"),
+)
+MOST_GONE = 256  # replicas whose figures are kept apart after their end
+
+
+class StatsSum:
+    """Sums that never go back: what a replica had counted stays in them when it is gone."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Mapping[str, Any]] = {}
+        self._gone: dict[str, Any] = {}
+
+    def of(self, answered: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """`EngineStats.to_dict()` of all together, with those of each replica under "replicas".
+
+        Args:
+            answered: what replicas say now, by their ids.
+        """
+        for id in [id for id in self._latest if id not in answered]:
+            self._latest[id] = {**self._latest[id], **dict.fromkeys(NOW, 0)}
+        self._latest.update(answered)
+        silent = [id for id in self._latest if id not in answered]
+        for id in silent[: max(0, len(silent) - MOST_GONE)]:
+            self._gone = _added(self._gone, self._latest.pop(id))
+        total: dict[str, Any] = dict(self._gone)
+        for stats in self._latest.values():
+            total = _added(total, stats)
+        return _with_rates(total) | {
+            "replicas": {
+                id: {name: value for name, value in one.items() if not isinstance(value, Mapping)}
+                for id, one in answered.items()
+            }
+        }
+
+
+def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers add up by name, in objects and by place in lists."""
+    together = dict(one)
+    for name, value in other.items():
+        before = together.get(name)
+        if isinstance(value, Mapping):
+            together[name] = _added(before or {}, value)
+        elif isinstance(value, list | tuple):
+            longer, shorter = sorted((list(value), list(before or ())), key=len, reverse=True)
+            together[name] = [
+                number + (shorter[place] if place < len(shorter) else 0)
+                for place, number in enumerate(longer)
+            ]
+        else:
+            together[name] = value + (before or 0)
+    return together
+
+
+def _with_rates(total: dict[str, Any]) -> dict[str, Any]:
+    drafters = {
+        name: one | {"acceptance_rate": _share(one["accepted"], one["offered"])}
+        for name, one in total.get("drafters", {}).items()
+    }
+    hits = _share(total.get("cached_tokens", 0), total.get("prompt_tokens", 0))
+    return total | {"drafters": drafters, "prefix_hit_rate": hits}
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

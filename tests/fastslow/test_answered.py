@@ -1,0 +1,247 @@
+"""A call that goes on from an answer so far gives the answer that it would have given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_moge
+from tokenizers_tiny import write_bpe
+
+from fastslow import LLM, Answered, Completion, Decided, Mode, Output, Piece, SamplingParams
+
+OPEN, CLOSE = 3, 4  # <think>, </think>
+CHAT = [{"role": "user", "content": "The quick brown fox"}]
+PRESETS = {
+    "modes": {
+        "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
+        "unsure": {"escalate": {"below": 0.5}},
+        "quick": {"latency_ms": 0.001, "may_shorten": ["groups"]},
+    }
+}
+PARAMS: dict[str, dict[str, Any]] = {
+    "greedy": {"repetition_penalty": 1.2},
+    "seeded": {"temperature": 0.9, "seed": 4},
+    "several": {"temperature": 1.0, "seed": 8, "n": 3},
+    "stop": {"temperature": 1.0, "seed": 8, "n": 3, "stop": ["e", "us", "th "]},
+    "logprobs": {"logprobs": 2, "prompt_logprobs": 1, "n": 2, "seed": 1, "temperature": 0.7},
+    "grammar": {"grammar": {"regex": "[a-c]{2,4}é[0-9]{2}"}, "ignore_eos": False},
+}
+MODES = ("fast", "deep", "short")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    folder: Path = tmp_path_factory.mktemp("moge")
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    template += "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
+    write_bpe(folder, template, 320)
+    (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
+    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
+    with LLM(folder, kv_memory="8MiB", progress=False) as llm:
+        yield llm
+
+
+def sampling(name: str) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 16, "ignore_eos": True, **PARAMS[name]})
+
+
+def said(one: Completion) -> tuple[Any, ...]:
+    return one.text, one.reasoning, one.token_ids, one.finish_reason, one.stop_reason
+
+
+def streamed(llm: LLM, wish: SamplingParams, **options: Any) -> tuple[list[Piece], Output]:
+    *pieces, last = llm.stream(CHAT, wish, **options)
+    assert last.output is not None
+    return pieces, last.output
+
+
+def same(ours: Output, whole: Output) -> None:
+    assert [said(one) for one in ours.choices] == [said(one) for one in whole.choices]
+    assert ours.prompt_token_ids == whole.prompt_token_ids
+    for one, other in zip(ours.choices, whole.choices, strict=True):
+        assert one.metrics.tokens == other.metrics.tokens
+        assert one.metrics.prompt_tokens == other.metrics.prompt_tokens
+        assert one.metrics.thinking_tokens == other.metrics.thinking_tokens
+        assert one.metrics.thinking_ended == other.metrics.thinking_ended
+        close(one.logprobs, other.logprobs)
+    close(ours.prompt_logprobs, whole.prompt_logprobs)
+
+
+def close(ours: Sequence[Any] | None, theirs: Sequence[Any] | None) -> None:
+    assert (ours is None) == (theirs is None)
+    for one, other in zip(ours or (), theirs or (), strict=True):
+        assert one == (None if other is None else pytest.approx(other, abs=1e-4))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", PARAMS)
+def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: str) -> None:
+    wish = sampling(name)
+    whole = llm.generate(CHAT, wish, mode=mode)
+    longest = max(len(one.token_ids) for one in whole.choices)
+    assert longest > 4
+    handles = []
+    for cut in range(longest + 1):
+        tokens = [one.token_ids[: max(0, cut - 2 * i)] for i, one in enumerate(whole.choices)]
+        answered = Answered(tokens)
+        handles.append(llm.submit(CHAT, wish, mode=mode, answered=answered))
+    for cut, handle in enumerate(handles):
+        output = handle.result()
+        same(output, whole)
+        first = output.choices[0]
+        assert first.metrics.answered_tokens == min(cut, len(first.token_ids))
+        assert first.sources[:cut] == ["answered"] * first.metrics.answered_tokens
+        assert "answered" not in first.sources[cut:]
+
+
+@pytest.mark.parametrize("speculation", ["off", "ngram", "self", "suffix|self"])
+@pytest.mark.parametrize("name", PARAMS)
+def test_streams_begin_with_all_that_there_is(llm: LLM, name: str, speculation: str) -> None:
+    wish = sampling(name)
+    _, whole = streamed(llm, wish, mode="short", speculation=speculation)
+    tokens = [one.token_ids[:7] for one in whole.choices]
+    options = {"mode": "short", "speculation": speculation, "answered": Answered(tokens)}
+    pieces, output = streamed(llm, wish, **options)
+    same(output, whole)
+    for index, one in enumerate(output.choices):
+        own = [piece for piece in pieces if piece.index == index]
+        assert [token for piece in own for token in piece.token_ids] == one.token_ids
+        assert own[0].token_ids[: len(tokens[index])] == tokens[index]
+        assert "".join(piece.text for piece in own) == one.text
+        assert "".join(piece.reasoning for piece in own) == one.reasoning
+        assert [s for piece in own for s in piece.sources] == one.sources
+        if one.logprobs is not None:
+            assert [p for piece in own for p in piece.logprobs or ()] == one.logprobs
+
+
+def test_an_answer_that_is_over_ends_at_once(llm: LLM) -> None:
+    wish = sampling("stop")
+    whole = llm.generate(CHAT, wish)
+    assert {one.finish_reason for one in whole.choices} == {"stop", "length"}
+    answered = Answered([one.token_ids for one in whole.choices])
+    output = llm.submit(CHAT, wish, answered=answered).result()
+    same(output, whole)
+    assert all(one.metrics.steps == 0 for one in output.choices)
+    assert [one.metrics.tokens_per_step for one in output.choices] == [0.0] * 3
+
+
+def test_the_chosen_mode_stays(llm: LLM) -> None:
+    """Another engine is busier, and would choose otherwise."""
+    wish = sampling("seeded")
+    pieces, whole = streamed(llm, wish, mode="auto")
+    decided = pieces[0].decided
+    assert decided is not None and decided.mode in ("fast", "deep") and decided.why
+    assert all(piece.decided is None for piece in pieces[1:])
+    other = "deep" if decided.mode == "fast" else "fast"
+    changed = Decided(other, "it was so", decided.units)
+    for one in (decided, changed):
+        answered = Answered([whole.token_ids[:5]], [one])
+        pieces, output = streamed(llm, wish, mode="auto", answered=answered)
+        assert output.metrics.mode == one.mode and output.metrics.decision == one.why
+        again = pieces[0].decided
+        assert again is not None and again[:2] == one[:2]
+        if one is decided:
+            same(output, whole)
+        else:
+            assert output.prompt_token_ids == llm.generate(CHAT, wish, mode=other).prompt_token_ids
+    named = streamed(llm, wish, mode="fast")[0]
+    assert all(piece.decided is None for piece in named)
+
+
+def test_experts_that_were_cut_stay_cut(llm: LLM) -> None:
+    wish = sampling("greedy")
+    pieces, whole = streamed(llm, wish, mode="quick")
+    decided = pieces[0].decided
+    assert decided is not None and decided.mode == "" and decided.units is not None
+    assert whole.metrics.groups == decided.units
+    for units in {decided.units, 2}:
+        answered = Answered([whole.token_ids[:6]], [decided._replace(units=units)])
+        output = llm.submit(CHAT, wish, mode="quick", answered=answered).result()
+        assert output.metrics.groups == units
+        if units == decided.units:
+            same(output, whole)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_thought_that_its_caller_closed_stays_closed(
+    llm: LLM, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0.8, seed=2)
+    mode = Mode(base="deep", closing=" so")
+    core = llm._core
+    step = core.step
+
+    def stepped() -> None:
+        step()
+        for request in core.scheduler.running:
+            if request.tally.steps == steps:
+                request.stop_thinking()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "step", stepped)
+        whole = llm.generate(CHAT, wish, mode=mode, speculation="off")
+    assert whole.metrics.thinking_ended == "caller" and CLOSE in whole.token_ids
+    assert whole.choices[0].sources.index("forced") == steps
+    for cut in range(steps, len(whole.token_ids) + 1):
+        answered = Answered([whole.token_ids[:cut]], stopped=[steps])
+        same(llm.submit(CHAT, wish, mode=mode, answered=answered).result(), whole)
+
+
+MISFITS: list[tuple[dict[str, Any], Any, str]] = [
+    ({}, "tokens", "^answered='tokens' must be Answered, or None"),
+    ({}, Answered([[5, 320]]), r"^answered.tokens\[0\] holds 320, not an id in 0..319"),
+    ({}, Answered([[5, -1]]), r"^answered.tokens\[0\] holds -1"),
+    ({}, Answered([["a"]]), r"^answered.tokens\[0\] holds 'a'"),  # type: ignore[list-item]
+    ({}, Answered([[True]]), r"^answered.tokens\[0\] holds True"),
+    ({}, Answered([[5], [6]]), "^answered.tokens has 2 entries, and n=1"),
+    ({}, Answered([[5]], [None, None]), "^answered.decided has 2 entries for 1 answers"),
+    ({}, Answered([[5]], stopped=[1, 2]), "^answered.stopped has 2 entries for 1 answers"),
+    ({}, Answered([[5] * 9]), r"has 9 tokens; this call's answer has room for 8"),
+    ({}, Answered([[5] * 10_000]), r"has 10000 tokens; the context is"),
+    ({"stop_token_ids": [7]}, Answered([[5, 7, 6]]), "this answer ends with token 2 of them"),
+    ({"grammar": {"regex": "[0-9]"}}, Answered([[5]]), "the grammar of this call does not allow"),
+]
+
+
+@pytest.mark.parametrize(("fields", "answered", "why"), MISFITS, ids=str)
+def test_what_does_not_fit_is_refused(
+    llm: LLM, fields: dict[str, Any], answered: Any, why: str
+) -> None:
+    wish = SamplingParams(max_tokens=8, **fields)
+    with pytest.raises(ValueError, match=why):
+        llm.submit("The quick", wish, mode="fast", answered=answered).result()
+    assert llm.generate("The quick", wish, mode="fast").token_ids
+
+
+@pytest.mark.parametrize(
+    ("mode", "decided", "why"),
+    [
+        ("unsure", (), "mode 'unsure' escalates"),
+        ("quick", (), r"^answered.decided\[0\] is missing: mode 'quick' may run fewer groups"),
+        ("quick", (Decided("", "", 9),), r"^answered.decided\[0\]: groups=9 is outside"),
+        ("auto", (Decided("dep", "", None),), "auto chose 'dep', which is no preset"),
+    ],
+)
+def test_modes_that_cannot_be_continued(
+    llm: LLM, mode: str, decided: Sequence[Decided], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        llm.submit("The quick", mode=mode, answered=Answered([[5]], decided)).result()
+
+
+def test_it_is_read_from_plain_values() -> None:
+    fields = {"tokens": [[1, 2], []], "decided": [["fast", "short", 2], None], "stopped": [1, None]}
+    read = Answered.of(fields)
+    assert read == Answered([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
+    for wrong in ({}, {"tokens": 3}, {"tokens": [[1]], "decided": [["fast"]]}):
+        with pytest.raises(ValueError, match="^answered="):
+            Answered.of(wrong)
+
+
+def test_lists_of_prompts_do_not_take_it(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="option 'answered' is unknown"):
+        llm.generate(CHAT, answered=Answered([[5]]))  # type: ignore[call-overload]

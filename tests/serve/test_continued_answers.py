@@ -1,0 +1,261 @@
+"""Two real engines behind `ContinuedEngine`: an answer that breaks is the answer of one engine, on every route."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from breaking_engines import Replicas
+from checkpoints import write_moge
+from serve_tools import TEMPLATE, VOCAB, client_of, events_of, named_events_of, open_tiny
+from tokenizers_tiny import write_bpe
+
+from fastslow.llm import LLM
+from fastslow.output import Completion, Output, Piece
+from fastslow.serve.app import create_app
+from fastslow.serve.ask import Ask
+from fastslow.serve.continued_engine import ContinuedEngine, Retries
+from fastslow.serve.engine import NotReady
+from fastslow.serve.local import LocalEngine
+
+QUICK = Retries(deaths=99, first=0.0, longest=0.0)
+CHAT = [{"role": "user", "content": "The quick brown fox"}]
+SEEDED = {"seed": 3, "temperature": 0.9}
+WHERE = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Köln", "Ulm", 'a\n"b"']},
+        "days": {"type": "integer", "minimum": 1, "maximum": 99},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
+    folder: Path = tmp_path_factory.mktemp("tiny")
+    write_bpe(folder, TEMPLATE, VOCAB)
+    write_moge(
+        folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32, max_position_embeddings=4096
+    )
+    with open_tiny(folder) as a, open_tiny(folder) as b:
+        yield {"a": a, "b": b}
+
+
+def replicas(llms: dict[str, LLM], *after: int) -> Replicas:
+    return Replicas({name: LocalEngine(llm, "tiny") for name, llm in llms.items()}, after)
+
+
+def answer(llms: dict[str, LLM], ask: Ask, *after: int) -> tuple[list[Piece], Output]:
+    async def main() -> tuple[list[Piece], Output]:
+        engine = ContinuedEngine(replicas(llms, *after), QUICK)
+        *pieces, last = [piece async for piece in engine.stream(ask)]
+        assert last.output is not None
+        return pieces, last.output
+
+    return asyncio.run(main())
+
+
+def said(one: Completion) -> tuple[Any, ...]:
+    ours = one.metrics
+    usage = ours.tokens, ours.prompt_tokens, ours.thinking_tokens, ours.thinking_ended, ours.mode
+    return one.text, one.reasoning, one.token_ids, one.finish_reason, one.stop_reason, usage
+
+
+def joined(pieces: list[Piece], index: int) -> tuple[Any, ...]:
+    own = [piece for piece in pieces if piece.index == index]
+    return (
+        "".join(piece.text for piece in own),
+        "".join(piece.reasoning for piece in own),
+        [token for piece in own for token in piece.token_ids],
+        [place for piece in own for place in piece.logprobs or ()],
+    )
+
+
+ASKS: dict[str, Ask] = {
+    "greedy": Ask("a", CHAT, {"max_tokens": 14, "ignore_eos": True}, mode="fast"),
+    "seeded": Ask("a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "logprobs": 1}, mode="deep"),
+    "auto": Ask("a", CHAT, {"max_tokens": 14, **SEEDED}, mode="auto"),
+    "budget": Ask(
+        "a", CHAT, {"max_tokens": 20, **SEEDED}, mode={"base": "deep", "thinking_budget": 4}
+    ),
+    "stop": Ask("a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "stop": ["ax"]}, mode="fast"),
+    "tokens": Ask("a", [5, 6, 7, 8], {"max_tokens": 9, "ignore_eos": True}, speculation="off"),
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_it_breaks_after_every_piece(llms: dict[str, LLM], name: str) -> None:
+    ask = replace(ASKS[name], speculation="off")  # else later answers come in fewer pieces
+    pieces, whole = answer(llms, ask)
+    assert len(pieces) > 3
+    for after in range(len(pieces) + 1):
+        ours, output = answer(llms, ask, after)
+        for index, choice in enumerate(whole.choices):
+            assert said(output.choices[index]) == said(choice), after
+            got, wanted = joined(ours, index), joined(pieces, index)
+            assert got[:3] == wanted[:3], after
+            assert [p.keys() for p in got[3]] == [p.keys() for p in wanted[3]]
+        assert output.prompt_token_ids == whole.prompt_token_ids
+        assert ("another engine" in output.metrics.decision) or after == len(pieces)
+
+
+def test_it_breaks_again_and_again(llms: dict[str, LLM]) -> None:
+    ask = ASKS["budget"]
+    _, whole = answer(llms, ask)
+    _, output = answer(llms, ask, 2, 1, 0, 3, 2, 1)
+    assert said(output.choices[0]) == said(whole.choices[0])
+    assert output.metrics.tokens_per_step <= output.metrics.tokens
+
+
+def test_pieces_that_were_not_streamed(llms: dict[str, LLM]) -> None:
+    ask = Ask("a", CHAT, {"max_tokens": 9, **SEEDED}, mode="fast", streamed=False)
+    _, whole = answer(llms, ask)
+    _, output = answer(llms, ask, 0, 0)
+    assert said(output.choices[0]) == said(whole.choices[0])
+
+
+def test_a_mode_that_escalates_ends_in_a_clean_error(llms: dict[str, LLM]) -> None:
+    mode = {"base": "fast", "escalate": {"below": 0.0}}
+    ask = Ask("a", CHAT, {"max_tokens": 9, "ignore_eos": True}, mode=mode)
+    assert answer(llms, ask)[1].metrics.tokens == 9
+    with pytest.raises(NotReady, match=r"cannot be continued: answered: mode 'fast\*' escalates"):
+        answer(llms, ask, 2)
+
+
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (
+        "/v1/chat/completions",
+        {"messages": CHAT, "n": 2, "logprobs": True, "top_logprobs": 1, "max_tokens": 12, **SEEDED},
+    ),
+    "tools": (
+        "/v1/chat/completions",
+        {
+            "messages": CHAT,
+            "tools": [{"type": "function", "function": {"name": "where", "parameters": WHERE}}],
+            "tool_choice": "required",
+            "max_tokens": 200,
+            "mode": "fast",
+            **SEEDED,
+        },
+    ),
+    "schema": (
+        "/v1/chat/completions",
+        {
+            "messages": CHAT,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "where", "schema": WHERE},
+            },
+            "max_tokens": 200,
+            **SEEDED,
+        },
+    ),
+    "prompts": (
+        "/v1/completions",
+        {"prompt": ["The quick", "brown"], "n": 2, "max_tokens": 8, "echo": True, **SEEDED},
+    ),
+    "messages": (
+        "/v1/messages",
+        {"messages": CHAT, "max_tokens": 12, "ignore_eos": True, **SEEDED},
+    ),
+}
+
+
+def posted(engine: Replicas, path: str, body: dict[str, Any], stream: bool) -> Any:
+    async def main() -> Any:
+        app = create_app(ContinuedEngine(engine, QUICK))
+        asked = {"model": "tiny", **body, "stream": stream}
+        if stream and path != "/v1/messages":
+            asked["stream_options"] = {"include_usage": True}
+        async with client_of(app) as client:
+            answer = await client.post(path, json=asked, timeout=60)
+        assert answer.status_code == 200, answer.text
+        if not stream:
+            return answer.json()
+        read = named_events_of if path == "/v1/messages" else events_of
+        return read(answer.text)
+
+    return asyncio.run(main())
+
+
+def told(event: Any) -> Any:
+    """An event without what differs from call to call."""
+    changing = ("id", "created", "metrics", "prompt_tokens_details", "cache_read_input_tokens")
+    if isinstance(event, dict):
+        if "cache_read_input_tokens" in event:  # of the prompt, whichever replica read it
+            read = event["cache_read_input_tokens"] or 0
+            event = {**event, "input_tokens": event["input_tokens"] + read}
+        return {k: told(v) for k, v in event.items() if k not in changing}
+    return [told(one) for one in event] if isinstance(event, list) else event
+
+
+def rows(events: list[Any]) -> dict[str, Any]:
+    """What a client puts together: texts joined by their place, numbers of log-probabilities left out."""
+    found: dict[str, Any] = {}
+
+    def put(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                put(f"{name}.{key}", part)
+        elif isinstance(value, list):
+            for place, part in enumerate(value):
+                where = part.get("index", place) if isinstance(part, dict) else place
+                put(f"{name}[{where}]", part)
+        elif isinstance(value, str):
+            found[name] = found.get(name, "") + value
+        elif value is not None and not isinstance(value, float):
+            found[name] = value
+
+    for event in map(told, events):
+        for noise in ("object", "model"):
+            event.pop(noise, None)
+        put(str(event.pop("type", "")), event)
+    return {k: v for k, v in found.items() if v != "" and "logprob" not in k}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_streams_over_http(llms: dict[str, LLM], name: str) -> None:
+    path, body = BODIES[name]
+    whole = rows(posted(replicas(llms), path, body, True))
+    assert any(isinstance(v, str) and len(v) > 5 for v in whole.values())
+    broken = 0
+    for after in (0, 1, 2, 3, 5, 8, 13):
+        engine = replicas(llms, after)
+        assert rows(posted(engine, path, body, True)) == whole, after
+        broken += "b" in engine.names
+    assert broken > 3
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_whole_answers_over_http(llms: dict[str, LLM], name: str) -> None:
+    path, body = BODIES[name]
+    plain = json.dumps(told(posted(replicas(llms), path, body, False)))
+    assert json.dumps(told(posted(replicas(llms, 0), path, body, False))) == plain
+
+
+def test_a_stream_that_is_given_up_ends_with_an_error_event(llms: dict[str, LLM]) -> None:
+    path, body = BODIES["chat"]
+
+    async def main() -> str:
+        app = create_app(ContinuedEngine(replicas(llms, 2, 2, 2), Retries(first=0.0)))
+        async with client_of(app) as client:
+            asked = {"model": "tiny", **body, "stream": True}
+            answer = await client.post(path, json=asked, timeout=60)
+            figures = await client.get("/metrics")
+        assert answer.status_code == 200
+        for said in ("retried_asks", "continued_answers", "given_up_answers"):
+            assert f"fastslow:{said}_total" in figures.text
+        assert 'fastslow:continued_answers_total{model_name="tiny"} 2.0' in figures.text
+        assert 'fastslow:given_up_answers_total{model_name="tiny"} 1.0' in figures.text
+        return answer.text
+
+    events = events_of(asyncio.run(main()))
+    assert "it was under way on 3 engines" in events[-1]["error"]["message"]
+    assert events[-1]["error"]["code"] == "not_ready"

@@ -1,0 +1,167 @@
+"""Engines that end in the middle of answers, for tests of what goes on behind that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from fake_engine import FakeEngine, metrics
+
+from fastslow.output import Completion, Output, Piece
+from fastslow.serve.ask import Ask
+from fastslow.serve.engine import ModelCard, NotReady
+from fastslow.serve.local import LocalEngine
+
+
+@dataclass
+class Token:
+    """A token of a scripted answer, and the texts that become certain with it."""
+
+    id: int
+    reasoning: str = ""
+    text: str = ""
+    source: str = "target"
+
+
+@dataclass
+class Break:
+    """One try: the sizes of its pieces, in tokens, after how many of them it ends, and how."""
+
+    sizes: Sequence[int] = (1,)
+    after: int | None = None  # None: it does not end before the answer does
+    error: Exception = field(default_factory=lambda: NotReady("it is gone", "a"))
+
+
+class ScriptedReplicas(FakeEngine):
+    """Answers with the same tokens in every try, which go on behind those that were answered.
+
+    Args:
+        answer: the tokens of each of n answers.
+        breaks: one for each try; those behind the last are whole.
+    """
+
+    def __init__(self, answer: Sequence[Sequence[Token]], breaks: Sequence[Break] = ()) -> None:
+        super().__init__()
+        self.answer = answer
+        self.breaks = list(breaks)
+        self.left = 0  # streams that were left or are over
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        self.asked.append(ask)
+        broken = self.breaks.pop(0) if self.breaks else Break()
+        try:
+            if broken.after == 0:
+                raise broken.error
+            for count, piece in enumerate(self._pieces(ask, broken.sizes), 1):
+                yield piece
+                if count == broken.after:
+                    raise broken.error
+            if broken.after is not None:
+                raise broken.error
+            yield Piece(output=self.output(ask))
+        finally:
+            self.left += 1
+
+    def output(self, ask: Ask) -> Output:
+        choices = []
+        for index, tokens in enumerate(self.answer):
+            known = self._known(ask, index)
+            sources = [
+                "answered" if place < known else token.source for place, token in enumerate(tokens)
+            ]
+            choices.append(
+                Completion(
+                    "".join(token.text for token in tokens),
+                    "".join(token.reasoning for token in tokens),
+                    [token.id for token in tokens],
+                    "stop",
+                    None,
+                    None,
+                    metrics(tokens=len(tokens)),
+                    sources=sources,
+                )
+            )
+        return Output("a prompt", [1, 2, 3], choices)
+
+    def _pieces(self, ask: Ask, sizes: Sequence[int]) -> list[Piece]:
+        """Answers take turns; each begins with all that was answered."""
+        found = []
+        places = [0] * len(self.answer)
+        turn = 0
+        while any(place < len(tokens) for place, tokens in zip(places, self.answer)):
+            index = turn % len(self.answer)
+            size = sizes[turn % len(sizes)] + (0 if places[index] else self._known(ask, index))
+            turn += 1
+            part = self.answer[index][places[index] : places[index] + size]
+            places[index] += len(part)
+            if part:
+                found.append(_piece(part, index))
+        return found
+
+    def _known(self, ask: Ask, index: int) -> int:
+        if ask.answered is None or index >= len(ask.answered["tokens"]):
+            return 0
+        known = ask.answered["tokens"][index]
+        assert known == [token.id for token in self.answer[index]][: len(known)]
+        return len(known)
+
+
+def _piece(part: Sequence[Token], index: int) -> Piece:
+    return Piece(
+        "".join(token.text for token in part),
+        "".join(token.reasoning for token in part),
+        [token.id for token in part],
+        logprobs=[{token.id: -0.5} for token in part],
+        index=index,
+        sources=[token.source for token in part],
+    )
+
+
+class Replicas(FakeEngine):
+    """Two engines that are alike. One that answers ends after so many pieces, as often as it is told to.
+
+    Args:
+        engines: by name.
+        after: pieces after which the first tries end; later ones do not.
+    """
+
+    def __init__(self, engines: dict[str, LocalEngine], after: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.engines = engines
+        self.after = list(after)
+        self.names: list[str] = []  # of those that were asked
+
+    @property
+    def card(self) -> ModelCard:
+        return next(iter(self.engines.values())).card
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        self.asked.append(ask)
+        name = next((name for name in self.engines if name not in ask.avoid), "a")
+        self.names.append(name)
+        after = self.after.pop(0) if self.after else None
+        count = 0
+        if after == 0:
+            raise NotReady("the replica ended", name)
+        async with aclosing(self.engines[name].stream(ask)) as pieces:
+            async for piece in pieces:
+                yield piece
+                count += 1
+                if count == after:
+                    raise NotReady("the replica ended", name)
+
+    async def cancel(self, id: str) -> bool:
+        return any([await engine.cancel(id) for engine in self.engines.values()])
+
+    async def stop_thinking(self, id: str) -> bool:
+        return any([await engine.stop_thinking(id) for engine in self.engines.values()])
+
+    async def tokenize(self, ask: Ask) -> list[int]:
+        return await self.engines["a"].tokenize(ask)
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return await self.engines["a"].detokenize(tokens)
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        return await self.engines["a"].token_bytes(tokens)

@@ -1,0 +1,102 @@
+"""The options of `serve` about several engines, on Ray Serve."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastslow.tools.cli.options import option
+
+if TYPE_CHECKING:
+    from fastslow.serve.ray.replicas import ReplicaSettings
+
+SEVERAL = "More than one engine"
+CLIENT = "ray://"  # how addresses of Ray Client begin
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """How many engines run behind one server, and where.
+
+    Raises:
+        ValueError: options contradict each other.
+    """
+
+    replicas: Annotated[
+        str | None,
+        option(
+            "Run so many engines on Ray Serve, or by load from 1 to 4 with 1:4; default: one, "
+            "without Ray.",
+            SEVERAL,
+        ),
+    ] = None
+    address: Annotated[
+        str | None,
+        option(
+            "Ray cluster to run them on: auto, HOST:PORT or ray://HOST:PORT; default: one of this "
+            "machine, for as long as the server runs.",
+            SEVERAL,
+        ),
+    ] = None
+    replica_cpus: Annotated[
+        int | None,
+        option(
+            "Processor cores of each engine; default: this machine's, shared; with --address 1.",
+            SEVERAL,
+        ),
+    ] = None
+    replica_resources: Annotated[
+        str | None,
+        option(
+            "What else each engine takes of a node, by Ray's names: GPU=1 or NPU=4,fast_disk=1; "
+            "default: a device for each rank, where --device names one.",
+            SEVERAL,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        for name in ("address", "replica_cpus", "replica_resources"):
+            if self.replicas is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} is for --replicas: give that, too")
+
+    @property
+    def by_client(self) -> bool:
+        """Whether the cluster is one that only Ray Client reaches: the server has to run there, too."""
+        return (self.address or "").startswith(CLIENT)
+
+    def settings(self, engine: dict[str, Any], drain: float) -> ReplicaSettings:
+        """How many engines, and what each takes.
+
+        Args:
+            engine: keyword arguments of its `LLM`.
+            drain: seconds that running answers have when one is to end.
+
+        Raises:
+            ValueError: a value does not fit.
+        """
+        from fastslow.serve.ray.replicas import (
+            ReplicaSettings,
+            counts,
+            ranks_of,
+            resources_of,
+            usual_resources,
+        )
+
+        least, most = counts(self.replicas or "1")
+        ranks = ranks_of(engine)
+        cpus = self.replica_cpus
+        if cpus is None:
+            cpus = ranks if self.address is not None else max(1, cores() // most)
+        if self.replica_resources is None:
+            resources = usual_resources(engine, ranks)
+        else:
+            resources = resources_of(self.replica_resources)
+        return ReplicaSettings(least, most, cpus, resources, drain)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
