@@ -39,7 +39,7 @@ class Front:
         several = ["--replicas", str(replicas)] if replicas else []
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "fastslow", "serve", model, "--name", "measured"),
+                *(sys.executable, "-m", "fastslow", "serve", model, "--served-model-name", "measured"),
                 *("--port", "0", *several, *arguments),
             ],
             stderr=subprocess.PIPE,
@@ -51,6 +51,8 @@ class Front:
         threading.Thread(target=self._read, args=(addresses,), daemon=True).start()
         try:
             self.address = addresses.get(timeout=START)
+            if not self.address:
+                raise TimeoutError
             self._wait(replicas)
         except (queue.Empty, TimeoutError):
             self.end()
@@ -82,6 +84,7 @@ class Front:
             del self.said[:-2000]
             if found := ADDRESS.search(line):
                 addresses.put(found[1])
+        addresses.put("")  # it has ended
 
     def _wait(self, replicas: int) -> None:
         """Until all replicas answer."""
