@@ -65,7 +65,7 @@ def stand_in() -> type:
 
     class StandIn:
         def __init__(self) -> None:
-            self.id = serve.get_replica_context().replica_id.unique_id
+            self.id: str = serve.get_replica_context().replica_id.unique_id
             self.deep = 0
 
         async def stream(self, routed: Any, seconds: float) -> AsyncGenerator[str, None]:
