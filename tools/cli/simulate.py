@@ -43,12 +43,15 @@ def run(
     replicas: Annotated[str, shown_option("How many, such as 2 or 2,8,32,1000.")] = "2",
     router: Annotated[
         str,
-        shown_option("fastslow: the real one; prefix, two: models of Ray's. Several: fastslow,two."),
+        shown_option(
+            "fastslow: the real one; prefix, two: models of Ray's. Several: fastslow,two."
+        ),
     ] = "fastslow",
     rate_each: Annotated[
         float | None,
         typer.Option(
-            help="Requests a second and replica: the same requests, closer or further apart.", min=1e-6
+            help="Requests a second and replica: the same requests, closer or further apart.",
+            min=1e-6,
         ),
     ] = None,
     compare: Annotated[
@@ -82,7 +85,7 @@ def run(
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate.comparison import compare as compare_times
     from fastslow.tools.simulate.costs import read_costs
-    from fastslow.tools.simulate.figures import ClusterFigures, measured_times, simulated_times
+    from fastslow.tools.simulate.figures import measured_times, simulated_times
     from fastslow.tools.simulate.report import page, svg
     from fastslow.tools.simulate.sweep import Sweep
     from fastslow.tools.simulate.trace import read_trace
@@ -162,10 +165,14 @@ def make(options: RecipeOptions, out: Out) -> None:
 def record(
     log: Annotated[Path, typer.Argument(help="The log of `fastslow serve --log-format json`.")],
     out: Out,
-    quick: Annotated[str, shown_option("Modes that do not think; all others count as deep.")] = "fast",
+    quick: Annotated[
+        str, shown_option("Modes that do not think; all others count as deep.")
+    ] = "fast",
     latency_ms: Annotated[
         float | None,
-        typer.Option(help="Target of requests of these modes, which a log does not have.", min=0.001),
+        typer.Option(
+            help="Target of requests of these modes, which a log does not have.", min=0.001
+        ),
     ] = None,
 ) -> None:
     """Make a trace of a server's log, with the times that were measured.
@@ -263,16 +270,16 @@ def measure(
     from fastslow.tools.simulate.measured import measured_costs
 
     quiet_log()
-    with options.load(max_running=max_running, prompt_rows=prompt_rows, remember=False) as llm:
-        with progress_bar() as told:
-            made = measured_costs(
-                llm,
-                names,
-                prompt_rows,
-                first_seconds=first_ms / 1000,
-                start_seconds=start_seconds,
-                told=told,
-            )
+    how = {"max_running": max_running, "prompt_rows": prompt_rows, "remember": False}
+    with options.load(**how) as llm, progress_bar() as told:
+        made = measured_costs(
+            llm,
+            names,
+            prompt_rows,
+            first_seconds=first_ms / 1000,
+            start_seconds=start_seconds,
+            told=told,
+        )
     write_costs(out, made)
     console().print(f"steps of {', '.join(names)}: {out}")
 
@@ -289,7 +296,11 @@ def _table(found: list[ClusterFigures]) -> Table:
     for one in found:
         grown = f" to {one.most_replicas}" if one.most_replicas > one.replicas else ""
         for mode, figures in one.modes.items():
-            whole = [f"{one.busy:.0%}", f"{one.replica_hours:.2f}", f"{hours_of_a_million(one):.3f}"]
+            whole = [
+                f"{one.busy:.0%}",
+                f"{one.replica_hours:.2f}",
+                f"{hours_of_a_million(one):.3f}",
+            ]
             of_all = mode == ALL
             table.add_row(
                 one.router if of_all else "",

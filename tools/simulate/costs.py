@@ -7,7 +7,7 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ class ReplicaCosts:
             raise ValueError(f"modes must be 1 to {MOST_MODES}, not {len(self.modes)}")
         for name in ("pages", "page_tokens", "max_running", "prompt_rows"):
             if not 1 <= getattr(self, name) <= 10**9:
-                raise ValueError(f"{name}={getattr(self, name)} must be a whole number of at least 1")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a whole number of at least 1"
+                )
         if self.prompt_rows < self.max_running:
             raise ValueError(
                 f"prompt_rows={self.prompt_rows} must be at least max_running={self.max_running}: "
@@ -153,7 +155,8 @@ class ReplicaCosts:
         if not isinstance(modes, Mapping):
             raise ValueError("field 'modes' must be an object of mode -> rows and seconds")
         made = {name: _made(ModeCost, cost, f"mode {name!r}: ") for name, cost in modes.items()}
-        return _made(cls, {**values, "modes": made}, "")
+        costs: ReplicaCosts = _made(cls, {**values, "modes": made}, "")
+        return costs
 
 
 def read_costs(path: Path) -> ReplicaCosts:
@@ -209,8 +212,6 @@ def _made(kind: Any, values: object, where: str) -> Any:
 
 
 def _needed(one: Any) -> bool:
-    from dataclasses import MISSING
-
     return one.default is MISSING and one.default_factory is MISSING
 
 

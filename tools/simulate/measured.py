@@ -82,7 +82,9 @@ class StepMeter:
         read = [self.prompt(mode, n) for n in prompts]
         rows = sorted({*batches, *prompts})
         return ModeCost(
-            tuple(rows), _curve(rows, batches, decode), _curve(rows, [1, *prompts], [decode[0], *read])
+            tuple(rows),
+            _curve(rows, batches, decode),
+            _curve(rows, [1, *prompts], [decode[0], *read]),
         )
 
     def decode(self, mode: str, requests: int, context: int) -> float:
@@ -93,7 +95,7 @@ class StepMeter:
             (self._seconds(mode, prompts, 2), self._seconds(mode, prompts, 2 + STEPS))
             for _ in range(TIMES)
         ]
-        short, long = (min(times) for times in zip(*pairs))
+        short, long = min(a for a, _ in pairs), min(b for _, b in pairs)
         return max(1e-6, (long - short) / STEPS)
 
     def prompt(self, mode: str, tokens: int) -> float:

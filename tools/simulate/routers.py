@@ -163,8 +163,8 @@ def router(name: str, length: QueueLength, clock: Clock, settings: RoutingSettin
     check_router(name)
     if name == OURS:
         return ReplicaChooser(settings, clock)
-    made: Router = {"prefix": PrefixOnly, "two": PowerOfTwo}[name](length, Random(settings.seed))
-    return made
+    random = Random(settings.seed)
+    return PrefixOnly(length, random) if name == "prefix" else PowerOfTwo(length, random)
 
 
 def read_routing(text: str) -> RoutingSettings:
