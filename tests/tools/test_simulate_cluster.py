@@ -18,17 +18,17 @@ from fastslow.tools.simulate.cluster import (
     ClusterResult,
     ClusterSettings,
     SimulatedCluster,
-    at_rate,
 )
-from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 from fastslow.tools.simulate.figures import ALL, figures, possible_hit_rate, simulated_times
+from fastslow.tools.simulate.load import at_rate
 from fastslow.tools.simulate.prompt_text import prompt_text
 from fastslow.tools.simulate.routers import ROUTERS, PowerOfTwo, PrefixOnly, read_routing, router
 from fastslow.tools.simulate.sweep import Sweep
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 from fastslow.tools.simulate.trace import TracedRequest
 
-CURVE = ModeCost((1, 512), (0.02, 0.08))
+CURVE = ModeSteps((1, 512), (0.02, 0.08))
 COSTS = ReplicaCosts(
     {"fast": CURVE, "deep": CURVE}, pages=40_000, max_running=64, prompt_rows=512, start_seconds=5
 )
@@ -191,20 +191,50 @@ def test_prefix_only_takes_the_longest_match_whatever_the_load() -> None:
 
 
 def test_a_sweep_scales_the_load_with_the_replicas() -> None:
-    assert len({r.arrival for r in at_rate(TRACE, 4.0)}) == len(TRACE)
-    faster = at_rate(TRACE, 16.0)
-    assert (len(TRACE) - 1) / faster[-1].arrival == pytest.approx(16)
     told: list[float] = []
     sweep = Sweep(TRACE, COSTS, ClusterSettings(1), rate_each=2.0)
     found = [
-        f
-        for _, f in sweep.run(["fastslow", "two"], [2, 4], lambda share, words: told.append(share))
+        f for _, f in sweep.run(["fastslow", "two"], [2, 4], lambda share, _: told.append(share))
     ]
     assert [(f.router, f.replicas) for f in found] == [
         ("fastslow", 2), ("two", 2), ("fastslow", 4), ("two", 4),
     ]  # fmt: skip
     assert told == sorted(told) and 0 <= told[0] <= told[-1] <= 1
-    assert found[1].seconds > 1.2 * found[3].seconds
+    assert found[2].modes[ALL].requests == pytest.approx(2 * found[0].modes[ALL].requests, rel=0.4)
+
+
+@pytest.mark.parametrize("rate", [0.5, 8.0, 100.0])
+def test_another_rate_has_more_users_and_not_hasty_ones(rate: float) -> None:
+    load = at_rate(TRACE, rate, 40)
+    assert len({r.id for r in load}) == len(load)
+    assert [r.arrival for r in load] == sorted(r.arrival for r in load)
+    taken = load[-1].arrival
+    assert len(load) / taken == pytest.approx(rate, rel=0.4)
+    # a turn comes as long after the one before it as in the trace, but where the trace goes round
+    pauses = {r.id: r.arrival for r in TRACE}
+    here = {r.id: r.arrival for r in load}
+    same, around = 0, 0
+    for one in load:
+        name, _, copy = one.id.partition("~")
+        before = [p for p, _ in one.prefix if p in here and p != one.id]
+        for part in before:
+            assert part.partition("~")[2] == copy
+            gap = pauses[name] - pauses[part.partition("~")[0]]
+            if one.arrival - here[part] == pytest.approx(gap):
+                same += 1
+            else:
+                around += 1
+    assert same > 3 * around
+    assert {p for r in load for p, _ in r.prefix if p.startswith("bot")} <= {
+        f"bot-{n}" for n in range(6)
+    }
+
+
+def test_a_rate_that_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="all come at once"):
+        at_rate(TRACE[:1], 5.0, 10)
+    with pytest.raises(ValueError, match="1e.06 requests a second for .* are more than"):
+        at_rate(TRACE, 1e6, 40)
 
 
 @pytest.mark.parametrize(

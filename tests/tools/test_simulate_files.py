@@ -11,7 +11,7 @@ import pytest
 
 from fastslow.tools.plan.published import ROWS as PUBLISHED
 from fastslow.tools.simulate.comparison import compare
-from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts, read_costs, write_costs
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, measured_times
 from fastslow.tools.simulate.planned import planned_costs
 from fastslow.tools.simulate.server_log import read_log
@@ -142,7 +142,7 @@ def test_a_recipe_that_does_not_fit(field: str) -> None:
 
 def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
     made = ReplicaCosts(
-        {"fast": ModeCost((1, 8), (0.1, 0.2), (0.1, 0.15), 1.5, 3.0)},
+        {"fast": ModeSteps((1, 8), (0.1, 0.2), (0.1, 0.15), 1.5, 3.0)},
         100,
         16,
         8,
@@ -158,7 +158,7 @@ def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_step_of_one_kind_is_its_curve_and_of_several_lies_between() -> None:
-    fast, deep = ModeCost((1, 10), (0.10, 0.19)), ModeCost((1, 10), (0.2, 0.38), (0.2, 0.29))
+    fast, deep = ModeSteps((1, 10), (0.10, 0.19)), ModeSteps((1, 10), (0.2, 0.38), (0.2, 0.29))
     costs = ReplicaCosts({"fast": fast, "deep": deep}, 100, max_running=8)
     assert costs.step({"fast": 4}, {}) == pytest.approx(0.13)
     assert costs.step({"deep": 4}, {}) == pytest.approx(0.26)

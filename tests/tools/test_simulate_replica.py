@@ -10,14 +10,14 @@ from random import Random
 import pytest
 
 from fastslow.tools.simulate.cluster import ClusterResult, ClusterSettings, SimulatedCluster
-from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 from fastslow.tools.simulate.trace import TracedRequest
 
 STEP, ROW = 0.010, 0.0005  # seconds of a step, and of each row in it
 
 
-def line(first: float = STEP, row: float = ROW) -> ModeCost:
-    return ModeCost((1, 1024), (first + row, first + 1024 * row))
+def line(first: float = STEP, row: float = ROW) -> ModeSteps:
+    return ModeSteps((1, 1024), (first + row, first + 1024 * row))
 
 
 def costs(**more: object) -> ReplicaCosts:

@@ -50,10 +50,13 @@ def run(
     rate_each: Annotated[
         float | None,
         typer.Option(
-            help="Requests a second and replica: the same requests, closer or further apart.",
+            help="Requests a second and replica: more or fewer users like those of the trace.",
             min=1e-6,
         ),
     ] = None,
+    seconds: Annotated[
+        float, shown_option("Of arrivals with --rate-each; at least 5,000 requests.", min=0.001)
+    ] = 300.0,
     compare: Annotated[
         Path | None,
         typer.Option(help="A recorded trace with measured times, simulated beside measured."),
@@ -92,7 +95,7 @@ def run(
 
     machine, requests = read_costs(costs), read_trace(trace)
     recorded = None if compare is None else measured_times(read_trace(compare))
-    sweep = Sweep(requests, machine, options.settings(), rate_each)
+    sweep = Sweep(requests, machine, options.settings(), rate_each, seconds)
     found: list[ClusterFigures] = []
     compared: list[ComparedFigure] = []
     stopped = False

@@ -347,12 +347,3 @@ def check_trace(trace: Sequence[TracedRequest], costs: ReplicaCosts) -> None:
             raise ValueError(
                 f"request {request.id!r} needs {pages} pages of {page} tokens, and a replica has {costs.pages}"
             )
-
-
-def at_rate(trace: Sequence[TracedRequest], per_second: float) -> list[TracedRequest]:
-    """The same requests, so many a second on average."""
-    start, end = trace[0].arrival, trace[-1].arrival
-    if end <= start:
-        return list(trace)
-    faster = (len(trace) - 1) / (end - start) / per_second
-    return [replace(one, arrival=(one.arrival - start) * faster) for one in trace]

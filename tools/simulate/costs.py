@@ -22,7 +22,7 @@ MOST_MODES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class ModeCost:
+class ModeSteps:
     """Steps of one mode.
 
     Attributes:
@@ -71,7 +71,7 @@ class ReplicaCosts:
         source: where the figures are from, for people.
     """
 
-    modes: Mapping[str, ModeCost]
+    modes: Mapping[str, ModeSteps]
     pages: int
     page_tokens: int = 16
     max_running: int = 64
@@ -109,7 +109,7 @@ class ReplicaCosts:
         dearest = sorted(self.modes, key=lambda name: -self._curves[name][0][min(64, MOST_ROWS)])
         self._order.update({name: place for place, name in enumerate(dearest)})
 
-    def mode(self, name: str) -> ModeCost:
+    def mode(self, name: str) -> ModeSteps:
         """The costs of a mode.
 
         Raises:
@@ -154,7 +154,7 @@ class ReplicaCosts:
         modes = values.get("modes")
         if not isinstance(modes, Mapping):
             raise ValueError("field 'modes' must be an object of mode -> rows and seconds")
-        made = {name: _made(ModeCost, cost, f"mode {name!r}: ") for name, cost in modes.items()}
+        made = {name: _made(ModeSteps, cost, f"mode {name!r}: ") for name, cost in modes.items()}
         costs: ReplicaCosts = _made(cls, {**values, "modes": made}, "")
         return costs
 

@@ -8,7 +8,7 @@ from fastslow.tools.plan.device import find_device
 from fastslow.tools.plan.published import calibrate, config_of, precision_of
 from fastslow.tools.plan.search import USABLE, DraftCost
 from fastslow.tools.plan.step import HOST, Efficiency, ForwardWork, Setting
-from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 
 ROWS = (
     1,
@@ -97,7 +97,7 @@ def planned_costs(
     )
 
 
-def _mode(setting: Setting, drafting: DraftCost, nodes: int, attention: float) -> ModeCost:
+def _mode(setting: Setting, drafting: DraftCost, nodes: int, attention: float) -> ModeSteps:
     """The curves of one mode, without what depends on the context."""
     decode, prompts = [], []
     for rows in ROWS:
@@ -109,7 +109,7 @@ def _mode(setting: Setting, drafting: DraftCost, nodes: int, attention: float) -
         terms = setting.prefill(1, rows)
         own = rows * rows / 2 * attention if terms.compute else 0.0
         prompts.append(terms.seconds - own)
-    return ModeCost(
+    return ModeSteps(
         ROWS,
         tuple(decode),
         tuple(prompts),

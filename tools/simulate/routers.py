@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 QueueLength = Callable[[str], int]
 
 
-class Router(Protocol):
+class ComparedRouter(Protocol):
     """What `ReplicaChooser` has."""
 
     def set_replicas(self, ids: Iterable[str]) -> None: ...
@@ -152,7 +152,9 @@ def check_router(name: str) -> None:
         raise ValueError(f"router={name!r} is unknown{nearest(name, ROUTERS)}")
 
 
-def router(name: str, length: QueueLength, clock: Clock, settings: RoutingSettings) -> Router:
+def router(
+    name: str, length: QueueLength, clock: Clock, settings: RoutingSettings
+) -> ComparedRouter:
     """A router by name.
 
     Args:
