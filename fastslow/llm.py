@@ -297,11 +297,7 @@ class LLM:
         return self._core.stats()
 
     def current_load(self) -> EngineLoad:
-        """What the engine has to do now by mode, and how fast its last steps were. It never waits.
-
-        Raises:
-            RuntimeError: this LLM is closed.
-        """
+        """What it has to do now by mode, and how fast its last steps were; as `stats`."""
         return self._core.load()
 
     def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:

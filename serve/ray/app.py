@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
@@ -17,12 +19,16 @@ MOST_REQUESTS = (
 )
 
 
-def build(arguments: Arguments) -> Application:
+def build(given: dict[str, Any]) -> Application:
     """Engines, and HTTP servers in front of them.
 
+    Args:
+        given: the fields of `Arguments`.
+
     Raises:
-        ValueError: an argument does not fit; one sentence.
+        ValueError: one does not fit; one sentence.
     """
+    arguments = Arguments(**given)
     environment = QUIET | arguments.environment
     handle = engines(arguments.engine, arguments.each, environment)
     deployment = serve.deployment(serve.ingress()(Ingress)).options(

@@ -94,10 +94,7 @@ class OwnDeployment:
         self._deployed = True
         # without waiting: the first replica that runs is enough, and a failure is told by `look`
         target = serve.RunTarget(target=application, name=self._name, route_prefix=None)
-        handles = serve.run_many([target], wait_for_applications_running=False)
-        handle = handles[0]
-        handle.options(stream=True)  # makes its router, which asks the controller
-        return handle
+        return serve.run_many([target], wait_for_applications_running=False)[0]
 
     def _remove(self) -> None:
         from ray import serve

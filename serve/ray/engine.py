@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from grpc import RpcError
 from loguru import logger
 from msgspec import convert
 from ray.exceptions import RayError, RayTaskError
@@ -21,6 +22,7 @@ from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_ask, re
 from fastslow.serve.ray.routed import control, routed_of
 from fastslow.serve.ray.stats import StatsSum
 
+LOST = (RayError, RayServeException, RpcError)  # what Ray says where a replica is not there
 LOOK = 1.0  # seconds between two looks at how many replicas there are
 LOADING = 0.2  # the same while there is none
 PATIENCE = (
@@ -65,7 +67,7 @@ class RayEngine:
             RuntimeError: Ray or the engine failed.
         """
         self._handle = await self._deployed.open()
-        self._stream = self._handle.options(method_name="stream", stream=True)
+        self._stream = streaming(self._handle)
         while not self.replicas.running:
             if self._closing:
                 raise NotReady(self._why)
@@ -120,7 +122,7 @@ class RayEngine:
             over = True
         except TimeoutError:
             raise NotReady(f"no replica took the request within {PATIENCE:g} s") from None
-        except (RayError, RayServeException) as error:
+        except LOST as error:
             raise _lost(error, replica) from None
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
@@ -187,7 +189,7 @@ class RayEngine:
                 data = await self._handle.options(method_name=method).remote(*arguments)
         except TimeoutError:
             raise NotReady(f"no replica answered within {CALL:g} s") from None
-        except (RayError, RayServeException) as error:
+        except LOST as error:
             raise _lost(error, "") from None
         returned = returned_of(data)
         if returned.failure is not None:
@@ -207,7 +209,7 @@ class RayEngine:
             )
         except TimeoutError:
             raise NotReady(f"a replica did not answer within {CALL:g} s") from None
-        except (RayError, RayServeException) as error:
+        except LOST as error:
             raise _lost(error, "") from None
         returned = [returned_of(data) for data in found if isinstance(data, bytes)]
         return {one.replica: one.value for one in returned if one.failure is None}
@@ -218,7 +220,7 @@ class RayEngine:
             await asyncio.sleep(LOOK if self.replicas.running else LOADING)
             try:
                 before, self.replicas = self.replicas, await self._deployed.look()
-            except (RayError, RayServeException) as error:
+            except LOST as error:
                 logger.warning("the controller of Ray Serve does not answer: {}", _line(error))
                 continue
             if before.running != self.replicas.running:
@@ -227,6 +229,19 @@ class RayEngine:
                 )
             if self.replicas.failed is not None and not self.gave_up.done():
                 self.gave_up.set_result(f"no replica can be started: {self.replicas.failed}")
+
+
+def streaming(handle: Any) -> Any:
+    """What asks for answers. Two things that Ray Serve does by default cost more than our own work on an item:
+    a router in a thread of its own, and values that are objects of Ray's store. Without them an item takes
+    half the processor time."""
+    if not handle.is_initialized:
+        handle._init(_run_router_in_separate_loop=False)
+    by_value = handle.options(method_name="stream", stream=True)
+    try:
+        return by_value.options(_by_reference=False)
+    except TypeError:  # another version of Ray
+        return by_value
 
 
 def _of(replica: str, error: Exception) -> Exception:

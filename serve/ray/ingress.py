@@ -12,6 +12,7 @@ from loguru import logger
 from ray import serve
 
 from fastslow.serve.app import create_app
+from fastslow.serve.continued_engine import ContinuedEngine
 from fastslow.serve.keys import known_keys
 from fastslow.serve.logs import ServerLog
 from fastslow.serve.operations import OperationSettings
@@ -74,7 +75,8 @@ class Ingress:
             observers=() if traced is None else (traced,),
             lost_lines=lambda: self._log.lost,
         )
-        self._app = create_app(self._engine, ServerSettings(**given.settings), operations)
+        settings = ServerSettings(**given.settings)
+        self._app = create_app(ContinuedEngine(self._engine), settings, operations)
         self._starting = asyncio.create_task(self._start())
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -26,7 +26,7 @@ from fastslow.serve.routing.request import RoutedRequest
 if TYPE_CHECKING:
     from fastslow.serve.local import LocalEngine
 
-BUNCH = 0.02  # seconds between the items of one answer: each costs Ray more than a token costs the engine
+BUNCH = 0.02  # seconds between the items of an answer, behind its first piece: each costs what a token does
 NOBODY = 600.0  # seconds: Ray takes all items at once, so that its own end is what cuts an answer
 
 
@@ -37,16 +37,14 @@ class EngineReplica:
     Args:
         settings: the fields of `EngineSettings`.
         threads: processor threads of the engine, and of each of its ranks.
-        bunch: seconds between the items of one answer, after the first piece.
     """
 
     async def __init__(  # type: ignore[misc]
-        self, settings: Mapping[str, Any], threads: int, bunch: float = BUNCH
+        self, settings: Mapping[str, Any], threads: int
     ) -> None:
         self._log = ServerLog.of_environment()
         replica_on_loopback()
         self._id: str = serve.get_replica_context().replica_id.unique_id
-        self._bunch = bunch
         try:
             self._engine = await _opened(EngineSettings(**settings), threads)
         except Exception as error:  # noqa: BLE001 - who deploys it tells of it
@@ -63,7 +61,7 @@ class EngineReplica:
         try:
             while pieces := await answer.take():
                 yield packed(Bunch(pieces))
-                await asyncio.wait([filling], timeout=self._bunch)
+                await asyncio.wait([filling], timeout=BUNCH)
         except Exception as error:  # noqa: BLE001 - it is the client's
             yield packed(Bunch([], _told(error)))
         finally:
@@ -106,6 +104,15 @@ class EngineReplica:
         """
         if self._engine.broken:
             raise RuntimeError("the engine broke")
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """The fields of a `ReplicaReport`, which Ray gives to all routers."""
+        return self._engine.report().to_dict()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Of the same what is a number, which is all that Ray takes here."""
+        report = self._engine.report().to_dict()
+        return {name: value for name, value in report.items() if isinstance(value, int | float)}
 
     async def __del__(self) -> None:
         """Ray Serve has waited for the answers that ran, and ends the process now."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard
+from fastslow.serve.replica_report import may_take_long
 from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
 
 CHARACTERS = 4  # of a token, about
@@ -27,13 +28,13 @@ def routed_of(ask: Ask, card: ModelCard) -> RoutedRequest:
     return RoutedRequest(
         id=ask.id,
         mode=_name(base, fields),
-        deep=card.thinks and fields.get("thinking", preset.get("thinking")) != "off",
+        deep=card.thinks and may_take_long({**preset, **fields}),
         prompt=prompt,
         prompt_tokens=tokens,
         max_tokens=min(most, card.context) if isinstance(most, int) else card.context,
         latency_ms=fields.get("latency_ms", preset.get("latency_ms")),
         memory_key=ask.memory_key or "",
-        avoid=tuple(getattr(ask, "avoid", ())),
+        avoid=tuple(ask.avoid),
     )
 
 

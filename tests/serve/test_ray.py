@@ -25,6 +25,7 @@ from serve_engines import (
 )
 
 from fastslow.output import Output
+from fastslow.serve.continued_engine import ContinuedEngine
 from fastslow.serve.engine import Engine, NotReady
 from fastslow.serve.ray.cluster import Cluster
 from fastslow.serve.ray.deployed import OwnDeployment
@@ -136,26 +137,31 @@ def test_who_leaves_cancels(both: Both) -> None:
     both.runner.run(main())
 
 
-def test_a_killed_replica_is_told_of_and_replaced(both: Both) -> None:
+def test_a_killed_replica_is_told_of_continued_and_replaced(both: Both) -> None:
     async def main() -> None:
-        right = _told(await answer_of(both.local, asked("again", 40)))
+        continued = ContinuedEngine(both.ray)
+        asks = [asked(f"seeded {n}", LONG // 4, sampling={"seed": n}) for n in range(4)]
+        right = [_told(await answer_of(both.local, ask)) for ask in asks]
         before = replica_pids()
         assert len(before) == 2
         counted = (await both.ray.stats())["tokens"]
-        tasks = [
+        plain = [
             asyncio.create_task(answer_of(both.ray, asked(f"long {n}", LONG))) for n in range(4)
         ]
-        await until(lambda: len(both.ray._running) == 4)
+        going_on = [asyncio.create_task(answer_of(continued, ask)) for ask in asks]
+        await until(lambda: len(both.ray._running) == 8)
+        await asyncio.sleep(0.1)
         kill(before[0])
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        ended = await asyncio.gather(*plain, return_exceptions=True)
         lost = [one for one in ended if isinstance(one, NotReady)]
         assert lost and all(one.replica == lost[0].replica != "" for one in lost)
         assert all(isinstance(one, NotReady | Output) for one in ended)
-        assert _told(await answer_of(both.ray, asked("again", 40))) == right, "on the other one"
+        assert [_told(output) for output in await asyncio.gather(*going_on)] == right
+        assert continued.continued + continued.retried > 0 == continued.given_up
         await until(lambda: both.ray.replicas.running == 2 and replica_pids() != before)
         assert (await both.ray.stats())["tokens"] >= counted, "counts of the old one stay"
-        found = await asyncio.gather(*(answer_of(both.ray, asked(f"{n}", 40)) for n in range(4)))
-        assert [_told(output)["token_ids"] for output in found] == [right["token_ids"]] * 4
+        found = await asyncio.gather(*(answer_of(both.ray, ask) for ask in asks))
+        assert [_told(output) for output in found] == right
 
     both.runner.run(main())
 

@@ -82,6 +82,7 @@ async def _serve(
 ) -> None:
     from fastslow.engine.params import nearest, shown
     from fastslow.serve.app import create_app
+    from fastslow.serve.continued_engine import ContinuedEngine
     from fastslow.serve.engine import Engine, Started
     from fastslow.serve.listen import address_of
     from fastslow.serve.process.engine_process import EngineProcess
@@ -95,13 +96,12 @@ async def _serve(
     behind: Started | None = None
     if options.in_process:
         engine: Engine = await settings.open()
+    elif replicas.replicas is None:
+        engine = behind = EngineProcess(settings)
     else:
-        if replicas.replicas is None:
-            engine = behind = EngineProcess(settings)
-        else:
-            engine = behind = _several(
-                settings, replicas, options.drain_seconds, operations.log_environment()
-            )
+        several = _several(settings, replicas, options.drain_seconds, operations.log_environment())
+        engine, behind = ContinuedEngine(several), several
+    if behind is not None:
         errors().print(f"{address}/ready says when {options.name} is loaded.", style="dim")
 
     def announce(card: ModelCard) -> None:
