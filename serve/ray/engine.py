@@ -17,6 +17,7 @@ from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, ModelCard, NotReady
 from fastslow.serve.process.failures import error_of
+from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas
 from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_ask, returned_of
 from fastslow.serve.ray.routed import control, routed_of
@@ -56,8 +57,10 @@ class RayEngine:
         self._running: dict[str, str] = {}  # ids of requests, and who answers them
         self._sum = StatsSum()
         self._looking: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._ending: asyncio.Future[None] = loop.create_future()
         self.replicas = Replicas()
-        self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.gave_up: asyncio.Future[str] = loop.create_future()
 
     async def start(self) -> None:
         """Deploy, and wait until a replica has its model.
@@ -66,7 +69,13 @@ class RayEngine:
             ValueError: one sentence about what does not fit.
             RuntimeError: Ray or the engine failed.
         """
-        self._handle = await self._deployed.open()
+        opening = asyncio.ensure_future(self._deployed.open())
+        either: list[asyncio.Future[Any]] = [opening, self._ending]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():  # Ray may try for minutes
+            opening.cancel()
+            raise NotReady(self._why)
+        self._handle = opening.result()
         self._stream = streaming(self._handle)
         while not self.replicas.running:
             if self._closing:
@@ -160,6 +169,8 @@ class RayEngine:
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
+        if not self._ending.done():
+            self._ending.set_result(None)
         await self._answers_over(drain)
         for id in list(self._running):
             with suppress(NotReady):
@@ -221,7 +232,7 @@ class RayEngine:
             try:
                 before, self.replicas = self.replicas, await self._deployed.look()
             except LOST as error:
-                logger.warning("the controller of Ray Serve does not answer: {}", _line(error))
+                logger.warning("the controller of Ray Serve does not answer: {}", first_line(error))
                 continue
             if before.running != self.replicas.running:
                 logger.info(
@@ -257,9 +268,5 @@ def _lost(error: Exception, replica: str) -> Exception:
     if isinstance(error, RayTaskError):
         logger.error("a replica failed on a request: {}", error)
         return RuntimeError("the replica failed on the request")
-    logger.warning("a replica is gone: {}", _line(error))
+    logger.warning("a replica is gone: {}", first_line(error))
     return NotReady("the replica ended in the middle of the request; try again soon", replica)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
