@@ -91,7 +91,7 @@ class ChoiceHandle:
 
     def abandon(self) -> None:
         """End it before it was submitted."""
-        self.request.stopper.finish("cancelled")
+        self.request.end("cancelled", None)
         self.over = True
 
     def end_pieces(self) -> None:

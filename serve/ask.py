@@ -30,6 +30,8 @@ class Ask:
         trace: whether its steps are noted, for `Engine.trace`.
         answered: the fields of an `Answered`: the engine that began the answer ended, and this one goes on.
         avoid: replicas of the engine that failed under this ask.
+        whole: where the engine closes before the answer's end, that is `NotReady` for whoever goes on with it
+            elsewhere; else the answer ends with what it has.
     """
 
     id: str
@@ -49,3 +51,4 @@ class Ask:
     trace: bool = False
     answered: Mapping[str, Any] | None = None
     avoid: Sequence[str] = ()
+    whole: bool = False

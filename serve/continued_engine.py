@@ -96,7 +96,7 @@ class ContinuedEngine:
         return self.engine.why_not_ready
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        own = _Broken(ask, time.monotonic())
+        own = _Broken(replace(ask, whole=True), time.monotonic())
         self._running[ask.id] = own
         try:
             while True:
@@ -186,8 +186,8 @@ class ContinuedEngine:
                 raise error  # it was not there when it was asked
             if error.replica:
                 own.failed.append(error.replica)
+            own.deaths += not error.refused and (own.came or bool(error.replica))
         ended = own.came or bool(getattr(error, "replica", ""))
-        own.deaths += ended
         own.since = now if own.since is None else own.since
         if (why := self._hopeless(own, error, now)) is not None:
             self._give_up(own, why, error)

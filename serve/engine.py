@@ -40,15 +40,16 @@ class NotReady(RuntimeError):
     """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503.
 
     Attributes:
-        replica: which of several engines ended under the request; "" where no one had it.
+        replica: which of several engines had the request; "" where no one had it.
+        refused: that one lives, and did not take the request; else it ended under it.
     """
 
-    def __init__(self, message: str = "", replica: str = "") -> None:
+    def __init__(self, message: str = "", replica: str = "", refused: bool = False) -> None:
         super().__init__(message)
-        self.replica = replica
+        self.replica, self.refused = replica, refused
 
-    def __reduce__(self) -> tuple[type[NotReady], tuple[str, str]]:
-        return NotReady, (str(self), self.replica)
+    def __reduce__(self) -> tuple[type[NotReady], tuple[str, str, bool]]:
+        return NotReady, (str(self), self.replica, self.refused)
 
 
 class Engine(Protocol):

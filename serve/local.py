@@ -15,7 +15,7 @@ from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
-from fastslow.output import GenerationError, Piece
+from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard, NotReady
 from fastslow.serve.replica_report import may_take_long, replica_report
@@ -41,6 +41,7 @@ class LocalEngine:
     def __init__(self, llm: LLM, name: str, max_waiting: int = MAX_WAITING) -> None:
         self._llm = AsyncLLM.around(llm, max_waiting)
         self._running: dict[str, RequestHandle] = {}
+        self._cancelled: set[str] = set()  # of them, by who asked
         self._traces = TraceLog()
         units = RoutedUnits.of(llm.model.config)
         inputs = llm._requests.inputs
@@ -84,17 +85,29 @@ class LocalEngine:
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
-            raise NotReady(self.why_not_ready)
+            raise NotReady(self.why_not_ready, refused=True)
         answered = None if ask.answered is None else Answered.of(ask.answered)
         own: dict[str, Any] = {**_options(ask), "trace": ask.trace, "answered": answered}
         handle = self._llm.submit(ask.prompt, sampling_of(ask), **own)
         self._running[ask.id] = handle
         try:
             if not ask.streamed:
-                yield Piece(output=await handle)
+                output = await handle
+                self._check_whole(ask, output)
+                yield Piece(output=output)
                 return
+            held: list[Piece] = []  # text that was not told yet when an answer ended
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
+                    if not self._llm.accepting and ask.whole:
+                        if piece.output is not None:
+                            self._check_whole(ask, piece.output)
+                        elif not piece.token_ids:  # if this closing cut it, it is not the answer's
+                            held.append(piece)
+                            continue
+                    for one in held:
+                        yield one
+                    held.clear()
                     yield piece
         except GenerationError as error:
             if GRAMMAR in str(error):
@@ -103,6 +116,7 @@ class LocalEngine:
         finally:
             if self._running.get(ask.id) is handle:
                 del self._running[ask.id]
+                self._cancelled.discard(ask.id)
             self._traces.keep(ask.id, handle)
             handle.cancel()
 
@@ -126,6 +140,7 @@ class LocalEngine:
     async def cancel(self, id: str) -> bool:
         handle = self._running.get(id)
         if handle is not None:
+            self._cancelled.add(id)
             handle.cancel()
         return handle is not None
 
@@ -162,6 +177,14 @@ class LocalEngine:
     async def close(self, drain: float = 0.0) -> None:
         await self._llm.drain(drain)
         await self._llm.close()
+
+    def _check_whole(self, ask: Ask, output: Output) -> None:
+        """Raises:
+        NotReady: this engine closed, and cut an answer that is wanted whole.
+        """
+        cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
+        if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
+            raise NotReady("the engine closed before the answer was whole", refused=True)
 
 
 def _options(ask: Ask) -> dict[str, Any]:

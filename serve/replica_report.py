@@ -48,4 +48,5 @@ def replica_report(load: EngineLoad, deep: Collection[str], at: float) -> Replic
         deep_queue_seconds=waits[True],
         quick_queue_seconds=waits[False],
         page_tokens=load.page_tokens,
+        places=load.places,
     )

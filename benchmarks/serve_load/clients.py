@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,12 +19,18 @@ class Reply:
     """What came of a request. Seconds are from its first byte sent."""
 
     status: int = 0
-    first: float = 0.0  # to the first event
+    first: float = 0.0  # to the first event with a token
     seconds: float = 0.0
     waited: float = 0.0  # to the first token, as the engine says
     tokens: int = 0
+    cached: int = 0  # tokens of the prompt that the prefix cache held
+    prompt: int = 0  # its tokens
+    text: str = ""
+    thought: str = ""
+    ids: list[int] = field(default_factory=list)  # where the request asked for them
+    decision: str = ""  # what the engine tells of how the answer came about
     finish: str | None = None
-    whole: bool = False  # the stream came to its end
+    whole: bool = False  # it came to its end
     error: str = ""  # of an event; of a status other than 200 the body
 
 
@@ -51,7 +57,8 @@ class Stream(asyncio.Protocol):
         reply = self.reply
         if not reply.status:
             reply.status = int(data[9:12])
-        if not reply.first and b"data: " in data:
+        # a chunk without a token, which has the role, comes early where the answer waits
+        if not reply.first and data.count(b"data: ") > data.count(b'"role":'):
             reply.first = time.perf_counter() - self._begin
         self._tail += data
         if len(self._tail) > 2 * TAIL:
@@ -69,7 +76,13 @@ class Stream(asyncio.Protocol):
             self.over.set_result(None)
 
     def _read_end(self) -> None:
-        """The count of tokens, and why the answer ended, or failed."""
+        """What the answer says, and why it ended, or failed."""
+        head, _, body = bytes(self._tail).partition(b"\r\n\r\n")
+        if b"application/json" in head:
+            self._note(json.loads(body))
+            self.reply.whole = True
+            self.reply.seconds = time.perf_counter() - self._begin
+            return
         for line in bytes(self._tail).split(b"\n"):
             if not line.startswith(b"data: {") or not line.rstrip().endswith(b"}"):
                 continue  # a chunk's length, or the first line, of which the beginning is gone
@@ -77,14 +90,23 @@ class Stream(asyncio.Protocol):
                 event = json.loads(line[6:])
             except ValueError:
                 continue  # a line in two chunks, of which the client left the second
-            if event.get("error"):
-                self.reply.error = event["error"]["message"]
-            if event.get("metrics"):
-                self.reply.waited = event["metrics"]["ttft"]
-            if event.get("usage"):
-                self.reply.tokens = event["usage"]["completion_tokens"]
-            for choice in event.get("choices", ()):
-                self.reply.finish = choice.get("finish_reason") or self.reply.finish
+            self._note(event)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        reply = self.reply
+        if event.get("error"):
+            reply.error = event["error"]["message"]
+        if metrics := event.get("metrics"):
+            reply.waited, reply.decision = metrics["ttft"], metrics["decision"]
+        if usage := event.get("usage"):
+            reply.tokens, reply.prompt = usage["completion_tokens"], usage["prompt_tokens"]
+            reply.cached = usage["prompt_tokens_details"]["cached_tokens"]
+        for choice in event.get("choices", ()):
+            reply.finish = choice.get("finish_reason") or reply.finish
+            delta = choice.get("delta") or choice.get("message") or {}
+            reply.text += delta.get("content") or ""
+            reply.thought += delta.get("reasoning_content") or ""
+            reply.ids += delta.get("token_ids") or ()
 
 
 def request_of(body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completions") -> bytes:

@@ -38,6 +38,7 @@ class EngineLoad:
     pages: int
     pages_free: int  # empty, or cached without a user
     page_tokens: int
+    places: int  # requests that may be in a step
 
 
 @dataclass(slots=True)
@@ -111,4 +112,5 @@ class LoadMeter:
             pages=kv.pages,
             pages_free=kv.free_pages,
             page_tokens=kv.page_size,
+            places=scheduler.max_running,
         )

@@ -15,7 +15,7 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.types import Policy, Tree
+from fastslow.engine.types import ANSWERED, Policy, Tree
 
 Listener = Callable[["Request"], None]
 
@@ -214,6 +214,10 @@ class Request:
         """End it outside of a step, whatever its text does then."""
         self.error = error or self.error
         try:
+            if (token := self.next_answered) is not None and not self.done:  # no step said it yet
+                self.tokens.append(token)
+                self.sources.append(ANSWERED)
+                self.stopper.scan([token])
             self.stopper.finish(reason)
         except BaseException as failed:  # noqa: BLE001 - its text cannot be ended, but it is over
             self.error = self.error or failed

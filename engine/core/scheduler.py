@@ -58,7 +58,7 @@ class Scheduler:
         self.latency_budget = latency_budget
         self._kv = kv
         self._prompt_rows = prompt_rows
-        self._max_running = max_running
+        self.max_running = max_running
         self._arrivals = itertools.count()
         self._overtakes = (
             0  # requests that started one after the other before the oldest that waits
@@ -70,7 +70,7 @@ class Scheduler:
     @property
     def busy(self) -> float:
         """Requests that run or wait, over the most that run at a time."""
-        return (len(self.running) + len(self.waiting)) / self._max_running
+        return (len(self.running) + len(self.waiting)) / self.max_running
 
     def add(self, request: Request) -> None:
         request.arrival = next(self._arrivals)
@@ -143,7 +143,7 @@ class Scheduler:
 
     def _take_in(self, work: dict[int, ScheduledChunk], may: Callable[[Request], bool]) -> None:
         """Start waiting requests in their order, as long as they `may`."""
-        while self.waiting and len(self.running) < self._max_running and not self._blocked:
+        while self.waiting and len(self.running) < self.max_running and not self._blocked:
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
             oldest = min(self.waiting, key=_age)
             if self._overtakes >= OVERTAKEN:

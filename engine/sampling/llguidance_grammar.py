@@ -15,6 +15,7 @@ from fastslow.engine.checked import shown
 from fastslow.engine.grammar_spec import GrammarSpec
 from fastslow.engine.sampling.grammar import Ended, GrammarError
 from fastslow.engine.text.json_schema import check_schema
+from fastslow.engine.text.schema_cost import check_embedded
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
@@ -102,7 +103,9 @@ class GrammarCompiler:
         if spec.choice is not None:
             texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in spec.choice)
             return str(matcher.grammar_from_lark(f"start: {texts}"))
-        return str(matcher.grammar_from_lark(spec.lark or _lark(str(spec.gbnf))))
+        lark = spec.lark or _lark(str(spec.gbnf))
+        check_embedded(lark)
+        return str(matcher.grammar_from_lark(lark))
 
 
 class LLGuidanceMatcher:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from fastslow.engine.checked import nearest, shown
+from fastslow.engine.text.schema_cost import check_cost, parts
 
 DEEPEST = 64  # schemas inside each other
 MOST_KEYWORDS = 10_000
 MOST_PROPERTIES = 2000  # of one object: a grammar of more takes seconds, and rows that are too long
-MOST_MULTIPLE = 100_000  # a grammar looks at every remainder, which takes a second
-MOST_MULTIPLES = 2 * MOST_MULTIPLE  # of all of them together
 
-OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # name -> schema
-SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 HELD = [
     "type",
     "enum",
@@ -83,7 +78,6 @@ def check_schema(text: str) -> None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the schema is no JSON: {shown(str(error))}") from None
     todo, count = [("", schema, 1)], 0
-    multiples: list[Decimal] = []
     while todo:
         where, one, depth = todo.pop()
         if isinstance(one, bool):
@@ -101,32 +95,10 @@ def check_schema(text: str) -> None:
                 raise ValueError(f"schema keyword {shown(place)} is not supported{_hint(keyword)}")
         _check_properties(where or "the schema", one)
         _check_range(where or "the schema", one)
-        if _number(step := one.get("multipleOf")) and step > 0:
-            multiples.append(Decimal(repr(step)))
         if isinstance(one.get("items"), list) and "prefixItems" in one:
             raise ValueError(f"{where or 'the schema'} has items as a list, and prefixItems")
-        todo += [(f"{where}.{name}".lstrip("."), part, depth + 1) for name, part in _parts(one)]
-    _check_multiples(multiples)
-
-
-def _check_multiples(steps: Sequence[Decimal]) -> None:
-    """Refuse what would make a grammar of millions of remainders. Any of them may hold of one number, which is
-    then a multiple of them all."""
-    least = total = 0
-    for step in steps:
-        digits = _digits(step)
-        least = _digits(Decimal(math.lcm(least or 1, digits)))
-        total += digits
-        if least > MOST_MULTIPLE or total > MOST_MULTIPLES:
-            raise ValueError(
-                f"multipleOf: without zeros at the end, the least common multiple of all is {least} and their "
-                f"sum {total}; at most {MOST_MULTIPLE} and {MOST_MULTIPLES} are taken"
-            )
-
-
-def _digits(number: Decimal) -> int:
-    """Of a number, without zeros at its beginning and end."""
-    return int("".join(map(str, number.normalize().as_tuple().digits)))
+        todo += [(f"{where}.{name}".lstrip("."), part, depth + 1) for name, part in parts(one)]
+    check_cost(schema)
 
 
 def _check_properties(where: str, schema: Mapping[str, Any]) -> None:
@@ -162,19 +134,3 @@ def _whole(value: object) -> TypeGuard[int | float]:
 def _hint(keyword: str) -> str:
     close = nearest(keyword, KNOWN)
     return close if "did you mean" in close else ""
-
-
-def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas inside one."""
-    for keyword in OF_SCHEMAS:
-        value = schema.get(keyword)
-        if isinstance(value, dict):
-            yield from ((f"{keyword}.{name}", part) for name, part in value.items())
-    for keyword in (*SEVERAL, "items"):
-        value = schema.get(keyword)
-        if isinstance(value, list):
-            yield from ((f"{keyword}[{i}]", part) for i, part in enumerate(value))
-    for keyword in ("items", "additionalProperties", "additionalItems"):
-        value = schema.get(keyword)
-        if isinstance(value, dict):
-            yield keyword, value

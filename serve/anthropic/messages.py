@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
@@ -30,7 +31,7 @@ from fastslow.serve.model_name import served_mode
 from fastslow.serve.request_id import request_id
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.sse import STREAMED, EventStream
-from fastslow.serve.tool_calls.chat import offered
+from fastslow.serve.tool_calls.chat import beside_others, offered
 from fastslow.serve.tool_calls.prepare import Prepared
 from fastslow.serve.tool_calls.protocols import anthropic_choice, anthropic_tools
 from fastslow.serve.turns import check_turns
@@ -46,7 +47,8 @@ async def messages(asked: MessagesRequest, request: Request, who: Who) -> Respon
     engine: Engine = state.engine
     settings: ServerSettings = state.settings
     id = f"msg_{secrets.token_hex(12)}"
-    ask, tools = _asked(asked, id, who, engine, settings)
+    making = partial(_asked, asked, id, who, engine, settings)
+    ask, tools = await beside_others(asked.tools, making)
     ids, head = [id, request_id(request.scope)], head_of(id, engine.card.name)
     parts = AnswerParts(tools.parser(), not asked.hides_thought)
     if asked.stream:
@@ -77,7 +79,9 @@ async def count_tokens(asked: PromptRequest, request: Request, who: Who) -> Toke
     """The tokens that a conversation's prompt has, tools and all."""
     state = request.app.state
     engine: Engine = state.engine
-    ask, _ = _asked(asked, f"count-{secrets.token_hex(8)}", who, engine, state.settings)
+    id = f"count-{secrets.token_hex(8)}"
+    making = partial(_asked, asked, id, who, engine, state.settings)
+    ask, _ = await beside_others(asked.tools, making)
     try:
         return TokenCount(input_tokens=len(await engine.tokenize(ask)))
     except ValueError as error:

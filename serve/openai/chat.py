@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -29,7 +30,7 @@ from fastslow.serve.request_id import request_id
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.sse import STREAMED, EventStream
 from fastslow.serve.token_table import TokenTable
-from fastslow.serve.tool_calls.chat import Parsers, chat_tools
+from fastslow.serve.tool_calls.chat import Parsers, beside_others, chat_tools
 from fastslow.serve.turns import check_turns
 
 router = json_router()
@@ -45,7 +46,8 @@ async def chat_completions(
     settings: ServerSettings = state.settings
     id = f"chatcmpl-{secrets.token_hex(16)}"
     try:
-        ask, parsers = _ask(asked, id, who, engine, settings)
+        making = partial(_ask, asked, id, who, engine, settings)
+        ask, parsers = await beside_others(asked.tools, making)
     except ValueError as error:
         raise refused(error, type(asked).model_fields) from None
     created, ids = int(time.time()), [id, request_id(request.scope)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
@@ -24,7 +25,7 @@ from fastslow.serve.openai.responses_schema import ResponseObject, ResponsesRequ
 from fastslow.serve.request_id import request_id
 from fastslow.serve.settings import ServerSettings
 from fastslow.serve.sse import STREAMED, EventStream
-from fastslow.serve.tool_calls.chat import offered
+from fastslow.serve.tool_calls.chat import beside_others, offered
 from fastslow.serve.tool_calls.prepare import Prepared
 from fastslow.serve.tool_calls.protocols import openai_choice, openai_tools
 from fastslow.serve.turns import check_turns
@@ -41,7 +42,8 @@ async def responses(asked: ResponsesRequest, request: Request, who: Who) -> Resp
     settings: ServerSettings = state.settings
     id = f"resp_{secrets.token_hex(16)}"
     try:
-        ask, tools = _ask(asked, id, who, engine, settings)
+        making = partial(_ask, asked, id, who, engine, settings)
+        ask, tools = await beside_others(asked.tools, making)
     except ValueError as error:
         raise refused(error, type(asked).model_fields) from None
     ids, head = [id, request_id(request.scope)], head_of(id, engine.card.name, asked)

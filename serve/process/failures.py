@@ -15,6 +15,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(GenerationError.__name__, str(error), error.outputs)
     if isinstance(error, Busy):
         return Failure(Busy.__name__, str(error), retry_after=error.retry_after)
+    if isinstance(error, NotReady):
+        return Failure(NotReady.__name__, str(error), refused=error.refused)
     for kind in KINDS:
         if isinstance(error, kind):
             return Failure(kind.__name__, str(error))
@@ -27,5 +29,7 @@ def error_of(failure: Failure) -> Exception:
         return GenerationError(failure.sentence, failure.outputs)
     if failure.kind == Busy.__name__:
         return Busy(failure.sentence, failure.retry_after)
+    if failure.kind == NotReady.__name__:
+        return NotReady(failure.sentence, refused=failure.refused)
     kinds = {kind.__name__: kind for kind in KINDS}
     return kinds.get(failure.kind, RuntimeError)(failure.sentence)

@@ -82,6 +82,7 @@ class Failure(Struct, array_like=True):
     sentence: str
     outputs: list[Output] = []  # of a `GenerationError`
     retry_after: float = 0.0  # of `Busy`
+    refused: bool = False  # of `NotReady`
 
 
 class Ready(Struct, tag=True, array_like=True):

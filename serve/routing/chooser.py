@@ -8,9 +8,9 @@ from random import Random
 
 from fastslow.serve.routing.guard import Guard
 from fastslow.serve.routing.load import ReplicaLoad, Sent
-from fastslow.serve.routing.prefix_index import PrefixIndex
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
+from fastslow.serve.routing.routed_prefixes import RoutedPrefixes
 from fastslow.serve.routing.settings import RoutingSettings
 
 MEMORY = 64.0  # prompts over which characters of a token are averaged
@@ -34,7 +34,7 @@ class ReplicaChooser:
         self._settings = settings
         self._clock = clock
         self._random = Random(settings.seed)
-        self._prefixes = PrefixIndex(settings, self._random)
+        self._prefixes = RoutedPrefixes(settings, self._random)
         self._guard = Guard(settings)
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
@@ -84,6 +84,12 @@ class ReplicaChooser:
         costs = {id: self._cost(request, id, held, now) for id in looked}
         best = sorted(looked, key=costs.__getitem__)
         rest = self._rest(set(best))
+        if request.deep and self._guard.kept:
+            allowed = [id for id in best if not costs[id][0]]
+            kept = self._guard.kept
+            others = [id for id in rest if id not in kept]
+            last = best[len(allowed) :] + [id for id in rest if id in kept]
+            return self._in_order(request, allowed + others + last)
         return self._in_order(request, best + rest)
 
     def routed(self, request: RoutedRequest, id: str) -> None:
@@ -125,7 +131,7 @@ class ReplicaChooser:
         if len(self._ids) <= settings.few:
             return self._random.sample(self._ids, len(self._ids))
         looked = dict.fromkeys(held)
-        pool = self._guard.open if request.deep else self._ids
+        pool = self._guard.open if request.deep and not self._guard.mild else self._ids
         self._draw(looked, pool, settings.choices)
         if request.urgent and self._guard.kept:
             self._draw(looked, self._guard.kept_list, settings.choices)
@@ -150,7 +156,8 @@ class ReplicaChooser:
         if load.reported_at is not None:
             silent = self._newest - load.reported_at
             seconds += max(0.0, silent - self._settings.silent_seconds)
-        return request.deep and id in self._guard.kept, seconds
+        barred = request.deep and id in self._guard.kept and not self._guard.allows(load)
+        return barred, seconds
 
     def _cached(self, request: RoutedRequest, characters: int) -> float:
         """Tokens of so many characters of the prompt; of a longer prompt than was read, in proportion."""
@@ -165,9 +172,6 @@ class ReplicaChooser:
 
     def _in_order(self, request: RoutedRequest, ranked: list[str]) -> list[str]:
         """The same with what a request may not or must have in its place."""
-        kept = self._guard.kept
-        if request.deep and kept:
-            ranked = [r for r in ranked if r not in kept] + [r for r in ranked if r in kept]
         if request.avoid:
             avoid = set(request.avoid)
             ranked = [r for r in ranked if r not in avoid] + [r for r in ranked if r in avoid]

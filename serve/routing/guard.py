@@ -9,6 +9,8 @@ from hashlib import blake2b
 from fastslow.serve.routing.load import ReplicaLoad
 from fastslow.serve.routing.settings import RoutingSettings
 
+CALM_LOOKS = 8.0  # over which steps without deep ones are averaged: they are compared for long
+
 
 class Guard:
     """Which replicas take no deep request.
@@ -19,6 +21,9 @@ class Guard:
 
     Which ones are kept follows from their names alone, so that all routers keep the same, and a replica
     that comes or goes changes one place. How many: more at once where more are needed, fewer only slowly.
+
+    On large machines quick ones hardly feel deep ones in their steps. Where reports show that, kept replicas
+    take some as well (`allows`).
     """
 
     def __init__(self, settings: RoutingSettings) -> None:
@@ -30,6 +35,8 @@ class Guard:
         self._last = -math.inf  # when a quick request with a target was seen
         self._looked = -math.inf
         self._level = 0.0  # how many of them there are, lately
+        self._calm = 0.0  # seconds of steps without deep ones, where such were seen
+        self._room = 0.0  # deep ones that a kept replica may have
 
     def set_replicas(self, ids: Iterable[str]) -> None:
         """There are these now."""
@@ -51,6 +58,15 @@ class Guard:
         """All others."""
         return self._open
 
+    @property
+    def mild(self) -> bool:
+        """Whether kept replicas may take deep requests."""
+        return self._room > 0
+
+    def allows(self, load: ReplicaLoad) -> bool:
+        """Whether a kept replica takes one more deep request."""
+        return load.deep < self._room
+
     def seen(self, now: float) -> None:
         """A quick request with a target came."""
         self._last = now
@@ -71,9 +87,25 @@ class Guard:
             self._level = 0.0
             self._keep(0)
             return
+        self._compare(loads)
         self._level = max(urgent, self._level * math.exp(-passed / settings.guard_release))
-        need = math.ceil(self._level * settings.urgent_spare / settings.urgent_each)
+        places = min((load.places for load in loads.values() if load.places), default=0)
+        each = max(settings.urgent_each, settings.urgent_share * places)
+        need = math.ceil(self._level * settings.urgent_spare / each)
         self._keep(max(1, need))
+
+    def _compare(self, loads: Mapping[str, ReplicaLoad]) -> None:
+        """Steps with deep ones in them, beside those with quick ones alone."""
+        calm = [load.step for load in loads.values() if load.urgent and not load.deep and load.step]
+        if calm:
+            now = sum(calm) / len(calm)
+            self._calm = self._calm + (now - self._calm) / CALM_LOOKS if self._calm else now
+        mixed = [load for load in loads.values() if load.deep and load.step]
+        longest, settings = max((load.step for load in mixed), default=0.0), self._settings
+        self._room = 0.0
+        if self._calm and longest <= settings.guard_growth * self._calm:
+            proof = [m.running for m in mixed if m.running >= settings.guard_proof * m.places > 0]
+            self._room = settings.guard_room * max(proof, default=0)
 
     def _keep(self, count: int) -> None:
         count = max(0, min(count, len(self._order) - 1))

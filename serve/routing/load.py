@@ -55,6 +55,21 @@ class ReplicaLoad:
         return max(self._own.urgent, self._since.urgent)
 
     @property
+    def step(self) -> float:
+        """Seconds of its steps by its latest report; 0: it has not told."""
+        return 0.0 if self._report is None else _step(self._report)
+
+    @property
+    def running(self) -> int:
+        """Answers in its steps by its latest report."""
+        return 0 if self._report is None else sum(self._report.running.values())
+
+    @property
+    def places(self) -> int:
+        """Answers that may run together; 0: it has not told."""
+        return 0 if self._report is None else self._report.places
+
+    @property
     def reported_at(self) -> float | None:
         return None if self._report is None else self._at
 
@@ -62,8 +77,7 @@ class ReplicaLoad:
         """It says how it is."""
         self._report = report
         self._at = min(report.at, now)  # its clock may run ahead
-        if report.step_seconds:
-            self._step = max(report.step_seconds.values()) or self._settings.step_seconds
+        self._step = _step(report) or self._settings.step_seconds
         self._rate = report.prompt_rate or self._settings.prompt_rate
         self._since = _Count(report.answers, report.deep, report.urgent)
         self._unread, self._unread_at = 0.0, self._at
@@ -107,6 +121,13 @@ class ReplicaLoad:
 
     def _to_read(self, now: float) -> float:
         return max(0.0, self._unread - self._rate * (now - self._unread_at))
+
+
+def _step(report: ReplicaReport) -> float:
+    """Seconds of a step with what runs now; what other modes took may be long ago."""
+    known = report.step_seconds
+    now = [known[mode] for mode, count in report.running.items() if count and mode in known]
+    return max(now or known.values(), default=0.0)
 
 
 @dataclass(slots=True)

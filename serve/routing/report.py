@@ -40,6 +40,7 @@ class ReplicaReport:
         deep_queue_seconds: how long the oldest deep one waits now; 0: none waits.
         quick_queue_seconds: likewise of the others.
         page_tokens: tokens of a page.
+        places: answers that may run together; 0: not known.
     """
 
     running: Counts
@@ -56,6 +57,7 @@ class ReplicaReport:
     deep_queue_seconds: Amount = 0.0
     quick_queue_seconds: Amount = 0.0
     page_tokens: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 16
+    places: Count = 0
     version: int = field(default=VERSION)
 
     @property

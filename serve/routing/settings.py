@@ -44,6 +44,12 @@ class RoutingSettings:
     urgent_each: float = (
         2.0  # on one replica, on average: at their 95th percentile few steps are shared
     )
+    urgent_share: float = 0.125  # likewise, of the places of a replica: large machines have many
+    # Where steps with many deep ones take at most so many times those without, quick ones hardly feel them,
+    # and the replicas that are kept for these take some, too: such a share of what was seen to be harmless.
+    guard_growth: float = 1.2
+    guard_proof: float = 0.125  # of the places of a replica: fewer answers prove nothing of a flood
+    guard_room: float = 0.5
     urgent_spare: float = 1.5  # times what is there now: more may come in the next second
 
     # Memory

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import ModelCard
@@ -14,8 +15,15 @@ from fastslow.serve.tool_calls.parse import parser_of
 from fastslow.serve.tool_calls.prepare import Prepared, prepare
 from fastslow.serve.tool_calls.protocols import openai_choice, openai_tools
 
+T = TypeVar("T")
 Parsers = Callable[[], OpenAICalls]
 """Makes the reader of one answer."""
+
+
+async def beside_others(tools: Sequence[Any] | None, make: Callable[[], T]) -> T:
+    """What `make` returns. With tools it runs in a thread: their schemas may take a second to look at, in which
+    other requests go on."""
+    return await asyncio.to_thread(make) if tools else make()
 
 
 def chat_tools(

@@ -8,6 +8,7 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.engine.text.schema_cost import check_cost
 from fastslow.serve.tool_calls.offered import Tool
 
 # as Python writes JSON, which is how models saw it
@@ -41,6 +42,7 @@ def _error(schema: str) -> str:
 
     matcher = llguidance.LLMatcher
     try:
+        check_cost(json.loads(schema))
         error = matcher.validate_grammar(matcher.grammar_from_json_schema(schema))
     except ValueError as caught:
         error = str(caught)

@@ -84,6 +84,22 @@ HUGE: dict[str, dict[str, Any]] = {
     "long periods": {
         "json_schema": {"prefixItems": [{"multipleOf": 99_991, "minimum": i} for i in range(3)]}
     },
+    "expressions that meet": {
+        "json_schema": {"allOf": [{"type": "string", "pattern": f"a{i}.*"} for i in range(40)]}
+    },
+    "expressions that meet by reference": {
+        "json_schema": {
+            "$defs": {f"a/{i}": {"pattern": f"a{i}.*", "$anchor": f"n{i}"} for i in range(40)},
+            "properties": {
+                "x": {"allOf": [{"$ref": f"#/$defs/a~1{i}"} for i in range(20)]},
+                "y": {"allOf": [{"$ref": f"#n{i}"} for i in range(20, 40)]},
+            },
+        }
+    },
+    "a long period in Lark": {"lark": 'start: %json {"type": "integer", "multipleOf": 999983}'},
+    "a long period as GBNF": {
+        "gbnf": 'start: j\nj: %json {"type": "integer", "multipleOf": 999983}'
+    },
     "many keywords": {"json_schema": json.dumps({f"x-{i}": 1 for i in range(10_001)})},
     "open group": {"regex": "(a"},
     "lark": {"lark": "nope"},
@@ -105,6 +121,12 @@ def test_usual_multiples_are_taken(kit: GrammarKit, step: float) -> None:
     schema = {"type": "array", "items": {"type": "number", "multipleOf": step, "minimum": 0}}
     matcher = kit.matcher(json_schema=schema)
     assert all(map(matcher.accept, kit.tokenizer.encode("[0", add_special=False)))
+
+
+def test_expressions_apart_may_be_many(kit: GrammarKit) -> None:
+    texts = {f"p{i}": {"allOf": [{"$ref": "#/$defs/t"}], "pattern": f"a{i}"} for i in range(40)}
+    schema = {"type": "object", "properties": texts, "$defs": {"t": {"type": "string"}}}
+    assert kit.matcher(json_schema=schema).mask().any()
 
 
 def test_compiled_grammars_are_kept_and_their_number_is_bounded(kit: GrammarKit) -> None:

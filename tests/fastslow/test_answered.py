@@ -191,6 +191,24 @@ def test_a_thought_that_its_caller_closed_stays_closed(
         same(llm.submit(CHAT, wish, mode=mode, answered=answered).result(), whole)
 
 
+def test_what_ends_before_its_first_step_has_all_that_was_answered(llm: LLM) -> None:
+    """Whatever the client has is in the output: the answer so far, or the end that it had."""
+    wish = sampling("stop")
+    whole = llm.generate(CHAT, wish)
+    for cut in (1, 4, 16):
+        tokens = [one.token_ids[:cut] for one in whole.choices]
+        late = llm.submit(CHAT, wish, answered=Answered(tokens), timeout=1e-6).result()
+        stream = llm.stream(CHAT, wish, answered=Answered(tokens))
+        stream.close()
+        for output, reason in ((late, "timeout"), (stream.output, "cancelled")):
+            assert output is not None
+            for ours, other, some in zip(output.choices, whole.choices, tokens, strict=True):
+                assert ours.token_ids == some and len(ours.sources) == len(some)
+                over = len(some) == len(other.token_ids)
+                assert ours.finish_reason == (other.finish_reason if over else reason)
+                assert ours.text == other.text if over else other.text.startswith(ours.text[:-1])
+
+
 MISFITS: list[tuple[dict[str, Any], Any, str]] = [
     ({}, "tokens", "^answered='tokens' must be Answered, or None"),
     ({}, Answered([[5, 320]]), r"^answered.tokens\[0\] holds 320, not an id in 0..319"),

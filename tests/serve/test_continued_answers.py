@@ -23,7 +23,7 @@ from fastslow.serve.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engine import NotReady
 from fastslow.serve.local import LocalEngine
 
-QUICK = Retries(deaths=99, first=0.0, longest=0.0)
+QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
 CHAT = [{"role": "user", "content": "The quick brown fox"}]
 SEEDED = {"seed": 3, "temperature": 0.9}
 WHERE = {
@@ -37,13 +37,16 @@ WHERE = {
 }
 
 
-@pytest.fixture(scope="module")
-def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
-    folder: Path = tmp_path_factory.mktemp("tiny")
+def write_model(folder: Path) -> Path:
     write_bpe(folder, TEMPLATE, VOCAB)
-    write_moge(
+    return write_moge(
         folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32, max_position_embeddings=4096
     )
+
+
+@pytest.fixture(scope="module")
+def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
+    folder = write_model(tmp_path_factory.mktemp("tiny"))
     with open_tiny(folder) as a, open_tiny(folder) as b:
         yield {"a": a, "b": b}
 
@@ -217,7 +220,9 @@ def rows(events: list[Any]) -> dict[str, Any]:
         for noise in ("object", "model"):
             event.pop(noise, None)
         put(str(event.pop("type", "")), event)
-    return {k: v for k, v in found.items() if v != "" and "logprob" not in k}
+    return {
+        k: v for k, v in found.items() if v != "" and "logprob" not in k and not k.endswith(".type")
+    }
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -259,3 +264,52 @@ def test_a_stream_that_is_given_up_ends_with_an_error_event(llms: dict[str, LLM]
     events = events_of(asyncio.run(main()))
     assert "it was under way on 3 engines" in events[-1]["error"]["message"]
     assert events[-1]["error"]["code"] == "not_ready"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("mode", ["fast", "deep"])
+def test_an_answer_that_its_engine_cut_to_close_goes_on(
+    llms: dict[str, LLM], tmp_path: Path, mode: str, streamed: bool
+) -> None:
+    """A replica that is taken away drains; what it cannot end in time another one ends."""
+    sampling = {"max_tokens": 300, "ignore_eos": True, **SEEDED}
+    ask = Ask("a", CHAT, sampling, mode=mode, speculation="off", streamed=streamed)
+    pieces, whole = answer(llms, ask)
+    folder = write_model(tmp_path)
+
+    async def main() -> None:
+        with open_tiny(folder) as short:
+            engines = {"a": LocalEngine(short, "tiny"), "b": LocalEngine(llms["b"], "tiny")}
+            inner = Replicas(engines)
+            engine = ContinuedEngine(inner, replace(QUICK, deaths=1))
+            stream = engine.stream(ask)
+            if streamed:
+                first = [await anext(stream) for _ in range(3)]
+                closing = asyncio.ensure_future(engines["a"].close())
+            else:
+                rest = asyncio.ensure_future(anext(stream))
+                while not short.stats().running:
+                    await asyncio.sleep(0)
+                closing, first = asyncio.ensure_future(engines["a"].close()), [await rest]
+            *ours, last = [*first, *[piece async for piece in stream]]
+            await closing
+            assert inner.names == ["a", "b"] and last.output is not None
+            assert said(last.output.choices[0]) == said(whole.choices[0])
+            assert joined(ours, 0)[:3] == joined(pieces, 0)[:3]
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_its_caller_cancelled_ends_with_what_it_has(llms: dict[str, LLM]) -> None:
+    async def main() -> None:
+        sampling = {"max_tokens": 3000, "ignore_eos": True}
+        engine = ContinuedEngine(inner := replicas(llms), QUICK)
+        last = None
+        async for piece in engine.stream(Ask("a", CHAT, sampling, mode="fast")):
+            if last is None:
+                assert await engine.cancel("a")
+            last = piece
+        assert last is not None and last.output is not None and inner.names == ["a"]
+        assert last.output.finish_reason == "cancelled"
+
+    asyncio.run(main())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from fastslow.serve.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engine import Busy, NotReady
 from fastslow.serve.sent_pieces import OtherAnswer, SentPieces
 
-QUICK = Retries(deaths=99, first=0.0, longest=0.0)
+QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
 ANSWER = [
     Token(5, reasoning="I "),
     Token(6, reasoning="th"),
@@ -139,10 +141,13 @@ def test_the_output_tells_what_the_client_saw() -> None:
     inner = ScriptedReplicas([ANSWER], [Break(after=2), Break(after=0), Break(after=1)])
     engine = ContinuedEngine(inner, replace(QUICK, first=0.03, longest=0.03))
     whole = asyncio.run(taken(ContinuedEngine(ScriptedReplicas([ANSWER]))))[1]
+    began = monotonic()
     _, output = asyncio.run(taken(engine))
+    took = monotonic() - began
     assert whole.metrics.decision == "" and whole.metrics.ttft == 0.2, "as the engine says"
     assert output.metrics.decision == "continued on another engine (3 times)"
-    assert output.metrics.ttft < 0.03 < output.metrics.tpot * 5
+    paused = 3 * 0.029
+    assert output.metrics.ttft <= took - paused and output.metrics.tpot * 5 >= paused
     assert output.prompt_token_ids == whole.prompt_token_ids
     again = ContinuedEngine(ScriptedReplicas([ANSWER], [Break(after=0)]), QUICK)
     assert "asked again of another engine (once)" in asyncio.run(taken(again))[1].metrics.decision
@@ -201,7 +206,7 @@ def test_where_no_other_is_there_it_ends_in_time() -> None:
     engine = ContinuedEngine(inner, Retries(seconds=0.1, first=0.01, longest=0.02))
     with pytest.raises(NotReady, match=r"no other engine took it within 0.1 s"):
         asyncio.run(taken(engine))
-    assert 4 < len(inner.asked) < 40
+    assert 2 <= len(inner.asked) < 40
     assert engine.continued == 1, "one engine ended, however often others were looked for"
 
 
@@ -343,3 +348,19 @@ def test_the_rest_is_the_engines_own() -> None:
         assert await engine.stop_thinking("x") and await engine.cancel("x")
 
     asyncio.run(main())
+
+
+def test_engines_that_close_are_no_deaths() -> None:
+    """Several may refuse an answer that is not to blame."""
+    refusals = [
+        Break(after=0, error=NotReady("it closes", name, refused=True)) for name in "abcdef"
+    ]
+    inner = ScriptedReplicas([ANSWER], refusals)
+    pieces, output = asyncio.run(taken(ContinuedEngine(inner, replace(QUICK, deaths=1))))
+    check([ANSWER], pieces, output)
+    assert inner.asked[-1].avoid == tuple("abcdef")
+
+
+def test_an_error_keeps_its_replica_on_its_way() -> None:
+    error = pickle.loads(pickle.dumps(NotReady("it is gone", "a", True)))
+    assert (str(error), error.replica, error.refused) == ("it is gone", "a", True)

@@ -94,6 +94,8 @@ def test_errors_of_other_kinds_are_named() -> None:
         pass
 
     assert type(error_of(failure_of(Refused("no")))) is ValueError
+    closed = error_of(failure_of(NotReady("it closes", refused=True)))
+    assert isinstance(closed, NotReady) and closed.refused and str(closed) == "it closes"
     assert str(error_of(failure_of(KeyError("x")))) == "KeyError: 'x'"
 
 

@@ -144,12 +144,16 @@ class Replicas(FakeEngine):
         count = 0
         if after == 0:
             raise NotReady("the replica ended", name)
-        async with aclosing(self.engines[name].stream(ask)) as pieces:
-            async for piece in pieces:
-                yield piece
-                count += 1
-                if count == after:
-                    raise NotReady("the replica ended", name)
+        try:
+            async with aclosing(self.engines[name].stream(ask)) as pieces:
+                async for piece in pieces:
+                    yield piece
+                    count += 1
+                    if count == after:
+                        raise NotReady("the replica ended", name)
+        except NotReady as error:
+            error.replica = name
+            raise
 
     async def cancel(self, id: str) -> bool:
         return any([await engine.cancel(id) for engine in self.engines.values()])

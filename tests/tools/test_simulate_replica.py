@@ -10,14 +10,14 @@ from random import Random
 import pytest
 
 from fastslow.tools.simulate.cluster import ClusterResult, ClusterSettings, SimulatedCluster
-from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 from fastslow.tools.simulate.trace import TracedRequest
 
 STEP, ROW = 0.010, 0.0005  # seconds of a step, and of each row in it
 
 
-def line(first: float = STEP, row: float = ROW) -> ModeCost:
-    return ModeCost((1, 1024), (first + row, first + 1024 * row))
+def line(first: float = STEP, row: float = ROW) -> ModeSteps:
+    return ModeSteps((1, 1024), (first + row, first + 1024 * row))
 
 
 def costs(**more: object) -> ReplicaCosts:
@@ -103,11 +103,8 @@ def test_the_queue_is_that_of_one_server_in_closed_form(seed: int) -> None:
     assert sum(waits) / len(waits) == pytest.approx(busy * service / 2 / (1 - busy), rel=0.1)
     # Little's law: those in the system are the arrivals a second times the seconds each is there
     there = [end - a.request.arrival for a, end in zip(result.answers, result.ends)]
-    events = sorted(
-        [(r.arrival, 1) for r in trace] + [(end, -1) for end in result.ends]
-    )
-    area = level = 0
-    last = 0.0
+    events = sorted([(r.arrival, 1) for r in trace] + [(end, -1) for end in result.ends])
+    area, level, last = 0.0, 0, 0.0
     for time, change in events:
         area, level, last = area + level * (time - last), level + change, time
     assert area == pytest.approx(sum(there), rel=1e-9)

@@ -43,14 +43,20 @@ def run(
     replicas: Annotated[str, shown_option("How many, such as 2 or 2,8,32,1000.")] = "2",
     router: Annotated[
         str,
-        shown_option("fastslow: the real one; prefix, two: models of Ray's. Several: fastslow,two."),
+        shown_option(
+            "fastslow: the real one; prefix, two: models of Ray's. Several: fastslow,two."
+        ),
     ] = "fastslow",
     rate_each: Annotated[
         float | None,
         typer.Option(
-            help="Requests a second and replica: the same requests, closer or further apart.", min=1e-6
+            help="Requests a second and replica: more or fewer users like those of the trace.",
+            min=1e-6,
         ),
     ] = None,
+    seconds: Annotated[
+        float, shown_option("Of arrivals with --rate-each; at least 5,000 requests.", min=0.001)
+    ] = 300.0,
     compare: Annotated[
         Path | None,
         typer.Option(help="A recorded trace with measured times, simulated beside measured."),
@@ -82,14 +88,14 @@ def run(
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate.comparison import compare as compare_times
     from fastslow.tools.simulate.costs import read_costs
-    from fastslow.tools.simulate.figures import ClusterFigures, measured_times, simulated_times
+    from fastslow.tools.simulate.figures import measured_times, simulated_times
     from fastslow.tools.simulate.report import page, svg
     from fastslow.tools.simulate.sweep import Sweep
     from fastslow.tools.simulate.trace import read_trace
 
     machine, requests = read_costs(costs), read_trace(trace)
     recorded = None if compare is None else measured_times(read_trace(compare))
-    sweep = Sweep(requests, machine, options.settings(), rate_each)
+    sweep = Sweep(requests, machine, options.settings(), rate_each, seconds)
     found: list[ClusterFigures] = []
     compared: list[ComparedFigure] = []
     stopped = False
@@ -162,10 +168,14 @@ def make(options: RecipeOptions, out: Out) -> None:
 def record(
     log: Annotated[Path, typer.Argument(help="The log of `fastslow serve --log-format json`.")],
     out: Out,
-    quick: Annotated[str, shown_option("Modes that do not think; all others count as deep.")] = "fast",
+    quick: Annotated[
+        str, shown_option("Modes that do not think; all others count as deep.")
+    ] = "fast",
     latency_ms: Annotated[
         float | None,
-        typer.Option(help="Target of requests of these modes, which a log does not have.", min=0.001),
+        typer.Option(
+            help="Target of requests of these modes, which a log does not have.", min=0.001
+        ),
     ] = None,
 ) -> None:
     """Make a trace of a server's log, with the times that were measured.
@@ -263,16 +273,16 @@ def measure(
     from fastslow.tools.simulate.measured import measured_costs
 
     quiet_log()
-    with options.load(max_running=max_running, prompt_rows=prompt_rows, remember=False) as llm:
-        with progress_bar() as told:
-            made = measured_costs(
-                llm,
-                names,
-                prompt_rows,
-                first_seconds=first_ms / 1000,
-                start_seconds=start_seconds,
-                told=told,
-            )
+    how = {"max_running": max_running, "prompt_rows": prompt_rows, "remember": False}
+    with options.load(**how) as llm, progress_bar() as told:
+        made = measured_costs(
+            llm,
+            names,
+            prompt_rows,
+            first_seconds=first_ms / 1000,
+            start_seconds=start_seconds,
+            told=told,
+        )
     write_costs(out, made)
     console().print(f"steps of {', '.join(names)}: {out}")
 
@@ -289,7 +299,11 @@ def _table(found: list[ClusterFigures]) -> Table:
     for one in found:
         grown = f" to {one.most_replicas}" if one.most_replicas > one.replicas else ""
         for mode, figures in one.modes.items():
-            whole = [f"{one.busy:.0%}", f"{one.replica_hours:.2f}", f"{hours_of_a_million(one):.3f}"]
+            whole = [
+                f"{one.busy:.0%}",
+                f"{one.replica_hours:.2f}",
+                f"{hours_of_a_million(one):.3f}",
+            ]
             of_all = mode == ALL
             table.add_row(
                 one.router if of_all else "",

@@ -20,7 +20,8 @@ class ClusterOptions:
     """What is simulated besides the trace and the costs."""
 
     scale_to: Annotated[
-        int | None, option("Most replicas: their number follows the load, from --replicas on.", SCALING)
+        int | None,
+        option("Most replicas: their number follows the load, from --replicas on.", SCALING),
     ] = None
     scale_from: Annotated[int, shown_option("Fewest replicas.", SCALING, min=1)] = 1
     quick_queue_seconds: Annotated[
@@ -37,7 +38,8 @@ class ClusterOptions:
         float, shown_option("Between two reports of a replica to the router.", FAILURES, min=0.01)
     ] = 1.0
     routing: Annotated[
-        str | None, option("Settings of the real router, such as urgent_each=64,holders=8.", FAILURES)
+        str | None,
+        option("Settings of the real router, such as urgent_each=64,holders=8.", FAILURES),
     ] = None
     seed: Annotated[int, shown_option("Of all chance.", FAILURES, min=0)] = 0
 
@@ -88,7 +90,9 @@ class RecipeOptions:
     think_seconds: Annotated[float, shown_option("Mean time between them.", TEXTS)] = 30.0
     question_tokens: Annotated[int, shown_option("Median of a chat's questions.", TEXTS)] = 60
     answer_tokens: Annotated[int, shown_option("Median of a chat's answers.", TEXTS)] = 150
-    deep_tokens: Annotated[int, shown_option("Median of deep answers, with thoughts.", TEXTS)] = 2_000
+    deep_tokens: Annotated[int, shown_option("Median of deep answers, with thoughts.", TEXTS)] = (
+        2_000
+    )
     seed: Annotated[int, shown_option("The same one gives the same trace.", LOAD)] = 0
 
     def recipe(self) -> TraceRecipe:

@@ -87,7 +87,11 @@ class AnswerState:
 
     def shared(self, page: int) -> int:
         """Tokens of its text that lie in pages of the cache, once it has published its prefix."""
-        if len(self.held) > len(self.request.prefix):  # it was preempted, and its own text is cached
+        if len(self.held) > len(
+            self.request.prefix
+        ):  # it was preempted, and its own text is cached
             own = self.held[-1]
-            return min(own.start + own.tokens, (own.start // page + own.pages) * page) // page * page
+            return (
+                min(own.start + own.tokens, (own.start // page + own.pages) * page) // page * page
+            )
         return sum(tokens for _, tokens in self.request.prefix) // page * page

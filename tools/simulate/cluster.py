@@ -11,8 +11,8 @@ from random import Random
 
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.settings import RoutingSettings
 from fastslow.serve.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
+from fastslow.serve.routing.settings import RoutingSettings
 from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.prompt_text import prompt_text
@@ -46,7 +46,7 @@ class ClusterSettings:
     scaling_seconds: float = 5.0
     mtbf_hours: float = math.inf
     report_seconds: float = 1.0
-    routing: RoutingSettings = RoutingSettings()
+    routing: RoutingSettings = field(default_factory=RoutingSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -129,7 +129,10 @@ class SimulatedCluster:
         self._random = Random(settings.seed)
         self._members: dict[str, _Member] = {}
         self._router = router(
-            settings.router, self._length, self._clock, replace(settings.routing, seed=settings.seed)
+            settings.router,
+            self._length,
+            self._clock,
+            replace(settings.routing, seed=settings.seed),
         )
         self._held: list[AnswerState] = []  # there was no replica for them
         self._reports: dict[str, ReplicaReport] = {}
@@ -222,7 +225,7 @@ class SimulatedCluster:
         self._await(member, before)
 
     def _await(self, member: _Member, before: float) -> None:
-        replica, time = member.replica, member.replica.wakes
+        time = member.replica.wakes
         if time != before and time < math.inf:
             self._at(time, lambda: self._wake(member, time))
 
@@ -244,7 +247,8 @@ class SimulatedCluster:
 
     def _start(self, ready: bool) -> None:
         member = _Member(
-            SimulatedReplica(f"replica-{next(self._names)}", self._costs, self._most_steps), self._now
+            SimulatedReplica(f"replica-{next(self._names)}", self._costs, self._most_steps),
+            self._now,
         )
         self._members[member.replica.id] = member
         if ready:
@@ -343,12 +347,3 @@ def check_trace(trace: Sequence[TracedRequest], costs: ReplicaCosts) -> None:
             raise ValueError(
                 f"request {request.id!r} needs {pages} pages of {page} tokens, and a replica has {costs.pages}"
             )
-
-
-def at_rate(trace: Sequence[TracedRequest], per_second: float) -> list[TracedRequest]:
-    """The same requests, so many a second on average."""
-    start, end = trace[0].arrival, trace[-1].arrival
-    if end <= start:
-        return list(trace)
-    faster = (len(trace) - 1) / (end - start) / per_second
-    return [replace(one, arrival=(one.arrival - start) * faster) for one in trace]

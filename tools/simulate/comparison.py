@@ -30,14 +30,18 @@ class ComparedFigure:
         return self.simulated / self.measured - 1 if self.measured else 0.0
 
 
-def compare(measured: Sequence[AnswerTimes], simulated: Sequence[AnswerTimes]) -> list[ComparedFigure]:
+def compare(
+    measured: Sequence[AnswerTimes], simulated: Sequence[AnswerTimes]
+) -> list[ComparedFigure]:
     """The figures of those requests that were measured.
 
     Raises:
         ValueError: none was measured, or one was not simulated.
     """
     if not measured:
-        raise ValueError("nothing to compare with: no request of the recorded trace has first_seconds")
+        raise ValueError(
+            "nothing to compare with: no request of the recorded trace has first_seconds"
+        )
     known = {one.request.id for one in measured}
     alike = [one for one in simulated if one.request.id in known]
     if len(alike) != len(known):

@@ -7,7 +7,7 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ MOST_MODES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class ModeCost:
+class ModeSteps:
     """Steps of one mode.
 
     Attributes:
@@ -71,7 +71,7 @@ class ReplicaCosts:
         source: where the figures are from, for people.
     """
 
-    modes: Mapping[str, ModeCost]
+    modes: Mapping[str, ModeSteps]
     pages: int
     page_tokens: int = 16
     max_running: int = 64
@@ -91,7 +91,9 @@ class ReplicaCosts:
             raise ValueError(f"modes must be 1 to {MOST_MODES}, not {len(self.modes)}")
         for name in ("pages", "page_tokens", "max_running", "prompt_rows"):
             if not 1 <= getattr(self, name) <= 10**9:
-                raise ValueError(f"{name}={getattr(self, name)} must be a whole number of at least 1")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a whole number of at least 1"
+                )
         if self.prompt_rows < self.max_running:
             raise ValueError(
                 f"prompt_rows={self.prompt_rows} must be at least max_running={self.max_running}: "
@@ -107,7 +109,7 @@ class ReplicaCosts:
         dearest = sorted(self.modes, key=lambda name: -self._curves[name][0][min(64, MOST_ROWS)])
         self._order.update({name: place for place, name in enumerate(dearest)})
 
-    def mode(self, name: str) -> ModeCost:
+    def mode(self, name: str) -> ModeSteps:
         """The costs of a mode.
 
         Raises:
@@ -152,8 +154,9 @@ class ReplicaCosts:
         modes = values.get("modes")
         if not isinstance(modes, Mapping):
             raise ValueError("field 'modes' must be an object of mode -> rows and seconds")
-        made = {name: _made(ModeCost, cost, f"mode {name!r}: ") for name, cost in modes.items()}
-        return _made(cls, {**values, "modes": made}, "")
+        made = {name: _made(ModeSteps, cost, f"mode {name!r}: ") for name, cost in modes.items()}
+        costs: ReplicaCosts = _made(cls, {**values, "modes": made}, "")
+        return costs
 
 
 def read_costs(path: Path) -> ReplicaCosts:
@@ -209,8 +212,6 @@ def _made(kind: Any, values: object, where: str) -> Any:
 
 
 def _needed(one: Any) -> bool:
-    from dataclasses import MISSING
-
     return one.default is MISSING and one.default_factory is MISSING
 
 

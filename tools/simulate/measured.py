@@ -10,7 +10,7 @@ import numpy as np
 
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
-from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together
 PROMPTS = (16, 64, 128, 256, 512, 1024)  # tokens of a prompt that is read
@@ -72,7 +72,7 @@ class StepMeter:
         self._llm = llm
         self._random = np.random.default_rng(0)
 
-    def mode(self, mode: str, prompt_rows: int) -> ModeCost:
+    def mode(self, mode: str, prompt_rows: int) -> ModeSteps:
         """Both curves of a mode."""
         batches = [n for n in BATCHES if n <= self._llm.max_running]
         most = min(prompt_rows, self._llm.max_model_len - 2)
@@ -81,8 +81,10 @@ class StepMeter:
         decode = [self.decode(mode, n, SHORT) for n in batches]
         read = [self.prompt(mode, n) for n in prompts]
         rows = sorted({*batches, *prompts})
-        return ModeCost(
-            tuple(rows), _curve(rows, batches, decode), _curve(rows, [1, *prompts], [decode[0], *read])
+        return ModeSteps(
+            tuple(rows),
+            _curve(rows, batches, decode),
+            _curve(rows, [1, *prompts], [decode[0], *read]),
         )
 
     def decode(self, mode: str, requests: int, context: int) -> float:
@@ -93,7 +95,7 @@ class StepMeter:
             (self._seconds(mode, prompts, 2), self._seconds(mode, prompts, 2 + STEPS))
             for _ in range(TIMES)
         ]
-        short, long = (min(times) for times in zip(*pairs))
+        short, long = min(a for a, _ in pairs), min(b for _, b in pairs)
         return max(1e-6, (long - short) / STEPS)
 
     def prompt(self, mode: str, tokens: int) -> float:
@@ -116,7 +118,7 @@ class StepMeter:
     def _seconds(self, mode: str, prompts: list[list[int]], tokens: int) -> float:
         sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
         started = time.perf_counter()
-        self._llm.generate(prompts, sampling, mode=mode, speculation="none", allow_special=True)
+        self._llm.generate(prompts, sampling, mode=mode, speculation="off", allow_special=True)
         return time.perf_counter() - started
 
 

@@ -8,9 +8,33 @@ from fastslow.tools.plan.device import find_device
 from fastslow.tools.plan.published import calibrate, config_of, precision_of
 from fastslow.tools.plan.search import USABLE, DraftCost
 from fastslow.tools.plan.step import HOST, Efficiency, ForwardWork, Setting
-from fastslow.tools.simulate.costs import ModeCost, ReplicaCosts
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+ROWS = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    2048,
+    4096,
+    8192,
+)
 FAR = 1024  # tokens of context, to see what one takes
 FAST_SHARE = 4  # "fast" runs this part of the experts that a token has, as the built-in modes do
 PAGE = 16
@@ -60,9 +84,7 @@ def planned_costs(
     context = setting.decode(1, 1, FAR).seconds - setting.decode(1, 1, 0).seconds
     attention = setting.decode(1, 1, FAR).compute - setting.decode(1, 1, 0).compute
     return ReplicaCosts(
-        modes={
-            name: _mode(one, drafting, nodes, attention / FAR) for name, one in each.items()
-        },
+        modes={name: _mode(one, drafting, nodes, attention / FAR) for name, one in each.items()},
         pages=pages,
         page_tokens=PAGE,
         max_running=max_running,
@@ -75,7 +97,7 @@ def planned_costs(
     )
 
 
-def _mode(setting: Setting, drafting: DraftCost, nodes: int, attention: float) -> ModeCost:
+def _mode(setting: Setting, drafting: DraftCost, nodes: int, attention: float) -> ModeSteps:
     """The curves of one mode, without what depends on the context."""
     decode, prompts = [], []
     for rows in ROWS:
@@ -87,7 +109,7 @@ def _mode(setting: Setting, drafting: DraftCost, nodes: int, attention: float) -
         terms = setting.prefill(1, rows)
         own = rows * rows / 2 * attention if terms.compute else 0.0
         prompts.append(terms.seconds - own)
-    return ModeCost(
+    return ModeSteps(
         ROWS,
         tuple(decode),
         tuple(prompts),

@@ -8,63 +8,19 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import chain
 
-from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE
+from fastslow.engine.core.latency_budget import LATER, SHARE
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.batch import DecodingBatch
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.prefix_cache import SimulatedPrefixCache
 from fastslow.tools.simulate.queue import WaitingQueue
+from fastslow.tools.simulate.step import ComposedStep, StepRun
 
 NEVER = math.inf
 MOST_STEPS = 10**9
-SLOW = max(1, LEAST // (PATIENCE + 1))  # prompt rows of a step that has no room for them
 MEMORY = 0.1  # share of the newest in the running means that a report tells
-
-
-@dataclass(slots=True)
-class StepRun:
-    """Some equal steps, one after the other.
-
-    Attributes:
-        start: seconds.
-        steps: how many.
-        first, more: seconds of the first one, and how much longer each is than the one before.
-        share: of these steps, in which each request without a target runs.
-        chunks: prompt rows that a step reads, of each request.
-    """
-
-    start: float
-    steps: int
-    first: float
-    more: float
-    share: float
-    chunks: list[tuple[AnswerState, int]]
-
-    def end(self, steps: int) -> float:
-        """When so many of them are over."""
-        return self.start + steps * self.first + self.more * (steps * (steps - 1) // 2)
-
-    def over_at(self, time: float) -> int:
-        """The fewest steps that end at this time or later."""
-        elapsed = time - self.start
-        if elapsed <= 0:
-            return 0
-        if self.more * self.steps <= 1e-12 * self.first:
-            steps = math.ceil(elapsed / self.first)
-        else:
-            half = self.first - self.more / 2
-            root = math.sqrt(half * half + 2 * self.more * elapsed)
-            steps = math.ceil((root - half) / self.more)
-        while steps > 0 and self.end(steps - 1) >= time:
-            steps -= 1
-        while self.end(steps) < time:
-            steps += 1
-        return steps
 
 
 class SimulatedReplica:
@@ -96,7 +52,9 @@ class SimulatedReplica:
         self._batches = DecodingBatch(), DecodingBatch()  # with a target, without
         self._read_pages = 0  # private ones of those that read
         self._targets: Counter[float] = Counter()  # seconds, of all that run or wait
-        self._last_target: tuple[float, float] | None = None  # the tightest one, and when it was seen
+        self._last_target: tuple[float, float] | None = (
+            None  # the tightest one, and when it was seen
+        )
         self._running: Counter[str] = Counter()  # by mode
         self._deep = 0
         self._urgent = 0
@@ -137,7 +95,7 @@ class SimulatedReplica:
             self._last_target = min(self._targets), run.end(run.steps - 1)
         quick, others = self._batches
         quick.advance(run.steps)
-        others.advance(run.steps * run.share)
+        others.advance(run.steps * run.step.share)
         self._evict(self._held(quick.clock, others.clock))
         read = self._read_on(run, now)
         over = [answer for answer in read if answer.last_token_was_first]
@@ -154,7 +112,7 @@ class SimulatedReplica:
         steps = 0 if run is None else min(run.steps, run.over_at(now))
         if run is not None and run.end(steps) > now:
             steps -= 1  # the step that was under way gives nothing
-        for batch, share in zip(self._batches, (1.0, run.share if run is not None else 1.0)):
+        for batch, share in zip(self._batches, (1.0, run.step.share if run is not None else 1.0)):
             batch.advance(max(0, steps) * share)
             for answer in batch.clear():
                 answer.made = batch.made(answer)
@@ -193,11 +151,11 @@ class SimulatedReplica:
     def _read_on(self, run: StepRun, now: float) -> list[AnswerState]:
         """Prompts were read; those that are whole decode from now on."""
         whole = []
-        rows = sum(chunk for _, chunk in run.chunks) * run.steps
+        rows = sum(chunk for _, chunk in run.step.chunks) * run.steps
         if rows and now > run.start:
             rate = rows / (now - run.start)
             self._prompt_rate += (MEMORY if self._prompt_rate else 1.0) * (rate - self._prompt_rate)
-        for answer, chunk in run.chunks:
+        for answer, chunk in run.step.chunks:
             answer.left -= chunk * run.steps
             if answer.left > 0:
                 continue
@@ -244,38 +202,31 @@ class SimulatedReplica:
         if self._targets:
             self._last_target = min(self._targets), now
         limit = self._limit(now)
-        run, decode, prompt = self._compose(now, limit)
+        step = self._compose(now, limit)
         most = self._most_steps
-        while not self._fit_pages(run.share):
+        while not self._fit_pages(step.share):
             self._preempt()
             self._blocked = True  # it would start again at once
-            run, decode, prompt = self._compose(now, limit)
+            step = self._compose(now, limit)
             most = 1
         self._blocked = False
-        if not (decode or prompt):
+        if not (step.decode or step.chunks):
             self._run, self.wakes = None, NEVER
             return
-        self._time(run, decode, prompt)
+        run = step.run(now)
+        self._add_context(run)
         run.steps = self._steps(run, limit, most)
         self._run, self.wakes = run, run.end(run.steps)
 
-    def _compose(
-        self, now: float, limit: float | None
-    ) -> tuple[StepRun, dict[str, float], dict[str, float]]:
-        """Who runs in the next step; rows of decoding requests and of prompts, by mode."""
+    def _compose(self, now: float, limit: float | None) -> ComposedStep:
+        """Who runs next: requests with a target before all others, decoding ones before prompts."""
         quick, others = self._batches
-        run = StepRun(now, 1, 0.0, 0.0, 1.0, [])
-        decode, prompt = dict(quick.rows), dict[str, float]()
-        left = self._give(run, decode, prompt, True, self._costs.prompt_rows - len(quick), None)
-        if limit is not None and others.rows:
-            fits = self._fits(limit, others.rows, decode, prompt)
-            wanted = sum(others.rows.values())
-            if wanted > fits:
-                run.share = max(fits / wanted, 1 / len(others))
-        for mode, rows in others.rows.items():
-            decode[mode] = decode.get(mode, 0.0) + run.share * rows
-        self._give(run, decode, prompt, False, left - len(others), limit)
-        return run, decode, prompt
+        step = ComposedStep(self._costs, limit, self._costs.prompt_rows)
+        step.add_quick(quick.rows, len(quick))
+        self._read(step, True, now)
+        step.add_others(others.rows, len(others))
+        self._read(step, False, now)
+        return step
 
     def _limit(self, now: float) -> float | None:
         """Seconds that a step may take, as the engine's latency budget has it; None = any."""
@@ -283,55 +234,22 @@ class SimulatedReplica:
             return None
         return SHARE * self._last_target[0]
 
-    def _fits(self, limit: float, modes: Iterable[str], *taken: Mapping[str, float]) -> int:
-        """Rows of some modes that fit into a step beside those that run in it already."""
-        rows = sum(sum(group.values()) for group in taken)
-        dearest = self._costs.most_rows(chain(modes, *taken), limit)
-        return max(0, dearest - math.ceil(rows - 1e-9))
-
-    def _give(
-        self,
-        run: StepRun,
-        decode: Mapping[str, float],
-        prompt: dict[str, float],
-        quick: bool,
-        left: int,
-        limit: float | None,
-    ) -> int:
-        """Give prompt rows to those with a target, or to all others: first to those that run, then to those
-        that wait. Returns the rows that are left.
-
-        limit: seconds of the step. Where it leaves no rows the engine reads a few after it was patient for some
-        steps; here that is their share of each step.
-        """
-
-        def room(mode: str) -> int:
-            if limit is None or left <= 0:
-                return left
-            fits = self._fits(limit, (mode,), decode, prompt)
-            return min(left, fits or (0 if run.chunks else SLOW))
-
-        def give(answer: AnswerState, most: int) -> int:
-            rows = min(answer.left, most)
-            run.chunks.append((answer, rows))
-            mode = answer.request.mode
-            prompt[mode] = prompt.get(mode, 0.0) + rows
-            return rows
-
+    def _read(self, step: ComposedStep, quick: bool, now: float) -> None:
+        """Prompts of requests with a target, or of all others: first of those that run, then of those that wait."""
         for answer in self._reading:
-            if (answer.target is not None) is quick and (most := room(answer.request.mode)) > 0:
-                left -= give(answer, most)
-        while left > 0 and self._running.total() < self._costs.max_running and not self._blocked:
+            if (answer.target is not None) is quick and (room := step.room(answer)) > 0:
+                step.read(answer, room)
+        most = self._costs.max_running
+        while step.left > 0 and self._running.total() < most and not self._blocked:
             first = self._queue.first
             if first is None or (quick and first.target is None):
                 break
-            most = room(first.request.mode)
-            if most <= 0 or not self._admit(first, run):
+            room = step.room(first)
+            if room <= 0 or not self._admit(first, now):
                 break
-            left -= give(first, most)
-        return left
+            step.read(first, room)
 
-    def _admit(self, answer: AnswerState, run: StepRun) -> bool:
+    def _admit(self, answer: AnswerState, now: float) -> bool:
         """Open a request's pages. False: there are too few now."""
         page, length = self._costs.page_tokens, answer.length
         held, cached = self._cache.match(answer.root, answer.text, length - 1)
@@ -343,8 +261,8 @@ class SimulatedReplica:
         self._queue.take(answer)
         answer.held, answer.read_pages, answer.left = held, need, length - cached
         if answer.cached is None:
-            answer.cached, answer.started = cached, run.start
-        self._waited = run.start - answer.queued
+            answer.cached, answer.started = cached, now
+        self._waited = now - answer.queued
         self._read_pages += need
         self._running[answer.request.mode] += 1
         insort(self._reading, answer, key=lambda one: (one.request.priority, one.age))
@@ -392,30 +310,28 @@ class SimulatedReplica:
         self.preempted += 1
         self._queue.add(victim)
 
-    def _time(self, run: StepRun, decode: dict[str, float], prompt: dict[str, float]) -> None:
-        """Seconds of the first step, and how they grow."""
+    def _add_context(self, run: StepRun) -> None:
+        """What reading the texts so far adds to the first step, and to each later one."""
         costs, quick, others = self._costs, *self._batches
-        run.first = costs.step(decode, prompt)
         if costs.context_seconds:
-            context = quick.context() + run.share * others.context()
-            growth = quick.growth + run.share * run.share * others.growth
-            run.first += costs.context_seconds * context
-            run.more += costs.context_seconds * growth
+            share = run.step.share
+            run.first += costs.context_seconds * (quick.context() + share * others.context())
+            run.more += costs.context_seconds * (quick.growth + share * share * others.growth)
         if costs.attention_seconds:
-            for answer, rows in run.chunks:
+            for answer, rows in run.step.chunks:
                 read = answer.length - answer.left
                 run.first += costs.attention_seconds * rows * (read + rows / 2)
                 run.more += costs.attention_seconds * rows * rows
 
     def _steps(self, run: StepRun, limit: float | None, most: int) -> int:
         """How many steps are like the first one, `most` at most."""
-        if run.chunks:
-            answer, rows = run.chunks[-1]
-            alone = len(run.chunks) == 1
+        if run.step.chunks:
+            answer, rows = run.step.chunks[-1]
+            alone = len(run.step.chunks) == 1
             most = min(most, (answer.left - 1) // rows) if alone and answer.left > rows else 1
         quick, others = self._batches
-        most = min(most, quick.steps_to_end(1.0), others.steps_to_end(run.share))
-        growth = quick.growth + run.share * others.growth
+        most = min(most, quick.steps_to_end(1.0), others.steps_to_end(run.step.share))
+        growth = quick.growth + run.step.share * others.growth
         if most > 1 and growth:
             page = self._costs.page_tokens
             room = self._costs.pages - self._held(quick.clock, others.clock)

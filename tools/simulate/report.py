@@ -12,7 +12,16 @@ from fastslow.tools.simulate.figures import ALL, ClusterFigures
 from fastslow.tools.simulate.routers import NAMES, ROUTERS
 
 COLOURS = {router: place + 1 for place, router in enumerate(ROUTERS)}
-TITLES = ("router", "replicas", "first p95", "token p95", "hits", "busy", "replica-hours", "per 1M tokens")
+TITLES = (
+    "router",
+    "replicas",
+    "first p95",
+    "token p95",
+    "hits",
+    "busy",
+    "replica-hours",
+    "per 1M tokens",
+)
 
 Value = Callable[[ClusterFigures], float | None]
 
@@ -56,25 +65,30 @@ def page(every: Sequence[ClusterFigures], over: str, title: str) -> str:
 def svg(every: Sequence[ClusterFigures]) -> str:
     """The charts alone."""
     drawn = charts(every)
-    return render("charts.html", charts=[replace(c, legend={}) for c in drawn], legend=drawn[0].legend)
+    return render(
+        "charts.html", charts=[replace(c, legend={}) for c in drawn], legend=drawn[0].legend
+    )
 
 
 def charts(every: Sequence[ClusterFigures]) -> list[Plot]:
     """Waiting by mode, prefix hits, and cost, against the number of replicas."""
     modes = [mode for mode in every[0].modes if mode != ALL][:4]
-    found = [
-        _chart(every, f"First token of {mode}, p95", "seconds", "s", lambda f, m=mode: f.modes[m].first[1])  # type: ignore[misc]
-        for mode in modes
-    ]
+    found = [_chart(every, f"First token of {m}, p95", "seconds", "s", _first(m)) for m in modes]
     found += [
-        _chart(every, f"Later tokens of {mode}, p95", "milliseconds", "ms", lambda f, m=mode: 1000 * f.modes[m].each[1] if f.modes[m].each else None)  # type: ignore[misc]
-        for mode in modes
+        _chart(every, f"Later tokens of {m}, p95", "milliseconds", "ms", _each(m)) for m in modes
     ]
-    found.append(
-        _chart(every, "Prompt tokens found in the prefix cache", "percent", "%", lambda f: 100 * (f.modes[ALL].hit_rate or 0.0))
-    )
+    hits = "Prompt tokens found in the prefix cache", "percent", "%"
+    found.append(_chart(every, *hits, lambda f: 100 * (f.modes[ALL].hit_rate or 0.0)))
     found.append(_chart(every, "Cost", "replica-hours for 1M tokens", "h", hours_of_a_million))
     return found
+
+
+def _first(mode: str) -> Value:
+    return lambda one: one.modes[mode].first[1]
+
+
+def _each(mode: str) -> Value:
+    return lambda one: 1000 * one.modes[mode].each[1] if one.modes[mode].each else None
 
 
 def hours_of_a_million(one: ClusterFigures) -> float:
@@ -83,7 +97,9 @@ def hours_of_a_million(one: ClusterFigures) -> float:
     return one.replica_hours / tokens * 1e6 if tokens else 0.0
 
 
-def _chart(every: Sequence[ClusterFigures], title: str, words: str, unit: str, value: Value) -> Plot:
+def _chart(
+    every: Sequence[ClusterFigures], title: str, words: str, unit: str, value: Value
+) -> Plot:
     counts = sorted({one.replicas for one in every})
     place = {count: math.log2(count) for count in counts}
     routers = [router for router in ROUTERS if any(one.router == router for one in every)]

@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 QueueLength = Callable[[str], int]
 
 
-class Router(Protocol):
+class ComparedRouter(Protocol):
     """What `ReplicaChooser` has."""
 
     def set_replicas(self, ids: Iterable[str]) -> None: ...
@@ -152,7 +152,7 @@ def check_router(name: str) -> None:
         raise ValueError(f"router={name!r} is unknown{nearest(name, ROUTERS)}")
 
 
-def router(name: str, length: QueueLength, clock: Clock, settings: RoutingSettings) -> Router:
+def router(name: str, length: QueueLength, clock: Clock, settings: RoutingSettings) -> ComparedRouter:
     """A router by name.
 
     Args:
@@ -163,8 +163,8 @@ def router(name: str, length: QueueLength, clock: Clock, settings: RoutingSettin
     check_router(name)
     if name == OURS:
         return ReplicaChooser(settings, clock)
-    made: Router = {"prefix": PrefixOnly, "two": PowerOfTwo}[name](length, Random(settings.seed))
-    return made
+    random = Random(settings.seed)
+    return PrefixOnly(length, random) if name == "prefix" else PowerOfTwo(length, random)
 
 
 def read_routing(text: str) -> RoutingSettings:

@@ -130,7 +130,9 @@ def _prefix(line: Mapping[str, Any], guessed: set[str]) -> Pieces:
         text = str(texts[0])
         whole = len(text) < MOST_SHOWN
         if not whole:
-            guessed.add(f"prompts are known up to {MOST_SHOWN} characters: what follows is shared by none")
+            guessed.add(
+                f"prompts are known up to {MOST_SHOWN} characters: what follows is shared by none"
+            )
         each = max(1, round(BLOCK * tokens / len(text)) if whole else BLOCK // CHARACTERS)
         pieces, digest = [], b""
         for start in range(0, len(text) - BLOCK + 1, BLOCK):

@@ -9,11 +9,11 @@ from fastslow.tools.simulate.cluster import (
     ClusterResult,
     ClusterSettings,
     SimulatedCluster,
-    at_rate,
     check_trace,
 )
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.figures import ClusterFigures, figures, possible_hit_rate
+from fastslow.tools.simulate.load import at_rate
 from fastslow.tools.simulate.trace import TracedRequest
 
 
@@ -25,6 +25,7 @@ class Sweep:
         costs: of each replica.
         settings: of all else.
         rate_each: requests a second and replica; None = as in the trace.
+        seconds: of arrivals then, see `at_rate`.
 
     Raises:
         ValueError: see `check_trace`.
@@ -36,11 +37,11 @@ class Sweep:
         costs: ReplicaCosts,
         settings: ClusterSettings,
         rate_each: float | None = None,
+        seconds: float = 300.0,
     ) -> None:
         check_trace(trace, costs)
         self._trace, self._costs, self._settings = trace, costs, settings
-        self._rate_each = rate_each
-        self._possible = possible_hit_rate(trace, costs.page_tokens)
+        self._rate_each, self._seconds = rate_each, seconds
 
     def run(
         self, routers: Sequence[str], counts: Sequence[int], told: Callable[[float, str], None]
@@ -49,18 +50,26 @@ class Sweep:
 
         told: hears the share that is done, and what goes on.
         """
-        cells = [(router, count) for count in counts for router in routers]
-        every = [
-            replace(self._settings, router=router, replicas=count) for router, count in cells
-        ]  # what does not fit is known now
-        for place, settings in enumerate(every):
-            trace = self._trace
-            if self._rate_each is not None:
-                trace = at_rate(trace, self._rate_each * settings.replicas)
-            words = f"{settings.router}, {settings.replicas} replicas"
+        for router in routers:
+            for count in counts:  # what does not fit is known now
+                replace(self._settings, router=router, replicas=count)
+        for place, count in enumerate(counts):
+            trace = self._load(count)
+            possible = possible_hit_rate(trace, self._costs.page_tokens)
+            for turn, name in enumerate(routers):
+                settings = replace(self._settings, router=name, replicas=count)
+                done = (place * len(routers) + turn, len(routers) * len(counts))
+                words = f"{name}, {count} replicas, {len(trace):,} requests"
 
-            def share(done: float, place: int = place, words: str = words) -> None:
-                told((place + done) / len(every), words)
+                def share(part: float, done: tuple[int, int] = done, words: str = words) -> None:
+                    told((done[0] + part) / done[1], words)
 
-            result = SimulatedCluster(trace, self._costs, settings, share).run()
-            yield result, figures(settings.router, settings.replicas, result, self._possible)
+                result = SimulatedCluster(trace, self._costs, settings, share).run()
+                yield result, figures(name, count, result, possible)
+
+    def _load(self, replicas: int) -> Sequence[TracedRequest]:
+        """The requests for so many replicas."""
+        if self._rate_each is None:
+            return self._trace
+        rate = self._rate_each * replicas
+        return at_rate(self._trace, rate, self._seconds, self._settings.seed)

@@ -89,7 +89,9 @@ def _requests(recipe: TraceRecipe, seconds: float) -> list[TracedRequest]:
     """All requests of so many seconds."""
     random = Random(recipe.seed)
     fast_rate, deep_rate = recipe.rate * (1 - recipe.deep), recipe.rate * recipe.deep
-    before = 3 * recipe.think_seconds * recipe.turns  # few chats are longer than three times the mean
+    before = (
+        3 * recipe.think_seconds * recipe.turns
+    )  # few chats are longer than three times the mean
     found: list[TracedRequest] = []
     starts = _arrivals(random, fast_rate / recipe.turns, seconds + before, recipe.burst)
     for chat, start in enumerate(starts):

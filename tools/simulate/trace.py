@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -100,9 +99,7 @@ def read_trace(path: Path) -> list[TracedRequest]:
     Raises:
         ValueError: it cannot be read, or a line is wrong; one sentence with the line's number.
     """
-    return sorted(
-        with_ids(_requests(path, json_lines(path))), key=lambda request: request.arrival
-    )
+    return sorted(with_ids(_requests(path, json_lines(path))), key=lambda request: request.arrival)
 
 
 def write_trace(path: Path, requests: Iterable[TracedRequest]) -> None:
@@ -138,8 +135,6 @@ def with_ids(requests: Iterable[TracedRequest]) -> Iterator[TracedRequest]:
     Raises:
         ValueError: an id comes twice.
     """
-    from dataclasses import replace
-
     seen: set[str] = set()
     numbers = count(1)
     for request in requests:
@@ -166,7 +161,7 @@ def _requests(path: Path, lines: Iterable[tuple[int, object]]) -> Iterator[Trace
 def _number(least: float, most: float) -> Any:
     def check(name: str, value: object) -> float:
         real = isinstance(value, int | float) and not isinstance(value, bool)
-        if not real or not least <= value <= most or not math.isfinite(value):  # type: ignore[operator]
+        if not (real and least <= value <= most):  # type: ignore[operator]  # nor nan
             raise ValueError(
                 f"{name}={shown(value)} must be a number between {least:g} and {most:g}"
             )

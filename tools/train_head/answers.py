@@ -13,7 +13,7 @@ from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
 
 
-class Answered(Protocol):
+class AnsweredPrompt(Protocol):
     """What is read of an answer."""
 
     @property
@@ -22,7 +22,7 @@ class Answered(Protocol):
     def token_ids(self) -> list[int]: ...
 
 
-Ask = Callable[[Sequence[Conversation], Sequence[SamplingParams]], Sequence[Answered]]
+Ask = Callable[[Sequence[Conversation], Sequence[SamplingParams]], Sequence[AnsweredPrompt]]
 
 
 class TrainText(NamedTuple):

@@ -216,3 +216,38 @@ def test_all_replicas_are_ranked_once_whatever_happens(
         assert len(chooser.kept) < len(ids)
         answers = sum(load._own.answers for load in chooser._loads.values())
         assert answers <= len(chooser._sent)
+
+
+@pytest.mark.parametrize(
+    ("running", "deep_step", "more"),
+    [
+        (100, 0.045, 50),  # half of what was seen to be harmless
+        (100, 0.08, 0),  # they are felt
+        (5, 0.045, 0),  # so few prove nothing
+    ],
+)
+def test_where_quick_ones_hardly_feel_deep_ones_all_take_some(
+    running: int, deep_step: float, more: int
+) -> None:
+    clock = Clock()
+    chooser = chooser_of(["a", "b"], clock)
+    send(chooser, quick("hello"))
+    [kept] = chooser.kept
+    clock.now += 1
+    steps = {"step_seconds": {"fast": 0.04, "deep": deep_step}, "places": 256}
+    for id in "ab":
+        mixed = {"running": {"deep": running}, "deep": running}
+        chooser.report(id, report(clock.now, **steps, **({} if id == kept else mixed)))
+    chooser.report(kept, report(clock.now, **steps, running={"fast": 3}, urgent=3))
+    sent = [send(chooser, deep(f"{n} think")) for n in range(500)]
+    assert sent.count(kept) == more
+
+
+def test_large_machines_need_fewer_kept() -> None:
+    clock = Clock()
+    ids = [f"r{n}" for n in range(4)]
+    chooser = chooser_of(ids, clock)
+    for id in ids:
+        chooser.report(id, report(clock.now, running={"fast": 5}, urgent=5, places=256))
+    send(chooser, quick("hello"))
+    assert len(chooser.kept) == 1

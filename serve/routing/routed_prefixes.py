@@ -30,7 +30,7 @@ class _Held:
     blocks: OrderedDict[int, int] = field(default_factory=OrderedDict)
 
 
-class PrefixIndex:
+class RoutedPrefixes:
     """Chained hashes of blocks of characters, each with a mask of the replicas that have read it.
 
     A block's hash covers all text before it and whose KV it is: KV is shared within one mode and memory

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_tools import request
 
-from fastslow.serve.routing.prefix_index import PrefixIndex
+from fastslow.serve.routing.routed_prefixes import RoutedPrefixes
 from fastslow.serve.routing.settings import RoutingSettings
 
 
-def index(**fields: Any) -> PrefixIndex:
-    return PrefixIndex(RoutingSettings(**fields), Random(1))
+def index(**fields: Any) -> RoutedPrefixes:
+    return RoutedPrefixes(RoutingSettings(**fields), Random(1))
 
 
 def test_the_replica_that_read_most_comes_first() -> None:

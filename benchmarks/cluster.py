@@ -1,0 +1,47 @@
+"""Replicas on this machine: nothing is lost, fast stays fast, prefixes are found.
+
+    python benchmarks/cluster.py killed [--answers 2000] [--kills 2]
+    python benchmarks/cluster.py flood [--routers fastslow,prefix,pow2]
+    python benchmarks/cluster.py prefixes [--routers fastslow,prefix,pow2]
+    python benchmarks/cluster.py arrivals --record trace.jsonl [--rate 2]
+
+killed: 64 clients, mixed modes, greedy and seeded, streamed and not; replicas are killed with -9 meanwhile. Every answer
+must be there once, and be the one that an engine alone gives. flood: fast requests with a target, alone and beside clients
+of deep ones. prefixes: chats with shared system prompts; what the caches of all replicas hold, of what the cache of one
+engine would. arrivals: requests at random moments, written as a trace for `fastslow simulate --compare`.
+
+All run the command `fastslow serve MODEL --replicas N` and ask it over HTTP. Exit code 1 where something is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from figures import console, options, write
+from serve_load import arrivals, flood, killed, prefixes
+
+PARTS = {"killed": killed, "flood": flood, "prefixes": prefixes, "arrivals": arrivals}
+
+
+def main() -> int:
+    parser = options(__doc__, "out", model="smollm2-moge", repeat=3, seconds=30.0)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--answers", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--flood", type=int, default=24, help="clients of deep answers")
+    parser.add_argument("--routers", default="fastslow,prefix,pow2")
+    parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
+    parser.add_argument("--record", default="trace.jsonl", help="file of the trace")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--more", nargs="*", default=[], help="options of `fastslow serve`")
+    args = parser.parse_args()
+    found, wrong = PARTS[args.part].run(args)
+    write(args.out, model=args.model, found=found, wrong=wrong)
+    for line in wrong[:20]:
+        console().print(line, soft_wrap=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

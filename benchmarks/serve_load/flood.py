@@ -1,0 +1,116 @@
+"""Fast requests with a target beside a flood of deep ones, under each router."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from typing import Any
+
+from figures import show
+from serve_load.clients import ask, chat
+from serve_load.front import Front
+from serve_load.load import TOPICS, percentiles
+
+TARGET_MS = 1000  # that fast requests ask for
+FAST_TOKENS, DEEP_TOKENS = 8, 128
+PAUSE = 0.4  # seconds between two fast requests, on average
+SETTLE = 12.0  # seconds of the flood before fast requests count: by then routers know of it
+QUIET = 8.0  # seconds without any request
+
+
+def fast_body(draw: random.Random) -> dict[str, Any]:
+    prompt = f"A word on {draw.choice(TOPICS)}, please, {draw.randrange(10**9)}."
+    return chat(prompt, FAST_TOKENS, mode="fast", latency_ms=TARGET_MS, speculation="off")
+
+
+def deep_body(draw: random.Random) -> dict[str, Any]:
+    prompt = f"Think about {draw.choice(TOPICS)}, {draw.randrange(10**9)}. " * 4
+    return chat(prompt, DEEP_TOKENS, mode="deep")
+
+
+async def probes(address: str, seconds: float, draw: random.Random) -> list[float]:
+    """Fast requests at random moments: milliseconds to the first token."""
+    asked, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        asked.append(asyncio.create_task(ask(address, fast_body(draw))))
+        await asyncio.sleep(draw.expovariate(1 / PAUSE))
+    replies = await asyncio.gather(*asked)
+    if lost := [reply for reply in replies if not reply.whole]:
+        raise RuntimeError(f"{len(lost)} fast requests have no answer, such as {lost[0]}")
+    return [1000 * reply.first for reply in replies]
+
+
+async def flood(address: str, clients: int, draw: random.Random, done: asyncio.Event) -> int:
+    """Deep requests, one after the other for each client: how many were answered."""
+    answered = 0
+
+    async def client() -> None:
+        nonlocal answered
+        while not done.is_set():
+            reply = await ask(address, deep_body(draw))
+            answered += reply.whole
+            if not reply.whole:
+                await asyncio.sleep(0.2)  # 429: its queue is full
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return answered
+
+
+async def one_turn(
+    address: str, seconds: float, clients: int, draw: random.Random
+) -> tuple[list[float], list[float], int]:
+    """Fast requests alone, and beside the flood."""
+    alone = await probes(address, seconds, draw)
+    done = asyncio.Event()
+    flooding = asyncio.create_task(flood(address, clients, draw, done))
+    warm = asyncio.create_task(probes(address, SETTLE, draw))
+    await warm
+    beside = await probes(address, seconds, draw)
+    done.set()
+    answered = await flooding
+    await asyncio.sleep(QUIET)
+    return alone, beside, answered
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    found: dict[str, Any] = {}
+    rows, wrong = [], []
+    for router in args.routers.split(","):
+        front = Front(args.model, [*args.more, "--router", router], args.replicas)
+        try:
+            draw = random.Random(args.seed)
+            asyncio.run(probes(front.address, 5, draw))  # what is made on first use
+            turns = [
+                asyncio.run(one_turn(front.address, args.seconds, args.flood, draw))
+                for _ in range(args.repeat)
+            ]
+        finally:
+            front.end()
+        p95s = [(percentiles(alone)[1], percentiles(beside)[1]) for alone, beside, _ in turns]
+        alone, beside = (statistics.median(values) for values in zip(*p95s))
+        middle = [statistics.median(statistics.median(t[k]) for t in turns) for k in (0, 1)]
+        found[router] = {"turns": turns, "p95": [alone, beside]}
+        deep = sum(t[2] for t in turns)
+        rows.append(
+            (
+                router,
+                f"{middle[0]:.0f}",
+                f"{alone:.0f}",
+                f"{middle[1]:.0f}",
+                f"{beside:.0f}",
+                f"{beside / alone:.2f}",
+                str(deep),
+            )
+        )
+        if router == "fastslow" and beside > 1.3 * alone:
+            wrong.append(f"fast p95 is {beside / alone:.2f} times its value without load")
+    show(
+        ("router", "alone p50", "p95", "flood p50", "p95", "ratio of p95", "deep answers"),
+        rows,
+        f"Milliseconds to the first token of fast requests, {args.replicas} replicas; medians of {args.repeat} turns of "
+        f"{args.seconds:g} s each; the flood: {args.flood} clients of deep answers of {DEEP_TOKENS} tokens.",
+    )
+    return found, wrong

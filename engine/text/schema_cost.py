@@ -1,0 +1,140 @@
+"""What the grammar of a JSON schema would cost: some short schemas take minutes, or all memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+from urllib.parse import unquote
+
+MOST_MULTIPLE = 100_000  # a grammar looks at every remainder, which takes a second
+MOST_MULTIPLES = 2 * MOST_MULTIPLE  # of all of them together
+MOST_MEETING = 8  # expressions that one text has to match: with each more it takes twice as long
+MOST_STEPS = 200_000  # through references
+
+OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # name -> schema
+OF_ONE_VALUE = ("allOf", "anyOf", "oneOf")
+SEVERAL = (*OF_ONE_VALUE, "prefixItems")
+EXPRESSIONS = ("pattern", "format")
+EMBEDDED = re.compile(r"%json\s*")
+
+
+def check_cost(schema: object) -> None:
+    """Refuse a schema, valid or not, whose grammar cannot be made in reasonable time.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    steps: list[Decimal] = []
+    meeting: list[dict[str, Any]] = []  # schemas that take in others
+    named: dict[str, Any] = {"#": schema}
+    todo = [schema]
+    while todo:
+        one = todo.pop()
+        if not isinstance(one, dict):
+            continue
+        step = one.get("multipleOf")
+        if isinstance(step, int | float) and step > 0 and not isinstance(step, bool):
+            steps.append(Decimal(repr(step)))
+        if "$ref" in one or any(keyword in one for keyword in OF_ONE_VALUE):
+            meeting.append(one)
+        names = (f"#{one.get('$anchor')}", one.get("$id"), one.get("id"))
+        named.update((name, one) for name in names if isinstance(name, str))
+        todo += [part for _, part in parts(one)]
+    _check_multiples(steps)
+    _check_meeting(meeting, named)
+
+
+def check_embedded(lark: str) -> None:
+    """The same for every schema in a grammar in Lark.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    for place in EMBEDDED.finditer(lark):
+        try:
+            schema, _ = json.JSONDecoder().raw_decode(lark, place.end())
+        except (ValueError, RecursionError):
+            continue  # in a text or a comment; else the library says what is wrong
+        check_cost(schema)
+
+
+def parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas inside one, each with its place."""
+    for keyword in OF_SCHEMAS:
+        value = schema.get(keyword)
+        if isinstance(value, dict):
+            yield from ((f"{keyword}.{name}", part) for name, part in value.items())
+    for keyword in (*SEVERAL, "items"):
+        value = schema.get(keyword)
+        if isinstance(value, list):
+            yield from ((f"{keyword}[{i}]", part) for i, part in enumerate(value))
+    for keyword in ("items", "additionalProperties", "additionalItems"):
+        value = schema.get(keyword)
+        if isinstance(value, dict):
+            yield keyword, value
+
+
+def _check_multiples(steps: Sequence[Decimal]) -> None:
+    """Refuse what would make a grammar of millions of remainders. Any of them may hold of one number, which is
+    then a multiple of them all."""
+    least = total = 0
+    for step in steps:
+        digits = _digits(step)
+        least = _digits(Decimal(math.lcm(least or 1, digits)))
+        total += digits
+        if least > MOST_MULTIPLE or total > MOST_MULTIPLES:
+            raise ValueError(
+                f"multipleOf: without zeros at the end, the least common multiple of all is {least} and their "
+                f"sum {total}; at most {MOST_MULTIPLE} and {MOST_MULTIPLES} are taken"
+            )
+
+
+def _digits(number: Decimal) -> int:
+    """Of a number, without zeros at its beginning and end."""
+    return int("".join(map(str, number.normalize().as_tuple().digits)))
+
+
+def _check_meeting(schemas: Sequence[dict[str, Any]], named: Mapping[str, Any]) -> None:
+    """Refuse a text that has to match many expressions at once."""
+    steps = 0
+    for schema in schemas:
+        seen: dict[int, object] = {}
+        todo: list[object] = [schema]
+        while todo:
+            one = todo.pop()
+            if not isinstance(one, dict) or id(one) in seen:
+                continue
+            seen[id(one)] = one
+            todo += [part for k in OF_ONE_VALUE if isinstance(one.get(k), list) for part in one[k]]
+            todo.append(_target(one.get("$ref"), named))
+        steps += len(seen)
+        if steps > MOST_STEPS:
+            raise ValueError("the schema's allOf, anyOf, oneOf and $ref lead to too many schemas")
+        count = sum(k in one for one in seen.values() for k in EXPRESSIONS)  # type: ignore[operator]
+        if count > MOST_MEETING:
+            raise ValueError(
+                f"allOf, anyOf, oneOf and $ref bring {count} of pattern and format together; at most "
+                f"{MOST_MEETING} are taken"
+            )
+
+
+def _target(reference: object, named: Mapping[str, Any]) -> object:
+    """The schema that a reference inside the schema names; None: there is none."""
+    if not isinstance(reference, str):
+        return None
+    if reference in named:
+        return named[reference]
+    place: Any = named["#"]
+    for name in reference.removeprefix("#/").split("/"):
+        name = unquote(name).replace("~1", "/").replace("~0", "~")
+        if isinstance(place, list) and name.isdecimal() and int(name[:6]) < len(place):
+            place = place[int(name[:6])]
+        elif isinstance(place, dict):
+            place = place.get(name)
+        else:
+            return None
+    return place

@@ -1,0 +1,260 @@
+"""Simulated clusters: every request ends once, the real router decides, replicas come, go and die."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from fastslow.serve.routing.chooser import ReplicaChooser
+from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.routing.scaling import ScalingSettings
+from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.tools.simulate import cluster as cluster_module
+from fastslow.tools.simulate.cluster import (
+    ClusterResult,
+    ClusterSettings,
+    SimulatedCluster,
+)
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
+from fastslow.tools.simulate.figures import ALL, figures, possible_hit_rate, simulated_times
+from fastslow.tools.simulate.load import at_rate
+from fastslow.tools.simulate.prompt_text import prompt_text
+from fastslow.tools.simulate.routers import ROUTERS, PowerOfTwo, PrefixOnly, read_routing, router
+from fastslow.tools.simulate.sweep import Sweep
+from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
+from fastslow.tools.simulate.trace import TracedRequest
+
+CURVE = ModeSteps((1, 512), (0.02, 0.08))
+COSTS = ReplicaCosts(
+    {"fast": CURVE, "deep": CURVE}, pages=40_000, max_running=64, prompt_rows=512, start_seconds=5
+)
+RECIPE = TraceRecipe(
+    requests=400,
+    rate=8,
+    deep=0.25,
+    deep_tokens=400,
+    bots=6,
+    system_tokens=600,
+    latency_ms=200,
+    think_seconds=5,
+)
+TRACE = make_trace(RECIPE)
+
+
+def simulate(replicas: int = 3, costs: ReplicaCosts = COSTS, **more: object) -> ClusterResult:
+    return SimulatedCluster(TRACE, costs, ClusterSettings(replicas, **more)).run()  # type: ignore[arg-type]
+
+
+def is_whole(result: ClusterResult) -> None:
+    assert Counter(a.request.id for a in result.answers) == Counter(r.id for r in TRACE)
+    for answer, end in zip(result.answers, result.ends, strict=True):
+        assert answer.made == answer.request.answer_tokens
+        assert answer.request.arrival < (answer.first or 0.0) <= end
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("replicas", [1, 2, 12])
+def test_every_request_ends_once_and_the_same_each_time(name: str, replicas: int) -> None:
+    result = simulate(replicas, router=name)
+    is_whole(result)
+    assert result.replica_seconds == pytest.approx(replicas * result.seconds)
+    again = simulate(replicas, router=name)
+    assert [(a.request.id, end) for a, end in zip(result.answers, result.ends)] == [
+        (a.request.id, end) for a, end in zip(again.answers, again.ends)
+    ]
+
+
+def test_the_real_router_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the chooser ranks first is where requests go, and it hears of all that happens."""
+    seen: Counter[str] = Counter()
+    last: dict[str, str] = {}
+
+    class Watched(ReplicaChooser):
+        def rank(self, request: RoutedRequest) -> list[str]:
+            ranked = sorted(super().rank(request), reverse=True)  # always the same one
+            last[request.id] = ranked[0]
+            return ranked
+
+        def routed(self, request: RoutedRequest, id: str) -> None:
+            seen["routed"] += 1
+            super().routed(request, id)
+
+        def report(self, id: str, report: object) -> None:
+            seen["report"] += 1
+            super().report(id, report)  # type: ignore[arg-type]
+
+        def ended(self, request_id: str) -> None:
+            seen["ended"] += 1
+            super().ended(request_id)
+
+    monkeypatch.setattr("fastslow.tools.simulate.routers.ReplicaChooser", Watched)
+    result = simulate(3)
+    assert {a.replica for a in result.answers} == {"replica-2"} == set(last.values())
+    assert seen["routed"] == len(TRACE) and seen["ended"] >= len(TRACE)
+    assert seen["report"] >= 2.5 * result.seconds
+
+
+def test_settings_reach_the_real_router() -> None:
+    assert read_routing("urgent_each=64, few=2") == RoutingSettings(urgent_each=64.0, few=2)
+    with pytest.raises(ValueError, match="urgent_eech.*did you mean.*urgent_each"):
+        read_routing("urgent_eech=1")
+    with pytest.raises(ValueError, match="few='x' must be a number"):
+        read_routing("few=x")
+    made = router("fastslow", lambda id: 0, lambda: 0.0, RoutingSettings(seed=1))
+    assert type(made) is ReplicaChooser
+
+
+def test_prefixes_are_found_as_routers_send_them() -> None:
+    """The router that knows prefixes only finds most of what one cache would; power of two finds less."""
+    most = possible_hit_rate(TRACE, 16)
+    hits = {
+        name: figures(name, 8, simulate(8, router=name), most).modes[ALL].hit_rate or 0.0
+        for name in ROUTERS
+    }
+    assert hits["two"] < hits["prefix"] <= most
+    assert hits["two"] < hits["fastslow"] <= most
+
+
+def test_one_replica_hits_what_one_cache_can() -> None:
+    late = [replace(r, arrival=5 * n) for n, r in enumerate(TRACE)]
+    result = SimulatedCluster(late, COSTS, ClusterSettings(1)).run()
+    cached = sum(a.cached or 0 for a in result.answers)
+    prompts = sum(r.prompt_tokens for r in late)
+    assert cached / prompts == pytest.approx(possible_hit_rate(late, 16), rel=1e-9)
+
+
+def test_deaths_lose_nothing() -> None:
+    result = simulate(3, mtbf_hours=0.005)
+    is_whole(result)
+    assert result.deaths > 2 and result.continued > 0
+    assert sum(a.sent - 1 for a in result.answers) >= result.continued
+    assert sum(result.ends) > sum(simulate(3).ends)
+
+
+def test_a_single_replica_that_dies_is_waited_for() -> None:
+    is_whole(simulate(1, mtbf_hours=0.01))
+
+
+def test_replicas_follow_the_load() -> None:
+    scaling = ScalingSettings(
+        least=1, most=6, quick_queue_seconds=0.5, start_seconds=10, down_seconds=10
+    )
+    small = replace(COSTS, max_running=8, prompt_rows=256)
+    grown = simulate(1, small, scaling=scaling)
+    fixed = simulate(1, small)
+    is_whole(grown)
+    assert 2 <= grown.most_replicas <= 6
+    assert len(grown.sizes) > 1 and grown.sizes[0][1] == 1
+    waits = [max(t.first for t in simulated_times(r)) for r in (grown, fixed)]
+    assert waits[0] < waits[1] / 2
+    area = sum(n * (b - a) for (a, n), (b, _) in zip(grown.sizes, grown.sizes[1:]))
+    area += grown.sizes[-1][1] * (TRACE[0].arrival + grown.seconds - grown.sizes[-1][0])
+    assert grown.replica_seconds == pytest.approx(area)
+
+
+def test_text_for_routers_is_shared_as_far_as_the_pieces_are() -> None:
+    def asked(id: str, *pieces: tuple[str, int], tokens: int = 400) -> str:
+        return prompt_text(TracedRequest(0, "fast", tokens, 1, id=id, prefix=pieces))
+
+    one, two = asked("1", ("system", 100), ("a", 50)), asked("2", ("system", 100), ("b", 50))
+    shared = next(n for n, (a, b) in enumerate(zip(one, two)) if a != b)
+    assert 400 <= shared < 410 and len(one) == 1600
+    assert len(asked("3", tokens=100_000)) == 65_536
+
+
+def test_power_of_two_takes_the_shorter_queue() -> None:
+    lengths = {"a": 5, "b": 1, "c": 9}
+    two = PowerOfTwo(lengths.__getitem__, Random(0))
+    two.set_replicas(lengths)
+    request = RoutedRequest("1", "fast", False, "x", 1, 1)
+    taken = Counter(two.rank(request)[0] for _ in range(600))
+    assert taken["c"] == 0 and taken["b"] == pytest.approx(400, abs=60)
+    assert two.rank(replace(request, avoid=("a", "b")))[0] == "c"
+
+
+def test_prefix_only_takes_the_longest_match_whatever_the_load() -> None:
+    lengths = {"a": 50, "b": 0}
+    known = PrefixOnly(lambda id: lengths[id], Random(0))
+    known.set_replicas(lengths)
+    long = RoutedRequest("1", "fast", False, "x" * 640, 160, 1)
+    known.routed(long, "a")
+    assert known.rank(replace(long, id="2", mode="deep"))[0] == "a"
+    assert known.rank(replace(long, id="3", prompt="y" * 640))[0] == "b"
+    nearly = "x" * 64 + "z" * 640  # a match of less than a tenth
+    assert known.rank(replace(long, id="4", prompt=nearly))[0] == "b"
+    known.set_replicas(["b"])
+    assert known.rank(long) == ["b"]
+
+
+def test_a_sweep_scales_the_load_with_the_replicas() -> None:
+    told: list[float] = []
+    sweep = Sweep(TRACE, COSTS, ClusterSettings(1), rate_each=2.0)
+    found = [
+        f for _, f in sweep.run(["fastslow", "two"], [2, 4], lambda share, _: told.append(share))
+    ]
+    assert [(f.router, f.replicas) for f in found] == [
+        ("fastslow", 2), ("two", 2), ("fastslow", 4), ("two", 4),
+    ]  # fmt: skip
+    assert told == sorted(told) and 0 <= told[0] <= told[-1] <= 1
+    assert found[2].modes[ALL].requests == pytest.approx(2 * found[0].modes[ALL].requests, rel=0.4)
+
+
+@pytest.mark.parametrize("rate", [0.5, 8.0, 100.0])
+def test_another_rate_has_more_users_and_not_hasty_ones(rate: float) -> None:
+    load = at_rate(TRACE, rate, 40)
+    assert len({r.id for r in load}) == len(load)
+    assert [r.arrival for r in load] == sorted(r.arrival for r in load)
+    taken = load[-1].arrival
+    assert len(load) / taken == pytest.approx(rate, rel=0.4)
+    # a turn comes as long after the one before it as in the trace, but where the trace goes round
+    pauses = {r.id: r.arrival for r in TRACE}
+    here = {r.id: r.arrival for r in load}
+    same, around = 0, 0
+    for one in load:
+        name, _, copy = one.id.partition("~")
+        before = [p for p, _ in one.prefix if p in here and p != one.id]
+        for part in before:
+            assert part.partition("~")[2] == copy
+            gap = pauses[name] - pauses[part.partition("~")[0]]
+            if one.arrival - here[part] == pytest.approx(gap):
+                same += 1
+            else:
+                around += 1
+    assert same > 3 * around
+    assert {p for r in load for p, _ in r.prefix if p.startswith("bot")} <= {
+        f"bot-{n}" for n in range(6)
+    }
+
+
+def test_a_rate_that_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="all come at once"):
+        at_rate(TRACE[:1], 5.0, 10)
+    with pytest.raises(ValueError, match="1e.06 requests a second for .* are more than"):
+        at_rate(TRACE, 1e6, 40)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"replicas": 0}, "replicas=0 must be between 1 and"),
+        ({"router": "tow"}, "router='tow' is unknown.*two"),
+        ({"mtbf_hours": 0.0}, "mtbf_hours=0.0 must be above 0"),
+        ({"report_seconds": math.nan}, "report_seconds=nan must be above 0"),
+    ],
+)
+def test_settings_that_do_not_fit(more: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ClusterSettings(**({"replicas": 1} | more))  # type: ignore[arg-type]
+
+
+def test_a_trace_that_does_not_fit() -> None:
+    wrong = replace(TRACE[0], mode="quick")
+    with pytest.raises(ValueError, match="mode 'quick' has no step costs"):
+        cluster_module.check_trace([wrong], COSTS)
+    large = replace(TRACE[0], prompt_tokens=700_000)
+    with pytest.raises(ValueError, match="needs 4.* pages of 16 tokens, and a replica has 40000"):
+        cluster_module.check_trace([large], COSTS)

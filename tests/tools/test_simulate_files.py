@@ -1,0 +1,300 @@
+"""Files of the simulator: traces, step costs, a server's log, and what is made for those who have none."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastslow.tools.plan.published import ROWS as PUBLISHED
+from fastslow.tools.simulate.comparison import compare
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
+from fastslow.tools.simulate.figures import AnswerTimes, measured_times
+from fastslow.tools.simulate.planned import planned_costs
+from fastslow.tools.simulate.server_log import read_log
+from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
+from fastslow.tools.simulate.trace import TracedRequest, read_trace, write_trace
+
+WHOLE = TracedRequest(
+    1.5,
+    "deep",
+    300,
+    40,
+    "a",
+    True,
+    (("s", 100), ("t", 50)),
+    64,
+    150.0,
+    1.5,
+    3.0,
+    -2,
+    "key",
+    0.1,
+    0.9,
+    96,
+    "r1",
+)
+
+
+def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    write_trace(path, [WHOLE, TracedRequest(0.5, "fast", 3, 4, "b")])
+    assert read_trace(path) == [TracedRequest(0.5, "fast", 3, 4, "b"), WHOLE]
+    assert json.loads(path.read_text().splitlines()[1]) == {
+        "arrival": 0.5, "mode": "fast", "prompt_tokens": 3, "answer_tokens": 4, "id": "b",
+    }  # fmt: skip
+
+
+LINE = {"arrival": 0, "mode": "fast", "prompt_tokens": 10, "answer_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2: no JSON"),
+        ("[]", r"line 2: a line is an object, not \[\]"),
+        ({"mod": "fast"}, "line 2: field 'mod' is unknown.*mode"),
+        ({"arrival": -1}, "line 2: arrival=-1 must be a number between 0 and"),
+        ({"arrival": True}, "line 2: arrival=True must be a number"),
+        ({"prompt_tokens": 0}, "line 2: prompt_tokens=0 must be a whole number between 1 and"),
+        ({"prompt_tokens": 1.5}, "line 2: prompt_tokens=1.5 must be a whole number"),
+        ({"mode": ""}, "line 2: mode='' must be a text of 1 to 200"),
+        ({"deep": "no"}, "line 2: deep='no' must be true or false"),
+        ({"latency_ms": 0}, "line 2: latency_ms=0 must be a number between 0.001"),
+        ({"prefix": [["a"]]}, r"line 2: prefix: \['a'\] must be a pair of name and tokens"),
+        ({"prefix": [["a", 11]]}, "line 2: prefix has 11 tokens, more than prompt_tokens=10"),
+        ({"tokens_per_step": 0.5}, "line 2: tokens_per_step=0.5 must be a number between 1"),
+        ({"priority": 1001}, "line 2: priority=1001 must be a whole number between -1000"),
+    ],
+)
+def test_a_wrong_line_is_named(line: str | dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    text = line if isinstance(line, str) else json.dumps(LINE | line)
+    path.write_text(f"{json.dumps(LINE)}\n{text}\n")
+    with pytest.raises(ValueError, match=words):
+        read_trace(path)
+
+
+def test_files_that_are_no_traces(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none.jsonl cannot be read: No such file"):
+        read_trace(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="empty.jsonl has no request"):
+        read_trace(tmp_path / "empty.jsonl")
+    (tmp_path / "missing.jsonl").write_text('{"arrival": 0}\n')
+    with pytest.raises(ValueError, match="line 1: field 'mode' is missing"):
+        read_trace(tmp_path / "missing.jsonl")
+    (tmp_path / "twice.jsonl").write_text(2 * (json.dumps(LINE | {"id": "x"}) + "\n"))
+    with pytest.raises(ValueError, match="id='x' stands for two requests"):
+        read_trace(tmp_path / "twice.jsonl")
+
+
+def test_a_made_trace_is_as_it_was_asked_for() -> None:
+    recipe = TraceRecipe(
+        requests=20_000, rate=10, deep=0.3, answer_tokens=100, latency_ms=90, seed=3
+    )
+    trace = make_trace(recipe)
+    assert trace == make_trace(recipe) != make_trace(TraceRecipe(requests=20_000, rate=10))
+    assert len(trace) == 20_000 == len({r.id for r in trace})
+    assert [r.arrival for r in trace] == sorted(r.arrival for r in trace)
+    assert 20_000 / trace[-1].arrival == pytest.approx(10, rel=0.1)
+    half = trace[: len(trace) // 2]
+    assert half[-1].arrival == pytest.approx(trace[-1].arrival / 2, rel=0.1)  # no slow beginning
+    deep = [r for r in trace if r.deep]
+    assert len(deep) / len(trace) == pytest.approx(0.3, abs=0.03)
+    assert {r.latency_ms for r in deep} == {None} and {r.mode for r in deep} == {"deep"}
+    chats = [r for r in trace if not r.deep]
+    assert statistics.median(r.answer_tokens for r in chats) == pytest.approx(100, rel=0.05)
+    assert {r.latency_ms for r in chats} == {90}
+    bots = {r.prefix[0] for r in chats}
+    assert 5 < len(bots) <= 20 and all(tokens == 1000 for _, tokens in bots)
+    by_id = {r.id: r for r in trace}
+    later = [r for r in chats if len(r.prefix) > 1 and r.prefix[-1][0] in by_id]
+    before = by_id[later[0].prefix[-1][0]]
+    own = before.prompt_tokens - sum(tokens for _, tokens in before.prefix)
+    assert later[0].prefix[:-1] == before.prefix
+    assert later[0].prefix[-1] == (before.id, own + before.answer_tokens)
+
+
+def test_bursts_are_bursts() -> None:
+    def spread(burst: float) -> float:
+        trace = make_trace(TraceRecipe(requests=20_000, rate=20, burst=burst, turns=1, deep=0))
+        counts = [0] * (int(trace[-1].arrival) + 1)
+        for one in trace:
+            counts[int(one.arrival)] += 1
+        return statistics.variance(counts) / statistics.mean(counts)
+
+    assert spread(0.0) == pytest.approx(1, abs=0.2)
+    assert spread(0.5) > 5
+
+
+@pytest.mark.parametrize("field", ["requests", "rate", "deep", "turns", "answer_tokens"])
+def test_a_recipe_that_does_not_fit(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}=-1 must be between"):
+        TraceRecipe(**{field: -1})  # type: ignore[arg-type]
+
+
+# Costs
+
+
+def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
+    made = ReplicaCosts(
+        {"fast": ModeSteps((1, 8), (0.1, 0.2), (0.1, 0.15), 1.5, 3.0)},
+        100,
+        16,
+        8,
+        32,
+        1e-6,
+        1e-9,
+        0.01,
+        9.0,
+        "x",
+    )
+    write_costs(tmp_path / "c.json", made)
+    assert read_costs(tmp_path / "c.json") == made
+
+
+def test_a_step_of_one_kind_is_its_curve_and_of_several_lies_between() -> None:
+    fast, deep = ModeSteps((1, 10), (0.10, 0.19)), ModeSteps((1, 10), (0.2, 0.38), (0.2, 0.29))
+    costs = ReplicaCosts({"fast": fast, "deep": deep}, 100, max_running=8)
+    assert costs.step({"fast": 4}, {}) == pytest.approx(0.13)
+    assert costs.step({"deep": 4}, {}) == pytest.approx(0.26)
+    assert costs.step({}, {"deep": 4}) == pytest.approx(0.23)
+    assert costs.step({"deep": 2.5}, {}) == pytest.approx(0.23)
+    both = costs.step({"deep": 2, "fast": 2}, {})
+    assert both == pytest.approx(0.22 + 0.02) and 0.13 < both < 0.26
+    assert costs.step({"fast": 2, "deep": 2}, {}) == both
+    assert costs.step({"deep": 20}, {}) == pytest.approx(0.38 + 10 * 0.02)
+    assert costs.most_rows({"fast": 1.0, "deep": 1.0}, 0.27) == 4
+    assert costs.most_rows({"deep": 1.0}, 0.1) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"modes": {}}, "modes must be 1 to 64"),
+        ({"modes": []}, "field 'modes' must be an object"),
+        (
+            {"modes": {"fast": {"rows": [1], "seconds": [0]}}},
+            "mode 'fast': seconds must be numbers above 0",
+        ),
+        ({"modes": {"fast": {"rows": [2], "seconds": [1]}}}, "mode 'fast': rows must be"),
+        ({"modes": {"fast": {"rows": [1], "seconds": "1"}}}, "seconds must be a list of numbers"),
+        ({"modes": {"fast": {"rows": [1]}}}, "mode 'fast': field 'seconds' is missing"),
+        ({"pages": 0}, "pages=0 must be a whole number of at least 1"),
+        ({"pages": "many"}, "pages='many' must be a whole number"),
+        ({"prompt_rows": 2}, "prompt_rows=2 must be at least max_running=64"),
+        ({"page": 1}, "field 'page' is unknown.*pages"),
+    ],
+)
+def test_costs_that_do_not_fit(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    good = {"modes": {"fast": {"rows": [1], "seconds": [0.1]}}, "pages": 10}
+    (tmp_path / "c.json").write_text(json.dumps(good))
+    assert read_costs(tmp_path / "c.json").pages == 10
+    (tmp_path / "c.json").write_text(json.dumps(good | change))
+    with pytest.raises(ValueError, match=words):
+        read_costs(tmp_path / "c.json")
+
+
+def test_planned_costs_are_the_planners() -> None:
+    costs = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4, max_running=512)
+    small, large, prefill = PUBLISHED[0], PUBLISHED[1], PUBLISHED[2]
+    for row in (small, large):
+        step = costs.step({"deep": row.batch}, {}) + costs.context_seconds * row.batch * 2048
+        assert 1000 * step == pytest.approx(row.milliseconds, rel=0.01)
+    one = costs.step({}, {"deep": 2048}) + costs.attention_seconds * 2048 * 1024
+    assert 4000 * one == pytest.approx(prefill.milliseconds, rel=0.25)
+    assert costs.step({"fast": 64}, {}) < costs.step({"deep": 64}, {})
+    assert 900_000 < costs.pages * costs.page_tokens < 1_000_000
+    drafted = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4, nodes=1)
+    assert drafted.modes["deep"].tokens_per_step == pytest.approx(1.7)
+    assert drafted.step({"deep": 64}, {}) > costs.step({"deep": 64}, {})
+    with pytest.raises(ValueError, match="cards=1: .* does not fit into 1 x 800i-a2"):
+        planned_costs("openpangu-pro-moe-72b", "800i-a2", 1)
+
+
+# A server's log
+
+
+def logged(place: int, **more: Any) -> str:
+    line = {
+        "time": f"2026-11-26T10:00:{place:02d}.500+00:00", "level": "INFO", "message": "request",
+        "route": "/v1/chat/completions", "status": 200, "seconds": 0.5, "key": "bakery", "client": "::1",
+        "answers": [f"req-{place}"], "prompt_tokens": 100, "tokens": 30, "first_token_seconds": 0.125,
+        "mode": "fast", "drafter": "ngram", "cached_tokens": 48, "drafted": 40, "accepted": 10,
+        "tokens_per_step": 1.5, "finish_reasons": ["stop"],
+    }  # fmt: skip
+    return json.dumps(line | more) + "\n"
+
+
+def test_a_log_becomes_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "serve.log"
+    path.write_text(
+        logged(9, mode="deep", cached_tokens=0)
+        + logged(3)
+        + json.dumps({"message": "ready"})
+        + "\n"
+        + logged(4, answers=["a", "b"])
+        + logged(5, tokens=0)
+        + logged(6).replace('"mode": "fast", ', "")
+    )
+    found = read_log(path, latency_ms=80)
+    first, second = found.requests
+    assert (first.arrival, second.arrival) == (0, 6)
+    assert (first.mode, first.deep, first.latency_ms) == ("fast", False, 80)
+    assert (second.mode, second.deep, second.latency_ms) == ("deep", True, None)
+    assert first.prefix == (("key bakery", 48),) and second.prefix == ()
+    assert (first.tokens_per_step, first.rows_per_step) == (1.5, 3.0)
+    assert (first.first_seconds, first.end_seconds, first.cached_tokens) == (0.125, 0.5, 48)
+    assert found.left_out == {
+        "not of a request": 1, "with several answers": 1, "without tokens": 1, "without an answer": 1,
+    }  # fmt: skip
+    assert any("requests of one key are taken to begin alike" in note for note in found.notes)
+    write_trace(tmp_path / "t.jsonl", found.requests)
+    assert read_trace(tmp_path / "t.jsonl") == found.requests
+
+
+def test_logged_texts_show_what_is_shared(tmp_path: Path) -> None:
+    path, rules = tmp_path / "serve.log", "r" * 512
+    texts = [rules + "x" * 300, rules + "y" * 300, "z" * 100]
+    path.write_text("".join(logged(n, prompts=[text]) for n, text in enumerate(texts)))
+    one, two, three = read_log(path).requests
+    assert one.prefix[:2] == two.prefix[:2] and one.prefix[2] != two.prefix[2]
+    assert three.prefix == () and all(tokens == 32 for _, tokens in one.prefix)
+
+
+def test_a_log_without_requests(tmp_path: Path) -> None:
+    (tmp_path / "serve.log").write_text('{"message": "ready"}\n')
+    with pytest.raises(ValueError, match="has no answered request: .*--log-format json"):
+        read_log(tmp_path / "serve.log")
+    (tmp_path / "serve.log").write_text("2026-11-26 ready\n")
+    with pytest.raises(ValueError, match="line 1: no JSON"):
+        read_log(tmp_path / "serve.log")
+
+
+# Comparison
+
+
+def test_measured_and_simulated_side_by_side() -> None:
+    trace = [
+        TracedRequest(n, "fast", 10, 11, str(n), first_seconds=0.1, end_seconds=0.3)
+        for n in range(9)
+    ]
+    trace.append(TracedRequest(9, "deep", 10, 11, "unmeasured"))
+    simulated = [AnswerTimes(one, 0.12, 0.22, 0) for one in trace]
+    found = compare(measured_times(trace), simulated)
+    assert {(one.mode, one.what, one.percentile) for one in found} == {
+        (mode, what, p)
+        for mode in ("all", "fast")
+        for what in ("first token", "each later one")
+        for p in (50, 95)
+    }
+    off = {one.what: one.off for one in found}
+    assert off["first token"] == pytest.approx(0.2) and off["each later one"] == pytest.approx(-0.5)
+    with pytest.raises(ValueError, match="nothing to compare with"):
+        compare([], simulated)
+    with pytest.raises(ValueError, match="8 of 9 measured requests are not in the trace"):
+        compare(measured_times(trace), simulated[:1])
