@@ -30,6 +30,7 @@ PATIENCE = (
     30.0  # seconds until a replica must have taken a request; that waits for nothing of its engine
 )
 CALL = 30.0  # seconds that a call may take
+RECENT = 1000  # requests that are over whose replica is known, for their traces
 LAST = 5.0  # seconds that answers have to end once they are cancelled
 DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
 
@@ -55,6 +56,7 @@ class RayEngine:
         self._card: ModelCard | None = None
         self._closing = self._closed = False
         self._running: dict[str, str] = {}  # ids of requests, and who answers them
+        self._recent: dict[str, str] = {}  # the same of those that are over
         self._sum = StatsSum()
         self._looking: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -140,17 +142,20 @@ class RayEngine:
         finally:
             if self._running.get(ask.id) == replica:
                 del self._running[ask.id]
+                self._recent[ask.id] = replica
+                if len(self._recent) > RECENT:
+                    del self._recent[next(iter(self._recent))]
             if not over:
                 response.cancel()
 
     async def cancel(self, id: str) -> bool:
-        return any(await self._each("cancel", control(id)))
+        return any(await self._about(id, "cancel"))
 
     async def stop_thinking(self, id: str) -> bool:
-        return any(await self._each("stop_thinking", control(id)))
+        return any(await self._about(id, "stop_thinking"))
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
-        found = await self._each("trace", control(id))
+        found = await self._about(id, "trace")
         return next((trace for trace in found if trace is not None), None)
 
     async def stats(self) -> Mapping[str, Any]:
@@ -207,8 +212,13 @@ class RayEngine:
             raise _of(returned.replica, error_of(returned.failure))
         return returned.value
 
-    async def _each(self, method: str, *arguments: Any) -> list[Any]:
-        return list((await self._by_replica(method, *arguments)).values())
+    async def _about(self, id: str, method: str) -> list[Any]:
+        """What is said about a request: by the replica that answers it or did, or by all where another server
+        has asked it."""
+        replica = self._running.get(id) or self._recent.get(id)
+        if replica is not None:
+            return [await self._any(method, control(id, replica))]
+        return list((await self._by_replica(method, control(id))).values())
 
     async def _by_replica(self, method: str, *arguments: Any) -> dict[str, Any]:
         """Call all replicas; what those say that answer."""
