@@ -192,7 +192,9 @@ def main() -> None:
 def _show(play: Play, arguments: argparse.Namespace) -> None:
     print(f"two replicas: {', '.join(play.replicas())}", flush=True)
     whole = play.ask(arguments.tokens, 0, lambda: None)
-    print(f"undisturbed: {len(whole.times)} pieces, longest gap {whole.longest_gap:.2f} s", flush=True)
+    print(
+        f"undisturbed: {len(whole.times)} pieces, longest gap {whole.longest_gap:.2f} s", flush=True
+    )
     broken = play.ask(arguments.tokens, arguments.after, lambda: play.lose(arguments.lose))
     print(f"a host lost: {len(broken.times)} pieces, longest gap {broken.longest_gap:.2f} s")
     print("the answer is the same" if broken.text == whole.text else "the answer differs")

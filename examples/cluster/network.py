@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
-NETWORK = "10.77.0"  # its addresses are seen by nobody else: the switch is in a namespace of its own, too
+NETWORK = (
+    "10.77.0"  # its addresses are seen by nobody else: the switch is in a namespace of its own, too
+)
 DEVICE = "eth0"
 PROGRAMS = ("ip", "unshare", "nsenter", "mount")
 

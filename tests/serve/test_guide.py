@@ -38,6 +38,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
+def check(text: str, printed: str) -> None:
+    for path in re.findall(r"^curl.*?//[\d.:]+(/\S*)", text, re.MULTILINE):
+        assert SAID[path] in printed, printed
+
+
 def follow(desk: Desk) -> None:
     desk.follow()
     assert desk.ran == len(re.findall("^```", PAGE.read_text("utf-8"), re.MULTILINE)) / 2
@@ -50,7 +55,7 @@ def test_the_page_can_be_followed(folder: Path) -> None:
     write_bpe(model, TEMPLATE, VOCAB)
     size: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32}
     write_moge(model, vocab=VOCAB, max_position_embeddings=4096, **size)
-    desk = Desk(PAGE, SAID, folder, str(model), ["--kv-memory", "32MiB"])
+    desk = Desk(PAGE, check, folder, str(model), ["--kv-memory", "32MiB"])
     follow(desk)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     asked = (folder / "pip.txt").read_text().split()
@@ -61,6 +66,6 @@ def test_the_page_can_be_followed(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_can_be_followed_with_its_own_model(folder: Path) -> None:
-    desk = Desk(PAGE, SAID, folder, MODEL, [])
+    desk = Desk(PAGE, check, folder, MODEL, [])
     follow(desk)
     assert desk.space["sold"] in ("bread", "roll", "cake")  # by the tool's call

@@ -6,13 +6,13 @@ The server gets a free port. Pip is not run; what it is asked for is kept in pip
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -33,16 +33,21 @@ class Desk:
 
     Args:
         page: what is followed.
-        said: what curl commands must bring, by their paths.
+        check: given a shell block and what it printed.
         folder: the current one.
         model: stands in for the page's.
         options: of each server, beside those of the page.
     """
 
     def __init__(
-        self, page: Path, said: dict[str, str], folder: Path, model: str, options: list[str]
+        self,
+        page: Path,
+        check: Callable[[str, str], None],
+        folder: Path,
+        model: str,
+        options: list[str],
     ) -> None:
-        self.page, self.said = page, said
+        self.page, self.check = page, check
         self.folder, self.model, self.options = folder, model, options
         self.space: dict[str, Any] = {"__name__": "guide"}
         self.ran = 0
@@ -80,8 +85,7 @@ class Desk:
         """All of the page; then the last server ends in good order."""
         try:
             for block in blocks(self.page):
-                if block.runs:
-                    self.run(block)
+                self.run(block)
             self.end()
         finally:
             self.kill()
@@ -106,11 +110,12 @@ class Desk:
         command = ["fastslow", "serve", self.model, *words[3:], *named]
         self._server = subprocess.Popen(command, env=self._env, cwd=self.folder)
         end = time.monotonic() + PATIENCE
-        while not self._is_ready():
+        while not self.is_ready():
             assert self._server.poll() is None and time.monotonic() < end
             time.sleep(0.1)
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether the server that was started may be asked."""
         try:
             return httpx.get(f"http://{self.address}/ready").status_code == 200
         except httpx.TransportError:
@@ -127,8 +132,7 @@ class Desk:
             timeout=PATIENCE,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
-        for path in re.findall(r"^curl.*?//[\d.:]+(/\S*)", text, re.MULTILINE):
-            assert self.said[path] in done.stdout, done.stdout
+        self.check(text, done.stdout)
 
     def _run_python(self, text: str, name: str) -> None:
         with redirect_stdout(StringIO()) as printed:
