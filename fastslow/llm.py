@@ -252,8 +252,7 @@ class LLM:
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
         answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
-        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, tokens of its answer that
-        another engine made, which it goes on from: see `Answered`.
+        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, see `Answered`.
 
         Everything is checked before this returns, and the first `next` starts the request. Leaving
         the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
