@@ -17,6 +17,7 @@ from fastslow.serve.ray.replicas import (
     usual_resources,
 )
 from fastslow.serve.settings import Count, Seconds, ServerSettings
+from fastslow.serve.warm_prefix import WarmPrefix
 
 
 class Arguments(Params):
@@ -29,6 +30,10 @@ class Arguments(Params):
     )
     max_waiting: int = Field(
         default=256, ge=0, description="most answers that wait, of each engine"
+    )
+    warm: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="what prompts begin with, read before the first request: name, prompt, mode of each",
     )
     replicas: str = Field(default="1", description="engines, or from 1 to 4 by load with 1:4")
     replica_cpus: Count | None = Field(default=None, description="cores of each; None = one a rank")
@@ -64,6 +69,14 @@ class Arguments(Params):
         """YAML has 2 as a number."""
         return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
 
+    @field_validator("warm")
+    @classmethod
+    def _whole(cls, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for place, prefix in enumerate(given):
+            if set(prefix) != {"name", "prompt", "mode"}:
+                raise ValueError(f"warm[{place}] must have name, prompt and mode, and no more")
+        return given
+
     @field_validator("settings")
     @classmethod
     def _fit(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +88,8 @@ class Arguments(Params):
         """Each engine."""
         name = self.name or Path(self.model).name or self.model
         options = {"remember": "by_key", **self.options}
-        return EngineSettings(self.model, name, options, self.max_waiting)
+        warm = [WarmPrefix(name=w["name"], prompt=w["prompt"], mode=w["mode"]) for w in self.warm]
+        return EngineSettings(self.model, name, options, self.max_waiting, warm)
 
     @property
     def each(self) -> ReplicaSettings:

@@ -6,10 +6,13 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from loguru import logger
@@ -19,6 +22,8 @@ from fastslow.serve.ray.worker_lines import show_lines
 
 T = TypeVar("T")
 
+CLOSING = 30.0  # seconds that the end of a cluster may take
+REACHED = 5.0  # seconds in which an address must be reached: Ray itself tries for minutes
 SHARED_MEMORY = 256 << 20  # bytes of the store of a local cluster: nothing large passes through it
 
 
@@ -33,8 +38,9 @@ class Cluster:
     def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
         self.address = address
         self._cpus = cpus
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         # Linux ends the processes of a local cluster with the thread that started them
-        self._thread = ThreadPoolExecutor(1, "ray")
+        self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
 
     @property
     def local(self) -> bool:
@@ -43,8 +49,11 @@ class Cluster:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Do something in the thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, function, *arguments)
+        if self._thread.ident is None:
+            self._thread.start()
+        done: Future[T] = Future()
+        self._work.put((done, partial(function, *arguments)))
+        return await asyncio.wrap_future(done)
 
     async def open(self) -> None:
         """Start it, or join it.
@@ -60,14 +69,28 @@ class Cluster:
     async def close(self) -> None:
         """Leave it; one of this machine ends."""
         try:
-            await self.call(self._close)
+            await asyncio.wait_for(self.call(self._close), CLOSING)
+        except TimeoutError:  # its thread hangs in a call; with this process it ends
+            logger.warning("the Ray cluster was not left within {:g} s", CLOSING)
         finally:
-            self._thread.shutdown(wait=False)
+            self._work.put(None)
+
+    def _run(self) -> None:
+        while (job := self._work.get()) is not None:
+            done, function = job
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                done.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - who waits has it
+                done.set_exception(error)
 
     def _open(self) -> None:
         import ray
 
         ray_logs(logging.ERROR)
+        if self.address is not None:
+            reach(self.address)
         options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
         if self.local:
             cluster_on_loopback()
@@ -80,7 +103,7 @@ class Cluster:
             ray.init(address=self.address or "local", namespace="serve", **options)
         except (ConnectionError, RuntimeError, OSError) as error:
             what = "start a Ray cluster" if self.local else f"join the Ray cluster {self.address!r}"
-            raise RuntimeError(f"cannot {what}: {_first_line(error)}") from None
+            raise RuntimeError(f"cannot {what}: {first_line(error)}") from None
         ray_logs(logging.WARNING)
         show_lines()
         logger.info("a Ray cluster of this machine is up" if self.local else "joined a Ray cluster")
@@ -105,10 +128,26 @@ def ray_logs(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def reach(address: str) -> None:
+    """See whether somebody listens at HOST:PORT or ray://HOST:PORT.
+
+    Raises:
+        RuntimeError: nobody does; one sentence.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():  # "auto", and names that only Ray knows
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise RuntimeError(f"nothing is reached at the address {address!r}: {error}") from None
+
+
 def own_modules() -> dict[str, str]:
     """What makes processes on this machine import what this one does."""
     return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first; Ray's say much."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

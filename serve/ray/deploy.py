@@ -8,16 +8,17 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray.replica import EngineReplica
 from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings, ranks_of
+from fastslow.serve.ray.routers import router_config
 
 SPARE = 1000  # calls at a replica beyond the answers that its engine takes: it says itself that it is busy
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 REPORTS = 1.0  # seconds between two reports of a replica to routers
+ROUTER = "fastslow"  # a name of ROUTERS
 ATTEMPTS = 3  # to start each replica, when none has ever started
 
 
@@ -44,9 +45,7 @@ def engines(
         graceful_shutdown_wait_loop_s=0.1,
         max_constructor_retry_count=ATTEMPTS,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        request_router_config=RequestRouterConfig(
-            request_routing_stats_period_s=REPORTS, request_routing_stats_timeout_s=10 * REPORTS
-        ),
+        request_router_config=router_config(ROUTER, period=REPORTS),
     )
     return deployment.bind(asdict(settings), max(1, replicas.cpus // ranks))
 

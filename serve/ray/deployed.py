@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,9 +11,9 @@ from loguru import logger
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.cluster import Cluster, own_modules
+from fastslow.serve.ray.cluster import CLOSING, Cluster, own_modules
 from fastslow.serve.ray.load_failure import told_error
-from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings
+from fastslow.serve.ray.replicas import APPLICATION, DEPLOYMENT, ReplicaSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class OwnDeployment:
         settings: EngineSettings,
         replicas: ReplicaSettings,
         environment: dict[str, str] | None = None,
-        name: str = "fastslow",
+        name: str = APPLICATION,
     ) -> None:
         self._cluster = cluster
         self._settings = settings
@@ -78,7 +80,8 @@ class OwnDeployment:
     async def close(self) -> None:
         try:
             if self._deployed:
-                await self._cluster.call(self._remove)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._cluster.call(self._remove), CLOSING)
         finally:
             await self._cluster.close()
 

@@ -17,6 +17,7 @@ from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, ModelCard, NotReady
 from fastslow.serve.process.failures import error_of
+from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas
 from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_ask, returned_of
 from fastslow.serve.ray.routed import control, routed_of
@@ -29,6 +30,7 @@ PATIENCE = (
     30.0  # seconds until a replica must have taken a request; that waits for nothing of its engine
 )
 CALL = 30.0  # seconds that a call may take
+RECENT = 1000  # requests that are over whose replica is known, for their traces
 LAST = 5.0  # seconds that answers have to end once they are cancelled
 DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
 
@@ -54,10 +56,13 @@ class RayEngine:
         self._card: ModelCard | None = None
         self._closing = self._closed = False
         self._running: dict[str, str] = {}  # ids of requests, and who answers them
+        self._recent: dict[str, str] = {}  # the same of those that are over
         self._sum = StatsSum()
         self._looking: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._ending: asyncio.Future[None] = loop.create_future()
         self.replicas = Replicas()
-        self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.gave_up: asyncio.Future[str] = loop.create_future()
 
     async def start(self) -> None:
         """Deploy, and wait until a replica has its model.
@@ -66,7 +71,13 @@ class RayEngine:
             ValueError: one sentence about what does not fit.
             RuntimeError: Ray or the engine failed.
         """
-        self._handle = await self._deployed.open()
+        opening = asyncio.ensure_future(self._deployed.open())
+        either: list[asyncio.Future[Any]] = [opening, self._ending]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():  # Ray may try for minutes
+            opening.cancel()
+            raise NotReady(self._why)
+        self._handle = opening.result()
         self._stream = streaming(self._handle)
         while not self.replicas.running:
             if self._closing:
@@ -131,17 +142,20 @@ class RayEngine:
         finally:
             if self._running.get(ask.id) == replica:
                 del self._running[ask.id]
+                self._recent[ask.id] = replica
+                if len(self._recent) > RECENT:
+                    del self._recent[next(iter(self._recent))]
             if not over:
                 response.cancel()
 
     async def cancel(self, id: str) -> bool:
-        return any(await self._each("cancel", control(id)))
+        return any(await self._about(id, "cancel"))
 
     async def stop_thinking(self, id: str) -> bool:
-        return any(await self._each("stop_thinking", control(id)))
+        return any(await self._about(id, "stop_thinking"))
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
-        found = await self._each("trace", control(id))
+        found = await self._about(id, "trace")
         return next((trace for trace in found if trace is not None), None)
 
     async def stats(self) -> Mapping[str, Any]:
@@ -160,6 +174,8 @@ class RayEngine:
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
+        if not self._ending.done():
+            self._ending.set_result(None)
         await self._answers_over(drain)
         for id in list(self._running):
             with suppress(NotReady):
@@ -196,8 +212,13 @@ class RayEngine:
             raise _of(returned.replica, error_of(returned.failure))
         return returned.value
 
-    async def _each(self, method: str, *arguments: Any) -> list[Any]:
-        return list((await self._by_replica(method, *arguments)).values())
+    async def _about(self, id: str, method: str) -> list[Any]:
+        """What is said about a request: by the replica that answers it or did, or by all where another server
+        has asked it."""
+        replica = self._running.get(id) or self._recent.get(id)
+        if replica is not None:
+            return [await self._any(method, control(id, replica))]
+        return list((await self._by_replica(method, control(id))).values())
 
     async def _by_replica(self, method: str, *arguments: Any) -> dict[str, Any]:
         """Call all replicas; what those say that answer."""
@@ -221,7 +242,7 @@ class RayEngine:
             try:
                 before, self.replicas = self.replicas, await self._deployed.look()
             except LOST as error:
-                logger.warning("the controller of Ray Serve does not answer: {}", _line(error))
+                logger.warning("the controller of Ray Serve does not answer: {}", first_line(error))
                 continue
             if before.running != self.replicas.running:
                 logger.info(
@@ -257,9 +278,5 @@ def _lost(error: Exception, replica: str) -> Exception:
     if isinstance(error, RayTaskError):
         logger.error("a replica failed on a request: {}", error)
         return RuntimeError("the replica failed on the request")
-    logger.warning("a replica is gone: {}", _line(error))
+    logger.warning("a replica is gone: {}", first_line(error))
     return NotReady("the replica ended in the middle of the request; try again soon", replica)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,6 +21,7 @@ from fastslow.serve.process.messages import Failure
 from fastslow.serve.ray.load_failure import load_failure
 from fastslow.serve.ray.loopback import replica_on_loopback
 from fastslow.serve.ray.messages import Accepted, Bunch, Returned, ask_of
+from fastslow.serve.ray.scaling import autoscaling_stats
 from fastslow.serve.routing.request import RoutedRequest
 
 if TYPE_CHECKING:
@@ -110,9 +111,8 @@ class EngineReplica:
         return self._engine.report().to_dict()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Of the same what is a number, which is all that Ray takes here."""
-        report = self._engine.report().to_dict()
-        return {name: value for name, value in report.items() if isinstance(value, int | float)}
+        """What the policy of scaling reads."""
+        return autoscaling_stats(self._engine.report())
 
     async def __del__(self) -> None:
         """Ray Serve has waited for the answers that ran, and ends the process now."""

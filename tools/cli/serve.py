@@ -62,9 +62,13 @@ def serve(options: ServeOptions, operations: OperationOptions, replicas: Replica
     from fastslow.serve.listen import listen
     from fastslow.serve.loop import run
     from fastslow.serve.server import StoppedError
+    from fastslow.tools.cli.serve_by_client import deploy_by_client
 
     log = operations.open_log()
     try:
+        if replicas.by_client:
+            deploy_by_client(options, operations, replicas)
+            return
         with listen(options.host, options.port, options.unix_socket) as listener:
             run(_serve(options, operations, replicas, log, listener))
     except StoppedError:
