@@ -132,7 +132,14 @@ PRINTED = {
         ["suffix", "head", "auto"],
     ),
 }
-OWN = {"checkouts", "cluster", "lookups", "perplexity", "peers", "shapes"}  # have tests of their own
+OWN = {
+    "checkouts",
+    "cluster",
+    "lookups",
+    "perplexity",
+    "peers",
+    "shapes",
+}  # have tests of their own
 
 
 @pytest.fixture(scope="module")
