@@ -40,6 +40,9 @@ class Arguments(Params):
     replica_resources: str | None = Field(
         default=None, description="what else each takes of a node, such as GPU=1"
     )
+    router: str = Field(
+        default="fastslow", description="what chooses an engine: fastslow, or Ray's prefix or pow2"
+    )
     drain_seconds: Seconds = Field(
         default=30, description="what running answers have when an engine or a server is to end"
     )
@@ -105,5 +108,10 @@ class Arguments(Params):
         else:
             resources = resources_of(self.replica_resources)
         return ReplicaSettings(
-            least, most, self.replica_cpus or ranks, resources, self.drain_seconds
+            least,
+            most,
+            self.replica_cpus or ranks,
+            resources,
+            self.drain_seconds,
+            self.router,
         )

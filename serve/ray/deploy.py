@@ -18,7 +18,7 @@ from fastslow.serve.ray.routers import router_config
 SPARE = 1000  # calls at a replica beyond the answers that its engine takes: it says itself that it is busy
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 REPORTS = 1.0  # seconds between two reports of a replica to routers
-ROUTER = "fastslow"  # a name of ROUTERS
+SCALING = "fastslow.serve.ray.scaling:QueueScaling"  # by its name: Ray's controller imports it
 ATTEMPTS = 3  # to start each replica, when none has ever started
 
 
@@ -45,7 +45,7 @@ def engines(
         graceful_shutdown_wait_loop_s=0.1,
         max_constructor_retry_count=ATTEMPTS,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        request_router_config=router_config(ROUTER, period=REPORTS),
+        request_router_config=router_config(replicas.router, period=REPORTS),
     )
     return deployment.bind(asdict(settings), max(1, replicas.cpus // ranks))
 
@@ -53,7 +53,15 @@ def engines(
 def _number(replicas: ReplicaSettings) -> dict[str, Any]:
     if replicas.least == replicas.most:
         return {"num_replicas": replicas.least}
-    return {"autoscaling_config": {"min_replicas": replicas.least, "max_replicas": replicas.most}}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas.least,
+            "max_replicas": replicas.most,
+            "metrics_interval_s": REPORTS,
+            "look_back_period_s": 2 * REPORTS,
+            "policy": {"policy_function": SCALING},
+        }
+    }
 
 
 def _place(replicas: ReplicaSettings, ranks: int, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastslow.engine.params import shown
+from fastslow.engine.params import nearest, shown
 
 MOST = 10_000
+ROUTERS = {
+    "fastslow": "fastslow.serve.ray.router:FastSlowRouter",
+    # Ray's own, from where it lies: its public name, ray.serve.llm.request_router, needs vLLM or SGLang
+    "prefix": (
+        "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router:"
+        "PrefixCacheAffinityRouter"
+    ),
+    "pow2": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",  # Ray's default
+}
 APPLICATION, DEPLOYMENT = "fastslow", "engine"  # their names in Ray Serve
 
 
@@ -21,6 +30,7 @@ class ReplicaSettings:
         cpus: processor cores of a replica, all its ranks together; its engine runs as many threads.
         resources: what else a replica takes, all its ranks together, by Ray's names: GPU, NPU or own ones.
         drain: seconds that running answers have when a replica is to end.
+        router: what chooses a replica for a request, a name of ROUTERS.
         health_seconds: between two questions whether a replica lives.
         hung_seconds: that it has to answer one; after three without an answer it is replaced.
     """
@@ -30,6 +40,7 @@ class ReplicaSettings:
     cpus: int = 1
     resources: Mapping[str, float] = field(default_factory=dict)
     drain: float = 30.0
+    router: str = "fastslow"
     health_seconds: float = 1.0
     hung_seconds: float = 10.0
 
@@ -43,6 +54,9 @@ class ReplicaSettings:
             )
         if self.cpus < 1:
             raise ValueError(f"replica_cpus={self.cpus} must be 1 or more")
+        if self.router not in ROUTERS:
+            known = nearest(self.router, ROUTERS)
+            raise ValueError(f"router={shown(self.router)} is unknown{known}")
 
     @property
     def name(self) -> str:

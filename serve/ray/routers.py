@@ -7,17 +7,7 @@ from typing import Any
 
 from ray.serve.config import RequestRouterConfig
 
-from fastslow.engine.params import nearest, shown
-
-ROUTERS = {
-    "fastslow": "fastslow.serve.ray.router:FastSlowRouter",
-    # Ray's own, from where it lies: its public name, ray.serve.llm.request_router, needs vLLM or SGLang
-    "prefix": (
-        "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router:"
-        "PrefixCacheAffinityRouter"
-    ),
-    "pow2": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",  # Ray's default
-}
+from fastslow.serve.ray.replicas import ROUTERS
 
 
 def router_config(
@@ -29,12 +19,7 @@ def router_config(
         name: of ROUTERS.
         settings: keyword arguments of that router; of "fastslow" the fields of `RoutingSettings`.
         period: seconds between two reports of a replica.
-
-    Raises:
-        ValueError: there is no router of this name.
     """
-    if name not in ROUTERS:
-        raise ValueError(f"router={shown(name)} is unknown{nearest(name, ROUTERS)}")
     return RequestRouterConfig(
         request_router_class=ROUTERS[name],
         request_router_kwargs=dict(settings or {}),

@@ -14,7 +14,8 @@ from routing_tools import deep, quick, report, request
 pytest.importorskip("ray")
 from ray import serve
 
-from fastslow.serve.ray.routers import ROUTERS, router_config
+from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings
+from fastslow.serve.ray.routers import router_config
 from fastslow.serve.ray.scaling import QueueScaling, autoscaling_stats
 
 SOON = 60.0
@@ -24,7 +25,7 @@ def test_routers_by_name() -> None:
     for name in ROUTERS:
         assert router_config(name).request_routing_stats_period_s == 1.0
     with pytest.raises(ValueError, match="router='fastslo' is unknown.*fastslow"):
-        router_config("fastslo")
+        ReplicaSettings(router="fastslo")
 
 
 def context(metrics: dict[str, dict[str, float]], state: dict[str, Any], now: float) -> Any:

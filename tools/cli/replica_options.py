@@ -55,8 +55,17 @@ class ReplicaOptions:
         ),
     ] = None
 
+    router: Annotated[
+        str | None,
+        option(
+            "What chooses an engine for a request: fastslow, or prefix and pow2 of Ray to compare; "
+            "default fastslow.",
+            SEVERAL,
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
-        for name in ("address", "replica_cpus", "replica_resources"):
+        for name in ("address", "replica_cpus", "replica_resources", "router"):
             if self.replicas is None and getattr(self, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} is for --replicas: give that, too")
 
@@ -92,7 +101,7 @@ class ReplicaOptions:
             resources = usual_resources(engine, ranks)
         else:
             resources = resources_of(self.replica_resources)
-        return ReplicaSettings(least, most, cpus, resources, drain)
+        return ReplicaSettings(least, most, cpus, resources, drain, self.router or "fastslow")
 
 
 def cores() -> int:

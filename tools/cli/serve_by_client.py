@@ -38,6 +38,7 @@ def deploy_by_client(
         replicas=replicas.replicas or "1",
         replica_cpus=replicas.replica_cpus,
         replica_resources=replicas.replica_resources,
+        router=replicas.router or "fastslow",
         drain_seconds=max(0.001, options.drain_seconds),
         settings=options.server_settings().model_dump(mode="json", exclude_unset=True),
         api_keys=None if operations.api_keys is None else str(operations.api_keys),
