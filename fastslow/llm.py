@@ -252,11 +252,10 @@ class LLM:
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
         answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
-        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, tokens of its answer that
-        another engine made, which it goes on from: see `Answered`.
+        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, see `Answered`.
 
-        Everything is checked before this returns, and the first `next` starts the request. Leaving
-        the loop early, or `close`, ends it; the stream's `output` then has the answer so far.
+        All is checked before this returns, and the first `next` starts the request. Leaving the loop early, or
+        `close`, ends it; the stream's `output` then has the answer so far.
 
         Raises:
             ValueError: as `generate`; also for a list of prompts.
@@ -277,9 +276,8 @@ class LLM:
     ) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
-        The prompt is tokenised in a thread of its own, so that a long one holds up neither the caller
-        nor the engine. Options are those of `stream`; messages are put through the
-        template. `fastslow.as_completed` goes through many handles.
+        The prompt is tokenised in a thread of its own, so that a long one holds up neither the caller nor the
+        engine. Options are those of `stream`. `fastslow.as_completed` goes through many handles.
 
         Raises:
             ValueError: at once for what is seen without a tokenizer: types, ranges, unknown modes and

@@ -22,6 +22,11 @@ FAST, DEEP = (8, 16, 24), (32, 64, 96)  # tokens of answers
 TARGET_MS = 1000
 
 
+Seen = tuple[
+    float, dict[str, Any], int, Reply
+]  # when it came, what it was, of which bot, the answer
+
+
 def body_of(draw: random.Random, number: int) -> tuple[dict[str, Any], int]:
     """A request, and its bot: fast ones of bots with long system prompts, deep ones of their own."""
     deep = draw.random() < SHARE_DEEP
@@ -37,12 +42,11 @@ def body_of(draw: random.Random, number: int) -> tuple[dict[str, Any], int]:
 
 async def all_requests(
     address: str, seconds: float, rate: float, draw: random.Random
-) -> list[tuple[float, dict[str, Any], int, Reply]]:
-    begin, running = time.monotonic(), []
+) -> list[Seen]:
+    begin = time.monotonic()
+    running: list[asyncio.Task[Seen]] = []
 
-    async def one(
-        moment: float, body: dict[str, Any], bot: int
-    ) -> tuple[float, dict[str, Any], int, Reply]:
+    async def one(moment: float, body: dict[str, Any], bot: int) -> Seen:
         return moment, body, bot, await ask(address, body)
 
     while (moment := time.monotonic() - begin) < seconds:
@@ -60,7 +64,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         seen = asyncio.run(all_requests(front.address, args.seconds, args.rate, draw))
     finally:
         front.end()
-    requests, firsts, lost = [], {"fast": [], "deep": []}, 0
+    requests, lost = [], 0
+    firsts: dict[str, list[float]] = {"fast": [], "deep": []}
     for number, (moment, body, bot, reply) in enumerate(seen):
         if not reply.whole:
             lost += 1

@@ -89,9 +89,12 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             ]
         finally:
             front.end()
-        p95s = [(percentiles(alone)[1], percentiles(beside)[1]) for alone, beside, _ in turns]
+        p95s = [(percentiles(quiet)[1], percentiles(busy)[1]) for quiet, busy, _ in turns]
         alone, beside = (statistics.median(values) for values in zip(*p95s))
-        middle = [statistics.median(statistics.median(t[k]) for t in turns) for k in (0, 1)]
+        middle = [
+            statistics.median(statistics.median(times) for times in each)
+            for each in zip(*((quiet, busy) for quiet, busy, _ in turns))
+        ]
         found[router] = {"turns": turns, "p95": [alone, beside]}
         deep = sum(t[2] for t in turns)
         rows.append(

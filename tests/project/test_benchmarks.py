@@ -132,7 +132,7 @@ PRINTED = {
         ["suffix", "head", "auto"],
     ),
 }
-OWN = {"checkouts", "lookups", "perplexity", "peers", "shapes"}  # have tests of their own
+OWN = {"checkouts", "cluster", "lookups", "perplexity", "peers", "shapes"}  # have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -418,6 +418,24 @@ def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
     asked = "--model {model} --dtype float32 --out {out} " + what
     assert place.run("serving", asked) == 0, place.file()["wrong"]
     assert place.file()["found"] and not place.file()["wrong"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "part",
+    [
+        "killed --answers 60 --kills 1",
+        "flood --routers fastslow --seconds 2 --repeat 1 --flood 2",
+        "prefixes --routers fastslow",
+        "arrivals --record {folder}/trace.jsonl --seconds 4",
+    ],
+)
+def test_replicas_are_measured(part: str, place: Place) -> None:
+    pytest.importorskip("ray")
+    place.run("cluster", part + " --model {model} --out {out}")
+    assert place.file()["found"]
+    if part.startswith("killed"):
+        assert not place.file()["wrong"]
 
 
 @pytest.mark.slow

@@ -112,6 +112,12 @@ def run(
     words = f"{trace.name}: {len(requests):,} requests; {machine.source or costs.name}"
     console().print(words)
     show(_table(found))
+    for one in found:
+        if one.deaths or one.preempted:
+            console().print(
+                f"{one.router}, {one.replicas} replicas: {one.deaths} deaths, {one.continued} answers that went on "
+                f"elsewhere, {one.preempted} that lost their pages for a while"
+            )
     if compared:
         show(_compared(compared))
     if picture is not None:
