@@ -151,7 +151,8 @@ def own_modules() -> dict[str, str]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; Ray's say much."""
+    """What an error says first; Ray's say much. Where that ends with a colon, the last line has the reason."""
     if any(words in str(error) for words in NO_TOKEN):
         return "it takes only who has its token: " + NEEDS_TOKEN
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
