@@ -66,6 +66,7 @@ class OneMachine(Desk):
     def __init__(self, folder: Path, model: Path) -> None:
         super().__init__(PAGE, self.note, folder, str(model), KV)
         self.printed = ""
+        self.expected = 0
         path = f"PYTHONPATH={SUPPORT}:$PYTHONPATH"
         (folder / "own.py").write_text(OWN_PROCESSES)
         find = f'{path} exec {sys.executable} {folder / "own.py"} {os.getpid()} "$@"'
@@ -87,10 +88,9 @@ class OneMachine(Desk):
             return False
         return len(stats.get("replicas", ())) >= self.expected
 
-    @property
-    def expected(self) -> int:
-        """Replicas of the next server."""
-        return 1 if self.ran > 5 else 2
+    def serve(self, words: list[str]) -> None:
+        self.expected = int(words[words.index("--replicas") + 1].partition(":")[0])
+        super().serve(words)
 
 
 def place_of(block: Block) -> list[str]:
@@ -125,7 +125,7 @@ class Machines:
         self.hosts, self.model = hosts, model
         self.printed = ""
         self.ran = 0
-        self._serving: tuple[str, str] | None = None  # where, and the command's words
+        self._serving: subprocess.Popen[bytes] | None = None
         programs = folder / "bin"
         programs.mkdir()
         modules = {
@@ -183,19 +183,16 @@ class Machines:
         return process.returncode == 0
 
     def end(self) -> None:
-        """Ctrl-C to the server that runs."""
+        """Ctrl-C to the server that runs, and wait for its end."""
         if self._serving is not None:
-            name, words = self._serving
-            self._type(name, f"pkill -INT -f -- {shlex.quote(words)}")
-            until(lambda: not self.answers())
+            self._type("first", "pkill -INT -f '[f]astslow serve|[r]ay.serve.scripts run'")
+            self._serving.wait(PATIENCE)
             self._serving = None
 
     def _serve(self, name: str, command: str) -> None:
         self.end()
         with (self._home(name) / "serve.txt").open("ab") as output:
-            self.hosts[name].start(self._bash(name, f"exec {command}"), output)
-        words = "ray.serve.scripts run" if command.startswith("serve") else "fastslow serve"
-        self._serving = name, words
+            self._serving = self.hosts[name].start(self._bash(name, f"exec {command}"), output)
         until(self.answers)
 
     def _type(self, name: str, text: str) -> None:

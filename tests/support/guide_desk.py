@@ -75,7 +75,7 @@ class Desk:
         if block.language == "python":
             self._run_python(text, f"{self.page.name}:{block.line}")
         elif text.startswith("fastslow serve "):
-            self._serve(shlex.split(text))
+            self.serve(shlex.split(text))
         else:
             assert block.language == "bash", f"line {block.line}: nothing runs {block.language!r}"
             self._run_shell(text)
@@ -102,7 +102,8 @@ class Desk:
             self._server.kill()
             self._server.wait()
 
-    def _serve(self, words: list[str]) -> None:
+    def serve(self, words: list[str]) -> None:
+        """End the server that runs, and start one with the words of the page."""
         assert words[:3] == ["fastslow", "serve", MODEL]
         self.end()
         port = self.address.partition(":")[2]
