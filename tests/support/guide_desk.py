@@ -25,7 +25,7 @@ from pages import Block, blocks
 from fastslow.serve.listen import listen
 
 MODEL, ADDRESS = "smollm2-moge", "127.0.0.1:8000"  # those of the pages
-PATIENCE = 120  # seconds
+PATIENCE = 300  # seconds
 
 
 class Desk:
