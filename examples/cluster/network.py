@@ -15,6 +15,7 @@ NETWORK = (
     "10.77.0"  # its addresses are seen by nobody else: the switch is in a namespace of its own, too
 )
 DEVICE = "eth0"
+OWN_FOLDERS = ("TMPDIR", "RAY_TMPDIR")  # Ray would write there instead, where all hosts do
 PROGRAMS = ("ip", "unshare", "nsenter", "mount")
 
 
@@ -60,6 +61,7 @@ class Host:
         spaces = [f"--net={own}/net", f"--mount={own}/mnt", f"--pid={own}/pid_for_children"]
         process = subprocess.Popen(
             ["nsenter", *spaces, *command],
+            env={name: value for name, value in os.environ.items() if name not in OWN_FOLDERS},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output != subprocess.PIPE else None,
