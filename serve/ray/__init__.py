@@ -7,6 +7,8 @@ import os
 QUIET = {  # where the operator has not said otherwise; Ray reads it when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
     "RAY_SERVE_LOG_TO_STDERR": "0",  # what it says of itself is in its own log files
+    # what still calls Ray when its cluster is left would join any other one that it finds
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_DEDUP_LOGS": "0",  # replicas may well say the same
 }
 for _name, _value in QUIET.items():

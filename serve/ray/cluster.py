@@ -113,6 +113,7 @@ class Cluster:
     def _close(self) -> None:
         import ray
 
+        ray_logs(logging.CRITICAL)  # threads of Ray Serve miss the cluster a moment later
         ray.shutdown()
 
 
@@ -152,7 +153,17 @@ def own_modules() -> dict[str, str]:
 
 def first_line(error: Exception) -> str:
     """What an error says first; Ray's say much. Where that ends with a colon, the last line has the reason."""
-    if any(words in str(error) for words in NO_TOKEN):
+    said = _with_causes(error)
+    if any(words in said for words in NO_TOKEN):
         return "it takes only who has its token: " + NEEDS_TOKEN
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
+
+
+def _with_causes(error: BaseException | None) -> str:
+    """All that an error says, and those that it came from."""
+    said = []
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)

@@ -111,7 +111,7 @@ def test_the_page_can_be_followed_on_one_machine(
     told = desk.printed
     assert '"object":"chat.completion"' in told and "fastslow:engine_up" in told
     assert told.count('"completion_tokens":3000') == 4  # of a replica that was killed, too
-    assert "fastslow:given_up_answers_total" in told
+    assert "fastslow:given_up_answers_total" not in told  # what is 0 is not there
     moved = re.findall(r"fastslow:(?:continued_answers|retried_asks)_total\S* ([\d.]+)", told)
     assert sum(map(float, moved)) >= 1, told
     texts = [path.read_text() for path in sorted(tmp_path.glob("story?.txt"))]

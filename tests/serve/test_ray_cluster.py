@@ -17,5 +17,8 @@ def test_one_sentence_is_told_of_an_error() -> None:
 
 
 def test_a_cluster_that_asks_for_its_token_is_told_of() -> None:
-    told = first_line(RuntimeError(REFUSED))
+    try:
+        raise ConnectionError("Failed to connect to Ray cluster") from RuntimeError(REFUSED)
+    except ConnectionError as error:
+        told = first_line(error)
     assert "token" in told and "RAY_AUTH_MODE=token" in told and "Traceback" not in told
