@@ -46,5 +46,10 @@ def deploy(address: str, arguments: Arguments, host: str, port: int) -> None:
             serve.run(application, name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise told_error(str(error)) from None
+        if not serve.status().proxies:
+            raise RuntimeError(
+                "Ray Serve runs on this cluster without HTTP proxies, and nothing reaches the server: "
+                "end it with `serve shutdown` on a node, and deploy again"
+            )
     finally:
         ray.shutdown()

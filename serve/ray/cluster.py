@@ -149,5 +149,6 @@ def own_modules() -> dict[str, str]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; Ray's say much."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says first; Ray's say much. Where that ends with a colon, the last line has the reason."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from loguru import logger
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.cluster import CLOSING, Cluster, own_modules
+from fastslow.serve.ray.cluster import CLOSING, Cluster, own_modules, ray_logs
 from fastslow.serve.ray.load_failure import told_error
 from fastslow.serve.ray.replicas import APPLICATION, DEPLOYMENT, ReplicaSettings
 
@@ -68,7 +69,7 @@ class OwnDeployment:
         self._replicas = replicas
         self._environment = environment or {}
         self._name = name
-        self._deployed = False
+        self._deployed = self._own_serve = False
 
     async def open(self) -> Any:
         await self._cluster.open()
@@ -93,6 +94,7 @@ class OwnDeployment:
 
         environment = (own_modules() if self._cluster.local else dict(QUIET)) | self._environment
         application = engines(self._settings, self._replicas, environment)
+        self._own_serve = not serve_runs()
         serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
         self._deployed = True
         # without waiting: the first replica that runs is enough, and a failure is told by `look`
@@ -102,10 +104,21 @@ class OwnDeployment:
     def _remove(self) -> None:
         from ray import serve
 
+        ray_logs(logging.ERROR)  # what ends is told by us
         try:
             serve.delete(self._name)
+            if self._own_serve and not self._cluster.local and not serve.status().applications:
+                serve.shutdown()  # as it runs without HTTP proxies, others would have no use for it
         except Exception as error:  # noqa: BLE001 - the cluster may be gone
             logger.warning("the replicas could not be ended one by one: {}", error)
+
+
+def serve_runs() -> bool:
+    """Whether the cluster has Ray Serve already."""
+    from ray.util import list_named_actors
+
+    names = (actor["name"] for actor in list_named_actors(all_namespaces=True))
+    return "SERVE_CONTROLLER_ACTOR" in names
 
 
 def replicas_now(name: str) -> Replicas:
