@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 CLOSING = 30.0  # seconds that the end of a cluster may take
 REACHED = 5.0  # seconds in which an address must be reached: Ray itself tries for minutes
+NO_TOKEN = ("AuthenticationError", "InvalidAuthToken", "authentication token")  # so Ray tells of it
+NEEDS_TOKEN = "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the cluster's first machine"
 SHARED_MEMORY = 256 << 20  # bytes of the store of a local cluster: nothing large passes through it
 
 
@@ -101,7 +103,7 @@ class Cluster:
             }
         try:
             ray.init(address=self.address or "local", namespace="serve", **options)
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
             what = "start a Ray cluster" if self.local else f"join the Ray cluster {self.address!r}"
             raise RuntimeError(f"cannot {what}: {first_line(error)}") from None
         ray_logs(logging.WARNING)
@@ -150,5 +152,7 @@ def own_modules() -> dict[str, str]:
 
 def first_line(error: Exception) -> str:
     """What an error says first; Ray's say much. Where that ends with a colon, the last line has the reason."""
+    if any(words in str(error) for words in NO_TOKEN):
+        return "it takes only who has its token: " + NEEDS_TOKEN
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]

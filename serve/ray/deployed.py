@@ -96,6 +96,8 @@ class OwnDeployment:
         application = engines(self._settings, self._replicas, environment)
         self._own_serve = not serve_runs()
         serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
+        if self._name in serve.status().applications:  # of a server that died, or of one that runs
+            logger.warning("the cluster's application {} is replaced by this one", self._name)
         self._deployed = True
         # without waiting: the first replica that runs is enough, and a failure is told by `look`
         target = serve.RunTarget(target=application, name=self._name, route_prefix=None)

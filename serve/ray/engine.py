@@ -27,7 +27,10 @@ LOST = (RayError, RayServeException, RpcError)  # what Ray says where a replica 
 LOOK = 1.0  # seconds between two looks at how many replicas there are
 LOADING = 0.2  # the same while there is none
 PATIENCE = (
-    30.0  # seconds until a replica must have taken a request; that waits for nothing of its engine
+    15.0  # seconds until a replica must have taken a request; that waits for nothing of its engine
+)
+SILENT = (
+    10.0  # seconds without any item of an answer until its replica is lost: it sends one every two
 )
 CALL = 30.0  # seconds that a call may take
 RECENT = 1000  # requests that are over whose replica is known, for their traces
@@ -123,7 +126,12 @@ class RayEngine:
                 first = item_of(await anext(response))
             assert isinstance(first, Accepted)
             replica = self._running[ask.id] = first.replica
-            async for data in response:
+            while True:
+                # where a machine is cut off, its connection just stands still, and Ray needs a minute
+                async with asyncio.timeout(SILENT):
+                    data = await anext(response, None)
+                if data is None:
+                    break
                 bunch = item_of(data)
                 assert isinstance(bunch, Bunch)
                 for piece in bunch.pieces:
@@ -132,7 +140,7 @@ class RayEngine:
                     raise _of(replica, error_of(bunch.failure))
             over = True
         except TimeoutError:
-            raise NotReady(f"no replica took the request within {PATIENCE:g} s") from None
+            raise _silent(replica) from None
         except LOST as error:
             raise _lost(error, replica) from None
         except asyncio.CancelledError:
@@ -269,6 +277,14 @@ def _of(replica: str, error: Exception) -> Exception:
     if isinstance(error, NotReady):
         error.replica = replica
     return error
+
+
+def _silent(replica: str) -> NotReady:
+    """A replica that says nothing."""
+    if not replica:
+        return NotReady(f"no replica took the request within {PATIENCE:g} s")
+    logger.warning("replica {} said nothing for {:g} s", replica, SILENT)
+    return NotReady("the replica fell silent in the middle of the request", replica)
 
 
 def _lost(error: Exception, replica: str) -> Exception:

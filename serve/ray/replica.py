@@ -25,9 +25,11 @@ from fastslow.serve.ray.scaling import autoscaling_stats
 from fastslow.serve.routing.request import RoutedRequest
 
 if TYPE_CHECKING:
+    from fastslow.output import Piece
     from fastslow.serve.local import LocalEngine
 
 BUNCH = 0.02  # seconds between the items of an answer, behind its first piece: each costs what a token does
+ALIVE = 2.0  # seconds without a piece, behind which an item says that this replica is still there
 NOBODY = 600.0  # seconds: Ray takes all items at once, so that its own end is what cuts an answer
 
 
@@ -60,8 +62,8 @@ class EngineReplica:
         answer = AnswerStream(NOBODY)
         filling = asyncio.create_task(self._fill(answer, ask))
         try:
-            while pieces := await answer.take():
-                yield packed(Bunch(pieces))
+            while (pieces := await _taken(answer)) != []:
+                yield packed(Bunch(pieces or []))
                 await asyncio.wait([filling], timeout=BUNCH)
         except Exception as error:  # noqa: BLE001 - it is the client's
             yield packed(Bunch([], _told(error)))
@@ -136,6 +138,18 @@ class EngineReplica:
             return packed(Returned(self._id, await call))
         except Exception as error:  # noqa: BLE001 - it is the client's
             return packed(Returned(self._id, None, _told(error)))
+
+
+async def _taken(answer: AnswerStream) -> list[Piece] | None:
+    """What has come of an answer, [] where that was all, and None where nothing comes yet."""
+    limit = asyncio.timeout(ALIVE)
+    try:
+        async with limit:
+            return await answer.take()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        return None
 
 
 async def _opened(settings: EngineSettings, threads: int) -> LocalEngine:

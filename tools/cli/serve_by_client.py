@@ -58,6 +58,6 @@ def deploy_by_client(
     host = options.host if local else urlsplit(address).hostname
     errors().print(
         f"{engine.name} is served at http://{host}:{options.port}, {where}.\n"
-        "It stays there; `serve delete fastslow` on a node ends it.",
+        "It stays there; `serve shutdown` on the first node of the cluster ends it.",
         soft_wrap=True,
     )

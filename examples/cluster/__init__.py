@@ -1,0 +1,1 @@
+"""Several hosts on one machine, for trying out what crosses a network."""
