@@ -152,7 +152,9 @@ def check_router(name: str) -> None:
         raise ValueError(f"router={name!r} is unknown{nearest(name, ROUTERS)}")
 
 
-def router(name: str, length: QueueLength, clock: Clock, settings: RoutingSettings) -> ComparedRouter:
+def router(
+    name: str, length: QueueLength, clock: Clock, settings: RoutingSettings
+) -> ComparedRouter:
     """A router by name.
 
     Args:
