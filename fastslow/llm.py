@@ -334,12 +334,7 @@ class LLM:
         self._worker.between_steps(forget)
 
     def measure_steps(self) -> None:
-        """Measure how long steps take in each mode's groups, between those that run. Else the first call in a mode
-        that drafts by itself, or has a latency target, waits for it: up to 2 s where this machine never did.
-
-        Raises:
-            RuntimeError: this LLM is closed.
-        """
+        """Measure now how long steps take, which the first call in a mode may wait for otherwise: up to 2 s."""
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 

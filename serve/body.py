@@ -41,7 +41,8 @@ class JsonRequest(Request):
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            self._json = read_json(await self.body(), self._settings.json_depth)
+            most = self._settings.json_depth, self._settings.json_parts
+            self._json = read_json(await self.body(), *most)
         return self._json
 
     @property
@@ -80,7 +81,7 @@ def json_router(errors: Mapping[int | str, dict[str, Any]] = ERRORS) -> APIRoute
     return APIRouter(route_class=JsonRoute, responses=dict(errors))
 
 
-def read_json(data: bytes, depth: int) -> Any:
+def read_json(data: bytes, depth: int, parts: int) -> Any:
     """JSON as the standard has it, with finite numbers.
 
     Raises:
@@ -96,7 +97,7 @@ def read_json(data: bytes, depth: int) -> Any:
         raise _too_deep(depth) from None
     except ValueError:  # Python's own limit of digits
         raise _no_json("a number has too many digits") from None
-    _check_depth(value, depth)
+    _check_size(value, depth, parts)
     if b"\\u" in data:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -107,11 +108,16 @@ def read_json(data: bytes, depth: int) -> Any:
     return value
 
 
-def _check_depth(value: Any, most: int) -> None:
-    level, depth = [value], 0
+def _check_size(value: Any, deepest: int, most: int) -> None:
+    """Refuse what nests too deep, or holds so many lists and objects that looking at them takes long."""
+    level, depth, count = [value], 0, 0
     while level:
-        if depth > most:
-            raise _too_deep(most)
+        if depth > deepest:
+            raise _too_deep(deepest)
+        count += len(level)
+        if count > most:
+            said = f"the body has more than {most} lists and objects"
+            raise ApiError(413, said, code="body_too_large")
         level = [
             part
             for one in level

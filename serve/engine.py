@@ -111,7 +111,7 @@ class Engine(Protocol):
         """Take no more requests, let those that run go on for so many seconds, then end."""
 
 
-class Started(Protocol):
+class StartedEngine(Protocol):
     """What has to be started before an engine answers, and may end for good.
 
     Attributes:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from loguru import logger
 
 from fastslow.serve.connection import Connection
-from fastslow.serve.engine import Engine, ModelCard, Started
+from fastslow.serve.engine import Engine, ModelCard, StartedEngine
 
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for the last bytes of answers, once the engine is closed
@@ -89,7 +89,7 @@ async def serve(
     listener: socket.socket,
     drain: float,
     ready: Callable[[ModelCard], None],
-    behind: Started | None = None,
+    behind: StartedEngine | None = None,
 ) -> None:
     """Serve until a signal comes and all is drained.
 

@@ -19,7 +19,7 @@ class Reply:
     """What came of a request. Seconds are from its first byte sent."""
 
     status: int = 0
-    first: float = 0.0  # to the first event
+    first: float = 0.0  # to the first event with a token
     seconds: float = 0.0
     waited: float = 0.0  # to the first token, as the engine says
     tokens: int = 0
@@ -57,7 +57,8 @@ class Stream(asyncio.Protocol):
         reply = self.reply
         if not reply.status:
             reply.status = int(data[9:12])
-        if not reply.first and b"data: " in data:
+        # a chunk without a token, which has the role, comes early where the answer waits
+        if not reply.first and data.count(b"data: ") > data.count(b'"role":'):
             reply.first = time.perf_counter() - self._begin
         self._tail += data
         if len(self._tail) > 2 * TAIL:

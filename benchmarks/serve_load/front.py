@@ -39,7 +39,15 @@ class Front:
         several = ["--replicas", str(replicas)] if replicas else []
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "fastslow", "serve", model, "--served-model-name", "measured"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "fastslow",
+                    "serve",
+                    model,
+                    "--served-model-name",
+                    "measured",
+                ),
                 *("--port", "0", *several, *arguments),
             ],
             stderr=subprocess.PIPE,

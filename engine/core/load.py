@@ -23,7 +23,7 @@ class ModeLoad:
     targets: int = 0  # of both, those with a latency target
     oldest: float = 0.0  # seconds that the oldest of those that wait has waited
     tokens_per_step: float = 0.0  # of one request, over the last steps; 0: none ran yet
-    step_seconds: float = 0.0  # of steps in which some of them decode, drafting included
+    step_seconds: float = 0.0  # of steps in which some of them decode and no prompt is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class LoadMeter:
             by_mode.setdefault(request.mode, []).append(tokens)
         for mode, tokens_of in by_mode.items():
             pace = entry_of(self._paces, mode, _Pace)
+            if prompt and pace.steps:
+                continue  # how long it took depends on the prompts, whosever they are
             pace.add(seconds, sum(tokens_of) / len(tokens_of))
         for request in ready:
             if request.tally.steps == 1:  # its first token

@@ -22,8 +22,8 @@ class Guard:
     Which ones are kept follows from their names alone, so that all routers keep the same, and a replica
     that comes or goes changes one place. How many: more at once where more are needed, fewer only slowly.
 
-    On large machines quick ones hardly feel deep ones in their steps. Where reports show that, kept replicas
-    take some as well (`allows`).
+    On large machines quick ones hardly feel deep ones in their steps. Where reports show that, and none of
+    them waits for a place, kept replicas take some as well (`allows`).
     """
 
     def __init__(self, settings: RoutingSettings) -> None:
@@ -103,7 +103,8 @@ class Guard:
         mixed = [load for load in loads.values() if load.deep and load.step]
         longest, settings = max((load.step for load in mixed), default=0.0), self._settings
         self._room = 0.0
-        if self._calm and longest <= settings.guard_growth * self._calm:
+        full = any(load.waiting for load in mixed)
+        if self._calm and not full and longest <= settings.guard_growth * self._calm:
             proof = [m.running for m in mixed if m.running >= settings.guard_proof * m.places > 0]
             self._room = settings.guard_room * max(proof, default=0)
 

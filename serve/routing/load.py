@@ -60,6 +60,11 @@ class ReplicaLoad:
         return 0.0 if self._report is None else _step(self._report)
 
     @property
+    def waiting(self) -> bool:
+        """Whether answers wait there for others to end, by its latest report."""
+        return self._report is not None and any(self._report.waiting.values())
+
+    @property
     def running(self) -> int:
         """Answers in its steps by its latest report."""
         return 0 if self._report is None else sum(self._report.running.values())

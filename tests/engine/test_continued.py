@@ -155,6 +155,22 @@ def test_logprobs_of_what_was_answered_are_told_again(
             assert ours == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.parametrize("drafter", ["off", "self1", "tree"])
+def test_what_was_answered_stays_though_it_would_not_be_said_again(
+    moge: Bench, drafter: str
+) -> None:
+    """As of a sample without a seed: the rest is what the model says behind it."""
+    given = [77, 300, 12]
+    ask = Ask(PROMPTS[1], params(max_tokens=LENGTH), drafter)
+    core = moge.core()
+    request = moge.request(0, ask)
+    go_on_from(request, given)
+    finish(core, [request])
+    rest = Ask((*PROMPTS[1], *given), params(max_tokens=LENGTH - len(given)))
+    assert answer(request) == [*given, *answer(moge.alone(rest))]
+    assert answer(moge.alone(ask))[2] != given[2]
+
+
 def test_a_continued_answer_counts_what_its_engine_made(moge: Bench) -> None:
     ask = kinds(moge)["greedy"]
     (request,) = continued(moge, [(ask, 5)])

@@ -248,3 +248,14 @@ def test_settings_name_the_models_that_are_taken() -> None:
     aliased = ServerSettings(aliases=("gpt-4o",))
     assert asyncio.run(statuses(aliased)) == [429, 429, 429, 429, 404]
     assert asyncio.run(statuses(ServerSettings(any_model=True))) == [429] * 5
+
+
+def test_a_body_of_very_many_parts(http: httpx.Client) -> None:
+    """A few bytes each, that would be looked at one by one."""
+    parts = [{"type": "text", "text": "a"}] * 30_000
+    body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+    for path in ("chat/completions", "messages"):
+        answer = http.post(f"/v1/{path}", json=body)
+        assert answer.status_code == 413
+        said = answer.json()["error"]["message"]
+        assert said == "the body has more than 30000 lists and objects"

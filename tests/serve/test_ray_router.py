@@ -117,11 +117,11 @@ def test_it_routes_as_the_chooser_says(cluster: None) -> None:
     async def main() -> None:
         places = {(await handle.where.remote(deep(f"{n} x")))[:] for n in range(20)}
         assert len(places) == 2, "without quick ones deep ones go everywhere"
-        kept, stream = await first(handle, quick("hello"), 0.1)
+        _, stream = await first(handle, quick("hello"), 0.1)
         assert [_ async for _ in stream] == []
         flood = [await first(handle, deep(f"{n} think"), 2.0) for n in range(30)]
         [full] = {place for place, _ in flood}
-        assert {full, kept} == places
+        [kept] = places - {full}
         for place in places:  # a call about a request goes where it is
             assert await handle.where.remote(request("", replica=place)) == place
         assert {(await first(handle, quick(f"{n}"), 0.0))[0] for n in range(10)} == {kept}

@@ -83,7 +83,7 @@ async def _serve(
     from fastslow.engine.params import nearest, shown
     from fastslow.serve.app import create_app
     from fastslow.serve.continued_engine import ContinuedEngine
-    from fastslow.serve.engine import Engine, Started
+    from fastslow.serve.engine import Engine, StartedEngine
     from fastslow.serve.listen import address_of
     from fastslow.serve.process.engine_process import EngineProcess
     from fastslow.serve.server import serve as serve_app
@@ -93,7 +93,7 @@ async def _serve(
     limits = options.server_settings()
     around = operations.settings(None if options.unix_socket else options.host, options.name, log)
     settings = options.engine_settings()
-    behind: Started | None = None
+    behind: StartedEngine | None = None
     if options.in_process:
         engine: Engine = await settings.open()
     elif replicas.replicas is None:

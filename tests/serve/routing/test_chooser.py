@@ -219,15 +219,16 @@ def test_all_replicas_are_ranked_once_whatever_happens(
 
 
 @pytest.mark.parametrize(
-    ("running", "deep_step", "more"),
+    ("running", "waiting", "deep_step", "more"),
     [
-        (100, 0.045, 50),  # half of what was seen to be harmless
-        (100, 0.08, 0),  # they are felt
-        (5, 0.045, 0),  # so few prove nothing
+        (100, 0, 0.045, 50),  # half of what was seen to be harmless
+        (100, 0, 0.08, 0),  # they are felt
+        (100, 1, 0.045, 0),  # all places are taken
+        (5, 0, 0.045, 0),  # so few prove nothing
     ],
 )
 def test_where_quick_ones_hardly_feel_deep_ones_all_take_some(
-    running: int, deep_step: float, more: int
+    running: int, waiting: int, deep_step: float, more: int
 ) -> None:
     clock = Clock()
     chooser = chooser_of(["a", "b"], clock)
@@ -236,7 +237,7 @@ def test_where_quick_ones_hardly_feel_deep_ones_all_take_some(
     clock.now += 1
     steps = {"step_seconds": {"fast": 0.04, "deep": deep_step}, "places": 256}
     for id in "ab":
-        mixed = {"running": {"deep": running}, "deep": running}
+        mixed = {"running": {"deep": running}, "waiting": {"deep": waiting}, "deep": running}
         chooser.report(id, report(clock.now, **steps, **({} if id == kept else mixed)))
     chooser.report(kept, report(clock.now, **steps, running={"fast": 3}, urgent=3))
     sent = [send(chooser, deep(f"{n} think")) for n in range(500)]
