@@ -38,7 +38,7 @@ async def main() -> None:
         def ready(card: ModelCard) -> None:
             print(engine.pid, flush=True)
 
-        await serve(app, engine, listener, DRAIN, ready)
+        await serve(app, engine, listener, DRAIN, ready, engine)
 
 
 if __name__ == "__main__":

@@ -135,8 +135,9 @@ def test_deaths_lose_nothing() -> None:
     assert sum(result.ends) > sum(simulate(3).ends)
 
 
-def test_a_single_replica_that_dies_is_waited_for() -> None:
-    is_whole(simulate(1, mtbf_hours=0.01))
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_single_replica_that_dies_is_waited_for(name: str) -> None:
+    is_whole(simulate(1, router=name, mtbf_hours=0.01))
 
 
 def test_replicas_follow_the_load() -> None:

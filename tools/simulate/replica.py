@@ -142,6 +142,7 @@ class SimulatedReplica:
             deep_queue_seconds=deep,
             quick_queue_seconds=quick,
             page_tokens=self._costs.page_tokens,
+            places=self._costs.max_running,
         )
 
     def _queue_seconds(self, deep: bool, now: float) -> float:

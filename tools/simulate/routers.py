@@ -79,7 +79,7 @@ class PrefixOnly:
     def __init__(self, length: QueueLength, random: Random) -> None:
         self._length = length
         self._random = random
-        self._blocks: dict[int, set[str]] = {}
+        self._blocks: dict[int, dict[str, None]] = {}  # who has it, in the order of their coming
         self._sizes: dict[str, int] = {}  # blocks of each replica
         self._smallest: list[tuple[int, float, str]] = []  # some sizes are old
 
@@ -88,7 +88,7 @@ class PrefixOnly:
         for id in [id for id in self._sizes if id not in there]:
             del self._sizes[id]
             for holders in self._blocks.values():
-                holders.discard(id)
+                holders.pop(id, None)
         for id in there:
             if id not in self._sizes:
                 self._sizes[id] = 0
@@ -98,6 +98,8 @@ class PrefixOnly:
         """It knows no load."""
 
     def rank(self, request: RoutedRequest) -> list[str]:
+        if not self._sizes:
+            return []
         best: Iterable[str] = ()
         matched = 0
         for block in self._hashes(request):
@@ -108,18 +110,20 @@ class PrefixOnly:
             matched += 1
         if not best or matched * BLOCK < MATCH * len(request.prompt):
             best = (self._least(),)
-        free = sorted(id for id in best if id not in request.avoid)
+        free = [id for id in best if id not in request.avoid]
         if not free:
             free = [id for id in self._sizes if id not in request.avoid] or list(self._sizes)
-        return sorted(free, key=lambda id: (self._length(id), self._random.random()))
+        lengths = [self._length(id) for id in free]
+        least = min(lengths)
+        return [self._random.choice([id for id, n in zip(free, lengths) if n == least])]
 
     def routed(self, request: RoutedRequest, id: str) -> None:
         if id not in self._sizes:
             return
         for block in self._hashes(request):
-            holders = self._blocks.setdefault(block, set())
+            holders = self._blocks.setdefault(block, {})
             if id not in holders:
-                holders.add(id)
+                holders[id] = None
                 self._sizes[id] += 1
         self._note(id)
 
