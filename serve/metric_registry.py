@@ -47,8 +47,10 @@ class MetricRegistry:
         self._labelled(name, labels).set(value)
 
     def drop(self, name: str) -> None:
-        """A gauge shows nothing: its value is not known now."""
+        """A gauge shows nothing: its value is not known now. Its labels make room for others."""
         self._metrics[name].clear()
+        for key in [key for key in self._values if key[0] == name]:
+            del self._values[key]
 
     def add_up_to(self, name: str, total: float, **labels: str) -> None:
         """Count up by what another counter grew. Where that one began anew, it began at zero, and this one

@@ -15,7 +15,7 @@ from fastslow.engine.params import CHANGED
 from fastslow.output import Completion, Metrics, Output
 from fastslow.serve.engine import Engine, NotReady
 from fastslow.serve.limits import Limits
-from fastslow.serve.metric_registry import MetricRegistry
+from fastslow.serve.metric_registry import MOST_VALUES, MetricRegistry
 from fastslow.serve.request_record import AnswerRecord, RequestRecord, tokens_of
 
 PATIENCE = 2.0  # seconds that a scrape waits for the engine
@@ -28,6 +28,12 @@ COUNTED = {  # by engines that do
     "fastslow:retried_asks": "retried",
     "fastslow:continued_answers": "continued",
     "fastslow:given_up_answers": "given_up",
+}
+BY_REPLICA = {
+    "fastslow:replica_requests_running": "running",
+    "fastslow:replica_requests_waiting": "waiting",
+    "fastslow:replica_kv_pages_used": "pages_used",
+    "fastslow:replica_kv_pages": "pages",
 }
 NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
@@ -97,6 +103,8 @@ class ServerMetrics:
             counts.put("fastslow:engine_up", 0)
             for name in (*NOW, "fastslow:kv_pages", "fastslow:kv_pages_pinned"):
                 counts.drop(name)
+            for name in ("fastslow:replicas", *BY_REPLICA):
+                counts.drop(name)
             return
         counts.put("fastslow:engine_up", float(self._engine.ready))
         self._put_stats(stats)
@@ -110,11 +118,24 @@ class ServerMetrics:
             counts.put("fastslow:kv_pages", stats[field], state=state)
         counts.add_up_to("fastslow:engine_steps", stats["steps"])
         counts.put("fastslow:kv_pages_pinned", stats["pages_pinned"])
+        self._put_replicas(stats)
         evicted: Counter[str] = Counter()
         for name, mode in stats["modes"].items():
             evicted[self._mode(name)] += mode["evicted_pages"]
         for name, pages in evicted.items():
             counts.add_up_to("fastslow:evicted_pages", pages, mode=name)
+
+    def _put_replicas(self, stats: Mapping[str, Any]) -> None:
+        """Those of several engines; one that is gone vanishes."""
+        counts, replicas = self._counts, stats.get("replicas", {})
+        for name, field in BY_REPLICA.items():
+            counts.drop(name)
+            for id in sorted(replicas)[:MOST_VALUES]:
+                counts.put(name, replicas[id][field], replica=id)
+        for state in ("running", "starting"):
+            if (number := stats.get(f"replicas_{state}")) is not None:
+                counts.put("fastslow:replicas", number, state=state)
+        counts.add_up_to("fastslow:replicas_gone", stats.get("replicas_gone", 0))
 
     def _model(self) -> str:
         if not self._name:

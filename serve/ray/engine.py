@@ -167,7 +167,9 @@ class RayEngine:
         return next((trace for trace in found if trace is not None), None)
 
     async def stats(self) -> Mapping[str, Any]:
-        return self._sum.of(await self._by_replica("stats"))
+        sums = self._sum.of(await self._by_replica("stats"))
+        now = self.replicas
+        return sums | {"replicas_running": now.running, "replicas_starting": now.starting}
 
     async def tokenize(self, ask: Ask) -> list[int]:
         tokens: list[int] = await self._any("tokenize", routed_of(ask, self.card), packed_ask(ask))

@@ -13,9 +13,15 @@ MOST_GONE = 256  # replicas whose figures are kept apart after their end
 
 
 class StatsSum:
-    """Sums that never go back: what a replica had counted stays in them when it is gone."""
+    """Sums that never go back: what a replica had counted stays in them when it is gone.
+
+    Attributes:
+        gone: how many ended or fell silent.
+    """
 
     def __init__(self) -> None:
+        self.gone = 0
+        self._here: set[str] = set()
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._gone: dict[str, Any] = {}
 
@@ -25,6 +31,8 @@ class StatsSum:
         Args:
             answered: what replicas say now, by their ids.
         """
+        self.gone += len(self._here - set(answered))
+        self._here = set(answered)
         for id in [id for id in self._latest if id not in answered]:
             self._latest[id] = {**self._latest[id], **dict.fromkeys(NOW, 0)}
         self._latest.update(answered)
@@ -35,10 +43,11 @@ class StatsSum:
         for stats in self._latest.values():
             total = _added(total, stats)
         return _with_rates(total) | {
+            "replicas_gone": self.gone,
             "replicas": {
                 id: {name: value for name, value in one.items() if not isinstance(value, Mapping)}
                 for id, one in answered.items()
-            }
+            },
         }
 
 

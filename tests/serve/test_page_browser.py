@@ -265,3 +265,19 @@ def test_missing_figures_are_explained(chat: Chat) -> None:
     assert "This server does not count requests by mode." in cards
     assert "No prompt has run yet." in cards
     assert "NaN" not in cards and "undefined" not in cards
+
+
+def test_replicas_have_a_table(chat: Chat) -> None:
+    one = {"running": 2, "waiting": 1, "pages": 80, "pages_used": 20, "tokens": 1234}
+    each = {f"r{n:02}": one for n in range(25)} | {"<b>bad</b>": None}
+    chat.engine.figures = {"running": 1, "replicas": each, "replicas_gone": 3}
+    try:
+        chat.driver.find_element("id", "tab-server").click()
+        until(lambda: "Replica" in chat.text("#cards"), "there are replicas")
+        card = chat.text("#cards")
+    finally:
+        chat.engine.figures = {}
+    assert "r00" in card and "r19" in card and "r20" not in card and "bad" not in card
+    assert "25%" in card and "1,234" in card
+    assert "5 more are not shown." in card and "3 are gone since the server started." in card
+    assert "NaN" not in card and "undefined" not in card

@@ -1,0 +1,91 @@
+"""The figures of several replicas: their sums, and what /metrics says of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from metrics_client import client, scraped
+
+from fastslow.serve.engine import NotReady
+from fastslow.serve.metric_registry import MOST_VALUES
+
+pytest.importorskip("ray")
+from fastslow.serve.ray.stats import StatsSum
+
+SERIES = {
+    "fastslow:replica_requests_running": "running",
+    "fastslow:replica_requests_waiting": "waiting",
+    "fastslow:replica_kv_pages_used": "pages_used",
+    "fastslow:replica_kv_pages": "pages",
+}
+
+
+def of_one(n: int) -> dict[str, int]:
+    return {"running": n, "waiting": n + 1, "pages": 100, "pages_used": n + 2, "tokens": 10 * n}
+
+
+def test_sums_stay_and_the_gone_are_counted() -> None:
+    sums = StatsSum()
+    both = sums.of({"a": of_one(1), "b": of_one(2)})
+    assert (both["tokens"], both["running"], both["replicas_gone"]) == (30, 3, 0)
+    assert set(both["replicas"]) == {"a", "b"}
+    one = sums.of({"b": of_one(2)})
+    assert (one["tokens"], one["running"], one["replicas_gone"]) == (30, 2, 1)
+    assert set(one["replicas"]) == {"b"}
+    again = sums.of({"b": of_one(2), "c": of_one(3)})
+    assert (again["tokens"], again["pages"], again["replicas_gone"]) == (60, 200, 1)
+    assert sums.of({})["replicas_gone"] == 3
+
+
+class Several(FakeEngine):
+    """It has replicas."""
+
+    def __init__(self, ids: list[str]) -> None:
+        super().__init__()
+        self.ids, self.there, self.gone = ids, True, 0
+
+    async def stats(self) -> dict[str, Any]:
+        if not self.there:
+            raise NotReady("no replica runs")
+        each = {id: of_one(n) for n, id in enumerate(self.ids)}
+        now = {"replicas_running": len(each), "replicas_starting": 1, "replicas_gone": self.gone}
+        return {**await super().stats(), "replicas": each, **now}
+
+
+def by_replica(found: Any, name: str) -> dict[str, float]:
+    return {dict(labels)["replica"]: value for (one, labels), value in found.items() if one == name}
+
+
+def test_each_replica_has_series_until_it_is_gone() -> None:
+    engine = Several(["a", "b"])
+    with client(engine) as ours:
+        found = scraped(ours)
+        for name, field in SERIES.items():
+            wanted = {id: of_one(n)[field] for n, id in enumerate(engine.ids)}
+            assert by_replica(found, name) == wanted
+        assert found["fastslow:replicas", (("state", "running"),)] == 2
+        assert found["fastslow:replicas", (("state", "starting"),)] == 1
+        engine.ids, engine.gone = ["b", "c"], 1
+        found = scraped(ours)
+        assert set(by_replica(found, "fastslow:replica_kv_pages")) == {"b", "c"}
+        assert found["fastslow:replicas_gone_total", ()] == 1
+        engine.there = False
+        found = scraped(ours)
+        assert not any(by_replica(found, name) for name in SERIES)
+        assert found["fastslow:replicas_gone_total", ()] == 1
+
+
+def test_their_number_is_bounded_but_not_by_those_that_were() -> None:
+    engine = Several([])
+    with client(engine) as ours:
+        for day in range(3):
+            engine.ids = [f"{day} {n:04}" for n in range(MOST_VALUES + 5)]
+            shown = by_replica(scraped(ours), "fastslow:replica_requests_running")
+            assert set(shown) == set(engine.ids[:MOST_VALUES])
+
+
+def test_one_engine_has_no_replicas() -> None:
+    with client(FakeEngine()) as ours:
+        assert not any("replica" in name for name, _ in scraped(ours))
