@@ -12,6 +12,7 @@ from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.serve.routing.routed_prefixes import RoutedPrefixes
 from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.routing.step_growth import StepGrowth
 
 MEMORY = 64.0  # prompts over which characters of a token are averaged
 
@@ -35,7 +36,8 @@ class ReplicaChooser:
         self._clock = clock
         self._random = Random(settings.seed)
         self._prefixes = RoutedPrefixes(settings, self._random)
-        self._guard = Guard(settings)
+        self._growth = StepGrowth(settings)
+        self._guard = Guard(settings, self._growth)
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
         self._sent: OrderedDict[str, Sent] = OrderedDict()  # by request, the oldest first
@@ -60,7 +62,7 @@ class ReplicaChooser:
             self._prefixes.forget(id)
         for id in there:
             if id not in self._loads:
-                self._loads[id] = ReplicaLoad(self._settings)
+                self._loads[id] = ReplicaLoad(self._settings, self._growth)
         self._ids = list(there)
         self._guard.set_replicas(there)
 
@@ -70,14 +72,15 @@ class ReplicaChooser:
         if load is None:
             return
         load.report(report, self._clock())
+        self._growth.note(load.running, load.step)
         self._newest = max(self._newest, load.reported_at or 0.0)
         self._prefixes.resize(id, report.pages * report.page_tokens * self._characters)
 
     def rank(self, request: RoutedRequest) -> list[str]:
         """All replicas, the best one first; those that it should avoid come last."""
         now = self._clock()
-        if request.urgent:
-            self._guard.seen(now)
+        if request.urgent and request.latency_ms is not None:
+            self._guard.seen(request.latency_ms / 1000, now)
         self._guard.look(self._loads, now)
         held = self._held(request)
         looked = self._looked_at(request, held)

@@ -8,8 +8,10 @@ from hashlib import blake2b
 
 from fastslow.serve.routing.load import ReplicaLoad
 from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.routing.step_growth import StepGrowth
 
 CALM_LOOKS = 8.0  # over which steps without deep ones are averaged: they are compared for long
+KEPT_LOOKS = 8.0  # likewise, steps of kept replicas: a prompt may be read in the step of a report
 
 
 class Guard:
@@ -20,21 +22,30 @@ class Guard:
     those are. What is deep on a kept replica already runs to its end there.
 
     Which ones are kept follows from their names alone, so that all routers keep the same, and a replica
-    that comes or goes changes one place. How many: more at once where more are needed, fewer only slowly.
+    that comes or goes changes one place. How many: as many as answer all quick ones in steps well below the
+    smallest target (`StepGrowth` tells how many fit); more at once where more are needed, fewer only slowly.
+    Where the kept ones come near that target all the same there is one more, and where deep ones wait although
+    the kept ones are far from it, one less.
 
     On large machines quick ones hardly feel deep ones in their steps. Where reports show that, and none of
     them waits for a place, kept replicas take some as well (`allows`).
     """
 
-    def __init__(self, settings: RoutingSettings) -> None:
+    def __init__(self, settings: RoutingSettings, growth: StepGrowth) -> None:
         self._settings = settings
+        self._growth = growth
         self._order: list[str] = []  # the first ones are kept
         self._kept: frozenset[str] = frozenset()
         self._kept_list: list[str] = []
         self._open: list[str] = []  # all others
         self._last = -math.inf  # when a quick request with a target was seen
         self._looked = -math.inf
+        self._target = math.inf  # seconds, the smallest one lately,
+        self._target_at = -math.inf  # that came then
         self._level = 0.0  # how many of them there are, lately
+        self._step = 0.0  # of the kept replicas, lately
+        self._more = 0  # replicas than were reckoned, as they turned out to be too few or too many
+        self._changed = -math.inf
         self._calm = 0.0  # seconds of steps without deep ones, where such were seen
         self._room = 0.0  # deep ones that a kept replica may have
 
@@ -67,9 +78,11 @@ class Guard:
         """Whether a kept replica takes one more deep request."""
         return load.deep < self._room
 
-    def seen(self, now: float) -> None:
-        """A quick request with a target came."""
+    def seen(self, target: float, now: float) -> None:
+        """A quick request with a target came. target: seconds."""
         self._last = now
+        if target <= self._target or now - self._target_at > self._settings.guard_seconds:
+            self._target, self._target_at = target, now
         if not self._kept:
             self._keep(1)
 
@@ -84,15 +97,48 @@ class Guard:
         if urgent:
             self._last = now
         if now - self._last > settings.guard_seconds:
-            self._level = 0.0
+            self._level, self._more = 0.0, 0
             self._keep(0)
             return
         self._compare(loads)
         self._level = max(urgent, self._level * math.exp(-passed / settings.guard_release))
         places = min((load.places for load in loads.values() if load.places), default=0)
-        each = max(settings.urgent_each, settings.urgent_share * places)
-        need = math.ceil(self._level * settings.urgent_spare / each)
-        self._keep(max(1, need))
+        each, most = self._each(places)
+        expected = self._level * settings.urgent_spare
+        least = max(1, math.ceil(expected / most))
+        need = max(least, math.ceil(expected / each))
+        change = self._correction(loads)
+        if change and now - self._changed >= settings.guard_settle:
+            self._more = max(least, min(len(self._kept_list) + change, len(self._order) - 1)) - need
+            self._changed = now
+        self._keep(max(least, need + self._more))
+
+    def _each(self, places: int) -> tuple[float, float]:
+        """Quick ones on one kept replica, and the most that may be there."""
+        settings = self._settings
+        usual = max(settings.urgent_each, settings.urgent_share * places)
+        most = max(usual, settings.most_urgent_share * places)
+        if not self._growth.known or self._target == math.inf:
+            return usual, most
+        fit = self._growth.answers_within(settings.target_share * self._target)
+        return max(settings.urgent_each, min(fit, most)), most
+
+    def _correction(self, loads: Mapping[str, ReplicaLoad]) -> int:
+        """Whether there should be one more, or one less."""
+        settings, limit = self._settings, self._settings.target_limit * self._target
+        kept = [loads[id] for id in self._kept_list if id in loads]
+        steps = [load.step for load in kept if load.running and load.step]
+        if steps:
+            now = sum(steps) / len(steps)
+            self._step = self._step + (now - self._step) / KEPT_LOOKS if self._step else now
+        if not kept:
+            return 0
+        waits = sum(load.queue_seconds[0] for load in kept) / len(kept)
+        if self._step > limit or waits > limit:
+            return 1
+        deep_waits = (loads[id].queue_seconds[1] for id in self._open if id in loads)
+        well_under = self._step < settings.target_share * self._target and not waits
+        return -(well_under and max(deep_waits, default=0.0) > settings.deep_wait)
 
     def _compare(self, loads: Mapping[str, ReplicaLoad]) -> None:
         """Steps with deep ones in them, beside those with quick ones alone."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import RoutedRequest
 from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.routing.step_growth import StepGrowth
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,9 @@ class ReplicaLoad:
     and what this router knows has changed since; and never less than what this router itself has there.
     """
 
-    def __init__(self, settings: RoutingSettings) -> None:
+    def __init__(self, settings: RoutingSettings, growth: StepGrowth) -> None:
         self._settings = settings
+        self._growth = growth
         self._report: ReplicaReport | None = None
         self._at = 0.0  # of the report, on this router's clock
         self._mine: dict[str, Sent] = {}
@@ -63,6 +65,12 @@ class ReplicaLoad:
     def waiting(self) -> bool:
         """Whether answers wait there for others to end, by its latest report."""
         return self._report is not None and any(self._report.waiting.values())
+
+    @property
+    def queue_seconds(self) -> tuple[float, float]:
+        """How long quick and deep ones wait there, by its latest report."""
+        report = self._report
+        return (0.0, 0.0) if report is None else (report.quick_queue_seconds, report.deep_queue_seconds)
 
     @property
     def running(self) -> int:
@@ -121,8 +129,12 @@ class ReplicaLoad:
             steps += settings.deep_steps * self.deep
         elif report is not None and any(report.waiting.values()):
             queued = report.queue_seconds
+        lost = self._step
+        if not self.places or self.answers < self.places:
+            # while there are places an answer costs what it adds to each step; later, one that ends
+            lost = min(lost, self._growth.seconds / settings.answer_growth)
         reading = (max(0.0, request.prompt_tokens - cached) + self._to_read(now)) / self._rate
-        return reading + queued + steps * self._step
+        return reading + queued + steps * lost
 
     def _to_read(self, now: float) -> float:
         return max(0.0, self._unread - self._rate * (now - self._unread_at))

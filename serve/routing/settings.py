@@ -21,10 +21,11 @@ class RoutingSettings:
     # What a choice costs in expected seconds
     prompt_rate: float = 1000.0  # tokens a second, before a replica reported its own
     step_seconds: float = 0.05  # likewise
-    answer_steps: float = 2.0  # steps by which an answer that runs beside it sets a request back
-    deep_steps: float = (
-        8.0  # likewise, of a deep one and a quick request with a target: it stays for long
-    )
+    # Steps by which an answer that runs beside it sets a request back, before replicas have shown how their
+    # steps grow (`StepGrowth`): twenty of its next steps, each longer by `answer_growth`.
+    answer_steps: float = 2.0
+    deep_steps: float = 8.0  # likewise, of a deep one and a quick request with a target: it stays for long
+    answer_growth: float = 0.1  # of a step, for one more answer: a small machine's
     silent_seconds: float = (
         10.0  # behind the newest report: later each second counts as one of waiting
     )
@@ -45,6 +46,15 @@ class RoutingSettings:
         2.0  # on one replica, on average: at their 95th percentile few steps are shared
     )
     urgent_share: float = 0.125  # likewise, of the places of a replica: large machines have many
+    # Once reports show how steps grow: so many that a step takes such a share of the smallest target, as prompts
+    # are read beside them; and at most such a share of the places, as they come in bunches.
+    target_share: float = 0.5
+    most_urgent_share: float = 0.5
+    # That may be wrong, so it is corrected: one more is kept where steps take a larger share of the target than
+    # this or quick ones wait so long, and one less where deep ones wait and steps are below `target_share`.
+    target_limit: float = 0.75
+    deep_wait: float = 2.0  # seconds in a queue: shorter waits go by themselves
+    guard_settle: float = 5.0  # seconds between two corrections: reports must show what the last one did
     # Where steps with many deep ones take at most so many times those without, quick ones hardly feel them,
     # and the replicas that are kept for these take some, too: such a share of what was seen to be harmless.
     guard_growth: float = 1.2
@@ -69,6 +79,7 @@ class RoutingSettings:
             "page_characters",
             "prompt_rate",
             "step_seconds",
+            "answer_growth",
             "guard_release",
             "urgent_each",
             "lost_seconds",
