@@ -103,7 +103,7 @@ class Cluster:
             }
         try:
             ray.init(address=self.address or "local", namespace="serve", **options)
-        except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+        except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
             what = "start a Ray cluster" if self.local else f"join the Ray cluster {self.address!r}"
             raise RuntimeError(f"cannot {what}: {first_line(error)}") from None
         ray_logs(logging.WARNING)

@@ -198,7 +198,15 @@ class RayEngine:
             self._looking = None
         if not self._closed:
             self._closed = True
+            await self._leave()
             await self._deployed.close()
+
+    async def _leave(self) -> None:
+        """End what Ray Serve's handle does by itself: with autoscaling it goes on to report requests, and joins
+        any cluster that it finds for that once its own one is left."""
+        if self._handle is not None and self._handle.is_initialized:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._handle.shutdown_async(), LAST)
 
     async def _answers_over(self, seconds: float) -> None:
         """Wait until all answers are over, but not for longer."""
