@@ -190,7 +190,17 @@ class RayEngine:
             self._looking = None
         if not self._closed:
             self._closed = True
+            await self._end_router()
             await self._deployed.close()
+
+    async def _end_router(self) -> None:
+        """It goes on to send figures: without a cluster, Ray would start a new one for that."""
+        if self._handle is None:
+            return
+        try:
+            await asyncio.wait_for(self._handle.shutdown_async(), LAST)
+        except (TimeoutError, *LOST) as error:
+            logger.debug("the router did not end: {}", error)
 
     async def _answers_over(self, seconds: float) -> None:
         """Wait until all answers are over, but not for longer."""
