@@ -59,6 +59,9 @@ def _number(replicas: ReplicaSettings) -> dict[str, Any]:
             "max_replicas": replicas.most,
             "metrics_interval_s": REPORTS,
             "look_back_period_s": 2 * REPORTS,
+            # the policy waits by itself, and asks only once; Ray would want to hear it for half a minute
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
             "policy": {"policy_function": SCALING},
         }
     }

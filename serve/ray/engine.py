@@ -198,15 +198,17 @@ class RayEngine:
             self._looking = None
         if not self._closed:
             self._closed = True
-            await self._leave()
+            await self._end_router()
             await self._deployed.close()
 
-    async def _leave(self) -> None:
-        """End what Ray Serve's handle does by itself: with autoscaling it goes on to report requests, and joins
-        any cluster that it finds for that once its own one is left."""
-        if self._handle is not None and self._handle.is_initialized:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._handle.shutdown_async(), LAST)
+    async def _end_router(self) -> None:
+        """With autoscaling it goes on to report requests, and joins any cluster for that once its own one is left."""
+        if self._handle is None or not self._handle.is_initialized:
+            return
+        try:
+            await asyncio.wait_for(self._handle.shutdown_async(), LAST)
+        except (TimeoutError, *LOST) as error:
+            logger.debug("the router did not end: {}", error)
 
     async def _answers_over(self, seconds: float) -> None:
         """Wait until all answers are over, but not for longer."""

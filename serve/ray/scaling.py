@@ -35,9 +35,9 @@ def autoscaling_stats(report: ReplicaReport) -> dict[str, float]:
 class QueueScaling:
     """The policy class for `AutoscalingPolicy(policy_function=QueueScaling, policy_kwargs=...)`.
 
-    It waits by itself before it changes anything: Ray applies no delays or factors of its own to such a
-    policy. Metrics should be young: the deployment's `look_back_period_s` and `metrics_interval_s` about a
-    second.
+    It waits by itself before it changes anything, so the deployment's `upscale_delay_s` and
+    `downscale_delay_s` must be 0. Metrics should be young: its `look_back_period_s` and `metrics_interval_s`
+    about a second.
 
     Args:
         settings: fields of `ScalingSettings`, but for `least` and `most`: the deployment has its own.

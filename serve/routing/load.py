@@ -70,7 +70,11 @@ class ReplicaLoad:
     def queue_seconds(self) -> tuple[float, float]:
         """How long quick and deep ones wait there, by its latest report."""
         report = self._report
-        return (0.0, 0.0) if report is None else (report.quick_queue_seconds, report.deep_queue_seconds)
+        return (
+            (0.0, 0.0)
+            if report is None
+            else (report.quick_queue_seconds, report.deep_queue_seconds)
+        )
 
     @property
     def running(self) -> int:

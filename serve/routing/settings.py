@@ -24,7 +24,9 @@ class RoutingSettings:
     # Steps by which an answer that runs beside it sets a request back, before replicas have shown how their
     # steps grow (`StepGrowth`): twenty of its next steps, each longer by `answer_growth`.
     answer_steps: float = 2.0
-    deep_steps: float = 8.0  # likewise, of a deep one and a quick request with a target: it stays for long
+    deep_steps: float = (
+        8.0  # likewise, of a deep one and a quick request with a target: it stays for long
+    )
     answer_growth: float = 0.1  # of a step, for one more answer: a small machine's
     silent_seconds: float = (
         10.0  # behind the newest report: later each second counts as one of waiting
@@ -54,7 +56,9 @@ class RoutingSettings:
     # this or quick ones wait so long, and one less where deep ones wait and steps are below `target_share`.
     target_limit: float = 0.75
     deep_wait: float = 2.0  # seconds in a queue: shorter waits go by themselves
-    guard_settle: float = 5.0  # seconds between two corrections: reports must show what the last one did
+    guard_settle: float = (
+        5.0  # seconds between two corrections: reports must show what the last one did
+    )
     # Where steps with many deep ones take at most so many times those without, quick ones hardly feel them,
     # and the replicas that are kept for these take some, too: such a share of what was seen to be harmless.
     guard_growth: float = 1.2
