@@ -117,7 +117,9 @@ class Guard:
         """Quick ones on one kept replica, and the most that may be there."""
         settings = self._settings
         usual = max(settings.urgent_each, settings.urgent_share * places)
-        most = max(usual, settings.most_urgent_share * places)
+        # n + bunch x sqrt(n) = places
+        root = (math.sqrt(settings.bunch**2 + 4 * places) - settings.bunch) / 2
+        most = max(usual, root**2)
         if not self._growth.known or self._target == math.inf:
             return usual, most
         fit = self._growth.answers_within(settings.target_share * self._target)
@@ -136,9 +138,12 @@ class Guard:
         waits = sum(load.queue_seconds[0] for load in kept) / len(kept)
         if self._step > limit or waits > limit:
             return 1
-        deep_waits = (loads[id].queue_seconds[1] for id in self._open if id in loads)
-        well_under = self._step < settings.target_share * self._target and not waits
-        return -(well_under and max(deep_waits, default=0.0) > settings.deep_wait)
+        if waits or self._step > settings.target_share * self._target:
+            return 0
+        others = [loads[id] for id in self._open if id in loads]
+        places = sum(load.places for load in others)
+        full = places and sum(load.answers for load in others) >= settings.full_share * places
+        return -bool(full or any(load.queue_seconds[1] > settings.deep_wait for load in others))
 
     def _compare(self, loads: Mapping[str, ReplicaLoad]) -> None:
         """Steps with deep ones in them, beside those with quick ones alone."""

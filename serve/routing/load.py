@@ -125,20 +125,21 @@ class ReplicaLoad:
             cached: tokens of its prompt that the replica has read before.
             now: on this router's clock.
         """
-        settings, report = self._settings, self._report
+        settings, report, growth = self._settings, self._report, self._growth
+        free = (
+            self.answers < self.places
+        )  # then an answer costs what it adds to each step, whatever its kind;
+        step = min(self._step, growth.seconds / settings.answer_growth) if free else self._step
         steps, queued = settings.answer_steps * self.answers, 0.0
         if request.urgent:
-            # engines let these pass those that wait, but each step is shared with the deep ones, and where
-            # an engine is full of them there is no place before one ends
-            steps += settings.deep_steps * self.deep
+            # engines let these pass those that wait, but where an engine is full of deep ones there is no
+            # place before one ends, and so it may soon be where nothing is known yet
+            if not (free and growth.known):
+                steps += settings.deep_steps * self.deep
         elif report is not None and any(report.waiting.values()):
             queued = report.queue_seconds
-        lost = self._step
-        if not self.places or self.answers < self.places:
-            # while there are places an answer costs what it adds to each step; later, one that ends
-            lost = min(lost, self._growth.seconds / settings.answer_growth)
         reading = (max(0.0, request.prompt_tokens - cached) + self._to_read(now)) / self._rate
-        return reading + queued + steps * lost
+        return reading + queued + steps * step
 
     def _to_read(self, now: float) -> float:
         return max(0.0, self._unread - self._rate * (now - self._unread_at))

@@ -24,9 +24,9 @@ class RoutingSettings:
     # Steps by which an answer that runs beside it sets a request back, before replicas have shown how their
     # steps grow (`StepGrowth`): twenty of its next steps, each longer by `answer_growth`.
     answer_steps: float = 2.0
-    deep_steps: float = (
-        8.0  # likewise, of a deep one and a quick request with a target: it stays for long
-    )
+    # Likewise, more for a deep one and a quick request with a target, as it stays for long; where reports show how
+    # steps grow, only while no place is free.
+    deep_steps: float = 8.0
     answer_growth: float = 0.1  # of a step, for one more answer: a small machine's
     silent_seconds: float = (
         10.0  # behind the newest report: later each second counts as one of waiting
@@ -49,13 +49,16 @@ class RoutingSettings:
     )
     urgent_share: float = 0.125  # likewise, of the places of a replica: large machines have many
     # Once reports show how steps grow: so many that a step takes such a share of the smallest target, as prompts
-    # are read beside them; and at most such a share of the places, as they come in bunches.
+    # are read beside them; and so many that places are left when they come in bunches, by so many times the
+    # square root of their number, which is how far chance goes.
     target_share: float = 0.5
-    most_urgent_share: float = 0.5
+    bunch: float = 3.0
     # That may be wrong, so it is corrected: one more is kept where steps take a larger share of the target than
-    # this or quick ones wait so long, and one less where deep ones wait and steps are below `target_share`.
+    # this or quick ones wait so long, and one less where steps are below `target_share` while deep ones wait, or
+    # soon will, as the others are full to such a share.
     target_limit: float = 0.75
     deep_wait: float = 2.0  # seconds in a queue: shorter waits go by themselves
+    full_share: float = 0.9
     guard_settle: float = (
         5.0  # seconds between two corrections: reports must show what the last one did
     )
