@@ -10,7 +10,7 @@ from typing import Any
 from grpc import RpcError
 from loguru import logger
 from msgspec import convert
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from fastslow.output import Piece
@@ -134,7 +134,7 @@ class RayEngine:
         except TimeoutError:
             raise NotReady(f"no replica took the request within {PATIENCE:g} s") from None
         except LOST as error:
-            raise _lost(error, replica) from None
+            raise _lost(error, replica or _who(error)) from None
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
@@ -269,6 +269,12 @@ def _of(replica: str, error: Exception) -> Exception:
     if isinstance(error, NotReady):
         error.replica = replica
     return error
+
+
+def _who(error: Exception) -> str:
+    """Ray's name for a replica that took a request and ended before it said so; "" where none had it. A request
+    that never reached its replica Ray sends to another one by itself."""
+    return str(error.actor_id or "unknown") if isinstance(error, RayActorError) else ""
 
 
 def _lost(error: Exception, replica: str) -> Exception:
