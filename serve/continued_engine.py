@@ -16,6 +16,7 @@ from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, Engine, ModelCard, NotReady
 from fastslow.serve.sent_pieces import OtherAnswer, SentPieces, whole_sources
 
+FIND = 0.02  # seconds between two looks for a request that is cancelled
 LEAST = 0.001  # seconds of an ask's time that another try has at least: it ends with what it has
 
 
@@ -118,14 +119,17 @@ class ContinuedEngine:
 
     async def cancel(self, id: str) -> bool:
         own = self._running.get(id)
-        if own is not None:
-            own.cancelled.set()
-        try:
-            return await self.engine.cancel(id) or own is not None
-        except NotReady:
-            if own is None:
-                raise
-            return True
+        if own is None:
+            return await self.engine.cancel(id)
+        own.cancelled.set()
+        while True:
+            came = own.came
+            with suppress(NotReady):
+                if await self.engine.cancel(id):
+                    return True
+            if came or self._running.get(id) is not own:
+                return True
+            await asyncio.sleep(FIND)  # it is on its way to a replica, which does not know it yet
 
     async def stop_thinking(self, id: str) -> bool:
         own = self._running.get(id)

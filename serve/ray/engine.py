@@ -10,7 +10,7 @@ from typing import Any
 from grpc import RpcError
 from loguru import logger
 from msgspec import convert
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from fastslow.output import Piece
@@ -142,7 +142,7 @@ class RayEngine:
         except TimeoutError:
             raise _silent(replica) from None
         except LOST as error:
-            raise _lost(error, replica) from None
+            raise _lost(error, replica or _who(error)) from None
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
@@ -297,6 +297,12 @@ def _silent(replica: str) -> NotReady:
         return NotReady(f"no replica took the request within {PATIENCE:g} s")
     logger.warning("replica {} said nothing for {:g} s", replica, SILENT)
     return NotReady("the replica fell silent in the middle of the request", replica)
+
+
+def _who(error: Exception) -> str:
+    """Ray's name for a replica that took a request and ended before it said so; "" where none had it. A request
+    that never reached its replica Ray sends to another one by itself."""
+    return str(error.actor_id or "unknown") if isinstance(error, RayActorError) else ""
 
 
 def _lost(error: Exception, replica: str) -> Exception:

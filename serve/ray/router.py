@@ -49,6 +49,7 @@ class FastSlowRouter(RequestRouter):  # type: ignore[misc]
         self._reports = ReportReader()
         self._counted: dict[str, list[_Counted]] = {}  # by Ray's id of the request
         self._numbers = count()
+        self._unsure: set[str] = set()  # replicas that could not be reached since their last report
 
     @property
     def chooser(self) -> ReplicaChooser:
@@ -93,6 +94,10 @@ class FastSlowRouter(RequestRouter):  # type: ignore[misc]
         if len(counted) == 1:  # it went to another replica than was said
             self._drop(counted[0])
 
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_unavailable(replica_id)
+        self._unsure.add(str(replica_id.unique_id))
+
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
         self._set_replicas(list(self.curr_replicas.values()))
@@ -112,6 +117,8 @@ class FastSlowRouter(RequestRouter):  # type: ignore[misc]
             report = self._reports.read(name, running.routing_stats)
             if report is not None:
                 self._chooser.report(name, report)
+                self._unsure.discard(name)
+        self._unsure &= names.keys()
 
     def _request(self, pending: PendingRequest | None) -> RoutedRequest:
         """What the call says of itself."""
@@ -149,7 +156,10 @@ class FastSlowRouter(RequestRouter):  # type: ignore[misc]
     def _know(self, replica: RunningReplica) -> None:
         """Where Ray does not know a replica's queue it asks the replica first, and goes on to the next rank
         if that is too busy to say so at once: a deep request would come to a replica that is kept free of
-        them. What this router has there is near enough: a replica that is full refuses."""
+        them. What this router has there is near enough: a replica that is full refuses. One that could not be
+        reached is asked: else Ray would send to a dead one again and again, until its controller knows."""
+        if str(replica.replica_id.unique_id) in self._unsure:
+            return
         if self.replica_queue_len_cache.get(replica.replica_id) is None:
             answers = self._chooser.answers(str(replica.replica_id.unique_id))
             known = min(answers, max(0, replica.max_ongoing_requests - 1))

@@ -291,6 +291,36 @@ def test_a_pause_ends_where_the_request_is_cancelled_or_left() -> None:
         asyncio.run(asyncio.wait_for(main(leave), 10))
 
 
+class OnItsWay(ScriptedReplicas):
+    """Does not know a request before its first piece is there, which takes a moment."""
+
+    known = False
+
+    async def stream(self, ask: Ask) -> Any:
+        await asyncio.sleep(0.05)
+        self.known = True
+        while not self.cancelled:
+            await asyncio.sleep(0.001)
+        async for piece in super().stream(ask):
+            yield piece
+
+    async def cancel(self, id: str) -> bool:
+        return self.known and await super().cancel(id)
+
+
+def test_a_request_that_no_replica_knows_yet_is_cancelled_once_one_does() -> None:
+    async def main() -> None:
+        inner = OnItsWay([ANSWER])
+        engine = ContinuedEngine(inner, QUICK)
+        task = asyncio.ensure_future(taken(engine))
+        await asyncio.sleep(0.01)
+        assert await engine.cancel("one")
+        assert inner.cancelled == ["one"]
+        await task
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 def test_a_cancelled_answer_whose_engine_ends_is_not_asked_again() -> None:
     async def main() -> None:
         inner = ScriptedReplicas([ANSWER], [Break(after=2)])

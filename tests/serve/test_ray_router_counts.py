@@ -23,6 +23,7 @@ class Alone(FastSlowRouter):
     def __init__(self, names: list[str], **reports: Any) -> None:
         self.initialize_state(seed=1)
         self._replica_queue_len_cache = ReplicaQueueLengthCache()
+        self._queue_len_gauge_last_update: dict[Any, float] = {}
         self.running = [replica(name, reports.get(name)) for name in names]
         self._set_replicas(self.running)
 
@@ -146,5 +147,25 @@ def test_ray_need_not_ask_a_replica_that_the_router_knows() -> None:
         router = Alone(["a"])
         await router.ask(pending(request("x")))
         assert router.replica_queue_len_cache.get(router.running[0].replica_id) == 1
+
+    run(main)
+
+
+def test_a_replica_that_could_not_be_reached_is_asked_before_more_is_sent() -> None:
+    """Else Ray would send to a dead one again and again."""
+
+    def known(router: Alone) -> bool:
+        return router.replica_queue_len_cache.get(id_of("a")) is not None
+
+    async def main() -> None:
+        router = Alone(["a"])
+        await router.ask(pending(request("x")))
+        assert known(router)
+        router.on_replica_actor_unavailable(id_of("a"))
+        await router.ask(pending(request("x"), "j"))
+        assert not known(router)
+        router._set_replicas([replica("a", report(1.0).to_dict())])
+        await router.ask(pending(request("x"), "k"))
+        assert known(router)
 
     run(main)
