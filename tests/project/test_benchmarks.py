@@ -439,7 +439,7 @@ def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
 )
 def test_replicas_are_measured(part: str, place: Place) -> None:
     pytest.importorskip("ray")
-    place.run("cluster", part + " --model {model} --out {out}")
+    place.run("replicas", part + " --model {model} --out {out}")
     assert place.file()["found"]
     if part.startswith("killed"):
         assert not place.file()["wrong"]

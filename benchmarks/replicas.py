@@ -1,9 +1,9 @@
 """Replicas on this machine: nothing is lost, fast stays fast, prefixes are found.
 
-    python benchmarks/cluster.py killed [--answers 2000] [--kills 2]
-    python benchmarks/cluster.py flood [--routers fastslow,prefix,pow2]
-    python benchmarks/cluster.py prefixes [--routers fastslow,prefix,pow2]
-    python benchmarks/cluster.py arrivals --record trace.jsonl [--rate 2]
+    python benchmarks/replicas.py killed [--answers 2000] [--kills 2]
+    python benchmarks/replicas.py flood [--routers fastslow,prefix,pow2]
+    python benchmarks/replicas.py prefixes [--routers fastslow,prefix,pow2]
+    python benchmarks/replicas.py arrivals --record trace.jsonl [--rate 2]
 
 killed: 64 clients, mixed modes, greedy and seeded, streamed and not; replicas are killed with -9 meanwhile. Every answer
 must be there once, and be the one that an engine alone gives. flood: fast requests with a target, alone and beside clients
