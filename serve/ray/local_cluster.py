@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine for one server: no more processes than that needs, and none that outlives it."""
+"""A Ray cluster of this machine for one server: no more processes than that needs, and none that outlives it for long."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any
 
 from loguru import logger
 
-# Where this process is killed, Linux ends Ray's own processes with it. Two of these have started agents, which look
-# only now and then whether anybody is there, and then want to tell the others of it, for a minute.
-ENDING = {
-    "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-}
+# Where this process is killed, Linux ends Ray's own processes with it. Their agents watch a pipe with this, and
+# look only now and then without; then they try for a minute to tell the others, which nothing shortens.
+ENDING = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
 # The head of the dashboard, which runs even without a dashboard, and what starts and ends machines in a cloud: each
 # is an interpreter, and the first holds up the start.
 NOT_NEEDED = ("start_api_server", "start_monitor")
