@@ -9,14 +9,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from loguru import logger
 
+from fastslow.serve.ray.local_cluster import lean
 from fastslow.serve.ray.loopback import cluster_on_loopback
 from fastslow.serve.ray.worker_lines import show_lines
 
@@ -57,14 +59,17 @@ class Cluster:
         self._work.put((done, partial(function, *arguments)))
         return await asyncio.wrap_future(done)
 
-    async def open(self) -> None:
+    async def open(self, environment: Mapping[str, str] | None = None) -> None:
         """Start it, or join it.
+
+        Args:
+            environment: variables of the processes of one that is started.
 
         Raises:
             RuntimeError: that failed; one sentence.
         """
         try:
-            await self.call(self._open)
+            await self.call(self._open, environment or {})
         finally:
             _own_signals()
 
@@ -87,7 +92,7 @@ class Cluster:
             except BaseException as error:  # noqa: BLE001 - who waits has it
                 done.set_exception(error)
 
-    def _open(self) -> None:
+    def _open(self, environment: Mapping[str, str]) -> None:
         import ray
 
         ray_logs(logging.ERROR)
@@ -101,8 +106,10 @@ class Cluster:
                 "include_dashboard": False,
                 "object_store_memory": SHARED_MEMORY,
             }
+        starting = lean(own_modules() | dict(environment)) if self.local else nullcontext()
         try:
-            ray.init(address=self.address or "local", namespace="serve", **options)
+            with starting:
+                ray.init(address=self.address or "local", namespace="serve", **options)
         except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
             what = "start a Ray cluster" if self.local else f"join the Ray cluster {self.address!r}"
             raise RuntimeError(f"cannot {what}: {first_line(error)}") from None

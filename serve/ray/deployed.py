@@ -12,7 +12,7 @@ from loguru import logger
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.cluster import CLOSING, Cluster, own_modules, ray_logs
+from fastslow.serve.ray.cluster import CLOSING, Cluster, ray_logs
 from fastslow.serve.ray.load_failure import told_error
 from fastslow.serve.ray.replicas import APPLICATION, DEPLOYMENT, ReplicaSettings
 
@@ -72,7 +72,7 @@ class OwnDeployment:
         self._deployed = self._own_serve = False
 
     async def open(self) -> Any:
-        await self._cluster.open()
+        await self._cluster.open(self._environment)
         return await self._cluster.call(self._deploy)
 
     async def look(self) -> Replicas:
@@ -92,7 +92,8 @@ class OwnDeployment:
 
         from fastslow.serve.ray.deploy import engines
 
-        environment = (own_modules() if self._cluster.local else dict(QUIET)) | self._environment
+        # all processes of a local cluster have them already
+        environment = {} if self._cluster.local else QUIET | self._environment
         application = engines(self._settings, self._replicas, environment)
         self._own_serve = not serve_runs()
         serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))

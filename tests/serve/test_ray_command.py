@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from ray_engines import descendants
+from processes_served import address, command, wait_ready
+from ray_engines import descendants, living
 from serve_engines import write_served
 
 pytestmark = pytest.mark.slow
@@ -27,52 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_served(tmp_path_factory.mktemp("served"))
 
 
-@contextmanager
-def command(*words: object) -> Iterator[subprocess.Popen[str]]:
-    """The command, in a process group of its own."""
-    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastslow", "serve", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def address(process: subprocess.Popen[str]) -> str:
-    """Where it listens, once it says so."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "/ready says when" in line:
-            return line.partition("/ready")[0]
-    raise AssertionError("it ended")
-
-
-def wait_ready(url: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if httpx.get(f"{url}/ready").status_code == 200:
-            return
+def all_gone(pids: list[int], seconds: float = 30) -> bool:
+    """Whether soon none of these lives."""
+    end = time.monotonic() + seconds
+    while living(pids) and time.monotonic() < end:
         time.sleep(0.2)
-    raise AssertionError("it is not ready")
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether none of these lives; a zombie does not."""
-    return not [pid for pid in pids if _lives(pid)]
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return not living(pids)
 
 
 def outside(pids: list[int]) -> set[str]:
@@ -118,10 +75,17 @@ def test_it_serves_and_leaves_no_process(folder: Path, end: signal.Signals) -> N
         else:
             server.send_signal(end)
         assert server.wait(PATIENCE) == 0
-        until = time.monotonic() + 30
-        while not gone(pids) and time.monotonic() < until:
-            time.sleep(0.2)
-        assert gone(pids)
+        assert all_gone(pids)
+
+
+def test_a_killed_command_leaves_no_process(folder: Path) -> None:
+    with command(folder, "--port", 0, "--replicas", 1, "--kv-memory", "16MiB") as server:
+        wait_ready(address(server))
+        pids = [server.pid, *descendants(server.pid)]
+        assert len(pids) > 4
+        server.kill()
+        server.wait()
+        assert all_gone(pids, 90), "Ray's agents try to tell of it for a minute"
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

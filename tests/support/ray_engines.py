@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from fastslow.serve.ray.cluster import Cluster
 
-def replica_pids() -> list[int]:
+
+class KeptCluster(Cluster):
+    """For several deployments, one after the other: their ends do not end it."""
+
+    _opened = False
+
+    async def open(self, environment: Mapping[str, str] | None = None) -> None:
+        if not self._opened:
+            self._opened = True
+            await super().open(environment)
+
+    async def close(self) -> None:
+        """Nothing; see `end`."""
+
+    async def end(self) -> None:
+        await super().close()
+
+
+def replica_pids(application: str = "fastslow") -> list[int]:
     """The processes of replicas in the cluster of this process."""
     return [
         pid
         for pid in descendants(os.getpid())
-        if "ServeReplica:fastslow:engine" in (_command(pid) or "")
+        if f"ServeReplica:{application}:engine" in (_command(pid) or "")
     ]
+
+
+def living(pids: Iterable[int]) -> list[int]:
+    """Those that live; a zombie does not."""
+    return [pid for pid in pids if _state(pid) not in ("", "Z")]
 
 
 def descendants(pid: int) -> list[int]:
@@ -46,6 +71,13 @@ def _command(pid: int) -> str | None:
         )
     except OSError:
         return None
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def _parent(pid: int) -> int | None:

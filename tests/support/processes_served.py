@@ -1,0 +1,60 @@
+"""The command `fastslow serve` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import httpx
+
+PATIENCE = 180  # seconds
+
+
+def free_port() -> int:
+    """One at which nobody listens now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def command(
+    *words: object, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """The command, in a process group of its own."""
+    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastslow", "serve", *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Where it listens, once it says so."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "/ready says when" in line:
+            return line.partition("/ready")[0]
+    raise AssertionError("it ended")
+
+
+def wait_ready(url: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if httpx.get(f"{url}/ready", timeout=60).status_code == 200:
+            return
+        time.sleep(0.2)
+    raise AssertionError("it is not ready")
