@@ -41,7 +41,7 @@ class ReplicaChooser:
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
         self._sent: OrderedDict[str, Sent] = OrderedDict()  # by request, the oldest first
-        self._newest = 0.0  # report
+        self._newest = 0.0  # report, when it came
         self._characters = settings.page_characters  # of a token
 
     @property
@@ -71,9 +71,9 @@ class ReplicaChooser:
         load = self._loads.get(id)
         if load is None:
             return
-        load.report(report, self._clock())
+        self._newest = self._clock()
+        load.report(report, self._newest)
         self._growth.note(load.running, load.step)
-        self._newest = max(self._newest, load.reported_at or 0.0)
         self._prefixes.resize(id, report.pages * report.page_tokens * self._characters)
 
     def rank(self, request: RoutedRequest) -> list[str]:
@@ -156,8 +156,8 @@ class ReplicaChooser:
         """What comes first is smaller."""
         load = self._loads[id]
         seconds = load.seconds(request, self._cached(request, held.get(id, 0)), now)
-        if load.reported_at is not None:
-            silent = self._newest - load.reported_at
+        if load.heard_at is not None:  # the clock may have been set back since
+            silent = min(self._newest, now) - load.heard_at
             seconds += max(0.0, silent - self._settings.silent_seconds)
         barred = request.deep and id in self._guard.kept and not self._guard.allows(load)
         return barred, seconds

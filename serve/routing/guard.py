@@ -90,9 +90,9 @@ class Guard:
         """Count such requests, from time to time; other routers may send some, too."""
         settings = self._settings
         passed = now - self._looked
-        if passed < settings.guard_look:
+        if 0 <= passed < settings.guard_look:
             return
-        self._looked = now
+        self._looked, self._last = now, min(now, self._last)  # the clock may have been set back
         urgent = sum(load.urgent for load in loads.values())
         if urgent:
             self._last = now
@@ -101,7 +101,9 @@ class Guard:
             self._keep(0)
             return
         self._compare(loads)
-        self._level = max(urgent, self._level * math.exp(-passed / settings.guard_release))
+        self._level = max(
+            urgent, self._level * math.exp(-max(0.0, passed) / settings.guard_release)
+        )
         places = min((load.places for load in loads.values() if load.places), default=0)
         each, most = self._each(places)
         expected = self._level * settings.urgent_spare

@@ -32,7 +32,8 @@ class ReplicaLoad:
         self._settings = settings
         self._growth = growth
         self._report: ReplicaReport | None = None
-        self._at = 0.0  # of the report, on this router's clock
+        self._at = 0.0  # of the report, at most when it came
+        self._heard_at = 0.0  # when it came
         self._mine: dict[str, Sent] = {}
         self._own = _Count()  # this router's there
         self._since = _Count()  # all: as reported, and as it changed
@@ -87,13 +88,14 @@ class ReplicaLoad:
         return 0 if self._report is None else self._report.places
 
     @property
-    def reported_at(self) -> float | None:
-        return None if self._report is None else self._at
+    def heard_at(self) -> float | None:
+        """When its latest report came, on this router's clock: its own clock may be another."""
+        return None if self._report is None else self._heard_at
 
     def report(self, report: ReplicaReport, now: float) -> None:
         """It says how it is."""
         self._report = report
-        self._at = min(report.at, now)  # its clock may run ahead
+        self._at, self._heard_at = min(report.at, now), now  # its clock may run ahead
         self._step = _step(report) or self._settings.step_seconds
         self._rate = report.prompt_rate or self._settings.prompt_rate
         self._since = _Count(report.answers, report.deep, report.urgent)
@@ -142,7 +144,7 @@ class ReplicaLoad:
         return reading + queued + steps * step
 
     def _to_read(self, now: float) -> float:
-        return max(0.0, self._unread - self._rate * (now - self._unread_at))
+        return max(0.0, self._unread - self._rate * max(0.0, now - self._unread_at))
 
 
 def _step(report: ReplicaReport) -> float:

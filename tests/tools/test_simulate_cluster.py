@@ -259,3 +259,11 @@ def test_a_trace_that_does_not_fit() -> None:
     large = replace(TRACE[0], prompt_tokens=700_000)
     with pytest.raises(ValueError, match="needs 4.* pages of 16 tokens, and a replica has 40000"):
         cluster_module.check_trace([large], COSTS)
+
+
+def test_a_simulation_that_would_hardly_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="mtbf_hours=1e-09 must be at least 0.00139: replicas"):
+        SimulatedCluster(TRACE, COSTS, ClusterSettings(2, mtbf_hours=1e-9))
+    late = [TRACE[0], replace(TRACE[0], id="late", arrival=1e9)]
+    with pytest.raises(ValueError, match=r"2 replicas make 2e\+09 reports in the 1e\+09 s"):
+        SimulatedCluster(late, COSTS, ClusterSettings(2))

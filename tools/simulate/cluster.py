@@ -22,6 +22,8 @@ from fastslow.tools.simulate.trace import TracedRequest
 
 BEGIN = 1.0e9  # of the simulated clock, in seconds since 1970: routers take times near 0 for none
 MOST_REPLICAS = 10_000
+MOST_REPORTS = 1e8  # each is an event: so many take an hour
+SHORTEST_LIFE = 1.0  # seconds that replicas live, on average: below that nothing is ever over
 TOLD_EVERY = 2_000  # events between two reports of progress
 
 
@@ -108,7 +110,8 @@ class SimulatedCluster:
         most_steps: see `SimulatedReplica`.
 
     Raises:
-        ValueError: a request has a mode without costs, or does not fit into a replica's pages.
+        ValueError: a request has a mode without costs, or does not fit into a replica's pages; or the
+            simulation would hardly end.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class SimulatedCluster:
         self._trace, self._costs, self._settings, self._told = trace, costs, settings, told
         self._most_steps = most_steps
         check_trace(trace, costs)
+        _check_size(trace, costs, settings)
         self._now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -347,3 +351,25 @@ def check_trace(trace: Sequence[TracedRequest], costs: ReplicaCosts) -> None:
             raise ValueError(
                 f"request {request.id!r} needs {pages} pages of {page} tokens, and a replica has {costs.pages}"
             )
+
+
+def _check_size(
+    trace: Sequence[TracedRequest], costs: ReplicaCosts, settings: ClusterSettings
+) -> None:
+    """Raises:
+    ValueError: the simulation would never end, or hardly.
+    """
+    least = max(SHORTEST_LIFE, costs.start_seconds) / 3600
+    if settings.mtbf_hours < least:
+        raise ValueError(
+            f"mtbf_hours={settings.mtbf_hours:g} must be at least {least:.3g}: "
+            "replicas would die while they start"
+        )
+    span = trace[-1].arrival - trace[0].arrival
+    reports = span / settings.report_seconds * settings.replicas
+    if reports > MOST_REPORTS:
+        raise ValueError(
+            f"{settings.replicas} replicas make {reports:.3g} reports in the {span:.3g} s of this "
+            f"trace, more than {MOST_REPORTS:g}: take a shorter trace, or a report_seconds above "
+            f"{settings.report_seconds:g}"
+        )

@@ -252,3 +252,40 @@ def test_large_machines_need_fewer_kept() -> None:
         chooser.report(id, report(clock.now, running={"fast": 5}, urgent=5, places=256))
     send(chooser, quick("hello"))
     assert len(chooser.kept) == 1
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_changes_nothing_for_long(jump: float) -> None:
+    """Prefixes still decide, deep ones still stay away, and the guard still ends."""
+    clock = Clock()
+    chooser = chooser_of(["a", "b"], clock)
+
+    def reports() -> None:  # a second apart, as those of replicas are
+        for id in ("a", "b"):
+            clock.now += 1.0
+            chooser.report(id, report(clock.now))
+
+    reports()
+    first = send(chooser, request("x" * 4000))
+    chooser.rank(quick())
+    clock.now += jump
+    reports()
+    reports()
+    clock.now += 1.0
+    chooser.rank(quick())
+    for _ in range(20):
+        assert chooser.rank(request("x" * 4000))[0] == first
+    kept = chooser.kept
+    assert kept and chooser.rank(deep())[0] not in kept
+    clock.now += 200
+    reports()
+    chooser.rank(deep())
+    assert not chooser.kept
+
+
+def test_a_replica_whose_clock_is_late_is_no_silent_one() -> None:
+    clock = Clock()
+    chooser = chooser_of(["a", "b"], clock)
+    chooser.report("a", report(clock.now))
+    chooser.report("b", report(clock.now - 600))
+    assert len({chooser.rank(request("abc"))[0] for _ in range(50)}) == 2
