@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped,unused-ignore]
 from processes_served import address, command, free_port, wait_ready
 from ray_engines import descendants, living
 from serve_engines import write_served

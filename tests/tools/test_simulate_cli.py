@@ -94,6 +94,7 @@ def test_a_recorded_trace_is_compared(made: Path, capsys: pytest.CaptureFixture[
 
 
 def test_scaling_deaths_and_settings_of_the_router(made: Path) -> None:
+    assert call("plan", "-o", "c.json", "--start-seconds", 3) == 0
     asked = (
         "run",
         "t.jsonl",
