@@ -70,7 +70,11 @@ class ReplicaLoad:
     def queue_seconds(self) -> tuple[float, float]:
         """How long quick and deep ones wait there, by its latest report."""
         report = self._report
-        return (0.0, 0.0) if report is None else (report.quick_queue_seconds, report.deep_queue_seconds)
+        return (
+            (0.0, 0.0)
+            if report is None
+            else (report.quick_queue_seconds, report.deep_queue_seconds)
+        )
 
     @property
     def running(self) -> int:
@@ -122,7 +126,9 @@ class ReplicaLoad:
             now: on this router's clock.
         """
         settings, report, growth = self._settings, self._report, self._growth
-        free = self.answers < self.places  # then an answer costs what it adds to each step, whatever its kind;
+        free = (
+            self.answers < self.places
+        )  # then an answer costs what it adds to each step, whatever its kind;
         step = min(self._step, growth.seconds / settings.answer_growth) if free else self._step
         steps, queued = settings.answer_steps * self.answers, 0.0
         if request.urgent:

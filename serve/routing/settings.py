@@ -59,7 +59,9 @@ class RoutingSettings:
     target_limit: float = 0.75
     deep_wait: float = 2.0  # seconds in a queue: shorter waits go by themselves
     full_share: float = 0.9
-    guard_settle: float = 5.0  # seconds between two corrections: reports must show what the last one did
+    guard_settle: float = (
+        5.0  # seconds between two corrections: reports must show what the last one did
+    )
     # Where steps with many deep ones take at most so many times those without, quick ones hardly feel them,
     # and the replicas that are kept for these take some, too: such a share of what was seen to be harmless.
     guard_growth: float = 1.2

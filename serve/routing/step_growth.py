@@ -8,7 +8,9 @@ MEMORY = 1000.0  # reports over which older ones fade: minutes of a few replicas
 # Squared answers: so far must the counts of the reports have spread before these outweigh what was assumed,
 # as ten reports do that lie ten answers beside their mean.
 EVIDENCE = 1000.0
-LEAST_GROWTH = 0.001  # of a step, for each answer: it is never free, whatever chance made of the reports
+LEAST_GROWTH = (
+    0.001  # of a step, for each answer: it is never free, whatever chance made of the reports
+)
 
 
 class StepGrowth:
