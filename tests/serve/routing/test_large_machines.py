@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from fastslow.serve.routing.settings import RoutingSettings
 from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
-from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 from fastslow.tools.simulate.figures import ModeFigures, by_mode, simulated_times
+from fastslow.tools.simulate.planned import planned_costs
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 
-CURVE = ModeSteps((1, 64, 256, 2048), (0.017, 0.031, 0.0425, 0.136))
-LARGE = ReplicaCosts(
-    {"fast": CURVE, "deep": CURVE}, pages=60_000, max_running=256, prompt_rows=2048
-)
+LARGE = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4)
 
 
 def run(replicas: int, recipe: TraceRecipe, **more: object) -> dict[str, ModeFigures]:
