@@ -17,6 +17,7 @@ from fastslow.serve.routing.request import RoutedRequest
 
 PLACES = 8  # that run together on a replica
 QUICK, DEEP = 0.4, 20.0  # seconds of an answer that runs alone
+STEP = 0.05  # seconds, of an answer that runs alone
 SLOWER = 0.1  # of a step, for each answer that runs beside it
 
 
@@ -41,6 +42,8 @@ class FakeReplica:
         return report(
             at,
             running={"any": len(self.running)},
+            step_seconds={"any": STEP * (1 + SLOWER * max(0, len(self.running) - 1))},
+            places=PLACES,
             waiting={"any": len(self.waiting)},
             deep=deep,
             urgent=len(self.running) + len(self.waiting) - deep,
@@ -95,7 +98,7 @@ class Flood:
             while (begun := replica.take()) is not None:
                 slower = 1 + SLOWER * (len(replica.running) - 1)
                 if not begun.deep:
-                    self.first[begun.id] = self.clock.now - called[begun.id] + 0.05 * slower
+                    self.first[begun.id] = self.clock.now - called[begun.id] + STEP * slower
                 number += 1
                 took = (DEEP if begun.deep else QUICK) * slower
                 heapq.heappush(events, (self.clock.now + took, number, "end", begun.id))
