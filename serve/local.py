@@ -156,8 +156,7 @@ class LocalEngine:
 
     def report(self) -> ReplicaReport:
         """How busy it is, for routers. It never waits."""
-        modes = self._card.modes if self._card.thinks else {}
-        deep = {name for name, mode in modes.items() if may_take_long(mode)}
+        deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
         return replica_report(self._llm.current_load(), deep, time.time())
 
     async def tokenize(self, ask: Ask) -> list[int]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # routers and fronts import no torch
 
 def may_take_long(mode: Mapping[str, Any]) -> bool:
     """Whether requests of a mode may think, by its fields. A mode that chooses another one may choose one
-    that thinks."""
+    that thinks. It is the same for a model that cannot think: who asks for its deep mode takes time for it."""
     return mode.get("thinking", "auto") != "off" or bool(mode.get("auto"))
 
 

@@ -28,7 +28,7 @@ def routed_of(ask: Ask, card: ModelCard) -> RoutedRequest:
     return RoutedRequest(
         id=ask.id,
         mode=_name(base, fields),
-        deep=card.thinks and may_take_long({**preset, **fields}),
+        deep=may_take_long({**preset, **fields}),
         prompt=prompt,
         prompt_tokens=tokens,
         max_tokens=min(most, card.context) if isinstance(most, int) else card.context,
