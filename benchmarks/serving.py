@@ -185,12 +185,15 @@ def main() -> int:
     parser.add_argument("--speculation", default="off", help="a drafter, auto or off")
     parser.add_argument("--load", type=float, metavar="MINUTES", help="clients of all kinds")
     parser.add_argument("--faults", action="store_true", help="what goes wrong")
+    parser.add_argument("--kv-memory", default="512MiB", help="of the engine under load")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     given = {name: value for name in ("dtype", "quantization") if (value := getattr(args, name))}
     settings = {"model": args.model, "options": {**given, "progress": False, "remember": False}}
     if args.load is not None or args.faults:
         module = load if args.load is not None else faults
+        # small enough to be full of cached prefixes in the first minute: memory must not grow from then on
+        settings["options"]["kv_memory"] = args.kv_memory
         found, wrong = module.run(args, settings)
         write(args.out, model=args.model, found=found, wrong=wrong)
         for line in wrong:
