@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import write_family, write_moge
@@ -118,7 +119,9 @@ def test_what_drafter_self_may_not_run(llm: LLM, fields: dict[str, int], says: s
 
 def test_drafter_self_runs_shared_experts_alone_by_default(llm: LLM) -> None:
     plain = llm.generate(list(TEXTS), PARAMS, speculation="off")
-    for wish in ("self", OWN, {"drafter": "self", "experts": 0, "width": 3}):
+    # without nodes it drafts what pays, which on a busy machine may be nothing
+    own: dict[str, Any] = {"drafter": "self", "nodes": 3}
+    for wish in (own, OWN, {**own, "experts": 0, "width": 3}):
         drafted = llm.generate(list(TEXTS), PARAMS, speculation=wish)
         assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]
         assert sum(o.metrics.drafted for o in drafted) > 0

@@ -134,7 +134,7 @@ PRINTED = {
 }
 OWN = {
     "checkouts",
-    "cluster",
+    "replicas",
     "lookups",
     "perplexity",
     "peers",
