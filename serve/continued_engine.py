@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from loguru import logger
 
 from fastslow.output import Completion, Output, Piece
 from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, Engine, ModelCard, NotReady
+from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.sent_pieces import OtherAnswer, SentPieces, whole_sources
+from fastslow.serve.wrapped_engine import WrappedEngine
 
 FIND = 0.02  # seconds between two looks for a request that is cancelled
 LEAST = 0.001  # seconds of an ask's time that another try has at least: it ends with what it has
@@ -54,7 +54,7 @@ class _Broken:
     try_started: float = 0.0
 
 
-class ContinuedEngine:
+class ContinuedEngine(WrappedEngine):
     """An `Engine` in front of one of several replicas. An answer whose replica ends is asked for again; where
     a part of it was streamed, another replica goes on behind that part, and whoever reads the stream notices
     a pause and no more. Greedy and seeded answers are exactly what they would have been.
@@ -73,7 +73,7 @@ class ContinuedEngine:
     """
 
     def __init__(self, engine: Engine, retries: Retries = Retries()) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._retries = retries
         self._running: dict[str, _Broken] = {}
         self._closing = False
@@ -83,18 +83,6 @@ class ContinuedEngine:
     def restarts(self) -> int:
         """How often the engine began anew, where it counts that."""
         return int(getattr(self.engine, "restarts", 0))
-
-    @property
-    def card(self) -> ModelCard:
-        return self.engine.card
-
-    @property
-    def ready(self) -> bool:
-        return self.engine.ready
-
-    @property
-    def why_not_ready(self) -> str:
-        return self.engine.why_not_ready
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         own = _Broken(replace(ask, whole=True), time.monotonic())
@@ -138,21 +126,6 @@ class ContinuedEngine:
         if stopped and own is not None and before is not None:
             own.sent.thought_stopped(before)
         return stopped
-
-    async def trace(self, id: str) -> Mapping[str, Any] | None:
-        return await self.engine.trace(id)
-
-    async def stats(self) -> Mapping[str, Any]:
-        return await self.engine.stats()
-
-    async def tokenize(self, ask: Ask) -> list[int]:
-        return await self.engine.tokenize(ask)
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return await self.engine.detokenize(tokens)
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        return await self.engine.token_bytes(tokens)
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True

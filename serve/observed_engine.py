@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, Engine, ModelCard, NotReady
+from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.limits import Limits
 from fastslow.serve.request_record import CURRENT, AnswerRecord, tokens_of
+from fastslow.serve.wrapped_engine import WrappedEngine
 
 
-class ObservedEngine:
+class ObservedEngine(WrappedEngine):
     """An `Engine` in front of another, for the HTTP request that runs: its record gets an `AnswerRecord` for each
     ask, and its caller's limits count the tokens."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._limits = limits
 
     @property
@@ -28,18 +28,6 @@ class ObservedEngine:
             return self.engine.card.name
         except NotReady:
             return ""
-
-    @property
-    def card(self) -> ModelCard:
-        return self.engine.card
-
-    @property
-    def ready(self) -> bool:
-        return self.engine.ready
-
-    @property
-    def why_not_ready(self) -> str:
-        return self.engine.why_not_ready
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         record = CURRENT.get()
@@ -58,30 +46,6 @@ class ObservedEngine:
         finally:
             if record is not None:
                 self._limits.spend(record.caller, sum(tokens_of(answer)))
-
-    async def cancel(self, id: str) -> bool:
-        return await self.engine.cancel(id)
-
-    async def stop_thinking(self, id: str) -> bool:
-        return await self.engine.stop_thinking(id)
-
-    async def trace(self, id: str) -> Mapping[str, Any] | None:
-        return await self.engine.trace(id)
-
-    async def stats(self) -> Mapping[str, Any]:
-        return await self.engine.stats()
-
-    async def tokenize(self, ask: Ask) -> list[int]:
-        return await self.engine.tokenize(ask)
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return await self.engine.detokenize(tokens)
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        return await self.engine.token_bytes(tokens)
-
-    async def close(self, drain: float = 0.0) -> None:
-        await self.engine.close(drain)
 
 
 def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:

@@ -281,7 +281,10 @@ def streaming(handle: Any) -> Any:
     by_value = handle.options(method_name="stream", stream=True)
     try:
         return by_value.options(_by_reference=False)
-    except TypeError:  # another version of Ray
+    except TypeError:
+        logger.warning(
+            "this version of Ray sends answers only through its store: a token costs more"
+        )
         return by_value
 
 

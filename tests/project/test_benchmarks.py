@@ -438,7 +438,6 @@ def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
     ],
 )
 def test_replicas_are_measured(part: str, place: Place) -> None:
-    pytest.importorskip("ray")
     place.run("replicas", part + " --model {model} --out {out}")
     assert place.file()["found"]
     if part.startswith("killed"):

@@ -56,8 +56,12 @@ def replicas(llms: dict[str, LLM], *after: int) -> Replicas:
 
 
 def answer(llms: dict[str, LLM], ask: Ask, *after: int) -> tuple[list[Piece], Output]:
+    return answer_of(replicas(llms, *after), ask)
+
+
+def answer_of(alike: Replicas, ask: Ask) -> tuple[list[Piece], Output]:
     async def main() -> tuple[list[Piece], Output]:
-        engine = ContinuedEngine(replicas(llms, *after), QUICK)
+        engine = ContinuedEngine(alike, QUICK)
         *pieces, last = [piece async for piece in engine.stream(ask)]
         assert last.output is not None
         return pieces, last.output
@@ -97,16 +101,20 @@ ASKS: dict[str, Ask] = {
 def test_it_breaks_after_every_piece(llms: dict[str, LLM], name: str) -> None:
     ask = replace(ASKS[name], speculation="off")  # else later answers come in fewer pieces
     pieces, whole = answer(llms, ask)
-    assert len(pieces) > 3
+    broken = 0
     for after in range(len(pieces) + 1):
-        ours, output = answer(llms, ask, after)
+        alike = replicas(llms, after)
+        ours, output = answer_of(alike, ask)
         for index, choice in enumerate(whole.choices):
             assert said(output.choices[index]) == said(choice), after
             got, wanted = joined(ours, index), joined(pieces, index)
             assert got[:3] == wanted[:3], after
             assert [p.keys() for p in got[3]] == [p.keys() for p in wanted[3]]
         assert output.prompt_token_ids == whole.prompt_token_ids
-        assert ("another engine" in output.metrics.decision) or after == len(pieces)
+        # on a busy machine an answer may come in fewer pieces than before, and so in one try
+        assert ("another engine" in output.metrics.decision) == (len(alike.names) > 1), after
+        broken += len(alike.names) > 1
+    assert broken > 1
 
 
 def test_it_breaks_again_and_again(llms: dict[str, LLM]) -> None:

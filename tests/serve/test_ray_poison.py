@@ -6,8 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-
-pytest.importorskip("ray")
 from fake_engine import TINY
 from ray import ActorID
 from ray.exceptions import ActorUnavailableError

@@ -9,10 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from routing_tools import deep, quick, report, request
-
-pytest.importorskip("ray")
 from ray import serve
+from routing_tools import deep, quick, report, request
 
 from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings
 from fastslow.serve.ray.routers import router_config

@@ -6,12 +6,9 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from routing_tools import deep, report, request
-
-pytest.importorskip("ray")
 from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
+from routing_tools import deep, report, request
 
 from fastslow.serve.ray.router import FastSlowRouter
 from fastslow.serve.routing.request import RoutedRequest

@@ -1,0 +1,35 @@
+"""What Ray Serve is told to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.ray.deploy import engines
+from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings
+
+
+def deployed(settings: ReplicaSettings, **options: Any) -> Any:
+    model = EngineSettings("a-model", "a-model", options)
+    return engines(model, settings, {})._bound_deployment
+
+
+def test_replicas_follow_the_load_by_queues_and_without_delays_of_ray() -> None:
+    scaling = deployed(ReplicaSettings(1, 4))._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
+    assert scaling.policy.policy_function == "fastslow.serve.ray.scaling:QueueScaling"
+    # Ray holds its own delays against policies too, and this one asks only once
+    assert scaling.upscale_delay_s == scaling.downscale_delay_s == 0
+    assert deployed(ReplicaSettings(2, 2)).num_replicas == 2
+
+
+def test_each_router_reaches_the_deployment() -> None:
+    for name, path in ROUTERS.items():
+        config = deployed(ReplicaSettings(router=name))._deployment_config.request_router_config
+        assert config.request_router_class == path
+
+
+def test_ranks_lie_on_one_node() -> None:
+    made = deployed(ReplicaSettings(cpus=2), parallel="ep=2")
+    assert made._replica_config.placement_group_bundles == [{"CPU": 2}]
+    assert made._replica_config.placement_group_strategy == "STRICT_PACK"
