@@ -20,6 +20,7 @@ from fastslow.tools.simulate.trace import TracedRequest, write_trace
 SHARE_DEEP = 0.3
 FAST, DEEP = (8, 16, 24), (32, 64, 96)  # tokens of answers
 TARGET_MS = 1000
+OWN = 16  # tokens of a prompt behind its system prompt, about
 
 
 Seen = tuple[
@@ -56,40 +57,61 @@ async def all_requests(
     return await asyncio.gather(*running)
 
 
+async def one_by_one(address: str, count: int) -> list[Seen]:
+    """Fast requests of one bot, each when the one before is over."""
+    draw, begin, found = random.Random(0), time.monotonic(), []
+    for number in range(count):
+        body, _ = body_of(draw, number)
+        body |= {"mode": "fast", "max_tokens": 4, "latency_ms": TARGET_MS}
+        body["messages"][0]["content"] = system_prompt(0)
+        moment = time.monotonic() - begin
+        found.append((moment, body, 0, await ask(address, body)))
+    return found
+
+
+def recorded(address: str, args: argparse.Namespace, seed: int) -> tuple[list[TracedRequest], int]:
+    """Requests on a server that was just started, and how many of them have no answer. Those of the first
+    seconds, in which caches fill, have no measured times."""
+    seconds = args.warm + args.seconds
+    seen = asyncio.run(all_requests(address, seconds, args.rate, random.Random(seed)))
+    requests = [traced(number, one, one[0] >= args.warm) for number, one in enumerate(seen)]
+    return [one for one in requests if one is not None], requests.count(None)
+
+
+def traced(number: int, seen: Seen, compared: bool) -> TracedRequest | None:
+    """A request as a line of a trace; None: it has no answer."""
+    moment, body, bot, reply = seen
+    if not reply.whole:
+        return None
+    return TracedRequest(
+        arrival=moment,
+        mode=body["mode"],
+        deep=body["mode"] == "deep",
+        prompt_tokens=reply.prompt,
+        answer_tokens=reply.tokens,
+        id=f"r{number}",
+        prefix=((f"bot {bot}", max(0, reply.prompt - OWN)),),
+        max_tokens=body["max_tokens"],
+        latency_ms=body.get("latency_ms"),
+        first_seconds=reply.first if compared else None,
+        end_seconds=reply.seconds if compared else None,
+        cached_tokens=reply.cached,
+    )
+
+
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     front = Front(args.model, args.more, args.replicas)
     try:
-        draw = random.Random(args.seed)
-        asyncio.run(all_requests(front.address, 8, args.rate, random.Random(args.seed + 1)))
-        seen = asyncio.run(all_requests(front.address, args.seconds, args.rate, draw))
+        requests, lost = recorded(front.address, args, args.seed)
     finally:
         front.end()
-    requests, lost = [], 0
-    firsts: dict[str, list[float]] = {"fast": [], "deep": []}
-    for number, (moment, body, bot, reply) in enumerate(seen):
-        if not reply.whole:
-            lost += 1
-            continue
-        mode = body["mode"]
-        firsts[mode].append(1000 * reply.first)
-        shared = max(0, reply.prompt - OWN)
-        requests.append(
-            TracedRequest(
-                arrival=moment,
-                mode=mode,
-                deep=mode == "deep",
-                prompt_tokens=reply.prompt,
-                answer_tokens=reply.tokens,
-                id=f"r{number}",
-                prefix=((f"bot {bot}", shared),),
-                max_tokens=body["max_tokens"],
-                latency_ms=body.get("latency_ms"),
-                first_seconds=reply.first,
-                end_seconds=reply.seconds,
-                cached_tokens=reply.cached,
-            )
-        )
     write_trace(Path(args.record), requests)
+    firsts = {
+        mode: [
+            1000 * one.first_seconds for one in requests if one.mode == mode and one.first_seconds
+        ]
+        for mode in ("fast", "deep")
+    }
     rows = [
         (mode, str(len(times)), *(f"{value:.0f}" for value in percentiles(times)))
         for mode, times in firsts.items()
@@ -100,6 +122,3 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         f"{args.replicas} replicas, {args.rate:g} requests a second for {args.seconds:g} s, written to {args.record}.",
     )
     return {"firsts": firsts}, [f"{lost} requests have no answer"] if lost else []
-
-
-OWN = 16  # tokens of a prompt behind its system prompt, about

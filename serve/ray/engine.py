@@ -33,6 +33,7 @@ SILENT = (
     10.0  # seconds without any item of an answer until its replica is lost: it sends one every two
 )
 CALL = 30.0  # seconds that a call may take
+STATS = 5.0  # seconds for figures: programs that collect them give up after ten
 RECENT = 1000  # requests that are over whose replica is known, for their traces
 LAST = 5.0  # seconds that answers have to end once they are cancelled
 DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
@@ -167,8 +168,16 @@ class RayEngine:
         return next((trace for trace in found if trace is not None), None)
 
     async def stats(self) -> Mapping[str, Any]:
-        sums = self._sum.of(await self._by_replica("stats"))
-        now = self.replicas
+        try:
+            answered: Mapping[str, Any] = await self._by_replica("stats", seconds=STATS)
+        except TimeoutError:
+            if not self._sum.answered:
+                raise NotReady(f"a replica did not answer within {STATS:g} s") from None
+            logger.warning(
+                "a replica did not tell its figures within {:g} s: those told before count", STATS
+            )
+            answered = self._sum.answered
+        sums, now = self._sum.of(answered), self.replicas
         return sums | {"replicas_running": now.running, "replicas_starting": now.starting}
 
     async def tokenize(self, ask: Ask) -> list[int]:
@@ -238,18 +247,25 @@ class RayEngine:
         replica = self._running.get(id) or self._recent.get(id)
         if replica is not None:
             return [await self._any(method, control(id, replica))]
-        return list((await self._by_replica(method, control(id))).values())
+        try:
+            return list((await self._by_replica(method, control(id))).values())
+        except TimeoutError:
+            raise NotReady(f"a replica did not answer within {CALL:g} s") from None
 
-    async def _by_replica(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """Call all replicas; what those say that answer."""
+    async def _by_replica(
+        self, method: str, *arguments: Any, seconds: float = CALL
+    ) -> dict[str, Any]:
+        """Call all replicas; what those say that answer.
+
+        Raises:
+            TimeoutError: one that is there says nothing for so long.
+        """
         if self._handle is None or not self.replicas.running:
             raise NotReady(self._why)
         try:
             found = await self._handle.broadcast(method, *arguments).results_async(
-                timeout_s=CALL, return_exceptions=True
+                timeout_s=seconds, return_exceptions=True
             )
-        except TimeoutError:
-            raise NotReady(f"a replica did not answer within {CALL:g} s") from None
         except LOST as error:
             raise _lost(error, "") from None
         returned = [returned_of(data) for data in found if isinstance(data, bytes)]

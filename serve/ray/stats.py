@@ -17,11 +17,12 @@ class StatsSum:
 
     Attributes:
         gone: how many ended or fell silent.
+        answered: what replicas said when they were last asked, by their ids.
     """
 
     def __init__(self) -> None:
         self.gone = 0
-        self._here: set[str] = set()
+        self.answered: Mapping[str, Mapping[str, Any]] = {}
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._gone: dict[str, Any] = {}
 
@@ -31,8 +32,8 @@ class StatsSum:
         Args:
             answered: what replicas say now, by their ids.
         """
-        self.gone += len(self._here - set(answered))
-        self._here = set(answered)
+        self.gone += len(set(self.answered) - set(answered))
+        self.answered = answered
         for id in [id for id in self._latest if id not in answered]:
             self._latest[id] = {**self._latest[id], **dict.fromkeys(NOW, 0)}
         self._latest.update(answered)

@@ -434,7 +434,8 @@ def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
         "killed --answers 60 --kills 1",
         "flood --routers fastslow --seconds 2 --repeat 1 --flood 2",
         "prefixes --routers fastslow",
-        "arrivals --record {folder}/trace.jsonl --seconds 4",
+        "arrivals --record {folder}/trace.jsonl --seconds 4 --warm 2",
+        "simulated --counts 1,2 --seconds 4 --warm 2 --repeat 1",
     ],
 )
 def test_replicas_are_measured(part: str, place: Place) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from loguru import logger
 from metrics_client import client, scraped
 
 from fastslow.serve.engine import NotReady
 from fastslow.serve.metric_registry import MOST_VALUES
 
 pytest.importorskip("ray")
+from fastslow.serve.process.frames import packed
+from fastslow.serve.ray.deployed import Replicas
+from fastslow.serve.ray.engine import STATS, RayEngine
+from fastslow.serve.ray.messages import Returned
 from fastslow.serve.ray.stats import StatsSum
 
 SERIES = {
@@ -37,6 +43,41 @@ def test_sums_stay_and_the_gone_are_counted() -> None:
     again = sums.of({"b": of_one(2), "c": of_one(3)})
     assert (again["tokens"], again["pages"], again["replicas_gone"]) == (60, 200, 1)
     assert sums.of({})["replicas_gone"] == 3
+
+
+class TwoReplicas:
+    """A handle of them. hangs: one of them is stopped."""
+
+    hangs = False
+
+    def broadcast(self, method: str) -> TwoReplicas:
+        assert method == "stats"
+        return self
+
+    async def results_async(self, timeout_s: float, return_exceptions: bool) -> list[bytes]:
+        assert timeout_s == STATS < 10 and return_exceptions
+        if self.hangs:
+            raise TimeoutError
+        return [packed(Returned(id, of_one(n))) for n, id in enumerate("ab", 1)]
+
+
+def test_a_replica_that_hangs_leaves_the_figures_of_before() -> None:
+    async def main() -> None:
+        engine, handle = RayEngine(None), TwoReplicas()  # type: ignore[arg-type]
+        engine._handle, engine.replicas = handle, Replicas(running=2)
+        handle.hangs = True
+        with pytest.raises(NotReady, match="a replica did not answer within 5 s"):
+            await engine.stats()
+        handle.hangs = False
+        before = await engine.stats()
+        handle.hangs = True
+        said: list[str] = []
+        sink = logger.add(said.append, level="WARNING")
+        assert await engine.stats() == before and before["tokens"] == 30
+        logger.remove(sink)
+        assert len(said) == 1 and "those told before count" in said[0]
+
+    asyncio.run(main())
 
 
 class Several(FakeEngine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from fastslow.tools.cli.app import main
 from fastslow.tools.simulate import cluster
 from fastslow.tools.simulate.costs import read_costs
+from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.trace import read_trace, write_trace
 
 
@@ -76,7 +78,7 @@ def test_a_recorded_trace_is_compared(made: Path, capsys: pytest.CaptureFixture[
     from dataclasses import replace
 
     costs, trace = read_costs(Path("c.json")), read_trace(Path("t.jsonl"))
-    result = cluster.SimulatedCluster(trace, costs, cluster.ClusterSettings(2)).run()
+    result = cluster.SimulatedCluster(trace, costs, ClusterSettings(2)).run()
     recorded = [
         replace(
             a.request,
@@ -126,8 +128,10 @@ def test_steps_of_a_model_are_measured(tmp_path: Path, one_thread: None) -> None
     folder = checkpoints.write_moge(tmp_path / "model")
     out = tmp_path / "c.json"
     more = ("--kv-memory", "16MiB", "--max-running", 4, "--prompt-rows", 64, "--first-ms", 2)
-    assert call("measure", "--model", folder, "-o", out, *more) == 0
+    assert call("measure", "--model", folder, "-o", out, "--beside", 2, *more) == 0
     costs = read_costs(out)
+    assert len(costs.slowdown) == 2 and 1 <= costs.slowdown[0] <= costs.slowdown[1]
+    assert not multiprocessing.active_children()
     assert set(costs.modes) == {"fast", "deep"} and costs.max_running == 4
     assert costs.first_seconds == 0.002 and costs.pages > 0
     for cost in costs.modes.values():

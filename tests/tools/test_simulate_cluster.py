@@ -16,7 +16,6 @@ from fastslow.serve.routing.settings import RoutingSettings
 from fastslow.tools.simulate import cluster as cluster_module
 from fastslow.tools.simulate.cluster import (
     ClusterResult,
-    ClusterSettings,
     SimulatedCluster,
 )
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
@@ -24,6 +23,7 @@ from fastslow.tools.simulate.figures import ALL, figures, possible_hit_rate, sim
 from fastslow.tools.simulate.load import at_rate
 from fastslow.tools.simulate.prompt_text import prompt_text
 from fastslow.tools.simulate.routers import ROUTERS, PowerOfTwo, PrefixOnly, read_routing, router
+from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.sweep import Sweep
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 from fastslow.tools.simulate.trace import TracedRequest
@@ -244,6 +244,7 @@ def test_a_rate_that_cannot_be_made() -> None:
         ({"replicas": 0}, "replicas=0 must be between 1 and"),
         ({"router": "tow"}, "router='tow' is unknown.*two"),
         ({"mtbf_hours": 0.0}, "mtbf_hours=0.0 must be above 0"),
+        ({"machine_replicas": 0}, "machine_replicas=0 must be between 1 and 64"),
         ({"report_seconds": math.nan}, "report_seconds=nan must be above 0"),
     ],
 )
@@ -259,6 +260,18 @@ def test_a_trace_that_does_not_fit() -> None:
     large = replace(TRACE[0], prompt_tokens=700_000)
     with pytest.raises(ValueError, match="needs 4.* pages of 16 tokens, and a replica has 40000"):
         cluster_module.check_trace([large], COSTS)
+
+
+def test_replicas_of_a_machine_need_a_slowdown() -> None:
+    with pytest.raises(ValueError, match="machine_replicas=2 needs costs with a slowdown"):
+        SimulatedCluster(TRACE, COSTS, ClusterSettings(2, machine_replicas=2))
+
+
+def test_replicas_that_die_leave_their_place_on_the_machine() -> None:
+    slow = replace(COSTS, slowdown=(1.2, 1.5))
+    result = simulate(4, slow, machine_replicas=2, mtbf_hours=30 / 3600)
+    is_whole(result)
+    assert result.deaths > 3
 
 
 def test_a_simulation_that_would_hardly_end_is_refused() -> None:

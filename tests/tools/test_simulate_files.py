@@ -151,6 +151,7 @@ def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
         1e-9,
         0.01,
         9.0,
+        (1.5, 2.5),
         "x",
     )
     write_costs(tmp_path / "c.json", made)
@@ -187,6 +188,8 @@ def test_a_step_of_one_kind_is_its_curve_and_of_several_lies_between() -> None:
         ({"pages": 0}, "pages=0 must be a whole number of at least 1"),
         ({"pages": "many"}, "pages='many' must be a whole number"),
         ({"prompt_rows": 2}, "prompt_rows=2 must be at least max_running=64"),
+        ({"slowdown": [0.9]}, "slowdown must be at most 64 numbers of at least 1"),
+        ({"slowdown": 2}, "slowdown must be a list of numbers"),
         ({"page": 1}, "field 'page' is unknown.*pages"),
     ],
 )

@@ -9,8 +9,9 @@ from random import Random
 
 import pytest
 
-from fastslow.tools.simulate.cluster import ClusterResult, ClusterSettings, SimulatedCluster
+from fastslow.tools.simulate.cluster import ClusterResult, SimulatedCluster
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
+from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.trace import TracedRequest
 
 STEP, ROW = 0.010, 0.0005  # seconds of a step, and of each row in it
@@ -59,6 +60,29 @@ def test_one_request_takes_what_its_steps_take() -> None:
 def test_what_is_no_step_counts_too() -> None:
     ((first, _),) = times(run([one(0, 10, 2)], costs(first_seconds=0.25))).values()
     assert first == pytest.approx(0.25 + STEP + 10 * ROW)
+
+
+def test_replicas_of_a_machine_slow_each_other() -> None:
+    """Each request has a replica of its own; the one that comes second finds the first at work, and so on."""
+    machine = costs(slowdown=(1.5, 2.0))
+    trace = [one(0, 100, 1), one(0.001, 200, 1), one(0.002, 300, 1), one(0.003, 400, 1)]
+    alone = [STEP + tokens * ROW for tokens in (100, 200, 300, 400)]
+    for together, factors in {4: (1.0, 1.5, 2.0, 2.0), 1: (1.0, 1.0, 1.0, 1.0)}.items():
+        found = times(run(trace, machine, 4, router="two", machine_replicas=together))
+        for request, step, factor in zip(trace, alone, factors, strict=True):
+            first, _ = found[request.id]
+            assert first - request.arrival == pytest.approx(factor * step, rel=1e-9)
+
+
+def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
+    """Two answers of three tokens: the second begins within the first one's prompt, and ends after it."""
+    machine = costs(slowdown=(1.5,))
+    trace = [one(0, 100, 3), one(0.001, 400, 3)]
+    read = [STEP + 100 * ROW, 1.5 * (STEP + 400 * ROW)]
+    step = STEP + ROW
+    found = times(run(trace, machine, 2, router="two", machine_replicas=2))
+    assert found["0/100"][1] == pytest.approx(read[0] + 2 * 1.5 * step)
+    assert found["0.001/400"][1] == pytest.approx(0.001 + read[1] + 2 * step)
 
 
 def test_a_cached_prefix_is_not_read_again() -> None:

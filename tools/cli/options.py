@@ -127,8 +127,13 @@ class ModelOptions:
         """The model, loaded. more: further arguments of `LLM`."""
         from fastslow.llm import LLM
 
+        return LLM(self.model, **self.arguments, **more)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `LLM`, but for the model."""
         names = ("dtype", "quantization", "device", "kv_memory", "max_model_len")
-        return LLM(self.model, **{name: getattr(self, name) for name in names}, **more)
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

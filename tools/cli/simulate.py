@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -264,23 +265,35 @@ def measure(
         float, shown_option("From a client to a replica and back: what is no step.", min=0)
     ] = 0.0,
     start_seconds: Annotated[float, shown_option("Until a new replica answers.", min=0)] = 60.0,
+    beside: Annotated[
+        int,
+        shown_option(
+            "Engines that run beside this one at last: how much they slow it.", min=0, max=64
+        ),
+    ] = 0,
 ) -> None:
     """Measure what steps take on this machine, by mode and rows: run it as a replica runs, on as many threads.
 
     Examples:
       fastslow simulate measure --model path/to/checkpoint -o costs.json
-      OMP_NUM_THREADS=1 fastslow simulate measure --model smollm2-moge -o costs.json --first-ms 5
+      OMP_NUM_THREADS=1 fastslow simulate measure --model smollm2-moge -o costs.json --beside 2
     """
     check_writable(out)
     names = listed("modes", modes)
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate.costs import write_costs
-    from fastslow.tools.simulate.measured import measured_costs
+    from fastslow.tools.simulate.measured import measured_costs, measured_slowdown
+    from fastslow.tools.simulate.neighbours import Neighbours
 
     quiet_log()
     how = {"max_running": max_running, "prompt_rows": prompt_rows, "remember": False}
     with options.load(**how) as llm, progress_bar() as told:
+        slowdown: tuple[float, ...] = ()
+        if beside:
+            others = Neighbours(str(options.folder), options.arguments | how, names[0])
+            with others:
+                slowdown = measured_slowdown(llm, names[0], others, beside, told)
         made = measured_costs(
             llm,
             names,
@@ -289,6 +302,7 @@ def measure(
             start_seconds=start_seconds,
             told=told,
         )
+        made = replace(made, slowdown=slowdown)
     write_costs(out, made)
     console().print(f"steps of {', '.join(names)}: {out}")
 

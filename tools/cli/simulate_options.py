@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from fastslow.tools.cli.options import option, shown_option
 
 if TYPE_CHECKING:
-    from fastslow.tools.simulate.cluster import ClusterSettings
+    from fastslow.tools.simulate.settings import ClusterSettings
     from fastslow.tools.simulate.synthetic import TraceRecipe
 
-SCALING, FAILURES, LOAD, TEXTS = "Autoscaling", "Chance", "Load", "Texts"
+SCALING, MACHINES, FAILURES, LOAD, TEXTS = "Autoscaling", "Machines", "Chance", "Load", "Texts"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class ClusterOptions:
     deep_queue_seconds: Annotated[
         float, shown_option("That deep requests may wait.", SCALING, min=0.001)
     ] = 20.0
+    machine_replicas: Annotated[
+        int,
+        shown_option(
+            "That share a machine; costs of `measure --beside` say how they slow each other.",
+            MACHINES,
+            min=1,
+        ),
+    ] = 1
     mtbf_hours: Annotated[
         float | None,
         option("Mean hours between deaths of a replica; its answers go on elsewhere.", FAILURES),
@@ -50,8 +58,8 @@ class ClusterOptions:
             ValueError: a field is out of range, or unknown.
         """
         from fastslow.serve.routing.scaling import ScalingSettings
-        from fastslow.tools.simulate.cluster import ClusterSettings
         from fastslow.tools.simulate.routers import read_routing
+        from fastslow.tools.simulate.settings import ClusterSettings
 
         scaling = None
         if self.scale_to is not None:
@@ -66,6 +74,7 @@ class ClusterOptions:
             scaling=scaling,
             mtbf_hours=math.inf if self.mtbf_hours is None else self.mtbf_hours,
             report_seconds=self.report_seconds,
+            machine_replicas=self.machine_replicas,
             routing=read_routing(self.routing or ""),
             seed=self.seed,
         )

@@ -11,53 +11,19 @@ from random import Random
 
 from fastslow.serve.routing.report import ReplicaReport
 from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.routing.scaling import ScalingState, replicas_wanted
 from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.prompt_text import prompt_text
 from fastslow.tools.simulate.replica import MOST_STEPS, SimulatedReplica
-from fastslow.tools.simulate.routers import OURS, check_router, router
+from fastslow.tools.simulate.routers import router
+from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.trace import TracedRequest
 
 BEGIN = 1.0e9  # of the simulated clock, in seconds since 1970: routers take times near 0 for none
-MOST_REPLICAS = 10_000
 MOST_REPORTS = 1e8  # each is an event: so many take an hour
 SHORTEST_LIFE = 1.0  # seconds that replicas live, on average: below that nothing is ever over
 TOLD_EVERY = 2_000  # events between two reports of progress
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSettings:
-    """What is simulated besides the trace and the costs.
-
-    Attributes:
-        replicas: that there are at first.
-        router: "fastslow", "prefix" or "two".
-        scaling: how their number follows the load; None = it stays.
-        scaling_seconds: between two looks at the load.
-        mtbf_hours: mean time between the deaths of a replica; infinity = they live.
-        report_seconds: between two reports of a replica.
-        routing: settings of the real router.
-        seed: of all chance.
-    """
-
-    replicas: int
-    router: str = OURS
-    scaling: ScalingSettings | None = None
-    scaling_seconds: float = 5.0
-    mtbf_hours: float = math.inf
-    report_seconds: float = 1.0
-    routing: RoutingSettings = field(default_factory=RoutingSettings)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.replicas <= MOST_REPLICAS:
-            raise ValueError(f"replicas={self.replicas} must be between 1 and {MOST_REPLICAS}")
-        check_router(self.router)
-        for name in ("scaling_seconds", "mtbf_hours", "report_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
 
 
 @dataclass(slots=True)
@@ -93,6 +59,7 @@ class _Member:
     """A replica from its start to its end; it answers from `ready` on."""
 
     replica: SimulatedReplica
+    machine: set[str]  # names of all replicas there
     born: float
     ready: bool = False
     leaving: bool = False  # no more is sent to it, and it goes when it is empty
@@ -123,7 +90,8 @@ class SimulatedCluster:
         most_steps: int = MOST_STEPS,
     ) -> None:
         self._trace, self._costs, self._settings, self._told = trace, costs, settings, told
-        self._most_steps = most_steps
+        # how many others run steps may change with each
+        self._most_steps = most_steps if settings.machine_replicas == 1 else 1
         check_trace(trace, costs)
         _check_size(trace, costs, settings)
         self._now = 0.0
@@ -132,6 +100,7 @@ class SimulatedCluster:
         self._names = itertools.count()
         self._random = Random(settings.seed)
         self._members: dict[str, _Member] = {}
+        self._machines: list[set[str]] = []
         self._router = router(
             settings.router,
             self._length,
@@ -250,11 +219,14 @@ class SimulatedCluster:
     # Replicas
 
     def _start(self, ready: bool) -> None:
-        member = _Member(
-            SimulatedReplica(f"replica-{next(self._names)}", self._costs, self._most_steps),
-            self._now,
-        )
-        self._members[member.replica.id] = member
+        id = f"replica-{next(self._names)}"
+        machine = self._placed(id)
+
+        def others() -> int:
+            return sum(self._members[one].replica.runs for one in machine if one != id)
+
+        replica = SimulatedReplica(id, self._costs, self._most_steps, others)
+        member = self._members[id] = _Member(replica, machine, self._now)
         if ready:
             self._ready(member)
         else:
@@ -262,6 +234,15 @@ class SimulatedCluster:
         if self._settings.mtbf_hours < math.inf:
             life = self._random.expovariate(1 / (3600 * self._settings.mtbf_hours))
             self._at(self._now + life, lambda: self._die(member))
+
+    def _placed(self, id: str) -> set[str]:
+        """The first machine that has a place for a replica, as the names of those there."""
+        for machine in self._machines:
+            if len(machine) < self._settings.machine_replicas:
+                machine.add(id)
+                return machine
+        self._machines.append({id})
+        return self._machines[-1]
 
     def _ready(self, member: _Member) -> None:
         if member.replica.id not in self._members or member.leaving:
@@ -310,6 +291,7 @@ class SimulatedCluster:
 
     def _gone(self, member: _Member) -> None:
         del self._members[member.replica.id]
+        member.machine.discard(member.replica.id)
         self._reports.pop(member.replica.id, None)
         self._result.replica_seconds += self._now - member.born
         self._result.busy_seconds += member.replica.busy_seconds
@@ -364,6 +346,11 @@ def _check_size(
         raise ValueError(
             f"mtbf_hours={settings.mtbf_hours:g} must be at least {least:.3g}: "
             "replicas would die while they start"
+        )
+    if settings.machine_replicas > 1 and not costs.slowdown:
+        raise ValueError(
+            f"machine_replicas={settings.machine_replicas} needs costs with a slowdown: "
+            "`fastslow simulate measure --beside N` measures it"
         )
     span = trace[-1].arrival - trace[0].arrival
     reports = span / settings.report_seconds * settings.replicas

@@ -19,6 +19,7 @@ from fastslow.engine.params import nearest, shown
 MOST_ROWS = 16_384  # of a step; more take as much longer as they are more
 MOST_POINTS = 10_000  # of a curve
 MOST_MODES = 64
+MOST_OTHERS = 64  # replicas beside one on its machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class ReplicaCosts:
         attention_seconds: more of a step, for each row of a prompt and each token before that.
         first_seconds: from a client to the replica and back: what is no step.
         start_seconds: until a new replica answers.
+        slowdown: what a step takes while 1, 2, ... other replicas of the same machine run steps, times what it
+            takes alone; with more others as with the last. () = each replica has a machine of its own.
         source: where the figures are from, for people.
     """
 
@@ -80,6 +83,7 @@ class ReplicaCosts:
     attention_seconds: float = 0.0
     first_seconds: float = 0.0
     start_seconds: float = 60.0
+    slowdown: tuple[float, ...] = ()
     source: str = ""
     _curves: dict[str, tuple[list[float], list[float]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -102,6 +106,12 @@ class ReplicaCosts:
         for name in ("context_seconds", "attention_seconds", "first_seconds", "start_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0")
+        if len(self.slowdown) > MOST_OTHERS or not all(
+            1 <= one < math.inf for one in self.slowdown
+        ):
+            raise ValueError(
+                f"slowdown must be at most {MOST_OTHERS} numbers of at least 1, one for each number of others"
+            )
         for name, cost in self.modes.items():
             decode = _table(cost.rows, cost.seconds)
             prompt = _table(cost.rows, cost.prompt_seconds) if cost.prompt_seconds else decode
@@ -133,6 +143,12 @@ class ReplicaCosts:
                 total += _at(curve, above) - (_at(curve, below) if below else 0.0)
                 below = above
         return total
+
+    def slowed(self, others: int) -> float:
+        """What a step takes beside so many others of the machine, times what it takes alone."""
+        return (
+            self.slowdown[min(others, len(self.slowdown)) - 1] if others and self.slowdown else 1.0
+        )
 
     def most_rows(self, modes: Iterable[str], seconds: float) -> int:
         """How many rows of the dearest of these modes a step of so many seconds has; 0: not one."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import numpy as np
 
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
+from fastslow.tools.simulate.neighbours import Neighbours
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together
 PROMPTS = (16, 64, 128, 256, 512, 1024)  # tokens of a prompt that is read
 STEPS = 16  # over which a decoding step is averaged
 SHORT, LONG = 16, 512  # tokens of context
-TIMES = 3  # the fastest counts: what else runs on the machine comes and goes
+PROBES, PROBED, READ = 12, 4, 128  # turns; requests that decode and tokens that are read in each
+TIMES = 3  # the median counts
 
 
 def measured_costs(
@@ -31,7 +34,7 @@ def measured_costs(
     """What steps of a loaded model take here, without drafts, and its pages.
 
     Args:
-        llm: as a replica runs it, on as many threads, and beside what else runs there.
+        llm: as a replica runs it, on as many threads.
         modes: names of its modes.
         prompt_rows: that it was made with.
         first_seconds: from a client to a replica and back: what is no step.
@@ -59,6 +62,33 @@ def measured_costs(
         start_seconds=start_seconds,
         source="measured on this machine",
     )
+
+
+def measured_slowdown(
+    llm: LLM,
+    mode: str,
+    neighbours: Neighbours,
+    most: int,
+    told: Callable[[float, str], None] = lambda share, text: None,
+) -> tuple[float, ...]:
+    """What steps take beside 1, 2, ... `most` engines that never rest, times what they take alone.
+
+    Args:
+        llm, told: as for `measured_costs`.
+        mode: that is measured.
+        neighbours: engines like this one, none of which runs yet.
+
+    Raises:
+        RuntimeError: a neighbour did not load its model.
+    """
+    meter = StepMeter(llm)
+    told(0.0, "measuring steps without neighbours")
+    alone, found = meter.probe(mode), [1.0]
+    for others in range(1, most + 1):
+        told(others / (most + 1), f"measuring steps beside {others} more")
+        neighbours.start_one()
+        found.append(max(found[-1], meter.probe(mode) / alone))
+    return tuple(found[1:])
 
 
 class StepMeter:
@@ -95,12 +125,11 @@ class StepMeter:
             (self._seconds(mode, prompts, 2), self._seconds(mode, prompts, 2 + STEPS))
             for _ in range(TIMES)
         ]
-        short, long = min(a for a, _ in pairs), min(b for _, b in pairs)
-        return max(1e-6, (long - short) / STEPS)
+        return max(1e-6, median((long - short) / STEPS for short, long in pairs))
 
     def prompt(self, mode: str, tokens: int) -> float:
         """Seconds of a step that reads so many tokens."""
-        return min(self._seconds(mode, [self._tokens(tokens)], 1) for _ in range(TIMES))
+        return median(self._seconds(mode, [self._tokens(tokens)], 1) for _ in range(TIMES))
 
     def context(self, mode: str) -> float:
         """Seconds that a token of context adds to a step."""
@@ -108,6 +137,16 @@ class StepMeter:
         if far <= SHORT:
             return 0.0
         return (self.decode(mode, 1, far) - self.decode(mode, 1, SHORT)) / (far - SHORT)
+
+    def probe(self, mode: str) -> float:
+        """Seconds of a fixed piece of work, as the mean of some: what runs beside it counts."""
+        prompts = [self._tokens(SHORT) for _ in range(PROBED)]
+        self._seconds(mode, prompts, 1)
+        times = [
+            self._seconds(mode, prompts, 2 + STEPS) + self._seconds(mode, [self._tokens(READ)], 1)
+            for _ in range(PROBES)
+        ]
+        return sum(times) / PROBES
 
     def _tokens(self, count: int) -> list[int]:
         """Random ones: nothing of them is in a cache."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
+from collections.abc import Callable
 
 from fastslow.engine.core.latency_budget import LATER, SHARE
 from fastslow.serve.routing.report import ReplicaReport
@@ -30,6 +31,7 @@ class SimulatedReplica:
         id: its name.
         costs: what its steps take, and what it holds.
         most_steps: of one run; 1 = each step is an event of its own, which tests compare.
+        others: how many other replicas of the same machine run steps now.
 
     Attributes:
         wakes: when its present run ends; infinity while it has nothing to do.
@@ -37,13 +39,20 @@ class SimulatedReplica:
         preempted: requests that lost their pages for a while.
     """
 
-    def __init__(self, id: str, costs: ReplicaCosts, most_steps: int = MOST_STEPS) -> None:
+    def __init__(
+        self,
+        id: str,
+        costs: ReplicaCosts,
+        most_steps: int = MOST_STEPS,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.id = id
         self.wakes = NEVER
         self.busy_seconds = 0.0
         self.preempted = 0
         self._costs = costs
         self._most_steps = most_steps
+        self._others = others
         self._cache = SimulatedPrefixCache(costs.page_tokens)
         self._run: StepRun | None = None
         self._queue = WaitingQueue()
@@ -62,6 +71,11 @@ class SimulatedReplica:
         self._tokens_per_step: dict[str, float] = {}
         self._prompt_rate = 0.0
         self._alone = {m: costs.step({m: 1.0}, {}) for m in costs.modes}
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is in a step."""
+        return self._run is not None
 
     @property
     def answers(self) -> int:
@@ -216,6 +230,8 @@ class SimulatedReplica:
             return
         run = step.run(now)
         self._add_context(run)
+        slowed = self._costs.slowed(self._others())
+        run.first, run.more = slowed * run.first, slowed * run.more
         run.steps = self._steps(run, limit, most)
         self._run, self.wakes = run, run.end(run.steps)
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from fastslow.tools.simulate.cluster import (
     ClusterResult,
-    ClusterSettings,
     SimulatedCluster,
     check_trace,
 )
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.figures import ClusterFigures, figures, possible_hit_rate
 from fastslow.tools.simulate.load import at_rate
+from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.trace import TracedRequest
 
 
