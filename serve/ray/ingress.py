@@ -83,8 +83,9 @@ class Ingress:
         return self._app
 
     async def __del__(self) -> None:
-        self._starting.cancel()
-        await self._engine.close()
+        if hasattr(self, "_starting"):  # else it could not be made
+            self._starting.cancel()
+            await self._engine.close()
         self._log.close()
 
     async def _start(self) -> None:

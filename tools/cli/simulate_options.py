@@ -62,7 +62,13 @@ class ClusterOptions:
         from fastslow.tools.simulate.settings import ClusterSettings
 
         scaling = None
+        if self.scale_to is None and self.scale_from > 1:
+            raise ValueError(f"scale_from={self.scale_from} is for scale_to: give that, too")
         if self.scale_to is not None:
+            if self.scale_from > self.scale_to:
+                raise ValueError(
+                    f"scale_from={self.scale_from} must be at most scale_to={self.scale_to}"
+                )
             scaling = ScalingSettings(
                 least=self.scale_from,
                 most=self.scale_to,
