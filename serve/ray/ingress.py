@@ -60,7 +60,6 @@ class Ingress:
         given = Arguments(**arguments)
         name = serve.get_replica_context().app_name
         self._engine = RayEngine(FoundDeployment(handle, name))
-        self._drain = given.drain_seconds
         keys = known_keys(None if given.api_keys is None else Path(given.api_keys), ())
         traced = tracing()
         operations = OperationSettings(

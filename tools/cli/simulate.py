@@ -56,7 +56,10 @@ def run(
         ),
     ] = None,
     seconds: Annotated[
-        float, shown_option("Of arrivals with --rate-each; at least 5,000 requests.", min=0.001)
+        float,
+        shown_option(
+            "With --rate-each: seconds of arrivals, or more until 5,000 requests.", min=0.001
+        ),
     ] = 300.0,
     compare: Annotated[
         Path | None,
@@ -185,7 +188,7 @@ def record(
     latency_ms: Annotated[
         float | None,
         typer.Option(
-            help="Target of requests of these modes, which a log does not have.", min=0.001
+            help="Latency target of requests of these modes, which a log does not tell.", min=0.001
         ),
     ] = None,
 ) -> None:
@@ -224,9 +227,13 @@ def plan(
     max_running: Annotated[int, shown_option("Most requests in a step.", min=1)] = 256,
     prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 2048,
     draft: Annotated[int, shown_option("Tokens drafted per request and step.", min=0, max=8)] = 0,
-    acceptance: Annotated[float, shown_option("Of a drafted token.", min=0)] = 0.7,
+    acceptance: Annotated[
+        float, shown_option("Chance that a drafted token is accepted.", min=0)
+    ] = 0.7,
     drafter: Annotated[str, shown_option("mtp or free, as `fastslow plan` has it.")] = "mtp",
-    start_seconds: Annotated[float, shown_option("Until a new replica answers.", min=0)] = 300.0,
+    start_seconds: Annotated[
+        float, shown_option("Seconds until a new replica answers.", min=0)
+    ] = 300.0,
 ) -> None:
     """Plan what steps take on cards that need not be here, by mode and rows (docs/planner.md).
 
@@ -266,13 +273,17 @@ def measure(
     max_running: Annotated[int, shown_option("Most requests in a step.", min=1)] = 64,
     prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 512,
     first_ms: Annotated[
-        float, shown_option("From a client to a replica and back: what is no step.", min=0)
+        float, shown_option("Way from a client to a replica and back.", min=0)
     ] = 0.0,
-    start_seconds: Annotated[float, shown_option("Until a new replica answers.", min=0)] = 60.0,
+    start_seconds: Annotated[
+        float, shown_option("Seconds until a new replica answers.", min=0)
+    ] = 60.0,
     beside: Annotated[
         int,
         shown_option(
-            "Engines that run beside this one at last: how much they slow it.", min=0, max=64
+            "Measure, too, how much 1, 2, ... so many other engines on this machine slow this one.",
+            min=0,
+            max=64,
         ),
     ] = 0,
 ) -> None:
