@@ -68,7 +68,7 @@ def test_replicas_of_a_machine_slow_each_other() -> None:
     trace = [one(0, 100, 1), one(0.001, 200, 1), one(0.002, 300, 1), one(0.003, 400, 1)]
     alone = [STEP + tokens * ROW for tokens in (100, 200, 300, 400)]
     for together, factors in {4: (1.0, 1.5, 2.0, 2.0), 1: (1.0, 1.0, 1.0, 1.0)}.items():
-        found = times(run(trace, machine, 4, router="two", machine_replicas=together))
+        found = times(run(trace, machine, 4, router="pow2", machine_replicas=together))
         for request, step, factor in zip(trace, alone, factors, strict=True):
             first, _ = found[request.id]
             assert first - request.arrival == pytest.approx(factor * step, rel=1e-9)
@@ -80,7 +80,7 @@ def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
     trace = [one(0, 100, 3), one(0.001, 400, 3)]
     read = [STEP + 100 * ROW, 1.5 * (STEP + 400 * ROW)]
     step = STEP + ROW
-    found = times(run(trace, machine, 2, router="two", machine_replicas=2))
+    found = times(run(trace, machine, 2, router="pow2", machine_replicas=2))
     assert found["0/100"][1] == pytest.approx(read[0] + 2 * 1.5 * step)
     assert found["0.001/400"][1] == pytest.approx(0.001 + read[1] + 2 * step)
 
