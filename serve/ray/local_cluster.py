@@ -9,6 +9,8 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.serve.keys import VARIABLE
+
 # Where this process is killed, Linux ends Ray's own processes with it. Their agents watch a pipe with this, and
 # look only now and then without; then they try for a minute to tell the others, which nothing shortens.
 ENDING = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
@@ -26,8 +28,9 @@ def lean(environment: Mapping[str, str]) -> Iterator[None]:
             started beforehand does not fit, and starts again.
     """
     wanted = {**ENDING, **environment}
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ.get(name) for name in (*wanted, VARIABLE)}
     os.environ.update(wanted)
+    os.environ.pop(VARIABLE, None)  # its processes know no keys
     kept = _without_processes()
     try:
         yield

@@ -380,6 +380,42 @@ def test_the_rest_is_the_engines_own() -> None:
     asyncio.run(main())
 
 
+class Forgetful(ScriptedReplicas):
+    """Each replica ends under the first calls about tokens."""
+
+    def __init__(self, deaths: int, ready: bool = True) -> None:
+        super().__init__([ANSWER])
+        self.deaths, self.there = deaths, ready
+
+    @property
+    def ready(self) -> bool:
+        return self.there
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        if self.deaths:
+            self.deaths -= 1
+            raise NotReady("the replica ended")
+        return await super().token_bytes(tokens)
+
+
+def test_calls_about_tokens_are_made_again() -> None:
+    """An answer under way may need them for its log-probabilities."""
+
+    async def main() -> None:
+        engine = ContinuedEngine(Forgetful(5), QUICK)
+        assert await engine.token_bytes([1]) == [(b"x", True)]
+        with pytest.raises(NotReady, match="the replica ended"):
+            await ContinuedEngine(Forgetful(9), replace(QUICK, seconds=0.0)).token_bytes([1])
+        inner = Forgetful(1, ready=False)
+        with pytest.raises(NotReady, match="the replica ended"):
+            await ContinuedEngine(inner, QUICK).token_bytes([1])
+        inner.deaths, engine = 1, ContinuedEngine(inner, QUICK)
+        async for _ in engine.stream(ASK):
+            assert await engine.token_bytes([1]), "it waits for one, as the answer does"
+
+    asyncio.run(main())
+
+
 def test_engines_that_close_are_no_deaths() -> None:
     """Several may refuse an answer that is not to blame."""
     refusals = [
