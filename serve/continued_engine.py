@@ -57,7 +57,7 @@ class _Broken:
     came: bool = False  # a piece, of the present try
     continued: int = 0
     asked_again: int = 0
-    since: float | None = None  # when the engine ended, and nothing has come since
+    since: float | None = None  # when the latest engine ended, and nothing has come since
     try_started: float = 0.0
 
 
@@ -195,7 +195,8 @@ class ContinuedEngine(WrappedEngine):
                 own.failed.append(error.replica)
             own.deaths += not error.refused and (own.came or bool(error.replica))
         ended = own.came or bool(getattr(error, "replica", ""))
-        own.since = now if own.since is None else own.since
+        if own.since is None or (isinstance(error, NotReady) and error.replica and not error.refused):
+            own.since = now  # where one had taken it, the search begins anew: deaths bound that
         if (why := self._hopeless(own, error, now)) is not None:
             self._give_up(own, why, error)
         if ended or first:

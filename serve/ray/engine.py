@@ -20,6 +20,7 @@ from fastslow.serve.process.failures import error_of
 from fastslow.serve.ray.broadcast import answers_within
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas
+from fastslow.serve.ray.left_calls import LeftCalls
 from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_ask, returned_of
 from fastslow.serve.ray.routed import control, routed_of
 from fastslow.serve.ray.stats import StatsSum
@@ -63,6 +64,7 @@ class RayEngine:
         self._closing = self._closed = False
         self._running: dict[str, str] = {}  # ids of requests, and who answers them
         self._recent: dict[str, str] = {}  # the same of those that are over
+        self._left = LeftCalls(PATIENCE)
         self._sum = StatsSum()
         self._missing = 0  # replicas that did not tell their figures
         self._looking: asyncio.Task[None] | None = None
@@ -125,9 +127,10 @@ class RayEngine:
             raise NotReady(self._why)
         response = self._stream.remote(routed_of(ask, self.card), packed_ask(ask))
         replica, over = "", False
+        taken = asyncio.ensure_future(anext(response))
         try:
             async with asyncio.timeout(PATIENCE):
-                first = item_of(await anext(response))
+                first = item_of(await asyncio.shield(taken))
             assert isinstance(first, Accepted)
             replica = self._running[ask.id] = first.replica
             while True:
@@ -144,6 +147,8 @@ class RayEngine:
                     raise _of(replica, error_of(bunch.failure))
             over = True
         except TimeoutError:
+            response.cancel()
+            taken.cancel()
             raise _silent(replica) from None
         except LOST as error:
             raise _lost(error, replica or _who(error)) from None
@@ -158,7 +163,7 @@ class RayEngine:
                 if len(self._recent) > RECENT:
                     del self._recent[next(iter(self._recent))]
             if not over:
-                response.cancel()
+                self._left.leave(response, taken)
 
     async def cancel(self, id: str) -> bool:
         return any(await self._about(id, "cancel", ABOUT))
@@ -204,6 +209,7 @@ class RayEngine:
             with suppress(NotReady):
                 await self.cancel(id)
         await self._answers_over(LAST)
+        await self._left.close(LAST)
         if self._looking is not None:
             self._looking.cancel()
             with suppress(asyncio.CancelledError):

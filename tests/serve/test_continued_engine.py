@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -378,6 +378,25 @@ def test_the_rest_is_the_engines_own() -> None:
         assert await engine.stop_thinking("x") and await engine.cancel("x")
 
     asyncio.run(main())
+
+
+class Slow(ScriptedReplicas):
+    """Each try takes a while before anything comes, as where an answer is not streamed."""
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        await asyncio.sleep(0.1)
+        async for piece in super().stream(ask):
+            yield piece
+
+
+def test_what_an_engine_worked_before_it_ended_is_no_search_for_one() -> None:
+    inner = Slow([ANSWER], [Break(after=0), Break(after=0)])
+    pieces, output = asyncio.run(taken(ContinuedEngine(inner, replace(QUICK, seconds=0.05))))
+    check([ANSWER], pieces, output)
+    nobody = Break(after=0, error=NotReady("none took it"))
+    inner = Slow([ANSWER], [Break(after=0), nobody, nobody])
+    with pytest.raises(NotReady, match=r"no other engine took it within 0\.05 s"):
+        asyncio.run(taken(ContinuedEngine(inner, replace(QUICK, seconds=0.05))))
 
 
 class Forgetful(ScriptedReplicas):

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray.deploy import engines
-from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings
+from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking
 
 
 def deployed(settings: ReplicaSettings, **options: Any) -> Any:
@@ -33,3 +33,14 @@ def test_ranks_lie_on_one_node() -> None:
     made = deployed(ReplicaSettings(cpus=2), parallel="ep=2")
     assert made._replica_config.placement_group_bundles == [{"CPU": 2}]
     assert made._replica_config.placement_group_strategy == "STRICT_PACK"
+
+
+def test_what_a_cluster_has_too_little_of_is_told() -> None:
+    there = {"CPU": 4.0, "GPU": 1.0}
+    assert lacking(ReplicaSettings(2, 8, cpus=2, resources={"GPU": 0.5}), there) is None
+    assert lacking(ReplicaSettings(2, 2, cpus=3), there) == (
+        "2 replicas need CPU=6 together, and the cluster has 4"
+    )
+    assert lacking(ReplicaSettings(resources={"NPU": 1.5}), there) == (
+        "1 replicas need NPU=1.5 together, and the cluster has 0"
+    )
