@@ -14,8 +14,6 @@ from fastslow.serve.keys import VARIABLE
 # Where this process is killed, Linux ends Ray's own processes with it. Their agents watch a pipe with this, and
 # look only now and then without; then they try for a minute to tell the others, which nothing shortens.
 ENDING = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
-# A replica that hangs is not waited for at its end: the next one would wait for its processor cores meanwhile.
-HUNG = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 # The head of the dashboard, which runs even without a dashboard, and what starts and ends machines in a cloud: each
 # is an interpreter, and the first holds up the start.
 NOT_NEEDED = ("start_api_server", "start_monitor")
@@ -29,7 +27,7 @@ def lean(environment: Mapping[str, str]) -> Iterator[None]:
         environment: variables that its processes get. Ray could give them to single ones, but then what it has
             started beforehand does not fit, and starts again.
     """
-    wanted = {**ENDING, **HUNG, **environment}
+    wanted = {**ENDING, **environment}
     before = {name: os.environ.get(name) for name in (*wanted, VARIABLE)}
     os.environ.update(wanted)
     os.environ.pop(VARIABLE, None)  # its processes know no keys
