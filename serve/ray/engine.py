@@ -336,5 +336,6 @@ def _lost(error: Exception, replica: str) -> Exception:
     if isinstance(error, RayTaskError):
         logger.error("a replica failed on a request: {}", error)
         return RuntimeError("the replica failed on the request")
-    logger.warning("a replica is gone: {}", first_line(error))
+    # whoever asks again tells of a replica that had the request, in fewer words than Ray
+    logger.log("DEBUG" if replica else "WARNING", "a replica is gone: {}", first_line(error))
     return NotReady("the replica ended in the middle of the request; try again soon", replica)
