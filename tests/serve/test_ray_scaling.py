@@ -49,7 +49,7 @@ def test_a_flood_brings_a_second_replica_that_takes_requests(opened: Opened) -> 
         engine = RayEngine(OwnDeployment(opened.cluster, settings, replicas, name="scaled"))
         await engine.start()
         assert (engine.replicas.running, engine.replicas.starting) == (1, 0)
-        clients = [asyncio.create_task(_keep_asking(engine, n)) for n in range(8)]
+        clients = [asyncio.create_task(_keep_asking(engine, n)) for n in range(16)]
         try:
             await until(lambda: engine.replicas.running == 2, SOON)
             await until(lambda: _both_answer(engine), SOON)
@@ -66,7 +66,7 @@ async def _keep_asking(engine: RayEngine, client: int) -> None:
     number = 0
     while True:
         number += 1
-        await answer_of(engine, asked(f"{client} {number}", LONG // 4, f"{client}", mode="fast"))
+        await answer_of(engine, asked(f"{client} {number}", LONG // 2, f"{client}", mode="fast"))
 
 
 async def _both_answer(engine: RayEngine) -> bool:
