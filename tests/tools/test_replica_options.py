@@ -13,6 +13,19 @@ def test_an_empty_value_is_no_default(name: str) -> None:
         ReplicaOptions(**{"replicas": "2", name: ""})
 
 
+@pytest.mark.parametrize("text", ["auto", "127.0.0.1:6379", "[::1]:1", "ray://a-node:65535"])
+def test_addresses(text: str) -> None:
+    assert ReplicaOptions("2", text).by_client == text.startswith("ray")
+
+
+@pytest.mark.parametrize(
+    "text", ["nowhere", "http://x:1", "ray://", "ray://x", ":1", "x:0", "x:65536", "x:1a", "x:²"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="^--address=.* must be auto, HOST:PORT or ray://HOST:PO"):
+        ReplicaOptions("2", text)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
