@@ -195,7 +195,9 @@ class ContinuedEngine(WrappedEngine):
                 own.failed.append(error.replica)
             own.deaths += not error.refused and (own.came or bool(error.replica))
         ended = own.came or bool(getattr(error, "replica", ""))
-        if own.since is None or (isinstance(error, NotReady) and error.replica and not error.refused):
+        if own.since is None or (
+            isinstance(error, NotReady) and error.replica and not error.refused
+        ):
             own.since = now  # where one had taken it, the search begins anew: deaths bound that
         if (why := self._hopeless(own, error, now)) is not None:
             self._give_up(own, why, error)

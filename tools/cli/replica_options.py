@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastslow.engine.params import shown
 from fastslow.tools.cli.options import option
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ class ReplicaOptions:
             if self.replicas is None and given is not None:
                 raise ValueError(f"{option_name} is for --replicas: give that, too")
         if self.address is not None and not _is_address(self.address):
+            from fastslow.engine.params import shown
+
             raise ValueError(
                 f"--address={shown(self.address)} must be auto, HOST:PORT or ray://HOST:PORT"
             )
