@@ -12,11 +12,10 @@ from ray.serve.schema import LoggingConfig
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray.replica import EngineReplica
-from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings, ranks_of
+from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings, ranks_of, running_of
 from fastslow.serve.ray.routers import router_config
 
 SPARE = 1000  # calls at a replica beyond the answers that its engine takes: it says itself that it is busy
-MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 REPORTS = 1.0  # seconds between two reports of a replica to routers
 SCALING = "fastslow.serve.ray.scaling:QueueScaling"  # by its name: Ray's controller imports it
 ATTEMPTS = 3  # to start each replica, when none has ever started
@@ -31,9 +30,12 @@ def engines(
         settings: of each engine.
         replicas: how many, and what each takes.
         environment: variables that their processes get.
+
+    Raises:
+        ValueError: an option of the engine does not fit.
     """
     ranks = ranks_of(settings.options)
-    running = int(settings.options.get("max_running", MOST_RUNNING))
+    running = running_of(settings.options)
     deployment = serve.deployment(EngineReplica).options(
         name=DEPLOYMENT,
         **_number(replicas),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from grpc import RpcError
@@ -88,17 +87,32 @@ class RayEngine:
             raise NotReady(self._why)
         self._handle = opening.result()
         self._stream = streaming(self._handle)
-        while not self.replicas.running:
+        self._card = await self._first_card()
+        self._looking = asyncio.create_task(self._look())
+
+    async def _first_card(self) -> ModelCard:
+        """What the first replica that runs says of its model. One that ends before it says so is no failure:
+        Ray starts another one."""
+        silent_since: float | None = None
+        while True:
             if self._closing:
                 raise NotReady(self._why)
-            self.replicas = await self._deployed.look()
-            if self.replicas.failed is not None:
-                raise self.replicas.failed
-            if not self.replicas.running:
-                await asyncio.sleep(LOADING)
-        data = await self._handle.options(method_name="card").remote()
-        self._card = convert(returned_of(data).value, ModelCard)
-        self._looking = asyncio.create_task(self._look())
+            try:
+                self.replicas = await self._deployed.look()
+                if self.replicas.failed is not None:
+                    raise self.replicas.failed
+                if self.replicas.running:
+                    async with asyncio.timeout(CALL):
+                        data = await self._handle.options(method_name="card").remote()
+                    return convert(returned_of(data).value, ModelCard)
+                silent_since = None
+            except (TimeoutError, *LOST) as error:
+                now = asyncio.get_running_loop().time()
+                silent_since = now if silent_since is None else silent_since
+                if now - silent_since >= CALL:
+                    raise RuntimeError(f"no replica answers: {first_line(error)}") from None
+                logger.warning("no replica answers yet: {}", first_line(error))
+            await asyncio.sleep(LOADING)
 
     @property
     def card(self) -> ModelCard:
@@ -205,20 +219,29 @@ class RayEngine:
         if not self._ending.done():
             self._ending.set_result(None)
         await self._answers_over(drain)
-        for id in list(self._running):
-            with suppress(NotReady):
-                await self.cancel(id)
+        await self._cancel_all()
         await self._answers_over(LAST)
         await self._left.close(LAST)
         if self._looking is not None:
             self._looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._looking
+            await asyncio.wait([self._looking])
             self._looking = None
         if not self._closed:
             self._closed = True
             await self._end_router()
             await self._deployed.close()
+
+    async def _cancel_all(self) -> None:
+        """Cancel what runs, all at once: a replica that hangs says nothing, and its answers end with it."""
+        calls = [asyncio.ensure_future(self.cancel(id)) for id in list(self._running)]
+        if not calls:
+            return
+        told, silent = await asyncio.wait(calls, timeout=LAST)
+        for call in silent:
+            call.cancel()
+        for call in told:
+            if (error := call.exception()) is not None:
+                logger.debug("an answer could not be cancelled: {}", error)
 
     async def _end_router(self) -> None:
         """With autoscaling it goes on to report requests, and joins any cluster for that once its own one is left."""
@@ -282,7 +305,7 @@ class RayEngine:
             await asyncio.sleep(LOOK if self.replicas.running else LOADING)
             try:
                 before, self.replicas = self.replicas, await self._deployed.look()
-            except LOST as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may see more
                 logger.warning("the controller of Ray Serve does not answer: {}", first_line(error))
                 continue
             if before.running != self.replicas.running:

@@ -60,7 +60,6 @@ class Ingress:
         given = Arguments(**arguments)
         name = serve.get_replica_context().app_name
         self._engine = RayEngine(FoundDeployment(handle, name))
-        self._drain = given.drain_seconds
         keys = known_keys(None if given.api_keys is None else Path(given.api_keys), ())
         traced = tracing()
         operations = OperationSettings(
@@ -83,8 +82,9 @@ class Ingress:
         return self._app
 
     async def __del__(self) -> None:
-        self._starting.cancel()
-        await self._engine.close()
+        if hasattr(self, "_starting"):  # else it could not be made
+            self._starting.cancel()
+            await self._engine.close()
         self._log.close()
 
     async def _start(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from fastslow.engine.params import nearest, shown
 
 MOST, MOST_CPUS = 10_000, 1024
+MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 ROUTERS = {
     "fastslow": "fastslow.serve.ray.router:FastSlowRouter",
     # Ray's own, from where it lies: its public name, ray.serve.llm.request_router, needs vLLM or SGLang
@@ -127,6 +128,18 @@ def ranks_of(options: Mapping[str, Any]) -> int:
     from fastslow.engine.parallel.sharding import Parallel  # with torch
 
     return Parallel.parse(asked).ranks
+
+
+def running_of(options: Mapping[str, Any]) -> int:
+    """Most answers that an engine runs, by the keyword arguments of its `LLM`.
+
+    Raises:
+        ValueError: its `max_running` is none.
+    """
+    given = options.get("max_running", MOST_RUNNING)
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise ValueError(f"max_running={shown(given)} must be a whole number of at least 1")
+    return given
 
 
 def usual_resources(options: Mapping[str, Any], ranks: int) -> dict[str, float]:

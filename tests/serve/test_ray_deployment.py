@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from fastslow.serve.engine_settings import EngineSettings
-from fastslow.serve.ray.deploy import engines
+from fastslow.serve.ray.deploy import SPARE, engines
 from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking
 
 
@@ -33,6 +35,19 @@ def test_ranks_lie_on_one_node() -> None:
     made = deployed(ReplicaSettings(cpus=2), parallel="ep=2")
     assert made._replica_config.placement_group_bundles == [{"CPU": 2}]
     assert made._replica_config.placement_group_strategy == "STRICT_PACK"
+
+
+@pytest.mark.parametrize("given", ["x", None, True, 0, 2.5])
+def test_a_number_of_running_answers_that_does_not_fit(given: object) -> None:
+    with pytest.raises(ValueError, match=f"max_running={given!r} must be a whole number"):
+        deployed(ReplicaSettings(), max_running=given)
+
+
+def test_a_replica_takes_what_its_engine_takes_and_more() -> None:
+    """So the engine itself says that it is busy, and Ray holds nothing back."""
+    usual = deployed(ReplicaSettings())._deployment_config.max_ongoing_requests
+    more = deployed(ReplicaSettings(), max_running=164)._deployment_config.max_ongoing_requests
+    assert usual == 64 + 256 + SPARE and more == usual + 100
 
 
 def test_what_a_cluster_has_too_little_of_is_told() -> None:

@@ -55,12 +55,12 @@ def test_from_a_trace_to_a_page(made: Path, capsys: pytest.CaptureFixture[str]) 
         "--replicas",
         "2,3",
         "--router",
-        "fastslow,prefix,two",
+        "fastslow,prefix,pow2",
     )
     assert call(*asked, "-o", "f.json", "--picture", "p.html") == 0
     figures = json.loads(Path("f.json").read_text())
     cells = [(s["router"], s["replicas"]) for s in figures["simulations"]]
-    assert cells == [(r, n) for n in (2, 3) for r in ("fastslow", "prefix", "two")]
+    assert cells == [(r, n) for n in (2, 3) for r in ("fastslow", "prefix", "pow2")]
     for one in figures["simulations"]:
         assert one["modes"]["all"]["requests"] == 150
         assert 0 < one["modes"]["fast"]["first"][0] <= one["modes"]["fast"]["first"][2]
@@ -145,7 +145,7 @@ def test_steps_of_a_model_are_measured(tmp_path: Path, one_thread: None) -> None
     [
         (("run", "none.jsonl", "--costs", "c.json"), "none.jsonl cannot be read"),
         (("run", "t.jsonl", "--costs", "none.json"), "there is no such file"),
-        (("run", "t.jsonl", "--costs", "c.json", "--router", "tow"), "router='tow' is unknown"),
+        (("run", "t.jsonl", "--costs", "c.json", "--router", "pow"), "router='pow' is unknown"),
         (("run", "t.jsonl", "--costs", "c.json", "--replicas", "0"), "'0' must be a whole number"),
         (("run", "t.jsonl", "--costs", "c.json", "--routing", "x=1"), "routing: 'x' is unknown"),
         (

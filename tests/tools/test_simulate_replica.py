@@ -68,7 +68,7 @@ def test_replicas_of_a_machine_slow_each_other() -> None:
     trace = [one(0, 100, 1), one(0.001, 200, 1), one(0.002, 300, 1), one(0.003, 400, 1)]
     alone = [STEP + tokens * ROW for tokens in (100, 200, 300, 400)]
     for together, factors in {4: (1.0, 1.5, 2.0, 2.0), 1: (1.0, 1.0, 1.0, 1.0)}.items():
-        found = times(run(trace, machine, 4, router="two", machine_replicas=together))
+        found = times(run(trace, machine, 4, router="pow2", machine_replicas=together))
         for request, step, factor in zip(trace, alone, factors, strict=True):
             first, _ = found[request.id]
             assert first - request.arrival == pytest.approx(factor * step, rel=1e-9)
@@ -80,7 +80,7 @@ def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
     trace = [one(0, 100, 3), one(0.001, 400, 3)]
     read = [STEP + 100 * ROW, 1.5 * (STEP + 400 * ROW)]
     step = STEP + ROW
-    found = times(run(trace, machine, 2, router="two", machine_replicas=2))
+    found = times(run(trace, machine, 2, router="pow2", machine_replicas=2))
     assert found["0/100"][1] == pytest.approx(read[0] + 2 * 1.5 * step)
     assert found["0.001/400"][1] == pytest.approx(0.001 + read[1] + 2 * step)
 
@@ -133,6 +133,16 @@ def test_the_queue_is_that_of_one_server_in_closed_form(seed: int) -> None:
         area, level, last = area + level * (time - last), level + change, time
     assert area == pytest.approx(sum(there), rel=1e-9)
     assert result.busy_seconds == pytest.approx(service * len(trace), rel=1e-9)
+
+
+def test_behind_the_last_arrival_only_steps_count() -> None:
+    """Two replicas; the last request comes in the middle of the one before, and both go on."""
+    trace = [one(0, 10, 3), one(10, 100, 21), one(10.1, 100, 5)]
+    steps = [STEP + 100 * ROW + n * (STEP + ROW) for n in (20, 4)]
+    result = run(trace, costs(), 2, router="two")
+    assert result.seconds > 10.1 + 0.1
+    left = steps[0] - 0.1 + steps[1]
+    assert result.replica_seconds == pytest.approx(2 * 10.1 + left)
 
 
 # Jumps

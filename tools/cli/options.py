@@ -236,3 +236,6 @@ def check_writable(path: Path) -> None:
     """ValueError if no file can be made there: better known now than after ten minutes."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{str(path)!r} cannot be written: no such folder, or a folder itself")
+    there = path if path.exists() else path.absolute().parent
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{str(path)!r} cannot be written: permission denied")

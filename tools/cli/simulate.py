@@ -20,8 +20,6 @@ from fastslow.tools.cli.options import (
 from fastslow.tools.cli.simulate_options import ClusterOptions, RecipeOptions
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fastslow.tools.simulate.comparison import ComparedFigure
     from fastslow.tools.simulate.figures import ClusterFigures
 
@@ -31,6 +29,8 @@ simulate = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+
+PICTURES = ".html", ".svg"
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 
@@ -45,7 +45,7 @@ def run(
     router: Annotated[
         str,
         shown_option(
-            "fastslow: the real one; prefix, two: models of Ray's. Several: fastslow,two."
+            "fastslow: the real one; prefix, pow2: models of Ray's. Several: fastslow,pow2."
         ),
     ] = "fastslow",
     rate_each: Annotated[
@@ -56,7 +56,10 @@ def run(
         ),
     ] = None,
     seconds: Annotated[
-        float, shown_option("Of arrivals with --rate-each; at least 5,000 requests.", min=0.001)
+        float,
+        shown_option(
+            "With --rate-each: seconds of arrivals, or more until 5,000 requests.", min=0.001
+        ),
     ] = 300.0,
     compare: Annotated[
         Path | None,
@@ -75,7 +78,7 @@ def run(
       fastslow simulate make -o trace.jsonl --requests 5000 --rate 20 --deep 0.2
       fastslow simulate plan -o costs.json --device 800i-a2 --cards 4
       fastslow simulate run trace.jsonl --costs costs.json --replicas 2,4,8
-      fastslow simulate run trace.jsonl --costs costs.json --replicas 4 --router fastslow,prefix,two
+      fastslow simulate run trace.jsonl --costs costs.json --replicas 4 --router fastslow,prefix,pow2
       fastslow simulate run trace.jsonl --costs costs.json --replicas 2,32,1000 --rate-each 5 --picture p95.html
       fastslow simulate run recorded.jsonl --costs costs.json --replicas 2 --compare recorded.jsonl
 
@@ -85,7 +88,10 @@ def run(
     for path in (out, picture):
         if path is not None:
             check_writable(path)
+    if picture is not None and picture.suffix not in PICTURES:
+        raise ValueError(f"picture={str(picture)!r} must end with {' or '.join(PICTURES)}")
     from fastslow.tools.cli.screen import console, show
+    from fastslow.tools.cli.simulate_tables import cluster_table, compared_table, latency_table
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate.comparison import compare as compare_times
     from fastslow.tools.simulate.costs import read_costs
@@ -112,7 +118,8 @@ def run(
             stopped = True
     words = f"{trace.name}: {len(requests):,} requests; {machine.source or costs.name}"
     console().print(words)
-    show(_table(found))
+    show(latency_table(found))
+    show(cluster_table(found))
     for one in found:
         if one.deaths or one.preempted:
             console().print(
@@ -120,7 +127,7 @@ def run(
                 f"elsewhere, {one.preempted} that lost their pages for a while"
             )
     if compared:
-        show(_compared(compared))
+        show(compared_table(compared))
     if picture is not None:
         title = "Replicas, waiting and cost"
         drawn = svg(found) if picture.suffix == ".svg" else page(found, words, title)
@@ -181,7 +188,7 @@ def record(
     latency_ms: Annotated[
         float | None,
         typer.Option(
-            help="Target of requests of these modes, which a log does not have.", min=0.001
+            help="Latency target of requests of these modes, which a log does not tell.", min=0.001
         ),
     ] = None,
 ) -> None:
@@ -220,9 +227,13 @@ def plan(
     max_running: Annotated[int, shown_option("Most requests in a step.", min=1)] = 256,
     prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 2048,
     draft: Annotated[int, shown_option("Tokens drafted per request and step.", min=0, max=8)] = 0,
-    acceptance: Annotated[float, shown_option("Of a drafted token.", min=0)] = 0.7,
+    acceptance: Annotated[
+        float, shown_option("Chance that a drafted token is accepted.", min=0)
+    ] = 0.7,
     drafter: Annotated[str, shown_option("mtp or free, as `fastslow plan` has it.")] = "mtp",
-    start_seconds: Annotated[float, shown_option("Until a new replica answers.", min=0)] = 300.0,
+    start_seconds: Annotated[
+        float, shown_option("Seconds until a new replica answers.", min=0)
+    ] = 300.0,
 ) -> None:
     """Plan what steps take on cards that need not be here, by mode and rows (docs/planner.md).
 
@@ -262,13 +273,17 @@ def measure(
     max_running: Annotated[int, shown_option("Most requests in a step.", min=1)] = 64,
     prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 512,
     first_ms: Annotated[
-        float, shown_option("From a client to a replica and back: what is no step.", min=0)
+        float, shown_option("Way from a client to a replica and back.", min=0)
     ] = 0.0,
-    start_seconds: Annotated[float, shown_option("Until a new replica answers.", min=0)] = 60.0,
+    start_seconds: Annotated[
+        float, shown_option("Seconds until a new replica answers.", min=0)
+    ] = 60.0,
     beside: Annotated[
         int,
         shown_option(
-            "Engines that run beside this one at last: how much they slow it.", min=0, max=64
+            "Measure, too, how much 1, 2, ... so many other engines on this machine slow this one.",
+            min=0,
+            max=64,
         ),
     ] = 0,
 ) -> None:
@@ -282,15 +297,17 @@ def measure(
     names = listed("modes", modes)
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.progress import progress_bar
-    from fastslow.tools.simulate.costs import write_costs
+    from fastslow.tools.simulate.costs import check_times, write_costs
     from fastslow.tools.simulate.measured import measured_costs, measured_slowdown
-    from fastslow.tools.simulate.neighbours import Neighbours
+    from fastslow.tools.simulate.neighbours import Neighbours, check_memory
 
+    check_times(first_ms / 1000, start_seconds)  # better known now than after minutes
     quiet_log()
     how = {"max_running": max_running, "prompt_rows": prompt_rows, "remember": False}
     with options.load(**how) as llm, progress_bar() as told:
         slowdown: tuple[float, ...] = ()
         if beside:
+            check_memory(beside)
             others = Neighbours(str(options.folder), options.arguments | how, names[0])
             with others:
                 slowdown = measured_slowdown(llm, names[0], others, beside, told)
@@ -305,63 +322,3 @@ def measure(
         made = replace(made, slowdown=slowdown)
     write_costs(out, made)
     console().print(f"steps of {', '.join(names)}: {out}")
-
-
-def _table(found: list[ClusterFigures]) -> Table:
-    from rich.table import Column, Table
-
-    from fastslow.tools.simulate.figures import ALL
-    from fastslow.tools.simulate.report import hours_of_a_million
-
-    table = Table(Column("router", no_wrap=True), "replicas", "mode")
-    for title in ("first token, s", "each later, ms", "in time", "hits", "busy", "hours", "per 1M"):
-        table.add_column(title, justify="right")
-    for one in found:
-        grown = f" to {one.most_replicas}" if one.most_replicas > one.replicas else ""
-        for mode, figures in one.modes.items():
-            whole = [
-                f"{one.busy:.0%}",
-                f"{one.replica_hours:.2f}",
-                f"{hours_of_a_million(one):.3f}",
-            ]
-            of_all = mode == ALL
-            table.add_row(
-                one.router if of_all else "",
-                f"{one.replicas}{grown}" if of_all else "",
-                mode,
-                " ".join(_three(value) for value in figures.first),
-                " ".join(_three(1000 * value) for value in figures.each) or "-",
-                "-" if figures.in_time is None else f"{figures.in_time:.0%}",
-                "-" if figures.hit_rate is None else f"{figures.hit_rate:.0%}",
-                *(whole if of_all else [""] * 3),
-            )
-        table.add_section()
-    best = max((one.possible_hit_rate for one in found), default=0.0)
-    table.caption = (
-        "p50 p95 p99; in time: both within the target; hits: prompt tokens found in a prefix cache, of "
-        f"{best:.0%} in one without a limit; hours: of all replicas, and for a million answered tokens"
-    )
-    return table
-
-
-def _three(value: float) -> str:
-    """Three digits."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _compared(compared: list[ComparedFigure]) -> Table:
-    from rich.table import Table
-
-    table = Table("mode", "what", "percentile")
-    for title in ("measured", "simulated", "off"):
-        table.add_column(title, justify="right")
-    for one in compared:
-        table.add_row(
-            one.mode,
-            one.what,
-            f"p{one.percentile}",
-            f"{1000 * one.measured:.1f} ms",
-            f"{1000 * one.simulated:.1f} ms",
-            f"{one.off:+.0%}",
-        )
-    return table

@@ -34,7 +34,8 @@ class ClusterResult:
         answers: every request of the trace, with its times.
         ends: seconds at which each of `answers` was over.
         seconds: from the first arrival to the last end.
-        replica_seconds: that replicas were there for, starting ones included.
+        replica_seconds: that replicas were there for, starting ones included; behind the last arrival only
+            their steps count, since a cluster in use would have further requests.
         busy_seconds: of these, in steps.
         most_replicas: that were there at once.
         deaths, continued: of replicas, and requests that went on elsewhere.
@@ -62,6 +63,7 @@ class _Member:
     machine: set[str]  # names of all replicas there
     born: float
     ready: bool = False
+    busy: float = 0.0  # seconds in steps until the last arrival
     leaving: bool = False  # no more is sent to it, and it goes when it is empty
     here: dict[str, tuple[AnswerState, RoutedRequest]] = field(default_factory=dict)
 
@@ -134,6 +136,9 @@ class SimulatedCluster:
                 self._now = request.arrival
                 self._send(self._state(request, place))
                 following = next(arrivals, None)
+                if following is None:
+                    for member in self._members.values():
+                        member.busy = member.replica.busy_until(self._now)
                 continue
             self._now, _, event = heapq.heappop(self._events)
             event()
@@ -215,6 +220,7 @@ class SimulatedCluster:
         self._await(member, time)
         if member.leaving and not member.here:
             self._gone(member)
+            self._changed()
 
     # Replicas
 
@@ -274,14 +280,15 @@ class SimulatedCluster:
         self._at(self._now + self._settings.report_seconds, lambda: self._report(member))
 
     def _die(self, member: _Member) -> None:
-        """It is gone at once; what it had goes on elsewhere, and another one is started."""
+        """It is gone at once; what it had goes on elsewhere. Another one is started, unless it was to go."""
         if member.replica.id not in self._members:
             return
         self._result.deaths += 1
         member.replica.stop(self._now)
         left = list(member.here.values())
         self._gone(member)
-        self._start(ready=False)
+        if not member.leaving:
+            self._start(ready=False)
         self._changed()
         for answer, asked in left:
             self._router.ended(asked.id)
@@ -293,8 +300,11 @@ class SimulatedCluster:
         del self._members[member.replica.id]
         member.machine.discard(member.replica.id)
         self._reports.pop(member.replica.id, None)
-        self._result.replica_seconds += self._now - member.born
-        self._result.busy_seconds += member.replica.busy_seconds
+        busy, last = member.replica.busy_until(self._now), self._trace[-1].arrival
+        self._result.busy_seconds += busy
+        self._result.replica_seconds += max(0.0, min(self._now, last) - member.born)
+        if self._now > last:
+            self._result.replica_seconds += busy - member.busy
         self._result.preempted += member.replica.preempted
 
     def _scale(self) -> None:
@@ -352,11 +362,25 @@ def _check_size(
             f"machine_replicas={settings.machine_replicas} needs costs with a slowdown: "
             "`fastslow simulate measure --beside N` measures it"
         )
-    span = trace[-1].arrival - trace[0].arrival
-    reports = span / settings.report_seconds * settings.replicas
+    span = _least_seconds(trace, costs)
+    scaling = settings.scaling
+    replicas = max(settings.replicas, 0 if scaling is None else scaling.most)
+    reports = span / settings.report_seconds * replicas
     if reports > MOST_REPORTS:
         raise ValueError(
-            f"{settings.replicas} replicas make {reports:.3g} reports in the {span:.3g} s of this "
+            f"{replicas} replicas make {reports:.3g} reports in the {span:.3g} s of this "
             f"trace, more than {MOST_REPORTS:g}: take a shorter trace, or a report_seconds above "
             f"{settings.report_seconds:g}"
         )
+
+
+def _least_seconds(trace: Sequence[TracedRequest], costs: ReplicaCosts) -> float:
+    """What the simulation lasts at least: until the last answer is over, if none has to wait."""
+    alone = {mode: costs.step({mode: 1.0}, {}) for mode in {one.mode for one in trace}}
+    ends = []
+    for one in trace:
+        steps = one.answer_tokens / (one.tokens_per_step or costs.mode(one.mode).tokens_per_step)
+        own = one.prompt_tokens - sum(tokens for _, tokens in one.prefix)
+        seconds = max(steps, own / costs.prompt_rows) * alone[one.mode]
+        ends.append(one.arrival + costs.first_seconds + seconds)
+    return max(ends) - trace[0].arrival

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastslow.engine.params import shown
 from fastslow.tools.simulate.figures import SHARES, AnswerTimes, by_mode
 
 COMPARED = 50, 95  # percentiles
@@ -36,7 +37,7 @@ def compare(
     """The figures of those requests that were measured.
 
     Raises:
-        ValueError: none was measured, or one was not simulated.
+        ValueError: none was measured, or one was not simulated, or in another mode.
     """
     if not measured:
         raise ValueError(
@@ -52,6 +53,10 @@ def compare(
     ours, theirs = by_mode(alike), by_mode(measured)
     found = []
     for mode, wanted in theirs.items():
+        if mode not in ours:
+            raise ValueError(
+                f"requests of mode {shown(mode)} have another one in the trace: simulate the recorded one"
+            )
         for what, there, here in (
             ("first token", wanted.first, ours[mode].first),
             ("each later one", wanted.each, ours[mode].each),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -20,6 +19,10 @@ MOST_ROWS = 16_384  # of a step; more take as much longer as they are more
 MOST_POINTS = 10_000  # of a curve
 MOST_MODES = 64
 MOST_OTHERS = 64  # replicas beside one on its machine
+MOST_STEP = 3600.0  # seconds of a step at a point of a curve
+MOST_SECONDS = 1e6  # of a way or a start: more, and nothing would ever be over
+MOST_SLOWDOWN = 1e6
+MOST_TOKEN = 1.0  # seconds that a token before a row adds to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,14 @@ class ModeSteps:
     def __post_init__(self) -> None:
         if not 1 <= len(self.rows) <= MOST_POINTS or self.rows[0] != 1:
             raise ValueError(f"rows must be 1 to {MOST_POINTS} numbers that ascend from 1")
-        if any(a >= b for a, b in itertools.pairwise(self.rows)):
-            raise ValueError("rows must be numbers that ascend from 1")
+        if not all(a < b <= MOST_ROWS for a, b in itertools.pairwise(self.rows)):  # nor nan
+            raise ValueError(f"rows must be numbers that ascend from 1 to at most {MOST_ROWS}")
         for name in ("seconds", "prompt_seconds"):
             curve = getattr(self, name)
             if (curve or name == "seconds") and len(curve) != len(self.rows):
                 raise ValueError(f"{name} has {len(curve)} numbers for {len(self.rows)} rows")
-            if any(not 0 < value < math.inf for value in curve):
-                raise ValueError(f"{name} must be numbers above 0")
+            if any(not 0 < value <= MOST_STEP for value in curve):
+                raise ValueError(f"{name} must be numbers above 0, and at most {MOST_STEP:g}")
         for name in ("tokens_per_step", "rows_per_step"):
             if not 1 <= getattr(self, name) <= 1000:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 1 and 1000")
@@ -103,14 +106,18 @@ class ReplicaCosts:
                 f"prompt_rows={self.prompt_rows} must be at least max_running={self.max_running}: "
                 "else not all that run fit into a step"
             )
-        for name in ("context_seconds", "attention_seconds", "first_seconds", "start_seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0")
+        for name in ("context_seconds", "attention_seconds"):
+            if not 0 <= getattr(self, name) <= MOST_TOKEN:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be between 0 and {MOST_TOKEN:g}"
+                )
+        check_times(self.first_seconds, self.start_seconds)
         if len(self.slowdown) > MOST_OTHERS or not all(
-            1 <= one < math.inf for one in self.slowdown
+            1 <= one <= MOST_SLOWDOWN for one in self.slowdown
         ):
             raise ValueError(
-                f"slowdown must be at most {MOST_OTHERS} numbers of at least 1, one for each number of others"
+                f"slowdown must be at most {MOST_OTHERS} numbers between 1 and {MOST_SLOWDOWN:g}, "
+                "one for each number of others"
             )
         for name, cost in self.modes.items():
             decode = _table(cost.rows, cost.seconds)
@@ -173,6 +180,13 @@ class ReplicaCosts:
         made = {name: _made(ModeSteps, cost, f"mode {name!r}: ") for name, cost in modes.items()}
         costs: ReplicaCosts = _made(cls, {**values, "modes": made}, "")
         return costs
+
+
+def check_times(first_seconds: float, start_seconds: float) -> None:
+    """ValueError: one of these is out of range."""
+    for name, value in (("first_seconds", first_seconds), ("start_seconds", start_seconds)):
+        if not 0 <= value <= MOST_SECONDS:
+            raise ValueError(f"{name}={value} must be between 0 and {MOST_SECONDS:g}")
 
 
 def read_costs(path: Path) -> ReplicaCosts:

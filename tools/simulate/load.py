@@ -29,7 +29,7 @@ def at_rate(
         seed: of the choices.
 
     Raises:
-        ValueError: that would be too many requests, or the trace has no length.
+        ValueError: that would be too many requests, or none, or the trace has no length.
     """
     start, length = trace[0].arrival, trace[-1].arrival - trace[0].arrival
     if length <= 0:
@@ -38,7 +38,7 @@ def at_rate(
     length *= len(trace) / max(1, len(trace) - 1)
     taken = min(length, max(seconds, FEWEST / per_second))
     copies = per_second * length / len(trace)
-    if per_second * taken > MOST_REQUESTS:
+    if not per_second * taken <= MOST_REQUESTS:  # nor nan
         raise ValueError(
             f"{per_second:g} requests a second for {taken:.0f} s are more than {MOST_REQUESTS:,}"
         )
@@ -55,6 +55,10 @@ def at_rate(
                 found.append(_copied(one, arrival, copy, roots))
         copies -= 1
         copy += 1
+    if not found:
+        raise ValueError(
+            f"{per_second:g} requests a second leave none of this trace: take a longer one, or more"
+        )
     return sorted(found, key=lambda one: (one.arrival, one.id))
 
 

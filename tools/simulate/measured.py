@@ -141,9 +141,10 @@ class StepMeter:
     def probe(self, mode: str) -> float:
         """Seconds of a fixed piece of work, as the mean of some: what runs beside it counts."""
         prompts = [self._tokens(SHORT) for _ in range(PROBED)]
+        read = min(READ, self._llm.max_model_len - 1)
         self._seconds(mode, prompts, 1)
         times = [
-            self._seconds(mode, prompts, 2 + STEPS) + self._seconds(mode, [self._tokens(READ)], 1)
+            self._seconds(mode, prompts, 2 + STEPS) + self._seconds(mode, [self._tokens(read)], 1)
             for _ in range(PROBES)
         ]
         return sum(times) / PROBES

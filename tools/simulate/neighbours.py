@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
+import signal
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -10,7 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 
+from fastslow.engine.host.machine import free_memory
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 
@@ -18,8 +22,21 @@ START = 600.0  # seconds that a model has to load
 REQUESTS, PROMPT, ANSWER = 2, 64, 16  # of each of their calls; tokens
 
 
+def check_memory(count: int) -> None:
+    """ValueError: so many processes like this one, which has loaded its model, do not fit into the memory."""
+    need, free = (
+        count * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+        free_memory("cpu"),
+    )
+    if need > free:
+        raise ValueError(
+            f"beside={count}: so many engines need some {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+        )
+
+
 class Neighbours:
-    """Engines that answer without end, each from its start to the end of the `with` block.
+    """Engines that answer without end, each from its start to the end of the `with` block. Each runs on as many
+    threads as this process.
 
     Args:
         model: a folder or a built-in name.
@@ -28,7 +45,7 @@ class Neighbours:
     """
 
     def __init__(self, model: str, options: Mapping[str, Any], mode: str) -> None:
-        self._made = model, dict(options), mode
+        self._made = model, dict(options), mode, torch.get_num_threads()
         self._context = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
 
@@ -61,18 +78,23 @@ class Neighbours:
             loaded = ours.poll(START) and ours.recv()
         except EOFError:
             loaded = False
+        finally:
+            ours.close()
         if not loaded:
             raise RuntimeError("an engine that is to run beside this one did not load the model")
 
 
-def _answer(model: str, options: dict[str, Any], mode: str, told: Connection) -> None:
-    """What the process does, until it is killed."""
+def _answer(model: str, options: dict[str, Any], mode: str, threads: int, told: Connection) -> None:
+    """What the process does, until it is killed, or who started it has ended without doing so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
     with LLM(model, **options) as llm:
         draw = np.random.default_rng()
         sampling = SamplingParams(max_tokens=ANSWER, temperature=0, ignore_eos=True)
-        size = llm.model.config.vocab_size
-        while True:
-            prompts = draw.integers(0, size, (REQUESTS, PROMPT)).tolist()
+        size, prompt = llm.model.config.vocab_size, min(PROMPT, llm.max_model_len - ANSWER)
+        while parent is None or parent.is_alive():
+            prompts = draw.integers(0, size, (REQUESTS, prompt)).tolist()
             llm.generate(prompts, sampling, mode=mode, speculation="off", allow_special=True)
             if not told.closed:
                 told.send(True)

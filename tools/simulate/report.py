@@ -72,7 +72,7 @@ def svg(every: Sequence[ClusterFigures]) -> str:
 
 def charts(every: Sequence[ClusterFigures]) -> list[Plot]:
     """Waiting by mode, prefix hits, and cost, against the number of replicas."""
-    modes = [mode for mode in every[0].modes if mode != ALL][:4]
+    modes = sorted({mode for one in every for mode in one.modes if mode != ALL})[:4]
     found = [_chart(every, f"First token of {m}, p95", "seconds", "s", _first(m)) for m in modes]
     found += [
         _chart(every, f"Later tokens of {m}, p95", "milliseconds", "ms", _each(m)) for m in modes
@@ -84,11 +84,13 @@ def charts(every: Sequence[ClusterFigures]) -> list[Plot]:
 
 
 def _first(mode: str) -> Value:
-    return lambda one: one.modes[mode].first[1]
+    return lambda one: one.modes[mode].first[1] if mode in one.modes else None
 
 
 def _each(mode: str) -> Value:
-    return lambda one: 1000 * one.modes[mode].each[1] if one.modes[mode].each else None
+    return lambda one: (
+        1000 * one.modes[mode].each[1] if mode in one.modes and one.modes[mode].each else None
+    )
 
 
 def hours_of_a_million(one: ClusterFigures) -> float:

@@ -146,7 +146,7 @@ class PrefixOnly:
 
 
 OURS = "fastslow"
-NAMES = {OURS: "fastslow", "prefix": "prefix only (Ray's)", "two": "power of two (Ray's)"}
+NAMES = {OURS: "fastslow", "prefix": "prefix only (Ray's)", "pow2": "power of two (Ray's)"}
 ROUTERS = tuple(NAMES)
 
 

@@ -56,13 +56,13 @@ def read_log(
         if line.get("message") != "request":
             found.left_out["not of a request"] += 1
             continue
-        reason = _unusable(line)
-        if reason is not None:
-            found.left_out[reason] += 1
-            continue
         try:
-            found.requests.append(_request(line, quick, latency_ms, guessed))
-        except (ValueError, TypeError, KeyError) as error:
+            reason = _unusable(line)
+            if reason is None:
+                found.requests.append(_request(line, quick, latency_ms, guessed))
+            else:
+                found.left_out[reason] += 1
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"{path}, line {number}: not a server's line: {error}") from None
     if not found.requests:
         raise ValueError(

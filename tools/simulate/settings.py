@@ -19,7 +19,7 @@ class ClusterSettings:
 
     Attributes:
         replicas: that there are at first.
-        router: "fastslow", "prefix" or "two".
+        router: "fastslow", "prefix" or "pow2".
         scaling: how their number follows the load; None = it stays.
         scaling_seconds: between two looks at the load.
         mtbf_hours: mean time between the deaths of a replica; infinity = they live.
@@ -46,6 +46,8 @@ class ClusterSettings:
             raise ValueError(
                 f"machine_replicas={self.machine_replicas} must be between 1 and {MOST_OTHERS}"
             )
+        if self.scaling is not None and self.scaling.most > MOST_REPLICAS:
+            raise ValueError(f"scale_to={self.scaling.most} must be at most {MOST_REPLICAS}")
         check_router(self.router)
         for name in ("scaling_seconds", "mtbf_hours", "report_seconds"):
             if not getattr(self, name) > 0:

@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from fastslow.tools.simulate.trace import TracedRequest
+from fastslow.tools.simulate.trace import LATENCY_MS, MOST_TOKENS, TracedRequest
 
 MOST_REQUESTS = 2_000_000
 MOST_ANSWER = 32_768
+MOST_SECONDS = 1e8  # of a made trace: three years
+MOST_EARLIER = 2e6  # chats that began before its zero
 BURST = 4.0  # times the mean rate, in a burst
 BURST_SECONDS = 20.0  # mean length of a burst
 SPREAD = 0.8  # of the logarithm of lengths
+LONGEST = 3  # times the mean, that few chats are longer than
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,20 @@ class TraceRecipe:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be between {least} and {most:g}"
                 )
+        least, most = LATENCY_MS
+        if self.latency_ms is not None and not least <= self.latency_ms <= most:
+            raise ValueError(f"latency_ms={self.latency_ms} must be between {least} and {most:g}")
+        if self.requests / self.rate > MOST_SECONDS:
+            raise ValueError(
+                f"rate={self.rate:g} must be at least {self.requests / MOST_SECONDS:g}: "
+                f"{self.requests} requests would take more than {MOST_SECONDS:g} s"
+            )
+        if LONGEST * self.rate * self.think_seconds > MOST_EARLIER:
+            raise ValueError(
+                f"think_seconds={self.think_seconds:g} must be at most "
+                f"{MOST_EARLIER / LONGEST / self.rate:g} at rate={self.rate:g}: too many chats would "
+                "be under way at once"
+            )
 
 
 def make_trace(recipe: TraceRecipe) -> list[TracedRequest]:
@@ -89,9 +106,7 @@ def _requests(recipe: TraceRecipe, seconds: float) -> list[TracedRequest]:
     """All requests of so many seconds."""
     random = Random(recipe.seed)
     fast_rate, deep_rate = recipe.rate * (1 - recipe.deep), recipe.rate * recipe.deep
-    before = (
-        3 * recipe.think_seconds * recipe.turns
-    )  # few chats are longer than three times the mean
+    before = LONGEST * recipe.think_seconds * recipe.turns
     found: list[TracedRequest] = []
     starts = _arrivals(random, fast_rate / recipe.turns, seconds + before, recipe.burst)
     for chat, start in enumerate(starts):
@@ -139,11 +154,14 @@ def _chat(random: Random, recipe: TraceRecipe, start: float, chat: int) -> list[
         question = _length(random, recipe.question_tokens, 100_000)
         answer = _length(random, recipe.answer_tokens, MOST_ANSWER)
         id = f"chat-{chat}-{turn}"
+        length = sum(tokens for _, tokens in said) + question
+        if length > MOST_TOKENS:
+            break
         turns.append(
             TracedRequest(
                 arrival=round(now, 6),
                 mode=recipe.fast_mode,
-                prompt_tokens=sum(tokens for _, tokens in said) + question,
+                prompt_tokens=length,
                 answer_tokens=answer,
                 id=id,
                 prefix=tuple(said),

@@ -15,6 +15,7 @@ MOST_LINES = 5_000_000
 MOST_TOKENS = 10_000_000  # of a prompt or an answer
 MOST_PIECES = 100_000  # of a prompt's beginning
 MOST_SECONDS = 1e9
+LATENCY_MS = 0.001, 1e9
 LONGEST_NAME = 200
 
 Pieces = tuple[tuple[str, int], ...]
@@ -225,7 +226,7 @@ CHECKS: dict[str, Any] = {
     "deep": _flag,
     "prefix": _pieces,
     "max_tokens": _whole(0, MOST_TOKENS),
-    "latency_ms": _or_none(_number(0.001, 1e9)),
+    "latency_ms": _or_none(_number(*LATENCY_MS)),
     "tokens_per_step": _or_none(_number(1, 1000)),
     "rows_per_step": _or_none(_number(1, 1000)),
     "priority": _whole(-1000, 1000),

@@ -289,3 +289,34 @@ def test_a_replica_whose_clock_is_late_is_no_silent_one() -> None:
     chooser.report("a", report(clock.now))
     chooser.report("b", report(clock.now - 600))
     assert len({chooser.rank(request("abc"))[0] for _ in range(50)}) == 2
+
+
+def test_a_request_that_nobody_ends_counts_for_an_hour_only() -> None:
+    clock = Clock()
+    chooser = chooser_of(["a"], clock)
+    send(chooser, request("never ended"))
+    clock.now += 3500
+    send(chooser, request("later"))
+    assert chooser.answers("a") == 2
+    clock.now += 200
+    send(chooser, request("the last"))
+    assert chooser.answers("a") == 2
+
+
+def test_the_oldest_of_too_many_counts_no_more() -> None:
+    chooser = chooser_of(["a"], Clock(), most_sent=3)
+    for _ in range(5):
+        send(chooser, request("abc"))
+    assert chooser.answers("a") == 3
+
+
+def test_a_clock_that_is_set_back_does_not_keep_the_guard() -> None:
+    clock = Clock()
+    chooser = chooser_of(["a", "b"], clock)
+    chooser.rank(quick())
+    clock.now -= 3600
+    chooser.rank(deep())
+    assert chooser.kept
+    clock.now += 200
+    chooser.rank(deep())
+    assert not chooser.kept

@@ -26,7 +26,7 @@ def load(deep: float, deep_tokens: int) -> TraceRecipe:
 
 
 def test_half_of_the_load_deep() -> None:
-    ours, two = (run(6, load(0.5, 1500), router=router) for router in ("fastslow", "two"))
+    ours, two = (run(6, load(0.5, 1500), router=router) for router in ("fastslow", "pow2"))
     assert ours["deep"].first[1] <= 1.5 * two["deep"].first[1]
     assert (ours["fast"].in_time or 0.0) >= 0.98
 

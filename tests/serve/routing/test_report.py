@@ -9,6 +9,7 @@ import pytest
 from routing_tools import report
 
 from fastslow.serve.routing.report import ReplicaReport
+from fastslow.serve.routing.report_reader import ReportReader
 
 
 def test_it_goes_through_json() -> None:
@@ -48,3 +49,16 @@ def test_a_field_that_is_missing_is_named() -> None:
     del values["pages"]
     with pytest.raises(ValueError, match="missing required field `pages`"):
         ReplicaReport.from_dict(values)
+
+
+def test_what_was_read_of_a_replica_is_forgotten_with_it(logged: list[str]) -> None:
+    reader = ReportReader()
+    good, damaged = report(1.0).to_dict(), {"version": 7}
+    assert reader.read("a", good) is not None and reader.read("a", good) is None
+    assert reader.read("b", damaged) is None
+    reader.keep(["a"])
+    assert reader.read("a", good) is None
+    reader.keep(["b"])
+    reader.keep(["a", "b"])
+    assert reader.read("a", good) is not None, "another replica of this name"
+    assert reader.read("b", damaged) is None and len(logged) == 2

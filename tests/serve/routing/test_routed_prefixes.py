@@ -109,3 +109,25 @@ def test_memory_is_bounded(steps: list[tuple[int, int, int]]) -> None:
         held = {block for one in made._replicas.values() for block in one.blocks}
         assert held == set(made._masks)
         assert all(one.size == sum(one.blocks.values()) for one in made._replicas.values())
+
+
+def test_blocks_are_bounded_however_much_is_sent() -> None:
+    """Also where no replica has told how much its cache holds."""
+    made = RoutedPrefixes(RoutingSettings(most_blocks=60), Random(0))
+    for n in range(200):
+        made.add(request(f"{n:04}" * 200), "a")
+        assert len(made) <= 60
+    for n in range(200):
+        made.add(request(f"{n:04}" * 200), "b")
+    assert len(made) <= 60
+    assert made.match(request("0199" * 200), 2), "the latest are known"
+    assert not made.match(request("0000" * 200), 2)
+
+
+def test_replicas_that_come_and_go_take_no_more_room() -> None:
+    made = RoutedPrefixes(RoutingSettings(), Random(0))
+    for n in range(20):
+        made.add(request("a" * 640), f"replica {n}")
+        assert [match.id for match in made.match(request("a" * 640), 9)] == [f"replica {n}"]
+        made.forget(f"replica {n}")
+    assert len(made._ids) == 1 and not made._masks

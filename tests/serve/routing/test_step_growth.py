@@ -69,3 +69,11 @@ def test_what_changed_is_learned_again() -> None:
         answers = random.randint(1, 100)
         growth.note(answers, BASE + 0.0005 * answers)
     assert growth.seconds == pytest.approx(0.0005, rel=0.1)
+
+
+def test_a_step_without_answers_takes_no_less_than_nothing() -> None:
+    """Steps that grow faster than their answers would say so, taken for a straight line."""
+    growth = StepGrowth(RoutingSettings())
+    for answers in range(1, 101):
+        growth.note(answers, 0.0001 * answers**2)
+    assert growth.known and growth.answers_within(0.0) == pytest.approx(0.0, abs=1e-9)
