@@ -10,7 +10,7 @@ from fastslow.tools.cli.replica_options import ReplicaOptions
 @pytest.mark.parametrize("name", ["replicas", "address", "replica_resources", "router"])
 def test_an_empty_value_is_no_default(name: str) -> None:
     with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} is empty: "):
-        ReplicaOptions(**{"replicas": "2", name: ""})
+        ReplicaOptions(**{"replicas": "2", name: ""})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["auto", "127.0.0.1:6379", "[::1]:1", "ray://a-node:65535"])
