@@ -49,10 +49,7 @@ def test_nothing_is_left_of_requests_whose_clients_leave(tmp_path: Path) -> None
 
             for flood in range(4):
                 await asyncio.gather(
-                    *(
-                        leaves(f"{flood}-{n}", random.uniform(0, 0.5), n % 3 == 0)
-                        for n in range(60)
-                    )
+                    *(leaves(f"{flood}-{n}", random.uniform(0, 0.5), n % 3 == 0) for n in range(60))
                 )
             await until(lambda: idle(several))
             router = router_of(several)
