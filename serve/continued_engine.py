@@ -49,6 +49,7 @@ class _Broken:
 
     ask: Ask
     started: float
+    there: bool = True  # the engine, when it was asked
     sent: SentPieces = field(default_factory=SentPieces)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     failed: list[str] = field(default_factory=list)  # replicas
@@ -92,7 +93,7 @@ class ContinuedEngine(WrappedEngine):
         return int(getattr(self.engine, "restarts", 0))
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        own = _Broken(replace(ask, whole=True), time.monotonic())
+        own = _Broken(replace(ask, whole=True), time.monotonic(), self.engine.ready)
         self._running[ask.id] = own
         try:
             while True:
@@ -189,8 +190,8 @@ class ContinuedEngine(WrappedEngine):
         if isinstance(error, Busy | ValueError) and first:
             raise error
         if isinstance(error, NotReady):
-            if first and not streamed and not error.replica and not self.engine.ready:
-                raise error  # it was not there when it was asked
+            if first and not streamed and not error.replica and not own.there:
+                raise error
             if error.replica:
                 own.failed.append(error.replica)
             own.deaths += not error.refused and (own.came or bool(error.replica))

@@ -73,8 +73,8 @@ def lacking(replicas: ReplicaSettings, there: Mapping[str, float]) -> str | None
     """
     for name, each in {"CPU": float(replicas.cpus), **replicas.resources}.items():
         if each * replicas.least > there.get(name, 0.0):
-            needed = f"{replicas.least} replicas need {name}={each * replicas.least:g} together"
-            return f"{needed}, and the cluster has {there.get(name, 0.0):g}"
+            asked = f"replicas={replicas.least} with {name}={each:g} for each"
+            return f"{asked} is more than the cluster has: {name}={there.get(name, 0.0):g}"
     return None
 
 

@@ -399,6 +399,32 @@ def test_what_an_engine_worked_before_it_ended_is_no_search_for_one() -> None:
         asyncio.run(taken(ContinuedEngine(inner, replace(QUICK, seconds=0.05))))
 
 
+class Vanishing(ScriptedReplicas):
+    """No replica runs from the first try on, until the last."""
+
+    there = True
+
+    @property
+    def ready(self) -> bool:
+        return self.there
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        self.there = not self.breaks
+        async for piece in super().stream(ask):
+            yield piece
+
+
+def test_what_was_asked_while_replicas_were_known_to_run_waits_for_new_ones() -> None:
+    nobody = [Break(after=0, error=NotReady("none took it")) for _ in range(3)]
+    inner = Vanishing([ANSWER], list(nobody))
+    pieces, output = asyncio.run(taken(ContinuedEngine(inner, QUICK)))
+    check([ANSWER], pieces, output)
+    inner = Vanishing([ANSWER], nobody)
+    inner.there = False
+    with pytest.raises(NotReady, match="none took it"):
+        asyncio.run(taken(ContinuedEngine(inner, QUICK)))
+
+
 class Forgetful(ScriptedReplicas):
     """Each replica ends under the first calls about tokens."""
 

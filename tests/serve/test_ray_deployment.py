@@ -54,8 +54,8 @@ def test_what_a_cluster_has_too_little_of_is_told() -> None:
     there = {"CPU": 4.0, "GPU": 1.0}
     assert lacking(ReplicaSettings(2, 8, cpus=2, resources={"GPU": 0.5}), there) is None
     assert lacking(ReplicaSettings(2, 2, cpus=3), there) == (
-        "2 replicas need CPU=6 together, and the cluster has 4"
+        "replicas=2 with CPU=3 for each is more than the cluster has: CPU=4"
     )
     assert lacking(ReplicaSettings(resources={"NPU": 1.5}), there) == (
-        "1 replicas need NPU=1.5 together, and the cluster has 0"
+        "replicas=1 with NPU=1.5 for each is more than the cluster has: NPU=0"
     )

@@ -10,7 +10,20 @@ from fastslow.tools.cli.replica_options import ReplicaOptions
 @pytest.mark.parametrize("name", ["replicas", "address", "replica_resources", "router"])
 def test_an_empty_value_is_no_default(name: str) -> None:
     with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} is empty: "):
-        ReplicaOptions(**{"replicas": "2", name: ""})
+        ReplicaOptions(**{"replicas": "2", name: ""})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["auto", "127.0.0.1:6379", "[::1]:1", "ray://a-node:65535"])
+def test_addresses(text: str) -> None:
+    assert ReplicaOptions("2", text).by_client == text.startswith("ray")
+
+
+@pytest.mark.parametrize(
+    "text", ["nowhere", "http://x:1", "ray://", "ray://x", ":1", "x:0", "x:65536", "x:1a", "x:²"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="^--address=.* must be auto, HOST:PORT or ray://HOST:PO"):
+        ReplicaOptions("2", text)
 
 
 @pytest.mark.parametrize(

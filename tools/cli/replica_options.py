@@ -71,6 +71,12 @@ class ReplicaOptions:
                 raise ValueError(f"{option_name} is empty: give a value, or leave it out")
             if self.replicas is None and given is not None:
                 raise ValueError(f"{option_name} is for --replicas: give that, too")
+        if self.address is not None and not _is_address(self.address):
+            from fastslow.engine.params import shown
+
+            raise ValueError(
+                f"--address={shown(self.address)} must be auto, HOST:PORT or ray://HOST:PORT"
+            )
 
     @property
     def by_client(self) -> bool:
@@ -105,6 +111,15 @@ class ReplicaOptions:
         else:
             resources = resources_of(self.replica_resources)
         return ReplicaSettings(least, most, cpus, resources, drain, self.router or "fastslow")
+
+
+def _is_address(text: str) -> bool:
+    """Whether it can be that of a cluster."""
+    if text == "auto":
+        return True
+    host, _, port = text.removeprefix(CLIENT).rpartition(":")
+    fits = port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65_536
+    return fits and bool(host) and "/" not in host
 
 
 def cores() -> int:
