@@ -85,6 +85,16 @@ def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
     assert found["0.001/400"][1] == pytest.approx(0.001 + read[1] + 2 * step)
 
 
+def test_steps_are_slowed_one_by_one_also_within_a_long_answer() -> None:
+    """Alone its steps are one jump; a prompt of another replica is read in the middle of it."""
+    long, other = one(0, 1, 200), one(0.5, 400, 1)
+    alone = times(run([long], costs()))["0/1"][1]
+    found = times(run([long, other], costs(slowdown=(1.5,)), 2, router="pow2", machine_replicas=2))
+    reading = 1.5 * (STEP + 400 * ROW)
+    assert found["0.5/400"][1] == pytest.approx(0.5 + reading)
+    assert found["0/1"][1] == pytest.approx(alone + reading / 3, abs=STEP)
+
+
 def test_a_cached_prefix_is_not_read_again() -> None:
     prefix = (("system", 320),)
     trace = [one(0, 400, 1, prefix=prefix), one(9, 401, 1, prefix=prefix)]
