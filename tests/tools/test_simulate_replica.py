@@ -9,8 +9,10 @@ from random import Random
 
 import pytest
 
+from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.cluster import ClusterResult, SimulatedCluster
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
+from fastslow.tools.simulate.replica import SimulatedReplica
 from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.trace import TracedRequest
 
@@ -294,3 +296,25 @@ def test_more_replicas_never_take_longer_together() -> None:
     trace = mixed(3, 400, spread=0.05)
     ends = [sum(end for _, end in times(run(trace, costs(), n)).values()) for n in (1, 2, 4, 8)]
     assert ends == sorted(ends, reverse=True) and ends[0] > 1.5 * ends[-1]
+
+
+def test_a_report_tells_who_waits_and_for_how_long() -> None:
+    def state(age: int, request: TracedRequest) -> AnswerState:
+        return AnswerState(request, age, 1.0, 1.0)
+
+    replica = SimulatedReplica("r", costs(max_running=1))
+    replica.add(state(0, one(0, 10, 500)), 0.0)
+    replica.add(state(1, one(1, 10, 5, mode="deep", deep=True)), 1.0)
+    replica.add(state(2, one(2, 10, 50, latency_ms=5000.0)), 2.0)
+    told = replica.report(4.0, 1e9)
+    assert told.running == {"fast": 1} and told.waiting == {"deep": 1, "fast": 1}
+    assert (told.deep, told.urgent, told.places, told.at) == (1, 1, 1, 1e9)
+    assert (told.deep_queue_seconds, told.quick_queue_seconds) == (3.0, 2.0)
+    assert told.queue_seconds == 3.0
+    while told.waiting:
+        now = replica.wakes
+        replica.wake(now)
+        told = replica.report(now, 1e9)
+    assert told.running == {"deep": 1}, "the one with a target went first"
+    assert (told.deep_queue_seconds, told.quick_queue_seconds) == (0.0, 0.0)
+    assert told.queue_seconds == pytest.approx(now - 1.0), "how long the latest waited"
