@@ -30,7 +30,8 @@ def context(now: float, state: dict[str, Any], *stats: dict[str, float]) -> Any:
 
 def test_the_policy_waits_and_then_asks_for_more() -> None:
     busy = autoscaling_stats(report(1.0, quick_queue_seconds=9.0, deep=1, deep_queue_seconds=1.0))
-    policy, state = QueueScaling(up_seconds=5.0), {}
+    policy = QueueScaling(up_seconds=5.0)
+    state: dict[str, Any] = {}
     wanted = []
     for now in (100.0, 103.0, 106.0):
         count, state = policy(context(now, state, busy, busy))
