@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from loguru import logger
 
@@ -15,6 +16,8 @@ from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, Engine, NotReady
 from fastslow.serve.sent_pieces import OtherAnswer, SentPieces, whole_sources
 from fastslow.serve.wrapped_engine import WrappedEngine
+
+T = TypeVar("T")
 
 FIND = 0.02  # seconds between two looks for a request that is cancelled
 LEAST = 0.001  # seconds of an ask's time that another try has at least: it ends with what it has
@@ -35,6 +38,10 @@ class Retries:
     first: float = 0.02
     longest: float = 2.0
 
+    def pause(self, tries: int) -> float:
+        """Seconds before another one, behind so many."""
+        return min(self.longest, self.first * 2.0 ** min(tries, 30))
+
 
 @dataclass(slots=True)
 class _Broken:
@@ -50,7 +57,7 @@ class _Broken:
     came: bool = False  # a piece, of the present try
     continued: int = 0
     asked_again: int = 0
-    since: float | None = None  # when the engine ended, and nothing has come since
+    since: float | None = None  # when the latest engine ended, and nothing has come since
     try_started: float = 0.0
 
 
@@ -127,9 +134,32 @@ class ContinuedEngine(WrappedEngine):
             own.sent.thought_stopped(before)
         return stopped
 
+    async def tokenize(self, ask: Ask) -> list[int]:
+        return await self._called(lambda: self.engine.tokenize(ask))
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return await self._called(lambda: self.engine.detokenize(tokens))
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        return await self._called(lambda: self.engine.token_bytes(tokens))
+
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
         await self.engine.close(drain)
+
+    async def _called(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A call that any replica answers, and that an answer under way may need: made again where its replica
+        ends."""
+        started, tries = time.monotonic(), 0
+        while True:
+            try:
+                return await call()
+            except NotReady:
+                late = time.monotonic() - started >= self._retries.seconds
+                if late or self._closing or not (self._running or self.engine.ready):
+                    raise
+            await asyncio.sleep(self._retries.pause(tries))
+            tries += 1
 
     async def _try(self, own: _Broken) -> AsyncGenerator[Piece, None]:
         """Ask once; the pieces are those that were not sent yet."""
@@ -165,12 +195,15 @@ class ContinuedEngine(WrappedEngine):
                 own.failed.append(error.replica)
             own.deaths += not error.refused and (own.came or bool(error.replica))
         ended = own.came or bool(getattr(error, "replica", ""))
-        own.since = now if own.since is None else own.since
+        if own.since is None or (
+            isinstance(error, NotReady) and error.replica and not error.refused
+        ):
+            own.since = now  # where one had taken it, the search begins anew: deaths bound that
         if (why := self._hopeless(own, error, now)) is not None:
             self._give_up(own, why, error)
         if ended or first:
             self._tell(own, error)
-        pause = min(self._retries.longest, self._retries.first * 2.0 ** min(own.tries, 30))
+        pause = self._retries.pause(own.tries)
         own.tries += 1
         if isinstance(error, Busy):
             pause = max(pause, min(error.retry_after, self._retries.longest))

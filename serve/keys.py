@@ -16,6 +16,7 @@ from loguru import logger
 
 from fastslow.serve.key_file import LONGEST_KEY, KeyFile, StoredKey, hash_of, usual_file
 
+KEY_VARIABLE = "FASTSLOW_API_KEY"
 EVERY = 1.0  # seconds between looks at the file
 SHORT = 16  # characters: a key of fewer can be found by trying
 
@@ -30,12 +31,17 @@ def known_keys(path: Path | None = None, single: Sequence[str] = ()) -> KeyRing 
     Raises:
         ValueError: see `KeyRing`; or the path is a file that is not there.
     """
-    if not single and (named := os.environ.get("FASTSLOW_API_KEY")):
+    if not single and (named := os.environ.get(KEY_VARIABLE)):
         single = (named,)
     if path is None:
         named_file = usual_file()
         path = named_file if named_file.exists() or "FASTSLOW_KEYS" in os.environ else None
     return KeyRing(path, single) if path is not None or single else None
+
+
+def environment_without_key() -> dict[str, str]:
+    """That of this process, for those that it starts: they know no keys."""
+    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
 
 
 def warn_if_open(keys: KeyRing | None, host: str) -> None:

@@ -42,6 +42,7 @@ class Server(uvicorn.Server):
                 app,
                 http=Connection,
                 ws="none",
+                lifespan="off",  # it has none; uvicorn would leave its task behind, and log that as an error
                 log_config=None,
                 log_level="error",  # what clients do wrong is no news
                 access_log=False,

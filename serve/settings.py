@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -80,6 +81,19 @@ class ServerSettings(Params):
         default=("reasoning_content", "reasoning"),
         description="fields of an answer that hold the thought",
     )
+
+    def fit(self, modes: Collection[str]) -> None:
+        """See whether a model has the default mode.
+
+        Args:
+            modes: that it has.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if self.default_mode not in modes:
+            known = nearest(self.default_mode, modes)
+            raise ValueError(f"default mode {shown(self.default_mode)} is unknown{known}")
 
     @field_validator("efforts")
     @classmethod

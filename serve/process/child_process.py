@@ -14,6 +14,7 @@ from typing import Self
 from msgspec import to_builtins
 
 from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.keys import environment_without_key
 from fastslow.serve.process.link import EngineLink
 from fastslow.serve.process.messages import Start
 
@@ -87,7 +88,7 @@ def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
             stdin=subprocess.DEVNULL,
             stdout=2,  # with its log
             pass_fds=[its.fileno()],
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**environment_without_key(), "PYTHONPATH": paths},
             process_group=0,  # Ctrl-C is for this process, which ends the other
         )
     except BaseException:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from loguru import logger
 
 from fastslow.serve.ray.local_cluster import lean
-from fastslow.serve.ray.loopback import cluster_on_loopback
+from fastslow.serve.ray.loopback import driver_on_loopback
 from fastslow.serve.ray.worker_lines import show_lines
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Cluster:
     def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
         self.address = address
         self._cpus = cpus
+        self._own = ExitStack()  # what holds while a cluster of this machine is there
         self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         # Linux ends the processes of a local cluster with the thread that started them
         self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
@@ -100,7 +101,7 @@ class Cluster:
             reach(self.address)
         options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
         if self.local:
-            cluster_on_loopback()
+            self._own.enter_context(driver_on_loopback())
             options |= {
                 "num_cpus": self._cpus,
                 "include_dashboard": False,
@@ -111,6 +112,7 @@ class Cluster:
             with starting:
                 ray.init(address=self.address or "local", namespace="serve", **options)
         except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
+            self._own.close()
             what = "start a Ray cluster" if self.local else f"join the Ray cluster {self.address!r}"
             raise RuntimeError(f"cannot {what}: {first_line(error)}") from None
         ray_logs(logging.WARNING)
@@ -122,6 +124,7 @@ class Cluster:
 
         ray_logs(logging.CRITICAL)  # threads of Ray Serve miss the cluster a moment later
         ray.shutdown()
+        self._own.close()
 
 
 def _own_signals() -> None:

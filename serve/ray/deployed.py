@@ -14,7 +14,12 @@ from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray import QUIET
 from fastslow.serve.ray.cluster import CLOSING, Cluster, ray_logs
 from fastslow.serve.ray.load_failure import told_error
-from fastslow.serve.ray.replicas import APPLICATION, DEPLOYMENT, ReplicaSettings
+from fastslow.serve.ray.replicas import (
+    APPLICATION,
+    DEPLOYMENT,
+    ReplicaSettings,
+    lacking,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,17 @@ class OwnDeployment:
             await self._cluster.close()
 
     def _deploy(self) -> Any:
+        import ray
         from ray import serve
         from ray.serve.schema import LoggingConfig
 
         from fastslow.serve.ray.deploy import engines
 
+        lacks = lacking(self._replicas, ray.cluster_resources())
+        if lacks is not None and self._cluster.local:
+            raise ValueError(lacks)
+        if lacks is not None:
+            logger.warning("{}: some wait until nodes come that have it", lacks)
         # all processes of a local cluster have them already
         environment = {} if self._cluster.local else QUIET | self._environment
         application = engines(self._settings, self._replicas, environment)

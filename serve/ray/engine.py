@@ -16,8 +16,10 @@ from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, ModelCard, NotReady
 from fastslow.serve.process.failures import error_of
+from fastslow.serve.ray.broadcast import answers_within
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas
+from fastslow.serve.ray.left_calls import LeftCalls
 from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_ask, returned_of
 from fastslow.serve.ray.routed import control, routed_of
 from fastslow.serve.ray.stats import StatsSum
@@ -31,8 +33,9 @@ PATIENCE = (
 SILENT = (
     10.0  # seconds without any item of an answer until its replica is lost: it sends one every two
 )
-CALL = 30.0  # seconds that a call may take
-STATS = 5.0  # seconds for figures: programs that collect them give up after ten
+CALL = 15.0  # seconds that a call may take
+ABOUT = 5.0  # the same where it waits for no step of the engine
+STATS = 1.5  # seconds for figures: /metrics waits for 2
 RECENT = 1000  # requests that are over whose replica is known, for their traces
 LAST = 5.0  # seconds that answers have to end once they are cancelled
 DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
@@ -60,7 +63,9 @@ class RayEngine:
         self._closing = self._closed = False
         self._running: dict[str, str] = {}  # ids of requests, and who answers them
         self._recent: dict[str, str] = {}  # the same of those that are over
+        self._left = LeftCalls(PATIENCE)
         self._sum = StatsSum()
+        self._missing = 0  # replicas that did not tell their figures
         self._looking: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         self._ending: asyncio.Future[None] = loop.create_future()
@@ -136,9 +141,10 @@ class RayEngine:
             raise NotReady(self._why)
         response = self._stream.remote(routed_of(ask, self.card), packed_ask(ask))
         replica, over = "", False
+        taken = asyncio.ensure_future(anext(response))
         try:
             async with asyncio.timeout(PATIENCE):
-                first = item_of(await anext(response))
+                first = item_of(await asyncio.shield(taken))
             assert isinstance(first, Accepted)
             replica = self._running[ask.id] = first.replica
             while True:
@@ -155,6 +161,8 @@ class RayEngine:
                     raise _of(replica, error_of(bunch.failure))
             over = True
         except TimeoutError:
+            response.cancel()
+            taken.cancel()
             raise _silent(replica) from None
         except LOST as error:
             raise _lost(error, replica or _who(error)) from None
@@ -169,10 +177,10 @@ class RayEngine:
                 if len(self._recent) > RECENT:
                     del self._recent[next(iter(self._recent))]
             if not over:
-                response.cancel()
+                self._left.leave(response, taken)
 
     async def cancel(self, id: str) -> bool:
-        return any(await self._about(id, "cancel"))
+        return any(await self._about(id, "cancel", ABOUT))
 
     async def stop_thinking(self, id: str) -> bool:
         return any(await self._about(id, "stop_thinking"))
@@ -182,16 +190,17 @@ class RayEngine:
         return next((trace for trace in found if trace is not None), None)
 
     async def stats(self) -> Mapping[str, Any]:
-        try:
-            answered: Mapping[str, Any] = await self._by_replica("stats", seconds=STATS)
-        except TimeoutError:
-            if not self._sum.answered:
-                raise NotReady(f"a replica did not answer within {STATS:g} s") from None
+        found, missing = await self._by_replica("stats", seconds=STATS)
+        if missing and not found and not self._sum.answered:
+            raise NotReady(f"no replica told its figures within {STATS:g} s")
+        if missing and not self._missing:  # once, and not with each look
             logger.warning(
-                "a replica did not tell its figures within {:g} s: those told before count", STATS
+                "{} of the replicas did not tell its figures within {:g} s: what it told before counts",
+                missing,
+                STATS,
             )
-            answered = self._sum.answered
-        sums, now = self._sum.of(answered), self.replicas
+        self._missing = missing
+        sums, now = self._sum.of(self._sum.with_missing(found, missing)), self.replicas
         return sums | {"replicas_running": now.running, "replicas_starting": now.starting}
 
     async def tokenize(self, ask: Ask) -> list[int]:
@@ -212,6 +221,7 @@ class RayEngine:
         await self._answers_over(drain)
         await self._cancel_all()
         await self._answers_over(LAST)
+        await self._left.close(LAST)
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking])
@@ -248,15 +258,15 @@ class RayEngine:
         while self._running and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(DRAIN_LOOK)
 
-    async def _any(self, method: str, *arguments: Any) -> Any:
+    async def _any(self, method: str, *arguments: Any, seconds: float = CALL) -> Any:
         """Call one replica, whichever."""
         if self._handle is None or not self.replicas.running:
             raise NotReady(self._why)
         try:
-            async with asyncio.timeout(CALL):
+            async with asyncio.timeout(seconds):
                 data = await self._handle.options(method_name=method).remote(*arguments)
         except TimeoutError:
-            raise NotReady(f"no replica answered within {CALL:g} s") from None
+            raise NotReady(f"no replica answered within {seconds:g} s") from None
         except LOST as error:
             raise _lost(error, "") from None
         returned = returned_of(data)
@@ -264,35 +274,30 @@ class RayEngine:
             raise _of(returned.replica, error_of(returned.failure))
         return returned.value
 
-    async def _about(self, id: str, method: str) -> list[Any]:
+    async def _about(self, id: str, method: str, seconds: float = CALL) -> list[Any]:
         """What is said about a request: by the replica that answers it or did, or by all where another server
         has asked it."""
         replica = self._running.get(id) or self._recent.get(id)
         if replica is not None:
-            return [await self._any(method, control(id, replica))]
-        try:
-            return list((await self._by_replica(method, control(id))).values())
-        except TimeoutError:
-            raise NotReady(f"a replica did not answer within {CALL:g} s") from None
+            return [await self._any(method, control(id, replica), seconds=seconds)]
+        found, missing = await self._by_replica(method, control(id), seconds=seconds)
+        if missing and not any(found.values()):
+            raise NotReady(f"a replica did not answer within {seconds:g} s")
+        return list(found.values())
 
     async def _by_replica(
-        self, method: str, *arguments: Any, seconds: float = CALL
-    ) -> dict[str, Any]:
-        """Call all replicas; what those say that answer.
-
-        Raises:
-            TimeoutError: one that is there says nothing for so long.
-        """
+        self, method: str, *arguments: Any, seconds: float
+    ) -> tuple[dict[str, Any], int]:
+        """Call all replicas; what those say that answer, and how many do not in time."""
         if self._handle is None or not self.replicas.running:
             raise NotReady(self._why)
         try:
-            found = await self._handle.broadcast(method, *arguments).results_async(
-                timeout_s=seconds, return_exceptions=True
-            )
+            response = self._handle.broadcast(method, *arguments)
+            answers, missing = await answers_within(response, seconds)
         except LOST as error:
             raise _lost(error, "") from None
-        returned = [returned_of(data) for data in found if isinstance(data, bytes)]
-        return {one.replica: one.value for one in returned if one.failure is None}
+        returned = [returned_of(data) for data in answers if isinstance(data, bytes)]
+        return {one.replica: one.value for one in returned if one.failure is None}, missing
 
     async def _look(self) -> None:
         """Know how many replicas there are."""
@@ -354,5 +359,6 @@ def _lost(error: Exception, replica: str) -> Exception:
     if isinstance(error, RayTaskError):
         logger.error("a replica failed on a request: {}", error)
         return RuntimeError("the replica failed on the request")
-    logger.warning("a replica is gone: {}", first_line(error))
+    # whoever asks again tells of a replica that had the request, in fewer words than Ray
+    logger.log("DEBUG" if replica else "WARNING", "a replica is gone: {}", first_line(error))
     return NotReady("the replica ended in the middle of the request; try again soon", replica)

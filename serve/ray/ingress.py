@@ -74,8 +74,8 @@ class Ingress:
             observers=() if traced is None else (traced,),
             lost_lines=lambda: self._log.lost,
         )
-        settings = ServerSettings(**given.settings)
-        self._app = create_app(ContinuedEngine(self._engine), settings, operations)
+        self._settings = ServerSettings(**given.settings)
+        self._app = create_app(ContinuedEngine(self._engine), self._settings, operations)
         self._starting = asyncio.create_task(self._start())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -91,5 +91,6 @@ class Ingress:
         """Until the engines are there, /ready says so."""
         try:
             await self._engine.start()
+            self._settings.fit(self._engine.card.modes)
         except Exception as error:  # noqa: BLE001 - the deployment's status tells it, too
-            logger.error("the engines cannot be started: {}", error)
+            logger.error("the server cannot be used as it is: {}", error)

@@ -9,6 +9,9 @@ from typing import Any
 
 from loguru import logger
 
+from fastslow.serve.keys import KEY_VARIABLE
+from fastslow.serve.ray.loopback import ON_LOOPBACK
+
 # Where this process is killed, Linux ends Ray's own processes with it. Their agents watch a pipe with this, and
 # look only now and then without; then they try for a minute to tell the others, which nothing shortens.
 ENDING = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
@@ -25,9 +28,10 @@ def lean(environment: Mapping[str, str]) -> Iterator[None]:
         environment: variables that its processes get. Ray could give them to single ones, but then what it has
             started beforehand does not fit, and starts again.
     """
-    wanted = {**ENDING, **environment}
-    before = {name: os.environ.get(name) for name in wanted}
+    wanted = {**ENDING, **ON_LOOPBACK, **environment}
+    before = {name: os.environ.get(name) for name in (*wanted, KEY_VARIABLE)}
     os.environ.update(wanted)
+    os.environ.pop(KEY_VARIABLE, None)  # its processes know no keys
     kept = _without_processes()
     try:
         yield

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from loguru import logger
 
 LOOPBACK = "127.0.0.1"
+# For the processes of a cluster that is to stay on this machine: Ray has this for macOS and Windows.
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def cluster_on_loopback() -> None:
-    """For the cluster that this process is about to start. Ray has this for macOS and Windows; its constant is
-    changed, too, since it may be imported already."""
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+@contextmanager
+def driver_on_loopback() -> Iterator[None]:
+    """For this process while it has such a cluster. It may join another one later."""
     from ray._private import ray_constants
 
+    before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def replica_on_loopback() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastslow.engine.params import nearest, shown
 
-MOST = 10_000
+MOST, MOST_CPUS = 10_000, 1024
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 ROUTERS = {
     "fastslow": "fastslow.serve.ray.router:FastSlowRouter",
@@ -53,8 +53,8 @@ class ReplicaSettings:
             raise ValueError(
                 f"replicas={self.least}:{self.most} must name the smaller number first"
             )
-        if self.cpus < 1:
-            raise ValueError(f"replica_cpus={self.cpus} must be 1 or more")
+        if not 1 <= self.cpus <= MOST_CPUS:
+            raise ValueError(f"replica_cpus={self.cpus} must be from 1 to {MOST_CPUS}")
         if self.router not in ROUTERS:
             known = nearest(self.router, ROUTERS)
             raise ValueError(f"router={shown(self.router)} is unknown{known}")
@@ -63,6 +63,19 @@ class ReplicaSettings:
     def name(self) -> str:
         """How many, as `counts` reads it."""
         return str(self.least) if self.least == self.most else f"{self.least}:{self.most}"
+
+
+def lacking(replicas: ReplicaSettings, there: Mapping[str, float]) -> str | None:
+    """What a cluster has too little of for the least number of replicas, in a sentence.
+
+    Args:
+        there: all resources of the cluster, by Ray's names.
+    """
+    for name, each in {"CPU": float(replicas.cpus), **replicas.resources}.items():
+        if each * replicas.least > there.get(name, 0.0):
+            needed = f"{replicas.least} replicas need {name}={each * replicas.least:g} together"
+            return f"{needed}, and the cluster has {there.get(name, 0.0):g}"
+    return None
 
 
 def counts(text: str) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -376,6 +376,61 @@ def test_the_rest_is_the_engines_own() -> None:
         assert await engine.tokenize(ASK) == [1, 2, 3] and await engine.detokenize([1]) == "text"
         assert await engine.token_bytes([1]) == [(b"x", True)]
         assert await engine.stop_thinking("x") and await engine.cancel("x")
+
+    asyncio.run(main())
+
+
+class Slow(ScriptedReplicas):
+    """Each try takes a while before anything comes, as where an answer is not streamed."""
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        await asyncio.sleep(0.1)
+        async for piece in super().stream(ask):
+            yield piece
+
+
+def test_what_an_engine_worked_before_it_ended_is_no_search_for_one() -> None:
+    inner = Slow([ANSWER], [Break(after=0), Break(after=0)])
+    pieces, output = asyncio.run(taken(ContinuedEngine(inner, replace(QUICK, seconds=0.05))))
+    check([ANSWER], pieces, output)
+    nobody = Break(after=0, error=NotReady("none took it"))
+    inner = Slow([ANSWER], [Break(after=0), nobody, nobody])
+    with pytest.raises(NotReady, match=r"no other engine took it within 0\.05 s"):
+        asyncio.run(taken(ContinuedEngine(inner, replace(QUICK, seconds=0.05))))
+
+
+class Forgetful(ScriptedReplicas):
+    """Each replica ends under the first calls about tokens."""
+
+    def __init__(self, deaths: int, ready: bool = True) -> None:
+        super().__init__([ANSWER])
+        self.deaths, self.there = deaths, ready
+
+    @property
+    def ready(self) -> bool:
+        return self.there
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        if self.deaths:
+            self.deaths -= 1
+            raise NotReady("the replica ended")
+        return await super().token_bytes(tokens)
+
+
+def test_calls_about_tokens_are_made_again() -> None:
+    """An answer under way may need them for its log-probabilities."""
+
+    async def main() -> None:
+        engine = ContinuedEngine(Forgetful(5), QUICK)
+        assert await engine.token_bytes([1]) == [(b"x", True)]
+        with pytest.raises(NotReady, match="the replica ended"):
+            await ContinuedEngine(Forgetful(9), replace(QUICK, seconds=0.0)).token_bytes([1])
+        inner = Forgetful(1, ready=False)
+        with pytest.raises(NotReady, match="the replica ended"):
+            await ContinuedEngine(inner, QUICK).token_bytes([1])
+        inner.deaths, engine = 1, ContinuedEngine(inner, QUICK)
+        async for _ in engine.stream(ASK):
+            assert await engine.token_bytes([1]), "it waits for one, as the answer does"
 
     asyncio.run(main())
 

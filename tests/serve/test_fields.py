@@ -237,3 +237,9 @@ def test_only_the_first_of_many_wrong_values_is_looked_at(
     with pytest.raises(ValidationError) as error:
         kind.model_validate(fields)
     assert error.value.error_count() < 10
+
+
+def test_a_default_mode_that_the_model_has_not() -> None:
+    ServerSettings(default_mode="fast").fit({"fast", "deep"})
+    with pytest.raises(ValueError, match="^default mode 'fsat' is unknown; did you mean 'fast'"):
+        ServerSettings(default_mode="fsat").fit({"fast", "deep"})

@@ -8,7 +8,7 @@ import pytest
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray.deploy import SPARE, engines
-from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, resources_of
+from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking, resources_of
 
 
 def deployed(settings: ReplicaSettings, **options: Any) -> Any:
@@ -57,3 +57,14 @@ def test_resources_of_a_replica() -> None:
             resources_of(text)
     with pytest.raises(ValueError, match="names CPU: give replica_cpus for that"):
         resources_of("CPU=2")
+
+
+def test_what_a_cluster_has_too_little_of_is_told() -> None:
+    there = {"CPU": 4.0, "GPU": 1.0}
+    assert lacking(ReplicaSettings(2, 8, cpus=2, resources={"GPU": 0.5}), there) is None
+    assert lacking(ReplicaSettings(2, 2, cpus=3), there) == (
+        "2 replicas need CPU=6 together, and the cluster has 4"
+    )
+    assert lacking(ReplicaSettings(resources={"NPU": 1.5}), there) == (
+        "1 replicas need NPU=1.5 together, and the cluster has 0"
+    )

@@ -54,8 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[Started]:
     scripts = Path(sys.executable).parent
     port, client = free_port(), free_port()
-    own = {  # where Ray's tokens are wanted, both ends have this one
+    own = {  # both ends have this token
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -76,7 +77,7 @@ def cluster() -> Iterator[Started]:
         below = descendants(process.pid)
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(60)  # it drains for 30 s where a server is left
         finally:
             for pid in living(below):
                 os.kill(pid, signal.SIGKILL)

@@ -62,7 +62,8 @@ def is_whole(result: ClusterResult) -> None:
 def test_every_request_ends_once_and_the_same_each_time(name: str, replicas: int) -> None:
     result = simulate(replicas, router=name)
     is_whole(result)
-    assert result.replica_seconds == pytest.approx(replicas * result.seconds)
+    span = TRACE[-1].arrival - TRACE[0].arrival
+    assert replicas * span < result.replica_seconds < (1 + 1e-9) * replicas * result.seconds
     again = simulate(replicas, router=name)
     assert [(a.request.id, end) for a, end in zip(result.answers, result.ends)] == [
         (a.request.id, end) for a, end in zip(again.answers, again.ends)
@@ -153,9 +154,12 @@ def test_replicas_follow_the_load() -> None:
     assert len(grown.sizes) > 1 and grown.sizes[0][1] == 1
     waits = [max(t.first for t in simulated_times(r)) for r in (grown, fixed)]
     assert waits[0] < waits[1] / 2
-    area = sum(n * (b - a) for (a, n), (b, _) in zip(grown.sizes, grown.sizes[1:]))
-    area += grown.sizes[-1][1] * (TRACE[0].arrival + grown.seconds - grown.sizes[-1][0])
-    assert grown.replica_seconds == pytest.approx(area)
+    bounds = []
+    for end in (TRACE[-1].arrival, TRACE[0].arrival + grown.seconds):
+        sizes = [(time, n) for time, n in grown.sizes if time < end]
+        changes = [time for time, _ in sizes[1:]] + [end]
+        bounds.append(sum(n * (b - a) for (a, n), b in zip(sizes, changes, strict=True)))
+    assert bounds[0] < grown.replica_seconds < bounds[1]
 
 
 def test_text_for_routers_is_shared_as_far_as_the_pieces_are() -> None:

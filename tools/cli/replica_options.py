@@ -65,9 +65,12 @@ class ReplicaOptions:
     ] = None
 
     def __post_init__(self) -> None:
-        for name in ("address", "replica_cpus", "replica_resources", "router"):
-            if self.replicas is None and getattr(self, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} is for --replicas: give that, too")
+        for name in ("replicas", "address", "replica_cpus", "replica_resources", "router"):
+            given, option_name = getattr(self, name), f"--{name.replace('_', '-')}"
+            if given == "":
+                raise ValueError(f"{option_name} is empty: give a value, or leave it out")
+            if self.replicas is None and given is not None:
+                raise ValueError(f"{option_name} is for --replicas: give that, too")
 
     @property
     def by_client(self) -> bool:
@@ -96,7 +99,7 @@ class ReplicaOptions:
         ranks = ranks_of(engine)
         cpus = self.replica_cpus
         if cpus is None:
-            cpus = ranks if self.address is not None else max(1, cores() // most)
+            cpus = ranks if self.address is not None else max(1, cores() // max(1, most))
         if self.replica_resources is None:
             resources = usual_resources(engine, ranks)
         else:

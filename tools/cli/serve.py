@@ -84,7 +84,6 @@ async def _serve(
     log: ServerLog,
     listener: socket.socket,
 ) -> None:
-    from fastslow.engine.params import nearest, shown
     from fastslow.serve.app import create_app
     from fastslow.serve.continued_engine import ContinuedEngine
     from fastslow.serve.engine import Engine, StartedEngine
@@ -109,9 +108,7 @@ async def _serve(
         errors().print(f"{address}/ready says when {options.name} is loaded.", style="dim")
 
     def announce(card: ModelCard) -> None:
-        if limits.default_mode not in card.modes:
-            known = nearest(limits.default_mode, card.modes)
-            raise ValueError(f"default mode {shown(limits.default_mode)} is unknown{known}")
+        limits.fit(card.modes)
         errors().print(_usage(address, card), soft_wrap=True)
 
     app = create_app(engine, limits, around)

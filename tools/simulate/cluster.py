@@ -34,7 +34,8 @@ class ClusterResult:
         answers: every request of the trace, with its times.
         ends: seconds at which each of `answers` was over.
         seconds: from the first arrival to the last end.
-        replica_seconds: that replicas were there for, starting ones included.
+        replica_seconds: that replicas were there for, starting ones included; behind the last arrival only
+            their steps count, since a cluster in use would have further requests.
         busy_seconds: of these, in steps.
         most_replicas: that were there at once.
         deaths, continued: of replicas, and requests that went on elsewhere.
@@ -62,6 +63,7 @@ class _Member:
     machine: set[str]  # names of all replicas there
     born: float
     ready: bool = False
+    busy: float = 0.0  # seconds in steps until the last arrival
     leaving: bool = False  # no more is sent to it, and it goes when it is empty
     here: dict[str, tuple[AnswerState, RoutedRequest]] = field(default_factory=dict)
 
@@ -134,6 +136,9 @@ class SimulatedCluster:
                 self._now = request.arrival
                 self._send(self._state(request, place))
                 following = next(arrivals, None)
+                if following is None:
+                    for member in self._members.values():
+                        member.busy = member.replica.busy_until(self._now)
                 continue
             self._now, _, event = heapq.heappop(self._events)
             event()
@@ -295,8 +300,11 @@ class SimulatedCluster:
         del self._members[member.replica.id]
         member.machine.discard(member.replica.id)
         self._reports.pop(member.replica.id, None)
-        self._result.replica_seconds += self._now - member.born
-        self._result.busy_seconds += member.replica.busy_seconds
+        busy, last = member.replica.busy_until(self._now), self._trace[-1].arrival
+        self._result.busy_seconds += busy
+        self._result.replica_seconds += max(0.0, min(self._now, last) - member.born)
+        if self._now > last:
+            self._result.replica_seconds += busy - member.busy
         self._result.preempted += member.replica.preempted
 
     def _scale(self) -> None:

@@ -82,6 +82,10 @@ class SimulatedReplica:
         """Those that run or wait."""
         return self._running.total() + len(self._queue)
 
+    def busy_until(self, now: float) -> float:
+        """Seconds in steps, the present one included."""
+        return self.busy_seconds + (now - self._run.start if self._run is not None else 0.0)
+
     def add(self, answer: AnswerState, now: float) -> None:
         """A request comes."""
         answer.queued = now
