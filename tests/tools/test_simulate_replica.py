@@ -151,7 +151,7 @@ def test_behind_the_last_arrival_only_steps_count() -> None:
     """Two replicas; the last request comes in the middle of the one before, and both go on."""
     trace = [one(0, 10, 3), one(10, 100, 21), one(10.1, 100, 5)]
     steps = [STEP + 100 * ROW + n * (STEP + ROW) for n in (20, 4)]
-    result = run(trace, costs(), 2, router="two")
+    result = run(trace, costs(), 2, router="pow2")
     assert result.seconds > 10.1 + 0.1
     left = steps[0] - 0.1 + steps[1]
     assert result.replica_seconds == pytest.approx(2 * 10.1 + left)
