@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+MOST = 1e9  # of any constant: more means no more, and sums and squares of such numbers stay finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,12 @@ class RoutingSettings:
     )
 
     def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self) if field.name != "seed"):
+            least = -1 if name == "guard_seconds" else 0  # below 0 nothing is guarded
+            if not least <= getattr(self, name) <= MOST:  # nor nan
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be between {least} and {MOST:g}"
+                )
         whole = ("first_block", "most_blocks", "recent", "few", "holders", "choices", "most_sent")
         for name in whole:
             if getattr(self, name) < 1:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from fastslow.output import Decided, GenerationError, Output, Piece
 from fastslow.serve.ask import Ask
-from fastslow.serve.continued_engine import ContinuedEngine, Retries, _Broken, _whole
+from fastslow.serve.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engine import Busy, NotReady
-from fastslow.serve.sent_pieces import OtherAnswer, SentChoice, SentPieces
+from fastslow.serve.sent_pieces import OtherAnswer, SentPieces
 
 QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
 ANSWER = [
@@ -475,38 +475,3 @@ def test_engines_that_close_are_no_deaths() -> None:
 def test_an_error_keeps_its_replica_on_its_way() -> None:
     error = pickle.loads(pickle.dumps(NotReady("it is gone", "a", True)))
     assert (str(error), error.replica, error.refused) == ("it is gone", "a", True)
-
-
-@pytest.mark.parametrize(("longest", "pause"), [(2.0, 0.5), (0.3, 0.3)])
-def test_a_full_engine_says_when_to_ask_again(longest: float, pause: float) -> None:
-    engine = ContinuedEngine(ScriptedReplicas([ANSWER]), Retries(first=0.001, longest=longest))
-    own = _Broken(ASK, monotonic(), asked_again=1, since=monotonic())
-    assert engine._pause(own, Busy("the queue is full", 0.5)) == pause
-
-
-@pytest.mark.parametrize(("first", "kept"), [(0.05, True), (9.5, False), (None, False)])
-def test_the_figures_of_an_answer_that_went_on(first: float | None, kept: bool) -> None:
-    """It began ten seconds ago; the present try began one second ago, and alone it would be in time."""
-    _, plain = asyncio.run(taken(ContinuedEngine(ScriptedReplicas([ANSWER]))))
-    (choice,) = plain.choices
-    metrics = replace(choice.metrics, queue_seconds=0.2, target_ms=5000.0, target_kept=not kept)
-    output = replace(plain, choices=[replace(choice, metrics=metrics)])
-    now = monotonic()
-    own = _Broken(ASK, now - 10, continued=1, try_started=now - 1)
-    if first is not None:
-        own.sent.choices[0] = SentChoice(tokens=[5], first=now - 10 + first)
-    made = _whole(own, output).choices[0].metrics
-    assert made.queue_seconds == pytest.approx(9.2)
-    assert made.ttft == pytest.approx(first or metrics.ttft + 9)
-    assert made.target_kept is kept
-    untouched = _whole(_Broken(ASK, now - 10), output)
-    assert untouched is output
-
-
-def test_a_thought_that_is_stopped_twice_was_stopped_the_first_time() -> None:
-    sent = SentPieces()
-    sent.take(Piece(token_ids=[1, 2], sources=["target"] * 2), 0.0)
-    sent.thought_stopped(sent.sizes)
-    sent.take(Piece(token_ids=[3, 4, 5], sources=["forced", "target", "target"]), 0.0)
-    sent.thought_stopped(sent.sizes)
-    assert sent.answered["stopped"] == [2]

@@ -8,7 +8,7 @@ import pytest
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray.deploy import SPARE, engines
-from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking
+from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking, resources_of
 
 
 def deployed(settings: ReplicaSettings, **options: Any) -> Any:
@@ -48,6 +48,15 @@ def test_a_replica_takes_what_its_engine_takes_and_more() -> None:
     usual = deployed(ReplicaSettings())._deployment_config.max_ongoing_requests
     more = deployed(ReplicaSettings(), max_running=164)._deployment_config.max_ongoing_requests
     assert usual == 64 + 256 + SPARE and more == usual + 100
+
+
+def test_resources_of_a_replica() -> None:
+    assert resources_of("NPU=1, fast_disk=0.5") == {"NPU": 1.0, "fast_disk": 0.5}
+    for text in ("GPU", "GPU=0", "GPU=nan", "=1", "GPU=1e9", ""):
+        with pytest.raises(ValueError, match="must be names with amounts above 0, such as NPU=1"):
+            resources_of(text)
+    with pytest.raises(ValueError, match="names CPU: give replica_cpus for that"):
+        resources_of("CPU=2")
 
 
 def test_what_a_cluster_has_too_little_of_is_told() -> None:

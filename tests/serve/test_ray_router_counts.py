@@ -164,5 +164,8 @@ def test_a_replica_that_could_not_be_reached_is_asked_before_more_is_sent() -> N
         router._set_replicas([replica("a", report(1.0).to_dict())])
         await router.ask(pending(request("x"), "k"))
         assert known(router)
+        router.on_replica_actor_unavailable(id_of("a"))
+        router._set_replicas([replica("b")])
+        assert not router._unsure, "one that is gone is forgotten"
 
     run(main)

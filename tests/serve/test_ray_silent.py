@@ -52,6 +52,26 @@ def test_a_replica_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> Non
     asyncio.run(main())
 
 
+class OutOfTime:
+    """An engine whose own limit of time ends an answer."""
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        yield Piece(text="a", token_ids=[1])
+        raise TimeoutError("the engine has a limit of its own")
+
+
+def test_an_error_about_time_is_no_pause() -> None:
+    own: Any = SimpleNamespace(_id="this", _engine=OutOfTime())
+    own._fill = partial(EngineReplica._fill, own)
+
+    async def main() -> None:
+        stream = EngineReplica.stream(own, control("one"), packed_ask(asked()))
+        *_, last = [item_of(data) async for data in stream]
+        assert isinstance(last, Bunch) and last.failure is not None
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 @pytest.mark.slow
 def test_an_answer_goes_on_where_its_replica_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from fastslow.serve.ray import engine
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import STATS, RayEngine
 from fastslow.serve.ray.messages import Returned
-from fastslow.serve.ray.stats import StatsSum
+from fastslow.serve.ray.stats import MOST_GONE, StatsSum
 
 SERIES = {
     "fastslow:replica_requests_running": "running",
@@ -46,6 +46,16 @@ def test_sums_stay_and_the_gone_are_counted() -> None:
     again = sums.of({"b": of_one(2), "c": of_one(3)})
     assert (again["tokens"], again["pages"], again["replicas_gone"]) == (60, 200, 1)
     assert sums.of({})["replicas_gone"] == 3
+
+
+def test_figures_of_many_that_are_gone_take_no_more_room() -> None:
+    sums = StatsSum()
+    for n in range(MOST_GONE + 50):
+        sums.of({f"replica {n}": of_one(1)})
+    assert len(sums._latest) == MOST_GONE + 1
+    last = sums.of({})
+    assert (last["tokens"], last["running"]) == (10 * (MOST_GONE + 50), 0)
+    assert last["replicas_gone"] == MOST_GONE + 50
 
 
 class Call:

@@ -9,8 +9,10 @@ from random import Random
 
 import pytest
 
+from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.cluster import ClusterResult, SimulatedCluster
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
+from fastslow.tools.simulate.replica import SimulatedReplica
 from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.trace import TracedRequest
 
@@ -85,6 +87,16 @@ def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
     assert found["0.001/400"][1] == pytest.approx(0.001 + read[1] + 2 * step)
 
 
+def test_steps_are_slowed_one_by_one_also_within_a_long_answer() -> None:
+    """Alone its steps are one jump; a prompt of another replica is read in the middle of it."""
+    long, other = one(0, 1, 200), one(0.5, 400, 1)
+    alone = times(run([long], costs()))["0/1"][1]
+    found = times(run([long, other], costs(slowdown=(1.5,)), 2, router="pow2", machine_replicas=2))
+    reading = 1.5 * (STEP + 400 * ROW)
+    assert found["0.5/400"][1] == pytest.approx(0.5 + reading)
+    assert found["0/1"][1] == pytest.approx(alone + reading / 3, abs=STEP)
+
+
 def test_a_cached_prefix_is_not_read_again() -> None:
     prefix = (("system", 320),)
     trace = [one(0, 400, 1, prefix=prefix), one(9, 401, 1, prefix=prefix)]
@@ -139,7 +151,7 @@ def test_behind_the_last_arrival_only_steps_count() -> None:
     """Two replicas; the last request comes in the middle of the one before, and both go on."""
     trace = [one(0, 10, 3), one(10, 100, 21), one(10.1, 100, 5)]
     steps = [STEP + 100 * ROW + n * (STEP + ROW) for n in (20, 4)]
-    result = run(trace, costs(), 2, router="two")
+    result = run(trace, costs(), 2, router="pow2")
     assert result.seconds > 10.1 + 0.1
     left = steps[0] - 0.1 + steps[1]
     assert result.replica_seconds == pytest.approx(2 * 10.1 + left)
@@ -294,3 +306,25 @@ def test_more_replicas_never_take_longer_together() -> None:
     trace = mixed(3, 400, spread=0.05)
     ends = [sum(end for _, end in times(run(trace, costs(), n)).values()) for n in (1, 2, 4, 8)]
     assert ends == sorted(ends, reverse=True) and ends[0] > 1.5 * ends[-1]
+
+
+def test_a_report_tells_who_waits_and_for_how_long() -> None:
+    def state(age: int, request: TracedRequest) -> AnswerState:
+        return AnswerState(request, age, 1.0, 1.0)
+
+    replica = SimulatedReplica("r", costs(max_running=1))
+    replica.add(state(0, one(0, 10, 500)), 0.0)
+    replica.add(state(1, one(1, 10, 5, mode="deep", deep=True)), 1.0)
+    replica.add(state(2, one(2, 10, 50, latency_ms=5000.0)), 2.0)
+    told = replica.report(4.0, 1e9)
+    assert told.running == {"fast": 1} and told.waiting == {"deep": 1, "fast": 1}
+    assert (told.deep, told.urgent, told.places, told.at) == (1, 1, 1, 1e9)
+    assert (told.deep_queue_seconds, told.quick_queue_seconds) == (3.0, 2.0)
+    assert told.queue_seconds == 3.0
+    while told.waiting:
+        now = replica.wakes
+        replica.wake(now)
+        told = replica.report(now, 1e9)
+    assert told.running == {"deep": 1}, "the one with a target went first"
+    assert (told.deep_queue_seconds, told.quick_queue_seconds) == (0.0, 0.0)
+    assert told.queue_seconds == pytest.approx(now - 1.0), "how long the latest waited"

@@ -228,7 +228,8 @@ def plan(
     prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 2048,
     draft: Annotated[int, shown_option("Tokens drafted per request and step.", min=0, max=8)] = 0,
     acceptance: Annotated[
-        float, shown_option("Chance that a drafted token is accepted.", min=0)
+        float,
+        shown_option("Chance that a drafted token is accepted, or from 1 on tokens a step.", min=0),
     ] = 0.7,
     drafter: Annotated[str, shown_option("mtp or free, as `fastslow plan` has it.")] = "mtp",
     start_seconds: Annotated[

@@ -99,7 +99,7 @@ class ReplicaCosts:
         for name in ("pages", "page_tokens", "max_running", "prompt_rows"):
             if not 1 <= getattr(self, name) <= 10**9:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} must be a whole number of at least 1"
+                    f"{name}={getattr(self, name)} must be a whole number of at least 1, at most 10^9"
                 )
         if self.prompt_rows < self.max_running:
             raise ValueError(
