@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--flood", type=int, default=24, help="clients of deep answers")
     parser.add_argument("--routers", default="fastslow,prefix,pow2")
     parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
-    parser.add_argument("--warm", type=float, default=40.0, help="seconds in which caches fill")
+    parser.add_argument("--warm", type=float, default=120.0, help="seconds in which caches fill")
     parser.add_argument("--record", default="trace.jsonl", help="file of the trace")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--more", nargs="*", default=[], help="options of `fastslow serve`")

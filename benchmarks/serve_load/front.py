@@ -13,8 +13,11 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from serve_load.processes import cpu_seconds
 
 HERE = Path(__file__).parent
 REPLICA = b"ServeReplica"  # of the title that Ray gives a replica's process
@@ -70,6 +73,16 @@ class Front:
     def replicas(self) -> list[int]:
         """The processes of replicas."""
         return sorted(pid for pid in descendants(self.process.pid) if REPLICA in _title(pid))
+
+    def other_cpu_seconds(self) -> float:
+        """Processor time of all that runs for the replicas: the server, Ray, and the clients in this process."""
+        replicas, own = set(self.replicas), os.times()
+        others = {self.process.pid, *descendants(self.process.pid)} - replicas
+        seconds = own.user + own.system
+        for pid in others:
+            with suppress(OSError):  # it has ended meanwhile
+                seconds += cpu_seconds(pid)
+        return seconds
 
     def stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.address}/v1/stats", timeout=60) as answer:

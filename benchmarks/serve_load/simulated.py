@@ -1,7 +1,8 @@
 """Requests at random moments on replicas of this machine, beside what `fastslow simulate` makes of them.
 
 The machine's speed changes within minutes. So steps are measured before and after each recording, and the mean
-counts; and all recordings of a number of replicas are compared together.
+counts; and all recordings of a number of replicas are compared together. Where engines need all cores they share what
+the server, Ray and the clients leave of them, which is measured during the recording.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +70,9 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                 front = Front(args.model, args.more, count)
                 try:
                     seen = asyncio.run(one_by_one(front.address, ALONE))
+                    begin, taken = time.monotonic(), front.other_cpu_seconds()
                     trace, missing = recorded(front.address, args, args.seed + turn)
+                    taken = (front.other_cpu_seconds() - taken) / (time.monotonic() - begin)
                 finally:
                     front.end()
                 after = _costs(args.model, Path(folder))
@@ -77,10 +81,13 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                     for number, request in enumerate(seen)
                     if (one := traced(number, request, number >= COLD))
                 ]
-                steps = replace(_between(before, after), slowdown=slowdown)
+                steps = replace(_between(before, after), slowdown=_shared(slowdown, taken))
                 recordings.append(Recording(count, alone, trace, steps))
                 before, lost = after, lost + missing
-                console().print(f"round {turn + 1}: {count} replicas, {len(trace)} answers")
+                console().print(
+                    f"round {turn + 1}: {count} replicas, {len(trace)} answers; the server, Ray and the clients took "
+                    f"{taken:.2f} cores"
+                )
     return _compared(recordings, slowdown, lost, args)
 
 
@@ -98,7 +105,10 @@ def _compared(
         for turn, one in enumerate(one for one in recordings if one.replicas == count):
             seen, made = one.times(turn)
             measured, simulated = measured + seen, simulated + made
-            each.append(" ".join(f"{1000 * by_mode(t)['all'].first[1]:.0f}" for t in (seen, made)))
+            known = {answer.request.id for answer in seen}
+            made_known = [answer for answer in made if answer.request.id in known]
+            pair = by_mode(seen)["all"], by_mode(made_known)["all"]
+            each.append(" ".join(f"{1000 * figure.first[1]:.0f}" for figure in pair))
         figures = compare(measured, simulated)
         for figure in figures:
             values = f"{1000 * figure.measured:.1f}", f"{1000 * figure.simulated:.1f}"
@@ -122,6 +132,15 @@ def _compared(
         f"{', '.join(f'{value:.2f}' for value in slowdown)} times what it takes alone.",
     )
     return {"slowdown": list(slowdown), "counts": found}, wrong
+
+
+def _shared(slowdown: Sequence[float], taken: float) -> tuple[float, ...]:
+    """What steps take beside 1, 2, ... others, where other programs take so many cores meanwhile."""
+    cores = os.cpu_count() or 1
+    left = cores / max(1.0, cores - taken)
+    return tuple(
+        value * (left if others + 1 >= cores else 1.0) for others, value in enumerate(slowdown, 1)
+    )
 
 
 def _costs(model: str, folder: Path, beside: int = 0) -> ReplicaCosts:
