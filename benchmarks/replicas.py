@@ -18,6 +18,7 @@ All run the command `fastslow serve MODEL --replicas N` and ask it over HTTP. Ex
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from figures import console, options, write
 from serve_load import arrivals, flood, killed, prefixes, simulated
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--routers", default="fastslow,prefix,pow2")
     parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
     parser.add_argument("--warm", type=float, default=120.0, help="seconds in which caches fill")
+    parser.add_argument("--keep", type=Path, help="folder for the traces and costs of simulated")
     parser.add_argument("--record", default="trace.jsonl", help="file of the trace")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--more", nargs="*", default=[], help="options of `fastslow serve`")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import time
+import urllib.request
+from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +24,14 @@ from fastslow.tools.simulate.trace import TracedRequest, write_trace
 SHARE_DEEP = 0.3
 FAST, DEEP = (8, 16, 24), (32, 64, 96)  # tokens of answers
 TARGET_MS = 1000
-OWN = 16  # tokens of a prompt behind its system prompt, about
+PAGE = 16  # tokens of a page of a replica, which holds whole pages of a prompt
 
 
-Seen = tuple[
-    float, dict[str, Any], int, Reply
-]  # when it came, what it was, of which bot, the answer
+Seen = tuple[float, dict[str, Any], Reply]  # when it came, what it was, the answer
 
 
-def body_of(draw: random.Random, number: int) -> tuple[dict[str, Any], int]:
-    """A request, and its bot: fast ones of bots with long system prompts, deep ones of their own."""
+def body_of(draw: random.Random, number: int) -> dict[str, Any]:
+    """A request to one of some bots with long system prompts."""
     deep = draw.random() < SHARE_DEEP
     bot = draw.randrange(BOTS)
     tokens = draw.choice(DEEP if deep else FAST)
@@ -38,7 +40,7 @@ def body_of(draw: random.Random, number: int) -> tuple[dict[str, Any], int]:
     body["mode"] = "deep" if deep else "fast"
     if not deep:
         body["latency_ms"] = TARGET_MS
-    return body, bot
+    return body
 
 
 async def all_requests(
@@ -47,12 +49,11 @@ async def all_requests(
     begin = time.monotonic()
     running: list[asyncio.Task[Seen]] = []
 
-    async def one(moment: float, body: dict[str, Any], bot: int) -> Seen:
-        return moment, body, bot, await ask(address, body)
+    async def one(moment: float, body: dict[str, Any]) -> Seen:
+        return moment, body, await ask(address, body)
 
     while (moment := time.monotonic() - begin) < seconds:
-        body, bot = body_of(draw, len(running))
-        running.append(asyncio.create_task(one(moment, body, bot)))
+        running.append(asyncio.create_task(one(moment, body_of(draw, len(running)))))
         await asyncio.sleep(draw.expovariate(rate))
     return await asyncio.gather(*running)
 
@@ -61,28 +62,32 @@ async def one_by_one(address: str, count: int) -> list[Seen]:
     """Fast requests of one bot, each when the one before is over."""
     draw, begin, found = random.Random(0), time.monotonic(), []
     for number in range(count):
-        body, _ = body_of(draw, number)
+        body = body_of(draw, number)
         body |= {"mode": "fast", "max_tokens": 4, "latency_ms": TARGET_MS}
         body["messages"][0]["content"] = system_prompt(0)
         moment = time.monotonic() - begin
-        found.append((moment, body, 0, await ask(address, body)))
+        found.append((moment, body, await ask(address, body)))
     return found
 
 
-def recorded(address: str, args: argparse.Namespace, seed: int) -> tuple[list[TracedRequest], int]:
-    """Requests on a server that was just started, and how many of them have no answer. Those of the first
-    seconds, in which caches fill, have no measured times."""
+def sent(address: str, args: argparse.Namespace, seed: int) -> list[Seen]:
+    """Requests on a server that was just started: first those that fill caches, then those that count."""
     seconds = args.warm + args.seconds
-    seen = asyncio.run(all_requests(address, seconds, args.rate, random.Random(seed)))
-    requests = [traced(number, one, one[0] >= args.warm) for number, one in enumerate(seen)]
-    return [one for one in requests if one is not None], requests.count(None)
+    return asyncio.run(all_requests(address, seconds, args.rate, random.Random(seed)))
 
 
-def traced(number: int, seen: Seen, compared: bool) -> TracedRequest | None:
-    """A request as a line of a trace; None: it has no answer."""
-    moment, body, bot, reply = seen
-    if not reply.whole:
-        return None
+def as_trace(
+    address: str, args: argparse.Namespace, seen: Sequence[Seen]
+) -> tuple[list[TracedRequest], int]:
+    """The same as a trace, and how many have no answer. Those that fill caches have no measured times."""
+    whole = [(number, one) for number, one in enumerate(seen) if one[2].whole]
+    found = [traced(address, number, one, one[0] >= args.warm) for number, one in whole]
+    return found, len(seen) - len(whole)
+
+
+def traced(address: str, number: int, seen: Seen, compared: bool) -> TracedRequest:
+    """A request that has an answer as a line of a trace."""
+    moment, body, reply = seen
     return TracedRequest(
         arrival=moment,
         mode=body["mode"],
@@ -90,7 +95,7 @@ def traced(number: int, seen: Seen, compared: bool) -> TracedRequest | None:
         prompt_tokens=reply.prompt,
         answer_tokens=reply.tokens,
         id=f"r{number}",
-        prefix=((f"bot {bot}", max(0, reply.prompt - OWN)),),
+        prefix=pages(prompt_tokens(address, body)),
         max_tokens=body["max_tokens"],
         latency_ms=body.get("latency_ms"),
         first_seconds=reply.first if compared else None,
@@ -99,10 +104,30 @@ def traced(number: int, seen: Seen, compared: bool) -> TracedRequest | None:
     )
 
 
+def prompt_tokens(address: str, body: dict[str, Any]) -> list[int]:
+    """The tokens of a request's prompt, as the server has them."""
+    asked = json.dumps({"messages": body["messages"], "mode": body["mode"]}).encode()
+    request = urllib.request.Request(f"{address}/tokenize", asked)
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: list[int] = json.load(answer)["tokens"]
+        return found
+
+
+def pages(tokens: Sequence[int]) -> tuple[tuple[str, int], ...]:
+    """The whole pages of a prompt as pieces. Each has a name of all tokens up to its end, so that prompts share
+    the pages that replicas would share."""
+    ends = range(PAGE, len(tokens) + 1, PAGE)
+    return tuple(
+        (blake2b(repr(tokens[:end]).encode(), digest_size=6).hexdigest(), PAGE) for end in ends
+    )
+
+
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     front = Front(args.model, args.more, args.replicas)
     try:
-        requests, lost = recorded(front.address, args, args.seed)
+        seen = sent(front.address, args, args.seed)
+        requests, lost = as_trace(front.address, args, seen)
     finally:
         front.end()
     write_trace(Path(args.record), requests)

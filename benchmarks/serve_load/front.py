@@ -74,12 +74,11 @@ class Front:
         """The processes of replicas."""
         return sorted(pid for pid in descendants(self.process.pid) if REPLICA in _title(pid))
 
-    def other_cpu_seconds(self) -> float:
-        """Processor time of all that runs for the replicas: the server, Ray, and the clients in this process."""
-        replicas, own = set(self.replicas), os.times()
-        others = {self.process.pid, *descendants(self.process.pid)} - replicas
+    def all_cpu_seconds(self) -> float:
+        """Processor time of the replicas, the server, Ray, and the clients in this process."""
+        own = os.times()
         seconds = own.user + own.system
-        for pid in others:
+        for pid in {self.process.pid, *descendants(self.process.pid)}:
             with suppress(OSError):  # it has ended meanwhile
                 seconds += cpu_seconds(pid)
         return seconds

@@ -1,8 +1,9 @@
 """Requests at random moments on replicas of this machine, beside what `fastslow simulate` makes of them.
 
 The machine's speed changes within minutes. So steps are measured before and after each recording, and the mean
-counts; and all recordings of a number of replicas are compared together. Where engines need all cores they share what
-the server, Ray and the clients leave of them, which is measured during the recording.
+counts; and all recordings of a number of replicas are compared together. The server, Ray and the clients need the same
+cores. What all processes compute is measured, and what it is above the steps that are simulated slows these where
+engines need all cores.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +21,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from figures import console, numbers, show
-from serve_load.arrivals import one_by_one, recorded, traced
+from serve_load.arrivals import as_trace, one_by_one, sent
 from serve_load.front import Front
 
-from fastslow.tools.simulate.cluster import SimulatedCluster
+from fastslow.tools.simulate.cluster import ClusterResult, SimulatedCluster
 from fastslow.tools.simulate.comparison import compare
-from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, by_mode, measured_times, simulated_times
+from fastslow.tools.simulate.measured import shared_slowdown
 from fastslow.tools.simulate.settings import ClusterSettings
-from fastslow.tools.simulate.trace import TracedRequest
+from fastslow.tools.simulate.trace import TracedRequest, write_trace
 
-ALONE, COLD = 14, 4  # requests one by one, and those of them that fill caches
+ALONE, COLD = 14, 4  # requests one by one, and those of them that do not count
 RUNNING = "16"  # most requests in a step that are measured: there are never so many here
 LIMIT = 0.2  # that a 95th percentile may be off
 
@@ -41,22 +42,36 @@ class Recording:
     """What was seen on some replicas, and what steps took at that time."""
 
     replicas: int
-    alone: list[TracedRequest]
+    way: float  # seconds from a client to a replica and back, without load
     trace: list[TracedRequest]
+    cpu_seconds: float  # of all processes, during the trace
     costs: ReplicaCosts
 
     def times(self, turn: int) -> tuple[list[AnswerTimes], list[AnswerTimes]]:
         """Measured ones, and simulated ones."""
-        steps = self.costs
-        first = median(one.first for one in measured_times(self.alone))
-        simulated = self._simulated(self.alone, steps)
-        way = max(0.0, first - median(one.first for one in simulated[COLD:]))
-        found = self._simulated(self.trace, replace(steps, first_seconds=way))
-        return _named(turn, measured_times(self.trace)), _named(turn, found)
+        found = self._run(self._shared_costs())
+        return _named(turn, measured_times(self.trace)), _named(turn, simulated_times(found))
 
-    def _simulated(self, trace: Sequence[TracedRequest], costs: ReplicaCosts) -> list[AnswerTimes]:
+    def keep(self, folder: Path, turn: int) -> None:
+        """Write what was recorded, as files that `fastslow simulate run` reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{self.replicas}-replicas-{turn + 1}"
+        write_trace(folder / f"{name}.trace.jsonl", self.trace)
+        write_costs(folder / f"{name}.costs.json", self._shared_costs())
+
+    @property
+    def share(self) -> float:
+        """Seconds that all else computes for each that a step takes."""
+        alone = replace(self.costs, first_seconds=self.way, slowdown=(1.0,))
+        return max(0.0, self.cpu_seconds / self._run(alone).busy_seconds - 1.0)
+
+    def _shared_costs(self) -> ReplicaCosts:
+        slowdown = shared_slowdown(self.costs.slowdown, self.share, os.cpu_count() or 1)
+        return replace(self.costs, first_seconds=self.way, slowdown=slowdown)
+
+    def _run(self, costs: ReplicaCosts) -> ClusterResult:
         settings = ClusterSettings(self.replicas, machine_replicas=self.replicas)
-        return simulated_times(SimulatedCluster(trace, costs, settings).run())
+        return SimulatedCluster(self.trace, costs, settings).run()
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -69,24 +84,24 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             for count in counts[:: -1 if turn % 2 else 1]:
                 front = Front(args.model, args.more, count)
                 try:
-                    seen = asyncio.run(one_by_one(front.address, ALONE))
-                    begin, taken = time.monotonic(), front.other_cpu_seconds()
-                    trace, missing = recorded(front.address, args, args.seed + turn)
-                    taken = (front.other_cpu_seconds() - taken) / (time.monotonic() - begin)
+                    alone = asyncio.run(one_by_one(front.address, ALONE))
+                    taken = front.all_cpu_seconds()
+                    seen = sent(front.address, args, args.seed + turn)
+                    taken = front.all_cpu_seconds() - taken
+                    trace, missing = as_trace(front.address, args, seen)
                 finally:
                     front.end()
                 after = _costs(args.model, Path(folder))
-                alone = [
-                    one
-                    for number, request in enumerate(seen)
-                    if (one := traced(number, request, number >= COLD))
-                ]
-                steps = replace(_between(before, after), slowdown=_shared(slowdown, taken))
-                recordings.append(Recording(count, alone, trace, steps))
+                way = median(reply.first - reply.waited for *_, reply in alone[COLD:])
+                steps = replace(_between(before, after), slowdown=slowdown)
+                one = Recording(count, max(0.0, way), trace, taken, steps)
+                recordings.append(one)
                 before, lost = after, lost + missing
+                if args.keep is not None:
+                    one.keep(args.keep, turn)
                 console().print(
-                    f"round {turn + 1}: {count} replicas, {len(trace)} answers; the server, Ray and the clients took "
-                    f"{taken:.2f} cores"
+                    f"round {turn + 1}: {count} replicas, {len(trace)} answers; a way of {1000 * one.way:.0f} ms; "
+                    f"other work of {one.share:.2f} s for each second of a step"
                 )
     return _compared(recordings, slowdown, lost, args)
 
@@ -134,15 +149,6 @@ def _compared(
     return {"slowdown": list(slowdown), "counts": found}, wrong
 
 
-def _shared(slowdown: Sequence[float], taken: float) -> tuple[float, ...]:
-    """What steps take beside 1, 2, ... others, where other programs take so many cores meanwhile."""
-    cores = os.cpu_count() or 1
-    left = cores / max(1.0, cores - taken)
-    return tuple(
-        value * (left if others + 1 >= cores else 1.0) for others, value in enumerate(slowdown, 1)
-    )
-
-
 def _costs(model: str, folder: Path, beside: int = 0) -> ReplicaCosts:
     """What steps take now, on one thread as a replica has."""
     out = folder / "costs.json"
@@ -160,7 +166,8 @@ def _between(one: ReplicaCosts, other: ReplicaCosts) -> ReplicaCosts:
     """The mean of both."""
     modes = {name: _mean(steps, other.modes[name]) for name, steps in one.modes.items()}
     context = (one.context_seconds + other.context_seconds) / 2
-    return replace(one, modes=modes, context_seconds=context)
+    attention = (one.attention_seconds + other.attention_seconds) / 2
+    return replace(one, modes=modes, context_seconds=context, attention_seconds=attention)
 
 
 def _mean(one: ModeSteps, other: ModeSteps) -> ModeSteps:

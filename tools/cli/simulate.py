@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -287,6 +288,14 @@ def measure(
             max=64,
         ),
     ] = 0,
+    other_share: Annotated[
+        float,
+        shown_option(
+            "With --beside: seconds that the server, Ray and clients compute on these cores for each of a step.",
+            min=0,
+            max=10,
+        ),
+    ] = 0.0,
 ) -> None:
     """Measure what steps take on this machine, by mode and rows: run it as a replica runs, on as many threads.
 
@@ -296,10 +305,18 @@ def measure(
     """
     check_writable(out)
     names = listed("modes", modes)
+    if other_share and not beside:
+        raise ValueError(f"other_share={other_share:g} needs --beside: it is part of that slowdown")
+    from torch import get_num_threads
+
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate.costs import check_times, write_costs
-    from fastslow.tools.simulate.measured import measured_costs, measured_slowdown
+    from fastslow.tools.simulate.measured import (
+        measured_costs,
+        measured_slowdown,
+        shared_slowdown,
+    )
     from fastslow.tools.simulate.neighbours import Neighbours, check_memory
 
     check_times(first_ms / 1000, start_seconds)  # better known now than after minutes
@@ -320,6 +337,7 @@ def measure(
             start_seconds=start_seconds,
             told=told,
         )
-        made = replace(made, slowdown=slowdown)
+        cores = (os.cpu_count() or 1) / get_num_threads()
+        made = replace(made, slowdown=shared_slowdown(slowdown, other_share, cores))
     write_costs(out, made)
     console().print(f"steps of {', '.join(names)}: {out}")

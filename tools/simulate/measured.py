@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
@@ -18,6 +18,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together
 PROMPTS = (16, 64, 128, 256, 512, 1024)  # tokens of a prompt that is read
 STEPS = 16  # over which a decoding step is averaged
 SHORT, LONG = 16, 512  # tokens of context
+CROWD = 8  # requests whose long contexts are read in each step
+READ_BEHIND = 32  # tokens of a prompt that is read behind a long context
 PROBES, PROBED, READ = 12, 4, 128  # turns; requests that decode and tokens that are read in each
 TIMES = 3  # the median counts
 
@@ -45,11 +47,12 @@ def measured_costs(
         ValueError: an unknown mode.
     """
     meter = StepMeter(llm)
-    found, contexts = {}, []
+    found, contexts, attention = {}, [], []
     for place, mode in enumerate(modes):
         told(place / len(modes), f"measuring steps of {mode}")
         found[mode] = meter.mode(mode, prompt_rows)
         contexts.append(meter.context(mode))
+        attention.append(meter.attention(mode, prompt_rows))
     stats = llm.stats()
     return ReplicaCosts(
         modes=found,
@@ -57,7 +60,8 @@ def measured_costs(
         page_tokens=llm._kv.page_size,
         max_running=min(llm.max_running, prompt_rows),
         prompt_rows=prompt_rows,
-        context_seconds=max(0.0, min(contexts)),
+        context_seconds=max(0.0, mean(contexts)),
+        attention_seconds=max(0.0, mean(attention)),
         first_seconds=first_seconds,
         start_seconds=start_seconds,
         source="measured on this machine",
@@ -89,6 +93,24 @@ def measured_slowdown(
         neighbours.start_one()
         found.append(max(found[-1], meter.probe(mode) / alone))
     return tuple(found[1:])
+
+
+def shared_slowdown(slowdown: Sequence[float], share: float, cores: float) -> tuple[float, ...]:
+    """What steps take beside 1, 2, ... others where other programs need the same cores.
+
+    Args:
+        slowdown: as measured, without those programs.
+        share: seconds that they compute for each second that an engine computes.
+        cores: engines that could compute at once.
+    """
+
+    def wanted(engines: int, each: float) -> float:
+        return max(1.0, engines * each / cores)
+
+    return tuple(
+        value * wanted(engines, 1.0 + share) / wanted(engines, 1.0)
+        for engines, value in enumerate(slowdown, 2)
+    )
 
 
 class StepMeter:
@@ -132,11 +154,27 @@ class StepMeter:
         return median(self._seconds(mode, [self._tokens(tokens)], 1) for _ in range(TIMES))
 
     def context(self, mode: str) -> float:
-        """Seconds that a token of context adds to a step."""
+        """Seconds that a token of context adds to a step of some requests, in which it can be told from noise."""
         far = min(LONG, self._llm.max_model_len - STEPS - 2)
         if far <= SHORT:
             return 0.0
-        return (self.decode(mode, 1, far) - self.decode(mode, 1, SHORT)) / (far - SHORT)
+        fit = self._llm.stats().pages * self._llm._kv.page_size // (2 * far)
+        requests = max(1, min(CROWD, self._llm.max_running, fit))
+        more = self.decode(mode, requests, far) - self.decode(mode, requests, SHORT)
+        return more / (requests * (far - SHORT))
+
+    def attention(self, mode: str, prompt_rows: int) -> float:
+        """Seconds that a token of context adds to each row of a prompt that is read behind it."""
+        rows = min(READ_BEHIND, prompt_rows)
+        far = min(LONG, self._llm.max_model_len - rows - 2)
+        far -= far % self._llm._kv.page_size  # the cache holds whole pages
+        if far <= SHORT:
+            return 0.0
+        known = self._tokens(far)
+        self._seconds(mode, [known], 1)  # it is in the prefix cache from here on
+        alone = [self._seconds(mode, [self._tokens(rows)], 1) for _ in range(TIMES)]
+        behind = [self._seconds(mode, [known + self._tokens(rows)], 1) for _ in range(TIMES)]
+        return (median(behind) - median(alone)) / (rows * far)
 
     def probe(self, mode: str) -> float:
         """Seconds of a fixed piece of work, as the mean of some: what runs beside it counts."""
