@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serve_load.processes import cpu_seconds
+from serve_load.processes import cpu_seconds, thread_seconds
 
 HERE = Path(__file__).parent
 REPLICA = b"ServeReplica"  # of the title that Ray gives a replica's process
@@ -74,14 +74,14 @@ class Front:
         """The processes of replicas."""
         return sorted(pid for pid in descendants(self.process.pid) if REPLICA in _title(pid))
 
-    def all_cpu_seconds(self) -> float:
-        """Processor time of the replicas, the server, Ray, and the clients in this process."""
-        own = os.times()
-        seconds = own.user + own.system
-        for pid in {self.process.pid, *descendants(self.process.pid)}:
+    def cpu_seconds(self) -> tuple[dict[int, dict[int, float]], float]:
+        """Processor time: of each replica, by thread; and of the server, Ray, and the clients in this process."""
+        replicas, own = self.replicas, os.times()
+        others = own.user + own.system
+        for pid in {self.process.pid, *descendants(self.process.pid)} - set(replicas):
             with suppress(OSError):  # it has ended meanwhile
-                seconds += cpu_seconds(pid)
-        return seconds
+                others += cpu_seconds(pid)
+        return {pid: thread_seconds(pid) for pid in replicas}, others
 
     def stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.address}/v1/stats", timeout=60) as answer:

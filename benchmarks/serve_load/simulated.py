@@ -2,8 +2,8 @@
 
 The machine's speed changes within minutes. So steps are measured before and after each recording, and the mean
 counts; and all recordings of a number of replicas are compared together. The server, Ray and the clients need the same
-cores. What all processes compute is measured, and what it is above the steps that are simulated slows these where
-engines need all cores.
+cores, and so do all threads of a replica but its engine's: what they compute for each second of the engine's thread is
+measured, and counts where engines need all cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from figures import console, numbers, show
 from serve_load.arrivals import as_trace, one_by_one, sent
 from serve_load.front import Front
 
-from fastslow.tools.simulate.cluster import ClusterResult, SimulatedCluster
+from fastslow.tools.simulate.cluster import SimulatedCluster
 from fastslow.tools.simulate.comparison import compare
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, by_mode, measured_times, simulated_times
@@ -37,71 +37,62 @@ RUNNING = "16"  # most requests in a step that are measured: there are never so 
 LIMIT = 0.2  # that a 95th percentile may be off
 
 
+Used = tuple[dict[int, dict[int, float]], float]  # of `Front.cpu_seconds`
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """What was seen on some replicas, and what steps took at that time."""
 
     replicas: int
-    way: float  # seconds from a client to a replica and back, without load
     trace: list[TracedRequest]
-    cpu_seconds: float  # of all processes, during the trace
     costs: ReplicaCosts
 
     def times(self, turn: int) -> tuple[list[AnswerTimes], list[AnswerTimes]]:
         """Measured ones, and simulated ones."""
-        found = self._run(self._shared_costs())
-        return _named(turn, measured_times(self.trace)), _named(turn, simulated_times(found))
+        settings = ClusterSettings(self.replicas, machine_replicas=self.replicas)
+        found = simulated_times(SimulatedCluster(self.trace, self.costs, settings).run())
+        return _named(turn, measured_times(self.trace)), _named(turn, found)
 
     def keep(self, folder: Path, turn: int) -> None:
         """Write what was recorded, as files that `fastslow simulate run` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.replicas}-replicas-{turn + 1}"
         write_trace(folder / f"{name}.trace.jsonl", self.trace)
-        write_costs(folder / f"{name}.costs.json", self._shared_costs())
-
-    @property
-    def share(self) -> float:
-        """Seconds that all else computes for each that a step takes."""
-        alone = replace(self.costs, first_seconds=self.way, slowdown=(1.0,))
-        return max(0.0, self.cpu_seconds / self._run(alone).busy_seconds - 1.0)
-
-    def _shared_costs(self) -> ReplicaCosts:
-        slowdown = shared_slowdown(self.costs.slowdown, self.share, os.cpu_count() or 1)
-        return replace(self.costs, first_seconds=self.way, slowdown=slowdown)
-
-    def _run(self, costs: ReplicaCosts) -> ClusterResult:
-        settings = ClusterSettings(self.replicas, machine_replicas=self.replicas)
-        return SimulatedCluster(self.trace, costs, settings).run()
+        write_costs(folder / f"{name}.costs.json", self.costs)
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     counts = numbers(args.counts)
     recordings, lost = [], 0
     with TemporaryDirectory() as folder:
-        slowdown = _costs(args.model, Path(folder), max(counts) - 1).slowdown
-        before = _costs(args.model, Path(folder))
+        before = _costs(args.model, Path(folder), max(counts) - 1)
+        slowdown = before.slowdown
         for turn in range(args.repeat):
             for count in counts[:: -1 if turn % 2 else 1]:
                 front = Front(args.model, args.more, count)
                 try:
                     alone = asyncio.run(one_by_one(front.address, ALONE))
-                    taken = front.all_cpu_seconds()
+                    begun = front.cpu_seconds()
                     seen = sent(front.address, args, args.seed + turn)
-                    taken = front.all_cpu_seconds() - taken
+                    share = other_share(begun, front.cpu_seconds())
                     trace, missing = as_trace(front.address, args, seen)
                 finally:
                     front.end()
                 after = _costs(args.model, Path(folder))
-                way = median(reply.first - reply.waited for *_, reply in alone[COLD:])
-                steps = replace(_between(before, after), slowdown=slowdown)
-                one = Recording(count, max(0.0, way), trace, taken, steps)
-                recordings.append(one)
+                way = max(0.0, median(reply.first - reply.waited for *_, reply in alone[COLD:]))
+                steps = replace(
+                    _between(before, after),
+                    first_seconds=way,
+                    slowdown=shared_slowdown(slowdown, share, os.cpu_count() or 1),
+                )
+                recordings.append(Recording(count, trace, steps))
                 before, lost = after, lost + missing
                 if args.keep is not None:
-                    one.keep(args.keep, turn)
+                    recordings[-1].keep(args.keep, turn)
                 console().print(
-                    f"round {turn + 1}: {count} replicas, {len(trace)} answers; a way of {1000 * one.way:.0f} ms; "
-                    f"other work of {one.share:.2f} s for each second of a step"
+                    f"round {turn + 1}: {count} replicas, {len(trace)} answers; a way of {1000 * way:.0f} ms; all but "
+                    f"the engines computed {share:.2f} s for each second of theirs"
                 )
     return _compared(recordings, slowdown, lost, args)
 
@@ -147,6 +138,20 @@ def _compared(
         f"{', '.join(f'{value:.2f}' for value in slowdown)} times what it takes alone.",
     )
     return {"slowdown": list(slowdown), "counts": found}, wrong
+
+
+def other_share(begun: Used, ended: Used) -> float:
+    """Seconds that all but the engines computed for each second of theirs, between two `Front.cpu_seconds`.
+
+    The thread of a replica that computed most is its engine's.
+    """
+    engines, others = 0.0, ended[1] - begun[1]
+    for pid, threads in ended[0].items():
+        known = begun[0].get(pid, {})
+        spent = [seconds - known.get(thread, 0.0) for thread, seconds in threads.items()]
+        engines += max(spent)
+        others += sum(spent) - max(spent)
+    return others / engines
 
 
 def _costs(model: str, folder: Path, beside: int = 0) -> ReplicaCosts:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 
+from fastslow.async_llm import MAX_WAITING
+from fastslow.llm import LLM
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.ray.deploy import SPARE, engines
 from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking, resources_of
@@ -47,7 +50,8 @@ def test_a_replica_takes_what_its_engine_takes_and_more() -> None:
     """So the engine itself says that it is busy, and Ray holds nothing back."""
     usual = deployed(ReplicaSettings())._deployment_config.max_ongoing_requests
     more = deployed(ReplicaSettings(), max_running=164)._deployment_config.max_ongoing_requests
-    assert usual == 64 + 256 + SPARE and more == usual + 100
+    running = inspect.signature(LLM).parameters["max_running"].default
+    assert usual == running + MAX_WAITING + SPARE and more == usual + 164 - running
 
 
 def test_resources_of_a_replica() -> None:

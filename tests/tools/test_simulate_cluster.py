@@ -19,7 +19,7 @@ from fastslow.tools.simulate.cluster import (
     SimulatedCluster,
 )
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
-from fastslow.tools.simulate.figures import ALL, figures, possible_hit_rate, simulated_times
+from fastslow.tools.simulate.figures import figures, possible_hit_rate, simulated_times
 from fastslow.tools.simulate.load import at_rate
 from fastslow.tools.simulate.prompt_text import prompt_text
 from fastslow.tools.simulate.report import charts, svg
@@ -27,7 +27,7 @@ from fastslow.tools.simulate.routers import ROUTERS, PowerOfTwo, PrefixOnly, rea
 from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.sweep import Sweep
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
-from fastslow.tools.simulate.trace import TracedRequest
+from fastslow.tools.simulate.trace import ALL, TracedRequest
 
 CURVE = ModeSteps((1, 512), (0.02, 0.08))
 COSTS = ReplicaCosts(

@@ -52,6 +52,7 @@ def test_the_good_one_runs(folder: Path) -> None:
         ({"answer_tokens": HUGE}, "must be a whole number between 1 and 10000000"),
         ({"answer_tokens": 10_000_000}, "pages of 16 tokens, and a replica has 10000"),
         ({"mode": "deep"}, "mode 'deep' has no step costs"),
+        ({"mode": "all"}, "line 1: mode='all' is what the figures of all modes are called"),
         ({"prefix": [["a", float("nan")]]}, "prefix: tokens=nan must be a whole number"),
         ({"prefix": {"a": 1}}, "prefix must be a list"),
     ],
@@ -62,6 +63,15 @@ def test_traces(
     text = lines if isinstance(lines, str) else json.dumps(LINE | lines) + "\n"
     Path("t.jsonl").write_bytes(text.encode("latin-1"))
     refused(said, capsys, *RUN)
+
+
+def test_a_line_without_end(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not read to its end, which may fill the memory."""
+    monkeypatch.setattr("fastslow.tools.simulate.trace.MOST_BYTES", 500)
+    Path("t.jsonl").write_text(json.dumps(LINE) + "\n" + " " * 501)
+    refused("t.jsonl, line 2: longer than 500 bytes", capsys, *RUN)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +111,7 @@ def test_costs(
         (("--scale-from", 3), "scale_from=3 is for scale_to"),
         (("--mtbf-hours", "nan"), "mtbf_hours=nan must be above 0"),
         (("--mtbf-hours", "-1"), "mtbf_hours=-1.0 must be above 0"),
+        (("--seconds", 5), "seconds=5 is for rate_each: give that, too"),
         (("--rate-each", "1e308"), "are more than 2,000,000"),
         (("--rate-each", "0.000001"), "1e-06 requests a second leave none of this trace"),
         (("--routing", "few=1e308"), "few='1e308' must be a number"),
@@ -207,6 +218,7 @@ def test_logs(more: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[
         (("--first-ms", "inf"), "first_seconds=inf must be between 0 and"),
         (("--start-seconds", "inf"), "start_seconds=inf must be between 0 and"),
         (("--modes", ","), "modes=',' names nothing"),
+        (("--other-share", "0.2"), "other_share=0.2 needs --beside"),
         (("--model", "no-such-model"), "no-such-model"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,8 @@ import torch
 
 from fastslow.tools.simulate import neighbours
 from fastslow.tools.simulate.neighbours import Neighbours, check_memory
+
+answer: Any = neighbours._answer
 
 
 class Told:
@@ -61,13 +64,49 @@ def test_they_end_with_who_started_them_and_ctrl_c_is_not_for_them(
     told = Told()
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    neighbours._answer("model", {"max_model_len": 40}, "fast", 3, told)  # type: ignore[arg-type]
-    assert threads == [3]
+    asked, rests = threading.Event(), threading.Event()
+    asked.set()
+    answer("model", {"max_model_len": 40}, "fast", 3, told, asked, rests)
+    assert threads == [3] and not rests.is_set()
     assert len(Engine.asked) == 3 and told.said == [True] and told.closed
     assert {len(prompt) for prompts in Engine.asked for prompt in prompts} == {
         40 - neighbours.ANSWER
     }
     assert handled == [(signal.SIGINT, signal.SIG_IGN)]
+
+
+def test_they_rest_when_they_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, rests = threading.Event(), threading.Event()
+    looks = iter([True, True, True, False])
+
+    def alive() -> bool:
+        """At its second look it rests; it is asked to go on from the third one on."""
+        if rests.is_set():
+            asked.set()
+        return next(looks)
+
+    monkeypatch.setattr(Engine, "asked", [])
+    monkeypatch.setattr(neighbours, "LLM", Engine)
+    monkeypatch.setattr(neighbours, "LOOK", 0.001)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(is_alive=alive))
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    answer("model", {"max_model_len": 40}, "fast", 1, Told(), asked, rests)
+    assert len(Engine.asked) == 2 and not rests.is_set()
+
+
+def test_one_that_does_not_come_to_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "REST", 0.001)
+    others = Neighbours("model", {}, "fast")
+    pairs = [(threading.Event(), threading.Event()) for _ in range(2)]
+    others._all = [neighbours._Neighbour(SimpleNamespace(), *pair) for pair in pairs]  # type: ignore[arg-type]
+    others.run_only(2)
+    assert all(asked.is_set() for asked, _ in pairs)
+    pairs[1][1].set()
+    others.run_only(1)
+    assert pairs[0][0].is_set() and not pairs[1][0].is_set()
+    with pytest.raises(RuntimeError, match="does not come to rest"):
+        others.run_only(0)
 
 
 def test_one_that_does_not_load_its_model_is_told() -> None:

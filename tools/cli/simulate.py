@@ -32,6 +32,7 @@ simulate = typer.Typer(
 )
 
 PICTURES = ".html", ".svg"
+SECONDS = 300.0  # of arrivals at each number of replicas
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 
@@ -57,11 +58,12 @@ def run(
         ),
     ] = None,
     seconds: Annotated[
-        float,
-        shown_option(
-            "With --rate-each: seconds of arrivals, or more until 5,000 requests.", min=0.001
+        float | None,
+        typer.Option(
+            help="With --rate-each: seconds of arrivals, or more until 5,000 requests; default: 300.",
+            min=0.001,
         ),
-    ] = 300.0,
+    ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(help="A recorded trace with measured times, simulated beside measured."),
@@ -89,6 +91,8 @@ def run(
     for path in (out, picture):
         if path is not None:
             check_writable(path)
+    if seconds is not None and rate_each is None:
+        raise ValueError(f"seconds={seconds:g} is for rate_each: give that, too")
     if picture is not None and picture.suffix not in PICTURES:
         raise ValueError(f"picture={str(picture)!r} must end with {' or '.join(PICTURES)}")
     from fastslow.tools.cli.screen import console, show
@@ -103,7 +107,7 @@ def run(
 
     machine, requests = read_costs(costs), read_trace(trace)
     recorded = None if compare is None else measured_times(read_trace(compare))
-    sweep = Sweep(requests, machine, options.settings(), rate_each, seconds)
+    sweep = Sweep(requests, machine, options.settings(), rate_each, seconds or SECONDS)
     found: list[ClusterFigures] = []
     compared: list[ComparedFigure] = []
     stopped = False

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Column, Table
 
-from fastslow.tools.simulate.figures import ALL, SHARES
+from fastslow.tools.simulate.figures import SHARES
 from fastslow.tools.simulate.report import hours_of_a_million
+from fastslow.tools.simulate.trace import ALL
 
 if TYPE_CHECKING:
     from fastslow.tools.simulate.comparison import ComparedFigure

@@ -10,9 +10,8 @@ import numpy as np
 
 from fastslow.tools.simulate.cluster import ClusterResult
 from fastslow.tools.simulate.prefix_cache import SimulatedPrefixCache
-from fastslow.tools.simulate.trace import TracedRequest
+from fastslow.tools.simulate.trace import ALL, TracedRequest
 
-ALL = "all"
 SHARES = 50, 95, 99  # percentiles
 
 

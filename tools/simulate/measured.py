@@ -20,7 +20,12 @@ STEPS = 16  # over which a decoding step is averaged
 SHORT, LONG = 16, 512  # tokens of context
 CROWD = 8  # requests whose long contexts are read in each step
 READ_BEHIND = 32  # tokens of a prompt that is read behind a long context
-PROBES, PROBED, READ = 12, 4, 128  # turns; requests that decode and tokens that are read in each
+TURNS = 8  # in which steps are timed beside each number of other engines
+PROBES, PROBED, READ = (
+    3,
+    4,
+    128,
+)  # of a turn: times; requests that decode and tokens that are read in each
 TIMES = 3  # the median counts
 
 
@@ -77,22 +82,31 @@ def measured_slowdown(
 ) -> tuple[float, ...]:
     """What steps take beside 1, 2, ... `most` engines that never rest, times what they take alone.
 
+    The same work is timed beside none, one, two, ... of them in turn, since a machine's speed changes within
+    minutes; of all turns the median counts.
+
     Args:
         llm, told: as for `measured_costs`.
         mode: that is measured.
         neighbours: engines like this one, none of which runs yet.
 
     Raises:
-        RuntimeError: a neighbour did not load its model.
+        RuntimeError: a neighbour did not load its model, or does not come to rest.
     """
     meter = StepMeter(llm)
-    told(0.0, "measuring steps without neighbours")
-    alone, found = meter.probe(mode), [1.0]
-    for others in range(1, most + 1):
-        told(others / (most + 1), f"measuring steps beside {others} more")
+    for others in range(most):
+        told(0.1 * others / most, f"starting engine {others + 1} of {most} beside this one")
         neighbours.start_one()
-        found.append(max(found[-1], meter.probe(mode) / alone))
-    return tuple(found[1:])
+    ratios: list[list[float]] = []
+    for turn in range(TURNS):
+        told(0.1 + 0.9 * turn / TURNS, f"measuring steps beside up to {most} more")
+        seconds = {}
+        for others in range(most + 1) if turn % 2 else range(most, -1, -1):
+            neighbours.run_only(others)
+            seconds[others] = meter.probe(mode)
+        ratios.append([seconds[others] / seconds[0] for others in range(1, most + 1)])
+    medians = [median(one) for one in zip(*ratios, strict=True)]
+    return tuple(itertools.accumulate([1.0, *medians], max))[1:]
 
 
 def shared_slowdown(slowdown: Sequence[float], share: float, cores: float) -> tuple[float, ...]:

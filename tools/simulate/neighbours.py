@@ -6,8 +6,10 @@ import multiprocessing
 import resource
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +21,8 @@ from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 
 START = 600.0  # seconds that a model has to load
+REST = 60.0  # seconds in which one comes to rest: it ends its answers first
+LOOK = 1.0  # seconds between two looks of one that rests whether who started it is still there
 REQUESTS, PROMPT, ANSWER = 2, 64, 16  # of each of their calls; tokens
 
 
@@ -35,8 +39,8 @@ def check_memory(count: int) -> None:
 
 
 class Neighbours:
-    """Engines that answer without end, each from its start to the end of the `with` block. Each runs on as many
-    threads as this process.
+    """Engines that answer without end while they are asked to, from their start to the end of the `with` block. Each
+    runs on as many threads as this process.
 
     Args:
         model: a folder or a built-in name.
@@ -47,7 +51,7 @@ class Neighbours:
     def __init__(self, model: str, options: Mapping[str, Any], mode: str) -> None:
         self._made = model, dict(options), mode, torch.get_num_threads()
         self._context = multiprocessing.get_context("spawn")
-        self._processes: list[BaseProcess] = []
+        self._all: list[_Neighbour] = []
 
     def __enter__(self) -> Self:
         return self
@@ -58,10 +62,10 @@ class Neighbours:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
+        for one in self._all:
+            one.process.kill()
+        for one in self._all:
+            one.process.join()
 
     def start_one(self) -> None:
         """One more of them, which answers when this returns.
@@ -70,10 +74,14 @@ class Neighbours:
             RuntimeError: it did not load the model.
         """
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_answer, args=(*self._made, theirs), daemon=True)
+        asked, rests = self._context.Event(), self._context.Event()
+        asked.set()
+        process = self._context.Process(
+            target=_answer, args=(*self._made, theirs, asked, rests), daemon=True
+        )
         process.start()
         theirs.close()
-        self._processes.append(process)
+        self._all.append(_Neighbour(process, asked, rests))
         try:
             loaded = ours.poll(START) and ours.recv()
         except EOFError:
@@ -83,8 +91,37 @@ class Neighbours:
         if not loaded:
             raise RuntimeError("an engine that is to run beside this one did not load the model")
 
+    def run_only(self, count: int) -> None:
+        """So many of them answer from now on, the others rest.
 
-def _answer(model: str, options: dict[str, Any], mode: str, threads: int, told: Connection) -> None:
+        Raises:
+            RuntimeError: one does not come to rest.
+        """
+        for one in self._all[:count]:
+            one.asked.set()
+        for one in self._all[count:]:
+            one.asked.clear()
+        for one in self._all[count:]:
+            if not one.rests.wait(REST):
+                raise RuntimeError("an engine that runs beside this one does not come to rest")
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbour:
+    process: BaseProcess
+    asked: Event  # it is to answer
+    rests: Event  # it does not
+
+
+def _answer(
+    model: str,
+    options: dict[str, Any],
+    mode: str,
+    threads: int,
+    told: Connection,
+    asked: Event,
+    rests: Event,
+) -> None:
     """What the process does, until it is killed, or who started it has ended without doing so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it
     torch.set_num_threads(threads)
@@ -94,6 +131,11 @@ def _answer(model: str, options: dict[str, Any], mode: str, threads: int, told: 
         sampling = SamplingParams(max_tokens=ANSWER, temperature=0, ignore_eos=True)
         size, prompt = llm.model.config.vocab_size, min(PROMPT, llm.max_model_len - ANSWER)
         while parent is None or parent.is_alive():
+            if not asked.is_set():
+                rests.set()
+                asked.wait(LOOK)
+                continue
+            rests.clear()
             prompts = draw.integers(0, size, (REQUESTS, prompt)).tolist()
             llm.generate(prompts, sampling, mode=mode, speculation="off", allow_special=True)
             if not told.closed:

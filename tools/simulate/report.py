@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from fastslow.tools.report.page import render
 from fastslow.tools.report.plot import Plot, Point, Series
-from fastslow.tools.simulate.figures import ALL, ClusterFigures
+from fastslow.tools.simulate.figures import ClusterFigures
 from fastslow.tools.simulate.routers import NAMES, ROUTERS
+from fastslow.tools.simulate.trace import ALL
 
 COLOURS = {router: place + 1 for place, router in enumerate(ROUTERS)}
 TITLES = (

@@ -12,6 +12,8 @@ from typing import Any
 from fastslow.engine.params import nearest, shown
 
 MOST_LINES = 5_000_000
+ALL = "all"  # what figures of all modes are called; no mode has this name
+MOST_BYTES = 64 * 2**20  # of a line
 MOST_TOKENS = 10_000_000  # of a prompt or an answer
 MOST_PIECES = 100_000  # of a prompt's beginning
 MOST_SECONDS = 1e9
@@ -87,6 +89,10 @@ class TracedRequest:
             if name not in values:
                 raise ValueError(f"field {name!r} is missing")
         made = cls(**{name: CHECKS[name](name, value) for name, value in values.items()})
+        if made.mode == ALL:
+            raise ValueError(
+                f"mode={ALL!r} is what the figures of all modes are called: name it otherwise"
+            )
         if (begun := sum(tokens for _, tokens in made.prefix)) > made.prompt_tokens:
             raise ValueError(
                 f"prefix has {begun} tokens, more than prompt_tokens={made.prompt_tokens}"
@@ -118,9 +124,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, object]]:
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
+            for number, line in enumerate(lines, 1):
                 if number > MOST_LINES:
                     raise ValueError(f"{path} has more than {MOST_LINES:,} lines")
+                if len(line) > MOST_BYTES:
+                    raise ValueError(f"{path}, line {number}: longer than {MOST_BYTES:,} bytes")
                 if line.strip():
                     try:
                         yield number, json.loads(line)

@@ -1,0 +1,126 @@
+"""What is measured of steps: an engine of known costs has exactly these."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastslow.tools.simulate.measured import (
+    StepMeter,
+    measured_costs,
+    measured_slowdown,
+    shared_slowdown,
+)
+
+STEP, ROW, CONTEXT, ATTENTION = 0.02, 0.004, 2e-6, 1.5e-6  # seconds
+PAGE = 16
+
+
+class KnownMeter(StepMeter):
+    """Times as the costs above have them; whole pages of a prompt are cached."""
+
+    def __init__(self, llm: Any) -> None:
+        super().__init__(llm)
+        self.cached: list[list[int]] = []
+        self.asked: list[int] = []  # requests
+
+    def _seconds(self, mode: str, prompts: list[list[int]], tokens: int) -> float:
+        self.asked.append(len(prompts))
+        seconds = 0.0
+        for prompt in prompts:
+            known = max((self._alike(prompt, one) for one in self.cached), default=0)
+            known = min(known, len(prompt) - 1) // PAGE * PAGE
+            rows = len(prompt) - known
+            seconds += rows * ROW + ATTENTION * rows * (known + rows / 2)
+            self.cached.append(prompt)
+        for made in range(1, tokens):
+            seconds += STEP + CONTEXT * sum(len(prompt) + made for prompt in prompts)
+        return seconds
+
+    def _alike(self, one: list[int], other: list[int]) -> int:
+        pairs = zip(one, other, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def engine(longest: int = 2048, pages: int = 4096, running: int = 16) -> Any:
+    return SimpleNamespace(
+        max_model_len=longest,
+        max_running=running,
+        stats=lambda: SimpleNamespace(pages=pages),
+        _kv=SimpleNamespace(page_size=PAGE),
+        model=SimpleNamespace(config=SimpleNamespace(vocab_size=10**6)),
+    )
+
+
+@pytest.mark.parametrize("longest", [2048, 300])
+def test_what_a_token_of_context_costs(longest: int) -> None:
+    meter = KnownMeter(engine(longest))
+    assert meter.context("fast") == pytest.approx(CONTEXT)
+    assert meter.asked[0] == 8  # one request alone drowns in noise
+    assert meter.attention("fast", 512) == pytest.approx(ATTENTION)
+    assert meter.attention("fast", 8) == pytest.approx(ATTENTION)
+
+
+def test_a_small_engine_is_not_filled() -> None:
+    meter = KnownMeter(engine(pages=200))
+    assert meter.context("fast") == pytest.approx(CONTEXT)
+    assert max(meter.asked) * 512 <= 200 * PAGE / 2 + 512
+    short = KnownMeter(engine(longest=20))
+    assert short.context("fast") == 0.0 and short.attention("fast", 512) == 0.0
+
+
+def test_both_are_in_the_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastslow.tools.simulate.measured.StepMeter", KnownMeter)
+    costs = measured_costs(engine(), ("fast", "deep"), 256)
+    assert costs.context_seconds == pytest.approx(CONTEXT)
+    assert costs.attention_seconds == pytest.approx(ATTENTION)
+
+
+class Beside:
+    """So many engines run beside, which start one by one."""
+
+    def __init__(self) -> None:
+        self.started = self.running = 0
+
+    def start_one(self) -> None:
+        self.started += 1
+
+    def run_only(self, count: int) -> None:
+        assert 0 <= count <= self.started
+        self.running = count
+
+
+@pytest.mark.parametrize("drift", [1.0, 1.02, 0.98])
+def test_the_slowdown_of_a_machine_whose_speed_changes(
+    drift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, times = Beside(), itertools.count()
+
+    def probe(meter: StepMeter, mode: str) -> float:
+        """Beside one others a step takes longer, beside two noise makes it shorter than that."""
+        return (1.0, 1.5, 1.4, 2.0)[beside.running] * drift ** next(times)
+
+    monkeypatch.setattr(StepMeter, "probe", probe)
+    found = measured_slowdown(engine(), "fast", beside, 3)  # type: ignore[arg-type]
+    assert found == pytest.approx((1.5, 1.5, 2.0), rel=0.005)
+    assert found[0] <= found[1] <= found[2] and beside.started == 3
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "share", "cores", "found"),
+    [
+        ((1.0, 1.5), 0.2, 2.0, (1.2, 1.8)),
+        ((1.1, 1.4), 0.0, 2.0, (1.1, 1.4)),
+        ((1.0, 1.2), 0.2, 4.0, (1.0, 1.2)),  # there are cores for all of it
+        ((1.0, 1.2), 0.5, 4.0, (1.0, 1.2 * 4.5 / 4)),
+        ((2.0,), 0.5, 1.0, (3.0,)),
+        ((), 0.5, 2.0, ()),
+    ],
+)
+def test_other_programs_take_their_part_of_the_cores(
+    slowdown: tuple[float, ...], share: float, cores: float, found: tuple[float, ...]
+) -> None:
+    assert shared_slowdown(slowdown, share, cores) == pytest.approx(found)
