@@ -4,7 +4,7 @@
     python benchmarks/replicas.py flood [--routers fastslow,prefix,pow2]
     python benchmarks/replicas.py prefixes [--routers fastslow,prefix,pow2]
     python benchmarks/replicas.py arrivals --record trace.jsonl [--rate 2]
-    python benchmarks/replicas.py simulated [--counts 2,3]
+    python benchmarks/replicas.py simulated [--counts 2,3] [--keep FOLDER]
 
 killed: 64 clients, mixed modes, greedy and seeded, streamed and not; replicas are killed with -9 meanwhile. Every answer
 must be there once, and be the one that an engine alone gives. flood: fast requests with a target, alone and beside clients

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ HERE = Path(__file__).parent
 REPLICA = b"ServeReplica"  # of the title that Ray gives a replica's process
 START = 240.0  # seconds that models have to load
 ADDRESS = re.compile(r" is served at (http://\S+?),")
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSeconds:
+    """Processor time so far.
+
+    Attributes:
+        replicas: by process, and by thread.
+        others: of all other processes, by process.
+    """
+
+    replicas: dict[int, dict[int, float]]
+    others: dict[int, float]
 
 
 class Front:
@@ -74,14 +88,14 @@ class Front:
         """The processes of replicas."""
         return sorted(pid for pid in descendants(self.process.pid) if REPLICA in _title(pid))
 
-    def cpu_seconds(self) -> tuple[dict[int, dict[int, float]], float]:
-        """Processor time: of each replica, by thread; and of the server, Ray, and the clients in this process."""
+    def cpu_seconds(self) -> CpuSeconds:
+        """What was computed so far, by the clients in this process, too."""
         replicas, own = self.replicas, os.times()
-        others = own.user + own.system
+        others = {os.getpid(): own.user + own.system}
         for pid in {self.process.pid, *descendants(self.process.pid)} - set(replicas):
             with suppress(OSError):  # it has ended meanwhile
-                others += cpu_seconds(pid)
-        return {pid: thread_seconds(pid) for pid in replicas}, others
+                others[pid] = cpu_seconds(pid)
+        return CpuSeconds({pid: thread_seconds(pid) for pid in replicas}, others)
 
     def stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.address}/v1/stats", timeout=60) as answer:

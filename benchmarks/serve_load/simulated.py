@@ -22,8 +22,9 @@ from typing import Any
 
 from figures import console, numbers, show
 from serve_load.arrivals import as_trace, one_by_one, sent
-from serve_load.front import Front
+from serve_load.front import CpuSeconds, Front
 
+from fastslow.engine.host.machine import cores
 from fastslow.tools.simulate.cluster import SimulatedCluster
 from fastslow.tools.simulate.comparison import compare
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
@@ -35,9 +36,6 @@ from fastslow.tools.simulate.trace import TracedRequest, write_trace
 ALONE, COLD = 14, 4  # requests one by one, and those of them that do not count
 RUNNING = "16"  # most requests in a step that are measured: there are never so many here
 LIMIT = 0.2  # that a 95th percentile may be off
-
-
-Used = tuple[dict[int, dict[int, float]], float]  # of `Front.cpu_seconds`
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,6 @@ class Recording:
 
     def keep(self, folder: Path, turn: int) -> None:
         """Write what was recorded, as files that `fastslow simulate run` reads."""
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"{self.replicas}-replicas-{turn + 1}"
         write_trace(folder / f"{name}.trace.jsonl", self.trace)
         write_costs(folder / f"{name}.costs.json", self.costs)
@@ -64,6 +61,8 @@ class Recording:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     counts = numbers(args.counts)
+    if args.keep is not None:
+        args.keep.mkdir(parents=True, exist_ok=True)  # better known now than after minutes
     recordings, lost = [], 0
     with TemporaryDirectory() as folder:
         before = _costs(args.model, Path(folder), max(counts) - 1)
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                 steps = replace(
                     _between(before, after),
                     first_seconds=way,
-                    slowdown=shared_slowdown(slowdown, share, os.cpu_count() or 1),
+                    slowdown=shared_slowdown(slowdown, share, cores()),
                 )
                 recordings.append(Recording(count, trace, steps))
                 before, lost = after, lost + missing
@@ -140,17 +139,21 @@ def _compared(
     return {"slowdown": list(slowdown), "counts": found}, wrong
 
 
-def other_share(begun: Used, ended: Used) -> float:
-    """Seconds that all but the engines computed for each second of theirs, between two `Front.cpu_seconds`.
+def other_share(begun: CpuSeconds, ended: CpuSeconds) -> float:
+    """Seconds that all but the engines computed for each second of theirs, between two moments.
 
-    The thread of a replica that computed most is its engine's.
+    The thread of a replica that computed most is its engine's. A process that ended meanwhile does not count.
     """
-    engines, others = 0.0, ended[1] - begun[1]
-    for pid, threads in ended[0].items():
-        known = begun[0].get(pid, {})
+    engines = others = 0.0
+    for pid, threads in ended.replicas.items():
+        known = begun.replicas.get(pid, {})
         spent = [seconds - known.get(thread, 0.0) for thread, seconds in threads.items()]
-        engines += max(spent)
-        others += sum(spent) - max(spent)
+        engines += max(spent, default=0.0)
+        others += sum(spent) - max(spent, default=0.0)
+    for pid, seconds in ended.others.items():
+        others += seconds - begun.others.get(pid, 0.0)
+    if not engines:
+        raise RuntimeError("no replica computed while requests were sent")
     return others / engines
 
 

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def give_back(device: torch.device | None = None) -> None:
     """Give freed memory back to the system, where the C library can (glibc), and to other programs
     on a device, where torch keeps it.

@@ -22,6 +22,8 @@ from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from near_tie import Judge
 from peer.engines import EngineError, EngineProcess, read_names
+from serve_load.front import CpuSeconds
+from serve_load.simulated import other_share
 from tokenizers_tiny import write_bpe
 from tune_tools import VOCAB, write_model, write_prompts
 
@@ -443,6 +445,15 @@ def test_replicas_are_measured(part: str, place: Place) -> None:
     assert place.file()["found"]
     if part.startswith("killed"):
         assert not place.file()["wrong"]
+
+
+def test_what_all_but_the_engines_compute() -> None:
+    """One process ended meanwhile, and one replica was not there yet."""
+    begun = CpuSeconds({1: {10: 5.0, 11: 1.0}}, {2: 3.0, 3: 9.0})
+    ended = CpuSeconds({1: {10: 15.0, 11: 2.0, 12: 0.5}, 4: {}, 5: {50: 2.0}}, {2: 4.5, 6: 1.0})
+    assert other_share(begun, ended) == pytest.approx((1.0 + 0.5 + 1.5 + 1.0) / (10.0 + 2.0))
+    with pytest.raises(RuntimeError, match="no replica computed"):
+        other_share(begun, begun)
 
 
 @pytest.mark.slow

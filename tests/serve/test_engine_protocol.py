@@ -278,15 +278,16 @@ def test_a_full_queue_is_busy(engine: Engine, run: Run) -> None:
             task.cancel()
         busy = [error for task in done if isinstance(error := task.exception(), Busy)]
         await asyncio.gather(*tasks, return_exceptions=True)
-        await until(lambda: taken(engine))
+        await until(lambda: has_room(engine))
         await until(lambda: idle(engine))
         return busy[0]
 
     assert run(crowd()).retry_after > 0
 
 
-async def taken(engine: Engine) -> bool:
-    """Whether it has room: what was left may count for a moment, before and behind its time in `stats`."""
+async def has_room(engine: Engine) -> bool:
+    """Whether a request is accepted: cancelled ones may hold places for a moment, also where `stats` no longer
+    counts them."""
     try:
         await answer_of(engine, asked(tokens=1))
     except Busy:

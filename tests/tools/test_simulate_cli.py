@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
 
+from fastslow.engine.host.machine import cores
 from fastslow.tools.cli.app import main
 from fastslow.tools.simulate import cluster
 from fastslow.tools.simulate.costs import read_costs
@@ -134,8 +134,7 @@ def test_steps_of_a_model_are_measured(tmp_path: Path, one_thread: None) -> None
     costs = read_costs(out)
     assert len(costs.slowdown) == 2 and costs.slowdown[0] <= costs.slowdown[1]
     # one engine of one thread and what comes with it fill ten cores, two of them twenty
-    cores = os.cpu_count() or 1
-    assert costs.slowdown[0] >= max(1.0, 20 / cores) / max(1.0, 2 / cores)
+    assert costs.slowdown[0] >= max(1.0, 20 / cores()) / max(1.0, 2 / cores())
     assert not multiprocessing.active_children()
     assert set(costs.modes) == {"fast", "deep"} and costs.max_running == 4
     assert costs.first_seconds == 0.002 and costs.pages > 0

@@ -72,11 +72,20 @@ def test_a_small_engine_is_not_filled() -> None:
     assert short.context("fast") == 0.0 and short.attention("fast", 512) == 0.0
 
 
-def test_both_are_in_the_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_are_in_the_costs_and_in_the_curves_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastslow.tools.simulate.measured.StepMeter", KnownMeter)
-    costs = measured_costs(engine(), ("fast", "deep"), 256)
+    costs = measured_costs(engine(), ("fast", "deep"), 512)
     assert costs.context_seconds == pytest.approx(CONTEXT)
     assert costs.attention_seconds == pytest.approx(ATTENTION)
+    for rows in (64, 256, 512):
+        assert costs.step({}, {"fast": rows}) == pytest.approx(rows * ROW)
+    for rows in (1, 4, 16):
+        assert costs.step({"deep": rows}, {}) == pytest.approx(STEP, rel=1e-4)
+
+
+def test_one_row_is_measured() -> None:
+    steps = KnownMeter(engine(running=1)).mode("fast", 1)
+    assert steps.rows == (1, 2) and steps.prompt_seconds == pytest.approx((STEP, STEP), rel=0.01)
 
 
 class Beside:
@@ -106,7 +115,7 @@ def test_the_slowdown_of_a_machine_whose_speed_changes(
     monkeypatch.setattr(StepMeter, "probe", probe)
     found = measured_slowdown(engine(), "fast", beside, 3)  # type: ignore[arg-type]
     assert found == pytest.approx((1.5, 1.5, 2.0), rel=0.005)
-    assert found[0] <= found[1] <= found[2] and beside.started == 3
+    assert found[0] <= found[1] <= found[2] and beside.started == 3 and beside.running == 0
 
 
 @pytest.mark.parametrize(

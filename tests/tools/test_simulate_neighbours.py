@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import threading
+import time
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
@@ -17,18 +18,28 @@ from fastslow.tools.simulate.neighbours import Neighbours, check_memory
 answer: Any = neighbours._answer
 
 
-class Told:
-    """The pipe to whoever started it."""
+class Pipe:
+    """To whoever started it: what that says at each look, None = nothing; then it is gone."""
 
-    def __init__(self) -> None:
-        self.said: list[bool] = []
-        self.closed = False
+    def __init__(self, *heard: bool | None) -> None:
+        self.heard = list(heard)
+        self.said = 0
+
+    def poll(self, seconds: float | None) -> bool:
+        assert seconds in (0.0, None)
+        if self.heard and self.heard[0] is None:
+            self.heard.pop(0)
+            assert seconds == 0.0, "nobody would wake it"
+            return False
+        return True
+
+    def recv(self) -> bool | None:
+        if not self.heard:
+            raise EOFError
+        return self.heard.pop(0)
 
     def send(self, value: bool) -> None:
-        self.said.append(value)
-
-    def close(self) -> None:
-        self.closed = True
+        self.said += value
 
 
 class Engine:
@@ -54,59 +65,69 @@ def test_they_end_with_who_started_them_and_ctrl_c_is_not_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A process that is killed cannot end its children, and these would compute for ever."""
-    lives = iter([True, True, True, False])
-    parent = SimpleNamespace(is_alive=lambda: next(lives))
     handled: list[tuple[int, Any]] = []
+    threads: list[int] = []
     monkeypatch.setattr(Engine, "asked", [])
     monkeypatch.setattr(neighbours, "LLM", Engine)
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     monkeypatch.setattr(signal, "signal", lambda *given: handled.append(given))
-    told = Told()
-    threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    asked, rests = threading.Event(), threading.Event()
-    asked.set()
-    answer("model", {"max_model_len": 40}, "fast", 3, told, asked, rests)
-    assert threads == [3] and not rests.is_set()
-    assert len(Engine.asked) == 3 and told.said == [True] and told.closed
+    pipe = Pipe(None, None, None)
+    answer("model", {"max_model_len": 40}, "fast", 3, pipe)
+    assert threads == [3] and len(Engine.asked) == 3 and pipe.said == 1
     assert {len(prompt) for prompts in Engine.asked for prompt in prompts} == {
         40 - neighbours.ANSWER
     }
     assert handled == [(signal.SIGINT, signal.SIG_IGN)]
 
 
-def test_they_rest_when_they_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, rests = threading.Event(), threading.Event()
-    looks = iter([True, True, True, False])
-
-    def alive() -> bool:
-        """At its second look it rests; it is asked to go on from the third one on."""
-        if rests.is_set():
-            asked.set()
-        return next(looks)
-
+def test_they_rest_when_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "asked", [])
     monkeypatch.setattr(neighbours, "LLM", Engine)
-    monkeypatch.setattr(neighbours, "LOOK", 0.001)
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(is_alive=alive))
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    answer("model", {"max_model_len": 40}, "fast", 1, Told(), asked, rests)
-    assert len(Engine.asked) == 2 and not rests.is_set()
+    pipe = Pipe(None, False, False, True, None)
+    answer("model", {"max_model_len": 40}, "fast", 1, pipe)
+    assert len(Engine.asked) == 3 and pipe.said == 4  # one for the first answer, one for each word
 
 
-def test_one_that_does_not_come_to_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "REST", 0.001)
+def quick_neighbours(monkeypatch: pytest.MonkeyPatch, *targets: Any) -> Neighbours:
+    """Processes that do something else than to answer."""
     others = Neighbours("model", {}, "fast")
-    pairs = [(threading.Event(), threading.Event()) for _ in range(2)]
-    others._all = [neighbours._Neighbour(SimpleNamespace(), *pair) for pair in pairs]  # type: ignore[arg-type]
-    others.run_only(2)
-    assert all(asked.is_set() for asked, _ in pairs)
-    pairs[1][1].set()
-    others.run_only(1)
-    assert pairs[0][0].is_set() and not pairs[1][0].is_set()
-    with pytest.raises(RuntimeError, match="does not come to rest"):
+    monkeypatch.setattr(others, "_context", multiprocessing.get_context("fork"))
+    for target in targets:
+        monkeypatch.setattr(neighbours, "_answer", target)
+        others.start_one()
+    return others
+
+
+def echo(*given: Any) -> None:
+    """Loaded, and does at once what it is told."""
+    pipe = given[-1]
+    pipe.send(True)
+    with suppress(EOFError):
+        while True:
+            pipe.recv()
+            pipe.send(True)
+
+
+def deaf(*given: Any) -> None:
+    given[-1].send(True)
+    time.sleep(60)
+
+
+def test_one_that_ends_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with quick_neighbours(monkeypatch, echo, echo) as others:
+        for count in (0, 2, 1):
+            others.run_only(count)
+        others._all[0].process.kill()
+        others._all[0].process.join()
+        with pytest.raises(RuntimeError, match="has ended"):
+            others.run_only(1)
+    monkeypatch.setattr(neighbours, "REST", 0.05)
+    hangs = pytest.raises(RuntimeError, match="has ended, or hangs")
+    with quick_neighbours(monkeypatch, deaf) as others, hangs:
         others.run_only(0)
+    assert not multiprocessing.active_children()
 
 
 def test_one_that_does_not_load_its_model_is_told() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+from fastslow.engine.host.machine import cores
 from fastslow.tools.cli.options import option
 
 if TYPE_CHECKING:
@@ -120,10 +120,3 @@ def _is_address(text: str) -> bool:
     host, _, port = text.removeprefix(CLIENT).rpartition(":")
     fits = port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65_536
     return fits and bool(host) and "/" not in host
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fastslow.engine.host.machine import cores
 from fastslow.tools.cli.operation_options import OperationOptions
 from fastslow.tools.cli.options import INTERRUPTED, expand_options
-from fastslow.tools.cli.replica_options import ReplicaOptions, cores
+from fastslow.tools.cli.replica_options import ReplicaOptions
 from fastslow.tools.cli.serve_options import ServeOptions
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -295,7 +294,7 @@ def measure(
     other_share: Annotated[
         float,
         shown_option(
-            "With --beside: seconds that the server, Ray and clients compute on these cores for each of a step.",
+            "With --beside: seconds that all else computes on the same cores for each second of a step.",
             min=0,
             max=10,
         ),
@@ -313,6 +312,7 @@ def measure(
         raise ValueError(f"other_share={other_share:g} needs --beside: it is part of that slowdown")
     from torch import get_num_threads
 
+    from fastslow.engine.host.machine import cores
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate.costs import check_times, write_costs
@@ -341,7 +341,8 @@ def measure(
             start_seconds=start_seconds,
             told=told,
         )
-        cores = (os.cpu_count() or 1) / get_num_threads()
-        made = replace(made, slowdown=shared_slowdown(slowdown, other_share, cores))
+        threads = get_num_threads()
+        shared = shared_slowdown(slowdown, other_share / threads, cores() / threads)
+        made = replace(made, slowdown=shared)
     write_costs(out, made)
     console().print(f"steps of {', '.join(names)}: {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import mean, median
 
 import numpy as np
@@ -20,12 +21,11 @@ STEPS = 16  # over which a decoding step is averaged
 SHORT, LONG = 16, 512  # tokens of context
 CROWD = 8  # requests whose long contexts are read in each step
 READ_BEHIND = 32  # tokens of a prompt that is read behind a long context
-TURNS = 8  # in which steps are timed beside each number of other engines
-PROBES, PROBED, READ = (
-    3,
-    4,
-    128,
-)  # of a turn: times; requests that decode and tokens that are read in each
+TURNS = 8  # in which the same work is timed beside each number of other engines
+PROBES = 3  # times that it is timed in a turn
+PROBED = 4  # requests that decode in it
+READ = 128  # tokens of a prompt that is read in it
+LEAST_STEP = 1e-6  # seconds
 TIMES = 3  # the median counts
 
 
@@ -59,14 +59,15 @@ def measured_costs(
         contexts.append(meter.context(mode))
         attention.append(meter.attention(mode, prompt_rows))
     stats = llm.stats()
+    context, row = max(0.0, mean(contexts)), max(0.0, mean(attention))
     return ReplicaCosts(
-        modes=found,
+        modes={name: _without_context(steps, context, row) for name, steps in found.items()},
         pages=stats.pages,
         page_tokens=llm._kv.page_size,
         max_running=min(llm.max_running, prompt_rows),
         prompt_rows=prompt_rows,
-        context_seconds=max(0.0, mean(contexts)),
-        attention_seconds=max(0.0, mean(attention)),
+        context_seconds=context,
+        attention_seconds=row,
         first_seconds=first_seconds,
         start_seconds=start_seconds,
         source="measured on this machine",
@@ -91,7 +92,7 @@ def measured_slowdown(
         neighbours: engines like this one, none of which runs yet.
 
     Raises:
-        RuntimeError: a neighbour did not load its model, or does not come to rest.
+        RuntimeError: a neighbour did not load its model, has ended, or hangs.
     """
     meter = StepMeter(llm)
     for others in range(most):
@@ -105,6 +106,7 @@ def measured_slowdown(
             neighbours.run_only(others)
             seconds[others] = meter.probe(mode)
         ratios.append([seconds[others] / seconds[0] for others in range(1, most + 1)])
+    neighbours.run_only(0)  # and all of them are still there
     medians = [median(one) for one in zip(*ratios, strict=True)]
     return tuple(itertools.accumulate([1.0, *medians], max))[1:]
 
@@ -142,7 +144,7 @@ class StepMeter:
         """Both curves of a mode."""
         batches = [n for n in BATCHES if n <= self._llm.max_running]
         most = min(prompt_rows, self._llm.max_model_len - 2)
-        prompts = [n for n in PROMPTS if n <= most] or [most]
+        prompts = [n for n in PROMPTS if n <= most] or [max(2, most)]
         self.decode(mode, 1, SHORT)  # what is made on first use
         decode = [self.decode(mode, n, SHORT) for n in batches]
         read = [self.prompt(mode, n) for n in prompts]
@@ -161,14 +163,15 @@ class StepMeter:
             (self._seconds(mode, prompts, 2), self._seconds(mode, prompts, 2 + STEPS))
             for _ in range(TIMES)
         ]
-        return max(1e-6, median((long - short) / STEPS for short, long in pairs))
+        return max(LEAST_STEP, median((long - short) / STEPS for short, long in pairs))
 
     def prompt(self, mode: str, tokens: int) -> float:
         """Seconds of a step that reads so many tokens."""
         return median(self._seconds(mode, [self._tokens(tokens)], 1) for _ in range(TIMES))
 
     def context(self, mode: str) -> float:
-        """Seconds that a token of context adds to a step of some requests, in which it can be told from noise."""
+        """Seconds that a token of context adds to a decoding step. Several requests decode: with one it drowns in
+        noise."""
         far = min(LONG, self._llm.max_model_len - STEPS - 2)
         if far <= SHORT:
             return 0.0
@@ -214,6 +217,23 @@ class StepMeter:
         return time.perf_counter() - started
 
 
+def _without_context(steps: ModeSteps, context: float, attention: float) -> ModeSteps:
+    """The curves less what the texts of their own requests cost, which the simulator adds."""
+    tokens = (
+        SHORT + 2 + STEPS / 2
+    )  # that a request has before it, on average, while its steps are timed
+    decode = [s - context * n * tokens for n, s in zip(steps.rows, steps.seconds, strict=True)]
+    read = [
+        s - attention * n * n / 2 for n, s in zip(steps.rows, steps.prompt_seconds, strict=True)
+    ]
+    return replace(steps, seconds=_ascending(decode), prompt_seconds=_ascending(read))
+
+
+def _ascending(seconds: Sequence[float]) -> tuple[float, ...]:
+    """More rows never take less: such a measurement was disturbed."""
+    return tuple(itertools.accumulate((max(LEAST_STEP, one) for one in seconds), max))
+
+
 def _curve(
     rows: Sequence[int], known: Sequence[int], seconds: Sequence[float]
 ) -> tuple[float, ...]:
@@ -223,5 +243,4 @@ def _curve(
         slope = max(0.0, (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]))
         beyond = np.array(rows) > known[-1]
         found[beyond] = seconds[-1] + slope * (np.array(rows)[beyond] - known[-1])
-    ascending = list(itertools.accumulate(found.tolist(), max))
-    return tuple(ascending)
+    return _ascending(found.tolist())

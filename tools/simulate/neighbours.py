@@ -6,10 +6,10 @@ import multiprocessing
 import resource
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +22,6 @@ from fastslow.llm import LLM
 
 START = 600.0  # seconds that a model has to load
 REST = 60.0  # seconds in which one comes to rest: it ends its answers first
-LOOK = 1.0  # seconds between two looks of one that rests whether who started it is still there
 REQUESTS, PROMPT, ANSWER = 2, 64, 16  # of each of their calls; tokens
 
 
@@ -66,6 +65,7 @@ class Neighbours:
             one.process.kill()
         for one in self._all:
             one.process.join()
+            one.pipe.close()
 
     def start_one(self) -> None:
         """One more of them, which answers when this returns.
@@ -74,70 +74,65 @@ class Neighbours:
             RuntimeError: it did not load the model.
         """
         ours, theirs = self._context.Pipe()
-        asked, rests = self._context.Event(), self._context.Event()
-        asked.set()
-        process = self._context.Process(
-            target=_answer, args=(*self._made, theirs, asked, rests), daemon=True
-        )
+        process = self._context.Process(target=_answer, args=(*self._made, theirs), daemon=True)
         process.start()
         theirs.close()
-        self._all.append(_Neighbour(process, asked, rests))
-        try:
-            loaded = ours.poll(START) and ours.recv()
-        except EOFError:
-            loaded = False
-        finally:
-            ours.close()
-        if not loaded:
+        self._all.append(_Neighbour(process, ours))
+        if not self._all[-1].told(START):
             raise RuntimeError("an engine that is to run beside this one did not load the model")
 
     def run_only(self, count: int) -> None:
         """So many of them answer from now on, the others rest.
 
         Raises:
-            RuntimeError: one does not come to rest.
+            RuntimeError: one has ended, or does not come to rest.
         """
-        for one in self._all[:count]:
-            one.asked.set()
-        for one in self._all[count:]:
-            one.asked.clear()
-        for one in self._all[count:]:
-            if not one.rests.wait(REST):
-                raise RuntimeError("an engine that runs beside this one does not come to rest")
+        for place, one in enumerate(self._all):
+            if not (one.process.is_alive() and one.tell(place < count)):
+                raise RuntimeError("an engine that runs beside this one has ended")
+        for one in self._all:
+            if not one.told(REST):
+                raise RuntimeError("an engine that runs beside this one has ended, or hangs")
 
 
 @dataclass(frozen=True, slots=True)
 class _Neighbour:
     process: BaseProcess
-    asked: Event  # it is to answer
-    rests: Event  # it does not
+    pipe: Connection
+
+    def tell(self, answers: bool) -> bool:
+        """Whether it hears that it is to answer, or to rest."""
+        try:
+            self.pipe.send(answers)
+        except OSError:
+            return False
+        return True
+
+    def told(self, seconds: float) -> bool:
+        """Whether it says within so many seconds that it does so."""
+        try:
+            return self.pipe.poll(seconds) and bool(self.pipe.recv())
+        except (EOFError, OSError):
+            return False
 
 
-def _answer(
-    model: str,
-    options: dict[str, Any],
-    mode: str,
-    threads: int,
-    told: Connection,
-    asked: Event,
-    rests: Event,
-) -> None:
+def _answer(model: str, options: dict[str, Any], mode: str, threads: int, pipe: Connection) -> None:
     """What the process does, until it is killed, or who started it has ended without doing so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started it
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    with LLM(model, **options) as llm:
+    with LLM(model, **options) as llm, suppress(EOFError, OSError):
         draw = np.random.default_rng()
         sampling = SamplingParams(max_tokens=ANSWER, temperature=0, ignore_eos=True)
         size, prompt = llm.model.config.vocab_size, min(PROMPT, llm.max_model_len - ANSWER)
-        while parent is None or parent.is_alive():
-            if not asked.is_set():
-                rests.set()
-                asked.wait(LOOK)
+        answers, first = True, True
+        while True:
+            if pipe.poll(0.0 if answers else None):
+                answers = pipe.recv()
+                pipe.send(True)
+            if not answers:
                 continue
-            rests.clear()
             prompts = draw.integers(0, size, (REQUESTS, prompt)).tolist()
             llm.generate(prompts, sampling, mode=mode, speculation="off", allow_special=True)
-            if not told.closed:
-                told.send(True)
-                told.close()
+            if first:
+                pipe.send(True)
+                first = False
