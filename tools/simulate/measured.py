@@ -219,9 +219,7 @@ class StepMeter:
 
 def _without_context(steps: ModeSteps, context: float, attention: float) -> ModeSteps:
     """The curves less what the texts of their own requests cost, which the simulator adds."""
-    tokens = (
-        SHORT + 2 + STEPS / 2
-    )  # that a request has before it, on average, while its steps are timed
+    tokens = SHORT + 2 + STEPS / 2  # before each request, on average over the timed steps
     decode = [s - context * n * tokens for n, s in zip(steps.rows, steps.seconds, strict=True)]
     read = [
         s - attention * n * n / 2 for n, s in zip(steps.rows, steps.prompt_seconds, strict=True)

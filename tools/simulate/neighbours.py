@@ -85,11 +85,11 @@ class Neighbours:
         """So many of them answer from now on, the others rest.
 
         Raises:
-            RuntimeError: one has ended, or does not come to rest.
+            RuntimeError: one has ended, or hangs.
         """
         for place, one in enumerate(self._all):
-            if not (one.process.is_alive() and one.tell(place < count)):
-                raise RuntimeError("an engine that runs beside this one has ended")
+            with suppress(OSError):  # it has ended, which `told` tells
+                one.pipe.send(place < count)
         for one in self._all:
             if not one.told(REST):
                 raise RuntimeError("an engine that runs beside this one has ended, or hangs")
@@ -100,16 +100,8 @@ class _Neighbour:
     process: BaseProcess
     pipe: Connection
 
-    def tell(self, answers: bool) -> bool:
-        """Whether it hears that it is to answer, or to rest."""
-        try:
-            self.pipe.send(answers)
-        except OSError:
-            return False
-        return True
-
     def told(self, seconds: float) -> bool:
-        """Whether it says within so many seconds that it does so."""
+        """Whether it says within so many seconds that it does what it is asked; not if it has ended."""
         try:
             return self.pipe.poll(seconds) and bool(self.pipe.recv())
         except (EOFError, OSError):
