@@ -34,7 +34,7 @@ from typing import Any
 
 import probe
 from figures import Samples, chat_encoder, fair, middle, options, show, write
-from peer.engines import PEERS, EngineError, EngineProcess, python_of, read_names, set_up
+from peer.engines import PEERS, EngineClient, EngineError, python_of, read_names, set_up
 from peer.texts import TASKS, openings, unseen
 
 from fastslow.engine.host.files import cache_folder
@@ -68,7 +68,7 @@ class PeerBench:
         self._tasks = {n: encode([{"role": "user", "content": t}]) for n, t in TASKS.items()}
         self.cells = [*PLAIN, *(f"lookup {name}" for name in TASKS if args.lookup)]
         self.found: Engines = {}
-        self._running: dict[str, EngineProcess] = {}
+        self._running: dict[str, EngineClient] = {}
 
     def start(self, stack: ExitStack) -> None:
         """Load the engines that are installed; one printed line for each that does not come up."""
@@ -91,7 +91,7 @@ class PeerBench:
                 # What is made at a first load would count as memory of decoding, so one process
                 # loads and ends before the one that is measured.
                 for again in reversed(range(1 + peer.makes_files)):
-                    process = EngineProcess(python, peer.adapter, threads, log)
+                    process = EngineClient(python, peer.adapter, threads, log)
                     stack.callback(process.close)
                     facts = process.ask("load", options=wish)
                     if again:

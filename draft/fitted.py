@@ -17,14 +17,16 @@ def certain_chain(request: RequestView, most: int) -> Tree:
     if ahead or request.grammar is None:
         return _forced(ahead)
     tokens = request.grammar.ahead(request.tokens, (), most)
-    return replace(_forced(tokens), by=[CERTAIN] * len(tokens)) if tokens else Tree()
+    return replace(_forced(tokens), drafter_ids=[CERTAIN] * len(tokens)) if tokens else Tree()
 
 
 def _forced(tokens: Sequence[int]) -> Tree:
     """A chain of tokens that are accepted in any case."""
     if not tokens:
         return Tree()
-    return replace(Tree.chain(tokens, scores=[1.0] * len(tokens)), sources=[FORCED] * len(tokens))
+    return replace(
+        Tree.chain(tokens, scores=[1.0] * len(tokens)), drafter_names=[FORCED] * len(tokens)
+    )
 
 
 def fitted(tree: Tree, request: RequestView, most: int) -> Tree:
@@ -74,6 +76,6 @@ def _longer(tree: Tree, leaf: int, tokens: Sequence[int], drafter: str) -> Tree:
         [*tree.parents, leaf, *range(first, first + count - 1)],
         probs,
         scores,
-        [*(tree.by or [0] * first), *[CERTAIN] * count],
-        [*(tree.sources or [drafter] * first), *[FORCED] * count],
+        [*(tree.drafter_ids or [0] * first), *[CERTAIN] * count],
+        [*(tree.drafter_names or [drafter] * first), *[FORCED] * count],
     )

@@ -52,7 +52,7 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[s
         number, tree = trees[0]
         size = len(tree.tokens)
         sources = [names[number]] * size if names else None
-        return replace(tree, by=[1 << number] * size, sources=sources)
+        return replace(tree, drafter_ids=[1 << number] * size, drafter_names=sources)
     place: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     wrong: list[float] = []  # chance that all who hold it err, given its parent
     holders: list[int] = []
@@ -86,8 +86,8 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[s
         [keys[node][1] for node in kept],
         [at[parents[node]] for node in kept],
         scores=[scores[node] for node in kept],
-        by=[holders[node] | other << MAX_DRAFTERS for node, other in zip(kept, others)],
-        sources=[names[_first(holders[node])] for node in kept] if names else None,
+        drafter_ids=[holders[node] | other << MAX_DRAFTERS for node, other in zip(kept, others)],
+        drafter_names=[names[_first(holders[node])] for node in kept] if names else None,
     )
 
 

@@ -16,7 +16,7 @@ BELIEVED = (
 )
 TRIES = 3  # tokens of an answer after which its beginning is no longer expected
 MIN_SCORE = 0.2  # of a node; below it nothing is proposed
-NUMBER = 1 << 2 * MAX_DRAFTERS  # `Tree.by`, beside those of merged trees
+NUMBER = 1 << 2 * MAX_DRAFTERS  # `Tree.drafter_ids`, beside those of merged trees
 
 
 class PredictionDraft(BaseDrafter):
@@ -55,8 +55,8 @@ class PredictionDraft(BaseDrafter):
             chain,
             range(-1, size - 1),
             scores=scores,
-            by=[NUMBER] * size,
-            sources=[PREDICTION] * size,
+            drafter_ids=[NUMBER] * size,
+            drafter_names=[PREDICTION] * size,
         )
 
 

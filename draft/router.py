@@ -127,4 +127,4 @@ class DrafterRouter:
 def _forced(request: RequestView, nodes: int) -> Tree:
     """The next tokens that are certain, where the drafter need not be asked."""
     chain = certain_chain(request, nodes)
-    return Tree() if chain.by is not None and len(chain.tokens) < nodes else chain
+    return Tree() if chain.drafter_ids is not None and len(chain.tokens) < nodes else chain

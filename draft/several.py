@@ -121,7 +121,7 @@ class FallbackDrafter(SeveralDrafters):
             own = counted(drafter.propose(batch, left), len(batch))
             if self._names:
                 name = self._names[number]
-                own = [replace(tree, sources=[name] * len(tree.tokens)) for tree in own]
+                own = [replace(tree, drafter_names=[name] * len(tree.tokens)) for tree in own]
             trees = [tree if tree.tokens else own[b] for b, tree in enumerate(trees)]
         return trees
 

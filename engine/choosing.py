@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class PromptFacts:
     """What is known of a request before it runs: all that the choice of its mode may depend on."""
 
     text: str  # what is asked: the last turn of the user, or the whole prompt
@@ -25,5 +25,5 @@ class ModeChoice(NamedTuple):
     why: str
 
 
-Chooser = Callable[[Situation], "str | ModeChoice"]
+ModeRouter = Callable[[PromptFacts], "str | ModeChoice"]
 """Takes a mode for a request. It costs the caller's time, so it should be quick."""

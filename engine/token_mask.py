@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 Allowed = NDArray[np.bool_]
-CERTAIN = -1  # in `Tree.by`: a grammar leaves no choice here
+CERTAIN = -1  # in `Tree.drafter_ids`: a grammar leaves no choice here
 
 
 class TokenMask(NamedTuple):

@@ -38,17 +38,17 @@ class Tree:
     probabilities that each node was *sampled* from; None: the nodes were chosen, not sampled.
     `scores`: the drafter's estimate that a node is accepted with all before it, in 0..1; None: it
     gives none. Scores of sampled nodes must not depend on what was sampled.
-    `by`: which of several drafters made a node, as any number; acceptance is learnt for every number
+    `drafter_ids`: which of several drafters made a node, as any number; acceptance is learnt for every number
     apart. None: there is one drafter.
-    `sources`: the name of every node's drafter. None: the one that the request asked for made all.
+    `drafter_names`: the name of every node's drafter. None: the one that the request asked for made all.
     """
 
     tokens: Sequence[int] = ()
     parents: Sequence[int] = ()
     probs: Floats | None = None
     scores: Sequence[float] | None = None
-    by: Sequence[int] | None = None
-    sources: Sequence[str] | None = None
+    drafter_ids: Sequence[int] | None = None
+    drafter_names: Sequence[str] | None = None
 
     @classmethod
     def chain(
@@ -87,8 +87,8 @@ class Tree:
             [place[self.parents[i]] for i in nodes],
             None if self.probs is None else self.probs[list(nodes)],
             None if self.scores is None else [self.scores[i] for i in nodes],
-            None if self.by is None else [self.by[i] for i in nodes],
-            None if self.sources is None else [self.sources[i] for i in nodes],
+            None if self.drafter_ids is None else [self.drafter_ids[i] for i in nodes],
+            None if self.drafter_names is None else [self.drafter_names[i] for i in nodes],
         )
 
 
@@ -324,7 +324,7 @@ class Policy(Protocol):
         """Called after a step with the tree that was verified, and its accepted nodes."""
 
 
-class Stepped(NamedTuple):
+class StepTiming(NamedTuple):
     """A step that is over."""
 
     rows: int
@@ -346,7 +346,7 @@ class StepCostModel(Protocol):
     ) -> list[list[int]]:
         """For each request, the nodes to run; `rows` are the step's other rows."""
 
-    def note(self, batch: Sequence[RequestView], step: Stepped) -> None:
+    def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """What a step took, and what it made."""
 
     def seconds(self, groups: int | None, rows: int) -> float:

@@ -14,11 +14,11 @@ from loguru import logger
 
 if TYPE_CHECKING:
     from fastslow.admission import Busy
-    from fastslow.answered import Answered
+    from fastslow.answered import ResumeState
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
-    from fastslow.engine.choosing import Chooser, ModeChoice, Situation
+    from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
@@ -35,10 +35,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
-    "Answered",
     "AsyncLLM",
     "Busy",
-    "Chooser",
     "Completion",
     "Conversation",
     "Decided",
@@ -51,6 +49,7 @@ __all__ = [
     "Mode",
     "ModeChoice",
     "ModeLike",
+    "ModeRouter",
     "Output",
     "Parallel",
     "Piece",
@@ -58,9 +57,10 @@ __all__ = [
     "PinnedPrefix",
     "Presets",
     "Prompt",
+    "PromptFacts",
     "RequestHandle",
+    "ResumeState",
     "SamplingParams",
-    "Situation",
     "Speculation",
     "SpeculationLike",
     "__version__",
@@ -71,7 +71,7 @@ __all__ = [
 
 _MODULES = {
     "admission": "Busy",
-    "answered": "Answered",
+    "answered": "ResumeState",
     "api": "chat generate",
     "async_llm": "AsyncLLM",
     "call": "Conversation ModeLike Presets Prompt SpeculationLike",
@@ -83,7 +83,7 @@ _MODULES = {
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.messages": "Message",
-    "engine.choosing": "ModeChoice Chooser Situation",
+    "engine.choosing": "ModeChoice ModeRouter PromptFacts",
     "warning": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -34,7 +34,7 @@ def advice(metrics: Metrics) -> str | None:
     )
 
 
-class AdvisedOutput:
+class OutputBuilder:
     """Makes the output of choices that are over, and says what its callers may want to know; once each.
 
     Args:

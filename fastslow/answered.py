@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastslow.engine.core.answered import go_on_from
+from fastslow.engine.core.answered import resume
 from fastslow.engine.core.request import Request
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, shown
@@ -15,7 +15,7 @@ from fastslow.output import Decided
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ResumeState:
     """The tokens of an answer so far. The same call goes on from them, and its answer is what it would have
     been: greedy and seeded ones have the same tokens, text, and end.
 
@@ -36,7 +36,7 @@ class Answered:
     stopped: Sequence[int | None] = ()
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Answered:
+    def of(cls, fields: Mapping[str, Any]) -> ResumeState:
         """From plain JSON values, as another process sends them.
 
         Raises:
@@ -113,7 +113,7 @@ class Answered:
             raise ValueError(
                 f"answered.tokens[{index}] has {len(tokens)} tokens; this call's answer has room for {room}"
             )
-        if request.target is not None and request.may_cut_groups:
+        if request.latency_target is not None and request.may_cut_groups:
             decided = self.decided[index] if self.decided else None
             if decided is None:
                 raise ValueError(
@@ -124,7 +124,7 @@ class Answered:
             what = f"answered.decided[{index}]: "
             request.groups = units.checked(what, own.get("groups"), own.get("experts"))
             request.may_cut_groups = False
-        go_on_from(request, tokens)
+        resume(request, tokens)
         stopped = self.stopped[index] if self.stopped else None
         if stopped is not None and request.thinking is not None:
             request.thinking.close([*request.tokens[: request.prompt_length], *tokens[:stopped]])

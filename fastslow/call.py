@@ -7,8 +7,8 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypedDict, TypeGuard, TypeVar
 
-from fastslow.answered import Answered
-from fastslow.engine.choosing import Chooser
+from fastslow.answered import ResumeState
+from fastslow.engine.choosing import ModeRouter
 from fastslow.engine.core.scheduler import MOST_PRIORITY
 from fastslow.engine.params import Mode, SamplingParams, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
@@ -17,7 +17,7 @@ Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
 """Text (without a template), token ids, or chat messages (put through the template)."""
 Conversation = str | Sequence[Message]
 """Chat messages, or the text of one user message."""
-ModeLike = str | Mode | Mapping[str, Any] | Chooser
+ModeLike = str | Mode | Mapping[str, Any] | ModeRouter
 """A preset's name, a mode, the fields of one, or a function that names a preset for a prompt."""
 SpeculationLike = str | Speculation | Mapping[str, Any]
 """A drafter's name, "auto", "off", the path of a settings file (*.json), the settings, or their fields."""
@@ -59,7 +59,7 @@ class HandleOptions(CallOptions, total=False):
     """The same for `submit` and `stream`, which return while the engine answers."""
 
     trace: bool
-    answered: Answered | None
+    answered: ResumeState | None
 
 
 class PinOptions(TypedDict, total=False):
@@ -113,7 +113,7 @@ class PromptCall(NamedTuple):
     priority: int = 0
     prediction: str | Sequence[SupportsIndex] | None = None
     trace: bool = False
-    answered: Answered | None = None
+    answered: ResumeState | None = None
 
     @property
     def deadline(self) -> float | None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fastslow.engine.choosing import ModeChoice
 from fastslow.engine.core.request import Listener, Request
-from fastslow.engine.core.tally import DraftCounts
+from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
@@ -173,7 +173,7 @@ class ChoiceHandle:
     def _decisions(self) -> Decided | None:
         """For whoever goes on with the answer in another engine."""
         request = self.request
-        by_load = request.target is not None and request.may_cut_groups
+        by_load = request.latency_target is not None and request.may_cut_groups
         if self._decided is None and not by_load:
             return None
         mode, why = self._decided or ("", "")
@@ -186,16 +186,20 @@ class ChoiceHandle:
 
     def _metrics(self, thinking: Thinking | None) -> Metrics:
         request = self.request
-        tally = request.tally
+        stats = request.spec_stats
         tokens = len(request.tokens) - request.prompt_length
-        pairs = zip(tally.accepted_at, tally.offered_at)
+        pairs = zip(stats.accepted_at, stats.offered_at)
         first = self.requests[0]
-        ttft = max(0.0, tally.first_token - self._called)
-        tpot = (tally.last_token - tally.first_token) / max(1, request.later_tokens)
-        kept = None if first.target is None else bool(tokens) and max(ttft, tpot) <= first.target
+        ttft = max(0.0, stats.first_token - self._called)
+        tpot = (stats.last_token - stats.first_token) / max(1, request.later_tokens)
+        kept = (
+            None
+            if first.latency_target is None
+            else bool(tokens) and max(ttft, tpot) <= first.latency_target
+        )
         notes = (note for one in self.requests for note in one.notes)
         thought, ended = self._thought(thinking)
-        predicted = tally.by_drafter.get(PREDICTION, DraftCounts())
+        predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),
             drafter=request.speculation.drafter,
@@ -203,28 +207,28 @@ class ChoiceHandle:
             tpot=tpot,
             decision="; ".join(filter(None, (self._decided and self._decided.why, *notes))),
             escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
-            target_ms=None if first.target is None else 1000 * first.target,
+            target_ms=None if first.latency_target is None else 1000 * first.latency_target,
             target_kept=kept,
             tokens=tokens,
             answered_tokens=len(request.answered),
-            steps=tally.steps,
-            drafted=tally.drafted,
-            accepted=tally.accepted,
-            cut=tally.cut,
-            draft_seconds=tally.draft_seconds,
-            verify_seconds=tally.verify_seconds,
-            preemptions=tally.preemptions,
-            runs=list(tally.runs),
+            steps=stats.steps,
+            drafted=stats.drafted,
+            accepted=stats.accepted,
+            cut=stats.cut,
+            draft_seconds=stats.draft_seconds,
+            verify_seconds=stats.verify_seconds,
+            preemptions=stats.preemptions,
+            runs=list(stats.runs),
             acceptance=[accepted / offered for accepted, offered in pairs],
-            cached_tokens=tally.cached,
+            cached_tokens=stats.cached,
             thinking_tokens=thought,
             thinking_ended=ended,
             prompt_tokens=request.prompt_length,
-            run_seconds=max(0.0, tally.last_token - tally.began),
-            queue_seconds=max(0.0, tally.began - self._called),
+            run_seconds=max(0.0, stats.last_token - stats.began),
+            queue_seconds=max(0.0, stats.began - self._called),
             prediction_accepted=predicted.accepted,
             prediction_rejected=predicted.drafted - predicted.accepted,
-            by_drafter=tally.by_drafter,
+            by_drafter=stats.by_drafter,
             **self._units.running(request.groups),
         )
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 import torch
 
 from fastslow.call import Presets, SpeculationLike, refuse_unknown
-from fastslow.engine.choosing import Chooser
+from fastslow.engine.choosing import ModeRouter
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much
 from fastslow.engine.kv.cache import KVCache
@@ -38,7 +38,7 @@ class LLMOptions(TypedDict, total=False):
     max_running: int
     prefix_caching: bool
     speculation: SpeculationLike | None
-    auto: Chooser | str | Path | None
+    auto: ModeRouter | str | Path | None
     remember: bool | Literal["by_key"]
     modes: Presets | None
     thinking_tags: tuple[str, str] | None
@@ -113,7 +113,7 @@ def context_length(asked: int | None, most: int) -> int:
     return context
 
 
-def chooser_of(auto: Chooser | str | Path | None, folder: Path) -> Chooser:
+def chooser_of(auto: ModeRouter | str | Path | None, folder: Path) -> ModeRouter:
     """How mode "auto" chooses: the checkpoint's own way, or that of a settings file, unless one is given."""
     if auto is None:
         return checkpoint_selector(folder)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack, cast, overload
 
-from fastslow.advice import AdvisedOutput
+from fastslow.advice import OutputBuilder
 from fastslow.call import (
     BatchOptions,
     Conversation,
@@ -30,7 +30,7 @@ from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.choosing import Chooser
+from fastslow.engine.choosing import ModeRouter
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
@@ -82,7 +82,7 @@ class LLM:
         prefix_caching: share the KV of texts that start alike.
         speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
             the path of a settings file that `fastslow tune` wrote, or None for the best that there is.
-        auto: how mode "auto" chooses: a callable from a `Situation` to a preset's name; a settings file
+        auto: how mode "auto" chooses: a callable from a `PromptFacts` to a preset's name; a settings file
             of `fastslow tune --modes` (with its presets, where `modes` is None); or None for the rules
             under "auto" in the checkpoint's `fastslow.json`, else for built-in ones.
         remember: keep answers in memory to draft later ones from. A drafted token is output only where
@@ -120,7 +120,7 @@ class LLM:
         max_running: int = 64,
         prefix_caching: bool = True,
         speculation: SpeculationLike | None = None,
-        auto: Chooser | str | Path | None = None,
+        auto: ModeRouter | str | Path | None = None,
         remember: bool | Literal["by_key"] = True,
         modes: Presets | None = None,
         thinking_tags: tuple[str, str] | None = None,
@@ -169,7 +169,7 @@ class LLM:
         self._worker = Worker(self._core, self._drafters.clear, wakeups)
         between = self._drafters.between_steps = self._worker.between_steps
         self._pinner = PrefixPinner(self._requests, self._kv, context, between)
-        outputs = AdvisedOutput(inputs)
+        outputs = OutputBuilder(inputs)
         self._jobs = JobMaker(self._requests, outputs, self._worker, wakeups)
         # jobs that run hold it, too: who has a handle of a dropped LLM gets the answer
         weakref.finalize(outputs, let_go, self._worker, self._drafters).atexit = False
@@ -194,7 +194,7 @@ class LLM:
                 mode's, where it has them.
             mode: "fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with
                 `base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a
-                `Situation` to a preset's name; or a list. None = "deep".
+                `PromptFacts` to a preset's name; or a list. None = "deep".
             speculation: "auto", "off", a drafter's name, a `Speculation` or a dict of its fields, or the path of
                 a settings file (*.json); or a list. None = "auto".
             timeout: seconds from this call after which a request ends, wherever it is, with what it has
@@ -252,7 +252,7 @@ class LLM:
     ) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
         answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
-        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, see `Answered`.
+        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, see `ResumeState`.
 
         All is checked before this returns, and the first `next` starts the request. Leaving the loop early, or
         `close`, ends it; the stream's `output` then has the answer so far.

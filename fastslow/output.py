@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from fastslow.engine.core.tally import DraftCounts
+from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.sampling.thinking import Ended
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
-from fastslow.answered import Answered
+from fastslow.answered import ResumeState
 from fastslow.call import (
     ModeLike,
     Prompt,
@@ -23,9 +23,9 @@ from fastslow.call import (
 )
 from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.choosing import Chooser, ModeChoice, Situation
+from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import Escape, Listener, Request
+from fastslow.engine.core.request import EscalationTarget, Listener, Request
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -64,7 +64,7 @@ class _ParsedCall(NamedTuple):
     prediction: tuple[int, ...]
     called: float
     trace: bool
-    answered: Answered | None
+    answered: ResumeState | None
 
 
 class RequestBuilder:
@@ -87,7 +87,7 @@ class RequestBuilder:
         drafters: DrafterFactory,
         controller: SpeculationController,
         modes: Mapping[str, Mode],
-        chooser: Chooser,
+        chooser: ModeRouter,
         usual: SpeculationLike | None,
     ) -> None:
         self.inputs = inputs
@@ -126,7 +126,7 @@ class RequestBuilder:
             return given, None
         if decided is not None:
             before = ModeChoice(decided.mode, decided.why)
-            choice = choose(lambda _: before, Situation(""), self._modes)
+            choice = choose(lambda _: before, PromptFacts(""), self._modes)
         else:
             choice = choose(chooser, self._situation(prompt, given.latency_ms), self._modes)
         return in_either(self._modes[choice.mode], given), choice
@@ -178,8 +178,8 @@ class RequestBuilder:
         if not isinstance(call.trace, bool):
             raise ValueError(f"trace={shown(call.trace)} must be True or False")
         if call.answered is not None:
-            if not isinstance(call.answered, Answered):
-                raise ValueError(f"answered={shown(call.answered)} must be Answered, or None")
+            if not isinstance(call.answered, ResumeState):
+                raise ValueError(f"answered={shown(call.answered)} must be ResumeState, or None")
             call.answered.check(self._config.vocab_size, self.inputs.context)
         self.inputs.variables(call.chat_template_kwargs)
         call.deadline  # noqa: B018 - it may be refused
@@ -267,13 +267,15 @@ class RequestBuilder:
             keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
             room = self._room(first)
             thinking = None if later else self._thinking.make(first.prompt, room, escalated)
-            escalation = Escape(escalated.name, escalated.routed, keep, thinking, successor)
+            escalation = EscalationTarget(
+                escalated.name, escalated.routed, keep, thinking, successor
+            )
         requests = [own(first, seed, escalation=escalation), *later]
         if first.answered is not None and first.answered.begun(index):
             first.answered.begin(requests[0], index, first.mode, self._room(first), self._units)
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
-    def _situation(self, prompt: Prompt, latency_ms: float | None) -> Situation:
+    def _situation(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
         """What a chooser sees of a prompt. Invalid prompts are rejected later, by `encode`."""
         turns, every = 0, ""
         if isinstance(prompt, str):
@@ -287,7 +289,7 @@ class RequestBuilder:
             ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
             every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
         busy = self._core.scheduler.busy
-        return Situation(text, turns, count_words(every), latency_ms, busy)
+        return PromptFacts(text, turns, count_words(every), latency_ms, busy)
 
     def _room(self, call: _ParsedCall) -> int:
         """Most tokens of the answer."""
@@ -299,7 +301,7 @@ class RequestBuilder:
         seed: int,
         listener: Listener,
         trace: StepTrace | None,
-        escalation: Escape | None = None,
+        escalation: EscalationTarget | None = None,
     ) -> Request:
         prompt, params, mode, settings = call[:4]
         room = self._room(call)
@@ -352,7 +354,7 @@ class RequestBuilder:
             prediction=call.prediction if drafts else (),
             priority=call.priority,
             deadline=call.deadline,
-            target=None if mode.latency_ms is None else mode.latency_ms / 1000,
+            latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups=self._units.name in mode.may_shorten,
             confidence=confidence,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from fastslow.engine.choosing import Chooser, ModeChoice, Situation
+from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
 from fastslow.engine.host.files import read_object
 from fastslow.engine.model.identity import check_model
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
@@ -17,7 +17,7 @@ from fastslow.policies.features import LABELS, features
 MIN_SHOWN = 0.05  # smaller terms are shown as one sum
 
 
-class Selector(Params):
+class LinearModeRouter(Params):
     """Takes the second mode where the score is above the threshold: score = bias + the sum of
     weight * (feature - mean). `fastslow tune --modes` fits one to graded tasks; the weights of the
     built-in one are set by hand. It is data: nothing in it is run.
@@ -43,7 +43,7 @@ class Selector(Params):
         """The score of these features; where it was fitted, a logit."""
         return self.bias + sum(part for _, part in self._parts(seen))
 
-    def __call__(self, situation: Situation) -> ModeChoice:
+    def __call__(self, situation: PromptFacts) -> ModeChoice:
         seen = features(situation)
         score = self.score(seen)
         deep = score > self.threshold
@@ -67,7 +67,7 @@ class Selector(Params):
         return ", ".join(f"{name} {part:+.1f}" for name, part in shown)
 
 
-BUILT_IN = Selector(
+BUILT_IN = LinearModeRouter(
     weights={
         "length": 0.1,
         "code": 0.6,
@@ -85,7 +85,7 @@ BUILT_IN = Selector(
 )
 
 
-def read_selector(path: str | Path, folder: Path | None = None) -> Selector:
+def read_selector(path: str | Path, folder: Path | None = None) -> LinearModeRouter:
     """The selector in a settings file of `fastslow tune --modes`.
 
     Args:
@@ -109,7 +109,7 @@ def read_selector(path: str | Path, folder: Path | None = None) -> Selector:
     return _selector(given, named)
 
 
-def checkpoint_selector(folder: Path) -> Selector:
+def checkpoint_selector(folder: Path) -> LinearModeRouter:
     """The selector that a checkpoint brings, under "auto" in its `fastslow.json`; else the built-in one.
 
     Raises:
@@ -120,14 +120,16 @@ def checkpoint_selector(folder: Path) -> Selector:
     return BUILT_IN if given is None else _selector(given, str(path))
 
 
-def _selector(given: Any, named: str) -> Selector:
+def _selector(given: Any, named: str) -> LinearModeRouter:
     try:
-        return Selector.model_validate(given)
+        return LinearModeRouter.model_validate(given)
     except ValidationError as error:
-        raise ValueError(f"{named}: auto {sentence(error, Selector.model_fields)}") from error
+        raise ValueError(
+            f"{named}: auto {sentence(error, LinearModeRouter.model_fields)}"
+        ) from error
 
 
-def choose(chooser: Chooser, situation: Situation, presets: Mapping[str, Mode]) -> ModeChoice:
+def choose(chooser: ModeRouter, situation: PromptFacts, presets: Mapping[str, Mode]) -> ModeChoice:
     """The preset that a chooser takes, checked, with a line that says why.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from fastslow.engine.choosing import Situation
+from fastslow.engine.choosing import PromptFacts
 
 LONGEST = 10  # digits of a number that count; longer ones are mostly identifiers
 MOST = 3.0  # limit of features that count marks and numbers
@@ -65,7 +65,7 @@ def count_words(text: str) -> int:
     return sum(1 for _ in WORD.finditer(text))
 
 
-def features(situation: Situation) -> dict[str, float]:
+def features(situation: PromptFacts) -> dict[str, float]:
     """Every feature of LABELS, about 0 to 10, from the text, the history and the load.
 
     Marks count by their logarithm. Numbers count relative to words, since a long text has some without

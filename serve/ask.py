@@ -28,7 +28,7 @@ class Ask:
         defaults: fields of `SamplingParams` that hold where neither the client nor the mode gives them.
         streamed: whether pieces are wanted as they are made, or only the last one, with the output.
         trace: whether its steps are noted, for `Engine.trace`.
-        answered: the fields of an `Answered`: the engine that began the answer ended, and this one goes on.
+        answered: the fields of an `ResumeState`: the engine that began the answer ended, and this one goes on.
         avoid: replicas of the engine that failed under this ask.
         whole: where the engine closes before the answer's end, that is `NotReady` for whoever goes on with it
             elsewhere; else the answer ends with what it has.

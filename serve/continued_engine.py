@@ -203,7 +203,7 @@ class ContinuedEngine(WrappedEngine):
         if (why := self._hopeless(own, error, now)) is not None:
             self._give_up(own, why, error)
         if ended or first:
-            self._tell(own, error)
+            self._notify(own, error)
         pause = self._retries.pause(own.tries)
         own.tries += 1
         if isinstance(error, Busy):
@@ -234,7 +234,7 @@ class ContinuedEngine(WrappedEngine):
             raise error
         raise NotReady(f"the engine ended in the middle of the request; {why}") from None
 
-    def _tell(self, own: _Broken, error: Exception) -> None:
+    def _notify(self, own: _Broken, error: Exception) -> None:
         tokens, replica = own.sent.tokens, getattr(error, "replica", "")
         where = f"engine {replica}" if replica else "its engine"
         if tokens:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.answered import Answered
+from fastslow.answered import ResumeState
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
@@ -86,7 +86,7 @@ class LocalEngine:
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         if not self.ready:
             raise NotReady(self.why_not_ready, refused=True)
-        answered = None if ask.answered is None else Answered.of(ask.answered)
+        answered = None if ask.answered is None else ResumeState.of(ask.answered)
         own: dict[str, Any] = {**_options(ask), "trace": ask.trace, "answered": answered}
         handle = self._llm.submit(ask.prompt, sampling_of(ask), **own)
         self._running[ask.id] = handle

@@ -595,14 +595,14 @@ MUTATIONS = (
     swap(
         "pages of two modes are published",
         "engine/core/scheduler.py",
-        "request.kept.length:\n                self._kv.stop_publishing(request.id)",
-        "request.kept.length:\n                pass",
+        "kv_from_previous_mode.length\n            ):\n                self._kv.stop_publishing(request.id)",
+        "kv_from_previous_mode.length\n            ):\n                pass",
         ESCALATION,
     ),
     swap(
         "a chunk runs over a change of groups",
         "engine/core/request.py",
-        "return self.kept.length - self.computed",
+        "return self.kv_from_previous_mode.length - self.computed",
         "return self.pending",
         ESCALATION,
     ),
@@ -651,7 +651,7 @@ MUTATIONS = (
     swap(
         "prompts with a target wait behind others",
         "engine/core/scheduler.py",
-        "return int(request.target is None), request.pending > 1, request.priority",
+        "return int(request.latency_target is None), request.pending > 1, request.priority",
         "return 0, request.pending > 1, request.priority",
         ("tests/engine/test_targets.py",),
     ),
@@ -679,8 +679,8 @@ MUTATIONS = (
     swap(
         "priority ignored where places are free",
         "engine/core/scheduler.py",
-        "return int(request.target is None), request.pending > 1, request.priority",
-        "return int(request.target is None), request.pending > 1, 0",
+        "return int(request.latency_target is None), request.pending > 1, request.priority",
+        "return int(request.latency_target is None), request.pending > 1, 0",
         ("tests/engine/test_priority.py",),
     ),
     swap(
@@ -833,7 +833,7 @@ MUTATIONS = (
     swap(
         "a target cuts its own draft unasked",
         "engine/core/latency_budget.py",
-        "if request.target is not None and not request.may_cut_draft:",
+        "if request.latency_target is not None and not request.may_cut_draft:",
         "if False:",
         ("tests/engine/test_targets.py",),
     ),

@@ -92,7 +92,7 @@ class EngineError(RuntimeError):
     """An engine refused, crashed or took too long; the text says which, in one line."""
 
 
-class EngineProcess:
+class EngineClient:
     """One engine in a process of its own, loaded once and asked many times by JSON lines.
 
     Args:

@@ -16,7 +16,7 @@ from fastslow.serve.engine import ModelCard
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.listen import address_of, listen
 from fastslow.serve.loop import run
-from fastslow.serve.process.engine_process import EngineProcess
+from fastslow.serve.process.engine_process import EngineClient
 from fastslow.serve.server import serve
 
 DRAIN = 10.0  # seconds
@@ -25,7 +25,7 @@ DRAIN = 10.0  # seconds
 async def main() -> None:
     asked = json.loads(sys.argv[1])
     with listen("127.0.0.1", 0) as listener:
-        engine = EngineProcess(EngineSettings(asked["model"], "measured", asked["options"]))
+        engine = EngineClient(EngineSettings(asked["model"], "measured", asked["options"]))
         app = create_app(engine)
 
         async def stats() -> dict[str, Any]:

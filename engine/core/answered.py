@@ -8,7 +8,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.types import ANSWERED
 
 
-def go_on_from(request: Request, answered: Sequence[int]) -> None:
+def resume(request: Request, answered: Sequence[int]) -> None:
     """Have a request that was not submitted yet go on from tokens of its answer.
 
     It is then as one that was preempted behind them, and computes all of them again. All but the last are

@@ -33,7 +33,7 @@ from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, Stepped, Tree
+from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, StepTiming, Tree
 
 
 class EngineCore:
@@ -66,7 +66,9 @@ class EngineCore:
         self._totals = EngineTotals()
         self._meter = LoadMeter()
         self._next_deadline = math.inf  # no request's is before it
-        self._untold: dict[int, Request] = {}  # whose callers do not know yet that they are over
+        self._unnotified: dict[
+            int, Request
+        ] = {}  # whose callers do not know yet that they are over
         self._over: set[int] = set()  # which the drafter has to let go
 
     @property
@@ -77,11 +79,11 @@ class EngineCore:
         """Queue a request; it runs from the next step on. One that was ended on its way is left out."""
         if request.done:
             return
-        if request.target is not None and request.may_cut_groups:
-            self._cut_groups(request, request.target)
+        if request.latency_target is not None and request.may_cut_groups:
+            self._cut_groups(request, request.latency_target)
         if request.deadline is not None:
             self._next_deadline = min(self._next_deadline, request.deadline)
-        self._untold[request.id] = request
+        self._unnotified[request.id] = request
         self.scheduler.add(request)
 
     def stats(self) -> EngineStats:
@@ -137,13 +139,15 @@ class EngineCore:
             pure = all(item.ready for item in work) and all(chunk == 1 for _, chunk in work)
             seconds = time.perf_counter() - drafted
             rows = len(layout.rows.tokens)
-            self.cost_model.note(ready, Stepped(rows, seconds, drafted - started, sum(made), pure))
+            self.cost_model.note(
+                ready, StepTiming(rows, seconds, drafted - started, sum(made), pure)
+            )
         self._meter.note(work, ready, made, len(layout.rows.tokens), time.perf_counter() - started)
         for request in ready:
-            request.tally.draft_seconds += drafted - started
-            request.tally.verify_seconds += verified - drafted
+            request.spec_stats.draft_seconds += drafted - started
+            request.spec_stats.verify_seconds += verified - drafted
         self._escalate(ready, result, confidences)
-        self._tell(ready)
+        self._notify(ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
         """End requests outside of a step: cancelled, or failed. Their pages are freed and their callers
@@ -170,7 +174,7 @@ class EngineCore:
     def _live(self) -> list[Request]:
         """All that are not over, wherever they are. One that replaces another stands before it: so it
         is over when its caller hears that it answers."""
-        return list(reversed(self._untold.values()))
+        return list(reversed(self._unnotified.values()))
 
     def _end_late(self) -> None:
         """End the requests whose time is over, running or waiting."""
@@ -232,7 +236,7 @@ class EngineCore:
         rows = sum(chunk for _, chunk in work)
         kept = self.cost_model.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
         for request, tree, nodes in zip(ready, trees, kept, strict=True):
-            request.tally.cut += len(tree.tokens) - len(nodes)
+            request.spec_stats.cut += len(tree.tokens) - len(nodes)
             if request.trace is not None:
                 request.trace.cut("cost_model", len(tree.tokens) - len(nodes))
         return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
@@ -267,9 +271,9 @@ class EngineCore:
             if request.error is None:
                 record(request, tree, nodes)
             if made:
-                request.tally.add(request.drafter, tree, nodes)
-            request.tally.first_token = request.tally.first_token or now
-            request.tally.last_token = now
+                request.spec_stats.add(request.drafter, tree, nodes)
+            request.spec_stats.first_token = request.spec_stats.first_token or now
+            request.spec_stats.last_token = now
 
     def _escalate(
         self, ready: Sequence[Request], result: AcceptResult, confidences: Sequence[Sequence[float]]
@@ -285,17 +289,17 @@ class EngineCore:
             request.notes.append(escape.told(confidence))
             if escape.successor is not None:
                 # from now on its caller waits for the successor, whatever becomes of this step
-                self._untold[escape.successor.id] = escape.successor
+                self._unnotified[escape.successor.id] = escape.successor
                 request.stopper.finish("escalated")
                 continue
             request.thinking = escape.thinking
             if escape.keep:
-                request.kept = KVHistory(request.groups, request.computed)
+                request.kv_from_previous_mode = KVHistory(request.groups, request.computed)
                 request.groups = escape.groups
             elif escape.groups != request.groups:
                 self.scheduler.restart(request, escape.groups)
 
-    def _tell(self, ready: Sequence[Request]) -> None:
+    def _notify(self, ready: Sequence[Request]) -> None:
         done = [r for r in ready if r.done]
         self._totals.steps += 1
         for request in done:
@@ -336,7 +340,7 @@ class EngineCore:
                 else:
                     self.end([request], "error", error)
             if request.done:
-                self._untold.pop(request.id, None)
+                self._unnotified.pop(request.id, None)
 
 
 def _certain(request: Request) -> int:
@@ -384,7 +388,7 @@ def _check(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None
             raise ValueError(
                 f"the drafter proposed parents {list(parents)}: each must come earlier"
             )
-        if tree.sources is not None and len(tree.sources) != len(tree.tokens):
+        if tree.drafter_names is not None and len(tree.drafter_names) != len(tree.tokens):
             raise ValueError(
-                f"the drafter named {len(tree.sources)} sources for {len(tree.tokens)} nodes"
+                f"the drafter named {len(tree.drafter_names)} sources for {len(tree.tokens)} nodes"
             )

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 from fastslow.engine.core.request import Request
-from fastslow.engine.types import StepCostModel, Stepped
+from fastslow.engine.types import StepCostModel, StepTiming
 
 SHARE = 0.75  # of the tightest target that a step may take: its time is only an estimate
 WIDEST = 1024  # most rows that are considered
@@ -46,7 +46,7 @@ class LatencyBudget:
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
         self._rows, self._groups, self._seconds, self._forced = 0, 0, None, False
-        targets = [r.target for r in requests if r.target is not None]
+        targets = [r.latency_target for r in requests if r.latency_target is not None]
         now = self._timer()
         if targets:
             self._last = min(targets), now
@@ -72,7 +72,7 @@ class LatencyBudget:
         All where there is no limit, and for a request with a target: its first token needs its own
         prompt anyway. Else what fits.
         """
-        if not self.limited or request.target is not None:
+        if not self.limited or request.latency_target is not None:
             return rows
         fits = min(rows, self.rows(request))
         if request.skipped_steps >= PATIENCE and not self._forced:
@@ -85,7 +85,7 @@ class LatencyBudget:
         request with a target is cut only where its mode allows that."""
         if self._seconds is None or nodes == 0:
             return nodes
-        if request.target is not None and not request.may_cut_draft:
+        if request.latency_target is not None and not request.may_cut_draft:
             return nodes
         nodes = min(nodes, self.rows(request) // max(among, 1))
         node_seconds = self._cost_model.draft_seconds(request.speculation)
@@ -103,7 +103,7 @@ class RunEverything:
     ) -> list[list[int]]:
         return [list(range(size)) for size in sizes]
 
-    def note(self, batch: object, step: Stepped) -> None:
+    def note(self, batch: object, step: StepTiming) -> None:
         """Nothing to learn."""
 
     def seconds(self, groups: int | None, rows: int) -> float:

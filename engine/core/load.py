@@ -88,8 +88,8 @@ class LoadMeter:
                 continue  # how long it took depends on the prompts, whosever they are
             pace.add(seconds, sum(tokens_of) / len(tokens_of))
         for request in ready:
-            if request.tally.steps == 1:  # its first token
-                self.last_wait = request.tally.began - request.called
+            if request.spec_stats.steps == 1:  # its first token
+                self.last_wait = request.spec_stats.began - request.called
 
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineLoad:
         """The load now."""
@@ -98,11 +98,11 @@ class LoadMeter:
         for request in list(scheduler.running):
             load = entry_of(modes, request.mode, ModeLoad)
             load.running += 1
-            load.targets += request.target is not None
+            load.targets += request.latency_target is not None
         for request in list(scheduler.waiting):
             load = entry_of(modes, request.mode, ModeLoad)
             load.waiting += 1
-            load.targets += request.target is not None
+            load.targets += request.latency_target is not None
             load.oldest = max(load.oldest, now - request.called)
         for name, pace in dict(self._paces).items():
             load = entry_of(modes, name, ModeLoad)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from loguru import logger
 
-from fastslow.engine.core.tally import Tally
+from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Rule, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
@@ -21,7 +21,7 @@ Listener = Callable[["Request"], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Escape:
+class EscalationTarget:
     """The mode in which a request goes on when its confidence falls."""
 
     mode: str
@@ -88,7 +88,7 @@ class Request:
     thinking: Thinking | None = None  # of a model that has thinking tags
     grammar: Grammar | None = None  # what its answer has to look like
     computed: int = 0
-    tally: Tally = field(default_factory=Tally)
+    spec_stats: SpecDecodeStats = field(default_factory=SpecDecodeStats)
     own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
     sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
     trace: StepNotes | None = None  # where its steps are noted
@@ -103,14 +103,16 @@ class Request:
     mode: str = ""  # the name of the one that it was asked in
     called: float = 0.0  # when its call came, of `time.monotonic`
     arrival: int = -1  # its place in the order in which requests came
-    target: float | None = None  # seconds to the first token, and for each later one
+    latency_target: float | None = None  # seconds to the first token, and for each later one
     may_cut_draft: bool = True  # where a target would be missed
     may_cut_groups: bool = False
     skipped_steps: int = 0  # steps since it was last served
     notes: list[str] = field(default_factory=list)  # what was decided about it, for people
     confidence: Confidence | None = None  # of a request that may go on in another mode
-    escape: Escape | None = None  # that mode
-    kept: KVHistory | None = None  # the beginning of a text that changed its groups and kept its KV
+    escape: EscalationTarget | None = None  # that mode
+    kv_from_previous_mode: KVHistory | None = (
+        None  # the beginning of a text that changed its groups and kept its KV
+    )
 
     @property
     def drafter(self) -> str:
@@ -120,13 +122,22 @@ class Request:
     @property
     def current_groups(self) -> int | None:
         """Groups of the next row."""
-        early = self.kept is not None and self.computed < self.kept.length
-        return self.kept.groups if early and self.kept is not None else self.groups
+        early = (
+            self.kv_from_previous_mode is not None
+            and self.computed < self.kv_from_previous_mode.length
+        )
+        return (
+            self.kv_from_previous_mode.groups
+            if early and self.kv_from_previous_mode is not None
+            else self.groups
+        )
 
     @property
     def root(self) -> tuple[int | None, int, str | None]:
         """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
-        groups = self.groups if self.kept is None else self.kept.groups
+        groups = (
+            self.groups if self.kv_from_previous_mode is None else self.kv_from_previous_mode.groups
+        )
         return groups, self.rope_length, self.memory_key
 
     @property
@@ -138,8 +149,11 @@ class Request:
     @property
     def chunk_limit(self) -> int:
         """Pending tokens that may run in one step: all have the same groups."""
-        if self.kept is not None and self.computed < self.kept.length:
-            return self.kept.length - self.computed
+        if (
+            self.kv_from_previous_mode is not None
+            and self.computed < self.kv_from_previous_mode.length
+        ):
+            return self.kv_from_previous_mode.length - self.computed
         return self.pending
 
     @property

@@ -98,7 +98,10 @@ class Scheduler:
         self._take_in(work, lambda _: True)
         self._count(work)
         for request, _ in work.values():
-            if request.kept is not None and request.computed >= request.kept.length:
+            if (
+                request.kv_from_previous_mode is not None
+                and request.computed >= request.kv_from_previous_mode.length
+            ):
                 self._kv.stop_publishing(request.id)
         return [work[r.id] for r in self.running if r.id in work]
 
@@ -115,7 +118,7 @@ class Scheduler:
         """A mode switch: the text is computed again under other groups (exact)."""
         self._preempt(request)
         request.groups = groups
-        request.kept = None
+        request.kv_from_previous_mode = None
 
     def remove(self, request: Request) -> bool:
         """Forget a request, running or waiting; its pages are freed. False: it was neither."""
@@ -191,7 +194,7 @@ class Scheduler:
         self._kv.close(request.id)  # first: if it raises, the request is still among those that run
         self.running.remove(request)
         request.computed = 0
-        request.tally.preemptions += 1
+        request.spec_stats.preemptions += 1
         self.waiting.appendleft(request)
 
     def _admit(self, request: Request, left: int) -> int:
@@ -204,13 +207,18 @@ class Scheduler:
             most = 0
         elif request.wants_answered_logprobs:
             most = min(most, request.prompt_length - 1)
-        elif request.kept is not None:  # later rows run other groups than the prefix key says
-            most = min(most, request.kept.length)
+        elif (
+            request.kv_from_previous_mode is not None
+        ):  # later rows run other groups than the prefix key says
+            most = min(most, request.kv_from_previous_mode.length)
         cached = self._kv.open(
             request.id, request.tokens, request.root, most, request.mode, request.shared_root
         )
-        if request.kept is not None and cached < request.kept.length:
-            end = request.kept.length
+        if (
+            request.kv_from_previous_mode is not None
+            and cached < request.kv_from_previous_mode.length
+        ):
+            end = request.kv_from_previous_mode.length
         chunk = min(end - cached, rows)
         # Pages for its whole text must be free, though only a chunk's are taken now: else older
         # requests would soon preempt it, again and again.
@@ -223,15 +231,15 @@ class Scheduler:
         if not request.shared:
             self._kv.stop_publishing(request.id)
         request.computed = cached
-        request.tally.began = request.tally.began or time.monotonic()
+        request.spec_stats.began = request.spec_stats.began or time.monotonic()
         if request.next_answered is not None or len(request.tokens) == request.prompt_length:
-            request.tally.cached = min(cached, request.prompt_length)
+            request.spec_stats.cached = min(cached, request.prompt_length)
         return chunk
 
 
 def _goes_first(request: Request) -> bool:
     """Whether it has a latency target, or was skipped long enough."""
-    return request.target is not None or request.skipped_steps >= PATIENCE
+    return request.latency_target is not None or request.skipped_steps >= PATIENCE
 
 
 def _age(request: Request) -> int:
@@ -247,7 +255,7 @@ def _running_rank(request: Request) -> tuple[int, bool, int]:
     others; among these, decoding before prefill, then the most urgent. Equals stay in their order."""
     if request.skipped_steps >= PATIENCE:
         return -request.skipped_steps, False, 0
-    return int(request.target is None), request.pending > 1, request.priority
+    return int(request.latency_target is None), request.pending > 1, request.priority
 
 
 def _waiting_rank(request: Request) -> tuple[int, int, int]:

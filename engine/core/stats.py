@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import Scheduler
-from fastslow.engine.core.tally import DraftCounts
+from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.sampling.stop import Reason
 
@@ -86,29 +86,29 @@ class ModeStats:
 
     def add(self, request: Request) -> None:
         """A request of the mode is over."""
-        tally = request.tally
+        spec = request.spec_stats
         tokens, later = len(request.tokens) - request.prompt_length, request.later_tokens
         self.requests += 1
         self.escalated += request.escalated
         self.tokens += request.made
-        self.steps += tally.steps
-        self.drafted += tally.drafted
-        self.accepted += tally.accepted
-        self.preemptions += tally.preemptions
-        if tally.drafted:
-            offered = tally.offered_at
+        self.steps += spec.steps
+        self.drafted += spec.drafted
+        self.accepted += spec.accepted
+        self.preemptions += spec.preemptions
+        if spec.drafted:
+            offered = spec.offered_at
             self.drafts += offered[0]
             _add_places(self.offered_at, offered)
-            _add_places(self.accepted_at, tally.accepted_at)
-        if tally.began:
+            _add_places(self.accepted_at, spec.accepted_at)
+        if spec.began:
             self.prompt_tokens += request.prompt_length
-            self.cached_tokens += tally.cached
-            self.prefix_hits += tally.cached > 0
-            self.queued.add(tally.began - request.called)
+            self.cached_tokens += spec.cached
+            self.prefix_hits += spec.cached > 0
+            self.queued.add(spec.began - request.called)
         if tokens:
-            self.first_token.add(tally.first_token - request.called)
-            self.each_token.add(tally.last_token - tally.first_token, later)
-            self.whole.add(tally.last_token - request.called)
+            self.first_token.add(spec.first_token - request.called)
+            self.each_token.add(spec.last_token - spec.first_token, later)
+            self.whole.add(spec.last_token - request.called)
 
 
 @dataclass(slots=True)
@@ -125,14 +125,14 @@ class EngineTotals:
 
     def add(self, request: Request) -> None:
         """A request that ran or waited is over."""
-        reason, tally = request.stopper.reason, request.tally
+        reason, spec = request.stopper.reason, request.spec_stats
         if reason is not None and reason != "escalated":  # its successor ends for both
             self.ended[reason] += 1
         self.tokens += request.made
-        if tally.began:
+        if spec.began:
             self.prompt_tokens += request.prompt_length
-            self.cached_tokens += tally.cached
-        for name, counts in tally.by_drafter.items():
+            self.cached_tokens += spec.cached
+        for name, counts in spec.by_drafter.items():
             entry_of(self.drafters, name, DrafterStats).add(counts)
         entry_of(self.modes, request.mode, ModeStats).add(request)
 

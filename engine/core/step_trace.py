@@ -85,7 +85,7 @@ class StepTrace:
             "cut": self._cut,
             "drafted": [int(token) for token in tree.tokens],
             "parents": list(tree.parents),
-            "by": list(tree.sources or [request.drafter] * len(tree.tokens)),
+            "by": list(tree.drafter_names or [request.drafter] * len(tree.tokens)),
             "accepted": [int(node) for node in accepted[: len(tokens)]],
             "tokens": [int(token) for token in tokens],
             "sources": token_sources(request, tree, accepted, tokens),

@@ -19,10 +19,10 @@ def token_sources(
     if request.next_answered is not None:
         return [ANSWERED] * len(tokens)
     drafted = nodes[: len(tokens)]
-    if tree.sources is None:
+    if tree.drafter_names is None:
         found = [request.drafter] * len(drafted)
     else:
-        found = [tree.sources[node] for node in drafted]
+        found = [tree.drafter_names[node] for node in drafted]
     if len(found) < len(tokens):
         found.append(TARGET)
     bounded = request.thinking is not None and request.thinking.bounded

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from math import prod
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.cuts import DECODER_CUTS, EXPERT, Cut
 from fastslow.engine.model.families.catalog import FAMILIES, family_of
 from fastslow.engine.model.fused import Fused
 from fastslow.engine.model.layer_shapes import Shapes
+from fastslow.engine.model.shard_rules import DECODER_CUTS, EXPERT, ShardRule
 
 
 def tensor_shapes(config: ModelConfig) -> Shapes:
@@ -73,7 +73,7 @@ _CUTS = tuple(
 _EXPERT = re.compile(EXPERT)
 
 
-def cut_of(name: str) -> Cut:
+def cut_of(name: str) -> ShardRule:
     """How the tensor of this name is cut.
 
     Raises:

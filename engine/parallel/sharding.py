@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, StrictInt
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.cuts import Over
+from fastslow.engine.model.shard_rules import ShardAxis
 from fastslow.engine.model.tensors import cut_of, expert_of
 from fastslow.engine.params import Number, Params, nearest
 
@@ -161,12 +161,15 @@ class RankShard:
         """
         over, axis = cut_of(name)
         whole = tuple(slice(0, size) for size in shape)
-        if over in (Over.EXPERTS, Over.FIRST_OF_EXPERTS) and expert_of(name) not in self.experts:
+        if (
+            over in (ShardAxis.EXPERTS, ShardAxis.FIRST_OF_EXPERTS)
+            and expert_of(name) not in self.experts
+        ):
             return []
         place = {
-            Over.FIRST_OF_ALL: self.rank,
-            Over.FIRST_OF_HEADS: self.rank % self.attention,
-            Over.FIRST_OF_EXPERTS: self.inner,
+            ShardAxis.FIRST_OF_ALL: self.rank,
+            ShardAxis.FIRST_OF_HEADS: self.rank % self.attention,
+            ShardAxis.FIRST_OF_EXPERTS: self.inner,
         }.get(over, 0)
         if place:
             return []
@@ -177,20 +180,20 @@ class RankShard:
             for first, last in self._ranges(name, over, shape[axis])
         ]
 
-    def _ranges(self, name: str, over: Over, size: int) -> list[tuple[int, int]]:
+    def _ranges(self, name: str, over: ShardAxis, size: int) -> list[tuple[int, int]]:
         c, at = self.config, self.rank % self.attention
-        if over is Over.HEADS:
+        if over is ShardAxis.HEADS:
             return [_even(size, self.attention, at)]
-        if over is Over.KV_HEADS:
+        if over is ShardAxis.KV_HEADS:
             return [self._kv_range(0, size)]
-        if over is Over.QKV:
+        if over is ShardAxis.QKV:
             queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
             return [
                 _even(queries, self.attention, at),
                 self._kv_range(queries, keys),
                 self._kv_range(queries + keys, size - queries - keys),
             ]
-        if over is Over.EXPERTS:
+        if over is ShardAxis.EXPERTS:
             return [_even(size, self.parallel.tp * self.parallel.dp, self.inner)]
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             ids = self.vocabulary()

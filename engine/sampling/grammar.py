@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fastslow.engine.text.answer_start import EMPTY, AnswerStart, Place
+from fastslow.engine.text.answer_start import EMPTY, AnswerStart, ScanState
 from fastslow.engine.token_mask import Allowed, TokenMask
 
 FURTHEST = 64  # certain tokens that are looked for at a time
@@ -52,7 +52,7 @@ class Matcher(Protocol):
 class _Progress(NamedTuple):
     """What has to be known of a text to go on by one token."""
 
-    place: Place | None  # in the text before the answer; None = the answer has begun
+    place: ScanState | None  # in the text before the answer; None = the answer has begun
     fed: tuple[
         int, ...
     ] = ()  # the answer's tokens behind the committed ones, as the matcher has them
@@ -165,7 +165,7 @@ class Grammar:
             found = self._start.step(state.place, token)
             if found is None:
                 return state._replace(lost=True)
-            if isinstance(found, Place):
+            if isinstance(found, ScanState):
                 return state._replace(place=found)
             own = found
         else:
@@ -214,10 +214,14 @@ class Grammar:
             more += len(self._ends)
         return _told(allowed_V, more)
 
-    def _before(self, place: Place, allowed_V: Allowed) -> TokenMask:
+    def _before(self, place: ScanState, allowed_V: Allowed) -> TokenMask:
         """What may come in the text before the answer; `allowed_V`: as the first token of the answer."""
         said = self._start.options(place)
-        fits = np.where(said.twins >= 0, allowed_V[said.twins], said.twins == EMPTY)
+        fits = np.where(
+            said.remainder_tokens >= 0,
+            allowed_V[said.remainder_tokens],
+            said.remainder_tokens == EMPTY,
+        )
         if place.free:
             forbidden = [*self._ends, *said.tokens[~fits].tolist()]
             return TokenMask(forbidden=forbidden, before=True)

@@ -83,7 +83,7 @@ class Stopper:
         self._state = 0  # of `_strings`
         self._length = 0  # characters so far
         self._text: list[str] = []  # joined on demand: to append to a text would copy it each time
-        self._untold: list[str] = []  # not given to a stream yet
+        self._unnotified: list[str] = []  # not given to a stream yet
         self.reason: Reason | None = None
         self.matched: str | int | None = None  # the stop string or end token that was met
 
@@ -121,10 +121,10 @@ class Stopper:
 
     def news(self) -> str:
         """Text not streamed yet, without a tail that may turn out to be a stop string."""
-        untold = "".join(self._untold)
+        untold = "".join(self._unnotified)
         held = self._strings.held[self._state] if self._strings and self.reason is None else 0
         end = len(untold) - held
-        self._untold = [untold[end:]]
+        self._unnotified = [untold[end:]]
         return untold[:end]
 
     def _read(self, token: int) -> None:
@@ -135,7 +135,7 @@ class Stopper:
         if not fresh:
             return
         self._text.append(fresh)
-        self._untold.append(fresh)
+        self._unnotified.append(fresh)
         before, self._length = self._length, self._length + len(fresh)
         if self._strings is None:
             return
@@ -152,7 +152,7 @@ class Stopper:
     def _cut(self, length: int) -> None:
         """Drop the text after so many characters, and what of it was not told."""
         text = self.text
-        self._untold = ["".join(self._untold)[: length - len(text)]]
+        self._unnotified = ["".join(self._unnotified)[: length - len(text)]]
         self._text, self._length = [text[:length]], length
 
     def _end(self, reason: Reason, matched: str | int | None) -> None:
@@ -160,4 +160,4 @@ class Stopper:
         if self._detokenizer is not None:
             rest = self._detokenizer.finish()
             self._text.append(rest)
-            self._untold.append(rest)
+            self._unnotified.append(rest)

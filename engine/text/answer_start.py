@@ -13,12 +13,12 @@ from fastslow.engine.text.thought import TagTokens
 from fastslow.engine.text.vocabulary import Tokenizer
 
 NEWLINES = 4  # that may stand between a thought and its answer; the answer's text is without them
-EMPTY, UNFIT = -1, -2  # in `Options.twins`
+EMPTY, UNFIT = -1, -2  # in `Options.remainder_tokens`
 Ids = NDArray[np.int64]
 Kind = Literal["head", "thought", "gap", "turn", "header", "body"]
 
 
-class Place(NamedTuple):
+class ScanState(NamedTuple):
     """A place in the text before an answer.
 
     Attributes:
@@ -43,27 +43,27 @@ class Options(NamedTuple):
 
     Attributes:
         answer: the answer may begin here.
-        tokens: [n] ids that may come besides, where their twins fit; in free text all others may come
-            too, and these only where their twins fit.
-        twins: [n] of each token, the one that spells only what belongs to the answer; EMPTY where
+        tokens: [n] ids that may come besides, where their remainder_tokens fit; in free text all others may come
+            too, and these only where their remainder_tokens fit.
+        remainder_tokens: [n] of each token, the one that spells only what belongs to the answer; EMPTY where
             nothing does, UNFIT where no token spells it.
     """
 
     answer: bool
     tokens: Ids
-    twins: Ids
+    remainder_tokens: Ids
 
 
 class AnswerStart(Protocol):
     """Finds where the answer begins, token by token."""
 
-    first: Place | None  # None: it begins at once
+    first: ScanState | None  # None: it begins at once
 
-    def step(self, place: Place, token: int) -> Place | int | None:
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
         """The place behind one more token; or where the answer begins in it, the token that spells only
         what belongs to the answer; None: it does not fit."""
 
-    def options(self, place: Place) -> Options:
+    def options(self, place: ScanState) -> Options:
         """What may come at a place."""
 
 
@@ -110,12 +110,12 @@ class AtOnce:
 
     def __init__(self, spellings: Spellings, spaces: int = 0) -> None:
         self._gap = Gap(spellings, b" ")
-        self.first = Place("gap", left=spaces) if spaces else None
+        self.first = ScanState("gap", left=spaces) if spaces else None
 
-    def step(self, place: Place, token: int) -> Place | int | None:
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
         return self._gap.step(place, token)
 
-    def options(self, place: Place) -> Options:
+    def options(self, place: ScanState) -> Options:
         return self._gap.options(place.left)
 
 
@@ -127,27 +127,27 @@ class Gap:
         self._blank = blank
         self._known: dict[int, Options] = {}
 
-    def step(self, place: Place, token: int) -> Place | int | None:
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
         """As of an `AnswerStart`, in a gap."""
         data = self._spellings.spell(token)
         blank = place.left and data.startswith(self._blank)
         return self.past(data, place.left) if blank else token
 
-    def past(self, data: bytes, left: int) -> Place | int | None:
+    def past(self, data: bytes, left: int) -> ScanState | int | None:
         """The same for the end of a token, of which so many blanks may be left out."""
         rest = data.lstrip(self._blank)
         left -= len(data) - len(rest)
         if left < 0:
             return None
         if not rest:
-            return Place("gap", left=left)
+            return ScanState("gap", left=left)
         twin = self._spellings.twin(rest)
         return None if twin == UNFIT else twin
 
     def options(self, left: int) -> Options:
         """What may come where so many blanks may be left out."""
         if left not in self._known:
-            place = Place("gap", left=left)
+            place = ScanState("gap", left=left)
             tokens = self._spellings.blanks[self._blank] if left else []
             self._known[left] = _options(True, {t: self.step(place, t) for t in tokens})
         return self._known[left]
@@ -168,10 +168,12 @@ class BehindTags:
         self._open, self._close = spellings.tags.open, spellings.tags.close
         self._spaces = Gap(spellings, b" ")
         self._newlines, self._blanks = Gap(spellings, b"\n"), NEWLINES
-        self._known: dict[Place, Options] = {}
-        self.first: Place | None = Place("thought") if opened else Place("head", left=spaces)
+        self._known: dict[ScanState, Options] = {}
+        self.first: ScanState | None = (
+            ScanState("thought") if opened else ScanState("head", left=spaces)
+        )
 
-    def step(self, place: Place, token: int) -> Place | int | None:
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
         if place.kind == "gap":
             return self._newlines.step(place, token)
         data = self._spellings.spell(token)
@@ -185,17 +187,17 @@ class BehindTags:
         if place.tail:
             return None
         found = self._spaces.step(place, token)
-        return found._replace(kind="head") if isinstance(found, Place) else found
+        return found._replace(kind="head") if isinstance(found, ScanState) else found
 
-    def options(self, place: Place) -> Options:
+    def options(self, place: ScanState) -> Options:
         if place.kind == "gap":
             return self._newlines.options(place.left)
         if place not in self._known:
-            found: dict[int, Place | int | None] = {}
+            found: dict[int, ScanState | int | None] = {}
             if place.kind == "thought":
                 for token in self._spellings.closing:
                     to = self.step(place, token)
-                    if not isinstance(to, Place):
+                    if not isinstance(to, ScanState):
                         found[token] = to
             else:
                 tokens = self._spellings.blanks[b" "] if place.left and not place.tail else []
@@ -205,14 +207,14 @@ class BehindTags:
             self._known[place] = _options(answer, found)
         return self._known[place]
 
-    def _begins(self, place: Place, token: int) -> bool:
+    def _begins(self, place: ScanState, token: int) -> bool:
         return self._open.startswith(place.tail + self._spellings.spell(token))
 
-    def _thought(self, said: bytes) -> Place | int | None:
+    def _thought(self, said: bytes) -> ScanState | int | None:
         """The place behind these bytes, which were said in a thought."""
         end = said.find(self._close)
         if end < 0:
-            return Place("thought", _begun(said, self._close))
+            return ScanState("thought", _begun(said, self._close))
         return self._newlines.past(said[end + len(self._close) :], self._blanks)
 
 
@@ -240,9 +242,9 @@ class BehindChannels:
     def __init__(self, spellings: Spellings, prompt: str) -> None:
         self._spellings = spellings
         self._marks = {mark.encode(): mark for mark in MARKS}
-        self.first: Place | None = self._at_end(prompt)
+        self.first: ScanState | None = self._at_end(prompt)
 
-    def step(self, place: Place, token: int) -> Place | int | None:
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
         if place.kind == "gap":
             return token
         data = self._spellings.spell(token)
@@ -250,38 +252,38 @@ class BehindChannels:
         if mark == BODY and place.kind == "header":
             return self._body(place.tail.decode("utf-8", "replace"))
         if mark == START or (mark == CHANNEL and place.kind != "header"):
-            return Place("header", data)
+            return ScanState("header", data)
         if place.kind == "header":
             return place._replace(tail=place.tail + data)
-        return Place("turn") if mark == END else place
+        return ScanState("turn") if mark == END else place
 
-    def options(self, place: Place) -> Options:
+    def options(self, place: ScanState) -> Options:
         return _options(place.kind == "gap", {})
 
-    def _body(self, header: str) -> Place:
+    def _body(self, header: str) -> ScanState:
         channel = header.rpartition(CHANNEL)[2].split() if CHANNEL in header else []
-        return Place("gap") if channel[:1] in ([], ["final"]) else Place("body")
+        return ScanState("gap") if channel[:1] in ([], ["final"]) else ScanState("body")
 
-    def _at_end(self, prompt: str) -> Place | None:
+    def _at_end(self, prompt: str) -> ScanState | None:
         """The place that a prompt ends in."""
         last = max(MARKS, key=prompt.rfind)
         place = prompt.rfind(last)
         if place < 0:
             return None
         if last == END:
-            return Place("turn")
+            return ScanState("turn")
         if last != BODY:
-            return Place("header", prompt[max(prompt.rfind(START), 0) :].encode())
+            return ScanState("header", prompt[max(prompt.rfind(START), 0) :].encode())
         found = self._body(prompt[max(prompt.rfind(START), 0) : place])
         return None if found.kind == "gap" else found
 
 
-def _options(answer: bool, found: Mapping[int, Place | int | None]) -> Options:
+def _options(answer: bool, found: Mapping[int, ScanState | int | None]) -> Options:
     """`found`: where each of the tokens leads, as `AnswerStart.step` says it."""
-    twins = [
-        EMPTY if isinstance(to, Place) else UNFIT if to is None else to for to in found.values()
+    remainder_tokens = [
+        EMPTY if isinstance(to, ScanState) else UNFIT if to is None else to for to in found.values()
     ]
-    return Options(answer, np.array(list(found), np.int64), np.array(twins, np.int64))
+    return Options(answer, np.array(list(found), np.int64), np.array(remainder_tokens, np.int64))
 
 
 def _goes_past(data: bytes, close: bytes) -> bool:

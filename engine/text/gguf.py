@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.host.files import shown
 from fastslow.engine.host.gguf_file import Texts, is_gguf, read_gguf
-from fastslow.engine.text.settings import Settings, read_settings
+from fastslow.engine.text.tokenizer_config import Settings, read_settings
 
 CONTROL, USER_DEFINED = 3, 4  # token types: a mark; a text that is always one token
 ENDS = frozenset(  # marks that end an answer in whatever vocabulary has them

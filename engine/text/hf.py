@@ -13,7 +13,7 @@ import tokenizers
 
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.settings import Settings, read_data
+from fastslow.engine.text.tokenizer_config import Settings, read_data
 from fastslow.engine.text.vocabulary import (
     GROWTH,
     MOST_STEPS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from fastslow.engine.text.settings import Settings, read_data
+from fastslow.engine.text.tokenizer_config import Settings, read_data
 from fastslow.engine.text.vocabulary import (
     SPACE,
     Tokenizer,

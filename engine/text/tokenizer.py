@@ -8,7 +8,7 @@ from fastslow.engine.host.files import is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.text.gguf import GgufVocabulary, read_vocabulary
-from fastslow.engine.text.settings import read_settings
+from fastslow.engine.text.tokenizer_config import read_settings
 from fastslow.engine.text.vocabulary import Tokenizer
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from fastslow.engine.text.settings import Settings
+from fastslow.engine.text.tokenizer_config import Settings
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_IDS = 2**22  # sixteen times the largest vocabulary so far

@@ -30,7 +30,7 @@ class DraftYield:
 class AcceptanceModel:
     """The share of nodes that were accepted where their parent was, for one drafter's name.
 
-    Nodes are counted by depth, by drafter (`Tree.by`) and by score, where they have one. A node after a
+    Nodes are counted by depth, by drafter (`Tree.drafter_ids`) and by score, where they have one. A node after a
     refused one does not count.
 
     Attributes:
@@ -88,7 +88,7 @@ class RequestBias:
     def learn(self, tree: Tree, accepted: Sequence[int]) -> None:
         """A tree was verified, and these nodes were accepted."""
         tuning = self._model.tuning
-        for by in set(tree.by or (0,)):
+        for by in set(tree.drafter_ids or (0,)):
             self._shifts[by] = self._shifts.get(by, 0.0) * tuning.bias_decay
         for node in _judged(tree, accepted):
             depth, score, by = tree.depths[node], _score(tree, node), _by(tree, node)
@@ -104,7 +104,7 @@ def _judged(tree: Tree, accepted: Sequence[int]) -> Iterator[int]:
 
 
 def _by(tree: Tree, node: int) -> int:
-    return 0 if tree.by is None else tree.by[node]
+    return 0 if tree.drafter_ids is None else tree.drafter_ids[node]
 
 
 def _score(tree: Tree, node: int) -> float | None:

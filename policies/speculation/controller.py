@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import PREDICTION, MarginalValue, Policy, RequestView, Stepped
+from fastslow.engine.types import PREDICTION, MarginalValue, Policy, RequestView, StepTiming
 from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
@@ -81,7 +81,7 @@ class SpeculationController:
         curve = self._costs.curve(_most_groups(batch))
         return admit(survival, sizes, rows, curve, self._tuning.margin)
 
-    def note(self, batch: Sequence[RequestView], step: Stepped) -> None:
+    def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """What a step took, and what it made."""
         self._costs.note(_most_groups(batch), step.rows, step.seconds)
         self._gate.note(len(batch), step.tokens, step.seconds + step.drafting, step.pure)

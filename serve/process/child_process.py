@@ -15,7 +15,7 @@ from msgspec import to_builtins
 
 from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.keys import environment_without_key
-from fastslow.serve.process.link import EngineLink
+from fastslow.serve.process.link import EngineConnection
 from fastslow.serve.process.messages import Start
 
 GRACE = 5.0  # seconds that a process has to end once its connection is closed
@@ -24,7 +24,7 @@ GRACE = 5.0  # seconds that a process has to end once its connection is closed
 class ChildProcess:
     """One process with its connection. `start` makes it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: EngineLink) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], link: EngineConnection) -> None:
         self._process = process
         self.link = link
 
@@ -38,7 +38,7 @@ class ChildProcess:
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
-            _, link = await loop.create_unix_connection(EngineLink, sock=ours)
+            _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
             link.send(Start(to_builtins(settings)))
         except BaseException:
             process.kill()

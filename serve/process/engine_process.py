@@ -1,4 +1,4 @@
-"""`EngineProcess`: an engine in a process of its own, which is started again when it ends."""
+"""`EngineClient`: an engine in a process of its own, which is started again when it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastslow.serve.engine_settings import EngineSettings
 from fastslow.serve.process.answer_stream import UNREAD
 from fastslow.serve.process.child_process import GRACE, ChildProcess
 from fastslow.serve.process.heartbeat import USUAL, Heartbeat
-from fastslow.serve.process.link import EngineLink, as_fields
+from fastslow.serve.process.link import EngineConnection, as_fields
 from fastslow.serve.process.messages import (
     Cancel,
     Detokenize,
@@ -47,7 +47,7 @@ class Restarts:
     longest: float = 30.0
 
 
-class EngineProcess:
+class EngineClient:
     """`Engine` in a process of its own.
 
     Where that ends by itself, or hangs, answers under way raise `NotReady`, and a new one is started.
@@ -76,7 +76,7 @@ class EngineProcess:
         self._heartbeat = heartbeat
         self._card: ModelCard | None = None
         self._child: ChildProcess | None = None
-        self._link: EngineLink | None = None  # of a process whose model is loaded
+        self._link: EngineConnection | None = None  # of a process whose model is loaded
         self._why = "the model is loading"
         self._closing = False
         self._supervisor: asyncio.Task[None] | None = None
@@ -174,12 +174,12 @@ class EngineProcess:
             child.link.end(self._why)
             await child.end()
 
-    def _ready_link(self) -> EngineLink:
+    def _ready_link(self) -> EngineConnection:
         if self._link is None or self._closing:
             raise NotReady(self._why)
         return self._link
 
-    def _running_link(self) -> EngineLink:
+    def _running_link(self) -> EngineConnection:
         """Also while it drains."""
         if self._link is None:
             raise NotReady(self._why)

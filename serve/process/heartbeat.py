@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from fastslow.serve.process.link import EngineLink
+from fastslow.serve.process.link import EngineConnection
 from fastslow.serve.process.messages import Ping
 
 
@@ -29,7 +29,7 @@ class Heartbeat:
         """How long a process may say nothing."""
         return self.every * self.missed
 
-    async def watch(self, link: EngineLink) -> str:
+    async def watch(self, link: EngineConnection) -> str:
         """Wait until a process is lost, or to be ended: what is wrong with it, "" if it is lost."""
         while True:
             answer = asyncio.ensure_future(link.call(Ping))

@@ -28,7 +28,7 @@ from fastslow.serve.process.messages import (
 )
 
 
-class EngineLink(asyncio.Protocol):
+class EngineConnection(asyncio.Protocol):
     """Sends what is asked, and gives each answer to who asked.
 
     Attributes:

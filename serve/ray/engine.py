@@ -19,7 +19,7 @@ from fastslow.serve.process.failures import error_of
 from fastslow.serve.ray.broadcast import answers_within
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas
-from fastslow.serve.ray.left_calls import LeftCalls
+from fastslow.serve.ray.left_calls import AbandonedCalls
 from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_ask, returned_of
 from fastslow.serve.ray.routed import control, routed_of
 from fastslow.serve.ray.stats import StatsSum
@@ -63,7 +63,7 @@ class RayEngine:
         self._closing = self._closed = False
         self._running: dict[str, str] = {}  # ids of requests, and who answers them
         self._recent: dict[str, str] = {}  # the same of those that are over
-        self._left = LeftCalls(PATIENCE)
+        self._left = AbandonedCalls(PATIENCE)
         self._sum = StatsSum()
         self._missing = 0  # replicas that did not tell their figures
         self._looking: asyncio.Task[None] | None = None

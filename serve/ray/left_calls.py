@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 
-class LeftCalls:
+class AbandonedCalls:
     """Ends them once a replica has taken them. Ray loses sight of a call that is cancelled in the moment at which a
     replica takes it: its answer would be made to the end, and count as running for ever.
 

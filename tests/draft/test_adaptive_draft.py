@@ -231,7 +231,7 @@ def test_a_new_request_begins_with_what_others_saw() -> None:
 def test_a_tree_says_who_made_it() -> None:
     best = adaptive([Says(Tree()), Says(CHAIN)])
     tree = best.propose([view()], [4])[0]
-    assert tree.by == [2, 2] and tree.only([0]).by == [2]
+    assert tree.drafter_ids == [2, 2] and tree.only([0]).drafter_ids == [2]
 
 
 def test_where_rows_are_dear_only_the_first_is_asked() -> None:
@@ -257,7 +257,7 @@ def test_what_several_say_is_drafted_side_by_side() -> None:
     tree = best.propose([view()], [8])[0]
     assert [*zip(tree.tokens, tree.parents)] == [(5, -1), (8, 0), (6, 0), (9, -1)]
     assert tree.scores is not None and tree.scores == sorted(tree.scores, reverse=True)
-    assert tree.by is not None and len(set(tree.by)) == 3
+    assert tree.drafter_ids is not None and len(set(tree.drafter_ids)) == 3
     best.commit([view()], AcceptResult([[0, 1]], [[5, 8, 7]]), None)
     gains = [gain.tokens.value for gain in known(best)]
     assert gains == [1.0, 1.5], (

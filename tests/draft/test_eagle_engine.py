@@ -71,14 +71,14 @@ def test_greedy_answers_are_those_of_plain_decoding(
     wanted = asks(kind)
     requests = bench.run(wanted, setting, warm=wanted[:2])
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in wanted]
-    assert all(r.tally.drafted for r, ask in zip(requests, wanted) if ask.drafter != "off")
+    assert all(r.spec_stats.drafted for r, ask in zip(requests, wanted) if ask.drafter != "off")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_are_accepted(bench: Bench, kind: str) -> None:
     """Or else the tests beside it would say little."""
     requests = bench.run(asks(kind, max_tokens=60))
-    assert sum(r.tally.accepted for r in requests) >= 5
+    assert sum(r.spec_stats.accepted for r in requests) >= 5
 
 
 @pytest.mark.parametrize("kind", ["original chain", "speculators tree", "narrow tree"])

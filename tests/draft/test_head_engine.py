@@ -82,7 +82,7 @@ def test_greedy_answers_are_those_of_plain_decoding(
     wanted = asks(kind)
     requests = bench.run(wanted, setting, warm=wanted[:2])
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in wanted]
-    drafted = [r.tally.drafted for r, ask in zip(requests, wanted) if ask.drafter != "off"]
+    drafted = [r.spec_stats.drafted for r, ask in zip(requests, wanted) if ask.drafter != "off"]
     assert all(drafted)
 
 
@@ -90,7 +90,7 @@ def test_drafts_are_accepted(bench: Bench) -> None:
     """Or else the tests above would say little."""
     for kind in KINDS:
         requests = bench.run(asks(kind, max_tokens=40))
-        assert sum(r.tally.accepted for r in requests) >= 5, kind
+        assert sum(r.spec_stats.accepted for r in requests) >= 5, kind
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k.endswith("chain")])

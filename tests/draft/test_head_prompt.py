@@ -112,7 +112,7 @@ class Both(AdaptiveDrafter):
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = super().propose(batch, nodes)
-        Both.merged += sum(bool(set(tree.by or ()) - {1, 2}) for tree in trees)
+        Both.merged += sum(bool(set(tree.drafter_ids or ()) - {1, 2}) for tree in trees)
         return trees
 
 
@@ -166,9 +166,9 @@ def test_a_mixed_batch_says_what_plain_decoding_says(
     some = asks(MIXED)
     requests = bench.run(some, setting, warm=some[:warm])
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in some]
-    assert all(r.tally.drafted for r, a in zip(requests, some) if a.drafter != "off")
+    assert all(r.spec_stats.drafted for r, a in zip(requests, some) if a.drafter != "off")
     if setting.pages < 100:
-        assert any(r.tally.preemptions for r in requests)
+        assert any(r.spec_stats.preemptions for r in requests)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,9 +209,9 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
         for number in numbers:
             ask, rows = some[number], watch.shown.get(number, {})
             last = len(ask.tokens) - 1
-            cached = requests[number].tally.cached
+            cached = requests[number].spec_stats.cached
             assert set(rows) >= set(range(max(cached, last - most), last))
-            if not requests[number].tally.preemptions:
+            if not requests[number].spec_stats.preemptions:
                 assert set(rows) == set(range(max(cached, last - most), last))
             whole = forward_texts(bench.model, [requests[number].tokens], layers).features
             assert whole is not None
@@ -228,7 +228,7 @@ def test_rows_of_the_prefix_cache_are_not_shown(bench: Bench, folder: Path) -> N
     first, second = own.request(1, ask), own.request(2, ask)
     for request in (first, second):
         finish(core, [request])
-    assert second.tally.cached == 36 and set(watch.shown[2]) == set(range(36, 39))
+    assert second.spec_stats.cached == 36 and set(watch.shown[2]) == set(range(36, 39))
     assert answer(first) == answer(second) == answer(own.alone(ask))
 
 

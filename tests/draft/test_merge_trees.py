@@ -44,11 +44,14 @@ def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: 
     whole = merge_trees(parts, 100)
     wanted = [nodes_by_path(tree) for _, tree in parts]
     assert nodes_by_path(whole).keys() == set().union(*wanted)
-    assert whole.scores is not None and whole.by is not None
+    assert whole.scores is not None and whole.drafter_ids is not None
     for path, node in nodes_by_path(whole).items():
         parent = whole.parents[node]
         assert 0 <= whole.scores[node] <= (whole.scores[parent] if parent >= 0 else 1.0)
-        holders, others = whole.by[node] % (1 << MAX_DRAFTERS), whole.by[node] >> MAX_DRAFTERS
+        holders, others = (
+            whole.drafter_ids[node] % (1 << MAX_DRAFTERS),
+            whole.drafter_ids[node] >> MAX_DRAFTERS,
+        )
         for number, _ in parts:
             assert bool(holders >> number & 1) == (path in wanted[number])
             beside = any(p[:-1] == path[:-1] for p in wanted[number])
@@ -67,7 +70,7 @@ def test_where_they_agree_a_node_is_surer() -> None:
     both = merge_trees([(0, one), (1, two)], 4)
     assert both.scores == pytest.approx([0.8])
     alone = merge_trees([(1, two)], 4)
-    assert alone.scores == [0.6] and alone.by == [2]
+    assert alone.scores == [0.6] and alone.drafter_ids == [2]
 
 
 def test_the_likeliest_path_comes_first() -> None:

@@ -223,9 +223,9 @@ def test_greedy_tokens_are_those_of_plain_decoding(bench: Bench) -> None:
         requests = bench.run(asks, setting, warm=asks[:6])
         for ask, request in zip(asks, requests):
             assert answer(request) == answer(bench.alone(ask))
-    assert sum(r.tally.accepted for r in requests) > 40
+    assert sum(r.spec_stats.accepted for r in requests) > 40
     repeats = [r for a, r in zip(asks, requests) if a.drafter == "suffix"][:4]
-    assert all(len(answer(r)) >= 3 * r.tally.steps for r in repeats), "answers were not copied"
+    assert all(len(answer(r)) >= 3 * r.spec_stats.steps for r in repeats), "answers were not copied"
 
 
 def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
     params = SamplingParams(max_tokens=length + 2, temperature=1.3, ignore_eos=True)
     asks = [Ask(prompt, params, "suffix", 5, seed=seed) for seed in range(runs)]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
-    assert sum(r.tally.accepted for r in requests) > runs / 4
+    assert sum(r.spec_stats.accepted for r in requests) > runs / 4
     reference = ReferenceModel(target)
 
     @cache
@@ -261,8 +261,8 @@ def test_an_answer_given_once_is_copied_the_second_time(bench: Bench) -> None:
     first = bench.run([ask])[0]
     again = bench.run([ask], warm=[ask])[0]
     assert answer(again) == answer(first) == answer(bench.alone(ask))
-    assert again.tally.steps < first.tally.steps
-    assert again.tally.steps <= 8
+    assert again.spec_stats.steps < first.spec_stats.steps
+    assert again.spec_stats.steps <= 8
 
 
 def test_a_cancelled_answer_is_not_copied(bench: Bench) -> None:
@@ -276,4 +276,4 @@ def test_a_cancelled_answer_is_not_copied(bench: Bench) -> None:
     follower = bench.request(1, ask)
     finish(core, [follower])
     assert answer(follower) == answer(bench.alone(ask))
-    assert follower.tally.steps == bench.run([ask])[0].tally.steps
+    assert follower.spec_stats.steps == bench.run([ask])[0].spec_stats.steps

@@ -9,7 +9,7 @@ from engine_tools import PLENTY, Ask, Bench, OracleDraft, Setting, answer, finis
 from test_exact import CHAINS, NAMES, ORACLES, PROMPTS, TREES, make_bench, params
 from thoughts import Bound
 
-from fastslow.engine.core.answered import go_on_from
+from fastslow.engine.core.answered import resume
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.types import ANSWERED
@@ -81,7 +81,7 @@ def continued(
     requests = [bench.request(n, ask) for n, (ask, _) in enumerate(cuts)]
     for request, (ask, cut) in zip(requests, cuts, strict=True):
         if cut:
-            go_on_from(request, answer(bench.alone(ask))[:cut])
+            resume(request, answer(bench.alone(ask))[:cut])
     finish(core, requests)
     return requests
 
@@ -109,7 +109,7 @@ def test_cut_at_every_token_under_every_drafter(moge: Bench, drafter: str) -> No
         cuts += every_cut(moge, replace(ask, drafter=drafter))
     requests = continued(moge, cuts)
     check(moge, cuts, requests)
-    assert drafter == "off" or sum(r.tally.accepted for r in requests) > 0
+    assert drafter == "off" or sum(r.spec_stats.accepted for r in requests) > 0
 
 
 def test_what_is_cut_says_different_things(moge: Bench) -> None:
@@ -128,9 +128,9 @@ def test_cut_answers_beside_others_under_pressure(moge: Bench, drafter: str) -> 
         cuts += every_cut(moge, replace(ask, drafter=drafter))[::2]
     requests = continued(moge, cuts, UNDER_PRESSURE)
     check(moge, cuts, requests)
-    assert sum(r.tally.preemptions for r in requests) > 0
-    assert sum(r.tally.cached for r in requests) > 0, "prompts are found in the prefix cache"
-    assert all(r.tally.cached <= r.prompt_length for r in requests)
+    assert sum(r.spec_stats.preemptions for r in requests) > 0
+    assert sum(r.spec_stats.cached for r in requests) > 0, "prompts are found in the prefix cache"
+    assert all(r.spec_stats.cached <= r.prompt_length for r in requests)
 
 
 @pytest.mark.parametrize("setting", [Setting(), UNDER_PRESSURE], ids=["plenty", "pressure"])
@@ -164,7 +164,7 @@ def test_what_was_answered_stays_though_it_would_not_be_said_again(
     ask = Ask(PROMPTS[1], params(max_tokens=LENGTH), drafter)
     core = moge.core()
     request = moge.request(0, ask)
-    go_on_from(request, given)
+    resume(request, given)
     finish(core, [request])
     rest = Ask((*PROMPTS[1], *given), params(max_tokens=LENGTH - len(given)))
     assert answer(request) == [*given, *answer(moge.alone(rest))]
@@ -174,10 +174,10 @@ def test_what_was_answered_stays_though_it_would_not_be_said_again(
 def test_a_continued_answer_counts_what_its_engine_made(moge: Bench) -> None:
     ask = kinds(moge)["greedy"]
     (request,) = continued(moge, [(ask, 5)])
-    assert request.made == LENGTH - 5 and request.tally.steps == LENGTH - 5
+    assert request.made == LENGTH - 5 and request.spec_stats.steps == LENGTH - 5
     assert request.later_tokens == LENGTH - 5
     (over,) = continued(moge, [(ask, LENGTH)])
-    assert over.made == 0 and over.tally.steps == 0 and over.stopper.reason == "length"
+    assert over.made == 0 and over.spec_stats.steps == 0 and over.stopper.reason == "length"
 
 
 def test_a_long_answer_under_a_grammar_goes_on(moge: Bench) -> None:
@@ -195,8 +195,8 @@ def test_what_does_not_fit_is_refused(moge: Bench) -> None:
     spelt = answer(moge.alone(asks["grammar"]))
     stopped = answer(moge.alone(asks["stop"]))
     with pytest.raises(ValueError, match="the grammar of this call does not allow"):
-        go_on_from(moge.request(0, asks["grammar"]), [*spelt[:2], 300])
+        resume(moge.request(0, asks["grammar"]), [*spelt[:2], 300])
     with pytest.raises(ValueError, match="the grammar of this call does not allow"):
-        go_on_from(moge.request(0, asks["grammar"]), [*spelt, spelt[0]])
+        resume(moge.request(0, asks["grammar"]), [*spelt, spelt[0]])
     with pytest.raises(ValueError, match=f"ends with token {len(stopped)} of them"):
-        go_on_from(moge.request(0, asks["stop"]), [*stopped, 7, 8])
+        resume(moge.request(0, asks["stop"]), [*stopped, 7, 8])

@@ -194,11 +194,11 @@ def check(
     requests = bench.run(asks, setting, [ask.plain for ask in others(asks)] if warm else ())
     sums = {"drafted": 0, "accepted": 0, "preempted": 0, "cached": 0}
     for ask, request in zip(asks, requests, strict=True):
-        assert outcome(request) == outcome(bench.alone(ask)), (ask, request.tally)
-        sums["drafted"] += request.tally.drafted
-        sums["accepted"] += request.tally.accepted
-        sums["preempted"] += request.tally.preemptions
-        sums["cached"] += request.tally.cached
+        assert outcome(request) == outcome(bench.alone(ask)), (ask, request.spec_stats)
+        sums["drafted"] += request.spec_stats.drafted
+        sums["accepted"] += request.spec_stats.accepted
+        sums["preempted"] += request.spec_stats.preemptions
+        sums["cached"] += request.spec_stats.cached
     return sums
 
 
@@ -331,7 +331,7 @@ def test_seeded_samples_do_not_depend_on_the_neighbours(moge: Bench) -> None:
     for setting in (Setting(pages=24, prompt_rows=6), Setting(prompt_rows=6)):
         requests = moge.run(asks, setting)
         few = setting.pages < 100
-        assert sum(r.tally.preemptions for r in requests) > 0 or not few
+        assert sum(r.spec_stats.preemptions for r in requests) > 0 or not few
         for ask, request in zip(asks, requests, strict=True):
             if ask.drafter == "off" or ask.params.temperature == 0:
                 assert answer(request) == answer(moge.alone(ask))
@@ -346,7 +346,7 @@ def test_logprobs_are_those_of_plain_decoding(moge: Bench, drafter: str) -> None
     asks = [Ask(PROMPTS[n], asked, drafter, groups=(None, 2)[n % 2]) for n in range(4)]
     tell(moge, asks)
     requests = moge.run(asks, Setting(prompt_rows=5, pages=36))
-    assert sum(r.tally.accepted for r in requests) > 0
+    assert sum(r.spec_stats.accepted for r in requests) > 0
     for ask, request in zip(asks, requests, strict=True):
         plain = moge.alone(ask)
         assert len(request.logprobs) == len(answer(request))
@@ -381,7 +381,7 @@ def test_an_oracle_saves_steps(moge: Bench) -> None:
     ask = Ask(PROMPTS[1], params(max_tokens=28), "told", nodes=6)
     tell(moge, [ask])
     request = moge.run([ask])[0]
-    assert request.tally.steps == 4  # 28 tokens, up to 7 each
+    assert request.spec_stats.steps == 4  # 28 tokens, up to 7 each
 
 
 def test_the_draft_models_pages_come_back(moge: Bench, folder: Path) -> None:
@@ -425,4 +425,4 @@ def test_a_draft_models_keys_follow_what_was_accepted(moge: Bench, kind: str) ->
                 run = 0  # the prompt is not read yet
             place += run + 1
             steps += 1
-        assert request.tally.steps == steps
+        assert request.spec_stats.steps == steps

@@ -124,14 +124,14 @@ def test_drafted_answers_are_those_of_plain_decoding(
     warm = [ask.plain for ask in asks if ask.groups != missing] if setting is PLENTY else []
     requests = bench.run(asks, setting, warm)
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in asks]
-    assert sum(r.tally.accepted for r in requests) > 0
+    assert sum(r.spec_stats.accepted for r in requests) > 0
     if setting is PLENTY:
         cached = dict.fromkeys(bench.counts, 0)
         for ask, request in zip(asks, requests, strict=True):
-            cached[ask.groups] += request.tally.cached
+            cached[ask.groups] += request.spec_stats.cached
         assert cached.pop(missing) == 0 and all(cached.values()), "nobody ran so many before"
     else:
-        assert sum(r.tally.preemptions for r in requests) > 0
+        assert sum(r.spec_stats.preemptions for r in requests) > 0
 
 
 def test_pages_are_shared_by_requests_of_one_count_only(pangu: ExpertsBench) -> None:
@@ -140,7 +140,7 @@ def test_pages_are_shared_by_requests_of_one_count_only(pangu: ExpertsBench) -> 
         ask = Ask(PROMPTS[1], PARAMS, groups=count)
         request = pangu.request(number, ask)
         finish(core, [request])
-        assert request.tally.cached == found, count
+        assert request.spec_stats.cached == found, count
         assert answer(request) == answer(pangu.alone(ask))
 
 
@@ -163,7 +163,7 @@ def test_a_latency_target_leaves_out_experts(
     plain = bench.core()
     core = EngineCore(bench.model, plain.kv, plain.drafter, cost_model=Timed())
     ask = Ask(PROMPTS[0], PARAMS, groups=own)
-    request = bench.request(0, ask, target=target, may_cut_groups=True)
+    request = bench.request(0, ask, latency_target=target, may_cut_groups=True)
     core.add(request)
     left = None if runs is None else max(runs, bench.units.least)
     whole = CHOSEN if own is None else own

@@ -83,8 +83,8 @@ def asks(bench: Bench, kinds: tuple[str, ...], **params: Any) -> list[Ask]:
 def check(bench: Bench, wanted: list[Ask], setting: Setting, warm: bool) -> None:
     requests = bench.run(wanted, setting, [ask.plain for ask in wanted] if warm else ())
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in wanted]
-    assert sum(r.tally.accepted for r in requests) > 0
-    assert sum(r.tally.cached for r in requests) > 0 or not warm
+    assert sum(r.spec_stats.accepted for r in requests) > 0
+    assert sum(r.spec_stats.cached for r in requests) > 0 or not warm
 
 
 @pytest.mark.parametrize("kind", DRAFTERS)

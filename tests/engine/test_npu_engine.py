@@ -57,12 +57,12 @@ class Pair(NamedTuple):
             self.npu.drafters[name] = self.cpu.drafters[name]
         requests = self.npu.run(asks, setting, warm or ())
         for ask, request in zip(asks, requests, strict=True):
-            assert outcome(request) == outcome(self.cpu.alone(ask)), (ask, request.tally)
+            assert outcome(request) == outcome(self.cpu.alone(ask)), (ask, request.spec_stats)
         return {
-            "drafted": sum(r.tally.drafted for r in requests),
-            "accepted": sum(r.tally.accepted for r in requests),
-            "preempted": sum(r.tally.preemptions for r in requests),
-            "cached": sum(r.tally.cached for r in requests),
+            "drafted": sum(r.spec_stats.drafted for r in requests),
+            "accepted": sum(r.spec_stats.accepted for r in requests),
+            "preempted": sum(r.spec_stats.preemptions for r in requests),
+            "cached": sum(r.spec_stats.cached for r in requests),
         }
 
 

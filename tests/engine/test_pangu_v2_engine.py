@@ -81,9 +81,9 @@ def test_greedy_answers_are_those_of_plain_decoding(
     wanted = asks(kind)
     requests = bench.run(wanted, setting, [a.plain for a in wanted] if warm else ())
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in wanted]
-    assert all(r.tally.drafted for r in requests) or kind == "ngram"
-    assert sum(r.tally.accepted for r in requests) > 0
-    assert sum(r.tally.cached for r in requests) > 0 or not warm
+    assert all(r.spec_stats.drafted for r in requests) or kind == "ngram"
+    assert sum(r.spec_stats.accepted for r in requests) > 0
+    assert sum(r.spec_stats.cached for r in requests) > 0 or not warm
 
 
 @pytest.mark.parametrize("kind", ["mtp", "mtp tree"])

@@ -15,7 +15,7 @@ from parallel_tools import ranks
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.cost_curve import ROWS, step_seconds
-from fastslow.engine.core.request import Escape
+from fastslow.engine.core.request import EscalationTarget
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.tensors import parameters
 from fastslow.engine.parallel.model import ParallelModel
@@ -158,16 +158,16 @@ def test_requests_go_on_in_another_mode_on_their_own_dp_ranks(
                 n,
                 ask,
                 confidence=Confidence(Escalation(below=0.9, window=2)),
-                escape=Escape("deep", None, keep=True),
+                escape=EscalationTarget("deep", None, keep=True),
             )
             for n, ask in enumerate(asks)
         ]
         finish(core, requests)
-        assert all(request.kept is not None for request in requests)
+        assert all(request.kv_from_previous_mode is not None for request in requests)
         found.append([answer(request) for request in requests])
         again = bench.request(9, Ask(tuple(requests[0].tokens), params, groups=0))
         finish(core, [again])
-        assert 0 < again.tally.cached < len(asks[0].tokens) + 4
+        assert 0 < again.spec_stats.cached < len(asks[0].tokens) + 4
         assert answer(again) == answer(
             bench.alone(Ask(tuple(requests[0].tokens), params, groups=0))
         )

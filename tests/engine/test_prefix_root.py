@@ -48,7 +48,7 @@ def test_texts_share_pages_where_their_rotary_base_is_one(
     requests = [bench.request(n, ask(longest)) for n, longest in enumerate((first, second))]
     for request in requests:
         finish(core, [request])
-    assert requests[1].tally.cached == cached
+    assert requests[1].spec_stats.cached == cached
     assert answer(requests[1]) == answer(bench.alone(ask(second)))
 
 
@@ -91,7 +91,7 @@ def test_pages_are_shared_within_one_memory_key(model: Model) -> None:
     for n, key in enumerate(("a", "b", None, "a", "b", None)):
         request = bench.request(n, ask(20), memory_key=key)
         finish(core, [request])
-        found.append(request.tally.cached)
+        found.append(request.spec_stats.cached)
     assert found == [0, 0, 0, 12, 12, 12]
     kv = Opened(cache_for(model))
     drafter = ModelDraft(model, kv, probs_at)
@@ -128,4 +128,4 @@ def test_nothing_of_a_request_is_shared_once_prompts_are_forgotten(
         core.step()
     third = bench.request(2, ask(24))
     finish(core, [third])
-    assert third.tally.cached == 0 and answer(third) == answer(first)
+    assert third.spec_stats.cached == 0 and answer(third) == answer(first)

@@ -56,7 +56,7 @@ def test_decoding_goes_before_reading_whatever_its_priority() -> None:
 def test_a_target_goes_before_priorities() -> None:
     step = scheduler(running=1)
     step.add(request(0, 1, priority=-1000))
-    step.add(request(1, 30, priority=1000, target=1.0))
+    step.add(request(1, 30, priority=1000, latency_target=1.0))
     assert [item.request.id for item in step.next()] == [1]
 
 
@@ -71,7 +71,11 @@ def test_the_least_urgent_gives_its_pages_and_of_equals_the_youngest() -> None:
     for _ in range(4):
         run(step)
     assert young in step.waiting and step.running == [urgent]
-    assert (low.tally.preemptions, young.tally.preemptions, urgent.tally.preemptions) == (1, 1, 0)
+    assert (
+        low.spec_stats.preemptions,
+        young.spec_stats.preemptions,
+        urgent.spec_stats.preemptions,
+    ) == (1, 1, 0)
 
 
 def test_the_oldest_starts_after_so_many_that_are_more_urgent() -> None:
@@ -116,7 +120,7 @@ def test_everybody_ends(
 ) -> None:
     step = scheduler(rows=16, running=running, count=count)
     left = [
-        request(n, prompt=size, target=target, priority=priority)
+        request(n, prompt=size, latency_target=target, priority=priority)
         for n, (size, target, priority) in enumerate(prompts)
     ]
     for turn in range(3000):

@@ -157,8 +157,8 @@ def test_the_law_of_drafted_tokens(
 
     asks = [Ask(PROMPT, asked, drafter, 4, groups, seed) for seed in range(runs)]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
-    drafted = sum(r.tally.drafted for r in requests)
-    accepted = sum(r.tally.accepted for r in requests)
+    drafted = sum(r.spec_stats.drafted for r in requests)
+    accepted = sum(r.spec_stats.accepted for r in requests)
     assert runs / 20 < accepted < drafted
     texts = [tuple((answer(r) + [EOS] * LENGTH)[:LENGTH]) for r in requests]
     joint = text_probs(next_probs, VOCAB, LENGTH)

@@ -22,7 +22,7 @@ from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
-from fastslow.engine.core.request import Escape, Request
+from fastslow.engine.core.request import EscalationTarget, Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
@@ -203,7 +203,7 @@ class Engine:
             max_len=len(prompt) + room - 1,
             end_ids=frozenset({EOS}),
             listener=self._hear,
-            target=target,
+            latency_target=target,
         )
         self.requests.append(request)
         self.switches.append(switch)
@@ -306,7 +306,7 @@ class Doubt(NamedTuple):
     def watch(self, request: Request) -> None:
         # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
         request.confidence = Confidence(Escalation(below=0.4, window=self.window))
-        request.escape = Escape("other", self.to, self.keep)
+        request.escape = EscalationTarget("other", self.to, self.keep)
 
 
 groups_of = st.sampled_from([None, None, 0, 1])
@@ -411,7 +411,7 @@ def test_a_request_waits_until_its_pages_are_free() -> None:
     requests = [engine.add(STORY[:14] + [n], 10, "off", 0, Switch()) for n in LETTERS]
     engine.drain()
     assert [answer(r) for r in requests] == [plain(r, 0, Switch()) for r in requests]
-    assert sum(r.tally.preemptions for r in requests) > 0
+    assert sum(r.spec_stats.preemptions for r in requests) > 0
 
 
 def test_a_draft_model_forgets_what_was_refused() -> None:

@@ -68,7 +68,7 @@ def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
     step = scheduler(LatencyBudget(Linear()), rows=60)
     step.add(request(0, prompt=200))
     assert run(step) == {0: 60}
-    step.add(request(1, prompt=50, target=40.0))
+    step.add(request(1, prompt=50, latency_target=40.0))
     found = run(step)
     assert found[1] == 50 and found.get(0, 0) == 0
     assert run(step) == {0: 29, 1: 1}, "29 + 1 rows take 30, three quarters of 40"
@@ -77,15 +77,15 @@ def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
 def test_who_came_later_with_a_target_is_taken_in_first() -> None:
     step = scheduler(LatencyBudget(Linear()), rows=60)
     step.add(request(0, prompt=200))
-    step.add(request(1, prompt=50, target=400.0))
+    step.add(request(1, prompt=50, latency_target=400.0))
     assert run(step) == {1: 50, 0: 10}
 
 
 def test_others_bring_what_the_tightest_target_leaves() -> None:
     step = scheduler(LatencyBudget(Linear()))
     for one in (
-        request(0, prompt=1, target=40.0),
-        request(1, prompt=1, target=16.0),
+        request(0, prompt=1, latency_target=40.0),
+        request(1, prompt=1, latency_target=16.0),
         request(2, prompt=90),
     ):
         step.add(one)
@@ -94,19 +94,19 @@ def test_others_bring_what_the_tightest_target_leaves() -> None:
 
 def test_rows_of_few_groups_cost_less() -> None:
     budget = LatencyBudget(Linear())
-    budget.begin([request(0, target=40.0, groups=1)])
+    budget.begin([request(0, latency_target=40.0, groups=1)])
     assert budget.rows(request(1, groups=1)) == 60
     assert budget.rows(request(1, groups=None)) == 30
     budget.take(request(2, groups=None), 10)
     assert budget.rows(request(1, groups=1)) == 20, "the step runs all groups now"
-    kept = request(3, groups=None, kept=KVHistory(1, 4))
+    kept = request(3, groups=None, kv_from_previous_mode=KVHistory(1, 4))
     assert budget.share(kept, 50) == 20
 
 
 def test_steps_stay_short_for_a_while() -> None:
     timer = Timer()
     budget = LatencyBudget(Linear(), timer)
-    budget.begin([request(0, target=40.0)])
+    budget.begin([request(0, latency_target=40.0)])
     timer.now += LATER - 1
     budget.begin([request(1)])
     assert budget.rows(request(1)) == 30
@@ -121,7 +121,7 @@ def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
     step.add(request(0, prompt=40))
     run(step)
     assert step.running[0].computed == 40
-    step.add(request(1, prompt=64, room=200, target=1.0))
+    step.add(request(1, prompt=64, room=200, latency_target=1.0))
     late, slow = request(2, prompt=40), step.running[0]
     step.add(late)
     gaps: dict[int, list[int]] = {0: [], 2: []}
@@ -137,14 +137,14 @@ def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
 
 def test_only_one_turn_a_step() -> None:
     budget = LatencyBudget(Linear(fixed=100.0))
-    budget.begin([request(0, target=1.0)])
+    budget.begin([request(0, latency_target=1.0)])
     assert budget.share(request(1, skipped_steps=PATIENCE), 500) == LEAST
     assert budget.share(request(2, skipped_steps=PATIENCE + 3), 500) == 0
 
 
 def test_a_remembered_target_stops_nobody() -> None:
     step = scheduler(LatencyBudget(Linear(fixed=100.0), Timer()))
-    step.add(request(0, prompt=1, room=1, target=1.0))
+    step.add(request(0, prompt=1, room=1, latency_target=1.0))
     run(step)
     assert not step.running
     step.add(request(1, prompt=30))
@@ -170,7 +170,7 @@ def test_everybody_ends(
 ) -> None:
     step = scheduler(LatencyBudget(Linear(fixed=fixed)), rows=32, running=running)
     left = [
-        request(n, prompt=size, target=target, groups=groups)
+        request(n, prompt=size, latency_target=target, groups=groups)
         for n, (size, target, groups) in enumerate(prompts)
     ]
     for turn in range(3000):
@@ -186,14 +186,14 @@ def test_everybody_ends(
 
 def test_drafts_are_cut_to_what_fits() -> None:
     budget = LatencyBudget(Linear())
-    budget.begin([request(0, target=40.0)])
+    budget.begin([request(0, latency_target=40.0)])
     budget.take(request(0), 10)
     assert budget.nodes(request(1), 24, among=2) == 10
     assert budget.nodes(request(1), 24, among=1) == 20
-    assert budget.nodes(request(0, target=40.0, may_cut_draft=False), 24, among=2) == 24
-    assert budget.nodes(request(0, target=40.0, may_cut_draft=True), 24, among=2) == 10
+    assert budget.nodes(request(0, latency_target=40.0, may_cut_draft=False), 24, among=2) == 24
+    assert budget.nodes(request(0, latency_target=40.0, may_cut_draft=True), 24, among=2) == 10
     slow = LatencyBudget(Linear(draft=5.0))
-    slow.begin([request(0, target=40.0)])
+    slow.begin([request(0, latency_target=40.0)])
     slow.take(request(0), 10)
     assert slow.nodes(request(1), 24, among=1) == 4, "30 - 10 seconds are left, at 5 a node"
 
@@ -207,12 +207,12 @@ def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
 
     core = EngineCore(model, kv_cache_for(model, 20), DrafterRouter({}), cost_model=Groups())
     for target, groups in ((10.0, None), (4.5, 2), (3.0, 1), (0.1, 0)):
-        one = request(0, target=target, may_cut_groups=True)
+        one = request(0, latency_target=target, may_cut_groups=True)
         core.add(one)
         assert one.groups == groups
         assert bool(one.notes) == (groups is not None)
         assert one.root == (groups, 0, None)
-    untouched = request(0, target=0.1)
+    untouched = request(0, latency_target=0.1)
     core.add(untouched)
     assert untouched.groups is None and not untouched.notes
 
@@ -246,7 +246,7 @@ def test_a_preempted_request_keeps_its_age() -> None:
 
 def test_a_target_still_goes_before_all_others() -> None:
     step = scheduler(LatencyBudget(RunEverything()), running=1)
-    for one in (request(0, 1), request(1, 9), request(2, 30, target=1.0)):
+    for one in (request(0, 1), request(1, 9), request(2, 30, latency_target=1.0)):
         step.add(one)
     assert [work.request.id for work in step.next()] == [2]
 

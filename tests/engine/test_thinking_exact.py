@@ -201,7 +201,7 @@ def test_what_is_forced_is_drafted_for_nothing(moge: Bench) -> None:
     moge.drafters["silent"] = lambda kv: OracleDraft({})
     request = moge.run([ask])[0]
     ends = closing(moge)
-    assert request.tally.runs[0] == request.tally.drafted == len(ends)
+    assert request.spec_stats.runs[0] == request.spec_stats.drafted == len(ends)
     assert answer(request)[: len(ends)] == ends
 
 

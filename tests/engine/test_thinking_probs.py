@@ -94,7 +94,7 @@ def test_the_law_with_a_budget(
 
     asks = [Ask(PROMPT, asked, drafter, 4, groups, seed, bound, rule) for seed in range(RUNS)]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
-    assert sum(r.tally.accepted for r in requests) > RUNS / 20
+    assert sum(r.spec_stats.accepted for r in requests) > RUNS / 20
     texts = [tuple(answer(r)[:LENGTH]) for r in requests]
     joint = text_probs(
         lambda begun: next_probs(begun) if possible(next_probs, begun) else np.zeros(VOCAB),
@@ -124,7 +124,7 @@ def test_a_seed_says_the_same_with_a_budget_whatever_is_drafted(
     for bound in (SOFT, LATE, HARD, Bound(0, closing=WORDS[SO] * 2, opened=True, tags=TAGS)):
         asks = [Ask(PROMPT, hot, drafter, 4, None, n, bound, "reproducible") for n in range(20)]
         requests = bench.run(asks)
-        assert sum(r.tally.accepted for r in requests) > 0
+        assert sum(r.spec_stats.accepted for r in requests) > 0
         for ask, request in zip(asks, requests, strict=True):
             assert answer(request) == answer(bench.alone(ask))
 
@@ -155,7 +155,7 @@ def test_a_draft_model_stops_at_a_token_that_it_cannot_say(bench: Bench) -> None
         asked = params(temperature=heat, max_tokens=10)
         asks = [Ask(PROMPT, asked, "common", 6, None, n, bound, "reproducible") for n in range(8)]
         requests = bench.run(asks)
-        assert sum(r.tally.accepted for r in requests) > 0
+        assert sum(r.spec_stats.accepted for r in requests) > 0
         for ask, request in zip(asks, requests, strict=True):
             assert answer(request) == answer(bench.alone(ask))
             assert answer(request)[2:4] == [1, 1] or CLOSE in answer(request)[:2]

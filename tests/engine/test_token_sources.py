@@ -13,7 +13,7 @@ from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.request import Request
-from fastslow.engine.core.tally import DraftCounts, Tally
+from fastslow.engine.core.spec_decode_stats import DraftCounts, SpecDecodeStats
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Drafter, RequestView, Tree
@@ -50,8 +50,8 @@ def test_a_drafted_token_has_its_drafters_name(bench: Bench) -> None:
     wrong = {len(PROMPT) + n for n in (2, 9)}
     drafter = OracleDraft({0: known}, lambda place: place in wrong)
     request = run(bench, Ask(PROMPT, TWENTY, "oracle", nodes=4), drafter)
-    assert len(set(request.tally.runs)) > 1
-    said = [name for n in request.tally.runs for name in (*["oracle"] * n, "target")]
+    assert len(set(request.spec_stats.runs)) > 1
+    said = [name for n in request.spec_stats.runs for name in (*["oracle"] * n, "target")]
     assert request.sources == said and answer(request) == known[len(PROMPT) :]
     assert run(bench, Ask(PROMPT, TWENTY), drafter).sources == ["target"] * 20
 
@@ -63,8 +63,8 @@ def test_a_drafted_token_that_ends_the_answer_is_the_drafters(bench: Bench) -> N
     ends = TWENTY.model_copy(update={"stop_token_ids": [own[stop]]})
     told = OracleDraft({0: known}, forked=True)
     request = run(bench, Ask(PROMPT, ends, "oracle", nodes=19), told)
-    assert (request.tally.steps, request.stopper.matched) == (1, own[stop])
-    assert request.sources == ["oracle"] * (stop + 1) and request.tally.accepted == stop
+    assert (request.spec_stats.steps, request.stopper.matched) == (1, own[stop])
+    assert request.sources == ["oracle"] * (stop + 1) and request.spec_stats.accepted == stop
 
 
 def test_of_several_drafters_the_one_that_drafted_it(bench: Bench) -> None:
@@ -81,9 +81,9 @@ def test_of_several_drafters_the_one_that_drafted_it(bench: Bench) -> None:
     request = run(bench, Ask(PROMPT, TWENTY, "a|b", nodes=6), merged)
     assert answer(request) == known[len(PROMPT) :]
     assert set(request.sources) <= {"a", "b", "target"} and "a" in request.sources
-    by = request.tally.by_drafter
-    assert sum(counts.accepted for counts in by.values()) == request.tally.accepted > 0
-    assert sum(counts.drafted for counts in by.values()) == request.tally.drafted
+    by = request.spec_stats.by_drafter
+    assert sum(counts.accepted for counts in by.values()) == request.spec_stats.accepted > 0
+    assert sum(counts.drafted for counts in by.values()) == request.spec_stats.drafted
     for name, counts in by.items():
         assert 0 <= request.sources.count(name) - counts.accepted <= 1
         assert counts.accepted == sum(counts.accepted_at) and counts.drafted >= counts.accepted
@@ -101,26 +101,26 @@ def test_what_a_budget_forces_is_forced_whoever_drafts_it(bench: Bench, drafter:
     assert request.sources[6 : close + 1] == ["forced"] * (close - 5)
     assert "forced" not in request.sources[:6] + request.sources[close + 1 :]
     if drafter == "silent":
-        assert list(request.tally.by_drafter) == ["forced"]
-        assert request.tally.by_drafter["forced"].accepted > 0
+        assert list(request.spec_stats.by_drafter) == ["forced"]
+        assert request.spec_stats.by_drafter["forced"].accepted > 0
 
 
 def test_sources_that_do_not_fit_the_nodes_are_refused(bench: Bench) -> None:
     class Wrong(OracleDraft):
         def _tree(self, request: RequestView, nodes: int) -> Tree:
-            return Tree([5, 6], [-1, 0], sources=["a"])
+            return Tree([5, 6], [-1, 0], drafter_names=["a"])
 
     with pytest.raises(ValueError, match="^the drafter named 1 sources for 2 nodes$"):
         run(bench, Ask(PROMPT, TWENTY, "wrong"), Wrong({}))
 
 
 def test_counts_by_position() -> None:
-    tally = Tally()
+    tally = SpecDecodeStats()
     chain = Tree.chain([5, 6, 7])
     tally.add("a", chain, [0, 1])
     tally.add("a", Tree(), [])
     tally.add("a", Tree.chain([5]), [0])
-    mixed = Tree([1, 2, 3, 4], [-1, -1, 1, 2], sources=["a", "b", "b", "a"])
+    mixed = Tree([1, 2, 3, 4], [-1, -1, 1, 2], drafter_names=["a", "b", "b", "a"])
     tally.add("x", mixed, [1, 2, 3])
     assert (tally.steps, tally.drafted, tally.accepted, tally.runs) == (4, 8, 6, [2, 0, 1, 3])
     assert (tally.offered_at, tally.accepted_at) == ([3, 2, 2], [3, 2, 1])
@@ -128,4 +128,4 @@ def test_counts_by_position() -> None:
         "a": DraftCounts(6, 4, [3, 1, 2], [2, 1, 1]),
         "b": DraftCounts(2, 2, [1, 1], [1, 1]),
     }
-    assert (Tally().offered_at, Tally().accepted_at) == ([], [])
+    assert (SpecDecodeStats().offered_at, SpecDecodeStats().accepted_at) == ([], [])

@@ -11,7 +11,7 @@ import pytest
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow import LLM, Answered, Completion, Decided, Mode, Output, Piece, SamplingParams
+from fastslow import LLM, Completion, Decided, Mode, Output, Piece, ResumeState, SamplingParams
 
 OPEN, CLOSE = 3, 4  # <think>, </think>
 CHAT = [{"role": "user", "content": "The quick brown fox"}]
@@ -87,7 +87,7 @@ def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: s
     handles = []
     for cut in range(longest + 1):
         tokens = [one.token_ids[: max(0, cut - 2 * i)] for i, one in enumerate(whole.choices)]
-        answered = Answered(tokens)
+        answered = ResumeState(tokens)
         handles.append(llm.submit(CHAT, wish, mode=mode, answered=answered))
     for cut, handle in enumerate(handles):
         output = handle.result()
@@ -104,7 +104,7 @@ def test_streams_begin_with_all_that_there_is(llm: LLM, name: str, speculation: 
     wish = sampling(name)
     _, whole = streamed(llm, wish, mode="short", speculation=speculation)
     tokens = [one.token_ids[:7] for one in whole.choices]
-    options = {"mode": "short", "speculation": speculation, "answered": Answered(tokens)}
+    options = {"mode": "short", "speculation": speculation, "answered": ResumeState(tokens)}
     pieces, output = streamed(llm, wish, **options)
     same(output, whole)
     for index, one in enumerate(output.choices):
@@ -122,7 +122,7 @@ def test_an_answer_that_is_over_ends_at_once(llm: LLM) -> None:
     wish = sampling("stop")
     whole = llm.generate(CHAT, wish)
     assert {one.finish_reason for one in whole.choices} == {"stop", "length"}
-    answered = Answered([one.token_ids for one in whole.choices])
+    answered = ResumeState([one.token_ids for one in whole.choices])
     output = llm.submit(CHAT, wish, answered=answered).result()
     same(output, whole)
     assert all(one.metrics.steps == 0 for one in output.choices)
@@ -139,7 +139,7 @@ def test_the_chosen_mode_stays(llm: LLM) -> None:
     other = "deep" if decided.mode == "fast" else "fast"
     changed = Decided(other, "it was so", decided.units)
     for one in (decided, changed):
-        answered = Answered([whole.token_ids[:5]], [one])
+        answered = ResumeState([whole.token_ids[:5]], [one])
         pieces, output = streamed(llm, wish, mode="auto", answered=answered)
         assert output.metrics.mode == one.mode and output.metrics.decision == one.why
         again = pieces[0].decided
@@ -159,7 +159,7 @@ def test_experts_that_were_cut_stay_cut(llm: LLM) -> None:
     assert decided is not None and decided.mode == "" and decided.units is not None
     assert whole.metrics.groups == decided.units
     for units in {decided.units, 2}:
-        answered = Answered([whole.token_ids[:6]], [decided._replace(units=units)])
+        answered = ResumeState([whole.token_ids[:6]], [decided._replace(units=units)])
         output = llm.submit(CHAT, wish, mode="quick", answered=answered).result()
         assert output.metrics.groups == units
         if units == decided.units:
@@ -178,7 +178,7 @@ def test_a_thought_that_its_caller_closed_stays_closed(
     def stepped() -> None:
         step()
         for request in core.scheduler.running:
-            if request.tally.steps == steps:
+            if request.spec_stats.steps == steps:
                 request.stop_thinking()
 
     with monkeypatch.context() as patch:
@@ -187,7 +187,7 @@ def test_a_thought_that_its_caller_closed_stays_closed(
     assert whole.metrics.thinking_ended == "caller" and CLOSE in whole.token_ids
     assert whole.choices[0].sources.index("forced") == steps
     for cut in range(steps, len(whole.token_ids) + 1):
-        answered = Answered([whole.token_ids[:cut]], stopped=[steps])
+        answered = ResumeState([whole.token_ids[:cut]], stopped=[steps])
         same(llm.submit(CHAT, wish, mode=mode, answered=answered).result(), whole)
 
 
@@ -197,8 +197,8 @@ def test_what_ends_before_its_first_step_has_all_that_was_answered(llm: LLM) -> 
     whole = llm.generate(CHAT, wish)
     for cut in (1, 4, 16):
         tokens = [one.token_ids[:cut] for one in whole.choices]
-        late = llm.submit(CHAT, wish, answered=Answered(tokens), timeout=1e-6).result()
-        stream = llm.stream(CHAT, wish, answered=Answered(tokens))
+        late = llm.submit(CHAT, wish, answered=ResumeState(tokens), timeout=1e-6).result()
+        stream = llm.stream(CHAT, wish, answered=ResumeState(tokens))
         stream.close()
         for output, reason in ((late, "timeout"), (stream.output, "cancelled")):
             assert output is not None
@@ -210,18 +210,22 @@ def test_what_ends_before_its_first_step_has_all_that_was_answered(llm: LLM) -> 
 
 
 MISFITS: list[tuple[dict[str, Any], Any, str]] = [
-    ({}, "tokens", "^answered='tokens' must be Answered, or None"),
-    ({}, Answered([[5, 320]]), r"^answered.tokens\[0\] holds 320, not an id in 0..319"),
-    ({}, Answered([[5, -1]]), r"^answered.tokens\[0\] holds -1"),
-    ({}, Answered([["a"]]), r"^answered.tokens\[0\] holds 'a'"),  # type: ignore[list-item]
-    ({}, Answered([[True]]), r"^answered.tokens\[0\] holds True"),
-    ({}, Answered([[5], [6]]), "^answered.tokens has 2 entries, and n=1"),
-    ({}, Answered([[5]], [None, None]), "^answered.decided has 2 entries for 1 answers"),
-    ({}, Answered([[5]], stopped=[1, 2]), "^answered.stopped has 2 entries for 1 answers"),
-    ({}, Answered([[5] * 9]), r"has 9 tokens; this call's answer has room for 8"),
-    ({}, Answered([[5] * 10_000]), r"has 10000 tokens; the context is"),
-    ({"stop_token_ids": [7]}, Answered([[5, 7, 6]]), "this answer ends with token 2 of them"),
-    ({"grammar": {"regex": "[0-9]"}}, Answered([[5]]), "the grammar of this call does not allow"),
+    ({}, "tokens", "^answered='tokens' must be ResumeState, or None"),
+    ({}, ResumeState([[5, 320]]), r"^answered.tokens\[0\] holds 320, not an id in 0..319"),
+    ({}, ResumeState([[5, -1]]), r"^answered.tokens\[0\] holds -1"),
+    ({}, ResumeState([["a"]]), r"^answered.tokens\[0\] holds 'a'"),  # type: ignore[list-item]
+    ({}, ResumeState([[True]]), r"^answered.tokens\[0\] holds True"),
+    ({}, ResumeState([[5], [6]]), "^answered.tokens has 2 entries, and n=1"),
+    ({}, ResumeState([[5]], [None, None]), "^answered.decided has 2 entries for 1 answers"),
+    ({}, ResumeState([[5]], stopped=[1, 2]), "^answered.stopped has 2 entries for 1 answers"),
+    ({}, ResumeState([[5] * 9]), r"has 9 tokens; this call's answer has room for 8"),
+    ({}, ResumeState([[5] * 10_000]), r"has 10000 tokens; the context is"),
+    ({"stop_token_ids": [7]}, ResumeState([[5, 7, 6]]), "this answer ends with token 2 of them"),
+    (
+        {"grammar": {"regex": "[0-9]"}},
+        ResumeState([[5]]),
+        "the grammar of this call does not allow",
+    ),
 ]
 
 
@@ -248,18 +252,18 @@ def test_modes_that_cannot_be_continued(
     llm: LLM, mode: str, decided: Sequence[Decided], why: str
 ) -> None:
     with pytest.raises(ValueError, match=why):
-        llm.submit("The quick", mode=mode, answered=Answered([[5]], decided)).result()
+        llm.submit("The quick", mode=mode, answered=ResumeState([[5]], decided)).result()
 
 
 def test_it_is_read_from_plain_values() -> None:
     fields = {"tokens": [[1, 2], []], "decided": [["fast", "short", 2], None], "stopped": [1, None]}
-    read = Answered.of(fields)
-    assert read == Answered([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
+    read = ResumeState.of(fields)
+    assert read == ResumeState([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
     for wrong in ({}, {"tokens": 3}, {"tokens": [[1]], "decided": [["fast"]]}):
         with pytest.raises(ValueError, match="^answered="):
-            Answered.of(wrong)
+            ResumeState.of(wrong)
 
 
 def test_lists_of_prompts_do_not_take_it(llm: LLM) -> None:
     with pytest.raises(ValueError, match="option 'answered' is unknown"):
-        llm.generate(CHAT, answered=Answered([[5]]))  # type: ignore[call-overload]
+        llm.generate(CHAT, answered=ResumeState([[5]]))  # type: ignore[call-overload]

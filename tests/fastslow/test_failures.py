@@ -99,7 +99,7 @@ def test_an_escalation_that_fails_is_told(
 ) -> None:
     owner: Any = llm._core
     owner = {"release": owner.drafter, "take": owner, "step": owner}.get(how, owner.scheduler)
-    name = {"take": "_tell", "step": "_escalate"}.get(how, how)
+    name = {"take": "_notify", "step": "_escalate"}.get(how, how)
     real, tries = getattr(owner, name), itertools.count()
 
     def fail(*arguments: Any) -> Any:

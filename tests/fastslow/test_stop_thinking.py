@@ -55,7 +55,7 @@ class Stop:
     def _stepped(self) -> None:
         self._step()
         for request in self._core.scheduler.running:
-            if request.tally.steps == self._steps:
+            if request.spec_stats.steps == self._steps:
                 self.told.append(request.stop_thinking())
 
 

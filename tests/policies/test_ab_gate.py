@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import Stepped, Tree
+from fastslow.engine.types import StepTiming, Tree
 from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
@@ -107,7 +107,7 @@ def test_only_gate_row_prices_are_compared(price: float, asked: bool) -> None:
         assert all(plans) or not any(plans), "a batch goes one way"
         seconds = 2.0 if any(plans) else 1.0
         plain += not any(plans)
-        controller.note(batch, Stepped(BATCH, seconds, 0.0, BATCH, pure=True))
+        controller.note(batch, StepTiming(BATCH, seconds, 0.0, BATCH, pure=True))
         for policy, nodes in zip(policies, plans):
             policy.record(Tree.chain(range(min(nodes, 1))), [0][:nodes])
     assert (plain > 36 * PHASE) == asked

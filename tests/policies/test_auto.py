@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.choosing import ModeChoice, Situation
+from fastslow.engine.choosing import ModeChoice, PromptFacts
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
-from fastslow.policies.auto import BUILT_IN, Selector, choose, read_selector
+from fastslow.policies.auto import BUILT_IN, LinearModeRouter, choose, read_selector
 from fastslow.policies.features import LABELS, count_words, features
 
 DEEP = [
@@ -41,27 +41,27 @@ FAST = [
 
 @pytest.mark.parametrize("text", DEEP)
 def test_tasks_are_thought_over(text: str) -> None:
-    assert BUILT_IN(Situation(text)).mode == "deep"
+    assert BUILT_IN(PromptFacts(text)).mode == "deep"
 
 
 @pytest.mark.parametrize("text", FAST)
 def test_talk_is_fast(text: str) -> None:
-    assert BUILT_IN(Situation(text)).mode == "fast"
+    assert BUILT_IN(PromptFacts(text)).mode == "fast"
 
 
 def test_the_callers_target_and_a_full_engine_speak_for_fast() -> None:
     text = "Why is the sky blue?"
-    assert BUILT_IN(Situation(text, latency_ms=100)).mode == "fast"
-    assert BUILT_IN(Situation(text, latency_ms=5000)).mode == "deep"
-    assert BUILT_IN(Situation(text, busy=0.9)).mode == "deep"
-    choice = BUILT_IN(Situation(text, busy=2.0))
+    assert BUILT_IN(PromptFacts(text, latency_ms=100)).mode == "fast"
+    assert BUILT_IN(PromptFacts(text, latency_ms=5000)).mode == "deep"
+    assert BUILT_IN(PromptFacts(text, busy=0.9)).mode == "deep"
+    choice = BUILT_IN(PromptFacts(text, busy=2.0))
     assert choice.mode == "fast" and "load -1.0" in choice.why
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.text(max_size=300), st.integers(0, 50), st.floats(0, 10))
 def test_any_text_has_features(text: str, turns: int, busy: float) -> None:
-    seen = features(Situation(text, turns=turns, busy=busy, latency_ms=1.0))
+    seen = features(PromptFacts(text, turns=turns, busy=busy, latency_ms=1.0))
     assert seen.keys() == LABELS.keys()
     assert all(0 <= value <= 20 for value in seen.values())
 
@@ -71,13 +71,13 @@ def test_any_text_has_features(text: str, turns: int, busy: float) -> None:
     [("Hello", 0.0), ("7 + 5", 0.2), ("4827 + 396", 2.5), ("38 * 412", 1.3), ("1" * 99, 10.0)],
 )
 def test_long_numbers_count_by_their_squares(text: str, expected: float) -> None:
-    assert features(Situation(text))["long_numbers"] == pytest.approx(expected)
+    assert features(PromptFacts(text))["long_numbers"] == pytest.approx(expected)
 
 
 def test_a_document_between_does_not_look_like_a_task() -> None:
     article = "The minister said that 3 of 5 plans were == to be dropped; why, nobody knew. " * 60
     seen = features(
-        Situation(f"Sum up this text. {article} Thank you very much indeed. " + "x" * 400)
+        PromptFacts(f"Sum up this text. {article} Thank you very much indeed. " + "x" * 400)
     )
     assert seen["length"] > 9 and seen["numbers"] < 1.5
 
@@ -89,7 +89,7 @@ def test_words_are_counted_in_any_script() -> None:
 
 def test_a_line_says_why_and_adds_up() -> None:
     for text in (*DEEP, *FAST):
-        choice = BUILT_IN(Situation(text))
+        choice = BUILT_IN(PromptFacts(text))
         name, _, rest = choice.why.partition(": ")
         assert name == choice.mode
         terms, _, result = rest.rpartition(" = ")
@@ -100,10 +100,12 @@ def test_a_line_says_why_and_adds_up() -> None:
 
 
 def test_means_and_threshold() -> None:
-    selector = Selector(weights={"length": 1.0}, means={"length": 2.0}, bias=0.5, threshold=1.0)
+    selector = LinearModeRouter(
+        weights={"length": 1.0}, means={"length": 2.0}, bias=0.5, threshold=1.0
+    )
     assert selector.score({"length": 3.0}) == pytest.approx(1.5)
-    assert selector(Situation("a b c d e f g")).mode == "deep"
-    assert selector(Situation("a b c")).mode == "fast"
+    assert selector(PromptFacts("a b c d e f g")).mode == "deep"
+    assert selector(PromptFacts("a b c")).mode == "fast"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_means_and_threshold() -> None:
 )
 def test_a_bad_selector_is_refused(fields: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        Selector(**fields)
+        LinearModeRouter(**fields)
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"auto": fields}), "utf-8")
     with pytest.raises(ValueError, match=re.escape(says)):
@@ -142,12 +144,14 @@ def test_a_bad_file_is_refused(text: str, says: str, tmp_path: Path) -> None:
 
 def test_a_chooser_must_name_a_preset() -> None:
     presets = {"fast": Mode(), "deep": Mode(), "auto": Mode(auto=True)}
-    assert choose(lambda _: "fast", Situation("x"), presets) == ModeChoice("fast", "fast: <lambda>")
+    assert choose(lambda _: "fast", PromptFacts("x"), presets) == ModeChoice(
+        "fast", "fast: <lambda>"
+    )
     for wrong in ("depe", "auto", None, 3, ()):
         with pytest.raises(ValueError, match="which is no preset"):
-            choose(lambda _, w=wrong: w, Situation("x"), presets)  # type: ignore[misc]
+            choose(lambda _, w=wrong: w, PromptFacts("x"), presets)  # type: ignore[misc]
     with pytest.raises(ValueError, match="auto chose 'fast' because of 3, which is no text"):
-        choose(lambda _: ModeChoice("fast", 3), Situation("x"), presets)  # type: ignore[arg-type]
+        choose(lambda _: ModeChoice("fast", 3), PromptFacts("x"), presets)  # type: ignore[arg-type]
 
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -186,9 +190,9 @@ def test_modes_of_a_batch_are_those_alone(llm: LLM) -> None:
 
 
 def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:
-    seen: list[Situation] = []
+    seen: list[PromptFacts] = []
 
-    def mine(situation: Situation) -> str:
+    def mine(situation: PromptFacts) -> str:
         seen.append(situation)
         return "fast"
 
@@ -226,7 +230,7 @@ def test_what_is_no_chooser_is_refused(folder: Path) -> None:
 
 def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    selector = Selector(weights={"digits": 1.0}, threshold=1.5)
+    selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
     path.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
     options: dict[str, Any] = {"kv_memory": "4MiB", "speculation": "off", "progress": False}
     with LLM(folder, auto=path, **options) as llm:
@@ -252,7 +256,7 @@ def test_a_checkpoint_may_bring_its_own_selector(folder: Path, tmp_path: Path) -
     for file in folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     options: dict[str, Any] = {"kv_memory": "4MiB", "speculation": "off", "progress": False}
-    selector = Selector(weights={"digits": 1.0}, threshold=1.5)
+    selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
     for brought, modes in ((selector.model_dump(), ["fast", "deep"]), (None, ["deep", "fast"])):
         (tmp_path / "fastslow.json").write_text(json.dumps({"auto": brought, "modes": {}}), "utf-8")
         with LLM(tmp_path, **options) as llm:

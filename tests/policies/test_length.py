@@ -100,10 +100,12 @@ def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
     model = AcceptanceModel()
     bias = RequestBias(model)
     for _ in range(50):
-        bias.learn(Tree([1], [-1], scores=[0.5], by=[0]), [0])
-        bias.learn(Tree([1], [-1], scores=[0.5], by=[1]), [])
+        bias.learn(Tree([1], [-1], scores=[0.5], drafter_ids=[0]), [0])
+        bias.learn(Tree([1], [-1], scores=[0.5], drafter_ids=[1]), [])
     assert model.chance(1, 0.5, 0) > 0.9 and model.chance(1, 0.5, 1) < 0.1
-    (sure,), (unsure,) = (bias.survival(Tree([1], [-1], scores=[0.5], by=[n])) for n in (0, 1))
+    (sure,), (unsure,) = (
+        bias.survival(Tree([1], [-1], scores=[0.5], drafter_ids=[n])) for n in (0, 1)
+    )
     assert sure > 0.9 and unsure < 0.1
 
 

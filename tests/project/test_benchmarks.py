@@ -21,7 +21,7 @@ from gguf import GGUFReader, dequantize
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from near_tie import Judge
-from peer.engines import EngineError, EngineProcess, read_names
+from peer.engines import EngineClient, EngineError, read_names
 from serve_load.front import CpuSeconds
 from serve_load.simulated import other_share
 from tokenizers_tiny import write_bpe
@@ -391,7 +391,7 @@ def test_an_engine_is_measured_in_a_process_of_its_own(
 
 
 def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
-    child = EngineProcess(Path(sys.executable), "nothing", {}, tmp_path / "log")
+    child = EngineClient(Path(sys.executable), "nothing", {}, tmp_path / "log")
     with pytest.raises(EngineError, match="load: (it ended with code 1|the process is gone), see"):
         child.ask("load", options={})
     child.close()

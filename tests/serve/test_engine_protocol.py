@@ -22,7 +22,7 @@ from serve_engines import (
 
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, Engine, NotReady
-from fastslow.serve.process.engine_process import EngineProcess
+from fastslow.serve.process.engine_process import EngineClient
 
 Run = Callable[[Any], Any]
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def started(kind: str, folder: Path) -> Engine:
     if kind == "local":
         return await settings_of(folder).open()
-    engine = EngineProcess(settings_of(folder))
+    engine = EngineClient(settings_of(folder))
     await engine.start()
     return engine
 

@@ -11,7 +11,7 @@ from fake_engine import FakeEngine, in_pieces, output
 from metrics_client import client, scraped
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from fastslow.engine.core.tally import DraftCounts
+from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.output import Piece
 from fastslow.serve.ask import Ask
 from fastslow.serve.engine import Busy, NotReady

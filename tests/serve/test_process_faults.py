@@ -16,9 +16,9 @@ from serve_engines import LONG, answer_of, asked, idle, settings_of, until, writ
 
 from fastslow.output import GenerationError
 from fastslow.serve.engine import NotReady
-from fastslow.serve.process.engine_process import EngineProcess, Restarts
+from fastslow.serve.process.engine_process import EngineClient, Restarts
 from fastslow.serve.process.heartbeat import Heartbeat
-from fastslow.serve.process.link import EngineLink
+from fastslow.serve.process.link import EngineConnection
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[str]) -> None:
     async def killed() -> None:
-        engine = EngineProcess(settings_of(folder), Restarts(most=3, first=0.01))
+        engine = EngineClient(settings_of(folder), Restarts(most=3, first=0.01))
         with pytest.raises(NotReady, match="the model is loading"):
             print(engine.card)
         await engine.start()
@@ -64,7 +64,7 @@ def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[st
 def test_one_that_hangs_is_killed_and_comes_back(folder: Path, logged: list[str]) -> None:
     async def hung() -> None:
         beat = Heartbeat(every=0.3, missed=5)
-        engine = EngineProcess(settings_of(folder), Restarts(most=3, first=0.01), heartbeat=beat)
+        engine = EngineClient(settings_of(folder), Restarts(most=3, first=0.01), heartbeat=beat)
         await engine.start()
         right = (await answer_of(engine, asked())).token_ids
         task = asyncio.create_task(answer_of(engine, asked("other", LONG)))
@@ -95,7 +95,7 @@ class BrokenLink:
 
 def test_one_whose_engine_broke_is_noticed() -> None:
     async def watched() -> str:
-        return await Heartbeat(every=60.0).watch(cast(EngineLink, BrokenLink()))
+        return await Heartbeat(every=60.0).watch(cast(EngineConnection, BrokenLink()))
 
     assert asyncio.run(watched()) == "lives on without its engine, which broke"
 
@@ -118,7 +118,7 @@ def test_an_engine_that_broke_is_not_ready(folder: Path) -> None:
 
 def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:
     async def given_up() -> str:
-        engine = EngineProcess(settings_of(folder), Restarts(most=1))
+        engine = EngineClient(settings_of(folder), Restarts(most=1))
         await engine.start()
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
@@ -135,7 +135,7 @@ def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     async def missing() -> None:
-        await EngineProcess(settings_of(tmp_path / "missing")).start()
+        await EngineClient(settings_of(tmp_path / "missing")).start()
 
     with pytest.raises(ValueError, match="is no folder, no GGUF file and no built-in"):
         asyncio.run(missing())
@@ -145,7 +145,7 @@ def test_one_that_dies_while_it_loads_is_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def dies() -> None:
-        engine = EngineProcess(settings_of(folder))
+        engine = EngineClient(settings_of(folder))
         start = asyncio.create_task(engine.start())
         await until(lambda: engine.pid is not None)
         assert engine.pid is not None
@@ -160,10 +160,10 @@ PARENT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from serve_engines import asked, first_of, settings_of
-from fastslow.serve.process.engine_process import EngineProcess
+from fastslow.serve.process.engine_process import EngineClient
 
 async def main():
-    engine = EngineProcess(settings_of(Path(sys.argv[1])))
+    engine = EngineClient(settings_of(Path(sys.argv[1])))
     await engine.start()
     async for piece in engine.stream(asked(tokens=4000)):
         print(engine.pid, flush=True)
@@ -203,7 +203,7 @@ def test_it_ends_where_only_the_connection_is_closed(folder: Path) -> None:
     """As when the server is gone on a system that does not say so."""
 
     async def closed() -> str:
-        engine = EngineProcess(settings_of(folder), Restarts(most=1))
+        engine = EngineClient(settings_of(folder), Restarts(most=1))
         await engine.start()
         link = engine._link
         assert link is not None
@@ -215,7 +215,7 @@ def test_it_ends_where_only_the_connection_is_closed(folder: Path) -> None:
 
 def test_a_slow_reader_holds_up_nobody_and_misses_nothing(folder: Path) -> None:
     async def slow() -> None:
-        engine = EngineProcess(settings_of(folder))
+        engine = EngineClient(settings_of(folder))
         await engine.start()
         ask = asked("slow", 600)
         async with aclosing(engine.stream(ask)) as pieces:
@@ -235,7 +235,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(folder: Path) -> None:
 
 def test_who_reads_nothing_for_long_is_cut(folder: Path) -> None:
     async def cut() -> None:
-        engine = EngineProcess(settings_of(folder), unread=0.05)
+        engine = EngineClient(settings_of(folder), unread=0.05)
         await engine.start()
         async with aclosing(engine.stream(asked(tokens=LONG))) as pieces:
             await anext(pieces)

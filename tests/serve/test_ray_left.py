@@ -14,7 +14,7 @@ from fastslow.serve.process.frames import packed
 from fastslow.serve.ray import engine
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import RayEngine
-from fastslow.serve.ray.left_calls import LeftCalls
+from fastslow.serve.ray.left_calls import AbandonedCalls
 from fastslow.serve.ray.messages import Accepted
 
 
@@ -77,7 +77,7 @@ def test_a_call_that_nobody_takes_is_not_waited_for(monkeypatch: pytest.MonkeyPa
         with pytest.raises(NotReady, match=r"no replica took the request within 0\.05 s"):
             await pieces_of(own, asked())
         await own._left.close(5.0)
-        left, response = LeftCalls(0.05), Response()
+        left, response = AbandonedCalls(0.05), Response()
         first = asyncio.ensure_future(response.__anext__())
         left.leave(response, first)
         await left.close(5.0)

@@ -15,7 +15,7 @@ from serve_tools import client_of
 from fastslow.serve.app import create_app
 from fastslow.serve.engine import Engine
 from fastslow.serve.engine_settings import EngineSettings
-from fastslow.serve.process.engine_process import EngineProcess, Restarts
+from fastslow.serve.process.engine_process import EngineClient, Restarts
 from fastslow.tools.cli.serve_options import ServeOptions
 from fastslow.tools.cli.warm_file import read_warm
 
@@ -52,8 +52,8 @@ async def cached(engine: Engine, question: str, **fields: Any) -> tuple[int, int
 def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> None:
     async def main() -> None:
         settings = warm(folder, "deep", "fast")
-        engine: Engine = await settings.open() if kind == "local" else EngineProcess(settings)
-        if isinstance(engine, EngineProcess):
+        engine: Engine = await settings.open() if kind == "local" else EngineClient(settings)
+        if isinstance(engine, EngineClient):
             engine._restarts = Restarts(first=0.01)
             await engine.start()
         assert (await engine.stats())["pages_pinned"] > 0
@@ -64,7 +64,7 @@ def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> 
         again, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
         other, _ = await cached(engine, "What is it? " * 5, cache_salt="them")
         assert again > own >= other, "what is asked behind it is the caller's own"
-        if isinstance(engine, EngineProcess):
+        if isinstance(engine, EngineClient):
             assert engine.pid is not None
             os.kill(engine.pid, signal.SIGKILL)
             await until(lambda: not engine.ready)

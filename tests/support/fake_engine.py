@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
-from fastslow.engine.core.tally import DraftCounts
+from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Completion, Metrics, Output, Piece
 from fastslow.serve.ask import Ask

@@ -25,14 +25,14 @@ from fastslow import (
     Piece,
     PieceStream,
     Prompt,
+    PromptFacts,
     RequestHandle,
     SamplingParams,
-    Situation,
     Speculation,
 )
 
 
-def by_length(situation: Situation) -> ModeChoice:
+def by_length(situation: PromptFacts) -> ModeChoice:
     return ModeChoice("deep" if situation.words > 50 else "fast", f"{situation.words} words")
 
 

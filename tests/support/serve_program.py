@@ -14,7 +14,7 @@ from fastslow.serve.app import create_app
 from fastslow.serve.engine import Engine, ModelCard, NotReady
 from fastslow.serve.listen import address_of, listen
 from fastslow.serve.loop import run
-from fastslow.serve.process.engine_process import EngineProcess
+from fastslow.serve.process.engine_process import EngineClient
 from fastslow.serve.server import serve
 
 
@@ -36,7 +36,7 @@ async def _texts(engine: Engine, tokens: int) -> AsyncIterator[str]:
 
 async def main() -> None:
     with listen("127.0.0.1", 0) as listener:
-        engine = EngineProcess(settings_of(Path(sys.argv[1])))
+        engine = EngineClient(settings_of(Path(sys.argv[1])))
         app = create_app(engine)
         app.add_api_route("/stream", stream)
         print(address_of(listener), flush=True)

@@ -20,7 +20,7 @@ from gguf_tools import matrices, write_gguf
 from tokenizers_tiny import write_bpe
 
 from fastslow.output import Completion, Metrics, Piece
-from fastslow.policies.auto import Selector
+from fastslow.policies.auto import LinearModeRouter
 from fastslow.tools.cli import screen
 from fastslow.tools.cli.app import main
 from fastslow.tools.cli.screen import StreamedAnswer, figures
@@ -194,7 +194,7 @@ def test_mode_auto_goes_by_a_file(
     moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned = tmp_path / "tuned.json"
-    selector = Selector(weights={"digits": 1.0}, threshold=1.5)
+    selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
     tuned.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
     few = ("--model", moge, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
     for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):

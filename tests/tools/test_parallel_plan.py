@@ -16,7 +16,7 @@ from test_cli import PANGU_72B, run
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.cuts import Over
+from fastslow.engine.model.shard_rules import ShardAxis
 from fastslow.engine.model.tensors import cut_of, expert_of, parameters, tensor_shapes
 from fastslow.engine.parallel.commands import (
     Command,
@@ -53,14 +53,14 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     places = RankShard.all(config, parallel)
     a, dp_ranks = places[0].attention, places[0].dp_ranks
     copies = {
-        Over.NOBODY: parallel.ranks,
-        Over.ALL: 1,
-        Over.HEADS: dp_ranks,
-        Over.KV_HEADS: dp_ranks * max(1, a // config.kv_heads),
-        Over.EXPERTS: 1,
-        Over.FIRST_OF_ALL: 1,
-        Over.FIRST_OF_HEADS: dp_ranks,
-        Over.FIRST_OF_EXPERTS: 1,
+        ShardAxis.NOBODY: parallel.ranks,
+        ShardAxis.ALL: 1,
+        ShardAxis.HEADS: dp_ranks,
+        ShardAxis.KV_HEADS: dp_ranks * max(1, a // config.kv_heads),
+        ShardAxis.EXPERTS: 1,
+        ShardAxis.FIRST_OF_ALL: 1,
+        ShardAxis.FIRST_OF_HEADS: dp_ranks,
+        ShardAxis.FIRST_OF_EXPERTS: 1,
     }
     for name, shape in tensor_shapes(config).items():
         held = np.zeros(shape, dtype=np.int64)
@@ -68,9 +68,9 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
             for part in place.parts(name, shape):
                 held[part] += 1
         over, queries = cut_of(name).over, config.heads * config.head_dim
-        if over is Over.QKV:
-            assert (held[:queries] == copies[Over.HEADS]).all(), name
-            held, over = held[queries:], Over.KV_HEADS
+        if over is ShardAxis.QKV:
+            assert (held[:queries] == copies[ShardAxis.HEADS]).all(), name
+            held, over = held[queries:], ShardAxis.KV_HEADS
         assert (held == copies[over]).all(), name
 
 

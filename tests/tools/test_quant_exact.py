@@ -79,7 +79,7 @@ def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Sett
     requests = bench.run(asks, setting)
     for ask, request in zip(asks, requests, strict=True):
         assert answer(request) == answer(bench.alone(ask)), ask.drafter
-    assert sum(request.tally.accepted for request in requests) > 20
+    assert sum(request.spec_stats.accepted for request in requests) > 20
 
 
 def test_accepted_rows_that_move_keep_their_bits(bench: Bench) -> None:
@@ -92,4 +92,4 @@ def test_accepted_rows_that_move_keep_their_bits(bench: Bench) -> None:
         requests = bench.run(asks, setting)
         for ask, request in zip(asks, requests, strict=True):
             assert answer(request) == answer(bench.alone(ask))
-        assert sum(request.tally.accepted for request in requests) > 20
+        assert sum(request.spec_stats.accepted for request in requests) > 20

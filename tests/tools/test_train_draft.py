@@ -93,8 +93,8 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     asks = [Ask((first, 4, 5), drafter="head", nodes=3) for first in range(3, 7)]
     requests = own.run(asks)
     assert [answer(r) for r in requests] == [answer(own.alone(ask)) for ask in asks]
-    drafted = sum(r.tally.drafted for r in requests)
-    assert sum(r.tally.accepted for r in requests) > 0.2 * drafted
+    drafted = sum(r.spec_stats.drafted for r in requests)
+    assert sum(r.spec_stats.accepted for r in requests) > 0.2 * drafted
 
 
 def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ async def _serve(
     from fastslow.serve.continued_engine import ContinuedEngine
     from fastslow.serve.engine import Engine, StartedEngine
     from fastslow.serve.listen import address_of
-    from fastslow.serve.process.engine_process import EngineProcess
+    from fastslow.serve.process.engine_process import EngineClient
     from fastslow.serve.server import serve as serve_app
     from fastslow.tools.cli.screen import errors
 
@@ -101,7 +101,7 @@ async def _serve(
     if options.in_process:
         engine: Engine = await settings.open()
     elif replicas.replicas is None:
-        engine = behind = EngineProcess(settings)
+        engine = behind = EngineClient(settings)
     else:
         several = _several(settings, replicas, options.drain_seconds, operations.log_environment())
         engine, behind = ContinuedEngine(several), several

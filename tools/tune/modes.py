@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fastslow.engine.choosing import Situation
+from fastslow.engine.choosing import PromptFacts
 from fastslow.engine.params import Escalation, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import Output
-from fastslow.policies.auto import BUILT_IN, Selector
+from fastslow.policies.auto import BUILT_IN, LinearModeRouter
 from fastslow.policies.features import LABELS, count_words, features
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
@@ -42,7 +42,7 @@ class ModesFound:
     pairs: list[Pair]
     keep: float  # share of the better mode's gain to keep
     figures: dict[str, Figures]
-    selector: Selector
+    selector: LinearModeRouter
     escalation: Escalation | None
     frontier: list[Figures]  # of the selector, by its threshold
     escalations: list[Figures]  # of escalation, by its settings
@@ -172,7 +172,7 @@ def find(
     cut = fitting.cheapest(scores, below, outcomes.aim(keep))
     varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
-    selector = Selector(
+    selector = LinearModeRouter(
         between=between,
         weights={names[i]: float(fitted.weights[i]) for i in known}
         | {n: w for n, w in BUILT_IN.weights.items() if n in ("urgency", "load")},
@@ -203,12 +203,12 @@ def find(
     )
 
 
-def situation(task: Task) -> Situation:
+def situation(task: Task) -> PromptFacts:
     """What a mode selector would see of a task."""
     texts = [message["content"] for message in task.prompt]
     asked = [m["content"] for m in task.prompt if m["role"] == "user"]
     turns = max(0, sum(m["role"] != "system" for m in task.prompt) - 1)
-    return Situation((asked or texts)[-1], turns, count_words(" ".join(texts)))
+    return PromptFacts((asked or texts)[-1], turns, count_words(" ".join(texts)))
 
 
 def answer_tasks(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastslow.engine.model.cuts import Cuts
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.fused import Fused
 from fastslow.engine.model.layer_shapes import Shapes, decoder_layer
 from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.shard_rules import Cuts
 
 GGUF_TOP = {  # tensors of every architecture, without the ending .weight
     "token_embd": "model.embed_tokens",

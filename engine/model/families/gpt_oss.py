@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fastslow.engine.model import mxfp4
-from fastslow.engine.model.cuts import ATTENTION, EXPERT, MLP, Cut, Over
 from fastslow.engine.model.expected import Expected
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.families.decoder import (
@@ -22,6 +21,7 @@ from fastslow.engine.model.fields import MOST_EXPERTS, MOST_WIDTH, boolean, inte
 from fastslow.engine.model.fused import Fused
 from fastslow.engine.model.rope_scaling import RopeScaling
 from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, Router
+from fastslow.engine.model.shard_rules import ATTENTION, EXPERT, MLP, ShardAxis, ShardRule
 
 THETA = 150000.0
 YARN = {
@@ -124,10 +124,10 @@ FAMILY = Family(
         given={"rope_scaling.truncate": False},
     ),
     (
-        (ATTENTION + r"sinks", Cut(Over.HEADS, 0)),
-        (MLP + r"gate\.bias", Cut(Over.NOBODY)),
-        (EXPERT + r"(gate|up)_proj\.bias", Cut(Over.EXPERTS, 0)),
-        (EXPERT + r"down_proj\.bias", Cut(Over.FIRST_OF_EXPERTS)),
+        (ATTENTION + r"sinks", ShardRule(ShardAxis.HEADS, 0)),
+        (MLP + r"gate\.bias", ShardRule(ShardAxis.NOBODY)),
+        (EXPERT + r"(gate|up)_proj\.bias", ShardRule(ShardAxis.EXPERTS, 0)),
+        (EXPERT + r"down_proj\.bias", ShardRule(ShardAxis.FIRST_OF_EXPERTS)),
     ),
     canonical=canonical,
     fused=fused,

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.cuts import ATTENTION, LAYER, MLP, Cut, Over
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.families.decoder import decoder, dense_layers
 from fastslow.engine.model.families.family import Family
@@ -28,6 +27,7 @@ from fastslow.engine.model.fields import (
 )
 from fastslow.engine.model.layer_shapes import Shapes, expert_shapes, mlp_shapes
 from fastslow.engine.model.shape import DecoderShape, PanguV2Config, Router
+from fastslow.engine.model.shard_rules import ATTENTION, LAYER, MLP, ShardAxis, ShardRule
 
 MOST_SINKS = 65_536
 MOST_SCALE = 1e6
@@ -176,12 +176,12 @@ FAMILY = Family(
     layer_shapes=layer_shapes,
     draft_shapes=draft_shapes,
     cuts=(
-        (LAYER + r"(pre|post)_mlp_layernorm\.weight", Cut(Over.NOBODY)),
-        (ATTENTION + r"qkv_proj\.weight", Cut(Over.QKV, 0)),
-        (ATTENTION + r"k_layernorm\.weight", Cut(Over.NOBODY)),
-        (ATTENTION + r"param_sink_(key|value)", Cut(Over.KV_HEADS, 1)),
-        (MLP + r"gate\.e_score_correction_bias", Cut(Over.NOBODY)),
-        (MLP + r"shared_experts\.(gate|up)_proj\.weight", Cut(Over.ALL, 0)),
-        (MLP + r"shared_experts\.down_proj\.weight", Cut(Over.ALL, 1)),
+        (LAYER + r"(pre|post)_mlp_layernorm\.weight", ShardRule(ShardAxis.NOBODY)),
+        (ATTENTION + r"qkv_proj\.weight", ShardRule(ShardAxis.QKV, 0)),
+        (ATTENTION + r"k_layernorm\.weight", ShardRule(ShardAxis.NOBODY)),
+        (ATTENTION + r"param_sink_(key|value)", ShardRule(ShardAxis.KV_HEADS, 1)),
+        (MLP + r"gate\.e_score_correction_bias", ShardRule(ShardAxis.NOBODY)),
+        (MLP + r"shared_experts\.(gate|up)_proj\.weight", ShardRule(ShardAxis.ALL, 0)),
+        (MLP + r"shared_experts\.down_proj\.weight", ShardRule(ShardAxis.ALL, 1)),
     ),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastslow.engine.model.cuts import HEAD_NORM_CUTS
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.families.decoder import decoder
 from fastslow.engine.model.families.family import (
@@ -16,6 +15,7 @@ from fastslow.engine.model.families.family import (
 from fastslow.engine.model.families.qwen2 import late_windows
 from fastslow.engine.model.fields import boolean
 from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.shard_rules import HEAD_NORM_CUTS
 
 
 def read(raw: ConfigJson) -> DecoderShape:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastslow.engine.model.cuts import HEAD_NORM_CUTS
 from fastslow.engine.model.families.config_json import ConfigJson
 from fastslow.engine.model.families.decoder import dense_layers, window_of
 from fastslow.engine.model.families.family import (
@@ -17,6 +16,7 @@ from fastslow.engine.model.families.family import (
 from fastslow.engine.model.families.qwen3 import normed
 from fastslow.engine.model.fields import MOST_EXPERTS, MOST_WIDTH, boolean, count, integer
 from fastslow.engine.model.shape import DecoderShape, Router
+from fastslow.engine.model.shard_rules import HEAD_NORM_CUTS
 
 
 def read(raw: ConfigJson) -> DecoderShape:

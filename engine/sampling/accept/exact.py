@@ -13,13 +13,13 @@ from fastslow.engine.types import Floats, OneHot, Probs, Tree
 TargetProbsAt = Sequence[Probs]
 """Of a tree of n nodes, n+1 entries: after the last committed token, then after each node."""
 
-Place = Callable[[int], np.random.Generator]
+RngAt = Callable[[int], np.random.Generator]
 """Accepted tokens so far -> the uniform stream of that place in the request's text."""
 
 Accepted = tuple[list[int], int]
 """Accepted nodes, root to leaf, and one more token, from the target."""
 
-Rule = Callable[[Tree, TargetProbsAt, Place], Accepted]
+Rule = Callable[[Tree, TargetProbsAt, RngAt], Accepted]
 """(tree, target probabilities, where draws come from) -> what is accepted.
 
 A rule is exact if these tokens, and later tokens drawn from the target, have the joint probability
@@ -68,7 +68,7 @@ def pick(probs: Probs, draws: np.random.Generator) -> int:
     return probs.token if isinstance(probs, OneHot) else draw(probs, draws)
 
 
-def tokenwise(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
+def tokenwise(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
     """Walk from the root. Node x, sampled from q, is kept with probability min(1, p(x)/q(x)); if it
     is not, p becomes the residual max(p - q, 0) for its siblings, and for the last token where none
     is kept.
@@ -97,7 +97,7 @@ def tokenwise(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted
     return path, pick(probs, draws)
 
 
-def follow_target(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
+def follow_target(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
     """Draw the target's token at every place; a child that is this token is accepted.
 
     The token at a place depends on the target's probabilities there and on one uniform number of
@@ -123,12 +123,12 @@ def follow_target(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Acce
     return path, token
 
 
-def token_at(probs: Probs, place: Place, depth: int) -> int:
+def token_at(probs: Probs, place: RngAt, depth: int) -> int:
     """The target's own token after `depth` accepted ones."""
     return probs.token if isinstance(probs, OneHot) else draw(probs, place(depth))
 
 
-def block(tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
+def block(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
     """Accept the deepest node that the target can pay for, looking at leaves first.
 
     On chains this is block verification (Sun et al. 2025, arXiv 2403.10444), which keeps at least

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastslow.engine.sampling.accept.exact import Accepted, Place, TargetProbsAt, token_at, weight
+from fastslow.engine.sampling.accept.exact import Accepted, RngAt, TargetProbsAt, token_at, weight
 from fastslow.engine.types import OneHot, Probs, Tree
 
 
@@ -39,7 +39,7 @@ class LossyTypical:
         if not 0.0 < self.delta <= 1.0:
             raise ValueError(f"delta={self.delta} must be above 0 and at most 1")
 
-    def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
+    def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
         bars: dict[int, float] = {}  # what is asked of a node's children, where that is unclear
         ranks: list[tuple[int, float] | None] = [(0, 0.0)]  # root, nodes: depth and log-likelihood
         for x, parent in zip(tree.tokens, tree.parents):
@@ -108,7 +108,7 @@ class LossyStepwise:
         if not 0.0 < self.least <= 1.0:
             raise ValueError(f"least={self.least} must be above 0 and at most 1")
 
-    def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: Place) -> Accepted:
+    def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
         path = self._kept(tree, target_probs)
         node = path[-1] if path else -1
         token = token_at(target_probs[node + 1], place, len(path))

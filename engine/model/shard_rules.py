@@ -6,7 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 
-class Over(Enum):
+class ShardAxis(Enum):
     """Which ranks share a tensor's cut axis, and in units of what."""
 
     NOBODY = "every rank holds all of it"
@@ -20,7 +20,7 @@ class Over(Enum):
     FIRST_OF_EXPERTS = "held by the first of the ranks that share the expert alone"
 
 
-class Cut(NamedTuple):
+class ShardRule(NamedTuple):
     """How a tensor is cut where several ranks share a model. axis: None where it is not cut.
 
     Matrices are [out, in]. Cutting the outs of one matrix and the ins of the next (Megatron-LM,
@@ -28,11 +28,11 @@ class Cut(NamedTuple):
     is whole.
     """
 
-    over: Over
+    over: ShardAxis
     axis: int | None = None
 
 
-Cuts = tuple[tuple[str, Cut], ...]  # a pattern of names, and their cut
+Cuts = tuple[tuple[str, ShardRule], ...]  # a pattern of names, and their cut
 
 LAYER = r"model\.layers\.\d+\."
 ATTENTION = LAYER + r"self_attn\."
@@ -40,18 +40,18 @@ MLP = LAYER + r"mlp\."
 EXPERT = MLP + r"experts\.(\d+)\."
 
 DECODER_CUTS: Cuts = (
-    (r"model\.embed_tokens\.weight|lm_head\.weight", Cut(Over.ALL, 0)),
-    (r"model\.norm\.weight", Cut(Over.NOBODY)),
-    (LAYER + r"(input|post_attention)_layernorm\.weight", Cut(Over.NOBODY)),
-    (ATTENTION + r"q_proj\.(weight|bias)", Cut(Over.HEADS, 0)),
-    (ATTENTION + r"[kv]_proj\.(weight|bias)", Cut(Over.KV_HEADS, 0)),
-    (ATTENTION + r"o_proj\.weight", Cut(Over.HEADS, 1)),
-    (ATTENTION + r"o_proj\.bias", Cut(Over.FIRST_OF_HEADS)),
-    (MLP + r"gate\.weight", Cut(Over.NOBODY)),
-    (EXPERT + r"(gate|up)_proj\.weight", Cut(Over.EXPERTS, 0)),
-    (EXPERT + r"down_proj\.weight", Cut(Over.EXPERTS, 1)),
-    (MLP + r"(shared_expert\.)?(gate|up)_proj\.(weight|bias)", Cut(Over.ALL, 0)),
-    (MLP + r"(shared_expert\.)?down_proj\.weight", Cut(Over.ALL, 1)),
-    (MLP + r"down_proj\.bias", Cut(Over.FIRST_OF_ALL)),
+    (r"model\.embed_tokens\.weight|lm_head\.weight", ShardRule(ShardAxis.ALL, 0)),
+    (r"model\.norm\.weight", ShardRule(ShardAxis.NOBODY)),
+    (LAYER + r"(input|post_attention)_layernorm\.weight", ShardRule(ShardAxis.NOBODY)),
+    (ATTENTION + r"q_proj\.(weight|bias)", ShardRule(ShardAxis.HEADS, 0)),
+    (ATTENTION + r"[kv]_proj\.(weight|bias)", ShardRule(ShardAxis.KV_HEADS, 0)),
+    (ATTENTION + r"o_proj\.weight", ShardRule(ShardAxis.HEADS, 1)),
+    (ATTENTION + r"o_proj\.bias", ShardRule(ShardAxis.FIRST_OF_HEADS)),
+    (MLP + r"gate\.weight", ShardRule(ShardAxis.NOBODY)),
+    (EXPERT + r"(gate|up)_proj\.weight", ShardRule(ShardAxis.EXPERTS, 0)),
+    (EXPERT + r"down_proj\.weight", ShardRule(ShardAxis.EXPERTS, 1)),
+    (MLP + r"(shared_expert\.)?(gate|up)_proj\.(weight|bias)", ShardRule(ShardAxis.ALL, 0)),
+    (MLP + r"(shared_expert\.)?down_proj\.weight", ShardRule(ShardAxis.ALL, 1)),
+    (MLP + r"down_proj\.bias", ShardRule(ShardAxis.FIRST_OF_ALL)),
 )
-HEAD_NORM_CUTS: Cuts = ((ATTENTION + r"[qk]_norm\.weight", Cut(Over.NOBODY)),)
+HEAD_NORM_CUTS: Cuts = ((ATTENTION + r"[qk]_norm\.weight", ShardRule(ShardAxis.NOBODY)),)

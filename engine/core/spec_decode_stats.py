@@ -49,7 +49,7 @@ class DraftCounts:
 
 
 @dataclass(slots=True)
-class Tally:
+class SpecDecodeStats:
     """What happened to one request."""
 
     steps: int = 0  # forwards that gave tokens
@@ -90,7 +90,7 @@ class Tally:
         self.depths.append(depth)
         self.drafted += len(tree.tokens)
         self.accepted += len(accepted)
-        sources = tree.sources
+        sources = tree.drafter_names
         if sources is not None and sources.count(sources[0]) == len(sources):  # as mostly
             drafter, sources = sources[0], None
         if sources is None:
