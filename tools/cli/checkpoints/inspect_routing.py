@@ -15,65 +15,51 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.models.locate import resolve_model
-from fastslow.tools.cli.options import RoutingOptions
+from fastslow.tools.cli.checkpoints.inspect import RoutingOptions
 from fastslow.tools.cli.screen import console, show
 from fastslow.tools.prompts import read_prompts
-from fastslow.tools.routing.balance import KINDS, ROUTERS, Balance, ExpertLoad, measure, per_rank
-from fastslow.tools.routing.report import NAMES, page
-from fastslow.tools.routing.scores import RouterWeights, load_decoder, router_scores
+from fastslow.tools.routing import (
+    KINDS,
+    ROUTERS,
+    Balance,
+    ExpertLoad,
+    RouterWeights,
+    load_decoder,
+    measure,
+    per_rank,
+    router_scores,
+)
 
-Texts = list[tuple[list[int], int]]  # tokens, and how many are the prompt's
+NAMES = {"grouped": "MoGE", "ungrouped": "ungrouped"}
 
 
 def show_routing(model: str, prompts: Path, options: RoutingOptions, as_json: bool) -> None:
     """Measure and print.
 
     Raises:
-        ValueError: a dense model, a gate that is not of the form 64x8, ranks that do not fit.
+        ValueError: a dense model, or ranks that do not divide its experts.
     """
     folder = resolve_model(model)
-    own = RouterWeights.of(ModelConfig.from_folder(folder))
-    random = None if options.gate is None else _gate(options.gate)
-    gate = random or own
+    gate = RouterWeights.of(ModelConfig.from_folder(folder))
     if gate.experts % options.ranks:
         raise ValueError(f"ranks={options.ranks} must divide the {gate.experts} experts")
-    texts = _texts(folder, prompts, options)
-    scores = router_scores(load_decoder(folder), bar(texts, "Reading router scores"), random)
+    conversations = read_prompts(prompts, options.prompts)
+    with LLM(folder, kv_memory="512MiB") as llm:
+        outputs = llm.generate(conversations, SamplingParams(max_tokens=max(1, options.answer)))
+    answers = [(o.prompt_token_ids, o.choices[0].token_ids) for o in outputs]
+    # the last token of an answer is never run through the model
+    texts = [(p + list(a[: max(0, options.answer - 1)]), len(p)) for p, a in answers]
+    scores = router_scores(load_decoder(folder), bar(texts, "Reading router scores"))
     balance = measure(scores, gate, options.ranks, options.batch)
-    router = "its own routers" if random is None else f"random routers {options.gate}"
-    if options.picture is not None:
-        title = f"Load of experts: {model}, {router}, {len(texts)} prompts of {prompts.name}"
-        options.picture.write_text(page(balance, title), "utf-8")
     if as_json:
         console().out(json.dumps(_record(balance)), highlight=False)
         return
     console().print(
-        f"{model}, {router}: {gate.experts} experts in {gate.groups} group(s), {gate.chosen} a token; "
+        f"{model}: {gate.experts} experts in {gate.groups} group(s), {gate.chosen} a token; "
         f"{options.ranks} ranks; {len(texts)} prompts"
     )
-    for table in (_deviations(balance), _ranks(balance), _experts(balance)):
-        show(table)
-    if options.picture is not None:
-        console().print(f"wrote {options.picture}")
-
-
-def _texts(folder: Path, prompts: Path, options: RoutingOptions) -> Texts:
-    """The prompts with their answers."""
-    conversations = read_prompts(prompts, options.prompts)
-    with LLM(folder, kv_memory="512MiB") as llm:
-        outputs = llm.generate(conversations, SamplingParams(max_tokens=max(1, options.answer)))
-    texts = [(o.prompt_token_ids, o.choices[0].token_ids) for o in outputs]
-    # the last token of an answer is never run through the model
-    return [(p + list(a[: max(0, options.answer - 1)]), len(p)) for p, a in texts]
-
-
-def _gate(words: str) -> RouterWeights:
-    experts, _, groups = words.partition("x")
-    if not (experts.isdecimal() and groups.isdecimal()) or not int(groups):
-        raise ValueError(f"gate={words!r} must be experts x groups, as 64x8")
-    if not int(experts) or int(experts) % int(groups):
-        raise ValueError(f"gate={words!r}: {experts} experts do not split into {groups} groups")
-    return RouterWeights(int(experts), int(groups), int(groups))
+    show(_deviations(balance))
+    show(_ranks(balance))
 
 
 def _deviations(balance: Balance) -> Table:
@@ -105,17 +91,6 @@ def _ranks(balance: Balance) -> Table:
         total = load.experts.sum(0)
         cells = [" ".join(str(n) for n in per_rank(total, parts)) for parts in nouns.values()]
         table.add_row(kind, NAMES[router], *cells)
-    return table
-
-
-def _experts(balance: Balance) -> Table:
-    """Shares of an even load, per layer and expert: quantiles, and experts that no row met."""
-    table = Table("rows", "choice", "least", "1/4", "median", "3/4", "most", "unused")
-    for kind, router, load in _loads(balance):
-        even = load.experts / load.experts.mean(-1, keepdims=True)
-        quantiles = (f"{q:.0%}" for q in np.quantile(even, (0, 0.25, 0.5, 0.75, 1)))
-        table.add_row(kind, NAMES[router], *quantiles, str((load.experts == 0).sum()))
-    table.caption = "tokens per expert of a layer, over an even load"
     return table
 
 
