@@ -1,4 +1,4 @@
-"""Options of commands, made from the models that they fill: name, type, default and help come from the field."""
+"""OptionFields of commands, made from the models that they fill: name, type, default and help come from the field."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIMPLE = (bool, int, float, str, Path)
 PATHS = ("model", "own", "source", "target")  # arguments of type str that may be paths
 
 
-class Options:
+class OptionFields:
     """Which fields of a model become options, and their panel: the metadata of an `Annotated` model.
 
     Args:
@@ -55,13 +55,15 @@ class Options:
         self.defaults = defaults
 
 
-def options_of(model: type[BaseModel], which: Options | None = None) -> list[inspect.Parameter]:
+def options_of(
+    model: type[BaseModel], which: OptionFields | None = None
+) -> list[inspect.Parameter]:
     """One parameter for typer for each field, those of nested models in place.
 
     A field's `description` is the help. Its `json_schema_extra` may have `panel` (of the help), `names`
     (such as `["--out", "-o"]`) and `argument` (true: it is an argument, not an option).
     """
-    which = which or Options()
+    which = which or OptionFields()
     found = []
     for field, option in (which.names or dict.fromkeys(model.model_fields)).items():
         info = model.model_fields[field]
@@ -73,7 +75,7 @@ def options_of(model: type[BaseModel], which: Options | None = None) -> list[ins
     return found
 
 
-def filled(model: type[Any], given: Mapping[str, Any], which: Options | None = None) -> Any:
+def filled(model: type[Any], given: Mapping[str, Any], which: OptionFields | None = None) -> Any:
     """The model with what the command line gave; `model_fields_set` says which fields these are.
 
     Raises:
@@ -81,7 +83,7 @@ def filled(model: type[Any], given: Mapping[str, Any], which: Options | None = N
     """
     if is_dataclass(model):
         return cast(type[Any], model)(**{f.name: given[f.name] for f in fields(model)})
-    which = which or Options()
+    which = which or OptionFields()
     values: dict[str, Any] = {}
     for field, option in (which.names or dict.fromkeys(model.model_fields)).items():
         nested = _nested(model.model_fields[field])
@@ -98,11 +100,11 @@ def filled(model: type[Any], given: Mapping[str, Any], which: Options | None = N
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the options of its parameters that are models, and with `~` expanded in paths.
 
-    A parameter `options: ServerConfig` or `drafts: Annotated[Speculation, Options("head")]` is shown to
+    A parameter `options: ServerConfig` or `drafts: Annotated[Speculation, OptionFields("head")]` is shown to
     typer as one option for each field; the command gets the model that `filled` makes of them.
     """
     signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, tuple[type[Any], Options | None]] = {}
+    groups: dict[str, tuple[type[Any], OptionFields | None]] = {}
     shown: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         found = _model_of(parameter.annotation)
@@ -134,22 +136,22 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _model_of(annotation: Any) -> tuple[type[BaseModel], Options | None] | None:
+def _model_of(annotation: Any) -> tuple[type[BaseModel], OptionFields | None] | None:
     """The model, and which of its fields are options, that an annotation asks for."""
     which = None
     if get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)
-        which = next((part for part in metadata if isinstance(part, Options)), None)
+        which = next((part for part in metadata if isinstance(part, OptionFields)), None)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, which
     return None
 
 
-def _nested(info: FieldInfo) -> tuple[type[BaseModel], Options | None] | None:
+def _nested(info: FieldInfo) -> tuple[type[BaseModel], OptionFields | None] | None:
     return _model_of(Annotated[info.annotation, *info.metadata, None])
 
 
-def _parameter(name: str, info: FieldInfo, which: Options) -> inspect.Parameter:
+def _parameter(name: str, info: FieldInfo, which: OptionFields) -> inspect.Parameter:
     extra: Mapping[str, Any] = info.json_schema_extra or {}  # type: ignore[assignment]
     kinds = _kinds(info.annotation)
     kind = next((simple for simple in SIMPLE if simple in kinds), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.tools.cli.options import MODEL, ModelOptions, Options, field
+from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields, field
 from fastslow.tools.prompts import check_text, json_object, naming
 
 if TYPE_CHECKING:
@@ -18,8 +18,10 @@ SAMPLING = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("seed", "stop"),
 )
-CHANGES = Options("groups", "experts", "thinking", "thinking_budget", panel=HOW, defaults=False)
-DRAFTS = Options(
+CHANGES = OptionFields(
+    "groups", "experts", "thinking", "thinking_budget", panel=HOW, defaults=False
+)
+DRAFTS = OptionFields(
     *("drafter", "nodes", "head", "corpus"),
     panel=HOW,
     defaults=False,
@@ -52,7 +54,7 @@ class AnswerOptions(ModelOptions):
         None, "file of `fastslow tune`, such as tuned.json, or a drafter", HOW
     )
     drafts: Annotated[Speculation, DRAFTS] = Speculation()
-    sampling: Annotated[SamplingParams, Options(*SAMPLING, panel=DRAW, defaults=False)] = (
+    sampling: Annotated[SamplingParams, OptionFields(*SAMPLING, panel=DRAW, defaults=False)] = (
         SamplingParams()
     )
     system: str | None = field(None, "system message")
@@ -156,5 +158,5 @@ class GenerateOptions(AnswerOptions):
     """How `generate` answers."""
 
     sampling: Annotated[
-        SamplingParams, Options(*SAMPLING, "n", "logprobs", panel=DRAW, defaults=False)
+        SamplingParams, OptionFields(*SAMPLING, "n", "logprobs", panel=DRAW, defaults=False)
     ] = SamplingParams()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastslow.engine.params import Params
-from fastslow.tools.cli.options import Options, expand_options, field, option
+from fastslow.tools.cli.options import OptionFields, expand_options, field, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ class RoutingOptions(Params):
 @expand_options
 def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
-    options: Annotated[RoutingOptions, Options(panel=ROUTING)],
+    options: Annotated[RoutingOptions, OptionFields(panel=ROUTING)],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     routing: Annotated[
         Path | None,
@@ -66,7 +66,7 @@ def inspect(
 
     quiet_log()
     if routing is not None:
-        show_routing(model, routing, options, as_json)
+        show_routing(model, routing, as_json, **options.model_dump())
         return
     facts = CheckpointFacts.of(model)
     plan = None if parallel is None else shard_plan(facts.config, parallel)

@@ -15,7 +15,6 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.models.locate import resolve_model
-from fastslow.tools.cli.checkpoints.inspect import RoutingOptions
 from fastslow.tools.cli.screen import console, show
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.routing import (
@@ -33,30 +32,32 @@ from fastslow.tools.routing import (
 NAMES = {"grouped": "MoGE", "ungrouped": "ungrouped"}
 
 
-def show_routing(model: str, prompts: Path, options: RoutingOptions, as_json: bool) -> None:
-    """Measure and print.
+def show_routing(
+    model: str, file: Path, as_json: bool, *, ranks: int, prompts: int, answer: int, batch: int
+) -> None:
+    """Measure and print; the keywords are the fields of `RoutingOptions`.
 
     Raises:
         ValueError: a dense model, or ranks that do not divide its experts.
     """
     folder = resolve_model(model)
     gate = RouterWeights.of(ModelConfig.from_folder(folder))
-    if gate.experts % options.ranks:
-        raise ValueError(f"ranks={options.ranks} must divide the {gate.experts} experts")
-    conversations = read_prompts(prompts, options.prompts)
+    if gate.experts % ranks:
+        raise ValueError(f"ranks={ranks} must divide the {gate.experts} experts")
+    conversations = read_prompts(file, prompts)
     with LLM(folder, kv_memory="512MiB") as llm:
-        outputs = llm.generate(conversations, SamplingParams(max_tokens=max(1, options.answer)))
+        outputs = llm.generate(conversations, SamplingParams(max_tokens=max(1, answer)))
     answers = [(o.prompt_token_ids, o.choices[0].token_ids) for o in outputs]
     # the last token of an answer is never run through the model
-    texts = [(p + list(a[: max(0, options.answer - 1)]), len(p)) for p, a in answers]
+    texts = [(p + list(a[: max(0, answer - 1)]), len(p)) for p, a in answers]
     scores = router_scores(load_decoder(folder), bar(texts, "Reading router scores"))
-    balance = measure(scores, gate, options.ranks, options.batch)
+    balance = measure(scores, gate, ranks, batch)
     if as_json:
         console().out(json.dumps(_record(balance)), highlight=False)
         return
     console().print(
         f"{model}: {gate.experts} experts in {gate.groups} group(s), {gate.chosen} a token; "
-        f"{options.ranks} ranks; {len(texts)} prompts"
+        f"{ranks} ranks; {len(texts)} prompts"
     )
     show(_deviations(balance))
     show(_ranks(balance))

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli.options import ModelOptions, Options, expand_options, option, shown_option
+from fastslow.tools.cli.options import (
+    ModelOptions,
+    OptionFields,
+    expand_options,
+    option,
+    shown_option,
+)
 from fastslow.tools.train_head.config import TrainConfig
 
 DATA, TRAINING = "Data", "Training"
@@ -22,9 +28,9 @@ def train_draft(
     out: Annotated[Path, typer.Option("--out", "-o", help="The head's file to write.")],
     training: Annotated[
         TrainConfig,
-        Options("tokens", "rate", "rows", "steps", "stretches", "seed", panel=TRAINING),
+        OptionFields("tokens", "rate", "rows", "steps", "stretches", "seed", panel=TRAINING),
     ],
-    engine: Annotated[ModelOptions, Options("dtype", "quantization", "device")],
+    engine: Annotated[ModelOptions, OptionFields("dtype", "quantization", "device")],
     work: Annotated[
         Path | None,
         typer.Option(help="Folder for answers, features, checkpoint; default: OUT.work."),
