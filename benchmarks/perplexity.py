@@ -1,8 +1,8 @@
 """Perplexity of a dense model and of its MoGE version at each number of groups.
 
-    python benchmarks/perplexity.py --text articles.jsonl --text book.txt --groups 8 --groups 2
+    python benchmarks/perplexity.py --text articles.txt --text book.txt --groups 8 --groups 2
 
-Texts are .txt, .html or .jsonl files. In brackets: times the dense model's perplexity.
+Texts are plain text files. In brackets: times the dense model's perplexity.
 """
 
 from __future__ import annotations
@@ -19,28 +19,17 @@ from fastslow.engine.params import Mode
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.models.locate import resolve_model
-from fastslow.tools.convert.texts import documents
 
 ALL = (8, 6, 4, 3, 2, 1, 0)
 
 
 def windows(path: Path, tokenizer: Tokenizer, length: int, count: int) -> list[list[int]]:
-    """The first `count` windows of `length` tokens, documents joined by blank lines.
-
-    A document that is long enough fills windows of its own; shorter ones are joined.
-    """
-    found: list[list[int]] = []
-    room: list[int] = []
-    for text in documents(path, shortest=1):
-        room += tokenizer.encode(text + "\n\n", add_special=False)
-        if len(room) >= length:
-            found.append(room[:length])
-            room = []
-        if len(found) == count:
-            break
-    if not found:
-        raise ValueError(f"text {path} must hold {length} tokens, got {len(room)}")
-    return found
+    """The first `count` windows of `length` tokens."""
+    ids = tokenizer.encode(path.read_text("utf-8"), add_special=False)
+    if len(ids) < length:
+        raise ValueError(f"text {path} must hold {length} tokens, got {len(ids)}")
+    starts = range(0, len(ids) - length + 1, length)
+    return [ids[start : start + length] for start in starts[:count]]
 
 
 def perplexity(llm: LLM, rows: list[list[int]], groups: int | None) -> float:

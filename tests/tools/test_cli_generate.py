@@ -359,8 +359,6 @@ def test_the_home_folder_is_found_in_every_path(
     assert json.loads(capsys.readouterr().out)["tokenizer"].startswith("none")
     assert run("modes", "~/model", "--modes=~/my.json", "--json") == 0
     assert "brief" in json.loads(capsys.readouterr().out)
-    assert run("plan", "--picture=~/plan.html", "--cards", "2") == 0
-    assert (tmp_path / "plan.html").is_file()
     assert run("corpus", "info", "~/none.safetensors") == 2
     assert str(tmp_path / "none.safetensors") in capsys.readouterr().err
 

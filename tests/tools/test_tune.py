@@ -3,8 +3,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,11 +25,10 @@ from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
 from fastslow.tools.tune.grid import Grid
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell
-from fastslow.tools.tune.speculation import TuneResult, token_texts, tune_speculation, watch_answer
+from fastslow.tools.tune.speculation import TuneResult, tune_speculation
 
 DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
-TWIN = Speculation(drafter="self", groups=4, nodes=3)  # drafts what the model will say
 FEW = SamplingParams(max_tokens=12)
 
 
@@ -202,33 +199,6 @@ def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
         Grid([Speculation(drafter="ngrm")]).measure(TuneRunner(llm, FEW), prompts, 1)
 
 
-def test_accepted_tokens_of_an_answer_are_marked(llm: LLM, prompts: list[Conversation]) -> None:
-    more = SamplingParams(max_tokens=60)
-    marked = 0
-    for prompt in prompts[:2]:
-        out = llm.chat(prompt, more, speculation=TWIN)
-        answer = watch_answer(llm, Cell(TWIN), prompt, more)
-        assert "".join(token.text for token in answer.tokens) == out.text
-        assert len(answer.tokens) == 60
-        origins = [token.origin for token in answer.tokens]
-        assert origins.count("self") == out.metrics.accepted
-        assert answer.tokens_per_step == out.metrics.tokens_per_step
-        marked += out.metrics.accepted
-    assert marked > 0
-    plain = watch_answer(llm, Cell(PLAIN), prompts[0], FEW)
-    assert {token.origin for token in plain.tokens} == {None}
-
-
-def test_halves_of_a_character_come_together(llm: LLM) -> None:
-    assert llm.tokenizer is not None
-    ids = llm.tokenizer.encode("a世b")
-    texts = token_texts(llm.tokenizer, ids)
-    assert len(texts) == len(ids)
-    assert "".join(texts) == "a世b"
-    assert "世" in texts
-    assert token_texts(llm.tokenizer, ids[:-2])[-1].endswith("\ufffd")
-
-
 def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> None:
     reported: list[tuple[float, str]] = []
     found = quick(llm, prompts, batch=2, report=lambda *news: reported.append(news))
@@ -236,9 +206,6 @@ def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> No
     assert set(found.samples) == {PLAIN, *grid(DRAFTERS, [1, 3])}
     assert all(found.samples.values())
     assert found.best == PLAIN or found.ratio(found.best) > 1
-    assert {cell.batch for cell in found.sizes} == {1, 2, 4, 8}
-    assert all(found.sizes.values())
-    assert len(found.answers) == 3
     assert [share for share, _ in reported] == sorted(share for share, _ in reported)
     figures = found.figures()
     assert json.loads(json.dumps(figures)) == figures
@@ -252,8 +219,7 @@ def test_ctrl_c_keeps_what_was_found(
     interrupt_after(runs, monkeypatch)
     found = quick(llm, prompts, minutes=10.0)
     assert found.stopped
-    assert sum(map(len, (*found.samples.values(), *found.sizes.values()))) == runs
-    assert found.answers == []
+    assert sum(map(len, found.samples.values())) == runs
     assert found.best == PLAIN or found.ratio(found.best) > 1
 
 
@@ -363,15 +329,6 @@ def test_bad_input_is_one_line_and_exit_2(
     err = capsys.readouterr().err
     assert said in err
     assert err.splitlines()[-1].startswith("error: ")
-
-
-def test_help_does_not_load_torch() -> None:
-    code = (
-        "import sys\nfrom fastslow.tools.cli import app\n"
-        "print('torch' in sys.modules, 'fastslow.tools.tune.speculation' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
 
 
 def test_a_table_keeps_names_apart_on_a_narrow_terminal(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -20,13 +19,11 @@ from fastslow.tools.tune.sample import (
     rate,
     ratio,
     ratios_by_turn,
-    rows_per_step,
     sample_of,
     seconds_per_step,
     step_cost,
     tokens_per_step,
 )
-from fastslow.tools.tune.speculation import BatchSizes
 
 PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
 CANDIDATES = grid([Speculation(drafter="ngram"), Speculation(drafter="self")], [1, 2, 3, 4, 6, 8])
@@ -175,20 +172,6 @@ def test_of_equals_the_adaptive_length_wins() -> None:
         assert search.best == best
 
 
-def test_batch_sizes_run_plain_and_the_best_on_the_same_prompts() -> None:
-    best = Speculation(drafter="ngram", nodes=4)
-    machine = Steps(speeds)
-    sizes = BatchSizes(best, "deep", {4, 1, 2, 8}, prompts=5)
-    told: list[float] = []
-    prompts = [part[0] for part in PARTS[:5]]
-    sizes.run(machine, prompts, 50.0, lambda share, words: told.append(share), machine.time)
-    assert [cell.batch for cell in sizes.samples] == [1, 1, 2, 2, 4, 4]
-    counts = Counter(len(samples) for samples in sizes.samples.values())
-    assert counts == {4: 6}
-    assert told == sorted(told)
-    assert max(told) <= 1
-
-
 def test_figures_of_a_sample() -> None:
     first = metrics(tokens=11, steps=11, ttft=1.0, tpot=0.1)
     second = metrics(tokens=21, steps=6, ttft=1.5, tpot=0.1, drafted=20, accepted=15)
@@ -196,10 +179,9 @@ def test_figures_of_a_sample() -> None:
     assert (made.part, made.turn) == (3, 1)
     assert made.tokens == 10 + 20 + 10
     assert made.seconds == pytest.approx(2.5 + 1.0)  # 1.0 to 3.5, then 1.0 to 2.0
-    assert (made.forwards, made.rows) == (10 + 10, 10 + 5 + 20 + 10)
+    assert made.forwards == 10 + 10
     assert tokens_per_step([made]) == pytest.approx(43 / 28)
     assert accepted_share([made]) == 0.75
-    assert rows_per_step([made]) == pytest.approx(45 / 20)
     assert seconds_per_step([made]) == pytest.approx(3.5 / 20)
     assert accepted_share([sample(0)]) is None
 

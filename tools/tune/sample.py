@@ -39,7 +39,6 @@ class Sample:
     drafted: int
     accepted: int
     forwards: int  # of the model in this time
-    rows: int  # in them, over all requests
     acceptance: tuple[tuple[float, int], ...]  # by position: share accepted, weight
     others: float | None = None  # share of the machine that other processes took
 
@@ -68,7 +67,6 @@ def sample_of(
         drafted=sum(m.drafted for m in every),
         accepted=sum(m.accepted for m in every),
         forwards=sum(forwards),
-        rows=sum(m.steps - 1 + m.drafted for m in every),
         acceptance=tuple(_by_position(every)),
         others=others,
     )
@@ -169,12 +167,6 @@ def accepted_share(samples: Samples) -> float | None:
 def acceptance(samples: Samples) -> list[float]:
     """By position: of the drafts that reached it, the share accepted to it."""
     return [share for share, _ in _means([s.acceptance for s in samples])]
-
-
-def rows_per_step(samples: Samples) -> float:
-    """Mean rows of a forward, over all requests."""
-    forwards = sum(s.forwards for s in samples)
-    return sum(s.rows for s in samples) / forwards if forwards else 0.0
 
 
 def seconds_per_step(samples: Samples) -> float:

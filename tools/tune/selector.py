@@ -200,7 +200,7 @@ def judge(
     outcomes: Outcomes,
     keep: float,
     below: Outcomes | None = None,
-) -> tuple[Figures, list[Figures]]:
+) -> Figures:
     """What a fitted selector gives on tasks that neither its weights nor its threshold have seen.
 
     Args:
@@ -211,8 +211,7 @@ def judge(
         below: what happens below the threshold, if not just the cheap mode.
 
     Returns:
-        Its figures, each fold's threshold chosen on the other folds' own held-out scores; and the
-        frontier: the figures of every threshold on held-out scores, cheapest first.
+        Its figures, each fold's threshold chosen on the other folds' own held-out scores.
     """
     below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
@@ -224,9 +223,7 @@ def judge(
         cut = cheapest(inner, below.only(others), outcomes.only(others).aim(keep))
         fitted = fit(features_NF[others], wanted_N[others], counts[others])
         goes[own] = fitted.score(features_NF[own]) > cut
-    scores = held_out_scores(features_NF, wanted_N, counts)
-    frontier = [below.of(scores > cut) for cut in thresholds(scores)]
-    return below.of(goes), sorted(frontier, key=lambda f: f.seconds)
+    return below.of(goes)
 
 
 WINDOWS = (1, 4, 16)
@@ -252,12 +249,11 @@ def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, F64s]:
 
 def judge_escalation(
     pairs: Sequence[Pair], outcomes: Outcomes, keep: float
-) -> tuple[Escalation | None, Figures, list[Figures]]:
+) -> tuple[Escalation | None, Figures]:
     """The setting that keeps `keep` of the gain in the least time.
 
     Returns:
-        The setting, None if none does; its figures, each fold's setting chosen on the others; and
-        the figures of every setting that no other beats in both accuracy and time.
+        The setting, None if none does; its figures, each fold's setting chosen on the others.
     """
     tried = [(setting, *given_up(pairs, setting)) for setting in TRIED]
     count = len(pairs)
@@ -267,12 +263,7 @@ def judge_escalation(
         if best is not None and own:
             goes[own], before[own] = tried[best][1][own], tried[best][2][own]
     final = _best(tried, outcomes, range(count), keep)
-    every = sorted((outcomes.of(g, b) for _, g, b in tried), key=lambda f: (f.seconds, -f.accuracy))
-    front: list[Figures] = []
-    for figures in every:
-        if not front or figures.accuracy > front[-1].accuracy:
-            front.append(figures)
-    return None if final is None else tried[final][0], outcomes.of(goes, before), front
+    return None if final is None else tried[final][0], outcomes.of(goes, before)
 
 
 def _best(

@@ -14,11 +14,11 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.models.recipe import ExpertLayout
-from fastslow.tools.convert.student import Divergence, Student
-from fastslow.tools.convert.teacher import POSITIONS, Teacher
-from fastslow.tools.convert.texts import Prose, TextWriter
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.training_state import read_state, write_state
+from smollm2_moge.student import Divergence, Student
+from smollm2_moge.teacher import POSITIONS, Teacher
+from smollm2_moge.texts import Prose, TextWriter
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastslow.engine.host.files import parse_object
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.tools.convert.teacher import KV, Teacher
+from smollm2_moge.teacher import KV, Teacher
 
 ENDINGS = (".txt", ".txt.gz", ".html", ".htm", ".jsonl")
 SKIPPED = {"script", "style", "head", "nav", "table", "pre"}

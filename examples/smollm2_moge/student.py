@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe, delta_names, norm_names
-from fastslow.tools.convert.teacher import Teacher, attend
+from smollm2_moge.teacher import Teacher, attend
 
 
 class Divergence(torch.autograd.Function):

@@ -1,16 +1,15 @@
-"""What a check of a device found, as text and as JSON."""
+"""What is checked on a device, and what a part of the check found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastslow.engine.backends.cpu import library
-from fastslow.tools.machine import circumstances
 
 SLACK = {torch.bfloat16: 0.25, torch.float16: 0.03, torch.float32: 1e-3}
 """By how much logits of one dtype may differ between two right ways to compute them. bfloat16 has a step
@@ -23,15 +22,13 @@ class CheckPlan:
 
     Attributes:
         device: as `LLM(device=...)` takes it.
-        place: torch's name of it.
         dtype: of the model; "auto" is the device's own choice.
-        quick: few texts and small shapes, for tests.
+        quick: few texts, for tests.
         folder: for what the checks write; it goes with them.
-        say: (share of this part that is done, what goes on).
+        say: (share of this part that is done, what runs now).
     """
 
     device: str
-    place: torch.device
     dtype: str
     quick: bool
     folder: Path
@@ -49,40 +46,23 @@ class Finding:
 
     Attributes:
         name: of the part.
-        passed: None: it does not apply to this device, which is no fault.
         lines: for people.
         figures: for programs.
         advice: what to do next where it failed.
     """
 
     name: str
-    passed: bool | None = True
+    passed: bool = True
     lines: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     advice: str = ""
     seconds: float = 0.0
 
     def text(self) -> str:
-        word = {True: "passed", False: "FAILED", None: "does not apply"}[self.passed]
+        word = "passed" if self.passed else "FAILED"
         shown = [f"{self.name}: {word} ({self.seconds:.1f} s)", *(f"  {x}" for x in self.lines)]
-        if self.passed is False and self.advice:
-            shown.append(f"  next: {self.advice}")
-        return "\n".join(shown)
+        return "\n".join(shown if self.passed else [*shown, f"  next: {self.advice}"])
 
     def record(self) -> dict[str, Any]:
         """Plain JSON values."""
-        every = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return every | {"advice": self.advice if self.passed is False else ""}
-
-
-def report_of(plan: CheckPlan, findings: list[Finding], complete: bool) -> dict[str, Any]:
-    """All of it as plain JSON values."""
-    return {
-        **circumstances(),
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "quick": plan.quick,
-        "complete": complete,
-        "passed": complete and all(x.passed is not False for x in findings),
-        "parts": [x.record() for x in findings],
-    }
+        return asdict(self) | {"advice": "" if self.passed else self.advice}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,19 +52,12 @@ class Teacher(Dense):
         return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)
 
     @torch.no_grad()
-    def hidden(
-        self,
-        tokens_BT: Tensor,
-        kv: KV | None = None,
-        watch: Callable[[int, Tensor, Tensor], None] | None = None,
-    ) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, kv: KV | None = None) -> Tensor:
         """Final normed hidden states [B, T, hidden].
 
         Args:
             tokens_BT: int64 token ids.
             kv: earlier keys and values, extended in place; None for a whole sequence.
-            watch: called as watch(layer, ffn_input_BTH, inner_BTN) at every layer, or None; the inner
-                neurons are silu(x Wg) * (x Wu).
         """
         x = self.embedding[tokens_BT]
         for layer in range(self.config.layers):
@@ -76,8 +68,6 @@ class Teacher(Dense):
             x = x + self.linear(mixed, layer, "o")
             y = self.norm(x, f"{name}.post_attention_layernorm")
             h = F.silu(self.linear(y, layer, "gate")) * self.linear(y, layer, "up")
-            if watch is not None:
-                watch(layer, y, h)
             x = x + self.linear(h, layer, "down")
         if kv is not None:
             kv.length += tokens_BT.shape[1]
