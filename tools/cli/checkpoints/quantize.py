@@ -61,7 +61,8 @@ def quantize(
       fastslow quantize path/to/model path/to/w8a8 --calibration mine.jsonl --kv
       fastslow quantize path/to/72b --plan
 
-    What changed is measured and shown: perplexity, KL, likeliest tokens, memory, each layer and expert.
+    What changed is measured and shown: perplexity, KL, likeliest tokens, memory. quantization_report.json in the
+    new folder has each layer and expert.
     """
     from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
@@ -70,7 +71,7 @@ def quantize(
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.quantize import quantize as job
     from fastslow.tools.quantize.calibration import answered, prompts_of
-    from fastslow.tools.quantize.report import FILE, QuantizeReport
+    from fastslow.tools.quantize.comparison import FILE, accuracies, compare, record, table_of
     from fastslow.tools.tasks import read_tasks
 
     quiet_log()
@@ -94,12 +95,13 @@ def quantize(
         made = job.quantize(
             folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bar
         )
-    report = QuantizeReport(made, least)
     with LLM(folder, remember=False) as first, LLM(out, remember=False) as second:
-        report.compare_models(first, second, held, graded, task_tokens)
-    (out / FILE).write_text(json.dumps(report.record(), indent=1), "utf-8")
-    for table in report.tables():
-        show(table)
+        sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (first, second)]
+        compared = compare(first.model, second.model, held) if held else None
+        accuracy = accuracies((first, second), graded, task_tokens) if graded else []
+    facts = record(made, least, compared, sizes if all(sizes) else [], accuracy)
+    (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
+    show(table_of(facts))
     console().print(f'done: fastslow generate "Hello" --model {out}')
 
 
