@@ -7,7 +7,6 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from loguru import logger
@@ -209,42 +208,20 @@ class Distiller:
         logger.info("wrote {} tokens in {:.0f} s", tokens.numel(), time.monotonic() - began)
 
     def run(self, report: Report = silent) -> None:
-        """Trains until the time is over.
-
-        Args:
-            report: see `progress_bar`.
-        """
+        """Trains until the time is over; `report` is that of `progress_bar`."""
         plan = self.schedule
         began = time.monotonic() - self.elapsed
-        saved = logged = time.monotonic()
-        recent: list[float] = []
-        seen = self.tokens
+        saved = time.monotonic()
         while self.elapsed < 60 * plan.minutes:
             rows = len(self.pool.tokens) * plan.row
             # all rounds fall in the first two thirds of the time
-            if rows == 0 or (
-                len(self.pool.queue) < plan.rows
-                and rows < plan.written
-                and self.elapsed < 40 * plan.minutes
-            ):
+            short = len(self.pool.queue) < plan.rows and rows < plan.written
+            if rows == 0 or (short and self.elapsed < 40 * plan.minutes):
                 self._write()
-            recent.append(self.step())
+            loss = self.step()
             now = time.monotonic()
             self.elapsed = now - began
-            report(self.elapsed / (60 * plan.minutes), f"distilling, KL {recent[-1]:.3f}")
-            if now - logged > 60:
-                logger.info(
-                    "{:.1f} min, step {}, {} tokens, KL {:.4f}, {:.0f} tokens/s, rate x{:.2f}, "
-                    "{} written",
-                    self.elapsed / 60,
-                    self.steps,
-                    self.tokens,
-                    fmean(recent),
-                    (self.tokens - seen) / (now - logged),
-                    self._factor(),
-                    rows,
-                )
-                recent, seen, logged = [], self.tokens, now
+            report(self.elapsed / (60 * plan.minutes), f"step {self.steps}, KL {loss:.3f}")
             if self.checkpoint is not None and now - saved > 300:
                 self.save(self.checkpoint)
                 saved = now

@@ -47,49 +47,6 @@ class Divergence(torch.autograd.Function):
 SHARPNESS = 2.0  # of the soft choice that only the backward pass sees
 
 
-class LowRankLinear(torch.autograd.Function):
-    """y = x (W + B A)^T with W frozen: one matmul forward, skinny ones for the gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        weight = frozen + (b @ a).to(frozen.dtype)
-        ctx.save_for_backward(x, weight, a, b)
-        return F.linear(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
-        dy = grads[0].flatten(0, -2)
-        flat = x.flatten(0, -2)
-        dx = (dy @ weight).view_as(x)
-        db = dy.T @ (flat @ a.T.to(flat.dtype))
-        da = (dy @ b.to(dy.dtype)).T @ flat
-        return dx, None, da.to(a.dtype), db.to(b.dtype)
-
-
-class GatedProduct(torch.autograd.Function):
-    """h = silu(gate) * up, its last neurons (those of the pools) times `mask`."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up, mask)
-        h = F.silu(gate).mul_(up)
-        h[..., -mask.shape[-1] :].mul_(mask)
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gate, up, mask = ctx.saved_tensors
-        dh = grads[0]
-        pool = mask.shape[-1]
-        act = F.silu(gate)
-        dmask = dh[..., -pool:] * act[..., -pool:] * up[..., -pool:]
-        dh = torch.cat((dh[..., :-pool], dh[..., -pool:] * mask), -1)
-        dup = act.mul_(dh)
-        dgate = torch.ops.aten.silu_backward(dh.mul_(up), gate)
-        return dgate, dup, dmask
-
-
 class MaskedGate(torch.nn.Module):
     """Grouped router of one layer, as a mask over the pool neurons.
 
@@ -190,14 +147,9 @@ class Student(torch.nn.Module):
         )
 
     def linear(self, x: Tensor, layer: int, name: str) -> Tensor:
-        y: Tensor = LowRankLinear.apply(  # type: ignore[no-untyped-call]
-            x,
-            self.frozen[layer][name],
-            self.params[f"{layer}_{name}_a"],
-            self.params[f"{layer}_{name}_b"],
-        )
-        bias = self.dense.bias(layer, name)
-        return y if bias is None else y + bias
+        frozen = self.frozen[layer][name]
+        delta = self.params[f"{layer}_{name}_b"] @ self.params[f"{layer}_{name}_a"]
+        return F.linear(x, frozen + delta.to(frozen.dtype), self.dense.bias(layer, name))
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         return F.rms_norm(
@@ -221,7 +173,8 @@ class Student(torch.nn.Module):
             y = self.norm(x, f"{layer}_post_attention_layernorm")
             mask = self.gates[layer](y, groups_BT)
             parts = [self.linear(y, layer, name) for name in ("gate", "up")]
-            h: Tensor = GatedProduct.apply(*parts, mask)  # type: ignore[no-untyped-call]
+            shared = parts[0].shape[-1] - mask.shape[-1]  # neurons that no mask is for
+            h = F.silu(parts[0]) * parts[1] * F.pad(mask, (shared, 0), value=1.0)
             x = x + self.linear(h, layer, "down")
         return self.norm(x, "norm")
 
