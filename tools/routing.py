@@ -50,13 +50,8 @@ class RouterWeights:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One text's router scores.
-
-    Attributes:
-        logits: float32 [layers with routed experts, T, E]; of a router that chooses by something
-            else, that.
-        prompt: how many of its T tokens are the prompt's.
-    """
+    """What routers choose by: float32 [layers with routed experts, T, E] of a text of T tokens, of which
+    `prompt` are the prompt's."""
 
     logits: Tensor
     prompt: int
@@ -146,14 +141,7 @@ class ExpertLoad:
 
 @dataclass(slots=True)
 class Balance:
-    """What was found.
-
-    Attributes:
-        gate: the router's shape.
-        ranks: how many, with as many neighbouring experts each.
-        loads: (kind of rows, router) -> load; a kind without rows is not there.
-        rows: kind -> how many.
-    """
+    """What was found: loads by kind of rows and router, rows by kind; a kind without rows is not there."""
 
     gate: RouterWeights
     ranks: int

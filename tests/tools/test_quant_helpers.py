@@ -18,7 +18,7 @@ from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.head import load_mtp
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
-from fastslow.tools.routing.scores import load_decoder, router_scores
+from fastslow.tools.routing import load_decoder, router_scores
 
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
 PROMPTS = [[5, 6, 7, 5, 6], [9], [3, 4, 5, 6, 7, 8, 9, 10, 11]]
@@ -89,5 +89,5 @@ def test_a_head_drafts_for_a_quantised_target(w8a8: Path, tmp_path: Path) -> Non
 
 
 def test_routers_of_a_quantised_model_are_looked_at(w8a8: Path) -> None:
-    scores = next(router_scores(load_decoder(w8a8, progress=False), [([3, 4, 5], 3)], None))
+    scores = next(router_scores(load_decoder(w8a8, progress=False), [([3, 4, 5], 3)]))
     assert scores.logits.shape == (3, 3, 16) and scores.logits.isfinite().all()

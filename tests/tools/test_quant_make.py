@@ -22,7 +22,7 @@ from fastslow.tools.cli.app import main
 from fastslow.tools.quantize.calibration import balanced_texts, prompts_of
 from fastslow.tools.quantize.comparison import compare
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
-from fastslow.tools.quantize.quantize import QuantizeOptions, quantize
+from fastslow.tools.quantize.quantize import QuantizeOptions, int8_embedding, planned, quantize
 from fastslow.tools.quantize.quantize_layer import (
     agreement,
     align,
@@ -30,7 +30,6 @@ from fastslow.tools.quantize.quantize_layer import (
     quantize_layer,
     round_matrix,
 )
-from fastslow.tools.quantize.sizes import int8_embedding, planned
 from fastslow.tools.quantize.smooth import ChannelStats, Site, error, sites_of, smooth_site, vector
 
 MOGE = {**checkpoints.MOGE, "bias": True}

@@ -59,11 +59,10 @@ def show_routing(
         f"{model}: {gate.experts} experts in {gate.groups} group(s), {gate.chosen} a token; "
         f"{ranks} ranks; {len(texts)} prompts"
     )
-    show(_deviations(balance))
-    show(_ranks(balance))
+    show(_table(balance))
 
 
-def _deviations(balance: Balance) -> Table:
+def _table(balance: Balance) -> Table:
     table = Table("rows", "choice", "a step", "fullest", "all rows", "worst layer")
     for kind, router, load in _loads(balance):
         whole = load.deviation(balance.ranks)
@@ -79,19 +78,6 @@ def _deviations(balance: Balance) -> Table:
         "standard deviation across ranks over their mean; fullest: the rank that a step "
         "waits for, over the mean"
     )
-    return table
-
-
-def _ranks(balance: Balance) -> Table:
-    """Tokens per rank and per group, over all layers."""
-    nouns = {"rank": balance.ranks}
-    if balance.gate.groups not in (1, balance.ranks):
-        nouns["group"] = balance.gate.groups
-    table = Table("rows", "choice", *(f"tokens per {noun}" for noun in nouns))
-    for kind, router, load in _loads(balance):
-        total = load.experts.sum(0)
-        cells = [" ".join(str(n) for n in per_rank(total, parts)) for parts in nouns.values()]
-        table.add_row(kind, NAMES[router], *cells)
     return table
 
 

@@ -109,8 +109,7 @@ def _plan(folder: Path, embedding: str, kv: bool) -> Table:
     from rich.table import Table
 
     from fastslow.engine.kv.budget import format_bytes
-    from fastslow.tools.quantize.quantize import check_known
-    from fastslow.tools.quantize.sizes import int8_embedding, planned
+    from fastslow.tools.quantize.quantize import check_known, int8_embedding, planned
 
     config = check_known(folder)
     small = int8_embedding(config) if embedding == "auto" else embedding == "int8"
