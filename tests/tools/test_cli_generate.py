@@ -49,6 +49,7 @@ def write_lines(path: Path, *lines: object) -> Path:
 # What goes where
 
 
+@pytest.mark.slow
 def test_standard_output_gets_the_answer_alone() -> None:
     command = [sys.executable, "-m", "fastslow", "generate", *ABACUS, ASKED]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -165,6 +166,7 @@ def test_a_request_that_fails_does_not_take_the_others_along(
     assert second["text"] == "5223" and "error" not in second
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_answers_that_are_there(tmp_path: Path) -> None:
     write_bpe(tmp_path, None, 320)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -287,6 +289,14 @@ def test_chat_takes_them_too(
         (("Hello", "--head", "none.safetensors"), "none.safetensors cannot be read"),
         (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
         (("Hello", "--modes", "none.json"), "none.json cannot be read"),
+        (("Hello", "--top-p", "5"), "top_p=5.0 must be less than or equal to 1"),
+        (("Hello", "--nodes", "99"), "nodes=99 must be less than or equal to 64"),
+        (("Hello", "--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),
+        (("Hello", "--groups", "9"), "groups=9 is outside 0..8"),
+        (("Hello", "--drafter", "model"), "drafter='model' needs model=PATH"),
+        (("Hello", "--raw", "--system", "Be brief."), "--system needs the chat template"),
+        (("Hello", "--dtype", "int3"), "dtype 'int3' is not one of"),
+        (("Hello", "--kv-memory", "1KiB"), "kv_memory is 1.0 KiB"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(

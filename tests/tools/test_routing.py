@@ -147,5 +147,6 @@ def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:
     record = json.loads(shown.stdout)
     assert record["parameters"] == total == 71_988_781_056
     assert record["modes"]["deep"]["active_parameters"] == active == 16_498_139_136
+    assert record["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
     table = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
-    assert "71.99 B" in table and "16.50 B" in table
+    assert all(words in table for words in ("71.99 B", "16.50 B", "8 groups of 8", "token ids"))

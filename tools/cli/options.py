@@ -188,7 +188,7 @@ def _help(info: FieldInfo, defaults: bool) -> str:
         text = text[:1].upper() + text[1:]
     value = info.default
     plain = isinstance(value, str | int | float | Path) and not isinstance(value, bool)
-    if defaults and plain and value != "" and "default" not in text:
+    if defaults and plain and value != "" and "default" not in text.lower():
         text += f"; default {value}"
     return f"{text}."
 
