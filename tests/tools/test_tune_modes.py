@@ -164,19 +164,14 @@ def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
         tune_groups(llm, "d", prompts, sampling=SamplingParams(), report=silent)
 
 
-def found(*rows: tuple[float, float, float | None]) -> GroupsFound:
-    made = [GroupsRow(n, a, 1 - a, s, score) for n, (a, s, score) in enumerate(rows)]
-    return GroupsFound("m", RoutedUnits("groups", len(rows) - 1), made, 100, 4, 0, keep=0.9)
+def found(*rows: tuple[float, float]) -> GroupsFound:
+    made = [GroupsRow(n, agreement, 1 - agreement, s) for n, (agreement, s) in enumerate(rows)]
+    return GroupsFound("m", RoutedUnits("groups", len(rows) - 1), made, 100, 4, keep=0.9)
 
 
 def test_what_is_proposed() -> None:
-    by_agreement = found((0.5, 1.0, None), (0.92, 1.5, None), (1.0, 2.0, None))
-    assert by_agreement.proposed.count == 1
-    by_tasks = found((0.5, 1.0, 0.58), (0.92, 1.5, 0.3), (1.0, 2.0, 0.6))
-    assert by_tasks.proposed.count == 0
-    no_time = found((0.5, 1.0, None), (0.92, 1.99, None), (1.0, 2.0, None))
+    by_agreement = found((0.5, 1.0), (0.92, 1.5), (1.0, 2.0))
+    assert by_agreement.proposed.count == 1 and by_agreement.table().row_count == 3
+    assert by_agreement.headline().startswith("1 of 2 groups: the same next token at 92%")
+    no_time = found((0.5, 1.0), (0.92, 1.99), (1.0, 2.0))
     assert no_time.proposed.count == 2 and "should run all 2" in no_time.headline()
-    never_right = found((0.5, 1.0, 0.0), (0.92, 1.5, 0.0), (1.0, 2.0, 0.0))
-    assert never_right.proposed.count == 1, "a score of nothing says nothing"
-    assert by_tasks.headline().startswith("0 of 2 groups: 58% of tasks right (all groups: 60%)")
-    assert by_tasks.table().row_count == 3

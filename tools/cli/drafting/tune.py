@@ -36,7 +36,7 @@ def tune(
         ),
     ] = False,
     tasks: Annotated[
-        Path | None, option("Graded tasks: JSON lines with prompt and answer.")
+        Path | None, option("Graded tasks of --modes: JSON lines with prompt and answer.")
     ] = None,
     grading: Annotated[
         str | None,
@@ -84,7 +84,9 @@ def tune(
         raise ValueError("--tasks is missing: a file of JSON lines with prompt and answer")
     if modes and prompts is not None:
         raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
-    if prompts is None and (tasks is None or not kind):
+    if tasks is not None and not modes:
+        raise ValueError("--tasks are for --modes")
+    if prompts is None and not modes:
         raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
     from fastslow.settings import add_settings, check_settings, write_settings
     from fastslow.tools.cli.screen import console, quiet_log, show
@@ -95,8 +97,8 @@ def tune(
     from fastslow.tools.tune.modes import tune_modes
     from fastslow.tools.tune.speculation import tune_speculation
 
-    graded = read_tasks(tasks, options.limit, grading) if kind and tasks is not None else []
-    asked = [t.prompt for t in graded] if prompts is None else read_prompts(prompts, options.limit)
+    graded = [] if tasks is None else read_tasks(tasks, options.limit, grading)
+    asked = [] if prompts is None else read_prompts(prompts, options.limit)
     quiet_log()
     model, said = options.model, ""
     old = check_settings(out, model, options.folder)
@@ -109,7 +111,7 @@ def tune(
             found: Any = tune_modes(llm, model, graded, keep=keep, batch=batch, **how)
             parts = {**found.settings(), "measured_modes": found.record()}
         elif groups:
-            found = tune_groups(llm, model, asked, graded, keep=keep, **how)
+            found = tune_groups(llm, model, asked, keep=keep, **how)
             parts, said = _groups_settings(found, llm.modes["fast"].routed, old, out)
         else:
             settings = options.settings(llm)
