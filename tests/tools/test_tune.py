@@ -189,10 +189,6 @@ def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversatio
 def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
     with pytest.raises(ValueError, match="batch sizes 2, 3 need at least 6 prompts; there are 5"):
         Grid([NGRAM], batches=(2, 3)).measure(TuneRunner(llm, FEW), prompts[:5], 1)
-    with pytest.raises(ValueError, match="batch=0 must be at least 1"):
-        Grid([NGRAM], batches=(0,))
-    with pytest.raises(ValueError, match="repeat=0 must be at least 1"):
-        Grid([NGRAM]).measure(TuneRunner(llm, FEW), prompts, 0)
     with pytest.raises(ValueError, match="mode='dep' is unknown"):
         Grid([NGRAM], modes=("dep",)).measure(TuneRunner(llm, FEW), prompts, 1)
     with pytest.raises(ValueError, match="drafter='ngrm' is unknown"):
@@ -273,7 +269,7 @@ def test_bench_shows_and_writes(
     assert {"command", "versions", "machine"} <= set(record)
     first = record["cells"][0]
     assert (first["label"], first["ratio"]) == ("plain", 1.0)
-    assert {"tokens", "seconds", "contended", "tokens_per_second"} <= set(first["samples"][0])
+    assert {"tokens", "seconds", "others"} <= set(first["samples"][0])
 
 
 def test_tune_writes_both_files(

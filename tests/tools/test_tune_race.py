@@ -18,7 +18,6 @@ from fastslow.tools.tune.sample import (
     accepted_share,
     rate,
     ratio,
-    ratios_by_turn,
     sample_of,
     seconds_per_step,
     step_cost,
@@ -201,9 +200,3 @@ def test_one_stalled_run_hardly_counts() -> None:
     drafted = [sample(i, forwards=50, seconds=6.0) for i in range(4)]
     stalled = [*drafted, sample(4, forwards=50, seconds=600.0)]
     assert ratio(stalled, plain) == pytest.approx(10 / 6, rel=0.12)
-
-
-def test_turns_are_compared_by_themselves() -> None:
-    plain = [sample(0, 0), sample(0, 1, seconds=20.0)]
-    drafted = [sample(0, 0, seconds=5.0), sample(0, 1, seconds=5.0), sample(0, 2)]
-    assert ratios_by_turn(drafted, plain) == pytest.approx([2.0, 4.0])

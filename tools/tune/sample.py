@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from statistics import median_low
 from typing import NamedTuple
 
@@ -135,15 +134,6 @@ def _pairs(samples: Samples, plain: Samples) -> list[tuple[Sample, Sample]]:
         for s in samples
         if s.forwards and s.seconds and (s.part, s.turn) in there
     ]
-
-
-def ratios_by_turn(samples: Samples, plain: Samples) -> list[float]:
-    """The ratio to plain of each turn by itself, in the order of the turns."""
-    turns = sorted({s.turn for s in samples})
-    found = [
-        ratio([s for s in samples if s.turn == t], [s for s in plain if s.turn == t]) for t in turns
-    ]
-    return [value for value in found if isfinite(value)]
 
 
 def tokens_per_forward(samples: Samples) -> float:
