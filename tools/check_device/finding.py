@@ -18,21 +18,13 @@ of 0.125 between 16 and 32, where logits lie, and float16 one of 0.016."""
 
 @dataclass(frozen=True, slots=True)
 class CheckPlan:
-    """What is checked.
+    """What is checked."""
 
-    Attributes:
-        device: as `LLM(device=...)` takes it.
-        dtype: of the model; "auto" is the device's own choice.
-        quick: few texts, for tests.
-        folder: for what the checks write; it goes with them.
-        say: (share of this part that is done, what runs now).
-    """
-
-    device: str
-    dtype: str
-    quick: bool
-    folder: Path
-    say: Callable[[float, str], None]
+    device: str  # as `LLM(device=...)` takes it
+    dtype: str  # of the model
+    quick: bool  # few texts, for tests
+    folder: Path  # for what the checks write; it goes with them
+    say: Callable[[float, str], None]  # the share of this part that is done, and what runs now
 
     def slack(self, dtype: torch.dtype) -> float:
         """How close two best logits are a near tie. The CPU's kernels promise the same bits."""
@@ -42,20 +34,13 @@ class CheckPlan:
 
 @dataclass(slots=True)
 class Finding:
-    """What one part found.
-
-    Attributes:
-        name: of the part.
-        lines: for people.
-        figures: for programs.
-        advice: what to do next where it failed.
-    """
+    """What one part found."""
 
     name: str
     passed: bool = True
-    lines: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    advice: str = ""
+    lines: list[str] = field(default_factory=list)  # for people
+    figures: dict[str, Any] = field(default_factory=dict)  # for programs
+    advice: str = ""  # what to do next where it failed
     seconds: float = 0.0
 
     def text(self) -> str:

@@ -25,21 +25,13 @@ ROWS = 512  # of a forward
 
 @dataclass(slots=True)
 class HiddenStates:
-    """One text with what the target saw in it. T tokens.
+    """One text with what the target saw in it. T tokens."""
 
-    Attributes:
-        tokens: int32 [T].
-        features: [T, F] bfloat16, the outputs of the layers asked for, side by side.
-        best: int32 [T], the target's likeliest next token.
-        mass: f32 [T], logsumexp of the target's logits.
-        start: where the answer begins.
-    """
-
-    tokens: Tensor
-    features: Tensor
-    best: Tensor
-    mass: Tensor
-    start: int
+    tokens: Tensor  # int32 [T]
+    features: Tensor  # [T, F] bfloat16, the outputs of the layers asked for, side by side
+    best: Tensor  # int32 [T], the target's likeliest next token
+    mass: Tensor  # f32 [T], logsumexp of the target's logits
+    start: int  # where the answer begins
 
     def until(self, end: int, start: int) -> HiddenStates:
         """The text up to a row, as if its answer began at `start`."""

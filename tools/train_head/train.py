@@ -33,17 +33,11 @@ ANSWER_ROWS = 256  # that attention has room for besides a prompt
 
 @dataclass(frozen=True, slots=True)
 class HeadQuality:
-    """How good chains of n drafted tokens are.
+    """How good chains of n drafted tokens are."""
 
-    Attributes:
-        tokens_per_step: accepted and one more; 1 is plain decoding.
-        acceptance: by position, of the drafts that reached it the share accepted to it.
-        steps: walked.
-    """
-
-    tokens_per_step: float
-    acceptance: list[float]
-    steps: int
+    tokens_per_step: float  # accepted and one more; 1 is plain decoding
+    acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
+    steps: int  # walked
 
 
 @torch.no_grad()
@@ -79,27 +73,16 @@ def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """What is made, and where.
+    """What is made, and where."""
 
-    Attributes:
-        target: the target's checkpoint folder.
-        out: file of the finished head.
-        work: folder of answers, features and checkpoint; kept.
-        layers: target layers to fuse; the last must be the target's last.
-        vocabulary: tokens that can be drafted.
-        answer: most tokens of an answer.
-        train_config: how it is trained.
-        start: a head of a like target, whose weights training begins with; None = untrained ones.
-    """
-
-    target: Path
-    out: Path
-    work: Path
-    layers: tuple[int, ...]
-    vocabulary: int = 8192
-    answer: int = 192
+    target: Path  # checkpoint folder
+    out: Path  # file of the finished head
+    work: Path  # folder of answers, features and checkpoint; kept
+    layers: tuple[int, ...]  # of the target, to fuse; the last must be its last
+    vocabulary: int = 8192  # tokens that can be drafted
+    answer: int = 192  # most tokens
     train_config: TrainConfig = field(default_factory=TrainConfig)
-    start: Path | None = None
+    start: Path | None = None  # a head of a similar target to begin with; None = untrained weights
 
 
 def default_layers(count: int) -> tuple[int, ...]:

@@ -18,19 +18,12 @@ from fastslow.draft.head.layer import HeadLayer, rotation
 
 
 class Prefix(NamedTuple):
-    """P rows before the others, which no chain starts from.
+    """P rows before the others, which no chain starts from."""
 
-    Attributes:
-        features: [B, P, F].
-        embedded: [B, P, H].
-        places: int64 [B, P], their positions; those of the others begin at 0.
-        visible: bool [B, P].
-    """
-
-    features: Tensor
-    embedded: Tensor
-    places: Tensor
-    visible: Tensor
+    features: Tensor  # [B, P, F]
+    embedded: Tensor  # [B, P, H]
+    places: Tensor  # int64 [B, P], positions; those of the others begin at 0
+    visible: Tensor  # bool [B, P]
 
 
 def unroll(
