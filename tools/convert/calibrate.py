@@ -128,17 +128,8 @@ def calibrate(
     The shared expert has the neurons of largest mean (|h| * ||down column||)^2; the others are dealt
     to the pools in turn, in rank order. Memory: one layer's inner neurons for all tokens.
 
-    Args:
-        dense: the model to convert.
-        texts: token ids.
-        split: sizes of the parts.
-        rounds: rounds of k-means and of refinement.
-        seed: of the first centres.
-        done: called after each layer.
-
-    Returns:
-        A layout whose router picks, in each group, the expert that captures most energy, and
-        whose scales bring the mean weight to 1.
+    The layout's router picks, in each group, the expert that captures most energy, and its scales
+    bring the mean weight to 1. rounds: of k-means and of refinement. done: called after each layer.
     """
     config, layers = dense.config, []
     lengths = [len(text) for text in texts]

@@ -33,11 +33,6 @@ def convert(
         dense_folder: LlamaForCausalLM or PanguEmbeddedForCausalLM folder of safetensors, with a
             tokenizer.json or tokenizer.model; tied or untied.
         out: folder to create; it appears only when complete.
-        options: None = the usual ones.
-        report: see `progress_bar`.
-
-    Returns:
-        `out`.
 
     Raises:
         ValueError: the model is of another kind, a number does not fit it, or a text cannot be read.

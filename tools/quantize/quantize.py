@@ -125,12 +125,8 @@ def quantize(
     options: QuantizeOptions | None = None,
     report: Report = silent,
 ) -> QuantizedCheckpoint:
-    """Write the W8A8 of a float checkpoint to a new folder.
-
-    Args:
-        out: the folder to make; new or empty.
-        texts: calibration, token ids; only as many as are needed are taken.
-        options: None = the usual ones.
+    """Write the W8A8 of a float checkpoint to a folder that is new or empty. texts: calibration, token ids,
+    as many as are needed.
 
     Raises:
         ValueError: the source is quantised already, of an architecture that is not known, or

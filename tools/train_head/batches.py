@@ -85,12 +85,7 @@ class BatchCut(NamedTuple):
 
 
 def batch_of(cuts: Sequence[BatchCut], hidden: int) -> Batch:
-    """Lay texts side by side.
-
-    Args:
-        cuts: of texts with at least two tokens of answer each.
-        hidden: H of the target.
-    """
+    """Lay texts side by side, each with at least two tokens of answer. hidden: H of the target."""
     lengths = torch.tensor([cut.rows for cut in cuts])[:, None]
     starts = [(cut.text, cut.first) for cut in cuts]
     features = pad_sequence([t.features[s:-1] for t, s in starts], True)
@@ -128,13 +123,7 @@ def batches(
     texts: Sequence[HiddenStates], rows: int, shown: Shown, hidden: int, random: Random
 ) -> Iterator[Batch]:
     """All texts once, and stretches of their prompts, in random order, about `rows` padded rows a
-    batch, those of prompts counted as a quarter.
-
-    Args:
-        shown: what the head sees of prompts.
-        hidden: H of the target.
-        random: for the order, and for what is shown.
-    """
+    batch, those of prompts counted as a quarter. hidden: H of the target."""
     taught = [*texts, *_stretches(texts, shown.stretches, random)]
     cuts = [_cut(text, shown, random) for text in taught if len(text.tokens) - text.start >= 3]
     cuts.sort(key=lambda cut: (cut.shown // ALIKE, cut.rows + random.random()))

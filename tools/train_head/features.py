@@ -100,14 +100,7 @@ class Shards:
     def grow(
         self, model: Model, texts: Sequence[TrainText], shard: int = 256, report: Report = silent
     ) -> None:
-        """Look at the texts that are not in the shards yet; the first ones are.
-
-        Args:
-            model: the target.
-            texts: as in every earlier call, and more.
-            shard: texts in a file.
-            report: see `progress_bar`.
-        """
+        """Look at the texts that are not in the shards yet: of those of every earlier call all are."""
         while self.texts < len(texts):
             report(self.texts / len(texts), "features")
             some = texts[self.texts : self.texts + shard]

@@ -42,13 +42,8 @@ class HeadQuality:
 
 @torch.no_grad()
 def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality:
-    """Walk the texts as greedy decoding would: draft, accept what the target holds likeliest, go on.
-    Prompts are seen by a head that is trained to see them.
-
-    Args:
-        trainer: whose head is measured; chains are as long as it was trained for.
-        texts: greedy answers of the target.
-    """
+    """Walk greedy answers of the target as decoding would: draft a chain as long as those it was trained
+    for, accept what the target holds likeliest, go on."""
     depth = trainer.train_config.steps
     rows = trainer.config.prompt
     shown = Shown(float(rows > 0), rows)
@@ -101,11 +96,8 @@ def train_head(
     """Make a head; returns its quality on answers held out.
 
     Args:
-        plan: what and where.
-        model: the target, for features.
-        ask: the target, for answers.
-        prompts: what it is asked. The same prompts must be given when the work is taken up again.
-        on_update: called after each update.
+        model, ask: the target, for features and for answers.
+        prompts: the same ones when the work is taken up again.
 
     Raises:
         ValueError: too few prompts, layers that do not end with the target's last, or a `start` of

@@ -40,11 +40,9 @@ def unroll(
     no chain behind them and mean nothing.
 
     Args:
-        features: [B, T, F] of the rows.
-        embedded: [B, T, H], embeddings of the token after each row.
-        visible: bool [B, T], rows that exist for the head: not padding, not hidden context.
-        steps: how often the head is fed with its own outputs, and once more.
-        prefix: rows that every step sees in front of these: their keys and values are made once.
+        features, embedded: [B, T, F] of the rows, and [B, T, H] of the token after each row.
+        visible: bool [B, T], rows that are no padding.
+        prefix: rows that every step sees before these.
     """
     T = features.shape[1]
     cos, sin = rotation(layer.config, torch.arange(T))

@@ -124,12 +124,6 @@ def tune_groups(
     The model answers each prompt with all of them, without thinking. The same texts are then read with
     fewer, and the probabilities of each next token compared.
 
-    Args:
-        llm: the model; no other caller may use it meanwhile.
-        prompts: of the user.
-        keep: see `GroupsFound.proposed`.
-        minutes: most time; what is missing then is left out.
-
     Raises:
         ValueError: a dense model, something out of range, a prompt that does not fit.
         KeyboardInterrupt: before a prompt was compared.

@@ -151,8 +151,7 @@ def tune_modes(
     """Fit what decides between two modes.
 
     Args:
-        llm: the model; no other caller may use it meanwhile.
-        tasks: graded, of the user; they are run in an order of their own.
+        tasks: graded; they are run in a shuffled order.
         modes: names of presets, the cheaper one first.
         keep: the selector and the threshold are the cheapest that keep this share of what the better
             mode is better by.
@@ -256,20 +255,11 @@ def answer_tasks(
     batch: int = 1,
     now: Callable[[], float] = time.monotonic,
 ) -> tuple[list[Pair], bool]:
-    """Answer tasks in both modes until all are done, the time is over, or Ctrl-C.
+    """Answer tasks in both modes until all are done, the time is over, or Ctrl-C, and say whether it was
+    that. KeyboardInterrupt before any task was answered.
 
     Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
     log-probabilities, which say how sure it was.
-
-    Args:
-        tasks: in the order in which they are run.
-        modes: names of presets, the cheaper one first.
-
-    Returns:
-        The tasks that both modes answered, and whether that was cut short by Ctrl-C.
-
-    Raises:
-        KeyboardInterrupt: before any task was answered.
     """
     cheap, good = modes
     unsure = sampling.model_copy(update={"logprobs": 0})

@@ -64,13 +64,8 @@ class Fit:
 
 
 def fit(features_NF: F64s, wanted_N: Bools, weights_N: F64s | None = None) -> Fit:
-    """Logistic regression with a ridge penalty, by Newton's method with halved steps.
-
-    Args:
-        features_NF: of the tasks; a feature that never changes gets weight 0.
-        wanted_N: which tasks the score should be high for.
-        weights_N: how much each task counts; None = all alike.
-    """
+    """Logistic regression with a ridge penalty, by Newton's method with halved steps; a feature that never
+    changes gets weight 0. weights_N: how much each task counts; None = all alike."""
     count = np.ones(len(wanted_N)) if weights_N is None else weights_N
     means, deviation = features_NF.mean(0), features_NF.std(0)
     scale = np.where(deviation > 1e-9, deviation, np.inf)
@@ -201,17 +196,11 @@ def judge(
     keep: float,
     below: Outcomes | None = None,
 ) -> Figures:
-    """What a fitted selector gives on tasks that neither its weights nor its threshold have seen.
+    """What a fitted selector gives on tasks that neither its weights nor its threshold have seen: each
+    fold's threshold is chosen on the other folds' own held-out scores.
 
-    Args:
-        features_NF: of the tasks.
-        wanted_N: those that gain by the better mode.
-        outcomes: of both modes.
-        keep: share of the gain to keep.
-        below: what happens below the threshold, if not just the cheap mode.
-
-    Returns:
-        Its figures, each fold's threshold chosen on the other folds' own held-out scores.
+    wanted_N: tasks that gain by the better mode. below: outcomes below the threshold; None = those of
+    the cheap mode.
     """
     below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
@@ -250,11 +239,8 @@ def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, F64s]:
 def judge_escalation(
     pairs: Sequence[Pair], outcomes: Outcomes, keep: float
 ) -> tuple[Escalation | None, Figures]:
-    """The setting that keeps `keep` of the gain in the least time.
-
-    Returns:
-        The setting, None if none does; its figures, each fold's setting chosen on the others.
-    """
+    """The setting that keeps `keep` of the gain in the least time, None if none does; and its figures, each
+    fold's setting chosen on the others."""
     tried = [(setting, *given_up(pairs, setting)) for setting in TRIED]
     count = len(pairs)
     goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)

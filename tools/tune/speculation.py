@@ -205,13 +205,9 @@ def tune_speculation(
     """Find the fastest setting for these prompts.
 
     Args:
-        llm: the model; see `TuneRunner`.
-        prompts: of the user; they are run in a shuffled order.
+        prompts: they are run in a shuffled order.
         candidates: settings to choose from.
         minutes: for everything; a slow model may need more for the first run of each candidate.
-
-    Returns:
-        What was found; after Ctrl-C what was found until then.
 
     Raises:
         ValueError: batch or minutes out of range, too few prompts, a candidate or a prompt does not
