@@ -241,7 +241,7 @@ def shown_option(
 
 
 def field(default: Any, description: str, panel: str | None = None, **how: Any) -> Any:
-    """A field of a model whose option has a panel of its own. how: further arguments of `Field`."""
+    """A field of a model whose option has its own panel. how: further arguments of `Field`."""
     return Field(
         default=default, description=description, json_schema_extra={"panel": panel}, **how
     )

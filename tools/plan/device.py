@@ -31,7 +31,7 @@ class Device:
     mesh: bool = False  # whether it has such a link to each of the others at once
 
     def link(self, cards: int) -> float:
-        """Bytes per second that a card sends in a collective of so many.
+        """Bytes per second that a card sends in a collective of `cards`.
 
         Raises:
             ValueError: several cards of a device that has no links.

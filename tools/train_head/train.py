@@ -1,4 +1,4 @@
-"""From prompts to a head: answers, features, training, evaluation. A run that was stopped goes on in
+"""From prompts to a head: answers, features, training, evaluation. A run that was stopped continues in
 the part where it stopped."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HeadQuality:
 @torch.no_grad()
 def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality:
     """Walk greedy answers of the target as decoding would: draft a chain as long as those it was trained
-    for, accept what the target holds likeliest, go on."""
+    for, accept what the target holds likeliest, continue after it."""
     depth = trainer.train_config.steps
     rows = trainer.config.prompt
     shown = Shown(float(rows > 0), rows)

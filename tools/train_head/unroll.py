@@ -37,7 +37,7 @@ def unroll(
     """The head's hidden states of step 1, 2, ..., each [B, T, H].
 
     Row t of any step guesses what follows the token after row t. The first k-1 rows of step k have
-    no chain behind them and mean nothing.
+    no chain before them and mean nothing.
 
     Args:
         features, embedded: [B, T, F] of the rows, and [B, T, H] of the token after each row.

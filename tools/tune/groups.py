@@ -154,7 +154,7 @@ def tune_groups(
 
 
 class TextReader:
-    """Reads texts with the model of an idle `LLM`, on pages of its own."""
+    """Reads texts with the model of an idle `LLM`, on its own pages."""
 
     def __init__(self, llm: LLM) -> None:
         self.model = llm.model

@@ -99,7 +99,7 @@ def _stalled(sample: Sample) -> bool:
 
 
 def shuffled(cells: Sequence[T], round: int) -> list[T]:
-    """Cells (or settings) in an order of their own for each round, so that none always follows the same."""
+    """Cells (or settings) in another order in each round, so that none always follows the same."""
     order = list(cells)
     random.Random(round).shuffle(order)
     return order

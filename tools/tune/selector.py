@@ -166,7 +166,7 @@ class Outcomes:
         return self.of(np.ones(len(self.cheap_right), dtype=np.bool_))
 
     def aim(self, keep: float) -> float:
-        """The accuracy that keeps so much of the better mode's gain; above 1 if there is no gain."""
+        """The accuracy that keeps this share of the better mode's gain; above 1 if there is no gain."""
         gain = self.good.accuracy - self.cheap.accuracy
         return self.cheap.accuracy + keep * gain if gain > 0 else 2.0
 

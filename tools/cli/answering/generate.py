@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.answering.answer_options import GenerateOptions
+from fastslow.tools.cli.answering.answer_options import GenerateCommandOptions
 from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:
     from fastslow.call import Prompt
     from fastslow.llm import LLM
-    from fastslow.output import Completion, Output
     from fastslow.tools.cli.screen import StreamedAnswer
 
 
 @expand_options
 def generate(
-    options: GenerateOptions,
+    options: GenerateCommandOptions,
     prompt: Annotated[
         str | None, typer.Argument(help="What to ask; - reads standard input.", show_default=False)
     ] = None,
@@ -89,8 +88,9 @@ def _standard_input() -> str:
         raise ValueError(f"standard input is no text in UTF-8: {where}") from None
 
 
-def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) -> None:
+def _stream(llm: LLM, asked: Prompt, options: GenerateCommandOptions, as_json: bool) -> None:
     """One answer, as it is made; what has come until Ctrl-C is kept."""
+    from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures
 
     answer, output = _screen(options, as_json), None
@@ -103,21 +103,22 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) ->
     finally:
         answer.end()
     if as_json:
-        _write(_cut(answer) if output is None else _record(output))
+        _write(_cut(answer) if output is None else record_of(output, whole=True))
     elif output is not None:
         errors().print(figures(output, options.context(llm)), style="dim")
     if output is None:
         raise KeyboardInterrupt
 
 
-def _answer_often(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) -> None:
+def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommandOptions, as_json: bool) -> None:
     """Several answers, which come together."""
     from fastslow.output import Piece
+    from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures
 
     output = llm.generate(asked, **options.call(llm))
     if as_json:
-        _write(_record(output))
+        _write(record_of(output, whole=True))
         return
     for number, choice in enumerate(output.choices, 1):
         errors().print(f"answer {number} of {len(output.choices)}", style="dim")
@@ -128,20 +129,20 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bo
         errors().print(figures(choice, options.context(llm)), style="dim")
 
 
-def _answer_file(file: Path, options: GenerateOptions, raw: bool, as_json: bool) -> None:
+def _answer_file(file: Path, options: GenerateCommandOptions, raw: bool, as_json: bool) -> None:
     """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
     from fastslow.tools.cli.answering.prompt_file import PromptFile, record_of
 
     prompts, failed = PromptFile(file, options, raw), False
     with options.load() as llm:
         for index, output in prompts.answers(llm):
-            _write({"index": index, **(_record(output) if as_json else record_of(output))})
+            _write({"index": index, **record_of(output, as_json)})
             failed |= any(choice.error is not None for choice in output.choices)
     if failed:
         raise typer.Exit(1)
 
 
-def _screen(options: GenerateOptions, as_json: bool) -> StreamedAnswer:
+def _screen(options: GenerateCommandOptions, as_json: bool) -> StreamedAnswer:
     from fastslow.tools.cli.screen import StreamedAnswer, console, errors
 
     silent = as_json or options.no_thinking
@@ -152,19 +153,6 @@ def _write(record: dict[str, Any]) -> None:
     from fastslow.tools.cli.screen import console
 
     console().out(json.dumps(record, ensure_ascii=False), highlight=False)
-
-
-def _record(output: Output) -> dict[str, Any]:
-    """All that is known, for programs; several answers to a prompt under "choices"."""
-
-    def one(choice: Completion) -> dict[str, Any]:
-        return {**choice.to_dict(), **short(choice)}
-
-    from fastslow.tools.cli.answering.prompt_file import short
-
-    first, *others = output.choices
-    several = {"choices": [one(choice) for choice in output.choices]} if others else {}
-    return {"prompt_tokens": len(output.prompt_token_ids), **one(first), **several}
 
 
 def _cut(answer: StreamedAnswer) -> dict[str, Any]:
