@@ -19,6 +19,7 @@ from fastslow.engine.model.tensors import layer_shapes, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
+from fastslow.tools.quantize.options import QuantizeOptions
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer
 from fastslow.tools.quantize.writer import CheckpointWriter
@@ -74,29 +75,6 @@ def _part(name: str) -> str:
     if name in (EMBEDDING, HEAD):
         return "embedding and head"
     return next((part for mark, part in MARKS.items() if mark in name), "MLP")
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeOptions:
-    """How a checkpoint is quantised.
-
-    tokens: of calibration. least: tokens that every expert should see. most: tokens that are looked
-    at for it. embedding: "int8", "float", or "auto": int8 where floats would keep the checkpoint
-    above 0.52 of its size. kv: whether scales of int8 keys and values are written.
-    """
-
-    tokens: int = 8192
-    least: int = 32
-    most: int = 65536
-    embedding: str = "auto"
-    kv: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "least", "most"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.embedding not in ("auto", "int8", "float"):
-            raise ValueError(f"embedding {self.embedding!r} is not one of auto, int8, float")
 
 
 @dataclass(slots=True)

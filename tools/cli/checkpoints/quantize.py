@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, option, shown_option
+from fastslow.tools.cli.options import OptionFields, expand_options, option, shown_option
+from fastslow.tools.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +21,9 @@ CALIBRATION, CHECK = "Calibration", "Check"
 @expand_options
 def quantize(
     source: Annotated[str, typer.Argument(help="Float checkpoint folder, or built-in name.")],
+    options: Annotated[
+        QuantizeOptions, OptionFields("tokens", "least", "embedding", "kv", panel=CALIBRATION)
+    ],
     out: Annotated[
         Path | None, typer.Argument(help="Folder to create.", show_default=False)
     ] = None,
@@ -31,17 +35,9 @@ def quantize(
             CALIBRATION,
         ),
     ] = None,
-    tokens: Annotated[int, shown_option("Tokens to calibrate with.", CALIBRATION, min=1)] = 8192,
     answer: Annotated[
         int, shown_option("Most tokens of an answer; 0: prompts alone.", CALIBRATION, min=0)
     ] = 160,
-    least: Annotated[
-        int, shown_option("Tokens that every expert should see.", CALIBRATION, min=1)
-    ] = 32,
-    embedding: Annotated[
-        str, typer.Option(help="Embedding and head: int8, float, or auto (what 0.52 needs).")
-    ] = "auto",
-    kv: Annotated[bool, typer.Option(help="Also for keys and values in int8 (C8).")] = False,
     check: Annotated[int, shown_option("Texts to compare both on; 0: none.", CHECK, min=0)] = 16,
     tasks: Annotated[
         Path | None, option("Graded tasks, JSON lines with prompt and answer.", CHECK)
@@ -77,13 +73,12 @@ def quantize(
     quiet_log()
     folder = resolve_model(source)
     if plan:
-        show(_plan(folder, embedding, kv))
+        show(_plan(folder, options.embedding, options.kv))
         return
     if out is None:
         raise ValueError("OUT is missing: the folder to create")
     job.check_known(folder)
     require_vacant(out)
-    options = job.QuantizeOptions(tokens=tokens, least=least, embedding=embedding, kv=kv)
     graded = None if tasks is None else read_tasks(tasks)
     prompts = prompts_of(calibration, folder)
     with LLM(folder, remember=False) as llm, progress_bar() as bar:
@@ -99,7 +94,7 @@ def quantize(
         sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (first, second)]
         compared = compare(first.model, second.model, held) if held else None
         accuracy = accuracies((first, second), graded, task_tokens) if graded else []
-    facts = record(made, least, compared, sizes if all(sizes) else [], accuracy)
+    facts = record(made, options.least, compared, sizes if all(sizes) else [], accuracy)
     (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
     show(table_of(facts))
     console().print(f'done: fastslow generate "Hello" --model {out}')
