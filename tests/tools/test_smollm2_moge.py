@@ -267,22 +267,6 @@ def test_neurons_move_and_their_deltas_with_them(moved: int, width: int) -> None
         assert after.deltas[f"{layer}_q"] is before.deltas[f"{layer}_q"]
 
 
-def test_members_stay_and_the_most_popular_join() -> None:
-    before = grouped_recipe()
-    after = regroup(before, 1, 4)
-    for layer in range(LAYERS):
-        kept = before.layout.member(layer)[..., 1:]
-        now = after.layout.member(layer)
-        lost = (kept > now).sum(-1)
-        assert not bool((lost > (kept.sum(-1) - 4).clamp(min=0)).any())
-        assert now.sum(-1).eq(4).all()
-
-
-def test_nothing_moved_changes_nothing() -> None:
-    before = grouped_recipe()
-    assert regroup(before, 0, WIDTH).layout.experts.equal(before.layout.experts)
-
-
 @pytest.mark.parametrize(("moved", "width"), [(-1, 2), (3, 4), (6, 0), (0, 0)])
 def test_what_does_not_fit_is_refused(moved: int, width: int) -> None:
     with pytest.raises(ValueError, match=f"moved={moved} and width={width} must fit a pool of 6"):
