@@ -31,17 +31,6 @@ TEMPLATE = (
 VOCAB = 320
 
 
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny MoGE checkpoint that never ends an answer by itself."""
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    del settings["eos_token"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return write_moge(folder, vocab=VOCAB, eos_token_id=None, max_position_embeddings=65536)
-
-
 def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
@@ -50,9 +39,11 @@ def run(*arguments: object) -> int:
 
 
 def test_generate_streams_and_ends_with_figures(
-    moge: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", "Hello", "--model", moge, "--max-tokens", 12, "--drafter", "self") == 0
+    assert (
+        run("generate", "Hello", "--model", endless, "--max-tokens", 12, "--drafter", "self") == 0
+    )
     streams = capsys.readouterr()
     assert streams.out and " | drafter " not in streams.out
     *_, last = streams.err.splitlines()
@@ -62,9 +53,9 @@ def test_generate_streams_and_ends_with_figures(
 
 
 def test_dash_reads_standard_input(
-    moge: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--model", moge, "--max-tokens", 6, "--raw", "--json")
+    options = ("--model", endless, "--max-tokens", 6, "--raw", "--json")
     run("generate", "Hello there", *options)
     given = json.loads(capsys.readouterr().out)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello there"))
@@ -72,8 +63,8 @@ def test_dash_reads_standard_input(
     assert json.loads(capsys.readouterr().out)["token_ids"] == given["token_ids"]
 
 
-def test_raw_leaves_the_template_out(moge: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--model", moge, "--max-tokens", 8, "--json")
+def test_raw_leaves_the_template_out(endless: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", endless, "--max-tokens", 8, "--json")
     run("generate", "Hello", *options)
     chat = json.loads(capsys.readouterr().out)
     run("generate", "user: Hello\nassistant: ", *options, "--raw")
@@ -81,12 +72,12 @@ def test_raw_leaves_the_template_out(moge: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_draft_model_alone_means_drafter_model(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_bpe(tmp_path, TEMPLATE, VOCAB)
     write_dense(tmp_path, vocab=VOCAB)
     options = ("--draft-model", tmp_path, "--max-tokens", 6)
-    assert run("generate", "Hello", "--model", moge, *options) == 0
+    assert run("generate", "Hello", "--model", endless, *options) == 0
     assert "drafter model" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -117,12 +108,12 @@ def test_inspect_shows_tokenizer_and_own_presets(
 
 
 def test_mode_auto_goes_by_a_file(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned = tmp_path / "tuned.json"
     selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
     tuned.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
-    few = ("--model", moge, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
+    few = ("--model", endless, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
     for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):
         assert run("generate", asked, *few) == 0
         last = capsys.readouterr().err.splitlines()[-1]
@@ -131,35 +122,35 @@ def test_mode_auto_goes_by_a_file(
 
 
 def test_modes_say_what_they_mean(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "my.json"
     own.write_text('{"modes": {"brief": {"base": "deep", "thinking_budget": 64}}}')
-    assert run("modes", moge, "--modes", own) == 0
+    assert run("modes", endless, "--modes", own) == 0
     shown = capsys.readouterr().out
     for words in ("fast", "deep", "brief", "1 of 4", "all 4", "at most 64", "% of", "greedy"):
         assert words in shown, words
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "45")
         screen.console.cache_clear()  # one that was made before may have its width from then
-        assert run("modes", moge, "--modes", own) == 0
+        assert run("modes", endless, "--modes", own) == 0
     screen.console.cache_clear()
     narrow = capsys.readouterr().out
     assert "…" not in narrow and narrow.count("escalation") == 4, "as many tables as it takes"
-    assert run("modes", moge, "--modes", own, "--json") == 0
+    assert run("modes", endless, "--modes", own, "--json") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["brief"]["words"]["budget"] == "at most 64 tokens of thought"
     assert record["brief"]["thinking_budget"] == 64 and record["fast"]["active_parameters"] > 0
-    assert run("modes", moge, "--modes", tmp_path / "none.json") == 2
+    assert run("modes", endless, "--modes", tmp_path / "none.json") == 2
     assert "cannot be read" in capsys.readouterr().err
 
 
 def test_a_call_on_the_command_line_changes_its_mode(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "my.json"
     own.write_text('{"modes": {"brief": {"base": "deep", "sampling": {"max_tokens": 7}}}}')
-    options = ("--model", moge, "--modes", own, "--mode", "brief", "--json")
+    options = ("--model", endless, "--modes", own, "--mode", "brief", "--json")
     bounded = ("--thinking-budget", 3, "--thinking", "auto")
     assert run("generate", "Once <think>", "--raw", *options, *bounded) == 0
     record = json.loads(capsys.readouterr().out)
@@ -209,8 +200,8 @@ def _hear_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_has_come(moge: Path) -> None:
-    options = ("--model", str(moge), "--max-tokens", "60000", "--drafter", "off")
+def test_ctrl_c_keeps_what_has_come(endless: Path) -> None:
+    options = ("--model", str(endless), "--max-tokens", "60000", "--drafter", "off")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "generate", "Hello", *options],
         stdout=subprocess.PIPE,
@@ -227,9 +218,9 @@ def test_ctrl_c_keeps_what_has_come(moge: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> None:
+def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(endless: Path) -> None:
     ours, theirs = pty.openpty()
-    options = ("--model", str(moge), "--max-tokens", "60000")
+    options = ("--model", str(endless), "--max-tokens", "60000")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "chat", *options],
         stdin=theirs,
@@ -261,10 +252,10 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> N
     [b"one\ntwo\nthree\n", b"\x1b[200~one\ntwo\nthree\x1b[201~\r"],
     ids=["raw", "bracketed"],
 )
-def test_pasted_lines_are_one_message(moge: Path, typed: bytes) -> None:
+def test_pasted_lines_are_one_message(endless: Path, typed: bytes) -> None:
     """From a terminal that brackets what is pasted, and from one that does not."""
     ours, theirs = pty.openpty()
-    options = ("--model", str(moge), "--max-tokens", "3", "--drafter", "off")
+    options = ("--model", str(endless), "--max-tokens", "3", "--drafter", "off")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "chat", *options],
         stdin=theirs,
@@ -313,10 +304,10 @@ def _expect(terminal: int, *parts: bytes) -> bytes:
 
 
 def test_piped_questions_are_answered_one_a_line(
-    moge: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/fast\nHello again\n/nope\n"))
-    assert run("chat", "--model", moge, "--max-tokens", 4) == 0
+    assert run("chat", "--model", endless, "--max-tokens", 4) == 0
     streams = capsys.readouterr()
     assert " | " not in streams.out and "Mode fast" not in streams.out, "answers alone"
     lines = streams.err.splitlines()

@@ -167,19 +167,12 @@ def test_a_request_that_fails_does_not_take_the_others_along(
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_the_answers_that_are_there(tmp_path: Path) -> None:
-    write_bpe(tmp_path, None, 320)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    del settings["eos_token"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    write_moge(tmp_path, vocab=320, eos_token_id=None, max_position_embeddings=65536)
-    endless = {"prompt": "Go on", "sampling": {"max_tokens": 60000}}
-    path = write_lines(
-        tmp_path / "p.jsonl", {"prompt": "Hi", "sampling": {"max_tokens": 2}}, endless
-    )
+def test_ctrl_c_keeps_the_answers_that_are_there(endless: Path, tmp_path: Path) -> None:
+    long = {"prompt": "Go on", "sampling": {"max_tokens": 60000}}
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "Hi", "sampling": {"max_tokens": 2}}, long)
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "generate", "--raw", "--file", str(path)]
-        + ["--model", str(tmp_path), "--drafter", "off"],
+        + ["--model", str(endless), "--drafter", "off"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509

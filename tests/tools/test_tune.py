@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
-from tune_tools import sample, write_model, write_prompts
+from tune_tools import sample, write_prompts
 
 from fastslow.engine.host import machine as watch_module
 from fastslow.engine.host.machine import Watch
@@ -33,13 +33,8 @@ FEW = SamplingParams(max_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="64MiB") as model:
+def llm(tiny: Path) -> Iterator[LLM]:
+    with LLM(tiny, kv_memory="64MiB") as model:
         yield model
 
 
@@ -254,11 +249,11 @@ def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
 
 
 def test_bench_shows_and_writes(
-    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"
     options = ("--drafters", "ngram,self", "--lengths", "0,2", "--batch", "1,2", "--tokens", 8)
-    files = ("--model", folder, "--prompts", questions, "-o", out)
+    files = ("--model", tiny, "--prompts", questions, "-o", out)
     assert run("bench", *files, *options, "--limit", 4, "--repeat", 1) == 0
     shown = capsys.readouterr().out
     for word in ("ngram", "self", "plain", "tokens/s", "x plain", "accepted"):
@@ -273,11 +268,11 @@ def test_bench_shows_and_writes(
 
 
 def test_tune_writes_both_files(
-    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 0.02)
-    files = ("--model", folder, "--prompts", questions, "-o", out, "--report", report)
+    files = ("--model", tiny, "--prompts", questions, "-o", out, "--report", report)
     assert run("tune", *files, *options) == 0
     assert "plain decoding" in capsys.readouterr().out
     setting = read_settings(out)
@@ -286,11 +281,11 @@ def test_tune_writes_both_files(
 
 
 def test_a_stopped_tune_writes_both_files_and_says_130(
-    folder: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_after(5, monkeypatch)
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
-    files = ("--model", folder, "--prompts", questions, "-o", out, "--report", report)
+    files = ("--model", tiny, "--prompts", questions, "-o", out, "--report", report)
     assert run("tune", *files, "--lengths", "2", "--tokens", 8) == 130
     read_settings(out)
     assert json.loads(out.read_text("utf-8"))["measured"]["stopped_early"] is True
@@ -314,14 +309,14 @@ def test_a_stopped_tune_writes_both_files_and_says_130(
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
-    folder: Path,
+    tiny: Path,
     questions: Path,
     capsys: pytest.CaptureFixture[str],
     command: str,
     options: tuple[str, ...],
     said: str,
 ) -> None:
-    assert run(command, "--model", folder, "--prompts", questions, *options) == 2
+    assert run(command, "--model", tiny, "--prompts", questions, *options) == 2
     err = capsys.readouterr().err
     assert said in err
     assert err.splitlines()[-1].startswith("error: ")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tune_tools import write_model, write_prompts
+from tune_tools import write_prompts
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams
@@ -16,11 +16,6 @@ from fastslow.tools.cli.app import main
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.groups import GroupsFound, GroupsRow, TextReader, tune_groups
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tune"))
 
 
 @pytest.fixture
@@ -37,12 +32,10 @@ def tune(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_modes(
-    folder: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_modes(tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tuned.json"
     code = tune(
-        *("--modes", "--tasks", tasks, "--model", folder, "--tokens", 4, "--batch", 4),
+        *("--modes", "--tasks", tasks, "--model", tiny, "--tokens", 4, "--batch", 4),
         *("-o", out, "--kv-memory", "4MiB"),
     )
     assert code == 0
@@ -52,7 +45,7 @@ def test_modes(
     measured = kept["measured_modes"]
     assert measured["tasks"] == 24 and measured["grading"] == {"number": 24}
     assert measured["figures"]["deep"]["seconds"] > 0
-    with LLM(folder, auto=out, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+    with LLM(tiny, auto=out, modes=str(out), kv_memory="4MiB", progress=False) as llm:
         few = SamplingParams(max_tokens=2)
         metrics = llm.chat("What is 3 + 3?", few, mode="auto", speculation="off").metrics
         assert metrics.decision.startswith(f"{metrics.mode}: ")
@@ -61,11 +54,11 @@ def test_modes(
 FITTED = {"auto": {}, "measured_modes": {"tasks": 9}}
 
 
-def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tuned.json"
     out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}} | FITTED), "utf-8")
     code = tune(
-        *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", folder),
+        *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", tiny),
         *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out),
         *("--kv-memory", "4MiB"),
     )
@@ -80,7 +73,7 @@ def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert rows[-1]["agreement"] == 1.0 and rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
     assert [row["groups"] for row in rows] == list(range(len(rows)))
     assert rows[0]["divergence"] > 0
-    with LLM(folder, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+    with LLM(tiny, modes=str(out), kv_memory="4MiB", progress=False) as llm:
         proposed = kept["modes"]["fast"]["groups"]
         assert llm.modes["fast"].groups == (None if proposed == rows[-1]["groups"] else proposed)
         assert llm.modes["fast"].thinking == "off", "other fields are the built-in ones"
@@ -130,15 +123,15 @@ def test_what_is_missing_is_told(
     assert says in capsys.readouterr().err
 
 
-def test_too_few_tasks(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_tasks(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "x", "answer": 1}', "utf-8")
-    assert tune("--modes", "--tasks", path, "--model", folder, "--kv-memory", "4MiB") == 2
+    assert tune("--modes", "--tasks", path, "--model", tiny, "--kv-memory", "4MiB") == 2
     assert "1 graded tasks are too few" in capsys.readouterr().err
 
 
-def test_logprobs_of_a_text_are_those_that_answered_it(folder: Path) -> None:
-    with LLM(folder, kv_memory="4MiB", speculation="off", progress=False) as llm:
+def test_logprobs_of_a_text_are_those_that_answered_it(tiny: Path) -> None:
+    with LLM(tiny, kv_memory="4MiB", speculation="off", progress=False) as llm:
         out = llm.generate("one two three", SamplingParams(max_tokens=6, logprobs=1))
         first = len(out.prompt_token_ids)
         text = [*out.prompt_token_ids, *out.token_ids]
@@ -150,7 +143,7 @@ def test_logprobs_of_a_text_are_those_that_answered_it(folder: Path) -> None:
         assert torch.allclose(torch.tensor(mine), torch.tensor(theirs), atol=1e-4)
 
 
-def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
+def test_a_dense_model_has_no_groups(tiny: Path, tmp_path: Path) -> None:
     from checkpoints import write_dense
     from tokenizers_tiny import write_bpe
 
