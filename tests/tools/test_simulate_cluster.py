@@ -9,10 +9,10 @@ from random import Random
 
 import pytest
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.scaling import ScalingSettings
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.scaling import ScalingSettings
+from fastslow.serve.engines.routing.settings import RoutingSettings
 from fastslow.tools.simulate import cluster as cluster_module
 from fastslow.tools.simulate.cluster import (
     ClusterResult,
