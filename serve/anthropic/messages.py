@@ -19,10 +19,10 @@ from fastslow.serve.anthropic.schema import (
     TokenCount,
 )
 from fastslow.serve.api.answer_parts import AnswerParts
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import refused
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.model_name import served_mode
 from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.api.turns import check_turns
@@ -90,7 +90,7 @@ async def count_tokens(asked: PromptRequest, request: Request, who: Who) -> Toke
 
 def _asked(
     asked: PromptRequest, id: str, who: Caller, engine: Engine, settings: ServerSettings
-) -> tuple[Ask, Prepared]:
+) -> tuple[GenerateRequest, Prepared]:
     """What the engine is asked, and what reads tool calls in its answer.
 
     Raises:
@@ -100,7 +100,7 @@ def _asked(
     try:
         turns = as_turns(asked.system, asked.messages)
         check_turns("messages", turns, settings)
-        ask = asked.as_ask(
+        ask = asked.as_request(
             id,
             turns,
             asked.sampling(),

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Engine, ModelCard
+from fastslow.serve.api.generate_request import GenerateRequest
 
 
 class WrappedEngine:
@@ -32,7 +32,7 @@ class WrappedEngine:
     def why_not_ready(self) -> str:
         return self.engine.why_not_ready
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         return self.engine.stream(ask)
 
     async def cancel(self, id: str) -> bool:
@@ -47,7 +47,7 @@ class WrappedEngine:
     async def stats(self) -> Mapping[str, Any]:
         return await self.engine.stats()
 
-    async def tokenize(self, ask: Ask) -> list[int]:
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
         return await self.engine.tokenize(ask)
 
     async def detokenize(self, tokens: list[int]) -> str:

@@ -10,10 +10,10 @@ from loguru import logger
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import ApiError, as_api_error
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.answer import ClientLeft, Pieces, PlacedPiece, while_connected
 from fastslow.serve.http.request_id import request_id
@@ -57,7 +57,11 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, engine: Engine, asks: Sequence[Ask], events: Events, settings: ServerSettings
+        self,
+        engine: Engine,
+        asks: Sequence[GenerateRequest],
+        events: Events,
+        settings: ServerSettings,
     ) -> None:
         super().__init__(media_type="text/event-stream")
         self._engine, self._asks, self._events = engine, asks, events

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
 from fastslow.serve.engines.wrapped_engine import WrappedEngine
 from fastslow.serve.observe.request_record import CURRENT, AnswerRecord, tokens_of
@@ -29,7 +29,7 @@ class ObservedEngine(WrappedEngine):
         except NotReady:
             return ""
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         record = CURRENT.get()
         answer = AnswerRecord(ask, time.perf_counter(), self._model)
         if record is not None:

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastslow.output import Output
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.generate_request import GenerateRequest
 
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
 OTHER, UNMATCHED = "other", "unmatched"
@@ -23,9 +23,9 @@ OTHER, UNMATCHED = "other", "unmatched"
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """One ask of the engine. Times are `time.perf_counter()`."""
+    """One request of the engine. Times are `time.perf_counter()`."""
 
-    ask: Ask
+    ask: GenerateRequest
     started: float
     model: str = ""  # its name; "" before it is loaded
     first: float | None = None  # when its first token came

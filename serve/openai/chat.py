@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from fastslow.output import Completion, Output
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import refused
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.model_name import served_mode
 from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.api.turns import check_turns
@@ -91,7 +91,7 @@ async def chat_completions(
 
 def _ask(
     asked: ChatRequest, id: str, who: Caller, engine: Engine, settings: ServerSettings
-) -> tuple[Ask, Parsers | None]:
+) -> tuple[GenerateRequest, Parsers | None]:
     """What the engine is asked, and what reads tool calls in its answers.
 
     Raises:
@@ -104,7 +104,7 @@ def _ask(
     asked.check_stream()
     turns = as_turns(asked.messages)
     check_turns("messages", turns, settings)
-    ask = asked.as_ask(
+    ask = asked.as_request(
         id,
         turns,
         asked.sampling(),
@@ -130,7 +130,7 @@ def _choice(
     index: int,
     answer: Completion,
     thoughts_as: tuple[str, ...],
-    ask: Ask,
+    ask: GenerateRequest,
     table: TokenTable,
     parsers: Parsers | None,
 ) -> dict[str, Any]:

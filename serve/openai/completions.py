@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from fastslow.output import Completion, Output
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import refused
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.model_name import served_mode
 from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.answer import all_whole, while_connected
@@ -82,7 +82,7 @@ async def completions(
 
 def _asks(
     asked: CompletionRequest, id: str, who: Caller, engine: Engine, settings: ServerSettings
-) -> list[Ask]:
+) -> list[GenerateRequest]:
     """What the engine is asked: once for each prompt.
 
     Raises:
@@ -97,7 +97,7 @@ def _asks(
     sampling = asked.sampling()
     names = [id] if len(prompts) == 1 else [f"{id}-{place}" for place in range(len(prompts))]
     return [
-        asked.as_ask(
+        asked.as_request(
             name,
             prompt,
             sampling,
@@ -107,13 +107,15 @@ def _asks(
             default_mode=named,
             streamed=bool(asked.stream),
             allow_special=asked.allow_special is True,
-            defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
+            sampling_defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
         )
         for name, prompt in zip(names, prompts)
     ]
 
 
-async def _echoes(asked: CompletionRequest, asks: list[Ask], engine: Engine) -> list[str]:
+async def _echoes(
+    asked: CompletionRequest, asks: list[GenerateRequest], engine: Engine
+) -> list[str]:
     """What stands in front of each answer: the prompt, where that is asked for.
 
     Raises:

@@ -10,10 +10,10 @@ from fastapi import Depends, Request, Response
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.answer_parts import AnswerParts
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.model_name import served_mode
 from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.api.turns import check_turns
@@ -91,7 +91,7 @@ def _not_kept(id: str) -> ApiError:
 
 def _ask(
     asked: ResponsesRequest, id: str, who: Caller, engine: Engine, settings: ServerSettings
-) -> tuple[Ask, Prepared]:
+) -> tuple[GenerateRequest, Prepared]:
     """What the engine is asked, and what reads tool calls in its answer.
 
     Raises:
@@ -103,7 +103,7 @@ def _ask(
     asked.check()
     turns = as_turns(asked.instructions, asked.input)
     check_turns("input", turns, settings)
-    ask = asked.as_ask(
+    ask = asked.as_request(
         id,
         turns,
         asked.sampling(),

@@ -9,10 +9,11 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
-from fastslow.serve.api.ask import Ask
+from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import refused
 from fastslow.serve.api.fields import Fields
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.mode_fields import ModeFields
 from fastslow.serve.api.model_name import served_mode
 from fastslow.serve.api.settings import ServerSettings
@@ -82,7 +83,7 @@ async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> De
         raise refused(error, type(asked).model_fields) from None
 
 
-def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> Ask:
+def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> GenerateRequest:
     card = request.app.state.engine.card
     named = served_mode(asked.model, card, settings)
     if (asked.prompt is None) == (asked.messages is None):
@@ -103,10 +104,5 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         raise ValueError(
             f"the prompt has {size} characters; at most {settings.prompt_characters} are taken"
         )
-    return Ask(
-        id=f"tokenize-{secrets.token_hex(8)}",
-        prompt=prompt,
-        mode=mode,
-        chat_template_kwargs=variables or None,
-        **kept,
-    )
+    options = GenerateOptions(mode=mode, chat_template_kwargs=variables or None, **kept)
+    return GenerateRequest(f"tokenize-{secrets.token_hex(8)}", prompt, options)

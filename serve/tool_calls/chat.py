@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice
 from fastslow.serve.tool_calls.openai_calls import OpenAICalls
 from fastslow.serve.tool_calls.parse import parser_of
@@ -27,9 +26,9 @@ async def beside_others(tools: Sequence[Any] | None, make: Callable[[], T]) -> T
 
 
 def chat_tools(
-    ask: Ask, tools: list[Any] | None, tool_choice: Any, parallel: bool, card: ModelCard
-) -> tuple[Ask, Parsers | None]:
-    """The ask with its tools, and what makes the reader of each answer; None: no calls are looked for.
+    ask: GenerateRequest, tools: list[Any] | None, tool_choice: Any, parallel: bool, card: ModelCard
+) -> tuple[GenerateRequest, Parsers | None]:
+    """The request with its tools, and what makes the reader of each answer; None: no calls are looked for.
 
     Raises:
         ValueError: one sentence about what does not fit.
@@ -43,9 +42,9 @@ def chat_tools(
 
 
 def offered(
-    ask: Ask, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
-) -> tuple[Ask, Prepared]:
-    """The ask with its tools, and what reads the calls in its answers.
+    ask: GenerateRequest, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
+) -> tuple[GenerateRequest, Prepared]:
+    """The request with its tools, and what reads the calls in its answers.
 
     Raises:
         ValueError: one sentence about what does not fit.
@@ -54,10 +53,10 @@ def offered(
     return (ask if prepared.form is None else with_tools(ask, prepared)), prepared
 
 
-def with_tools(ask: Ask, prepared: Prepared) -> Ask:
-    """An ask with what its tools change."""
+def with_tools(ask: GenerateRequest, prepared: Prepared) -> GenerateRequest:
+    """A request with what its tools change."""
     sampling = {**ask.sampling, **prepared.sampling}
     if stops := prepared.sampling.get("stop_token_ids"):
         sampling["stop_token_ids"] = [*(ask.sampling.get("stop_token_ids") or ()), *stops]
-    variables = {**(ask.chat_template_kwargs or {}), **prepared.variables}
-    return replace(ask, sampling=sampling, chat_template_kwargs=variables)
+    variables = {**(ask.options.chat_template_kwargs or {}), **prepared.variables}
+    return ask.with_options(sampling=sampling, chat_template_kwargs=variables)

@@ -10,8 +10,8 @@ import pytest
 from fake_engine import FakeEngine
 from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
+from requests_made import made_request
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.key_file import KeyLimits, add_key
 from fastslow.serve.api.keys import KeyRing
@@ -28,7 +28,7 @@ def application(settings: OperationSettings) -> FastAPI:
     @app.post(CHAT)
     async def chat(request: Request, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
         body = await request.body()
-        async for _ in engine.stream(Ask("1", "x", memory_key=who.memory())):
+        async for _ in engine.stream(made_request("1", "x", memory_key=who.memory())):
             pass
         return {"name": who.name, "memory": who.memory(), "size": len(body)}
 

@@ -220,7 +220,7 @@ class AnswerOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class GenerateOptions(AnswerOptions):
+class GenerateCommand(AnswerOptions):
     """How `generate` answers."""
 
     n: Annotated[int | None, option("Answers to each prompt; default 1.", DRAW)] = None

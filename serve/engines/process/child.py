@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.engine_settings import EngineSettings
 from fastslow.serve.engines.process.failures import KINDS, failure_of
 from fastslow.serve.engines.process.frames import FrameReader, frame
@@ -134,7 +134,9 @@ class EngineServer(asyncio.Protocol):
         assert self._engine is not None
         failure, number = None, message.number
         try:
-            async with aclosing(self._engine.stream(Ask(**message.ask))) as pieces:
+            async with aclosing(
+                self._engine.stream(GenerateRequest.from_fields(message.ask))
+            ) as pieces:
                 async for piece in pieces:
                     self._pieces.append((number, piece))
                     self._flush_soon()
@@ -159,7 +161,7 @@ class EngineServer(asyncio.Protocol):
                 case GetStats():
                     value = await engine.stats()
                 case Tokenize():
-                    value = await engine.tokenize(Ask(**message.ask))
+                    value = await engine.tokenize(GenerateRequest.from_fields(message.ask))
                 case Detokenize():
                     value = await engine.detokenize(message.tokens)
                 case GetTokenBytes():

@@ -13,13 +13,13 @@ from typing import Any
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.engine_settings import EngineSettings
 from fastslow.serve.engines.process.answer_stream import UNREAD
 from fastslow.serve.engines.process.child_process import GRACE, ChildProcess
 from fastslow.serve.engines.process.heartbeat import USUAL, Heartbeat
-from fastslow.serve.engines.process.link import EngineConnection, as_fields
+from fastslow.serve.engines.process.link import EngineConnection
 from fastslow.serve.engines.process.messages import (
     Cancel,
     Detokenize,
@@ -117,7 +117,7 @@ class EngineClient:
         """Of the process that runs now."""
         return None if self._child is None else self._child.pid
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         link = self._ready_link()
         number, answer = link.ask(ask, self._unread)
         try:
@@ -141,8 +141,8 @@ class EngineClient:
         stats: Mapping[str, Any] = await self._running_link().call(GetStats)
         return stats
 
-    async def tokenize(self, ask: Ask) -> list[int]:
-        tokens: list[int] = await self._running_link().call(Tokenize, as_fields(ask))
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+        tokens: list[int] = await self._running_link().call(Tokenize, ask.to_fields())
         return tokens
 
     async def detokenize(self, tokens: list[int]) -> str:

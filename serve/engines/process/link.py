@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from loguru import logger
-from msgspec import to_builtins
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.answer_stream import AnswerStream
 from fastslow.serve.engines.process.failures import error_of
 from fastslow.serve.engines.process.frames import FrameReader, frame
@@ -61,10 +60,10 @@ class EngineConnection(asyncio.Protocol):
             raise NotReady("the engine is not there")
         self._transport.write(data)
 
-    def ask(self, ask: Ask, patience: float) -> tuple[int, AnswerStream]:
+    def ask(self, ask: GenerateRequest, patience: float) -> tuple[int, AnswerStream]:
         """Have a prompt answered; the number is for `leave`."""
         number = next(self._numbers)
-        self.send(StartAnswer(number, as_fields(ask)))
+        self.send(StartAnswer(number, ask.to_fields()))
         answer = self._answers[number] = AnswerStream(patience)
         return number, answer
 
@@ -147,15 +146,3 @@ class EngineConnection(asyncio.Protocol):
             answer = self._answers.pop(number, None)
             if answer is not None:
                 answer.end(None if failure is None else error_of(failure))
-
-
-def as_fields(ask: Ask) -> Any:
-    """An ask as JSON values.
-
-    Raises:
-        ValueError: a client's value is nested too deeply.
-    """
-    try:
-        return to_builtins(ask)
-    except RecursionError:
-        raise ValueError("the request is nested too deeply") from None
