@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.messages import Message
-    from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, Decided, GenerationError, Metrics, Output, Piece
-    from fastslow.pinned import PinnedPrefix
+    from fastslow.request.chat_warnings import FastslowWarning
+    from fastslow.request.handle import PieceStream, RequestHandle, as_completed
     from fastslow.request.options import Conversation, ModeLike, Presets, Prompt, SpeculationLike
+    from fastslow.request.pin import PinnedPrefix
     from fastslow.request.resume import ResumeState
-    from fastslow.warning import FastslowWarning
 
 logger.disable("fastslow")
 
@@ -75,16 +75,16 @@ _MODULES = {
     "api": "chat generate",
     "async_llm": "AsyncLLM",
     "request.options": "Conversation ModeLike Presets Prompt SpeculationLike",
-    "handle": "PieceStream RequestHandle as_completed",
+    "request.handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
-    "pinned": "PinnedPrefix",
+    "request.pin": "PinnedPrefix",
     "output": "Completion Decided GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.messages": "Message",
     "engine.choosing": "ModeChoice ModeRouter PromptFacts",
-    "warning": "FastslowWarning",
+    "request.chat_warnings": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

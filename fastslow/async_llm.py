@@ -14,9 +14,9 @@ from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.params import shown
 from fastslow.engine_args import LLMOptions
-from fastslow.handle import PieceStream, RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import Output
+from fastslow.request.handle import PieceStream, RequestHandle, group_of
 from fastslow.request.keywords import takes_options
 from fastslow.request.options import Conversation, GenerateOptions, Prompt, as_messages, as_wait
 
@@ -149,26 +149,22 @@ class AsyncLLM:
         llm = self.llm
         if not self._open:
             raise RuntimeError("this AsyncLLM takes no more requests: it is drained or closed")
-        job = llm._jobs.one("submit", prompt, options)
-        count = job.count
+        group = group_of("submit", prompt, options, llm._parts)
+        count = group.count
         self._admission.enter(count)
         try:
-            handle = llm._jobs.start(job)
+            handle = llm._start(group)
             self._handles.add(handle)
-            job.when_done(partial(self._over, handle, count))
+            group.when_done(partial(self._over, handle, count))
         except BaseException:
             self._admission.leave(count)
             raise
         return handle
 
-    def tokenize(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
-        """As `LLM.tokenize`; it may take as long as the prompt is."""
-        return self.llm._jobs.tokens("tokenize", prompt, options)
-
     async def stop_thinking(self, request: RequestHandle | PieceStream) -> bool:
         """Have the thought of a request closed from the next step on, so that its answer comes. False: it
         has no open thought, not yet or not any more."""
-        return await asyncio.wrap_future(request._job.stop_thinking())
+        return await asyncio.wrap_future(request._group.stop_thinking())
 
     def stats(self) -> EngineStats:
         """As `LLM.stats`."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, SupportsIndex, TypedDict, TypeVar, Unpack, overload
 
+from pydantic import Field
+
 from fastslow.engine.checked import nearest, shown
 from fastslow.engine.params import SamplingParams
 from fastslow.output import Output
@@ -34,7 +36,10 @@ FIRST = inspect.Parameter.POSITIONAL_OR_KEYWORD
 class GenerateCall(GenerateOptions):
     """The keywords of `generate` and `chat`, which take lists of prompts, too."""
 
-    progress: Flag = True
+    progress: Flag = Field(
+        default=True,
+        description="for a list of prompts, draw a bar on a terminal: how many are answered",
+    )
 
 
 class ListOptions(TypedDict, total=False):
@@ -136,15 +141,22 @@ def _with_keywords(
         refuse_unknown(fields, known)
         return method(owner, asked, read(fields))
 
+    annotations = {
+        name: str(text).removeprefix("Annotated[").rpartition(", ")[0] or text
+        for kind in reversed(model.__mro__)
+        for name, text in getattr(kind, "__annotations__", {}).items()
+    }
     keywords = [
         inspect.Parameter(
             name,
             FIRST if name == "sampling" else inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=model.__annotations__.get(name, Any),
+            annotation=annotations[name],
         )
         for name, field in known.items()
     ]
+    options = (f"    {name}: {field.description}." for name, field in known.items())
+    called.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *options])
     called.__signature__ = inspect.Signature([owner, prompt, *keywords])  # type: ignore[attr-defined]
     return called
 

@@ -106,41 +106,68 @@ class GenerateOptions(Params):
     """
 
     sampling: Annotated[Sampling, PlainValidator(_sampling)] = Field(
-        default=None, description="how tokens are drawn; fields that are not given are the mode's"
+        default=None,
+        description="`SamplingParams`, or their fields; fields that are not given are the mode's",
     )
     sampling_defaults: Annotated[Mapping[str, Any], kept_as(Any)] = Field(
-        default={}, description="fields that hold where neither the call nor the mode gives them"
+        default={}, description="fields that hold where neither `sampling` nor the mode gives them"
     )
     mode: Annotated[ModeLike | None, kept_as(Any)] = Field(
-        default=None, description="a preset, or the fields of a mode; None = deep"
+        default=None,
+        description='"fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with '
+        '`base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a '
+        '`PromptFacts` to a preset\'s name. None = "deep"',
     )
     speculation: Annotated[SpeculationLike | None, kept_as(Any)] = Field(
-        default=None, description="a drafter, or the fields of a Speculation; None = auto"
+        default=None,
+        description='"auto", "off", a drafter\'s name, a `Speculation` or a dict of its fields, or the path of '
+        'a settings file (*.json). None = "auto"',
     )
     timeout: Annotated[float | None, PlainValidator(_seconds)] = Field(
-        default=None, description="seconds after which it ends with what it has"
+        default=None,
+        description="seconds from the call after which a request ends, wherever it is, with what it has and "
+        'finish_reason "timeout"',
     )
     memory_key: Annotated[str | None, PlainValidator(_key)] = Field(
-        default=None, description="whose remembered answers and cached prefixes it shares"
+        default=None,
+        description="names the caller, where an LLM serves several: text of at most 256 characters. "
+        "Remembered answers and cached prefixes are shared among calls with the same key only. None: "
+        'among all calls without a key, but for answers of `remember="by_key"`',
     )
     allow_special: Flag = Field(
-        default=False, description="special tokens that the prompt spells are marks, not text"
+        default=False,
+        description="special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise they are "
+        "text, since a user may have written them",
     )
     chat_template_kwargs: Annotated[Mapping[str, object] | None, PlainValidator(_variables)] = (
-        Field(default=None, description="variables of the chat template")
+        Field(
+            default=None,
+            description='variables of the chat template, such as {"reasoning_effort": "medium"}; they win over '
+            "what the mode asks for",
+        )
     )
     keep_thoughts: Flag = Field(
-        default=False, description="thoughts of earlier turns stay in the prompt"
+        default=False,
+        description="thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's messages) "
+        "stay in the prompt, so that the next turn finds all of its past in the prefix cache. Else the chat "
+        "template decides; most leave them out",
     )
     priority: Annotated[int, PlainValidator(_priority)] = Field(
-        default=0, description="requests with a smaller number go first"
+        default=0,
+        description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
+        "their pages after them. No token depends on it",
     )
     prediction: Annotated[str | Sequence[SupportsIndex] | None, kept_as(Any)] = Field(
-        default=None, description="what the answer probably repeats; it is drafted from"
+        default=None,
+        description="text or token ids that the answer probably repeats, such as a file that is to be edited. "
+        "It is drafted from, for this request alone",
     )
-    trace: Flag = Field(default=False, description="what each step does is noted")
+    trace: Flag = Field(
+        default=False,
+        description="note what each step does, for `trace` of the handle or the stream",
+    )
     answered: Annotated[ResumeState | None, PlainValidator(_answered)] = Field(
-        default=None, description="what another engine answered before: the answer continues there"
+        default=None, description="the tokens of the answer so far, see `ResumeState`"
     )
 
     def sampling_in(self, mode: Mode) -> SamplingParams:

@@ -12,9 +12,9 @@ from loguru import logger
 
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
+from fastslow.request.handle import RequestHandle
 from fastslow.serve.api.engine import ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.replica_report import may_take_long, replica_report
@@ -42,7 +42,7 @@ class LocalEngine:
         self._cancelled: set[str] = set()  # of them, by who asked
         self._traces = TraceLog()
         units = RoutedUnits.of(llm.model.config)
-        inputs = llm._requests.inputs
+        inputs = llm._inputs
         switch = inputs.switch
         self._card = ModelCard(
             name=name,
@@ -156,7 +156,8 @@ class LocalEngine:
         return replica_report(self._llm.current_load(), deep, time.time())
 
     async def tokenize(self, ask: GenerateRequest) -> list[int]:
-        return await asyncio.to_thread(self._llm.tokenize, ask.prompt, ask.options)
+        llm, options = self._llm.llm, ask.options.given()
+        return await asyncio.to_thread(lambda: llm.tokenize(ask.prompt, **options))
 
     async def detokenize(self, tokens: list[int]) -> str:
         return await asyncio.to_thread(self._llm.llm.detokenize, tokens)

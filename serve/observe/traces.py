@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastslow.engine.core.request import StepNotes
-from fastslow.handle import RequestHandle
+from fastslow.request.handle import RequestHandle
 
 MOST = 256  # requests
 

@@ -34,7 +34,7 @@ from fastslow import (
     as_completed,
 )
 from fastslow.engine.core import stats
-from fastslow.handle import PieceStream
+from fastslow.request.handle import PieceStream, group_of
 from fastslow.request.options import GenerateOptions
 
 VOCAB = 320
@@ -145,7 +145,7 @@ def test_an_answer_that_is_over_is_told_before_the_others_end(llm: LLM, gate: Ga
     handle = llm.submit([5, 6], params, speculation="off")
     assert gate.reached.acquire(timeout=SOON)
     pieces = iter(handle)
-    first = handle._job._choices[0]
+    first = handle._group._choices[0]
     first.request.stopper.finish("length")  # as though it had met its own end
     gate.steps()
     told = [next(pieces) for _ in range(2)]
@@ -265,10 +265,10 @@ def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
 
 def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
     handle = RequestHandle(
-        llm._jobs.of("The quick", GenerateOptions(sampling=TEN), time.monotonic())
+        group_of("submit", "The quick", GenerateOptions(sampling=TEN), llm._parts)
     )
-    handle._job.prepare()
-    requests = [choice.request for choice in handle._job.queue()]
+    handle._group.prepare()
+    requests = [choice.request for choice in handle._group.queue()]
     steps = llm.stats().steps
     llm._worker.cancel(requests)  # overtakes what another thread submits
     llm._worker.submit(requests)
@@ -282,7 +282,7 @@ def test_a_handle_lets_go_of_the_model(folder: Path) -> None:
     handle, stream = llm.submit("The quick", TEN), llm.stream("The", TEN)
     handle.result(SOON)
     list(stream)
-    held = weakref.ref(llm._requests)
+    held = weakref.ref(llm._parts.builder)
     llm.close()
     del llm
     gc.collect()

@@ -189,7 +189,7 @@ def test_steps_are_measured_before_the_first_request(
         measured.append(groups)
         return (1, 2), (0.001, 0.002)
 
-    monkeypatch.setattr("fastslow.closing.step_seconds", seconds)
+    monkeypatch.setattr("fastslow.llm.step_seconds", seconds)
 
     async def run() -> None:
         options = {"kv_memory": "8MiB", "progress": False}

@@ -17,7 +17,7 @@ from checkpoints import write_moge
 from head_tools import tiny_weights, write_head
 from tokenizers_tiny import write_bpe
 
-from fastslow.handle import RequestHandle
+from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answer_options import GenerateCommand
 from fastslow.tools.cli.app import main
 from fastslow.tools.cli.prompt_file import PromptFile

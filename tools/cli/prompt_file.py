@@ -14,8 +14,8 @@ from fastslow.tools.cli.answer_options import AnswerOptions
 from fastslow.tools.prompts import FIELDS, Record, conversation, json_object, naming, text_lines
 
 if TYPE_CHECKING:
-    from fastslow.handle import RequestHandle
     from fastslow.llm import LLM
+    from fastslow.request.handle import RequestHandle
     from fastslow.request.options import Prompt
 
 NOTES = (

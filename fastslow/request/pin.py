@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import takewhile
-from time import monotonic
 from typing import Self
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.params import SamplingParams, shown
-from fastslow.job import PromptJob, start
+from fastslow.request.group import GroupParts, RequestGroup, start
 from fastslow.request.options import GenerateOptions, Prompt
-from fastslow.request_builder import RequestBuilder
 
 ONE_TOKEN = SamplingParams(max_tokens=1, min_tokens=0, ignore_eos=True, temperature=0.0)
 
@@ -50,59 +48,54 @@ class PrefixPinner:
     """Reads prefixes, and pins them.
 
     Args:
-        requests: encodes prompts.
-        kv: where they are read to.
+        parts: of the LLM, which make and run the request that reads.
+        kv: where prefixes are read to.
         context: tokens of the longest request, for which pins must leave room.
         between_steps: calls something in the engine's thread.
     """
 
     def __init__(
         self,
-        requests: RequestBuilder,
+        parts: GroupParts,
         kv: KVCache,
         context: int,
         between_steps: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._requests = requests
+        self._parts = parts
         self._kv = kv
         self._spare = kv.pages_for(context)
         self._between_steps = between_steps
         self._numbers = itertools.count()
 
-    def pin(
-        self,
-        prompt: Prompt,
-        options: GenerateOptions,
-        make: Callable[[Prompt, GenerateOptions, float], PromptJob],
-        every_key: bool,
-    ) -> PinnedPrefix:
+    def pin(self, prompt: Prompt, options: GenerateOptions, every_key: bool) -> PinnedPrefix:
         """Read a prefix, and pin it before other requests can take its pages.
 
         Args:
             options: its mode and memory key, without speculation.
-            make: the job of a prompt.
             every_key: whether requests of every memory key find it.
 
         Raises:
             ValueError, GenerationError, RuntimeError: see `LLM.pin`.
         """
-        self._requests.check(prompt, options)
+        builder = self._parts.builder
+        builder.check(prompt, options)
         if not isinstance(every_key, bool):
             raise ValueError(f"every_key={shown(every_key)} must be True or False")
         if every_key and options.memory_key is not None:
             raise ValueError(
                 "every_key=True and a memory_key contradict each other: give one of them"
             )
-        mode, chosen = self._requests.mode(options.mode, prompt)
-        if chosen:
+        mode, why = builder.modes.find(options.mode, prompt)
+        if why is not None:
             raise ValueError("pin needs one mode, and this one chooses: name a preset")
-        tokens = self._shared(prompt, options)
+        each = [builder.encode(one, mode, options).tokens for one in _continued(prompt)]
+        tokens = [same[0] for same in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
         tokens = tokens[: self._whole_pages(len(tokens))]
         reads = mode.model_copy(update={"escalate": None, "latency_ms": None})  # and does no more
         alone = {"mode": reads, "chat_template_kwargs": None, "sampling": ONE_TOKEN}
-        job = make(tokens, options.model_copy(update=alone), monotonic())
-        job.prepare()
-        (root, for_all), number = job.roots, next(self._numbers)
+        group = RequestGroup(tokens, options.model_copy(update=alone), self._parts)
+        group.prepare()
+        (root, for_all), number = group.roots, next(self._numbers)
         opened = for_all if every_key else None
         held = Future[int]()
 
@@ -115,23 +108,14 @@ class PrefixPinner:
         def release() -> None:
             self._between_steps(lambda: self._kv.unpin(number))
 
-        job.when_done(hold)
-        start([job])
+        group.when_done(hold)
+        start([group])
         found = held.result()
         if found < len(tokens):
             release()
-            job.outcome()
+            group.outcome()
             raise RuntimeError("the prefix was forgotten while it was read; pin it again")
         return PinnedPrefix(found, self._kv.pages_for(found), release)
-
-    def _shared(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
-        """The tokens that begin every prompt which continues this one.
-
-        A chat template writes more after the last message than it does where others follow. So this takes
-        what two different chats share that begin with these messages.
-        """
-        each = [self._requests.encoded(one, options).tokens for one in _continued(prompt)]
-        return [alike[0] for alike in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
 
     def _whole_pages(self, size: int) -> int:
         """How many of so many tokens can be pinned: those of full pages.
@@ -151,7 +135,9 @@ class PrefixPinner:
 
 
 def _continued(prompt: Prompt) -> list[Prompt]:
-    """Two chats that begin with these messages and differ then; a text, or token ids, as they are."""
+    """Two chats that begin with these messages and differ then, so that what they share is what every chat
+    that continues this one begins with: a chat template writes more after the last message than before
+    another one. A text, or token ids, as they are."""
     messages = [part for part in prompt if isinstance(part, Mapping)]
     if not messages:
         return [prompt]

@@ -1,36 +1,26 @@
-"""One of the answers to a prompt, in the making: its pieces as they come, and the whole at the end."""
+"""The state of one of the answers to a prompt: its pieces as they come, and the whole at the end."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 from fastslow.engine.choosing import ModeChoice
-from fastslow.engine.core.request import Listener, Request
+from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.channels import splitter
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.types import PREDICTION
-from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Decided, Metrics, Output, Piece
+from fastslow.request.builder import Candidate
+from fastslow.request.input_processor import EncodedPrompt
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A request that may answer, with what it was asked and its mode."""
-
-    request: Request
-    prompt: EncodedPrompt
-    mode: Mode
-
-
-class ChoiceHandle:
+class ChoiceState:
     """One answer. The engine's thread makes pieces; once it is over, only the caller's reads it.
 
     The text between the tags is `reasoning`, all else `text`. A thought without an end is reasoning.
@@ -39,12 +29,11 @@ class ChoiceHandle:
     that its answer is not lost.
 
     Args:
-        candidates: makes the requests, not submitted yet, with this listener. A second one replaces the
-            first where its confidence falls. Nothing of the first is streamed while it may still be
-            replaced.
+        candidates: requests that are not submitted yet. A second one replaces the first where its confidence
+            falls. Nothing of the first is streamed while it may still be replaced.
         tags: the model's thinking tags, if it has any.
         units: what the model's modes may run fewer of.
-        decided: the preset that was chosen for it, and why; None = the call names its mode.
+        decided: the preset that was chosen, and why; None = the call names its mode.
         called: when the call came, of `time.monotonic`.
         index: which of the prompt's answers this is.
 
@@ -58,7 +47,7 @@ class ChoiceHandle:
 
     def __init__(
         self,
-        candidates: Callable[[Listener], list[Candidate]],
+        candidates: list[Candidate],
         tags: ThoughtTags | None,
         units: RoutedUnits,
         decided: ModeChoice | None,
@@ -75,13 +64,15 @@ class ChoiceHandle:
         self.pieces: deque[Piece] = deque()
         self.over = False
         self.news: Callable[[], None] = lambda: None
-        self._candidates = candidates(self._on_step)
-        self.requests = [candidate.request for candidate in self._candidates]
+        self._candidates = candidates
+        self.requests = [candidate.request for candidate in candidates]
+        for request in self.requests:
+            request.listener = self._on_step
         self._begin()
 
     @property
     def request(self) -> Request:
-        """The one that answers."""
+        """The request that answers."""
         return self._candidates[0].request
 
     @property
@@ -171,7 +162,7 @@ class ChoiceHandle:
         return Piece(text, reasoning, tokens, None, logprobs, self._index, sources, decided)
 
     def _decisions(self) -> Decided | None:
-        """For whoever goes on with the answer in another engine."""
+        """For another engine that continues the answer."""
         request = self.request
         by_load = request.latency_target is not None and request.may_cut_groups
         if self._decided is None and not by_load:
@@ -250,7 +241,7 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def gathered(choices: Sequence[ChoiceHandle]) -> Output:
+def gathered(choices: Sequence[ChoiceState]) -> Output:
     """The output of a prompt whose choices are over."""
     first, asked = choices[0].request, choices[0].prompt
     prompt_logprobs = None

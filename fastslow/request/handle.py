@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.params import shown
-from fastslow.job import PromptJob, start
-from fastslow.output import Output, Piece
-from fastslow.request.options import as_wait
+from fastslow.output import GenerationError, Output, Piece
+from fastslow.request.group import GroupParts, RequestGroup, start
+from fastslow.request.input_processor import InputProcessor
+from fastslow.request.options import GenerateOptions, Prompt, as_wait, spread
 
 
 class RequestHandle:
@@ -27,14 +28,14 @@ class RequestHandle:
       is dropped does not: its request runs on.
     """
 
-    def __init__(self, job: PromptJob) -> None:
-        self._job = job
+    def __init__(self, group: RequestGroup) -> None:
+        self._group = group
 
     @property
     def done(self) -> bool:
         """Whether the answer is complete, was cancelled, or failed; `result` then does not wait. In a
         forked process: whether it was when that was forked."""
-        return self._job.done
+        return self._group.done
 
     def result(self, timeout: float | None = None) -> Output:
         """Wait for the answer.
@@ -48,14 +49,14 @@ class RequestHandle:
             GenerationError: the engine failed on the request; it holds the output.
             RuntimeError: the LLM was closed before the engine had the request.
         """
-        if not self._job.wait(as_wait(timeout)):
+        if not self._group.wait(as_wait(timeout)):
             raise TimeoutError(f"no answer within {timeout} s; the request goes on")
-        return self._job.outcome()
+        return self._group.outcome()
 
     def cancel(self) -> None:
         """End the request, unless it is over. `result` then gives the answer so far, with finish_reason
         "cancelled", once the step that runs is over."""
-        self._job.cancel()
+        self._group.cancel()
 
     def trace(self, index: int = 0) -> dict[str, Any] | None:
         """What each step has done so far, where the call said `trace=True`; else None, and before the
@@ -68,12 +69,12 @@ class RequestHandle:
             `steps`, the first and the last 500, and how many were `left_out` between them. The guide
             says what a step has.
         """
-        return self._job.traced(index)
+        return self._group.traced(index)
 
     @property
     def step_traces(self) -> Sequence[StepNotes]:
         """The same for all n answers, for who keeps traces longer than handles."""
-        return tuple(self._job.traces)
+        return tuple(self._group.traces)
 
     def stop_thinking(self) -> bool:
         """Have the thought that runs closed from the next step on, as a thinking budget does, so that the
@@ -83,7 +84,7 @@ class RequestHandle:
         Raises:
             RuntimeError: the engine broke, or this is a forked process.
         """
-        return self._job.stop_thinking().result()
+        return self._group.stop_thinking().result()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a RequestHandle cannot be pickled; send its result")
@@ -92,14 +93,14 @@ class RequestHandle:
         return self._awaited().__await__()
 
     def __iter__(self) -> PieceStream:
-        return PieceStream(self._job)
+        return PieceStream(self._group)
 
     def __aiter__(self) -> PieceStream:
-        return PieceStream(self._job)
+        return PieceStream(self._group)
 
     async def _awaited(self) -> Output:
-        await self._job.arrival(lambda: self._job.done)
-        return self._job.outcome()
+        await self._group.arrival(lambda: self._group.done)
+        return self._group.outcome()
 
 
 class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
@@ -110,19 +111,19 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     letting go of it. Any thread may close it while another one iterates, and that loop then ends.
     """
 
-    def __init__(self, job: PromptJob) -> None:
-        self._job = job
+    def __init__(self, group: RequestGroup) -> None:
+        self._group = group
         self._left = self._begun = False
-        job.stream()
+        group.stream()
 
     def close(self) -> None:
         """End the request, unless it is over. No more pieces come."""
         self._left = True
-        self._job.cancel()
+        self._group.cancel()
 
     def stop_thinking(self) -> bool:
         """As `RequestHandle.stop_thinking`."""
-        return RequestHandle(self._job).stop_thinking()
+        return RequestHandle(self._group).stop_thinking()
 
     async def aclose(self) -> None:
         """`close`, as asynchronous generators have it."""
@@ -136,9 +137,9 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         Raises:
             GenerationError, RuntimeError: as `RequestHandle.result`.
         """
-        if not self._left and not self._job.done:
+        if not self._left and not self._group.done:
             return None
-        return RequestHandle(self._job).result()
+        return RequestHandle(self._group).result()
 
     def trace(self, index: int = 0) -> dict[str, Any] | None:
         """What each step has done so far, where the call said `trace=True`; else None, and before the
@@ -151,7 +152,7 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
             `steps`, the first and the last 500, and how many were `left_out` between them. The guide
             says what a step has.
         """
-        return self._job.traced(index)
+        return self._group.traced(index)
 
     def __iter__(self) -> PieceStream:
         return self
@@ -166,20 +167,20 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
             ValueError, GenerationError, RuntimeError: as `RequestHandle.result`.
         """
         self._begin()
-        piece = self._job.next(self._ready)
+        piece = self._group.next(self._ready)
         if piece is None or self._left:
             raise StopIteration
         return piece
 
     async def __anext__(self) -> Piece:
         self._begin()
-        piece = await self._job.next_in_loop(self._ready)
+        piece = await self._group.next_in_loop(self._ready)
         if piece is None or self._left:
             raise StopAsyncIteration
         return piece
 
     def __del__(self) -> None:
-        if hasattr(self, "_job"):  # else it was never made
+        if hasattr(self, "_group"):  # else it was never made
             self.close()
 
     def __reduce__(self) -> NoReturn:
@@ -188,37 +189,77 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     def _begin(self) -> None:
         if not self._begun and not self._left:
             self._begun = True
-            start([self._job])
+            start([self._group])
 
     def _ready(self) -> bool:
-        return self._left or self._job.arrived()
+        return self._left or self._group.arrived()
+
+
+def single_prompt(taker: str, prompt: Prompt, inputs: InputProcessor) -> Prompt:
+    """The prompt of a call that takes one; `taker`: its name, for messages."""
+    (asked, *_), single = inputs.split(prompt)
+    if not single:
+        raise ValueError(f"{taker} takes one prompt; give a list to generate")
+    return asked
+
+
+def group_of(
+    taker: str, prompt: Prompt, options: GenerateOptions, parts: GroupParts
+) -> RequestGroup:
+    """The group of such a call, checked at a glance."""
+    return RequestGroup(single_prompt(taker, prompt, parts.builder.inputs), options, parts)
+
+
+def groups_of(
+    prompts: object, options: dict[str, Any], parts: GroupParts
+) -> tuple[list[RequestGroup], bool]:
+    """The groups of a call that takes several prompts, and whether it was given a single one.
+
+    Args:
+        options: fields of `GenerateOptions`: one value for all prompts, or a list with one for each.
+
+    Raises:
+        ValueError: one sentence about the first thing that does not fit.
+    """
+    batch, single = parts.builder.inputs.split(prompts)
+    if single and "prediction" in options:  # which may be token ids
+        options["prediction"] = [options["prediction"]]
+    each = [spread(name, value, len(batch)) for name, value in options.items()]
+    fields = [dict(zip(options, one)) for one in zip(*each)] or [{}] * len(batch)
+    made = [GenerateOptions(**one) for one in fields]
+    return [RequestGroup(prompt, one, parts) for prompt, one in zip(batch, made)], single
 
 
 def answer_all(
-    jobs: Sequence[PromptJob],
+    groups: Sequence[RequestGroup],
     watch: Callable[[Iterable[RequestHandle]], Iterable[object]] = iter,
 ) -> list[Output]:
-    """Run jobs as one batch, and wait. The outputs may hold errors.
+    """Run groups as one batch, and wait.
 
     Args:
-        jobs: not prepared yet.
+        groups: not prepared yet.
         watch: goes through the handles, which come as they are done.
 
     Raises:
         ValueError: one sentence about the first thing that does not fit; nothing has run then.
+        GenerationError: the engine failed on a request; it holds all outputs.
         RuntimeError: the LLM is closed.
     """
-    for job in jobs:
-        job.prepare()
+    for group in groups:
+        group.prepare()
     try:
-        start(jobs)
-        for _ in watch(as_completed(map(RequestHandle, jobs))):
+        start(groups)
+        for _ in watch(as_completed(map(RequestHandle, groups))):
             pass
-        return [job.finished() for job in jobs]
+        outputs = [group.finished() for group in groups]
     except BaseException:  # Ctrl-C too: no caller waits for the answers now
-        for job in jobs:
-            job.cancel()
+        for group in groups:
+            group.cancel()
         raise
+    errors = [c.error for output in outputs for c in output.choices if c.error is not None]
+    if errors:
+        raise GenerationError(f"{len(errors)} request(s) failed: {errors[0]}", outputs)
+    return outputs
 
 
 def as_completed(
@@ -243,7 +284,7 @@ def as_completed(
             raise ValueError(f"handles holds {shown(handle)}, which is no RequestHandle")
     over: SimpleQueue[RequestHandle] = SimpleQueue()
     for handle in each:
-        handle._job.when_done(partial(over.put, handle))
+        handle._group.when_done(partial(over.put, handle))
     for left in range(len(each), 0, -1):
         try:
             yield over.get(timeout=None if end is None else max(0.0, end - monotonic()))

@@ -1,69 +1,137 @@
-"""One prompt on its way: prepared, given to the engine, and told of by whoever waits for it."""
+"""`RequestGroup`: the requests of one prompt, from the call to its output, and the callers that wait for them."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Condition
-from typing import Any, NoReturn
+from time import monotonic
+from typing import Any, NamedTuple, NoReturn, Self
 
-from fastslow.choice import ChoiceHandle
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
-from fastslow.wakeups import LoopWakeups
+from fastslow.request.builder import RequestBuilder
+from fastslow.request.choice import ChoiceState
+from fastslow.request.options import GenerateOptions, Prompt
+
+Waiter = asyncio.Future[None]
 
 
-class PromptJob:
-    """All choices of one prompt, until their output is made. Any thread may call it.
+class LoopWakeups:
+    """Futures that are due, of any number of event loops.
 
-    The engine's thread wakes who waits, in threads and in event loops; no thread waits in their place.
-
-    Args:
-        build: checks the prompt and makes its choices.
-        gather: makes the output of choices that are over.
-        worker: runs them.
-        wakeups: wakes event loops that wait.
-        count: choices that it will have, as far as that is known before the prompt is read.
+    A call into a loop is expensive for both threads: a system call, in which another thread may take the
+    interpreter. So a `with` block of this object, such as a step of the engine, collects futures, and
+    calls every loop once at its end.
     """
 
-    def __init__(
-        self,
-        build: Callable[[], list[ChoiceHandle]],
-        gather: Callable[[Sequence[ChoiceHandle]], Output],
-        worker: Worker,
-        wakeups: LoopWakeups,
-        count: int = 1,
-    ) -> None:
-        self._build = build
-        self._gather = gather
-        self.worker = worker
-        self._wakeups = wakeups
-        self.count = count
+    def __init__(self) -> None:
+        self._collecting: int | None = None  # the thread that is inside the block
+        self._due: dict[asyncio.AbstractEventLoop, list[Waiter]] = {}
+
+    def wake(self, loop: asyncio.AbstractEventLoop, future: Waiter) -> None:
+        """Have a future of a loop arrive: at the end of the block inside one, at once in other threads."""
+        if self._collecting == threading.get_ident():
+            self._due.setdefault(loop, []).append(future)
+        else:
+            _call(loop, [future])
+
+    def __enter__(self) -> Self:
+        self._collecting = threading.get_ident()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._collecting = None
+        if self._due:
+            due, self._due = self._due, {}
+            for loop, futures in due.items():
+                _call(loop, futures)
+
+
+def _call(loop: asyncio.AbstractEventLoop, futures: Sequence[Waiter]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits there now
+        loop.call_soon_threadsafe(_arrive, futures)
+
+
+def _arrive(futures: Sequence[Waiter]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+class GroupParts(NamedTuple):
+    """What the groups of one LLM share.
+
+    Attributes:
+        builder: checks prompts and makes requests.
+        output: makes the output of choices that are over.
+        worker: runs requests.
+        wakeups: wakes event loops that wait.
+    """
+
+    builder: RequestBuilder
+    output: Callable[[Sequence[ChoiceState]], Output]
+    worker: Worker
+    wakeups: LoopWakeups
+
+
+class RequestGroup:
+    """All requests of one prompt, until their output is made. Any thread may call it.
+
+    The engine's thread wakes the threads and event loops that wait; no other thread stands between.
+
+    Args:
+        prompt, options: of the call, which is checked at a glance.
+        parts: of the LLM.
+
+    Raises:
+        ValueError: one sentence about what is seen without a tokenizer.
+
+    Attributes:
+        count: answers that are asked for, as far as the options say.
+    """
+
+    def __init__(self, prompt: Prompt, options: GenerateOptions, parts: GroupParts) -> None:
+        self._called = monotonic()
+        self.count = parts.builder.check(prompt, options)
+        self._asked: tuple[Prompt, GenerateOptions] | None = prompt, options
+        self._builder: RequestBuilder | None = parts.builder
+        self._gather = parts.output
+        self.worker = parts.worker
+        self._wakeups = parts.wakeups
         self._home = HomeProcess()
         self.done = False
         self._queued = self._cancelled = self._streaming = False
-        self._choices: list[ChoiceHandle] = []
+        self._choices: list[ChoiceState] = []
         self.traces: list[StepNotes] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine
         self._news = Condition()  # its lock is reentrant: a stream may be collected inside it
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, Waiter]] = []
         self._watchers: list[Callable[[], None]] = []  # called once, when it is done
 
     def prepare(self) -> None:
-        """Check the prompt and tokenise it.
+        """Check the prompt, tokenise it, and make the requests.
 
         Raises:
             ValueError: one sentence about what does not fit.
         """
-        choices, self._build = self._build(), _spent
+        builder, asked = self._builder, self._asked
+        assert builder is not None and asked is not None, "this was done before"
+        built = builder.build(*asked, self._called)
+        choices = [
+            ChoiceState(one, builder.inputs.tags, builder.units, built.decided, self._called, n)
+            for n, one in enumerate(built.candidates)
+        ]
+        self._builder = self._asked = None
         with self._news:
             self._choices = choices
             traces = (choice.request.trace for choice in choices)
@@ -73,14 +141,14 @@ class PromptJob:
                 choice.streaming = self._streaming
 
     def run(self) -> None:
-        """Prepare and start it, in a pool's thread: what is wrong is kept for who waits."""
+        """Prepare and start it, in a pool's thread: what is wrong is raised where the answer is asked for."""
         try:
             self.prepare()
             start([self])
-        except BaseException as error:  # noqa: BLE001 - raised where the answer is asked for
+        except BaseException as error:  # noqa: BLE001
             self.fail(error)
 
-    def queue(self) -> list[ChoiceHandle]:
+    def queue(self) -> list[ChoiceState]:
         """What the engine is to be given: nothing if it has that, or if it was cancelled before."""
         with self._news:
             if self._cancelled:
@@ -220,7 +288,7 @@ class PromptJob:
         return piece if piece is None or piece.output is None else Piece(output=self.outcome())
 
     def finished(self) -> Output:
-        """The output of a job that is done and was given to the engine, whatever came of it."""
+        """The output of a group that is done and was given to the engine, whatever came of it."""
         with self._news:
             if self._output is None:
                 for choice in self._choices:
@@ -231,7 +299,7 @@ class PromptJob:
             return self._output
 
     def outcome(self) -> Output:
-        """The output of a job that is done.
+        """The output of a group that is done.
 
         Raises:
             GenerationError: the engine failed on it.
@@ -247,7 +315,7 @@ class PromptJob:
 
     @property
     def roots(self) -> tuple[Hashable, Hashable]:
-        """Of a job that is prepared: whatever besides the tokens changes the KV of its prompt; and the same
+        """Of a group that is prepared: whatever besides the tokens changes the KV of its prompt; and the same
         for requests of every memory key."""
         request = self._choices[0].request
         return request.root, request.shared_root
@@ -271,7 +339,7 @@ class PromptJob:
         self._wake()
 
     def _wake(self) -> None:
-        """Tell who waits that there is news."""
+        """Wake the callers: there is news."""
         calls: list[Callable[[], None]] = []
         with self._news:
             choices = self._choices
@@ -293,19 +361,19 @@ def _nothing() -> None:
     """Nobody waits for more."""
 
 
-def start(jobs: Sequence[PromptJob]) -> None:
-    """Give jobs to the engine, all for the same step; not those that are not prepared, or not again.
+def start(groups: Sequence[RequestGroup]) -> None:
+    """Give groups to the engine, all for the same step; not those that are not prepared, or not again.
 
     Raises:
         RuntimeError: the LLM is closed.
     """
-    requests = [choice.request for job in jobs for choice in job.queue()]
+    requests = [choice.request for group in groups for choice in group.queue()]
     try:
         if requests:
-            jobs[0].worker.submit(requests)
+            groups[0].worker.submit(requests)
     except BaseException as error:
-        for job in jobs:
-            job.fail(error)
+        for group in groups:
+            group.fail(error)
         raise
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 from loguru import logger
 
 from fastslow.engine.text.templates import ChatTemplate
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.tool_formats import GENERIC
-from fastslow.warning import warn
+
+
+class FastslowWarning(UserWarning):
+    """A call does something else than was probably meant. It is in the log, too; an application's log is off."""
 
 
 class ChatWarnings:
@@ -20,7 +25,8 @@ class ChatWarnings:
         """A `FastslowWarning`."""
         if warning not in self._said:
             self._said.add(warning)
-            warn(warning)
+            logger.warning(warning)
+            warnings.warn(warning, FastslowWarning, stacklevel=2)
 
     def of_thoughts(self) -> None:
         """Thoughts of earlier turns should stay, and cannot."""
