@@ -11,7 +11,7 @@ from fastslow.serve.anthropic.errors import anthropic_shape
 from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.http.answer import PlacedPiece
-from fastslow.serve.http.json_text import named_event
+from fastslow.serve.http.events import named_event
 from fastslow.serve.observe.answer_metrics import metrics_of
 
 PING = named_event("ping", {"type": "ping"})

@@ -28,9 +28,8 @@ from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.answer import while_connected, whole
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.json_text import dumped
-from fastslow.serve.http.request_id import request_id
-from fastslow.serve.http.sse import STREAMED, EventStream
+from fastslow.serve.http.events import STREAMED, EventStream, dumped
+from fastslow.serve.http.middleware import request_id
 from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.tool_calls.chat import beside_others, offered
 from fastslow.serve.tool_calls.prepare import Prepared

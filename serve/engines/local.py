@@ -17,11 +17,10 @@ from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.engine import ModelCard, NotReady, WarmPrefix
 from fastslow.serve.api.sampling import sampling_of
 from fastslow.serve.engines.replica_report import may_take_long, replica_report
 from fastslow.serve.engines.routing.report import ReplicaReport
-from fastslow.serve.engines.warm_prefix import WarmPrefix
 from fastslow.serve.observe.traces import TraceLog
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server

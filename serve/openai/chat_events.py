@@ -8,7 +8,7 @@ from typing import Any
 from fastslow.output import Completion, Output, Piece
 from fastslow.serve.api.errors import ApiError, openai_shape
 from fastslow.serve.http.answer import PlacedPiece
-from fastslow.serve.http.json_text import dumped, quoted
+from fastslow.serve.http.events import dumped, quoted
 from fastslow.serve.http.token_table import TokenTable
 from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.openai.chunks import DONE, ChunkFrame, event

@@ -17,9 +17,8 @@ from fastslow.serve.api.model_name import served_mode
 from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.answer import all_whole, while_connected
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.json_text import dumped
-from fastslow.serve.http.request_id import request_id
-from fastslow.serve.http.sse import STREAMED, EventStream
+from fastslow.serve.http.events import STREAMED, EventStream, dumped
+from fastslow.serve.http.middleware import request_id
 from fastslow.serve.http.token_table import TokenTable
 from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.openai.chunks import ChunkFrame

@@ -8,7 +8,7 @@ from typing import Any
 from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.http.answer import PlacedPiece
-from fastslow.serve.http.json_text import named_event
+from fastslow.serve.http.events import named_event
 from fastslow.serve.openai.response_object import (
     content_of,
     ended,

@@ -14,8 +14,7 @@ from ray import serve
 from fastslow.serve.api.keys import known_keys
 from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.engines.continued_engine import ContinuedEngine
-from fastslow.serve.http.app import create_app
-from fastslow.serve.http.operations import OperationSettings
+from fastslow.serve.http.app import OperationSettings, create_app
 from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.observe.tracing import tracing
 from fastslow.serve.ray.arguments import Arguments
@@ -72,7 +71,6 @@ class Ingress:
             log_texts=given.log_texts,
             metrics_by_key=given.metrics_by_key,
             observers=() if traced is None else (traced,),
-            lost_lines=lambda: self._log.lost,
         )
         self._settings = ServerSettings(**given.settings)
         self._app = create_app(ContinuedEngine(self._engine), self._settings, operations)

@@ -9,9 +9,8 @@ from msgspec import Struct
 
 from fastslow.output import Piece
 from fastslow.serve.api.ask import Ask
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.engines.process.link import as_fields
-from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.engines.process.connection import as_fields
+from fastslow.serve.engines.process.messages import Failure, packed
 
 T = TypeVar("T")
 

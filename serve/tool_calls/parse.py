@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastslow.engine.text.tool_formats import ToolFormat
-from fastslow.serve.tool_calls.events import Parsed
 from fastslow.serve.tool_calls.json_parser import JsonParser
 from fastslow.serve.tool_calls.message_parser import MessageParser
 from fastslow.serve.tool_calls.parser import ToolParser
@@ -24,12 +23,3 @@ def parser_of(form: ToolFormat, functions: Functions) -> ToolParser:
             return MessageParser(form, functions)
         case "xml":
             return XmlParser(form, functions)
-
-
-def parse(text: str, form: ToolFormat, functions: Functions, ended: bool = True) -> Parsed:
-    """The content and the calls of a text so far; `ended`: it is the whole answer."""
-    parser = parser_of(form, functions)
-    events = parser.push(text)
-    if ended:
-        events += parser.finish()
-    return Parsed.of(events, parser.complete)

@@ -10,7 +10,7 @@ from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.key_file import KeyLimits, StoredKey
+from fastslow.serve.api.keys import KeyLimits, StoredKey
 
 CARD = ModelCard(
     "tiny", 0, 512, {"fast": {"sampling": {"max_tokens": 3}}, "deep": {}}, "groups", 4, True, False

@@ -22,7 +22,7 @@ from serve_engines import (
 
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, Engine, NotReady
-from fastslow.serve.engines.process.engine_process import EngineClient
+from fastslow.serve.engines.process.client import EngineClient
 
 Run = Callable[[Any], Any]
 

@@ -15,10 +15,8 @@ from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.output import Piece
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, NotReady
-from fastslow.serve.api.limits import Limits
-from fastslow.serve.observe.metric_registry import MOST_VALUES
 from fastslow.serve.observe.metric_table import TABLE
-from fastslow.serve.observe.metrics import ServerMetrics
+from fastslow.serve.observe.metrics import MOST_VALUES
 
 
 def test_an_answer_in_numbers() -> None:
@@ -250,16 +248,6 @@ def test_labels_are_bounded() -> None:
         dict(labels)["route"] for name, labels in found if name == "fastslow:http_requests_total"
     }
     assert routes == {"/v1/ask/{name}", "unmatched"}
-
-
-def test_lines_that_the_log_lost() -> None:
-    lost = [3]
-    numbers = ServerMetrics(FakeEngine(), Limits(), lost_lines=lambda: lost[0])
-    for now in (3, 3, 5):
-        lost[0] = now
-        asyncio.run(numbers.look())
-    labels = {"model_name": "tiny"}
-    assert numbers.registry.get_sample_value("fastslow:log_lines_lost_total", labels) == 5
 
 
 def test_two_applications_share_nothing() -> None:

@@ -13,9 +13,8 @@ from fastapi.testclient import TestClient
 
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
-from fastslow.serve.api.key_file import KeyLimits, add_key
-from fastslow.serve.api.keys import KeyRing
-from fastslow.serve.http.operations import OperationSettings, install_operations
+from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.http.app import OperationSettings, install_operations
 
 CHAT = "/v1/chat/completions"
 

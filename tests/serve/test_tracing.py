@@ -17,8 +17,7 @@ from opentelemetry.trace import StatusCode
 from fastslow.output import Piece
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.limits import Limits
-from fastslow.serve.observe.observed_engine import ObservedEngine
-from fastslow.serve.observe.request_record import RequestRecords
+from fastslow.serve.observe.request_record import ObservedEngine, RequestRecords
 from fastslow.serve.observe.tracing import ENDPOINTS, RequestSpans, tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

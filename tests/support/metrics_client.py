@@ -14,8 +14,7 @@ from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.limits import Limits
 from fastslow.serve.observe.metrics import ServerMetrics, router
-from fastslow.serve.observe.observed_engine import ObservedEngine
-from fastslow.serve.observe.request_record import RequestRecords
+from fastslow.serve.observe.request_record import ObservedEngine, RequestRecords
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -23,7 +22,7 @@ Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def client(engine: FakeEngine, by_key: bool = False) -> TestClient:
     app, limits = FastAPI(), Limits()
     observed = ObservedEngine(engine, limits)
-    app.state.metrics = ServerMetrics(engine, limits, by_key, lost_lines=lambda: 1)
+    app.state.metrics = ServerMetrics(engine, limits, by_key)
     app.include_router(router)
 
     @app.post("/v1/ask/{name}")

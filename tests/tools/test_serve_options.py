@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from fastslow.serve.api.key_file import add_key
+from fastslow.serve.api.keys import add_key
 from fastslow.serve.api.settings import EFFORTS, ServerSettings
 from fastslow.tools.cli.app import app
 from fastslow.tools.cli.operation_options import OperationOptions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastslow.tools.cli.options import option, shown_option
 
 if TYPE_CHECKING:
-    from fastslow.serve.http.operations import OperationSettings
+    from fastslow.serve.http.app import OperationSettings
     from fastslow.serve.observe.logs import ServerLog
 
 WHO, LOG = "Who may use it", "Log and metrics"
@@ -92,7 +92,7 @@ class OperationOptions:
             ValueError: the keys do not fit.
         """
         from fastslow.serve.api.keys import known_keys, warn_if_open
-        from fastslow.serve.http.operations import OperationSettings
+        from fastslow.serve.http.app import OperationSettings
         from fastslow.serve.observe.tracing import tracing
 
         keys = known_keys(self.api_keys, self.api_key or ())
@@ -109,6 +109,5 @@ class OperationOptions:
             allow_hosts=self.allow_host or (),
             log_texts=self.log_texts,
             metrics_by_key=self.metrics_by_key,
-            lost_lines=int if log is None else lambda: log.lost,
             observers=() if traced is None else (traced,),
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import socket
 
     from fastslow.serve.api.engine import ModelCard
-    from fastslow.serve.engines.engine_settings import EngineSettings
+    from fastslow.serve.engines.settings import EngineSettings
     from fastslow.serve.observe.logs import ServerLog
     from fastslow.serve.ray.engine import RayEngine
 
@@ -60,8 +60,7 @@ def serve(options: ServeOptions, operations: OperationOptions, replicas: Replica
             raise ValueError("--replicas needs ray: pip install 'fastslow[ray]'")
         if options.in_process:
             raise ValueError("--in-process is for one engine: leave out --replicas")
-    from fastslow.serve.http.listen import listen
-    from fastslow.serve.http.loop import run
+    from fastslow.serve.http.listen import listen, run
     from fastslow.serve.http.server import StoppedError
     from fastslow.tools.cli.serve_by_client import deploy_by_client
 
@@ -87,7 +86,7 @@ async def _serve(
 ) -> None:
     from fastslow.serve.api.engine import Engine, StartedEngine
     from fastslow.serve.engines.continued_engine import ContinuedEngine
-    from fastslow.serve.engines.process.engine_process import EngineClient
+    from fastslow.serve.engines.process.client import EngineClient
     from fastslow.serve.http.app import create_app
     from fastslow.serve.http.listen import address_of
     from fastslow.serve.http.server import serve as serve_app

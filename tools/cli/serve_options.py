@@ -14,7 +14,7 @@ from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
 
 if TYPE_CHECKING:
     from fastslow.serve.api.settings import ServerSettings
-    from fastslow.serve.engines.engine_settings import EngineSettings
+    from fastslow.serve.engines.settings import EngineSettings
 
 LISTEN, LOAD = "Where it listens", "Under load"
 PASSED = (  # to `LLM`, as they are
@@ -148,8 +148,8 @@ class ServeOptions(ModelOptions):
         Raises:
             ValueError: a file does not fit.
         """
-        from fastslow.serve.engines.engine_settings import EngineSettings
-        from fastslow.serve.engines.warm_prefix import WarmPrefix
+        from fastslow.serve.api.engine import WarmPrefix
+from fastslow.serve.engines.settings import EngineSettings
         from fastslow.tools.cli.warm_file import read_warm
 
         each = [(path.name, read_warm(path)) for path in self.warm or ()]

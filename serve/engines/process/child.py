@@ -19,32 +19,27 @@ from loguru import logger
 
 from fastslow.output import Piece
 from fastslow.serve.api.ask import Ask
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.failures import KINDS, failure_of
-from fastslow.serve.engines.process.frames import FrameReader, frame
+from fastslow.serve.api.engine import called
 from fastslow.serve.engines.process.messages import (
+    KINDS,
     Answers,
     Call,
     CallResult,
-    Cancel,
-    Detokenize,
     Drain,
     Failure,
-    GetStats,
-    GetTokenBytes,
-    GetTrace,
+    FrameReader,
     LeaveAnswer,
     NotLoaded,
-    Ping,
     Ready,
     Start,
     StartAnswer,
-    StopThinking,
     ToEngine,
-    Tokenize,
     ToServer,
+    failure_of,
+    frame,
 )
-from fastslow.serve.http.loop import run
+from fastslow.serve.engines.settings import EngineSettings
+from fastslow.serve.http.listen import run
 from fastslow.serve.observe.logs import ServerLog
 
 if TYPE_CHECKING:
@@ -147,25 +142,14 @@ class EngineServer(asyncio.Protocol):
 
     async def _call(self, message: Call) -> None:
         assert self._engine is not None
-        engine = self._engine
         try:
-            match message:
-                case Cancel():
-                    value: Any = await engine.cancel(message.id)
-                case StopThinking():
-                    value = await engine.stop_thinking(message.id)
-                case GetTrace():
-                    value = await engine.trace(message.id)
-                case GetStats():
-                    value = await engine.stats()
-                case Tokenize():
-                    value = await engine.tokenize(Ask(**message.ask))
-                case Detokenize():
-                    value = await engine.detokenize(message.tokens)
-                case GetTokenBytes():
-                    value = await engine.token_bytes(message.tokens)
-                case Ping():
-                    value = not engine.broken
+            if message.method == "alive":
+                value: Any = not self._engine.broken
+            else:
+                given = [
+                    Ask(**each) if isinstance(each, dict) else each for each in message.arguments
+                ]
+                value = await called(self._engine, message.method, given)
         except Exception as error:  # noqa: BLE001 - it is the client's
             self.send(CallResult(message.number, None, _told(error)))
         else:

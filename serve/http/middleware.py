@@ -1,14 +1,64 @@
-"""What a browser is told, and which addresses a request may come by."""
+"""Around the application: request ids, names and origins, headers for browsers, slow bodies, HEAD."""
 
 from __future__ import annotations
 
+import asyncio
+import re
+import secrets
 from collections.abc import Sequence
 
+from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.errors import ApiError, error_response
+from fastslow.serve.api.errors import ApiError, as_api_error, error_response
+
+VALID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+HEADER = b"x-request-id"
+ANSWERED = (HEADER, b"request-id")  # as OpenAI's clients read it, and as Anthropic's do
+
+
+def request_id(scope: Scope) -> str:
+    """The id of a request."""
+    given: str = scope["state"]["request_id"]
+    return given
+
+
+class RequestIds:
+    """Takes the header `x-request-id`, where it is well-formed, and gives it back in every answer.
+
+    Whatever fails without an answer becomes one of status 500 that tells no more than the id.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((v for k, v in scope["headers"] if k == HEADER), b"").decode("latin-1")
+        name = given if VALID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = name
+        started = False
+
+        async def named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                own = [(header, name.encode()) for header in ANSWERED]
+                message["headers"] = [*message.get("headers", ()), *own]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, named)
+        except Exception as error:
+            if started:
+                logger.opt(exception=error).error("request {} failed in its answer", name)
+                raise
+            await error_response(scope, as_api_error(error, name))(scope, receive, named)
+
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_URL = 8 << 10  # bytes of path and query
@@ -109,3 +159,53 @@ def host_name(host: str) -> str:
 def _same(origin: str, host: str) -> bool:
     """Whether an origin is the server itself."""
     return host != "" and origin.partition("://")[2].lower() == host.lower()
+
+
+class SlowBody:
+    """Ends requests whose body takes too long: each holds a place, and memory.
+
+    Args:
+        seconds: from the request's start to the end of its body.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        whole = False
+
+        async def in_time() -> Message:
+            nonlocal whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                said = f"the body was not there after {self._seconds:g} s"
+                raise ApiError(408, said, code="body_timeout") from None
+            whole = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        await self._app(scope, in_time, send)
+
+
+class HeadRequests:
+    """HEAD is answered as GET is, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self._app({**scope, "method": "GET"}, receive, without_body)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastslow.serve.engines.warm_prefix import WarmPrefix
+from fastslow.serve.api.engine import WarmPrefix
 
 if TYPE_CHECKING:
     from fastslow.serve.engines.local import LocalEngine

@@ -4,28 +4,137 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, cast
 
 from loguru import logger
 from msgspec import to_builtins
 
+from fastslow.output import GenerationError, Piece
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard, NotReady
-from fastslow.serve.engines.process.answer_stream import AnswerStream
-from fastslow.serve.engines.process.failures import error_of
-from fastslow.serve.engines.process.frames import FrameReader, frame
 from fastslow.serve.engines.process.messages import (
     Answers,
     Call,
     CallResult,
+    FrameReader,
     LeaveAnswer,
     NotLoaded,
     Ready,
     StartAnswer,
     ToEngine,
     ToServer,
+    error_of,
+    frame,
 )
+
+UNREAD = 60.0  # seconds after which an answer that nobody reads is cut
+CROWDED = 256  # pieces that wait, from which they are joined
+
+_NAMES = tuple(field.name for field in fields(Piece) if field.name not in ("index", "output"))
+
+
+class AnswerStream:
+    """Between the engine's process, which gives pieces, and the one task that takes them.
+
+    A reader that is slower than the engine gets several pieces as one, so that what waits is never more than
+    the answer's text. One that takes nothing for a long time is cut.
+
+    Args:
+        patience: seconds that pieces may wait while more come.
+    """
+
+    def __init__(self, patience: float = UNREAD) -> None:
+        self._patience = patience
+        self._pieces: list[Piece] = []
+        self._crowded = CROWDED
+        self._since = 0.0  # when the oldest piece that waits came
+        self._over = False
+        self._error: Exception | None = None
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, piece: Piece) -> bool:
+        """A piece has come. False: its reader was cut, and no more need come."""
+        if self._over:
+            return False
+        if not self._pieces:
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > self._patience:
+            self._pieces = []
+            said = f"nothing of the answer was read for {self._patience:g} s, so it was cut"
+            self.end(GenerationError(said, []))
+            return False
+        self._pieces.append(piece)
+        if len(self._pieces) > self._crowded:
+            self._pieces = joined(self._pieces)
+            self._crowded = len(self._pieces) + CROWDED
+        self._wake()
+        return True
+
+    def end(self, error: Exception | None = None) -> None:
+        """No more pieces come. error: raised behind those that wait."""
+        if not self._over:
+            self._over, self._error = True, error
+            self._wake()
+
+    async def take(self) -> list[Piece]:
+        """All that waits, joined; wait for something. []: that was all.
+
+        Raises:
+            Exception: what `end` was given.
+        """
+        while not self._pieces and not self._over:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        if self._pieces:
+            pieces, self._pieces, self._crowded = self._pieces, [], CROWDED
+            return joined(pieces)
+        if self._error is not None:
+            raise self._error
+        return []
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+def joined(pieces: list[Piece]) -> list[Piece]:
+    """As few pieces as say the same: those of one answer become one, as long as no thought follows a text."""
+    if len(pieces) == 1:
+        return pieces
+    groups: list[list[Piece]] = []
+    latest: dict[int, list[Piece]] = {}  # by index
+    for piece in pieces:
+        group = latest.get(piece.index)
+        whole = piece.output is not None or (group is not None and group[-1].output is not None)
+        if group is None or whole or (piece.reasoning and any(before.text for before in group)):
+            latest[piece.index] = [piece]
+            groups.append(latest[piece.index])
+        else:
+            group.append(piece)
+    return [group[0] if len(group) == 1 else _join(group) for group in groups]
+
+
+def _join(pieces: list[Piece]) -> Piece:
+    together = {name: _sum(getattr(piece, name) for piece in pieces) for name in _NAMES}
+    return Piece(index=pieces[0].index, **together)
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    """Texts and lists behind each other; of anything else the latest."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    if isinstance(there[0], str):
+        return "".join(there)
+    if isinstance(there[0], list):
+        return [part for value in there for part in value]
+    return there[-1]
 
 
 class EngineConnection(asyncio.Protocol):
@@ -73,15 +182,15 @@ class EngineConnection(asyncio.Protocol):
         if self._answers.pop(number, None) is not None and not self.lost.done():
             self.send(LeaveAnswer(number))
 
-    async def call(self, kind: Callable[..., Call], *arguments: Any) -> Any:
-        """Send a call and wait for its result.
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the engine and wait for its result.
 
         Raises:
             NotReady: the connection is gone, or is lost meanwhile.
             ValueError: as the engine says.
         """
         number = next(self._numbers)
-        self.send(kind(number, *arguments))
+        self.send(Call(number, method, as_fields(arguments)))
         self._calls[number] = result = asyncio.get_running_loop().create_future()
         try:
             return await result
@@ -149,13 +258,13 @@ class EngineConnection(asyncio.Protocol):
                 answer.end(None if failure is None else error_of(failure))
 
 
-def as_fields(ask: Ask) -> Any:
-    """An ask as JSON values.
+def as_fields(value: Any) -> Any:
+    """A request, or what holds one, as JSON values.
 
     Raises:
         ValueError: a client's value is nested too deeply.
     """
     try:
-        return to_builtins(ask)
+        return to_builtins(value)
     except RecursionError:
         raise ValueError("the request is nested too deeply") from None

@@ -1,11 +1,11 @@
-"""`EngineClient`: an engine in a process of its own, which is started again when it ends."""
+"""An engine in a process of its own, which is started again when it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,22 +14,13 @@ from loguru import logger
 
 from fastslow.output import Piece
 from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.engine import ModelCard, NotReady
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.answer_stream import UNREAD
-from fastslow.serve.engines.process.child_process import GRACE, ChildProcess
-from fastslow.serve.engines.process.heartbeat import USUAL, Heartbeat
-from fastslow.serve.engines.process.link import EngineConnection, as_fields
+from fastslow.serve.api.engine import CalledEngine, ModelCard, NotReady
+from fastslow.serve.engines.process.child_process import GRACE, USUAL, ChildProcess, Heartbeat
+from fastslow.serve.engines.process.connection import UNREAD, EngineConnection
 from fastslow.serve.engines.process.messages import (
-    Cancel,
-    Detokenize,
     Drain,
-    GetStats,
-    GetTokenBytes,
-    GetTrace,
-    StopThinking,
-    Tokenize,
 )
+from fastslow.serve.engines.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +38,7 @@ class Restarts:
     longest: float = 30.0
 
 
-class EngineClient:
+class EngineClient(CalledEngine):
     """`Engine` in a process of its own.
 
     Where that ends by itself, or hangs, answers under way raise `NotReady`, and a new one is started.
@@ -118,7 +109,9 @@ class EngineClient:
         return None if self._child is None else self._child.pid
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        link = self._ready_link()
+        link = self._link
+        if link is None or self._closing:
+            raise NotReady(self._why)
         number, answer = link.ask(ask, self._unread)
         try:
             while pieces := await answer.take():
@@ -127,30 +120,10 @@ class EngineClient:
         finally:
             link.leave(number)
 
-    async def cancel(self, id: str) -> bool:
-        return bool(await self._running_link().call(Cancel, id))
-
-    async def stop_thinking(self, id: str) -> bool:
-        return bool(await self._running_link().call(StopThinking, id))
-
-    async def trace(self, id: str) -> Mapping[str, Any] | None:
-        found: Mapping[str, Any] | None = await self._running_link().call(GetTrace, id)
-        return found
-
-    async def stats(self) -> Mapping[str, Any]:
-        stats: Mapping[str, Any] = await self._running_link().call(GetStats)
-        return stats
-
-    async def tokenize(self, ask: Ask) -> list[int]:
-        tokens: list[int] = await self._running_link().call(Tokenize, as_fields(ask))
-        return tokens
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return str(await self._running_link().call(Detokenize, tokens))
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        found = await self._running_link().call(GetTokenBytes, list(tokens))
-        return [(data, shown) for data, shown in found]
+    async def call(self, method: str, *arguments: Any) -> Any:
+        if self._link is None:  # while it drains it is there
+            raise NotReady(self._why)
+        return await self._link.call(method, *arguments)
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing, self._why = True, "the server is closing"
@@ -173,17 +146,6 @@ class EngineClient:
             self._link = self._child = None
             child.link.end(self._why)
             await child.end()
-
-    def _ready_link(self) -> EngineConnection:
-        if self._link is None or self._closing:
-            raise NotReady(self._why)
-        return self._link
-
-    def _running_link(self) -> EngineConnection:
-        """Also while it drains."""
-        if self._link is None:
-            raise NotReady(self._why)
-        return self._link
 
     async def _begin(self) -> ChildProcess:
         self._child = await ChildProcess.start(self._settings)
