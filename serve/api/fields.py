@@ -11,10 +11,10 @@ from fastslow.engine.params import MOST, Number, nearest, shown
 from fastslow.engine.text.messages import Message
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.grammar_fields import GrammarFields
 from fastslow.serve.api.mode_fields import ModeFields
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.api.speculation_field import Speculate, speculation_of
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]

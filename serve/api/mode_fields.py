@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import LATENCY_MS, MOST, Mode, Number, nearest, shown
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.settings import ServerSettings
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

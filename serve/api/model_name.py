@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.settings import ServerSettings
 
 MODE = ":"  # stands between a model's name and a mode's
 

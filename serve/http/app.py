@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,12 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from fastslow.serve.anthropic import messages
 from fastslow.serve.anthropic.errors import anthropic_shape
-from fastslow.serve.api.caller import OPEN_PATHS, Authentication
+from fastslow.serve.api.caller import Authentication
+from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.errors import as_api_error, error_response
 from fastslow.serve.api.keys import KeyRing, is_loopback
 from fastslow.serve.api.limits import Limits, RateLimit
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http import requests
 from fastslow.serve.http.middleware import (
     LOOPBACK,
@@ -35,7 +34,7 @@ from fastslow.serve.observe.request_record import ObservedEngine, Observer, Requ
 from fastslow.serve.openai import chat, completions, models, responses, tokenize
 from fastslow.serve.page import route as page
 
-TOLD = (  # headers that a browser's page may read
+EXPOSED = (  # headers that a browser's page may read
     *("x-request-id", "retry-after"),
     *(
         f"x-ratelimit-{side}-{what}"
@@ -45,84 +44,9 @@ TOLD = (  # headers that a browser's page may read
 )
 
 
-@dataclass(frozen=True, slots=True)
-class OperationSettings:
-    """How a server is run.
-
-    Attributes:
-        keys: whom it answers; None = everybody.
-        host: that it listens on; None = a Unix socket, or unknown.
-        model: what clients call the model, for metrics before it is loaded.
-        concurrent: requests at the same time, of all callers together; None = no limit.
-        body_seconds: that a request's body may take to come.
-        allow_origins: pages of other addresses that browsers may let use it; ("*",) = all.
-        allow_hosts: names it may be called by besides its own; ("*",) = any.
-        log_texts: whether prompts and answers are logged.
-        metrics_by_key: whether metrics tell keys apart.
-        open_paths: for which no key is needed.
-        observers: are shown every request's record at its end, as for traces.
-    """
-
-    keys: KeyRing | None = None
-    host: str | None = None
-    model: str = ""
-    concurrent: int | None = None
-    body_seconds: float = 60.0
-    allow_origins: Sequence[str] = ()
-    allow_hosts: Sequence[str] = ()
-    log_texts: bool = False
-    metrics_by_key: bool = False
-    open_paths: frozenset[str] = OPEN_PATHS
-    observers: Sequence[Observer] = ()
-
-    @property
-    def hosts(self) -> tuple[str, ...] | None:
-        """Names that a request may call the server by; None = any. On an address that only this machine reaches,
-        without keys, a page on the web could reach it by a name of its own: only known names count there."""
-        if "*" in self.allow_hosts:
-            return None
-        alone = self.keys is None and self.host is not None and is_loopback(self.host)
-        if not (alone or self.allow_hosts):
-            return None
-        own = (self.host.strip("[]"),) if self.host else ()
-        return (*LOOPBACK, *own, *self.allow_hosts)
-
-    @property
-    def origins(self) -> tuple[str, ...] | None:
-        """Pages that may ask for work; None = any, since a key is needed, which they do not have."""
-        return None if self.keys is not None else tuple(self.allow_origins)
-
-
-def install_operations(app: FastAPI, engine: Engine, settings: OperationSettings) -> Engine:
-    """Put it around an application.
-
-    Middlewares that are added later stand outside of these. What is nearest to the network comes last here.
-
-    Returns:
-        The engine that routes are to use.
-    """
-    limits = Limits(settings.concurrent)
-    app.state.metrics = ServerMetrics(engine, limits, settings.metrics_by_key, settings.model)
-    app.include_router(metrics.router)
-    app.add_middleware(SlowBody, seconds=settings.body_seconds)
-    app.add_middleware(RateLimit, limits=limits)
-    app.add_middleware(Authentication, keys=settings.keys, open_paths=settings.open_paths)
-    if settings.allow_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.allow_origins),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=list(TOLD),
-        )
-    app.add_middleware(Security, hosts=settings.hosts, origins=settings.origins)
-    observers = [app.state.metrics.take, RequestLog(settings.log_texts), *settings.observers]
-    app.add_middleware(RequestRecords, observers=observers)
-    return ObservedEngine(engine, limits)
-
-
 ROUTERS = (
     health.router,
+    metrics.router,
     chat.router,
     completions.router,
     messages.router,
@@ -136,25 +60,72 @@ ROUTERS = (
 
 def create_app(
     engine: Engine,
-    settings: ServerSettings | None = None,
-    operations: OperationSettings | None = None,
+    config: ServerConfig = ServerConfig(),
+    keys: KeyRing | None = None,
+    host: str | None = None,
+    observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """The server in front of an engine. Its routes find these in `request.app.state`: `engine`, `settings`,
-    `requests` (what runs, by id), `tokens` (the bytes of tokens) and `error_shapes`."""
+    `requests` (what runs, by id), `tokens` (the bytes of tokens), `metrics` and `error_shapes`.
+
+    Args:
+        config: of it, the limits of requests, whom browsers may help, what is logged and counted.
+        keys: whom it answers; None = everybody.
+        host: that it listens on; None = a Unix socket, or unknown.
+        observers: are shown every request's record at its end, as for spans.
+    """
     app = FastAPI(title="fastslow", docs_url=None, redoc_url=None)
-    app.add_middleware(HeadRequests)
-    engine = install_operations(app, engine, operations or OperationSettings())
-    app.state.engine = engine
-    app.state.settings = settings or ServerSettings()
+    limits = Limits(config.max_requests)
+    app.state.metrics = ServerMetrics(engine, limits, config.metrics_by_key, config.served_name)
+    app.state.engine = engine = ObservedEngine(engine, limits)
+    app.state.settings = config.settings
     app.state.requests = requests.Requests()
     app.state.tokens = TokenTable(engine)
     app.state.error_shapes = {"/v1/messages": anthropic_shape}
     for kind in (HTTPException, RequestValidationError, Busy, NotReady):
         app.add_exception_handler(kind, _answer_error)
+    # a middleware stands around those that were added before it
+    app.add_middleware(HeadRequests)
+    app.add_middleware(SlowBody, seconds=config.body_seconds)
+    app.add_middleware(RateLimit, limits=limits)
+    app.add_middleware(Authentication, keys=keys)
+    if config.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.allow_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=list(EXPOSED),
+        )
+    # a page of the web has no key; without keys only the pages that are named may ask for work
+    origins = None if keys is not None else config.allow_origins
+    hosts = allowed_hosts(config.allow_hosts, host, keys is not None)
+    app.add_middleware(Security, hosts=hosts, origins=origins)
+    log = RequestLog(config.log_texts)
+    app.add_middleware(RequestRecords, observers=[app.state.metrics.take, log, *observers])
     app.add_middleware(RequestIds)
     for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+def allowed_hosts(more: Sequence[str], host: str | None, keyed: bool) -> tuple[str, ...] | None:
+    """Names that a request may call the server by; None = any.
+
+    On an address that only this machine reaches, without keys, a page on the web could reach it by a name that
+    the page's owner chose: there only known names count.
+
+    Args:
+        more: names besides its own; "*" = any.
+        host: that it listens on.
+        keyed: whether requests need a key.
+    """
+    if "*" in more:
+        return None
+    alone = not keyed and host is not None and is_loopback(host)
+    if not (alone or more):
+        return None
+    return (*LOOPBACK, *((host.strip("[]"),) if host else ()), *more)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import ERRORS, ApiError
-from fastslow.serve.api.settings import ServerSettings
 
 EXACT = 2**53  # below it floats hold every whole number
 

@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import ApiError, as_api_error
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.answer import ClientLeft, Pieces, PlacedPiece, while_connected
 from fastslow.serve.http.middleware import request_id
 from fastslow.serve.http.requests import Requests

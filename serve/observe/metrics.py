@@ -176,11 +176,11 @@ class ServerMetrics:
 
     Args:
         by_key: whether API keys are labels.
-        model: its name; "" = as the engine says.
+        model: its name until it is loaded.
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, by_key: bool = False, model: str = ""
+        self, engine: Engine, limits: Limits, by_key: bool = False, model: str = "loading"
     ) -> None:
         self._engine, self._limits, self._by_key, self._name = engine, limits, by_key, model
         self._counts = MetricRegistry(self._model)
@@ -248,12 +248,10 @@ class ServerMetrics:
         counts.add_up_to("fastslow:replicas_gone", stats.get("replicas_gone", 0))
 
     def _model(self) -> str:
-        if not self._name:
-            try:
-                self._name = self._engine.card.name
-            except NotReady:
-                return "loading"
-        return self._name
+        try:
+            return self._engine.card.name
+        except NotReady:
+            return self._name
 
     def _take_answer(self, answer: AnswerRecord, started: float) -> None:
         counts = self._counts

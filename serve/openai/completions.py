@@ -11,10 +11,10 @@ from fastapi import Depends, Request, Response
 from fastslow.output import Completion, Output
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import refused
 from fastslow.serve.api.model_name import served_mode
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.answer import all_whole, while_connected
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.events import STREAMED, EventStream, dumped

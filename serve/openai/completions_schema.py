@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, shown
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.observe.answer_metrics import AnswerMetrics
 from fastslow.serve.openai.fields import OpenAIFields
 from fastslow.serve.openai.logprobs import TextLogprobs

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.model_name import MODE
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.body import json_router
 
 router = json_router()

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt
 from fastslow.engine.params import MOST
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import refused
 from fastslow.serve.api.fields import Fields
 from fastslow.serve.api.mode_fields import ModeFields
 from fastslow.serve.api.model_name import served_mode
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.api.turns import characters
 from fastslow.serve.http.body import json_router
 from fastslow.serve.openai.messages import ChatMessage, as_turns

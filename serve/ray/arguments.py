@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from fastslow.engine.params import Params
+from fastslow.serve.api.config import Count, Seconds, ServerSettings
 from fastslow.serve.api.engine import WarmPrefix
-from fastslow.serve.api.settings import Count, Seconds, ServerSettings
 from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.ray.replicas import (
     ReplicaSettings,

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from loguru import logger
 from ray import serve
 
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.keys import known_keys
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.http.app import OperationSettings, create_app
 from fastslow.serve.observe.logs import ServerLog

@@ -14,8 +14,8 @@ from serve_tools import events_of, served
 
 from fastslow.output import Piece
 from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.app import create_app
 
 CHAT = [{"role": "user", "content": "hi"}]

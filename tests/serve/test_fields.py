@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from fastslow.engine.params import SamplingParams
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.fields import FastslowFields
 from fastslow.serve.api.sampling import sampling_of
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.openai.chat_schema import ChatRequest
 from fastslow.serve.openai.completions_schema import CompletionRequest
 from fastslow.serve.openai.tokenize import TokenizeRequest

@@ -16,9 +16,9 @@ from serve_tools import named_events_of, served
 
 from fastslow.output import GenerationError, Piece
 from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 from fastslow.serve.api.keys import KeyRing, add_key
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.http.app import OperationSettings, create_app
 
 CHAT: Any = [{"role": "user", "content": "hi"}]

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from fastslow.serve.api.keys import add_key
-from fastslow.serve.api.settings import EFFORTS, ServerSettings
+from fastslow.serve.api.config import EFFORTS, ServerSettings
 from fastslow.tools.cli.app import app
 from fastslow.tools.cli.operation_options import OperationOptions
 from fastslow.tools.cli.serve_options import ServeOptions

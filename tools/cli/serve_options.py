@@ -13,7 +13,7 @@ from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
 from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
 
 if TYPE_CHECKING:
-    from fastslow.serve.api.settings import ServerSettings
+    from fastslow.serve.api.config import ServerSettings
     from fastslow.serve.engines.settings import EngineSettings
 
 LISTEN, LOAD = "Where it listens", "Under load"
@@ -149,7 +149,7 @@ class ServeOptions(ModelOptions):
             ValueError: a file does not fit.
         """
         from fastslow.serve.api.engine import WarmPrefix
-from fastslow.serve.engines.settings import EngineSettings
+        from fastslow.serve.engines.settings import EngineSettings
         from fastslow.tools.cli.warm_file import read_warm
 
         each = [(path.name, read_warm(path)) for path in self.warm or ()]
@@ -164,7 +164,7 @@ from fastslow.serve.engines.settings import EngineSettings
             ValueError: the file of the settings cannot be read, or a field does not fit.
         """
         from fastslow.engine.host.files import read_object
-        from fastslow.serve.api.settings import ServerSettings
+        from fastslow.serve.api.config import ServerSettings
 
         if self.settings is not None and not self.settings.exists():
             raise ValueError(f"--settings {self.settings} does not exist")

@@ -145,6 +145,8 @@ class EngineServer(asyncio.Protocol):
         try:
             if message.method == "alive":
                 value: Any = not self._engine.broken
+            elif message.method == "report":
+                value = self._engine.report().to_dict()
             else:
                 given = [
                     Ask(**each) if isinstance(each, dict) else each for each in message.arguments

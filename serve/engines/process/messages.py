@@ -32,7 +32,7 @@ class LeaveAnswer(Struct, tag=True, array_like=True):
 
 
 class Call(Struct, tag=True, array_like=True):
-    """Call a method of the engine: one of `CALLS`, or `alive`. An object among the arguments is a request."""
+    """Call a method of the engine: one of `CALLS`, `alive` or `report`. An object among the arguments is a request."""
 
     number: int
     method: str

@@ -1,13 +1,17 @@
-"""What the operator of a server sets: limits of what clients may ask, and what holds where they say nothing."""
+"""What the operator of a server sets: `ServerConfig`. The command line, the YAML of `serve run` and `create_app`
+read it, so a new setting is one field here and its use."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from fastslow.engine.params import MOST, Params, nearest, shown
+from fastslow.serve.api.engine import WarmPrefix
+from fastslow.serve.engines.settings import EngineSettings
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -22,9 +26,12 @@ EFFORTS: dict[str, str | dict[str, Any]] = {
     "max": "deep",
 }
 
+MODEL, LOAD, SEVERAL = "Model", "Under load", "More than one engine"
+WHO, LOG = "Who may use it", "Log and metrics"
+
 
 class ServerSettings(Params):
-    """Limits hold before time or memory is spent; whatever is above one is refused with one sentence."""
+    """Limits of requests, which hold before time or memory is spent, and what holds where requests say nothing."""
 
     body_bytes: Count = Field(default=4 * 2**20, description="most bytes of a request's body")
     json_depth: Count = Field(default=100, description="most levels of lists and objects in it")
@@ -108,3 +115,102 @@ class ServerSettings(Params):
         """Fields of `SamplingParams` that hold where neither a client nor the mode gives them."""
         most = MOST if self.max_tokens is None else self.max_tokens
         return {"temperature": self.temperature, "max_tokens": most}
+
+
+def _option(panel: str, description: str, default: Any = None, **more: Any) -> Any:
+    """A field that is an option of `fastslow serve`, too.
+
+    Args:
+        panel: of its `--help`.
+        more: bounds of the value; `option` names the option where it is not called as the field.
+    """
+    extra = {"panel": panel, "option": more.pop("option", None)}
+    return Field(default=default, description=description, json_schema_extra=extra, **more)
+
+
+class ServerConfig(Params):
+    """Which model runs, in how many engines, and the server in front of them."""
+
+    model: str = Field(
+        default="smollm2-moge", description="checkpoint folder, GGUF file or built-in name"
+    )
+    name: str = _option(
+        MODEL,
+        "What clients call the model; default: MODEL's own name.",
+        "",
+        option="--served-model-name",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of `LLM`, such as kv_memory"
+    )
+    warm: list[WarmPrefix] = Field(
+        default=[],
+        description="prompts that are read before the first request: name, prompt and mode of each",
+    )
+    settings: ServerSettings = Field(
+        default=ServerSettings(), description="limits of requests, and defaults"
+    )
+    max_waiting: int = _option(LOAD, "Most answers that wait; more get HTTP 429.", 256, ge=0)
+    drain_seconds: float = _option(
+        LOAD, "What running answers have once SIGTERM or Ctrl-C comes.", 30.0, ge=0, le=1e9
+    )
+    replicas: str | None = _option(
+        SEVERAL,
+        "Run so many engines on Ray Serve, or by load from 1 to 4 with 1:4; default: one, without Ray.",
+    )
+    replica_cpus: Count | None = _option(
+        SEVERAL,
+        "Processor cores of each engine; default: this machine's, shared; with --address 1.",
+    )
+    replica_resources: str | None = _option(
+        SEVERAL,
+        "What else each engine takes of a node, by Ray's names: GPU=1 or NPU=4,fast_disk=1; default: a device "
+        "for each rank, where --device names one.",
+    )
+    api_keys: Path | None = _option(
+        WHO, "Keys file of `fastslow keys add`; default: the usual one, if it is there."
+    )
+    max_requests: int | None = _option(
+        WHO, "Most requests at the same time, of all keys; more get HTTP 429.", ge=0
+    )
+    body_seconds: Annotated[float, Field(ge=0.01, le=1e9)] = _option(
+        WHO, "What a request's body may take to come.", 60.0
+    )
+    allow_origins: tuple[str, ...] = _option(
+        WHO,
+        "Page that browsers may let use it, such as https://chat.example.com; may be repeated.",
+        (),
+        option="--allow-origin",
+    )
+    allow_hosts: tuple[str, ...] = _option(
+        WHO,
+        "Name that requests may call it by, besides its own; '*' = any; may be repeated.",
+        (),
+        option="--allow-host",
+    )
+    log_format: str = _option(LOG, "text or json, one object a line; default text.", "text")
+    log_level: str = _option(LOG, "debug, info, warning or error; default info.", "info")
+    log_file: Path | None = _option(LOG, "File to add to; default: standard error.")
+    log_texts: bool = _option(
+        LOG, "Log prompts and answers, too: whoever reads the log reads them.", False
+    )
+    metrics_by_key: bool = _option(LOG, "Metrics by API key, too.", False)
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _as_text(cls, given: object) -> object:
+        """YAML has 2 as a number."""
+        return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
+    @property
+    def served_name(self) -> str:
+        """What clients call the model."""
+        return self.name or Path(self.model).name or self.model
+
+    @property
+    def engine(self) -> EngineSettings:
+        """The engine, or each of several."""
+        options = {"remember": "by_key", **self.options}
+        return EngineSettings(
+            self.model, self.served_name, options, self.max_waiting, tuple(self.warm)
+        )
