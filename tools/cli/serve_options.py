@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
-from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
+from fastslow.tools.cli.options import option, shown_option
 
 if TYPE_CHECKING:
     from fastslow.serve.api.config import ServerSettings
     from fastslow.serve.engines.settings import EngineSettings
 
-LISTEN, LOAD = "Where it listens", "Under load"
+MODEL, HOW, LISTEN, LOAD = "Model", "Thinking and speculation", "Where it listens", "Under load"
 PASSED = (  # to `LLM`, as they are
     *("dtype", "quantization", "device", "kv_dtype", "kv_memory", "kv_spill"),
     *("max_model_len", "parallel"),
@@ -26,7 +25,7 @@ REMEMBER = {"by-key": "by_key", "all": True, "off": False}
 
 
 @dataclass(frozen=True)
-class ServeOptions(ModelOptions):
+class ServeOptions:
     """What `serve` runs.
 
     Raises:
@@ -40,7 +39,20 @@ class ServeOptions(ModelOptions):
             show_default=False,
         ),
     ] = "smollm2-moge"
-    kv_dtype: KVDtype = "auto"
+    dtype: Annotated[str, option("auto, bfloat16, float32 or float16.", MODEL)] = "auto"
+    quantization: Annotated[
+        str, option("auto (a quantised one as it is), none, int8, int4 or w8a8.", MODEL)
+    ] = "auto"
+    device: Annotated[str, option("auto, cpu, cuda or npu.", MODEL)] = "auto"
+    kv_memory: Annotated[
+        str | None, option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL)
+    ] = None
+    max_model_len: Annotated[
+        int | None, option("Most tokens of prompt plus answer; default: all it can.", MODEL)
+    ] = None
+    kv_dtype: Annotated[
+        str, option("Keys and values: auto, int8 (half the memory) or model.", MODEL)
+    ] = "auto"
     kv_spill: Annotated[
         str | None,
         option("File space for cached prefixes that memory has no room for, as 2GiB.", MODEL),
@@ -73,8 +85,10 @@ class ServeOptions(ModelOptions):
             rich_help_panel=HOW,
         ),
     ] = False
-    modes: ModesFile = None
-    auto: AutoFile = None
+    modes: Annotated[str | None, option("JSON file with presets of your own.", HOW)] = None
+    auto: Annotated[
+        str | None, option("File of `fastslow tune --modes`, which --mode auto then goes by.", HOW)
+    ] = None
     speculation: Annotated[
         str | None,
         option("Of requests that say nothing: a drafter, or a file of `fastslow tune`.", HOW),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fastslow.tools.cli.answer_options import AnswerOptions
+from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:

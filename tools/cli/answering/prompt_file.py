@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastslow.engine.host.progress import bar
 from fastslow.engine.params import SamplingParams, nearest
 from fastslow.output import Completion, GenerationError, Output
-from fastslow.tools.cli.answer_options import AnswerOptions
+from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.prompts import FIELDS, Record, conversation, json_object, naming, text_lines
 
 if TYPE_CHECKING:

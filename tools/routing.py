@@ -1,25 +1,100 @@
-"""How evenly ranks are loaded: the router's own choice against the best of all without groups.
+"""How evenly routers load experts and ranks: their own choice against the best of all without groups.
 
 MoGE: Pangu Pro MoE, arXiv 2505.21411, section 2: with whole groups on a rank, every rank runs the same
-number of experts for each token.
+number of experts for each token. Router scores of texts are read off the torch path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastslow.engine.backends.device import ops_for
+from fastslow.engine.model.checkpoint import floats
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.families.weights import weights_class
+from fastslow.engine.model.moge import Moge
 from fastslow.engine.types import Ints
-from fastslow.tools.routing.scores import RouterWeights, Scores
+from fastslow.tools.forward import forward_texts
 
 CHUNK = 512  # prompt rows of a step
 KINDS = ("prefill", "decode")
 ROUTERS = ("grouped", "ungrouped")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterWeights:
+    """A router's shape: one of each of `groups` groups of its `experts`; with 1 group `chosen` of all."""
+
+    experts: int
+    groups: int
+    chosen: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> RouterWeights:
+        """ValueError for a model without routed experts."""
+        if not config.experts:
+            raise ValueError(f"{config.architecture} is dense: it has no router to look at")
+        if not any(map(config.routed, range(config.layers))):
+            raise ValueError("all layers of this model are dense: they have no router to look at")
+        return cls(config.experts, config.groups or 1, config.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One text's router scores.
+
+    Attributes:
+        logits: float32 [layers with routed experts, T, E]; of a router that chooses by something
+            else, that.
+        prompt: how many of its T tokens are the prompt's.
+    """
+
+    logits: Tensor
+    prompt: int
+
+
+def load_decoder(folder: Path, progress: bool = True) -> Decoder:
+    """The model of a checkpoint folder in float32 on the torch path, which lets others see its routers."""
+    config = ModelConfig.from_folder(folder)
+    kind = weights_class(config)
+    cpu = torch.device("cpu")
+    with floats(folder, config, progress) as read:
+        return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))
+
+
+def router_scores(model: Decoder, texts: Iterable[tuple[Sequence[int], int]]) -> Iterator[Scores]:
+    """Scores of texts, each given as its tokens and how many of them are the prompt's."""
+    for tokens, prompt in texts:
+        with _watched(model) as seen:
+            forward_texts(model, [tokens])
+        yield Scores(torch.stack([logits_PE[: len(tokens)].float() for logits_PE in seen]), prompt)
+
+
+@contextmanager
+def _watched(model: Decoder) -> Iterator[list[Tensor]]:
+    """A list that gets what each router chooses by, layer by layer, while the block runs."""
+    seen: list[Tensor] = []
+    routed = [layer.mlp for layer in model.weights.layers if isinstance(layer.mlp, Moge)]
+
+    def watching(mlp: Moge) -> Callable[[Tensor, Tensor], None]:
+        return lambda _, logits_PE: seen.append(mlp.ranks_by(logits_PE))
+
+    for mlp in routed:
+        mlp.watch = watching(mlp)
+    try:
+        yield seen
+    finally:
+        for mlp in routed:
+            mlp.watch = None
 
 
 def grouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:

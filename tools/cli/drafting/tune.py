@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from fastslow.tools.cli.drafting.measure_options import MEASURED, MeasureOptions
 from fastslow.tools.cli.options import (
-    INTERRUPTED,
-    MEASURED,
     PROMPTS,
-    MeasureOptions,
     check_writable,
     expand_options,
     option,
@@ -130,7 +128,7 @@ def tune(
     console().print(made.headline)
     console().print(f"settings in {out}, report in {report}", style="dim")
     if made.stopped:
-        raise typer.Exit(INTERRUPTED)
+        raise KeyboardInterrupt
 
 
 def _tune_speculation(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.answer_options import GenerateOptions
-from fastslow.tools.cli.options import INTERRUPTED, expand_options, standard_input
+from fastslow.tools.cli.answering.answer_options import GenerateOptions
+from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:
     from fastslow.call import Prompt
@@ -57,7 +57,7 @@ def generate(
     """
     if raw and options.system is not None:
         raise ValueError("--system needs the chat template, which --raw leaves out")
-    if options.logprobs is not None and file is None and not as_json:
+    if options.sampling.logprobs is not None and file is None and not as_json:
         raise ValueError("--logprobs are for programs: add --json, or give --file")
     if (prompt is None) == (file is None):
         raise ValueError("give a PROMPT (- is standard input) or --file, and not both")
@@ -75,7 +75,7 @@ def generate(
     check_text(text, "standard input" if prompt == "-" else "PROMPT")
     asked: Prompt = text if raw else [*options.conversation(), {"role": "user", "content": text}]
     with options.load() as llm:
-        if (options.n or 1) > 1:
+        if options.sampling.n > 1:
             _answer_often(llm, asked, options, as_json)
         else:
             _stream(llm, asked, options, as_json)
@@ -107,7 +107,7 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) ->
     elif output is not None:
         errors().print(figures(output, options.context(llm)), style="dim")
     if output is None:
-        raise typer.Exit(INTERRUPTED)
+        raise KeyboardInterrupt
 
 
 def _answer_often(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bool) -> None:
@@ -130,7 +130,7 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateOptions, as_json: bo
 
 def _answer_file(file: Path, options: GenerateOptions, raw: bool, as_json: bool) -> None:
     """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
-    from fastslow.tools.cli.prompt_file import PromptFile, record_of
+    from fastslow.tools.cli.answering.prompt_file import PromptFile, record_of
 
     prompts, failed = PromptFile(file, options, raw), False
     with options.load() as llm:
@@ -160,7 +160,7 @@ def _record(output: Output) -> dict[str, Any]:
     def one(choice: Completion) -> dict[str, Any]:
         return {**choice.to_dict(), **short(choice)}
 
-    from fastslow.tools.cli.prompt_file import short
+    from fastslow.tools.cli.answering.prompt_file import short
 
     first, *others = output.choices
     several = {"choices": [one(choice) for choice in output.choices]} if others else {}

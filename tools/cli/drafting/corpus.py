@@ -116,7 +116,7 @@ def _extend(documents: Documents, answers: Path, out: Path, model: str, most: in
     from fastslow.engine.model.config import ModelConfig
     from fastslow.engine.text.templates import load_template
     from fastslow.models.locate import resolve_model
-    from fastslow.tools.cli.answer_file import AnswerFile
+    from fastslow.tools.cli.drafting.answer_file import AnswerFile
     from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()

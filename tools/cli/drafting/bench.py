@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastslow.tools.cli.drafting.measure_options import MEASURED, TRIED, MeasureOptions
 from fastslow.tools.cli.options import (
-    INTERRUPTED,
-    MEASURED,
     PROMPTS,
-    TRIED,
-    MeasureOptions,
     check_writable,
     expand_options,
     listed,
@@ -77,7 +74,7 @@ def bench(
         out.write_text(json.dumps(record, indent=1), "utf-8")
         console().print(f"samples in {out}", style="dim")
     if stopped:
-        raise typer.Exit(INTERRUPTED)
+        raise KeyboardInterrupt
 
 
 def _table(grid: Grid) -> Table:
