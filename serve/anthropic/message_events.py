@@ -8,11 +8,11 @@ from typing import Any
 from fastslow.output import Output
 from fastslow.serve.anthropic.answer import block_of, stop_of, usage, usage_of
 from fastslow.serve.anthropic.errors import anthropic_shape
-from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.http.answer import PlacedPiece
 from fastslow.serve.http.events import named_event
 from fastslow.serve.observe.answer_metrics import metrics_of
+from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
 
 PING = named_event("ping", {"type": "ping"})
 DELTAS = {

@@ -18,7 +18,6 @@ from fastslow.serve.anthropic.schema import (
     PromptRequest,
     TokenCount,
 )
-from fastslow.serve.api.answer_parts import AnswerParts
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.config import ServerSettings
@@ -31,9 +30,10 @@ from fastslow.serve.http.body import json_router
 from fastslow.serve.http.events import STREAMED, EventStream, dumped
 from fastslow.serve.http.middleware import request_id
 from fastslow.serve.observe.answer_metrics import metrics_of
+from fastslow.serve.tool_calls.answer_parts import AnswerParts
 from fastslow.serve.tool_calls.chat import beside_others, offered
+from fastslow.serve.tool_calls.offered import anthropic_choice, anthropic_tools
 from fastslow.serve.tool_calls.prepare import Prepared
-from fastslow.serve.tool_calls.protocols import anthropic_choice, anthropic_tools
 
 router = json_router(ERRORS)
 Who = Annotated[Caller, Depends(caller)]

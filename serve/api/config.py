@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, PlainSerializer, SkipValidation, field_validator
 
 from fastslow.engine.params import MOST, Params, nearest, shown
 from fastslow.serve.api.engine import WarmPrefix
@@ -15,6 +15,12 @@ from fastslow.serve.engines.settings import EngineSettings
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
+Unchecked = (
+    SkipValidation,
+    PlainSerializer(lambda value: value),
+)  # `LLM` checks them, and takes more
+Size = Annotated[str | None, *Unchecked]
+FileOrObject = Annotated[str | Path | None, *Unchecked]
 
 EFFORTS: dict[str, str | dict[str, Any]] = {
     "none": {"base": "fast", "thinking": "off"},
@@ -26,8 +32,9 @@ EFFORTS: dict[str, str | dict[str, Any]] = {
     "max": "deep",
 }
 
-MODEL, LOAD, SEVERAL = "Model", "Under load", "More than one engine"
-WHO, LOG = "Who may use it", "Log and metrics"
+MODEL, HOW, LOAD = "Model", "Thinking and speculation", "Under load"
+SEVERAL, WHO, LOG = "More than one engine", "Who may use it", "Log and metrics"
+REMEMBER = {"by-key": "by_key", "all": True, "off": False}  # as the command line says it, and `LLM`
 
 
 class ServerSettings(Params):
@@ -117,84 +124,139 @@ class ServerSettings(Params):
         return {"temperature": self.temperature, "max_tokens": most}
 
 
-def _option(panel: str, description: str, default: Any = None, **more: Any) -> Any:
+def _option(panel: str, description: str, default: Any = None, *names: str, **bounds: Any) -> Any:
     """A field that is an option of `fastslow serve`, too.
 
     Args:
         panel: of its `--help`.
-        more: bounds of the value; `option` names the option where it is not called as the field.
+        names: of the option, where it is not called as the field.
     """
-    extra = {"panel": panel, "option": more.pop("option", None)}
-    return Field(default=default, description=description, json_schema_extra=extra, **more)
+    extra: dict[str, Any] = {"panel": panel}
+    if names:
+        extra["names"] = list(names)
+    return Field(default=default, description=description, json_schema_extra=extra, **bounds)
+
+
+class ModelArguments(Params):
+    """Keyword arguments of `LLM`: those that are options of the command line, and any others."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dtype: str = _option(MODEL, "auto, bfloat16, float32 or float16", "auto")
+    quantization: str = _option(
+        MODEL, "auto, none, int8, int4 or w8a8; auto runs a quantised model as it is", "auto"
+    )
+    device: str = _option(MODEL, "auto, cpu, cuda or npu", "auto")
+    kv_dtype: str = _option(MODEL, "keys and values: auto, int8 (half the memory) or model", "auto")
+    kv_memory: Size = _option(
+        MODEL, "memory for keys and values, such as 2GiB; default: 0.3 of free"
+    )
+    kv_spill: Size = _option(
+        MODEL, "file space for cached prefixes that memory has no room for, as 2GiB"
+    )
+    max_model_len: int | None = _option(
+        MODEL, "most tokens of prompt plus answer; default: all it can"
+    )
+    prompt_rows: int = _option(MODEL, "most rows of prompts read in one step", 512, ge=1)
+    prefix_caching: bool = _option(MODEL, "share keys and values of prompts that start alike", True)
+    parallel: str | None = _option(
+        MODEL, "share the model among ranks: ep=2,tp=1,dp=1; default: one"
+    )
+    modes: FileOrObject = _option(HOW, "JSON file with presets of your own")
+    auto: FileOrObject = _option(
+        HOW, "file of `fastslow tune --modes`, which mode auto then goes by"
+    )
+    speculation: FileOrObject = _option(
+        HOW, "of requests that say nothing: a drafter, or a file of `fastslow tune`"
+    )
+    remember: Literal["by-key", "all", "off"] = _option(
+        HOW, "draft from earlier answers, of each API key its own by default", "by-key"
+    )
+    max_running: int = _option(LOAD, "most answers in one step; others wait", 64, ge=1)
+
+    @field_validator("remember", mode="before")
+    @classmethod
+    def _as_said(cls, given: object) -> object:
+        """Files may say it as `LLM` takes it."""
+        return next((said for said, value in REMEMBER.items() if value == given), given)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What was given, as plain JSON values."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        given = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+        return given | {"remember": REMEMBER[self.remember]}
 
 
 class ServerConfig(Params):
     """Which model runs, in how many engines, and the server in front of them."""
 
     model: str = Field(
-        default="smollm2-moge", description="checkpoint folder, GGUF file or built-in name"
+        default="smollm2-moge",
+        description="checkpoint folder, GGUF file or built-in name; default smollm2-moge",
+        json_schema_extra={"argument": True},
     )
     name: str = _option(
-        MODEL,
-        "What clients call the model; default: MODEL's own name.",
-        "",
-        option="--served-model-name",
+        MODEL, "what clients call the model; default: MODEL's own name", "", "--served-model-name"
     )
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of `LLM`, such as kv_memory"
+    options: ModelArguments = Field(
+        default=ModelArguments(), description="keyword arguments of `LLM`"
     )
-    warm: list[WarmPrefix] = Field(
-        default=[],
+    warm: tuple[WarmPrefix, ...] = Field(
+        default=(),
         description="prompts that are read before the first request: name, prompt and mode of each",
     )
     settings: ServerSettings = Field(
         default=ServerSettings(), description="limits of requests, and defaults"
     )
-    max_waiting: int = _option(LOAD, "Most answers that wait; more get HTTP 429.", 256, ge=0)
+    max_waiting: int = _option(LOAD, "most answers that wait; more get HTTP 429", 256, ge=0)
     drain_seconds: float = _option(
-        LOAD, "What running answers have once SIGTERM or Ctrl-C comes.", 30.0, ge=0, le=1e9
+        LOAD, "what running answers have once SIGTERM or Ctrl-C comes", 30.0, ge=0, le=1e9
     )
     replicas: str | None = _option(
-        SEVERAL,
-        "Run so many engines on Ray Serve, or by load from 1 to 4 with 1:4; default: one, without Ray.",
+        SEVERAL, "engines to run, or by load from 1 to 4 with 1:4; default: one"
     )
     replica_cpus: Count | None = _option(
         SEVERAL,
-        "Processor cores of each engine; default: this machine's, shared; with --address 1.",
+        "processor cores of each engine; default: this machine's, shared; with --address 1",
     )
     replica_resources: str | None = _option(
         SEVERAL,
-        "What else each engine takes of a node, by Ray's names: GPU=1 or NPU=4,fast_disk=1; default: a device "
-        "for each rank, where --device names one.",
+        "what else each engine takes of a node, by Ray's names: GPU=1 or NPU=4,fast_disk=1; default: a "
+        "device for each rank, where --device names one",
     )
     api_keys: Path | None = _option(
-        WHO, "Keys file of `fastslow keys add`; default: the usual one, if it is there."
+        WHO, "keys file of `fastslow keys add`; default: the usual one, if it is there"
     )
     max_requests: int | None = _option(
-        WHO, "Most requests at the same time, of all keys; more get HTTP 429.", ge=0
+        WHO, "most requests at the same time, of all keys; more get HTTP 429", ge=0
     )
     body_seconds: Annotated[float, Field(ge=0.01, le=1e9)] = _option(
-        WHO, "What a request's body may take to come.", 60.0
+        WHO, "what a request's body may take to come", 60.0
     )
     allow_origins: tuple[str, ...] = _option(
         WHO,
-        "Page that browsers may let use it, such as https://chat.example.com; may be repeated.",
+        "page that browsers may let use it, such as https://chat.example.com; may be repeated",
         (),
-        option="--allow-origin",
+        "--allow-origin",
     )
     allow_hosts: tuple[str, ...] = _option(
         WHO,
-        "Name that requests may call it by, besides its own; '*' = any; may be repeated.",
+        "name that requests may call it by, besides its own; '*' = any; may be repeated",
         (),
-        option="--allow-host",
+        "--allow-host",
     )
-    log_format: str = _option(LOG, "text or json, one object a line; default text.", "text")
-    log_level: str = _option(LOG, "debug, info, warning or error; default info.", "info")
-    log_file: Path | None = _option(LOG, "File to add to; default: standard error.")
+    log_format: str = _option(
+        LOG, "how lines are written: text or json, one object each; default text", "text"
+    )
+    log_level: str = _option(
+        LOG, "lowest that is written: debug, info, warning or error; default info", "info"
+    )
+    log_file: Path | None = _option(LOG, "file to add to; default: standard error")
     log_texts: bool = _option(
-        LOG, "Log prompts and answers, too: whoever reads the log reads them.", False
+        LOG, "log prompts and answers, too: whoever reads the log reads them", False
     )
-    metrics_by_key: bool = _option(LOG, "Metrics by API key, too.", False)
+    metrics_by_key: bool = _option(LOG, "metrics by API key, too", False)
 
     @field_validator("replicas", mode="before")
     @classmethod
@@ -210,7 +272,12 @@ class ServerConfig(Params):
     @property
     def engine(self) -> EngineSettings:
         """The engine, or each of several."""
-        options = {"remember": "by_key", **self.options}
-        return EngineSettings(
-            self.model, self.served_name, options, self.max_waiting, tuple(self.warm)
-        )
+        given = self.options.arguments
+        return EngineSettings(self.model, self.served_name, given, self.max_waiting, self.warm)
+
+    @property
+    def log_environment(self) -> dict[str, str]:
+        """What other processes need in their environment for the same log."""
+        path = "" if self.log_file is None else str(self.log_file.absolute())
+        each = {"FORMAT": self.log_format, "LEVEL": self.log_level, "FILE": path}
+        return {f"FASTSLOW_LOG_{name}": value for name, value in each.items()}

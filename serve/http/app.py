@@ -44,6 +44,7 @@ EXPOSED = (  # headers that a browser's page may read
 )
 
 
+USUAL = ServerConfig()
 ROUTERS = (
     health.router,
     metrics.router,
@@ -60,7 +61,7 @@ ROUTERS = (
 
 def create_app(
     engine: Engine,
-    config: ServerConfig = ServerConfig(),
+    config: ServerConfig = USUAL,
     keys: KeyRing | None = None,
     host: str | None = None,
     observers: Sequence[Observer] = (),

@@ -21,7 +21,6 @@ LOUD = {
     "uvicorn.access": logging.CRITICAL,
     "asyncio": logging.WARNING,
 }  # we write of each request ourselves
-FORMAT, LEVEL, PATH = "FASTSLOW_LOG_FORMAT", "FASTSLOW_LOG_LEVEL", "FASTSLOW_LOG_FILE"
 LINE = "line"  # the field of a record that holds the line as it is written
 MOST_CHARACTERS = 20_000  # of a line's message, and of each of its fields
 
@@ -78,20 +77,16 @@ class ServerLog:
 
     @classmethod
     def of_environment(cls) -> ServerLog:
-        """That of the process which started this one, as `in_environment` told it."""
-        path = os.environ.get(PATH)
-        format, level = os.environ.get(FORMAT, "text"), os.environ.get(LEVEL, "info")
+        """That of the process which started this one: see `ServerConfig.log_environment`."""
+        path = os.environ.get("FASTSLOW_LOG_FILE")
+        format = os.environ.get("FASTSLOW_LOG_FORMAT", "text")
+        level = os.environ.get("FASTSLOW_LOG_LEVEL", "info")
         return cls(format, level, Path(path) if path else None)
 
     def close(self) -> None:
         """Write what waits."""
         logger.remove(self._sink)
         os.close(self._number)
-
-
-def in_environment(format: str, level: str, path: Path | None) -> dict[str, str]:
-    """What processes started from this one need in their environment for the same log."""
-    return {FORMAT: format, LEVEL: level, PATH: "" if path is None else str(path.absolute())}
 
 
 class _ToLoguru(logging.Handler):

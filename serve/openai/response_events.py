@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.http.answer import PlacedPiece
 from fastslow.serve.http.events import named_event
@@ -17,6 +16,7 @@ from fastslow.serve.openai.response_object import (
     item_of,
     under_way,
 )
+from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
 
 TEXTS = {
     "thought": "response.reasoning_text",

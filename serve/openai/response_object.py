@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from fastslow.output import Output
-from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.openai.responses_schema import ResponsesRequest
 from fastslow.serve.openai.usage import FINISH, usage_of
+from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts
 
 PREFIXES = {"thought": "rs", "text": "msg", "call": "fc"}
 CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}

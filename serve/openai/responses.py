@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.answer_parts import AnswerParts
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.config import ServerSettings
@@ -25,9 +24,10 @@ from fastslow.serve.openai.response_events import ResponseEvents
 from fastslow.serve.openai.response_input import as_turns
 from fastslow.serve.openai.response_object import ended, head_of
 from fastslow.serve.openai.responses_schema import ResponseObject, ResponsesRequest
+from fastslow.serve.tool_calls.answer_parts import AnswerParts
 from fastslow.serve.tool_calls.chat import beside_others, offered
+from fastslow.serve.tool_calls.offered import openai_choice, openai_tools
 from fastslow.serve.tool_calls.prepare import Prepared
-from fastslow.serve.tool_calls.protocols import openai_choice, openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]

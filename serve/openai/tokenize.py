@@ -19,7 +19,7 @@ from fastslow.serve.api.model_name import served_mode
 from fastslow.serve.api.turns import characters
 from fastslow.serve.http.body import json_router
 from fastslow.serve.openai.messages import ChatMessage, as_turns
-from fastslow.serve.tool_calls.protocols import openai_tools
+from fastslow.serve.tool_calls.offered import openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]

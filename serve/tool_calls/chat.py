@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.tool_calls.offered import Tool, ToolChoice
+from fastslow.serve.tool_calls.offered import Tool, ToolChoice, openai_choice, openai_tools
 from fastslow.serve.tool_calls.openai_calls import OpenAICalls
-from fastslow.serve.tool_calls.parse import parser_of
+from fastslow.serve.tool_calls.parsers import parser_of
 from fastslow.serve.tool_calls.prepare import Prepared, prepare
-from fastslow.serve.tool_calls.protocols import openai_choice, openai_tools
 
 T = TypeVar("T")
 Parsers = Callable[[], OpenAICalls]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.serve.tool_calls.events import CallBegun, CallMore, Content, Event
-from fastslow.serve.tool_calls.parse import Functions, parser_of
+from fastslow.serve.tool_calls.parsers import Functions, parser_of
 
 
 @dataclass(slots=True)

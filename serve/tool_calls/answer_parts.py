@@ -1,4 +1,4 @@
-"""An answer as parts that follow each other: thought, text, calls. Several protocols write it so."""
+"""An answer as parts in a row: thought, text, calls. /v1/messages and /v1/responses write it so."""
 
 from __future__ import annotations
 
