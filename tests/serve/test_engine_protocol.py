@@ -46,7 +46,10 @@ async def started(kind: str, folder: Path) -> Engine:
     return engine
 
 
-@pytest.fixture(scope="module", params=["local", "process"])
+KINDS = [pytest.param("local", marks=pytest.mark.slow), "process"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def engine(
     request: pytest.FixtureRequest, runner: asyncio.Runner, folder: Path
 ) -> Iterator[Engine]:
@@ -302,7 +305,7 @@ def test_statistics(engine: Engine, run: Run) -> None:
     assert stats["tokens"] >= 8 and stats["ended"]["length"] >= 1 and stats["pages"] > 0
 
 
-@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("drain", "reason"), [(60.0, "length"), (0.0, "cancelled")])
 def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: Path) -> None:
     async def closing() -> str:

@@ -48,7 +48,7 @@ async def cached(engine: Engine, question: str, **fields: Any) -> tuple[int, int
     return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"], tokens
 
 
-@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("process", marks=pytest.mark.slow)])
 def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> None:
     async def main() -> None:
         settings = warm(folder, "deep", "fast")
