@@ -26,12 +26,12 @@ from fastslow.serve.http.middleware import (
     SlowBody,
     request_id,
 )
-from fastslow.serve.http.token_table import TokenTable
 from fastslow.serve.observe import health, metrics
 from fastslow.serve.observe.metrics import ServerMetrics
 from fastslow.serve.observe.request_log import RequestLog
 from fastslow.serve.observe.request_record import ObservedEngine, Observer, RequestRecords
 from fastslow.serve.openai import chat, completions, models, responses, tokenize
+from fastslow.serve.openai.logprobs import TokenTable
 from fastslow.serve.page import route as page
 
 EXPOSED = (  # headers that a browser's page may read

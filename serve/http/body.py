@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from fastapi import APIRouter, Request, Response
@@ -76,9 +76,9 @@ class JsonRoute(APIRoute):
         return strict
 
 
-def json_router(errors: Mapping[int | str, dict[str, Any]] = ERRORS) -> APIRouter:
+def json_router() -> APIRouter:
     """A router for routes with JSON bodies, whose errors are in the OpenAPI document."""
-    return APIRouter(route_class=JsonRoute, responses=dict(errors))
+    return APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
 def read_json(data: bytes, depth: int, parts: int) -> Any:

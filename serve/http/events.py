@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from json.encoder import encode_basestring
+from contextlib import suppress
 from typing import Any, Protocol
 
+import msgspec
 from loguru import logger
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -15,39 +16,11 @@ from starlette.types import Receive, Scope, Send
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.config import ServerSettings
-from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import ApiError, as_api_error
 from fastslow.serve.http.answer import ClientLeft, Pieces, PlacedPiece, while_connected
 from fastslow.serve.http.middleware import request_id
-from fastslow.serve.http.requests import Requests
 
 SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
-
-
-def quoted(text: str) -> str:
-    """A text as JSON, on one line."""
-    return _on_one_line(encode_basestring(text))
-
-
-def dumped(value: Any) -> str:
-    """A value as JSON, on one line and without spaces."""
-    return _on_one_line(
-        json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    )
-
-
-def named_event(name: str, value: Any) -> str:
-    """A server-sent event that has a name."""
-    return f"event: {name}\ndata: {dumped(value)}\n\n"
-
-
-def _on_one_line(made: str) -> str:
-    if not made.isascii():
-        for separator in SEPARATORS:
-            made = made.replace(separator, f"\\u{ord(separator):04x}")
-    return made
-
-
 COMMENT = b": waiting\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -56,10 +29,33 @@ HEADERS = [
 ]
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"text/event-stream": {"schema": {"description": "chunks, one in each event"}}}
+        "description": "the answer, whole or as events",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"description": "chunks, one in each event"}},
+        },
     }
 }
 """`responses` of a route that may stream its answer, for the OpenAPI document."""
+
+_encoder = msgspec.json.Encoder()
+
+
+def dumped(value: Any) -> str:
+    """A value as JSON, on one line and without spaces."""
+    try:
+        made = _encoder.encode(value).decode()
+    except OverflowError:  # a client's number of more than 64 bits comes back in the answer
+        made = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if not made.isascii():
+        for separator in SEPARATORS:
+            made = made.replace(separator, f"\\u{ord(separator):04x}")
+    return made
+
+
+def event(value: Any, name: str = "") -> str:
+    """A server-sent event, with or without a name."""
+    return f"event: {name}\ndata: {dumped(value)}\n\n" if name else f"data: {dumped(value)}\n\n"
 
 
 class Events(Protocol):
@@ -86,34 +82,22 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, engine: Engine, asks: Sequence[Ask], events: Events, settings: ServerSettings
+        self, state: Any, asks: Sequence[Ask], events: Events, ids: list[str], who: Caller
     ) -> None:
+        """`state`: of the application. `ids`: by which `who` finds it while it runs."""
         super().__init__(media_type="text/event-stream")
-        self._engine, self._asks, self._events = engine, asks, events
-        self._settings = settings
-        self._registered: tuple[Requests, list[str], Caller] | None = None
-
-    def known_as(self, requests: Requests, ids: list[str], who: Caller) -> EventStream:
-        """Let it be found by these ids while it runs."""
-        self._registered = requests, ids, who
-        return self
+        self._state, self._asks, self._events = state, asks, events
+        self._ids, self._who = ids, who
+        self._settings: ServerSettings = state.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await while_connected(receive, self._answer(scope, send))
-        except ClientLeft:
-            pass  # and what it asked for was cancelled
-
-    async def _answer(self, scope: Scope, send: Send) -> None:
-        if self._registered is None:
-            await self._send_all(scope, send)
-            return
-        requests, ids, who = self._registered
-        with requests.running(ids, [ask.id for ask in self._asks], who):
-            await self._send_all(scope, send)
+        names = [ask.id for ask in self._asks]
+        running = self._state.requests.running(self._ids, names, self._who)
+        with running, suppress(ClientLeft):  # what it asked for was cancelled
+            await while_connected(receive, self._send_all(scope, send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        pieces = Pieces(self._engine, self._asks)
+        pieces = Pieces(self._state.engine, self._asks)
         pause = self._settings.heartbeat
         try:
             bunch = await pieces.take(pause)  # what it raises is answered with its own status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from loguru import logger
 
 from fastslow.engine.text.schema_cost import check_cost
 from fastslow.engine.text.tool_formats import BY_NAME, ToolFormat
+from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.tool_calls.lark import CallGrammar, ChannelGrammar
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice, check
@@ -127,3 +128,24 @@ def _schema(grammar: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if not isinstance(schema, Mapping):
         raise ValueError("an answer that may call tools can only be held to a JSON schema besides")
     return schema
+
+
+def offered(
+    ask: Ask, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
+) -> tuple[Ask, Prepared]:
+    """The ask with its tools, and what reads the calls in its answers.
+
+    Raises:
+        ValueError: one sentence about what does not fit.
+    """
+    prepared = prepare(tools, choice, parallel, card, ask.sampling.get("grammar"))
+    return (ask if prepared.form is None else with_tools(ask, prepared)), prepared
+
+
+def with_tools(ask: Ask, prepared: Prepared) -> Ask:
+    """An ask with what its tools change."""
+    sampling = {**ask.sampling, **prepared.sampling}
+    if stops := prepared.sampling.get("stop_token_ids"):
+        sampling["stop_token_ids"] = [*(ask.sampling.get("stop_token_ids") or ()), *stops]
+    variables = {**(ask.chat_template_kwargs or {}), **prepared.variables}
+    return replace(ask, sampling=sampling, chat_template_kwargs=variables)

@@ -14,8 +14,8 @@ from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.fields import FastslowFields
 from fastslow.serve.api.sampling import sampling_of
-from fastslow.serve.openai.chat_schema import ChatRequest
-from fastslow.serve.openai.completions_schema import CompletionRequest
+from fastslow.serve.openai.chat_body import ChatRequest
+from fastslow.serve.openai.completions import CompletionRequest
 from fastslow.serve.openai.tokenize import TokenizeRequest
 
 MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}

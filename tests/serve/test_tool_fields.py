@@ -8,6 +8,7 @@ import pytest
 from tool_templates import CLOCK, WEATHER
 
 from fastslow.engine.text.tool_formats import BY_NAME
+from fastslow.serve.openai.chat import OpenAICalls
 from fastslow.serve.tool_calls.offered import (
     Tool,
     ToolChoice,
@@ -17,7 +18,6 @@ from fastslow.serve.tool_calls.offered import (
     openai_choice,
     openai_tools,
 )
-from fastslow.serve.tool_calls.openai_calls import OpenAICalls
 from fastslow.serve.tool_calls.parsers import parser_of
 
 MANY = {"type": "object", "properties": {f"p{i}": {} for i in range(2001)}}
@@ -144,5 +144,5 @@ def test_deltas_add_up_to_the_calls() -> None:
                 )
             else:
                 made[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
-        assert made == calls.calls
+        assert made == calls.whole
         assert [call["function"]["arguments"] for call in made] == ['{"a": "ö"}', "{}"]

@@ -1,4 +1,4 @@
-"""Messages as Anthropic's clients send them, and as chat templates read them."""
+"""What /v1/messages and /v1/messages/count_tokens take, and how chat templates read it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.fields import NO_EFFECT, Count, Ignored, SamplingFields, format_grammar
+from fastslow.serve.api.mode_fields import Effort
 from fastslow.serve.api.turns import Part, texts_of
 
 Role = Literal["user", "assistant", "system"]
@@ -44,6 +46,72 @@ class HistoryMessage(BaseModel):
 
     role: Role
     content: str | Annotated[list[Block], Field(fail_fast=True)]
+
+
+class OutputFormat(BaseModel):
+    """The schema that an answer must keep to."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(BaseModel):
+    """How much work goes into the answer, and its form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    effort: Effort | None = None
+    format: OutputFormat | None = None
+
+
+class PromptRequest(SamplingFields):
+    """A conversation, and how it is to be answered."""
+
+    messages: Annotated[list[HistoryMessage], Field(min_length=1, fail_fast=True)]
+    system: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    tool_choice: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
+    cache_control: Ignored = Field(default=None, description=NO_EFFECT)
+    context_management: Ignored = Field(default=None, description=NO_EFFECT)
+    speed: Ignored = Field(default=None, description=NO_EFFECT)
+    user_profile_id: Ignored = Field(default=None, description=NO_EFFECT)
+    workspace_id: Ignored = Field(default=None, description=NO_EFFECT)
+
+    def sampling(self) -> dict[str, Any]:
+        """Fields of `SamplingParams`, by their names there."""
+        return self.common_sampling()
+
+    def efforts(self) -> dict[str, Effort | None]:
+        wanted = None if self.output_config is None else self.output_config.effort
+        return {**super().efforts(), "output_config.effort": wanted}
+
+    def grammars(self) -> list[tuple[str, dict[str, Any]]]:
+        found = super().grammars()
+        if self.output_config is None or self.output_config.format is None:
+            return found
+        wanted = self.output_config.format
+        return found + format_grammar("output_config.format", wanted.type, wanted.schema_)
+
+
+class MessagesRequest(PromptRequest):
+    """The same, to be answered."""
+
+    max_tokens: Count
+    stop_sequences: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)] | None
+    ) = None
+    stream: StrictBool | None = False
+    metadata: Ignored = Field(default=None, description=NO_EFFECT)
+    service_tier: Ignored = Field(default=None, description=NO_EFFECT)
+    inference_geo: Ignored = Field(default=None, description=NO_EFFECT)
+    diagnostics: Ignored = Field(default=None, description=NO_EFFECT)
+
+    def sampling(self) -> dict[str, Any]:
+        stop = self.stop_sequences or None
+        return {**self.common_sampling(), "max_tokens": self.max_tokens, "stop": stop}
 
 
 def as_turns(

@@ -1,15 +1,16 @@
-"""The input of /v1/responses, as chat templates read it."""
+"""What /v1/responses takes, and how chat templates read it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.fields import NO_EFFECT, Count, Ignored, SamplingFields, format_grammar
 from fastslow.serve.api.turns import Part, texts_of
-from fastslow.serve.openai.messages import ROLES
+from fastslow.serve.openai.chat_body import ROLES, AccountFields, JsonSchemaFormat
 
 KINDS = ("message", "reasoning", "function_call", "function_call_output")
 ASKED = ("input_text", "text")
@@ -30,6 +31,97 @@ class InputItem(BaseModel):
     name: str | None = None
     arguments: str | None = None
     output: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+
+
+KEEPS_NOTHING = "this server keeps no answers; send the whole conversation as input"
+LOGPROBS = "message.output_text.logprobs"
+
+
+class TextFormat(JsonSchemaFormat):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class TextConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: TextFormat | None = None
+    verbosity: Ignored = Field(default=None, description=NO_EFFECT)
+
+
+class ResponseStreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_obfuscation: StrictBool | None = Field(default=None, description=NO_EFFECT)
+
+
+class ResponsesRequest(AccountFields, SamplingFields):
+    """A conversation. The server keeps none of it."""
+
+    input: str | Annotated[list[InputItem], Field(min_length=1, fail_fast=True)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    text: TextConfig | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    stream: StrictBool | None = False
+    stream_options: ResponseStreamOptions | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, Field(max_length=64)],
+                Annotated[str, Field(max_length=512)],
+            ],
+            Field(max_length=16),
+        ]
+        | None
+    ) = Field(default=None, description="comes back in the answer")
+    truncation: Literal["disabled"] | None = None
+    include: (
+        Annotated[list[Annotated[str, Field(max_length=256)]], Field(fail_fast=True)] | None
+    ) = Field(default=None, description=NO_EFFECT)
+    max_tool_calls: Ignored = Field(default=None, description=NO_EFFECT)
+    top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        default=None, description="only 0: /v1/chat/completions tells log-probabilities"
+    )
+    background: StrictBool | None = Field(default=None, description="only false")
+    previous_response_id: str | None = Field(default=None, description="only null")
+    conversation: str | dict[str, Any] | None = Field(default=None, description="only null")
+    prompt: dict[str, Any] | None = Field(default=None, description="only null")
+
+    def check(self) -> None:
+        """Refuse what needs a server that keeps something, or that tells log-probabilities here.
+
+        Raises:
+            ValueError: one sentence.
+        """
+        for name in ("previous_response_id", "conversation"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} must be left out: {KEEPS_NOTHING}")
+        if self.prompt is not None:
+            raise ValueError("prompt must be left out: this server keeps no prompts")
+        if self.background:
+            raise ValueError(
+                "background=True must be false: an answer is made while its client waits"
+            )
+        alone = "log-probabilities are told by /v1/chat/completions alone"
+        if LOGPROBS in (self.include or ()):
+            raise ValueError(f"include has {LOGPROBS!r}, and {alone}")
+        if self.top_logprobs:
+            raise ValueError(f"top_logprobs={self.top_logprobs} must be left out: {alone}")
+
+    def sampling(self) -> dict[str, Any]:
+        """Fields of `SamplingParams`, by their names there."""
+        return {**self.common_sampling(), "max_tokens": self.max_output_tokens}
+
+    def grammars(self) -> list[tuple[str, dict[str, Any]]]:
+        found = super().grammars()
+        if self.text is None or self.text.format is None:
+            return found
+        wanted = self.text.format
+        return found + format_grammar("text.format", wanted.type, wanted.schema_)
 
 
 def as_turns(instructions: str | None, given: str | Sequence[InputItem]) -> list[dict[str, Any]]:
