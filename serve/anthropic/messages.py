@@ -12,9 +12,9 @@ from pydantic_core import from_json
 from fastslow.output import Completion, Output
 from fastslow.serve.anthropic.body import MessagesRequest, PromptRequest, as_turns
 from fastslow.serve.anthropic.errors import anthropic_shape
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.answer import PlacedPiece
 from fastslow.serve.http.body import json_router
@@ -39,11 +39,11 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
 
     prefix = "msg_"
 
-    def requests(self) -> list[Ask]:
+    def requests(self) -> list[GenerateRequest]:
         body = self.body
         turns = as_turns(body.system, body.messages)
         check_turns("messages", turns, self.settings)
-        ask = body.as_ask(
+        ask = body.as_request(
             self.id,
             turns,
             body.sampling(),

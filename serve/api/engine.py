@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # pydantic reads that of Python 3.12 on
 
 from fastslow.admission import Busy
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 
 __all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
 
@@ -78,7 +78,7 @@ class Engine(Protocol):
     def why_not_ready(self) -> str:
         """One sentence; "" while it is ready."""
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
         above 1 pieces of several answers mix; `Piece.index` tells them apart. Whoever leaves the loop cancels.
 
@@ -100,8 +100,8 @@ class Engine(Protocol):
     async def stats(self) -> Mapping[str, Any]:
         """`EngineStats.to_dict()`."""
 
-    async def tokenize(self, ask: Ask) -> list[int]:
-        """The token ids of an ask's prompt, in its mode.
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+        """The token ids of a request's prompt, in its mode.
 
         Raises:
             ValueError: as `stream`.
@@ -158,7 +158,7 @@ class CalledEngine(ABC):
         stats: Mapping[str, Any] = await self.call("stats")
         return stats
 
-    async def tokenize(self, ask: Ask) -> list[int]:
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
         tokens: list[int] = await self.call("tokenize", ask)
         return tokens
 
@@ -191,7 +191,7 @@ class WrappedEngine(CalledEngine):
     def why_not_ready(self) -> str:
         return self.engine.why_not_ready
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         return self.engine.stream(ask)
 
     async def call(self, method: str, *arguments: Any) -> Any:

@@ -19,11 +19,12 @@ from pydantic import (
 
 from fastslow.engine.params import MOST, Number, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
-from fastslow.serve.api.ask import Ask
+from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.mode_fields import ModeFields
 
 FILES = "model", "head", "corpus"  # these are the operator's
@@ -253,7 +254,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         description="log-probabilities of so many likeliest tokens at each of the prompt's",
     )
 
-    def as_ask(
+    def as_request(
         self,
         id: str,
         prompt: str | Sequence[int] | Sequence[Message],
@@ -261,20 +262,24 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         who: Caller,
         card: ModelCard,
         settings: ServerSettings,
-        **more: Any,
-    ) -> Ask:
+        *,
+        default_mode: str | None = None,
+        streamed: bool = True,
+        **options: Any,
+    ) -> GenerateRequest:
         """What the engine is asked.
 
         Args:
             id: names the request.
-            prompt: as `Ask` has it.
+            prompt: as `GenerateRequest` has it.
             sampling: what the protocol's own fields say; None values are as not given.
-            more: further fields of the `Ask`; `default_mode` for another one than the settings'.
+            default_mode: the mode where the client names none; None = the settings'.
+            options: further `GenerateOptions`.
 
         Raises:
             ValueError: fields contradict each other, or are above a limit of the settings.
         """
-        default_mode = more.pop("default_mode", None) or settings.default_mode
+        default_mode = default_mode or settings.default_mode
         mode, variables = self.mode_and_variables(card, settings, default_mode)
         each = {**self._sampling(settings), **{k: v for k, v in sampling.items() if v is not None}}
         given = {name: value for name, value in each.items() if value is not None}
@@ -285,17 +290,18 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         kept = self.keeping_thoughts(card, settings) if is_chat else {}
         variables = kept.pop("chat_template_kwargs", {}) | variables
         fields: dict[str, Any] = {
+            "sampling": given,
+            "sampling_defaults": settings.sampling,
             "mode": mode,
             "speculation": speculation_of(self.speculation),
             "timeout": self._seconds(settings),
             "memory_key": who.memory(self.cache_salt),
             "chat_template_kwargs": variables or None,
             "priority": self.priority,
-            "defaults": settings.sampling,
             "trace": self.trace,
-            **kept,
         }
-        return who.admit(Ask(id=id, prompt=prompt, sampling=given, **{**fields, **more}), card)
+        made = GenerateOptions(**{**fields, **kept, **options})
+        return who.admit(GenerateRequest(id, prompt, made, streamed), card)
 
     def _sampling(self, settings: ServerSettings) -> dict[str, Any]:
         names = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos")

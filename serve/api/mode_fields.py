@@ -109,7 +109,7 @@ class ModeFields(BaseModel):
         return fields["base"] if len(fields) == 1 else fields, variables
 
     def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
-        """How a chat keeps its thoughts, as fields of an `Ask`: by the template's own switch, which writes them
+        """How a chat keeps its thoughts, as `GenerateOptions`: by the template's own switch, which writes them
         as the model has learnt them; without one, the engine puts them back into the prompt."""
         keeps = settings.keep_thoughts if self.keep_thoughts is None else self.keep_thoughts
         if card.keeps_thoughts is None:

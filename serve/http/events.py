@@ -13,10 +13,10 @@ from loguru import logger
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import ApiError, as_api_error
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.http.answer import ClientLeft, Pieces, PlacedPiece, while_connected
 from fastslow.serve.http.middleware import request_id
 
@@ -82,7 +82,12 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, state: Any, asks: Sequence[Ask], events: Events, ids: list[str], who: Caller
+        self,
+        state: Any,
+        asks: Sequence[GenerateRequest],
+        events: Events,
+        ids: list[str],
+        who: Caller,
     ) -> None:
         """`state`: of the application. `ids`: by which `who` finds it while it runs."""
         super().__init__(media_type="text/event-stream")

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 from fastapi import Request, Response
 
 from fastslow.output import Completion, Output
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import ApiError, refused
 from fastslow.serve.api.fields import SamplingFields, served_mode
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.http.answer import PlacedPiece, all_whole, while_connected
 from fastslow.serve.http.events import EventStream, dumped
 from fastslow.serve.http.middleware import request_id
@@ -48,15 +48,15 @@ class ProtocolAnswer(ABC, Generic[B]):
         self.mode = served_mode(body.model, self.card, self.settings)
 
     @abstractmethod
-    def requests(self) -> list[Ask]:
+    def requests(self) -> list[GenerateRequest]:
         """What the engine is asked: once for each prompt. With tools it runs in a thread.
 
         Raises:
             ValueError: what is asked does not fit.
         """
 
-    async def prepare(self, requests: Sequence[Ask]) -> None:
-        """Ask the engine what must be known before the answer; raises ValueError as `requests`."""
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
+        """GenerateRequest the engine what must be known before the answer; raises ValueError as `requests`."""
 
     @abstractmethod
     async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: 
     return Response(dumped(found), media_type="application/json")
 
 
-async def checked(made: ProtocolAnswer[B]) -> list[Ask]:
+async def checked(made: ProtocolAnswer[B]) -> list[GenerateRequest]:
     """The requests of an answer. Schemas of tools may take a second to look at: that is done in a thread, and
     other requests run meanwhile.
 

@@ -201,7 +201,7 @@ class ServerMetrics:
             self._take_key(record)
 
     async def look(self) -> None:
-        """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
+        """GenerateRequest the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
         counts.put("fastslow:http_requests_running", self._limits.running)
         for name, field in COUNTED.items():

@@ -15,9 +15,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastslow.output import Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
 
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
@@ -26,9 +26,9 @@ OTHER, UNMATCHED = "other", "unmatched"
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """One ask of the engine. Times are `time.perf_counter()`."""
+    """One request of the engine. Times are `time.perf_counter()`."""
 
-    ask: Ask
+    ask: GenerateRequest
     started: float
     model: str = ""  # its name; "" before it is loaded
     first: float | None = None  # when its first token came
@@ -167,7 +167,7 @@ class ObservedEngine(WrappedEngine):
         except NotReady:
             return ""
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         record = CURRENT.get()
         answer = AnswerRecord(ask, time.perf_counter(), self._model)
         if record is not None:

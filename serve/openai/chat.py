@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError, openai_shape
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.answer import PlacedPiece
 from fastslow.serve.http.body import json_router
@@ -32,13 +32,13 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
 
     prefix = "chatcmpl-"
 
-    def requests(self) -> list[Ask]:
+    def requests(self) -> list[GenerateRequest]:
         body, settings = self.body, self.settings
         body.check_n(1, settings)
         body.check_stream()
         turns = as_turns(body.messages)
         check_turns("messages", turns, settings)
-        ask = body.as_ask(
+        ask = body.as_request(
             self.id,
             turns,
             body.sampling(),
@@ -53,7 +53,7 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
         ask, self._tools = offered(ask, openai_tools(body.tools), choice, parallel, self.card)
         return [ask]
 
-    async def prepare(self, requests: Sequence[Ask]) -> None:
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
         body = self.body
         self._n = body.n or 1
         self._top = requests[0].sampling.get(

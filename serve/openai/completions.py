@@ -10,10 +10,10 @@ from pydantic import Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, shown
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import ApiError, openai_shape
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.http.answer import PlacedPiece
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.events import STREAMED, event
@@ -96,7 +96,7 @@ class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
 
     prefix = "cmpl-"
 
-    def requests(self) -> list[Ask]:
+    def requests(self) -> list[GenerateRequest]:
         body, settings = self.body, self.settings
         prompts = as_prompts(body.prompt, settings)
         body.check_n(len(prompts), settings)
@@ -104,7 +104,7 @@ class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
         sampling = body.sampling()
         several = len(prompts) > 1
         return [
-            body.as_ask(
+            body.as_request(
                 f"{self.id}-{place}" if several else self.id,
                 prompt,
                 sampling,
@@ -114,12 +114,12 @@ class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
                 default_mode=self.mode,
                 streamed=bool(body.stream),
                 allow_special=body.allow_special is True,
-                defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
+                sampling_defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
             )
             for place, prompt in enumerate(prompts)
         ]
 
-    async def prepare(self, requests: Sequence[Ask]) -> None:
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
         body, prompts = self.body, [ask.prompt for ask in requests]
         self._n = body.n or 1
         self._echoes = [""] * len(prompts)  # what stands before the answers to each prompt

@@ -10,9 +10,9 @@ from fastapi import Depends, Request, Response
 
 from fastslow.engine.params import shown
 from fastslow.output import Output
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.answer import PlacedPiece
 from fastslow.serve.http.body import json_router
@@ -40,12 +40,12 @@ class ResponsesAnswer(ProtocolAnswer[ResponsesRequest]):
 
     prefix = "resp_"
 
-    def requests(self) -> list[Ask]:
+    def requests(self) -> list[GenerateRequest]:
         body = self.body
         body.check()
         turns = as_turns(body.instructions, body.input)
         check_turns("input", turns, self.settings)
-        ask = body.as_ask(
+        ask = body.as_request(
             self.id,
             turns,
             body.sampling(),

@@ -9,11 +9,12 @@ from fastapi import Depends, Request
 from pydantic import Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
-from fastslow.serve.api.ask import Ask
+from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import refused
 from fastslow.serve.api.fields import Fields, served_mode
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.mode_fields import ModeFields
 from fastslow.serve.api.turns import characters
 from fastslow.serve.http.body import json_router
@@ -74,7 +75,7 @@ async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> di
         raise refused(error, type(asked).model_fields) from None
 
 
-def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> Ask:
+def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> GenerateRequest:
     card = request.app.state.engine.card
     named = served_mode(asked.model, card, settings)
     if (asked.prompt is None) == (asked.messages is None):
@@ -95,10 +96,5 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         raise ValueError(
             f"the prompt has {size} characters; at most {settings.prompt_characters} are taken"
         )
-    return Ask(
-        id=f"tokenize-{secrets.token_hex(8)}",
-        prompt=prompt,
-        mode=mode,
-        chat_template_kwargs=variables or None,
-        **kept,
-    )
+    options = GenerateOptions(mode=mode, chat_template_kwargs=variables or None, **kept)
+    return GenerateRequest(f"tokenize-{secrets.token_hex(8)}", prompt, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,8 +12,8 @@ from loguru import logger
 
 from fastslow.engine.text.schema_cost import check_cost
 from fastslow.engine.text.tool_formats import BY_NAME, ToolFormat
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.tool_calls.lark import CallGrammar, ChannelGrammar
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice, check
 from fastslow.serve.tool_calls.parser import ToolParser
@@ -131,8 +131,8 @@ def _schema(grammar: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def offered(
-    ask: Ask, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
-) -> tuple[Ask, Prepared]:
+    ask: GenerateRequest, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
+) -> tuple[GenerateRequest, Prepared]:
     """The ask with its tools, and what reads the calls in its answers.
 
     Raises:
@@ -142,10 +142,10 @@ def offered(
     return (ask if prepared.form is None else with_tools(ask, prepared)), prepared
 
 
-def with_tools(ask: Ask, prepared: Prepared) -> Ask:
+def with_tools(ask: GenerateRequest, prepared: Prepared) -> GenerateRequest:
     """An ask with what its tools change."""
     sampling = {**ask.sampling, **prepared.sampling}
     if stops := prepared.sampling.get("stop_token_ids"):
         sampling["stop_token_ids"] = [*(ask.sampling.get("stop_token_ids") or ()), *stops]
-    variables = {**(ask.chat_template_kwargs or {}), **prepared.variables}
-    return replace(ask, sampling=sampling, chat_template_kwargs=variables)
+    variables = {**(ask.options.chat_template_kwargs or {}), **prepared.variables}
+    return ask.with_options(sampling=sampling, chat_template_kwargs=variables)

@@ -15,7 +15,9 @@ from fastslow.serve.openai.chunks import Chunks
 def test_a_text_is_one_line_of_json(text: str) -> None:
     made = dumped(text)
     assert json.loads(made) == text and len(made.splitlines()) == 1
-    assert event([text]) == f"data: [{made}]\n\n" and event(text, "x").startswith("event: x\ndata: ")
+    assert event([text]) == f"data: [{made}]\n\n" and event(text, "x").startswith(
+        "event: x\ndata: "
+    )
 
 
 def test_numbers_that_a_client_sent_come_back() -> None:
@@ -27,6 +29,10 @@ def test_chunks_have_a_frame() -> None:
     plain, counted = Chunks({"id": "a"}, False), Chunks({"id": "a"}, True)
     one = {"id": "a", "choices": [choice]}
     assert json.loads(plain.chunk(choice)[6:]) == one and plain.end([]) == ""
-    assert json.loads(counted.chunk(choice, metrics={})[6:]) == {**one, "usage": None, "metrics": {}}
+    assert json.loads(counted.chunk(choice, metrics={})[6:]) == {
+        **one,
+        "usage": None,
+        "metrics": {},
+    }
     last = json.loads(counted.end([])[6:])
     assert last["choices"] == [] and last["usage"]["total_tokens"] == 0

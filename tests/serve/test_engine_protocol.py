@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requests_made import made_request
 from serve_engines import (
     LONG,
     answer_of,
@@ -20,8 +21,8 @@ from serve_engines import (
     write_served,
 )
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.client import EngineClient
 
 Run = Callable[[Any], Any]
@@ -112,7 +113,7 @@ def test_pieces_join_to_the_output(engine: Engine, other: Engine, run: Run) -> N
 
 
 def test_all_fields_of_an_ask_arrive(engine: Engine, other: Engine, run: Run) -> None:
-    ask = Ask(
+    ask = made_request(
         id="all",
         prompt=[{"role": "user", "content": "one two three"}],
         sampling={"max_tokens": 6, "temperature": 0.8, "seed": 3, "logprobs": 2, "stop": ["zz"]},
@@ -207,7 +208,9 @@ def test_several_answers_to_one_prompt(engine: Engine, run: Run) -> None:
         (asked(sampling={"seed": 2**70}), "seed=|64 bits"),
     ],
 )
-def test_what_does_not_fit_is_a_value_error(engine: Engine, ask: Ask, said: str, run: Run) -> None:
+def test_what_does_not_fit_is_a_value_error(
+    engine: Engine, ask: GenerateRequest, said: str, run: Run
+) -> None:
     with pytest.raises(ValueError, match=said):
         run(pieces_of(engine, ask))
     assert len(run(answer_of(engine, asked())).token_ids) == 8

@@ -13,9 +13,9 @@ import pytest
 from serve_tools import client_of, served
 
 from fastslow.output import GenerationError, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.http.app import create_app
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -162,7 +162,7 @@ class Failing:
         self.error: Exception = ValueError("x=1 is wrong")
         self.late = False
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         if self.late:
             yield Piece("so far")
         raise self.error

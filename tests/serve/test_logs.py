@@ -16,9 +16,10 @@ from fake_engine import FakeEngine
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from loguru import logger
+from requests_made import made_request
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
 from fastslow.serve.observe.logs import ServerLog, escaped
 from fastslow.serve.observe.request_log import RequestLog
@@ -65,7 +66,7 @@ def client(texts: bool = False, engine: FakeEngine | None = None) -> TestClient:
 
     @app.post("/v1/ask")
     async def ask() -> dict[str, str]:
-        async for _ in observed.stream(Ask("answer-1", SECRET)):
+        async for _ in observed.stream(made_request("answer-1", SECRET)):
             pass
         return {}
 
@@ -107,7 +108,7 @@ def test_texts_only_where_they_are_asked_for(path: Path, opened: Opened) -> None
 
 
 def test_an_error_is_told_without_the_values_of_variables(path: Path, opened: Opened) -> None:
-    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         prompt = ask.prompt
         if prompt:
             raise RuntimeError("it broke")

@@ -37,7 +37,7 @@ def test_a_key_with_limits(path: Path) -> None:
         third = client.post(CHAT, headers=bot, json=BODY)
         assert third.status_code == 429 and "20 tokens a minute" in third.json()["error"]["message"]
         client.post(CHAT, headers=page, json=BODY)
-        memories = [asked.memory_key for asked in engine.asked]
+        memories = [asked.options.memory_key for asked in engine.asked]
         assert None not in memories and memories[0] == memories[1] != memories[2]
         text = client.get("/metrics").text
         assert 'fastslow:key_requests_total{key="bot",model_name="tiny"} 3.0' in text

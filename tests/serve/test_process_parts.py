@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from requests_made import made_request
 
 from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, NotReady
-from fastslow.serve.engines.process.connection import CROWDED, AnswerStream, as_fields, joined
+from fastslow.serve.engines.process.connection import CROWDED, AnswerStream, joined
 from fastslow.serve.engines.process.messages import (
     LENGTH,
     LONGEST,
@@ -66,14 +66,14 @@ def test_bytes_that_are_no_message_are_refused() -> None:
 
 def test_what_no_message_can_hold_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="outside of 64 bits"):
-        frame(StartAnswer(0, as_fields(Ask("a", "b", {"seed": 2**64}))))
+        frame(StartAnswer(0, made_request("a", "b", {"seed": 2**64}).to_fields()))
     with pytest.raises(ValueError, match="not valid Unicode: see its character 3"):
-        frame(StartAnswer(0, as_fields(Ask("a", "b \ud800"))))
+        frame(StartAnswer(0, made_request("a", "b \ud800").to_fields()))
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(ValueError, match="nested too deeply"):
-        frame(StartAnswer(0, as_fields(Ask("a", "b", {"stop": nested}))))
+        frame(StartAnswer(0, made_request("a", "b", {"stop": nested}).to_fields()))
 
 
 @pytest.mark.parametrize(

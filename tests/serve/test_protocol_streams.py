@@ -15,9 +15,9 @@ import pytest
 from serve_tools import named_events_of, served
 
 from fastslow.output import GenerationError, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyRing, add_key
 from fastslow.serve.http.app import create_app
 
@@ -40,7 +40,7 @@ class Scripted:
         self.late = True
         self.begun = self.running = 0
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.begun += 1
         self.running += 1
         try:
@@ -55,7 +55,7 @@ class Scripted:
         finally:
             self.running -= 1
 
-    async def tokenize(self, ask: Ask) -> list[int]:
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
         return [1, 2, 3]
 
 

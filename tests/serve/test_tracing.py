@@ -13,9 +13,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import StatusCode
+from requests_made import made_request
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
 from fastslow.serve.observe.request_record import ObservedEngine, RequestRecords
 from fastslow.serve.observe.tracing import ENDPOINTS, RequestSpans, tracing
@@ -33,7 +34,7 @@ def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[Rea
     @app.post("/v1/chat/completions")
     async def chat() -> dict[str, str]:
         sampling = {"max_tokens": 9, "temperature": 0.5, "seed": 3, "n": 2, "stop": "x"}
-        async for _ in observed.stream(Ask("chatcmpl-1", SECRET, sampling)):
+        async for _ in observed.stream(made_request("chatcmpl-1", SECRET, sampling)):
             pass
         return {}
 
@@ -112,7 +113,7 @@ def test_a_header_that_is_no_trace_begins_a_new_one(header: str) -> None:
 
 
 def test_what_failed_is_an_error() -> None:
-    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         yield Piece(token_ids=[1])
         raise RuntimeError("it broke")
 

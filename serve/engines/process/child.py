@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import called
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import (
     KINDS,
     Answers,
@@ -129,7 +129,9 @@ class EngineServer(asyncio.Protocol):
         assert self._engine is not None
         failure, number = None, message.number
         try:
-            async with aclosing(self._engine.stream(Ask(**message.ask))) as pieces:
+            async with aclosing(
+                self._engine.stream(GenerateRequest.from_fields(message.ask))
+            ) as pieces:
                 async for piece in pieces:
                     self._pieces.append((number, piece))
                     self._flush_soon()
@@ -149,7 +151,8 @@ class EngineServer(asyncio.Protocol):
                 value = self._engine.report().to_dict()
             else:
                 given = [
-                    Ask(**each) if isinstance(each, dict) else each for each in message.arguments
+                    GenerateRequest.from_fields(each) if isinstance(each, dict) else each
+                    for each in message.arguments
                 ]
                 value = await called(self._engine, message.method, given)
         except Exception as error:  # noqa: BLE001 - it is the client's

@@ -13,8 +13,8 @@ from typing import Any
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import CalledEngine, ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.child_process import GRACE, USUAL, ChildProcess, Heartbeat
 from fastslow.serve.engines.process.connection import UNREAD, EngineConnection
 from fastslow.serve.engines.process.messages import (
@@ -108,7 +108,7 @@ class EngineClient(CalledEngine):
         """Of the process that runs now."""
         return None if self._child is None else self._child.pid
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         link = self._link
         if link is None or self._closing:
             raise NotReady(self._why)

@@ -10,11 +10,10 @@ from dataclasses import fields
 from typing import Any, cast
 
 from loguru import logger
-from msgspec import to_builtins
 
 from fastslow.output import GenerationError, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import (
     Answers,
     Call,
@@ -170,10 +169,10 @@ class EngineConnection(asyncio.Protocol):
             raise NotReady("the engine is not there")
         self._transport.write(data)
 
-    def ask(self, ask: Ask, patience: float) -> tuple[int, AnswerStream]:
+    def ask(self, ask: GenerateRequest, patience: float) -> tuple[int, AnswerStream]:
         """Have a prompt answered; the number is for `leave`."""
         number = next(self._numbers)
-        self.send(StartAnswer(number, as_fields(ask)))
+        self.send(StartAnswer(number, ask.to_fields()))
         answer = self._answers[number] = AnswerStream(patience)
         return number, answer
 
@@ -190,7 +189,8 @@ class EngineConnection(asyncio.Protocol):
             ValueError: as the engine says.
         """
         number = next(self._numbers)
-        self.send(Call(number, method, as_fields(arguments)))
+        given = [_plain(argument) for argument in arguments]
+        self.send(Call(number, method, given))
         self._calls[number] = result = asyncio.get_running_loop().create_future()
         try:
             return await result
@@ -258,13 +258,5 @@ class EngineConnection(asyncio.Protocol):
                 answer.end(None if failure is None else error_of(failure))
 
 
-def as_fields(value: Any) -> Any:
-    """A request, or what holds one, as JSON values.
-
-    Raises:
-        ValueError: a client's value is nested too deeply.
-    """
-    try:
-        return to_builtins(value)
-    except RecursionError:
-        raise ValueError("the request is nested too deeply") from None
+def _plain(argument: Any) -> Any:
+    return argument.to_fields() if isinstance(argument, GenerateRequest) else argument

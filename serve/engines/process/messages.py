@@ -19,7 +19,7 @@ class Start(Struct, tag=True, array_like=True):
 
 
 class StartAnswer(Struct, tag=True, array_like=True):
-    """Begin to answer. `ask`: the fields of an `Ask`."""
+    """Begin to answer. `ask`: `GenerateRequest.to_fields()`."""
 
     number: int  # the server's, for all messages about this answer
     ask: Any

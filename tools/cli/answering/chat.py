@@ -260,8 +260,9 @@ class Chat:
     @property
     def _room(self) -> int:
         """Most tokens of a conversation that leaves room for an answer."""
-        from fastslow.call import sampling_in
+        from fastslow.request.options import GenerateOptions
 
         context = self._options.context(self._llm)
-        most = sampling_in(self._call["mode"], self._call["sampling"]).max_tokens
+        options = GenerateOptions(sampling=self._call["sampling"])
+        most = options.sampling_in(self._call["mode"]).max_tokens
         return context - min(most, context // ANSWER) - MARKS

@@ -1,23 +1,25 @@
-"""What another engine had answered when it ended: a call goes on from there."""
+"""What another engine had answered when it ended: the same call continues there."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastslow.engine.core.answered import resume
-from fastslow.engine.core.request import Request
-from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, shown
+from fastslow.engine.types import ANSWERED
 from fastslow.output import Decided
+
+if TYPE_CHECKING:  # which import torch
+    from fastslow.engine.core.request import Request
+    from fastslow.engine.model.routed_units import RoutedUnits
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeState:
-    """The tokens of an answer so far. The same call goes on from them, and its answer is what it would have
-    been: greedy and seeded ones have the same tokens, text, and end.
+    """The tokens of an answer so far. The same call continues them, and its answer is what it would have
+    been: greedy and seeded answers have the same tokens, text, and end.
 
     The call reads these tokens as it reads a prompt. They belong to the answer: they count for its length, its
     penalties and its stops, and its first piece holds them. Answers in a mode that escalates cannot be
@@ -27,7 +29,7 @@ class ResumeState:
         tokens: of each of the n answers, from its first token on: an empty list where there is none yet, and
             none at all for the last ones that have not begun.
         decided: of each of these, `Piece.decided` of its first piece; () = nothing was decided of any.
-        stopped: of each of these, behind how many tokens its caller had the thought closed, see
+        stopped: of each of these, after how many tokens its caller had the thought closed, see
             `RequestHandle.stop_thinking`; None = it did not, and () = of none.
     """
 
@@ -47,7 +49,7 @@ class ResumeState:
             return cls([list(some) for some in fields["tokens"]], each, fields.get("stopped", ()))
         except (TypeError, KeyError):
             raise ValueError(
-                f"answered={shown(fields)} must have the tokens of each answer, and what was decided of it"
+                "answered should have the tokens of each answer, and what was decided of it"
             ) from None
 
     def check(self, vocab_size: int, context: int) -> None:
@@ -91,7 +93,7 @@ class ResumeState:
     def begin(
         self, request: Request, index: int, mode: Mode, room: int, units: RoutedUnits
     ) -> None:
-        """Have the request of one of these answers, not submitted yet, go on from it.
+        """Have the request of one of these answers, not submitted yet, continue it.
 
         Args:
             request: of a call that is the same in all else.
@@ -128,6 +130,30 @@ class ResumeState:
         stopped = self.stopped[index] if self.stopped else None
         if stopped is not None and request.thinking is not None:
             request.thinking.close([*request.tokens[: request.prompt_length], *tokens[:stopped]])
+
+
+def resume(request: Request, answered: Sequence[int]) -> None:
+    """Have a request that was not submitted yet continue after tokens of its answer.
+
+    It is then as a request that was preempted after them, and computes all of them again. All but the last
+    are text from now on. The last one comes from the first step, as if the target had said it: so an answer
+    that is over ends there, as it did before, and its log-probabilities are given.
+
+    Raises:
+        ValueError: the answer would have ended before, or its grammar does not allow these tokens.
+    """
+    *text, last = answered
+    kept = request.stopper.scan(text)
+    if request.stopper.reason is not None:
+        raise ValueError(
+            f"answered has {len(answered)} tokens, but this answer ends with token {kept} of them"
+        )
+    tokens = [*request.tokens, *text]
+    if request.grammar is not None and not request.grammar.fits(tokens, (last,)):
+        raise ValueError("answered holds tokens that the grammar of this call does not allow")
+    request.tokens = tokens
+    request.answered = tuple(answered)
+    request.sources = [ANSWERED] * len(text)
 
 
 def _index(token: object) -> int:
