@@ -101,9 +101,6 @@ class ServerSettings(Params):
 
         Args:
             modes: that it has.
-
-        Raises:
-            ValueError: it has not.
         """
         if self.default_mode not in modes:
             known = nearest(self.default_mode, modes)

@@ -20,11 +20,11 @@ from pydantic import (
 from fastslow.engine.params import MOST, Number, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
 from fastslow.request.options import GenerateOptions
-from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller
 from fastslow.serve.api.mode_fields import ModeFields
 
 FILES = "model", "head", "corpus"  # these are the operator's
@@ -41,11 +41,7 @@ Speculate = Annotated[
 
 
 def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
-    """The wish as the engine takes it.
-
-    Raises:
-        ValueError: an unknown field, or one that names a file.
-    """
+    """The wish as the engine takes it."""
     if wish is None or isinstance(wish, str):
         return None if wish is None else _drafter("speculation", wish)
     for name in wish:
@@ -102,9 +98,6 @@ class GrammarFields(BaseModel):
     def grammar(self, most: int) -> dict[str, Any] | None:
         """The grammar that is asked for, as `SamplingParams.grammar` takes it: one entry, of json_schema,
         json_object, regex, choice or gbnf (which reads Lark, too).
-
-        Raises:
-            ValueError: several are given, or one has more than `most` bytes.
         """
         found = dict(self.grammars())
         if len(found) > 1:
@@ -118,11 +111,7 @@ class GrammarFields(BaseModel):
         return None
 
     def grammars(self) -> list[tuple[str, dict[str, Any]]]:
-        """The grammars that are given, by the fields that give them. Protocols add their own to these.
-
-        Raises:
-            ValueError: a field of `structured_outputs` is unknown.
-        """
+        """The grammars that are given, by the fields that give them. Protocols add their own to these."""
         given = ((name, kind, getattr(self, name)) for name, kind in GUIDED.items())
         found = [
             (name, _one(name, kind, value)) for name, kind, value in given if value is not None
@@ -145,9 +134,6 @@ def format_grammar(
         kind: text, json_object or json_schema.
         schema: of the last kind.
         place: of the schema in the field.
-
-    Raises:
-        ValueError: there is no schema.
     """
     if kind == "text":
         return []
@@ -184,11 +170,7 @@ MODE = ":"  # stands between a model's name and a mode's
 
 
 def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) -> str | None:
-    """The mode that a model's name holds; None: it holds none.
-
-    Raises:
-        ApiError: 404, no such model.
-    """
+    """The mode that a model's name holds; None: it holds none."""
     if model is None:
         return None
     name, mode = model, None
@@ -275,9 +257,6 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
             sampling: what the protocol's own fields say; None values are as not given.
             default_mode: the mode where the client names none; None = the settings'.
             options: further `GenerateOptions`.
-
-        Raises:
-            ValueError: fields contradict each other, or are above a limit of the settings.
         """
         default_mode = default_mode or settings.default_mode
         mode, variables = self.mode_and_variables(card, settings, default_mode)

@@ -92,11 +92,7 @@ class KeyFile(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> KeyFile:
-        """The keys of a file.
-
-        Raises:
-            ValueError: it is not there, or does not hold keys; one sentence.
-        """
+        """The keys of a file."""
         found = read_object(path)
         if not found:
             raise ValueError(f"{path} holds no keys: make one with `fastslow keys add NAME`")
@@ -129,9 +125,6 @@ def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
 
     Returns:
         The key. It is nowhere else.
-
-    Raises:
-        ValueError: the name does not fit or is taken, or the file does not hold keys.
     """
     if not NAME.fullmatch(name):
         raise ValueError(
@@ -154,11 +147,7 @@ def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
 
 
 def remove_key(path: Path, name: str) -> None:
-    """Take a key out of the file.
-
-    Raises:
-        ValueError: it is not there, or the file does not hold keys.
-    """
+    """Take a key out of the file."""
     with _locked(path):
         known = KeyFile.read(path)
         kept = [key for key in known.keys if key.name != name]
@@ -208,9 +197,6 @@ def known_keys(path: Path | None = None, single: Sequence[str] = ()) -> KeyRing 
     Args:
         path: the keys file; None = the usual one, if it is there.
         single: keys that stand alone; none = FASTSLOW_API_KEY, if it is set.
-
-    Raises:
-        ValueError: see `KeyRing`; or the path is a file that is not there.
     """
     if not single and (named := os.environ.get(KEY_VARIABLE)):
         single = (named,)
@@ -255,9 +241,6 @@ class KeyRing:
         path: the file; None = there is none.
         single: keys that stand alone, as of `--api-key`; one or several.
         clock: seconds.
-
-    Raises:
-        ValueError: the file does not hold keys, or a single key is empty or too long.
     """
 
     def __init__(

@@ -10,13 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from fastslow.serve.anthropic import messages
-from fastslow.serve.anthropic.errors import anthropic_shape
-from fastslow.serve.api.caller import Authentication
+from fastslow.serve.anthropic.messages import anthropic_shape
 from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.errors import as_api_error, error_response
 from fastslow.serve.api.keys import KeyRing, is_loopback
-from fastslow.serve.api.limits import Limits, RateLimit
+from fastslow.serve.api.limits import Authentication, Limits, RateLimit
 from fastslow.serve.http import requests
 from fastslow.serve.http.middleware import (
     LOOPBACK,

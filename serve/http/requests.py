@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.http.body import json_router
 
 REMEMBERED = 1000  # of those that are over, for their traces

@@ -36,9 +36,6 @@ class ServerLog:
         format: JSON or text.
         level: the lowest that is written.
         path: a file to add to; None = standard error.
-
-    Raises:
-        ValueError: no such format or level, or the file cannot be written.
     """
 
     def __init__(self, format: str = "json", level: str = "INFO", path: Path | None = None) -> None:

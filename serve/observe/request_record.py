@@ -15,10 +15,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastslow.output import Output, Piece
-from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Limits
+from fastslow.serve.api.limits import Caller, Limits
 
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
 OTHER, UNMATCHED = "other", "unmatched"

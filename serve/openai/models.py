@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.fields import MODE
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.http.body import json_router
 
 router = json_router()

@@ -10,13 +10,12 @@ from fastapi import Depends, Request, Response
 
 from fastslow.engine.params import shown
 from fastslow.output import Output
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.api.turns import check_turns
-from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.events import STREAMED, event
 from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
 from fastslow.serve.openai.chunks import FINISH, usage_of
 from fastslow.serve.openai.responses_body import ResponsesRequest, as_turns

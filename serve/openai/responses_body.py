@@ -92,11 +92,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
     prompt: dict[str, Any] | None = Field(default=None, description="only null")
 
     def check(self) -> None:
-        """Refuse what needs a server that keeps something, or that tells log-probabilities here.
-
-        Raises:
-            ValueError: one sentence.
-        """
+        """Refuse what needs a server that keeps something, or that tells log-probabilities here."""
         for name in ("previous_response_id", "conversation"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} must be left out: {KEEPS_NOTHING}")
@@ -125,11 +121,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
 
 
 def as_turns(instructions: str | None, given: str | Sequence[InputItem]) -> list[dict[str, Any]]:
-    """The input as `LLM` takes it. Items of one answer, from its thought on, are one turn.
-
-    Raises:
-        ValueError: an item is of a kind that is not read, or lacks what it must have.
-    """
+    """The input as `LLM` takes it. Items of one answer, from its thought on, are one turn."""
     turns: list[dict[str, Any]] = []
     if instructions:
         turns.append({"role": "system", "content": instructions})

@@ -10,11 +10,11 @@ from pydantic import Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
 from fastslow.request.options import GenerateOptions
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import refused
 from fastslow.serve.api.fields import Fields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.api.mode_fields import ModeFields
 from fastslow.serve.api.turns import characters
 from fastslow.serve.http.body import json_router

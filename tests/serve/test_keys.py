@@ -14,7 +14,6 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
 from fastslow.serve.api import keys
-from fastslow.serve.api.caller import Authentication, Caller, caller
 from fastslow.serve.api.keys import (
     KeyFile,
     KeyLimits,
@@ -25,6 +24,7 @@ from fastslow.serve.api.keys import (
     remove_key,
     warn_if_open,
 )
+from fastslow.serve.api.limits import Authentication, Caller, caller
 from fastslow.tools.cli.app import main
 
 

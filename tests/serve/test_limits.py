@@ -10,10 +10,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
-from fastslow.serve.api.caller import Authentication, Caller
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
-from fastslow.serve.api.limits import Limits, RateLimit, TokenBucket
+from fastslow.serve.api.limits import Authentication, Caller, Limits, RateLimit, TokenBucket
 
 
 class Clock:

@@ -128,22 +128,14 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def frame(message: Any) -> bytes:
-    """A message on its way.
-
-    Raises:
-        ValueError: it holds what no message can: a number or a text out of range, or it is too large.
-    """
+    """A message on its way."""
     data = bytearray(LENGTH.size)
     LENGTH.pack_into(data, 0, _write(message, data))
     return bytes(data)
 
 
 def packed(message: Any) -> bytes:
-    """A message for what keeps messages apart by itself; no length in front.
-
-    Raises:
-        ValueError: as `frame`.
-    """
+    """A message for what keeps messages apart by itself; no length in front."""
     data = bytearray()
     _write(message, data)
     return bytes(data)
@@ -179,11 +171,7 @@ class FrameReader(Generic[T]):
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[T]:
-        """The messages that are whole now.
-
-        Raises:
-            ValueError: the bytes are no such messages.
-        """
+        """The messages that are whole now."""
         self._rest += data
         found, start, end = [], 0, len(self._rest)
         with memoryview(self._rest) as view:
