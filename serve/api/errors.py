@@ -74,7 +74,7 @@ def openai_shape(error: ApiError) -> dict[str, Any]:
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer, in the shape of the protocol whose path was asked: `app.state.error_shapes` has those
     of other protocols than OpenAI's, by the beginnings of their paths."""
-    shapes: Mapping[str, Shape] = scope["app"].state.error_shapes
+    shapes: Mapping[str, Shape] = getattr(scope["app"].state, "error_shapes", {})
     path = scope["path"]
     shape = next((s for start, s in shapes.items() if path.startswith(start)), openai_shape)
     return JSONResponse(shape(error), error.status, error.headers)

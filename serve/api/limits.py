@@ -1,4 +1,4 @@
-"""Who asks, and how much: the caller of a request, found by its API key, and the rates of each key."""
+"""Who asks, and how much: the caller of a request, and the rates of each API key and of all together."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.errors import ApiError, error_response
+from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.keys import KeyLimits, KeyRing, StoredKey
+from fastslow.serve.api.keys import KeyLimits, StoredKey
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
 ORDINARY = "deep"  # the mode of who names none
@@ -127,58 +125,6 @@ def _derived(id: str, *parts: str) -> str:
     return hmac.new(id.encode(), data, hashlib.sha256).hexdigest()
 
 
-# Without a key, whoever asks: what health checks, scrapers and the page's first load need. All else needs one.
-OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/version", "/metrics"})
-BEARER = "bearer "
-CHALLENGE = {"www-authenticate": "Bearer"}
-
-
-class Authentication:
-    """Finds the caller of a request, as `scope["state"]["caller"]`, or answers 401.
-
-    Args:
-        keys: None = everybody may ask.
-        open_paths: served to everybody.
-    """
-
-    def __init__(
-        self, app: ASGIApp, keys: KeyRing | None, open_paths: frozenset[str] = OPEN_PATHS
-    ) -> None:
-        self._app, self._keys, self._open = app, keys, open_paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys is not None:
-            try:
-                caller = self._caller(scope, self._keys)
-            except ApiError as error:
-                await error_response(scope, error)(scope, receive, send)
-                return
-            scope.setdefault("state", {})["caller"] = caller
-        elif scope["type"] == "websocket" and self._keys is not None:
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        await self._app(scope, receive, send)
-
-    def _caller(self, scope: Scope, keys: KeyRing) -> Caller:
-        sent = sent_key(Headers(scope=scope))
-        found = None if sent is None else keys.find(sent)
-        if found is not None:
-            return Caller.of(found)
-        if scope["path"] in self._open or scope["method"] == "OPTIONS":
-            return Caller()
-        said = "no API key was sent" if sent is None else "the API key is not known"
-        message = f"{said}: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
-        raise ApiError(401, message, code="invalid_api_key", headers=CHALLENGE)
-
-
-def sent_key(headers: Headers) -> str | None:
-    """The key in a request's headers; OpenAI's clients send the first kind, Anthropic's the second."""
-    bearer = headers.get("authorization", "")
-    if bearer[: len(BEARER)].lower() == BEARER:
-        return bearer[len(BEARER) :].strip()
-    return headers.get("x-api-key")
-
-
 MINUTE = 60.0
 ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
 EXCEEDED = "rate_limit_exceeded"
@@ -228,24 +174,6 @@ class _Use:
     tokens: TokenBucket | None = None
 
 
-@dataclass(slots=True)
-class Slot:
-    """A request's place among those at the same time. Whoever holds it gives it back once."""
-
-    limits: Limits
-    caller: Caller
-    headers: dict[str, str] = field(
-        default_factory=dict
-    )  # what is left, as OpenAI's answers tell it
-    held: bool = True
-
-    def give_back(self) -> None:
-        """Once; again is nothing."""
-        if self.held:
-            self.held = False
-            self.limits.leave(self.caller)
-
-
 class Limits:
     """The use of all callers, in one event loop.
 
@@ -265,8 +193,8 @@ class Limits:
     def running(self) -> int:
         return self._running
 
-    def enter(self, caller: Caller) -> Slot:
-        """A place for a request."""
+    def enter(self, caller: Caller) -> dict[str, str]:
+        """Give a request a place; `leave` gives it back. Returns headers: what is left, as OpenAI's answers say it."""
         now, use = self._clock(), self._use(caller)
         headers = _headers(use, now)
         if self._concurrent is not None and self._running >= self._concurrent:
@@ -279,7 +207,7 @@ class Limits:
             use.requests.take(1, now)
         use.running += 1
         self._running += 1
-        return Slot(self, caller, _headers(use, now))
+        return _headers(use, now)
 
     def spend(self, caller: Caller, tokens: int) -> None:
         """Count an answer's tokens and those of its prompt."""
@@ -354,46 +282,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.3g}s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest}s"
-
-
-CONTROL = "/v1/requests/"  # cancel and the like must work while a key has all its requests running
-
-
-class RateLimit:
-    """Holds a `Slot` while a request that asks for work is answered."""
-
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self._app, self._limits = app, limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _asks_for_work(scope):
-            await self._app(scope, receive, send)
-            return
-        caller = scope.get("state", {}).get("caller") or Caller()
-        try:
-            slot = self._limits.enter(caller)
-        except ApiError as error:
-            await error_response(scope, error)(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *_raw(slot.headers)]}
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_headers if slot.headers else send)
-        finally:
-            slot.give_back()
-
-
-def _asks_for_work(scope: Scope) -> bool:
-    return (
-        scope["type"] == "http"
-        and scope["method"] == "POST"
-        and not scope["path"].startswith(CONTROL)
-    )
-
-
-def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
