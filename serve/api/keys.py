@@ -41,10 +41,12 @@ class KeyLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None  # of prompts and answers
-    concurrent: Count | None = None  # requests at the same time
-    max_tokens: Count | None = None  # of one answer
+    requests_per_minute: Count | None = Field(default=None, description="requests in a minute")
+    tokens_per_minute: Count | None = Field(
+        default=None, description="tokens of prompts and answers in a minute"
+    )
+    concurrent: Count | None = Field(default=None, description="requests at the same time")
+    max_tokens: Count | None = Field(default=None, description="tokens of one answer")
     modes: Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
     priority: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None  # from, to
 

@@ -162,7 +162,7 @@ class ContinuedEngine(WrappedEngine):
             tries += 1
 
     async def _try(self, own: _Broken) -> AsyncGenerator[Piece, None]:
-        """GenerateRequest once; the pieces are those that were not sent yet."""
+        """Ask once; the pieces are those that were not sent yet."""
         ask, sent, own.came = own.ask, own.sent, False
         if own.since is not None:
             ask = _asked_again(own)

@@ -51,7 +51,7 @@ class ProtocolAnswer(ABC, Generic[B]):
         """What the engine is asked: once for each prompt. With tools it runs in a thread."""
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
-        """GenerateRequest the engine what must be known before the answer; raises ValueError as `requests`."""
+        """Ask the engine what must be known before the answer; raises ValueError as `requests`."""
 
     @abstractmethod
     async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:

@@ -125,15 +125,10 @@ class MetricRegistry:
             batch = BatchHistogram(metric.name, metric.help, metric.buckets)
             self.registry.register(batch)
             return batch
+        kinds = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
+        more = {"buckets": metric.buckets} if metric.buckets else {}
         labels = ("model_name", *metric.labels)
-        match metric.type:
-            case "gauge":
-                return Gauge(metric.name, metric.help, labels, registry=self.registry)
-            case "counter":
-                return Counter(metric.name, metric.help, labels, registry=self.registry)
-        return Histogram(
-            metric.name, metric.help, labels, registry=self.registry, buckets=metric.buckets
-        )
+        return kinds[metric.type](metric.name, metric.help, labels, registry=self.registry, **more)
 
 
 PATIENCE = 2.0  # seconds that a scrape waits for the engine
@@ -153,6 +148,7 @@ BY_REPLICA = {
     "fastslow:replica_kv_pages_used": "pages_used",
     "fastslow:replica_kv_pages": "pages",
 }
+HELD = ("fastslow:kv_pages", "fastslow:kv_pages_pinned")
 NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
 router = APIRouter(include_in_schema=False)
@@ -201,7 +197,7 @@ class ServerMetrics:
             self._take_key(record)
 
     async def look(self) -> None:
-        """GenerateRequest the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
+        """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
         counts.put("fastslow:http_requests_running", self._limits.running)
         for name, field in COUNTED.items():
@@ -211,9 +207,7 @@ class ServerMetrics:
                 stats = await self._engine.stats()
         except (NotReady, TimeoutError):
             counts.put("fastslow:engine_up", 0)
-            for name in (*NOW, "fastslow:kv_pages", "fastslow:kv_pages_pinned"):
-                counts.drop(name)
-            for name in ("fastslow:replicas", *BY_REPLICA):
+            for name in (*NOW, *HELD, "fastslow:replicas", *BY_REPLICA):
                 counts.drop(name)
             return
         counts.put("fastslow:engine_up", float(self._engine.ready))

@@ -22,7 +22,7 @@ class TokenTable:
         self._known: dict[int, tuple[bytes, bool]] = {}
 
     async def learn(self, tokens: Iterable[int]) -> None:
-        """GenerateRequest the engine for those that are not known yet."""
+        """Ask the engine for those that are not known yet."""
         unknown = list({token for token in tokens if token not in self._known})
         if unknown:
             self._known.update(zip(unknown, await self._engine.token_bytes(unknown)))
