@@ -713,7 +713,7 @@ MUTATIONS = (
     ),
     swap(
         "a cache salt shared by all keys",
-        "serve/api/caller.py",
+        "serve/api/limits.py",
         'return _derived(self.memory_key or OPEN, "salt", cache_salt)',
         'return _derived(OPEN, "salt", cache_salt)',
         ("tests/serve/test_caller.py",),

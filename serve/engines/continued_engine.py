@@ -12,10 +12,9 @@ from typing import TypeVar
 from loguru import logger
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces, whole_sources
-from fastslow.serve.engines.wrapped_engine import WrappedEngine
 
 T = TypeVar("T")
 

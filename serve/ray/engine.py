@@ -15,7 +15,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.process.failures import error_of
+from fastslow.serve.engines.process.messages import error_of
 from fastslow.serve.ray.broadcast import answers_within
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas

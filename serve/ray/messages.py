@@ -9,8 +9,7 @@ from msgspec import Struct
 
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.engines.process.messages import Failure, packed
 
 T = TypeVar("T")
 

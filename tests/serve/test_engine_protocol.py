@@ -23,7 +23,7 @@ from serve_engines import (
 
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.process.engine_process import EngineClient
+from fastslow.serve.engines.process.client import EngineClient
 
 Run = Callable[[Any], Any]
 
@@ -47,7 +47,10 @@ async def started(kind: str, folder: Path) -> Engine:
     return engine
 
 
-@pytest.fixture(scope="module", params=["local", "process"])
+KINDS = [pytest.param("local", marks=pytest.mark.slow), "process"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def engine(
     request: pytest.FixtureRequest, runner: asyncio.Runner, folder: Path
 ) -> Iterator[Engine]:
@@ -305,7 +308,7 @@ def test_statistics(engine: Engine, run: Run) -> None:
     assert stats["tokens"] >= 8 and stats["ended"]["length"] >= 1 and stats["pages"] > 0
 
 
-@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("drain", "reason"), [(60.0, "length"), (0.0, "cancelled")])
 def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: Path) -> None:
     async def closing() -> str:

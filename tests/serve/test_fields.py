@@ -9,12 +9,12 @@ from pydantic import BaseModel, ValidationError
 
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.request.options import GenerateOptions
-from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.fields import FastslowFields
-from fastslow.serve.api.settings import ServerSettings
-from fastslow.serve.openai.chat_schema import ChatRequest
-from fastslow.serve.openai.completions_schema import CompletionRequest
+from fastslow.serve.api.limits import Caller
+from fastslow.serve.openai.chat_body import ChatRequest
+from fastslow.serve.openai.completions import CompletionRequest
 from fastslow.serve.openai.tokenize import TokenizeRequest
 
 MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}

@@ -17,8 +17,8 @@ from fastslow import LLM, SamplingParams
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.engine_settings import EngineSettings
 from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.engines.settings import EngineSettings
 
 TEN: dict[str, Any] = {"max_tokens": 10, "ignore_eos": True}
 LONG = {"max_tokens": 400, "ignore_eos": True}

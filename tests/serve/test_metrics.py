@@ -15,10 +15,8 @@ from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Limits
-from fastslow.serve.observe.metric_registry import MOST_VALUES
 from fastslow.serve.observe.metric_table import TABLE
-from fastslow.serve.observe.metrics import ServerMetrics
+from fastslow.serve.observe.metrics import MOST_VALUES
 
 
 def test_an_answer_in_numbers() -> None:
@@ -124,8 +122,7 @@ def test_what_fails_in_the_middle_counts_what_was_sent() -> None:
         raise RuntimeError("it broke")
 
     ours = client(FakeEngine(script))
-    with pytest.raises(RuntimeError):
-        ours.post("/v1/ask/1")
+    assert ours.post("/v1/ask/1").status_code == 500
     found = scraped(ours)
     assert found["vllm:generation_tokens_total", ()] == 3
     assert found["vllm:request_success_total", (("finished_reason", "error"),)] == 1
@@ -250,16 +247,6 @@ def test_labels_are_bounded() -> None:
         dict(labels)["route"] for name, labels in found if name == "fastslow:http_requests_total"
     }
     assert routes == {"/v1/ask/{name}", "unmatched"}
-
-
-def test_lines_that_the_log_lost() -> None:
-    lost = [3]
-    numbers = ServerMetrics(FakeEngine(), Limits(), lost_lines=lambda: lost[0])
-    for now in (3, 3, 5):
-        lost[0] = now
-        asyncio.run(numbers.look())
-    labels = {"model_name": "tiny"}
-    assert numbers.registry.get_sample_value("fastslow:log_lines_lost_total", labels) == 5
 
 
 def test_two_applications_share_nothing() -> None:

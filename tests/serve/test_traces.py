@@ -11,8 +11,8 @@ from requests_made import made_request
 from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
+from fastslow.serve.engines import local as traces
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.observe import traces
 
 SAMPLING = {"max_tokens": 12, "ignore_eos": True}
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_traces_of_requests_that_asked_for_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traces, "MOST", 2)
+    monkeypatch.setattr(traces, "MOST_TRACES", 2)
     monkeypatch.setattr(traces.TraceLog.__init__, "__defaults__", (2,))
 
     async def main() -> None:

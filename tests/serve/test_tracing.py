@@ -18,8 +18,8 @@ from requests_made import made_request
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
-from fastslow.serve.observe.observed_engine import ObservedEngine
-from fastslow.serve.observe.request_record import RequestRecords
+from fastslow.serve.http.middleware import RequestWatch
+from fastslow.serve.observe.request_record import ObservedEngine
 from fastslow.serve.observe.tracing import ENDPOINTS, RequestSpans, tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -43,7 +43,7 @@ def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[Rea
     async def health() -> dict[str, str]:
         return {}
 
-    app.add_middleware(RequestRecords, observers=[RequestSpans(provider)])
+    app.add_middleware(RequestWatch, observers=[RequestSpans(provider)])
     with TestClient(app, raise_server_exceptions=False) as client:
         client.post("/v1/chat/completions", headers=headers or {})
         client.get("/health")
@@ -128,7 +128,7 @@ def test_nothing_is_traced_without_an_endpoint(
 ) -> None:
     for name in ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
-    assert tracing() is None and logged == []
+    assert tracing() == [] and logged == []
 
 
 def test_a_package_that_is_missing_is_told(
@@ -136,5 +136,5 @@ def test_a_package_that_is_missing_is_told(
 ) -> None:
     monkeypatch.setenv(ENDPOINTS[0], "http://127.0.0.1:9/v1/traces")
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter", None)
-    assert tracing() is None
+    assert tracing() == []
     assert len(logged) == 1 and "pip install" in logged[0]

@@ -16,7 +16,7 @@ from tokenizers_tiny import write_bpe
 from fastslow.output import Output, Piece
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.engines.settings import EngineSettings
 
 VOCAB = 320
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if enable_thinking %} think{% endif %} assistant:"

@@ -18,9 +18,9 @@ from head_tools import tiny_weights, write_head
 from tokenizers_tiny import write_bpe
 
 from fastslow.request.handle import RequestHandle
-from fastslow.tools.cli.answer_options import GenerateCommand
+from fastslow.tools.cli.answering.answer_options import GenerateCommand
+from fastslow.tools.cli.answering.prompt_file import PromptFile
 from fastslow.tools.cli.app import main
-from fastslow.tools.cli.prompt_file import PromptFile
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
