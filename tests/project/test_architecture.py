@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
+from msgspec import to_builtins
 
 from fastslow import LLM, SamplingParams
 from fastslow.engine.backends.cpu import library
+from fastslow.request.options import GenerateOptions
+from fastslow.serve.engines.continued_engine import ContinuedEngine
+from fastslow.serve.engines.process.child import EngineServer
+from fastslow.serve.engines.process.child_process import ChildProcess
+from fastslow.serve.engines.process.client import EngineClient
+from fastslow.serve.engines.process.connection import EngineConnection
+from fastslow.serve.engines.process.messages import Start
+from fastslow.serve.engines.settings import EngineSettings
+from fastslow.serve.http.app import create_app
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/architecture.md"
@@ -22,6 +35,8 @@ ROW = re.compile(r"^\| (\d+) \| `([\w/.]+)` \| `([\w.]+)` \|", re.MULTILINE)
 ROOMS = re.compile(r"^fastslow/(?=(engine|draft|policies|serve|tools)/)")
 MOST_WORDS = 1600
 CALL, MOST_CALL_HOPS = "## One call", 11
+CHAT, MOST_CHAT_HOPS, MOST_FORMS = "## A streamed chat", 22, 5
+SEED = 918_273  # by which a request is known in all of its forms
 
 
 class Hop(NamedTuple):
@@ -52,13 +67,19 @@ def ours(frame: FrameType | None) -> str:
 
 
 @contextmanager
-def traced(threads: Any = None) -> Iterator[list[Called]]:
-    """Every call of ours, in all threads that begin inside, and in this one."""
+def traced(see: Callable[[FrameType], None] | None = None) -> Iterator[list[Called]]:
+    """Every call of ours, in this thread and in all that begin inside.
+
+    Args:
+        see: is shown each of them as it begins.
+    """
     called: list[Called] = []
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and (file := ours(frame)):
             called.append(Called(file, frame.f_code.co_qualname, ours(frame.f_back)))
+            if see is not None:
+                see(frame)
 
     threading.setprofile(note)  # for the engine's thread, which begins with the model
     sys.setprofile(note)
@@ -80,11 +101,12 @@ def check_order(way: list[Hop], called: list[Called]) -> None:
 
 
 def test_the_page_is_short() -> None:
-    words = re.sub(r"```.*?```", "", PAGE.read_text("utf-8"), flags=re.DOTALL).split()
+    text = re.sub(r"```.*?```", "", PAGE.read_text("utf-8"), flags=re.DOTALL)
+    words = re.sub(r"^\| \d+ \|.*$", "", text, flags=re.MULTILINE).split()  # without the hops
     assert len(words) <= MOST_WORDS
 
 
-@pytest.mark.parametrize(("section", "most"), [(CALL, MOST_CALL_HOPS)])
+@pytest.mark.parametrize(("section", "most"), [(CALL, MOST_CALL_HOPS), (CHAT, MOST_CHAT_HOPS)])
 def test_each_way_is_short(section: str, most: int) -> None:
     way = hops(section)
     assert [hop.number for hop in way] == list(range(1, len(way) + 1))
@@ -126,3 +148,99 @@ def test_building_a_request_goes_one_way(generated: list[Called]) -> None:
     assert ("fastslow/request/group.py", "fastslow/request/builder.py") in steps
     climbs = [(a, b) for a, b in steps if names[a] in imported[b]]
     assert not climbs
+
+
+class NoProcess(ChildProcess):
+    """The engine's end of the connection in this process, where its calls can be followed."""
+
+    def __init__(self, link: EngineConnection) -> None:
+        self.link = link
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> NoProcess:
+        loop, (ours, its) = asyncio.get_running_loop(), socket.socketpair()
+        for end in (ours, its):
+            end.setblocking(False)
+        await loop.create_unix_connection(EngineServer, sock=its)
+        _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
+        link.send(Start(to_builtins(settings)))
+        return cls(link)
+
+    async def end(self, grace: float = 0.0) -> None:
+        self.link.close()
+
+
+def carries(value: object) -> bool:
+    """Whether a value has the request's seed: in a field, in plain values, or in options."""
+    if isinstance(value, dict):
+        return any(map(carries, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(carries, value))
+    if isinstance(value, SamplingParams | GenerateOptions):
+        return any(carries(getattr(value, name)) for name in type(value).model_fields)
+    return type(value) is int and value == SEED
+
+
+def form_of(value: object) -> str | None:
+    """The name of a class of ours whose object carries the request."""
+    kind = type(value)
+    if not kind.__module__.startswith("fastslow.") or kind is SamplingParams:
+        return None
+    names = [*getattr(value, "__dict__", ()), *getattr(kind, "__slots__", ())]
+    names += getattr(kind, "__struct_fields__", ())
+    fields = [getattr(value, name, None) for name in names]
+    return kind.__name__ if any(map(carries, fields)) else None
+
+
+@pytest.fixture(scope="module")
+def chatted() -> tuple[list[Called], set[str]]:
+    """What a streamed chat calls, and the forms that the request takes on its way between files."""
+    forms: set[str] = set()
+
+    def see(frame: FrameType) -> None:
+        file = ours(frame)
+        known = file.startswith(("serve/", "fastslow/")) or file == "engine/core/worker.py"
+        if known and file != ours(frame.f_back):
+            given = list(frame.f_locals.values())
+            each = [*given, *(one for some in given if isinstance(some, list) for one in some)]
+            forms.update(name for name in map(form_of, each) if name)
+
+    async def chat() -> list[Called]:
+        options = {"progress": False, "kv_memory": "16MiB"}
+        client = EngineClient(EngineSettings("abacus", "abacus", options))
+        await client.start()
+        app = create_app(ContinuedEngine(client))
+        asked = {
+            "messages": [{"role": "user", "content": "What is 3 + 4?"}],
+            "stream": True,
+            "seed": SEED,
+            "max_tokens": 8,
+        }
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost"
+        ) as web:
+            called.clear()
+            answer = await web.post("/v1/chat/completions", json=asked)
+            assert answer.status_code == 200 and "data: [DONE]" in answer.text
+        await client.close()
+        return called
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChildProcess, "start", NoProcess.start)
+        with traced(see) as called:
+            asyncio.run(chat())
+    return called, forms
+
+
+def test_a_streamed_chat_takes_these_hops_in_this_order(
+    chatted: tuple[list[Called], set[str]],
+) -> None:
+    check_order(hops(CHAT), chatted[0])
+
+
+def test_a_streamed_chat_has_five_forms(chatted: tuple[list[Called], set[str]]) -> None:
+    # a GenerateRequest holds its options, and the body is what came in the HTTP request
+    forms = chatted[1] - {"GenerateOptions", "JsonRequest"}
+    text = PAGE.read_text("utf-8").partition(f"{CHAT}\n")[2].partition("\n## ")[0]
+    assert len(forms) == MOST_FORMS, sorted(forms)
+    assert all(f"`{name}`" in text for name in forms), forms
