@@ -29,7 +29,7 @@ def build(given: dict[str, Any]) -> Application:
         ValueError: one does not fit; one sentence.
     """
     arguments = Arguments(**given)
-    environment = QUIET | arguments.environment
+    environment = QUIET | arguments.log_environment | arguments.environment
     handle = engines(arguments.engine, arguments.each, environment)
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name=SERVER,

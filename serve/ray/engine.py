@@ -13,9 +13,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
-from fastslow.serve.engines.process.failures import error_of
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.messages import error_of
 from fastslow.serve.ray.broadcast import answers_within
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas
@@ -136,7 +136,7 @@ class RayEngine:
             return "the model is loading"
         return f"no replica runs, {self.replicas.starting} are starting"
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         if not self.ready:
             raise NotReady(self._why)
         response = self._stream.remote(routed_of(ask, self.card), packed_ask(ask))
@@ -203,7 +203,7 @@ class RayEngine:
         sums, now = self._sum.of(self._sum.with_missing(found, missing)), self.replicas
         return sums | {"replicas_running": now.running, "replicas_starting": now.starting}
 
-    async def tokenize(self, ask: Ask) -> list[int]:
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
         tokens: list[int] = await self._any("tokenize", routed_of(ask, self.card), packed_ask(ask))
         return tokens
 

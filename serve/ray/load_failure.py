@@ -7,9 +7,7 @@ import re
 
 import msgspec
 
-from fastslow.serve.engines.process.failures import error_of, failure_of
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.engines.process.messages import Failure, error_of, failure_of, packed
 
 MARK = re.compile(r"\[fastslow-failure:([A-Za-z0-9_=-]+)\]")
 

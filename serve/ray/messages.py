@@ -8,10 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.engines.process.link import as_fields
-from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.messages import Failure, packed
 
 T = TypeVar("T")
 
@@ -64,15 +62,15 @@ def returned_of(data: bytes) -> Returned:
     return _returned.decode(data)
 
 
-def packed_ask(ask: Ask) -> bytes:
-    """An ask on its way.
+def packed_ask(ask: GenerateRequest) -> bytes:
+    """A request on its way.
 
     Raises:
         ValueError: a client's value cannot be sent.
     """
-    return packed(as_fields(ask))
+    return packed(ask.to_fields())
 
 
-def ask_of(data: bytes) -> Ask:
-    """The ask again."""
-    return Ask(**_fields.decode(data))
+def ask_of(data: bytes) -> GenerateRequest:
+    """The request again."""
+    return GenerateRequest.from_fields(_fields.decode(data))

@@ -12,12 +12,10 @@ from loguru import logger
 from msgspec import to_builtins
 from ray import serve
 
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.answer_stream import AnswerStream
-from fastslow.serve.engines.process.failures import KINDS, failure_of
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.engines.process.connection import AnswerStream
+from fastslow.serve.engines.process.messages import KINDS, Failure, failure_of, packed
 from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.ray.load_failure import load_failure
 from fastslow.serve.ray.loopback import replica_on_loopback

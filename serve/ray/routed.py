@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.replica_report import may_take_long
 from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 
 CHARACTERS = 4  # of a token, about
-DEFAULT = "deep"  # the mode of an ask that names none
+DEFAULT = "deep"  # the mode of a request that names none
 
 
-def routed_of(ask: Ask, card: ModelCard) -> RoutedRequest:
-    """An ask, as routers see it.
+def routed_of(ask: GenerateRequest, card: ModelCard) -> RoutedRequest:
+    """A request, as routers see it.
 
     Args:
         card: of the model that is asked.
     """
-    fields = {} if isinstance(ask.mode, str | None) else ask.mode
-    base = str(fields.get("base") or DEFAULT) if fields else str(ask.mode or DEFAULT)
+    mode: Any = ask.options.mode
+    fields = {} if isinstance(mode, str | None) else mode
+    base = str(fields.get("base") or DEFAULT) if fields else str(mode or DEFAULT)
     preset = card.modes.get(base, {})
     prompt, tokens = _seen(ask.prompt)
-    most = ask.sampling.get("max_tokens", ask.defaults.get("max_tokens"))
+    most = ask.sampling.get("max_tokens", ask.options.sampling_defaults.get("max_tokens"))
     return RoutedRequest(
         id=ask.id,
         mode=_name(base, fields),
@@ -33,7 +34,7 @@ def routed_of(ask: Ask, card: ModelCard) -> RoutedRequest:
         prompt_tokens=tokens,
         max_tokens=min(most, card.context) if isinstance(most, int) else card.context,
         latency_ms=fields.get("latency_ms", preset.get("latency_ms")),
-        memory_key=ask.memory_key or "",
+        memory_key=ask.options.memory_key or "",
         avoid=tuple(ask.avoid),
     )
 
