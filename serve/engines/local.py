@@ -99,7 +99,7 @@ class LocalEngine:
 
     @property
     def broken(self) -> bool:
-        """Whether the engine's thread is gone, by an error of its own."""
+        """Whether the engine's thread is gone, by its own error."""
         return self._llm.llm._worker.broken
 
     @property
@@ -119,7 +119,7 @@ class LocalEngine:
                 self._check_whole(ask, output)
                 yield Piece(output=output)
                 return
-            held: list[Piece] = []  # text that was not told yet when an answer ended
+            held: list[Piece] = []  # text that was not sent yet when an answer ended
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
                     if not self._llm.accepting and ask.whole:

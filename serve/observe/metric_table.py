@@ -56,7 +56,7 @@ TABLE = (
     ),
     _counter(
         "fastslow:continued_answers",
-        "Answers whose replica ended in the middle of a stream: another one went on.",
+        "Answers whose replica ended in the middle of a stream: another one continued them.",
     ),
     _counter(
         "fastslow:given_up_answers", "Answers whose replica ended, and that ended by an error."
@@ -163,7 +163,7 @@ TABLE = (
         TOKEN_SECONDS,
         "mode",
     ),
-    _counter("fastslow:escalations", "Answers that went on in another mode.", "mode"),
+    _counter("fastslow:escalations", "Answers that continued in another mode.", "mode"),
     _counter("fastslow:thinking_tokens", "Tokens between the thinking tags.", "mode"),
     _counter(
         "fastslow:thinking_ended",
