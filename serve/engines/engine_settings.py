@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ class EngineSettings:
         options: keyword arguments of `LLM`.
         max_waiting: most answers that wait, as `AsyncLLM` takes it.
         warm: what prompts begin with, read before the first request: see `WarmPrefix`.
+        threads: processor threads of the engine, and of each of its ranks; None = as torch takes them.
     """
 
     model: str
@@ -30,6 +32,7 @@ class EngineSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     max_waiting: int = 256
     warm: Sequence[WarmPrefix] = ()
+    threads: int | None = None
 
     async def open(self) -> LocalEngine:
         """Load the model, in a thread, and measure its steps: no request has to wait for that.
@@ -39,9 +42,14 @@ class EngineSettings:
             RuntimeError: a rank failed.
         """
         # with torch, which only the process that runs the model needs
+        import torch
+
         from fastslow.llm import LLM
         from fastslow.serve.engines.local import LocalEngine
 
+        if self.threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)  # for ranks, each in its own process
+            torch.set_num_threads(self.threads)
         llm = await asyncio.to_thread(LLM, self.model, **self.options)
         engine = LocalEngine(llm, self.name, self.max_waiting)
         try:

@@ -19,8 +19,8 @@ from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard, NotReady
 from fastslow.serve.api.sampling import sampling_of
-from fastslow.serve.engines.replica_report import may_take_long, replica_report
-from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.report import ReplicaReport, replica_report
+from fastslow.serve.engines.routing.request import may_take_long
 from fastslow.serve.engines.warm_prefix import WarmPrefix
 from fastslow.serve.observe.traces import TraceLog
 

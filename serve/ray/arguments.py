@@ -10,14 +10,8 @@ from pydantic import Field, field_validator
 from fastslow.engine.params import Params
 from fastslow.serve.api.settings import Count, Seconds, ServerSettings
 from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.engines.replica_settings import ReplicaSettings
 from fastslow.serve.engines.warm_prefix import WarmPrefix
-from fastslow.serve.ray.replicas import (
-    ReplicaSettings,
-    counts,
-    ranks_of,
-    resources_of,
-    usual_resources,
-)
 
 
 class Arguments(Params):
@@ -39,9 +33,6 @@ class Arguments(Params):
     replica_cpus: Count | None = Field(default=None, description="cores of each; None = one a rank")
     replica_resources: str | None = Field(
         default=None, description="what else each takes of a node, such as GPU=1"
-    )
-    router: str = Field(
-        default="fastslow", description="what chooses an engine: fastslow, or Ray's prefix or pow2"
     )
     drain_seconds: Seconds = Field(
         default=30, description="what running answers have when an engine or a server is to end"
@@ -101,17 +92,10 @@ class Arguments(Params):
         Raises:
             ValueError: a value does not fit.
         """
-        least, most = counts(self.replicas)
-        ranks = ranks_of(self.options)
-        if self.replica_resources is None:
-            resources = usual_resources(self.options, ranks)
-        else:
-            resources = resources_of(self.replica_resources)
-        return ReplicaSettings(
-            least,
-            most,
-            self.replica_cpus or ranks,
-            resources,
+        return ReplicaSettings.of(
+            self.replicas,
+            self.options,
+            self.replica_cpus,
+            self.replica_resources,
             self.drain_seconds,
-            self.router,
         )

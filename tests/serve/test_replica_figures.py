@@ -21,7 +21,7 @@ from fastslow.serve.ray import engine
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import STATS, RayEngine
 from fastslow.serve.ray.messages import Returned
-from fastslow.serve.ray.stats import MOST_GONE, StatsSum
+from fastslow.serve.engines.replica_stats import MOST_GONE, StatsSum
 
 SERIES = {
     "fastslow:replica_requests_running": "running",

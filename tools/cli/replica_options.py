@@ -1,4 +1,4 @@
-"""The options of `serve` about several engines, on Ray Serve."""
+"""The options of `serve` about several engines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastslow.engine.host.machine import cores
 from fastslow.tools.cli.options import option
 
 if TYPE_CHECKING:
-    from fastslow.serve.ray.replicas import ReplicaSettings
+    from fastslow.serve.engines.replica_settings import ReplicaSettings
 
 SEVERAL = "More than one engine"
 CLIENT = "ray://"  # how addresses of Ray Client begin
@@ -26,16 +26,15 @@ class ReplicaOptions:
     replicas: Annotated[
         str | None,
         option(
-            "Run so many engines on Ray Serve, or by load from 1 to 4 with 1:4; default: one, "
-            "without Ray.",
+            "Number of engines, or from 1 to 4 by load with 1:4; default: one.",
             SEVERAL,
         ),
     ] = None
     address: Annotated[
         str | None,
         option(
-            "Ray cluster to run them on: auto, HOST:PORT or ray://HOST:PORT; default: one of this "
-            "machine, for as long as the server runs.",
+            "Ray cluster to run them on: auto, HOST:PORT or ray://HOST:PORT; default: this machine, "
+            "without Ray.",
             SEVERAL,
         ),
     ] = None
@@ -49,28 +48,21 @@ class ReplicaOptions:
     replica_resources: Annotated[
         str | None,
         option(
-            "What else each engine takes of a node, by Ray's names: GPU=1 or NPU=4,fast_disk=1; "
-            "default: a device for each rank, where --device names one.",
-            SEVERAL,
-        ),
-    ] = None
-
-    router: Annotated[
-        str | None,
-        option(
-            "What chooses an engine for a request: fastslow, or prefix and pow2 of Ray to compare; "
-            "default fastslow.",
+            "What else each engine takes of a node of the cluster, by Ray's names: GPU=1 or "
+            "NPU=4,fast_disk=1; default: a device for each rank, where --device names one.",
             SEVERAL,
         ),
     ] = None
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "address", "replica_cpus", "replica_resources", "router"):
+        for name in ("replicas", "address", "replica_cpus", "replica_resources"):
             given, option_name = getattr(self, name), f"--{name.replace('_', '-')}"
             if given == "":
                 raise ValueError(f"{option_name} is empty: give a value, or leave it out")
             if self.replicas is None and given is not None:
                 raise ValueError(f"{option_name} is for --replicas: give that, too")
+        if self.replica_resources is not None and self.address is None:
+            raise ValueError("--replica-resources is for a Ray cluster: give --address, too")
         if self.address is not None and not _is_address(self.address):
             from fastslow.engine.params import shown
 
@@ -93,24 +85,16 @@ class ReplicaOptions:
         Raises:
             ValueError: a value does not fit.
         """
-        from fastslow.serve.ray.replicas import (
-            ReplicaSettings,
-            counts,
-            ranks_of,
-            resources_of,
-            usual_resources,
-        )
+        from fastslow.serve.engines.replica_settings import ReplicaSettings
 
-        least, most = counts(self.replicas or "1")
-        ranks = ranks_of(engine)
-        cpus = self.replica_cpus
-        if cpus is None:
-            cpus = ranks if self.address is not None else max(1, cores() // max(1, most))
-        if self.replica_resources is None:
-            resources = usual_resources(engine, ranks)
-        else:
-            resources = resources_of(self.replica_resources)
-        return ReplicaSettings(least, most, cpus, resources, drain, self.router or "fastslow")
+        return ReplicaSettings.of(
+            self.replicas or "1",
+            engine,
+            self.replica_cpus,
+            self.replica_resources,
+            drain,
+            cores() if self.address is None else None,
+        )
 
 
 def _is_address(text: str) -> bool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fastslow.engine.host.machine import cores
 from fastslow.tools.cli.operation_options import OperationOptions
 from fastslow.tools.cli.options import INTERRUPTED, expand_options
 from fastslow.tools.cli.replica_options import ReplicaOptions
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
     from fastslow.serve.api.engine import ModelCard
     from fastslow.serve.engines.engine_settings import EngineSettings
+    from fastslow.serve.engines.routed_engine import RoutedEngine
     from fastslow.serve.observe.logs import ServerLog
-    from fastslow.serve.ray.engine import RayEngine
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "llguidance")
 
@@ -43,7 +42,7 @@ def serve(options: ServeOptions, operations: OperationOptions, replicas: Replica
 
     It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in a
     process of its own; if that dies, running requests get an error and a new one is started. With --replicas
-    several engines run, on Ray Serve; if one dies, others go on with what it was answering.
+    several engines run; if one dies, the others continue its answers. With --address they run on a Ray cluster.
 
     Ctrl-C or SIGTERM: running answers have --drain-seconds, new requests get HTTP 503, then it ends.
     Ctrl-C twice ends it now.
@@ -56,8 +55,8 @@ def serve(options: ServeOptions, operations: OperationOptions, replicas: Replica
             f"fastslow serve needs {', '.join(missing)}: pip install 'fastslow[serve]'"
         )
     if replicas.replicas is not None:
-        if find_spec("ray") is None:
-            raise ValueError("--replicas needs ray: pip install 'fastslow[ray]'")
+        if replicas.address is not None and find_spec("ray") is None:
+            raise ValueError("--address needs ray: pip install 'fastslow[ray]'")
         if options.in_process:
             raise ValueError("--in-process is for one engine: leave out --replicas")
     from fastslow.serve.http.listen import listen
@@ -118,15 +117,21 @@ async def _serve(
 
 def _several(
     settings: EngineSettings, replicas: ReplicaOptions, drain: float, environment: dict[str, str]
-) -> RayEngine:
-    """Engines on a Ray cluster."""
-    from fastslow.serve.ray.cluster import Cluster
-    from fastslow.serve.ray.deployed import OwnDeployment
-    from fastslow.serve.ray.engine import RayEngine
+) -> RoutedEngine:
+    """Engines in processes of this server, or on a Ray cluster."""
+    from fastslow.serve.engines.routed_engine import RoutedEngine
 
     each = replicas.settings(dict(settings.options), drain)
-    cluster = Cluster(replicas.address, max(cores(), each.most * each.cpus))
-    return RayEngine(OwnDeployment(cluster, settings, each, environment))
+    if replicas.address is None:
+        from fastslow.serve.engines.process_replicas import ProcessReplicas
+
+        return RoutedEngine(ProcessReplicas(settings, each))
+    from fastslow.serve.ray.cluster import Cluster
+    from fastslow.serve.ray.deployments import OwnDeployment
+    from fastslow.serve.ray.replicas import RayReplicas
+
+    cluster = Cluster(replicas.address)
+    return RoutedEngine(RayReplicas(OwnDeployment(cluster, settings, each, environment)))
 
 
 def _usage(address: str, card: ModelCard) -> str:

@@ -24,8 +24,8 @@ def deploy_by_client(
         raise ValueError("--unix-socket is for a server in this process: leave it out with ray://")
     if not options.port:
         raise ValueError("--port 0 is for a server in this process: with ray:// give a number")
+    from fastslow.serve.ray.app import deploy
     from fastslow.serve.ray.arguments import Arguments
-    from fastslow.serve.ray.by_client import deploy
     from fastslow.tools.cli.screen import errors
 
     engine = options.engine_settings()
@@ -38,7 +38,6 @@ def deploy_by_client(
         replicas=replicas.replicas or "1",
         replica_cpus=replicas.replica_cpus,
         replica_resources=replicas.replica_resources,
-        router=replicas.router or "fastslow",
         drain_seconds=max(0.001, options.drain_seconds),
         settings=options.server_settings().model_dump(mode="json", exclude_unset=True),
         api_keys=None if operations.api_keys is None else str(operations.api_keys),

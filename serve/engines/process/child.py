@@ -30,6 +30,7 @@ from fastslow.serve.engines.process.messages import (
     Detokenize,
     Drain,
     Failure,
+    GetReport,
     GetStats,
     GetTokenBytes,
     GetTrace,
@@ -164,6 +165,8 @@ class EngineServer(asyncio.Protocol):
                     value = await engine.detokenize(message.tokens)
                 case GetTokenBytes():
                     value = await engine.token_bytes(message.tokens)
+                case GetReport():
+                    value = engine.report().to_dict()
                 case Ping():
                     value = not engine.broken
         except Exception as error:  # noqa: BLE001 - it is the client's

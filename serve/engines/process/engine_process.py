@@ -24,6 +24,7 @@ from fastslow.serve.engines.process.messages import (
     Cancel,
     Detokenize,
     Drain,
+    GetReport,
     GetStats,
     GetTokenBytes,
     GetTrace,
@@ -140,6 +141,11 @@ class EngineClient:
     async def stats(self) -> Mapping[str, Any]:
         stats: Mapping[str, Any] = await self._running_link().call(GetStats)
         return stats
+
+    async def report(self) -> Mapping[str, Any]:
+        """The fields of a `ReplicaReport`."""
+        values: Mapping[str, Any] = await self._running_link().call(GetReport)
+        return values
 
     async def tokenize(self, ask: Ask) -> list[int]:
         tokens: list[int] = await self._running_link().call(Tokenize, as_fields(ask))

@@ -63,6 +63,10 @@ class GetTokenBytes(Struct, tag=True, array_like=True):
     tokens: list[int]
 
 
+class GetReport(Struct, tag=True, array_like=True):
+    number: int
+
+
 class Ping(Struct, tag=True, array_like=True):
     """Whether the process lives, and its engine too."""
 
@@ -117,6 +121,16 @@ class CallResult(Struct, tag=True, array_like=True):
     failure: Failure | None = None
 
 
-Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize | GetTokenBytes | Ping
+Call = (
+    Cancel
+    | StopThinking
+    | GetTrace
+    | GetStats
+    | Tokenize
+    | Detokenize
+    | GetTokenBytes
+    | GetReport
+    | Ping
+)
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult
