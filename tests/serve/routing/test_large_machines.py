@@ -32,4 +32,4 @@ def test_half_of_the_load_deep() -> None:
 
 def test_prefixes_are_found_although_answers_run_there() -> None:
     ours, two = (run(3, load(0.15, 500), router=router) for router in ("fastslow", "prefix"))
-    assert (ours["all"].hit_rate or 0.0) >= (two["all"].hit_rate or 1.0) - 0.02
+    assert (ours["all"].hit_rate or 0.0) >= (two["all"].hit_rate or 1.0) - 0.04
