@@ -14,10 +14,8 @@ from loguru import logger
 
 if TYPE_CHECKING:
     from fastslow.admission import Busy
-    from fastslow.answered import ResumeState
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
-    from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from fastslow.llm import LLM
     from fastslow.output import Completion, Decided, GenerationError, Metrics, Output, Piece
     from fastslow.pinned import PinnedPrefix
+    from fastslow.request.options import Conversation, ModeLike, Presets, Prompt, SpeculationLike
+    from fastslow.request.resume import ResumeState
     from fastslow.warning import FastslowWarning
 
 logger.disable("fastslow")
@@ -71,10 +71,10 @@ __all__ = [
 
 _MODULES = {
     "admission": "Busy",
-    "answered": "ResumeState",
+    "request.resume": "ResumeState",
     "api": "chat generate",
     "async_llm": "AsyncLLM",
-    "call": "Conversation ModeLike Presets Prompt SpeculationLike",
+    "request.options": "Conversation ModeLike Presets Prompt SpeculationLike",
     "handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
     "pinned": "PinnedPrefix",

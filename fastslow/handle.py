@@ -8,11 +8,11 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NoReturn
 
-from fastslow.call import as_wait
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.params import shown
 from fastslow.job import PromptJob, start
 from fastslow.output import Output, Piece
+from fastslow.request.options import as_wait
 
 
 class RequestHandle:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from loguru import logger
 
-from fastslow.call import Prompt
 from fastslow.chat_warnings import ChatWarnings
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
@@ -24,6 +23,7 @@ from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtTags, find_t
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion
+from fastslow.request.options import Prompt
 
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
 

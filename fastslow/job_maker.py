@@ -8,22 +8,12 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from fastslow.call import (
-    BatchOptions,
-    HandleOptions,
-    ListOf,
-    Prompt,
-    PromptCall,
-    Sampling,
-    Samplings,
-    refuse_unknown,
-    spread,
-)
 from fastslow.choice import ChoiceHandle
 from fastslow.engine.core.worker import Worker
 from fastslow.handle import RequestHandle
 from fastslow.job import PromptJob
 from fastslow.output import Output
+from fastslow.request.options import GenerateOptions, ListOf, Prompt, spread
 from fastslow.request_builder import RequestBuilder
 from fastslow.wakeups import LoopWakeups
 
@@ -54,7 +44,7 @@ class JobMaker:
         self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
 
     def each(
-        self, prompts: Prompt | ListOf[Prompt], sampling: Samplings, options: dict[str, Any]
+        self, prompts: Prompt | ListOf[Prompt], options: dict[str, Any]
     ) -> tuple[list[PromptJob], bool]:
         """The jobs of a call that takes several prompts, and whether it was given a single one.
 
@@ -62,36 +52,35 @@ class JobMaker:
             ValueError: one sentence about the first thing that does not fit.
         """
         called = monotonic()
-        refuse_unknown(options, BatchOptions.__annotations__)
         batch, single = self._requests.inputs.split(prompts)
-        options["sampling"] = sampling
         if single and "prediction" in options:  # which may be token ids
             options["prediction"] = [options["prediction"]]
         each = [spread(name, value, len(batch)) for name, value in options.items()]
-        asked = [dict(zip(options, one)) for one in zip(*each)]
-        calls = (PromptCall(called, prompt, **one) for prompt, one in zip(batch, asked))
-        return [self.of(call) for call in calls], single
+        fields = [dict(zip(options, one)) for one in zip(*each)] or [{}] * len(batch)
+        asked = [GenerateOptions(**one) for one in fields]
+        return [self.of(prompt, one, called) for prompt, one in zip(batch, asked)], single
 
-    def one(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
-    ) -> PromptJob:
+    def one(self, taker: str, prompt: Prompt, options: GenerateOptions) -> PromptJob:
         """The job of a call that takes one prompt; `taker`: its name, for messages."""
-        return self.of(self.call(taker, prompt, sampling, options))
+        called = monotonic()
+        return self.of(self.single(taker, prompt), options, called)
 
-    def call(
-        self, taker: str, prompt: Prompt, sampling: Sampling, options: HandleOptions
-    ) -> PromptCall:
-        """The same, not checked yet."""
-        refuse_unknown(options, HandleOptions.__annotations__)
+    def tokens(self, taker: str, prompt: Prompt, options: GenerateOptions) -> list[int]:
+        """The token ids that a call would read."""
+        asked = self.single(taker, prompt)
+        self._requests.check(asked, options)
+        return self._requests.encoded(asked, options).tokens
+
+    def single(self, taker: str, prompt: Prompt) -> Prompt:
         (asked, *_), single = self._requests.inputs.split(prompt)
         if not single:
             raise ValueError(f"{taker} takes one prompt; give a list to generate")
-        return PromptCall(monotonic(), asked, sampling, **options)
+        return asked
 
-    def of(self, call: PromptCall) -> PromptJob:
+    def of(self, prompt: Prompt, options: GenerateOptions, called: float) -> PromptJob:
         """The job of a call, which is checked at a glance."""
-        count = self._requests.check(call)
-        build = partial(self._requests.build, call)
+        count = self._requests.check(prompt, options)
+        build = partial(self._requests.build, prompt, options, called)
         return PromptJob(build, self._output, self._worker, self._wakeups, count)
 
     def start(self, job: PromptJob) -> RequestHandle:

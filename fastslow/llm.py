@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack, cast, overload
+from typing import Any, Literal, NoReturn, Self, SupportsIndex, cast
 
 from fastslow.advice import OutputBuilder
-from fastslow.call import (
-    BatchOptions,
-    Conversation,
-    HandleOptions,
-    ListOf,
-    PinOptions,
-    Presets,
-    Prompt,
-    PromptOptions,
-    Sampling,
-    Samplings,
-    SpeculationLike,
-    as_messages,
-    as_prompts,
-    refuse_unknown,
-)
 from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
@@ -52,6 +36,18 @@ from fastslow.output import GenerationError, Output
 from fastslow.pinned import PinnedPrefix, PrefixPinner
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.request.keywords import GenerateCall, takes_lists, takes_options
+from fastslow.request.options import (
+    Conversation,
+    GenerateOptions,
+    ListOf,
+    ModeLike,
+    Presets,
+    Prompt,
+    SpeculationLike,
+    as_messages,
+    as_prompts,
+)
 from fastslow.request_builder import RequestBuilder
 from fastslow.wakeups import LoopWakeups
 
@@ -174,16 +170,9 @@ class LLM:
         # jobs that run hold it, too: who has a handle of a dropped LLM gets the answer
         weakref.finalize(outputs, let_go, self._worker, self._drafters).atexit = False
 
-    @overload
+    @takes_lists(GenerateCall)
     def generate(
-        self, prompts: Prompt, sampling: Sampling = None, **options: Unpack[PromptOptions]
-    ) -> Output: ...
-    @overload
-    def generate(
-        self, prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[BatchOptions]
-    ) -> list[Output]: ...
-    def generate(
-        self, prompts: Prompt | ListOf[Prompt], sampling: Samplings = None, **options: Any
+        self, prompts: Prompt | ListOf[Prompt], options: dict[str, Any]
     ) -> Output | list[Output]:
         """Answer one prompt or many.
 
@@ -223,7 +212,7 @@ class LLM:
             GenerationError: the engine failed on a request; it holds all outputs.
         """
         progress = options.pop("progress", True)
-        jobs, single = self._jobs.each(prompts, sampling, options)
+        jobs, single = self._jobs.each(prompts, options)
         draw = progress and not single
         drawn = (lambda over: bar(over, "Answering", len(jobs))) if draw else iter
         outputs = answer_all(jobs, drawn)
@@ -232,24 +221,16 @@ class LLM:
             raise GenerationError(f"{len(errors)} request(s) failed: {errors[0]}", outputs)
         return outputs[0] if single else outputs
 
-    @overload
+    @takes_lists(GenerateCall)
     def chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[PromptOptions]
-    ) -> Output: ...
-    @overload
-    def chat(
-        self,
-        messages: ListOf[Conversation],
-        sampling: Samplings = None,
-        **options: Unpack[BatchOptions],
-    ) -> list[Output]: ...
-    def chat(self, messages: Any, sampling: Any = None, **options: Any) -> Any:
+        self, messages: Conversation | ListOf[Conversation], options: dict[str, Any]
+    ) -> Output | list[Output]:
         """Answer a conversation, or one user message given as text, or a list of such; see `generate`."""
-        return self.generate(as_prompts(messages), sampling, **options)
+        generate: Callable[..., Output | list[Output]] = self.generate
+        return generate(as_prompts(messages), **options)
 
-    def stream(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> PieceStream:
+    @takes_options(GenerateOptions)
+    def stream(self, prompt: Prompt, options: GenerateOptions) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
         answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
         `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, see `ResumeState`.
@@ -261,22 +242,20 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        job = self._jobs.one("stream", prompt, sampling, options)
+        job = self._jobs.one("stream", prompt, options)
         job.prepare()
         return PieceStream(job)
 
-    def stream_chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> PieceStream:
+    @takes_options(GenerateOptions)
+    def stream_chat(self, messages: Conversation, options: GenerateOptions) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
-        return self.stream(as_messages(messages), sampling, **options)
+        return self.stream(as_messages(messages), **options.given())
 
-    def submit(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> RequestHandle:
+    @takes_options(GenerateOptions)
+    def submit(self, prompt: Prompt, options: GenerateOptions) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
-        The prompt is tokenised in a thread of its own, so that a long one holds up neither the caller nor the
+        The prompt is tokenised in another thread, so that a long one holds up neither the caller nor the
         engine. Options are those of `stream`. `fastslow.as_completed` goes through many handles.
 
         Raises:
@@ -284,7 +263,7 @@ class LLM:
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        return self._jobs.start(self._jobs.one("submit", prompt, sampling, options))
+        return self._jobs.start(self._jobs.one("submit", prompt, options))
 
     def stats(self) -> EngineStats:
         """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits.
@@ -298,7 +277,16 @@ class LLM:
         """What it has to do now by mode, and how fast its last steps were; as `stats`."""
         return self._core.load()
 
-    def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
+    def pin(
+        self,
+        prompt: Prompt,
+        *,
+        mode: ModeLike | None = None,
+        memory_key: str | None = None,
+        every_key: bool = False,
+        allow_special: bool = False,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+    ) -> PinnedPrefix:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
         same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
         all chats share that go on from them. At most half of all pages may be pinned. every_key=True:
@@ -309,11 +297,14 @@ class LLM:
             GenerationError: the engine failed to read it.
             RuntimeError: this LLM is closed, or texts were forgotten meanwhile.
         """
-        refuse_unknown(options, PinOptions.__annotations__)
-        every_key = options.pop("every_key", False)
-        plain: HandleOptions = {"speculation": "off", **options}  # type: ignore[typeddict-item]
-        call = self._jobs.call("pin", prompt, None, plain)
-        return self._pinner.pin(call, self._jobs.of, every_key)
+        options = GenerateOptions(
+            speculation="off",
+            mode=mode,
+            memory_key=memory_key,
+            allow_special=allow_special,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self._pinner.pin(self._jobs.single("pin", prompt), options, self._jobs.of, every_key)
 
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
@@ -351,15 +342,14 @@ class LLM:
         """Whether the model has thinking tags."""
         return self._requests.inputs.tags is not None
 
-    def tokenize(self, prompt: Prompt, **options: Unpack[HandleOptions]) -> list[int]:
+    @takes_options(GenerateOptions)
+    def tokenize(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
         """The token ids that a call with this prompt and these options would read; nothing runs.
 
         Raises:
             ValueError: as `generate`.
         """
-        call = self._jobs.call("tokenize", prompt, None, options)
-        self._requests.check(call)
-        return self._requests.encoded(call).tokens
+        return self._jobs.tokens("tokenize", prompt, options)
 
     def detokenize(self, tokens: Sequence[SupportsIndex]) -> str:
         """The text of token ids, with that of special tokens.

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import takewhile
-from typing import Any, Self
+from time import monotonic
+from typing import Self
 
-from fastslow.call import Prompt, PromptCall
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.params import SamplingParams, shown
 from fastslow.job import PromptJob, start
+from fastslow.request.options import GenerateOptions, Prompt
 from fastslow.request_builder import RequestBuilder
 
 ONE_TOKEN = SamplingParams(max_tokens=1, min_tokens=0, ignore_eos=True, temperature=0.0)
@@ -69,33 +70,37 @@ class PrefixPinner:
         self._numbers = itertools.count()
 
     def pin(
-        self, call: PromptCall, make: Callable[[PromptCall], PromptJob], every_key: bool
+        self,
+        prompt: Prompt,
+        options: GenerateOptions,
+        make: Callable[[Prompt, GenerateOptions, float], PromptJob],
+        every_key: bool,
     ) -> PinnedPrefix:
         """Read a prefix, and pin it before other requests can take its pages.
 
         Args:
-            call: its prompt, mode and memory key, without speculation.
-            make: a job of a call.
+            options: its mode and memory key, without speculation.
+            make: the job of a prompt.
             every_key: whether requests of every memory key find it.
 
         Raises:
             ValueError, GenerationError, RuntimeError: see `LLM.pin`.
         """
-        self._requests.check(call)
+        self._requests.check(prompt, options)
         if not isinstance(every_key, bool):
             raise ValueError(f"every_key={shown(every_key)} must be True or False")
-        if every_key and call.memory_key is not None:
+        if every_key and options.memory_key is not None:
             raise ValueError(
                 "every_key=True and a memory_key contradict each other: give one of them"
             )
-        mode, chosen = self._requests.mode(call.mode, call.prompt)
+        mode, chosen = self._requests.mode(options.mode, prompt)
         if chosen:
             raise ValueError("pin needs one mode, and this one chooses: name a preset")
-        tokens = self._shared(call._replace(mode=mode))
+        tokens = self._shared(prompt, options)
         tokens = tokens[: self._whole_pages(len(tokens))]
         reads = mode.model_copy(update={"escalate": None, "latency_ms": None})  # and does no more
-        alone: dict[str, Any] = {"mode": reads, "chat_template_kwargs": None}
-        job = make(call._replace(prompt=tokens, sampling=ONE_TOKEN, **alone))
+        alone = {"mode": reads, "chat_template_kwargs": None, "sampling": ONE_TOKEN}
+        job = make(tokens, options.model_copy(update=alone), monotonic())
         job.prepare()
         (root, for_all), number = job.roots, next(self._numbers)
         opened = for_all if every_key else None
@@ -119,14 +124,13 @@ class PrefixPinner:
             raise RuntimeError("the prefix was forgotten while it was read; pin it again")
         return PinnedPrefix(found, self._kv.pages_for(found), release)
 
-    def _shared(self, call: PromptCall) -> list[int]:
-        """The tokens that all prompts begin with which go on from this one.
+    def _shared(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
+        """The tokens that begin every prompt which continues this one.
 
-        A chat template writes more behind the last message than it does where others follow. So that is
-        taken which two different chats share that begin with these messages.
+        A chat template writes more after the last message than it does where others follow. So this takes
+        what two different chats share that begin with these messages.
         """
-        calls = (call._replace(prompt=prompt) for prompt in _going_on(call.prompt))
-        each = [self._requests.encoded(one).tokens for one in calls]
+        each = [self._requests.encoded(one, options).tokens for one in _continued(prompt)]
         return [alike[0] for alike in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
 
     def _whole_pages(self, size: int) -> int:
@@ -146,7 +150,7 @@ class PrefixPinner:
         return size // page * page
 
 
-def _going_on(prompt: Prompt) -> list[Prompt]:
+def _continued(prompt: Prompt) -> list[Prompt]:
     """Two chats that begin with these messages and differ then; a text, or token ids, as they are."""
     messages = [part for part in prompt if isinstance(part, Mapping)]
     if not messages:

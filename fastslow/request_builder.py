@@ -11,16 +11,6 @@ from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
-from fastslow.answered import ResumeState
-from fastslow.call import (
-    ModeLike,
-    Prompt,
-    PromptCall,
-    SpeculationLike,
-    as_key,
-    as_priority,
-    sampling_in,
-)
 from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
@@ -29,7 +19,7 @@ from fastslow.engine.core.request import EscalationTarget, Listener, Request
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.process import HomeProcess
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.engine.params import Mode, SamplingParams, Speculation, shown
+from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
@@ -45,6 +35,7 @@ from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.request.options import GenerateOptions, ModeLike, Prompt, SpeculationLike
 from fastslow.settings import read_settings
 from fastslow.thinking_rules import ThinkingRules
 
@@ -58,13 +49,9 @@ class _ParsedCall(NamedTuple):
     params: SamplingParams
     mode: Mode
     settings: Speculation
-    deadline: float | None
-    memory_key: str | None
-    priority: int
     prediction: tuple[int, ...]
     called: float
-    trace: bool
-    answered: ResumeState | None
+    options: GenerateOptions
 
 
 class RequestBuilder:
@@ -155,7 +142,7 @@ class RequestBuilder:
         self._drafters.make(settings)
         return settings
 
-    def check(self, call: PromptCall) -> int:
+    def check(self, prompt: Prompt, options: GenerateOptions) -> int:
         """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read. Returns
         how many answers are asked for, by the mode that is given.
 
@@ -164,45 +151,35 @@ class RequestBuilder:
             RuntimeError: this was made in another process.
         """
         self._home.check()
-        self.inputs.measure(call.prompt)
-        params = sampling_in(self._given_mode(call.mode), call.sampling)
+        self.inputs.measure(prompt)
+        params = options.sampling_in(self._given_mode(options.mode))
         self.inputs.check_params(params)
-        if not isinstance(call.speculation, str | Speculation | None):
-            self.speculation(call.speculation, Mode())
-        as_key(call.memory_key)
-        as_priority(call.priority)
-        if not isinstance(call.allow_special, bool):
-            raise ValueError(f"allow_special={shown(call.allow_special)} must be True or False")
-        if not isinstance(call.keep_thoughts, bool):
-            raise ValueError(f"keep_thoughts={shown(call.keep_thoughts)} must be True or False")
-        if not isinstance(call.trace, bool):
-            raise ValueError(f"trace={shown(call.trace)} must be True or False")
-        if call.answered is not None:
-            if not isinstance(call.answered, ResumeState):
-                raise ValueError(f"answered={shown(call.answered)} must be ResumeState, or None")
-            call.answered.check(self._config.vocab_size, self.inputs.context)
-        self.inputs.variables(call.chat_template_kwargs)
-        call.deadline  # noqa: B018 - it may be refused
+        if not isinstance(options.speculation, str | Speculation | None):
+            self.speculation(options.speculation, Mode())
+        if options.answered is not None:
+            options.answered.check(self._config.vocab_size, self.inputs.context)
         return params.n
 
-    def build(self, call: PromptCall) -> list[ChoiceHandle]:
+    def build(self, prompt: Prompt, options: GenerateOptions, called: float) -> list[ChoiceHandle]:
         """Check a prompt, and make one handle for each of its n answers.
+
+        Args:
+            called: when the call came, of `time.monotonic`.
 
         Raises:
             ValueError: one sentence about what does not fit.
             RuntimeError: this was made in another process.
         """
         self._home.check()
-        prompt, wish = call.prompt, call.mode
         self.inputs.measure(prompt)
-        answered = call.answered
-        mode, choice = self.mode(wish, prompt, answered.chosen if answered else None)
+        answered = options.answered
+        mode, choice = self.mode(options.mode, prompt, answered.chosen if answered else None)
         modes, escalated = [mode], None
         if mode.escalate is not None:
             escalated, _ = self.mode(mode.escalate.to, prompt)
             if mode.escalate.how == "restart":
                 modes.append(escalated)
-        calls = [self._parse(call, one) for one in modes]
+        calls = [self._parse(prompt, options, called, one) for one in modes]
         drawn = calls[0].params
         if answered is not None:
             answered.check_count(drawn.n)
@@ -213,24 +190,24 @@ class RequestBuilder:
                 self.inputs.tags,
                 self._units,
                 choice,
-                call.called,
+                called,
                 i,
             )
             for i in range(drawn.n)
         ]
 
-    def encoded(self, call: PromptCall) -> EncodedPrompt:
+    def encoded(self, prompt: Prompt, options: GenerateOptions) -> EncodedPrompt:
         """The prompt of a call alone, as the request would read it.
 
         Raises:
             ValueError: one sentence about what does not fit.
         """
-        mode, _ = self.mode(call.mode, call.prompt)
-        return self._encode(call, mode)
+        mode, _ = self.mode(options.mode, prompt)
+        return self._encode(prompt, options, mode)
 
-    def _encode(self, call: PromptCall, mode: Mode) -> EncodedPrompt:
+    def _encode(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> EncodedPrompt:
         return self.inputs.encode(
-            call.prompt, mode, call.allow_special, call.chat_template_kwargs, call.keep_thoughts
+            prompt, mode, options.allow_special, options.chat_template_kwargs, options.keep_thoughts
         )
 
     def _given_mode(self, wish: ModeLike | None) -> Mode:
@@ -239,15 +216,15 @@ class RequestBuilder:
             return Mode(auto=True)
         return find_mode("deep" if wish is None else wish, self._modes, self._units)
 
-    def _parse(self, call: PromptCall, mode: Mode) -> _ParsedCall:
-        params = sampling_in(mode, call.sampling)
+    def _parse(
+        self, prompt: Prompt, options: GenerateOptions, called: float, mode: Mode
+    ) -> _ParsedCall:
+        params = options.sampling_in(mode)
         self.inputs.check_params(params)
-        encoded = self._encode(call, mode)
-        settings = self.speculation(call.speculation, mode)
-        key, priority = as_key(call.memory_key), as_priority(call.priority)
-        predicted = self.inputs.prediction(call.prediction)
-        more = priority, predicted, call.called, call.trace, call.answered
-        return _ParsedCall(encoded, params, mode, settings, call.deadline, key, *more)
+        encoded = self._encode(prompt, options, mode)
+        settings = self.speculation(options.speculation, mode)
+        predicted = self.inputs.prediction(options.prediction)
+        return _ParsedCall(encoded, params, mode, settings, predicted, called, options)
 
     def _candidates(
         self,
@@ -259,7 +236,7 @@ class RequestBuilder:
     ) -> list[Candidate]:
         """The request, and the one that replaces it where its confidence falls, if the mode restarts."""
         first, *others = calls
-        trace = StepTrace(self._units) if first.trace else None
+        trace = StepTrace(self._units) if first.options.trace else None
         own = partial(self._request, listener=listener, trace=trace)
         later = [own(one, successor_seed(seed)) for one in others]
         escalation = None
@@ -271,8 +248,8 @@ class RequestBuilder:
                 escalated.name, escalated.routed, keep, thinking, successor
             )
         requests = [own(first, seed, escalation=escalation), *later]
-        if first.answered is not None and first.answered.begun(index):
-            first.answered.begin(requests[0], index, first.mode, self._room(first), self._units)
+        if (answered := first.options.answered) is not None and answered.begun(index):
+            answered.begin(requests[0], index, first.mode, self._room(first), self._units)
         return [Candidate(r, one.prompt, one.mode) for r, one in zip(requests, calls)]
 
     def _situation(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
@@ -304,6 +281,7 @@ class RequestBuilder:
         escalation: EscalationTarget | None = None,
     ) -> Request:
         prompt, params, mode, settings = call[:4]
+        timeout = call.options.timeout
         room = self._room(call)
         max_len = len(prompt.tokens) + room - 1
         kv = self._core.kv
@@ -342,7 +320,7 @@ class RequestBuilder:
             seed=seed,
             max_len=max_len,
             rope_length=self._config.rope_length(max_len),
-            memory_key=call.memory_key,
+            memory_key=call.options.memory_key,
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
@@ -352,8 +330,8 @@ class RequestBuilder:
             listener=listener,
             trace=trace,
             prediction=call.prediction if drafts else (),
-            priority=call.priority,
-            deadline=call.deadline,
+            priority=call.options.priority,
+            deadline=None if timeout is None else call.called + timeout,
             latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,
             may_cut_groups=self._units.name in mode.may_shorten,

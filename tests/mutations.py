@@ -684,11 +684,11 @@ MUTATIONS = (
         ("tests/engine/test_priority.py",),
     ),
     swap(
-        "priority ignored by the server",
-        "serve/engines/local.py",
-        '"priority": ask.priority,',
-        '"priority": 0,',
-        ("tests/serve/test_local_engine.py",),
+        "priority lost on the way to the engine",
+        "fastslow/request_builder.py",
+        "priority=call.options.priority,",
+        "priority=0,",
+        ("tests/serve/test_engine_protocol.py",),
     ),
     swap(
         "a prediction drafted from inside the thought",
@@ -748,7 +748,7 @@ MUTATIONS = (
     ),
     swap(
         "a continued answer is not looked at for stops",
-        "engine/core/answered.py",
+        "fastslow/request/resume.py",
         "kept = request.stopper.scan(text)",
         "kept = 0",
         ("tests/engine/test_continued.py",),

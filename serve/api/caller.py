@@ -1,4 +1,4 @@
-"""Who asks: what an API key stands for."""
+"""Who asks: the API key of a request is checked before its body is read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.key_file import KeyLimits, StoredKey
+from fastslow.serve.api.errors import ApiError, error_response
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.keys import KeyLimits, KeyRing, StoredKey
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
 ORDINARY = "deep"  # the mode of who names none
@@ -50,22 +52,23 @@ class Caller:
             return self.memory_key
         return _derived(self.memory_key or OPEN, "salt", cache_salt)
 
-    def admit(self, ask: Ask, card: ModelCard) -> Ask:
-        """The ask as the limits let it through: where it gives no `max_tokens`, with the most that it may.
+    def admit(self, ask: GenerateRequest, card: ModelCard) -> GenerateRequest:
+        """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may.
 
         Raises:
             ApiError: it asks for more; the sentence names field, value and limit.
         """
         limits = self.limits
         if limits.modes is not None:
-            self._check_mode(ask.mode, limits.modes)
+            self._check_mode(ask.options.mode, limits.modes)
         if limits.priority is not None:
-            ask = replace(ask, priority=self._priority(ask.priority, *limits.priority))
+            priority = self._priority(ask.options.priority, *limits.priority)
+            ask = ask.with_options(priority=priority)
         if limits.max_tokens is not None:
             ask = self._with_fewer_tokens(ask, card, limits.max_tokens)
         return ask
 
-    def _check_mode(self, mode: str | Mapping[str, Any] | None, allowed: list[str]) -> None:
+    def _check_mode(self, mode: Any, allowed: list[str]) -> None:
         name = ORDINARY if mode is None else _base(mode)
         known = ", ".join(sorted(allowed))
         if name not in allowed:
@@ -84,15 +87,18 @@ class Caller:
             raise self._refusal("priority", limit)
         return priority
 
-    def _with_fewer_tokens(self, ask: Ask, card: ModelCard, most: int) -> Ask:
+    def _with_fewer_tokens(
+        self, ask: GenerateRequest, card: ModelCard, most: int
+    ) -> GenerateRequest:
         given = ask.sampling.get("max_tokens")
         if given is None:
-            preset = card.modes.get(ORDINARY if ask.mode is None else _base(ask.mode), {})
-            own = ask.mode.get("sampling") if isinstance(ask.mode, Mapping) else None
+            mode: Any = ask.options.mode
+            preset = card.modes.get(ORDINARY if mode is None else _base(mode), {})
+            own = mode.get("sampling") if isinstance(mode, Mapping) else None
             usual = (own or preset.get("sampling") or {}).get("max_tokens")
             if isinstance(usual, int) and usual <= most:
                 return ask
-            return replace(ask, sampling={**ask.sampling, "max_tokens": most})
+            return ask.with_options(sampling={**ask.sampling, "max_tokens": most})
         if isinstance(given, int) and given > most:  # the engine refuses what is no number
             limit = f"max_tokens={shown(given)} is above {most}, the most with this key"
             raise self._refusal("max_tokens", limit)
@@ -121,3 +127,55 @@ def _derived(id: str, *parts: str) -> str:
         for part in (text.encode("utf-8", "surrogatepass") for text in ("memory", *parts))
     )
     return hmac.new(id.encode(), data, hashlib.sha256).hexdigest()
+
+
+# Without a key, whoever asks: what health checks, scrapers and the page's first load need. All else needs one.
+OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/version", "/metrics"})
+BEARER = "bearer "
+CHALLENGE = {"www-authenticate": "Bearer"}
+
+
+class Authentication:
+    """Finds the caller of a request, as `scope["state"]["caller"]`, or answers 401.
+
+    Args:
+        keys: None = everybody may ask.
+        open_paths: served to everybody.
+    """
+
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing | None, open_paths: frozenset[str] = OPEN_PATHS
+    ) -> None:
+        self._app, self._keys, self._open = app, keys, open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._keys is not None:
+            try:
+                caller = self._caller(scope, self._keys)
+            except ApiError as error:
+                await error_response(scope, error)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["caller"] = caller
+        elif scope["type"] == "websocket" and self._keys is not None:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await self._app(scope, receive, send)
+
+    def _caller(self, scope: Scope, keys: KeyRing) -> Caller:
+        sent = sent_key(Headers(scope=scope))
+        found = None if sent is None else keys.find(sent)
+        if found is not None:
+            return Caller.of(found)
+        if scope["path"] in self._open or scope["method"] == "OPTIONS":
+            return Caller()
+        said = "no API key was sent" if sent is None else "the API key is not known"
+        message = f"{said}: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
+        raise ApiError(401, message, code="invalid_api_key", headers=CHALLENGE)
+
+
+def sent_key(headers: Headers) -> str | None:
+    """The key in a request's headers; OpenAI's clients send the first kind, Anthropic's the second."""
+    bearer = headers.get("authorization", "")
+    if bearer[: len(BEARER)].lower() == BEARER:
+        return bearer[len(BEARER) :].strip()
+    return headers.get("x-api-key")

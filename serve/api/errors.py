@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from loguru import logger
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -56,24 +55,10 @@ class ApiError(HTTPException):
         self.headers: dict[str, str] = {**(headers or {}), **after}
 
 
-class ErrorDetail(BaseModel):
-    """OpenAI's words for it."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer that is an error."""
-
-    error: ErrorDetail
-
-
+BODY: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "the request does not fit, or comes too early"},
-    "5XX": {"model": ErrorBody, "description": "the server failed, or is not ready"},
+    "4XX": {"description": "the request does not fit, or comes too early", **BODY},
+    "5XX": {"description": "the server failed, or is not ready", **BODY},
 }
 """`responses` of a route, for the OpenAPI document."""
 

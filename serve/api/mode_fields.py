@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import LATENCY_MS, MOST, Mode, Number, nearest, shown
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.settings import ServerSettings
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -109,7 +109,7 @@ class ModeFields(BaseModel):
         return fields["base"] if len(fields) == 1 else fields, variables
 
     def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
-        """How a chat keeps its thoughts, as fields of an `Ask`: by the template's own switch, which writes them
+        """How a chat keeps its thoughts, as `GenerateOptions`: by the template's own switch, which writes them
         as the model has learnt them; without one, the engine puts them back into the prompt."""
         keeps = settings.keep_thoughts if self.keep_thoughts is None else self.keep_thoughts
         if card.keeps_thoughts is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.config import ServerSettings
 
 TEXT = ("text",)
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 from loguru import logger
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces, whole_sources
-from fastslow.serve.engines.wrapped_engine import WrappedEngine
 
-T = TypeVar("T")
-
+ANY_REPLICA = ("tokenize", "detokenize", "token_bytes")  # calls that any replica answers alike
 FIND = 0.02  # seconds between two looks for a request that is cancelled
-LEAST = 0.001  # seconds of an ask's time that another try has at least: it ends with what it has
+LEAST = 0.001  # seconds of a request's time that another try has at least: it ends with what it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +43,9 @@ class Retries:
 
 @dataclass(slots=True)
 class _Broken:
-    """One ask on its way, and what became of it."""
+    """One request on its way, and what became of it."""
 
-    ask: Ask
+    ask: GenerateRequest
     started: float
     there: bool = True  # the engine, when it was asked
     sent: SentPieces = field(default_factory=SentPieces)
@@ -92,7 +90,7 @@ class ContinuedEngine(WrappedEngine):
         """How often the engine began anew, where it counts that."""
         return int(getattr(self.engine, "restarts", 0))
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         own = _Broken(replace(ask, whole=True), time.monotonic(), self.engine.ready)
         self._running[ask.id] = own
         try:
@@ -135,29 +133,21 @@ class ContinuedEngine(WrappedEngine):
             own.sent.thought_stopped(before)
         return stopped
 
-    async def tokenize(self, ask: Ask) -> list[int]:
-        return await self._called(lambda: self.engine.tokenize(ask))
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return await self._called(lambda: self.engine.detokenize(tokens))
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        return await self._called(lambda: self.engine.token_bytes(tokens))
-
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
         await self.engine.close(drain)
 
-    async def _called(self, call: Callable[[], Awaitable[T]]) -> T:
-        """A call that any replica answers, and that an answer under way may need: made again where its replica
-        ends."""
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """What any replica can do, and an answer under way may need, is done again where its replica ends."""
         started, tries = time.monotonic(), 0
         while True:
             try:
-                return await call()
+                return await super().call(method, *arguments)
             except NotReady:
                 late = time.monotonic() - started >= self._retries.seconds
                 if late or self._closing or not (self._running or self.engine.ready):
+                    raise
+                if method not in ANY_REPLICA:
                     raise
             await asyncio.sleep(self._retries.pause(tries))
             tries += 1
@@ -248,13 +238,14 @@ class ContinuedEngine(WrappedEngine):
             logger.warning("request {}: {} ended; another one is asked", own.ask.id, where)
 
 
-def _asked_again(own: _Broken) -> Ask:
-    """The ask for another engine, behind what was sent, and for the time that is left."""
-    ask, timeout = own.ask, own.ask.timeout
+def _asked_again(own: _Broken) -> GenerateRequest:
+    """The request for another engine, after what was sent, and for the time that is left."""
+    ask, timeout = own.ask, own.ask.options.timeout
     if timeout is not None:
         timeout = max(LEAST, timeout - (time.monotonic() - own.started))
-    answered = own.sent.answered if own.sent.tokens else ask.answered
-    return replace(ask, answered=answered, avoid=tuple(own.failed), timeout=timeout)
+    answered = own.sent.answered if own.sent.tokens else ask.options.answered
+    asked = ask.with_options(answered=answered, timeout=timeout)
+    return replace(asked, avoid=tuple(own.failed))
 
 
 def _whole(own: _Broken, output: Output) -> Output:

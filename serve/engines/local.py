@@ -10,18 +10,15 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.answered import ResumeState
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.engine import ModelCard, NotReady
-from fastslow.serve.api.sampling import sampling_of
+from fastslow.serve.api.engine import ModelCard, NotReady, WarmPrefix
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.routing.report import ReplicaReport, replica_report
 from fastslow.serve.engines.routing.request import may_take_long
-from fastslow.serve.engines.warm_prefix import WarmPrefix
 from fastslow.serve.observe.traces import TraceLog
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
@@ -83,12 +80,10 @@ class LocalEngine:
             return ""
         return "the engine broke" if self.broken else "the server is closing"
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         if not self.ready:
             raise NotReady(self.why_not_ready, refused=True)
-        answered = None if ask.answered is None else ResumeState.of(ask.answered)
-        own: dict[str, Any] = {**_options(ask), "trace": ask.trace, "answered": answered}
-        handle = self._llm.submit(ask.prompt, sampling_of(ask), **own)
+        handle = self._llm.begin(ask.prompt, ask.options)
         self._running[ask.id] = handle
         try:
             if not ask.streamed:
@@ -122,7 +117,7 @@ class LocalEngine:
 
     async def warm(self, prefix: WarmPrefix) -> None:
         """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
-        operator's text; what is asked behind it is shared as without it.
+        operator's text; what follows it in a prompt is shared as without it.
 
         Raises:
             ValueError: it does not fit.
@@ -159,9 +154,8 @@ class LocalEngine:
         deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
         return replica_report(self._llm.current_load(), deep, time.time())
 
-    async def tokenize(self, ask: Ask) -> list[int]:
-        llm = self._llm.llm
-        return await asyncio.to_thread(llm.tokenize, ask.prompt, **_options(ask))
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+        return await asyncio.to_thread(self._llm.tokenize, ask.prompt, ask.options)
 
     async def detokenize(self, tokens: list[int]) -> str:
         return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
@@ -177,25 +171,10 @@ class LocalEngine:
         await self._llm.drain(drain)
         await self._llm.close()
 
-    def _check_whole(self, ask: Ask, output: Output) -> None:
+    def _check_whole(self, ask: GenerateRequest, output: Output) -> None:
         """Raises:
         NotReady: this engine closed, and cut an answer that is wanted whole.
         """
         cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
         if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
             raise NotReady("the engine closed before the answer was whole", refused=True)
-
-
-def _options(ask: Ask) -> dict[str, Any]:
-    """How an ask is answered, as `LLM.generate` takes it."""
-    return {
-        "mode": ask.mode,
-        "speculation": ask.speculation,
-        "timeout": ask.timeout,
-        "memory_key": ask.memory_key,
-        "allow_special": ask.allow_special,
-        "chat_template_kwargs": ask.chat_template_kwargs,
-        "keep_thoughts": ask.keep_thoughts,
-        "priority": ask.priority,
-        "prediction": ask.prediction,
-    }

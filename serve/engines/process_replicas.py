@@ -12,14 +12,14 @@ from typing import Any
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard, NotReady
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.engine_process import EngineClient
-from fastslow.serve.engines.process.heartbeat import Heartbeat
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.child_process import Heartbeat
+from fastslow.serve.engines.process.client import EngineClient
 from fastslow.serve.engines.replica_settings import ReplicaSettings, ranks_of
 from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
 from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
+from fastslow.serve.engines.settings import EngineSettings
 
 LOOK = 1.0  # seconds between two reports of a replica
 AGAIN = 30.0  # seconds until another replica is started in place of one that was given up
@@ -103,16 +103,16 @@ class ProcessReplicas:
         errors = [error for one in tries if (error := one.exception()) is not None]
         raise errors[0] if errors else RuntimeError("the replicas ended while they loaded")
 
-    async def stream(self, name: str, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, name: str, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         replica = self._named(name)
         if not replica.runs:
             raise NotReady("the replica takes no more requests", refused=True)
-        async with aclosing(replica.client.stream(ask)) as pieces:
+        async with aclosing(replica.client.stream(request)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def call(self, name: str, method: str, *arguments: Any) -> Any:
-        return await getattr(self._named(name).client, method)(*arguments)
+        return await self._named(name).client.call(method, *arguments)
 
     async def close(self) -> None:
         if self._watching is not None:
@@ -154,7 +154,7 @@ class ProcessReplicas:
     async def _ask_report(self, one: _Replica) -> None:
         with suppress(TimeoutError, NotReady):
             async with asyncio.timeout(LOOK):
-                values = await one.client.report()
+                values = await one.client.call("report")
                 one.report = self._reports.read(one.name, values) or one.report
 
     def _drop(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.config import ServerConfig
 
 MOST, MOST_CPUS = 10_000, 1024
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
@@ -45,37 +46,29 @@ class ReplicaSettings:
             raise ValueError(f"replica_cpus={self.cpus} must be from 1 to {MOST_CPUS}")
 
     @classmethod
-    def of(
-        cls,
-        replicas: str,
-        options: Mapping[str, Any],
-        cpus: int | None = None,
-        resources: str | None = None,
-        drain: float = 30.0,
-        cores: int | None = None,
-    ) -> ReplicaSettings:
+    def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:
         """From what the operator gives.
 
         Args:
-            replicas: "2", or "1:4".
-            options: keyword arguments of the engine's `LLM`.
-            cpus: see above; None = an equal share of `cores`, or one for each rank where that is None.
-            resources: such as "NPU=1"; None = a device for each rank, where the options name one.
-            drain: see above.
-            cores: that all replicas share.
+            config: see there.
+            cores: that the replicas share, where they have a machine to themselves.
 
         Raises:
             ValueError: a value does not fit; one sentence.
         """
-        least, most = counts(replicas)
+        options = config.engine.options
+        least, most = counts(config.replicas or "1")
         ranks = ranks_of(options)
+        cpus = config.replica_cpus
         if cpus is None:
             cpus = ranks if cores is None else max(1, cores // max(1, most))
-        if resources is not None:
-            return cls(least, most, cpus, resources_of(resources), drain)
         kind = str(options.get("device", "auto")).partition(":")[0]
-        name = {"cuda": "GPU", "npu": "NPU"}.get(kind)
-        return cls(least, most, cpus, {} if name is None else {name: float(ranks)}, drain)
+        device = {"cuda": "GPU", "npu": "NPU"}.get(kind)
+        if config.replica_resources is not None:
+            resources = resources_of(config.replica_resources)
+        else:
+            resources = {} if device is None else {device: float(ranks)}
+        return cls(least, most, cpus, resources, config.drain_seconds)
 
 
 def counts(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.engine import CalledEngine, ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.replica_stats import StatsSum
 from fastslow.serve.engines.routing.chooser import ReplicaChooser
 from fastslow.serve.engines.routing.report import ReplicaReport
@@ -56,7 +56,7 @@ class Replicas(Protocol):
             RuntimeError: no replica can be started.
         """
 
-    def stream(self, name: str, ask: Ask) -> AsyncGenerator[Piece, None]:
+    def stream(self, name: str, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """`Engine.stream` of one replica."""
 
     async def call(self, name: str, method: str, *arguments: Any) -> Any:
@@ -66,7 +66,7 @@ class Replicas(Protocol):
         """End all of them."""
 
 
-class RoutedEngine:
+class RoutedEngine(CalledEngine):
     """`Engine` over several replicas; a `ReplicaChooser` says which of them answers a request.
 
     Where a replica ends, answers that it was making raise `NotReady` with the replica's name.
@@ -117,15 +117,15 @@ class RoutedEngine:
             return ""
         return f"no replica runs, {self._replicas.starting} are starting"
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        routed = routed_of(ask, self.card)
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        routed = routed_of(request, self.card)
         # a request that is asked again elsewhere keeps its id, and counts by itself
-        routed = replace(routed, id=f"{ask.id}/{next(self._numbers)}")
+        routed = replace(routed, id=f"{request.id}/{next(self._numbers)}")
         name = self._choose(routed)
         self._chooser.routed(routed, name)
-        self._running[ask.id] = name
+        self._running[request.id] = name
         try:
-            async with aclosing(self._replicas.stream(name, ask)) as pieces:
+            async with aclosing(self._replicas.stream(name, request)) as pieces:
                 async for piece in pieces:
                     yield piece
         except NotReady as error:
@@ -134,11 +134,15 @@ class RoutedEngine:
             raise
         finally:
             self._chooser.ended(routed.id)
-            if self._running.get(ask.id) == name:
-                del self._running[ask.id]
-                self._recent[ask.id] = name
+            if self._running.get(request.id) == name:
+                del self._running[request.id]
+                self._recent[request.id] = name
                 if len(self._recent) > RECENT:
                     del self._recent[next(iter(self._recent))]
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """A method that any replica can answer."""
+        return await self._call(self._any(), method, *arguments)
 
     async def cancel(self, id: str) -> bool:
         return any(await self._about(id, "cancel", ABOUT))
@@ -164,19 +168,6 @@ class RoutedEngine:
         sums = self._sum.of(self._sum.with_missing(found, missing))
         running, starting = len(self._replicas.running), self._replicas.starting
         return sums | {"replicas_running": running, "replicas_starting": starting}
-
-    async def tokenize(self, ask: Ask) -> list[int]:
-        tokens: list[int] = await self._call(
-            self._choose(routed_of(ask, self.card)), "tokenize", ask
-        )
-        return tokens
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return str(await self._call(self._any(), "detokenize", tokens))
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        found = await self._call(self._any(), "token_bytes", list(tokens))
-        return [(data, shown) for data, shown in found]
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True

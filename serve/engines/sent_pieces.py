@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fastslow.engine.types import FORCED
 from fastslow.output import Decided, Piece
+from fastslow.request.resume import ResumeState
 
 
 @dataclass(slots=True)
@@ -60,14 +60,14 @@ class SentPieces:
         return sum(len(sent.tokens) for sent in self.choices.values())
 
     @property
-    def answered(self) -> dict[str, Any]:
-        """For `Ask.answered`."""
+    def answered(self) -> ResumeState:
+        """From where another engine continues."""
         each = [self.choices.get(n, SentChoice()) for n in range(max(self.choices, default=-1) + 1)]
-        return {
-            "tokens": [list(one.tokens) for one in each],
-            "decided": [None if one.decided is None else list(one.decided) for one in each],
-            "stopped": [_closed_from(one) for one in each],
-        }
+        return ResumeState(
+            tokens=[list(one.tokens) for one in each],
+            decided=[one.decided for one in each],
+            stopped=[_closed_from(one) for one in each],
+        )
 
     @property
     def sizes(self) -> dict[int, int]:

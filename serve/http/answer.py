@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from fastslow.output import Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Engine, NotReady
 from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.generate_request import GenerateRequest
 
 T = TypeVar("T")
 GONE = 499  # nginx's status for a client that closed its connection
@@ -29,8 +29,8 @@ PlacedPiece = tuple[int, Piece]
 """Which of several prompts, and a piece of its answer."""
 
 
-async def whole(engine: Engine, ask: Ask) -> Output:
-    """The answer to one ask.
+async def whole(engine: Engine, ask: GenerateRequest) -> Output:
+    """The answer to one request.
 
     Raises:
         ApiError: what is asked does not fit.
@@ -48,8 +48,8 @@ async def whole(engine: Engine, ask: Ask) -> Output:
     return output
 
 
-async def all_whole(engine: Engine, asks: Sequence[Ask]) -> list[Output]:
-    """The answers to several asks, which run side by side; where one fails, all end."""
+async def all_whole(engine: Engine, asks: Sequence[GenerateRequest]) -> list[Output]:
+    """The answers to several requests, which run side by side; where one fails, all end."""
     if len(asks) == 1:
         return [await whole(engine, asks[0])]
     tasks = [asyncio.ensure_future(whole(engine, ask)) for ask in asks]
@@ -87,7 +87,7 @@ class Pieces:
     A slow reader holds up nobody: pieces wait here, never more of them than the answer has tokens.
     """
 
-    def __init__(self, engine: Engine, asks: Sequence[Ask]) -> None:
+    def __init__(self, engine: Engine, asks: Sequence[GenerateRequest]) -> None:
         self._came: list[PlacedPiece] = []
         self._news = asyncio.Event()
         self._error: BaseException | None = None
@@ -120,7 +120,7 @@ class Pieces:
         """Cancel what still runs."""
         await _end(self._pumps)
 
-    async def _pump(self, engine: Engine, place: int, ask: Ask) -> None:
+    async def _pump(self, engine: Engine, place: int, ask: GenerateRequest) -> None:
         try:
             async with aclosing(engine.stream(ask)) as stream:
                 async for piece in stream:

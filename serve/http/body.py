@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import ERRORS, ApiError
-from fastslow.serve.api.settings import ServerSettings
 
 EXACT = 2**53  # below it floats hold every whole number
 
@@ -76,9 +76,9 @@ class JsonRoute(APIRoute):
         return strict
 
 
-def json_router(errors: Mapping[int | str, dict[str, Any]] = ERRORS) -> APIRouter:
+def json_router() -> APIRouter:
     """A router for routes with JSON bodies, whose errors are in the OpenAPI document."""
-    return APIRouter(route_class=JsonRoute, responses=dict(errors))
+    return APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
 def read_json(data: bytes, depth: int, parts: int) -> Any:

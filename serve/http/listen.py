@@ -1,14 +1,16 @@
-"""The socket that a server listens at: taken before a model is loaded."""
+"""The socket that a server listens at, and the event loop that it runs on."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 WAITING = 2048  # connections that the system holds until they are accepted
 
@@ -87,3 +89,20 @@ def _remove_old(path: Path) -> None:
                 path.unlink()
                 return
         raise ValueError(f"{str(path)!r} is taken: another server listens there")
+
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a program on uvloop, where that is installed."""
+    with asyncio.Runner(loop_factory=_factory()) as runner:
+        return runner.run(work)
+
+
+def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop

@@ -27,13 +27,13 @@ OPERATIONS = {
 ASKED = ("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty")
 
 
-def tracing() -> Observer | None:
-    """What makes spans of requests and sends them to the endpoint; None: there is none.
+def tracing() -> list[Observer]:
+    """What makes spans of requests and sends them to the endpoint; nothing where none is set.
 
     A provider that the program set up itself is used as it is.
     """
     if not any(os.environ.get(name) for name in ENDPOINTS):
-        return None
+        return []
     try:
         provider = _exporting()
     except ImportError as error:
@@ -42,8 +42,8 @@ def tracing() -> Observer | None:
             "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http",
             error,
         )
-        return None
-    return RequestSpans(provider)
+        return []
+    return [RequestSpans(provider)]
 
 
 class RequestSpans:

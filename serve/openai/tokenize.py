@@ -6,20 +6,20 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
-from fastslow.serve.api.ask import Ask
+from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import refused
-from fastslow.serve.api.fields import Fields
+from fastslow.serve.api.fields import Fields, served_mode
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.mode_fields import ModeFields
-from fastslow.serve.api.model_name import served_mode
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.api.turns import characters
 from fastslow.serve.http.body import json_router
-from fastslow.serve.openai.messages import ChatMessage, as_turns
-from fastslow.serve.tool_calls.protocols import openai_tools
+from fastslow.serve.openai.chat_body import ChatMessage, as_turns
+from fastslow.serve.tool_calls.offered import openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
@@ -36,13 +36,6 @@ class TokenizeRequest(ModeFields, Fields):
     return_token_strs: StrictBool | None = None
 
 
-class Tokenized(BaseModel):
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None = None
-
-
 class DetokenizeRequest(Fields):
     model: Annotated[str, Field(max_length=256)] | None = None
     tokens: Annotated[
@@ -50,12 +43,8 @@ class DetokenizeRequest(Fields):
     ]
 
 
-class Detokenized(BaseModel):
-    prompt: str
-
-
 @router.post("/tokenize")
-async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> Tokenized:
+async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> dict[str, Any]:
     """The token ids that a prompt has."""
     engine, settings = request.app.state.engine, request.app.state.settings
     try:
@@ -66,23 +55,27 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> Tokeni
     if asked.return_token_strs:
         await request.app.state.tokens.learn(tokens)
         texts = [request.app.state.tokens.text_of(token) for token in tokens]
-    return Tokenized(
-        count=len(tokens), max_model_len=engine.card.context, tokens=tokens, token_strs=texts
-    )
+    context = engine.card.context
+    return {
+        "count": len(tokens),
+        "max_model_len": context,
+        "tokens": tokens,
+        "token_strs": texts,
+    }
 
 
 @router.post("/detokenize")
-async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> Detokenized:
+async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> dict[str, str]:
     """The text of token ids, special tokens too."""
     engine = request.app.state.engine
     served_mode(asked.model, engine.card, request.app.state.settings)
     try:
-        return Detokenized(prompt=await engine.detokenize(asked.tokens))
+        return {"prompt": await engine.detokenize(asked.tokens)}
     except ValueError as error:
         raise refused(error, type(asked).model_fields) from None
 
 
-def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> Ask:
+def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> GenerateRequest:
     card = request.app.state.engine.card
     named = served_mode(asked.model, card, settings)
     if (asked.prompt is None) == (asked.messages is None):
@@ -103,10 +96,5 @@ def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> 
         raise ValueError(
             f"the prompt has {size} characters; at most {settings.prompt_characters} are taken"
         )
-    return Ask(
-        id=f"tokenize-{secrets.token_hex(8)}",
-        prompt=prompt,
-        mode=mode,
-        chat_template_kwargs=variables or None,
-        **kept,
-    )
+    options = GenerateOptions(mode=mode, chat_template_kwargs=variables or None, **kept)
+    return GenerateRequest(f"tokenize-{secrets.token_hex(8)}", prompt, options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,11 +13,9 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from fastslow.serve.api.keys import known_keys
-from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.engines.routed_engine import RoutedEngine
 from fastslow.serve.http.app import create_app
-from fastslow.serve.http.operations import OperationSettings
 from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.observe.tracing import tracing
 from fastslow.serve.ray import QUIET
@@ -47,22 +44,9 @@ class Ingress:
         given = Arguments(**arguments)
         name = serve.get_replica_context().app_name
         self._engine = RoutedEngine(RayReplicas(FoundDeployment(handle, name)))
-        keys = known_keys(None if given.api_keys is None else Path(given.api_keys), ())
-        traced = tracing()
-        operations = OperationSettings(
-            keys=keys,
-            model=given.engine.name,
-            concurrent=given.max_requests,
-            body_seconds=given.body_seconds,
-            allow_origins=given.allow_origins,
-            allow_hosts=given.allow_hosts,
-            log_texts=given.log_texts,
-            metrics_by_key=given.metrics_by_key,
-            observers=() if traced is None else (traced,),
-            lost_lines=lambda: self._log.lost,
-        )
-        self._settings = ServerSettings(**given.settings)
-        self._app = create_app(ContinuedEngine(self._engine), self._settings, operations)
+        keys = known_keys(given.api_keys, ())
+        self._settings = given.settings
+        self._app = create_app(ContinuedEngine(self._engine), given, keys, None, tracing())
         self._starting = asyncio.create_task(self._start())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -93,7 +77,7 @@ def build(given: dict[str, Any]) -> Application:
         ValueError: one does not fit; one sentence.
     """
     arguments = Arguments(**given)
-    environment = QUIET | arguments.environment
+    environment = QUIET | arguments.log_environment | arguments.environment
     handle = engines(arguments.engine, arguments.each, environment)
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name=SERVER,

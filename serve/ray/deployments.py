@@ -15,8 +15,8 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from fastslow.serve.engines.engine_settings import EngineSettings
 from fastslow.serve.engines.replica_settings import ReplicaSettings, ranks_of, running_of
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.ray import QUIET
 from fastslow.serve.ray.cluster import CLOSING, Cluster, ray_logs
 from fastslow.serve.ray.messages import failure_in

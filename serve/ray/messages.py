@@ -11,11 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.engines.process.failures import error_of, failure_of
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.engines.process.link import as_fields
-from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.messages import Failure, error_of, failure_of, packed
 
 MARK = re.compile(r"\[fastslow-failure:([A-Za-z0-9_=-]+)\]")
 
@@ -74,13 +71,19 @@ def packed_arguments(arguments: Sequence[Any]) -> bytes:
     Raises:
         ValueError: a client's value cannot be sent.
     """
-    return packed([as_fields(one) if isinstance(one, Ask) else one for one in arguments])
+    return packed([_plain(one) for one in arguments])
 
 
-def arguments_of(method: str, data: bytes) -> list[Any]:
-    """The arguments again."""
-    arguments = _list.decode(data)
-    return [Ask(**arguments[0])] if method in ("stream", "tokenize") else arguments
+def _plain(argument: Any) -> Any:
+    return argument.to_fields() if isinstance(argument, GenerateRequest) else argument
+
+
+def arguments_of(data: bytes) -> list[Any]:
+    """The arguments again. An object among them is a request."""
+    return [
+        GenerateRequest.from_fields(one) if isinstance(one, dict) else one
+        for one in _list.decode(data)
+    ]
 
 
 def load_failure(error: Exception) -> RuntimeError:

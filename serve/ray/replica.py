@@ -11,11 +11,10 @@ from loguru import logger
 from msgspec import to_builtins
 from ray import serve
 
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.answer_stream import AnswerStream
-from fastslow.serve.engines.process.failures import KINDS, failure_of
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.api.engine import called
+from fastslow.serve.engines.process.connection import AnswerStream
+from fastslow.serve.engines.process.messages import KINDS, Failure, failure_of, packed
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.ray.messages import Accepted, Bunch, Returned, arguments_of, load_failure
 from fastslow.serve.ray.scaling import autoscaling_stats
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 BUNCH = 0.02  # seconds between the items of an answer, after its first piece: each costs what a token does
 ALIVE = 2.0  # seconds without a piece, after which an item says that this replica is still there
 NOBODY = 600.0  # seconds: Ray takes all items at once, so that its own end is what cuts an answer
-CALLS = frozenset(
-    ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", "token_bytes")
-)
 
 
 class EngineReplica:
@@ -50,11 +46,11 @@ class EngineReplica:
             raise load_failure(error) from None
         logger.info("replica {} has loaded {}", self._id, self._engine.card.name)
 
-    async def stream(self, name: str, ask: bytes) -> AsyncGenerator[bytes, None]:
+    async def stream(self, name: str, request: bytes) -> AsyncGenerator[bytes, None]:
         """The items of an answer. Whoever leaves the loop cancels the request."""
         yield packed(Accepted(self._id))
         answer = AnswerStream(NOBODY)
-        filling = asyncio.create_task(self._fill(answer, ask))
+        filling = asyncio.create_task(self._fill(answer, request))
         try:
             while (pieces := await _taken(answer)) != []:
                 yield packed(Bunch(pieces or []))
@@ -71,9 +67,7 @@ class EngineReplica:
         try:
             if method == "card":
                 return packed(Returned(self._id, to_builtins(self._engine.card)))
-            if method not in CALLS:
-                raise ValueError(f"an engine has no method {method!r} for others")
-            value = await getattr(self._engine, method)(*arguments_of(method, arguments))
+            value = await called(self._engine, method, arguments_of(arguments))
             return packed(Returned(self._id, value))
         except Exception as error:  # noqa: BLE001 - it is the client's
             return packed(Returned(self._id, None, _failure(error)))
@@ -102,11 +96,11 @@ class EngineReplica:
             await self._engine.close()
         self._log.close()
 
-    async def _fill(self, answer: AnswerStream, ask: bytes) -> None:
+    async def _fill(self, answer: AnswerStream, request: bytes) -> None:
         """Put the pieces of an answer where they wait to be sent."""
         failure: Exception | None = None
         try:
-            async with aclosing(self._engine.stream(*arguments_of("stream", ask))) as pieces:
+            async with aclosing(self._engine.stream(*arguments_of(request))) as pieces:
                 async for piece in pieces:
                     answer.put(piece)
         except Exception as error:  # noqa: BLE001 - it is the client's

@@ -14,9 +14,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
-from fastslow.serve.engines.process.failures import error_of
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.messages import error_of
 from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployments import Deployment, DeploymentState
@@ -84,8 +84,8 @@ class RayReplicas:
         self._looking = asyncio.create_task(self._look())
         return card
 
-    async def stream(self, name: str, ask: Ask) -> AsyncGenerator[Piece, None]:
-        response = self._stream.remote(name, packed_arguments([ask]))
+    async def stream(self, name: str, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        response = self._stream.remote(name, packed_arguments([request]))
         taken, over, accepted = asyncio.ensure_future(anext(response)), False, False
         try:
             async with asyncio.timeout(PATIENCE):

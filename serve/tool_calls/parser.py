@@ -7,8 +7,7 @@ from collections.abc import Collection
 
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.serve.tool_calls.events import CallBegun, CallMore, Content, Event, joined, new_id
-from fastslow.serve.tool_calls.feed import Feed, Reading, SearchedMarks
-from fastslow.serve.tool_calls.json_values import SPACE
+from fastslow.serve.tool_calls.feed import SPACE, Feed, Reading, SearchedMarks
 
 
 class ToolParser(ABC):

@@ -177,7 +177,7 @@ def test_a_full_queue_says_so_before_anything_is_done(llm: LLM, gate: Gate) -> N
         with pytest.raises(ValueError, match="^n=4 is more than the 3 answers"):
             await served.generate([5], SamplingParams(n=4))
         with pytest.raises(ValueError, match="^prompt"):
-            await served.generate(5)  # type: ignore[arg-type]
+            await served.generate(5)  # type: ignore[call-overload]
         first.cancel()
         gate.open()
         await first

@@ -15,11 +15,11 @@ from checkpoints import write_moge
 from injected import LISTENERS, Caller, Failure, Injected, inject
 from tokenizers_tiny import write_bpe
 
-from fastslow.call import PromptCall, SpeculationLike
 from fastslow.choice import ChoiceHandle
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output
+from fastslow.request.options import GenerateOptions, SpeculationLike
 
 WAIT = 5.0  # seconds that a caller may have to wait
 VOCAB = 320
@@ -194,7 +194,7 @@ def test_a_drafter_lets_go_later_of_what_it_kept(
 
 def test_close_from_a_listener_does_not_wait_for_itself(folder: Path) -> None:
     llm = open_llm(folder)
-    handle = llm._requests.build(PromptCall(time.monotonic(), "one two", TEN))[0]
+    handle = llm._requests.build("one two", GenerateOptions(sampling=TEN), time.monotonic())[0]
     handle.request.listener = lambda _: llm._worker.close()
     llm._worker.submit([handle.request])
     llm._worker._thread.join(WAIT)

@@ -33,9 +33,9 @@ from fastslow import (
     SamplingParams,
     as_completed,
 )
-from fastslow.call import PromptCall
 from fastslow.engine.core import stats
 from fastslow.handle import PieceStream
+from fastslow.request.options import GenerateOptions
 
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
@@ -264,7 +264,9 @@ def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
 
 
 def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
-    handle = RequestHandle(llm._jobs.of(PromptCall(time.monotonic(), "The quick", TEN)))
+    handle = RequestHandle(
+        llm._jobs.of("The quick", GenerateOptions(sampling=TEN), time.monotonic())
+    )
     handle._job.prepare()
     requests = [choice.request for choice in handle._job.queue()]
     steps = llm.stats().steps
@@ -295,7 +297,7 @@ def test_what_raises_at_once_and_what_later(llm: LLM) -> None:
     for prompt, options in (
         (5, {}),
         ([400], {"mode": "dep"}),
-        ("hello", {"sampling": {"max_tokens": 3}}),
+        ("hello", {"sampling": 3}),
         ("hello", {"timeout": 0}),
         (["one", "two"], {}),
         ("hello", {"speculation": 5}),

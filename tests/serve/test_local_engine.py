@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from checkpoints import write_moge
 from gate import SOON, Gate, settled
+from requests_made import made_request
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, Engine, NotReady
-from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.engines.settings import EngineSettings
 
 TEN: dict[str, Any] = {"max_tokens": 10, "ignore_eos": True}
 LONG = {"max_tokens": 400, "ignore_eos": True}
@@ -53,7 +54,7 @@ def engine(llm: LLM) -> LocalEngine:
     return LocalEngine(llm, "tiny", max_waiting=1)
 
 
-async def read(engine: Engine, ask: Ask) -> list[Piece]:
+async def read(engine: Engine, ask: GenerateRequest) -> list[Piece]:
     return [piece async for piece in engine.stream(ask)]
 
 
@@ -65,14 +66,14 @@ def test_its_card(engine: LocalEngine) -> None:
 
 def test_it_streams_what_the_llm_says(engine: LocalEngine, llm: LLM) -> None:
     async def main() -> None:
-        *pieces, last = await read(engine, Ask("a", CHAT, {**TEN, "n": 2}, mode="fast"))
+        *pieces, last = await read(engine, made_request("a", CHAT, {**TEN, "n": 2}, mode="fast"))
         assert last.output is not None and {piece.index for piece in pieces} == {0, 1}
         own = llm.generate(CHAT, SamplingParams(**TEN), mode="fast")
         assert last.output.token_ids == own.token_ids
         with pytest.raises(ValueError, match="^max_tokens"):
-            await read(engine, Ask("b", CHAT, {"max_tokens": 0}))
+            await read(engine, made_request("b", CHAT, {"max_tokens": 0}))
         with pytest.raises(ValueError, match="^mode"):
-            await read(engine, Ask("b", CHAT, mode="dep"))
+            await read(engine, made_request("b", CHAT, mode="dep"))
         assert not await engine.cancel("a"), "it is over"
         assert (await engine.stats())["ended"]["length"] >= 3
 
@@ -86,17 +87,19 @@ def test_it_says_when_it_is_busy_and_cancels_by_id(
     gate = Gate(llm, monkeypatch)
 
     async def main() -> None:
-        tasks = [asyncio.create_task(read(engine, Ask(id, CHAT, LONG))) for id in ("a", "b")]
+        tasks = [
+            asyncio.create_task(read(engine, made_request(id, CHAT, LONG))) for id in ("a", "b")
+        ]
         await asyncio.sleep(0.01)
         with pytest.raises(Busy) as busy:
-            await read(engine, Ask("c", CHAT, TEN))
+            await read(engine, made_request("c", CHAT, TEN))
         assert busy.value.retry_after > 0
         assert await engine.cancel("a") and await engine.cancel("b")
         gate.open()
         for task in tasks:
             (*_, last) = await task
             assert last.output is not None and last.output.finish_reason == "cancelled"
-        left = engine.stream(Ask("d", CHAT, LONG))
+        left = engine.stream(made_request("d", CHAT, LONG))
         await anext(left)
         await left.aclose()
         assert not await engine.cancel("d")
@@ -108,14 +111,18 @@ def test_it_says_when_it_is_busy_and_cancels_by_id(
 def test_tokenising_runs_nothing(engine: LocalEngine, llm: LLM) -> None:
     async def main() -> None:
         steps = llm.stats().steps
-        fast, deep = [await engine.tokenize(Ask("a", CHAT, mode=mode)) for mode in ("fast", "deep")]
+        fast, deep = [
+            await engine.tokenize(made_request("a", CHAT, mode=mode)) for mode in ("fast", "deep")
+        ]
         assert await engine.detokenize(deep) == "<think>hello</think>"
         assert await engine.detokenize(fast) == "<think>hello</think>no", "the template's switch"
-        own = await engine.tokenize(Ask("a", CHAT, chat_template_kwargs={"enable_thinking": False}))
+        own = await engine.tokenize(
+            made_request("a", CHAT, chat_template_kwargs={"enable_thinking": False})
+        )
         assert own == fast
-        assert await engine.tokenize(Ask("a", [5, 6])) == [5, 6]
+        assert await engine.tokenize(made_request("a", [5, 6])) == [5, 6]
         with pytest.raises(ValueError, match="messages"):
-            await engine.tokenize(Ask("a", [{"role": "x", "content": ""}]))
+            await engine.tokenize(made_request("a", [{"role": "x", "content": ""}]))
         for wrong in ([320], [-1]):
             with pytest.raises(ValueError, match=r"not an id in 0\.\.319"):
                 await engine.detokenize(wrong)
@@ -127,13 +134,13 @@ def test_tokenising_runs_nothing(engine: LocalEngine, llm: LLM) -> None:
 def test_it_drains(folder: Path) -> None:
     async def main() -> None:
         engine = LocalEngine(LLM(folder, kv_memory="4MiB", progress=False), "tiny")
-        task = asyncio.create_task(read(engine, Ask("a", CHAT, TEN)))
+        task = asyncio.create_task(read(engine, made_request("a", CHAT, TEN)))
         await asyncio.sleep(0)
         async with asyncio.timeout(SOON):
             await engine.close(drain=SOON)
         assert not engine.ready
         with pytest.raises(NotReady):
-            await read(engine, Ask("b", CHAT))
+            await read(engine, made_request("b", CHAT))
         (*_, last) = await task
         assert last.output is not None and last.output.finish_reason == "length"
 
@@ -144,7 +151,7 @@ def test_stopping_a_thought_by_id(engine: LocalEngine, llm: LLM) -> None:
     async def main() -> None:
         assert not await engine.stop_thinking("a"), "unknown"
         told = False
-        ask = Ask("a", "<think>", LONG, allow_special=True)
+        ask = made_request("a", "<think>", LONG, allow_special=True)
         async for piece in engine.stream(ask):
             told = told or await engine.stop_thinking("a")
             last = piece
@@ -157,16 +164,18 @@ def test_stopping_a_thought_by_id(engine: LocalEngine, llm: LLM) -> None:
 def test_prediction_and_priority_reach_the_engine(engine: LocalEngine, llm: LLM) -> None:
     async def main() -> None:
         fixed = {"drafter": "ngram", "nodes": 6}
-        (*_, plain) = await read(engine, Ask("a", CHAT, TEN))
+        (*_, plain) = await read(engine, made_request("a", CHAT, TEN))
         assert plain.output is not None
         text = plain.output.text
-        (*_, last) = await read(engine, Ask("a", CHAT, TEN, speculation=fixed, prediction=text))
+        (*_, last) = await read(
+            engine, made_request("a", CHAT, TEN, speculation=fixed, prediction=text)
+        )
         assert last.output is not None
         assert last.output.token_ids == plain.output.token_ids
         metrics = last.output.metrics
         assert metrics.prediction_accepted + metrics.prediction_rejected > 0
         with pytest.raises(ValueError, match="^priority=5000"):
-            await read(engine, Ask("a", CHAT, TEN, priority=5000))
+            await read(engine, made_request("a", CHAT, TEN, priority=5000))
 
     asyncio.run(main())
 
@@ -187,7 +196,7 @@ def test_steps_are_measured_before_the_first_request(
         engine = await EngineSettings(str(folder), "tiny", options).open()
         assert sorted(measured, key=str) == [1, None]  # of the fast mode, and of the deep one
         for mode in ("fast", "deep", "auto"):
-            await read(engine, Ask("one", "hello", TEN, mode=mode))
+            await read(engine, made_request("one", "hello", TEN, mode=mode))
         await engine.close()
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ from fake_engine import TINY
 from serve_engines import asked, pieces_of
 
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.engines.process.frames import packed
+from fastslow.serve.engines.process.messages import packed
 from fastslow.serve.ray import engine
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import RayEngine

@@ -16,7 +16,7 @@ from ray_engines import kill, replica_pids
 from serve_engines import answer_of, asked, settings_of, until, write_served
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.ray import engine, replica
 from fastslow.serve.ray.cluster import Cluster
@@ -31,7 +31,7 @@ from fastslow.serve.ray.routed import control
 class Slow:
     """An engine whose answers take a while."""
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         await asyncio.sleep(0.3)
         yield Piece(text="at last", token_ids=[1])
 
@@ -55,7 +55,7 @@ def test_a_replica_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> Non
 class OutOfTime:
     """An engine whose own limit of time ends an answer."""
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         yield Piece(text="a", token_ids=[1])
         raise TimeoutError("the engine has a limit of its own")
 

@@ -14,7 +14,7 @@ from ray import ActorID
 from ray.exceptions import ActorUnavailableError
 
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.engines.process.frames import packed
+from fastslow.serve.engines.process.messages import packed
 from fastslow.serve.ray import engine as engine_module
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import RayEngine

@@ -12,11 +12,11 @@ from metrics_client import client, scraped
 
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.observe import metrics
-from fastslow.serve.observe.metric_registry import MOST_VALUES
+from fastslow.serve.observe.metrics import MOST_VALUES
 from fastslow.serve.page import route
 
 pytest.importorskip("ray")
-from fastslow.serve.engines.process.frames import packed
+from fastslow.serve.engines.process.messages import packed
 from fastslow.serve.ray import engine
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import STATS, RayEngine

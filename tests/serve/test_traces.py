@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_moge
+from requests_made import made_request
 from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.observe import traces
 
@@ -35,7 +35,7 @@ def test_traces_of_requests_that_asked_for_one(
 
         async def answer(id: str, *, trace: bool = True, n: int = 1) -> list[int]:
             ids: list[int] = []
-            ask = Ask(id, [5, 6, 7], {**SAMPLING, "n": n}, speculation="off", trace=trace)
+            ask = made_request(id, [5, 6, 7], {**SAMPLING, "n": n}, speculation="off", trace=trace)
             async for piece in engine.stream(ask):
                 if piece.token_ids and trace and n == 1:
                     now = await engine.trace(id)

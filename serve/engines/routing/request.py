@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.generate_request import GenerateRequest
 
 # of a prompt that a router reads: what comes later hardly changes where it goes
 MOST_CHARACTERS = 65_536
@@ -47,27 +47,29 @@ class RoutedRequest:
         return self.latency_ms is not None and not self.deep
 
 
-def routed_of(ask: Ask, card: ModelCard) -> RoutedRequest:
+def routed_of(request: GenerateRequest, card: ModelCard) -> RoutedRequest:
     """A request, as routers see it.
 
     Args:
         card: of the model.
     """
-    fields = {} if isinstance(ask.mode, str | None) else ask.mode
-    base = str(fields.get("base") or DEFAULT) if fields else str(ask.mode or DEFAULT)
+    mode: Any = request.options.mode
+    fields = {} if isinstance(mode, str | None) else mode
+    base = str(fields.get("base") or DEFAULT) if fields else str(mode or DEFAULT)
     preset = card.modes.get(base, {})
-    prompt, tokens = _seen(ask.prompt)
-    most = ask.sampling.get("max_tokens", ask.defaults.get("max_tokens"))
+    prompt, tokens = _seen(request.prompt)
+    usual = request.options.sampling_defaults.get("max_tokens")
+    most = request.sampling.get("max_tokens", usual)
     return RoutedRequest(
-        id=ask.id,
+        id=request.id,
         mode=_name(base, fields),
         deep=may_take_long({**preset, **fields}),
         prompt=prompt,
         prompt_tokens=tokens,
         max_tokens=min(most, card.context) if isinstance(most, int) else card.context,
         latency_ms=fields.get("latency_ms", preset.get("latency_ms")),
-        memory_key=ask.memory_key or "",
-        avoid=tuple(ask.avoid),
+        memory_key=request.options.memory_key or "",
+        avoid=tuple(request.avoid),
     )
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from checkpoints import write_moge
 from gate import SOON, Gate, settled
+from requests_made import made_request
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.serve.engines.routing.request import may_take_long
@@ -34,7 +35,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         yield llm
 
 
-async def answer(engine: LocalEngine, ask: Ask) -> None:
+async def answer(engine: LocalEngine, ask: GenerateRequest) -> None:
     async for _ in engine.stream(ask):
         pass
 
@@ -51,7 +52,7 @@ def test_it_tells_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.Mon
     async def main() -> None:
         tasks = []
         for number, mode in enumerate(modes):
-            ask = Ask(f"{number}", CHAT, LONG, mode=mode)  # type: ignore[arg-type]
+            ask = made_request(f"{number}", CHAT, LONG, mode=mode)
             tasks.append(asyncio.create_task(answer(engine, ask)))
         assert await asyncio.to_thread(gate.reached.acquire, timeout=SOON)
         ends = time.monotonic() + SOON

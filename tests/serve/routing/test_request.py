@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from fake_engine import TINY
+from requests_made import made_request
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.policies.modes import builtin_modes
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest, routed_of
 
 UNITS = RoutedUnits("groups", 4)
@@ -20,7 +20,7 @@ CARD = replace(TINY, modes=MODES)
 
 def routed(thinks: bool = True, **fields: Any) -> RoutedRequest:
     asked: dict[str, Any] = {"prompt": [{"role": "user", "content": "Hello"}], **fields}
-    return routed_of(Ask("one", **asked), replace(CARD, thinks=thinks))
+    return routed_of(made_request("one", **asked), replace(CARD, thinks=thinks))
 
 
 @pytest.mark.parametrize("thinks", [True, False])
