@@ -66,7 +66,9 @@ def opened(
             from fastslow.serve.ray.replicas import RayReplicas
 
             cluster = stack.enter_context(started_cluster())
-            pids = cluster.engines
+
+            def pids() -> list[int]:
+                return cluster.engines()
 
             def replicas() -> Any:
                 return RayReplicas(OwnDeployment(Cluster(cluster.address), settings, TWO))
@@ -243,9 +245,11 @@ def test_a_hung_replica_is_replaced_and_its_answer_continued(opened: Opened) -> 
         continued = ContinuedEngine(several)
         ask = asked("long", 3000, sampling={"temperature": 0})
         right = await answer_of(continued, ask)
-        before, busy, pieces = {pid: _ticks(pid) for pid in opened.pids()}, 0, []
+        before, busy, pieces = dict.fromkeys(opened.pids(), 0), 0, []
         async for piece in continued.stream(ask):
             pieces.append(piece)
+            if len(pieces) == 2:
+                before = {pid: _ticks(pid) for pid in before}
             if len(pieces) == 20:
                 busy = max(before, key=lambda pid: _ticks(pid) - before[pid])
                 os.kill(busy, signal.SIGSTOP)
