@@ -245,25 +245,37 @@ def test_a_hung_replica_is_replaced_and_its_answer_continued(opened: Opened) -> 
         continued = ContinuedEngine(several)
         ask = asked("long", 3000, sampling={"temperature": 0})
         right = await answer_of(continued, ask)
-        before, busy, pieces = dict.fromkeys(opened.pids(), 0), 0, []
+        pids = await _pids_by_name(opened)
+        pieces, busy = [], 0
         async for piece in continued.stream(ask):
             pieces.append(piece)
-            if len(pieces) == 2:
-                before = {pid: _ticks(pid) for pid in before}
-            if len(pieces) == 20:
-                busy = max(before, key=lambda pid: _ticks(pid) - before[pid])
+            if len(pieces) == 4:
+                busy = pids[several._running["long"]]
                 os.kill(busy, signal.SIGSTOP)
         assert pieces[-1].output is not None and continued.continued == 1
         assert pieces[-1].output.token_ids == right.token_ids
         assert "".join(piece.text for piece in pieces) == right.text
 
         async def replaced() -> bool:
-            return await opened.both_run() and bool(set(opened.pids()) - set(before))
+            return await opened.both_run() and bool(set(opened.pids()) - set(pids.values()))
 
         await until(replaced, SOON)
         assert len((await answer_of(several, asked("after"))).token_ids) == 8
 
     opened.runner.run(main())
+
+
+async def _pids_by_name(opened: Opened) -> dict[str, int]:
+    """The process of each replica: the one that works while the replica answers."""
+    found: dict[str, int] = {}
+    number = 0
+    while len(found) < 2:
+        number += 1
+        before = {pid: _ticks(pid) for pid in opened.pids()}
+        await answer_of(opened.several, asked(f"who {number}", LONG, f"{number}"))
+        busy = max(before, key=lambda pid: _ticks(pid) - before[pid])
+        found[opened.several._recent[f"who {number}"]] = busy
+    return found
 
 
 def _ticks(pid: int) -> int:
