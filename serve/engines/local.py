@@ -19,8 +19,8 @@ from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.engine import ModelCard, NotReady, WarmPrefix
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.replica_report import may_take_long, replica_report
-from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.report import ReplicaReport, replica_report
+from fastslow.serve.engines.routing.request import may_take_long
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
