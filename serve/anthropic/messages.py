@@ -103,7 +103,7 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
         return event(anthropic_shape(error), "error")
 
     async def _start(self) -> str:
-        """How many tokens were found in the prefix cache is known at the end only, and told there."""
+        """How many tokens were found in the prefix cache is known at the end only, and stands there."""
         prompt = len(await self.engine.tokenize(self._ask))
         ahead: dict[str, Any] = {
             "content": [],

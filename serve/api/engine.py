@@ -1,4 +1,4 @@
-"""What the server needs of an engine, whether it runs in this process or in one of its own."""
+"""What the server needs of an engine, whether it runs in this process or in another."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Engine(Protocol):
 
     def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
-        above 1 pieces of several answers mix; `Piece.index` tells them apart. Whoever leaves the loop cancels.
+        above 1 pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
 
         Raises:
             ValueError: one sentence about what does not fit; before the first piece.
@@ -119,7 +119,7 @@ class Engine(Protocol):
         marks, not text."""
 
     async def close(self, drain: float = 0.0) -> None:
-        """Take no more requests, let those that run go on for so many seconds, then end."""
+        """Take no more requests, let those that run have `drain` seconds, then end."""
 
 
 CALLS = ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", "token_bytes")

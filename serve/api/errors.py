@@ -89,7 +89,7 @@ def refused(error: ValueError, fields: Collection[str] = ()) -> ApiError:
 
 
 def as_api_error(error: BaseException, request_id: str) -> ApiError:
-    """Any error, as clients may see it: nothing of the server's own is told."""
+    """Any error, as clients may see it: they say nothing of the server itself."""
     match error:
         case ApiError():
             return error
@@ -153,7 +153,7 @@ def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
 
 
 def _limit(said: str) -> str | None:
-    """What a value must be; None: it is said in a sentence of its own."""
+    """What a value must be; None: its own sentence says it."""
     _, should, limit = said.partition(" should ")
     if not should:
         return None

@@ -223,7 +223,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         default=None, description="prefixes and answers are shared with the same salt only"
     )
     trace: StrictBool = Field(
-        default=False, description="tell in the answer what every step of it did"
+        default=False, description="the answer says what each of its steps did"
     )
     top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -233,7 +233,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
     ignore_eos: StrictBool | None = None
     prompt_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None,
-        description="log-probabilities of so many likeliest tokens at each of the prompt's",
+        description="log-probabilities of this many likeliest tokens at each token of the prompt",
     )
 
     def as_request(

@@ -104,7 +104,7 @@ class Pieces:
         ]
 
     async def take(self, seconds: float) -> list[PlacedPiece] | None:
-        """The next bunch; empty if none came within so many seconds, None after the last one.
+        """The next bunch; empty if none came within `seconds`, None after the last one.
 
         Raises:
             ApiError: what is asked does not fit; only before the first piece.
@@ -204,10 +204,10 @@ class Events(Protocol):
 
 
 class EventStream(Response):
-    """An answer of status 200 that goes on while the engine works, in as few writes as keep up with it.
+    """An answer of status 200 that grows while the engine works, in as few writes as keep up with it.
 
     The status is sent with the first piece, or after some seconds without one: what is wrong with the
-    request is an answer of its own until then, and an event later.
+    request is answered with its own status until then, and an event later.
     """
 
     def __init__(

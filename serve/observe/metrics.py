@@ -87,7 +87,7 @@ class MetricRegistry:
         self._labelled(name, labels).observe(max(0.0, value))
 
     def observe_all(self, name: str, values: Sequence[float]) -> None:
-        """Many values of a histogram without labels of its own."""
+        """Many values of a histogram that has no labels."""
         self._metrics[name].observe_all(self._model(), values)
 
     def put(self, name: str, value: float, **labels: str) -> None:
@@ -341,7 +341,7 @@ class ServerMetrics:
             self._counts.add("fastslow:key_tokens", made, key=key, kind="answer")
 
     def _mode(self, name: str) -> str:
-        """A preset's name, or two of an answer that went on in another mode; else `custom`. The call may have
+        """A preset's name, or two of an answer that continued in another mode; else `custom`. The call may have
         changed fields of it."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
         return ">".join(parts) if all(part in known for part in parts) else OWN

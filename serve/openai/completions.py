@@ -33,7 +33,7 @@ Prompts = (
 
 
 class CompletionRequest(OpenAIFields):
-    """A text to go on from, token ids, or several of these."""
+    """A text to continue, token ids, or several of these."""
 
     prompt: Prompts
     logprobs: Annotated[StrictInt, Field(ge=0)] | None = None

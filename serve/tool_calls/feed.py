@@ -35,7 +35,7 @@ class Feed:
         self._text, self._place = self._text[self._place :] + piece, 0
 
     def keep(self, begun: str = "") -> None:
-        """From here on what is read is kept, behind what `begun` it."""
+        """From here on what is read is kept, after what `begun` it."""
         self._kept = [begun]
 
     def kept(self) -> str:

@@ -25,7 +25,7 @@ ARGUMENTS = ("arguments", "parameters")
 FIRST = ("name", "type")  # keys that an object without a mark begins with
 SYNTAX = " \t\r\n]};,"  # of an end that was cut off
 
-# how an object ended: it was whole; at what does not fit; or the mark behind its arguments was read, too
+# how an object ended: it was whole; at what does not fit; or the mark after its arguments was read, too
 Ending = Literal["whole", "unfit", "over"]
 Reader = Callable[[Feed, Sink], Reading[bool]]
 

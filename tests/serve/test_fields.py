@@ -15,7 +15,7 @@ from fastslow.serve.api.fields import FastslowFields
 from fastslow.serve.api.limits import Caller
 from fastslow.serve.openai.chat_body import ChatRequest
 from fastslow.serve.openai.completions import CompletionRequest
-from fastslow.serve.openai.tokenize import TokenizeRequest
+from fastslow.serve.openai.models import TokenizeRequest
 
 MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}
 CARD = ModelCard("m", 0, 4096, MODES, "groups", 8, thinks=True, has_head=False)

@@ -72,7 +72,7 @@ class Answers(Struct, tag=True, array_like=True):
 
     Attributes:
         pieces: by number, in the order in which they were made.
-        over: numbers of answers that end behind these pieces; with what went wrong, or None.
+        over: numbers of answers that end after these pieces; with what went wrong, or None.
     """
 
     pieces: list[tuple[int, Piece]]
@@ -142,7 +142,7 @@ def packed(message: Any) -> bytes:
 
 
 def _write(message: Any, data: bytearray) -> int:
-    """Put a message behind the data: its bytes."""
+    """Append a message to the data; returns its size in bytes."""
     start = len(data)
     try:
         _encoder.encode_into(message, data, start)
