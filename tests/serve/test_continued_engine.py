@@ -133,7 +133,7 @@ class OtherWords(ScriptedReplicas):
 
 def test_an_engine_that_began_otherwise_ends_it() -> None:
     engine = ContinuedEngine(OtherWords([ANSWER], [Break(after=2)]), QUICK)
-    with pytest.raises(NotReady, match="another engine began it otherwise"):
+    with pytest.raises(NotReady, match="another engine made other tokens"):
         asyncio.run(taken(engine))
     assert engine.given_up == 1
 
@@ -187,8 +187,8 @@ def test_what_is_not_streamed_is_asked_again_whole(logged: list[str]) -> None:
     asyncio.run(main())
     lines = [line.strip() for line in logged]
     assert lines == [
-        "request one: engine a ended; another one is asked",
-        "request one: engine b ended; another one is asked",
+        "request one: engine a ended; another engine is asked",
+        "request one: engine b ended; another engine is asked",
     ]
 
 

@@ -55,11 +55,6 @@ class ReplicaChooser:
         """Replicas that take no deep request now, as long as there are others."""
         return self._reserved
 
-    def answers(self, id: str) -> int:
-        """What a replica answers or has in its queue, as far as is known."""
-        load = self._loads.get(id)
-        return 0 if load is None else load.answers
-
     def set_replicas(self, ids: Iterable[str]) -> None:
         """There are these now. What was known of others is forgotten."""
         there = dict.fromkeys(ids)
