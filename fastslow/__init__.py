@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from fastslow.engine.model.family import register_on_use
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastslow.admission import Busy
     from fastslow.answered import ResumeState
     from fastslow.api import chat, generate
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
     from fastslow.engine.core.stats import EngineStats
+    from fastslow.engine.model.family import Family
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.messages import Message
@@ -95,6 +100,15 @@ def __getattr__(name: str) -> object:
     value = getattr(import_module(f"fastslow.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _families() -> Sequence[Family]:
+    from fastslow.engine.families import FAMILIES
+
+    return FAMILIES
+
+
+register_on_use(_families)
 
 
 def __dir__() -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from fastslow.engine.checkpoint.identity import check_model
 from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
 from fastslow.engine.host.files import read_object
-from fastslow.engine.model.identity import check_model
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.policies.features import LABELS, features
 

@@ -232,14 +232,14 @@ MUTATIONS = (
     ),
     swap(
         "gates and ups of a fused tensor in one order",
-        "engine/model/families/gpt_oss.py",
+        "engine/families/gpt_oss.py",
         "slice(place, None, len(sides))",
         "slice(place * inner, (place + 1) * inner)",
         PEERS,
     ),
     swap(
         "an unknown field that changes the forward passes",
-        "engine/model/families/config_json.py",
+        "engine/families/config_json.py",
         "if self._strict or CHANGES.search(str(name).lower()):",
         "if self._strict:",
         CONFIGS,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.model.ops import Dispatch, Experts, Ops, wide
-from fastslow.engine.model.shape import Router
+from fastslow.engine.model.shape import Activation, Router
 from fastslow.engine.types import Ints
 
 
@@ -98,9 +98,9 @@ def router_scores(logits_PE: Tensor, router: Router) -> Tensor:
 
 @dataclass(slots=True)
 class Mlp:
-    """down(silu(gate(x)) * up(x)), gate and up stacked into one matrix [2F, H].
+    """down(act(gate(x)) * up(x)), gate and up stacked into one matrix [2F, H].
 
-    SwiGLU: Shazeer, arXiv 2002.05202.
+    Gated units: Shazeer, arXiv 2002.05202.
     """
 
     ops: Ops
@@ -108,11 +108,12 @@ class Mlp:
     gate_up_bias: Tensor | None
     down: Tensor
     down_bias: Tensor | None
+    activation: Activation = "silu"
 
     def __call__(self, x_PH: Tensor) -> Tensor:
         """[P, H] in the dtype of x."""
-        inner = self.ops.silu_product(self.ops.linear(x_PH, self.gate_up, self.gate_up_bias))
-        return self.ops.linear(inner, self.down, self.down_bias)
+        both = self.ops.linear(x_PH, self.gate_up, self.gate_up_bias)
+        return self.ops.linear(self.ops.gated(both, self.activation), self.down, self.down_bias)
 
 
 @dataclass(slots=True)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
 from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.decoder import Weights
 from fastslow.engine.model.moge import Moge
-from fastslow.engine.model.ops import wide
-from fastslow.engine.model.weights import Weights
+from fastslow.engine.model.ops import soft_cap, wide
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.sharding import RankShard
 from fastslow.engine.types import Ints, ModelOutput, Rows
@@ -170,7 +170,7 @@ class ShardDecoder:
         held = (partition.tokens >= ids.start) & (partition.tokens < ids.stop)
         table = self.weights.embedding
         at = torch.from_numpy(np.where(held, partition.tokens - ids.start, 0)).to(table.device)
-        rows_PH = table.index_select(0, at)
+        rows_PH = self.weights.embed(at)
         rows_PH.mul_(torch.from_numpy(held).to(table.device, table.dtype)[:, None])
         return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
 
@@ -210,7 +210,8 @@ class ShardDecoder:
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
-        return ModelOutput(whole, features_SF, best_tokens(whole, only_best))
+        best = best_tokens(whole, only_best)
+        return ModelOutput(soft_cap(whole, w.config.logit_cap), features_SF, best)
 
     def _features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
         """[S, F] on rank 0, None on the others.

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.checkpoint import Checkpoint, ReadPart
-from fastslow.engine.model.families.weights import weights_class
+from fastslow.engine.checkpoint.checkpoint import Checkpoint, ReadPart
+from fastslow.engine.model.decoder import Read, Weights
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.tensors import tensor_shapes
-from fastslow.engine.model.weights import Read, Weights
 from fastslow.engine.parallel.sharding import RankShard
 
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
@@ -64,7 +63,7 @@ def shard_weights(
     shard: RankShard, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
 ) -> Weights:
     """The weights of a rank's shard; `read` as `ShardReader` gives them."""
-    weights = weights_class(shard.local)(shard.local, ops, dtype, device, read)
+    weights = Weights(shard.local, ops, dtype, device, read)
     for layer in weights.layers:
         if shard.rank % shard.attention:
             layer.attention.out_bias = None

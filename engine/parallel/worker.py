@@ -24,8 +24,8 @@ from torch._C._distributed_c10d import FileStore
 from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import ops_for
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.storage import KVShape, KVStorage
-from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.collectives import NAMES, Collectives, Traffic, into_one
 from fastslow.engine.parallel.commands import (

@@ -27,11 +27,10 @@ from fastslow.engine.backends import device as device_file
 from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.device import DeviceChoice, paged_ops_for
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.checkpoint import floats
+from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows, Segment
 
@@ -158,7 +157,7 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
             ops.check(config, torch.float32)
         return
     with floats(folder, config) as read:
-        model = PagedDecoder(stacked_class(config)(config, ops, torch.float32, CPU, read))
+        model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
     plain = load_model(folder, "float64", "cpu")
     for wanted in (None, 1, 0):
         found = texts.logits(model, tokens, [40, *[1] * 10, 10], groups=wanted)

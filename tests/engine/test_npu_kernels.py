@@ -13,8 +13,8 @@ from npu_tools import simulated
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.backends.accelerator.decoder import choose_on_device
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, ExpertChoice
-from fastslow.engine.backends.accelerator.routing import choose_on_device
 from fastslow.engine.model.moge import choose
 
 define()

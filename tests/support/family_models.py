@@ -51,7 +51,7 @@ FAMILIES: dict[str, ModelConfig] = {
         expert_bias=True,
         sink_logits=True,
         windows=(20, 0, 20),
-        swiglu=ClampedSwiglu(limit=2.0),
+        activation=ClampedSwiglu(limit=2.0),
     ),
 }
 
@@ -142,8 +142,8 @@ class PlainModel:
 
     def _mlp(self, name: str, x: Tensor, expert: bool) -> Tensor:
         gate, up = (self._linear(f"{name}.{side}_proj", x) for side in ("gate", "up"))
-        clamped = self.config.swiglu
-        if clamped is not None and expert:
+        clamped = self.config.activation
+        if isinstance(clamped, ClampedSwiglu):
             gate, up = gate.clamp(max=clamped.limit), up.clamp(-clamped.limit, clamped.limit)
             inner = gate * torch.sigmoid(clamped.alpha * gate) * (up + 1)
         else:

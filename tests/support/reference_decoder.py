@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.config import ClampedSwiglu, ModelConfig
 from fastslow.engine.model.shape import Router
 
 
@@ -47,8 +47,8 @@ class ReferenceDecoder:
 
     def _mlp(self, name: str, x: Tensor) -> Tensor:
         gate, up = (self._linear(f"{name}.{side}_proj", x) for side in ("gate", "up"))
-        clamped = self.config.swiglu
-        if clamped is None:
+        clamped = self.config.activation
+        if not isinstance(clamped, ClampedSwiglu):
             return self._linear(f"{name}.down_proj", gate * gate.sigmoid() * up)
         gate = gate.clamp(max=clamped.limit)
         up = up.clamp(-clamped.limit, clamped.limit)

@@ -18,10 +18,10 @@ from fastslow.draft.build import DRAFTERS
 from fastslow.engine.backends import device as device_module
 from fastslow.engine.backends.accelerator import cuda as cuda_module
 from fastslow.engine.backends.accelerator import decoder as decoder_module
+from fastslow.engine.backends.accelerator.decoder import choose_best_on_device
 from fastslow.engine.backends.accelerator.ops import ExpertChoice
-from fastslow.engine.backends.accelerator.routing import choose_best_on_device
 from fastslow.engine.backends.accelerator.step import PagedStep
-from fastslow.engine.model.families.catalog import FAMILIES
+from fastslow.engine.families import FAMILIES
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.tools.check_device import __main__ as command

@@ -16,8 +16,7 @@ from test_cli import PANGU_72B, run
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.shard_rules import ShardAxis
-from fastslow.engine.model.tensors import cut_of, expert_of, parameters, tensor_shapes
+from fastslow.engine.model.tensors import ShardAxis, cut_of, expert_of, parameters, tensor_shapes
 from fastslow.engine.parallel.commands import (
     Command,
     CommandKind,

@@ -17,8 +17,8 @@ from torch import Tensor
 from fastslow.engine.backends.cpu import library, orders, packed
 from fastslow.engine.backends.cpu.formats import Format, float_format
 from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address, tensor_address
+from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.types import Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix

@@ -17,9 +17,8 @@ from fastslow.engine.backends.cpu.library import TILE
 from fastslow.engine.backends.cpu.orders import gate_up_order, heads_order, plain_order
 from fastslow.engine.backends.cpu.sink_tiles import SinkTiles
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.families.pangu_v2 import rotary_order
 from fastslow.engine.model.int8 import QuantLinear, ReadQuant
-from fastslow.engine.model.shape import PanguV2Config
+from fastslow.engine.model.tensors import layer_norms
 from fastslow.engine.types import Ints
 
 Bytes = NDArray[np.uint8]
@@ -128,13 +127,14 @@ class MatrixRuns:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """Plain numbers, in `order` where given: norms, biases, scales, the embedding."""
+    """Plain numbers, in `order` where given, plus `offset`: norms, biases, scales, the embedding."""
 
     key: str
     count: int
     dtype: torch.dtype
     sources: tuple[str, ...]
     order: Ints | None = None
+    offset: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -143,6 +143,8 @@ class Vector:
     def write(self, into: Bytes, sources: Sources) -> None:
         """Copy to `nbytes` bytes."""
         values = torch.cat([sources.read(name).flatten() for name in self.sources]).to(self.dtype)
+        if self.offset:
+            values = values + self.offset
         if self.order is not None:
             picked = values.numpy()[np.maximum(self.order, 0)]
             picked[self.order < 0] = 0
@@ -204,7 +206,7 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         yield from _layer(config, formats, n)
     hidden, vocabulary = config.hidden_size, config.vocab_size
     tied = config.tie_word_embeddings
-    yield Vector("norm", hidden, torch.float32, ("model.norm.weight",))
+    yield _norm(config, "norm", hidden, "model.norm")
     head = EMBEDDING if tied else "lm_head.weight"
     if formats.screens:
         yield PackedMatrix("screen", Format.INT8, hidden, plain_order(vocabulary), (head,))
@@ -219,62 +221,45 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
 
 
 def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    name, second = f"model.layers.{n}", c.pangu_v2
-    sandwich = second is not None and second.sandwich
-
-    def norm(key: str, source: str) -> Piece:
-        weight = (f"{name}.{source}_layernorm.weight",)
-        return Vector(f"{n}.{key}_norm", c.hidden_size, torch.float32, weight)
-
-    yield norm("attention", "input")
+    name = f"model.layers.{n}"
+    norms = {
+        use: _norm(c, f"{n}.{use}", c.hidden_size, f"{name}.{tensor}")
+        for use, tensor in layer_norms(c).items()
+    }
+    yield norms.pop("attention_norm")
     yield from _attention(c, formats, n)
-    if sandwich:
-        yield norm("attention_post", "post_attention")
-    yield norm("mlp", "pre_mlp" if sandwich else "post_attention")
+    if c.post_norms:
+        yield norms.pop("attention_post_norm")
+    yield norms.pop("mlp_norm")
     if c.routed(n):
         yield from _routed(c, formats, n)
     else:
         inner = c.intermediate_size
         yield from _mlp(n, "", formats, c.hidden_size, inner, f"{name}.mlp", c.mlp_bias)
-    if sandwich:
-        yield norm("mlp_post", "post_mlp")
+    yield from norms.values()
+
+
+def _norm(c: ModelConfig, key: str, size: int, source: str, order: Ints | None = None) -> Vector:
+    return Vector(key, size, torch.float32, (f"{source}.weight",), order, c.norm_offset)
 
 
 def _attention(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    if c.pangu_v2 is not None:
-        yield from _attention_v2(c, formats, n, c.pangu_v2)
-        return
-    prefix, f32 = f"model.layers.{n}.self_attn", torch.float32
+    prefix, f32, dims = f"model.layers.{n}.self_attn", torch.float32, np.array(c.rotary_order)
     for side, normed in (("query", c.query_norm), ("key", c.key_norm)):
         if normed:
-            yield Vector(f"{n}.{side}_norm", c.head_dim, f32, (f"{prefix}.{side[0]}_norm.weight",))
+            yield _norm(c, f"{n}.{side}_norm", c.head_dim, f"{prefix}.{side[0]}_norm", dims)
     if c.sink_logits:
         yield Vector(f"{n}.sink_logits", c.heads, f32, (f"{prefix}.sinks",))
-    yield from _qkv(c, formats, n)
-    width, rows = c.heads * c.head_dim, plain_order(c.hidden_size)
-    yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], c.out_bias)
-
-
-def _attention_v2(
-    c: ModelConfig, formats: Formats, n: int, family: PanguV2Config
-) -> Iterator[Piece]:
-    prefix, dim, narrow = f"model.layers.{n}.self_attn", c.head_dim, family.value_dim
-    dims = np.array(rotary_order(dim, family))
-    key_norm, turned = f"{prefix}.k_layernorm.weight", c.heads + c.kv_heads
-    yield Vector(f"{n}.key_norm", dim, torch.float32, (key_norm,), dims)
-    if family.sinks:
-        size, order = (family.sinks, c.kv_heads, dim), tuple(dims.tolist())
-        keys, eps = f"{prefix}.param_sink_key", c.rms_norm_eps
-        yield SinkTiles(f"{n}.sink_keys", *size, keys, order, key_norm, eps)
-        values = f"{prefix}.param_sink_value" if family.sink_values else ""
+    if c.sinks:
+        size, order = (c.sinks, c.kv_heads, c.head_dim), tuple(dims.tolist())
+        norm = f"{prefix}.k_norm.weight" if c.key_norm else ""
+        learned, eps = f"{prefix}.param_sink_key", c.rms_norm_eps
+        yield SinkTiles(f"{n}.sink_keys", *size, learned, order, norm, c.norm_offset, eps)
+        values = f"{prefix}.param_sink_value" if c.sink_values else ""
         yield SinkTiles(f"{n}.sink_values", *size, values)
-    # values are narrower than keys: what they lack is zeros
-    wide = np.pad(np.arange(narrow), (0, dim - narrow), constant_values=-1)
-    heads = [heads_order(turned, dim, dims), heads_order(c.kv_heads, narrow, wide, turned * dim)]
-    qkv = [f"{prefix}.qkv_proj"]
-    yield from _matrix(f"{n}.qkv", formats, c.hidden_size, np.concatenate(heads), qkv, False)
-    width, rows = c.heads * narrow, plain_order(c.hidden_size)
-    yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], False)
+    yield from _qkv(c, formats, n, dims)
+    width, rows = c.heads * c.value_width, plain_order(c.hidden_size)
+    yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], c.out_bias)
 
 
 def _routed(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
@@ -290,25 +275,29 @@ def _routed(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
         source = (f"{gate}.e_score_correction_bias",)
         yield Vector(f"{n}.choice_bias", len(experts), f32, source, experts)
     if inner := c.shared_intermediate_size:
-        shared = f"{mlp}.shared_expert" if c.pangu_v2 is None else f"{mlp}.shared_experts"
-        yield from _mlp(n, "", formats, hidden, inner, shared, False)
+        yield from _mlp(n, "", formats, hidden, inner, f"{mlp}.shared_expert", False)
     alike = formats.alike(f"{mlp}.experts.{e}" for e in range(c.experts))
     for e in range(c.experts):
         expert, inner = f"{mlp}.experts.{e}", c.moe_intermediate_size
         yield from _mlp(n, f"expert{e}.", alike, hidden, inner, expert, c.expert_bias)
 
 
-def _qkv(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    counts, hidden = (c.heads, c.kv_heads, c.kv_heads), c.hidden_size
-    sources = [f"model.layers.{n}.self_attn.{x}_proj" for x in "qkv"]
-    names, heads = [f"{source}.weight" for source in sources], heads_order(sum(counts), c.head_dim)
+def _qkv(c: ModelConfig, formats: Formats, n: int, dims: Ints) -> Iterator[Piece]:
+    sources, dim = [f"model.layers.{n}.self_attn.{x}_proj" for x in c.qkv_names], c.head_dim
+    missing = dim - c.value_width  # values narrower than keys are filled up with zeros
+    values = np.pad(np.arange(c.value_width), (0, missing), constant_values=-1)
+    parts = ((c.heads, dim, dims), (c.kv_heads, dim, dims), (c.kv_heads, c.value_width, values))
+    names, first, below = [f"{source}.weight" for source in sources], 0, []
+    for count, rows, order in parts:
+        below.append(heads_order(count, rows, order, first))
+        first += count * rows
+    heads = np.concatenate(below)
     if not formats.apart(names):
-        yield from _matrix(f"{n}.qkv", formats, hidden, heads, sources, c.qkv_bias)
+        yield from _matrix(f"{n}.qkv", formats, c.hidden_size, heads, sources, c.qkv_bias)
         return
-    orders = [heads_order(count, c.head_dim) for count in counts]
     runs = (
-        PackedMatrix("", formats.matrix((name,)), hidden, order, (name,))
-        for name, order in zip(names, orders)
+        PackedMatrix("", formats.matrix((name,)), c.hidden_size, heads_order(*part), (name,))
+        for name, part in zip(names, parts, strict=True)
     )
     yield MatrixRuns(f"{n}.qkv", tuple(runs))
     if c.qkv_bias:

@@ -26,7 +26,7 @@ class SinkTiles:
     """float32 tiles [sinks / 16][kv_heads], of keys [dim][16] or values [16][dim].
 
     dims: of a key in the kernels' order, empty for values, which are filled up with zeros. norm: the name of what
-    keys are normed by, as keys of the text are; "": nothing. source: "": zeros.
+    keys are normed by, as keys of the text are, less `norm_offset`; "": nothing. source: "": zeros.
     """
 
     key: str
@@ -36,6 +36,7 @@ class SinkTiles:
     source: str
     dims: tuple[int, ...] = ()
     norm: str = ""
+    norm_offset: float = 0.0
     eps: float = 0.0
 
     @property
@@ -50,7 +51,7 @@ class SinkTiles:
         given: Tensor = sources.read(self.source).float()  # [sinks, kv_heads, dim]
         if self.norm:
             size = torch.rsqrt(given.square().mean(-1, keepdim=True) + self.eps)
-            given = given * size * sources.read(self.norm).float()
+            given = given * size * (sources.read(self.norm).float() + self.norm_offset)
         if self.dims:
             given = given[..., list(self.dims)]
         count = -(-self.sinks // LANES) * LANES

@@ -26,10 +26,10 @@ from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.cpu.packed import Sources
 from fastslow.engine.backends.cpu.packings import DIGESTS, PACKED, SUFFIX, limit, shrink
+from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.host.unfinished import unfinished
-from fastslow.engine.model.row_file import OpenFile
 
 LAYOUT = 4  # raise it when packed bytes change their meaning
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
