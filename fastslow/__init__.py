@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
     from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
-    from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.model.family import Family
     from fastslow.engine.parallel.sharding import Parallel
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from fastslow.llm import LLM
     from fastslow.output import Completion, Decided, GenerationError, Metrics, Output, Piece
     from fastslow.pinned import PinnedPrefix
+    from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
     from fastslow.warning import FastslowWarning
 
 logger.disable("fastslow")
@@ -88,7 +88,7 @@ _MODULES = {
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.messages": "Message",
-    "engine.choosing": "ModeChoice ModeRouter PromptFacts",
+    "policies.mode_router": "ModeChoice ModeRouter PromptFacts",
     "warning": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from fastslow.engine.choosing import ModeChoice
 from fastslow.engine.core.request import Listener, Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -19,6 +18,7 @@ from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.types import PREDICTION
 from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Decided, Metrics, Output, Piece
+from fastslow.policies.mode_router import ModeChoice
 
 
 @dataclass(frozen=True, slots=True)

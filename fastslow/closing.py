@@ -6,9 +6,9 @@ import weakref
 from typing import NoReturn
 
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.model.base import Model
+from fastslow.policies.speculation.cost_curve import step_seconds
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
 

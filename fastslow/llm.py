@@ -30,7 +30,6 @@ from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.choosing import ModeRouter
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
@@ -50,6 +49,7 @@ from fastslow.job_maker import JobMaker
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import GenerationError, Output
 from fastslow.pinned import PinnedPrefix, PrefixPinner
+from fastslow.policies.mode_router import ModeRouter
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request_builder import RequestBuilder

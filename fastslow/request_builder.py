@@ -23,7 +23,6 @@ from fastslow.call import (
 )
 from fastslow.choice import Candidate, ChoiceHandle
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationTarget, Listener, Request
 from fastslow.engine.core.step_trace import StepTrace
@@ -43,6 +42,7 @@ from fastslow.input_processor import EncodedPrompt, InputProcessor
 from fastslow.output import Decided
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
+from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.settings import read_settings

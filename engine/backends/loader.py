@@ -26,7 +26,7 @@ from fastslow.engine.backends.cpu.formats import (
 )
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
-from fastslow.engine.backends.cpu.packed import ReadBlocks, Sources
+from fastslow.engine.backends.cpu.pieces import ReadBlocks, Sources
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
 from fastslow.engine.checkpoint.gguf_shard import GgufShard

@@ -5,7 +5,7 @@ The families themselves stand above, in `engine/families`: nothing in here knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +128,7 @@ def family_of(architecture: object) -> Family:
     known = _known()
     family = known.get(architecture) if isinstance(architecture, str) else None
     if family is None:
-        raise ValueError(
-            f"architecture {architecture!r:.99} is not one of the known {', '.join(known)}"
-        )
+        raise _unknown("architecture", architecture, known)
     return family
 
 
@@ -149,8 +147,11 @@ def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
     architecture = str(file.fields.get(GGUF_ARCHITECTURE))
     spelled = {f.gguf.architecture: (f, f.gguf) for f in _known().values() if f.gguf is not None}
     if architecture not in spelled:
-        known = ", ".join(spelled)
-        raise ValueError(
-            f"{GGUF_ARCHITECTURE} {architecture!r:.99} is not one of the known {known}"
-        )
+        raise _unknown(GGUF_ARCHITECTURE, architecture, spelled)
     return spelled[architecture]
+
+
+def _unknown(field: str, value: object, known: Iterable[str]) -> ValueError:
+    from fastslow.engine.checked import shown
+
+    return ValueError(f"{field} {shown(value)} is not one of the known {', '.join(known)}")

@@ -67,7 +67,8 @@ def decoder_layer(c: DecoderShape, n: int) -> Shapes:
     )
     layer = f"model.layers.{n}"
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
-    shapes: Shapes = {f"{layer}.{name}.weight": (hidden,) for name in layer_norms(c).values()}
+    first, *norms = (f"{layer}.{name}.weight" for name in layer_norms(c).values())
+    shapes: Shapes = {first: (hidden,)}
     rows = {"q": queries, "k": keys, "v": values, "qkv": queries + keys + values}
     for name in c.qkv_names:
         shapes |= _linear(f"{attention}.{name}_proj", rows[name], hidden, c.qkv_bias)
@@ -81,6 +82,7 @@ def decoder_layer(c: DecoderShape, n: int) -> Shapes:
         shapes[f"{attention}.param_sink_key"] = (c.sinks, c.kv_heads, c.head_dim)
     if c.sinks and c.sink_values:
         shapes[f"{attention}.param_sink_value"] = (c.sinks, c.kv_heads, c.value_width)
+    shapes |= dict.fromkeys(norms, (hidden,))
     if not c.routed(n):
         return shapes | _mlp_shapes(mlp, hidden, c.intermediate_size, c.mlp_bias)
     if c.router is None:

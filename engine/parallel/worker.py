@@ -37,9 +37,13 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import ShardDecoder
+from fastslow.engine.parallel.decoder import (
+    ShardDecoder,
+    shard_reader,
+    shard_weights,
+    weight_bytes,
+)
 from fastslow.engine.parallel.sharding import Parallel, RankShard
-from fastslow.engine.parallel.weights import shard_reader, shard_weights, weight_bytes
 from fastslow.engine.types import Ints
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -121,7 +121,7 @@ class Reference:
         return x if cap is None else cap * torch.tanh(x / cap)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        size = (x.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
+        size: Tensor = (x.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
         return x / size * (1 + self.tensors[f"{name}.weight"])
 
     def _linear(self, name: str, x: Tensor) -> Tensor:

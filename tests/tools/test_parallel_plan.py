@@ -26,9 +26,8 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import RowPartition
+from fastslow.engine.parallel.decoder import RowPartition, ShardReader, shard_weights, weight_bytes
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
-from fastslow.engine.parallel.weights import ShardReader, shard_weights, weight_bytes
 from fastslow.engine.types import Rows, Segment
 from fastslow.tools.plan.shards import ShardPlan
 

@@ -15,7 +15,7 @@ from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Formats
-from fastslow.engine.backends.cpu.packed import Sources
+from fastslow.engine.backends.cpu.pieces import Sources
 from fastslow.engine.backends.device import choose_device, ops_for, paged_ops_for
 from fastslow.engine.host.machine import free_memory
 from fastslow.engine.kv.budget import format_bytes

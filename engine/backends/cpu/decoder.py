@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastslow.engine.backends.cpu import library, orders
+from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
@@ -22,7 +22,7 @@ from fastslow.engine.backends.cpu.library import (
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix
+from fastslow.engine.backends.cpu.pieces import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
@@ -225,8 +225,8 @@ class CpuDecoder:
         """Queries, keys and values, from one matrix, or from one for each behind each other."""
         c, piece = self.config, self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
-            rows = len(orders.plain_order(c.head_dim))
-            return orders.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
+            rows = len(packed.plain_order(c.head_dim))
+            return packed.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
         found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
         assert tiles is not None
         for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
