@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -113,15 +112,10 @@ def test_router_takes_the_first_of_equals_and_keeps_the_heaviest_groups() -> Non
         [[1.0, 3.0, 3.0, 0.0, 2.0, 2.0], [0.0] * 6, [0.0] * 6, [5.0, 0, 0, 0, 0, 4]]
     )
     scale = torch.tensor([1.0, 1.0, 2.0, 2.0, 1.0, 1.0])
-    choice = choose(logits, scale, 3, np.array([1, 2, 0, -1]))
-    assert choice.experts.tolist() == [[1, 2, 4], [0, 2, 4], [0, 2, 4], [0, 2, 5]]
-    assert choice.runs.tolist() == [
-        [False, True, False],
-        [True, True, False],
-        [False, False, False],
-        [True, True, True],
-    ]
+    choice = choose(logits, scale, 3, torch.tensor([1, 2, 0, -1]))
+    assert choice.numbers.tolist() == [[6, 2, 6], [0, 2, 6], [6, 6, 6], [0, 2, 5]]
     probs = logits.softmax(-1)
-    torch.testing.assert_close(
-        choice.weights[0], torch.stack([probs[0, 1], 2 * probs[0, 2], probs[0, 4]])
-    )
+    wanted = [[0.0, 2 * probs[0, 2], 0.0], [1 / 6, 2 / 6, 0.0], [0.0] * 3]
+    torch.testing.assert_close(choice.weights[:3], torch.tensor(wanted))
+    heavy = torch.stack([probs[3, 0], 2 * probs[3, 2], probs[3, 5]])
+    torch.testing.assert_close(choice.weights[3], heavy)

@@ -14,7 +14,6 @@ from fastslow.engine.backends.accelerator.layout import Tail
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
-    ExpertChoice,
     Front,
     LayerKV,
     merged,
@@ -30,9 +29,9 @@ from fastslow.engine.backends.accelerator.step import (
 from fastslow.engine.backends.accelerator.weights import Mixture, Stacked, StackedLayer
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import LayeredModel, check_step
+from fastslow.engine.model.moge import ExpertChoice, choose, choose_best
 from fastslow.engine.model.ops import soft_cap
 from fastslow.engine.model.rope import Rotary
-from fastslow.engine.model.shape import Router
 from fastslow.engine.types import ModelOutput, Rows
 
 TAIL = 1 << 16  # slots that a tail reads at once
@@ -214,60 +213,9 @@ class PagedDecoder(LayeredModel[Stacked]):
         if mlp.router_bias is not None:
             logits_TE = logits_TE + mlp.router_bias
         if self.config.router is not None:
-            return choose_best_on_device(logits_TE, mlp.choice_bias, self.config.router, wanted_T)
+            return choose_best(logits_TE, self.config.router, mlp.choice_bias, wanted_T)
         assert mlp.scale is not None
-        return choose_on_device(logits_TE, mlp.scale, self.config.groups, wanted_T)
-
-
-def choose_on_device(
-    logits_TE: Tensor, scale_E: Tensor, groups: int, wanted_T: Tensor
-) -> ExpertChoice:
-    """As `engine.model.moge.choose`, all of it on the device: experts int32 [T, G], weights [T, G].
-
-    wanted_T: integer [T], how many groups run for each row. What does not run has the number E, one
-    more than there are, and no weight. Ties are broken by comparing, not by a library's order.
-    """
-    probs = logits_TE.softmax(-1)
-    count = probs.shape[1]
-    size = count // groups
-    each = probs.view(-1, groups, size)
-    best = each.amax(-1, keepdim=True)
-    number = torch.arange(size, dtype=torch.int32, device=probs.device)
-    first = torch.where(each == best, number, size - 1).amin(-1)
-    offsets = torch.arange(0, count, size, dtype=torch.int32, device=probs.device)
-    experts = first + offsets
-    weights = best[..., 0] * scale_E.index_select(0, experts.flatten()).view(experts.shape)
-    # a group's rank: how many weigh more, or as much and come first
-    mine, theirs = weights[:, :, None], weights[:, None, :]
-    place = torch.arange(groups, device=probs.device)
-    ahead = (theirs > mine) | ((theirs == mine) & (place[None, :] < place[:, None]))
-    runs = ahead.sum(-1) < wanted_T[:, None]
-    return ExpertChoice(torch.where(runs, experts, count), torch.where(runs, weights, 0.0))
-
-
-def choose_best_on_device(
-    logits_TE: Tensor, choice_bias_E: Tensor | None, router: Router, wanted_T: Tensor
-) -> ExpertChoice:
-    """The best `router.top_k` experts of all, the best first, the lower number on a tie.
-
-    wanted_T: how many of them run for each row; the weights are divided by the sum of those.
-    """
-    count, sigmoid = logits_TE.shape[1], router.kind == "sigmoid"
-    scores = logits_TE.sigmoid() if sigmoid else logits_TE  # a softmax keeps their order
-    ranked = scores if choice_bias_E is None else scores + choice_bias_E
-    order = ranked.sort(dim=-1, descending=True, stable=True).indices
-    experts = order[:, : router.top_k]
-    runs = torch.arange(router.top_k, device=experts.device) < wanted_T[:, None]
-    as_they_are = router.kind == "softmax" and not router.normed
-    weights = (logits_TE.softmax(-1) if as_they_are else scores).gather(-1, experts)
-    if not sigmoid and not as_they_are:  # of the chosen alone: what the others have cancels out
-        weights = (weights - weights[:, :1]).exp()
-    weights = weights.masked_fill(~runs, 0)
-    if router.normed or router.kind == "chosen":
-        # a row that runs none divides nothing by one
-        weights = weights / weights.sum(-1, keepdim=True).masked_fill(~runs[:, :1], 1)
-    numbers = torch.where(runs, experts, count).to(torch.int32)
-    return ExpertChoice(numbers, weights * router.scale)
+        return choose(logits_TE, mlp.scale, self.config.groups, wanted_T)
 
 
 def _fetched(values: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.moge import ExpertChoice
 from fastslow.engine.model.ops import wide
 from fastslow.engine.model.shape import Activation, ClampedSwiglu
 from fastslow.engine.types import Ints
@@ -49,16 +50,6 @@ class DeviceMlp(NamedTuple):
 
     gate_up: DeviceMatrix
     down: DeviceMatrix
-
-
-class ExpertChoice(NamedTuple):
-    """The experts that rows run.
-
-    numbers: int32 [T, G]; the number E stands for none. weights: float32 [T, G], 0 where none.
-    """
-
-    numbers: Tensor
-    weights: Tensor
 
 
 class Front(NamedTuple):
