@@ -181,7 +181,7 @@ class MtpHead(DraftHead):
         return list(torch.split(self._layer.logits(hidden), list(sizes)))
 
     def _fuse(self, features: Tensor) -> Tensor:
-        return self._layer.normed(features.to("cpu"))
+        return self._layer.last_normed(features.to("cpu"))
 
     def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
         x = self._layer.inputs(np.array(after, dtype=np.int64), hidden)

@@ -12,7 +12,6 @@ from torch import Tensor
 from fastslow.engine.checkpoint.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import LayerWeights, Weights
-from fastslow.engine.model.moge import Moge
 from fastslow.engine.model.ops import Ops, soft_cap
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.tensors import mtp_shapes
@@ -49,16 +48,16 @@ class MtpLayer(Weights):
         self.head = self.ops.pack(self.embedding) if tied else self._packed("lm_head.weight")
         self._buffer = self._buffer.new_empty(0)
 
-    def normed(self, x_RH: Tensor) -> Tensor:
+    def last_normed(self, x_RH: Tensor) -> Tensor:
         """The model's last hidden states as its head sees them."""
-        return self._normed(x_RH.to(self.dtype), self.norm)
+        return self.normed(x_RH.to(self.dtype), self.norm)
 
     def inputs(self, tokens: Ints, hidden_RH: Tensor) -> Tensor:
         """The layer's input [R, H]: tokens, and the hidden states before them."""
         embedded = self.embed(torch.from_numpy(tokens))
         pair = (
-            self._normed(embedded, self.embedding_norm),
-            self._normed(hidden_RH, self.hidden_norm),
+            self.normed(embedded, self.embedding_norm),
+            self.normed(hidden_RH, self.hidden_norm),
         )
         return self.ops.linear(torch.cat(pair, -1), self.entry)
 
@@ -66,31 +65,22 @@ class MtpLayer(Weights):
         """float32 queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
         max_len = np.zeros_like(positions)
         cos, sin = rotation(self.config, positions, max_len, torch.float32, self.device)
-        fresh = self._normed(x_RH, self.layer.attention_norm)
+        fresh = self.normed(x_RH, self.layer.attention_norm)
         q, k, v = self.layer.attention.project(fresh, cos, sin)
         return q, k, v.float()
 
     def outputs(self, x_RH: Tensor, seen_RI: Tensor) -> Tensor:
         """The layer's output [R, H], the hidden states of the next step."""
         layer = self.layer
-        x = x_RH + self._post_normed(
-            layer.attention.out_proj(seen_RI.to(self.dtype)), layer.attention_post_norm
-        )
-        fresh = self._normed(x, layer.mlp_norm)
-        every = np.full(len(x), ALL_GROUPS)
-        moved = layer.mlp(fresh, every) if isinstance(layer.mlp, Moge) else layer.mlp(fresh)
-        return x + self._post_normed(moved, layer.mlp_post_norm)
+        moved = layer.attention.out_proj(seen_RI.to(self.dtype))
+        x = x_RH + self.normed(moved, layer.attention_post_norm)
+        moved = layer.mlp(self.normed(x, layer.mlp_norm), np.full(len(x), ALL_GROUPS))
+        return x + self.normed(moved, layer.mlp_post_norm)
 
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """float32 [R, V]."""
-        logits = self.ops.linear(self._normed(hidden_RH, self.head_norm), self.head).float()
+        logits = self.ops.linear(self.normed(hidden_RH, self.head_norm), self.head).float()
         return soft_cap(logits, self.config.logit_cap)
-
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self.ops.rms_norm(x, weight, self.config.rms_norm_eps)
-
-    def _post_normed(self, moved: Tensor, norm: Tensor | None) -> Tensor:
-        return moved if norm is None else self._normed(moved, norm)
 
 
 def has_mtp_layer(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -23,6 +24,7 @@ from fastslow.engine.model.tensors import layer_norms
 from fastslow.engine.types import Ints, ModelOutput, Rows
 
 Read = Callable[[str], Tensor]
+Sublayer = Callable[[Tensor], Tensor]
 
 
 @dataclass(slots=True)
@@ -73,6 +75,16 @@ class Weights:
         """[T, H] as the first layer takes it."""
         rows, scale = self.embedding.index_select(0, tokens), self.config.embedding_scale
         return rows if scale == 1 else rows * scale
+
+    def normed(self, x_TH: Tensor, norm_H: Tensor | None) -> Tensor:
+        """Rows after a norm; as they are where there is none."""
+        return x_TH if norm_H is None else self.ops.rms_norm(x_TH, norm_H, self.config.rms_norm_eps)
+
+    def through(self, layer: LayerWeights, x_TH: Tensor, attend: Sublayer, mlp: Sublayer) -> Tensor:
+        """Rows after a layer. attend, mlp: what the sublayers make of normed rows."""
+        fresh = self.normed(x_TH, layer.attention_norm)
+        x_TH = x_TH + self.normed(attend(fresh), layer.attention_post_norm)
+        return x_TH + self.normed(mlp(self.normed(x_TH, layer.mlp_norm)), layer.mlp_post_norm)
 
     def _norm(self, name: str) -> Tensor:
         """The weight of a norm; with an offset in float32, since 1 + x has few bits left for x."""
@@ -244,35 +256,24 @@ class Decoder(LayeredModel[Weights]):
         """See `Model.forward`."""
         check_step(rows, kv, self.storage, features, self.layers)
         x_PH, step, groups = self._start(rows)
-        ops, eps = self.weights.ops, self.config.rms_norm_eps
+        w = self.weights
         wanted, looked = (
             torch.from_numpy(x).to(self.device) for x in (rows.outputs, rows.feature_rows)
         )
         taken: dict[int, Tensor] = {}
         for n in self.layers:
-            layer = self.weights.layers[n]
-            fresh = ops.rms_norm(x_PH, layer.attention_norm, eps)
-            moved = layer.attention(fresh, kv.k[n], kv.v[n], step)
-            x_PH = x_PH + self._post_normed(moved, layer.attention_post_norm)
-            fresh = ops.rms_norm(x_PH, layer.mlp_norm, eps)
-            mlp = layer.mlp
-            moved = mlp(fresh, groups) if isinstance(mlp, Moge) else mlp(fresh)
-            x_PH = x_PH + self._post_normed(moved, layer.mlp_post_norm)
+            layer = w.layers[n]
+            attend = partial(layer.attention, k_SKD=kv.k[n], v_SKD=kv.v[n], step=step)
+            x_PH = w.through(layer, x_PH, attend, partial(layer.mlp, wanted=groups))
             if n in features:
                 taken[n] = x_PH.index_select(0, looked)
-        last_MH = ops.rms_norm(x_PH.index_select(0, wanted), self.weights.norm, eps)
+        last_MH = w.normed(x_PH.index_select(0, wanted), w.norm)
         logits_MV = self._logits(last_MH)
         return ModelOutput(
             soft_cap(logits_MV, self.config.logit_cap),
             torch.cat([taken[n] for n in features], -1) if features else None,
             best_tokens(logits_MV, rows.only_best),
         )
-
-    def _post_normed(self, moved_PH: Tensor, norm_H: Tensor | None) -> Tensor:
-        """What a sublayer adds, normed where the model does so (sandwich norms)."""
-        if norm_H is None:
-            return moved_PH
-        return self.weights.ops.rms_norm(moved_PH, norm_H, self.config.rms_norm_eps)
 
     def _logits(self, last_MH: Tensor) -> Tensor:
         dtype = wide(self.dtype)

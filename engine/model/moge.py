@@ -105,8 +105,8 @@ class Mlp:
     down_bias: Tensor | None
     activation: Activation = "silu"
 
-    def __call__(self, x_PH: Tensor) -> Tensor:
-        """[P, H] in the dtype of x."""
+    def __call__(self, x_PH: Tensor, wanted: Ints | None = None) -> Tensor:
+        """[P, H] in the dtype of x; there are no groups to want."""
         both = self.ops.linear(x_PH, self.gate_up, self.gate_up_bias)
         return self.ops.linear(self.ops.gated(both, self.activation), self.down, self.down_bias)
 

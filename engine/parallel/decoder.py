@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -218,42 +219,34 @@ class ShardDecoder:
             for holders, at in (wanted, looked)
         )
         taken: dict[int, Tensor] = {}
-        eps = self.weights.config.rms_norm_eps
-        ops = self.weights.ops
-        for n in layers:
-            layer = self.weights.layers[n]
-            fresh = ops.rms_norm(x_nH, layer.attention_norm, eps)
-            fresh_PH = self.dp_group.all_gather(fresh, "attention all-gather")
+        w = self.weights
+
+        def attend(fresh_nH: Tensor, n: int) -> Tensor:
+            fresh_PH = self.dp_group.all_gather(fresh_nH, "attention all-gather")
             if step is None:
                 part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
             else:
-                part_PH = layer.attention(_pad(fresh_PH, ops.rows), kv.k[n], kv.v[n], step)
-            part_PH = part_PH[: len(fresh_PH)]
-            moved_nH = self.dp_group.reduce_scatter(part_PH, "attention reduce-scatter")
-            x_nH = x_nH + self._post_normed(moved_nH, layer.attention_post_norm)
-            fresh = ops.rms_norm(x_nH, layer.mlp_norm, eps)
-            fresh_PH = self.everyone.all_gather(fresh, "mlp all-gather")
-            padded_PH = _pad(fresh_PH, ops.rows)
-            if isinstance(layer.mlp, Moge):
-                groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
-                part_PH = layer.mlp(padded_PH, groups)
-            else:
-                part_PH = layer.mlp(padded_PH)
-            part_PH = part_PH[: len(fresh_PH)]
-            moved_nH = self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
-            x_nH = x_nH + self._post_normed(moved_nH, layer.mlp_post_norm)
+                padded_PH = _pad(fresh_PH, w.ops.rows)
+                part_PH = w.layers[n].attention(padded_PH, kv.k[n], kv.v[n], step)
+            return self.dp_group.reduce_scatter(
+                part_PH[: len(fresh_PH)], "attention reduce-scatter"
+            )
+
+        def mlp(fresh_nH: Tensor, n: int) -> Tensor:
+            fresh_PH = self.everyone.all_gather(fresh_nH, "mlp all-gather")
+            padded_PH = _pad(fresh_PH, w.ops.rows)
+            groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
+            part_PH = w.layers[n].mlp(padded_PH, groups)[: len(fresh_PH)]
+            return self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
+
+        for n in layers:
+            x_nH = w.through(w.layers[n], x_nH, partial(attend, n=n), partial(mlp, n=n))
             if n in features:
                 taken[n] = x_nH.index_select(0, mine_seen)
         known = None
         if features:
             known = self._features(torch.cat([taken[n] for n in features], -1), looked[0])
         return self._output(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
-
-    def _post_normed(self, moved_nH: Tensor, norm_H: Tensor | None) -> Tensor:
-        """What all ranks add in sum, normed where the model does so."""
-        if norm_H is None:
-            return moved_nH
-        return self.weights.ops.rms_norm(moved_nH, norm_H, self.weights.config.rms_norm_eps)
 
     def _embed(self, partition: RowPartition) -> Tensor:
         """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""

@@ -7,13 +7,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import family_models
 import numpy as np
 import pangu_v2_tools
 import pytest
 import texts
 import torch
-from checkpoints import write_family
+from checkpoints import random_table, write_family
 from family_models import FAMILIES, PlainModel
 from npu_tools import CHIPS, simulated
 from test_cli import TEMPLATE
@@ -51,7 +50,7 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
 
 
 def load(config: ModelConfig, ops: PagedOps) -> tuple[PagedDecoder, PlainModel]:
-    table = family_models.tensors(config)
+    table = random_table(config)
     return PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__)), PlainModel(
         config, table
     )
@@ -59,7 +58,7 @@ def load(config: ModelConfig, ops: PagedOps) -> tuple[PagedDecoder, PlainModel]:
 
 def near(found: Tensor, wanted: Tensor) -> None:
     found, wanted = found.double().log_softmax(-1), wanted.log_softmax(-1)
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -129,7 +128,7 @@ def test_steps_are_recorded(ops: PagedOps) -> None:
 @pytest.mark.parametrize("name", ["softmax", "gpt-oss"])
 def test_mixtures_in_bfloat16_are_recorded(name: str) -> None:
     """Routing, biases and windows wait for nothing on a GPU."""
-    table = family_models.tensors(FAMILIES[name])
+    table = random_table(FAMILIES[name])
     weights = Stacked(FAMILIES[name], RecordingOps(CPU), torch.bfloat16, CPU, table.__getitem__)
     model = PagedDecoder(weights)
     found = texts.logits(model, TOKENS[:80], [40, *[1] * 40]).double()
