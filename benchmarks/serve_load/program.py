@@ -11,13 +11,12 @@ import json
 import sys
 from typing import Any
 
-from fastslow.serve.app import create_app
-from fastslow.serve.engine import ModelCard
-from fastslow.serve.engine_settings import EngineSettings
-from fastslow.serve.listen import address_of, listen
-from fastslow.serve.loop import run
-from fastslow.serve.process.engine_process import EngineClient
-from fastslow.serve.server import serve
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.engines.process.client import EngineClient
+from fastslow.serve.engines.settings import EngineSettings
+from fastslow.serve.http.app import create_app
+from fastslow.serve.http.listen import address_of, listen, run
+from fastslow.serve.http.server import serve
 
 DRAIN = 10.0  # seconds
 

@@ -151,7 +151,7 @@ def test_a_line_with_a_token_that_is_forbidden_is_not_kept(llm: LLM) -> None:
 
 
 def test_lines_end_a_step(llm: LLM) -> None:
-    ends = llm._requests._line_ends
+    ends = llm._parts.builder._line_ends
     assert llm.tokenizer is not None and ends
     assert all("\n" in llm.tokenizer.decode([x]) for x in ends)
 

@@ -9,10 +9,10 @@ from engine_tools import PLENTY, Ask, Bench, OracleDraft, Setting, answer, finis
 from test_exact import CHAINS, NAMES, ORACLES, PROMPTS, TREES, make_bench, params
 from thoughts import Bound
 
-from fastslow.engine.core.answered import resume
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.types import ANSWERED
+from fastslow.request.resume import resume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,6 @@ from engine_tools import Ask, Bench, Setting, answer, finish
 from parallel_tools import ranks
 
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.core.cost_curve import ROWS, step_seconds
 from fastslow.engine.core.request import EscalationTarget
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.tensors import parameters
@@ -22,6 +21,7 @@ from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.params import Escalation, SamplingParams
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.types import Rows
+from fastslow.policies.speculation.cost_curve import ROWS, step_seconds
 from fastslow.tools.plan.shards import ShardPlan
 
 ENDS = (

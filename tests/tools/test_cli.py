@@ -24,6 +24,8 @@ from fastslow.tools.cli import screen
 from fastslow.tools.cli.app import main
 from fastslow.tools.cli.screen import StreamedAnswer, figures
 
+pytest_plugins = ("tiny_models",)
+
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fastslow.call import sampling_in
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.output import Completion, Metrics, Output, Piece
+from fastslow.request.options import GenerateOptions
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.cli.answering.chat import Chat
 from fastslow.tools.cli.screen import figures
@@ -122,7 +122,7 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
         drafts=Speculation(drafter="self"),
         changes=Mode(groups=4),
     ).call(engine)  # type: ignore[arg-type]
-    sampling = sampling_in(call["mode"], call["sampling"])
+    sampling = GenerateOptions(sampling=call["sampling"]).sampling_in(call["mode"])
     assert (sampling.temperature, sampling.top_p) == (0.2, 0.95)
     assert (call["speculation"].drafter, call["speculation"].nodes) == ("self", 6)
     assert (call["mode"].name, call["mode"].groups) == ("deep*", 4)

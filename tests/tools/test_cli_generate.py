@@ -17,10 +17,12 @@ from checkpoints import write_moge
 from head_tools import tiny_weights, write_head
 from tokenizers_tiny import write_bpe
 
-from fastslow.handle import RequestHandle
-from fastslow.tools.cli.answering.answer_options import GenerateCommandOptions
+from fastslow.request.handle import RequestHandle
+from fastslow.tools.cli.answering.answer_options import GenerateCommand
 from fastslow.tools.cli.answering.prompt_file import PromptFile
 from fastslow.tools.cli.app import main
+
+pytest_plugins = ("tiny_models",)
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
@@ -424,7 +426,7 @@ def test_ctrl_c_keeps_finished_answers_behind_an_unfinished_one(tmp_path: Path) 
     left = iter(handles)
     llm: Any = type("Engine", (), {"submit": lambda *_, **__: next(left)})()
     path = write_lines(tmp_path / "p.txt", *"abcd")
-    answers = PromptFile(path, GenerateCommandOptions(), raw=False)._run(llm, [("a", {})] * 4)
+    answers = PromptFile(path, GenerateCommand(), raw=False)._run(llm, [("a", {})] * 4)
     shown = []
     with pytest.raises(KeyboardInterrupt):
         for index, _ in answers:

@@ -27,6 +27,8 @@ from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell
 from fastslow.tools.tune.speculation import TuneResult, tune_speculation
 
+pytest_plugins = ("tiny_models",)
+
 DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
 FEW = SamplingParams(max_tokens=12)

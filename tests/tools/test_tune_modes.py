@@ -17,6 +17,8 @@ from fastslow.tools.progress import silent
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.groups import GroupsFound, GroupsRow, TextReader, tune_groups
 
+pytest_plugins = ("tiny_models",)
+
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:

@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _show_log() -> None:
     """The log is off in an application; what it warns of is then said once."""
-    from fastslow.warning import FastslowWarning
+    from fastslow.request.chat_warnings import FastslowWarning
 
     logger.enable("fastslow")
     warnings.simplefilter("ignore", FastslowWarning)

@@ -60,7 +60,7 @@ class ClusterOptions:
         Raises:
             ValueError: a field is out of range, or unknown.
         """
-        from fastslow.serve.routing.scaling import ScalingSettings
+        from fastslow.serve.engines.routing.scaling import ScalingSettings
         from fastslow.tools.simulate.routers import read_routing
         from fastslow.tools.simulate.settings import ClusterSettings
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.tensors import layer_shapes
+from fastslow.engine.model.tensors import decoder_layer
 from fastslow.models.dense import Dense
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout
 from fastslow.tools.quantize.plain_layer import PlainLayer, plain, watched
@@ -136,7 +136,7 @@ def calibrate(
     x_NH = dense.embedding[torch.tensor([token for text in texts for token in text])].float()
     for n in range(config.layers):
         prefix = f"model.layers.{n}."
-        names = layer_shapes(config, n)
+        names = decoder_layer(config, n)
         tensors = {name.removeprefix(prefix): dense.tensors[name].float() for name in names}
         seen: dict[str, Tensor] = {}  # the input of each matrix
         layer = PlainLayer(config, n, tensors, lengths)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.scaling import ScalingState, replicas_wanted
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.scaling import ScalingState, replicas_wanted
 from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.prompt_text import prompt_text

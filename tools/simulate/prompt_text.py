@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import blake2b
 
-from fastslow.serve.routing.request import MOST_CHARACTERS
+from fastslow.serve.engines.routing.request import MOST_CHARACTERS
 from fastslow.tools.simulate.trace import TracedRequest
 
 CHARACTERS = 4  # of a token, as English has them

@@ -9,10 +9,10 @@ from random import Random
 from typing import Protocol
 
 from fastslow.engine.params import nearest
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.settings import RoutingSettings
 
 Clock = Callable[[], float]
 QueueLength = Callable[[str], int]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fastslow.serve.routing.scaling import ScalingSettings
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.scaling import ScalingSettings
+from fastslow.serve.engines.routing.settings import RoutingSettings
 from fastslow.tools.simulate.costs import MOST_OTHERS
 from fastslow.tools.simulate.routers import OURS, check_router
 

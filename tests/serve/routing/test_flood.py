@@ -11,9 +11,9 @@ from routing_tools import Clock, chooser_of, report
 from routing_tools import deep as deep_request
 from routing_tools import quick as quick_request
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import RoutedRequest
 
 PLACES = 8  # that run together on a replica
 QUICK, DEEP = 0.4, 20.0  # seconds of an answer that runs alone
@@ -121,8 +121,8 @@ def test_quick_ones_hardly_feel_a_flood() -> None:
     assert flood.deep_done > 10
 
 
-def test_without_the_guard_they_would() -> None:
-    flood = Flood(["a", "b"], guard_seconds=-1.0)
+def test_without_reserved_replicas_they_would() -> None:
+    flood = Flood(["a", "b"], reserved_seconds=-1.0)
     flood.run(quick_every=0.25, deep_every=0.5, seconds=120, quick_from=0)
     assert flood.p95() > 10 * calm()
 

@@ -154,7 +154,7 @@ class AnswerOptions(ModelOptions):
         return read_settings(self._tuned, folder)
 
 
-class GenerateCommandOptions(AnswerOptions):
+class GenerateCommand(AnswerOptions):
     """How `generate` answers."""
 
     sampling: Annotated[

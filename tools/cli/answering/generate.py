@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.answering.answer_options import GenerateCommandOptions
+from fastslow.tools.cli.answering.answer_options import GenerateCommand
 from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:
-    from fastslow.call import Prompt
     from fastslow.llm import LLM
+    from fastslow.request.options import Prompt
     from fastslow.tools.cli.screen import StreamedAnswer
 
 
 @expand_options
 def generate(
-    options: GenerateCommandOptions,
+    options: GenerateCommand,
     prompt: Annotated[
         str | None, typer.Argument(help="What to ask; - reads standard input.", show_default=False)
     ] = None,
@@ -88,7 +88,7 @@ def _standard_input() -> str:
         raise ValueError(f"standard input is no text in UTF-8: {where}") from None
 
 
-def _stream(llm: LLM, asked: Prompt, options: GenerateCommandOptions, as_json: bool) -> None:
+def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
     """One answer, as it is made; what has come until Ctrl-C is kept."""
     from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures
@@ -110,7 +110,7 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommandOptions, as_json: b
         raise KeyboardInterrupt
 
 
-def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommandOptions, as_json: bool) -> None:
+def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
     """Several answers, which come together."""
     from fastslow.output import Piece
     from fastslow.tools.cli.answering.prompt_file import record_of
@@ -129,7 +129,7 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommandOptions, as_j
         errors().print(figures(choice, options.context(llm)), style="dim")
 
 
-def _answer_file(file: Path, options: GenerateCommandOptions, raw: bool, as_json: bool) -> None:
+def _answer_file(file: Path, options: GenerateCommand, raw: bool, as_json: bool) -> None:
     """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
     from fastslow.tools.cli.answering.prompt_file import PromptFile, record_of
 
@@ -142,7 +142,7 @@ def _answer_file(file: Path, options: GenerateCommandOptions, raw: bool, as_json
         raise typer.Exit(1)
 
 
-def _screen(options: GenerateCommandOptions, as_json: bool) -> StreamedAnswer:
+def _screen(options: GenerateCommand, as_json: bool) -> StreamedAnswer:
     from fastslow.tools.cli.screen import StreamedAnswer, console, errors
 
     silent = as_json or options.no_thinking

@@ -14,9 +14,9 @@ from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.prompts import FIELDS, Record, conversation, json_object, naming, text_lines
 
 if TYPE_CHECKING:
-    from fastslow.call import Prompt
-    from fastslow.handle import RequestHandle
     from fastslow.llm import LLM
+    from fastslow.request.handle import RequestHandle
+    from fastslow.request.options import Prompt
 
 NOTES = (
     "answer",

@@ -1,0 +1,375 @@
+"""The safetensors files of a folder, or a GGUF file, checked against a config before any weight is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastslow.engine.checkpoint.fused import Expected, Fused, ReadExpert, fused_tensors
+from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.checkpoint.quantised import (
+    QuantReader,
+    Scheme,
+    expected_tensors,
+    quantised_tensors,
+)
+from fastslow.engine.checkpoint.row_file import RowFile
+from fastslow.engine.host.files import is_file, no_panic, read_object, shown
+from fastslow.engine.host.gguf_file import is_gguf
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Read
+from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
+DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
+BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inputs a byte
+ReadPart = Callable[[str, tuple[slice, ...]], Tensor]
+EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
+ENTRY = 64  # bytes that a tensor takes in a file's header, and more
+CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Which file holds which of the tensors that the config asks for."""
+
+    files: dict[Path, list[str]]
+    scheme: Scheme | None = None
+    stored: dict[str, str] = field(default_factory=dict)  # name -> its spelling in the file
+    fused: dict[str, Fused] = field(default_factory=dict)  # by names of tensors that lie in others
+
+    @classmethod
+    def open(cls, folder: Path, config: ModelConfig, scheme: Scheme | None = None) -> Checkpoint:
+        """Check the name, shape and dtype of every tensor. ValueError in one sentence.
+
+        scheme: what is quantised, and how; None = nothing.
+        """
+        shards = _shards(folder)
+        _check_count(folder, config, shards)
+        if scheme is not None:
+            scheme = scheme.renamed(lambda name: canonical(name, config))
+        expected = expected_tensors(config, scheme and scheme.without(_in_mtp_layer(config)))
+        shapes = mtp_shapes(config)
+        drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
+        drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
+        layouts = [] if is_gguf(folder) else list(fused_tensors(config))
+        known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
+        stored: dict[str, str] = {}
+        files: dict[Path, list[str]] = {}
+        holders: dict[str, Path] = {}
+        for path, listed in shards.items():
+            with open_shard(path) as shard:
+                names = set(shard.keys())
+                if listed is not None and (absent := sorted(listed - names)):
+                    raise ValueError(
+                        f"{path} lacks tensor {absent[0]:.99}, which {INDEX} puts there"
+                    )
+                for spelled in sorted(names):
+                    name = canonical(spelled, config)
+                    if name != spelled:
+                        stored[name] = spelled
+                    if name in holders:
+                        raise ValueError(f"tensor {name:.99} is in both {holders[name]} and {path}")
+                    holders[name] = path
+                    if name in known:
+                        _check(path, spelled, shard.get_slice(spelled), known[name])
+                        files.setdefault(path, []).append(name)
+                    elif not _ignorable(name, config):
+                        raise ValueError(
+                            f"{path} has an unexpected tensor {name:.99}, which "
+                            f"{config.architecture} does not use"
+                        )
+        inside = _inside_others(folder, layouts, holders)
+        there = holders.keys() | inside.keys()
+        if missing := [n for n, x in expected.items() if n not in there and not x.optional]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            name = next(
+                (next(iter(x.tensors)) for x in layouts if missing[0] in x.parts), missing[0]
+            )
+            shape = list(known[name].shape)
+            raise ValueError(f"{folder} lacks tensor {name} of shape {shape}{more}")
+        return cls(files, scheme, stored, inside)
+
+    @classmethod
+    def own(cls, folder: Path, config: ModelConfig) -> Checkpoint:
+        """`open` with what the folder says of its quantisation."""
+        return cls.open(folder, config, Scheme.from_folder(folder))
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors that are there, those inside others, too."""
+        return {name for names in self.files.values() for name in names} | self.fused.keys()
+
+    @contextmanager
+    def reader(self, progress: bool) -> Iterator[Read]:
+        """A function that reads a tensor by name, from memory-mapped files that stay open.
+
+        progress: draw a bar on standard error where that is a terminal.
+        """
+        with self._open_files() as shards, _bar(progress, len(shards)) as advance:
+
+            def read(name: str) -> Tensor:
+                advance()
+                if name in self.fused:
+                    return self.fused[name].read(name, _by_expert(shards))
+                tensor: Tensor = shards[name].get_tensor(self.stored.get(name, name))
+                return tensor
+
+            yield read
+
+    @property
+    def mxfp4_names(self) -> frozenset[str]:
+        """The matrices that `mxfp4` reads."""
+        return frozenset(n for n, fused in self.fused.items() if fused.take_packed is not None)
+
+    @contextmanager
+    def mxfp4(self) -> Iterator[Callable[[str], Tensor | None]]:
+        """A function that reads a matrix as rows of MXFP4 blocks, uint8 [outputs, inputs / 32 * 17], laid
+        out as in GGUF files; None for one that is held otherwise."""
+        with self._open_files() as shards:
+
+            def rows(name: str) -> Tensor | None:
+                fused = self.fused.get(name)
+                return None if fused is None else fused.read_packed(name, _by_expert(shards))
+
+            yield rows
+
+    def rows(self, name: str) -> RowFile | None:
+        """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
+        path = next(path for path, names in self.files.items() if name in names)
+        return None if is_gguf(path) else RowFile.of_tensor(path, self.stored.get(name, name))
+
+    @contextmanager
+    def slicer(self, progress: bool, total: int) -> Iterator[ReadPart]:
+        """A function that reads a part of a tensor, given by a slice of each axis, and no more.
+
+        progress: draw a bar, as `reader`. total: parts that will be read.
+        """
+        with self._open_files() as shards, _bar(progress, total) as advance:
+
+            def read(name: str, part: tuple[slice, ...]) -> Tensor:
+                advance()
+                if name in self.fused:
+                    return self.fused[name].read(name, _by_expert(shards))[part]
+                tensor: Tensor = shards[name].get_slice(self.stored.get(name, name))[part]
+                return tensor
+
+            yield read
+
+    @contextmanager
+    def _open_files(self) -> Iterator[dict[str, Any]]:
+        """The open file of each tensor."""
+        with ExitStack() as stack:
+            yield {
+                name: shard
+                for path, names in self.files.items()
+                for shard in [stack.enter_context(open_shard(path))]
+                for name in names
+            }
+
+    @contextmanager
+    def quantised(self, progress: bool) -> Iterator[QuantReader]:
+        """The same, for tensors that may be in int8."""
+        held = self.names
+        with self.reader(progress) as read:
+            yield QuantReader(lambda n: read(n) if n in held else None, self.scheme or Scheme({}))
+
+
+def gguf_shard(path: Path) -> GgufShard | None:
+    """The file's tensors as it has them; None for a folder."""
+    return GgufShard(path) if is_gguf(path) else None
+
+
+@contextmanager
+def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor | None]]:
+    """A function that reads the 4-bit blocks of a matrix, uint8 [outputs, inputs / 32 * 20]; None where
+    the folder has none of it.
+
+    Every name, shape and dtype is checked before. ValueError in one sentence.
+    """
+    path = folder / BLOCKS
+    if not is_file(path):
+        yield lambda name: None
+        return
+    shapes = {
+        name: shape for name, shape in tensor_shapes(config).items() if _packable(name, shape)
+    }
+    with open_shard(path) as file:
+        names = set(file.keys())
+        for name in sorted(names):
+            if name not in shapes:
+                raise ValueError(
+                    f"{path} has an unexpected tensor {name:.99}: it holds matrices of layers alone, "
+                    f"with inputs in blocks of {BLOCK_INPUTS}"
+                )
+            outputs, inputs = shapes[name]
+            shape = (outputs, inputs // BLOCK_INPUTS * BLOCK_BYTES)
+            _check(path, name, file.get_slice(name), Expected((shape,), ("U8",)))
+        yield lambda name: file.get_tensor(name) if name in names else None
+
+
+def _packable(name: str, shape: tuple[int, ...]) -> bool:
+    return name.endswith("_proj.weight") and not shape[-1] % BLOCK_INPUTS
+
+
+@contextmanager
+def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterator[Read]:
+    """A function that reads any tensor of a folder, multiplied out where it is quantised."""
+    with Checkpoint.own(folder, config).quantised(progress) as tensors:
+        yield tensors.read
+
+
+def _by_expert(shards: dict[str, Any]) -> ReadExpert:
+    def part(name: str, expert: int) -> Tensor:
+        tensor: Tensor = shards[name].get_slice(name)[expert]
+        return tensor
+
+    return part
+
+
+def _inside_others(
+    folder: Path, layouts: Iterable[Fused], holders: Mapping[str, Path]
+) -> dict[str, Fused]:
+    """The model's tensors that lie in others of the files; ValueError where one of those is missing, or
+    a tensor is there twice."""
+    found: dict[str, Fused] = {}
+    for fused in layouts:
+        there = [name for name in fused.tensors if name in holders]
+        if not there:
+            continue
+        if absent := [name for name in fused.tensors if name not in holders]:
+            raise ValueError(f"{folder} has tensor {there[0]}, but lacks {absent[0]}")
+        if twice := [name for name in fused.parts if name in holders or name in found]:
+            raise ValueError(f"{folder} has tensor {twice[0]} twice: {there[0]} holds it, too")
+        found |= dict.fromkeys(fused.parts, fused)
+    return found
+
+
+@contextmanager
+def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
+    console = Console(stderr=True)
+    columns = ("loading weights", BarColumn(), "{task.completed}/{task.total}")
+    hidden = not (progress and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[Any]:
+    """A file of tensors: safetensors, or a GGUF file under the usual names."""
+    if path.suffix == ".gguf":
+        yield GgufShard(path)
+        return
+    try:
+        with no_panic(path), safe_open(path, framework="pt") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error!s:.99}") from None
+
+
+def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
+    if found.get_dtype() not in expected.dtypes:
+        raise ValueError(
+            f"{path}: tensor {name} is of dtype {found.get_dtype()}, which is not one of "
+            f"{', '.join(expected.dtypes)}"
+        )
+    if tuple(found.get_shape()) not in expected.shapes:
+        raise ValueError(
+            f"{path}: tensor {name} has shape {shown(found.get_shape())}, but "
+            f"{'its header' if path.suffix == '.gguf' else 'config.json'} asks for {list(expected.shape)}"
+        )
+
+
+def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> None:
+    """ValueError where the config asks for far more tensors than the files' headers have room for: their
+    names alone could fill the memory."""
+    alone = next(fused_tensors(config), None) is None  # else experts may lie in one tensor
+    routed = config.layers - len(config.mlp_only_layers) if config.experts and alone else 0
+    least = config.layers + 3 * config.experts * routed
+    room = sum(map(_room, shards))
+    if least > room:
+        experts = f" and num_experts {config.experts}" if config.experts else ""
+        raise ValueError(
+            f"{folder / 'config.json'}: num_hidden_layers {config.layers}{experts} ask for at least "
+            f"{least} tensors, but the files of weights have room for the names of {room} only"
+        )
+
+
+def _room(path: Path) -> int:
+    """How many tensors a file may hold."""
+    return len(GgufShard(path).keys()) if is_gguf(path) else _header_bytes(path) // ENTRY
+
+
+def _header_bytes(path: Path) -> int:
+    """How long the header of a safetensors file can be at most."""
+    try:
+        with path.open("rb") as file:
+            said = int.from_bytes(file.read(8), "little")
+            return min(said, file.seek(0, os.SEEK_END))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _ignorable(name: str, config: ModelConfig) -> bool:
+    tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
+    return tied or _in_mtp_layer(config)(name) or CONSTANT.fullmatch(name) is not None
+
+
+def _in_mtp_layer(config: ModelConfig) -> Callable[[str], bool]:
+    """Whether a tensor belongs to a layer after the model's own, where there may be some."""
+
+    def after(name: str) -> bool:
+        layer = DRAFT_LAYER.match(name) if config.mtp_layers is not None else None
+        return layer is not None and int(layer[1]) >= config.layers
+
+    return after
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The files to read, and the tensors that the index puts in each (None without an index)."""
+    if is_gguf(folder):
+        return {folder: None}
+    if is_file(folder / SINGLE):
+        return {folder / SINGLE: None}
+    index = folder / INDEX
+    if not is_file(index):
+        exported, alone = list(folder.glob(f"{EXPORT}.index.json")), list(folder.glob(EXPORT))
+        if len(alone) == 1 and not exported:
+            return {alone[0]: None}
+        if len(exported) != 1:
+            raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        index = exported[0]
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} must hold an object weight_map from tensor names to files")
+    shards: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _inside(file):
+            raise ValueError(
+                f"{index}: tensor {name:.99} points to {shown(file)}, outside the folder"
+            )
+        shards.setdefault(file, set()).add(name)
+    for file, names in shards.items():
+        if not is_file(folder / file):
+            raise ValueError(
+                f"{index}: tensor {min(names):.99} is in {file:.99}, which does not exist"
+            )
+    return {folder / file: names for file, names in shards.items()}
+
+
+def _inside(file: str) -> bool:
+    path = PurePosixPath(file.replace("\\", "/"))
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts

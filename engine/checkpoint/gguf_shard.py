@@ -1,0 +1,181 @@
+"""A GGUF file as a checkpoint's shard: tensors under their usual names, as `safetensors.safe_open` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize, quantize
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastslow.engine.host.files import shown
+from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
+from fastslow.engine.model.config import ROPE_FACTORS
+from fastslow.engine.model.config_json import MOST_EXPERTS
+from fastslow.engine.model.family import GGUF_TOP, GgufNames, gguf_family
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+PIECE = 4 << 20  # bytes that are quantised again at a time
+
+
+@dataclass(frozen=True, slots=True)
+class GgufSlice:
+    """A tensor in a file, or one expert's part of it.
+
+    data: uint8 [..., bytes of a row]. heads: those whose rows are interleaved; 0 = none.
+    """
+
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+    heads: int
+
+    def get_dtype(self) -> str:
+        """As safetensors spells it; what is multiplied out becomes F32."""
+        name = self.kind.name
+        return "F32" if name not in FLOATS and multiplies_out(self.kind) else name
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def __getitem__(self, part: Any) -> Tensor:
+        """A slice of each axis, or of the first."""
+        first, *others = part if isinstance(part, tuple) else (part,)
+        if len(self.shape) > 1:
+            return _floats(self.rows()[first], self.kind)[(slice(None), *others)].contiguous()
+        whole = _floats(self.data, self.kind)
+        if self.heads:
+            whole = torch.from_numpy(half_split(whole.float().numpy(), self.heads))
+        return whole[first].contiguous()
+
+    def rows(self) -> NDArray[np.uint8]:
+        """The bytes of a matrix' rows in the order of a checkpoint: half-split, as its rotation wants q
+        and k."""
+        return half_split(self.data, self.heads) if self.heads else self.data
+
+
+def half_split(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows of a q or k projection [heads * head_dim, ...] from interleaved to half-split rotary pairs.
+
+    A GGUF of the llama family stores each head's rows as pairs (2i, 2i+1); checkpoints rotate row i against
+    row i + head_dim/2. `heads` are those of the weight (the KV heads for k).
+    """
+    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+@cache
+def multiplies_out(kind: GGMLQuantizationType) -> bool:
+    """Whether the library knows how."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _floats(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Tensor:
+    if (dtype := FLOATS.get(kind.name)) is not None:
+        return torch.from_numpy(data.copy()).view(dtype)
+    with np.errstate(all="ignore"):  # damaged scales; what they give is refused where it is used
+        return torch.from_numpy(np.ascontiguousarray(dequantize(data, kind), dtype=np.float32))
+
+
+def _as_q8_0(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.uint8]:
+    """A few rows at a time: all of them in float32 may be larger than the file."""
+    step = max(1, PIECE // rows.shape[1])
+    each = (dequantize(rows[n : n + step], kind) for n in range(0, len(rows), step))
+    with np.errstate(all="ignore"):
+        return np.concatenate([quantize(some, GGMLQuantizationType.Q8_0) for some in each])
+
+
+class GgufShard:
+    """ValueError for a tensor that its architecture does not have."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._slices = dict(_slices(read_gguf(path)))
+        except ValueError as error:
+            said = str(error)
+            raise ValueError(said if str(path) in said else f"{path}: {said}") from None
+
+    def keys(self) -> list[str]:
+        return list(self._slices)
+
+    def get_slice(self, name: str) -> GgufSlice:
+        return self._slices[name]
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._slices[name][:]
+
+    def blocks(self, name: str, own: Container[str], again: bool) -> NDArray[np.uint8] | None:
+        """The bytes of a matrix of blocks, [outputs, bytes of a row]; None for one of floats.
+
+        own: types that are given as they are. again: others are quantised again, as Q8_0, which no type
+        of fewer bits loses much in; else None.
+        """
+        found = self._slices[name]
+        if found.kind.name in FLOATS:
+            return None
+        if found.kind.name in own:
+            return found.rows()
+        return _as_q8_0(found.rows(), found.kind) if again else None
+
+    def types(self) -> dict[str, str]:
+        """ggml's type of every matrix."""
+        return {n: s.kind.name for n, s in self._slices.items() if len(s.shape) == 2}
+
+
+def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:
+    _, names = gguf_family(file)
+    for tensor in file.tensors:
+        if tensor.name == ROPE_FACTORS:
+            continue
+        heads = _interleaved(tensor.name, file, names)
+        place = _place(tensor.name, names)
+        if "*" not in place:
+            yield place, GgufSlice(tensor.kind, tensor.shape, tensor.data, heads)
+            continue
+        for number, data in enumerate(_parts(tensor)):
+            part = GgufSlice(tensor.kind, tensor.shape[1:], data, 0)
+            yield place.replace("*", str(number)), part
+
+
+def _parts(tensor: GgufTensor) -> NDArray[np.uint8]:
+    """Of each expert; a bias has a row for each."""
+    if len(tensor.shape) < 2 or len(tensor.data) > MOST_EXPERTS:
+        raise ValueError(
+            f"tensor {tensor.name:.99} must have an axis of at most {MOST_EXPERTS} experts"
+        )
+    return tensor.data
+
+
+def _place(name: str, names: GgufNames) -> str:
+    """The usual name; * stands for an expert's number."""
+    stem, _, ending = name.rpartition(".")
+    if stem in GGUF_TOP and ending == "weight":
+        return f"{GGUF_TOP[stem]}.weight"
+    block, _, inner = stem.removeprefix("blk.").partition(".")
+    if stem.startswith("blk.") and block.isdecimal() and inner in names.layer:
+        place = names.layer[inner]
+        ending = "" if place.endswith("sinks") else f".{ending}"
+        return f"model.layers.{int(block)}.{place}{ending}"
+    raise ValueError(f"tensor {shown(name)} has no place in a {names.architecture} model")
+
+
+def _interleaved(name: str, file: GgufFile, names: GgufNames) -> int:
+    """Heads of a tensor whose rows are."""
+    part = name.split(".")[-2] if name.startswith("blk.") and names.interleaved else ""
+    if part not in ("attn_q", "attn_k"):
+        return 0
+    count = file.fields.get(f"{names.architecture}.attention.head_count")
+    if part == "attn_k":
+        count = file.fields.get(f"{names.architecture}.attention.head_count_kv", count)
+    return cast("int", count)

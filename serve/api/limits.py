@@ -1,0 +1,284 @@
+"""Who asks, and how much: the caller of a request, and the rates of each API key and of all together."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from fastslow.engine.params import shown
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.keys import KeyLimits, StoredKey
+
+OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
+ORDINARY = "deep"  # the mode of who names none
+# fields of a mode that say for how long it thinks; others make another mode of it, which may cost more
+FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms"})
+NO_LIMITS = KeyLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One API key's name, memory and limits.
+
+    Attributes:
+        memory_key: its requests share remembered answers and cached prefixes; nobody outside can work it out.
+            None: no answer is remembered, and prefixes are shared by all who have no key.
+    """
+
+    name: str = "anonymous"
+    memory_key: str | None = None
+    limits: KeyLimits = NO_LIMITS
+
+    @classmethod
+    def of(cls, key: StoredKey) -> Caller:
+        return cls(key.name, _derived(key.id, "key"), key.limits)
+
+    def memory(self, cache_salt: str | None = None) -> str | None:
+        """The memory key of a request: the caller's, or one for each of its salts.
+
+        No two callers, and no two salts, come to the same one: it is a hash of the salt, keyed by the caller.
+        """
+        if cache_salt is None:
+            return self.memory_key
+        return _derived(self.memory_key or OPEN, "salt", cache_salt)
+
+    def admit(self, ask: GenerateRequest, card: ModelCard) -> GenerateRequest:
+        """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may."""
+        limits = self.limits
+        if limits.modes is not None:
+            self._check_mode(ask.options.mode, limits.modes)
+        if limits.priority is not None:
+            priority = self._priority(ask.options.priority, *limits.priority)
+            ask = ask.with_options(priority=priority)
+        if limits.max_tokens is not None:
+            ask = self._with_fewer_tokens(ask, card, limits.max_tokens)
+        return ask
+
+    def _check_mode(self, mode: Any, allowed: list[str]) -> None:
+        name = ORDINARY if mode is None else _base(mode)
+        known = ", ".join(sorted(allowed))
+        if name not in allowed:
+            raise self._refusal("mode", f"mode={shown(name)} is not open to this key, but {known}")
+        if isinstance(mode, Mapping) and (more := sorted({*mode} - FREE)):
+            said = (
+                f"{more[0]}={shown(mode[more[0]])} is not open to this key, but modes as they are"
+            )
+            raise self._refusal(more[0], f"{said}: {known}")
+
+    def _priority(self, priority: int, first: int, last: int) -> int:
+        if priority == 0:  # as without the field
+            return min(max(priority, first), last)
+        if not first <= priority <= last:
+            limit = f"priority={shown(priority)} must be from {first} to {last} with this key"
+            raise self._refusal("priority", limit)
+        return priority
+
+    def _with_fewer_tokens(
+        self, ask: GenerateRequest, card: ModelCard, most: int
+    ) -> GenerateRequest:
+        given = ask.sampling.get("max_tokens")
+        if given is None:
+            mode: Any = ask.options.mode
+            preset = card.modes.get(ORDINARY if mode is None else _base(mode), {})
+            own = mode.get("sampling") if isinstance(mode, Mapping) else None
+            usual = (own or preset.get("sampling") or {}).get("max_tokens")
+            if isinstance(usual, int) and usual <= most:
+                return ask
+            return ask.with_options(sampling={**ask.sampling, "max_tokens": most})
+        if isinstance(given, int) and given > most:  # the engine refuses what is no number
+            limit = f"max_tokens={shown(given)} is above {most}, the most with this key"
+            raise self._refusal("max_tokens", limit)
+        return ask
+
+    @staticmethod
+    def _refusal(param: str, message: str) -> ApiError:
+        return ApiError(403, message, "permission_error", param, "key_limit")
+
+
+async def caller(request: Request) -> Caller:
+    """The dependency of every route that asks the engine."""
+    found = request.scope.get("state", {}).get("caller")
+    return found if isinstance(found, Caller) else Caller()
+
+
+def _base(mode: str | Mapping[str, Any]) -> str:
+    """The preset that a mode is, or is made of."""
+    return mode if isinstance(mode, str) else str(mode.get("base", ORDINARY))
+
+
+def _derived(id: str, *parts: str) -> str:
+    """Text of 64 digits that only who knows the id can work out, other for other parts."""
+    data = b"".join(
+        len(part).to_bytes(8, "big") + part
+        for part in (text.encode("utf-8", "surrogatepass") for text in ("memory", *parts))
+    )
+    return hmac.new(id.encode(), data, hashlib.sha256).hexdigest()
+
+
+MINUTE = 60.0
+ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
+EXCEEDED = "rate_limit_exceeded"
+SOON = 1.0  # seconds after which a place may be free
+MOST_CALLERS = 100_000  # whose use is known; of those who ask nothing now, the one that asked first is forgotten
+
+
+class TokenBucket:
+    """A rate with room for a minute's worth at once. Its level may fall below zero, which then has to fill up:
+    what an answer takes is known only at its end.
+
+    Args:
+        per_minute: how much comes in a minute, and the most that it holds.
+        now: seconds.
+    """
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self.per_minute = per_minute
+        self._level = float(per_minute)
+        self._at = now
+
+    def level(self, now: float) -> float:
+        """How much may be taken."""
+        grown = self._level + max(0.0, now - self._at) * self.per_minute / MINUTE
+        self._level, self._at = min(float(self.per_minute), grown), max(now, self._at)
+        return self._level
+
+    def take(self, count: float, now: float) -> None:
+        self._level = self.level(now) - count
+
+    def wait(self, count: float, now: float) -> float:
+        """Seconds until so much may be taken; 0 = now."""
+        missing = count - self.level(now)
+        return missing * MINUTE / self.per_minute if missing > ROUNDING else 0.0
+
+    def full_in(self, now: float) -> float:
+        """Seconds until it is full."""
+        return self.wait(self.per_minute, now)
+
+
+@dataclass(slots=True)
+class _Use:
+    """What one caller uses now, and may yet use."""
+
+    running: int = 0
+    requests: TokenBucket | None = None
+    tokens: TokenBucket | None = None
+
+
+class Limits:
+    """The use of all callers, in one event loop.
+
+    Args:
+        concurrent: requests of all callers at the same time; None = no limit.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self, concurrent: int | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._concurrent, self._clock = concurrent, clock
+        self._running = 0
+        self._uses: OrderedDict[str, _Use] = OrderedDict()
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    def enter(self, caller: Caller) -> dict[str, str]:
+        """Give a request a place; `leave` gives it back. Returns headers: what is left, as OpenAI's answers say it."""
+        now, use = self._clock(), self._use(caller)
+        headers = _headers(use, now)
+        if self._concurrent is not None and self._running >= self._concurrent:
+            said = (
+                f"the server answers {self._concurrent} requests already, the most at the same time"
+            )
+            raise _refused(said, "server_busy", SOON, headers)
+        self._check(caller, use, now, headers)
+        if use.requests is not None:
+            use.requests.take(1, now)
+        use.running += 1
+        self._running += 1
+        return _headers(use, now)
+
+    def spend(self, caller: Caller, tokens: int) -> None:
+        """Count an answer's tokens and those of its prompt."""
+        use = self._use(caller)
+        if use.tokens is not None:
+            use.tokens.take(tokens, self._clock())
+
+    def leave(self, caller: Caller) -> None:
+        """A request is over, however it ended."""
+        self._use(caller).running -= 1
+        self._running -= 1
+
+    def _check(self, caller: Caller, use: _Use, now: float, headers: dict[str, str]) -> None:
+        most = caller.limits.concurrent
+        if most is not None and use.running >= most:
+            said = f"this key has {most} requests running already, the most at the same time"
+            raise _refused(said, EXCEEDED, SOON, headers)
+        if use.requests is not None and (wait := use.requests.wait(1, now)):
+            said = f"this key may make {use.requests.per_minute} requests a minute"
+            raise _refused(f"{said}: try again in {wait:.1f} s", EXCEEDED, wait, headers)
+        if use.tokens is not None and (wait := use.tokens.wait(1, now)):
+            said = f"this key may use {use.tokens.per_minute} tokens a minute"
+            raise _refused(f"{said}: try again in {wait:.1f} s", EXCEEDED, wait, headers)
+
+    def _use(self, caller: Caller) -> _Use:
+        """Its use by name; buckets are made anew where its limits were changed."""
+        use = self._uses.get(caller.name)
+        if use is None:
+            use = self._uses[caller.name] = _Use()
+            self._forget()
+        now, limits = self._clock(), caller.limits
+        use.requests = _bucket(use.requests, limits.requests_per_minute, now)
+        use.tokens = _bucket(use.tokens, limits.tokens_per_minute, now)
+        return use
+
+    def _forget(self) -> None:
+        while len(self._uses) > MOST_CALLERS:
+            name = next((name for name, use in self._uses.items() if not use.running), None)
+            if name is None:
+                return
+            del self._uses[name]
+
+
+def _refused(message: str, code: str, wait: float, headers: dict[str, str]) -> ApiError:
+    return ApiError(429, message, "rate_limit_error", None, code, wait, headers)
+
+
+def _bucket(bucket: TokenBucket | None, per_minute: int | None, now: float) -> TokenBucket | None:
+    if per_minute is None:
+        return None
+    if bucket is None or bucket.per_minute != per_minute:
+        return TokenBucket(per_minute, now)
+    return bucket
+
+
+def _headers(use: _Use, now: float) -> dict[str, str]:
+    """What is left of each rate, under OpenAI's names."""
+    found = {}
+    for what, bucket in (("requests", use.requests), ("tokens", use.tokens)):
+        if bucket is not None:
+            found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
+            found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level(now))))
+            found[f"x-ratelimit-reset-{what}"] = _duration(bucket.full_in(now))
+    return found
+
+
+def _duration(seconds: float) -> str:
+    """Such as 20ms, 1.5s or 6m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    if seconds < MINUTE:
+        return f"{seconds:.3g}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest}s"

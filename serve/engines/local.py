@@ -1,0 +1,209 @@
+"""An engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from loguru import logger
+
+from fastslow.async_llm import MAX_WAITING, AsyncLLM
+from fastslow.engine.core.request import StepNotes
+from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.llm import LLM
+from fastslow.output import GenerationError, Output, Piece
+from fastslow.request.handle import RequestHandle
+from fastslow.serve.api.engine import ModelCard, NotReady, WarmPrefix
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.routing.report import ReplicaReport, replica_report
+from fastslow.serve.engines.routing.request import may_take_long
+
+GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
+# What templates call the variable that keeps thoughts of earlier turns, and the value that does.
+KEEPING = {"clear_thinking": False, "preserve_thinking": True}
+
+
+MOST_TRACES = 256  # requests
+
+
+class TraceLog:
+    """The traces of the last requests that asked for one."""
+
+    def __init__(self, most: int = MOST_TRACES) -> None:
+        self._most = most
+        self._kept: OrderedDict[str, Sequence[StepNotes]] = OrderedDict()
+
+    def keep(self, id: str, handle: RequestHandle) -> None:
+        """A request is over, or about to be; its answer is let go of."""
+        if traces := handle.step_traces:
+            self._kept.pop(id, None)
+            self._kept[id] = traces
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+    def of(self, id: str, running: RequestHandle | None) -> dict[str, Any] | None:
+        """What a request did in its steps, for each of its answers; None: nothing was noted."""
+        traces = running.step_traces if running is not None else self._kept.get(id)
+        if not traces:
+            return None
+        choices = [{"index": i, **trace.to_dict()} for i, trace in enumerate(traces)]
+        return {"id": id, "running": running is not None, "choices": choices}
+
+
+class LocalEngine:
+    """`Engine` of an `LLM`, which it closes.
+
+    Args:
+        llm: what answers.
+        name: of the model, for clients.
+        max_waiting: as `AsyncLLM` takes it.
+    """
+
+    def __init__(self, llm: LLM, name: str, max_waiting: int = MAX_WAITING) -> None:
+        self._llm = AsyncLLM.around(llm, max_waiting)
+        self._running: dict[str, RequestHandle] = {}
+        self._cancelled: set[str] = set()  # of them, by who asked
+        self._traces = TraceLog()
+        units = RoutedUnits.of(llm.model.config)
+        inputs = llm._inputs
+        switch = inputs.switch
+        self._card = ModelCard(
+            name=name,
+            created=int(time.time()),
+            context=llm.max_model_len,
+            modes={name: mode.model_dump(mode="json") for name, mode in llm.modes.items()},
+            units=units.name,
+            most=units.most,
+            thinks=llm.thinks,
+            has_head=llm.has_head,
+            efforts=switch.levels if switch.kind == "effort" else (),
+            keeps_thoughts=next(
+                (k for k in KEEPING.items() if k[0] in inputs.template_names), None
+            ),
+            device=str(llm.model.device),
+            tool_format=llm.tool_calls.form.name,
+            tool_tokens=llm.tool_calls.tokens,
+        )
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    @property
+    def ready(self) -> bool:
+        return self._llm.accepting and not self.broken
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engine's thread is gone, by its own error."""
+        return self._llm.llm._worker.broken
+
+    @property
+    def why_not_ready(self) -> str:
+        if self.ready:
+            return ""
+        return "the engine broke" if self.broken else "the server is closing"
+
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        if not self.ready:
+            raise NotReady(self.why_not_ready, refused=True)
+        handle = self._llm.begin(ask.prompt, ask.options)
+        self._running[ask.id] = handle
+        try:
+            if not ask.streamed:
+                output = await handle
+                self._check_whole(ask, output)
+                yield Piece(output=output)
+                return
+            held: list[Piece] = []  # text that was not sent yet when an answer ended
+            async with aclosing(aiter(handle)) as pieces:
+                async for piece in pieces:
+                    if not self._llm.accepting and ask.whole:
+                        if piece.output is not None:
+                            self._check_whole(ask, piece.output)
+                        elif not piece.token_ids:  # if this closing cut it, it is not the answer's
+                            held.append(piece)
+                            continue
+                    for one in held:
+                        yield one
+                    held.clear()
+                    yield piece
+        except GenerationError as error:
+            if GRAMMAR in str(error):
+                raise ValueError(str(error)) from None
+            raise
+        finally:
+            if self._running.get(ask.id) is handle:
+                del self._running[ask.id]
+                self._cancelled.discard(ask.id)
+            self._traces.keep(ask.id, handle)
+            handle.cancel()
+
+    async def warm(self, prefix: WarmPrefix) -> None:
+        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
+        operator's text; what follows it in a prompt is shared as without it.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        mode = prefix["mode"]
+        try:
+            pinned = await asyncio.to_thread(
+                self._llm.llm.pin, prefix["prompt"], mode=mode, every_key=True
+            )
+        except ValueError as error:
+            raise ValueError(f"warm {prefix['name']} in mode {mode!r}: {error}") from None
+        said = "{} is warm in mode {!r}: {} tokens in {} pages of the prefix cache"
+        logger.info(said, prefix["name"], mode, pinned.tokens, pinned.pages)
+
+    async def cancel(self, id: str) -> bool:
+        handle = self._running.get(id)
+        if handle is not None:
+            self._cancelled.add(id)
+            handle.cancel()
+        return handle is not None
+
+    async def stop_thinking(self, id: str) -> bool:
+        handle = self._running.get(id)
+        return handle is not None and await self._llm.stop_thinking(handle)
+
+    async def trace(self, id: str) -> Mapping[str, Any] | None:
+        return self._traces.of(id, self._running.get(id))
+
+    async def stats(self) -> Mapping[str, Any]:
+        return self._llm.stats().to_dict()
+
+    def report(self) -> ReplicaReport:
+        """How busy it is, for routers. It never waits."""
+        deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
+        return replica_report(self._llm.current_load(), deep, time.time())
+
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+        llm, options = self._llm.llm, ask.options.given()
+        return await asyncio.to_thread(lambda: llm.tokenize(ask.prompt, **options))
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        tokenizer = self._llm.llm.tokenizer
+        if tokenizer is None:
+            return [(b"", False)] * len(tokens)
+        hidden = tokenizer.special_ids
+        return [(tokenizer.token_bytes(token), token not in hidden) for token in tokens]
+
+    async def close(self, drain: float = 0.0) -> None:
+        await self._llm.drain(drain)
+        await self._llm.close()
+
+    def _check_whole(self, ask: GenerateRequest, output: Output) -> None:
+        """Raises:
+        NotReady: this engine closed, and cut an answer that is wanted whole.
+        """
+        cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
+        if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
+            raise NotReady("the engine closed before the answer was whole", refused=True)

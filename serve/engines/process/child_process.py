@@ -1,0 +1,148 @@
+"""The engine's process as the server starts it, watches it, and learns how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+from msgspec import to_builtins
+
+from fastslow.serve.api.keys import environment_without_key
+from fastslow.serve.engines.process.connection import EngineConnection
+from fastslow.serve.engines.process.messages import Start
+from fastslow.serve.engines.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Asks a process whether it lives, over and over.
+
+    A long step of the model is no hang: the event loop of the process answers meanwhile. Time in which this
+    process could not run itself, as while a machine sleeps, counts as one pause at most.
+
+    Attributes:
+        every: seconds between a question and the next one, and of each pause in which its answer may come.
+        missed: after as many pauses without the answer the process counts as hung.
+    """
+
+    every: float = 10.0
+    missed: int = 6
+
+    @property
+    def seconds(self) -> float:
+        """How long a process may say nothing."""
+        return self.every * self.missed
+
+    async def watch(self, connection: EngineConnection) -> str:
+        """Wait until a process is lost, or to be ended: what is wrong with it, "" if it is lost."""
+        while True:
+            answer = asyncio.ensure_future(connection.call("alive"))
+            try:
+                for _ in range(self.missed):
+                    either: list[asyncio.Future[None]] = [connection.lost, answer]
+                    await asyncio.wait(
+                        either, timeout=self.every, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if connection.lost.done():
+                        return ""
+                    if answer.done():
+                        break
+                else:
+                    return f"answered nothing for {self.seconds:g} s"
+            finally:
+                answer.cancel()
+                await asyncio.gather(answer, return_exceptions=True)
+            if answer.exception() is None and not answer.result():
+                return "lives on without its engine, which broke"
+            await asyncio.wait([connection.lost], timeout=self.every)
+
+
+USUAL = Heartbeat()
+
+
+GRACE = 5.0  # seconds that a process has to end once its connection is closed
+
+
+class ChildProcess:
+    """One process with its connection. `start` makes it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: EngineConnection) -> None:
+        self._process = process
+        self.connection = connection
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> Self:
+        """Start a process that loads a model.
+
+        It is started in this very thread: on Linux it ends with the thread that started it.
+        """
+        process, ours = _spawn()
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_unix_connection(EngineConnection, sock=ours)
+            connection.send(Start(to_builtins(settings)))
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return cls(process, connection)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait(self) -> str:
+        """Wait until the connection is lost and the process gone: how it ended, for a sentence."""
+        await asyncio.shield(self.connection.lost)
+        await self._reap(GRACE)
+        code = self._process.returncode
+        if code is not None and code < 0:
+            with suppress(ValueError):
+                return f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    async def end(self, grace: float = GRACE) -> None:
+        """Close the connection; kill the process if it is still there after `grace` seconds."""
+        self.connection.close()
+        await self._reap(grace)
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+
+    async def _reap(self, grace: float) -> None:
+        try:
+            await asyncio.to_thread(self._process.wait, grace)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+
+def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The process, and this end of its connection."""
+    ours, its = socket.socketpair()
+    command = [sys.executable, "-m", "fastslow.serve.engines.process.child", str(its.fileno())]
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # with its log
+            pass_fds=[its.fileno()],
+            env={**environment_without_key(), "PYTHONPATH": paths},
+            process_group=0,  # Ctrl-C is for this process, which ends the other
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        its.close()
+    return process, ours

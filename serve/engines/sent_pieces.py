@@ -1,0 +1,144 @@
+"""What was sent of an answer, and what of another stream of the same answer is new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fastslow.engine.types import FORCED
+from fastslow.output import Decided, Piece
+from fastslow.request.resume import ResumeState
+
+
+@dataclass(slots=True)
+class SentChoice:
+    """What was sent of one of n answers. Of texts only the length is known."""
+
+    tokens: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    text: int = 0
+    reasoning: int = 0
+    decided: Decided | None = None
+    first: float | None = None  # when its first token was sent
+    stopped: int | None = None  # tokens after which, at the earliest, its caller closed the thought
+
+
+@dataclass(slots=True)
+class _Came:
+    """How much of one answer the present stream has brought."""
+
+    tokens: int = 0
+    text: int = 0
+    reasoning: int = 0
+
+
+class OtherAnswer(Exception):
+    """A stream that should continue an answer has other tokens than those that were sent."""
+
+
+class SentPieces:
+    """Passes the pieces of several streams of one answer on as if they were one stream.
+
+    A stream that continues an answer begins with all that was sent of it, in pieces of any size. Each
+    character, token, source and log-probability is passed on once.
+    """
+
+    def __init__(self) -> None:
+        self.choices: dict[int, SentChoice] = {}
+        self._came: dict[int, _Came] = {}
+        self._first = True  # no stream was left: there is nothing to cut
+
+    def begin_again(self) -> None:
+        """The next pieces are those of another stream."""
+        self._first, self._came = False, {}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were sent, of all answers."""
+        return sum(len(sent.tokens) for sent in self.choices.values())
+
+    @property
+    def answered(self) -> ResumeState:
+        """From where another engine continues."""
+        each = [self.choices.get(n, SentChoice()) for n in range(max(self.choices, default=-1) + 1)]
+        return ResumeState(
+            tokens=[list(one.tokens) for one in each],
+            decided=[one.decided for one in each],
+            stopped=[_closed_from(one) for one in each],
+        )
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Tokens that were sent of each answer."""
+        return {index: len(sent.tokens) for index, sent in self.choices.items()}
+
+    def thought_stopped(self, sizes: Mapping[int, int]) -> None:
+        """The caller closed thoughts, when these numbers of tokens had been sent."""
+        for index, size in sizes.items():
+            sent = self.choices[index]
+            sent.stopped = size if sent.stopped is None else sent.stopped
+
+    def take(self, piece: Piece, now: float) -> Piece | None:
+        """What is new of a piece, which the caller sends; None: nothing is. A piece with the output is the
+        caller's.
+
+        Raises:
+            OtherAnswer: it has other tokens.
+        """
+        sent = self.choices.get(piece.index)
+        if sent is None:
+            sent = self.choices[piece.index] = SentChoice()
+        fresh: Piece | None = piece if self._first else self._fresh(piece, sent)
+        if fresh is not None:
+            self._note(fresh, sent, now)
+        if sent.decided is None:
+            sent.decided = piece.decided
+        return fresh
+
+    def _note(self, piece: Piece, sent: SentChoice, now: float) -> None:
+        if sent.first is None and piece.token_ids:
+            sent.first = now
+        sent.tokens += piece.token_ids
+        sent.sources += piece.sources
+        sent.text += len(piece.text)
+        sent.reasoning += len(piece.reasoning)
+
+    def _fresh(self, piece: Piece, sent: SentChoice) -> Piece | None:
+        came = self._came.setdefault(piece.index, _Came())
+        known = sent.tokens[came.tokens : came.tokens + len(piece.token_ids)]
+        if piece.token_ids[: len(known)] != known:
+            raise OtherAnswer
+        text = _rest(piece.text, sent.text - came.text)
+        reasoning = _rest(piece.reasoning, sent.reasoning - came.reasoning)
+        tokens = piece.token_ids[len(known) :]
+        came.tokens += len(piece.token_ids)
+        came.text += len(piece.text)
+        came.reasoning += len(piece.reasoning)
+        if not (text or reasoning or tokens):
+            return None
+        return replace(
+            piece,
+            text=text,
+            reasoning=reasoning,
+            token_ids=tokens,
+            logprobs=None if piece.logprobs is None else piece.logprobs[len(known) :],
+            sources=piece.sources[len(known) :],
+        )
+
+
+def _closed_from(sent: SentChoice) -> int | None:
+    """The number of tokens before the forced closing of a thought that the caller closed."""
+    if sent.stopped is None:
+        return None
+    later = range(sent.stopped, len(sent.sources))
+    return next((n for n in later if sent.sources[n] == FORCED), len(sent.tokens))
+
+
+def _rest(text: str, known: int) -> str:
+    return text[max(0, known) :]
+
+
+def whole_sources(sent: SentChoice | None, sources: Sequence[str]) -> list[str]:
+    """Of a whole answer: as they were sent, then those of the stream that ended it."""
+    known = [] if sent is None else sent.sources
+    return [*known, *sources[len(known) :]]

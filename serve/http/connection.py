@@ -1,0 +1,140 @@
+"""A client's connection, within limits that uvicorn does not set."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import httptools
+from loguru import logger
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+HEAD_BYTES = 64 * 1024  # of a request's first line and headers
+HEAD_SECONDS = 30.0  # in which they must have come
+WRITE_SECONDS = 60.0  # in which a client must take something of what waits for it
+UPGRADE = frozenset({b"upgrade", b"http2-settings"})  # headers that offer another protocol
+
+
+class Connection(HttpToolsProtocol):
+    """One that sends its headers without end, or takes nothing of its answer, is closed.
+
+    A closed connection ends the request that was answered on it. A client that offers another
+    protocol, such as Java's with HTTP/2, is answered as if it had not. One of HTTP/1.0 gets a stream whose
+    end is the connection's: it cannot read chunks.
+    """
+
+    write_seconds = WRITE_SECONDS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head: int | None = 0  # bytes of a head that has not ended; None: in a body
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._data = b""  # that the parser has
+        self._offers = False  # another protocol, in the head that was read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop(self._head_timer)
+        self._stop(self._write_timer)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head += len(data)
+        self._data = data
+        super().data_received(data)
+        if self._head is not None and self._head > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The headers have more than {HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_timer is None:  # of a further request on this connection
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop(self._head_timer)
+        self._head_timer, self._head = None, None
+        self._offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if not self._offers:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self._offers:
+            return
+        super().on_message_complete()
+        self._head = 0
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_seconds, self._cut)
+
+    def resume_writing(self) -> None:
+        self._stop(self._write_timer)
+        self._write_timer = None
+        super().resume_writing()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read the request again without its offer: after one the parser takes no body."""
+        ended = sys.exc_info()[1]
+        if not (self._offers and isinstance(ended, httptools.HttpParserUpgrade)):
+            return
+        lines = [b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join(v for v in value.split(b",") if v.strip().lower() not in UPGRADE)
+            if name not in UPGRADE:
+                lines.append(b"%s: %s\r\n" % (name, value))
+        rest = self._data[ended.args[0] :]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([*lines, b"\r\n", rest]))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, _UntilTheEnd(app, cycle) if old else app)  # type: ignore[arg-type]
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_silent)
+
+    def _close_silent(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def _cut(self) -> None:
+        logger.warning(
+            "a client took nothing of its answer for {:g} s: its connection is closed",
+            self.write_seconds,
+        )
+        self.transport.abort()
+
+    @staticmethod
+    def _stop(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
+
+class _UntilTheEnd:
+    """An application whose answers of unknown length end with the connection."""
+
+    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
+        self._app, self._cycle = app, cycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        open_end = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal open_end
+            if message["type"] == "http.response.start":
+                open_end = all(name != b"content-length" for name, _ in message["headers"])
+                if open_end:
+                    self._cycle.chunked_encoding = False
+            elif open_end:  # the length that is still to come is that of this part
+                self._cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, receive, send_on)

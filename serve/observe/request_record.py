@@ -1,0 +1,154 @@
+"""One HTTP request as logs, metrics and spans see it, and the engine that fills it in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from fastslow.output import Output, Piece
+from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, Limits
+
+METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
+OTHER, UNMATCHED = "other", "unmatched"
+
+
+@dataclass(slots=True)
+class AnswerRecord:
+    """One request of the engine. Times are `time.perf_counter()`."""
+
+    ask: GenerateRequest
+    started: float
+    model: str = ""  # its name; "" before it is loaded
+    first: float | None = None  # when its first token came
+    last: float | None = None
+    gaps: list[float] = field(default_factory=list)  # seconds between pieces of one answer
+    sent: int = 0  # tokens in pieces
+    output: Output | None = None  # None: it was left or failed before its end
+    failed: str | None = None  # busy, not_ready, invalid, refused, error
+
+
+def tokens_of(answer: AnswerRecord) -> tuple[int, int]:
+    """Tokens of a prompt and of its answers; of answers that nobody waited for, those that were sent."""
+    if answer.output is None:
+        return 0, answer.sent
+    choices = answer.output.choices
+    return len(answer.output.prompt_token_ids), sum(len(one.token_ids) for one in choices)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is known of a request; it is whole when the answer is over."""
+
+    id: str
+    method: str
+    path: str
+    client: str
+    started: float  # time.perf_counter()
+    started_at: int  # nanoseconds since 1970
+    traceparent: str | None = None
+    tracestate: str | None = None
+    state: dict[str, Any] = field(default_factory=dict)  # the scope's, where the caller is found
+    route: str = UNMATCHED  # the path's template: there are few of them
+    status: int = 0  # 0: nothing was sent
+    seconds: float = 0.0
+    left: bool = False  # the client went away before the answer's end
+    answers: list[AnswerRecord] = field(default_factory=list)
+
+    @property
+    def caller(self) -> Caller:
+        found = self.state.get("caller")
+        return found if isinstance(found, Caller) else Caller()
+
+
+CURRENT: ContextVar[RequestRecord | None] = ContextVar("fastslow_request", default=None)
+Observer = Callable[[RequestRecord], None]
+
+
+def record_of(scope: Scope, id: str) -> RequestRecord:
+    """The record of a request that begins now."""
+    headers = Headers(scope=scope)
+    client = scope.get("client")
+    return RequestRecord(
+        id=id,
+        method=scope["method"] if scope["method"] in METHODS else OTHER,
+        path=scope["path"],
+        client=client[0] if client else "",
+        started=time.perf_counter(),
+        started_at=time.time_ns(),
+        state=scope["state"],
+        traceparent=headers.get("traceparent"),
+        tracestate=headers.get("tracestate"),
+    )
+
+
+class ObservedEngine(WrappedEngine):
+    """An `Engine` in front of another, for the HTTP request that runs: its record gets an `AnswerRecord` for each
+    ask, and its caller's limits count the tokens."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        super().__init__(engine)
+        self._limits = limits
+
+    @property
+    def _model(self) -> str:
+        try:
+            return self.engine.card.name
+        except NotReady:
+            return ""
+
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        record = CURRENT.get()
+        answer = AnswerRecord(ask, time.perf_counter(), self._model)
+        if record is not None:
+            record.answers.append(answer)
+        latest: dict[int, float] = {}
+        try:
+            async with aclosing(self.engine.stream(ask)) as pieces:
+                async for piece in pieces:
+                    _note(answer, piece, latest)
+                    yield piece
+        except Exception as error:
+            answer.failed = _reason(error)
+            raise
+        finally:
+            if record is not None:
+                self._limits.spend(record.caller, sum(tokens_of(answer)))
+
+
+def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
+    if piece.token_ids:
+        now = time.perf_counter()
+        if answer.first is None:
+            answer.first = now
+        if piece.index in latest:
+            answer.gaps.append(now - latest[piece.index])
+        latest[piece.index] = answer.last = now
+        answer.sent += len(piece.token_ids)
+    if piece.output is not None:
+        answer.output = piece.output
+        if answer.first is None and any(choice.token_ids for choice in piece.output.choices):
+            # it was not streamed: the engine says when its first token was there
+            answer.last = time.perf_counter()
+            waited = min(choice.metrics.ttft for choice in piece.output.choices)
+            answer.first = min(answer.started + waited, answer.last)
+
+
+def _reason(error: Exception) -> str:
+    """What failed, in a word."""
+    match error:
+        case Busy():
+            return "busy"
+        case NotReady():
+            return "not_ready"
+        case ValueError():
+            return "invalid"
+    return "error"
