@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import Speculation, nearest, shown
 
 FILES = "model", "head", "corpus"  # these are the operator's
-NAMES = re.compile(r"[a-z]+([+|][a-z]+)*")
+KNOWN = "; ".join(f"{name} ({kind.help})" for name, kind in DRAFTERS.items())
 OPEN = [name for name in Speculation.model_fields if name not in FILES]
 
 Speculate = Annotated[
     str | dict[str, Any] | None,
     Field(
-        description="a drafter: suffix, ngram, head, self, off (plain decoding), several with + or |; or an "
+        description=f"a drafter: {KNOWN}; off (plain decoding); several with + or |; or an "
         f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`",
     ),
 ]
@@ -44,8 +44,13 @@ def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any]
 
 
 def _drafter(field: str, name: object) -> str:
-    if not isinstance(name, str) or len(name) > 100 or not NAMES.fullmatch(name):
+    if not isinstance(name, str) or len(name) > 100 or not all(map(_is_name, split_names(name))):
         raise ValueError(
             f"{field}={shown(name)} must be a drafter's name, such as 'suffix' or 'off'"
         )
     return name
+
+
+def _is_name(part: str) -> bool:
+    """No path: the engine says which names it knows."""
+    return part in DRAFTERS or part.isidentifier()

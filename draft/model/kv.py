@@ -100,7 +100,8 @@ class BorrowedKV(DraftKV):
 
 
 class OwnKV(DraftKV):
-    """Pages of the draft model's own, rewound to what the target accepted."""
+    """Pages beside the target's. Before each draft they are rolled back to the longest beginning that they
+    share with the text: rejected tokens are dropped by a count, and the next rows are written over theirs."""
 
     def __init__(self, cache: KVCache) -> None:
         super().__init__(cache)

@@ -203,10 +203,16 @@ class KVCache:
     def commit(
         self, request: int, base: int, accepted: Sequence[int], tokens: Sequence[int]
     ) -> None:
-        """Keep the accepted nodes of a draft, whose node i was written at position base + i.
+        """Keep the accepted nodes of a draft and roll back the rejected ones. Node i was written at
+        position base + i.
 
-        accepted: nodes, root to leaf, ascending. Their rows end up at base, base + 1, ...; later
-        positions are not valid. Rows below `base` must be right where they are.
+        A rejected token costs no work here. Accepted rows end up at base, base + 1, ..., and what is valid
+        ends there: the rows behind are dead. The next step writes over them, in the same slots; pages stay
+        reserved. An accepted chain is in place, so nothing is copied. Only where a branch is accepted past
+        a rejected sibling, its rows move down. Only valid rows are ever published, so no rejected one is.
+        Drafters with a cache roll it back themselves: see `OwnKV` of `draft/model/kv.py`.
+
+        accepted: nodes, root to leaf, ascending. Rows below `base` must be right where they are.
         tokens: the request's text, with the accepted tokens. Raises ValueError as `advance` does,
         and for nodes that do not ascend or leave what is reserved.
         """

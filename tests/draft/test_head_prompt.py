@@ -14,7 +14,6 @@ from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
 from head_tools import View, exact_layer, tiny_weights
 from kernel_tools import wanted as kernels_wanted
 
-from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
 from fastslow.draft.head.head import TrainedHead
@@ -22,7 +21,7 @@ from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.state import FinishedTexts
 from fastslow.draft.head.target import read_ends
 from fastslow.draft.ngram import NgramDraft
-from fastslow.draft.several import FallbackDrafter
+from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams

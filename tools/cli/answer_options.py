@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from fastslow.draft.registry import DRAFTERS
 from fastslow.tools.cli.options import MODEL, ModelOptions, option
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ class AnswerOptions(ModelOptions):
     speculation: Annotated[
         str | None, option("File of `fastslow tune`, such as tuned.json, or a drafter.", HOW)
     ] = None
-    drafter: Annotated[
-        str, option("auto, off, suffix, ngram, head, self, model, or a+b of them.", HOW)
-    ] = "auto"
+    drafter: Annotated[str, option(f"auto, off, {', '.join(DRAFTERS)}, or a+b of them.", HOW)] = (
+        "auto"
+    )
     nodes: Annotated[
         int | None, option("Most tokens drafted per step; default: as many as pay.", HOW)
     ] = None

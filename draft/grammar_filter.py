@@ -29,7 +29,7 @@ def _forced(tokens: Sequence[int]) -> Tree:
     )
 
 
-def fitted(tree: Tree, request: RequestView, most: int) -> Tree:
+def filter_by_grammar(tree: Tree, request: RequestView, most: int) -> Tree:
     """The draft without what cannot be accepted, and with what must be behind its leaves.
 
     Of a chosen tree, nodes that do not fit are left out. A sampled node stays, since what is left of
