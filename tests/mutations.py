@@ -358,7 +358,7 @@ MUTATIONS = (
     ),
     swap(
         "what a user spells is a mark",
-        "engine/text/marks.py",
+        "engine/text/chat_parts.py",
         "sign.join(self.parts(text, role))",
         "text",
         CHATS,
@@ -568,7 +568,7 @@ MUTATIONS = (
     ),
     swap(
         "commentary is the answer",
-        "engine/text/channels.py",
+        "engine/text/thought.py",
         'not in ([], ["final"])',
         '== ["analysis"]',
         ("tests/engine/test_text_channels.py",),

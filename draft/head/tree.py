@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastslow.draft.base import DraftChain
 from fastslow.draft.head.head import DraftHead
-from fastslow.draft.head.kv import HeadKV
+from fastslow.draft.head.layer import HeadKV
 from fastslow.draft.head.state import HeadState, RequestVocab
 from fastslow.draft.merge import likeliest_first
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree

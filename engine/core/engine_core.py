@@ -9,23 +9,21 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
-from fastslow.engine.core.guarded import guarded_rule, record, survival_of
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.load import EngineLoad, LoadMeter
-from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineStats, EngineTotals
-from fastslow.engine.core.step_trace import trace_step
+from fastslow.engine.core.step_trace import token_sources, trace_step
 from fastslow.engine.core.target_probs import (
+    MaskMaker,
     committed_features,
     cut_where_unsure,
     note_logprobs,
     read_features,
     target_probs,
 )
-from fastslow.engine.core.token_sources import token_sources
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -119,7 +117,7 @@ class EngineCore:
             trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
-            [guarded_rule(request) for request in ready],
+            [request.judge for request in ready],
         )
         _keep_answered(ready, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
@@ -230,7 +228,7 @@ class EngineCore:
         """The drafts, cut to what pays over the whole batch."""
         if not any(tree.tokens for tree in trees):
             return trees
-        survival = [survival_of(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
+        survival = [r.survival(tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
             return trees
         rows = sum(chunk for _, chunk in work)
@@ -269,7 +267,7 @@ class EngineCore:
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
-                record(request, tree, nodes)
+                request.record(tree, nodes)
             if made:
                 request.spec_stats.add(request.drafter, tree, nodes)
             request.spec_stats.first_token = request.spec_stats.first_token or now

@@ -10,11 +10,18 @@ from loguru import logger
 
 from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.accept.exact import Rule, tokenwise
+from fastslow.engine.sampling.accept.exact import (
+    Accepted,
+    RngAt,
+    Rule,
+    TargetProbsAt,
+    tokenwise,
+)
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
+from fastslow.engine.token_mask import CERTAIN
 from fastslow.engine.types import ANSWERED, Policy, Tree
 
 Listener = Callable[["Request"], None]
@@ -223,6 +230,38 @@ class Request:
             self.error = error
             if not isinstance(error, FloatingPointError | GrammarError):  # which the caller reads
                 logger.opt(exception=error).error("request {} fails in a step", self.id)
+
+    def survival(self, tree: Tree) -> Sequence[float] | None:
+        """Its policy's chances of a tree's nodes; None: all run. Certain tokens are as likely as their
+        parents. Where the policy raises, this request alone ends."""
+        try:
+            chances = self.policy.survival(tree)
+            if chances is None or tree.drafter_ids is None or CERTAIN not in tree.drafter_ids:
+                return chances
+            chances = list(chances)
+            for node, (parent, drafter) in enumerate(zip(tree.parents, tree.drafter_ids)):
+                if drafter == CERTAIN:
+                    chances[node] = 1.0 if parent < 0 else chances[parent]
+            return chances
+        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+            self.fail(error)
+            return None
+
+    def judge(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
+        """Its rule; where that raises, this request alone ends."""
+        try:
+            return self.rule(tree, target_probs, place)
+        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+            self.fail(error)
+            return [], 0
+
+    def record(self, tree: Tree, nodes: Sequence[int]) -> None:
+        """Its policy learns which nodes were accepted; where that raises, this request alone ends."""
+        try:
+            self.policy.record(tree, nodes)
+        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+            self.fail(error)
+            self.stopper.finish("error")
 
     def end(self, reason: Reason, error: BaseException | None) -> None:
         """End it outside of a step, whatever its text does then."""

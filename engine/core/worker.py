@@ -14,7 +14,7 @@ from loguru import logger
 
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
-from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.parallel.rank_group import RankError
 from fastslow.engine.sampling.stop import Reason
 

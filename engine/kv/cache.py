@@ -10,8 +10,7 @@ import torch
 from fastslow.engine.kv import integrity
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool, PageTable
-from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
-from fastslow.engine.kv.rank_pages import RankPages
+from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, RankPages, chain
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.types import Ints
 

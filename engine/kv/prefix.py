@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
+from fastslow.engine.kv.pages import PagePool
+
 EMPTY = b""  # the digest of no text
 
 
@@ -136,3 +138,15 @@ class PrefixIndex:
         self._parent_of.clear()
         self._mode_of.clear()
         self._for_all.clear()
+
+
+class RankPages(NamedTuple):
+    """The pages of one data-parallel rank, and which of them are published."""
+
+    pool: PagePool
+    prefix: PrefixIndex
+
+    @property
+    def available(self) -> int:
+        """Empty pages, and cached ones that no request uses."""
+        return self.pool.free + self.pool.idle

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fastslow.engine.text.answer_start import EMPTY, AnswerStart, ScanState
+from fastslow.engine.sampling.answer_start import EMPTY, AnswerStart, ScanState
 from fastslow.engine.token_mask import Allowed, TokenMask
 
 FURTHEST = 64  # certain tokens that are looked for at a time

@@ -14,8 +14,7 @@ import numpy as np
 from fastslow.engine.checked import shown
 from fastslow.engine.grammar_spec import GrammarSpec
 from fastslow.engine.sampling.grammar import Ended, GrammarError
-from fastslow.engine.text.json_schema import check_schema
-from fastslow.engine.text.schema_cost import check_embedded
+from fastslow.engine.sampling.json_schema import check_embedded, check_schema
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 

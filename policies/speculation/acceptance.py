@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from fastslow.engine.types import Tree
-from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.backoff import RunningMean
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fastslow.engine.text.channels import BODY, CALL, END, START
+from fastslow.engine.text.thought import BODY, CALL, END, START
 from fastslow.serve.tool_calls.feed import Reading, SearchedMarks
 from fastslow.serve.tool_calls.json_values import loaded
 from fastslow.serve.tool_calls.parser import ToolParser

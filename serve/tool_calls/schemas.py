@@ -8,7 +8,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.engine.text.schema_cost import check_cost
+from fastslow.engine.sampling.json_schema import check_cost
 from fastslow.serve.tool_calls.offered import Tool
 
 # as Python writes JSON, which is how models saw it

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from eagle_tools import SHAPES, ReferenceEagle, eagle_config, eagle_text, exact_head, write_eagle
 from engine_tools import write_kin
 
-from fastslow.draft.head.eagle_config import EagleConfig
+from fastslow.draft.head.eagle import EagleConfig
 from fastslow.draft.head.runner import TorchRunner, load_head
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.engine.model.config import ModelConfig

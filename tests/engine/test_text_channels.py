@@ -11,9 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import Bound, told
 
-from fastslow.engine.text.channels import ChannelSplitter, splitter
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtSplitter, ThoughtTags
+from fastslow.engine.text.thought import (
+    HARMONY,
+    ChannelSplitter,
+    TagTokens,
+    ThoughtSplitter,
+    ThoughtTags,
+    splitter,
+)
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot

@@ -11,7 +11,7 @@ from tokenizers_tiny import write_spm
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import JinjaTemplate, PlainTemplate, load_template
 from fastslow.engine.text.thought import HARMONY as CHANNELS

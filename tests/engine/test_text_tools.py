@@ -12,7 +12,7 @@ from tokenizers_tiny import write_spm
 from tool_templates import ASKED, CALL, CLOCK, TOOL_TEMPLATES, WEATHER
 from transformers import PreTrainedTokenizerFast
 
-from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import check_messages
 from fastslow.engine.text.templates import ChatTemplate, load_template
 from fastslow.engine.text.tokenizer import load_tokenizer

@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.text.channels import BODY, CHANNEL, END, MARKS, START
-from fastslow.engine.text.thought import TagTokens
+from fastslow.engine.text.thought import BODY, CHANNEL, END, MARKS, START, TagTokens
 from fastslow.engine.text.vocabulary import Tokenizer
 
 NEWLINES = 4  # that may stand between a thought and its answer; the answer's text is without them
