@@ -88,7 +88,7 @@ def features(facts: PromptFacts) -> dict[str, float]:
         "products": _marks(PRODUCTS, text),
         "numbers": min(per_ten_words, MOST),
         "digits": float(min(max(lengths, default=0), LONGEST)),
-        # multiplying by hand takes about so many steps: the square of the digits
+        # multiplying by hand takes about as many steps as the square of the digits
         "long_numbers": min(sum(min(n, LONGEST) ** 2 for n in lengths) / 10, 10.0),
         "question": float(short),
         "reasons": float(bool(REASONS.search(text))),

@@ -506,14 +506,14 @@ MUTATIONS = (
     swap(
         "a forced token is not forced where only the best is wanted",
         "engine/sampling/probs.py",
-        "return OneHot(best) if told is None else told",
+        "return OneHot(best) if forced is None else forced",
         "return OneHot(best)",
         BUDGETS,
     ),
     swap(
         "a line is kept where the budget forced another token",
         "engine/sampling/probs.py",
-        "if not isinstance(decided, OneHot) or isinstance(told, OneHot):",
+        "if not isinstance(decided, OneHot) or isinstance(forced, OneHot):",
         "if not isinstance(decided, OneHot):",
         ("tests/engine/test_accept_stepwise.py",),
     ),

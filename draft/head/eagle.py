@@ -180,8 +180,10 @@ def _layers(raw: Mapping[str, Any], count: int) -> tuple[int, ...]:
                 f"the head names no {IDS}, and its usual ones are not in a target of {count} layers"
             )
     if not found or min(found) < 0 or max(found) >= count:
-        told = [n + (nested.get(IDS) is None) for n in found]
-        raise ValueError(f"{IDS} {shown(told)} are not all outputs of the target's {count} layers")
+        shown_ids = [n + (nested.get(IDS) is None) for n in found]
+        raise ValueError(
+            f"{IDS} {shown(shown_ids)} are not all outputs of the target's {count} layers"
+        )
     return found
 
 
@@ -197,8 +199,8 @@ MATRICES = ("fuse", "qkv", "out", "gate_up", "down", "head")
 
 
 class EagleHead(DraftHead):
-    """Its attention reads a token's embedding and a hidden state side by side, and its vocabulary has a
-    head of its own, so a text's own tokens cannot be added to it.
+    """Its attention reads a token's embedding and a hidden state side by side, and it has a head for its
+    vocabulary, so a text's own tokens cannot be added.
 
     Args:
         config: its shape.

@@ -145,7 +145,7 @@ class HeadChain:
         """
         try:
             probs = target_probs(logits_V, self.request, self.drafted)
-        except FloatingPointError as error:  # its neighbours' drafts go on
+        except FloatingPointError as error:  # its neighbours draft on
             logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
             self.nodes = len(self.drafted)
             return

@@ -17,7 +17,7 @@ class DraftText:
 
     Attributes:
         request: whose text it is.
-        tokens: of the draft model, a list of its own that a chain appends to; at least one.
+        tokens: of the draft model, a list that only this text has, and a chain appends to; at least one.
         stable: how many tokens, without the last one, no later text of the request will change.
         groups: routed groups to run; None = all.
         max_len: the longest text this may become, in the draft model's tokens.

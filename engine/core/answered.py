@@ -1,4 +1,4 @@
-"""A request that begins with tokens of its answer: another engine made them, and it goes on from there."""
+"""A request that begins with tokens of its answer: another engine made them, and this engine resumes there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def resume(request: Request, answered: Sequence[int]) -> None:
 
     It is then as one that was preempted behind them, and computes all of them again. All but the last are
     text from now on. The last one comes from the first step, as if the target had said it: so an answer that
-    is over ends there, as it did before, and its log-probabilities are told.
+    is over ends there, as it did before, and its log-probabilities are given.
 
     Raises:
         ValueError: the answer would have ended before, or its grammar does not allow these tokens.

@@ -149,7 +149,7 @@ class EngineCore:
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
         """End requests outside of a step: cancelled, or failed. Their pages are freed and their callers
-        told, whatever raises; what does is raised at the end."""
+        notified, whatever raises; the error is raised at the end."""
         with ExitStack() as every:  # the last one first
             every.callback(self._wake, requests)
             every.callback(self._release, requests)
@@ -182,7 +182,7 @@ class EngineCore:
         self.end([request for end, request in timed if end <= now], "timeout", None)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache, and what drafters hold of texts. Requests that run or wait go on;
+        """Empty the prefix cache, and what drafters hold of texts. Requests that run or wait are kept;
         nothing of them is shared."""
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             request.shared = False
@@ -214,7 +214,7 @@ class EngineCore:
                 planned = request.policy.plan(request, len(self.scheduler.running))
                 planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
-        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+        except Exception as error:  # noqa: BLE001 - its own settings: the others run
             request.fail(error)
             return 0
         nodes = self.scheduler.room(request, fits)
@@ -284,7 +284,7 @@ class EngineCore:
             confidence.take(logprobs[: len(tokens)], last=request.done)
             if not confidence.fell:
                 continue
-            request.notes.append(escape.told(confidence))
+            request.notes.append(escape.note(confidence))
             if escape.successor is not None:
                 # from now on its caller waits for the successor, whatever becomes of this step
                 self._unnotified[escape.successor.id] = escape.successor
@@ -328,13 +328,13 @@ class EngineCore:
         """Call all listeners. One that raises ends its request, and is called again to hear of that."""
         for request in requests:
             try:
-                request.tell()
+                request.notify()
             except BaseException as error:  # noqa: BLE001 - the callers of the others wait, too
                 logger.exception("a listener failed; its request ends with this error")
                 if request.done:
                     request.error = request.error or error
                     with suppress(BaseException):
-                        request.tell()
+                        request.notify()
                 else:
                     self.end([request], "error", error)
             if request.done:

@@ -97,7 +97,7 @@ class StepTrace:
             request: whose trace this is.
             chunk: rows of its text.
             tree: what was verified.
-            accepted: nodes, also those behind the end of the answer.
+            accepted: nodes, also those after the end of the answer.
             tokens: what is left of them, and one of the target.
             step: what is the same for all requests of the step.
         """
@@ -131,11 +131,11 @@ class StepTrace:
         return self._units.running(request.current_groups)
 
     def _add(self, record: dict[str, Any]) -> None:
-        told = json.dumps(record, separators=(",", ":"))
+        line = json.dumps(record, separators=(",", ":"))
         if len(self._first) < FIRST:
-            self._first.append(told)
+            self._first.append(line)
         else:
-            self._last.append(told)
+            self._last.append(line)
         self._count += 1
 
 
@@ -146,7 +146,7 @@ def _end(
     if request.stopper.reason is not None:
         return request.stopper.reason, []
     if len(tokens) <= len(accepted):
-        return "unsure", []  # it goes on in another mode
+        return "unsure", []  # it changes to another mode
     if not tree.tokens:
         return "no_draft", []
     leaf = accepted[-1] if accepted else -1

@@ -68,8 +68,8 @@ def note_logprobs(
         of_prompt, of_answer = request.params.prompt_logprobs or 0, request.params.logprobs or 0
         for i, token in enumerate(tokens):
             prompt = request.wants_prompt_logprobs
-            told = logprobs(logits_MV[first + i], token, of_prompt if prompt else of_answer)
-            (request.prompt_logprobs if prompt else request.logprobs).append(told)
+            given = logprobs(logits_MV[first + i], token, of_prompt if prompt else of_answer)
+            (request.prompt_logprobs if prompt else request.logprobs).append(given)
     for b, request in enumerate(ready):
         if request.params.logprobs is None:
             continue
@@ -85,7 +85,7 @@ def _rows(layout: StepLayout, result: AcceptResult, b: int) -> list[int]:
 def cut_where_unsure(
     ready: Sequence[Request], layout: StepLayout, result: AcceptResult, logits_MV: torch.Tensor
 ) -> list[list[float]]:
-    """Cut accepted tokens behind the one at which a request's confidence falls.
+    """Cut accepted tokens after the one at which a request's confidence falls.
 
     Returns:
         For every request, the log-probabilities of the tokens that are left; [] where its confidence
@@ -99,8 +99,8 @@ def cut_where_unsure(
             continue
         values: list[float] = []
         for i, (row, token) in enumerate(zip(_rows(layout, result, b), result.tokens[b])):
-            told, mask = forced_at(request, result.tokens[b][:i])
-            if isinstance(told, OneHot):
+            forced, mask = forced_at(request, result.tokens[b][:i])
+            if isinstance(forced, OneHot):
                 values.append(0.0)  # a token that a budget or a grammar forced counts as sure
                 continue
             logits_V = logits_MV[row] if mask is None else mask.applied(logits_MV[row])
@@ -140,7 +140,7 @@ MASK_THREADS = 2
 
 
 class MaskMaker:
-    """Makes the masks of a step's rows in threads of its own; they are kept by each request's grammar."""
+    """Makes the masks of a step's rows in its threads; each request's grammar keeps them."""
 
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
@@ -148,7 +148,7 @@ class MaskMaker:
     def beside(
         self, ready: Sequence[Request], trees: Sequence[Tree]
     ) -> AbstractContextManager[None]:
-        """Make them while a block runs, which must not ask these grammars; at its end they are there."""
+        """Make them while a block runs. The block must not ask these grammars; at its end the masks are made."""
         work = [(r, tree) for r, tree in zip(ready, trees, strict=True) if r.grammar is not None]
         return self._made(work) if work else nullcontext()
 
@@ -168,5 +168,5 @@ def _make(request: Request, tree: Tree) -> None:
         for run in drafted_runs(tree):
             assert request.grammar is not None
             request.grammar.at(request.tokens, run)
-    except Exception as error:  # noqa: BLE001 - its own: the others go on
+    except Exception as error:  # noqa: BLE001 - its grammar: the others run
         request.fail(error)

@@ -26,7 +26,7 @@ class KeptThoughts:
     """Writes the thoughts of the assistant's turns between the tags, in front of what was answered.
 
     Each turn that has a thought is rendered with a sign in its place, which no template knows; what the
-    template makes of thoughts does not matter then. So a chat that goes on begins with the very text that
+    template makes of thoughts does not matter then. So the next turn of a chat begins with the very text that
     was read and answered before, which the prefix cache holds.
 
     Args:
@@ -64,7 +64,7 @@ class KeptThoughts:
         if any(text.count(sign) != 1 for sign in thoughts):
             raise ThoughtsLost
         open_tag, close = self._tags
-        begun = ""  # what the template writes behind a tag that it opens itself
+        begun = ""  # what the template writes after a tag that it opens itself
         if self._tags.opened_by(text):
             begun = text[text.rindex(open_tag) + len(open_tag) :]
         empty = re.compile(re.escape(open_tag) + r"\s*" + re.escape(close) + r"\s*\Z")
@@ -79,7 +79,7 @@ def kept_thoughts(tags: ThoughtTags | None, template: ChatTemplate) -> KeptThoug
     """For a model with these tags.
 
     Raises:
-        ThoughtsLost: it has none, or none to begin with, or its thoughts are messages of their own.
+        ThoughtsLost: it has none, or none to begin with, or its thoughts are separate messages.
     """
     if tags is None or not tags.open or tags == HARMONY:
         raise ThoughtsLost
@@ -148,7 +148,7 @@ def chat_parts(
 ) -> list[str]:
     """A chat as the template writes it, cut where messages spell `marks`.
 
-    A message with `"prefix": True` is begun and not ended: the text stops behind its content.
+    A message with `"prefix": True` is begun and not ended: the text stops after its content.
 
     Args:
         messages: as `check_messages` returns them.
@@ -192,7 +192,7 @@ def chat_parts(
         if len(rest) != 1:
             raise ValueError(
                 "the chat template does not write the assistant's prefix as it stands, so the answer "
-                "cannot go on from it"
+                "cannot continue it"
             )
     text = text.replace(json.dumps(cut)[1:-1], cut)  # a template may have escaped it
     if kept is not None and thoughts:

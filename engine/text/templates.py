@@ -278,7 +278,7 @@ NO_THINK, AUTO_THINK = " /no_think", " /auto_think"
 class PanguTemplate(ChatTemplate):
     """`[unused9]用户：...[unused10]` for each turn; a chat without a system turn gets an empty one.
 
-    openPangu thinks slowly unless told otherwise, so "on" needs no switch.
+    openPangu thinks slowly by default, so "on" needs no switch.
     """
 
     tool_turns = True

@@ -45,7 +45,9 @@ class ThoughtTags(NamedTuple):
                 f"{where}={shown(value)} must be valid Unicode, of at most {LONGEST_TAG} characters each"
             )
         if not pair[1] or pair[0] == pair[1]:
-            raise ValueError(f"{where}={shown(value)} must end in a closing tag of its own")
+            raise ValueError(
+                f"{where}={shown(value)} must end in a closing tag that differs from the first"
+            )
         if pair[0] and (pair[0] in pair[1] or pair[1] in pair[0]):
             raise ValueError(
                 f"{where}={shown(value)} must be two tags of which neither holds the other"
@@ -254,7 +256,7 @@ class TagTokens:
         return ids
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text that goes on from another: without a tokenizer's own first space."""
+        """The tokens of a text that continues another: without a tokenizer's own first space."""
         wanted = text.encode()
         for anchor in ANCHORS if text else ():
             ids = self._tokenizer.encode(anchor + text, add_special=False)
@@ -344,7 +346,5 @@ def splitter(
     """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought;
     `calls`: it may call functions, and the text shows how; `once`: where it has begun, all is answer."""
     if tags == HARMONY:
-        return ChannelSplitter(
-            opened, calls, once and not calls
-        )  # calls have channels of their own
+        return ChannelSplitter(opened, calls, once and not calls)  # calls have their own channels
     return ThoughtSplitter(tags, opened, once)

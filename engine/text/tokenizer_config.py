@@ -75,7 +75,7 @@ def _piece(value: object) -> str | None:
 
 
 def read_data(path: Path, most: int = 2**28) -> bytes:
-    """What a file holds; ValueError if it is more than so many bytes, or cannot be read."""
+    """What a file holds; ValueError if it is more than `most` bytes, or cannot be read."""
     try:
         if (size := path.stat().st_size) > most:
             raise ValueError(f"{path} has {size} bytes; at most {most} are read")
@@ -224,7 +224,7 @@ def texts_of(fields: Mapping[str, Any], name: str) -> list[str]:
 
 
 def numbers_of(fields: Mapping[str, Any], name: str, count: int, kind: Any) -> NDArray[Any]:
-    """An array of so many numbers that must be there."""
+    """An array of `count` numbers that must be there."""
     found = fields.get(f"{PREFIX}{name}")
     if (
         not isinstance(found, np.ndarray)

@@ -146,7 +146,7 @@ NAME, ARGUMENTS = "<the function's name>", "<its arguments>"
 
 
 def tool_block(tools: Sequence[Any], form: ToolFormat) -> str:
-    """What a model is told of tools."""
+    """The description of tools for a model."""
     lines = [json.dumps(_function(tool), ensure_ascii=False) for tool in tools]
     example = form.written([{"name": NAME, "arguments": {"": ARGUMENTS}}])
     example = example.replace(json.dumps({"": ARGUMENTS}), f"{{{ARGUMENTS}}}")
