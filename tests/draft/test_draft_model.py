@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from distributions import plain_probs
 from engine_tools import cache_for
+from head_tools import View
 
 from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
@@ -20,7 +20,7 @@ from fastslow.draft.model.vocab import PaddedTokens
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.types import ModelOutput, Rows, Tree
 
@@ -91,24 +91,7 @@ def warm_probs(text: Sequence[int]) -> list[float]:
 
 
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
-    return SimpleNamespace(
-        id=number,
-        tokens=list(tokens),
-        prompt_length=1,
-        end_ids=frozenset(),
-        computed=0,
-        params=SamplingParams(**params),
-        speculation=Speculation(),
-        groups=None,
-        seed=number,
-        max_len=4000,
-        reproducible=False,
-        thinking=None,
-        grammar=None,
-        prediction=(),
-        memory_key=None,
-        shared=True,
-    )
+    return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=4000)
 
 
 def node_paths(tree: Tree) -> set[tuple[int, ...]]:

@@ -170,13 +170,6 @@ def test_a_mixed_batch_says_what_plain_decoding_says(
         assert any(r.spec_stats.preemptions for r in requests)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: str) -> None:
-    for some in (asks([kind]), asks([kind], "reproducible", temperature=1.0)):
-        batched = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
-        assert batched == [answer(bench.alone(ask)) for ask in some]
-
-
 @pytest.mark.parametrize("name", RUNNERS)
 def test_trees_of_two_drafters_say_what_plain_decoding_says(bench: Bench, name: str) -> None:
     before = Both.merged

@@ -78,14 +78,15 @@ def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[i
 
 
 class View:
-    """A request as a drafter sees it, without an engine."""
+    """A request as a drafter sees it, without an engine; `fields` take the place of the usual ones."""
 
-    def __init__(self, number: int, tokens: Sequence[int]) -> None:
+    def __init__(self, number: int, tokens: Sequence[int], **fields: Any) -> None:
         self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
-        self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
+        self.params, self.seed, self.end_ids = SamplingParams(), number, frozenset[int]()
         self.reproducible, self.thinking, self.grammar, self.groups = False, None, None, None
         self.memory_key: str | None = None
         self.shared = True
         self.speculation, self.drafter = Speculation(nodes=3), "head"
         self.prediction: Sequence[int] = ()
         self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
+        self.__dict__.update(fields)
