@@ -142,7 +142,7 @@ class StepTrace:
 def _end(
     request: Request, tree: Tree, accepted: Sequence[int], tokens: Sequence[int]
 ) -> tuple[str, list[int]]:
-    """Why no more of a draft was accepted, and the drafted tokens that the target refused there."""
+    """Why no more of a draft was accepted, and the drafted tokens that the target rejected there."""
     if request.stopper.reason is not None:
         return request.stopper.reason, []
     if len(tokens) <= len(accepted):

@@ -31,7 +31,7 @@ class AcceptanceModel:
     """The share of nodes that were accepted where their parent was, for one drafter's name.
 
     Nodes are counted by depth, by drafter (`Tree.drafter_ids`) and by score, where they have one. A node after a
-    refused one does not count.
+    rejected node does not count.
 
     Attributes:
         brought: what the drafter brought all requests.
