@@ -20,6 +20,7 @@ from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends
 from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.types import Tree
 from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 
@@ -75,6 +76,16 @@ def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[i
     runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
     texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
     chi_square_fits(text_probs(probs, 12, 3), texts)
+
+
+def node_paths(tree: Tree) -> list[tuple[int, ...]]:
+    """The tokens from the root to each node; siblings differ, and parents come first."""
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens, tree.parents):
+        assert parent < len(found)
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    assert len(set(found)) == len(found), "siblings that are the same"
+    return found
 
 
 class View:
