@@ -24,6 +24,7 @@ from fastslow.serve.tool_calls.offered import openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
+MOST_IDS = 2**20
 
 
 @router.get("/v1/models")
@@ -61,9 +62,6 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
         {**same, "id": id, "parent": None if id == card.name else card.name, "mode": mode}
         for id, mode in names
     ]
-
-
-MOST_IDS = 2**20
 
 
 class TokenizeRequest(ModeFields, Fields):
