@@ -35,7 +35,7 @@ Speculate = Annotated[
     str | dict[str, Any] | None,
     Field(
         description="a drafter: suffix, ngram, head, self, off (plain decoding), several with + or |; or an "
-        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`",
+        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`"
     ),
 ]
 GUIDED = {

@@ -94,12 +94,7 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> dict[s
         await request.app.state.tokens.learn(tokens)
         texts = [request.app.state.tokens.text_of(token) for token in tokens]
     context = engine.card.context
-    return {
-        "count": len(tokens),
-        "max_model_len": context,
-        "tokens": tokens,
-        "token_strs": texts,
-    }
+    return {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": texts}
 
 
 @router.post("/detokenize")

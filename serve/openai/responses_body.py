@@ -68,10 +68,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
     stream_options: ResponseStreamOptions | None = None
     metadata: (
         Annotated[
-            dict[
-                Annotated[str, Field(max_length=64)],
-                Annotated[str, Field(max_length=512)],
-            ],
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
             Field(max_length=16),
         ]
         | None
