@@ -103,7 +103,7 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
         return event(anthropic_shape(error), "error")
 
     async def _start(self) -> str:
-        """How many tokens were found in the prefix cache is known at the end only, and told there."""
+        """How many tokens were found in the prefix cache is known at the end only, and stands there."""
         prompt = len(await self.engine.tokenize(self._ask))
         ahead: dict[str, Any] = {
             "content": [],
@@ -158,12 +158,7 @@ def _block(part: AnswerPart) -> dict[str, Any]:
         case "text":
             return {"type": "text", "text": part.text, "citations": None}
         case "call":
-            return {
-                "type": "tool_use",
-                "id": part.id,
-                "name": part.name,
-                "input": _arguments(part),
-            }
+            return {"type": "tool_use", "id": part.id, "name": part.name, "input": _arguments(part)}
 
 
 def _stop(answer: Completion, parts: AnswerParts) -> dict[str, Any]:

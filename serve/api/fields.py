@@ -35,9 +35,37 @@ Speculate = Annotated[
     str | dict[str, Any] | None,
     Field(
         description="a drafter: suffix, ngram, head, self, off (plain decoding), several with + or |; or an "
-        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`",
+        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`"
     ),
 ]
+GUIDED = {
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "gbnf",
+}
+STRUCTURED = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "gbnf",
+    "json_object": "json_object",
+}
+ANY_OBJECT: dict[str, Any] = {"json_object": True}
+MODE = ":"  # stands between a model's name and a mode's
+Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
+OLDER = {
+    "functions": "tools, each a {'type': 'function', 'function': {...}}",
+    "function_call": "tool_choice",
+}
+"""Fields that OpenAI has given up, and what stands for them."""
+Ignored = Any
+"""A field that is accepted and has no effect here."""
+NO_EFFECT: Literal["accepted; has no effect here"] = "accepted; has no effect here"
+Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
+SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
+MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
 
 
 def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
@@ -62,22 +90,6 @@ def _drafter(field: str, name: object) -> str:
             f"{field}={shown(name)} must be a drafter's name, such as 'suffix' or 'off'"
         )
     return name
-
-
-GUIDED = {
-    "guided_json": "json_schema",
-    "guided_regex": "regex",
-    "guided_choice": "choice",
-    "guided_grammar": "gbnf",
-}
-STRUCTURED = {
-    "json": "json_schema",
-    "regex": "regex",
-    "choice": "choice",
-    "grammar": "gbnf",
-    "json_object": "json_object",
-}
-ANY_OBJECT: dict[str, Any] = {"json_object": True}
 
 
 class GrammarFields(BaseModel):
@@ -166,9 +178,6 @@ def _one(field: str, kind: str, value: Any) -> dict[str, Any]:
     return {kind: value}
 
 
-MODE = ":"  # stands between a model's name and a mode's
-
-
 def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) -> str | None:
     """The mode that a model's name holds; None: it holds none."""
     if model is None:
@@ -182,14 +191,6 @@ def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) ->
         return mode
     said = f"model={shown(model)} is not served here; this server has {card.name!r}"
     raise ApiError(404, said, param="model", code="model_not_found")
-
-
-Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
-OLDER = {
-    "functions": "tools, each a {'type': 'function', 'function': {...}}",
-    "function_call": "tool_choice",
-}
-"""Fields that OpenAI has given up, and what stands for them."""
 
 
 class Fields(BaseModel):
@@ -223,7 +224,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         default=None, description="prefixes and answers are shared with the same salt only"
     )
     trace: StrictBool = Field(
-        default=False, description="tell in the answer what every step of it did"
+        default=False, description="the answer says what each of its steps did"
     )
     top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -233,7 +234,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
     ignore_eos: StrictBool | None = None
     prompt_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None,
-        description="log-probabilities of so many likeliest tokens at each of the prompt's",
+        description="log-probabilities of this many likeliest tokens at each token of the prompt",
     )
 
     def as_request(
@@ -308,17 +309,6 @@ def _check_limits(given: Mapping[str, Any], settings: ServerSettings) -> None:
     for name, most in (("stop", settings.stops), ("logit_bias", settings.biases)):
         if lengths[name] > most:
             raise ValueError(f"{name} has {lengths[name]} entries; at most {most} are taken")
-
-
-Ignored = Any
-"""A field that is accepted and has no effect here."""
-NO_EFFECT: Literal["accepted; has no effect here"] = "accepted; has no effect here"
-
-
-Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
-Penalty = Annotated[Number, Field(ge=-2, le=2)]
-SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
-MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
 
 
 def _bounded(biases: object) -> object:

@@ -21,7 +21,7 @@ BUDGETS = (
     "max_thinking_tokens",
 )
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
-OWN = "speculation", "sampling"  # fields of a mode that have fields of their own in a request
+OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
 BUDGET = Field(default=None, description="most tokens of thought; all names mean the same")
 
 

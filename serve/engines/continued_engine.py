@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 from loguru import logger
 
@@ -16,8 +16,7 @@ from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces, whole_sources
 
-T = TypeVar("T")
-
+ANY_REPLICA = ("tokenize", "detokenize", "token_bytes")  # calls that any replica answers alike
 FIND = 0.02  # seconds between two looks for a request that is cancelled
 LEAST = 0.001  # seconds of a request's time that another try has at least: it ends with what it has
 
@@ -134,29 +133,21 @@ class ContinuedEngine(WrappedEngine):
             own.sent.thought_stopped(before)
         return stopped
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
-        return await self._called(lambda: self.engine.tokenize(ask))
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return await self._called(lambda: self.engine.detokenize(tokens))
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        return await self._called(lambda: self.engine.token_bytes(tokens))
-
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
         await self.engine.close(drain)
 
-    async def _called(self, call: Callable[[], Awaitable[T]]) -> T:
-        """A call that any replica answers, and that an answer under way may need: made again where its replica
-        ends."""
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """What any replica can do, and an answer under way may need, is done again where its replica ends."""
         started, tries = time.monotonic(), 0
         while True:
             try:
-                return await call()
+                return await super().call(method, *arguments)
             except NotReady:
                 late = time.monotonic() - started >= self._retries.seconds
                 if late or self._closing or not (self._running or self.engine.ready):
+                    raise
+                if method not in ANY_REPLICA:
                     raise
             await asyncio.sleep(self._retries.pause(tries))
             tries += 1

@@ -19,8 +19,8 @@ from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.handle import RequestHandle
 from fastslow.serve.api.engine import ModelCard, NotReady, WarmPrefix
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.replica_report import may_take_long, replica_report
-from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.report import ReplicaReport, replica_report
+from fastslow.serve.engines.routing.request import may_take_long
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
@@ -99,7 +99,7 @@ class LocalEngine:
 
     @property
     def broken(self) -> bool:
-        """Whether the engine's thread is gone, by an error of its own."""
+        """Whether the engine's thread is gone, by its own error."""
         return self._llm.llm._worker.broken
 
     @property
@@ -119,7 +119,7 @@ class LocalEngine:
                 self._check_whole(ask, output)
                 yield Piece(output=output)
                 return
-            held: list[Piece] = []  # text that was not told yet when an answer ended
+            held: list[Piece] = []  # text that was not sent yet when an answer ended
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
                     if not self._llm.accepting and ask.whole:

@@ -23,6 +23,26 @@ from fastslow.serve.http.middleware import request_id
 
 T = TypeVar("T")
 GONE = 499  # nginx's status for a client that closed its connection
+PlacedPiece = tuple[int, Piece]
+"""Which of several prompts, and a piece of its answer."""
+SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
+COMMENT = b": waiting\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx passes every event on at once
+]
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the answer, whole or as events",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"description": "chunks, one in each event"}},
+        },
+    }
+}
+"""`responses` of a route that may stream its answer, for the OpenAPI document."""
+_encoder = msgspec.json.Encoder()
 
 
 class ClientLeft(ApiError):
@@ -30,10 +50,6 @@ class ClientLeft(ApiError):
 
     def __init__(self) -> None:
         super().__init__(GONE, "the client closed the connection")
-
-
-PlacedPiece = tuple[int, Piece]
-"""Which of several prompts, and a piece of its answer."""
 
 
 async def whole(engine: Engine, ask: GenerateRequest) -> Output:
@@ -104,7 +120,7 @@ class Pieces:
         ]
 
     async def take(self, seconds: float) -> list[PlacedPiece] | None:
-        """The next bunch; empty if none came within so many seconds, None after the last one.
+        """The next bunch; empty if none came within `seconds`, None after the last one.
 
         Raises:
             ApiError: what is asked does not fit; only before the first piece.
@@ -149,27 +165,6 @@ async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
-COMMENT = b": waiting\n\n"
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx passes every event on at once
-]
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "the answer, whole or as events",
-        "content": {
-            "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"description": "chunks, one in each event"}},
-        },
-    }
-}
-"""`responses` of a route that may stream its answer, for the OpenAPI document."""
-
-_encoder = msgspec.json.Encoder()
-
-
 def dumped(value: Any) -> str:
     """A value as JSON, on one line and without spaces."""
     try:
@@ -204,10 +199,10 @@ class Events(Protocol):
 
 
 class EventStream(Response):
-    """An answer of status 200 that goes on while the engine works, in as few writes as keep up with it.
+    """An answer of status 200 that grows while the engine works, in as few writes as keep up with it.
 
     The status is sent with the first piece, or after some seconds without one: what is wrong with the
-    request is an answer of its own until then, and an event later.
+    request is answered with its own status until then, and an event later.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from fastslow.serve.observe import health, metrics
 from fastslow.serve.observe.metrics import ServerMetrics
 from fastslow.serve.observe.request_log import RequestLog
 from fastslow.serve.observe.request_record import ObservedEngine, Observer
-from fastslow.serve.openai import chat, completions, models, responses, tokenize
+from fastslow.serve.openai import chat, completions, models, responses
 from fastslow.serve.openai.logprobs import TokenTable
 from fastslow.serve.page import route as page
 
@@ -45,7 +45,6 @@ ROUTERS = (
     messages.router,
     responses.router,
     models.router,
-    tokenize.router,
     requests.router,
     page.router,
 )

@@ -100,7 +100,7 @@ def read_json(data: bytes, depth: int, parts: int) -> Any:
 
 
 def _check_size(value: Any, deepest: int, most: int) -> None:
-    """Refuse what nests too deep, or holds so many lists and objects that looking at them takes long."""
+    """Refuse what nests too deep, or holds too many lists and objects to be looked at."""
     level, depth, count = [value], 0, 0
     while level:
         if depth > deepest:

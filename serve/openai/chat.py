@@ -141,7 +141,7 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
         return text + "".join([self._end(i, one) for i, one in enumerate(piece.output.choices)])
 
     def _deltas(self, piece: Piece) -> str:
-        """The chunk of a piece; two where a thought ends in it, so that no client has to tell them apart."""
+        """The chunk of a piece; two where a thought ends in it, so that no client has to separate them."""
         index, content, calls = piece.index, piece.text, self._calls[piece.index]
         deltas: list[dict[str, Any]] = []
         if piece.reasoning and self._thoughts:

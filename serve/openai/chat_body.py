@@ -21,7 +21,7 @@ ROLES = {
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the answer."""
+    """What a stream has besides the answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -100,7 +100,7 @@ class ChatMessage(BaseModel):
     tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     prefix: StrictBool | None = Field(
-        default=None, description="the answer goes on from this message, the last one"
+        default=None, description="the answer continues this message, the last one"
     )
 
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fastslow.serve.api.config import Count, ServerConfig
-from fastslow.serve.ray.replicas import (
-    ReplicaSettings,
-    counts,
-    ranks_of,
-    resources_of,
-    usual_resources,
-)
+from fastslow.serve.engines.replica_settings import ReplicaSettings
 
 
 class Arguments(ServerConfig):
@@ -29,12 +23,4 @@ class Arguments(ServerConfig):
         Raises:
             ValueError: a value does not fit.
         """
-        options = dict(self.engine.options)
-        least, most = counts(self.replicas or "1")
-        ranks = ranks_of(options)
-        if self.replica_resources is None:
-            resources = usual_resources(options, ranks)
-        else:
-            resources = resources_of(self.replica_resources)
-        cpus = self.replica_cpus or ranks
-        return ReplicaSettings(least, most, cpus, resources, self.drain_seconds)
+        return ReplicaSettings.of(self)

@@ -12,7 +12,6 @@ from fastslow.engine.params import shown
 if TYPE_CHECKING:
     from fastslow.serve.api.config import ServerConfig
     from fastslow.serve.api.engine import Engine, StartedEngine
-    from fastslow.serve.ray.replicas import ReplicaSettings
     from fastslow.tools.cli.serve_options import Place
 
 CLIENT = "ray://"  # how addresses of Ray Client begin
@@ -35,11 +34,12 @@ def check_several(config: ServerConfig, address: str | None, in_process: bool) -
             raise ValueError(f"--{name} is for --replicas: give that, too")
     if address is not None and not _is_address(address):
         raise ValueError(f"--address={shown(address)} must be auto, HOST:PORT or ray://HOST:PORT")
-    if config.replicas is not None:
-        if find_spec("ray") is None:
-            raise ValueError("--replicas needs ray: pip install 'fastslow[ray]'")
-        if in_process:
-            raise ValueError("--in-process is for one engine: leave out --replicas")
+    if config.replica_resources is not None and address is None:
+        raise ValueError("--replica-resources is for a Ray cluster: give --address, too")
+    if address is not None and find_spec("ray") is None:
+        raise ValueError("--address needs ray: pip install 'fastslow[ray]'")
+    if config.replicas is not None and in_process:
+        raise ValueError("--in-process is for one engine: leave out --replicas")
 
 
 def is_by_client(address: str | None) -> bool:
@@ -48,43 +48,25 @@ def is_by_client(address: str | None) -> bool:
 
 
 def open_several(config: ServerConfig, address: str | None) -> tuple[Engine, StartedEngine]:
-    """Engines on a Ray cluster, as one; and what starts them."""
+    """Engines in processes of this server, or on a Ray cluster, as one; and what starts them."""
     from fastslow.serve.engines.continued_engine import ContinuedEngine
-    from fastslow.serve.ray.cluster import Cluster
-    from fastslow.serve.ray.deployed import OwnDeployment
-    from fastslow.serve.ray.engine import RayEngine
+    from fastslow.serve.engines.process_replicas import ProcessReplicas
+    from fastslow.serve.engines.replica_settings import ReplicaSettings
+    from fastslow.serve.engines.routed_engine import RoutedEngine
 
-    each = replica_settings(config, address)
-    cluster = Cluster(address, max(cores(), each.most * each.cpus))
-    several = RayEngine(OwnDeployment(cluster, config.engine, each, config.log_environment))
-    return ContinuedEngine(several), several
-
-
-def replica_settings(config: ServerConfig, address: str | None) -> ReplicaSettings:
-    """How many engines, and what each takes.
-
-    Raises:
-        ValueError: a value does not fit.
-    """
-    from fastslow.serve.ray.replicas import (
-        ReplicaSettings,
-        counts,
-        ranks_of,
-        resources_of,
-        usual_resources,
-    )
-
-    options = dict(config.engine.options)
-    least, most = counts(config.replicas or "1")
-    ranks = ranks_of(options)
-    cpus = config.replica_cpus
-    if cpus is None:
-        cpus = ranks if address is not None else max(1, cores() // max(1, most))
-    if config.replica_resources is None:
-        resources = usual_resources(options, ranks)
+    if address is None:
+        each = ReplicaSettings.of(config, cores())
+        several = RoutedEngine(ProcessReplicas(config.engine, each))
     else:
-        resources = resources_of(config.replica_resources)
-    return ReplicaSettings(least, most, cpus, resources, config.drain_seconds)
+        from fastslow.serve.ray.cluster import Cluster
+        from fastslow.serve.ray.deployments import OwnDeployment
+        from fastslow.serve.ray.replicas import RayReplicas
+
+        each = ReplicaSettings.of(config)
+        environment = config.log_environment
+        own = OwnDeployment(Cluster(address), config.engine, each, environment)
+        several = RoutedEngine(RayReplicas(own))
+    return ContinuedEngine(several), several
 
 
 def deploy_by_client(config: ServerConfig, place: Place) -> None:
@@ -100,8 +82,8 @@ def deploy_by_client(config: ServerConfig, place: Place) -> None:
         raise ValueError("--unix-socket is for a server in this process: leave it out with ray://")
     if not place.port:
         raise ValueError("--port 0 is for a server in this process: with ray:// give a number")
+    from fastslow.serve.ray.app import deploy
     from fastslow.serve.ray.arguments import Arguments
-    from fastslow.serve.ray.by_client import deploy
     from fastslow.tools.cli.screen import errors
 
     errors().print("The engines load on the cluster.", style="dim")

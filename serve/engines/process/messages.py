@@ -11,6 +11,12 @@ from msgspec import Struct
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 
+KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
+LENGTH = struct.Struct(">I")
+LONGEST = 2**28  # bytes of a message
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+
 
 class Start(Struct, tag=True, array_like=True):
     """The first message: the fields of `EngineSettings`."""
@@ -72,7 +78,7 @@ class Answers(Struct, tag=True, array_like=True):
 
     Attributes:
         pieces: by number, in the order in which they were made.
-        over: numbers of answers that end behind these pieces; with what went wrong, or None.
+        over: numbers of answers that end after these pieces; with what went wrong, or None.
     """
 
     pieces: list[tuple[int, Piece]]
@@ -89,9 +95,6 @@ class CallResult(Struct, tag=True, array_like=True):
 
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult
-
-
-KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -120,13 +123,6 @@ def error_of(failure: Failure) -> Exception:
     return kinds.get(failure.kind, RuntimeError)(failure.sentence)
 
 
-LENGTH = struct.Struct(">I")
-LONGEST = 2**28  # bytes of a message
-
-T = TypeVar("T")
-_encoder = msgspec.msgpack.Encoder()
-
-
 def frame(message: Any) -> bytes:
     """A message on its way."""
     data = bytearray(LENGTH.size)
@@ -142,7 +138,7 @@ def packed(message: Any) -> bytes:
 
 
 def _write(message: Any, data: bytearray) -> int:
-    """Put a message behind the data: its bytes."""
+    """Append a message to the data; returns its size in bytes."""
     start = len(data)
     try:
         _encoder.encode_into(message, data, start)

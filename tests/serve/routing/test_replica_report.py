@@ -16,8 +16,8 @@ from tokenizers_tiny import write_bpe
 from fastslow import LLM, SamplingParams
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.engines.replica_report import may_take_long
 from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import may_take_long
 
 CHAT = [{"role": "user", "content": "hello, how are you"}]
 LONG: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}

@@ -11,8 +11,7 @@ from requests_made import made_request
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.policies.modes import builtin_modes
-from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
-from fastslow.serve.ray.routed import routed_of
+from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest, routed_of
 
 UNITS = RoutedUnits("groups", 4)
 MODES = {name: mode.model_dump(mode="json") for name, mode in builtin_modes(UNITS).items()}
