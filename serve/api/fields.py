@@ -19,7 +19,7 @@ from pydantic import (
 
 from fastslow.engine.params import MOST, Number, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
-from fastslow.request.options import GenerateOptions
+from fastslow.request.options import ClientOptions, GenerateOptions
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
@@ -210,21 +210,15 @@ class Fields(BaseModel):
         return data
 
 
-class FastslowFields(ModeFields, GrammarFields, Fields):
+class FastslowFields(ModeFields, GrammarFields, ClientOptions, Fields):
     """Fields beyond the protocol's own. Those of sampling have vLLM's names."""
 
     speculation: Speculate = None
-    priority: Annotated[StrictInt, Field(ge=-MOST, le=MOST)] = Field(
-        default=0, description="requests with a smaller number go first"
-    )
     timeout: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="seconds after which the answer ends with what there is"
     )
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="prefixes and answers are shared with the same salt only"
-    )
-    trace: StrictBool = Field(
-        default=False, description="the answer says what each of its steps did"
     )
     top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -277,8 +271,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
             "timeout": self._seconds(settings),
             "memory_key": who.memory(self.cache_salt),
             "chat_template_kwargs": variables or None,
-            "priority": self.priority,
-            "trace": self.trace,
+            **{name: getattr(self, name) for name in ClientOptions.model_fields},
         }
         made = GenerateOptions(**{**fields, **kept, **options})
         return who.admit(GenerateRequest(id, prompt, made, streamed), card)
