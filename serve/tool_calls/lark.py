@@ -12,6 +12,8 @@ from fastslow.engine.text.tool_formats import ToolFormat
 Schemas = Mapping[str, Mapping[str, Any]]  # of arguments, by function
 TEXT = "TEXT: /(.|\\n)*/"
 BARE = '{"name": "'  # where calls need no mark, an answer that begins so is one
+CONSTRAIN = "<|constrain|>"
+NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
 
 
 class CallGrammar:
@@ -141,10 +143,6 @@ class CallGrammar:
 def quoted(text: str) -> str:
     """A text as the grammar writes it."""
     return json.dumps(text, ensure_ascii=False)
-
-
-CONSTRAIN = "<|constrain|>"
-NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
 
 
 class ChannelGrammar:
