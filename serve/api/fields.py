@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import MOST, Number, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
 from fastslow.request.options import GenerateOptions
@@ -28,13 +28,13 @@ from fastslow.serve.api.limits import Caller
 from fastslow.serve.api.mode_fields import ModeFields
 
 FILES = "model", "head", "corpus"  # these are the operator's
-NAMES = re.compile(r"[a-z]+([+|][a-z]+)*")
+KNOWN = "; ".join(f"{name} ({kind.help})" for name, kind in DRAFTERS.items())
 OPEN = [name for name in Speculation.model_fields if name not in FILES]
 
 Speculate = Annotated[
     str | dict[str, Any] | None,
     Field(
-        description="a drafter: suffix, ngram, head, self, off (plain decoding), several with + or |; or an "
+        description=f"a drafter: {KNOWN}; off (plain decoding); several with + or |; or an "
         f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`"
     ),
 ]
@@ -85,11 +85,16 @@ def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any]
 
 
 def _drafter(field: str, name: object) -> str:
-    if not isinstance(name, str) or len(name) > 100 or not NAMES.fullmatch(name):
+    if not isinstance(name, str) or len(name) > 100 or not all(map(_is_name, split_names(name))):
         raise ValueError(
             f"{field}={shown(name)} must be a drafter's name, such as 'suffix' or 'off'"
         )
     return name
+
+
+def _is_name(part: str) -> bool:
+    """No path: the engine says which names it knows."""
+    return part in DRAFTERS or part.isidentifier()
 
 
 class GrammarFields(BaseModel):

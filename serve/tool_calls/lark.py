@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastslow.engine.text.channels import BODY, CHANNEL, END, START
+from fastslow.engine.text.thought import BODY, CHANNEL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
 
 Schemas = Mapping[str, Mapping[str, Any]]  # of arguments, by function

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from fastslow.engine.text.channels import BODY, CALL, END, START
+from fastslow.engine.text.thought import BODY, CALL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.serve.tool_calls.feed import (
     SPACE,
