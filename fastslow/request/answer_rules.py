@@ -8,9 +8,7 @@ from typing import Protocol
 from loguru import logger
 
 from fastslow.engine.params import GrammarSpec, Mode, shown
-from fastslow.engine.sampling.grammar import Grammar, Matcher
-from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.text.answer_start import (
+from fastslow.engine.sampling.answer_start import (
     AnswerStart,
     AtOnce,
     BehindAnalysis,
@@ -18,6 +16,8 @@ from fastslow.engine.text.answer_start import (
     BehindTags,
     Spellings,
 )
+from fastslow.engine.sampling.grammar import Grammar, Matcher
+from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.thought import HARMONY
 from fastslow.policies.thinking_budget import ThinkingBudget
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor

@@ -11,6 +11,12 @@ from msgspec import Struct
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 
+KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
+LENGTH = struct.Struct(">I")
+LONGEST = 2**28  # bytes of a message
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+
 
 class Start(Struct, tag=True, array_like=True):
     """The first message: the fields of `EngineSettings`."""
@@ -91,9 +97,6 @@ ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult
 
 
-KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
-
-
 def failure_of(error: Exception) -> Failure:
     """As a message. A kind that is not known is a RuntimeError, whose sentence names it."""
     if isinstance(error, GenerationError):
@@ -118,13 +121,6 @@ def error_of(failure: Failure) -> Exception:
         return NotReady(failure.sentence, refused=failure.refused)
     kinds = {kind.__name__: kind for kind in KINDS}
     return kinds.get(failure.kind, RuntimeError)(failure.sentence)
-
-
-LENGTH = struct.Struct(">I")
-LONGEST = 2**28  # bytes of a message
-
-T = TypeVar("T")
-_encoder = msgspec.msgpack.Encoder()
 
 
 def frame(message: Any) -> bytes:
