@@ -17,8 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, Output
-from fastslow.engine.backends.cpu.decoder import CpuDecoder
-from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -138,13 +136,6 @@ def take_turns(
         for row in rows[first:] + rows[:first]:
             row["samples"].append({"turn": turn, **sample(row)})
         write(args.out, model=args.model, rows=rows)
-
-
-def on_kernels(model: Model) -> CpuDecoder:
-    """The model as the CPU kernels run it; ends the program where they do not."""
-    if not isinstance(model, CpuDecoder):
-        sys.exit("bytes and parts are counted by the CPU kernels, which do not run this model")
-    return model
 
 
 def fair(samples: Samples) -> tuple[Samples, bool]:

@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py --setup llama.cpp,openvino
     python benchmarks/peers.py --gguf FILE.gguf --model smollm2 --engines fastslow,llama.cpp,openvino
-    python benchmarks/peers.py --gguf FILE.gguf --model FILE.gguf --engines fastslow:file,llama.cpp:file,ik_llama.cpp
+    python benchmarks/peers.py --gguf FILE.gguf --model FILE.gguf --engines fastslow:file,llama.cpp:file
 
 Every engine and format is a process of its own, in its own virtual environment, with as many threads as there are
 physical cores. The processes stay, asleep between commands; each repeat asks every engine once for each cell, one
@@ -48,7 +48,7 @@ CONTEXT = 2048  # tokens of one text, and of all texts of a batch
 SETTLE = 0.2  # seconds for the last engine's threads to fall asleep
 PLAIN = ("batch 1", "batch 8", f"prefill {READ}")
 SAME_WIDTH = (  # formats of about as many bits, ours first
-    ("fastslow:file", ("llama.cpp:file", "ik_llama.cpp:file")),
+    ("fastslow:file", ("llama.cpp:file",)),
     ("fastslow:int4", ("llama.cpp:file", "openvino:file")),
     ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0")),
     ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16", "transformers:bfloat16")),

@@ -11,7 +11,7 @@ a process of its own, whose answers are read piece by piece. Clients of the serv
 the table also says what they, the server and the engine take for a token.
 
 `--load` has 64 clients for some minutes, in mixed modes; 20% leave at some moment and 5% send what is wrong. `--faults`
-kills the engine, fills the log's disk, moves the clock and reads one byte a second. Exit code 1 where something is wrong.
+kills the engine, and reads one byte a second. Exit code 1 where something is wrong.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import asyncio
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from figures import console, numbers, options, show, write
 from serve_load import faults, load
 from serve_load.clients import Reply, ask, chat
-from serve_load.processes import BareEngine, ServerProgram, cpu_seconds
+from serve_load.front import BareEngine, Front, cpu_seconds
 
 APART = 0.02  # seconds between the first requests of two clients
 FIGURES = "rate", "first_ms", "added_ms", "whole_ms"
@@ -60,18 +61,18 @@ async def all_clients(
 
 
 def of_server(
-    server: ServerProgram, prompts: list[list[str]], tokens: int, fields: dict[str, Any]
+    server: Front, prompts: list[list[str]], tokens: int, fields: dict[str, Any]
 ) -> dict[str, Any]:
     """One round of the server."""
-    engine = server.stats()["pid"]
-    before = [cpu_seconds(pid) for pid in (server.pid, engine)]
+    processes = server.pid, server.engine
+    before = [cpu_seconds(pid) for pid in processes]
     own, begin = time.process_time(), time.perf_counter()
     replies = asyncio.run(all_clients(server.address, prompts, tokens, fields))
     seconds, own = time.perf_counter() - begin, time.process_time() - own
     wrong = [r for r in replies if not r.whole or r.tokens != tokens]
     if wrong:
         raise RuntimeError(f"{len(wrong)} answers are not whole, such as {wrong[0]}")
-    after = [cpu_seconds(pid) for pid in (server.pid, engine)]
+    after = [cpu_seconds(pid) for pid in processes]
     used = dict(zip(("server", "engine"), (b - a for a, b in zip(before, after))), clients=own)
     return figures(
         [(r.first, r.waited) for r in replies],
@@ -113,9 +114,9 @@ def figures(
     }
 
 
-def compare(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def compare(args: argparse.Namespace, serving: Sequence[str], options: dict[str, Any]) -> None:
     fields = {"mode": args.mode, "speculation": args.speculation}
-    bare, server = BareEngine(settings), ServerProgram(settings)
+    bare, server = BareEngine(args.model, options), Front(args.model, serving)
     rows = []
     try:
         for clients in numbers(args.clients):
@@ -189,17 +190,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     given = {name: value for name in ("dtype", "quantization") if (value := getattr(args, name))}
-    settings = {"model": args.model, "options": {**given, "progress": False, "remember": False}}
+    serving = ["--remember", "off", *(part for n, v in given.items() for part in (f"--{n}", v))]
     if args.load is not None or args.faults:
         module = load if args.load is not None else faults
         # small enough to be full of cached prefixes in the first minute: memory must not grow from then on
-        settings["options"]["kv_memory"] = args.kv_memory
-        found, wrong = module.run(args, settings)
+        serving += ["--kv-memory", args.kv_memory]
+        found, wrong = module.run(args, serving)
         write(args.out, model=args.model, found=found, wrong=wrong)
         for line in wrong:
             console().print(line)
         return 1 if wrong else 0
-    compare(args, settings)
+    compare(args, serving, given | {"progress": False, "remember": False})
     return 0
 
 

@@ -43,7 +43,6 @@ PEERS = {
         # Many minutes. Native: the instructions of this very processor.
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}, makes_files=True,
     ),
-    "ik_llama.cpp": Peer("ik", "json", ("file",)),  # its programs are built by hand, see there
     "openvino": Peer(
         "vino", "openvino_genai", ("file",), ("q8_0", "f16"),
         ("openvino-genai==2026.4.1.0", "numpy"),

@@ -8,12 +8,13 @@ import random
 import statistics
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from figures import show, spread
 from serve_load.clients import Reply, ask, chat
-from serve_load.processes import ServerProgram, memory
+from serve_load.front import Front, memory
 
 CLIENTS = 64
 LEAVES, MALFORMED = 0.2, 0.05
@@ -93,8 +94,8 @@ def note(reply: Reply, mode: str, tokens: int, seen: Seen) -> None:
         seen.later[mode].append(1000 * (reply.seconds - reply.first) / (reply.tokens - 1))
 
 
-async def all_clients(server: ServerProgram, seconds: float, seed: int, seen: Seen) -> None:
-    engine, begin = server.stats()["pid"], time.monotonic()
+async def all_clients(server: Front, seconds: float, seed: int, seen: Seen) -> None:
+    engine, begin = server.engine, time.monotonic()
     end = begin + seconds
 
     async def watch() -> None:
@@ -107,9 +108,9 @@ async def all_clients(server: ServerProgram, seconds: float, seed: int, seen: Se
     await asyncio.gather(watch(), *clients)
 
 
-def run(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def run(args: argparse.Namespace, serving: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What was found, and what is wrong."""
-    seen, server = Seen(), ServerProgram(settings)
+    seen, server = Seen(), Front(args.model, serving)
     try:
         asyncio.run(all_clients(server, 60 * args.load, args.seed, seen))
         stats = settled(server)
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[dict[str, A
     return found | {"memory": seen.memory, "stats": stats}, seen.wrong
 
 
-def settled(server: ServerProgram) -> dict[str, Any]:
+def settled(server: Front) -> dict[str, Any]:
     """The engine's statistics once all is over, or has not been for long."""
     end = time.monotonic() + QUIET
     while True:
