@@ -164,6 +164,13 @@ def test_requests_that_lose_their_pages_end_all_the_same(seed: int) -> None:
     assert ends[0] > ends[1]
 
 
+def test_what_was_answered_before_pages_were_lost_counts() -> None:
+    """The second one loses its pages after some 25 of 50 tokens, and writes only the others later."""
+    result = run([one(0, 16, 50, id="first"), one(0, 16, 50, id="second")], costs(pages=7))
+    assert result.preempted > 0
+    assert 75 * STEP < result.busy_seconds < 90 * STEP
+
+
 def test_a_target_keeps_steps_short() -> None:
     quick = one(0.0, 20, 40, id="quick", latency_ms=60)
     long = [one(0.1, 4000, 5, id="long"), one(0.2, 4000, 5, id="long too")]
