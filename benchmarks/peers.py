@@ -51,7 +51,7 @@ SAME_WIDTH = (  # formats of about as many bits, ours first
     ("fastslow:file", ("llama.cpp:file",)),
     ("fastslow:int4", ("llama.cpp:file", "openvino:file")),
     ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0")),
-    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16", "transformers:bfloat16")),
+    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16")),
 )
 Engines = dict[str, dict[str, Any]]  # facts, "memory", "failed" and "samples" of each
 

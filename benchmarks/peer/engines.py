@@ -47,9 +47,6 @@ PEERS = {
         "vino", "openvino_genai", ("file",), ("q8_0", "f16"),
         ("openvino-genai==2026.4.1.0", "numpy"),
     ),
-    "transformers": Peer(
-        "hf", "transformers", ("bfloat16",), ("float32",), ("transformers==5.24.0", "torch"),
-    ),
 }  # fmt: skip
 
 

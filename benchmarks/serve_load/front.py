@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -196,6 +197,14 @@ def memory(pid: int | str = "self") -> float:
             if line.startswith("RssAnon"):
                 return int(line.split()[1]) / 1024
     return 0.0
+
+
+def growth(sizes: Sequence[float]) -> tuple[float, float, bool]:
+    """Medians of the second and the last fifth of a time, and whether memory grew between them."""
+    fifth = len(sizes) // 5
+    first = statistics.median(sizes[fifth : 2 * fifth + 1])
+    last = statistics.median(sizes[-max(1, fifth) :])
+    return first, last, last > 1.05 * first + 16
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from figures import show, spread
 from serve_load.clients import Reply, ask, chat
-from serve_load.front import Front, memory
+from serve_load.front import Front, growth, memory
 
 CLIENTS = 64
 LEAVES, MALFORMED = 0.2, 0.05
@@ -125,16 +124,18 @@ def run(args: argparse.Namespace, serving: Sequence[str]) -> tuple[dict[str, Any
         for what, by_mode in (("first token", seen.firsts), ("a later token", seen.later))
         for name, values in sorted(by_mode.items())
     ]
-    sizes = compare_memory(seen)
+    sizes = []
+    for place, name in ((1, "server"), (2, "engine")):
+        first, last, grew = growth([row[place] for row in seen.memory])
+        sizes.append(f"{name}: {first:.0f} MiB after a fifth, {last:.0f} at the end")
+        if grew:
+            seen.wrong.append(f"memory of the {name} grew from {first:.0f} to {last:.0f} MiB")
     show(
         ("mode", "ms", "p50", "p95", "p99"),
         rows,
         f"{args.load:g} minutes, {CLIENTS} clients: {dict(seen.counts)}; {stats['steps']} steps, "
         f"{stats['tokens']} tokens; pages in use at the end: {stats['pages_used']}",
-        *(
-            f"{name}: {first:.0f} MiB after a fifth, {last:.0f} at the end"
-            for name, first, last in sizes
-        ),
+        *sizes,
     )
     found = {"counts": seen.counts, "firsts": seen.firsts, "later": seen.later}
     return found | {"memory": seen.memory, "stats": stats}, seen.wrong
@@ -149,19 +150,6 @@ def settled(server: Front) -> dict[str, Any]:
         if not busy or time.monotonic() > end:
             return stats
         time.sleep(0.2)
-
-
-def compare_memory(seen: Seen) -> list[tuple[str, float, float]]:
-    """Of both processes, in the second and the last fifth of the time; growth is wrong."""
-    found, count = [], len(seen.memory)
-    for place, name in ((1, "server"), (2, "engine")):
-        sizes = [row[place] for row in seen.memory]
-        first = statistics.median(sizes[count // 5 : 2 * count // 5 + 1])
-        last = statistics.median(sizes[-max(1, count // 5) :])
-        found.append((name, first, last))
-        if last > 1.05 * first + 16:
-            seen.wrong.append(f"memory of the {name} grew from {first:.0f} to {last:.0f} MiB")
-    return found
 
 
 def percentiles(values: list[float]) -> list[float]:
