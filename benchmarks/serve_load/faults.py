@@ -95,10 +95,7 @@ def run(args: argparse.Namespace, serving: Sequence[str]) -> tuple[dict[str, Any
     found = {}
     for fault in (killed, slow_reader):
         print(fault.__doc__)
-        server = Front(args.model, serving)
-        try:
+        with Front(args.model, serving) as server:
             found[fault.__name__] = fault(server)
-        finally:
-            server.end()
     show(("fault", "found"), [(name, said or "fine") for name, said in found.items()])
     return found, [f"{name}: {said}" for name, said in found.items() if said]

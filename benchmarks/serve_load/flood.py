@@ -66,8 +66,7 @@ async def one_turn(
     alone = await probes(address, seconds, draw)
     done = asyncio.Event()
     flooding = asyncio.create_task(flood(address, clients, draw, done))
-    warm = asyncio.create_task(probes(address, SETTLE, draw))
-    await warm
+    await probes(address, SETTLE, draw)
     beside = await probes(address, seconds, draw)
     done.set()
     answered = await flooding
@@ -79,35 +78,21 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     found: dict[str, Any] = {}
     rows, wrong = [], []
     for router in args.routers.split(","):
-        front = Front(args.model, [*args.more, "--router", router], args.replicas)
-        try:
+        with Front(args.model, [*args.more, "--router", router], args.replicas) as front:
             draw = random.Random(args.seed)
             asyncio.run(probes(front.address, 5, draw))  # what is made on first use
             turns = [
                 asyncio.run(one_turn(front.address, args.seconds, args.flood, draw))
                 for _ in range(args.repeat)
             ]
-        finally:
-            front.end()
-        p95s = [(percentiles(quiet)[1], percentiles(busy)[1]) for quiet, busy, _ in turns]
-        alone, beside = (statistics.median(values) for values in zip(*p95s))
         middle = [
-            statistics.median(statistics.median(times) for times in each)
-            for each in zip(*((quiet, busy) for quiet, busy, _ in turns))
+            [statistics.median(percentiles(one)[place] for one in times) for place in (0, 1)]
+            for times in zip(*((turn[0], turn[1]) for turn in turns), strict=True)
         ]
+        alone, beside = middle[0][1], middle[1][1]
         found[router] = {"turns": turns, "p95": [alone, beside]}
-        deep = sum(t[2] for t in turns)
-        rows.append(
-            (
-                router,
-                f"{middle[0]:.0f}",
-                f"{alone:.0f}",
-                f"{middle[1]:.0f}",
-                f"{beside:.0f}",
-                f"{beside / alone:.2f}",
-                str(deep),
-            )
-        )
+        figures = [f"{value:.0f}" for pair in middle for value in pair]
+        rows.append((router, *figures, f"{beside / alone:.2f}", str(sum(t[2] for t in turns))))
         if router == "fastslow" and beside > 1.3 * alone:
             wrong.append(f"fast p95 is {beside / alone:.2f} times its value without load")
     show(

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 HERE = Path(__file__).parent
 REPLICA = b"ServeReplica"  # of the title that Ray gives a replica's process
@@ -72,6 +72,12 @@ class Front:
             self.end()
             raise RuntimeError("\n".join(["the server did not start", *self.said[-20:]])) from None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
     @property
     def pid(self) -> int:
         return self.process.pid
@@ -102,7 +108,7 @@ class Front:
 
     def end(self) -> int:
         """As an operator ends it: the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)  # nothing, if it has ended
         try:
             return self.process.wait(60)
         except subprocess.TimeoutExpired:

@@ -109,11 +109,10 @@ async def all_clients(server: Front, seconds: float, seed: int, seen: Seen) -> N
 
 def run(args: argparse.Namespace, serving: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What was found, and what is wrong."""
-    seen, server = Seen(), Front(args.model, serving)
-    try:
+    seen = Seen()
+    with Front(args.model, serving) as server:
         asyncio.run(all_clients(server, 60 * args.load, args.seed, seen))
         stats = settled(server)
-    finally:
         code = server.end()
     if stats["running"] or stats["waiting"] or stats["pages_used"]:
         seen.wrong.append(f"not all is over or given back: {stats}")

@@ -113,8 +113,7 @@ def _recorded(
 
     Requests that fill caches have no measured times.
     """
-    front = Front(args.model, args.more, replicas)
-    try:
+    with Front(args.model, args.more, replicas) as front:
         alone = asyncio.run(_one_by_one(front.address, ALONE))[COLD:]
         begun = front.cpu_seconds()
         seconds = args.warm + args.seconds
@@ -122,8 +121,6 @@ def _recorded(
         share = other_share(begun, front.cpu_seconds())
         whole = [(number, one) for number, one in enumerate(seen) if one[2].whole]
         trace = [traced(front.address, n, one, one[0] >= args.warm) for n, one in whole]
-    finally:
-        front.end()
     way = max(0.0, median(reply.first - reply.waited for reply in alone))
     return trace, way, share, len(seen) - len(whole)
 

@@ -134,7 +134,7 @@ class SimulatedReplica:
 
     def _read_on(self, step: SimulatedStep, now: float) -> list[AnswerState]:
         """Prompts were read; those that are whole give a token, and write from now on, or are over."""
-        over = []
+        over: list[AnswerState] = []
         if rows := sum(chunk for _, chunk in step.chunks):
             rate = rows / (now - self._began)
             self._prompt_rate += (MEMORY if self._prompt_rate else 1.0) * (rate - self._prompt_rate)
