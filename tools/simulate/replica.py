@@ -162,7 +162,7 @@ class SimulatedReplica:
         """The next step."""
         limit = self._limit(now)
         step = self._compose(now, limit, True)
-        while not self._fit_pages(step.share):
+        while not self._fit_pages():
             self._preempt()
             step = self._compose(now, limit, False)  # it would start again at once
         if not self.running:
@@ -210,7 +210,7 @@ class SimulatedReplica:
         held, cached = self._cache.match(answer.root, answer.text, length - 1)
         self._cache.use(held)
         need = -(-length // page) - cached // page
-        if self.running and self._held(1.0) + need > self._costs.pages:
+        if self.running and self._held() + need > self._costs.pages:
             self._cache.let_go(held)
             return False
         del self._waiting[0]
@@ -221,21 +221,17 @@ class SimulatedReplica:
         insort(self._reading, answer, key=lambda one: one.rank[1:])
         return True
 
-    def _held(self, share: float | None = None) -> float:
-        """Pages with a user: now, or after one more step in which a share of those without a target run."""
-        page = self._costs.page_tokens
-        tokens = sum(one.prompt + one.made - one.shared for one in self._quick)
-        tokens += sum(one.prompt + one.made - one.shared for one in self._writing)
-        if share is not None:
-            tokens += sum(one.rate for one in self._quick)
-            tokens += share * sum(one.rate for one in self._writing)
-        own = tokens / page + len(self._quick) + len(self._writing)  # each has a page not yet full
+    def _held(self) -> float:
+        """Pages with a user after one more step."""
+        running = (*self._quick, *self._writing)
+        tokens = sum([one.prompt + one.made + one.rate - one.shared for one in running])
+        own = tokens / self._costs.page_tokens + len(running)  # each has a page not yet full
         reading = sum(one.read_pages for one in self._reading)
         return self._cache.pages - self._cache.idle + reading + own
 
-    def _fit_pages(self, share: float) -> bool:
+    def _fit_pages(self) -> bool:
         """Evict what has to go for one step more. False: that is not enough."""
-        need = self._held(share)
+        need = self._held()
         if need > self._costs.pages and len(self.running) > 1:
             return False
         self._cache.evict(math.ceil(need + self._cache.idle - self._costs.pages))

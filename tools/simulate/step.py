@@ -43,8 +43,10 @@ class SimulatedStep:
     def decode(self, answers: Sequence[AnswerState], take_turns: bool) -> None:
         """Requests write. take_turns: where the limit leaves no room for all, each runs in some steps."""
         rows: dict[str, float] = {}
+        texts = 0.0
         for one in answers:
             rows[one.mode] = rows.get(one.mode, 0.0) + one.rows
+            texts += one.prompt + one.made
         if take_turns and self.limit is not None and rows:
             fits, wanted = self._fits(*rows), sum(rows.values())
             if wanted > fits:
@@ -52,9 +54,7 @@ class SimulatedStep:
         share = self.share if take_turns else 1.0
         for mode, count in rows.items():
             self._decode[mode] = self._decode.get(mode, 0.0) + share * count
-        if self.costs.context_seconds:
-            texts = sum(one.prompt + one.made for one in answers)
-            self.context += self.costs.context_seconds * share * texts
+        self.context += self.costs.context_seconds * share * texts
         self.left -= len(answers)
 
     def room(self, answer: AnswerState) -> int:
