@@ -9,8 +9,8 @@ requests are preempted. Every other request drafts as much as pays on this machi
 pages are checked after each step. Where an answer differs, the position is recomputed in float64 (see near_tie.py)
 and counted as a tie or as an error. Exit code 1 for an error, or if a case did not bring about what it is for.
 
---sweep N instead runs every drafter at batch 1 and 8, with each of --threads, prompts whole and in chunks, every combination on one
-prompt in N; N = 1 is the whole matrix.
+--sweep N instead runs every drafter at batch 1 and 8, with each of --threads, prompts whole and in chunks, every
+combination on one prompt in N; N = 1 is the whole matrix.
 """
 
 from __future__ import annotations
