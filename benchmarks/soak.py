@@ -31,7 +31,6 @@ from figures import options, show, write
 from serve_load.front import growth, memory
 
 from fastslow import LLM, Escalation, Message, Mode, Output, Prompt, SamplingParams, Speculation
-from fastslow.call import CallOptions
 
 WAIT = 60.0  # seconds after which a call hangs
 WRONG: tuple[dict[str, Any], ...] = (
@@ -89,11 +88,8 @@ def jobs_for(llm: LLM, count: int, seed: int) -> list[Job]:
             str(draw.randrange(1, 10 ** draw.randrange(1, 4))) for _ in range(draw.randrange(2, 9))
         )
         talk: list[Message] = [{"role": "user", "content": f"What is {text}?"}]
-        prompt: Prompt = (
-            talk,
-            text,
-            [1 + (n * 7 + i * 5) % 200 for i in range(draw.randrange(1, 80))],
-        )[n % 3]
+        ids = [1 + (n * 7 + i * 5) % 200 for i in range(draw.randrange(1, 80))]
+        prompt: Prompt = (talk, text, ids)[n % 3]
         sampling = SamplingParams(
             max_tokens=draw.choice((1, 8, 32, 96)),
             temperature=draw.choice((0.0, 0.0, 0.0, 0.8)),
@@ -145,7 +141,7 @@ class Caller:
             nodes=self._draw.choice((None, 1, 3, 8)),
             accept=rule,  # type: ignore[arg-type]
         )
-        asked: CallOptions = {"mode": job.mode, "speculation": speculation}
+        asked: dict[str, Any] = {"mode": job.mode, "speculation": speculation}
         if kind < 0.30:
             output = self._cancelled(job, asked)
             self._found.count("cancelled")
@@ -167,7 +163,7 @@ class Caller:
             return
         self._found.fail(f"thread {self._seed}: wrong input was taken: {asked}")
 
-    def _whole(self, job: Job, asked: CallOptions) -> Output:
+    def _whole(self, job: Job, asked: dict[str, Any]) -> Output:
         way = self._draw.choice(("generate", "submit", "stream", "await"))
         self._found.count(way)
         if way == "generate":
@@ -181,7 +177,7 @@ class Caller:
             return asyncio.run(asyncio.wait_for(handle, WAIT))
         return handle.result(WAIT)
 
-    def _cancelled(self, job: Job, asked: CallOptions) -> Output:
+    def _cancelled(self, job: Job, asked: dict[str, Any]) -> Output:
         handle = self._llm.submit(job.prompt, job.sampling, **asked)
         if self._draw.random() < 0.5:
             time.sleep(self._draw.random() * 0.1)

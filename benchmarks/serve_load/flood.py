@@ -1,4 +1,4 @@
-"""Fast requests with a target beside a flood of deep ones, under each router."""
+"""Fast requests with a target beside a flood of deep ones."""
 
 from __future__ import annotations
 
@@ -75,30 +75,24 @@ async def one_turn(
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    found: dict[str, Any] = {}
-    rows, wrong = [], []
-    for router in args.routers.split(","):
-        with Front(args.model, [*args.more, "--router", router], args.replicas) as front:
-            draw = random.Random(args.seed)
-            asyncio.run(probes(front.address, 5, draw))  # what is made on first use
-            turns = [
-                asyncio.run(one_turn(front.address, args.seconds, args.flood, draw))
-                for _ in range(args.repeat)
-            ]
-        middle = [
-            [statistics.median(percentiles(one)[place] for one in times) for place in (0, 1)]
-            for times in zip(*((turn[0], turn[1]) for turn in turns), strict=True)
+    with Front(args.model, args.more, args.replicas) as front:
+        draw = random.Random(args.seed)
+        asyncio.run(probes(front.address, 5, draw))  # what is made on first use
+        turns = [
+            asyncio.run(one_turn(front.address, args.seconds, args.flood, draw))
+            for _ in range(args.repeat)
         ]
-        alone, beside = middle[0][1], middle[1][1]
-        found[router] = {"turns": turns, "p95": [alone, beside]}
-        figures = [f"{value:.0f}" for pair in middle for value in pair]
-        rows.append((router, *figures, f"{beside / alone:.2f}", str(sum(t[2] for t in turns))))
-        if router == "fastslow" and beside > 1.3 * alone:
-            wrong.append(f"fast p95 is {beside / alone:.2f} times its value without load")
+    middle = [
+        [statistics.median(percentiles(one)[place] for one in times) for place in (0, 1)]
+        for times in zip(*((turn[0], turn[1]) for turn in turns), strict=True)
+    ]
+    ratio = middle[1][1] / middle[0][1]
+    figures = [f"{value:.0f}" for pair in middle for value in pair]
     show(
-        ("router", "alone p50", "p95", "flood p50", "p95", "ratio of p95", "deep answers"),
-        rows,
-        f"Milliseconds to the first token of fast requests, {args.replicas} replicas; medians of {args.repeat} turns of "
-        f"{args.seconds:g} s each; the flood: {args.flood} clients of deep answers of {DEEP_TOKENS} tokens.",
+        ("alone p50", "p95", "flood p50", "p95", "ratio of p95", "deep answers"),
+        [(*figures, f"{ratio:.2f}", str(sum(turn[2] for turn in turns)))],
+        f"Milliseconds to the first token of fast requests, {args.replicas} replicas; medians of {args.repeat} turns "
+        f"of {args.seconds:g} s each; the flood: {args.flood} clients of deep answers of {DEEP_TOKENS} tokens.",
     )
-    return found, wrong
+    wrong = [f"fast p95 is {ratio:.2f} times its value without load"] if ratio > 1.3 else []
+    return {"turns": turns, "p95": [pair[1] for pair in middle]}, wrong

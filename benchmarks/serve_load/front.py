@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).parent
-REPLICA = b"ServeReplica"  # of the title that Ray gives a replica's process
+REPLICAS = b"ServeReplica", b"serve.engines.process.child"  # of the title of a replica's process
 START = 240.0  # seconds that models have to load
 ADDRESS = re.compile(r" is served at (http://\S+?),")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -90,7 +90,9 @@ class Front:
     @property
     def replicas(self) -> list[int]:
         """The processes of replicas."""
-        return sorted(pid for pid in descendants(self.pid) if REPLICA in _title(pid))
+        return sorted(
+            pid for pid in descendants(self.pid) if any(map(_title(pid).__contains__, REPLICAS))
+        )
 
     def cpu_seconds(self) -> CpuSeconds:
         """What was computed so far, by the clients in this process, too."""

@@ -117,7 +117,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         ("answers", "equal", "wrong", "kills at s", "seconds", "first ms p50", "p95", "p99"),
         [(*map(str, figures), *(f"{value:.0f}" for value in firsts))],
         f"{CLIENTS} clients, {args.replicas} replicas; {counts['greedy']} greedy, {counts['seeded']} seeded; of "
-        f"these {counts['continued']} were continued on another replica, and {len(lines) - counts['continued']} asked again.",
+        f"these {counts['continued']} were continued on another replica, and "
+        f"{len(lines) - counts['continued']} asked again.",
     )
     found = {"counts": counts, "kills": moments, "seconds": seconds, "stats": stats, "log": lines}
     return found, wrong

@@ -305,8 +305,8 @@ def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
     "part",
     [
         "killed --answers 60 --kills 1",
-        "flood --routers fastslow --seconds 2 --repeat 1 --flood 2",
-        "prefixes --routers fastslow",
+        "flood --seconds 2 --repeat 1 --flood 2",
+        "prefixes",
         "simulated --counts 1,2 --seconds 4 --warm 2 --repeat 1",
     ],
 )
