@@ -210,7 +210,7 @@ class ExactBench:
             return None
         at = next((i for i, (x, y) in enumerate(zip(plain, answer)) if x != y), None)
         if at is None:
-            return Finding("error", "one answer goes on where the other ends", 0.0, 0.0)
+            return Finding("error", "one answer continues where the other ends", 0.0, 0.0)
         if self._judge is None:
             return Finding("error", f"token {at} differs", 0.0, 0.0)
         text = output.prompt_token_ids

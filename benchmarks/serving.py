@@ -6,7 +6,7 @@
 
 The first form gives the share of the bare engine's tokens a second that clients of the server get, and what the server
 adds to the time to the first token: what a client waits, less what the engine says that it took, over the same for the
-bare engine. Both run the same prompts, one round of each in turn. The bare engine is an `LLM` in a process of its own,
+bare engine. Both run the same prompts, one round of each in turn. The bare engine is an `LLM` in a separate process,
 whose answers are read piece by piece.
 
 `--load` has 64 clients for some minutes, in mixed modes; 20% leave at some moment and 5% send what is wrong. `--faults`

@@ -20,7 +20,7 @@ class Peer:
     """An engine. `formats`: those of a run that names none; `others` may be asked for.
 
     `module` tells whether an interpreter has it; `build` holds variables for its installation. `makes_files`: its
-    first load of a format leaves files behind that later loads only read.
+    first load of a format writes files that later loads only read.
     """
 
     adapter: str  # a module of this folder
@@ -89,7 +89,7 @@ class EngineError(RuntimeError):
 
 
 class EngineClient:
-    """One engine in a process of its own, loaded once and asked many times by JSON lines.
+    """One engine in a separate process, loaded once and asked many times by JSON lines.
 
     Args:
         python: the interpreter of the engine's environment.

@@ -1,4 +1,4 @@
-"""The engine without a server, in a process of its own: asks in, times out, one JSON line each.
+"""The engine without a server, in a separate process: asks in, times out, one JSON line each.
 
 bare.py '{"model": ..., "options": {...}}'
 """

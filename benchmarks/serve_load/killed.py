@@ -43,7 +43,7 @@ def bodies(count: int, seed: int) -> list[Body]:
 async def all_answers(
     address: str, asked: list[Body], seen: list[list[Reply]], clients: int
 ) -> None:
-    """Have all answered, by so many clients; what comes goes to the place of what was asked."""
+    """Have all answered, by some clients; an answer is added at the place of its request."""
     places = iter(range(len(asked)))
 
     async def client() -> None:
@@ -79,7 +79,7 @@ async def with_kills(
 
 
 def said(reply: Reply) -> tuple[Any, ...]:
-    """What an answer is: text, thought and tokens where they are told, and how it ended."""
+    """What an answer is: text, thought and tokens where it has them, and how it ended."""
     return reply.text, reply.thought, reply.ids, reply.tokens, reply.finish
 
 

@@ -1,4 +1,4 @@
-"""Clients of all kinds at once, for minutes: who leaves, who sends what is wrong, and who waits."""
+"""Clients of all kinds at once, for minutes: some leave, some send what is wrong, the others wait."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ReplicaCosts(Params):
         attention_seconds: more of a step, for each row of a prompt and each token before that.
         first_seconds: from a client to the replica and back: what is no step.
         slowdown: what a step takes while 1, 2, ... other replicas of the same machine run steps, times what it
-            takes alone; with more others as with the last. () = each replica has a machine of its own.
+            takes alone; with more others as with the last. () = each replica has a machine alone.
         source: where the figures are from, for people.
     """
 

@@ -1,4 +1,4 @@
-"""Other engines that compute on the same machine meanwhile, each a process of its own."""
+"""Other engines that compute on the same machine meanwhile, each in a separate process."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class SimulatedStep:
 
     @property
     def seconds(self) -> float:
-        """What it takes on a machine of its own."""
+        """What it takes while no other replica of its machine runs."""
         return self.costs.step(self._decode, self._prompt) + self.context
 
     def decode(self, answers: Sequence[AnswerState], take_turns: bool) -> None:
