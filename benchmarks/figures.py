@@ -161,8 +161,10 @@ def seconds_of(outputs: Sequence[Output]) -> float:
     return max(ends) - min(m.ttft for m in metrics)
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, 95th percentile and largest."""
+def percentiles(values: Iterable[float]) -> list[float]:
+    """The 50th, the 95th and the 99th."""
     ranked = sorted(values) or [float("nan")]
-    p95 = ranked[max(0, -(-95 * len(ranked) // 100) - 1)]
-    return {"median": statistics.median(ranked), "p95": p95, "largest": ranked[-1]}
+    return [
+        statistics.median(ranked),
+        *(ranked[max(0, -(-p * len(ranked) // 100) - 1)] for p in (95, 99)),
+    ]

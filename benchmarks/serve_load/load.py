@@ -6,13 +6,13 @@ import argparse
 import asyncio
 import random
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from figures import show, spread
-from serve_load.clients import Reply, ask, chat
+from figures import show
+from serve_load.clients import ask, chat
 from serve_load.front import Front, growth, memory
 
 CLIENTS = 64
@@ -44,8 +44,6 @@ class Seen:
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    firsts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    later: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: list[tuple[float, float, float]] = field(default_factory=list)  # when; both, in MiB
 
 
@@ -78,19 +76,10 @@ async def one_request(address: str, draw: random.Random, seen: Seen) -> None:
         return
     reply = await ask(address, body)
     seen.counts["answered"] += 1
-    note(reply, mode, tokens, seen)
-
-
-def note(reply: Reply, mode: str, tokens: int, seen: Seen) -> None:
-    """An answer to a request that is well formed."""
     if reply.status != 200 or not reply.whole or reply.finish not in ("stop", "length"):
         seen.wrong.append(f"no answer: {reply}")
-        return
-    if not 0 < reply.tokens <= tokens:
+    elif not 0 < reply.tokens <= tokens:
         seen.wrong.append(f"{reply.tokens} tokens, of at most {tokens}")
-    seen.firsts[mode].append(1000 * reply.first)
-    if reply.tokens > 1:
-        seen.later[mode].append(1000 * (reply.seconds - reply.first) / (reply.tokens - 1))
 
 
 async def all_clients(server: Front, seconds: float, seed: int, seen: Seen) -> None:
@@ -118,11 +107,6 @@ def run(args: argparse.Namespace, serving: Sequence[str]) -> tuple[dict[str, Any
         seen.wrong.append(f"not all is over or given back: {stats}")
     if code:
         seen.wrong.append(f"the server ended with exit code {code}")
-    rows = [
-        (name, what, *(f"{middle:.1f}" for middle in percentiles(values)))
-        for what, by_mode in (("first token", seen.firsts), ("a later token", seen.later))
-        for name, values in sorted(by_mode.items())
-    ]
     sizes = []
     for place, name in ((1, "server"), (2, "engine")):
         first, last, grew = growth([row[place] for row in seen.memory])
@@ -130,14 +114,15 @@ def run(args: argparse.Namespace, serving: Sequence[str]) -> tuple[dict[str, Any
         if grew:
             seen.wrong.append(f"memory of the {name} grew from {first:.0f} to {last:.0f} MiB")
     show(
-        ("mode", "ms", "p50", "p95", "p99"),
-        rows,
-        f"{args.load:g} minutes, {CLIENTS} clients: {dict(seen.counts)}; {stats['steps']} steps, "
-        f"{stats['tokens']} tokens; pages in use at the end: {stats['pages_used']}",
+        ("clients", "answered", "left", "malformed", "steps", "tokens", "pages in use at the end"),
+        [
+            (str(CLIENTS), *(str(seen.counts[name]) for name in ("answered", "left", "malformed")))
+            + tuple(str(stats[name]) for name in ("steps", "tokens", "pages_used"))
+        ],
         *sizes,
+        title=f"{args.load:g} minutes",
     )
-    found = {"counts": seen.counts, "firsts": seen.firsts, "later": seen.later}
-    return found | {"memory": seen.memory, "stats": stats}, seen.wrong
+    return {"counts": seen.counts, "memory": seen.memory, "stats": stats}, seen.wrong
 
 
 def settled(server: Front) -> dict[str, Any]:
@@ -149,10 +134,3 @@ def settled(server: Front) -> dict[str, Any]:
         if not busy or time.monotonic() > end:
             return stats
         time.sleep(0.2)
-
-
-def percentiles(values: list[float]) -> list[float]:
-    """The 50th, the 95th and the 99th."""
-    ranked, around = sorted(values), spread(values)
-    p99 = ranked[max(0, -(-99 * len(ranked) // 100) - 1)] if ranked else float("nan")
-    return [around["median"], around["p95"], p99]
