@@ -66,12 +66,11 @@ def cases(modes: Sequence[str], drafters: Sequence[str], count: int) -> list[Cas
     """The plain reference first, then all that must equal it."""
     shifts = range(len(modes))
 
-    def jobs(drafter: str, prompts: Sequence[int]) -> list[Job]:
-        return [Job(i, modes[(i + s) % len(modes)], drafter) for s in shifts for i in prompts]
-
-    found = [Case("plain, alone", jobs("off", range(count)), batch=1)]
-    found += [Case(f"{name}, alone", jobs(name, range(count)), batch=1) for name in drafters]
     mixed = ("off", *drafters)
+    found = []
+    for name in mixed:
+        every = [Job(i, modes[(i + s) % len(modes)], name) for s in shifts for i in range(count)]
+        found.append(Case(f"{'plain' if name == 'off' else name}, alone", every, batch=1))
     kinds: dict[str, dict[str, Any]] = {
         "mixed batch": {}, "mixed, chunks of 23": {"prompt_rows": 23},
         "mixed, prefix hit": {"warm": True}, "mixed, preempted": {"few": True},
