@@ -686,7 +686,7 @@ MUTATIONS = (
     ),
     swap(
         "priority ignored by the server",
-        "serve/local.py",
+        "serve/engines/local.py",
         '"priority": ask.priority,',
         '"priority": 0,',
         ("tests/serve/test_local_engine.py",),
@@ -714,14 +714,14 @@ MUTATIONS = (
     ),
     swap(
         "a cache salt shared by all keys",
-        "serve/caller.py",
+        "serve/api/caller.py",
         'return _derived(self.memory_key or OPEN, "salt", cache_salt)',
         'return _derived(OPEN, "salt", cache_salt)',
         ("tests/serve/test_caller.py",),
     ),
     swap(
         "a cache salt ignored",
-        "serve/fields.py",
+        "serve/api/fields.py",
         "who.memory(self.cache_salt)",
         "who.memory(None)",
         ("tests/serve/test_warm.py::test_the_first_request_of_every_caller_finds_it[local]",),
@@ -763,14 +763,14 @@ MUTATIONS = (
     ),
     swap(
         "what was sent is sent again",
-        "serve/sent_pieces.py",
+        "serve/engines/sent_pieces.py",
         "return text[max(0, known) :]",
         "return text",
         ("tests/serve/test_continued_engine.py",),
     ),
     swap(
         "a closing engine cuts answers that another one would go on with",
-        "serve/local.py",
+        "serve/engines/local.py",
         "if cut and ask.whole and",
         "if False and",
         ("tests/serve/test_continued_answers.py",),
@@ -784,7 +784,7 @@ MUTATIONS = (
     ),
     swap(
         "a busy server says nothing of when to come back",
-        "serve/errors.py",
+        "serve/api/errors.py",
         '"busy", error.retry_after)',
         '"busy", SOON)',
         ("tests/serve/test_errors.py",),

@@ -8,7 +8,7 @@ from loguru import logger
 from pydantic_core import from_json
 
 from fastslow.output import Completion, Output
-from fastslow.serve.answer_parts import AnswerPart, AnswerParts
+from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts
 
 
 def head_of(id: str, model: str) -> dict[str, Any]:

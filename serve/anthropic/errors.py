@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from fastslow.serve.errors import ApiError
+from fastslow.serve.api.errors import ApiError
 
 KINDS = {
     401: "authentication_error",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from fastslow.engine.params import shown
-from fastslow.serve.turns import Part, texts_of
+from fastslow.serve.api.turns import Part, texts_of
 
 Role = Literal["user", "assistant", "system"]
 READ: dict[Role, tuple[str, ...]] = {

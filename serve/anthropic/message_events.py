@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastslow.output import Output
-from fastslow.serve.answer import PlacedPiece
-from fastslow.serve.answer_metrics import metrics_of
-from fastslow.serve.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.anthropic.answer import block_of, stop_of, usage, usage_of
 from fastslow.serve.anthropic.errors import anthropic_shape
-from fastslow.serve.errors import ApiError
-from fastslow.serve.json_text import named_event
+from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts, Change
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.json_text import named_event
+from fastslow.serve.observe.answer_metrics import metrics_of
 
 PING = named_event("ping", {"type": "ping"})
 DELTAS = {

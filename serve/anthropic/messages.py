@@ -8,9 +8,6 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from fastslow.serve.answer import while_connected, whole
-from fastslow.serve.answer_metrics import metrics_of
-from fastslow.serve.answer_parts import AnswerParts
 from fastslow.serve.anthropic.answer import block_of, head_of, stop_of, usage_of
 from fastslow.serve.anthropic.errors import ERRORS
 from fastslow.serve.anthropic.history import as_turns
@@ -21,20 +18,23 @@ from fastslow.serve.anthropic.schema import (
     PromptRequest,
     TokenCount,
 )
-from fastslow.serve.ask import Ask
-from fastslow.serve.body import json_router
-from fastslow.serve.caller import Caller, caller
-from fastslow.serve.engine import Engine
-from fastslow.serve.errors import refused
-from fastslow.serve.json_text import dumped
-from fastslow.serve.model_name import served_mode
-from fastslow.serve.request_id import request_id
-from fastslow.serve.settings import ServerSettings
-from fastslow.serve.sse import STREAMED, EventStream
+from fastslow.serve.api.answer_parts import AnswerParts
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.engine import Engine
+from fastslow.serve.api.errors import refused
+from fastslow.serve.api.model_name import served_mode
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.turns import check_turns
+from fastslow.serve.http.answer import while_connected, whole
+from fastslow.serve.http.body import json_router
+from fastslow.serve.http.json_text import dumped
+from fastslow.serve.http.request_id import request_id
+from fastslow.serve.http.sse import STREAMED, EventStream
+from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.tool_calls.chat import beside_others, offered
 from fastslow.serve.tool_calls.prepare import Prepared
 from fastslow.serve.tool_calls.protocols import anthropic_choice, anthropic_tools
-from fastslow.serve.turns import check_turns
 
 router = json_router(ERRORS)
 Who = Annotated[Caller, Depends(caller)]

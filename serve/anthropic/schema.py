@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from fastslow.serve.answer_metrics import AnswerMetrics
 from fastslow.serve.anthropic.history import HistoryMessage
-from fastslow.serve.fields import NO_EFFECT, Ignored
-from fastslow.serve.grammar_fields import format_grammar
-from fastslow.serve.mode_fields import Effort
-from fastslow.serve.sampling_fields import Count, SamplingFields
-from fastslow.serve.turns import Part
+from fastslow.serve.api.fields import NO_EFFECT, Ignored
+from fastslow.serve.api.grammar_fields import format_grammar
+from fastslow.serve.api.mode_fields import Effort
+from fastslow.serve.api.sampling_fields import Count, SamplingFields
+from fastslow.serve.api.turns import Part
+from fastslow.serve.observe.answer_metrics import AnswerMetrics
 
 Stop = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 

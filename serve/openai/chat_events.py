@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.answer import PlacedPiece
-from fastslow.serve.answer_metrics import metrics_of
-from fastslow.serve.errors import ApiError, openai_shape
-from fastslow.serve.json_text import dumped, quoted
+from fastslow.serve.api.errors import ApiError, openai_shape
+from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.json_text import dumped, quoted
+from fastslow.serve.http.token_table import TokenTable
+from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.openai.chunks import DONE, ChunkFrame, event
 from fastslow.serve.openai.logprobs import chat_logprobs, tokens_in
 from fastslow.serve.openai.usage import FINISH, usage_of
-from fastslow.serve.token_table import TokenTable
 from fastslow.serve.tool_calls.chat import Parsers
 from fastslow.serve.tool_calls.openai_calls import OpenAICalls
 

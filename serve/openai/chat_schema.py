@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import shown
-from fastslow.serve.answer_metrics import AnswerMetrics
-from fastslow.serve.fields import NO_EFFECT, Ignored
-from fastslow.serve.grammar_fields import format_grammar
+from fastslow.serve.api.fields import NO_EFFECT, Ignored
+from fastslow.serve.api.grammar_fields import format_grammar
+from fastslow.serve.api.sampling_fields import Count
+from fastslow.serve.api.turns import Part
+from fastslow.serve.observe.answer_metrics import AnswerMetrics
 from fastslow.serve.openai.fields import OpenAIFields
 from fastslow.serve.openai.logprobs import ChatLogprobs
 from fastslow.serve.openai.messages import ChatMessage
 from fastslow.serve.openai.usage import Finish, Usage
-from fastslow.serve.sampling_fields import Count
-from fastslow.serve.turns import Part
 
 
 class JsonSchemaFormat(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastslow.serve.json_text import dumped
+from fastslow.serve.http.json_text import dumped
 
 DONE = "data: [DONE]\n\n"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.answer import PlacedPiece
-from fastslow.serve.answer_metrics import metrics_of
-from fastslow.serve.errors import ApiError, openai_shape
-from fastslow.serve.json_text import dumped, quoted
+from fastslow.serve.api.errors import ApiError, openai_shape
+from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.json_text import dumped, quoted
+from fastslow.serve.http.token_table import TokenTable
+from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.openai.chunks import DONE, ChunkFrame, event
 from fastslow.serve.openai.logprobs import TextLogprobsWriter, tokens_in
 from fastslow.serve.openai.usage import FINISH, usage_of
-from fastslow.serve.token_table import TokenTable
 
 
 class CompletionEvents:

@@ -9,25 +9,25 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from fastslow.output import Completion, Output
-from fastslow.serve.answer import all_whole, while_connected
-from fastslow.serve.answer_metrics import metrics_of
-from fastslow.serve.ask import Ask
-from fastslow.serve.body import json_router
-from fastslow.serve.caller import Caller, caller
-from fastslow.serve.engine import Engine
-from fastslow.serve.errors import refused
-from fastslow.serve.json_text import dumped
-from fastslow.serve.model_name import served_mode
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.engine import Engine
+from fastslow.serve.api.errors import refused
+from fastslow.serve.api.model_name import served_mode
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.http.answer import all_whole, while_connected
+from fastslow.serve.http.body import json_router
+from fastslow.serve.http.json_text import dumped
+from fastslow.serve.http.request_id import request_id
+from fastslow.serve.http.sse import STREAMED, EventStream
+from fastslow.serve.http.token_table import TokenTable
+from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.openai.chunks import ChunkFrame
 from fastslow.serve.openai.completion_events import CompletionEvents
 from fastslow.serve.openai.completions_schema import CompletionRequest, TextCompletion, as_prompts
 from fastslow.serve.openai.logprobs import TextLogprobsWriter, tokens_in
 from fastslow.serve.openai.prompt_logprobs import prompt_logprobs
 from fastslow.serve.openai.usage import FINISH, usage_of
-from fastslow.serve.request_id import request_id
-from fastslow.serve.settings import ServerSettings
-from fastslow.serve.sse import STREAMED, EventStream
-from fastslow.serve.token_table import TokenTable
 
 router = json_router()
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, shown
-from fastslow.serve.answer_metrics import AnswerMetrics
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.observe.answer_metrics import AnswerMetrics
 from fastslow.serve.openai.fields import OpenAIFields
 from fastslow.serve.openai.logprobs import TextLogprobs
 from fastslow.serve.openai.usage import Usage
-from fastslow.serve.settings import ServerSettings
 
 TokenId = Annotated[StrictInt, Field(ge=0, le=MOST)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.serve.fields import NO_EFFECT, Ignored
-from fastslow.serve.sampling_fields import Count, SamplingFields
-from fastslow.serve.settings import ServerSettings
+from fastslow.serve.api.fields import NO_EFFECT, Ignored
+from fastslow.serve.api.sampling_fields import Count, SamplingFields
+from fastslow.serve.api.settings import ServerSettings
 
 
 class StreamOptions(BaseModel):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fastslow.serve.token_table import TokenTable
+from fastslow.serve.http.token_table import TokenTable
 
 NEVER = -9999.0  # OpenAI's number for what cannot be: JSON has no infinity
 

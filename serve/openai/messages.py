@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from fastslow.serve.turns import Part, texts_of
+from fastslow.serve.api.turns import Part, texts_of
 
 ROLES = {
     "system": "system",

@@ -8,12 +8,12 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from fastslow.engine.params import shown
-from fastslow.serve.body import json_router
-from fastslow.serve.caller import Caller, caller
-from fastslow.serve.engine import ModelCard
-from fastslow.serve.errors import ApiError
-from fastslow.serve.model_name import MODE
-from fastslow.serve.settings import ServerSettings
+from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.model_name import MODE
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.http.body import json_router
 
 router = json_router()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastslow.serve.http.token_table import TokenTable
 from fastslow.serve.openai.logprobs import Places, finite
-from fastslow.serve.token_table import TokenTable
 
 
 def prompt_logprobs(places: Places, table: TokenTable) -> list[dict[str, Any] | None]:

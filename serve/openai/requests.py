@@ -8,9 +8,9 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from fastslow.engine.params import shown
-from fastslow.serve.body import json_router
-from fastslow.serve.caller import Caller, caller
-from fastslow.serve.errors import ApiError
+from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.http.body import json_router
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastslow.serve.answer import PlacedPiece
-from fastslow.serve.answer_parts import AnswerPart, AnswerParts, Change
-from fastslow.serve.errors import ApiError
-from fastslow.serve.json_text import named_event
+from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts, Change
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.json_text import named_event
 from fastslow.serve.openai.response_object import (
     content_of,
     ended,

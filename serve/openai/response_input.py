@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.turns import Part, texts_of
 from fastslow.serve.openai.messages import ROLES
-from fastslow.serve.turns import Part, texts_of
 
 KINDS = ("message", "reasoning", "function_call", "function_call_output")
 ASKED = ("input_text", "text")

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from fastslow.output import Output
-from fastslow.serve.answer_metrics import metrics_of
-from fastslow.serve.answer_parts import AnswerPart, AnswerParts
-from fastslow.serve.errors import ApiError
+from fastslow.serve.api.answer_parts import AnswerPart, AnswerParts
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.observe.answer_metrics import metrics_of
 from fastslow.serve.openai.responses_schema import ResponsesRequest
 from fastslow.serve.openai.usage import FINISH, usage_of
 

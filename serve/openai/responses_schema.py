@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.serve.answer_metrics import AnswerMetrics
-from fastslow.serve.fields import NO_EFFECT, Ignored
-from fastslow.serve.grammar_fields import format_grammar
+from fastslow.serve.api.fields import NO_EFFECT, Ignored
+from fastslow.serve.api.grammar_fields import format_grammar
+from fastslow.serve.api.sampling_fields import Count, SamplingFields
+from fastslow.serve.observe.answer_metrics import AnswerMetrics
 from fastslow.serve.openai.chat_schema import JsonSchemaFormat
 from fastslow.serve.openai.fields import AccountFields
 from fastslow.serve.openai.response_input import InputItem
-from fastslow.serve.sampling_fields import Count, SamplingFields
 
 KEEPS_NOTHING = "this server keeps no answers; send the whole conversation as input"
 LOGPROBS = "message.output_text.logprobs"

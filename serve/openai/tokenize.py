@@ -9,17 +9,17 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST
-from fastslow.serve.ask import Ask
-from fastslow.serve.body import json_router
-from fastslow.serve.caller import Caller, caller
-from fastslow.serve.errors import refused
-from fastslow.serve.fields import Fields
-from fastslow.serve.mode_fields import ModeFields
-from fastslow.serve.model_name import served_mode
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.errors import refused
+from fastslow.serve.api.fields import Fields
+from fastslow.serve.api.mode_fields import ModeFields
+from fastslow.serve.api.model_name import served_mode
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.turns import characters
+from fastslow.serve.http.body import json_router
 from fastslow.serve.openai.messages import ChatMessage, as_turns
-from fastslow.serve.settings import ServerSettings
 from fastslow.serve.tool_calls.protocols import openai_tools
-from fastslow.serve.turns import characters
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]

@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from fastslow.engine.params import Params
-from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.api.settings import Count, Seconds, ServerSettings
+from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.engines.warm_prefix import WarmPrefix
 from fastslow.serve.ray.replicas import (
     ReplicaSettings,
     counts,
@@ -16,8 +18,6 @@ from fastslow.serve.ray.replicas import (
     resources_of,
     usual_resources,
 )
-from fastslow.serve.settings import Count, Seconds, ServerSettings
-from fastslow.serve.warm_prefix import WarmPrefix
 
 
 class Arguments(Params):

@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.engines.engine_settings import EngineSettings
 from fastslow.serve.ray.replica import EngineReplica
 from fastslow.serve.ray.replicas import DEPLOYMENT, ReplicaSettings, ranks_of, running_of
 from fastslow.serve.ray.routers import router_config

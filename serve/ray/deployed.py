@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from loguru import logger
 
-from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.engines.engine_settings import EngineSettings
 from fastslow.serve.ray import QUIET
 from fastslow.serve.ray.cluster import CLOSING, Cluster, ray_logs
 from fastslow.serve.ray.load_failure import told_error

@@ -13,9 +13,9 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from fastslow.output import Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, ModelCard, NotReady
-from fastslow.serve.process.failures import error_of
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.engines.process.failures import error_of
 from fastslow.serve.ray.broadcast import answers_within
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployed import Deployed, Replicas

@@ -11,17 +11,17 @@ from fastapi import FastAPI
 from loguru import logger
 from ray import serve
 
-from fastslow.serve.app import create_app
-from fastslow.serve.continued_engine import ContinuedEngine
-from fastslow.serve.keys import known_keys
-from fastslow.serve.logs import ServerLog
-from fastslow.serve.operations import OperationSettings
+from fastslow.serve.api.keys import known_keys
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.engines.continued_engine import ContinuedEngine
+from fastslow.serve.http.app import create_app
+from fastslow.serve.http.operations import OperationSettings
+from fastslow.serve.observe.logs import ServerLog
+from fastslow.serve.observe.tracing import tracing
 from fastslow.serve.ray.arguments import Arguments
 from fastslow.serve.ray.deployed import Replicas, replicas_now
 from fastslow.serve.ray.engine import RayEngine
 from fastslow.serve.ray.loopback import replica_on_loopback
-from fastslow.serve.settings import ServerSettings
-from fastslow.serve.tracing import tracing
 
 
 class FoundDeployment:

@@ -7,9 +7,9 @@ import re
 
 import msgspec
 
-from fastslow.serve.process.failures import error_of, failure_of
-from fastslow.serve.process.frames import packed
-from fastslow.serve.process.messages import Failure
+from fastslow.serve.engines.process.failures import error_of, failure_of
+from fastslow.serve.engines.process.frames import packed
+from fastslow.serve.engines.process.messages import Failure
 
 MARK = re.compile(r"\[fastslow-failure:([A-Za-z0-9_=-]+)\]")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.serve.keys import KEY_VARIABLE
+from fastslow.serve.api.keys import KEY_VARIABLE
 from fastslow.serve.ray.loopback import ON_LOOPBACK
 
 # Where this process is killed, Linux ends Ray's own processes with it. Their agents watch a pipe with this, and

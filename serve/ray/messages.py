@@ -8,10 +8,10 @@ import msgspec
 from msgspec import Struct
 
 from fastslow.output import Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.process.frames import packed
-from fastslow.serve.process.link import as_fields
-from fastslow.serve.process.messages import Failure
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.engines.process.frames import packed
+from fastslow.serve.engines.process.link import as_fields
+from fastslow.serve.engines.process.messages import Failure
 
 T = TypeVar("T")
 

@@ -12,21 +12,21 @@ from loguru import logger
 from msgspec import to_builtins
 from ray import serve
 
-from fastslow.serve.engine_settings import EngineSettings
-from fastslow.serve.logs import ServerLog
-from fastslow.serve.process.answer_stream import AnswerStream
-from fastslow.serve.process.failures import KINDS, failure_of
-from fastslow.serve.process.frames import packed
-from fastslow.serve.process.messages import Failure
+from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.engines.process.answer_stream import AnswerStream
+from fastslow.serve.engines.process.failures import KINDS, failure_of
+from fastslow.serve.engines.process.frames import packed
+from fastslow.serve.engines.process.messages import Failure
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.ray.load_failure import load_failure
 from fastslow.serve.ray.loopback import replica_on_loopback
 from fastslow.serve.ray.messages import Accepted, Bunch, Returned, ask_of
 from fastslow.serve.ray.scaling import autoscaling_stats
-from fastslow.serve.routing.request import RoutedRequest
 
 if TYPE_CHECKING:
     from fastslow.output import Piece
-    from fastslow.serve.local import LocalEngine
+    from fastslow.serve.engines.local import LocalEngine
 
 BUNCH = 0.02  # seconds between the items of an answer, behind its first piece: each costs what a token does
 ALIVE = 2.0  # seconds without a piece, behind which an item says that this replica is still there

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import ModelCard
-from fastslow.serve.replica_report import may_take_long
-from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.engines.replica_report import may_take_long
+from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 
 CHARACTERS = 4  # of a token, about
 DEFAULT = "deep"  # the mode of an ask that names none

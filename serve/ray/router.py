@@ -15,10 +15,10 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.report_reader import ReportReader
-from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.report_reader import ReportReader
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.settings import RoutingSettings
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
 
 DEEP, DEEP_SECONDS, QUICK_SECONDS = "deep", "deep_queue_seconds", "quick_queue_seconds"
 

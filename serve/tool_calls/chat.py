@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import ModelCard
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice
 from fastslow.serve.tool_calls.openai_calls import OpenAICalls
 from fastslow.serve.tool_calls.parse import parser_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastslow.engine.text.tool_formats import BY_NAME, ToolFormat
-from fastslow.serve.engine import ModelCard
+from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.tool_calls.channel_lark import ChannelGrammar
 from fastslow.serve.tool_calls.lark import CallGrammar
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice, check

@@ -17,8 +17,8 @@ import pytest
 import typer
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from fastslow.serve.authentication import OPEN_PATHS
-from fastslow.serve.metric_table import TABLE
+from fastslow.serve.api.authentication import OPEN_PATHS
+from fastslow.serve.observe.metric_table import TABLE
 from fastslow.tools.cli.app import app
 
 ROOT = Path(__file__).parents[2]

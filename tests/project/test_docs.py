@@ -32,7 +32,7 @@ SERVED = {  # need a server: tests/serve/test_guide.py and test_cluster_guide.py
 }
 RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("abacus.md", "extend.md"))]
 RUN += [page for page in GUIDES if page not in SERVED]
-LOG = ROOT / "docs" / "log.md"  # dated: what it says was true then
+LOG = ROOT / "docs" / "dev" / "log.md"  # dated: what it says was true then
 CHANGELOG = ROOT / "CHANGELOG.md"  # like the log it names files of its time
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {LOG})
 MOST_LINES = {"README.md": 130, "CONTRIBUTING.md": 89}

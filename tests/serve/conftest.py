@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from serve_tools import NAME, open_tiny, served, write_tiny
 
 from fastslow.llm import LLM
-from fastslow.serve.app import create_app
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fastslow.serve.ask import Ask
-from fastslow.serve.caller import Caller
-from fastslow.serve.engine import ModelCard
-from fastslow.serve.errors import ApiError
-from fastslow.serve.key_file import KeyLimits, StoredKey
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.key_file import KeyLimits, StoredKey
 
 CARD = ModelCard(
     "tiny", 0, 512, {"fast": {"sampling": {"max_tokens": 3}}, "deep": {}}, "groups", 4, True, False

@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslow.serve.json_text import quoted
+from fastslow.serve.http.json_text import quoted
 from fastslow.serve.openai.chunks import ChunkFrame
 
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from serve_tools import served
 
-from fastslow.serve.connection import HEAD_BYTES
+from fastslow.serve.http.connection import HEAD_BYTES
 
 HOST = b"Host: localhost\r\n"
 

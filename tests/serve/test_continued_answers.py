@@ -17,11 +17,11 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.app import create_app
-from fastslow.serve.ask import Ask
-from fastslow.serve.continued_engine import ContinuedEngine, Retries
-from fastslow.serve.engine import NotReady
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
 
 QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
 CHAT = [{"role": "user", "content": "The quick brown fox"}]

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastslow.output import Decided, GenerationError, Output, Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.continued_engine import ContinuedEngine, Retries
-from fastslow.serve.engine import Busy, NotReady
-from fastslow.serve.sent_pieces import OtherAnswer, SentPieces
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, NotReady
+from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
+from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces
 
 QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
 ANSWER = [

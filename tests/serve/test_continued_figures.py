@@ -10,10 +10,10 @@ import pytest
 from breaking_engines import ScriptedReplicas, Token
 
 from fastslow.output import Output, Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.continued_engine import ContinuedEngine, Retries, _Broken, _whole
-from fastslow.serve.engine import Busy
-from fastslow.serve.sent_pieces import SentChoice, SentPieces
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy
+from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries, _Broken, _whole
+from fastslow.serve.engines.sent_pieces import SentChoice, SentPieces
 
 ANSWER = [Token(5, text="So"), Token(6, text=" it"), Token(7, text=" is.")]
 ASK = Ask("one", "a prompt")

@@ -13,10 +13,10 @@ import pytest
 from serve_tools import events_of, served
 
 from fastslow.output import Piece
-from fastslow.serve.app import create_app
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import ModelCard
-from fastslow.serve.settings import ServerSettings
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.http.app import create_app
 
 CHAT = [{"role": "user", "content": "hi"}]
 KIND = {"content-type": "application/json"}

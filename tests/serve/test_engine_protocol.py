@@ -20,9 +20,9 @@ from serve_engines import (
     write_served,
 )
 
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, Engine, NotReady
-from fastslow.serve.process.engine_process import EngineClient
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.engines.process.engine_process import EngineClient
 
 Run = Callable[[Any], Any]
 

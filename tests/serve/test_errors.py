@@ -13,10 +13,10 @@ import pytest
 from serve_tools import client_of, served
 
 from fastslow.output import GenerationError, Piece
-from fastslow.serve.app import create_app
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, ModelCard, NotReady
-from fastslow.serve.settings import ServerSettings
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.http.app import create_app
 
 CHAT = [{"role": "user", "content": "hi"}]
 DEEP = "[" * 150 + "]" * 150

@@ -8,15 +8,15 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fastslow.engine.params import SamplingParams
-from fastslow.serve.ask import Ask
-from fastslow.serve.caller import Caller
-from fastslow.serve.engine import ModelCard
-from fastslow.serve.fields import FastslowFields
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.fields import FastslowFields
+from fastslow.serve.api.sampling import sampling_of
+from fastslow.serve.api.settings import ServerSettings
 from fastslow.serve.openai.chat_schema import ChatRequest
 from fastslow.serve.openai.completions_schema import CompletionRequest
 from fastslow.serve.openai.tokenize import TokenizeRequest
-from fastslow.serve.sampling import sampling_of
-from fastslow.serve.settings import ServerSettings
 
 MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}
 CARD = ModelCard("m", 0, 4096, MODES, "groups", 8, thinks=True, has_head=False)

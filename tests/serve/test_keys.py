@@ -13,11 +13,11 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
-from fastslow.serve import key_file
-from fastslow.serve.authentication import Authentication
-from fastslow.serve.caller import Caller, caller
-from fastslow.serve.key_file import KeyFile, KeyLimits, add_key, remove_key
-from fastslow.serve.keys import KeyRing, is_loopback, known_keys, warn_if_open
+from fastslow.serve.api import key_file
+from fastslow.serve.api.authentication import Authentication
+from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.key_file import KeyFile, KeyLimits, add_key, remove_key
+from fastslow.serve.api.keys import KeyRing, is_loopback, known_keys, warn_if_open
 from fastslow.tools.cli.app import main
 
 

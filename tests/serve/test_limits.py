@@ -10,13 +10,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
-from fastslow.serve.authentication import Authentication
-from fastslow.serve.caller import Caller
-from fastslow.serve.errors import ApiError
-from fastslow.serve.key_file import KeyLimits, add_key
-from fastslow.serve.keys import KeyRing
-from fastslow.serve.limits import Limits, TokenBucket
-from fastslow.serve.rate_limit import RateLimit
+from fastslow.serve.api.authentication import Authentication
+from fastslow.serve.api.caller import Caller
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.key_file import KeyLimits, add_key
+from fastslow.serve.api.keys import KeyRing
+from fastslow.serve.api.limits import Limits, TokenBucket
+from fastslow.serve.api.rate_limit import RateLimit
 
 
 class Clock:

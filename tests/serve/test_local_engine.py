@@ -14,10 +14,10 @@ from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams
 from fastslow.output import Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, Engine, NotReady
-from fastslow.serve.engine_settings import EngineSettings
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.engines.local import LocalEngine
 
 TEN: dict[str, Any] = {"max_tokens": 10, "ignore_eos": True}
 LONG = {"max_tokens": 400, "ignore_eos": True}

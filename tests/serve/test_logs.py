@@ -20,14 +20,14 @@ from fastapi.testclient import TestClient
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve import log_writer
-from fastslow.serve.ask import Ask
-from fastslow.serve.limits import Limits
-from fastslow.serve.log_writer import LogWriter
-from fastslow.serve.logs import ServerLog, escaped
-from fastslow.serve.observed_engine import ObservedEngine
-from fastslow.serve.request_log import RequestLog
-from fastslow.serve.request_record import RequestRecords
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.limits import Limits
+from fastslow.serve.observe import log_writer
+from fastslow.serve.observe.log_writer import LogWriter
+from fastslow.serve.observe.logs import ServerLog, escaped
+from fastslow.serve.observe.observed_engine import ObservedEngine
+from fastslow.serve.observe.request_log import RequestLog
+from fastslow.serve.observe.request_record import RequestRecords
 
 Opened = Callable[..., ServerLog]
 SECRET = "a prompt that nobody else may read"
@@ -274,8 +274,8 @@ PROGRAM = """
 import resource, sys, time
 from pathlib import Path
 from loguru import logger
-from fastslow.serve import log_writer
-from fastslow.serve.logs import ServerLog
+from fastslow.serve.observe import log_writer
+from fastslow.serve.observe.logs import ServerLog
 log_writer.EVERY = 0.001
 path = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))

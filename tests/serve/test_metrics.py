@@ -13,12 +13,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.output import Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, NotReady
-from fastslow.serve.limits import Limits
-from fastslow.serve.metric_registry import MOST_VALUES
-from fastslow.serve.metric_table import TABLE
-from fastslow.serve.metrics import ServerMetrics
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, NotReady
+from fastslow.serve.api.limits import Limits
+from fastslow.serve.observe.metric_registry import MOST_VALUES
+from fastslow.serve.observe.metric_table import TABLE
+from fastslow.serve.observe.metrics import ServerMetrics
 
 
 def test_an_answer_in_numbers() -> None:

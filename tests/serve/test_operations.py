@@ -11,11 +11,11 @@ from fake_engine import FakeEngine
 from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
-from fastslow.serve.ask import Ask
-from fastslow.serve.caller import Caller, caller
-from fastslow.serve.key_file import KeyLimits, add_key
-from fastslow.serve.keys import KeyRing
-from fastslow.serve.operations import OperationSettings, install_operations
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.caller import Caller, caller
+from fastslow.serve.api.key_file import KeyLimits, add_key
+from fastslow.serve.api.keys import KeyRing
+from fastslow.serve.http.operations import OperationSettings, install_operations
 
 CHAT = "/v1/chat/completions"
 

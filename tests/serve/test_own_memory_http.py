@@ -11,11 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 from serve_tools import NAME, open_tiny, write_tiny
 
-from fastslow.serve.app import create_app
-from fastslow.serve.key_file import add_key
-from fastslow.serve.keys import KeyRing
-from fastslow.serve.local import LocalEngine
-from fastslow.serve.operations import OperationSettings
+from fastslow.serve.api.key_file import add_key
+from fastslow.serve.api.keys import KeyRing
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
+from fastslow.serve.http.operations import OperationSettings
 
 SECRET = "The quick brown fox jumps over the lazy dog, and then once more. " * 3
 TIMES = ("seconds", "ttft", "tpot", "time", "per_second", "_ms")

@@ -10,8 +10,8 @@ import pytest
 from browser import browser, missing, until
 from serve_tools import NAME, open_tiny, served, write_tiny
 
-from fastslow.serve.app import create_app
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from fastslow.serve.engine import NotReady
+from fastslow.serve.api.engine import NotReady
 from fastslow.serve.page import route
 from fastslow.serve.page.route import router
 

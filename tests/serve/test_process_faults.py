@@ -15,10 +15,10 @@ import pytest
 from serve_engines import LONG, answer_of, asked, idle, settings_of, until, write_served
 
 from fastslow.output import GenerationError
-from fastslow.serve.engine import NotReady
-from fastslow.serve.process.engine_process import EngineClient, Restarts
-from fastslow.serve.process.heartbeat import Heartbeat
-from fastslow.serve.process.link import EngineConnection
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.engines.process.engine_process import EngineClient, Restarts
+from fastslow.serve.engines.process.heartbeat import Heartbeat
+from fastslow.serve.engines.process.link import EngineConnection
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -160,7 +160,7 @@ PARENT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from serve_engines import asked, first_of, settings_of
-from fastslow.serve.process.engine_process import EngineClient
+from fastslow.serve.engines.process.engine_process import EngineClient
 
 async def main():
     engine = EngineClient(settings_of(Path(sys.argv[1])))

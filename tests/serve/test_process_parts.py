@@ -11,13 +11,13 @@ import sys
 import pytest
 
 from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, NotReady
-from fastslow.serve.process.answer_stream import CROWDED, AnswerStream, joined
-from fastslow.serve.process.failures import error_of, failure_of
-from fastslow.serve.process.frames import LENGTH, LONGEST, FrameReader, frame
-from fastslow.serve.process.link import as_fields
-from fastslow.serve.process.messages import (
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, NotReady
+from fastslow.serve.engines.process.answer_stream import CROWDED, AnswerStream, joined
+from fastslow.serve.engines.process.failures import error_of, failure_of
+from fastslow.serve.engines.process.frames import LENGTH, LONGEST, FrameReader, frame
+from fastslow.serve.engines.process.link import as_fields
+from fastslow.serve.engines.process.messages import (
     Answers,
     Failure,
     GetTrace,
@@ -134,7 +134,7 @@ def test_a_stream_keeps_few_pieces() -> None:
 
 def test_the_server_has_no_torch() -> None:
     """Which takes memory and time: only the engine's process needs it."""
-    said = "import sys, fastslow.serve.app, fastslow.serve.server; sys.exit('torch' in sys.modules)"
+    said = "import sys, fastslow.serve.http.app, fastslow.serve.http.server; sys.exit('torch' in sys.modules)"
     paths = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", said], env=environment, check=False)

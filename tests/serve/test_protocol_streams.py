@@ -15,13 +15,13 @@ import pytest
 from serve_tools import named_events_of, served
 
 from fastslow.output import GenerationError, Piece
-from fastslow.serve.app import create_app
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, ModelCard, NotReady
-from fastslow.serve.key_file import add_key
-from fastslow.serve.keys import KeyRing
-from fastslow.serve.operations import OperationSettings
-from fastslow.serve.settings import ServerSettings
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.api.key_file import add_key
+from fastslow.serve.api.keys import KeyRing
+from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.http.app import create_app
+from fastslow.serve.http.operations import OperationSettings
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
 BODIES = {

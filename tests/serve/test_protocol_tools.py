@@ -15,8 +15,8 @@ from checkpoints import write_moge
 from serve_tools import open_tiny, served
 from tool_templates import HERMES, PANGU
 
-from fastslow.serve.app import create_app
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
 
 MARKS = ("[unused9]", "[unused10]", "[unused11]", "[unused12]")
 TEMPLATES = {"hermes": HERMES, "pangu": PANGU, "plain": INSTRUCT}

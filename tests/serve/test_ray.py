@@ -25,8 +25,8 @@ from serve_engines import (
 )
 
 from fastslow.output import Output
-from fastslow.serve.continued_engine import ContinuedEngine
-from fastslow.serve.engine import Engine, NotReady
+from fastslow.serve.api.engine import Engine, NotReady
+from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.ray.cluster import Cluster
 from fastslow.serve.ray.deployed import OwnDeployment
 from fastslow.serve.ray.engine import RayEngine

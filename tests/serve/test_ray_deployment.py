@@ -9,7 +9,7 @@ import pytest
 
 from fastslow.async_llm import MAX_WAITING
 from fastslow.llm import LLM
-from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.engines.engine_settings import EngineSettings
 from fastslow.serve.ray.deploy import SPARE, engines
 from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking, resources_of
 

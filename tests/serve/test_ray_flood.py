@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from serve_engines import asked, idle, pieces_of, settings_of, until, write_served
 
-from fastslow.serve.continued_engine import ContinuedEngine
+from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.ray.cluster import Cluster
 from fastslow.serve.ray.deployed import OwnDeployment
 from fastslow.serve.ray.engine import RayEngine

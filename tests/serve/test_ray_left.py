@@ -9,8 +9,8 @@ import pytest
 from fake_engine import TINY
 from serve_engines import asked, pieces_of
 
-from fastslow.serve.engine import NotReady
-from fastslow.serve.process.frames import packed
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.engines.process.frames import packed
 from fastslow.serve.ray import engine
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import RayEngine

@@ -11,8 +11,8 @@ from ray import ActorID
 from ray.exceptions import ActorUnavailableError
 from serve_engines import answer_of, asked
 
-from fastslow.serve.continued_engine import ContinuedEngine, Retries
-from fastslow.serve.engine import NotReady
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import RayEngine
 

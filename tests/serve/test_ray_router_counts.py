@@ -10,8 +10,8 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.request_router.common import ReplicaQueueLengthCache
 from routing_tools import deep, report, request
 
+from fastslow.serve.engines.routing.request import RoutedRequest
 from fastslow.serve.ray.router import FastSlowRouter
-from fastslow.serve.routing.request import RoutedRequest
 
 
 class Alone(FastSlowRouter):

@@ -15,7 +15,7 @@ from ray_engines import KeptCluster, descendants, kill, living, replica_pids
 from serve_engines import LONG, answer_of, asked, settings_of, until, write_served
 
 from fastslow.output import Output
-from fastslow.serve.engine import NotReady
+from fastslow.serve.api.engine import NotReady
 from fastslow.serve.ray.deployed import OwnDeployment
 from fastslow.serve.ray.engine import RayEngine
 from fastslow.serve.ray.replicas import ReplicaSettings

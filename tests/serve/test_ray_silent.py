@@ -16,8 +16,8 @@ from ray_engines import kill, replica_pids
 from serve_engines import answer_of, asked, settings_of, until, write_served
 
 from fastslow.output import Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.continued_engine import ContinuedEngine
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.ray import engine, replica
 from fastslow.serve.ray.cluster import Cluster
 from fastslow.serve.ray.deployed import OwnDeployment

@@ -13,8 +13,8 @@ from msgspec import to_builtins
 from ray import ActorID
 from ray.exceptions import ActorUnavailableError
 
-from fastslow.serve.engine import NotReady
-from fastslow.serve.process.frames import packed
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.engines.process.frames import packed
 from fastslow.serve.ray import engine as engine_module
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import RayEngine

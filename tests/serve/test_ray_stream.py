@@ -11,9 +11,9 @@ from fake_engine import TINY
 from serve_engines import asked
 
 from fastslow.output import Piece
-from fastslow.serve.engine import NotReady
-from fastslow.serve.process.failures import failure_of
-from fastslow.serve.process.frames import packed
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.engines.process.failures import failure_of
+from fastslow.serve.engines.process.frames import packed
 from fastslow.serve.ray import engine as engine_module
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import RayEngine

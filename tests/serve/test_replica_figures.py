@@ -10,13 +10,13 @@ from fake_engine import FakeEngine
 from loguru import logger
 from metrics_client import client, scraped
 
-from fastslow.serve import metrics
-from fastslow.serve.engine import NotReady
-from fastslow.serve.metric_registry import MOST_VALUES
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.observe import metrics
+from fastslow.serve.observe.metric_registry import MOST_VALUES
 from fastslow.serve.page import route
 
 pytest.importorskip("ray")
-from fastslow.serve.process.frames import packed
+from fastslow.serve.engines.process.frames import packed
 from fastslow.serve.ray import engine
 from fastslow.serve.ray.deployed import Replicas
 from fastslow.serve.ray.engine import STATS, RayEngine

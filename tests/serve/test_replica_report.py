@@ -13,10 +13,10 @@ from gate import SOON, Gate, settled
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams
-from fastslow.serve.ask import Ask
-from fastslow.serve.local import LocalEngine
-from fastslow.serve.replica_report import may_take_long
-from fastslow.serve.routing.report import ReplicaReport
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.engines.replica_report import may_take_long
+from fastslow.serve.engines.routing.report import ReplicaReport
 
 CHAT = [{"role": "user", "content": "hello, how are you"}]
 LONG: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}

@@ -10,9 +10,9 @@ from fake_engine import TINY
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.policies.modes import builtin_modes
-from fastslow.serve.ask import Ask
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.serve.ray.routed import routed_of
-from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
 
 UNITS = RoutedUnits("groups", 4)
 MODES = {name: mode.model_dump(mode="json") for name, mode in builtin_modes(UNITS).items()}

@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from fastslow.serve import security
-from fastslow.serve.security import LOOPBACK, Security, host_name
+from fastslow.serve.http import security
+from fastslow.serve.http.security import LOOPBACK, Security, host_name
 
 
 def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = None) -> TestClient:

@@ -17,7 +17,7 @@ import pytest
 from serve_engines import write_served
 
 import fastslow
-from fastslow.serve.listen import address_of, listen
+from fastslow.serve.http.listen import address_of, listen
 
 SUPPORT = Path(__file__).parents[1] / "support"
 PATIENCE = 120  # seconds

@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 from serve_tools import NAME, events_of, open_tiny, write_tiny
 
-from fastslow.serve.app import create_app
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
 
 
 @pytest.fixture(scope="module")

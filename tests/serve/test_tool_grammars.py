@@ -14,7 +14,7 @@ from loguru import logger
 
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.tool_formats import BY_NAME
-from fastslow.serve.engine import ModelCard
+from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.tool_calls.events import Parsed
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice
 from fastslow.serve.tool_calls.parse import parse

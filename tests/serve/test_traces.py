@@ -10,9 +10,9 @@ from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
-from fastslow.serve import traces
-from fastslow.serve.ask import Ask
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.observe import traces
 
 SAMPLING = {"max_tokens": 12, "ignore_eos": True}
 

@@ -15,11 +15,11 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import StatusCode
 
 from fastslow.output import Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.limits import Limits
-from fastslow.serve.observed_engine import ObservedEngine
-from fastslow.serve.request_record import RequestRecords
-from fastslow.serve.tracing import ENDPOINTS, RequestSpans, tracing
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.limits import Limits
+from fastslow.serve.observe.observed_engine import ObservedEngine
+from fastslow.serve.observe.request_record import RequestRecords
+from fastslow.serve.observe.tracing import ENDPOINTS, RequestSpans, tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "a prompt that nobody else may read"

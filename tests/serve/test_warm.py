@@ -12,10 +12,10 @@ import pytest
 from serve_engines import settings_of, until, write_served
 from serve_tools import client_of
 
-from fastslow.serve.app import create_app
-from fastslow.serve.engine import Engine
-from fastslow.serve.engine_settings import EngineSettings
-from fastslow.serve.process.engine_process import EngineClient, Restarts
+from fastslow.serve.api.engine import Engine
+from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.engines.process.engine_process import EngineClient, Restarts
+from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.serve_options import ServeOptions
 from fastslow.tools.cli.warm_file import read_warm
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from fake_engine import FakeEngine, metrics
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import ModelCard, NotReady
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.engines.local import LocalEngine
 
 
 @dataclass

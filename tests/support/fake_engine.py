@@ -8,8 +8,8 @@ from typing import Any
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Completion, Metrics, Output, Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import ModelCard
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import ModelCard
 
 TINY = ModelCard(
     "tiny", 1_764_000_000, 512, {"fast": {}, "deep": {}, "auto": {}}, "groups", 4, True, False

@@ -22,7 +22,7 @@ import httpx
 import pytest
 from pages import Block, blocks
 
-from fastslow.serve.listen import listen
+from fastslow.serve.http.listen import listen
 
 MODEL, ADDRESS = "smollm2-moge", "127.0.0.1:8000"  # those of the pages
 PATIENCE = 300  # seconds

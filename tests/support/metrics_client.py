@@ -10,12 +10,12 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Busy, NotReady
-from fastslow.serve.limits import Limits
-from fastslow.serve.metrics import ServerMetrics, router
-from fastslow.serve.observed_engine import ObservedEngine
-from fastslow.serve.request_record import RequestRecords
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, NotReady
+from fastslow.serve.api.limits import Limits
+from fastslow.serve.observe.metrics import ServerMetrics, router
+from fastslow.serve.observe.observed_engine import ObservedEngine
+from fastslow.serve.observe.request_record import RequestRecords
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -16,8 +16,8 @@ from PIL import Image
 from serve_tools import served
 
 from fastslow.llm import LLM
-from fastslow.serve.app import create_app
-from fastslow.serve.local import LocalEngine
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
 
 COLOURS = 128  # of a picture's palette, which keeps it small
 QUESTION = """Rewrite this function with a docstring, then list in three points what it does:

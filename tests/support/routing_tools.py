@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.settings import RoutingSettings
 
 _numbers = count()
 

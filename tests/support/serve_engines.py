@@ -13,9 +13,9 @@ from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
 from fastslow.output import Output, Piece
-from fastslow.serve.ask import Ask
-from fastslow.serve.engine import Engine
-from fastslow.serve.engine_settings import EngineSettings
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Engine
+from fastslow.serve.engines.engine_settings import EngineSettings
 
 VOCAB = 320
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if enable_thinking %} think{% endif %} assistant:"

@@ -10,12 +10,12 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from serve_engines import asked, settings_of
 
-from fastslow.serve.app import create_app
-from fastslow.serve.engine import Engine, ModelCard, NotReady
-from fastslow.serve.listen import address_of, listen
-from fastslow.serve.loop import run
-from fastslow.serve.process.engine_process import EngineClient
-from fastslow.serve.server import serve
+from fastslow.serve.api.engine import Engine, ModelCard, NotReady
+from fastslow.serve.engines.process.engine_process import EngineClient
+from fastslow.serve.http.app import create_app
+from fastslow.serve.http.listen import address_of, listen
+from fastslow.serve.http.loop import run
+from fastslow.serve.http.server import serve
 
 
 async def stream(request: Request, tokens: int) -> Response:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import typer
 
-from fastslow.serve.key_file import add_key
-from fastslow.serve.settings import EFFORTS, ServerSettings
+from fastslow.serve.api.key_file import add_key
+from fastslow.serve.api.settings import EFFORTS, ServerSettings
 from fastslow.tools.cli.app import app
 from fastslow.tools.cli.operation_options import OperationOptions
 from fastslow.tools.cli.serve_options import ServeOptions

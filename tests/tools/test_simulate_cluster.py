@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.request import RoutedRequest
 from fastslow.tools.simulate.cluster import ClusterResult, ClusterSettings, SimulatedCluster
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 from fastslow.tools.simulate.figures import by_mode, possible_hit_rate, simulated_times

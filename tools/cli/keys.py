@@ -58,7 +58,7 @@ def add(
     from pydantic import ValidationError
 
     from fastslow.engine.params import sentence
-    from fastslow.serve.key_file import KeyLimits, add_key, usual_file
+    from fastslow.serve.api.key_file import KeyLimits, add_key, usual_file
 
     limits: dict[str, Any] = {
         "requests_per_minute": requests_per_minute,
@@ -91,7 +91,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from fastslow.serve.key_file import KeyFile, usual_file
+    from fastslow.serve.api.key_file import KeyFile, usual_file
 
     every = KeyFile.read(file or usual_file()).keys
     table = Table("name", "made", "limits")
@@ -114,7 +114,7 @@ def remove(name: Name, file: File = None) -> None:
     Example:
       fastslow keys remove page
     """
-    from fastslow.serve.key_file import remove_key, usual_file
+    from fastslow.serve.api.key_file import remove_key, usual_file
 
     path = file or usual_file()
     remove_key(path, name)

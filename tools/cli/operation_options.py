@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from fastslow.tools.cli.options import option, shown_option
 
 if TYPE_CHECKING:
-    from fastslow.serve.logs import ServerLog
-    from fastslow.serve.operations import OperationSettings
+    from fastslow.serve.http.operations import OperationSettings
+    from fastslow.serve.observe.logs import ServerLog
 
 WHO, LOG = "Who may use it", "Log and metrics"
 
@@ -66,7 +66,7 @@ class OperationOptions:
         Raises:
             ValueError: see `ServerLog`.
         """
-        from fastslow.serve.logs import ServerLog
+        from fastslow.serve.observe.logs import ServerLog
 
         log = ServerLog(self.log_format, self.log_level, self.log_file)
         os.environ.update(self.log_environment())
@@ -74,7 +74,7 @@ class OperationOptions:
 
     def log_environment(self) -> dict[str, str]:
         """What other processes need in their environment for the same log."""
-        from fastslow.serve.logs import in_environment
+        from fastslow.serve.observe.logs import in_environment
 
         return in_environment(self.log_format, self.log_level, self.log_file)
 
@@ -91,9 +91,9 @@ class OperationOptions:
         Raises:
             ValueError: the keys do not fit.
         """
-        from fastslow.serve.keys import known_keys, warn_if_open
-        from fastslow.serve.operations import OperationSettings
-        from fastslow.serve.tracing import tracing
+        from fastslow.serve.api.keys import known_keys, warn_if_open
+        from fastslow.serve.http.operations import OperationSettings
+        from fastslow.serve.observe.tracing import tracing
 
         keys = known_keys(self.api_keys, self.api_key or ())
         if host is not None:

@@ -18,9 +18,9 @@ from fastslow.tools.cli.serve_options import ServeOptions
 if TYPE_CHECKING:
     import socket
 
-    from fastslow.serve.engine import ModelCard
-    from fastslow.serve.engine_settings import EngineSettings
-    from fastslow.serve.logs import ServerLog
+    from fastslow.serve.api.engine import ModelCard
+    from fastslow.serve.engines.engine_settings import EngineSettings
+    from fastslow.serve.observe.logs import ServerLog
     from fastslow.serve.ray.engine import RayEngine
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "llguidance")
@@ -60,9 +60,9 @@ def serve(options: ServeOptions, operations: OperationOptions, replicas: Replica
             raise ValueError("--replicas needs ray: pip install 'fastslow[ray]'")
         if options.in_process:
             raise ValueError("--in-process is for one engine: leave out --replicas")
-    from fastslow.serve.listen import listen
-    from fastslow.serve.loop import run
-    from fastslow.serve.server import StoppedError
+    from fastslow.serve.http.listen import listen
+    from fastslow.serve.http.loop import run
+    from fastslow.serve.http.server import StoppedError
     from fastslow.tools.cli.serve_by_client import deploy_by_client
 
     log = operations.open_log()
@@ -85,12 +85,12 @@ async def _serve(
     log: ServerLog,
     listener: socket.socket,
 ) -> None:
-    from fastslow.serve.app import create_app
-    from fastslow.serve.continued_engine import ContinuedEngine
-    from fastslow.serve.engine import Engine, StartedEngine
-    from fastslow.serve.listen import address_of
-    from fastslow.serve.process.engine_process import EngineClient
-    from fastslow.serve.server import serve as serve_app
+    from fastslow.serve.api.engine import Engine, StartedEngine
+    from fastslow.serve.engines.continued_engine import ContinuedEngine
+    from fastslow.serve.engines.process.engine_process import EngineClient
+    from fastslow.serve.http.app import create_app
+    from fastslow.serve.http.listen import address_of
+    from fastslow.serve.http.server import serve as serve_app
     from fastslow.tools.cli.screen import errors
 
     address = address_of(listener)

@@ -13,8 +13,8 @@ from fastslow.tools.cli.answer_options import HOW, AutoFile, KVDtype, ModesFile
 from fastslow.tools.cli.options import MODEL, ModelOptions, option, shown_option
 
 if TYPE_CHECKING:
-    from fastslow.serve.engine_settings import EngineSettings
-    from fastslow.serve.settings import ServerSettings
+    from fastslow.serve.api.settings import ServerSettings
+    from fastslow.serve.engines.engine_settings import EngineSettings
 
 LISTEN, LOAD = "Where it listens", "Under load"
 PASSED = (  # to `LLM`, as they are
@@ -148,8 +148,8 @@ class ServeOptions(ModelOptions):
         Raises:
             ValueError: a file does not fit.
         """
-        from fastslow.serve.engine_settings import EngineSettings
-        from fastslow.serve.warm_prefix import WarmPrefix
+        from fastslow.serve.engines.engine_settings import EngineSettings
+        from fastslow.serve.engines.warm_prefix import WarmPrefix
         from fastslow.tools.cli.warm_file import read_warm
 
         each = [(path.name, read_warm(path)) for path in self.warm or ()]
@@ -164,7 +164,7 @@ class ServeOptions(ModelOptions):
             ValueError: the file of the settings cannot be read, or a field does not fit.
         """
         from fastslow.engine.host.files import read_object
-        from fastslow.serve.settings import ServerSettings
+        from fastslow.serve.api.settings import ServerSettings
 
         if self.settings is not None and not self.settings.exists():
             raise ValueError(f"--settings {self.settings} does not exist")

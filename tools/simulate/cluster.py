@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.request import RoutedRequest
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.settings import RoutingSettings
 from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.costs import MOST_OTHERS, ReplicaCosts
 from fastslow.tools.simulate.replica import SimulatedReplica

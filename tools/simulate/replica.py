@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from fastslow.engine.core.latency_budget import LATER, SHARE
-from fastslow.serve.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.prefix_cache import SimulatedPrefixCache

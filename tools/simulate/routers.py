@@ -9,8 +9,8 @@ from random import Random
 from typing import Protocol
 
 from fastslow.engine.params import nearest
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.request import MOST_CHARACTERS, RoutedRequest
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.tools.simulate.trace import TracedRequest
 
 ROUTERS = ("fastslow", "pow2")

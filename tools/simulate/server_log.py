@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslow.engine.params import shown
-from fastslow.serve.request_log import MOST_SHOWN
+from fastslow.serve.observe.request_log import MOST_SHOWN
 from fastslow.tools.simulate.routers import CHARACTERS
 from fastslow.tools.simulate.trace import Pieces, TracedRequest, json_lines
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from routing_tools import Clock, chooser_of, report
 
-from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.request import RoutedRequest
 
 PAGE = 64  # characters of a page, as 16 tokens
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_tools import Clock, chooser_of, deep, quick, report, request
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.request import RoutedRequest
 
 
 def send(chooser: ReplicaChooser, asked: RoutedRequest) -> str:

@@ -11,9 +11,9 @@ from routing_tools import Clock, chooser_of, report
 from routing_tools import deep as deep_request
 from routing_tools import quick as quick_request
 
-from fastslow.serve.routing.chooser import ReplicaChooser
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import RoutedRequest
 
 PLACES = 8  # that run together on a replica
 QUICK, DEEP = 0.4, 20.0  # seconds of an answer that runs alone

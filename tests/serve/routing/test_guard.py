@@ -7,7 +7,7 @@ import itertools
 import pytest
 from routing_tools import Clock, chooser_of, deep, quick, report
 
-from fastslow.serve.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
 
 IDS = [f"r{n}" for n in range(8)]
 BASE, ROW, PLACES = 0.03, 0.0001, 256  # a large machine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.settings import RoutingSettings
 from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
 from fastslow.tools.simulate.figures import ModeFigures, by_mode, simulated_times
 from fastslow.tools.simulate.planned import planned_costs

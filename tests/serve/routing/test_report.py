@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from routing_tools import report
 
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.report_reader import ReportReader
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.report_reader import ReportReader
 
 
 def test_it_goes_through_json() -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_tools import request
 
-from fastslow.serve.routing.routed_prefixes import RoutedPrefixes
-from fastslow.serve.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.routed_prefixes import RoutedPrefixes
+from fastslow.serve.engines.routing.settings import RoutingSettings
 
 
 def index(**fields: Any) -> RoutedPrefixes:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routing_tools import report
 
-from fastslow.serve.routing.report import ReplicaReport
-from fastslow.serve.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
 
 LIMITS = ScalingSettings(
     least=1, most=8, up_seconds=5, start_seconds=60, down_seconds=100, most_growth=2

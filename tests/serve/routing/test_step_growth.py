@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from fastslow.serve.routing.settings import RoutingSettings
-from fastslow.serve.routing.step_growth import StepGrowth
+from fastslow.serve.engines.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.step_growth import StepGrowth
 
 BASE = 0.03
 

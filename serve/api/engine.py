@@ -1,0 +1,129 @@
+"""What the server needs of an engine, whether it runs in this process or in one of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fastslow.admission import Busy
+from fastslow.output import Piece
+from fastslow.serve.api.ask import Ask
+
+__all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What clients may know of the model."""
+
+    name: str
+    created: int  # seconds since 1970, when it was loaded
+    context: int  # most tokens of prompt plus answer
+    modes: Mapping[str, Mapping[str, Any]]  # presets, as the fields of a `Mode`
+    units: str  # what a mode may run fewer of: "groups", "experts", or "" for a dense model
+    most: int  # of these, in every layer
+    thinks: bool  # it has thinking tags
+    has_head: bool  # a trained draft head
+    efforts: tuple[str, ...] = ()  # levels of `reasoning_effort` that the chat template knows
+    # the template's variable that keeps thoughts of earlier turns, and the value that does; None: it has none
+    keeps_thoughts: tuple[str, bool] | None = None
+    device: str = "cpu"
+    tool_format: str = "generic"  # a name of `engine.text.tool_formats`
+    tool_tokens: Mapping[str, int] = field(
+        default_factory=dict
+    )  # its marks that are special tokens
+
+
+class NotReady(RuntimeError):
+    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503.
+
+    Attributes:
+        replica: which of several engines had the request; "" where no one had it.
+        refused: that one lives, and did not take the request; else it ended under it.
+    """
+
+    def __init__(self, message: str = "", replica: str = "", refused: bool = False) -> None:
+        super().__init__(message)
+        self.replica, self.refused = replica, refused
+
+    def __reduce__(self) -> tuple[type[NotReady], tuple[str, str, bool]]:
+        return NotReady, (str(self), self.replica, self.refused)
+
+
+class Engine(Protocol):
+    """Answers. All methods belong to one event loop."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Raises `NotReady` before the model is loaded."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now."""
+
+    @property
+    def why_not_ready(self) -> str:
+        """One sentence; "" while it is ready."""
+
+    def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
+        above 1 pieces of several answers mix; `Piece.index` tells them apart. Whoever leaves the loop cancels.
+
+        Raises:
+            ValueError: one sentence about what does not fit; before the first piece.
+            Busy, NotReady: see there.
+            GenerationError: the engine failed on the request.
+        """
+
+    async def cancel(self, id: str) -> bool:
+        """End a request with what it has. False: no such request runs or waits."""
+
+    async def stop_thinking(self, id: str) -> bool:
+        """Close the thought of a request now, so that it answers. False: as `cancel`, or it has no thought."""
+
+    async def trace(self, id: str) -> Mapping[str, Any] | None:
+        """What each step of a request did, while it runs and for a while after; None: unknown."""
+
+    async def stats(self) -> Mapping[str, Any]:
+        """`EngineStats.to_dict()`."""
+
+    async def tokenize(self, ask: Ask) -> list[int]:
+        """The token ids of an ask's prompt, in its mode.
+
+        Raises:
+            ValueError: as `stream`.
+        """
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """Their text, special tokens too.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        """The bytes of each token, b"" outside the vocabulary; and whether answers show it: special tokens are
+        marks, not text."""
+
+    async def close(self, drain: float = 0.0) -> None:
+        """Take no more requests, let those that run go on for so many seconds, then end."""
+
+
+class StartedEngine(Protocol):
+    """What has to be started before an engine answers, and may end for good.
+
+    Attributes:
+        gave_up: done with one sentence when it will not answer any more.
+    """
+
+    gave_up: asyncio.Future[str]
+
+    async def start(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: it failed, or ended.
+        """

@@ -1,0 +1,235 @@
+"""How a client says how the model is to think: under every name that is in use, as one mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from fastslow.engine.params import LATENCY_MS, MOST, Mode, Number, nearest, shown
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.settings import ServerSettings
+
+Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS: tuple[Effort, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+BUDGETS = (
+    "thinking_budget",
+    "thinking_token_budget",
+    "thinking_budget_tokens",
+    "max_thinking_tokens",
+)
+SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
+OWN = "speculation", "sampling"  # fields of a mode that have fields of their own in a request
+BUDGET = Field(default=None, description="most tokens of thought; all names mean the same")
+
+
+class ThinkingField(BaseModel):
+    """Anthropic's form, which vLLM takes too."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["enabled", "disabled", "adaptive"] = "enabled"
+    budget_tokens: Tokens | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ReasoningField(BaseModel):
+    """OpenRouter's form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    effort: Effort | None = None
+    max_tokens: Tokens | None = None
+    enabled: StrictBool | None = None
+    exclude: StrictBool | None = Field(
+        default=None, description="leave the thought out of the answer"
+    )
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ModeFields(BaseModel):
+    """How the model thinks. What is not said is the server's default mode."""
+
+    mode: str | dict[str, Any] | None = Field(
+        default=None, description="a preset's name (fast, deep, auto, ...), or the fields of a mode"
+    )
+    groups: Tokens | None = Field(default=None, description="routed groups that run for a token")
+    experts: Tokens | None = Field(
+        default=None, description="the same for a model whose experts are in no groups"
+    )
+    latency_ms: Annotated[Number, Field(ge=LATENCY_MS[0], le=LATENCY_MS[1])] | None = Field(
+        default=None, description="target of the time to the first token, and of each later one"
+    )
+    reasoning_effort: Effort | None = Field(
+        default=None, description="the server's settings say which mode each one is"
+    )
+    reasoning: ReasoningField | None = None
+    thinking: ThinkingField | None = None
+    thinking_budget: Tokens | None = BUDGET
+    thinking_token_budget: Tokens | None = BUDGET
+    thinking_budget_tokens: Tokens | None = BUDGET
+    max_thinking_tokens: Tokens | None = BUDGET
+    keep_thoughts: StrictBool | None = Field(
+        default=None,
+        description="keep the thoughts of earlier turns in the prompt, so that what was read before is "
+        "found in the prefix cache; without it, as the server's settings say",
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="variables of the chat template, enable_thinking among them"
+    )
+
+    def mode_and_variables(
+        self, card: ModelCard, settings: ServerSettings, default_mode: str
+    ) -> tuple[str | dict[str, Any], dict[str, Any]]:
+        """The mode as the engine takes it, and the variables of the chat template.
+
+        Raises:
+            ValueError: fields contradict each other.
+        """
+        effort = _same(self.efforts())
+        asked, variables = self.mode, self._variables(card, effort)
+        if effort is not None and not (asked is not None and card.efforts):
+            asked = _agreed(asked, effort, settings.efforts[effort])
+        fields = _fields(default_mode if asked is None else asked)
+        fields.setdefault("base", default_mode)
+        for name in ("groups", "experts", "latency_ms"):
+            _add(fields, name, getattr(self, name))
+        budget, thinks = self._budget(), self._thinks(effort)
+        if thinks is not None:
+            _add(fields, "thinking", "on" if thinks else "off")
+        if thinks is False and budget:
+            raise ValueError(f"thinking is off, and a budget of {budget} tokens is for thinking")
+        if budget is not None:
+            if effort is not None and self.mode is None:
+                fields.pop("thinking_budget", None)  # the effort's own, which is only a usual one
+            _add(fields, "thinking_budget", budget)
+        return fields["base"] if len(fields) == 1 else fields, variables
+
+    def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
+        """How a chat keeps its thoughts, as fields of an `Ask`: by the template's own switch, which writes them
+        as the model has learnt them; without one, the engine puts them back into the prompt."""
+        keeps = settings.keep_thoughts if self.keep_thoughts is None else self.keep_thoughts
+        if card.keeps_thoughts is None:
+            return {"keep_thoughts": keeps}
+        if self.keep_thoughts is None and not keeps:
+            return {}
+        name, keeping = card.keeps_thoughts
+        return {"chat_template_kwargs": {name: keeping is keeps}}
+
+    @property
+    def hides_thought(self) -> bool:
+        """Whether the thought is to be left out of the answer."""
+        hidden = self.thinking is not None and self.thinking.display == "omitted"
+        return hidden or (self.reasoning is not None and self.reasoning.exclude is True)
+
+    def efforts(self) -> dict[str, Effort | None]:
+        """The efforts that are given, by the fields that give them. Protocols add their own to these."""
+        other = None if self.reasoning is None else self.reasoning.effort
+        return {"reasoning_effort": self.reasoning_effort, "reasoning.effort": other}
+
+    def _budget(self) -> int | None:
+        wishes: dict[str, Any] = {name: getattr(self, name) for name in BUDGETS}
+        if self.thinking is not None:
+            wishes["thinking.budget_tokens"] = self.thinking.budget_tokens
+        if self.reasoning is not None:
+            wishes["reasoning.max_tokens"] = self.reasoning.max_tokens
+        budget: int | None = _same(wishes)
+        return budget
+
+    def _thinks(self, effort: Effort | None) -> bool | None:
+        wishes: dict[str, Any] = {}
+        for name in SWITCHES:
+            value = (self.chat_template_kwargs or {}).get(name)
+            if not isinstance(value, bool | None):
+                raise ValueError(
+                    f"chat_template_kwargs.{name}={shown(value)} must be true or false"
+                )
+            wishes[f"chat_template_kwargs.{name}"] = value
+        if self.thinking is not None and self.thinking.type != "adaptive":
+            wishes["thinking.type"] = self.thinking.type == "enabled"
+        if self.reasoning is not None:
+            wishes["reasoning.enabled"] = self.reasoning.enabled
+        if effort == "none":
+            wishes["reasoning_effort"] = False
+        thinks: bool | None = _same(wishes)
+        return thinks
+
+    def _variables(self, card: ModelCard, effort: Effort | None) -> dict[str, Any]:
+        given = self.chat_template_kwargs or {}
+        variables = {name: value for name, value in given.items() if name not in SWITCHES}
+        if effort is not None and effort != "none" and card.efforts:
+            level = _nearest_level(effort, card.efforts)
+            if variables.setdefault("reasoning_effort", level) != level:
+                raise ValueError(
+                    f"reasoning_effort={effort!r} and chat_template_kwargs.reasoning_effort="
+                    f"{shown(variables['reasoning_effort'])} contradict each other"
+                )
+        return variables
+
+
+def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(mode, str):
+        return {"base": mode}
+    for name in mode:
+        if name in OWN:
+            raise ValueError(
+                f"mode.{name} must be left out: a request has fields of its own for it"
+            )
+        if name not in Mode.model_fields:
+            raise ValueError(
+                f"mode.{shown(name)[1:-1]} is unknown{nearest(name, Mode.model_fields)}"
+            )
+    if "base" in mode and not isinstance(mode["base"], str):
+        raise ValueError(f"mode.base={shown(mode['base'])} must be a preset's name")
+    return {name: value for name, value in mode.items() if value is not None or name != "base"}
+
+
+def _agreed(
+    asked: str | dict[str, Any] | None, effort: str, meant: str | dict[str, Any]
+) -> str | dict[str, Any]:
+    """The mode of an effort, which must be the one that is named beside it."""
+    if asked is None or asked == meant:
+        return meant
+    base = meant if isinstance(meant, str) else meant.get("base")
+    if asked == base:
+        return meant
+    raise ValueError(
+        f"mode={shown(asked)} and reasoning_effort={effort!r}, which here is mode {base!r}, contradict "
+        "each other: give one of them"
+    )
+
+
+def _add(fields: dict[str, Any], name: str, value: Any) -> None:
+    """One more field of a mode, which must not be another one there."""
+    if value is None:
+        return
+    if fields.setdefault(name, value) != value:
+        raise ValueError(f"{name}={shown(value)} and mode.{name}={shown(fields[name])} contradict")
+
+
+def _same(wishes: Mapping[str, Any]) -> Any:
+    """The one value that is wished, under whatever names.
+
+    Raises:
+        ValueError: there are two.
+    """
+    given = [(name, value) for name, value in wishes.items() if value is not None]
+    for name, value in given[1:]:
+        first, other = given[0]
+        if value != other:
+            raise ValueError(
+                f"{first}={shown(other)} and {name}={shown(value)} contradict each other: give one of them"
+            )
+    return given[0][1] if given else None
+
+
+def _nearest_level(effort: Effort, levels: tuple[str, ...]) -> str:
+    """The model's own level of effort that comes nearest; of two as near, the higher one."""
+    known = [level for level in levels if level in EFFORTS]
+    place = EFFORTS.index(effort)
+    if not known:
+        return levels[-1] if place >= EFFORTS.index("high") else levels[0]
+    return min(reversed(known), key=lambda level: abs(EFFORTS.index(level) - place))

@@ -1,0 +1,296 @@
+"""`ContinuedEngine`: answers outlive the engines that make them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from loguru import logger
+
+from fastslow.output import Completion, Output, Piece
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces, whole_sources
+from fastslow.serve.engines.wrapped_engine import WrappedEngine
+
+T = TypeVar("T")
+
+FIND = 0.02  # seconds between two looks for a request that is cancelled
+LEAST = 0.001  # seconds of an ask's time that another try has at least: it ends with what it has
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When an answer that broke is asked for again.
+
+    Attributes:
+        deaths: an answer under which so many engines ended is given up: it may be why they did.
+        seconds: it is also given up where nothing has come for so long since the engine ended.
+        first, longest: seconds of the pause before a try; it doubles with each.
+    """
+
+    deaths: int = 3
+    seconds: float = 30.0
+    first: float = 0.02
+    longest: float = 2.0
+
+    def pause(self, tries: int) -> float:
+        """Seconds before another one, behind so many."""
+        return min(self.longest, self.first * 2.0 ** min(tries, 30))
+
+
+@dataclass(slots=True)
+class _Broken:
+    """One ask on its way, and what became of it."""
+
+    ask: Ask
+    started: float
+    there: bool = True  # the engine, when it was asked
+    sent: SentPieces = field(default_factory=SentPieces)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    failed: list[str] = field(default_factory=list)  # replicas
+    deaths: int = 0
+    tries: int = 0  # since a piece came
+    came: bool = False  # a piece, of the present try
+    continued: int = 0
+    asked_again: int = 0
+    since: float | None = None  # when the latest engine ended, and nothing has come since
+    try_started: float = 0.0
+
+
+class ContinuedEngine(WrappedEngine):
+    """An `Engine` in front of one of several replicas. An answer whose replica ends is asked for again; where
+    a part of it was streamed, another replica goes on behind that part, and whoever reads the stream notices
+    a pause and no more. Greedy and seeded answers are exactly what they would have been.
+
+    What cannot be continued, or breaks too often, ends with `NotReady` and one sentence. An answer that is not
+    streamed is asked for again from its beginning: pieces would cost time in each step of each answer, and
+    replicas seldom end.
+
+    Args:
+        engine: raises `NotReady` where a replica ended, with its name as `replica`.
+        retries: when it is asked again.
+
+    Attributes:
+        retried, continued, given_up: answers that were asked for again with nothing streamed; that another
+            replica went on with; and that ended by an error for want of one. One may count several times.
+    """
+
+    def __init__(self, engine: Engine, retries: Retries = Retries()) -> None:
+        super().__init__(engine)
+        self._retries = retries
+        self._running: dict[str, _Broken] = {}
+        self._closing = False
+        self.retried = self.continued = self.given_up = 0
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine began anew, where it counts that."""
+        return int(getattr(self.engine, "restarts", 0))
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        own = _Broken(replace(ask, whole=True), time.monotonic(), self.engine.ready)
+        self._running[ask.id] = own
+        try:
+            while True:
+                own.try_started = time.monotonic()
+                try:
+                    async with aclosing(self._try(own)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                    return
+                except (NotReady, Busy, ValueError, OtherAnswer) as error:
+                    pause = self._pause(own, error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(own.cancelled.wait(), pause)
+                if own.cancelled.is_set():
+                    raise NotReady("the request was cancelled after its engine had ended")
+        finally:
+            if self._running.get(ask.id) is own:
+                del self._running[ask.id]
+
+    async def cancel(self, id: str) -> bool:
+        own = self._running.get(id)
+        if own is None:
+            return await self.engine.cancel(id)
+        own.cancelled.set()
+        while True:
+            came = own.came
+            with suppress(NotReady):
+                if await self.engine.cancel(id):
+                    return True
+            if came or self._running.get(id) is not own:
+                return True
+            await asyncio.sleep(FIND)  # it is on its way to a replica, which does not know it yet
+
+    async def stop_thinking(self, id: str) -> bool:
+        own = self._running.get(id)
+        before = None if own is None else own.sent.sizes
+        stopped = await self.engine.stop_thinking(id)
+        if stopped and own is not None and before is not None:
+            own.sent.thought_stopped(before)
+        return stopped
+
+    async def tokenize(self, ask: Ask) -> list[int]:
+        return await self._called(lambda: self.engine.tokenize(ask))
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return await self._called(lambda: self.engine.detokenize(tokens))
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        return await self._called(lambda: self.engine.token_bytes(tokens))
+
+    async def close(self, drain: float = 0.0) -> None:
+        self._closing = True
+        await self.engine.close(drain)
+
+    async def _called(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A call that any replica answers, and that an answer under way may need: made again where its replica
+        ends."""
+        started, tries = time.monotonic(), 0
+        while True:
+            try:
+                return await call()
+            except NotReady:
+                late = time.monotonic() - started >= self._retries.seconds
+                if late or self._closing or not (self._running or self.engine.ready):
+                    raise
+            await asyncio.sleep(self._retries.pause(tries))
+            tries += 1
+
+    async def _try(self, own: _Broken) -> AsyncGenerator[Piece, None]:
+        """Ask once; the pieces are those that were not sent yet."""
+        ask, sent, own.came = own.ask, own.sent, False
+        if own.since is not None:
+            ask = _asked_again(own)
+            sent.begin_again()
+        async with aclosing(self.engine.stream(ask)) as pieces:
+            async for piece in pieces:
+                own.since, own.tries, own.came = None, 0, True
+                if piece.output is not None:
+                    yield replace(piece, output=_whole(own, piece.output))
+                    return
+                fresh = sent.take(piece, time.monotonic())
+                if fresh is not None:
+                    yield fresh
+        raise NotReady("the engine ended before the answer was there")
+
+    def _pause(self, own: _Broken, error: Exception) -> float:
+        """How long to wait before the next try.
+
+        Raises:
+            Exception: there is none.
+        """
+        now, streamed = time.monotonic(), own.sent.tokens
+        first = own.since is None and not own.asked_again and not own.continued
+        if isinstance(error, Busy | ValueError) and first:
+            raise error
+        if isinstance(error, NotReady):
+            if first and not streamed and not error.replica and not own.there:
+                raise error
+            if error.replica:
+                own.failed.append(error.replica)
+            own.deaths += not error.refused and (own.came or bool(error.replica))
+        ended = own.came or bool(getattr(error, "replica", ""))
+        if own.since is None or (
+            isinstance(error, NotReady) and error.replica and not error.refused
+        ):
+            own.since = now  # where one had taken it, the search begins anew: deaths bound that
+        if (why := self._hopeless(own, error, now)) is not None:
+            self._give_up(own, why, error)
+        if ended or first:
+            self._notify(own, error)
+        pause = self._retries.pause(own.tries)
+        own.tries += 1
+        if isinstance(error, Busy):
+            pause = max(pause, min(error.retry_after, self._retries.longest))
+        return pause
+
+    def _hopeless(self, own: _Broken, error: Exception, now: float) -> str | None:
+        """Why it is not asked for again."""
+        assert own.since is not None
+        if own.cancelled.is_set():
+            return "the request was cancelled"
+        if self._closing:
+            return "the server is closing"
+        if isinstance(error, ValueError):
+            return f"it cannot be continued: {error}"
+        if isinstance(error, OtherAnswer):
+            return "it cannot be continued: another engine began it otherwise"
+        if own.deaths >= self._retries.deaths:
+            return f"it was under way on {own.deaths} engines when they ended"
+        if now - own.since >= self._retries.seconds:
+            return f"no other engine took it within {self._retries.seconds:g} s"
+        return None
+
+    def _give_up(self, own: _Broken, why: str, error: Exception) -> None:
+        self.given_up += 1
+        logger.error("request {} is given up: {}", own.ask.id, why)
+        if isinstance(error, Busy) and not own.sent.tokens:
+            raise error
+        raise NotReady(f"the engine ended in the middle of the request; {why}") from None
+
+    def _notify(self, own: _Broken, error: Exception) -> None:
+        tokens, replica = own.sent.tokens, getattr(error, "replica", "")
+        where = f"engine {replica}" if replica else "its engine"
+        if tokens:
+            own.continued += 1
+            self.continued += 1
+            said = "request {}: {} ended; another one goes on behind {} tokens"
+            logger.warning(said, own.ask.id, where, tokens)
+        else:
+            own.asked_again += 1
+            self.retried += 1
+            logger.warning("request {}: {} ended; another one is asked", own.ask.id, where)
+
+
+def _asked_again(own: _Broken) -> Ask:
+    """The ask for another engine, behind what was sent, and for the time that is left."""
+    ask, timeout = own.ask, own.ask.timeout
+    if timeout is not None:
+        timeout = max(LEAST, timeout - (time.monotonic() - own.started))
+    answered = own.sent.answered if own.sent.tokens else ask.answered
+    return replace(ask, answered=answered, avoid=tuple(own.failed), timeout=timeout)
+
+
+def _whole(own: _Broken, output: Output) -> Output:
+    """The output as it would be if nothing had ended: its times are those that the client saw."""
+    if not own.asked_again and not own.continued:
+        return output
+    now = time.monotonic()
+    choices = [_whole_choice(own, n, choice, now) for n, choice in enumerate(output.choices)]
+    return replace(output, choices=choices)
+
+
+def _whole_choice(own: _Broken, index: int, choice: Completion, now: float) -> Completion:
+    sent, metrics = own.sent.choices.get(index), choice.metrics
+    lost = own.try_started - own.started
+    ttft, tpot = metrics.ttft + lost, metrics.tpot
+    if sent is not None and sent.first is not None:
+        ttft = sent.first - own.started
+        tpot = (now - sent.first) / max(1, metrics.tokens - 1)
+    kept = metrics.target_kept
+    if metrics.target_ms is not None:
+        kept = bool(metrics.tokens) and 1000 * max(ttft, tpot) <= metrics.target_ms
+    notes = [metrics.decision]
+    if own.continued:
+        notes.append(f"continued on another engine ({_times(own.continued)})")
+    if own.asked_again:
+        notes.append(f"asked again of another engine ({_times(own.asked_again)})")
+    made = replace(
+        metrics,
+        ttft=ttft,
+        tpot=tpot,
+        target_kept=kept,
+        queue_seconds=metrics.queue_seconds + lost,
+        decision="; ".join(filter(None, notes)),
+    )
+    return replace(choice, metrics=made, sources=whole_sources(sent, choice.sources))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

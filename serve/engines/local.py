@@ -1,0 +1,201 @@
+"""An engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from loguru import logger
+
+from fastslow.answered import ResumeState
+from fastslow.async_llm import MAX_WAITING, AsyncLLM
+from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.handle import RequestHandle
+from fastslow.llm import LLM
+from fastslow.output import GenerationError, Output, Piece
+from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.sampling import sampling_of
+from fastslow.serve.engines.replica_report import may_take_long, replica_report
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.warm_prefix import WarmPrefix
+from fastslow.serve.observe.traces import TraceLog
+
+GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
+# What templates call the variable that keeps thoughts of earlier turns, and the value that does.
+KEEPING = {"clear_thinking": False, "preserve_thinking": True}
+
+
+class LocalEngine:
+    """`Engine` of an `LLM`, which it closes.
+
+    Args:
+        llm: what answers.
+        name: of the model, for clients.
+        max_waiting: as `AsyncLLM` takes it.
+    """
+
+    def __init__(self, llm: LLM, name: str, max_waiting: int = MAX_WAITING) -> None:
+        self._llm = AsyncLLM.around(llm, max_waiting)
+        self._running: dict[str, RequestHandle] = {}
+        self._cancelled: set[str] = set()  # of them, by who asked
+        self._traces = TraceLog()
+        units = RoutedUnits.of(llm.model.config)
+        inputs = llm._requests.inputs
+        switch = inputs.switch
+        self._card = ModelCard(
+            name=name,
+            created=int(time.time()),
+            context=llm.max_model_len,
+            modes={name: mode.model_dump(mode="json") for name, mode in llm.modes.items()},
+            units=units.name,
+            most=units.most,
+            thinks=llm.thinks,
+            has_head=llm.has_head,
+            efforts=switch.levels if switch.kind == "effort" else (),
+            keeps_thoughts=next(
+                (k for k in KEEPING.items() if k[0] in inputs.template_names), None
+            ),
+            device=str(llm.model.device),
+            tool_format=llm.tool_calls.form.name,
+            tool_tokens=llm.tool_calls.tokens,
+        )
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    @property
+    def ready(self) -> bool:
+        return self._llm.accepting and not self.broken
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engine's thread is gone, by an error of its own."""
+        return self._llm.llm._worker.broken
+
+    @property
+    def why_not_ready(self) -> str:
+        if self.ready:
+            return ""
+        return "the engine broke" if self.broken else "the server is closing"
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+        if not self.ready:
+            raise NotReady(self.why_not_ready, refused=True)
+        answered = None if ask.answered is None else ResumeState.of(ask.answered)
+        own: dict[str, Any] = {**_options(ask), "trace": ask.trace, "answered": answered}
+        handle = self._llm.submit(ask.prompt, sampling_of(ask), **own)
+        self._running[ask.id] = handle
+        try:
+            if not ask.streamed:
+                output = await handle
+                self._check_whole(ask, output)
+                yield Piece(output=output)
+                return
+            held: list[Piece] = []  # text that was not told yet when an answer ended
+            async with aclosing(aiter(handle)) as pieces:
+                async for piece in pieces:
+                    if not self._llm.accepting and ask.whole:
+                        if piece.output is not None:
+                            self._check_whole(ask, piece.output)
+                        elif not piece.token_ids:  # if this closing cut it, it is not the answer's
+                            held.append(piece)
+                            continue
+                    for one in held:
+                        yield one
+                    held.clear()
+                    yield piece
+        except GenerationError as error:
+            if GRAMMAR in str(error):
+                raise ValueError(str(error)) from None
+            raise
+        finally:
+            if self._running.get(ask.id) is handle:
+                del self._running[ask.id]
+                self._cancelled.discard(ask.id)
+            self._traces.keep(ask.id, handle)
+            handle.cancel()
+
+    async def warm(self, prefix: WarmPrefix) -> None:
+        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
+        operator's text; what is asked behind it is shared as without it.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        mode = prefix["mode"]
+        try:
+            pinned = await asyncio.to_thread(
+                self._llm.llm.pin, prefix["prompt"], mode=mode, every_key=True
+            )
+        except ValueError as error:
+            raise ValueError(f"warm {prefix['name']} in mode {mode!r}: {error}") from None
+        said = "{} is warm in mode {!r}: {} tokens in {} pages of the prefix cache"
+        logger.info(said, prefix["name"], mode, pinned.tokens, pinned.pages)
+
+    async def cancel(self, id: str) -> bool:
+        handle = self._running.get(id)
+        if handle is not None:
+            self._cancelled.add(id)
+            handle.cancel()
+        return handle is not None
+
+    async def stop_thinking(self, id: str) -> bool:
+        handle = self._running.get(id)
+        return handle is not None and await self._llm.stop_thinking(handle)
+
+    async def trace(self, id: str) -> Mapping[str, Any] | None:
+        return self._traces.of(id, self._running.get(id))
+
+    async def stats(self) -> Mapping[str, Any]:
+        return self._llm.stats().to_dict()
+
+    def report(self) -> ReplicaReport:
+        """How busy it is, for routers. It never waits."""
+        deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
+        return replica_report(self._llm.current_load(), deep, time.time())
+
+    async def tokenize(self, ask: Ask) -> list[int]:
+        llm = self._llm.llm
+        return await asyncio.to_thread(llm.tokenize, ask.prompt, **_options(ask))
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        tokenizer = self._llm.llm.tokenizer
+        if tokenizer is None:
+            return [(b"", False)] * len(tokens)
+        hidden = tokenizer.special_ids
+        return [(tokenizer.token_bytes(token), token not in hidden) for token in tokens]
+
+    async def close(self, drain: float = 0.0) -> None:
+        await self._llm.drain(drain)
+        await self._llm.close()
+
+    def _check_whole(self, ask: Ask, output: Output) -> None:
+        """Raises:
+        NotReady: this engine closed, and cut an answer that is wanted whole.
+        """
+        cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
+        if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
+            raise NotReady("the engine closed before the answer was whole", refused=True)
+
+
+def _options(ask: Ask) -> dict[str, Any]:
+    """How an ask is answered, as `LLM.generate` takes it."""
+    return {
+        "mode": ask.mode,
+        "speculation": ask.speculation,
+        "timeout": ask.timeout,
+        "memory_key": ask.memory_key,
+        "allow_special": ask.allow_special,
+        "chat_template_kwargs": ask.chat_template_kwargs,
+        "keep_thoughts": ask.keep_thoughts,
+        "priority": ask.priority,
+        "prediction": ask.prediction,
+    }

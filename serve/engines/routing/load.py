@@ -1,0 +1,167 @@
+"""How busy a replica is: what it reported, and what was sent to it since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.settings import RoutingSettings
+from fastslow.serve.engines.routing.step_growth import StepGrowth
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request on its way to its end."""
+
+    id: str  # of the replica
+    deep: bool
+    urgent: bool
+    unread: float  # prompt tokens that its replica has not read
+    at: float
+
+
+class ReplicaLoad:
+    """One replica.
+
+    Reports are about a second old, and several routers may send to one replica. So the truth is the report,
+    and what this router knows has changed since; and never less than what this router itself has there.
+    """
+
+    def __init__(self, settings: RoutingSettings, growth: StepGrowth) -> None:
+        self._settings = settings
+        self._growth = growth
+        self._report: ReplicaReport | None = None
+        self._at = 0.0  # of the report, at most when it came
+        self._heard_at = 0.0  # when it came
+        self._mine: dict[str, Sent] = {}
+        self._own = _Count()  # this router's there
+        self._since = _Count()  # all: as reported, and as it changed
+        self._unread = 0.0  # tokens of prompts that it has to read, as far as this router knows,
+        self._unread_at = 0.0  # at this time: it goes on to read
+        self._step = settings.step_seconds
+        self._rate = settings.prompt_rate
+
+    @property
+    def answers(self) -> int:
+        """All that it answers, or that wait there."""
+        return max(self._own.answers, self._since.answers)
+
+    @property
+    def deep(self) -> int:
+        """Of them, those that may take long."""
+        return max(self._own.deep, self._since.deep)
+
+    @property
+    def urgent(self) -> int:
+        """Of them, quick ones with a target."""
+        return max(self._own.urgent, self._since.urgent)
+
+    @property
+    def step(self) -> float:
+        """Seconds of its steps by its latest report; 0: it has not told."""
+        return 0.0 if self._report is None else _step(self._report)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether answers wait there for others to end, by its latest report."""
+        return self._report is not None and any(self._report.waiting.values())
+
+    @property
+    def queue_seconds(self) -> tuple[float, float]:
+        """How long quick and deep ones wait there, by its latest report."""
+        report = self._report
+        return (
+            (0.0, 0.0)
+            if report is None
+            else (report.quick_queue_seconds, report.deep_queue_seconds)
+        )
+
+    @property
+    def running(self) -> int:
+        """Answers in its steps by its latest report."""
+        return 0 if self._report is None else sum(self._report.running.values())
+
+    @property
+    def places(self) -> int:
+        """Answers that may run together; 0: it has not told."""
+        return 0 if self._report is None else self._report.places
+
+    @property
+    def heard_at(self) -> float | None:
+        """When its latest report came, on this router's clock: its own clock may be another."""
+        return None if self._report is None else self._heard_at
+
+    def report(self, report: ReplicaReport, now: float) -> None:
+        """It says how it is."""
+        self._report = report
+        self._at, self._heard_at = min(report.at, now), now  # its clock may run ahead
+        self._step = _step(report) or self._settings.step_seconds
+        self._rate = report.prompt_rate or self._settings.prompt_rate
+        self._since = _Count(report.answers, report.deep, report.urgent)
+        self._unread, self._unread_at = 0.0, self._at
+        for sent in self._mine.values():
+            if sent.at > self._at:
+                self._since.add(sent, 1)
+                self._unread += sent.unread
+
+    def sent(self, request_id: str, sent: Sent) -> None:
+        """A request goes there."""
+        self._mine[request_id] = sent
+        self._own.add(sent, 1)
+        self._since.add(sent, 1)
+        self._unread, self._unread_at = self._to_read(sent.at) + sent.unread, sent.at
+
+    def ended(self, request_id: str) -> None:
+        """It is over, or went elsewhere."""
+        sent = self._mine.pop(request_id, None)
+        if sent is not None:
+            self._own.add(sent, -1)
+            self._since.add(sent, -1)
+
+    def seconds(self, request: RoutedRequest, cached: float, now: float) -> float:
+        """What a request would wait there for its first token, and lose by what runs beside it.
+
+        Args:
+            request: in question.
+            cached: tokens of its prompt that the replica has read before.
+            now: on this router's clock.
+        """
+        settings, report, growth = self._settings, self._report, self._growth
+        free = (
+            self.answers < self.places
+        )  # then an answer costs what it adds to each step, whatever its kind;
+        step = min(self._step, growth.seconds / settings.answer_growth) if free else self._step
+        steps, queued = settings.answer_steps * self.answers, 0.0
+        if request.urgent:
+            # engines let these pass those that wait, but where an engine is full of deep ones there is no
+            # place before one ends, and so it may soon be where nothing is known yet
+            if not (free and growth.known):
+                steps += settings.deep_steps * self.deep
+        elif report is not None and any(report.waiting.values()):
+            queued = report.queue_seconds
+        reading = (max(0.0, request.prompt_tokens - cached) + self._to_read(now)) / self._rate
+        return reading + queued + steps * step
+
+    def _to_read(self, now: float) -> float:
+        return max(0.0, self._unread - self._rate * max(0.0, now - self._unread_at))
+
+
+def _step(report: ReplicaReport) -> float:
+    """Seconds of a step with what runs now; what other modes took may be long ago."""
+    known = report.step_seconds
+    now = [known[mode] for mode, count in report.running.items() if count and mode in known]
+    return max(now or known.values(), default=0.0)
+
+
+@dataclass(slots=True)
+class _Count:
+    answers: int = 0
+    deep: int = 0
+    urgent: int = 0
+
+    def add(self, sent: Sent, count: int) -> None:
+        """One more, or one less; ends may be heard of twice, by a report and by this router."""
+        self.answers = max(0, self.answers + count)
+        self.deep = max(0, self.deep + count * sent.deep)
+        self.urgent = max(0, self.urgent + count * sent.urgent)

@@ -1,0 +1,1 @@
+"""Sockets, bodies, events, and the application."""

@@ -1,0 +1,132 @@
+"""The HTTP server's life: it listens while the model loads, serves, drains, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from loguru import logger
+
+from fastslow.serve.api.engine import Engine, ModelCard, StartedEngine
+from fastslow.serve.http.connection import Connection
+
+KEEP_ALIVE = 75  # seconds that an idle connection stays open
+LAST = 5  # seconds for the last bytes of answers, once the engine is closed
+
+
+class StoppedError(RuntimeError):
+    """Ctrl-C came twice: what ran was cut off."""
+
+
+class Server(uvicorn.Server):
+    """Serves an application until a signal comes, and then drains.
+
+    SIGTERM or Ctrl-C: the engine takes no more requests, those that run have some seconds, and meanwhile
+    connections are still accepted, to be told so. Ctrl-C again ends at once.
+
+    Args:
+        app: what is served.
+        engine: behind it.
+        drain: seconds that running requests have.
+    """
+
+    def __init__(self, app: FastAPI, engine: Engine, drain: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Connection,
+                ws="none",
+                lifespan="off",  # it has none; uvicorn would leave its task behind, and log that as an error
+                log_config=None,
+                log_level="error",  # what clients do wrong is no news
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=LAST,
+            )
+        )
+        self._engine, self._seconds = engine, drain
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+        self.stopped = False
+
+    @property
+    def draining(self) -> bool:
+        """A signal came."""
+        return self._draining is not None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._signalled, sig)
+
+    def end(self) -> None:
+        """Serve no more."""
+        self.should_exit = True
+
+    def _signalled(self, sig: int) -> None:
+        if self._draining is None:
+            logger.info("no more requests are taken; those that run have {:g} s", self._seconds)
+            self._draining = self._loop.create_task(self._drain())
+        elif sig == signal.SIGINT:
+            self.stopped = self.force_exit = self.should_exit = True
+            self._draining.cancel()
+
+    async def _drain(self) -> None:
+        try:
+            await self._engine.close(self._seconds)
+        finally:
+            self.end()
+
+
+async def serve(
+    app: FastAPI,
+    engine: Engine,
+    listener: socket.socket,
+    drain: float,
+    ready: Callable[[ModelCard], None],
+    behind: StartedEngine | None = None,
+) -> None:
+    """Serve until a signal comes and all is drained.
+
+    Args:
+        app: what is served, from the start: it says that it is not ready while the model loads.
+        engine: behind it, closed at the end.
+        listener: a listening socket.
+        drain: seconds that running requests have when a signal comes.
+        ready: called once the model is loaded.
+        behind: what is to be started for it, if anything is.
+
+    Raises:
+        ValueError: the model cannot be loaded: one sentence.
+        RuntimeError: the engine ended, and is not started again.
+        StoppedError: Ctrl-C came twice.
+    """
+    server = Server(app, engine, drain)
+    serving = asyncio.create_task(server.serve([listener]))
+    failure: BaseException | None = None
+    try:
+        if behind is not None:
+            await behind.start()
+        ready(engine.card)
+        if behind is not None:
+            either: list[asyncio.Future[Any]] = [serving, behind.gave_up]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if behind.gave_up.done():
+                failure = RuntimeError(behind.gave_up.result())
+    except Exception as error:  # noqa: BLE001 - raised below, once the server has ended
+        if not server.draining:
+            failure = error
+    if failure is not None:
+        server.end()
+    await serving
+    await engine.close()
+    if server.stopped:
+        raise StoppedError("stopped; what ran was cut off")
+    if failure is not None:
+        raise failure

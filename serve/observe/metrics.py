@@ -1,0 +1,255 @@
+"""/metrics: what the server did, for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import choose_encoder
+
+from fastslow.engine.params import CHANGED
+from fastslow.output import Completion, Metrics, Output
+from fastslow.serve.api.engine import Engine, NotReady
+from fastslow.serve.api.limits import Limits
+from fastslow.serve.observe.metric_registry import MOST_VALUES, MetricRegistry
+from fastslow.serve.observe.request_record import AnswerRecord, RequestRecord, tokens_of
+
+PATIENCE = 2.0  # seconds that a scrape waits for the engine
+MOST_POSITIONS = 64  # of drafts
+OWN = "custom"  # modes that calls made up
+REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
+STATES = {"used": "pages_used", "cached": "pages_cached", "free": "pages_free"}
+COUNTED = {  # by engines that do
+    "fastslow:engine_restarts": "restarts",
+    "fastslow:retried_asks": "retried",
+    "fastslow:continued_answers": "continued",
+    "fastslow:given_up_answers": "given_up",
+}
+BY_REPLICA = {
+    "fastslow:replica_requests_running": "running",
+    "fastslow:replica_requests_waiting": "waiting",
+    "fastslow:replica_kv_pages_used": "pages_used",
+    "fastslow:replica_kv_pages": "pages",
+}
+NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """All metrics, as text or as OpenMetrics, whichever is asked for."""
+    found: ServerMetrics = request.app.state.metrics
+    await found.look()
+    encode, kind = choose_encoder(request.headers.get("accept", ""))
+    if isinstance(encode, partial):
+        # the names have nothing to escape; prometheus-client 0.26 would turn the colons of OpenMetrics' samples
+        # into underscores, and no dashboard would find them
+        encode = partial(encode, escaping="allow-utf-8")
+    return Response(encode(found.registry), headers={"content-type": kind})
+
+
+class ServerMetrics:
+    """Counts answers and requests when they end, and asks the engine when it is scraped.
+
+    Args:
+        by_key: whether API keys are labels.
+        model: its name; "" = as the engine says.
+        lost_lines: (), how many lines the log lost.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        by_key: bool = False,
+        model: str = "",
+        lost_lines: Callable[[], int] = int,
+    ) -> None:
+        self._engine, self._limits, self._by_key = engine, limits, by_key
+        self._name, self._lost_lines = model, lost_lines
+        self._counts = MetricRegistry(self._model)
+        self.registry = self._counts.registry
+
+    def take(self, record: RequestRecord) -> None:
+        """A request is over."""
+        counts = self._counts
+        status = str(record.status)
+        counts.add(
+            "fastslow:http_requests", method=record.method, route=record.route, status=status
+        )
+        if record.left:
+            counts.add("fastslow:clients_left")
+        for answer in record.answers:
+            self._take_answer(answer, record.started)
+        if self._by_key:
+            self._take_key(record)
+
+    async def look(self) -> None:
+        """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
+        counts = self._counts
+        counts.put("fastslow:http_requests_running", self._limits.running)
+        counts.add_up_to("fastslow:log_lines_lost", self._lost_lines())
+        for name, field in COUNTED.items():
+            counts.add_up_to(name, getattr(self._engine, field, 0))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                stats = await self._engine.stats()
+        except (NotReady, TimeoutError):
+            counts.put("fastslow:engine_up", 0)
+            for name in (*NOW, "fastslow:kv_pages", "fastslow:kv_pages_pinned"):
+                counts.drop(name)
+            for name in ("fastslow:replicas", *BY_REPLICA):
+                counts.drop(name)
+            return
+        counts.put("fastslow:engine_up", float(self._engine.ready))
+        self._put_stats(stats)
+
+    def _put_stats(self, stats: Mapping[str, Any]) -> None:
+        counts = self._counts
+        used = stats["pages_used"] / stats["pages"] if stats["pages"] else 0.0
+        for name, value in zip(NOW, (stats["running"], stats["waiting"], used)):
+            counts.put(name, value)
+        for state, field in STATES.items():
+            counts.put("fastslow:kv_pages", stats[field], state=state)
+        counts.add_up_to("fastslow:engine_steps", stats["steps"])
+        counts.put("fastslow:kv_pages_pinned", stats["pages_pinned"])
+        self._put_replicas(stats)
+        evicted: Counter[str] = Counter()
+        for name, mode in stats["modes"].items():
+            evicted[self._mode(name)] += mode["evicted_pages"]
+        for name, pages in evicted.items():
+            counts.add_up_to("fastslow:evicted_pages", pages, mode=name)
+
+    def _put_replicas(self, stats: Mapping[str, Any]) -> None:
+        """Those of several engines; one that is gone vanishes."""
+        counts, replicas = self._counts, stats.get("replicas", {})
+        for name, field in BY_REPLICA.items():
+            counts.drop(name)
+            for id in sorted(replicas)[:MOST_VALUES]:
+                counts.put(name, replicas[id][field], replica=id)
+        for state in ("running", "starting"):
+            if (number := stats.get(f"replicas_{state}")) is not None:
+                counts.put("fastslow:replicas", number, state=state)
+        counts.add_up_to("fastslow:replicas_gone", stats.get("replicas_gone", 0))
+
+    def _model(self) -> str:
+        if not self._name:
+            try:
+                self._name = self._engine.card.name
+            except NotReady:
+                return "loading"
+        return self._name
+
+    def _take_answer(self, answer: AnswerRecord, started: float) -> None:
+        counts = self._counts
+        if answer.first is not None:
+            counts.observe("vllm:time_to_first_token_seconds", answer.first - started)
+            counts.observe_all(
+                "vllm:inter_token_latency_seconds", answer.gaps or _mean_gaps(answer)
+            )
+        if answer.output is None:
+            self._take_unfinished(answer)
+            return
+        if answer.last is not None:
+            counts.observe("vllm:e2e_request_latency_seconds", answer.last - started)
+        self._take_prompt(answer.output)
+        for choice in answer.output.choices:
+            self._take_choice(choice)
+        if answer.first is not None:
+            mode = self._mode(answer.output.metrics.mode)
+            seconds = answer.first - started
+            counts.observe("fastslow:time_to_first_token_seconds", seconds, mode=mode)
+
+    def _take_unfinished(self, answer: AnswerRecord) -> None:
+        """Its client left, it was refused, or the engine failed on it."""
+        if answer.failed not in (None, "error"):
+            self._counts.add("fastslow:refusals", reason=str(answer.failed))
+            if answer.first is None:
+                return
+        self._counts.add("vllm:generation_tokens", answer.sent)
+        reason = "abort" if answer.failed is None else "error"
+        self._counts.add("vllm:request_success", finished_reason=reason)
+
+    def _take_prompt(self, output: Output) -> None:
+        """A prompt counts once, however many answers it has."""
+        tokens = len(output.prompt_token_ids)
+        cached = max(choice.metrics.cached_tokens for choice in output.choices)
+        mode = self._mode(output.metrics.mode)
+        for name in ("vllm:prompt_tokens", "vllm:prefix_cache_queries"):
+            self._counts.add(name, tokens)
+        for name in ("vllm:prompt_tokens_cached", "vllm:prefix_cache_hits"):
+            self._counts.add(name, cached)
+        self._counts.add("fastslow:prompt_tokens", tokens, mode=mode)
+        self._counts.add("fastslow:cached_tokens", cached, mode=mode)
+        self._counts.add("fastslow:prefix_hits", int(cached > 0), mode=mode)
+
+    def _take_choice(self, choice: Completion) -> None:
+        counts, one = self._counts, choice.metrics
+        reason = REASONS.get(choice.finish_reason, "error")
+        mode = self._mode(one.mode)
+        counts.add("vllm:request_success", finished_reason=reason)
+        counts.add("vllm:generation_tokens", one.tokens)
+        counts.add("vllm:num_preemptions", one.preemptions)
+        counts.observe("vllm:request_queue_time_seconds", one.queue_seconds)
+        if one.tokens > 1:
+            counts.observe("vllm:request_time_per_output_token_seconds", one.tpot)
+            counts.observe("fastslow:time_per_output_token_seconds", one.tpot, mode=mode)
+        for name, value in (("answers", 1), ("tokens", one.tokens), ("steps", one.steps)):
+            counts.add(f"fastslow:{name}", value, mode=mode, drafter=one.drafter)
+        counts.add("fastslow:thinking_tokens", one.thinking_tokens, mode=mode)
+        if one.thinking_ended is not None:
+            counts.add("fastslow:thinking_ended", reason=one.thinking_ended)
+        if one.escalated_at is not None:
+            counts.add("fastslow:escalations", mode=mode)
+        if one.target_kept is not None:
+            kept = "yes" if one.target_kept else "no"
+            counts.add("fastslow:targets", mode=mode, kept=kept)
+        self._take_drafts(one, mode)
+
+    def _take_drafts(self, one: Metrics, mode: str) -> None:
+        counts = self._counts
+        counts.add("vllm:spec_decode_num_draft_tokens", one.drafted)
+        counts.add("vllm:spec_decode_num_accepted_tokens", one.accepted)
+        deepest = max(one.runs, default=0)
+        for place in range(min(deepest, MOST_POSITIONS)):
+            accepted = sum(run > place for run in one.runs)
+            name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+            counts.add(name, accepted, position=str(place))
+        drafts = 0
+        for drafter, drawn in one.by_drafter.items():
+            drafts += drawn.offered_at[0] if drawn.offered_at else 0
+            counts.add("fastslow:draft_tokens", drawn.drafted, mode=mode, drafter=drafter)
+            counts.add("fastslow:accepted_tokens", drawn.accepted, mode=mode, drafter=drafter)
+            for place, accepted in enumerate(drawn.accepted_at[:MOST_POSITIONS]):
+                name = "fastslow:accepted_tokens_per_position"
+                counts.add(name, accepted, drafter=drafter, position=str(place))
+        counts.add("vllm:spec_decode_num_drafts", min(drafts, one.steps))
+
+    def _take_key(self, record: RequestRecord) -> None:
+        key = record.caller.name
+        self._counts.add("fastslow:key_requests", key=key)
+        for answer in record.answers:
+            prompt, made = tokens_of(answer)
+            self._counts.add("fastslow:key_tokens", prompt, key=key, kind="prompt")
+            self._counts.add("fastslow:key_tokens", made, key=key, kind="answer")
+
+    def _mode(self, name: str) -> str:
+        """A preset's name, or two of an answer that went on in another mode; else `custom`. The call may have
+        changed fields of it."""
+        known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
+        return ">".join(parts) if all(part in known for part in parts) else OWN
+
+
+def _mean_gaps(answer: AnswerRecord) -> list[float]:
+    """Seconds between the steps of answers that came whole: as many as there were, all of the mean."""
+    found: list[float] = []
+    for choice in answer.output.choices if answer.output is not None else ():
+        one = choice.metrics
+        if one.steps > 1:
+            found += [one.tpot * (one.tokens - 1) / (one.steps - 1)] * (one.steps - 1)
+    return found

@@ -1,0 +1,93 @@
+"""One log line for each request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loguru import logger
+
+from fastslow.serve.observe.request_record import UNMATCHED, AnswerRecord, RequestRecord, tokens_of
+
+QUIET = frozenset(
+    {"/health", "/ready", "/metrics"}
+)  # asked every few seconds: only with level debug
+MOST_SHOWN = 2000  # characters of a text
+
+
+class RequestLog:
+    """Writes a line when a request is over.
+
+    Args:
+        texts: whether prompts and answers are written, too.
+    """
+
+    def __init__(self, texts: bool = False) -> None:
+        self._texts = texts
+
+    def __call__(self, record: RequestRecord) -> None:
+        fields = fields_of(record)
+        if self._texts:
+            fields |= texts_of(record)
+        level = (
+            "ERROR" if record.status >= 500 or record.status == 0 and not record.left else "INFO"
+        )
+        if record.route in QUIET:
+            level = "DEBUG"
+        # the id is given: the request's own context is over
+        logger.bind(request_id=record.id, **fields).log(level, "request")
+
+
+def fields_of(record: RequestRecord) -> dict[str, Any]:
+    """What is told of a request; nothing of what was said in it."""
+    fields: dict[str, Any] = {
+        "method": record.method,
+        "route": record.route,
+        "status": record.status,
+        "seconds": round(record.seconds, 4),
+        "key": record.caller.name,
+        "client": record.client,
+    }
+    if record.route == UNMATCHED:
+        fields["path"] = record.path[:200]
+    if record.left:
+        fields["client_left"] = True
+    if record.answers:
+        fields |= _answers(record.answers, record.started)
+    return fields
+
+
+def _answers(answers: list[AnswerRecord], started: float) -> dict[str, Any]:
+    tokens = [tokens_of(answer) for answer in answers]
+    choices = [choice for one in answers if one.output is not None for choice in one.output.choices]
+    fields: dict[str, Any] = {
+        "answers": [answer.ask.id for answer in answers],
+        "prompt_tokens": sum(prompt for prompt, _ in tokens),
+        "tokens": sum(made for _, made in tokens),
+    }
+    first = [answer.first for answer in answers if answer.first is not None]
+    if first:
+        fields["first_token_seconds"] = round(min(first) - started, 4)
+    if choices:
+        metrics = [choice.metrics for choice in choices]
+        steps = sum(one.steps for one in metrics)
+        fields |= {
+            "mode": metrics[0].mode,
+            "drafter": metrics[0].drafter,
+            "cached_tokens": sum(one.cached_tokens for one in metrics),
+            "drafted": sum(one.drafted for one in metrics),
+            "accepted": sum(one.accepted for one in metrics),
+            "tokens_per_step": round(sum(one.tokens for one in metrics) / max(1, steps), 2),
+            "finish_reasons": [choice.finish_reason for choice in choices],
+        }
+    if failed := [answer.failed for answer in answers if answer.failed is not None]:
+        fields["failed"] = failed[0]
+    return fields
+
+
+def texts_of(record: RequestRecord) -> dict[str, Any]:
+    """Prompts and answers, where they were asked for."""
+    outputs = [answer.output for answer in record.answers if answer.output is not None]
+    return {
+        "prompts": [str(answer.ask.prompt)[:MOST_SHOWN] for answer in record.answers],
+        "texts": [choice.text[:MOST_SHOWN] for one in outputs for choice in one.choices],
+    }
