@@ -181,7 +181,7 @@ def main() -> None:
     folder = resolve_model(args.model)
     path = args.head or own_head(folder)
     if path is None:
-        parser.error(f"--head: {args.model} has no head of its own")
+        parser.error(f"--head: {args.model} comes without a head")
     runner = load_head(path, folder)
     sets, rows = seen_by_target(args, folder, runner), []
     for name in args.drafters.split(","):

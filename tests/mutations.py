@@ -48,6 +48,7 @@ LOGPROBS = ("tests/engine/test_exact.py::test_logprobs_are_those_of_plain_decodi
 MIXED = ("tests/engine/test_exact.py::test_a_mixed_batch",)
 BUDGETS = ("tests/engine/test_thinking_exact.py", "tests/engine/test_thinking.py")
 ESCALATION = ("tests/engine/test_escalation.py",)
+SIMULATED = ("tests/tools/test_simulate_replica.py",)
 QUANTISED = ("tests/tools/test_quant_make.py",)
 QUANT_FILES = ("tests/engine/test_quant_files.py",)
 INT8_KV = ("tests/engine/test_kv_int8.py",)
@@ -949,6 +950,41 @@ MUTATIONS = (
         "block[i + 1 :] -= factor",
         "block[i + 1 :] += factor",
         QUANTISED,
+    ),
+    swap(
+        "a simulated prompt read without regard to a target",
+        "tools/simulate/step.py",
+        "if self.limit is None or answer.target is not None or self.left <= 0:",
+        "if True:",
+        SIMULATED,
+    ),
+    swap(
+        "a simulated replica's cache never evicted",
+        "tools/simulate/replica.py",
+        "self._cache.evict(math.ceil(need + self._cache.idle - self._costs.pages))",
+        "pass",
+        SIMULATED,
+    ),
+    swap(
+        "simulated replicas of a machine do not slow each other",
+        "tools/simulate/replica.py",
+        "step.seconds * self._costs.slowed(self._others())",
+        "step.seconds",
+        SIMULATED,
+    ),
+    swap(
+        "a simulated request that lost its pages starts from nothing",
+        "tools/simulate/replica.py",
+        "victim.made = math.floor(victim.made + 1e-9)",
+        "victim.made = 0.0",
+        SIMULATED,
+    ),
+    swap(
+        "a cached prefix read again in a simulation",
+        "tools/simulate/replica.py",
+        "held, need, length - cached",
+        "held, need, length",
+        SIMULATED,
     ),
     swap(
         "a static input's offset forgotten",
