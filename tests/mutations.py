@@ -39,6 +39,7 @@ STREAMS = ("tests/engine/test_accept.py",)
 PROBS = ("tests/engine/test_probs.py",)
 EXACT = ("tests/engine/test_exact.py",)
 PEERS = ("tests/engine/test_families.py",)
+NEW_FAMILY = ("tests/engine/test_new_family.py",)
 FAMILY_ROWS = ("tests/engine/test_family_rows.py",)
 CONFIGS = ("tests/engine/test_model_config.py",)
 KEYS = ("tests/engine/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
@@ -230,6 +231,34 @@ MUTATIONS = (
         "weights.masked_fill(idle, -torch.inf).softmax(-1)",
         "weights.softmax(-1)",
         FAMILY_ROWS,
+    ),
+    swap(
+        "norms read without their offset",
+        "engine/model/decoder.py",
+        "dtype=wide(self.dtype)).add_(offset)",
+        "dtype=wide(self.dtype))",
+        NEW_FAMILY,
+    ),
+    swap(
+        "attention scores not capped",
+        "engine/backends/torch/reference.py",
+        "scores = soft_cap(scores, keys.score_cap)",
+        "pass",
+        NEW_FAMILY,
+    ),
+    swap(
+        "embeddings that the kernels do not scale",
+        "engine/backends/cpu/kernels/step.cpp",
+        "x[k] *= s.embedding_scale",
+        "x[k] *= 1.0f",
+        NEW_FAMILY,
+    ),
+    swap(
+        "rows of heads left in the file's order",
+        "engine/model/decoder.py",
+        ".unflatten(0, (-1, c.head_dim))[:, c.rotary_order]",
+        ".unflatten(0, (-1, c.head_dim))",
+        NEW_FAMILY,
     ),
     swap(
         "gates and ups of a fused tensor in one order",

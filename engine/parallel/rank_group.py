@@ -110,7 +110,7 @@ class RankGroup:
         self._end()
 
     def failed_soon(self, seconds: float = 3.0) -> bool:
-        """Whether a rank has failed, or does within so many seconds."""
+        """Whether a rank has failed, or does within `seconds`."""
         with self._news:
             self._news.wait_for(lambda: self._over, timeout=seconds)
         return self.failure is not None
@@ -139,7 +139,7 @@ class RankGroup:
             try:
                 send(connection, b"")
             except OSError:
-                logger.debug("a rank was gone before it was told to end")
+                logger.debug("a rank was gone before it was asked to end")
         self._end(GRACE)
 
     def _accept(self, listener: socket.socket, token: str, count: int) -> None:
