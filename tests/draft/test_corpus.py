@@ -79,22 +79,6 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
         Corpus(path, VOCAB)
 
 
-def test_a_file_spoilt_at_random_is_refused(path: Path) -> None:
-    """Stretches of zeros, as a crashed disk leaves them, of random bytes, and of the file's own bytes."""
-    whole = path.read_bytes()
-    draw = random.Random(1)
-    for _ in range(300):
-        begin, end = sorted(draw.sample(range(len(whole) + 1), 2))
-        size, other = end - begin, draw.randrange(len(whole))
-        for stretch in (bytes(size), draw.randbytes(size), whole[other : other + size]):
-            spoilt = whole[:begin] + stretch + whole[end:]
-            if spoilt == whole:
-                continue
-            path.write_bytes(spoilt)
-            with pytest.raises(ValueError, match=r"is damaged or no sealed file"):
-                Corpus(path, VOCAB)
-
-
 def test_a_damaged_corpus_is_not_added_to(path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])

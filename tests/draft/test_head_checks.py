@@ -132,15 +132,6 @@ def test_more_query_heads_than_a_stack_has_room_for_are_no_crash(
 
 
 @compiled
-def test_negative_drafted_tokens_are_no_crash(target: Path, tmp_path: Path) -> None:
-    config, weights = tiny_weights(target)
-    some = weights["tokens"].clone()
-    some[0] = -1
-    path = write_head(tmp_path / "negative.safetensors", config, weights | {"tokens": some})
-    assert "must be at least 0" in in_a_child(path, target, 5)
-
-
-@compiled
 @pytest.mark.parametrize(
     ("changes", "tokens", "sentence"),
     [

@@ -23,7 +23,7 @@ from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 CAUSE = "nobody says everything twice"
 SIXTY = SamplingParams(max_tokens=60, ignore_eos=True)
 
@@ -79,10 +79,15 @@ def test_an_entry_is_all_that_a_drafter_needs_over_http(llm: LLM) -> None:
     assert status == 400 and "did you mean 'echo2'" in str(answer)
 
 
-def test_the_readme_lists_the_registry() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", README.read_text("utf-8"), re.MULTILINE)
-    table = dict(rows[[name for name, _ in rows].index(next(iter(DRAFTERS))) :])
-    assert {name: kind.help for name, kind in DRAFTERS.items()}.items() <= table.items()
+def rows(page: str) -> dict[str, str]:
+    """The table of drafters on a page: names, and where their drafts come from."""
+    found = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    return dict(found[[name for name, _ in found].index(next(iter(DRAFTERS))) :])
+
+
+def test_the_pages_list_the_registry() -> None:
+    assert {n: kind.help for n, kind in DRAFTERS.items()}.items() <= rows("README.md").items()
+    assert DRAFTERS.keys() <= rows("docs/guide/drafting.md").keys()
 
 
 def test_the_command_line_and_the_server_list_the_registry() -> None:
