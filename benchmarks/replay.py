@@ -23,9 +23,9 @@ from figures import options, show
 from rich.progress import track
 
 from fastslow import LLM, SamplingParams
-from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner, load_head
+from fastslow.draft.several import AdaptiveDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import own_head
 from fastslow.engine.params import Speculation

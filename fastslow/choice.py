@@ -14,8 +14,7 @@ from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
-from fastslow.engine.text.channels import splitter
-from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.thought import ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
 from fastslow.input_processor import EncodedPrompt
 from fastslow.output import Completion, Decided, Metrics, Output, Piece

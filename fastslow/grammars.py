@@ -6,8 +6,7 @@ import threading
 from typing import Protocol
 
 from fastslow.engine.params import GrammarSpec, Mode
-from fastslow.engine.sampling.grammar import Grammar, Matcher
-from fastslow.engine.text.answer_start import (
+from fastslow.engine.sampling.answer_start import (
     AnswerStart,
     AtOnce,
     BehindAnalysis,
@@ -15,6 +14,7 @@ from fastslow.engine.text.answer_start import (
     BehindTags,
     Spellings,
 )
+from fastslow.engine.sampling.grammar import Grammar, Matcher
 from fastslow.engine.text.thought import HARMONY
 from fastslow.input_processor import EncodedPrompt, InputProcessor
 

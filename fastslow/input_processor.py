@@ -13,13 +13,11 @@ from loguru import logger
 from fastslow.chat_warnings import ChatWarnings
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
-from fastslow.engine.text.channels import END
-from fastslow.engine.text.kept_thoughts import ThoughtsLost, kept_thoughts
-from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kept_thoughts
 from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, Variables, load_template
-from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtTags, find_tags
+from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion

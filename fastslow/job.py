@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from fastslow.choice import ChoiceHandle
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
-from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.wakeups import LoopWakeups

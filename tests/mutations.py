@@ -358,7 +358,7 @@ MUTATIONS = (
     ),
     swap(
         "what a user spells is a mark",
-        "engine/text/marks.py",
+        "engine/text/chat_parts.py",
         "sign.join(self.parts(text, role))",
         "text",
         CHATS,
@@ -506,14 +506,14 @@ MUTATIONS = (
     swap(
         "a forced token is not forced where only the best is wanted",
         "engine/sampling/probs.py",
-        "return OneHot(best) if told is None else told",
+        "return OneHot(best) if forced is None else forced",
         "return OneHot(best)",
         BUDGETS,
     ),
     swap(
         "a line is kept where the budget forced another token",
         "engine/sampling/probs.py",
-        "if not isinstance(decided, OneHot) or isinstance(told, OneHot):",
+        "if not isinstance(decided, OneHot) or isinstance(forced, OneHot):",
         "if not isinstance(decided, OneHot):",
         ("tests/engine/test_accept_stepwise.py",),
     ),
@@ -568,7 +568,7 @@ MUTATIONS = (
     ),
     swap(
         "commentary is the answer",
-        "engine/text/channels.py",
+        "engine/text/thought.py",
         'not in ([], ["final"])',
         '== ["analysis"]',
         ("tests/engine/test_text_channels.py",),
@@ -713,7 +713,7 @@ MUTATIONS = (
     ),
     swap(
         "a cache salt shared by all keys",
-        "serve/api/caller.py",
+        "serve/api/limits.py",
         'return _derived(self.memory_key or OPEN, "salt", cache_salt)',
         'return _derived(OPEN, "salt", cache_salt)',
         ("tests/serve/test_caller.py",),

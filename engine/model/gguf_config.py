@@ -12,7 +12,7 @@ from fastslow.engine.host.files import shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
 from fastslow.engine.model.families.catalog import gguf_family
 from fastslow.engine.model.families.family import GGUF_FIELDS, Family, GgufNames
-from fastslow.engine.text.gguf import GgufVocabulary
+from fastslow.engine.text.tokenizer_config import GgufVocabulary
 
 ARCHITECTURE = "general.architecture"
 ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by

@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.parallel.commands import receive, send, send_json
 
 PATIENCE = 300.0  # seconds until every rank must have started

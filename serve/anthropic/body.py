@@ -117,11 +117,7 @@ class MessagesRequest(PromptRequest):
 def as_turns(
     system: str | Sequence[Part] | None, messages: Sequence[HistoryMessage]
 ) -> list[dict[str, Any]]:
-    """The messages as `LLM` takes them.
-
-    Raises:
-        ValueError: a block is of a kind that is not read, or lacks what it must have.
-    """
+    """The messages as `LLM` takes them."""
     turns: list[dict[str, Any]] = []
     if system:
         turns.append({"role": "system", "content": "\n".join(texts_of("system", system))})

@@ -11,14 +11,12 @@ from pydantic_core import from_json
 
 from fastslow.output import Completion, Output
 from fastslow.serve.anthropic.body import MessagesRequest, PromptRequest, as_turns
-from fastslow.serve.anthropic.errors import anthropic_shape
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError, refused
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.api.turns import check_turns
-from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.events import STREAMED, event
 from fastslow.serve.http.route import ProtocolAnswer, answer, checked, metrics_of
 from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.tool_calls.offered import anthropic_choice, anthropic_tools
@@ -26,6 +24,15 @@ from fastslow.serve.tool_calls.prepare import offered
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 PING = event({"type": "ping"}, "ping")
 DELTAS = {
     "thought": ("thinking_delta", "thinking"),
@@ -96,7 +103,7 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
         return event(anthropic_shape(error), "error")
 
     async def _start(self) -> str:
-        """How many tokens were found in the prefix cache is known at the end only, and told there."""
+        """How many tokens were found in the prefix cache is known at the end only, and stands there."""
         prompt = len(await self.engine.tokenize(self._ask))
         ahead: dict[str, Any] = {
             "content": [],
@@ -117,6 +124,13 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
             "metrics": metrics_of(one),
         }
         return text + event(last, "message_delta")
+
+
+def anthropic_shape(error: ApiError) -> dict[str, Any]:
+    """The body of an answer that is an error."""
+    usual = "api_error" if error.status >= 500 else "invalid_request_error"
+    kind = KINDS.get(error.status, usual)
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
 def _event(change: Change) -> str:
@@ -144,12 +158,7 @@ def _block(part: AnswerPart) -> dict[str, Any]:
         case "text":
             return {"type": "text", "text": part.text, "citations": None}
         case "call":
-            return {
-                "type": "tool_use",
-                "id": part.id,
-                "name": part.name,
-                "input": _arguments(part),
-            }
+            return {"type": "tool_use", "id": part.id, "name": part.name, "input": _arguments(part)}
 
 
 def _stop(answer: Completion, parts: AnswerParts) -> dict[str, Any]:

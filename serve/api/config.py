@@ -62,10 +62,10 @@ class ServerSettings(Params):
         default=600, description="seconds after which an answer ends, where a client says nothing"
     )
     write_timeout: Seconds = Field(
-        default=60, description="a client that takes nothing for so many seconds is left"
+        default=60, description="a client that takes nothing for this many seconds is left"
     )
     heartbeat: Seconds = Field(
-        default=5, description="a comment goes into a silent stream every so many seconds"
+        default=5, description="seconds after which a silent stream gets a comment"
     )
     default_mode: str = Field(default="deep", description="the mode where a client says nothing")
     keep_thoughts: bool = Field(
@@ -101,9 +101,6 @@ class ServerSettings(Params):
 
         Args:
             modes: that it has.
-
-        Raises:
-            ValueError: it has not.
         """
         if self.default_mode not in modes:
             known = nearest(self.default_mode, modes)
@@ -217,8 +214,7 @@ class ServerConfig(Params):
         SEVERAL, "engines to run, or by load from 1 to 4 with 1:4; default: one"
     )
     replica_cpus: Count | None = _option(
-        SEVERAL,
-        "processor cores of each engine; default: this machine's, shared; with --address 1",
+        SEVERAL, "processor cores of each engine; default: this machine's, shared; with --address 1"
     )
     replica_resources: str | None = _option(
         SEVERAL,

@@ -1,4 +1,4 @@
-"""What the server needs of an engine, whether it runs in this process or in one of its own."""
+"""What the server needs of an engine, whether it runs in this process or in another."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
 
 __all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
+CALLS = ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", "token_bytes")
+"""Methods of an engine that another process may call: those that return one value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Engine(Protocol):
 
     def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
-        above 1 pieces of several answers mix; `Piece.index` tells them apart. Whoever leaves the loop cancels.
+        above 1 pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
 
         Raises:
             ValueError: one sentence about what does not fit; before the first piece.
@@ -119,11 +121,7 @@ class Engine(Protocol):
         marks, not text."""
 
     async def close(self, drain: float = 0.0) -> None:
-        """Take no more requests, let those that run go on for so many seconds, then end."""
-
-
-CALLS = ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", "token_bytes")
-"""Methods of an engine that another process may call: those that return one value."""
+        """Take no more requests, let those that run have `drain` seconds, then end."""
 
 
 async def called(engine: Engine, method: str, arguments: Sequence[Any]) -> Any:

@@ -24,6 +24,12 @@ SOON = 1.0  # seconds until a client should try again, where nobody knows better
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 OBJECT = "be a valid dictionary or object to extract fields from"  # as pydantic says it
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+BODY: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "the request does not fit, or comes too early", **BODY},
+    "5XX": {"description": "the server failed, or is not ready", **BODY},
+}
+"""`responses` of a route, for the OpenAPI document."""
 
 
 class ApiError(HTTPException):
@@ -55,13 +61,6 @@ class ApiError(HTTPException):
         self.headers: dict[str, str] = {**(headers or {}), **after}
 
 
-BODY: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "the request does not fit, or comes too early", **BODY},
-    "5XX": {"description": "the server failed, or is not ready", **BODY},
-}
-"""`responses` of a route, for the OpenAPI document."""
-
 Shape = Callable[[ApiError], dict[str, Any]]
 
 
@@ -74,7 +73,7 @@ def openai_shape(error: ApiError) -> dict[str, Any]:
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer, in the shape of the protocol whose path was asked: `app.state.error_shapes` has those
     of other protocols than OpenAI's, by the beginnings of their paths."""
-    shapes: Mapping[str, Shape] = scope["app"].state.error_shapes
+    shapes: Mapping[str, Shape] = getattr(scope["app"].state, "error_shapes", {})
     path = scope["path"]
     shape = next((s for start, s in shapes.items() if path.startswith(start)), openai_shape)
     return JSONResponse(shape(error), error.status, error.headers)
@@ -89,7 +88,7 @@ def refused(error: ValueError, fields: Collection[str] = ()) -> ApiError:
 
 
 def as_api_error(error: BaseException, request_id: str) -> ApiError:
-    """Any error, as clients may see it: nothing of the server's own is told."""
+    """Any error, as clients may see it: they say nothing of the server itself."""
     match error:
         case ApiError():
             return error
@@ -153,7 +152,7 @@ def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
 
 
 def _limit(said: str) -> str | None:
-    """What a value must be; None: it is said in a sentence of its own."""
+    """What a value must be; None: its own sentence says it."""
     _, should, limit = said.partition(" should ")
     if not should:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,35 +16,60 @@ from pydantic import (
     model_validator,
 )
 
+from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import MOST, Number, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
 from fastslow.request.options import GenerateOptions
-from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller
 from fastslow.serve.api.mode_fields import ModeFields
 
 FILES = "model", "head", "corpus"  # these are the operator's
-NAMES = re.compile(r"[a-z]+([+|][a-z]+)*")
+KNOWN = "; ".join(f"{name} ({kind.help})" for name, kind in DRAFTERS.items())
 OPEN = [name for name in Speculation.model_fields if name not in FILES]
 
 Speculate = Annotated[
     str | dict[str, Any] | None,
     Field(
-        description="a drafter: suffix, ngram, head, self, off (plain decoding), several with + or |; or an "
-        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`",
+        description=f"a drafter: {KNOWN}; off (plain decoding); several with + or |; or an "
+        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`"
     ),
 ]
+GUIDED = {
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "gbnf",
+}
+STRUCTURED = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "gbnf",
+    "json_object": "json_object",
+}
+ANY_OBJECT: dict[str, Any] = {"json_object": True}
+MODE = ":"  # stands between a model's name and a mode's
+Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
+OLDER = {
+    "functions": "tools, each a {'type': 'function', 'function': {...}}",
+    "function_call": "tool_choice",
+}
+"""Fields that OpenAI has given up, and what stands for them."""
+Ignored = Any
+"""A field that is accepted and has no effect here."""
+NO_EFFECT: Literal["accepted; has no effect here"] = "accepted; has no effect here"
+Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
+SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
+MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
 
 
 def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
-    """The wish as the engine takes it.
-
-    Raises:
-        ValueError: an unknown field, or one that names a file.
-    """
+    """The wish as the engine takes it."""
     if wish is None or isinstance(wish, str):
         return None if wish is None else _drafter("speculation", wish)
     for name in wish:
@@ -61,27 +85,16 @@ def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any]
 
 
 def _drafter(field: str, name: object) -> str:
-    if not isinstance(name, str) or len(name) > 100 or not NAMES.fullmatch(name):
+    if not isinstance(name, str) or len(name) > 100 or not all(map(_is_name, split_names(name))):
         raise ValueError(
             f"{field}={shown(name)} must be a drafter's name, such as 'suffix' or 'off'"
         )
     return name
 
 
-GUIDED = {
-    "guided_json": "json_schema",
-    "guided_regex": "regex",
-    "guided_choice": "choice",
-    "guided_grammar": "gbnf",
-}
-STRUCTURED = {
-    "json": "json_schema",
-    "regex": "regex",
-    "choice": "choice",
-    "grammar": "gbnf",
-    "json_object": "json_object",
-}
-ANY_OBJECT: dict[str, Any] = {"json_object": True}
+def _is_name(part: str) -> bool:
+    """No path: the engine says which names it knows."""
+    return part in DRAFTERS or part.isidentifier()
 
 
 class GrammarFields(BaseModel):
@@ -102,9 +115,6 @@ class GrammarFields(BaseModel):
     def grammar(self, most: int) -> dict[str, Any] | None:
         """The grammar that is asked for, as `SamplingParams.grammar` takes it: one entry, of json_schema,
         json_object, regex, choice or gbnf (which reads Lark, too).
-
-        Raises:
-            ValueError: several are given, or one has more than `most` bytes.
         """
         found = dict(self.grammars())
         if len(found) > 1:
@@ -118,11 +128,7 @@ class GrammarFields(BaseModel):
         return None
 
     def grammars(self) -> list[tuple[str, dict[str, Any]]]:
-        """The grammars that are given, by the fields that give them. Protocols add their own to these.
-
-        Raises:
-            ValueError: a field of `structured_outputs` is unknown.
-        """
+        """The grammars that are given, by the fields that give them. Protocols add their own to these."""
         given = ((name, kind, getattr(self, name)) for name, kind in GUIDED.items())
         found = [
             (name, _one(name, kind, value)) for name, kind, value in given if value is not None
@@ -145,9 +151,6 @@ def format_grammar(
         kind: text, json_object or json_schema.
         schema: of the last kind.
         place: of the schema in the field.
-
-    Raises:
-        ValueError: there is no schema.
     """
     if kind == "text":
         return []
@@ -180,15 +183,8 @@ def _one(field: str, kind: str, value: Any) -> dict[str, Any]:
     return {kind: value}
 
 
-MODE = ":"  # stands between a model's name and a mode's
-
-
 def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) -> str | None:
-    """The mode that a model's name holds; None: it holds none.
-
-    Raises:
-        ApiError: 404, no such model.
-    """
+    """The mode that a model's name holds; None: it holds none."""
     if model is None:
         return None
     name, mode = model, None
@@ -200,14 +196,6 @@ def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) ->
         return mode
     said = f"model={shown(model)} is not served here; this server has {card.name!r}"
     raise ApiError(404, said, param="model", code="model_not_found")
-
-
-Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
-OLDER = {
-    "functions": "tools, each a {'type': 'function', 'function': {...}}",
-    "function_call": "tool_choice",
-}
-"""Fields that OpenAI has given up, and what stands for them."""
 
 
 class Fields(BaseModel):
@@ -241,7 +229,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
         default=None, description="prefixes and answers are shared with the same salt only"
     )
     trace: StrictBool = Field(
-        default=False, description="tell in the answer what every step of it did"
+        default=False, description="the answer says what each of its steps did"
     )
     top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -251,7 +239,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
     ignore_eos: StrictBool | None = None
     prompt_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None,
-        description="log-probabilities of so many likeliest tokens at each of the prompt's",
+        description="log-probabilities of this many likeliest tokens at each token of the prompt",
     )
 
     def as_request(
@@ -275,9 +263,6 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
             sampling: what the protocol's own fields say; None values are as not given.
             default_mode: the mode where the client names none; None = the settings'.
             options: further `GenerateOptions`.
-
-        Raises:
-            ValueError: fields contradict each other, or are above a limit of the settings.
         """
         default_mode = default_mode or settings.default_mode
         mode, variables = self.mode_and_variables(card, settings, default_mode)
@@ -329,17 +314,6 @@ def _check_limits(given: Mapping[str, Any], settings: ServerSettings) -> None:
     for name, most in (("stop", settings.stops), ("logit_bias", settings.biases)):
         if lengths[name] > most:
             raise ValueError(f"{name} has {lengths[name]} entries; at most {most} are taken")
-
-
-Ignored = Any
-"""A field that is accepted and has no effect here."""
-NO_EFFECT: Literal["accepted; has no effect here"] = "accepted; has no effect here"
-
-
-Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
-Penalty = Annotated[Number, Field(ge=-2, le=2)]
-SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
-MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
 
 
 def _bounded(biases: object) -> object:

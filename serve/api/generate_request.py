@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from msgspec import to_builtins
-
 from fastslow.engine.text.messages import Message
 from fastslow.request.options import GenerateOptions
 
@@ -54,6 +52,8 @@ class GenerateRequest:
         Raises:
             ValueError: a client's value is nested too deeply.
         """
+        from msgspec import to_builtins  # an extra: the command line says it where it is missing
+
         fields = {name: getattr(self, name) for name in self.__slots__}
         try:
             return to_builtins(fields | {"options": self.options.given()})

@@ -34,6 +34,9 @@ MOST = 10**9
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+KEY_VARIABLE = "FASTSLOW_API_KEY"
+EVERY = 1.0  # seconds between looks at the file
+SHORT = 16  # characters: a key of fewer can be found by trying
 
 
 class KeyLimits(BaseModel):
@@ -41,10 +44,12 @@ class KeyLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None  # of prompts and answers
-    concurrent: Count | None = None  # requests at the same time
-    max_tokens: Count | None = None  # of one answer
+    requests_per_minute: Count | None = Field(default=None, description="requests in a minute")
+    tokens_per_minute: Count | None = Field(
+        default=None, description="tokens of prompts and answers in a minute"
+    )
+    concurrent: Count | None = Field(default=None, description="requests at the same time")
+    max_tokens: Count | None = Field(default=None, description="tokens of one answer")
     modes: Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
     priority: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None  # from, to
 
@@ -92,11 +97,7 @@ class KeyFile(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> KeyFile:
-        """The keys of a file.
-
-        Raises:
-            ValueError: it is not there, or does not hold keys; one sentence.
-        """
+        """The keys of a file."""
         found = read_object(path)
         if not found:
             raise ValueError(f"{path} holds no keys: make one with `fastslow keys add NAME`")
@@ -129,9 +130,6 @@ def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
 
     Returns:
         The key. It is nowhere else.
-
-    Raises:
-        ValueError: the name does not fit or is taken, or the file does not hold keys.
     """
     if not NAME.fullmatch(name):
         raise ValueError(
@@ -154,11 +152,7 @@ def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
 
 
 def remove_key(path: Path, name: str) -> None:
-    """Take a key out of the file.
-
-    Raises:
-        ValueError: it is not there, or the file does not hold keys.
-    """
+    """Take a key out of the file."""
     with _locked(path):
         known = KeyFile.read(path)
         kept = [key for key in known.keys if key.name != name]
@@ -197,20 +191,12 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(number)
 
 
-KEY_VARIABLE = "FASTSLOW_API_KEY"
-EVERY = 1.0  # seconds between looks at the file
-SHORT = 16  # characters: a key of fewer can be found by trying
-
-
 def known_keys(path: Path | None = None, single: Sequence[str] = ()) -> KeyRing | None:
     """The keys that a server asks for; None: it is open.
 
     Args:
         path: the keys file; None = the usual one, if it is there.
         single: keys that stand alone; none = FASTSLOW_API_KEY, if it is set.
-
-    Raises:
-        ValueError: see `KeyRing`; or the path is a file that is not there.
     """
     if not single and (named := os.environ.get(KEY_VARIABLE)):
         single = (named,)
@@ -255,9 +241,6 @@ class KeyRing:
         path: the file; None = there is none.
         single: keys that stand alone, as of `--api-key`; one or several.
         clock: seconds.
-
-    Raises:
-        ValueError: the file does not hold keys, or a single key is empty or too long.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ BUDGETS = (
     "max_thinking_tokens",
 )
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
-OWN = "speculation", "sampling"  # fields of a mode that have fields of their own in a request
+OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
 BUDGET = Field(default=None, description="most tokens of thought; all names mean the same")
 
 
@@ -84,11 +84,7 @@ class ModeFields(BaseModel):
     def mode_and_variables(
         self, card: ModelCard, settings: ServerSettings, default_mode: str
     ) -> tuple[str | dict[str, Any], dict[str, Any]]:
-        """The mode as the engine takes it, and the variables of the chat template.
-
-        Raises:
-            ValueError: fields contradict each other.
-        """
+        """The mode as the engine takes it, and the variables of the chat template."""
         effort = _same(self.efforts())
         asked, variables = self.mode, self._variables(card, effort)
         if effort is not None and not (asked is not None and card.efforts):
@@ -211,11 +207,7 @@ def _add(fields: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _same(wishes: Mapping[str, Any]) -> Any:
-    """The one value that is wished, under whatever names.
-
-    Raises:
-        ValueError: there are two.
-    """
+    """The one value that is wished, under whatever names."""
     given = [(name, value) for name, value in wishes.items() if value is not None]
     for name, value in given[1:]:
         first, other = given[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from loguru import logger
 
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
@@ -19,11 +21,37 @@ from fastslow.serve.api.engine import ModelCard, NotReady, WarmPrefix
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.routing.report import ReplicaReport, replica_report
 from fastslow.serve.engines.routing.request import may_take_long
-from fastslow.serve.observe.traces import TraceLog
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
 KEEPING = {"clear_thinking": False, "preserve_thinking": True}
+
+
+MOST_TRACES = 256  # requests
+
+
+class TraceLog:
+    """The traces of the last requests that asked for one."""
+
+    def __init__(self, most: int = MOST_TRACES) -> None:
+        self._most = most
+        self._kept: OrderedDict[str, Sequence[StepNotes]] = OrderedDict()
+
+    def keep(self, id: str, handle: RequestHandle) -> None:
+        """A request is over, or about to be; its answer is let go of."""
+        if traces := handle.step_traces:
+            self._kept.pop(id, None)
+            self._kept[id] = traces
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+    def of(self, id: str, running: RequestHandle | None) -> dict[str, Any] | None:
+        """What a request did in its steps, for each of its answers; None: nothing was noted."""
+        traces = running.step_traces if running is not None else self._kept.get(id)
+        if not traces:
+            return None
+        choices = [{"index": i, **trace.to_dict()} for i, trace in enumerate(traces)]
+        return {"id": id, "running": running is not None, "choices": choices}
 
 
 class LocalEngine:
@@ -71,7 +99,7 @@ class LocalEngine:
 
     @property
     def broken(self) -> bool:
-        """Whether the engine's thread is gone, by an error of its own."""
+        """Whether the engine's thread is gone, by its own error."""
         return self._llm.llm._worker.broken
 
     @property
@@ -91,7 +119,7 @@ class LocalEngine:
                 self._check_whole(ask, output)
                 yield Piece(output=output)
                 return
-            held: list[Piece] = []  # text that was not told yet when an answer ended
+            held: list[Piece] = []  # text that was not sent yet when an answer ended
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
                     if not self._llm.accepting and ask.whole:

@@ -10,27 +10,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from fastslow.serve.anthropic import messages
-from fastslow.serve.anthropic.errors import anthropic_shape
-from fastslow.serve.api.caller import Authentication
+from fastslow.serve.anthropic.messages import anthropic_shape
 from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.errors import as_api_error, error_response
 from fastslow.serve.api.keys import KeyRing, is_loopback
-from fastslow.serve.api.limits import Limits, RateLimit
+from fastslow.serve.api.limits import Limits
 from fastslow.serve.http import requests
-from fastslow.serve.http.middleware import (
-    LOOPBACK,
-    HeadRequests,
-    RequestIds,
-    Security,
-    SlowBody,
-    request_id,
-)
+from fastslow.serve.http.middleware import LOOPBACK, RequestAccess, RequestWatch, request_id
 from fastslow.serve.observe import health, metrics
 from fastslow.serve.observe.metrics import ServerMetrics
 from fastslow.serve.observe.request_log import RequestLog
-from fastslow.serve.observe.request_record import ObservedEngine, Observer, RequestRecords
-from fastslow.serve.openai import chat, completions, models, responses, tokenize
+from fastslow.serve.observe.request_record import ObservedEngine, Observer
+from fastslow.serve.openai import chat, completions, models, responses
 from fastslow.serve.openai.logprobs import TokenTable
 from fastslow.serve.page import route as page
 
@@ -53,7 +45,6 @@ ROUTERS = (
     messages.router,
     responses.router,
     models.router,
-    tokenize.router,
     requests.router,
     page.router,
 )
@@ -86,10 +77,7 @@ def create_app(
     for kind in (HTTPException, RequestValidationError, Busy, NotReady):
         app.add_exception_handler(kind, _answer_error)
     # a middleware stands around those that were added before it
-    app.add_middleware(HeadRequests)
-    app.add_middleware(SlowBody, seconds=config.body_seconds)
-    app.add_middleware(RateLimit, limits=limits)
-    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(RequestAccess, keys=keys, limits=limits, body_seconds=config.body_seconds)
     if config.allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -101,10 +89,8 @@ def create_app(
     # a page of the web has no key; without keys only the pages that are named may ask for work
     origins = None if keys is not None else config.allow_origins
     hosts = allowed_hosts(config.allow_hosts, host, keys is not None)
-    app.add_middleware(Security, hosts=hosts, origins=origins)
-    log = RequestLog(config.log_texts)
-    app.add_middleware(RequestRecords, observers=[app.state.metrics.take, log, *observers])
-    app.add_middleware(RequestIds)
+    watchers = [app.state.metrics.take, RequestLog(config.log_texts), *observers]
+    app.add_middleware(RequestWatch, observers=watchers, hosts=hosts, origins=origins)
     for router in ROUTERS:
         app.include_router(router)
     return app

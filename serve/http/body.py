@@ -18,12 +18,7 @@ EXACT = 2**53  # below it floats hold every whole number
 
 
 class JsonRequest(Request):
-    """A request whose body is read up to a limit, and then as strict JSON.
-
-    Raises:
-        ApiError: 413 for too many bytes; 400 for another content type, what is no JSON (NaN and Infinity
-            are none), text that is not UTF-8 or holds half a surrogate pair, and what nests too deep.
-    """
+    """A request whose body is read up to a limit, and then as strict JSON."""
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
@@ -82,11 +77,7 @@ def json_router() -> APIRouter:
 
 
 def read_json(data: bytes, depth: int, parts: int) -> Any:
-    """JSON as the standard has it, with finite numbers.
-
-    Raises:
-        ApiError: 400.
-    """
+    """JSON as the standard has it, with finite numbers."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
@@ -109,7 +100,7 @@ def read_json(data: bytes, depth: int, parts: int) -> Any:
 
 
 def _check_size(value: Any, deepest: int, most: int) -> None:
-    """Refuse what nests too deep, or holds so many lists and objects that looking at them takes long."""
+    """Refuse what nests too deep, or holds too many lists and objects to be looked at."""
     level, depth, count = [value], 0, 0
     while level:
         if depth > deepest:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 WAITING = 2048  # connections that the system holds until they are accepted
+T = TypeVar("T")
 
 
 @contextmanager
@@ -23,9 +24,6 @@ def listen(host: str, port: int, unix_socket: Path | None = None) -> Iterator[so
         host: a name or an address of this machine.
         port: 0 = any that is free.
         unix_socket: a file to listen at instead; removed at the end.
-
-    Raises:
-        ValueError: one sentence: it is taken, or is no address of this machine.
     """
     if unix_socket is not None:
         listener = _at_file(unix_socket)
@@ -74,11 +72,7 @@ def _at_file(path: Path) -> socket.socket:
 
 
 def _remove_old(path: Path) -> None:
-    """Remove the file of a server that is gone.
-
-    Raises:
-        ValueError: it is no such file, or that server lives.
-    """
+    """Remove the file of a server that is gone."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise ValueError(f"{str(path)!r} is there, and is no socket")
@@ -89,9 +83,6 @@ def _remove_old(path: Path) -> None:
                 path.unlink()
                 return
         raise ValueError(f"{str(path)!r} is taken: another server listens there")
-
-
-T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -12,13 +12,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 from fastapi import Request, Response
 
 from fastslow.output import Completion, Output
-from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import ApiError, refused
 from fastslow.serve.api.fields import SamplingFields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.http.answer import PlacedPiece, all_whole, while_connected
-from fastslow.serve.http.events import EventStream, dumped
+from fastslow.serve.api.limits import Caller
+from fastslow.serve.http.answer import EventStream, PlacedPiece, all_whole, dumped, while_connected
 from fastslow.serve.http.middleware import request_id
 
 B = TypeVar("B", bound=SamplingFields)
@@ -49,14 +48,10 @@ class ProtocolAnswer(ABC, Generic[B]):
 
     @abstractmethod
     def requests(self) -> list[GenerateRequest]:
-        """What the engine is asked: once for each prompt. With tools it runs in a thread.
-
-        Raises:
-            ValueError: what is asked does not fit.
-        """
+        """What the engine is asked: once for each prompt. With tools it runs in a thread."""
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
-        """GenerateRequest the engine what must be known before the answer; raises ValueError as `requests`."""
+        """Ask the engine what must be known before the answer; raises ValueError as `requests`."""
 
     @abstractmethod
     async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
@@ -109,9 +104,6 @@ async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: 
 async def checked(made: ProtocolAnswer[B]) -> list[GenerateRequest]:
     """The requests of an answer. Schemas of tools may take a second to look at: that is done in a thread, and
     other requests run meanwhile.
-
-    Raises:
-        ApiError: what is asked does not fit.
     """
     body = made.body
     try:

@@ -36,9 +36,6 @@ class ServerLog:
         format: JSON or text.
         level: the lowest that is written.
         path: a file to add to; None = standard error.
-
-    Raises:
-        ValueError: no such format or level, or the file cannot be written.
     """
 
     def __init__(self, format: str = "json", level: str = "INFO", path: Path | None = None) -> None:
@@ -60,12 +57,7 @@ class ServerLog:
         logger.enable("fastslow")
         # diagnose would write the values of variables, prompts among them, into tracebacks
         self._sink = logger.add(
-            write,
-            level=level.upper(),
-            format=line,
-            backtrace=False,
-            diagnose=False,
-            enqueue=True,
+            write, level=level.upper(), format=line, backtrace=False, diagnose=False, enqueue=True
         )
         root = logging.getLogger()
         root.handlers, root.level = [_ToLoguru()], logging.INFO

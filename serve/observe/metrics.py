@@ -23,6 +23,30 @@ from fastslow.serve.api.limits import Limits
 from fastslow.serve.observe.metric_table import TABLE, Metric
 from fastslow.serve.observe.request_record import AnswerRecord, RequestRecord, tokens_of
 
+MOST_VALUES = 200  # of one label; those that come later are "other"
+OTHER = "other"
+BATCHES = frozenset({"vllm:inter_token_latency_seconds"})
+PATIENCE = 2.0  # seconds that a scrape waits for the engine
+MOST_POSITIONS = 64  # of drafts
+OWN = "custom"  # modes that calls made up
+REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
+STATES = {"used": "pages_used", "cached": "pages_cached", "free": "pages_free"}
+COUNTED = {  # by engines that do
+    "fastslow:engine_restarts": "restarts",
+    "fastslow:retried_asks": "retried",
+    "fastslow:continued_answers": "continued",
+    "fastslow:given_up_answers": "given_up",
+}
+BY_REPLICA = {
+    "fastslow:replica_requests_running": "running",
+    "fastslow:replica_requests_waiting": "waiting",
+    "fastslow:replica_kv_pages_used": "pages_used",
+    "fastslow:replica_kv_pages": "pages",
+}
+HELD = ("fastslow:kv_pages", "fastslow:kv_pages_pinned")
+NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+router = APIRouter(include_in_schema=False)
+
 
 class BatchHistogram(Collector):
     """Counts by model. What prometheus-client has takes a lock and a search for each value, which at the end of
@@ -58,11 +82,6 @@ class BatchHistogram(Collector):
         yield family
 
 
-MOST_VALUES = 200  # of one label; those that come later are "other"
-OTHER = "other"
-BATCHES = frozenset({"vllm:inter_token_latency_seconds"})
-
-
 class MetricRegistry:
     """The metrics of the table, to be counted up by name.
 
@@ -87,7 +106,7 @@ class MetricRegistry:
         self._labelled(name, labels).observe(max(0.0, value))
 
     def observe_all(self, name: str, values: Sequence[float]) -> None:
-        """Many values of a histogram without labels of its own."""
+        """Many values of a histogram that has no labels."""
         self._metrics[name].observe_all(self._model(), values)
 
     def put(self, name: str, value: float, **labels: str) -> None:
@@ -125,37 +144,10 @@ class MetricRegistry:
             batch = BatchHistogram(metric.name, metric.help, metric.buckets)
             self.registry.register(batch)
             return batch
+        kinds = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
+        more = {"buckets": metric.buckets} if metric.buckets else {}
         labels = ("model_name", *metric.labels)
-        match metric.type:
-            case "gauge":
-                return Gauge(metric.name, metric.help, labels, registry=self.registry)
-            case "counter":
-                return Counter(metric.name, metric.help, labels, registry=self.registry)
-        return Histogram(
-            metric.name, metric.help, labels, registry=self.registry, buckets=metric.buckets
-        )
-
-
-PATIENCE = 2.0  # seconds that a scrape waits for the engine
-MOST_POSITIONS = 64  # of drafts
-OWN = "custom"  # modes that calls made up
-REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
-STATES = {"used": "pages_used", "cached": "pages_cached", "free": "pages_free"}
-COUNTED = {  # by engines that do
-    "fastslow:engine_restarts": "restarts",
-    "fastslow:retried_asks": "retried",
-    "fastslow:continued_answers": "continued",
-    "fastslow:given_up_answers": "given_up",
-}
-BY_REPLICA = {
-    "fastslow:replica_requests_running": "running",
-    "fastslow:replica_requests_waiting": "waiting",
-    "fastslow:replica_kv_pages_used": "pages_used",
-    "fastslow:replica_kv_pages": "pages",
-}
-NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-
-router = APIRouter(include_in_schema=False)
+        return kinds[metric.type](metric.name, metric.help, labels, registry=self.registry, **more)
 
 
 @router.get("/metrics")
@@ -201,7 +193,7 @@ class ServerMetrics:
             self._take_key(record)
 
     async def look(self) -> None:
-        """GenerateRequest the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
+        """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
         counts.put("fastslow:http_requests_running", self._limits.running)
         for name, field in COUNTED.items():
@@ -211,9 +203,7 @@ class ServerMetrics:
                 stats = await self._engine.stats()
         except (NotReady, TimeoutError):
             counts.put("fastslow:engine_up", 0)
-            for name in (*NOW, "fastslow:kv_pages", "fastslow:kv_pages_pinned"):
-                counts.drop(name)
-            for name in ("fastslow:replicas", *BY_REPLICA):
+            for name in (*NOW, *HELD, "fastslow:replicas", *BY_REPLICA):
                 counts.drop(name)
             return
         counts.put("fastslow:engine_up", float(self._engine.ready))
@@ -347,7 +337,7 @@ class ServerMetrics:
             self._counts.add("fastslow:key_tokens", made, key=key, kind="answer")
 
     def _mode(self, name: str) -> str:
-        """A preset's name, or two of an answer that went on in another mode; else `custom`. The call may have
+        """A preset's name, or two of an answer that continued in another mode; else `custom`. The call may have
         changed fields of it."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
         return ">".join(parts) if all(part in known for part in parts) else OWN

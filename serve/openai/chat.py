@@ -8,13 +8,12 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError, openai_shape
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.api.turns import check_turns
-from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.events import STREAMED, event
 from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
 from fastslow.serve.openai.chat_body import ChatRequest, as_turns
 from fastslow.serve.openai.chunks import DONE, FINISH, Chunks, usage_of
@@ -142,7 +141,7 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
         return text + "".join([self._end(i, one) for i, one in enumerate(piece.output.choices)])
 
     def _deltas(self, piece: Piece) -> str:
-        """The chunk of a piece; two where a thought ends in it, so that no client has to tell them apart."""
+        """The chunk of a piece; two where a thought ends in it, so that no client has to separate them."""
         index, content, calls = piece.index, piece.text, self._calls[piece.index]
         deltas: list[dict[str, Any]] = []
         if piece.reasoning and self._thoughts:

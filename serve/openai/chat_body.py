@@ -21,7 +21,7 @@ ROLES = {
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the answer."""
+    """What a stream has besides the answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -100,7 +100,7 @@ class ChatMessage(BaseModel):
     tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     prefix: StrictBool | None = Field(
-        default=None, description="the answer goes on from this message, the last one"
+        default=None, description="the answer continues this message, the last one"
     )
 
 
@@ -161,11 +161,7 @@ class ChatRequest(OpenAIFields):
     verbosity: Ignored = Field(default=None, description=NO_EFFECT)
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of `SamplingParams`, by their names there.
-
-        Raises:
-            ValueError: fields contradict each other.
-        """
+        """Fields of `SamplingParams`, by their names there."""
         both = self.max_tokens, self.max_completion_tokens
         if None not in both and both[0] != both[1]:
             raise ValueError(
@@ -189,11 +185,7 @@ class ChatRequest(OpenAIFields):
 
 
 def as_turns(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """The messages as `LLM` takes them.
-
-    Raises:
-        ValueError: a message has nothing to read, or a part that is no text.
-    """
+    """The messages as `LLM` takes them."""
     return [_turn(place, message) for place, message in enumerate(messages)]
 
 

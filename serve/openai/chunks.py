@@ -7,7 +7,7 @@ from typing import Any
 
 from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Output
-from fastslow.serve.http.events import event
+from fastslow.serve.http.answer import event
 
 DONE = "data: [DONE]\n\n"
 FINISH: dict[Reason, str] = {

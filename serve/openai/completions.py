@@ -10,13 +10,12 @@ from pydantic import Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, shown
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import ApiError, openai_shape
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.api.limits import Caller, caller
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.events import STREAMED, event
 from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
 from fastslow.serve.openai.chat_body import OpenAIFields
 from fastslow.serve.openai.chunks import DONE, FINISH, Chunks, usage_of
@@ -34,7 +33,7 @@ Prompts = (
 
 
 class CompletionRequest(OpenAIFields):
-    """A text to go on from, token ids, or several of these."""
+    """A text to continue, token ids, or several of these."""
 
     prompt: Prompts
     logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
@@ -48,20 +47,12 @@ class CompletionRequest(OpenAIFields):
     )
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of `SamplingParams`, by their names there.
-
-        Raises:
-            ValueError: a field that is not supported.
-        """
+        """Fields of `SamplingParams`, by their names there."""
         if self.suffix is not None and self.suffix != "":
             raise ValueError("suffix is not supported: this server fills in no middle of a text")
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise ValueError(f"best_of={self.best_of} must be at most n={self.n or 1}")
-        made = {
-            **self.common_sampling(),
-            "max_tokens": self.max_tokens,
-            "logprobs": self.logprobs,
-        }
+        made = {**self.common_sampling(), "max_tokens": self.max_tokens, "logprobs": self.logprobs}
         if self.echo and self.logprobs is not None:
             if self.stream:
                 raise ValueError("echo with logprobs must be asked without stream")
@@ -70,11 +61,7 @@ class CompletionRequest(OpenAIFields):
 
 
 def as_prompts(prompt: Prompts, settings: ServerSettings) -> list[str | list[int]]:
-    """Each prompt, as `LLM` takes it.
-
-    Raises:
-        ValueError: none, an empty one, too many, or too long.
-    """
+    """Each prompt, as `LLM` takes it."""
     prompts: list[Any] = list(prompt) if _are_several(prompt) else [prompt]
     if not prompts or not all(prompts):
         raise ValueError("prompt is empty: give at least one character or token")

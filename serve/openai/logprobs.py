@@ -22,7 +22,7 @@ class TokenTable:
         self._known: dict[int, tuple[bytes, bool]] = {}
 
     async def learn(self, tokens: Iterable[int]) -> None:
-        """GenerateRequest the engine for those that are not known yet."""
+        """Ask the engine for those that are not known yet."""
         unknown = list({token for token in tokens if token not in self._known})
         if unknown:
             self._known.update(zip(unknown, await self._engine.token_bytes(unknown)))
@@ -63,7 +63,7 @@ class TextLogprobsWriter:
 
     Args:
         table: of the tokens' bytes.
-        top: how many likeliest tokens are told with each token.
+        top: how many likeliest tokens stand beside each token.
     """
 
     def __init__(self, table: TokenTable, top: int) -> None:
@@ -92,7 +92,7 @@ class TextLogprobsWriter:
         return made
 
     def _start(self, token: int) -> int:
-        """Where a token begins: behind bytes that no longer become a character, if it does not complete them."""
+        """Where a token begins: after bytes that no longer become a character, if it does not complete them."""
         pending, data = self._decoder.getstate()[0], self._table.bytes_of(token)
         try:
             utf_8_decode(pending + data[:1], "strict", False)
@@ -132,7 +132,7 @@ def _entry(token: int, place: Mapping[int, float], table: TokenTable) -> dict[st
 
 
 def _likeliest(place: Mapping[int, float] | None, top: int) -> list[int]:
-    """The likeliest tokens, at most so many; of equal ones the smaller id comes first."""
+    """The likeliest tokens, at most `top`; of equal ones the smaller id comes first."""
     if not place or not top:
         return []
     return sorted(place, key=lambda token: (-place[token], token))[:top]

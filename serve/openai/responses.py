@@ -10,13 +10,12 @@ from fastapi import Depends, Request, Response
 
 from fastslow.engine.params import shown
 from fastslow.output import Output
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.api.turns import check_turns
-from fastslow.serve.http.answer import PlacedPiece
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.events import STREAMED, event
 from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
 from fastslow.serve.openai.chunks import FINISH, usage_of
 from fastslow.serve.openai.responses_body import ResponsesRequest, as_turns
@@ -143,7 +142,7 @@ class ResponsesAnswer(ProtocolAnswer[ResponsesRequest]):
 
 
 def _head(id: str, model: str, asked: ResponsesRequest) -> dict[str, Any]:
-    """What every form of a response tells: mostly what was asked."""
+    """What every form of a response has: mostly what was asked."""
     text = {"format": {"type": "text"}}
     if asked.text is not None and asked.text.format is not None:
         text["format"] = asked.text.format.model_dump(mode="json", exclude_none=True)
@@ -188,14 +187,14 @@ def _ended(head: dict[str, Any], parts: AnswerParts, output: Output) -> dict[str
     usage = usage_of([output])
     details = usage["prompt_tokens_details"]
     thought = usage["completion_tokens_details"]["reasoning_tokens"]
-    told = {
+    tokens = {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {**details, "cache_write_tokens": 0},
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": usage["total_tokens"],
     }
-    return {**head, **state, "output": items, "usage": told, "metrics": metrics_of(answer)}
+    return {**head, **state, "output": items, "usage": tokens, "metrics": metrics_of(answer)}
 
 
 def _failed(head: dict[str, Any], parts: AnswerParts, error: ApiError) -> dict[str, Any]:

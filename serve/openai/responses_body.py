@@ -16,6 +16,8 @@ KINDS = ("message", "reasoning", "function_call", "function_call_output")
 ASKED = ("input_text", "text")
 ANSWERED = ("output_text", "text")
 THOUGHT = ("reasoning_text", "summary_text", "text")
+KEEPS_NOTHING = "this server keeps no answers; send the whole conversation as input"
+LOGPROBS = "message.output_text.logprobs"
 
 
 class InputItem(BaseModel):
@@ -31,10 +33,6 @@ class InputItem(BaseModel):
     name: str | None = None
     arguments: str | None = None
     output: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
-
-
-KEEPS_NOTHING = "this server keeps no answers; send the whole conversation as input"
-LOGPROBS = "message.output_text.logprobs"
 
 
 class TextFormat(JsonSchemaFormat):
@@ -70,10 +68,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
     stream_options: ResponseStreamOptions | None = None
     metadata: (
         Annotated[
-            dict[
-                Annotated[str, Field(max_length=64)],
-                Annotated[str, Field(max_length=512)],
-            ],
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
             Field(max_length=16),
         ]
         | None
@@ -92,11 +87,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
     prompt: dict[str, Any] | None = Field(default=None, description="only null")
 
     def check(self) -> None:
-        """Refuse what needs a server that keeps something, or that tells log-probabilities here.
-
-        Raises:
-            ValueError: one sentence.
-        """
+        """Refuse what needs a server that keeps something, or that tells log-probabilities here."""
         for name in ("previous_response_id", "conversation"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} must be left out: {KEEPS_NOTHING}")
@@ -125,11 +116,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
 
 
 def as_turns(instructions: str | None, given: str | Sequence[InputItem]) -> list[dict[str, Any]]:
-    """The input as `LLM` takes it. Items of one answer, from its thought on, are one turn.
-
-    Raises:
-        ValueError: an item is of a kind that is not read, or lacks what it must have.
-    """
+    """The input as `LLM` takes it. Items of one answer, from its thought on, are one turn."""
     turns: list[dict[str, Any]] = []
     if instructions:
         turns.append({"role": "system", "content": instructions})

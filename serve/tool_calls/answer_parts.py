@@ -40,7 +40,7 @@ class AnswerPart:
 
 
 Change = tuple[Verb, AnswerPart, str]
-"""A part begins, goes on with a text, or ends."""
+"""A part begins, grows by a text, or ends."""
 
 
 class AnswerParts:

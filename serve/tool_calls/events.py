@@ -1,4 +1,4 @@
-"""What an answer turns out to be while it comes: content, and calls that begin and go on."""
+"""What an answer turns out to be while it comes: content, and calls that begin and grow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Event = Content | CallBegun | CallMore
 
 
 def new_id(length: int = 0) -> str:
-    """A name for a call that no other one has; `length`: exactly so many letters, for templates that insist."""
+    """A name for a call that no other one has; `length`: exactly this many letters, for templates that insist."""
     if length:
         return "".join(secrets.choice(LETTERS) for _ in range(length))
     return f"call_{secrets.token_hex(12)}"

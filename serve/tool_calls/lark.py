@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastslow.engine.text.channels import BODY, CHANNEL, END, START
+from fastslow.engine.text.thought import BODY, CHANNEL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
 
 Schemas = Mapping[str, Mapping[str, Any]]  # of arguments, by function
 TEXT = "TEXT: /(.|\\n)*/"
 BARE = '{"name": "'  # where calls need no mark, an answer that begins so is one
+CONSTRAIN = "<|constrain|>"
+NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
 
 
 class CallGrammar:
@@ -44,7 +46,7 @@ class CallGrammar:
     def auto(self, answer: Mapping[str, Any] | None = None) -> str:
         """Text that becomes a call where its mark begins.
 
-        `answer`: a schema for an answer without calls. Raises ValueError where it cannot be told from one.
+        `answer`: a schema for an answer without calls. Raises ValueError where the two look alike.
         """
         if answer is not None and self._form.bare:
             raise ValueError(
@@ -66,7 +68,7 @@ class CallGrammar:
 
     @property
     def _many(self) -> bool:
-        """Each call has marks of its own."""
+        """Each call has its own marks."""
         return self._parallel and not self._form.listed and not self._form.bare
 
     @property
@@ -143,12 +145,8 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-CONSTRAIN = "<|constrain|>"
-NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
-
-
 class ChannelGrammar:
-    """Writes the grammar of one request. It begins behind the analysis: a call is a message of its own.
+    """Writes the grammar of one request. It begins after the analysis: each call is its own message.
 
     Args:
         tokens: the marks that are special tokens, all of NEEDED among them.

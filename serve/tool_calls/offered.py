@@ -9,12 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastslow.engine.params import nearest, shown
-from fastslow.engine.text.json_schema import MOST_PROPERTIES
+from fastslow.engine.sampling.json_schema import MOST_PROPERTIES
 
 MOST_TOOLS = 128
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 LONGEST_SCHEMA, LONGEST_SCHEMAS = 65_536, 196_608  # characters of JSON: of one, and of all together
 LONGEST_DESCRIPTION = 65_536
+MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "required": "required",
+}
+ANTHROPIC_MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "any": "required",
+    "tool": "required",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +70,6 @@ def tool_of(place: str, given: Mapping[str, Any], schema: str = "parameters") ->
     Args:
         place: of the function in the request, for messages.
         schema: the field that holds the parameters.
-
-    Raises:
-        ValueError: one sentence about a field.
     """
     name, description = given.get("name"), given.get("description")
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -108,11 +116,7 @@ def _largest(schema: Any) -> int:
 
 
 def check(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
-    """Those that may be called.
-
-    Raises:
-        ValueError: two have one name, all are too long, or a name that is chosen is not among them.
-    """
+    """Those that may be called."""
     names = [tool.name for tool in tools]
     seen: set[str] = set()
     for name in names:
@@ -148,25 +152,8 @@ def _text(place: str, schema: Mapping[str, Any]) -> str:
         raise ValueError(f"{place} is no JSON, or nests too deep") from None
 
 
-MODES: dict[str, Literal["none", "auto", "required"]] = {
-    "none": "none",
-    "auto": "auto",
-    "required": "required",
-}
-ANTHROPIC_MODES: dict[str, Literal["none", "auto", "required"]] = {
-    "none": "none",
-    "auto": "auto",
-    "any": "required",
-    "tool": "required",
-}
-
-
 def openai_tools(given: Sequence[Any] | None) -> list[Tool]:
-    """`tools` of /v1/chat/completions, whose fields are in `function`, or of /v1/responses, where they are not.
-
-    Raises:
-        ValueError: one sentence about a field.
-    """
+    """`tools` of /v1/chat/completions, whose fields are in `function`, or of /v1/responses, where they are not."""
     check_count(given or ())
     tools = []
     for place, tool in enumerate(given or ()):
@@ -183,11 +170,7 @@ def openai_tools(given: Sequence[Any] | None) -> list[Tool]:
 
 
 def openai_choice(given: Any) -> ToolChoice:
-    """`tool_choice` of the same.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """`tool_choice` of the same."""
     if given is None:
         return ToolChoice()
     if isinstance(given, str) and given in MODES:
@@ -215,11 +198,7 @@ def openai_choice(given: Any) -> ToolChoice:
 
 
 def anthropic_tools(given: Sequence[Any] | None) -> list[Tool]:
-    """`tools` of /v1/messages.
-
-    Raises:
-        ValueError: one sentence about a field.
-    """
+    """`tools` of /v1/messages."""
     check_count(given or ())
     tools = []
     for place, tool in enumerate(given or ()):
@@ -231,11 +210,7 @@ def anthropic_tools(given: Sequence[Any] | None) -> list[Tool]:
 
 
 def anthropic_choice(given: Any) -> tuple[ToolChoice, bool]:
-    """`tool_choice` of the same, and whether several calls are allowed.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """`tool_choice` of the same, and whether several calls are allowed."""
     if given is None:
         return ToolChoice(), True
     kind = given.get("type") if isinstance(given, Mapping) else None

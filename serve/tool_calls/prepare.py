@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.engine.text.schema_cost import check_cost
+from fastslow.engine.sampling.json_schema import check_cost
 from fastslow.engine.text.tool_formats import BY_NAME, ToolFormat
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -27,9 +27,6 @@ ANY = {"type": "object"}
 def schema_of(tool: Tool, place: str) -> dict[str, Any]:
     """The schema of a tool's arguments, with the library's options. What a tool that is not strict asks
     beyond the library's keywords is left out, and the log says so.
-
-    Raises:
-        ValueError: the tool is strict, and its schema cannot be held to; `place`: of the tool.
     """
     given = {"type": "object", **tool.parameters}
     options = WRITTEN if tool.strict else {**WRITTEN, "lenient": True}
@@ -90,9 +87,6 @@ def prepare(
     Args:
         parallel: an answer may hold several calls.
         grammar: that an answer without calls has to match.
-
-    Raises:
-        ValueError: one sentence about what does not fit.
     """
     if not tools and (choice.mode == "required" or choice.names):
         raise ValueError("tool_choice asks for a call, but there are no tools")
@@ -133,11 +127,7 @@ def _schema(grammar: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 def offered(
     ask: GenerateRequest, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
 ) -> tuple[GenerateRequest, Prepared]:
-    """The ask with its tools, and what reads the calls in its answers.
-
-    Raises:
-        ValueError: one sentence about what does not fit.
-    """
+    """The ask with its tools, and what reads the calls in its answers."""
     prepared = prepare(tools, choice, parallel, card, ask.sampling.get("grammar"))
     return (ask if prepared.form is None else with_tools(ask, prepared)), prepared
 

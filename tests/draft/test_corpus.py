@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
@@ -217,18 +216,6 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None], room: int = 0) 
         memory[place : place + 64] = sealed._digest(memory, place)
 
 
-def test_a_header_is_not_trusted_with_sizes(path: Path) -> None:
-    """The seal fits, the offsets lead outside: written by hand."""
-
-    def longer(header: dict[str, Any]) -> None:
-        header["order"]["data_offsets"][1] += 2**20
-        header["order"]["shape"] = [header["order"]["shape"][0] + 2**18]
-
-    reseal(path, longer)
-    with pytest.raises(ValueError, match="tensor order reaches outside the file"):
-        Corpus(path, VOCAB)
-
-
 def test_numbers_lie_where_numbers_may(path: Path) -> None:
     """The kernels read them where they lie."""
     reseal(path, lambda header: None, room=16)
@@ -246,6 +233,7 @@ def test_numbers_lie_where_numbers_may(path: Path) -> None:
         ({"shape": [2**70, 0], "data_offsets": [0, 0]}, "cannot be understood"),
         ({"data_offsets": [-4, 36]}, "a size that is no whole number"),
         ({"data_offsets": [0, 2**62]}, "reaches outside the file"),
+        ({"data_offsets": [0, 2**20], "shape": [2**18]}, "reaches outside the file"),
         ({"data_offsets": [2, 42]}, "begins between two numbers|reaches outside the file"),
         ({"dtype": "F32"}, "cannot be understood"),
         ({"dtype": ["I32"]}, "cannot be understood"),
@@ -255,21 +243,11 @@ def test_numbers_lie_where_numbers_may(path: Path) -> None:
     ],
 )
 def test_a_sealed_header_is_not_believed_either(path: Path, entry: Any, said: str) -> None:
-    header = json.loads(path.read_bytes()[8:][: _length(path)])
-    body = path.read_bytes()[8 + _length(path) :]
-    tokens = header["tokens"]
-    header["tokens"] = {**tokens, **entry} if isinstance(entry, dict) else entry
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    data = bytearray(len(text).to_bytes(8, "little") + text + body)
-    place = data.find(sealed.MARK) + len(sealed.MARK)
-    whole = data[:place] + sealed.UNSEALED + data[place + len(sealed.UNSEALED) :]
-    data[place : place + len(sealed.UNSEALED)] = hashlib.sha256(whole).hexdigest().encode()
-    path.write_bytes(data)
+    def change(header: dict[str, Any]) -> None:
+        tokens = header["tokens"]
+        header["tokens"] = {**tokens, **entry} if isinstance(entry, dict) else entry
+
+    reseal(path, change, room=8)
     with pytest.raises(ValueError, match=said) as caught:
         Corpus(path, VOCAB)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 300
-
-
-def _length(path: Path) -> int:
-    return int.from_bytes(path.read_bytes()[:8], "little")

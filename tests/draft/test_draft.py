@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import BaseDrafter
-from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
+from fastslow.draft.build import build_drafter, check_drafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.registry import DrafterDeps, LoadedModel
 from fastslow.draft.router import DrafterRouter
-from fastslow.draft.several import FallbackDrafter, counted
+from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter, counted
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.model.routed_units import RoutedUnits

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer, cache_for, finish, write_kin
+from head_tools import View
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
@@ -34,9 +34,8 @@ PROMPTS = [
 
 
 def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any) -> Any:
-    plain = {"max_len": 10**6, "end_ids": frozenset([9]), "params": SamplingParams()}
-    plain |= {"memory_key": None, "shared": True}
-    return SimpleNamespace(id=number, tokens=list(tokens), prompt_length=prompt, **plain | fields)
+    plain = {"max_len": 10**6, "end_ids": frozenset([9]), "prompt_length": prompt}
+    return View(number, tokens, **plain | fields)
 
 
 def chain(drafter: SuffixDraft, request: Any, nodes: int = 8) -> list[int]:

@@ -11,10 +11,15 @@ from grammar_tools import GrammarKit, kit_in
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling.answer_start import BehindChannels, BehindTags, Spellings
 from fastslow.engine.sampling.grammar import Ended, Grammar
-from fastslow.engine.text.answer_start import BehindChannels, BehindTags, Spellings
-from fastslow.engine.text.channels import ChannelSplitter
-from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtSplitter, ThoughtTags
+from fastslow.engine.text.thought import (
+    HARMONY,
+    ChannelSplitter,
+    TagTokens,
+    ThoughtSplitter,
+    ThoughtTags,
+)
 from fastslow.engine.text.vocabulary import Tokenizer
 
 VOCAB = 320
@@ -281,7 +286,7 @@ def test_spm_spaces_before_the_answer_are_not_shown(kit: GrammarKit) -> None:
 
 
 def test_a_vocabulary_is_read_once(tmp_path: Path, kit: GrammarKit) -> None:
-    assert kit.spellings.twin(b"") == -1 and kit.spellings.twin(b"nothing like it") == -2
+    assert [kit.spellings.remainder_token(x) for x in (b"", b"nothing like it")] == [-1, -2]
 
 
 def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKit) -> None:

@@ -12,8 +12,7 @@ from test_exact import NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
 from thoughts import Bound
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.text.channels import splitter
-from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.thought import ThoughtTags, splitter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from fastslow.serve.api.caller import OPEN_PATHS
+from fastslow.serve.http.middleware import OPEN_PATHS
 from fastslow.serve.observe.metric_table import TABLE
 from fastslow.tools.cli.app import app
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from requests_made import made_request
 
-from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyLimits, StoredKey
+from fastslow.serve.api.limits import Caller
 
 CARD = ModelCard(
     "tiny", 0, 512, {"fast": {"sampling": {"max_tokens": 3}}, "deep": {}}, "groups", 4, True, False

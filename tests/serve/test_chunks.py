@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslow.serve.http.events import dumped, event
+from fastslow.serve.http.answer import dumped, event
 from fastslow.serve.openai.chunks import Chunks
 
 

@@ -14,7 +14,6 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
 from fastslow.serve.api import keys
-from fastslow.serve.api.caller import Authentication, Caller, caller
 from fastslow.serve.api.keys import (
     KeyFile,
     KeyLimits,
@@ -25,6 +24,8 @@ from fastslow.serve.api.keys import (
     remove_key,
     warn_if_open,
 )
+from fastslow.serve.api.limits import Caller, Limits, caller
+from fastslow.serve.http.middleware import RequestAccess
 from fastslow.tools.cli.app import main
 
 
@@ -198,7 +199,6 @@ def test_loopback(host: str, alone: bool) -> None:
 
 def served(keys: KeyRing | None) -> TestClient:
     app = FastAPI()
-    app.state.error_shapes = {}
 
     @app.post("/v1/chat/completions")
     async def ask(who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def served(keys: KeyRing | None) -> TestClient:
     async def health() -> dict[str, Any]:
         return {}
 
-    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(RequestAccess, keys=keys, limits=Limits())
     return TestClient(app)
 
 

@@ -21,9 +21,10 @@ from requests_made import made_request
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
+from fastslow.serve.http.middleware import RequestWatch
 from fastslow.serve.observe.logs import ServerLog, escaped
 from fastslow.serve.observe.request_log import RequestLog
-from fastslow.serve.observe.request_record import ObservedEngine, RequestRecords
+from fastslow.serve.observe.request_record import ObservedEngine
 
 Opened = Callable[..., ServerLog]
 SECRET = "a prompt that nobody else may read"
@@ -74,7 +75,7 @@ def client(texts: bool = False, engine: FakeEngine | None = None) -> TestClient:
     async def health() -> dict[str, str]:
         return {}
 
-    app.add_middleware(RequestRecords, observers=[RequestLog(texts)])
+    app.add_middleware(RequestWatch, observers=[RequestLog(texts)])
     return TestClient(app, raise_server_exceptions=False)
 
 

@@ -36,7 +36,7 @@ def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[st
         await engine.start()
         right = (await answer_of(engine, asked())).token_ids
         tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(3)]
-        link, first = engine._link, engine.pid
+        link, first = engine._connection, engine.pid
         assert link is not None and first is not None
         await until(lambda: link.answering == 3)
         os.kill(first, signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_one_that_hangs_is_killed_and_comes_back(folder: Path, logged: list[str]
         await engine.start()
         right = (await answer_of(engine, asked())).token_ids
         task = asyncio.create_task(answer_of(engine, asked("other", LONG)))
-        link, first = engine._link, engine.pid
+        link, first = engine._connection, engine.pid
         assert link is not None and first is not None
         await until(lambda: link.answering == 1)
         os.kill(first, signal.SIGSTOP)
@@ -211,7 +211,7 @@ def test_it_ends_where_only_the_connection_is_closed(folder: Path) -> None:
     async def closed() -> str:
         engine = EngineClient(settings_of(folder), Restarts(most=1))
         await engine.start()
-        link = engine._link
+        link = engine._connection
         assert link is not None
         link.close()
         return await engine.gave_up

@@ -18,7 +18,8 @@ from requests_made import made_request
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
-from fastslow.serve.observe.request_record import ObservedEngine, RequestRecords
+from fastslow.serve.http.middleware import RequestWatch
+from fastslow.serve.observe.request_record import ObservedEngine
 from fastslow.serve.observe.tracing import ENDPOINTS, RequestSpans, tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -42,7 +43,7 @@ def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[Rea
     async def health() -> dict[str, str]:
         return {}
 
-    app.add_middleware(RequestRecords, observers=[RequestSpans(provider)])
+    app.add_middleware(RequestWatch, observers=[RequestSpans(provider)])
     with TestClient(app, raise_server_exceptions=False) as client:
         client.post("/v1/chat/completions", headers=headers or {})
         client.get("/health")

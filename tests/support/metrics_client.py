@@ -13,8 +13,9 @@ from requests_made import made_request
 
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.limits import Limits
+from fastslow.serve.http.middleware import RequestWatch
 from fastslow.serve.observe.metrics import ServerMetrics, router
-from fastslow.serve.observe.request_record import ObservedEngine, RequestRecords
+from fastslow.serve.observe.request_record import ObservedEngine
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -42,7 +43,7 @@ def client(engine: FakeEngine, by_key: bool = False) -> TestClient:
 
         return StreamingResponse(text())
 
-    app.add_middleware(RequestRecords, observers=[app.state.metrics.take])
+    app.add_middleware(RequestWatch, observers=[app.state.metrics.take])
     return TestClient(app)
 
 

@@ -14,7 +14,7 @@ from npu_tools import CHIPS, simulated
 from test_cuda_ops import RecordingOps
 from typer.testing import CliRunner
 
-from fastslow.draft.build import DRAFTERS
+from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.backends import device as device_module
 from fastslow.engine.backends.accelerator import cuda as cuda_module
 from fastslow.engine.backends.accelerator import decoder as decoder_module

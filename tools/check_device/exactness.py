@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from fastslow.draft.build import DRAFTERS
+from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM

@@ -1,4 +1,4 @@
-"""`fastslow serve`: a model behind the protocols of OpenAI and Anthropic."""
+"""`fastslow serve`: a model over the protocols of OpenAI and Anthropic."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def serve(
       fastslow serve path/to/checkpoint --replicas 2
       fastslow serve path/to/checkpoint --replicas 1:8 --address auto
 
-    It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in a
-    process of its own; if that dies, running requests get an error and a new one is started. With --replicas
+    It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in
+    another process; if that dies, running requests get an error and a new one is started. With --replicas
     several engines run; if one dies, others continue its answers.
 
     Ctrl-C or SIGTERM: running answers have --drain-seconds, new requests get HTTP 503, then it ends.

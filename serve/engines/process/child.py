@@ -117,7 +117,7 @@ class EngineServer(asyncio.Protocol):
     async def _load(self, settings: EngineSettings) -> None:
         try:
             self._engine = await settings.open()
-        except Exception as error:  # noqa: BLE001 - the server tells of it
+        except Exception as error:  # noqa: BLE001 - the server says it
             if not isinstance(error, KINDS):
                 logger.exception("the model cannot be loaded")
             self.send(NotLoaded(failure_of(error)))

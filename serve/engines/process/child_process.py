@@ -19,6 +19,8 @@ from fastslow.serve.engines.process.connection import EngineConnection
 from fastslow.serve.engines.process.messages import Start
 from fastslow.serve.engines.settings import EngineSettings
 
+GRACE = 5.0  # seconds that a process has to end once its connection is closed
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
@@ -40,17 +42,17 @@ class Heartbeat:
         """How long a process may say nothing."""
         return self.every * self.missed
 
-    async def watch(self, link: EngineConnection) -> str:
+    async def watch(self, connection: EngineConnection) -> str:
         """Wait until a process is lost, or to be ended: what is wrong with it, "" if it is lost."""
         while True:
-            answer = asyncio.ensure_future(link.call("alive"))
+            answer = asyncio.ensure_future(connection.call("alive"))
             try:
                 for _ in range(self.missed):
-                    either: list[asyncio.Future[None]] = [link.lost, answer]
+                    either: list[asyncio.Future[None]] = [connection.lost, answer]
                     await asyncio.wait(
                         either, timeout=self.every, return_when=asyncio.FIRST_COMPLETED
                     )
-                    if link.lost.done():
+                    if connection.lost.done():
                         return ""
                     if answer.done():
                         break
@@ -61,21 +63,18 @@ class Heartbeat:
                 await asyncio.gather(answer, return_exceptions=True)
             if answer.exception() is None and not answer.result():
                 return "lives on without its engine, which broke"
-            await asyncio.wait([link.lost], timeout=self.every)
+            await asyncio.wait([connection.lost], timeout=self.every)
 
 
 USUAL = Heartbeat()
 
 
-GRACE = 5.0  # seconds that a process has to end once its connection is closed
-
-
 class ChildProcess:
     """One process with its connection. `start` makes it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: EngineConnection) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], connection: EngineConnection) -> None:
         self._process = process
-        self.link = link
+        self.connection = connection
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> Self:
@@ -87,13 +86,13 @@ class ChildProcess:
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
-            _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
-            link.send(Start(to_builtins(settings)))
+            _, connection = await loop.create_unix_connection(EngineConnection, sock=ours)
+            connection.send(Start(to_builtins(settings)))
         except BaseException:
             process.kill()
             process.wait()
             raise
-        return cls(process, link)
+        return cls(process, connection)
 
     @property
     def pid(self) -> int:
@@ -101,7 +100,7 @@ class ChildProcess:
 
     async def wait(self) -> str:
         """Wait until the connection is lost and the process gone: how it ended, for a sentence."""
-        await asyncio.shield(self.link.lost)
+        await asyncio.shield(self.connection.lost)
         await self._reap(GRACE)
         code = self._process.returncode
         if code is not None and code < 0:
@@ -110,8 +109,8 @@ class ChildProcess:
         return f"ended with exit code {code}"
 
     async def end(self, grace: float = GRACE) -> None:
-        """Close the connection; kill the process if it is there after so many seconds."""
-        self.link.close()
+        """Close the connection; kill the process if it is still there after `grace` seconds."""
+        self.connection.close()
         await self._reap(grace)
 
     def kill(self) -> None:

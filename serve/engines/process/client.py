@@ -1,4 +1,4 @@
-"""An engine in a process of its own, which is started again when it ends."""
+"""An engine in another process, which is started again when it ends."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from fastslow.serve.api.engine import CalledEngine, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.child_process import GRACE, USUAL, ChildProcess, Heartbeat
 from fastslow.serve.engines.process.connection import UNREAD, EngineConnection
-from fastslow.serve.engines.process.messages import (
-    Drain,
-)
+from fastslow.serve.engines.process.messages import Drain
 from fastslow.serve.engines.settings import EngineSettings
 
 
@@ -39,7 +37,7 @@ class Restarts:
 
 
 class EngineClient(CalledEngine):
-    """`Engine` in a process of its own.
+    """`Engine` in another process.
 
     Where that ends by itself, or hangs, answers under way raise `NotReady`, and a new one is started.
 
@@ -67,7 +65,7 @@ class EngineClient(CalledEngine):
         self._heartbeat = heartbeat
         self._card: ModelCard | None = None
         self._child: ChildProcess | None = None
-        self._link: EngineConnection | None = None  # of a process whose model is loaded
+        self._connection: EngineConnection | None = None  # of a process whose model is loaded
         self._why = "the model is loading"
         self._closing = False
         self._supervisor: asyncio.Task[None] | None = None
@@ -97,7 +95,7 @@ class EngineClient(CalledEngine):
 
     @property
     def ready(self) -> bool:
-        return self._link is not None and not self._closing
+        return self._connection is not None and not self._closing
 
     @property
     def why_not_ready(self) -> str:
@@ -109,21 +107,21 @@ class EngineClient(CalledEngine):
         return None if self._child is None else self._child.pid
 
     async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        link = self._link
-        if link is None or self._closing:
+        connection = self._connection
+        if connection is None or self._closing:
             raise NotReady(self._why)
-        number, answer = link.ask(ask, self._unread)
+        number, answer = connection.ask(ask, self._unread)
         try:
             while pieces := await answer.take():
                 for piece in pieces:
                     yield piece
         finally:
-            link.leave(number)
+            connection.leave(number)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        if self._link is None:  # while it drains it is there
+        if self._connection is None:  # while it drains it is there
             raise NotReady(self._why)
-        return await self._link.call(method, *arguments)
+        return await self._connection.call(method, *arguments)
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing, self._why = True, "the server is closing"
@@ -137,14 +135,14 @@ class EngineClient(CalledEngine):
             return
         try:
             with suppress(NotReady):
-                child.link.send(Drain(drain))
-                await asyncio.wait([child.link.lost], timeout=drain + GRACE)
+                child.connection.send(Drain(drain))
+                await asyncio.wait([child.connection.lost], timeout=drain + GRACE)
         except asyncio.CancelledError:
             child.kill()
             raise
         finally:
-            self._link = self._child = None
-            child.link.end(self._why)
+            self._connection = self._child = None
+            child.connection.end(self._why)
             await child.end()
 
     async def _begin(self) -> ChildProcess:
@@ -157,25 +155,27 @@ class EngineClient(CalledEngine):
         Raises:
             ValueError, RuntimeError: as the process says; or it ended.
         """
-        either: list[asyncio.Future[Any]] = [child.link.loaded, child.link.lost]
+        either: list[asyncio.Future[Any]] = [child.connection.loaded, child.connection.lost]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not child.link.loaded.done():
+        if not child.connection.loaded.done():
             raise RuntimeError(f"the engine's process {await child.wait()} while it loaded")
-        self._card = child.link.loaded.result()
-        self._link = child.link
+        self._card = child.connection.loaded.result()
+        self._connection = child.connection
 
     async def _supervise(self, child: ChildProcess) -> None:
         """Start a new process whenever one ends."""
         ends: deque[float] = deque()
         how = ""
         while True:
-            if self._link is not None:
-                wrong = await self._heartbeat.watch(child.link)
+            if self._connection is not None:
+                wrong = await self._heartbeat.watch(child.connection)
                 if wrong:
                     logger.error("the engine's process {}: it is killed", wrong)
                     child.kill()
-                self._link, self._why = None, "the engine ended and is started again"
-                child.link.end("the engine ended in the middle of the request; try again soon")
+                self._connection, self._why = None, "the engine ended and is started again"
+                child.connection.end(
+                    "the engine ended in the middle of the request; try again soon"
+                )
                 ended = await child.wait()
                 how = f"the engine's process {wrong or ended}"
             now = time.monotonic()

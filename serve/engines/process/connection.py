@@ -73,7 +73,7 @@ class AnswerStream:
         return True
 
     def end(self, error: Exception | None = None) -> None:
-        """No more pieces come. error: raised behind those that wait."""
+        """No more pieces come. error: raised after those that wait."""
         if not self._over:
             self._over, self._error = True, error
             self._wake()
@@ -125,7 +125,7 @@ def _join(pieces: list[Piece]) -> Piece:
 
 
 def _sum(values: Iterable[Any]) -> Any:
-    """Texts and lists behind each other; of anything else the latest."""
+    """Texts and lists joined; of anything else the latest."""
     there = [value for value in values if value is not None]
     if not there:
         return None

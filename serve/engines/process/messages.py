@@ -11,6 +11,12 @@ from msgspec import Struct
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 
+KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
+LENGTH = struct.Struct(">I")
+LONGEST = 2**28  # bytes of a message
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+
 
 class Start(Struct, tag=True, array_like=True):
     """The first message: the fields of `EngineSettings`."""
@@ -72,7 +78,7 @@ class Answers(Struct, tag=True, array_like=True):
 
     Attributes:
         pieces: by number, in the order in which they were made.
-        over: numbers of answers that end behind these pieces; with what went wrong, or None.
+        over: numbers of answers that end after these pieces; with what went wrong, or None.
     """
 
     pieces: list[tuple[int, Piece]]
@@ -89,9 +95,6 @@ class CallResult(Struct, tag=True, array_like=True):
 
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult
-
-
-KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -120,37 +123,22 @@ def error_of(failure: Failure) -> Exception:
     return kinds.get(failure.kind, RuntimeError)(failure.sentence)
 
 
-LENGTH = struct.Struct(">I")
-LONGEST = 2**28  # bytes of a message
-
-T = TypeVar("T")
-_encoder = msgspec.msgpack.Encoder()
-
-
 def frame(message: Any) -> bytes:
-    """A message on its way.
-
-    Raises:
-        ValueError: it holds what no message can: a number or a text out of range, or it is too large.
-    """
+    """A message on its way."""
     data = bytearray(LENGTH.size)
     LENGTH.pack_into(data, 0, _write(message, data))
     return bytes(data)
 
 
 def packed(message: Any) -> bytes:
-    """A message for what keeps messages apart by itself; no length in front.
-
-    Raises:
-        ValueError: as `frame`.
-    """
+    """A message for what keeps messages apart by itself; no length in front."""
     data = bytearray()
     _write(message, data)
     return bytes(data)
 
 
 def _write(message: Any, data: bytearray) -> int:
-    """Put a message behind the data: its bytes."""
+    """Append a message to the data; returns its size in bytes."""
     start = len(data)
     try:
         _encoder.encode_into(message, data, start)
@@ -179,11 +167,7 @@ class FrameReader(Generic[T]):
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[T]:
-        """The messages that are whole now.
-
-        Raises:
-            ValueError: the bytes are no such messages.
-        """
+        """The messages that are whole now."""
         self._rest += data
         found, start, end = [], 0, len(self._rest)
         with memoryview(self._rest) as view:

@@ -1,18 +1,90 @@
-"""Special tokens that a text only spells: they stay text, beside the marks that a template writes."""
+"""A chat as its template writes it: special tokens that a text only spells stay text, and thoughts of earlier
+turns are put back where the template leaves them out."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.kept_thoughts import KeptThoughts
 from fastslow.engine.text.messages import Turn
 from fastslow.engine.text.templates import ChatTemplate, Variables
+from fastslow.engine.text.thought import HARMONY, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
+
+NEWLINES = r"((?:\\n|\n)*)"  # in a template's source, where a text holds them or spells them
+
+
+class ThoughtsLost(Exception):
+    """Thoughts cannot be put back into this model's chats."""
+
+
+class KeptThoughts:
+    """Writes the thoughts of the assistant's turns between the tags, in front of what was answered.
+
+    Each turn that has a thought is rendered with a sign in its place, which no template knows; what the
+    template makes of thoughts does not matter then. So the next turn of a chat begins with the very text that
+    was read and answered before, which the prefix cache holds.
+
+    Args:
+        tags: the model's.
+        source: of the chat template, which tells how many line breaks follow a thought.
+    """
+
+    def __init__(self, tags: ThoughtTags, source: str) -> None:
+        self._tags = tags
+        written = re.findall(re.escape(tags.close) + NEWLINES, source)
+        self._between = max((text.replace("\\n", "\n") for text in written), key=len, default="")
+
+    def replaced(
+        self, turns: Sequence[Turn], signs: Iterator[str]
+    ) -> tuple[list[Turn], dict[str, str]]:
+        """The turns with a sign in front of each content that has a thought, and the thoughts by sign."""
+        shown: list[Turn] = []
+        thoughts: dict[str, str] = {}
+        for turn in turns:
+            thought = turn.get("reasoning_content")
+            if turn["role"] == "assistant" and thought and not turn.get("prefix"):
+                sign = next(signs)
+                thoughts[sign] = thought
+                turn = {name: value for name, value in turn.items() if name != "reasoning_content"}
+                turn["content"] = sign + turn["content"]
+            shown.append(turn)
+        return shown, thoughts
+
+    def put_back(self, text: str, thoughts: dict[str, str]) -> str:
+        """The rendered chat with its thoughts.
+
+        Raises:
+            ThoughtsLost: the template did not write each turn once.
+        """
+        if any(text.count(sign) != 1 for sign in thoughts):
+            raise ThoughtsLost
+        open_tag, close = self._tags
+        begun = ""  # what the template writes after a tag that it opens itself
+        if self._tags.opened_by(text):
+            begun = text[text.rindex(open_tag) + len(open_tag) :]
+        empty = re.compile(re.escape(open_tag) + r"\s*" + re.escape(close) + r"\s*\Z")
+        for sign, thought in thoughts.items():
+            before, after = text.split(sign)
+            whole = f"{open_tag}{begun}{thought}{close}{self._between}"
+            text = empty.sub("", before) + whole + after
+        return text
+
+
+def kept_thoughts(tags: ThoughtTags | None, template: ChatTemplate) -> KeptThoughts:
+    """For a model with these tags.
+
+    Raises:
+        ThoughtsLost: it has none, or none to begin with, or its thoughts are separate messages.
+    """
+    if tags is None or not tags.open or tags == HARMONY:
+        raise ThoughtsLost
+    return KeptThoughts(tags, template.source)
+
 
 SPARE = range(0xF0000, 0x10FFFE)  # for private use: no template writes these characters
 
@@ -76,7 +148,7 @@ def chat_parts(
 ) -> list[str]:
     """A chat as the template writes it, cut where messages spell `marks`.
 
-    A message with `"prefix": True` is begun and not ended: the text stops behind its content.
+    A message with `"prefix": True` is begun and not ended: the text stops after its content.
 
     Args:
         messages: as `check_messages` returns them.
@@ -120,7 +192,7 @@ def chat_parts(
         if len(rest) != 1:
             raise ValueError(
                 "the chat template does not write the assistant's prefix as it stands, so the answer "
-                "cannot go on from it"
+                "cannot continue it"
             )
     text = text.replace(json.dumps(cut)[1:-1], cut)  # a template may have escaped it
     if kept is not None and thoughts:

@@ -12,7 +12,7 @@ from fastslow.engine.types import FORCED, RequestView, Tree
 
 
 def certain_chain(request: RequestView, most: int) -> Tree:
-    """The next tokens that a thinking budget or a grammar leaves no choice of, at most so many."""
+    """The next tokens that a thinking budget or a grammar leaves no choice of, at most `most`."""
     ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:most]
     if ahead or request.grammar is None:
         return _forced(ahead)
@@ -29,11 +29,11 @@ def _forced(tokens: Sequence[int]) -> Tree:
     )
 
 
-def fitted(tree: Tree, request: RequestView, most: int) -> Tree:
-    """The draft without what cannot be accepted, and with what must be behind its leaves.
+def filter_by_grammar(tree: Tree, request: RequestView, most: int) -> Tree:
+    """The draft without what cannot be accepted, and with what must follow its leaves.
 
     Of a chosen tree, nodes that do not fit are left out. A sampled node stays, since what is left of
-    the target's probabilities depends on its being refused; but nothing stays below it.
+    the target's probabilities depends on its rejection; but nothing stays below it.
     """
     grammar = request.grammar
     if grammar is None:
@@ -64,7 +64,7 @@ def fitted(tree: Tree, request: RequestView, most: int) -> Tree:
 
 
 def _longer(tree: Tree, leaf: int, tokens: Sequence[int], drafter: str) -> Tree:
-    """The tree, of a drafter with this name, with certain tokens behind a leaf."""
+    """The tree, of a drafter with this name, with certain tokens after a leaf."""
     first, count = len(tree.tokens), len(tokens)
     probs, scores = tree.probs, tree.scores
     if probs is not None:

@@ -1,4 +1,4 @@
-"""Where an answer begins that a grammar holds: at once, or behind a thought."""
+"""Where an answer under a grammar begins: at once, or after a thought."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.text.channels import BODY, CHANNEL, END, MARKS, START
-from fastslow.engine.text.thought import TagTokens
+from fastslow.engine.text.thought import BODY, CHANNEL, END, MARKS, START, TagTokens
 from fastslow.engine.text.vocabulary import Tokenizer
 
 NEWLINES = 4  # that may stand between a thought and its answer; the answer's text is without them
@@ -22,7 +21,7 @@ class ScanState(NamedTuple):
     """A place in the text before an answer.
 
     Attributes:
-        kind: head: nothing was said; thought: between the tags; gap: behind them. In channels a turn
+        kind: head: nothing was said; thought: between the tags; gap: after them. In channels a turn
             has a header and a body.
         tail: bytes said of a tag that may have begun, or of a header.
         left: blanks that may still be left out before the answer.
@@ -60,7 +59,7 @@ class AnswerStart(Protocol):
     first: ScanState | None  # None: it begins at once
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
-        """The place behind one more token; or where the answer begins in it, the token that spells only
+        """The place after one more token; or where the answer begins in it, the token that spells only
         what belongs to the answer; None: it does not fit."""
 
     def options(self, place: ScanState) -> Options:
@@ -95,7 +94,7 @@ class Spellings:
         ends = {data[i:] for data in known for i in range(1, len(data))}
         self._ids = {data: ids[data] for data in ends if data in ids}
 
-    def twin(self, rest: bytes) -> int:
+    def remainder_token(self, rest: bytes) -> int:
         """The token that spells this end of another token."""
         return EMPTY if not rest else self._ids.get(rest, UNFIT)
 
@@ -134,18 +133,18 @@ class Gap:
         return self.past(data, place.left) if blank else token
 
     def past(self, data: bytes, left: int) -> ScanState | int | None:
-        """The same for the end of a token, of which so many blanks may be left out."""
+        """The same for the end of a token, of which `left` blanks may be left out."""
         rest = data.lstrip(self._blank)
         left -= len(data) - len(rest)
         if left < 0:
             return None
         if not rest:
             return ScanState("gap", left=left)
-        twin = self._spellings.twin(rest)
-        return None if twin == UNFIT else twin
+        token = self._spellings.remainder_token(rest)
+        return None if token == UNFIT else token
 
     def options(self, left: int) -> Options:
-        """What may come where so many blanks may be left out."""
+        """What may come where `left` blanks may be left out."""
         if left not in self._known:
             place = ScanState("gap", left=left)
             tokens = self._spellings.blanks[self._blank] if left else []
@@ -154,7 +153,7 @@ class Gap:
 
 
 class BehindTags:
-    """The answer comes behind a thought between tags, or at once if the model opens none.
+    """The answer comes after a thought between tags, or at once if the model opens none.
 
     Args:
         spellings: of the model, which thinks.
@@ -211,7 +210,7 @@ class BehindTags:
         return self._open.startswith(place.tail + self._spellings.spell(token))
 
     def _thought(self, said: bytes) -> ScanState | int | None:
-        """The place behind these bytes, which were said in a thought."""
+        """The place after these bytes, which were said in a thought."""
         end = said.find(self._close)
         if end < 0:
             return ScanState("thought", _begun(said, self._close))
@@ -219,7 +218,7 @@ class BehindTags:
 
 
 class BehindAnalysis(BehindTags):
-    """The answer is all messages behind the analysis, with their headers: a call is one of its own.
+    """The answer is all messages after the analysis, with their headers: a call is a message too.
 
     Args:
         spellings: of a model with channels.
@@ -287,7 +286,7 @@ def _options(answer: bool, found: Mapping[int, ScanState | int | None]) -> Optio
 
 
 def _goes_past(data: bytes, close: bytes) -> bool:
-    """Whether a token may hold the end of the closing tag, and more behind it."""
+    """Whether a token may hold the end of the closing tag, and more after it."""
     if not close:
         return False
     ends = (data.startswith(close[-k:]) and len(data) > k for k in range(1, len(close)))
