@@ -35,7 +35,6 @@ from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows, Segment
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
 DEVICES = ("cuda", *CHIPS)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastslow.engine.params import Escalation
@@ -44,7 +44,6 @@ def test_a_run_is_cut_behind_the_token_at_which_it_falls() -> None:
     assert found.tokens == 0, "looking remembers nothing"
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([SURE, UNSURE, -0.6]), max_size=20), st.data())
 def test_runs_do_not_matter(said: list[float], data: st.DataObject) -> None:
     alone = confidence(window=3)

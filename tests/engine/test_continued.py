@@ -14,8 +14,6 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.types import ANSWERED
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OPEN, CLOSE, END = 3, 4, 2
 DRAFTERS = ("off", *CHAINS, *TREES, *ORACLES, *(f"named {name}" for name in NAMES))
 LENGTH = 8

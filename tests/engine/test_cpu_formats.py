@@ -159,7 +159,7 @@ def test_whole_numbers_are_exact(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_a_row_is_the_same_among_any(
     library: ctypes.CDLL, form: Format, data: st.DataObject

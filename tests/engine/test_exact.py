@@ -46,8 +46,6 @@ from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.types import Drafter, Floats, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCAB = 320
 ROUTED = 0.3
 PROMPTS = [

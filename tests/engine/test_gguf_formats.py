@@ -121,7 +121,7 @@ def test_products_are_those_of_the_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_row_is_the_same_among_any(name: str, data: st.DataObject) -> None:
     inputs = gguf_rows.block_inputs(name) * data.draw(st.integers(1, 5))

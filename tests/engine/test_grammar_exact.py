@@ -15,8 +15,6 @@ from fastslow.engine.params import GrammarSpec
 from fastslow.engine.text.channels import splitter
 from fastslow.engine.text.thought import ThoughtTags
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OPEN, CLOSE = 3, 4
 END = 2
 TAGS = ThoughtTags("<think>", "</think>")

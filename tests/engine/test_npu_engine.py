@@ -25,8 +25,6 @@ from test_exact import (
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.params import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = [
     tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 120, 131, 6)
 ]

@@ -11,8 +11,6 @@ from test_exact import check, mixed
 
 from fastslow.engine.parallel.model import ParallelModel
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fastslow.engine.backends.loader import load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = (30, *[1] * 4, 6)
 MIXTURES = ("qwen3_moe", "gpt_oss", "pangu_v2")
 FIELDS: dict[str, dict[str, Any]] = {"qwen3_moe": {"norm_topk_prob": False}}

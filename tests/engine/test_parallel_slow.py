@@ -29,7 +29,7 @@ from fastslow.engine.types import Rows
 from fastslow.output import GenerationError
 from fastslow.tools.plan.shards import ShardPlan
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.slow
 
 WIDE: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
 MIXES = ("ep=4", "tp=4", "dp=4", "ep=2,tp=2", "dp=2,tp=2", "dp=2,ep=2")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schedule_tools import pages, request, run
 from tokenizers_tiny import write_bpe
@@ -102,7 +102,6 @@ def test_a_prompt_that_is_read_gets_a_turn_beside_urgent_ones() -> None:
     assert rows.index(20) <= PATIENCE
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     prompts=st.lists(
         st.tuples(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import dense_probs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -122,7 +122,6 @@ def test_each_parameter(fields: dict[str, Any], drafted: list[int]) -> None:
     check(view([1, 5, 5], [0, 6], end_ids=(3,), **fields), drafted)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     logits=st.lists(st.integers(-40, 40), min_size=2, max_size=8, unique=True),
     tokens=st.lists(st.integers(0, 1), max_size=4),

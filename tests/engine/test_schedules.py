@@ -356,9 +356,7 @@ def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
     return asked
 
 
-@settings(
-    max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     schedule=st.lists(operations, min_size=8, max_size=30),
     pages=st.integers(13, 20),
@@ -384,7 +382,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return target, load_model(write_kin(folder / "small", jitter=0.1), "float32", progress=False)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 @given(schedule=st.lists(operations, min_size=8, max_size=20), pages=st.integers(13, 20))
 def test_any_schedule_of_a_real_model(
     models: tuple[Any, Any], schedule: list[Any], pages: int

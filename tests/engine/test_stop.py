@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
@@ -164,7 +164,6 @@ def test_without_a_tokenizer_there_is_no_text() -> None:
     assert stopper(None).scan([7, END, 9]) == 2
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_however_it_is_cut_the_answer_is_the_same(
     tokenizer: Tokenizer, data: st.DataObject
@@ -197,7 +196,6 @@ def test_however_it_is_cut_the_answer_is_the_same(
         assert not any(stop in whole.text for stop in stops)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_strings_are_found_as_by_a_plain_search(data: st.DataObject) -> None:
     stops = data.draw(st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=6))

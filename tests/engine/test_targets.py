@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoints import write_moge
 from engine_tools import write_kin
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schedule_tools import pages, request, run
 from tokenizers_tiny import write_bpe
@@ -152,7 +152,6 @@ def test_a_remembered_target_stops_nobody() -> None:
     assert any(1 in found for found in steps)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     prompts=st.lists(
         st.tuples(

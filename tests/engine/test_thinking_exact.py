@@ -13,8 +13,6 @@ from thoughts import Bound
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.params import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
 BUDGETS = (0, 1, 7, 64)

@@ -32,8 +32,6 @@ from fastslow.tools.check_device.recorded_steps import recorded_steps
 from fastslow.tools.check_device.report import CheckPlan, Finding
 from fastslow.tools.progress import silent
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def check(*arguments: str) -> tuple[int, str]:
     app = typer.Typer()
