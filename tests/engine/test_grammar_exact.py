@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from engine_tools import Ask, Bench, Setting, answer
+from exact_tools import NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
 from grammar_tools import holds, schemas
-from test_exact import NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
 from thoughts import Bound
 
 from fastslow.engine.params import GrammarSpec
@@ -85,16 +85,16 @@ def valid(bench: Bench, ask: Ask) -> bool:
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_under_every_grammar(moge: Bench, drafter: str) -> None:
-    asks = eight(drafter)
+    asks = eight(drafter)[
+        DRAFTERS.index(drafter) % 2 :: 2
+    ]  # every grammar, with a thought or without
     sums = check(moge, asks)
     ended = [valid(moge, ask) for ask in asks]
-    assert sum(ended) >= 6, ended
+    assert sum(ended) >= 3, ended
     assert sums["drafted"] > 0 and sums["accepted"] > 0
 
 
-@pytest.mark.parametrize(
-    "drafter", ["ngram", "model", "self tree", "forked", "named self", "random"]
-)
+@pytest.mark.parametrize("drafter", ["model", "self tree", "forked"])
 def test_seeded_samples_are_those_of_plain_decoding(moge: Bench, drafter: str) -> None:
     asks = eight(drafter, temperature=1.0, top_p=0.9, top_k=50)
     sums = check(moge, asks)
@@ -128,9 +128,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("drafter", ["erring", "self tree"])
-def test_other_parameters_beside_a_grammar(moge: Bench, drafter: str, name: str) -> None:
-    asks = eight(drafter, **SHAPES[name])
+def test_other_parameters_beside_a_grammar(moge: Bench, name: str) -> None:
+    asks = [
+        replace(ask, drafter=("erring", "self tree")[n % 2])
+        for n, ask in enumerate(eight("off", **SHAPES[name]))
+    ]
     check(moge, asks)
     ended = [moge.alone(ask) for ask in asks]
     assert all(r.error is None and r.stopper.reason in ("stop", "length") for r in ended)

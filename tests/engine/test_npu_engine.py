@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import PLENTY, Ask, Bench, Setting, outcome
-from npu_tools import CHIPS, simulated
-from test_exact import (
+from exact_tools import (
     CHAINS,
     DENSE_DRAFTERS,
     ORACLES,
@@ -21,6 +20,7 @@ from test_exact import (
     make_bench,
     tell,
 )
+from npu_tools import CHIPS, simulated
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.params import SamplingParams

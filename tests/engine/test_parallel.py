@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from engine_tools import Bench, Setting
+from exact_tools import check, mixed
 from parallel_tools import bench_on
-from test_exact import check, mixed
 
 from fastslow.engine.parallel.model import ParallelModel
 

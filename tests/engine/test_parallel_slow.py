@@ -16,10 +16,10 @@ import pytest
 import texts
 import torch
 from engine_tools import Ask, Setting
+from exact_tools import DENSE_DRAFTERS, PROMPTS, SETTINGS, check, mixed, params
 from head_tools import tiny_weights, write_head
 from parallel_tools import bench_on, ranks
 from test_cli import TEMPLATE
-from test_exact import DENSE_DRAFTERS, PROMPTS, SETTINGS, check, mixed, params
 from test_parallel_failures import SOON, folder, gone, open_llm  # noqa: F401
 from tokenizers_tiny import write_bpe
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from engine_tools import Ask, Bench, OracleDraft, Setting, answer
-from test_exact import CHAINS, ORACLES, PROMPTS, TREES, check, make_bench, params, tell
+from exact_tools import EVERY, PROMPTS, check, make_bench, params, tell
 from thoughts import Bound
 
 from fastslow.engine.backends.cpu import library
@@ -62,6 +62,11 @@ def eight(drafter: str, budgets: tuple[int, ...] = BUDGETS, groups: bool = True)
     return asks
 
 
+def half(asks: list[Ask], which: int) -> list[Ask]:
+    """All budgets once: thoughts that the prompt opens, and that the answer does, in turn."""
+    return [asks[n] for n in ((0, 5, 2, 7), (4, 1, 6, 3))[which]]
+
+
 def held(bench: Bench, ask: Ask, tokens: list[int]) -> bool:
     """The budget was not exceeded; whether it was reached, which an answer without it must say."""
     assert ask.bound is not None and ask.bound.most is not None
@@ -87,25 +92,25 @@ def all_hold(bench: Bench, asks: list[Ask]) -> None:
     assert reached >= len(asks) - 1, "a model that closes its thoughts itself proves nothing"
 
 
-@pytest.mark.parametrize("drafter", [*CHAINS, *TREES, *ORACLES])
+@pytest.mark.parametrize("drafter", EVERY)
 def test_a_budget_holds_to_the_token_under_every_drafter(moge: Bench, drafter: str) -> None:
-    all_hold(moge, eight(drafter))
+    all_hold(moge, half(eight(drafter), EVERY.index(drafter) % 2))
 
 
-@pytest.mark.parametrize("drafter", ["ngram", "model", "skip", "common", "tree", "forked"])
+@pytest.mark.parametrize("drafter", ["ngram", "common", "tree", "forked"])
 def test_a_budget_holds_on_a_dense_model(dense: Bench, drafter: str) -> None:
-    all_hold(dense, eight(drafter, groups=False))
+    all_hold(dense, half(eight(drafter, groups=False), 0))
 
 
-@pytest.mark.parametrize("drafter", ["self1", "tree", "ngram", "erring"])
+@pytest.mark.parametrize("drafter", ["self1", "tree"])
 def test_a_budget_holds_in_plain_torch(torch_moge: Bench, drafter: str) -> None:
     assert type(torch_moge.model).__name__ == "Decoder"
-    all_hold(torch_moge, eight(drafter, (0, 1, 7)))
+    all_hold(torch_moge, eight(drafter, (0, 1, 7))[::2])
 
 
 @pytest.mark.parametrize(
     ("drafter", "kind"),
-    [*((name, "moge") for name in ("self1", "tree", "common", "forked")), ("tree", "torch_moge")],
+    [("self1", "moge"), ("common", "moge"), ("tree", "torch_moge")],
 )
 def test_soft_budgets_and_early_exit_draft_alike(
     request: pytest.FixtureRequest, kind: str, drafter: str

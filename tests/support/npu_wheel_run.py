@@ -40,7 +40,7 @@ def logits(folder: Path) -> None:
 
 
 def answers(folder: Path) -> None:
-    from test_exact import make_bench, tell
+    from exact_tools import make_bench, tell
 
     cpu, npu_module = make_bench(folder, "moge"), make_bench(folder, "moge", device="npu")
     names = ("off", "ngram", "model", "tree", "self1", "self tree", "skip", "told", "forked")

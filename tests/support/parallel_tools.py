@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_tools import Bench
-from test_exact import make_bench
+from exact_tools import make_bench
 
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
@@ -29,7 +29,7 @@ def ranks(folder: Path, layout: str, dtype: str = "float32") -> Iterator[Paralle
 
 @contextmanager
 def bench_on(folder: Path, layout: str, kind: str = "moge", **fields: Any) -> Iterator[Bench]:
-    """The bench of `test_exact` on several ranks; what it must equal is said by one rank."""
+    """The bench of `exact_tools` on several ranks; what it must equal is said by one rank."""
     opened: list[ParallelModel] = []
 
     def load(path: Path, **options: Any) -> Model:
