@@ -85,9 +85,8 @@ def valid(bench: Bench, ask: Ask) -> bool:
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_under_every_grammar(moge: Bench, drafter: str) -> None:
-    asks = eight(drafter)[
-        DRAFTERS.index(drafter) % 2 :: 2
-    ]  # every grammar, with a thought or without
+    asks = eight(drafter)  # half of them: every grammar, with a thought or without
+    asks = [asks[n] for n in ((0, 1, 5, 6), (2, 3, 4, 7))[DRAFTERS.index(drafter) % 2]]
     sums = check(moge, asks)
     ended = [valid(moge, ask) for ask in asks]
     assert sum(ended) >= 3, ended
