@@ -132,20 +132,6 @@ def test_block_accepts_no_fewer_on_chains(make: Make) -> None:
     assert max(gains) > 0.02
 
 
-def test_chosen_drafts_are_kept_as_often_as_the_target_says_them() -> None:
-    """No exact rule can keep more, so that all of them are one on chosen trees."""
-    target, q = table(5), table(6)
-    tree = chosen(q, None)  # type: ignore[arg-type]
-    runs: list[Text] = [()]
-    for token, parent in zip(tree.tokens, tree.parents):
-        runs.append((*runs[parent + 1], token))
-    want = sum(
-        float(np.prod([target(run[:i])[x] for i, x in enumerate(run)])) for run in set(runs) if run
-    )
-    for rule in EXACT.values():
-        assert mean_accepted(rule, chosen, q, target) == pytest.approx(want, abs=ROUNDING)
-
-
 def steps(rule: Rule, by_place: bool) -> Callable[[World], Text]:
     """Chains of two until three tokens are there; `by_place`: a token's own address when drafted."""
     target, q = table(7), table(8, 1.0)

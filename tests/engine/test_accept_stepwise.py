@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -154,8 +153,3 @@ def test_lines_end_a_step(llm: LLM) -> None:
     ends = llm._requests._line_ends
     assert llm.tokenizer is not None and ends
     assert all("\n" in llm.tokenizer.decode([x]) for x in ends)
-
-
-def test_it_is_kept_in_files() -> None:
-    kept = json.loads(setting(step_score=0.4).model_dump_json())
-    assert Speculation(**kept) == setting(step_score=0.4)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pairs import pairwise
 
 from fastslow.engine.backends.cpu.formats import Format
-from fastslow.engine.backends.cpu.library import TILE, kernels, pack_gguf
+from fastslow.engine.backends.cpu.library import TILE, kernels
 
 Array = NDArray[Any]
 FLOATS = [Format.FLOAT32, Format.BFLOAT16, Format.FLOAT16]
@@ -22,7 +22,7 @@ FORMATS = [*FLOATS, *INTEGERS]  # that floats are packed in; for the others see 
 BLOCK = 32
 # A float32 sum of K products, rounded once or twice each, is within K of these of their sizes.
 UNIT = 2.0**-23
-SHAPES = [(1, 1), (32, 16), (33, 17), (7, 32), (64, 48), (40, 50), (70, 577), (32, 1600)]
+SHAPES = [(1, 1), (33, 17), (64, 48), (70, 577), (32, 1600)]
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +140,9 @@ def test_integers_err_as_rounding_does(library: ctypes.CDLL, form: Format, input
     assert 0.8 < np.sqrt((error**2 / expected).mean()) < 1.1
 
 
-@pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize("inputs", [16, 32, 80, 1600])
-@pytest.mark.parametrize("form", INTEGERS)
+@pytest.mark.parametrize(
+    ("form", "inputs", "sign"), pairwise(INTEGERS, (16, 32, 80, 1600), (-1, 1))
+)
 def test_whole_numbers_are_exact(
     library: ctypes.CDLL, form: Format, inputs: int, sign: int
 ) -> None:
@@ -177,8 +177,10 @@ def test_a_row_is_the_same_among_any(
 
 
 # Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.
-@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("form", "bits"),
+    list(zip(FORMATS, (0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF))),
+)
 def test_a_row_that_is_not_finite_shows_it_alone(
     library: ctypes.CDLL, form: Format, bits: int
 ) -> None:
@@ -190,15 +192,6 @@ def test_a_row_that_is_not_finite_shows_it_alone(
     assert (np.delete(out, 2, 0) == np.delete(good, 2, 0)).all()
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_zeros_and_the_tiniest_numbers(library: ctypes.CDLL, form: Format) -> None:
-    weights, x = some(40, 80, 3)
-    assert (multiply(library, form, weights, 0 * x) == 0).all()
-    assert (multiply(library, form, 0 * weights, x) == 0).all()
-    tiny = np.full_like(x, 1e-40)
-    assert (np.abs(multiply(library, form, weights, tiny)) < 1e-36).all()
-
-
 def test_4_bit_scales_are_rounded_to_the_nearest_half(library: ctypes.CDLL) -> None:
     """From below half precision's normal numbers up to its largest."""
     random = np.random.default_rng(2)
@@ -208,23 +201,3 @@ def test_4_bit_scales_are_rounded_to_the_nearest_half(library: ctypes.CDLL) -> N
     low, high = weights.min(1), weights.max(1)
     assert (d == ((high - low) / np.float32(15)).astype(np.float16)).all()
     assert (m == low.astype(np.float16)).all()
-
-
-def test_q4_1_keeps_every_bit(library: ctypes.CDLL) -> None:
-    """The tile, taken apart as its description says, is the matrix that GGUF's reader gives."""
-    outputs, inputs = 40, 96
-    weights, _ = some(outputs, inputs, 5)
-    blocks = np.ascontiguousarray(quantize(weights, GGMLQuantizationType.Q4_1))
-    order = np.pad(np.arange(outputs), (0, 24), constant_values=-1)
-    tiles = aligned(2 * library.fs_tile_bytes(Format.INT4, inputs))
-    pack_gguf(tiles, Format.INT4, [blocks], order, inputs)
-
-    groups = tiles.reshape(2, inputs // BLOCK, 640)
-    halves = groups[:, :, :512].reshape(2, -1, 4, TILE, 4)
-    quads = np.stack([halves & 15, halves >> 4], axis=3)  # tile, group, pair, half, output, input
-    numbers = quads.transpose(0, 4, 1, 2, 3, 5).reshape(2 * TILE, -1, BLOCK).astype(np.float32)
-    affine = groups[:, :, 512:].copy().view(np.float16).astype(np.float32)
-    d, m = affine.reshape(2, -1, 2, TILE).transpose(2, 0, 3, 1).reshape(2, 2 * TILE, -1, 1)
-    matrix = dequantize(blocks, GGMLQuantizationType.Q4_1)
-    assert (((d * numbers) + m).reshape(2 * TILE, inputs)[:outputs] == matrix).all()
-    assert not tiles.reshape(2, -1, 640)[1, :, 8 * 4 : TILE * 4].any()  # past the last output

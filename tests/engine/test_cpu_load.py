@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from kernel_tools import compiled
-from loguru import logger
 from safetensors.torch import load_file, save_file
 
 from fastslow.engine.backends.cpu import library, store
@@ -43,14 +41,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FASTSLOW_CACHE", str(folder))
     monkeypatch.setattr(store, "SMALL", 0)
     return folder / "packed"
-
-
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
-    yield lines
-    logger.remove(sink)
 
 
 def answers(model: Model) -> torch.Tensor:
@@ -147,7 +137,7 @@ def test_a_damaged_packing_is_made_again(
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    log: list[str],
+    logged: list[str],
     huge: bool,
     place: str,
 ) -> None:
@@ -164,22 +154,22 @@ def test_a_damaged_packing_is_made_again(
     else:
         hot, end = model._arena.hot, model._arena.nbytes
         edit(kept, {"hot": hot // 2, "cold": (hot + end) // 2, "sum": end}[place])
-    log.clear()
+    logged.clear()
     assert torch.equal(answers(load_model(folder, "bfloat16")), first)
-    assert len([line for line in log if "are damaged: packed anew" in line]) == 1
-    log.clear()
-    assert torch.equal(answers(load_model(folder, "bfloat16")), first) and not log
+    assert len([line for line in logged if "are damaged: packed anew" in line]) == 1
+    logged.clear()
+    assert torch.equal(answers(load_model(folder, "bfloat16")), first) and not logged
 
 
 def test_a_checkpoint_that_changes_while_it_is_packed_is_not_kept(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     folder = checkpoints.write_dense(tmp_path / "model")
     paths = iter([cache / "before-1.packed", cache / "after-2.packed"])
     monkeypatch.setattr(store, "packed_path", lambda *_: next(paths))
     answers(load_model(folder, "bfloat16"))
     assert not list(cache.iterdir())
-    assert [line for line in log if "was changed while it was packed" in line]
+    assert [line for line in logged if "was changed while it was packed" in line]
 
 
 def test_without_huge_pages_the_file_is_mapped(
@@ -228,15 +218,15 @@ def test_an_embedding_that_cannot_be_read_is_an_error(cache: Path, tmp_path: Pat
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
-    cache: Path, tmp_path: Path, log: list[str]
+    cache: Path, tmp_path: Path, logged: list[str]
 ) -> None:
     cache.write_text("a file where the folder should be")
     folder = checkpoints.write_dense(tmp_path / "model")
     assert answers(load_model(folder, "bfloat16")).isfinite().all()
-    assert [line for line in log if "packed weights cannot be kept" in line]
+    assert [line for line in logged if "packed weights cannot be kept" in line]
 
 
-def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, log: list[str]) -> None:
+def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, logged: list[str]) -> None:
     """The blocks, and not the weights beside them, which are another model's."""
     folder = checkpoints.write_dense(tmp_path / "model", hidden_size=64, intermediate_size=96)
     weights = load_file(folder / "model.safetensors")
@@ -251,7 +241,7 @@ def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, log: list[str]) -
     save_file({k: torch.from_numpy(v.copy()) for k, v in raw.items()}, folder / BLOCKS)
     model = load_model(folder, quantization="auto")
     assert isinstance(model, CpuDecoder) and model.formats.name == "int4"
-    assert [line for line in log if "4-bit" in line]
+    assert [line for line in logged if "4-bit" in line]
     beside = answers(load_model(folder, "float32"))
     save_file({**{k: v.float() for k, v in weights.items()}, **exact}, folder / "model.safetensors")
     close = answers(load_model(folder, "float32"))
@@ -271,14 +261,14 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(load_model(folder, "bfloat16"), Decoder)
 
 
-def test_switched_off_says_so_once(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
+def test_switched_off_says_so_once(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     monkeypatch.setenv("FASTSLOW_KERNELS", "off")
     library.available.cache_clear()
     try:
         assert not library.available() and not library.available()
     finally:
         library.available.cache_clear()
-    assert len([line for line in log if "switched off" in line]) == 1
+    assert len([line for line in logged if "switched off" in line]) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -316,7 +306,7 @@ def test_more_threads_than_the_crew_may_have(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_packs_into_memory(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -324,4 +314,4 @@ def test_a_full_disk_packs_into_memory(
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     folder = checkpoints.write_dense(tmp_path / "model")
     assert answers(load_model(folder, "bfloat16")).isfinite().all()
-    assert [line for line in log if "No space left" in line] and not list(cache.iterdir())
+    assert [line for line in logged if "No space left" in line] and not list(cache.iterdir())

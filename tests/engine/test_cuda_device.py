@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastslow.engine.backends.accelerator import cuda as cuda_module
-from fastslow.engine.backends.accelerator import decoder as decoder_module
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.kv import BLOCK
@@ -163,38 +160,6 @@ def test_grouped_products_only_where_the_chip_has_them(
     assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in told[0]
 
 
-@pytest.mark.parametrize(
-    ("fields", "dtype", "why"),
-    [
-        ({}, "float32", "the dtype is float32, not bfloat16"),
-        ({"hidden_size": 36}, "bfloat16", r"widths \(36, 32\) are not multiples of 16 bytes"),
-    ],
-)
-def test_why_experts_run_one_by_one_is_said_once(
-    cuda: FakeCuda,
-    tmp_path: Path,
-    fields: dict[str, Any],
-    dtype: str,
-    why: str,
-    logged: list[str],
-) -> None:
-    model = load(write_moge(tmp_path, **fields), dtype)
-    texts.logits(model, TOKENS, DECODING)
-    assert not model.recorder.enabled and cuda.said.count("capture") == 0
-    assert [line for line in logged if re.search(f"one by one.*: {why}", line)] == logged
-
-
-def test_the_grouped_product_of_torch_2_9(
-    cuda: FakeCuda, moge: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
-) -> None:
-    monkeypatch.delattr(F, "grouped_mm")
-    assert CudaOps(DEVICE)._grouped_mm is torch._grouped_mm
-    assert load(moge, "bfloat16").recorder.enabled
-    monkeypatch.delattr(torch, "_grouped_mm")
-    assert not load(moge, "bfloat16").recorder.enabled
-    assert "has no grouped product" in logged[-1]
-
-
 class Largest(TorchDispatchMode):
     """The most elements of a tensor that is made, in float32 and in all."""
 
@@ -307,27 +272,6 @@ def test_attention_takes_bounded_memory(name: str, monkeypatch: pytest.MonkeyPat
     assert max(products) <= most
 
 
-def test_a_tail_is_read_a_few_lines_at_a_time(
-    cuda: FakeCuda, moge: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = Rows.of(CASES["all kinds"])
-    rows.tokens[:] = np.arange(len(rows.tokens)) % 90
-    rows.outputs = np.arange(len(rows.tokens))
-    rows.only_best = np.zeros(len(rows.tokens), dtype=np.bool_)
-    model = load(moge)
-    wanted = model.forward(rows, texts.storage(model, 128)).logits
-    monkeypatch.setattr(decoder_module, "TAIL", 1)
-    right, sizes = model._attend_slots, []
-
-    def told(q: Tensor, *rest: Any) -> Any:
-        sizes.append(len(q))
-        return right(q, *rest)
-
-    model._attend_slots = told
-    near(model.forward(rows, texts.storage(model, 128)).logits, wanted)
-    assert len(sizes) > model.config.layers and set(sizes) == {1}
-
-
 class Crossings(TorchDispatchMode):
     """Copies from the CPU to a device that only has shapes."""
 
@@ -360,18 +304,6 @@ def test_a_steps_numbers_go_to_the_device_in_one_copy_that_nobody_waits_for(case
     assert [waits for _, waits in crossings.found] == [False], crossings.found
 
 
-def test_the_same_numbers_arrive() -> None:
-    step, staging = laid(), Staging(CudaOps(CPU))
-    there = step.to(CPU, staging)
-    for mine, theirs in zip(step._tensors(), there._tensors(), strict=True):
-        assert torch.equal(mine, theirs) and mine.dtype == theirs.dtype
-        assert theirs.untyped_storage().data_ptr() == there.memory.untyped_storage().data_ptr()  # type: ignore[union-attr]
-    again = step.to(CPU, staging)
-    step.tokens.add_(1)
-    again.fill(step, staging)
-    assert torch.equal(again.tokens, step.tokens) and torch.equal(there.tokens + 1, step.tokens)
-
-
 def test_host_memory_is_pinned_and_waits_for_what_still_reads_it(cuda: FakeCuda) -> None:
     staging = Staging(CudaOps(DEVICE))
     memory = torch.empty(1 << 10, dtype=torch.int8)
@@ -383,18 +315,6 @@ def test_host_memory_is_pinned_and_waits_for_what_still_reads_it(cuda: FakeCuda)
     large = torch.zeros(1 << 20, dtype=torch.int8)
     staging.send([large], torch.empty(1 << 20, dtype=torch.int8))
     assert len(cuda.pinned) == 2 and len(cuda.pinned[1]) >= 1 << 20
-
-
-def test_no_cycle_keeps_a_models_memory(cuda: FakeCuda, dense: Path) -> None:
-    model = load(dense)
-    texts.logits(model, TOKENS, DECODING)
-    gone = weakref.ref(model.weights)
-    gc.disable()
-    try:
-        del model
-        assert gone() is None
-    finally:
-        gc.enable()
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from fastslow.engine.core.request import EscalationTarget, Request
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.llm import LLM
 from fastslow.output import Output
 
@@ -149,14 +148,6 @@ def test_kept_keys_are_those_of_the_first_mode(llms: tuple[LLM, LLM]) -> None:
     assert all("lossy" in k.metrics.decision for k in kept)
 
 
-def test_the_logits_of_other_requests_are_not_wanted(llm: LLM) -> None:
-    outs = llm.generate(
-        ["one two", "three"], sampling(), mode=[unsure("recompute", 0.0), "deep"], speculation="off"
-    )
-    assert outs[0].metrics.escalated_at is None
-    assert outs[0].token_ids == llm.generate("one two", sampling(), mode=Mode(groups=1)).token_ids
-
-
 def test_begun_again_it_is_deeps_whole_answer(llm: LLM) -> None:
     deep = llm.chat("one two", sampling(max_tokens=9), mode="deep")
     out = llm.chat("one two", sampling(max_tokens=9), mode=unsure("restart", 0.99, 2))
@@ -167,12 +158,6 @@ def test_begun_again_it_is_deeps_whole_answer(llm: LLM) -> None:
     assert out.metrics.mode == "deep" and out.metrics.escalated_at == 2
     assert "begun again, 2 tokens dropped" in out.metrics.decision
     assert out.finish_reason == "length"
-
-
-def test_a_short_answer_begins_again_at_its_end(llm: LLM) -> None:
-    out = llm.chat("one two", sampling(max_tokens=3), mode=unsure("restart", 0.99, 50))
-    assert out.metrics.escalated_at == 3
-    assert out.token_ids == llm.chat("one two", sampling(max_tokens=3), mode="deep").token_ids
 
 
 def test_a_stream_tells_nothing_that_is_dropped(llm: LLM) -> None:
@@ -219,17 +204,6 @@ def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
     alone = [llm.generate(p, sampling(), mode=m) for p, m in zip(prompts, modes)]
     assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
     assert [o.metrics.escalated_at for o in batched] == [o.metrics.escalated_at for o in alone]
-
-
-def test_several_answers_escalate_each_by_itself(llm: LLM) -> None:
-    params = sampling(n=3, temperature=1.0, seed=3)
-    out, again = (llm.chat("one two", params, mode=unsure("restart", 0.6)) for _ in range(2))
-    assert [c.token_ids for c in out.choices] == [c.token_ids for c in again.choices]
-    for n, choice in enumerate(out.choices):
-        if choice.metrics.escalated_at is not None:
-            fresh = params.model_copy(update={"n": 1, "seed": successor_seed(sibling_seed(3, n))})
-            assert choice.token_ids == llm.chat("one two", fresh, mode="deep").token_ids
-    assert any(c.metrics.escalated_at is not None for c in out.choices)
 
 
 def test_an_answer_that_begins_again_has_the_law_of_its_mode(llm: LLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import checkpoints
@@ -72,17 +73,6 @@ def test_a_tile_means_what_the_file_says_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_a_tile_is_hardly_larger_than_its_blocks(name: str) -> None:
-    blocks = gguf_rows.rows(
-        name, library.TILE, 2880 if gguf_rows.block_inputs(name) == BLOCK else 2816
-    )
-    inputs = (
-        blocks.shape[1] // library.block_of(GGUF_FORMATS[name])[1] * gguf_rows.block_inputs(name)
-    )
-    assert library.tile_bytes(GGUF_FORMATS[name], inputs) == blocks.nbytes
-
-
-@pytest.mark.parametrize("name", TYPES)
 def test_rows_are_picked_from_several_parts(name: str) -> None:
     inputs = 2 * gguf_rows.block_inputs(name)
     parts = [gguf_rows.rows(name, count, inputs, count) for count in (20, 30)]
@@ -135,8 +125,9 @@ def test_a_row_is_the_same_among_any(name: str, data: st.DataObject) -> None:
         assert (among.view(np.int32) == alone[first : first + count].view(np.int32)).all(), count
 
 
-@pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000])
+@pytest.mark.parametrize(
+    ("name", "bits"), list(zip(TYPES, cycle((0x7F800000, 0xFF800000, 0x7FC00000))))
+)
 def test_a_row_that_is_not_finite_shows_it_alone(name: str, bits: int) -> None:
     inputs = 2 * gguf_rows.block_inputs(name)
     tiles = gguf_rows.packed(name, gguf_rows.like_weights(name, 40, inputs), inputs)
@@ -242,8 +233,7 @@ class Made:
             return CpuDecoder(config, formats, arena, store.create(None, arena, sources))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize(("mixture", "tied"), list(zip(MIXTURES, (True, False, True))))
 def test_a_mixture_of_types_runs_as_its_numbers_do(
     tmp_path: Path, mixture: str, tied: bool
 ) -> None:

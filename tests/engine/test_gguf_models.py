@@ -10,7 +10,6 @@ from typing import Any
 import checkpoints
 import gguf
 import gguf_tools
-import numpy as np
 import pytest
 import texts
 import torch
@@ -235,54 +234,3 @@ def test_a_changed_file_is_packed_anew_and_nothing_large_is_written(
     file.write_bytes(data[:-100])
     with pytest.raises(ValueError, match="ends at byte"):
         load_model(file, quantization="auto")
-
-
-@pytest.mark.slow
-@compiled
-def test_a_file_that_llama_cpp_quantised(tmp_path: Path) -> None:
-    """Q4_K_M of a random model: its tokens are those of the same numbers in float32."""
-    llama_cpp = pytest.importorskip("llama_cpp")
-    size = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab": 640}
-    folder = checkpoints.write_family(tmp_path / "model", "llama", num_hidden_layers=8, **size)
-
-    def vocabulary(writer: gguf.GGUFWriter) -> None:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list([f"t{n}" for n in range(640)])
-        writer.add_token_types([1] * 640)
-        writer.add_token_merges(["t 1"])
-
-    plain = write_gguf(folder, tmp_path / "plain.gguf", change=vocabulary)
-    file = tmp_path / "q4_k_m.gguf"
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    assert not llama_cpp.llama_model_quantize(
-        str(plain).encode(), str(file).encode(), llama_cpp.ctypes.byref(settings)
-    )
-    kinds = {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors}
-    assert {Kind.Q4_K, Kind.Q6_K} <= kinds
-    same = checkpoints.write(tmp_path / "same", *dequantised(file, folder))
-    one, two = load_model(file, dtype="float32"), load_model(same, dtype="float32")
-    tokens = texts.tokens_of(40)
-    assert torch.equal(texts.logits(one, tokens), texts.logits(two, tokens))
-    own = texts.logits(load_model(file, quantization="auto"), tokens).log_softmax(-1)
-    exact = texts.logits(two, tokens).log_softmax(-1)
-    assert (own.exp() * (own - exact)).sum(-1).mean() < 0.02
-
-
-def dequantised(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A file's numbers by the library, under the folder's names."""
-    import json
-
-    config = json.loads((folder / "config.json").read_text())
-    found = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    table = {}
-    for name, tensor in checkpoints.random_tensors(config).items():
-        values = np.asarray(found[str(names.get_name(name, (".weight",)))]).reshape(tensor.shape)
-        for side, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-            if side in name:
-                pairs = values.reshape(config[heads], -1, 2, values.shape[-1])
-                values = pairs.swapaxes(1, 2).reshape(tensor.shape)
-        table[name] = torch.from_numpy(np.ascontiguousarray(values))
-    return config, table

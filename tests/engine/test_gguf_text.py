@@ -61,7 +61,6 @@ WORDS = [
     "привет",
     "мир",
     "😀",
-    "👩\u200d👩\u200d👧",
     "🇨🇳",
     "½",
     "①",
@@ -82,8 +81,6 @@ WORDS = [
     "é",
     "ﬁ",
     "Ω",
-    "\u200b",
-    "\ufeff",
     "...",
     "!!!",
     "??",
@@ -93,16 +90,16 @@ WORDS = [
     "//*",
     "#$%^&",
     "http://a.b/c?d=e",
-]
+] + ["👩\u200d👩\u200d👧", "\u200b", "\ufeff"]
 GAPS = (" ", " ", " ", "  ", "    ", "\t", "\n", "\n\n", "\r\n", "", "\u00a0", "\u3000", "\x00")
 
 
 @cache
 def lines() -> list[str]:
-    """2,000 lines of mixed text: Chinese, emoji, code, spaces, digits, control characters."""
+    """600 lines of mixed text: Chinese, emoji, code, spaces, digits, control characters."""
     chance = random.Random(0)
     made = []
-    for _ in range(2000):
+    for _ in range(600):
         words = chance.choices(WORDS, k=chance.randint(1, 14))
         odd = "".join(chr(chance.choice((chance.randrange(32), 0x4E00 + chance.randrange(9000)))))
         text = "".join(word + chance.choice(GAPS) for word in words)
@@ -161,7 +158,7 @@ def trained(kind: str) -> Tokenizer:
         initial_alphabet=pre.ByteLevel.alphabet(),
         show_progress=False,
     )
-    library.train_from_iterator(lines()[:600], trainer)
+    library.train_from_iterator(lines(), trainer)
     KINDS[kind](library)  # training makes the model anew
     library.decoder = decoders.ByteLevel()
     library.add_tokens([AddedToken("<tool>", normalized=False)])
@@ -216,7 +213,7 @@ def test_byte_level_ids_are_those_of_the_hugging_face_tokenizer(tmp_path: Path, 
 def spm_model() -> bytes:
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line.replace("\x00", "") for line in lines()[:800]),
+        sentence_iterator=iter(line.replace("\x00", "") for line in lines()),
         model_writer=made,
         vocab_size=1100,
         model_type="bpe",

@@ -13,7 +13,6 @@ from checkpoints import MOGE
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, split
 from fastslow.engine.parallel.model import sharded_storage
@@ -109,15 +108,6 @@ def test_accepted_rows_move_on_their_rank() -> None:
     assert kv.valid(1) == 4 and kv.valid(0) == 2
 
 
-def test_a_models_storage_says_how_many_ranks() -> None:
-    class Model:
-        config = ModelConfig.from_json(MOGE)
-        dtype, device, storage = torch.float32, torch.device("cpu"), TwoRanks
-
-    kv = kv_cache_for(Model(), 4)  # type: ignore[arg-type]
-    assert kv.pages == 4 and kv.fits(32) and not kv.fits(33)
-
-
 def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
     config = ModelConfig.from_json(MOGE)
     orders: deque[Command] = deque()
@@ -136,17 +126,3 @@ def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
     told = [[part.tolist() for part in split(order.values)] for order in orders]
     assert told[0] == [[number], [2, 16, 0]] and told[2] == [[number]]
     assert np.array(told[1][1]) - told[1][2] == 2
-
-
-def test_a_share_counts_the_memory_that_is_asked() -> None:
-    config = ModelConfig.from_json(MOGE)
-    orders: deque[Command] = deque()
-    for parallel, shared, share in (
-        (Parallel(tp=2), True, 1.0),
-        (Parallel(tp=4), True, 2.0),  # two KV heads on four ranks are held twice
-        (Parallel(tp=2), False, 0.5),
-        (Parallel(tp=2, dp=2), False, 0.25),
-        (Parallel(tp=4), False, 0.5),
-    ):
-        place = RankShard.all(config, parallel)[0]
-        assert sharded_storage(place, orders, shared).share == share, (parallel, shared)

@@ -50,7 +50,7 @@ def test_the_longer_of_two_ways_counts() -> None:
     cache.check_integrity()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_any_order_of_calls_keeps_the_books(seed: int) -> None:
     chance = random.Random(seed)
     cache = small()

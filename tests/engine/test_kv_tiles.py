@@ -14,7 +14,6 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows
@@ -61,34 +60,6 @@ def test_where_the_elements_of_a_tile_lie(dtype: torch.dtype) -> None:
         key = storage.k[layer].flatten()[tile + (d // pack * 16 + lane) * pack + d % pack]
         value = storage.v[layer].flatten()[tile + (lane // pack * 6 + d) * pack + lane % pack]
         assert key == keys[layer, slot, head, d] and value == values[layer, slot, head, d]
-
-
-def test_tiles_hold_whole_pages_of_any_size() -> None:
-    cache = KVCache(
-        layers=1,
-        kv_heads=1,
-        head_dim=4,
-        pages=7,
-        page_size=3,
-        dtype=torch.float32,
-        device="cpu",
-        storage=TiledStorage,
-    )
-    assert cache.storage.slots == 21
-    tokens = list(range(12))
-    cache.open(0, tokens, None, 0)
-    assert cache.reserve(0, 12)
-    slots = cache.slots(0, 0, 12).copy()
-    rows = torch.arange(12.0).view(1, 12, 1, 1).expand(-1, -1, -1, 4)
-    cache.storage.write(slots, rows, -rows)
-    cache.commit(0, 5, [1, 2, 5], tokens)
-    keys, values = cache.storage.read(slots[:8])
-    assert keys[0, :, 0, 3].tolist() == [0, 1, 2, 3, 4, 6, 7, 10]
-    assert torch.equal(values, -keys)
-
-
-def test_a_text_takes_no_more_memory_in_tiles() -> None:
-    assert make(TiledStorage, 48).nbytes == make(KVStorage, 48).nbytes
 
 
 def test_what_tiles_cannot_hold_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import pytest
 import texts
 import torch
 from checkpoints import write_moge
-from npu_sim import HostSync, NPUGraph
+from npu_sim import NPUGraph
 from npu_tools import CHIPS, simulated
 
 from fastslow.engine.backends.accelerator import recorded
@@ -63,25 +63,6 @@ def test_lengths_that_are_not_renewed_are_seen(
     with simulated(CHIPS[0]):
         found = texts.logits(load(folder, "npu"), TOKENS, DECODING)
     assert (found - expected).abs()[32:].max() > 0.1
-
-
-WAITS: dict[str, Callable[[torch.Tensor], object]] = {
-    "item": lambda x: x[0, 0].item(),
-    "cpu": lambda x: x.cpu(),
-    "numpy": lambda x: x.numpy(),
-    "tolist": lambda x: x.tolist(),
-    "if": lambda x: bool((x > 0).any()),
-    "nonzero": lambda x: x.nonzero(),
-    "boolean index": lambda x: x[x > 0],
-    "from the host": lambda x: x + torch.tensor([1.0]),
-    "unique": lambda x: x.unique(),
-}
-
-
-@pytest.mark.parametrize("name", WAITS)
-def test_a_word_with_the_host_in_a_recording_fails(name: str) -> None:
-    with torch.inference_mode(), pytest.raises(HostSync), npu_sim.graph(NPUGraph()):
-        WAITS[name](torch.ones(2, 3))
 
 
 def test_what_cannot_be_recorded_runs_unrecorded_and_is_not_tried_again(
@@ -237,22 +218,6 @@ def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -
     again = cpu(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
     assert again is not None
     torch.testing.assert_close(torch.cat([k[0] for k in kept]), again, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("recorded_steps", [True, False])
-def test_features_of_rows_without_logits(model: PagedDecoder, recorded_steps: bool) -> None:
-    if not recorded_steps:
-        model.recorder.enabled = False
-    kv, slots = texts.storage(model, 40), np.arange(40)
-    for outputs, seen in (([5], [0, 3, 5]), ([], [2, 1]), ([0, 5], []), ([5], [0, 3, 5])):
-        segment = texts.chunk(TOKENS, 0, 6, slots)
-        whole = model.forward(Rows.of([segment]), kv, (0, 2))
-        segment.outputs, segment.feature_rows = outputs, seen
-        found = model.forward(Rows.of([segment]), kv, (0, 2))
-        assert found.features is not None and whole.features is not None
-        torch.testing.assert_close(found.features, whole.features[seen], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(found.logits, whole.logits[outputs], atol=1e-4, rtol=1e-4)
-    assert (model.recorder.replays > 0) is recorded_steps
 
 
 def test_rows_that_only_fill_up_run_no_expert() -> None:

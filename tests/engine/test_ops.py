@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from pairs import pairwise
 from torch.nn import functional as F
 
 from fastslow.engine.backends.device import choose_device, ops_for
@@ -25,7 +26,7 @@ def ops(request: pytest.FixtureRequest) -> Ops:
     return made
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -33,8 +34,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(960, 576), (128, 64), (112, 48), (96, 64)])
+THREADS = (1, 2, 3)
+SHAPES = ((960, 576), (128, 64), (112, 48), (96, 64))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "threads"), pairwise(DTYPES, SHAPES, THREADS), indirect=["threads"]
+)
 def test_linear_is_right_and_row_independent(
     ops: Ops, dtype: torch.dtype, shape: tuple[int, int], threads: int
 ) -> None:
@@ -51,7 +57,7 @@ def test_linear_is_right_and_row_independent(
         assert torch.equal(ops.linear(x[start:stop], packed, bias), whole[start:stop])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "threads"), list(zip(DTYPES, THREADS)), indirect=["threads"])
 def test_elementwise_blocks_are_right_and_row_independent(
     ops: Ops, dtype: torch.dtype, threads: int
 ) -> None:

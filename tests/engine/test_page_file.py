@@ -94,7 +94,7 @@ def test_pages_come_back_bit_for_bit(tmp_path: Path, storage: Any, dtype: Any) -
     assert list(tmp_path.iterdir()) == []  # the file has no name
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_texts_that_branch_have_their_own_rows(tmp_path: Path, seed: int) -> None:
     """Any order of texts, evictions and hits, with a file that is too small as well."""
     random = Random(seed)

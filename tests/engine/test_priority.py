@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from hypothesis import given
-from hypothesis import strategies as st
 from schedule_tools import pages, request, run
 from tokenizers_tiny import write_bpe
 
@@ -100,36 +98,6 @@ def test_a_prompt_that_is_read_gets_a_turn_beside_urgent_ones() -> None:
         rows.append(run(step).get(0, 0))
     assert sum(rows) >= 20 and max(rows) <= 20, "a quarter of the step, so that others go on"
     assert rows.index(20) <= PATIENCE
-
-
-@given(
-    prompts=st.lists(
-        st.tuples(
-            st.integers(1, 40), st.sampled_from([None, None, 2.0]), st.sampled_from([-7, 0, 0, 9])
-        ),
-        min_size=1,
-        max_size=14,
-    ),
-    every=st.integers(1, 6),
-    running=st.sampled_from([1, 4, 16]),
-    count=st.sampled_from([13, 20, 200]),
-)
-def test_everybody_ends(
-    prompts: list[tuple[int, float | None, int]], every: int, running: int, count: int
-) -> None:
-    step = scheduler(rows=16, running=running, count=count)
-    left = [
-        request(n, prompt=size, latency_target=target, priority=priority)
-        for n, (size, target, priority) in enumerate(prompts)
-    ]
-    for turn in range(3000):
-        if left and turn % every == 0:
-            step.add(left.pop(0))
-        run(step)
-        if not left and not step.running and not step.waiting:
-            break
-    assert not step.running and not step.waiting
-    assert step._kv.free_pages == step._kv.pages
 
 
 def test_low_priority_ends_under_an_endless_stream_of_urgent_requests() -> None:

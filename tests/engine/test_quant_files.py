@@ -13,7 +13,6 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled
-from loguru import logger
 from quant_tools import export, quantised
 from safetensors.torch import load_file, save_file
 
@@ -38,14 +37,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def w8a8(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return quantised(source, tmp_path_factory.mktemp("w8a8") / "moge", embedding="int8", kv=True)
-
-
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
-    yield lines
-    logger.remove(sink)
 
 
 @pytest.fixture
@@ -160,7 +151,7 @@ def test_torch_multiplies_whole_numbers(plain_torch: None, w8a8: Path) -> None:
     ("kind", "bits"), [("W8A8_DYNAMIC", False), ("W8A8", False), ("W8A8", True)]
 )
 def test_exports_of_other_tools_are_read(
-    tmp_path: Path, log: list[str], kind: str, bits: bool
+    tmp_path: Path, logged: list[str], kind: str, bits: bool
 ) -> None:
     """Multiplied out they are the same matrices and biases; static inputs are taken per token."""
     plain = checkpoints.write_dense(tmp_path / "float", "PanguEmbeddedForCausalLM")
@@ -168,20 +159,10 @@ def test_exports_of_other_tools_are_read(
     exact = texts.logits(load_model(plain, "float64"), texts.tokens_of(30))
     rounded = texts.logits(load_model(folder, "float64"), texts.tokens_of(30))
     assert 0 < (rounded - exact).norm() < 0.1 * exact.norm()
-    assert not any("W8A8" in line for line in log)
+    assert not any("W8A8" in line for line in logged)
     load_model(folder, quantization="auto")
-    assert sum("are W8A8 and run so" in line for line in log) == 1
-    assert any("static" in line for line in log) == (kind == "W8A8")
-
-
-def test_a_description_may_say_the_kind_in_its_name(tmp_path: Path) -> None:
-    folder = export(checkpoints.write_moge(tmp_path / "float"), tmp_path / "w8a8")
-    scheme = Scheme.from_folder(folder)
-    (folder / DESCRIPTION).rename(folder / "quant_model_description_w8a8_dynamic.json")
-    assert scheme is not None and Scheme.from_folder(folder) == scheme
-    (folder / "quant_model_description_w8a8.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"has quant_model_description_w8a8.json and quant_model"):
-        Scheme.from_folder(folder)
+    assert sum("are W8A8 and run so" in line for line in logged) == 1
+    assert any("static" in line for line in logged) == (kind == "W8A8")
 
 
 def test_a_checkpoint_may_be_quantised_in_its_keys_alone(tmp_path: Path) -> None:

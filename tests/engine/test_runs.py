@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pairs import pairwise
 
 from fastslow.engine.backends.accelerator import layout as layout_file
 from fastslow.engine.backends.accelerator.layout import (
@@ -104,9 +105,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("most", [1, 3, 16])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "most", "merged"), pairwise(list(CASES), (1, 3, 16), (True, False))
+)
 def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
     rows = Rows.of(CASES[name])
     layout = attention_layout(rows, BLOCK, most, merged)
@@ -119,10 +120,9 @@ def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("merged", "chained"), [(True, True), (True, False), (False, True), (False, False)]
+    ("name", "window", "merged", "chained"),
+    pairwise(list(CASES), (1, 3, 7, 8, 9, 15, 100), (True, False), (True, False)),
 )
-@pytest.mark.parametrize("window", [1, 3, 7, 8, 9, 15, 100])
-@pytest.mark.parametrize("name", CASES)
 def test_each_row_sees_its_window(name: str, window: int, merged: bool, chained: bool) -> None:
     """And no run reads a block that none of its rows sees a key of."""
     rows = Rows.of(CASES[name])

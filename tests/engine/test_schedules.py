@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,7 +22,6 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
 from fastslow.engine.core.request import EscalationTarget, Request
-from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
@@ -270,10 +268,6 @@ def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
     return state
 
 
-def next_token(text: Sequence[int], groups: int | None) -> int:
-    return following(state_of(text, [groups] * len(text)))
-
-
 def plain(
     request: Request, groups: int | None, switch: Switch, doubt: Doubt | None = None
 ) -> list[int]:
@@ -402,52 +396,3 @@ def test_any_schedule_of_a_real_model(
         got = answer(request)
         ended = request.error is None and request.stopper.reason != "cancelled"
         assert got == (answer(expected) if ended else answer(expected)[: len(got)])
-
-
-def test_a_request_waits_until_its_pages_are_free() -> None:
-    engine = Engine(MarkerModel(), MarkerModel(), 13, 64, 8)
-    requests = [engine.add(STORY[:14] + [n], 10, "off", 0, Switch()) for n in LETTERS]
-    engine.drain()
-    assert [answer(r) for r in requests] == [plain(r, 0, Switch()) for r in requests]
-    assert sum(r.spec_stats.preemptions for r in requests) > 0
-
-
-def test_a_draft_model_forgets_what_was_refused() -> None:
-    model: Any = MarkerModel()
-    kv = cache_for(model, 20, page_size=2)
-    drafter = ModelDraft(model, OwnKV(kv), probs_at)
-    text = [3, 4, 5]
-    for kept in (0, 2, 1, 4, 3, 0):
-        request: Any = SimpleNamespace(
-            id=0,
-            tokens=text,
-            prompt_length=3,
-            params=SamplingParams(),
-            groups=None,
-            seed=0,
-            max_len=40,
-            reproducible=False,
-            thinking=None,
-            grammar=None,
-            memory_key=None,
-            shared=True,
-        )
-        drafted = drafter.propose([request], [4])[0].tokens
-        expected = list(text)
-        for _ in range(4):
-            expected.append(next_token(expected, None))
-        assert [*text, *drafted] == expected
-        kv.check_integrity()
-        refused = next(x for x in LETTERS if x != [*drafted, 0][kept])
-        text = [*text, *drafted[:kept], refused]
-    drafter.release([0])
-    assert kv.requests == 0
-
-
-def test_a_kv_cache_is_checked_for_real() -> None:
-    kv: KVCache = cache_for(MarkerModel(), 4)  # type: ignore[arg-type]
-    kv.open(0, [3, 4], None, 0)
-    assert kv.reserve(0, 2)
-    kv._ranks[0].pool.references[0] += 1
-    with pytest.raises(RuntimeError, match="references"):
-        kv.check_integrity()

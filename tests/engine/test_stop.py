@@ -227,14 +227,6 @@ def test_a_character_costs_the_same_for_many_long_strings() -> None:
     assert state == 0 and edges.asked <= 2 * len(text)
 
 
-def test_an_answer_is_not_copied_for_each_of_its_tokens(tokenizer: Tokenizer) -> None:
-    s = stopper(tokenizer, room=1001, stop=["x" * 1000] * 64)
-    for token in bytes_of(tokenizer, "ab" * 500):
-        s.scan([token])
-        assert s.news() and max(map(len, s._text)) == 1
-    assert s.text == "ab" * 500
-
-
 @pytest.mark.parametrize(
     ("stop", "said"),
     [
@@ -247,12 +239,6 @@ def test_an_answer_is_not_copied_for_each_of_its_tokens(tokenizer: Tokenizer) ->
 def test_stop_strings_are_bounded(stop: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SamplingParams(stop=stop)
-
-
-def test_one_string_several_or_none_may_be_given() -> None:
-    for stop, kept in (("x", ("x",)), (["x", "y"], ("x", "y")), (None, ()), ((), ())):
-        params = SamplingParams(stop=stop)
-        assert params.stop == params.stop_strings == kept
 
 
 @pytest.mark.parametrize("key", [True, 1.0])

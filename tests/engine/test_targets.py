@@ -243,13 +243,6 @@ def test_a_preempted_request_keeps_its_age() -> None:
     assert list(step.waiting) == [new]
 
 
-def test_a_target_still_goes_before_all_others() -> None:
-    step = scheduler(LatencyBudget(RunEverything()), running=1)
-    for one in (request(0, 1), request(1, 9), request(2, 30, latency_target=1.0)):
-        step.add(one)
-    assert [work.request.id for work in step.next()] == [2]
-
-
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 
@@ -261,15 +254,6 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     (folder / "fastslow.json").write_text(json.dumps({"modes": {"fast": {"latency_ms": 60000}}}))
     with LLM(folder, kv_memory="4MiB", progress=False) as llm:
         yield llm
-
-
-def test_scheduling_changes_no_token(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=12, ignore_eos=True)
-    prompts = [[5 + n] * (3 + 40 * (n % 2)) for n in range(6)]
-    tight = [Mode(groups=n % 3, latency_ms=0.001 if n % 2 else None) for n in range(6)]
-    alone = [llm.generate(p, params, mode=Mode(groups=n % 3)) for n, p in enumerate(prompts)]
-    batched = llm.generate(prompts, params, mode=tight, progress=False)
-    assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
 
 
 def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:
