@@ -16,7 +16,7 @@ from fastslow.engine.types import Floats, Tree
 
 V = 6
 DEPTH = 3
-RUNS = 2000  # test_accept_exact.py needs no samples; this file uses the real streams
+RUNS = 1200  # test_accept_exact.py needs no samples; this file uses the real streams
 
 
 def table(seed: int, sharpness: float = 1.5) -> Callable[[tuple[int, ...]], Floats]:

@@ -59,6 +59,7 @@ def has_avx2() -> bool:
     return info.is_file() and all(f" {flag} " in info.read_text() for flag in ("avx2", "fma"))
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("level", ["avx2", "plain"])
 def test_other_chips(level: str) -> None:

@@ -299,6 +299,7 @@ assert torch.equal(texts.logits(model, texts.tokens_of(3)), one)
 """
 
 
+@pytest.mark.slow
 def test_more_threads_than_the_crew_may_have(tmp_path: Path) -> None:
     folder = checkpoints.write_dense(tmp_path)
     run = [sys.executable, "-c", MANY, str(folder)]

@@ -175,6 +175,7 @@ assert "no C++ compiler was found" in lines[0]
 """
 
 
+@pytest.mark.slow
 def test_with_neither_one_line_says_that_torch_runs(tmp_path: Path) -> None:
     own = {"CXX": str(tmp_path / "none"), "FASTSLOW_CACHE": str(tmp_path / "cache")}
     environment = {**os.environ, **own, "FASTSLOW_KERNELS": "native"}
@@ -189,6 +190,7 @@ assert kernel_cache.load("plain").answer() == 42
 """
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_do_no_harm(root: Path) -> None:
     run = [sys.executable, "-c", SEVERAL, str(kernel_cache.SOURCES)]
     several = [subprocess.Popen(run) for _ in range(4)]
@@ -196,6 +198,7 @@ def test_processes_that_compile_at_once_do_no_harm(root: Path) -> None:
     assert len(list((root / "kernels").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_compilation_leaves_nothing_that_runs(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

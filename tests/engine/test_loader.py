@@ -239,8 +239,14 @@ print(max(peak, anonymous()) - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("kernels", ["off", "native"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "kernels"),
+    [
+        ("bfloat16", "native"),
+        pytest.param("float32", "native", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "off", marks=pytest.mark.slow),
+    ],
+)
 def test_peak_memory_stays_near_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kernels: str
 ) -> None:

@@ -19,12 +19,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield bench
 
 
-def test_every_drafter_in_a_mixed_batch(bench: Bench) -> None:
+def test_every_drafter_in_a_mixed_batch_under_pressure(bench: Bench) -> None:
     assert isinstance(bench.model, ParallelModel)
-    sums = check(bench, mixed(bench), Setting(prompt_rows=11))
+    sums = check(bench, mixed(bench), Setting(pages=30, prompt_rows=11), warm=True)
     assert 0 < sums["accepted"] < sums["drafted"]
-
-
-def test_preemption_small_chunks_and_prefixes(bench: Bench) -> None:
-    sums = check(bench, mixed(bench)[1::2], Setting(pages=26, prompt_rows=5), warm=True)
-    assert sums["preempted"] > 0 and sums["accepted"] > 0 and sums["cached"] > 0
+    assert sums["preempted"] > 0 and sums["cached"] > 0

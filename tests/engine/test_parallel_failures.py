@@ -78,6 +78,7 @@ def test_a_killed_rank_ends_the_job_with_one_sentence(folder: Path) -> None:
     assert not dist.is_initialized()
 
 
+@pytest.mark.slow
 def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(folder: Path) -> None:
     with open_llm(folder, "dp=2") as llm:
         model = shared(llm)
@@ -95,6 +96,7 @@ def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(folder: Path) -> 
     llm.close()
 
 
+@pytest.mark.slow
 def test_an_llm_that_cannot_be_built_leaves_no_rank(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
