@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from checkpoints import write_family
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, finish
 from kernel_tools import wanted
+from pairs import pairwise
 from pangu_v2_tools import write_moe
 
 from fastslow.draft.model.draft import ModelDraft
@@ -40,8 +43,6 @@ FORMS: dict[str, dict[str, str]] = {
     "int8": {"quantization": "int8"},
     "int4": {"quantization": "int4"},
 }
-
-SLOW = {form: pytest.mark.slow for form in ("float32", "int4")}
 
 
 def load(folder: Path, kind: str, form: str) -> Model:
@@ -88,38 +89,34 @@ class ExpertsBench(Bench):
         ]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param((kind, form), id=f"{kind}, {form}", marks=SLOW.get(form, ()))
-        for kind in KINDS
-        for form in FORMS
-    ],
-)
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExpertsBench:
-    return ExpertsBench(load(tmp_path_factory.mktemp("experts"), *request.param))
+MakeBench = Callable[[str, str], ExpertsBench]
 
 
 @pytest.fixture(scope="module")
-def pangu(tmp_path_factory: pytest.TempPathFactory) -> ExpertsBench:
-    return ExpertsBench(load(tmp_path_factory.mktemp("experts"), "pangu v2", "plain torch"))
+def bench_of(tmp_path_factory: pytest.TempPathFactory) -> MakeBench:
+    return cache(lambda *of: ExpertsBench(load(tmp_path_factory.mktemp("experts"), *of)))
 
 
-def test_counts_say_different_things(bench: ExpertsBench) -> None:
+@pytest.mark.parametrize(("kind", "form"), list(zip(KINDS, FORMS)))
+def test_counts_say_different_things(bench_of: MakeBench, kind: str, form: str) -> None:
     """Or else the tests below prove nothing."""
+    bench = bench_of(kind, form)
     said = {tuple(answer(bench.alone(ask))) for ask in bench.asks("off")}
     assert len(said) > len(PROMPTS) * (len(bench.counts) - 1)
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
+PRESSURE = Setting(prompt_rows=5, pages=20)
+
+
 @pytest.mark.parametrize(
-    "setting",
-    [PLENTY, Setting(prompt_rows=5, pages=20)],
-    ids=["prefix hits", "chunks, few pages, preemption"],
+    ("drafter", "kind", "form", "setting"),
+    pairwise(DRAFTERS, tuple(KINDS), tuple(FORMS), (PLENTY, PRESSURE)),
 )
 def test_drafted_answers_are_those_of_plain_decoding(
-    bench: ExpertsBench, drafter: str, setting: Setting
+    bench_of: MakeBench, drafter: str, kind: str, form: str, setting: Setting
 ) -> None:
+    """Plenty: prefix hits. Pressure: chunks, few pages, preemption."""
+    bench = bench_of(kind, form)
     asks, missing = bench.asks(drafter), bench.units.least + 1
     warm = [ask.plain for ask in asks if ask.groups != missing] if setting is PLENTY else []
     requests = bench.run(asks, setting, warm)
@@ -134,7 +131,8 @@ def test_drafted_answers_are_those_of_plain_decoding(
         assert sum(r.spec_stats.preemptions for r in requests) > 0
 
 
-def test_pages_are_shared_by_requests_of_one_count_only(pangu: ExpertsBench) -> None:
+def test_pages_are_shared_by_requests_of_one_count_only(bench_of: MakeBench) -> None:
+    pangu = bench_of("pangu v2", "plain torch")
     core = pangu.core()
     for number, (count, found) in enumerate(((3, 0), (None, 0), (2, 0), (3, 20), (None, 20))):
         ask = Ask(PROMPTS[1], PARAMS, groups=count)

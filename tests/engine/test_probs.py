@@ -41,8 +41,8 @@ VOCAB = 12
 EOS = 2
 PROMPT = (5, 6, 7, 5, 8, 6)
 LENGTH = 3  # tokens looked at; the answers are longer, so that drafts are deep
-RUNS = 800
-MANY = {"ngram": 3000}  # finds draws that are not independent of each other
+RUNS = 400
+MANY = {"ngram": 2000}  # finds draws that are not independent of each other
 FIELDS: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 1, "eos_token_id": EOS}
 
 

@@ -20,7 +20,7 @@ __all__ = ["bench", "folder", "logits"]  # fixtures
 OPEN, CLOSE, SO = 9, 10, 11
 WORDS = letters(VOCAB)
 TAGS = ThoughtTags(WORDS[OPEN], WORDS[CLOSE])
-RUNS = 800
+RUNS = 400
 SOFT = Bound(6, 6, opened=True, tags=TAGS)
 LATE = Bound(2, 1, closing=WORDS[SO], opened=True, tags=TAGS)
 HARD = Bound(1, closing=WORDS[SO], opened=True, tags=TAGS)

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +135,7 @@ PRINTED = {
         ["suffix", "head", "auto"],
     ),
 }
+QUICK = ("decode", "drafting", "latency")
 OWN = {
     "checkouts",
     "replicas",
@@ -210,10 +212,13 @@ def test_every_benchmark_is_run_here() -> None:
     assert scripts == {*CASES, *PRINTED, *OWN}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=compiled) if case.kernels else n for n, case in CASES.items()],
-)
+def marked(name: str) -> Any:
+    """By default one benchmark that decodes and one that drafts."""
+    marks = [compiled] * CASES[name].kernels
+    return pytest.param(name, marks=[*marks, *[pytest.mark.slow] * (name not in QUICK)])
+
+
+@pytest.mark.parametrize("name", [*map(marked, CASES)])
 def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
     case = CASES[name]
     place.run(name, case.asked)
@@ -234,6 +239,7 @@ def test_it_says_what_it_found(name: str, place: Place, capsys: pytest.CaptureFi
         assert words in printed
 
 
+@pytest.mark.slow
 def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
     place.run(
         "drafting",
@@ -246,6 +252,7 @@ def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> 
     assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
 
 
+@pytest.mark.slow
 def test_an_answer_is_as_exact_as_it_should_be(place: Place) -> None:
     assert place.run("exact", CASES["exact"].asked) in (0, 1)  # 1: a case that showed nothing
     rows = place.file()["rows"]
@@ -296,6 +303,7 @@ def test_a_step_of_one_row_is_told_as_a_share_of_the_bandwidth(
     ]
 
 
+@pytest.mark.slow
 def test_lookups_are_timed(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +322,7 @@ def test_lookups_are_timed(
         assert words in printed
 
 
+@pytest.mark.slow
 def test_perplexity_of_two_models(
     model: Path,
     tmp_path: Path,
@@ -333,6 +342,7 @@ def test_perplexity_of_two_models(
     assert "text.txt" in printed and "4 groups" in printed and "(1.000)" in printed
 
 
+@pytest.mark.slow
 def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> None:
     place.run(
         "checkouts",
@@ -347,8 +357,10 @@ def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> No
     assert all(row["old"] > 0 < row["new"] for row in found.values())
 
 
-@pytest.mark.parametrize("wanted", ["q4_k_m", "q5_k", "q8_0", "q4_1", "mxfp4", "bf16"])
-@pytest.mark.parametrize("experts", [None, (4, 2, 256)])
+@pytest.mark.parametrize(
+    ("wanted", "experts"),
+    list(zip(("q4_k_m", "q5_k", "q8_0", "q4_1", "mxfp4", "bf16"), cycle((None, (4, 2, 256))))),
+)
 def test_random_files_have_the_shape_of_real_ones(
     wanted: str, experts: tuple[int, int, int] | None, tmp_path: Path
 ) -> None:
@@ -365,6 +377,7 @@ def test_random_files_have_the_shape_of_real_ones(
         assert abs(weights.mean() - ("norm" in tensor.name)) < 0.01
 
 
+@pytest.mark.slow
 def test_an_engine_is_measured_in_a_process_of_its_own(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
