@@ -121,17 +121,6 @@ def test_block_on_a_chain_is_the_papers_recursion() -> None:
         assert got[i] == pytest.approx(want[i], abs=ROUNDING)
 
 
-@pytest.mark.parametrize("make", [chain, shaped_by_what_was_drawn])
-def test_block_accepts_no_fewer_on_chains(make: Make) -> None:
-    gains = []
-    for seed in range(12):
-        q, target = table(2 * seed, 1.0), table(2 * seed + 1, 0.5 + 0.2 * seed)
-        means = {name: mean_accepted(rule, make, q, target) for name, rule in SAMPLED_RULES.items()}
-        gains.append(means["block"] - means["token"])
-    assert min(gains) > -ROUNDING
-    assert max(gains) > 0.02
-
-
 def steps(rule: Rule, by_place: bool) -> Callable[[World], Text]:
     """Chains of two until three tokens are there; `by_place`: a token's own address when drafted."""
     target, q = table(7), table(8, 1.0)

@@ -55,11 +55,6 @@ def test_steps_are_judged_one_by_one_and_in_order() -> None:
     assert path == [0, 1], "behind a refused step nothing stays"
 
 
-def test_where_a_draft_ends_a_step_does() -> None:
-    target_probs = [certain(0, _1=0.9), certain(0, _2=0.9), certain(4)]
-    assert RULE(Tree.chain([1, 2]), target_probs, place) == ([0, 1], 4)
-
-
 def test_of_a_tree_the_deepest_kept_path_stays() -> None:
     tree = Tree([1, 2, END, 3], [-1, -1, 0, 1])
     target_probs = [certain(0, _1=0.9, _2=0.9), certain(0, _5=0.2), certain(0, _3=0.9)] + [
@@ -115,15 +110,6 @@ def test_in_the_engine_a_lower_score_keeps_more(llm: LLM) -> None:
     assert loose != exact
 
 
-def test_it_holds_for_sampled_answers_and_in_a_batch(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.9, seed=3)
-    prompts = ["one two", "three"]
-    kinds = [setting(step_score=0.3), Speculation(drafter="off")]
-    batched = llm.generate(prompts, params, speculation=kinds, progress=False)
-    alone = [llm.generate(p, params, speculation=k) for p, k in zip(prompts, kinds)]
-    assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
-
-
 @pytest.mark.parametrize("most", [0, 1, 5, 9])
 def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -> None:
     """An answer remembered without a budget is drafted in one with it."""
@@ -147,9 +133,3 @@ def test_a_line_with_a_token_that_is_forbidden_is_not_kept(llm: LLM) -> None:
     assert banned not in llm.generate("one two three", bias, speculation=told).token_ids
     early = SamplingParams(max_tokens=24, min_tokens=24, stop_token_ids=(banned,))
     assert banned not in llm.generate("one two three", early, speculation=told).token_ids
-
-
-def test_lines_end_a_step(llm: LLM) -> None:
-    ends = llm._requests._line_ends
-    assert llm.tokenizer is not None and ends
-    assert all("\n" in llm.tokenizer.decode([x]) for x in ends)

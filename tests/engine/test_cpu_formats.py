@@ -190,14 +190,3 @@ def test_a_row_that_is_not_finite_shows_it_alone(
     out = multiply(library, form, weights, x)
     assert not np.isfinite(out[2]).any()
     assert (np.delete(out, 2, 0) == np.delete(good, 2, 0)).all()
-
-
-def test_4_bit_scales_are_rounded_to_the_nearest_half(library: ctypes.CDLL) -> None:
-    """From below half precision's normal numbers up to its largest."""
-    random = np.random.default_rng(2)
-    weights = random.standard_normal((TILE, BLOCK)) * 10.0 ** np.linspace(-8, 4, TILE)[:, None]
-    weights = weights.astype(np.float32)
-    d, m = packed(library, Format.INT4, weights)[512:].view(np.float16).reshape(2, TILE)
-    low, high = weights.min(1), weights.max(1)
-    assert (d == ((high - low) / np.float32(15)).astype(np.float16)).all()
-    assert (m == low.astype(np.float16)).all()

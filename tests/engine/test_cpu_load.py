@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +64,6 @@ def test_another_checkpoint_in_the_folder_is_packed_anew(cache: Path, tmp_path: 
     second = answers(load_model(folder, "float32"))
     assert not torch.equal(first, second)
     assert [path for path in cache.iterdir() if path != kept] and not kept.exists()
-
-
-def test_a_cut_file_is_made_again(cache: Path, tmp_path: Path) -> None:
-    folder = checkpoints.write_dense(tmp_path / "model")
-    first = answers(load_model(folder, "bfloat16"))
-    (kept,) = cache.iterdir()
-    kept.write_bytes(kept.read_bytes()[:100])
-    assert torch.equal(answers(load_model(folder, "bfloat16")), first)
 
 
 def edit(path: Path, at: int) -> None:
@@ -172,36 +162,6 @@ def test_a_checkpoint_that_changes_while_it_is_packed_is_not_kept(
     assert [line for line in logged if "was changed while it was packed" in line]
 
 
-def test_without_huge_pages_the_file_is_mapped(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = checkpoints.write_dense(tmp_path / "model")
-    first = answers(load_model(folder, "bfloat16"))
-    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
-    model = load_model(folder, "bfloat16")
-    assert isinstance(model, CpuDecoder) and isinstance(model._memory.hot, np.memmap)
-    assert torch.equal(answers(model), first)
-
-
-@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_what_was_read_into_huge_pages_is_not_mapped_as_well(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
-    """The embedding's rows come from the file as they are needed, with the same bits."""
-    folder = checkpoints.write_dense(tmp_path / "model")
-    model = load_model(folder, dtype)
-    (kept,) = cache.iterdir()
-    if not isinstance(model, CpuDecoder) or isinstance(model._memory.hot, np.memmap):
-        pytest.skip("the system gives no huge pages")
-    first = answers(model)
-    assert kept.name not in Path("/proc/self/maps").read_text()
-    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
-    mapped = load_model(folder, dtype)
-    assert kept.name in Path("/proc/self/maps").read_text()
-    assert torch.equal(answers(mapped), first)
-
-
 @pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
 def test_an_embedding_that_cannot_be_read_is_an_error(cache: Path, tmp_path: Path) -> None:
     model = load_model(checkpoints.write_dense(tmp_path / "model"), "bfloat16")
@@ -215,15 +175,6 @@ def test_an_embedding_that_cannot_be_read_is_an_error(cache: Path, tmp_path: Pat
         answers(model)
     kept.write_bytes(whole)
     assert answers(model).isfinite().all()
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(
-    cache: Path, tmp_path: Path, logged: list[str]
-) -> None:
-    cache.write_text("a file where the folder should be")
-    folder = checkpoints.write_dense(tmp_path / "model")
-    assert answers(load_model(folder, "bfloat16")).isfinite().all()
-    assert [line for line in logged if "packed weights cannot be kept" in line]
 
 
 def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, logged: list[str]) -> None:
@@ -287,23 +238,6 @@ def test_a_forked_child_has_threads_of_its_own(tmp_path: Path) -> None:
         assert os.waitpid(child, 0)[1] == 0
     finally:
         torch.set_num_threads(before)
-
-
-MANY = """
-import sys, texts, torch
-from fastslow.engine.backends.loader import load_model
-model = load_model(sys.argv[1], "bfloat16")
-one = texts.logits(model, texts.tokens_of(3))
-torch.set_num_threads(300)
-assert torch.equal(texts.logits(model, texts.tokens_of(3)), one)
-"""
-
-
-@pytest.mark.slow
-def test_more_threads_than_the_crew_may_have(tmp_path: Path) -> None:
-    folder = checkpoints.write_dense(tmp_path)
-    run = [sys.executable, "-c", MANY, str(folder)]
-    subprocess.run(run, check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(SUPPORT)})
 
 
 def test_a_full_disk_packs_into_memory(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,10 @@ from fastslow.engine.backends.accelerator.ops import AttentionShape, LayerKV
 from fastslow.engine.backends.accelerator.staging import Staging
 from fastslow.engine.backends.accelerator.step import PagedStep, StepPlan, device_tables
 from fastslow.engine.backends.accelerator.weights import Stacked
-from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import DTYPES, load_model
-from fastslow.engine.host.machine import give_back
 from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows
-from fastslow.llm import LLM
 
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(60)
@@ -87,13 +82,6 @@ def test_all_work_is_on_the_models_own_gpu(cuda: FakeCuda, dense: Path, expected
     for what in ("run", "capture", "replay", "record", "synchronize", "wait"):
         assert {device for said, device in cuda.log if said == what} == {1}, what
     assert cuda.current == 0
-
-
-def test_a_gpu_without_a_number_is_the_callers_current_one(cuda: FakeCuda) -> None:
-    cuda.current = 1
-    for name in ("cuda", "auto"):
-        assert choose_device(name).device == torch.device("cuda", 1)
-    assert choose_device("cuda:0").device == torch.device("cuda", 0)
 
 
 def test_a_step_is_recorded_on_a_stream_of_its_own_once_its_shapes_ran_there(
@@ -160,22 +148,6 @@ def test_grouped_products_only_where_the_chip_has_them(
     assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in told[0]
 
 
-class Largest(TorchDispatchMode):
-    """The most elements of a tensor that is made, in float32 and in all."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in given:
-                self.most = max(self.most, x.numel())
-        return out
-
-
 def attention(
     heads: int, kv_heads: int, runs: list[tuple[int, int]], dim: int = 16
 ) -> tuple[CudaOps, Any, LayerKV, Any]:
@@ -234,44 +206,6 @@ def test_attention_in_parts_is_attention(
     near(weight, wanted[1])
 
 
-def test_no_key_is_repeated_for_the_heads_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a mask takes the path of plain float32 products over copies of the keys for every head."""
-    right, calls = F.scaled_dot_product_attention, []
-
-    def told(q: Tensor, k: Tensor, v: Tensor, **named: Any) -> Tensor:
-        calls.append((q.shape, k.shape, named.get("enable_gqa", False)))
-        return right(q, k, v, **named)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", told)
-    ops, q, cache, tables = attention(8, 2, RUNS)
-    ops.attend(q, cache, tables)
-    assert calls
-    for queries, keys, repeats in calls:
-        assert queries[1] == keys[1] == 2 and not repeats
-
-
-@pytest.mark.parametrize("name", ["attend", "attend_in_part"])
-def test_attention_takes_bounded_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By keys and by products, heads times rows times keys, whatever the texts' lengths."""
-    most = 1 << 17
-    monkeypatch.setattr(cuda_module, "WIDEST", 4096)
-    monkeypatch.setattr(cuda_module, "SCORES", most)
-    monkeypatch.setattr(cuda_module, "WIDE", 8)
-    runs = [(16, 4000)] * 6
-    right, products = F.scaled_dot_product_attention, [0]
-
-    def told(q: Tensor, k: Tensor, v: Tensor, **named: Any) -> Tensor:
-        products.append(q[..., 0].numel() * k.shape[2])
-        return right(q, k, v, **named)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", told)
-    ops, q, cache, tables = attention(8, 2, runs)
-    with Largest() as largest:
-        getattr(ops, name)(q, cache, tables)
-    assert largest.most <= max(most, 2 * 4096 * 16), "products, and keys of width 16"
-    assert max(products) <= most
-
-
 class Crossings(TorchDispatchMode):
     """Copies from the CPU to a device that only has shapes."""
 
@@ -315,35 +249,3 @@ def test_host_memory_is_pinned_and_waits_for_what_still_reads_it(cuda: FakeCuda)
     large = torch.zeros(1 << 20, dtype=torch.int8)
     staging.send([large], torch.empty(1 << 20, dtype=torch.int8))
     assert len(cuda.pinned) == 2 and len(cuda.pinned[1]) >= 1 << 20
-
-
-@pytest.fixture
-def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, bool]]]:
-    """Whose memory is given back, and whether the model is gone by then."""
-    told: list[tuple[Any, bool]] = []
-    alive: list[Any] = []
-    load_it = LLM.__init__
-
-    def loaded(self: LLM, *given: Any, **named: Any) -> None:
-        load_it(self, *given, **named)
-        alive.append(weakref.ref(self.model))
-
-    monkeypatch.setattr(LLM, "__init__", loaded)
-    monkeypatch.setattr(
-        "fastslow.llm.give_back", lambda device: told.append((device, alive[-1]() is None))
-    )
-    yield told
-
-
-def test_closing_gives_the_devices_memory_back(
-    cuda: FakeCuda, dense: Path, closed: list[tuple[Any, bool]]
-) -> None:
-    llm = LLM(dense, device="cpu", progress=False, kv_memory="16MiB")
-    llm.generate([5, 6, 7])
-    llm.close()
-    llm.close()
-    assert closed == [(CPU, True)], "once, and after the model is let go"
-    give_back(CPU)
-    assert cuda.said == []
-    give_back(DEVICE)
-    assert cuda.said == ["empty_cache"]

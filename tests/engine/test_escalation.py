@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
-from itertools import islice
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -170,27 +167,6 @@ def test_a_stream_tells_nothing_that_is_dropped(llm: LLM) -> None:
     assert [x for p in pieces for x in p.token_ids] == output.token_ids
 
 
-def test_a_stream_flows_once_it_cannot_be_dropped(llm: LLM) -> None:
-    sure = unsure("restart", 0.0, 2, within=4)
-    pieces = [p for p in llm.stream_chat("one two", sampling(), mode=sure, speculation="off")]
-    assert len(pieces[0].token_ids) == 4
-    assert all(len(p.token_ids) <= 1 for p in pieces[1:])
-    held = unsure("restart", 0.0, 2)
-    pieces = list(llm.stream_chat("one two", sampling(), mode=held, speculation="off"))
-    assert len(pieces[0].token_ids) == ROOM, "it may be dropped to the end"
-
-
-def test_whoever_leaves_a_stream_leaves_both_attempts(llm: LLM) -> None:
-    for taken in range(3):
-        stream = llm.stream_chat("one two", sampling(), mode=unsure("restart", 0.99, 2))
-        list(islice(stream, taken))
-        stream.close()
-    deadline = time.monotonic() + 20
-    while not llm._core.idle and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert llm._core.idle and llm._core.kv.requests == 0
-
-
 def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
     modes: list[str | Mode] = [
         unsure("recompute", 0.6),
@@ -231,24 +207,9 @@ def test_an_answer_that_begins_again_has_the_law_of_its_mode(llm: LLM) -> None:
         assert abs(share - p) < 4.5 * sigma, (token, p, share)
 
 
-def test_an_answer_is_looked_at_for_as_long_as_the_mean_takes() -> None:
-    with pytest.raises(ValueError, match=r"^within=4 must be at least window=16: no mean"):
-        Escalation(below=0.5, within=4)
-    assert Escalation(below=0.5, window=4, within=4).within == 4
-
-
 def test_an_unknown_mode_to_go_on_in_is_refused(llm: LLM) -> None:
     with pytest.raises(ValueError, match="'deeper' is unknown; did you mean 'deep'"):
         llm.chat("one", mode=unsure("recompute", to="deeper"))
-
-
-def test_a_preset_may_escalate(folder: Path, tmp_path: Path) -> None:
-    preset = {"escalate": {"below": 0.99, "window": 2, "how": "restart"}}
-    (tmp_path / "fastslow.json").write_text(json.dumps({"modes": {"fast": preset}}), "utf-8")
-    for file in folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    with open_llm(tmp_path) as llm:
-        assert llm.chat("one two", sampling(), mode="fast").metrics.mode == "deep"
 
 
 def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:

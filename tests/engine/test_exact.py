@@ -36,8 +36,6 @@ from pairs import pairwise
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.several import FallbackDrafter
-from fastslow.engine.backends.loader import load_model
-from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.types import Floats, RequestView, Tree
 
 
@@ -190,23 +188,6 @@ def test_an_answer_ends_inside_an_accepted_run(
     assert check(moge, [Ask(PROMPTS[1], stops[end], drafter, nodes=9)])["accepted"] > 0
     ended = moge.alone(Ask(PROMPTS[1], stops["id"]))
     assert ended.stopper.reason == "stop" and ended.stopper.matched == tokens[at]
-
-
-def test_an_oracle_saves_steps(moge: Bench) -> None:
-    ask = Ask(PROMPTS[1], params(max_tokens=28), "told", nodes=6)
-    tell(moge, [ask])
-    request = moge.run([ask])[0]
-    assert request.spec_stats.steps == 4  # 28 tokens, up to 7 each
-
-
-def test_the_draft_models_pages_come_back(moge: Bench, folder: Path) -> None:
-    small = load_model(folder / "moge-kin", "float32", "cpu", progress=False)
-    own = cache_for(small)
-    moge.drafters["shared own"] = lambda kv: ModelDraft(small, OwnKV(own), probs_at)
-    sums = check(moge, [Ask(prompt, params(), "shared own", groups=0) for prompt in PROMPTS])
-    assert sums["accepted"] > 0
-    own.check_integrity()
-    assert own.requests == 0 and own.free_pages == own.pages
 
 
 @pytest.mark.parametrize("kind", ["own", "borrowed"])

@@ -156,19 +156,6 @@ def test_a_field_that_changes_the_forward_is_refused(
     load_model(write_gguf(folder, tmp_path / "m.gguf", change=add("llama.expert_count", 0)))
 
 
-def test_what_a_header_leaves_out_is_not_there(tmp_path: Path) -> None:
-    """Other than in config.json, where gpt-oss has yarn by itself."""
-    folder = checkpoints.write_family(tmp_path / "model", "gpt_oss", rope_scaling=None)
-    config = ModelConfig.from_folder(write_gguf(folder, tmp_path / "m.gguf"))
-    assert config.rope_scaling is None and config.context == config.max_positions
-    none = write_gguf(
-        folder,
-        tmp_path / "n.gguf",
-        change=lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.NONE),
-    )
-    assert ModelConfig.from_folder(none).rope_scaling is None
-
-
 def without(name: str) -> Callable[..., dict[str, Any]]:
     plain = gguf_tools.arranged
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import Ended, Grammar
-from fastslow.engine.text.answer_start import BehindChannels, BehindTags, Spellings
+from fastslow.engine.text.answer_start import BehindChannels, Spellings
 from fastslow.engine.text.channels import ChannelSplitter
 from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -269,19 +268,6 @@ def test_in_channels_the_answer_is_the_final_one(prompt: str, pieces: str, fits:
     if fits and prompt.endswith("assistant"):
         split = ChannelSplitter(once=True)
         assert split.push("".join(words))[1] in ("yes", "no")
-
-
-def test_spm_spaces_before_the_answer_are_not_shown(kit: GrammarKit) -> None:
-    spellings = kit.spellings
-    start = BehindTags(spellings, opened=False, spaces=1)
-    grammar = Grammar(start, kit.matcher(choice=["yes"]), frozenset({END}), len(PROMPT))
-    space, y = kit.tokenizer.encode(" ")[0], kit.tokenizer.encode("y")[0]
-    assert grammar.fits(PROMPT, [space, y]) and grammar.fits(PROMPT, [y])
-    assert not grammar.fits(PROMPT, [space, space])
-
-
-def test_a_vocabulary_is_read_once(tmp_path: Path, kit: GrammarKit) -> None:
-    assert kit.spellings.twin(b"") == -1 and kit.spellings.twin(b"nothing like it") == -2
 
 
 def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKit) -> None:

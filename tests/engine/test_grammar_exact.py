@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_tools import Ask, Bench, Setting, answer
 from exact_tools import NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
-from grammar_tools import holds, schemas
+from grammar_tools import holds
 from thoughts import Bound
 
 from fastslow.engine.params import GrammarSpec
@@ -158,29 +158,3 @@ def test_lossy_rules_stay_in_the_grammar(moge: Bench) -> None:
             text = request.stopper.text
             if request.stopper.reason == "stop" and not ask.thinks and ask.grammar is not None:
                 assert holds(ask.grammar, text)
-
-
-@pytest.mark.slow
-def test_five_hundred_answers(moge: Bench) -> None:
-    """A hundred schemas, every named drafter, with and without a thought, eight at a time."""
-    asks = []
-    for n in range(500):
-        schema, name = schemas()[n % 100][1], NAMES[n % len(NAMES)]
-        opened = n % 2 == 0
-        asks.append(
-            Ask(
-                (*PROMPTS[n % 5], OPEN) if opened else PROMPTS[n % 5],
-                params(**{**PLAIN, "max_tokens": 200}),
-                f"named {name}",
-                groups=(None, 0, 1, 2)[n % 4],
-                bound=Bound(n % 12, opened=True) if opened else None,
-                grammar=GrammarSpec(json_schema=schema),
-                thinks=opened or None,
-            )
-        )
-    ended = 0
-    for first in range(0, len(asks), 8):
-        batch = asks[first : first + 8]
-        check(moge, batch)
-        ended += sum(valid(moge, ask) for ask in batch)
-    assert ended > 350

@@ -112,27 +112,6 @@ def test_the_screened_best_is_the_whole_heads(tmp_path: Path, kind: str, size: i
         assert kind != "none" or want == [0] * ROWS
 
 
-@pytest.mark.parametrize("kind", ["few", "padded", "few signs", "tiny and few", "mixed"])
-def test_a_greedy_text_is_the_one_of_the_whole_head(tmp_path: Path, kind: str) -> None:
-    model = load_model(write(tmp_path, kind, SIZES[0]), "bfloat16")
-    for seed in range(10):
-        found = []
-        for only_best in (False, True):
-            tokens, kv, count = texts.tokens_of(4, seed, SIZES[0]), texts.storage(model, 64), 0
-            while len(tokens) < 40:
-                fresh = range(count, len(tokens))
-                slots = np.arange(len(tokens))
-                chunk = Segment(
-                    [tokens[i] for i in fresh], fresh, range(-1, len(fresh) - 1), slots[count:],
-                    slots[:count], outputs=[len(fresh) - 1], only_best=only_best,
-                )  # fmt: skip
-                count = len(tokens)
-                out = model.forward(Rows.of([chunk]), kv)
-                tokens.append(int(out.best[0]) if only_best else plain(out.logits)[0])
-            found.append(tokens)
-        assert found[0] == found[1]
-
-
 @pytest.mark.parametrize("sick", [float("nan"), float("inf"), -float("inf")])
 def test_among_rows_that_nothing_bounds_one_that_is_not_finite_shows(
     tmp_path: Path, sick: float

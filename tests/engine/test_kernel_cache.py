@@ -13,7 +13,7 @@ import pytest
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import kernel_cache
-from fastslow.engine.backends.cpu.library import build, find_compiler
+from fastslow.engine.backends.cpu.library import build
 
 pytestmark = [compiled, pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")]
 STRANGER = 12345
@@ -162,26 +162,6 @@ def test_without_a_compiler_cached_kernels_run(
         build("plain")
 
 
-NEITHER = """
-import sys
-from loguru import logger
-lines = []
-logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
-from fastslow.engine.backends.cpu.library import available
-logger.enable("fastslow")
-assert not available() and not available()
-assert len(lines) == 1 and "plain torch runs instead of the CPU kernels" in lines[0], lines
-assert "no C++ compiler was found" in lines[0]
-"""
-
-
-@pytest.mark.slow
-def test_with_neither_one_line_says_that_torch_runs(tmp_path: Path) -> None:
-    own = {"CXX": str(tmp_path / "none"), "FASTSLOW_CACHE": str(tmp_path / "cache")}
-    environment = {**os.environ, **own, "FASTSLOW_KERNELS": "native"}
-    subprocess.run([sys.executable, "-c", NEITHER], check=True, timeout=120, env=environment)
-
-
 SEVERAL = """
 import pathlib, sys
 from fastslow.engine.backends.cpu import kernel_cache
@@ -196,25 +176,6 @@ def test_processes_that_compile_at_once_do_no_harm(root: Path) -> None:
     several = [subprocess.Popen(run) for _ in range(4)]
     assert [process.wait(120) for process in several] == [0] * 4
     assert len(list((root / "kernels").iterdir())) == 1
-
-
-@pytest.mark.slow
-def test_a_killed_compilation_leaves_nothing_that_runs(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed while it links, with half a library written."""
-    compiler = tmp_path / "c++"
-    real = find_compiler()
-    compiler.write_text(
-        f'#!/bin/sh\ncase "$*" in *-shared*) for last; do :; done; '
-        f'head -c 1000 {real} > "$last"; kill -9 $PPID;; *) exec {real} "$@";; esac\n'
-    )
-    compiler.chmod(0o755)
-    run = [sys.executable, "-c", SEVERAL, str(kernel_cache.SOURCES)]
-    environment = {**os.environ, "CXX": str(compiler)}
-    assert subprocess.run(run, env=environment, check=False, timeout=120).returncode == -9
-    assert not list((root / "kernels").glob("*.so"))
-    assert answer() == 42
 
 
 def test_kernels_for_every_chip_are_found_on_another(

@@ -20,7 +20,6 @@ from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.backends.cpu.step import Tails
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.storage import KVShape
-from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.types import Rows, Segment
 
 pytestmark = compiled
@@ -219,12 +218,3 @@ def test_memory_that_is_too_small_is_not_packed_into() -> None:
         library.pack_int8(whole, Format.INT8, rows.astype(np.int8), np.zeros(39, np.float32))
     with pytest.raises(ValueError, match="rows of blocks must be 1600 of uint8, not 1560"):
         library.pack_gguf(whole, Format.INT4, [np.zeros((40, 39), np.uint8)], np.arange(32), 64)
-
-
-def test_a_model_that_the_kernels_have_no_room_for_runs_in_torch(tmp_path: Path) -> None:
-    folder = checkpoints.write_dense(
-        tmp_path, num_attention_heads=65, num_key_value_heads=1, head_dim=4
-    )
-    assert isinstance(load_model(folder, "bfloat16"), Decoder)
-    with pytest.raises(ValueError, match=r"heads_per_kv_head=65 must be a whole number in 1\.\.64"):
-        load_model(folder, quantization="int8")

@@ -55,15 +55,6 @@ def test_a_mode_shares_nothing_with_another_mode() -> None:
     assert cache.open(2, TEXT, None, 15) == 8
 
 
-def test_without_prefix_caching_nothing_is_shared_or_kept() -> None:
-    cache = make(prefix_caching=False)
-    run(cache, 0, TEXT)
-    assert run(cache, 1, TEXT) == 0
-    cache.close(0)
-    assert cache.cached_pages == 0
-    assert cache.free_pages == 4
-
-
 def test_two_who_compute_the_same_text_end_up_with_one_copy() -> None:
     cache = make()
     for request in (0, 1):
@@ -90,17 +81,6 @@ def test_least_recently_used_texts_go_first_and_from_their_end() -> None:
     cache.check_integrity()
     assert cache.open(4, TEXT[:8], None, 8) == 4
     assert cache.open(5, [1] * 8, None, 8) == 8
-
-
-def test_reserve_refuses_and_changes_nothing() -> None:
-    cache = make(pages=4)
-    run(cache, 0, TEXT[:8])
-    cache.close(0)
-    cache.open(1, [5], None, 0)
-    assert not cache.reserve(1, 17)
-    assert (cache.room(1), cache.free_pages, cache.cached_pages) == (0, 4, 2)
-    assert cache.reserve(1, 16)
-    assert cache.fits(16) and not cache.fits(17)
 
 
 def test_rejected_rows_are_never_published() -> None:

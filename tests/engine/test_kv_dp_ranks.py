@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from checkpoints import MOGE
 
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.parallel.commands import Command, CommandKind, split
-from fastslow.engine.parallel.model import sharded_storage
-from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 
 class TwoRanks(KVStorage):
@@ -106,23 +99,3 @@ def test_accepted_rows_move_on_their_rank() -> None:
     keys, values = kv.storage.read(slots[:4])
     assert torch.equal(keys, rows[:, [0, 1, 3, 5]]) and torch.equal(values, -keys)
     assert kv.valid(1) == 4 and kv.valid(0) == 2
-
-
-def test_other_ranks_are_told_what_becomes_of_the_rows() -> None:
-    config = ModelConfig.from_json(MOGE)
-    orders: deque[Command] = deque()
-    first = RankShard.all(config, Parallel(dp=2, tp=2))[0]
-    kind = sharded_storage(first, orders, shared=True)
-    kv = cache(8, kind)
-    assert (kind.dp_ranks, kind.share, kv.storage.slots) == (2, 1.0, 16)
-    assert kv.storage.k[0].shape == (16, 1, 2), "one of two KV heads"
-    kv.open(0, [1], None, 0)
-    kv.reserve(0, 4)
-    kv.commit(0, 0, [2], [1, 2, 3])
-    number = kv.storage.number  # type: ignore[attr-defined]
-    del kv
-    kinds = [order.kind for order in orders]
-    assert kinds == [CommandKind.OPEN, CommandKind.MOVE, CommandKind.FREE]
-    told = [[part.tolist() for part in split(order.values)] for order in orders]
-    assert told[0] == [[number], [2, 16, 0]] and told[2] == [[number]]
-    assert np.array(told[1][1]) - told[1][2] == 2

@@ -83,21 +83,6 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Model, Model]
 
 
 @compiled
-def test_the_kernels_write_what_torch_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernels, plain = both(tmp_path, monkeypatch)
-    tokens, slots = texts.tokens_of(37), np.random.default_rng(1).permutation(60)[:37]
-    found = []
-    for model in (kernels, plain):
-        kv = texts.storage(model, 60)
-        model.forward(Rows.of([texts.chunk(tokens, 0, 37, slots)]), kv)
-        found.append(kv.read(slots))
-    for fast, slow in zip(*found, strict=True):
-        assert torch.allclose(fast, slow, rtol=1e-4, atol=1e-5)
-
-
-@compiled
 def test_a_storage_in_another_order_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,13 +69,6 @@ def test_every_tensor_is_read_once(tmp_path: Path) -> None:
     assert sorted(names) == sorted(tensor_shapes(config))
 
 
-def test_shards_and_one_file_are_the_same_model(tmp_path: Path) -> None:
-    tokens = texts.tokens_of(6)
-    one = load_model(checkpoints.write_moge(tmp_path / "one", sharded=False))
-    two = load_model(checkpoints.write_moge(tmp_path / "two", sharded=True))
-    assert torch.equal(texts.logits(one, tokens), texts.logits(two, tokens))
-
-
 def test_a_tied_head_and_rotary_constants_may_be_in_the_file(tmp_path: Path) -> None:
     plain = checkpoints.write_dense(tmp_path / "plain", tie_word_embeddings=True)
     config = {**checkpoints.DENSE, "tie_word_embeddings": True}
@@ -103,14 +96,6 @@ def test_dtypes(tmp_path: Path, stored: str, asked: str | torch.dtype, runs: tor
     model = load_model(checkpoints.write_dense(tmp_path, torch_dtype=stored), asked, "cpu")
     assert model.dtype == runs
     assert texts.logits(model, texts.tokens_of(3)).isfinite().all()
-
-
-def test_newer_configs_spell_dtype(tmp_path: Path) -> None:
-    folder = checkpoints.write_dense(tmp_path, torch_dtype="bfloat16")
-    raw = json.loads((folder / "config.json").read_text())
-    raw["dtype"] = raw.pop("torch_dtype")
-    (folder / "config.json").write_text(json.dumps(raw))
-    assert load_model(folder).dtype == torch.bfloat16
 
 
 def test_unknown_dtype_and_device_are_refused(tmp_path: Path) -> None:
@@ -201,13 +186,6 @@ def test_broken_index(tmp_path: Path, text: str) -> None:
         folder,
         f"{INDEX} (is not valid JSON|must hold an object weight_map|must hold a JSON object)",
     )
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "nul"])
-def test_broken_config(tmp_path: Path, text: str) -> None:
-    folder = checkpoints.write_dense(tmp_path)
-    (folder / "config.json").write_text(text)
-    refused(folder, "config.json (is not valid JSON|must hold a JSON object)")
 
 
 MEMORY = """
@@ -336,13 +314,3 @@ def test_four_bit_blocks_are_checked_like_all_tensors(
     table = {f"model.layers.0.mlp.{name}_proj.weight": some for name, some in blocks.items()}
     save_file(table, folder / BLOCK_FILE)
     refused(folder, rf"q4_1\.safetensors.*{message}", quantization="auto")
-
-
-@compiled
-def test_a_damaged_file_of_four_bit_blocks_is_refused(tmp_path: Path) -> None:
-    folder = checkpoints.write_dense(tmp_path, torch_dtype="bfloat16")
-    (folder / BLOCK_FILE).write_bytes(b"x" * 100)
-    refused(folder, r"q4_1\.safetensors is not a complete safetensors file", quantization="auto")
-    (folder / BLOCK_FILE).unlink()
-    (folder / BLOCK_FILE).symlink_to("nowhere")
-    refused(folder, r"q4_1\.safetensors cannot be read: it is no file", quantization="auto")

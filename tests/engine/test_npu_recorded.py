@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import npu_sim
 import numpy as np
 import pytest
 import texts
@@ -151,55 +147,6 @@ def test_the_kernels_run_the_padded_shapes_before_they_are_recorded(
     monkeypatch.setattr(model, "_run", noted)
     decode(model, kv, 3, 2)
     assert ran == [(3, False), (4, False), (4, True)]
-
-
-def test_what_the_npu_is_told_around_a_step(
-    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own device is the current one; other threads do not break a recording; host memory is filled
-    again only once the copy out of it has ended."""
-    npu, told, marks = sys.modules["torch_npu"].npu, list[dict[str, Any]](), list[Any]()
-    right, place = npu.graph, SimpleNamespace(type="npu")
-
-    def graph(made: NPUGraph, **how: Any) -> Any:
-        told.append(how)
-        return right(made, **how)
-
-    @contextmanager
-    def device(given: Any) -> Iterator[None]:
-        assert given is place
-        active.append(True)
-        yield
-        active.pop()
-
-    class Mark(npu_sim.Event):
-        def __init__(self) -> None:
-            super().__init__()
-            assert active, "the mark is on the model's device"
-            assert all(mark.waited for mark in marks), "one copy at a time"
-            marks.append(self)
-            self.waited = False
-
-        def synchronize(self) -> None:
-            super().synchronize()
-            self.waited = True
-
-    def pin(memory: torch.Tensor) -> torch.Tensor:
-        pinned.append(memory)
-        return memory
-
-    active, pinned = list[bool](), list[torch.Tensor]()
-    monkeypatch.setattr(npu, "graph", graph)
-    monkeypatch.setattr(npu, "device", device)
-    monkeypatch.setattr(npu, "Event", Mark)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    model.ops._device = place  # type: ignore[attr-defined]
-    model.ops._stream = object()  # type: ignore[attr-defined]
-    texts.logits(model, TOKENS, DECODING)
-    assert len(told) == 1 and told[0]["capture_error_mode"] == "thread_local"
-    assert told[0]["stream"] is model.ops._stream  # type: ignore[attr-defined]
-    assert len(marks) == 12, "one copy for each step, and one more for the recording"
-    assert len(pinned) == 1
 
 
 def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -> None:

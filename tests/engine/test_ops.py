@@ -10,11 +10,10 @@ import torch
 from pairs import pairwise
 from torch.nn import functional as F
 
-from fastslow.engine.backends.device import choose_device, ops_for
 from fastslow.engine.backends.torch import reference
 from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
 from fastslow.engine.model.moge import choose
-from fastslow.engine.model.ops import Dispatch, Experts, Ops
+from fastslow.engine.model.ops import Ops
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}
@@ -82,36 +81,11 @@ def test_silu_of_large_values_does_not_overflow(ops: Ops) -> None:
     assert torch.equal(ops.silu_product(gate_up)[0], torch.tensor([0.0, 0.0, 90.0]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_experts_run_their_own_rows(ops: Ops, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(6, 32).to(dtype)
-    gate_up = [torch.randn(64, 32).to(dtype) / 6 for _ in range(3)]
-    down = [torch.randn(32, 32).to(dtype) / 6 for _ in range(3)]
-    dispatch = Dispatch(torch.tensor([5, 0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0]), [(2, 0, 4), (0, 4, 12)])
-    got = ops.experts(
-        x, Experts([ops.pack(w) for w in gate_up], [ops.pack(w) for w in down]), dispatch
-    )
-    for place, row, e in ((0, 5, 2), (4, 1, 0), (8, 5, 0)):
-        gate, up = (gate_up[e].double() @ x[row].double()).chunk(2)
-        expected = down[e].double() @ (F.silu(gate) * up)
-        limit = 3 * TOLERANCE[dtype]
-        torch.testing.assert_close(got[place].double(), expected, rtol=limit, atol=limit)
-
-
 def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "packable", lambda dtype: False)
     weight, x = torch.randn(8, 16), torch.randn(4, 16)
     assert OneDnnOps().pack(weight) is weight
     assert torch.equal(OneDnnOps().linear(x, weight), F.linear(x, weight))
-
-
-def test_devices() -> None:
-    assert isinstance(ops_for("cpu"), OneDnnOps)
-    assert not isinstance(ops_for("cuda"), OneDnnOps)
-    assert choose_device("cpu").device == torch.device("cpu")
-    with pytest.raises(ValueError, match="device 'tpu' is not one of auto, cpu, cuda, npu"):
-        choose_device("tpu")
 
 
 def test_router_takes_the_first_of_equals_and_keeps_the_heaviest_groups() -> None:

@@ -121,22 +121,6 @@ def test_texts_that_branch_have_their_own_rows(tmp_path: Path, seed: int) -> Non
     assert hits > 10 and kv.free_pages == kv.pages
 
 
-def test_a_prompt_that_finds_no_room_reads_nothing_back(tmp_path: Path) -> None:
-    kv = cache()
-    spill = spilling(tmp_path, kv)
-    text = list(range(65))
-    write(kv, 0, text)
-    kv.close(0)
-    write(kv, 1, [500 + n for n in range(120)])  # all pages, and it goes on
-    assert kv.open(2, text, "root", 64) == 0 and spill.restored == 0
-    kv.close(2)
-    kv.close(1)
-    assert kv.open(2, text, "other", 64) == 0 and spill.restored == 0
-    kv.close(2)
-    assert kv.open(2, text, "root", 40) == 32
-    kv.check_integrity()
-
-
 def test_a_full_disk_ends_the_spilling_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

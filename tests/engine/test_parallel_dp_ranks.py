@@ -10,17 +10,11 @@ import pytest
 import texts
 import torch
 from checkpoints import write_moge
-from engine_tools import Ask, Bench, Setting, answer, finish
 from parallel_tools import ranks
 
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.core.cost_curve import ROWS, step_seconds
-from fastslow.engine.core.request import EscalationTarget
-from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.tensors import parameters
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.params import Escalation, SamplingParams
-from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.types import Rows
 from fastslow.tools.plan.shards import ShardPlan
 
@@ -141,51 +135,3 @@ def test_bytes_held_read_and_sent_are_those_of_the_plan(model: ParallelModel) ->
     per_row = 2 * 64 * 4 * (1 + 2 - 2)
     assert sum(plan.layer_traffic(padded).values()) == per_row * padded
     assert after[0].kv == after[1].kv == 64 * plan.shares[0].kv_per_token
-
-
-def test_requests_go_on_in_another_mode_on_their_own_dp_ranks(
-    model: ParallelModel, folder: Path
-) -> None:
-    """What they write after the switch is not shared, on either rank."""
-    plain = load_model(folder, "float32", "cpu", progress=False)
-    params = SamplingParams(max_tokens=20, ignore_eos=True)
-    asks = [Ask(tuple(range(5 + n, 14 + n)), params, groups=0) for n in range(4)]
-    found = []
-    for bench in (Bench(plain, {}), Bench(model, {})):
-        core = bench.core(Setting(pages=64))
-        requests = [
-            bench.request(
-                n,
-                ask,
-                confidence=Confidence(Escalation(below=0.9, window=2)),
-                escape=EscalationTarget("deep", None, keep=True),
-            )
-            for n, ask in enumerate(asks)
-        ]
-        finish(core, requests)
-        assert all(request.kv_from_previous_mode is not None for request in requests)
-        found.append([answer(request) for request in requests])
-        again = bench.request(9, Ask(tuple(requests[0].tokens), params, groups=0))
-        finish(core, [again])
-        assert 0 < again.spec_stats.cached < len(asks[0].tokens) + 4
-        assert answer(again) == answer(
-            bench.alone(Ask(tuple(requests[0].tokens), params, groups=0))
-        )
-    assert found[0] == found[1]
-
-
-def test_storages_come_and_go_on_all_ranks(model: ParallelModel) -> None:
-    model.report()
-    held = [f.kv for f in model.report()][1]
-    kv = kv_cache_for(model, 8).storage
-    assert [f.kv for f in model.report()][1] == held + kv.nbytes
-    del kv
-    assert [f.kv for f in model.report()][1] == held
-
-
-def test_what_steps_take_is_measured_on_one_dp_rank(
-    model: ParallelModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
-    rows, seconds = step_seconds(model, None, "two ranks")
-    assert rows == ROWS[: len(rows)] and min(seconds) > 0

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import texts
 import torch
-from engine_tools import Ask, Setting
-from exact_tools import DENSE_DRAFTERS, PROMPTS, SETTINGS, check, mixed, params
+from engine_tools import Setting
+from exact_tools import SETTINGS, check, mixed
 from head_tools import tiny_weights, write_head
 from parallel_tools import bench_on, ranks
 from test_cli import TEMPLATE
@@ -46,14 +46,6 @@ def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> N
             sums = check(bench, mixed(bench), setting, warm)
             assert 0 < sums["accepted"] < sums["drafted"], name
             assert sums["cached"] > 0 or not warm
-
-
-@pytest.mark.parametrize("layout", ["tp=4", "dp=2,tp=2"])
-def test_a_dense_model(tmp_path: Path, layout: str) -> None:
-    with bench_on(tmp_path, layout, "dense", **WIDE) as bench:
-        for drafter in DENSE_DRAFTERS:
-            sums = check(bench, [Ask(p, params(max_tokens=24), drafter) for p in PROMPTS[:2]])
-            assert sums["drafted"] > 0, drafter
 
 
 @pytest.mark.parametrize("layout", MIXES)
@@ -216,21 +208,3 @@ def test_a_rank_of_torchrun_is_killed(spoken: Path) -> None:
 
 def environment(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/environ").read_text("utf-8").split("\0")
-
-
-def test_torchrun_may_run_a_command_without_a_model(spoken: Path) -> None:
-    line = torchrun(2, "-m", "fastslow.tools.cli.__main__", "inspect", str(spoken))
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.count("PanguProMoEForCausalLM") == 1
-
-
-def test_a_script_needs_no_guard(spoken: Path, tmp_path: Path) -> None:
-    """Ranks do not import the script that starts them."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from fastslow import LLM, Parallel, SamplingParams\n"
-        f"llm = LLM({str(spoken)!r}, parallel=Parallel(tp=2), kv_memory='64MiB', max_model_len=512)\n"
-        "print(len(llm.generate('Hello', SamplingParams(max_tokens=5)).token_ids))\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert done.stdout == "5\n"

@@ -81,31 +81,6 @@ def test_rounding_is_symmetric_and_to_the_nearest() -> None:
 
 
 @compiled
-def test_packed_tiles_hold_the_checkpoints_bits() -> None:
-    kernels, random = library.kernels(), np.random.default_rng(0)
-    outputs, inputs = 40, 52
-    weights = random.integers(-128, 128, (outputs, inputs)).astype(np.int8)
-    scales = random.random(outputs).astype(np.float32)
-    size = kernels.fs_tile_bytes(2, inputs)
-    room = np.zeros(2 * size + 64, np.uint8)
-    tiles = room[-room.ctypes.data % 64 :][: 2 * size]
-    kernels.fs_pack_int8(
-        tiles.ctypes.data, weights.ctypes.data, scales.ctypes.data, outputs, inputs
-    )
-    whole = tiles.reshape(2, size)
-    bytes_, steps = whole[:, : size - 128], whole[:, size - 128 :].copy().view(np.float32)
-    quads = bytes_.reshape(2, -1, 32, 4).transpose(0, 2, 1, 3).reshape(64, -1)
-    assert (quads[:outputs, :inputs].astype(np.int16) - 128 == weights).all()
-    assert (quads[outputs:] == 128).all() and (quads[:, inputs:] == 128).all()
-    assert (steps.reshape(-1)[:outputs] == scales).all() and not steps.reshape(-1)[outputs:].any()
-    x = np.zeros((1, inputs), np.float32)
-    x[0, 7] = 127  # one input of a block, so its scale is 1
-    out = np.empty((1, outputs), np.float32)
-    kernels.fs_product(2, tiles.ctypes.data, outputs, inputs, x.ctypes.data, 1, out.ctypes.data)
-    assert (out[0] == (127 * weights[:, 7].astype(np.int32)).astype(np.float32) * scales).all()
-
-
-@compiled
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_checkpoints_matrices_are_packed_as_they_are(tmp_path: Path, tied: bool) -> None:
     """With the numbers multiplied out, and rounded again, other bits would run."""
@@ -163,19 +138,6 @@ def test_exports_of_other_tools_are_read(
     load_model(folder, quantization="auto")
     assert sum("are W8A8 and run so" in line for line in logged) == 1
     assert any("static" in line for line in logged) == (kind == "W8A8")
-
-
-def test_a_checkpoint_may_be_quantised_in_its_keys_alone(tmp_path: Path) -> None:
-    """C8 without W8A8: all matrices are float."""
-    plain = checkpoints.write_moge(tmp_path / "c8", sharded=False)
-    expected = texts.logits(load_model(plain), texts.tokens_of(9))
-    names = load_file(plain / "model.safetensors")
-    described = {"kv_cache_type": "C8", **dict.fromkeys(names, "FLOAT")}
-    described["model.layers.0.self_attn.k_proj.kv_cache_scale"] = "W8A8"
-    (plain / DESCRIPTION).write_text(json.dumps(described))
-    found = load_model(plain, quantization="auto", kv_dtype="model")
-    torch.testing.assert_close(texts.logits(found, texts.tokens_of(9)), expected)
-    assert load_model(plain, quantization="auto").storage.__name__ in ("Int8Tiles", "KVStorage")
 
 
 def test_a_static_bias_is_found_again(tmp_path: Path) -> None:

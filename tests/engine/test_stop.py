@@ -208,25 +208,6 @@ def test_strings_are_found_as_by_a_plain_search(data: st.DataObject) -> None:
         assert strings.held[state] == hold_back(seen, stops)
 
 
-class Counting(dict[tuple[int, str], int]):
-    """A dict that counts how often it is asked."""
-
-    asked = 0
-
-    def __contains__(self, key: object) -> bool:
-        self.asked += 1
-        return super().__contains__(key)
-
-
-def test_a_character_costs_the_same_for_many_long_strings() -> None:
-    strings = StopStrings(["a" * (999 - i) + "b" * (i + 1) for i in range(64)])
-    strings._next = edges = Counting(strings._next)
-    state, text = 0, ("a" * 1500 + "c") * 4
-    for letter in text:
-        state = strings.step(state, letter)
-    assert state == 0 and edges.asked <= 2 * len(text)
-
-
 @pytest.mark.parametrize(
     ("stop", "said"),
     [

@@ -12,7 +12,6 @@ from thoughts import THINK, Bound, told
 from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.text.thought import (
-    MOST_CLOSINGS,
     TagTokens,
     ThoughtSplitter,
     ThoughtTags,
@@ -286,12 +285,3 @@ def test_marks_that_the_text_does_not_show_have_no_bytes(bpe: Tokenizer) -> None
     tags = TagTokens(bpe, THINK)
     assert tags.spell(OPEN) == b"<think>" and tags.spell(2) == b""
     assert TagTokens(bpe, REASON).spell(OPEN) == b""
-
-
-def test_tokens_of_few_closing_phrases_are_kept(spm: Tokenizer) -> None:
-    tags = TagTokens(spm, ThoughtTags("<r>", "</r>"))
-    first = tags.closing("0")
-    for number in range(3 * MOST_CLOSINGS):
-        tags.closing(str(number))
-        assert len(tags._closings) <= MOST_CLOSINGS
-    assert tags.closing("0") == first

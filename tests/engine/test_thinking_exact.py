@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from engine_tools import Ask, Bench, OracleDraft, Setting, answer
+from engine_tools import Ask, Bench, Setting, answer
 from exact_tools import EVERY, PROMPTS, check, make_bench, params, tell
 from thoughts import Bound
 
@@ -191,21 +191,6 @@ def test_forced_tokens_have_the_models_own_logprobs(moge: Bench, drafter: str) -
             assert token in request.logprobs[place]
         first = request.logprobs[ask.bound.most]
         assert first[ends[0]] < max(first.values()), "forced, not the likeliest"
-
-
-def test_what_is_forced_is_drafted_for_nothing(moge: Bench) -> None:
-    ask = Ask(
-        (*PROMPTS[1], OPEN),
-        params(max_tokens=30),
-        "silent",
-        30,
-        bound=Bound(0, closing=PHRASE, opened=True),
-    )
-    moge.drafters["silent"] = lambda kv: OracleDraft({})
-    request = moge.run([ask])[0]
-    ends = closing(moge)
-    assert request.spec_stats.runs[0] == request.spec_stats.drafted == len(ends)
-    assert answer(request)[: len(ends)] == ends
 
 
 def test_samples_with_a_budget_do_not_depend_on_the_neighbours(moge: Bench) -> None:

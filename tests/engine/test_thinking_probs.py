@@ -114,21 +114,6 @@ def possible(
     return all(next_probs(text[:i])[x] > 0 for i, x in enumerate(text))
 
 
-@pytest.mark.parametrize("drafter", ["model", "sampled tree", "self"])
-def test_a_seed_says_the_same_with_a_budget_whatever_is_drafted(
-    bench: Bench,
-    drafter: str,
-) -> None:
-    bench.tokenizer = Pieces(WORDS)
-    hot = params(temperature=1.5, max_tokens=12)
-    for bound in (SOFT, LATE, HARD, Bound(0, closing=WORDS[SO] * 2, opened=True, tags=TAGS)):
-        asks = [Ask(PROMPT, hot, drafter, 4, None, n, bound, "reproducible") for n in range(20)]
-        requests = bench.run(asks)
-        assert sum(r.spec_stats.accepted for r in requests) > 0
-        for ask, request in zip(asks, requests, strict=True):
-            assert answer(request) == answer(bench.alone(ask))
-
-
 def test_a_lossy_rule_keeps_to_the_budget_all_the_same(bench: Bench) -> None:
     bench.tokenizer = Pieces(WORDS)
     hot = params(temperature=1.5, max_tokens=12)
@@ -145,17 +130,3 @@ def test_a_lossy_rule_keeps_to_the_budget_all_the_same(bench: Bench) -> None:
             assert thought[3:] == [SO, SO]
             over += 1
     assert over > 10
-
-
-def test_a_draft_model_stops_at_a_token_that_it_cannot_say(bench: Bench) -> None:
-    bench.tokenizer = Pieces(WORDS)
-    foreign = WORDS[1]  # the one that the other vocabulary lacks
-    bound = Bound(2, closing=foreign * 2, opened=True, tags=TAGS)
-    for heat in (0.0, 1.5):  # trees, chains
-        asked = params(temperature=heat, max_tokens=10)
-        asks = [Ask(PROMPT, asked, "common", 6, None, n, bound, "reproducible") for n in range(8)]
-        requests = bench.run(asks)
-        assert sum(r.spec_stats.accepted for r in requests) > 0
-        for ask, request in zip(asks, requests, strict=True):
-            assert answer(request) == answer(bench.alone(ask))
-            assert answer(request)[2:4] == [1, 1] or CLOSE in answer(request)[:2]

@@ -105,15 +105,6 @@ def test_what_a_budget_forces_is_forced_whoever_drafts_it(bench: Bench, drafter:
         assert request.spec_stats.by_drafter["forced"].accepted > 0
 
 
-def test_sources_that_do_not_fit_the_nodes_are_refused(bench: Bench) -> None:
-    class Wrong(OracleDraft):
-        def _tree(self, request: RequestView, nodes: int) -> Tree:
-            return Tree([5, 6], [-1, 0], drafter_names=["a"])
-
-    with pytest.raises(ValueError, match="^the drafter named 1 sources for 2 nodes$"):
-        run(bench, Ask(PROMPT, TWENTY, "wrong"), Wrong({}))
-
-
 def test_counts_by_position() -> None:
     tally = SpecDecodeStats()
     chain = Tree.chain([5, 6, 7])

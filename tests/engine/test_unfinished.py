@@ -101,21 +101,6 @@ def test_another_machine_has_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names(tmp_path) == [""]
 
 
-def test_a_lock_that_a_sweep_took_first_is_not_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sweep may look at a new lock before its maker has it. The maker then makes another one."""
-    take, refused = module._take, [False]
-
-    def late(lock: Path, handle: int) -> bool:
-        return take(lock, handle) if not refused or refused.pop() else False
-
-    monkeypatch.setattr(module, "_take", late)
-    with unfinished(tmp_path / "made"):
-        assert not refused and len(list(tmp_path.iterdir())) == 1
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
