@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 from engine_tools import Bench
 from exact_tools import make_bench
 
+from fastslow import LLM
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.start import load_parallel
+
+SOON = 10.0  # seconds
 
 
 @contextmanager
@@ -45,3 +50,18 @@ def bench_on(folder: Path, layout: str, kind: str = "moge", **fields: Any) -> It
     finally:
         for model in opened:
             model.close()
+
+
+def open_llm(folder: Path, parallel: Any = "ep=2", **options: Any) -> LLM:
+    given = {"dtype": "float32", "kv_memory": "4MiB", "progress": False, "speculation": "off"}
+    return LLM(folder, parallel=parallel, **{**given, **options})
+
+
+def gone(pids: Collection[int]) -> bool:
+    """Whether the processes end, soon."""
+    end = time.monotonic() + SOON
+    while time.monotonic() < end:
+        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False

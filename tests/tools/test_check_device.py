@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import typer
+from fake_cuda import RecordingOps
 from npu_tools import CHIPS, simulated
-from test_cuda_ops import RecordingOps
 from typer.testing import CliRunner
 
 from fastslow.draft.build import DRAFTERS

@@ -11,7 +11,7 @@ import texts
 import torch
 from checkpoints import write_dense, write_moge
 from fake_cuda import DEVICE, FakeCuda
-from test_runs import CASES
+from layout_cases import CASES
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -10,7 +10,7 @@ import pytest
 import torch
 from npu_kernels import SCHEMAS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
 OURS = {  # of `torch_npu.npu`, which has no schemas: name -> keywords
     "NPUGraph": set[str](),

@@ -14,10 +14,10 @@ import pytest
 import texts
 import torch
 from checkpoints import write_family
+from fake_cuda import RecordingOps
 from family_models import FAMILIES, PlainModel
 from npu_tools import CHIPS, simulated
 from test_cli import TEMPLATE
-from test_cuda_ops import RecordingOps
 from tokenizers_tiny import write_bpe
 from torch import Tensor
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_text_tokenizer import rewrite
-from tokenizers_tiny import write_bpe, write_spm
+from tokenizers_tiny import rewrite, write_bpe, write_spm
 
 from fastslow.engine.text import vocabulary
 from fastslow.engine.text.templates import load_template

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer
 from numpy.typing import NDArray
+from probs_tools import LENGTH, PROMPT, RUNS, VOCAB, bench, folder, logits, params
 from spellings import Pieces, letters
-from test_probs import LENGTH, PROMPT, VOCAB, bench, folder, logits, params
 from thoughts import Bound
 
 from fastslow.engine.text.thought import ThoughtTags
@@ -20,7 +19,6 @@ __all__ = ["bench", "folder", "logits"]  # fixtures
 OPEN, CLOSE, SO = 9, 10, 11
 WORDS = letters(VOCAB)
 TAGS = ThoughtTags(WORDS[OPEN], WORDS[CLOSE])
-RUNS = 400
 SOFT = Bound(6, 6, opened=True, tags=TAGS)
 LATE = Bound(2, 1, closing=WORDS[SO], opened=True, tags=TAGS)
 HARD = Bound(1, closing=WORDS[SO], opened=True, tags=TAGS)
@@ -83,7 +81,6 @@ def test_the_law_with_a_budget(
     name: str,
 ) -> None:
     drafter, groups, bound, rule = CASES[name]
-    torch.set_num_threads(1)
     bench.tokenizer = Pieces(WORDS)
     asked = params(temperature=1.5, logit_bias={OPEN: 4.0} if not bound.opened else None)
 

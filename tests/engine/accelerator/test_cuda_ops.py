@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import npu_sim
 import numpy as np
 import pytest
 import texts
 import torch
 from checkpoints import write_dense, write_moge
-from test_runs import CASES
+from fake_cuda import RecordingOps
+from layout_cases import CASES
 from torch import Tensor
 
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.layout import BlockTables
-from fastslow.engine.backends.accelerator.ops import Graph
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.model.base import Model
@@ -26,29 +23,6 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows
 
 CPU = torch.device("cpu")
-
-
-class Recording:
-    """A graph on CPU tensors, with nothing but `replay`, as CUDA's."""
-
-    def __init__(self, run: Callable[[], None]) -> None:
-        self._graph = npu_sim.NPUGraph()
-        with npu_sim.graph(self._graph):
-            run()
-
-    def replay(self, runs: Sequence[BlockTables]) -> None:
-        self._graph.replay()
-
-
-class RecordingOps(CudaOps):
-    """Steps are recorded as they are on a GPU."""
-
-    def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        super().check(config, dtype)
-        self.records = not config.chosen or self._grouped(dtype)
-
-    def record(self, run: Callable[[], None]) -> Graph:
-        return Recording(run)
 
 
 def load(folder: Path, dtype: str, kind: type[CudaOps] = RecordingOps) -> PagedDecoder:

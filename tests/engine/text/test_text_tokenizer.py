@@ -14,7 +14,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, processors
-from tokenizers_tiny import PANGU, SPECIAL, write_bpe, write_spm
+from tokenizers_tiny import PANGU, SPECIAL, rewrite, write_bpe, write_spm
 
 from fastslow.engine.text.hf import LONG
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
@@ -289,16 +289,6 @@ def test_same_vocabulary(tmp_path: Path, bpe: Tokenizer, spm: Tokenizer) -> None
     path.write_text(path.read_text("utf-8").replace("<think>", "<thonk>"), "utf-8")
     difference = "token id 3 is '<think>' in one vocabulary, '<thonk>' in the other"
     assert same_vocabulary(bpe, load_tokenizer(tmp_path)) == difference
-
-
-def rewrite(folder: Path, **fields: Any) -> None:
-    """A tokenizer.json with other fields; dicts are merged."""
-    write_bpe(folder)
-    path = folder / "tokenizer.json"
-    file = json.loads(path.read_text("utf-8"))
-    for name, value in fields.items():
-        file[name] = {**file[name], **value} if isinstance(file[name], dict) else value
-    path.write_text(json.dumps(file), "utf-8")
 
 
 @pytest.mark.parametrize("number", [2**22, 3_000_000_000, 2**32 - 1])

@@ -23,7 +23,7 @@ from fastslow.engine.kv.storage import KVShape
 from fastslow.engine.types import Rows, Segment
 
 pytestmark = compiled
-SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[2] / "support"
 FAR = 10**12
 
 

@@ -6,13 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 from checkpoints import write_dense, write_moge
+from parallel_tools import SOON, gone, open_llm
 
 from fastslow import LLM, Parallel, SamplingParams
 from fastslow.engine.parallel import start
@@ -20,7 +20,6 @@ from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.output import GenerationError
 
-SOON = 10.0  # seconds
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 FEW = SamplingParams(max_tokens=4, ignore_eos=True)
 
@@ -30,24 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moge(tmp_path_factory.mktemp("moge"))
 
 
-def open_llm(folder: Path, parallel: Any = "ep=2", **options: Any) -> LLM:
-    given = {"dtype": "float32", "kv_memory": "4MiB", "progress": False, "speculation": "off"}
-    return LLM(folder, parallel=parallel, **{**given, **options})
-
-
 def shared(llm: LLM) -> ParallelModel:
     assert isinstance(llm.model, ParallelModel)
     return llm.model
-
-
-def gone(pids: Collection[int]) -> bool:
-    """Whether the processes end, soon."""
-    end = time.monotonic() + SOON
-    while time.monotonic() < end:
-        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def kill_soon(pid: int, after: float = 0.3) -> list[float]:

@@ -26,7 +26,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.decoder import Decoder
 
-SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[2] / "support"
 pytestmark = compiled
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import texts
 import torch
+from checkpoints import write_moge
 from engine_tools import Setting
 from exact_tools import SETTINGS, check, mixed
 from head_tools import tiny_weights, write_head
-from parallel_tools import bench_on, ranks
+from parallel_tools import SOON, bench_on, gone, open_llm, ranks
 from test_cli import TEMPLATE
-from test_parallel_failures import SOON, folder, gone, open_llm  # noqa: F401
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
@@ -49,7 +49,7 @@ def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> N
 
 
 @pytest.mark.parametrize("layout", MIXES)
-def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:  # noqa: F811
+def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:
     with ranks(folder, layout, "bfloat16") as model:
         plan = ShardPlan.of(model.config, model.parallel, torch.bfloat16)
         facts = model.report()
@@ -66,10 +66,13 @@ def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:  # noqa
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_moge(tmp_path_factory.mktemp("moge"))
+
+
+@pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that talks, and answers until it is stopped."""
-    from checkpoints import write_moge
-
     made = tmp_path_factory.mktemp("spoken")
     write_bpe(made, TEMPLATE, 320)
     settings = json.loads((made / "tokenizer_config.json").read_text())
@@ -123,7 +126,7 @@ def test_the_public_face_with_every_drafter(spoken: Path, layout: str) -> None:
     assert len({tuple(x) for answers in alone.values() for x in answers}) == 3
 
 
-def test_one_of_four_ranks_is_killed(folder: Path) -> None:  # noqa: F811
+def test_one_of_four_ranks_is_killed(folder: Path) -> None:
     with open_llm(folder, "ep=2,tp=2") as llm:
         assert isinstance(llm.model, ParallelModel)
         pids = dict(llm.model.pids)

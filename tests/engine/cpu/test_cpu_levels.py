@@ -13,23 +13,23 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu import library as library_module
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KERNEL_TESTS = [
-    "engine/test_cpu_formats.py",
-    "engine/test_family_kernels.py",
-    "engine/test_gguf_formats.py",
-    "engine/test_model.py",
-    "engine/test_only_best.py",
-    "engine/test_head_screen.py",
-    "engine/test_kernel_checks.py",
-    "engine/test_kv_tiles.py",
-    "engine/test_kv_int8.py",
+    "engine/cpu/test_cpu_formats.py",
+    "engine/cpu/test_family_kernels.py",
+    "engine/cpu/test_gguf_formats.py",
+    "engine/model/test_model.py",
+    "engine/cpu/test_only_best.py",
+    "engine/cpu/test_head_screen.py",
+    "engine/cpu/test_kernel_checks.py",
+    "engine/kv/test_kv_tiles.py",
+    "engine/kv/test_kv_int8.py",
     "draft/test_draft_kernels.py",
     "draft/test_eagle_kernels.py",
     "draft/test_head_checks.py",
     "draft/test_suffix.py",
 ]
-ROW_TESTS = "engine/test_model_rows.py::test_tree_rows_equal_plain_decoding"
+ROW_TESTS = "engine/model/test_model_rows.py::test_tree_rows_equal_plain_decoding"
 
 
 def run(level: str, *tests: str, **variables: str) -> None:

@@ -12,7 +12,7 @@ import npu_cann
 import pytest
 
 WHEEL = os.environ.get("FASTSLOW_NPU_WHEEL", "")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_the_engine_on_the_real_torch_npu(tmp_path: Path) -> None:
     with zipfile.ZipFile(WHEEL) as wheel:
         wheel.extractall(tmp_path / "wheel")
     npu_cann.build(tmp_path / "wheel", tmp_path / "cann")
-    folders = (ROOT, ROOT / "tests/support", Path(__file__).parent, tmp_path / "wheel")
+    folders = (ROOT, ROOT / "tests/support", ROOT / "tests/engine", tmp_path / "wheel")
     environment = {
         **os.environ,
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
