@@ -13,8 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from checkpoints import write_dense, write_moge
 from hypothesis import settings
 from loguru import logger
+from tokenizers_tiny import write_bpe
 
 import fastslow  # noqa: F401 - it turns its log off
 
@@ -35,6 +37,27 @@ def pytest_configure(config: pytest.Config) -> None:
     """Slow runs try more examples; `--hypothesis-profile` still chooses."""
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("quick" if config.option.markexpr == "not slow" else "full")
+
+
+@pytest.fixture(scope="session")
+def tiny_moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grouped mixture of experts, to be read only."""
+    return write_moge(tmp_path_factory.mktemp("tiny") / "moge")
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama, to be read only."""
+    return write_dense(tmp_path_factory.mktemp("tiny") / "dense")
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller mixture with a tokenizer and a chat template, to be read only."""
+    folder = tmp_path_factory.mktemp("tiny") / "chat"
+    folder.mkdir()
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }} {% endfor %}", 320)
+    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
 
 
 @pytest.fixture

@@ -16,13 +16,11 @@ import pytest
 import texts
 import torch
 from checkpoints import write_dense, write_moge
-from drafting import layers_of
 from figures import middle
 from gguf import GGUFReader, dequantize
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from near_tie import Judge
-from peer.engines import EngineClient, EngineError, read_names
 from serve_load.front import CpuSeconds
 from serve_load.simulated import other_share
 from tokenizers_tiny import write_bpe
@@ -240,19 +238,6 @@ def test_it_says_what_it_found(name: str, place: Place, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
-    place.run(
-        "drafting",
-        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 4"
-        " --drafters self:2 --keep 0-1 2 --groups 0,2 --batch 1 --temperatures 0 -o {out}",
-    )
-    drafted = [cell["speculation"] for cell in place.file()["cells"][1:]]
-    asked = [([0, 1], 0), ([0, 1], 2), ([2], 0), ([2], 2)]
-    assert [(fields["layers"], fields["groups"]) for fields in drafted] == asked
-    assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
-
-
-@pytest.mark.slow
 def test_an_answer_is_as_exact_as_it_should_be(place: Place) -> None:
     assert place.run("exact", CASES["exact"].asked) in (0, 1)  # 1: a case that showed nothing
     rows = place.file()["rows"]
@@ -272,35 +257,6 @@ def test_where_answers_differ_the_place_is_judged(
     same, found = (judge.judge(text, best, token, None, 20) for token in (best, other))
     assert (same.kind, same.gap) == ("tie", 0.0)
     assert found.kind == "error" and found.gap > found.allowed > 0
-
-
-@compiled
-def test_the_parts_of_a_step_add_up(place: Place) -> None:
-    place.run("rows", CASES["rows"].asked)
-    found = place.file()
-    assert [(row["groups"], row["rows"]) for row in found["parts"]] == [
-        (2, 1),
-        (2, 2),
-        (0, 1),
-        (0, 2),
-    ]
-    for parts, row in zip(found["parts"], found["figures"], strict=True):
-        times = [parts[name] for name in set(parts) - {"groups", "rows"}]
-        assert min(times) >= 0 and parts["engine"] > 0 and sum(times) > 0 < row["ms a step"]
-
-
-@compiled
-def test_a_step_of_one_row_is_told_as_a_share_of_the_bandwidth(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place.run("decode", CASES["decode"].asked)
-    assert "share" in capsys.readouterr().out
-    assert [bool(row["bytes"]) for row in place.file()["rows"][:6]] == [
-        True,
-        False,
-        *[True] * 2,
-        *[False] * 2,
-    ]
 
 
 @pytest.mark.slow
@@ -403,35 +359,10 @@ def test_an_engine_is_measured_in_a_process_of_its_own(
     assert "lookup copy" in capsys.readouterr().out
 
 
-def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
-    child = EngineClient(Path(sys.executable), "nothing", {}, tmp_path / "log")
-    with pytest.raises(EngineError, match="load: (it ended with code 1|the process is gone), see"):
-        child.ask("load", options={})
-    child.close()
-    assert "No module named peer.nothing" in (tmp_path / "log").read_text("utf-8")
-
-
-def test_names_of_engines() -> None:
-    assert read_names("fastslow:int4,openvino") == [
-        ("fastslow", "int4"),
-        ("openvino", "file"),
-    ]
-    with pytest.raises(ValueError, match="engine 'llama' is unknown"):
-        read_names("llama")
-
-
 def test_contended_samples_are_left_out_where_enough_are_not() -> None:
     samples = [{"rate": float(n), "contended": n > 3} for n in range(1, 6)]
     assert middle(samples) == "2.0 (n=3)"
     assert middle(samples[1:]) == "~3.5 (n=4)"
-
-
-def test_a_format_that_does_not_load_is_left_out(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = "--model {model} --formats int3 --threads 1 --out {out}"
-    assert place.run("decode", asked) == 1
-    assert "int3 is left out" in capsys.readouterr().out
 
 
 @pytest.mark.slow

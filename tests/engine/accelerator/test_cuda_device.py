@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import texts
 import torch
-from checkpoints import write_dense, write_moge
 from fake_cuda import DEVICE, FakeCuda
 from layout_cases import CASES
 from torch import Tensor
@@ -49,27 +48,19 @@ def load(folder: Path, dtype: str = "float32") -> Any:
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dense(tmp_path_factory.mktemp("dense"))
-
-
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_moge(tmp_path_factory.mktemp("moge"))
-
-
-@pytest.fixture(scope="module")
-def expected(dense: Path) -> Tensor:
-    return texts.logits(load_model(dense, "float32", "cpu", progress=False), TOKENS)
+def expected(tiny_dense: Path) -> Tensor:
+    return texts.logits(load_model(tiny_dense, "float32", "cpu", progress=False), TOKENS)
 
 
 def near(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
 
 
-def test_all_work_is_on_the_models_own_gpu(cuda: FakeCuda, dense: Path, expected: Tensor) -> None:
+def test_all_work_is_on_the_models_own_gpu(
+    cuda: FakeCuda, tiny_dense: Path, expected: Tensor
+) -> None:
     """The engine's thread has GPU 0 as its current one, whatever GPU the model is on."""
-    model = load(dense)
+    model = load(tiny_dense)
     run = model._run
 
     def told(*given: Any) -> Any:
@@ -85,10 +76,10 @@ def test_all_work_is_on_the_models_own_gpu(cuda: FakeCuda, dense: Path, expected
 
 
 def test_a_step_is_recorded_on_a_stream_of_its_own_once_its_shapes_ran_there(
-    cuda: FakeCuda, dense: Path
+    cuda: FakeCuda, tiny_dense: Path
 ) -> None:
     """And what other threads do meanwhile, as allocating for a draft model, does not break it."""
-    model = load(dense)
+    model = load(tiny_dense)
     main, run, ran = cuda.stream, model._run, []
 
     def told(step: PagedStep, *rest: Any) -> Any:
@@ -108,9 +99,9 @@ def test_a_step_is_recorded_on_a_stream_of_its_own_once_its_shapes_ran_there(
 
 
 def test_a_capture_that_fails_is_not_tried_again(
-    cuda: FakeCuda, dense: Path, expected: Tensor, logged: list[str]
+    cuda: FakeCuda, tiny_dense: Path, expected: Tensor, logged: list[str]
 ) -> None:
-    model, main = load(dense), cuda.stream
+    model, main = load(tiny_dense), cuda.stream
     cuda.failing = RuntimeError("operation failed due to a previous error during capture\nmore")
     near(texts.logits(model, TOKENS, DECODING), expected)
     assert cuda.said.count("capture") == 1 and cuda.said.count("replay") == 0
@@ -128,7 +119,7 @@ def test_a_capture_that_fails_is_not_tried_again(
     indirect=["cuda"],
 )
 def test_grouped_products_only_where_the_chip_has_them(
-    cuda: FakeCuda, fast: bool, moge: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+    cuda: FakeCuda, fast: bool, tiny_moge: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     right, calls = F.grouped_mm, []
 
@@ -137,9 +128,9 @@ def test_grouped_products_only_where_the_chip_has_them(
         return right(*given, **named)
 
     monkeypatch.setattr(F, "grouped_mm", counted)
-    model = load(moge, "bfloat16")
+    model = load(tiny_moge, "bfloat16")
     found = texts.logits(model, TOKENS, DECODING)
-    exact = texts.logits(load_model(moge, "float32", "cpu", progress=False), TOKENS)
+    exact = texts.logits(load_model(tiny_moge, "float32", "cpu", progress=False), TOKENS)
     assert (found - exact).abs().mean() < 0.1 * exact.std()
     assert bool(calls) == fast == (model.recorder.replays > 0)
     told = [line for line in logged if "one by one" in line]

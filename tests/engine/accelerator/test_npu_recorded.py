@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import texts
 import torch
-from checkpoints import write_moge
 from npu_sim import NPUGraph
 from npu_tools import CHIPS, simulated
 
@@ -29,19 +28,14 @@ def load(folder: Path, device: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_moge(tmp_path_factory.mktemp("moge"))
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> torch.Tensor:
-    return texts.logits(load(folder, "cpu"), TOKENS)
+def expected(tiny_moge: Path) -> torch.Tensor:
+    return texts.logits(load(tiny_moge, "cpu"), TOKENS)
 
 
 @pytest.fixture(params=CHIPS)
-def model(request: pytest.FixtureRequest, folder: Path) -> Iterator[PagedDecoder]:
+def model(request: pytest.FixtureRequest, tiny_moge: Path) -> Iterator[PagedDecoder]:
     with simulated(request.param):
-        yield load(folder, "npu")
+        yield load(tiny_moge, "npu")
 
 
 def test_replays_see_the_new_lengths(model: PagedDecoder, expected: torch.Tensor) -> None:
@@ -52,12 +46,12 @@ def test_replays_see_the_new_lengths(model: PagedDecoder, expected: torch.Tensor
 
 
 def test_lengths_that_are_not_renewed_are_seen(
-    folder: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_moge: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above notices: a graph that keeps the lengths it was recorded with answers wrongly."""
     monkeypatch.setattr(NPUGraph, "update", lambda self, cpu_update_input: None)
     with simulated(CHIPS[0]):
-        found = texts.logits(load(folder, "npu"), TOKENS, DECODING)
+        found = texts.logits(load(tiny_moge, "npu"), TOKENS, DECODING)
     assert (found - expected).abs()[32:].max() > 0.1
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
 from schedule_tools import pages, request, run
-from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams
 from fastslow.engine.core.latency_budget import PATIENCE, LatencyBudget, RunEverything
@@ -118,11 +116,8 @@ def test_low_priority_ends_under_an_endless_stream_of_urgent_requests() -> None:
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder: Path = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    with LLM(folder, kv_memory="256KiB", max_running=4, prompt_rows=48, progress=False) as llm:
+def llm(tiny_chat: Path) -> Iterator[LLM]:
+    with LLM(tiny_chat, kv_memory="256KiB", max_running=4, prompt_rows=48, progress=False) as llm:
         yield llm
 
 

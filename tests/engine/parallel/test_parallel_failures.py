@@ -24,11 +24,6 @@ LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 FEW = SamplingParams(max_tokens=4, ignore_eos=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_moge(tmp_path_factory.mktemp("moge"))
-
-
 def shared(llm: LLM) -> ParallelModel:
     assert isinstance(llm.model, ParallelModel)
     return llm.model
@@ -47,8 +42,8 @@ def kill_soon(pid: int, after: float = 0.3) -> list[float]:
     return died
 
 
-def test_a_killed_rank_ends_the_job_with_one_sentence(folder: Path) -> None:
-    with open_llm(folder) as llm:
+def test_a_killed_rank_ends_the_job_with_one_sentence(tiny_moge: Path) -> None:
+    with open_llm(tiny_moge) as llm:
         pids = shared(llm).pids
         assert len(llm.generate([5, 6, 7], FEW).token_ids) == 4
         died = kill_soon(pids[1])
@@ -63,26 +58,26 @@ def test_a_killed_rank_ends_the_job_with_one_sentence(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(folder: Path) -> None:
-    with open_llm(folder, "dp=2") as llm:
+def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(tiny_moge: Path) -> None:
+    with open_llm(tiny_moge, "dp=2") as llm:
         model = shared(llm)
         pids = model.pids
         model._rank_group.send(pack([Command(CommandKind.FREE, fields([999]))]))
         with pytest.raises(GenerationError, match="rank 1 failed: KeyError: 999"):
             llm.generate([5, 6, 7], FEW)
         assert gone(pids.values())
-    with open_llm(folder, "dp=2") as llm:
+    with open_llm(tiny_moge, "dp=2") as llm:
         pids = shared(llm).pids
         assert len(llm.generate([5, 6, 7], FEW).token_ids) == 4
         with pytest.raises(ValueError, match="in a torch.distributed group already"):
-            open_llm(folder)
+            open_llm(tiny_moge)
     assert gone(pids.values())
     llm.close()
 
 
 @pytest.mark.slow
 def test_an_llm_that_cannot_be_built_leaves_no_rank(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[ParallelModel] = []
     real = start.load_parallel
@@ -93,7 +88,7 @@ def test_an_llm_that_cannot_be_built_leaves_no_rank(
 
     monkeypatch.setattr(start, "load_parallel", load)
     with pytest.raises(ValueError, match="kv_memory is 1.0 KiB"):
-        open_llm(folder, kv_memory="1KiB")
+        open_llm(tiny_moge, kv_memory="1KiB")
     assert gone(opened[0].pids.values())
     assert not dist.is_initialized()
 
@@ -123,15 +118,15 @@ def test_what_does_not_fit_is_refused_before_any_rank_starts(
         open_llm(write(tmp_path, **fields), parallel)
 
 
-def test_quantization_is_for_one_rank(folder: Path) -> None:
+def test_quantization_is_for_one_rank(tiny_moge: Path) -> None:
     with pytest.raises(ValueError, match="quantization 'int8' runs on one rank only"):
-        open_llm(folder, quantization="int8")
+        open_llm(tiny_moge, quantization="int8")
     with pytest.raises(ValueError, match="kv_dtype 'int8' runs on one rank only"):
-        open_llm(folder, kv_dtype="int8")
+        open_llm(tiny_moge, kv_dtype="int8")
 
 
 def test_torchrun_must_have_started_as_many_ranks(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
@@ -139,10 +134,10 @@ def test_torchrun_must_have_started_as_many_ranks(
     with pytest.raises(
         ValueError, match="parallel ep=2,tp=1,dp=1 takes 2 ranks, torchrun started 4"
     ):
-        open_llm(folder)
+        open_llm(tiny_moge)
 
 
-def test_one_rank_is_no_rank(folder: Path) -> None:
+def test_one_rank_is_no_rank(tiny_moge: Path) -> None:
     for parallel in (Parallel(), "ep=1", "auto", None):
-        with open_llm(folder, parallel) as llm:
+        with open_llm(tiny_moge, parallel) as llm:
             assert not isinstance(llm.model, ParallelModel)

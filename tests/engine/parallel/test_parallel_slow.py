@@ -49,8 +49,8 @@ def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> N
 
 
 @pytest.mark.parametrize("layout", MIXES)
-def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:
-    with ranks(folder, layout, "bfloat16") as model:
+def test_bytes_are_those_of_the_plan(tiny_moge: Path, layout: str) -> None:
+    with ranks(tiny_moge, layout, "bfloat16") as model:
         plan = ShardPlan.of(model.config, model.parallel, torch.bfloat16)
         facts = model.report()
         assert [f.weights for f in facts] == [share.weights for share in plan.shares]
@@ -63,11 +63,6 @@ def test_bytes_are_those_of_the_plan(folder: Path, layout: str) -> None:
         for name, expected in plan.layer_traffic(padded).items():
             sent = sum(a.sent[name] - b.sent[name] for a, b in zip(model.report(), facts))
             assert sent == expected * model.config.layers, name
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_moge(tmp_path_factory.mktemp("moge"))
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +121,8 @@ def test_the_public_face_with_every_drafter(spoken: Path, layout: str) -> None:
     assert len({tuple(x) for answers in alone.values() for x in answers}) == 3
 
 
-def test_one_of_four_ranks_is_killed(folder: Path) -> None:
-    with open_llm(folder, "ep=2,tp=2") as llm:
+def test_one_of_four_ranks_is_killed(tiny_moge: Path) -> None:
+    with open_llm(tiny_moge, "ep=2,tp=2") as llm:
         assert isinstance(llm.model, ParallelModel)
         pids = dict(llm.model.pids)
         stream = llm.stream([5, 6, 7], SamplingParams(max_tokens=400, ignore_eos=True))

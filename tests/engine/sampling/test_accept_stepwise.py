@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import follow_target
@@ -76,15 +75,9 @@ def test_limits(least: float) -> None:
         LossyStepwise(frozenset(), least)
 
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-
-
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+def llm(tiny_chat: Path) -> Iterator[LLM]:
+    with LLM(tiny_chat, kv_memory="4MiB", progress=False) as llm:
         yield llm
 
 
