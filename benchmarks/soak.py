@@ -33,7 +33,6 @@ from figures import options, show, write
 from rich.progress import Progress
 
 from fastslow import LLM, Escalation, Message, Mode, Output, Prompt, SamplingParams, Speculation
-from fastslow.call import CallOptions
 
 WAIT = 60.0  # seconds after which a call hangs
 WRONG: tuple[dict[str, Any], ...] = (
@@ -156,7 +155,7 @@ class Caller:
             nodes=self._draw.choice((None, 1, 3, 8)),
             accept=rule,  # type: ignore[arg-type]
         )
-        asked: CallOptions = {"mode": job.mode, "speculation": speculation}
+        asked: dict[str, Any] = {"mode": job.mode, "speculation": speculation}
         if kind < 0.30:
             output = self._cancelled(job, asked)
             self._found.count("cancelled")
@@ -178,7 +177,7 @@ class Caller:
             return
         self._found.fail(f"thread {self._seed}: wrong input was taken: {asked}")
 
-    def _whole(self, job: Job, asked: CallOptions) -> Output:
+    def _whole(self, job: Job, asked: dict[str, Any]) -> Output:
         way = self._draw.choice(("generate", "submit", "stream", "await"))
         self._found.count(way)
         if way == "generate":
@@ -192,7 +191,7 @@ class Caller:
             return asyncio.run(asyncio.wait_for(handle, WAIT))
         return handle.result(WAIT)
 
-    def _cancelled(self, job: Job, asked: CallOptions) -> Output:
+    def _cancelled(self, job: Job, asked: dict[str, Any]) -> Output:
         handle = self._llm.submit(job.prompt, job.sampling, **asked)
         if self._draw.random() < 0.5:
             time.sleep(self._draw.random() * 0.1)

@@ -28,6 +28,7 @@ Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
 MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
 CHANGED = "*"  # ends the name of a preset that a call changed
 LATENCY_MS = 0.001, 86_400_000  # up to a day
+MOST_PRIORITY = 1000  # that a call may give, and its negative
 
 
 class SamplingParams(Params):

@@ -14,20 +14,20 @@ from loguru import logger
 
 if TYPE_CHECKING:
     from fastslow.admission import Busy
-    from fastslow.answered import ResumeState
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
-    from fastslow.call import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
     from fastslow.engine.core.stats import EngineStats
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.messages import Message
-    from fastslow.handle import PieceStream, RequestHandle, as_completed
     from fastslow.llm import LLM
     from fastslow.output import Completion, Decided, GenerationError, Metrics, Output, Piece
-    from fastslow.pinned import PinnedPrefix
-    from fastslow.warning import FastslowWarning
+    from fastslow.request.chat_warnings import FastslowWarning
+    from fastslow.request.handle import PieceStream, RequestHandle, as_completed
+    from fastslow.request.options import Conversation, ModeLike, Presets, Prompt, SpeculationLike
+    from fastslow.request.pin import PinnedPrefix
+    from fastslow.request.resume import ResumeState
 
 logger.disable("fastslow")
 
@@ -71,20 +71,20 @@ __all__ = [
 
 _MODULES = {
     "admission": "Busy",
-    "answered": "ResumeState",
+    "request.resume": "ResumeState",
     "api": "chat generate",
     "async_llm": "AsyncLLM",
-    "call": "Conversation ModeLike Presets Prompt SpeculationLike",
-    "handle": "PieceStream RequestHandle as_completed",
+    "request.options": "Conversation ModeLike Presets Prompt SpeculationLike",
+    "request.handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
-    "pinned": "PinnedPrefix",
+    "request.pin": "PinnedPrefix",
     "output": "Completion Decided GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.messages": "Message",
     "engine.choosing": "ModeChoice ModeRouter PromptFacts",
-    "warning": "FastslowWarning",
+    "request.chat_warnings": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

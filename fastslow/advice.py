@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from loguru import logger
 
-from fastslow.choice import ChoiceHandle, gathered
-from fastslow.input_processor import InputProcessor
 from fastslow.output import Metrics, Output
+from fastslow.request.choice import ChoiceState, gathered
+from fastslow.request.input_processor import InputProcessor
 
 ENOUGH = 100  # nodes, before anything is said
 POOR = 0.02  # of them accepted
@@ -45,7 +45,7 @@ class OutputBuilder:
         self._inputs = inputs
         self._advised: set[str] = set()  # drafters
 
-    def __call__(self, each: Sequence[ChoiceHandle]) -> Output:
+    def __call__(self, each: Sequence[ChoiceState]) -> Output:
         output = gathered(each)
         for choice in output.choices:
             hint = advice(choice.metrics)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from fastslow.call import (
-    BatchOptions,
+from fastslow.llm import LLM
+from fastslow.output import Output
+from fastslow.request.keywords import GenerateCall
+from fastslow.request.options import (
     Conversation,
     ListOf,
     ModeLike,
@@ -19,8 +21,6 @@ from fastslow.call import (
     Samplings,
     SpeculationLike,
 )
-from fastslow.llm import LLM
-from fastslow.output import Output
 
 DEFAULT = "smollm2-moge"
 Key = tuple[int, str, tuple[tuple[str, str], ...]]
@@ -110,7 +110,7 @@ def chat(
 
 def _llm(model: str, options: dict[str, Any]) -> tuple[LLM, dict[str, Any]]:
     """The model that is asked, and which of the options are for the call."""
-    call = {name: options.pop(name) for name in BatchOptions.__annotations__ if name in options}
+    call = {name: options.pop(name) for name in GenerateCall.model_fields if name in options}
     # a forked process has the parent's models, which do not answer there
     key = (
         os.getpid(),

@@ -10,14 +10,15 @@ from types import TracebackType
 from typing import NoReturn, Self, Unpack
 
 from fastslow.admission import Admission
-from fastslow.call import Conversation, HandleOptions, Prompt, Sampling, as_messages, as_wait
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.params import shown
 from fastslow.engine_args import LLMOptions
-from fastslow.handle import PieceStream, RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import Output
+from fastslow.request.handle import PieceStream, RequestHandle, group_of
+from fastslow.request.keywords import takes_options
+from fastslow.request.options import Conversation, GenerateOptions, Prompt, as_messages, as_wait
 
 MAX_WAITING = 256
 PAUSE = 0.02  # seconds between two looks at whether all is over
@@ -99,9 +100,8 @@ class AsyncLLM:
         """Whether it is loaded, and neither closed nor drained."""
         return self._open and self._llm is not None
 
-    async def generate(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> Output:
+    @takes_options(GenerateOptions)
+    async def generate(self, prompt: Prompt, options: GenerateOptions) -> Output:
         """Answer one prompt. A task that is cancelled meanwhile cancels the request.
 
         Raises:
@@ -110,17 +110,15 @@ class AsyncLLM:
             GenerationError: the engine failed on the request.
             RuntimeError: it is not loaded, is drained, or closed.
         """
-        return await self.submit(prompt, sampling, **options)
+        return await self.begin(prompt, options)
 
-    async def chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> Output:
+    @takes_options(GenerateOptions)
+    async def chat(self, messages: Conversation, options: GenerateOptions) -> Output:
         """`generate` for a conversation, or one user message given as text."""
-        return await self.submit(as_messages(messages), sampling, **options)
+        return await self.begin(as_messages(messages), options)
 
-    def stream(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> PieceStream:
+    @takes_options(GenerateOptions)
+    def stream(self, prompt: Prompt, options: GenerateOptions) -> PieceStream:
         """One prompt's answer in pieces, for `async for`; the request starts now. Leaving the loop, `aclose`
         and cancelling the task end it.
 
@@ -128,17 +126,15 @@ class AsyncLLM:
             ValueError, Busy, RuntimeError: now, as `submit`.
             ValueError, GenerationError, RuntimeError: in the loop, as `generate`.
         """
-        return aiter(self.submit(prompt, sampling, **options))
+        return aiter(self.begin(prompt, options))
 
-    def stream_chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> PieceStream:
+    @takes_options(GenerateOptions)
+    def stream_chat(self, messages: Conversation, options: GenerateOptions) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
-        return self.stream(as_messages(messages), sampling, **options)
+        return aiter(self.begin(as_messages(messages), options))
 
-    def submit(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> RequestHandle:
+    @takes_options(GenerateOptions)
+    def submit(self, prompt: Prompt, options: GenerateOptions) -> RequestHandle:
         """Start to answer one prompt; the handle can be awaited, iterated over and cancelled.
 
         Raises:
@@ -146,16 +142,20 @@ class AsyncLLM:
             Busy: too many wait; nothing was done.
             RuntimeError: it is not loaded, is drained, or closed.
         """
+        return self.begin(prompt, options)
+
+    def begin(self, prompt: Prompt, options: GenerateOptions) -> RequestHandle:
+        """`submit` for options that are made already."""
         llm = self.llm
         if not self._open:
             raise RuntimeError("this AsyncLLM takes no more requests: it is drained or closed")
-        job = llm._jobs.one("submit", prompt, sampling, options)
-        count = job.count
+        group = group_of("submit", prompt, options, llm._parts)
+        count = group.count
         self._admission.enter(count)
         try:
-            handle = llm._jobs.start(job)
+            handle = llm._start(group)
             self._handles.add(handle)
-            job.when_done(partial(self._over, handle, count))
+            group.when_done(partial(self._over, handle, count))
         except BaseException:
             self._admission.leave(count)
             raise
@@ -164,7 +164,7 @@ class AsyncLLM:
     async def stop_thinking(self, request: RequestHandle | PieceStream) -> bool:
         """Have the thought of a request closed from the next step on, so that its answer comes. False: it
         has no open thought, not yet or not any more."""
-        return await asyncio.wrap_future(request._job.stop_thinking())
+        return await asyncio.wrap_future(request._group.stop_thinking())
 
     def stats(self) -> EngineStats:
         """As `LLM.stats`."""

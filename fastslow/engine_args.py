@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import torch
 
-from fastslow.call import Presets, SpeculationLike, refuse_unknown
 from fastslow.engine.choosing import ModeRouter
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much
@@ -20,6 +19,8 @@ from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Speculation, shown
 from fastslow.policies.auto import checkpoint_selector, read_selector
+from fastslow.request.keywords import refuse_unknown
+from fastslow.request.options import Presets, SpeculationLike
 
 Build = TypeVar("Build", bound=Callable[..., None])
 

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, SupportsIndex, Unpack, cast, overload
+from typing import Any, Literal, NoReturn, Self, SupportsIndex, cast
 
 from fastslow.advice import OutputBuilder
-from fastslow.call import (
-    BatchOptions,
-    Conversation,
-    HandleOptions,
-    ListOf,
-    PinOptions,
-    Presets,
-    Prompt,
-    PromptOptions,
-    Sampling,
-    Samplings,
-    SpeculationLike,
-    as_messages,
-    as_prompts,
-    refuse_unknown,
-)
-from fastslow.closing import Closed, curve_of, let_go
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.choosing import ModeRouter
+from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
+from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
@@ -44,16 +30,38 @@ from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.params import shown
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
-from fastslow.handle import PieceStream, RequestHandle, answer_all
-from fastslow.input_processor import InputProcessor
-from fastslow.job_maker import JobMaker
 from fastslow.models.locate import find_tokenizer, resolve_model
-from fastslow.output import GenerationError, Output
-from fastslow.pinned import PinnedPrefix, PrefixPinner
+from fastslow.output import Output
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.request_builder import RequestBuilder
-from fastslow.wakeups import LoopWakeups
+from fastslow.policies.speculation.step_cost import StepCostCurve
+from fastslow.request.builder import RequestBuilder
+from fastslow.request.group import GroupParts, LoopWakeups, RequestGroup
+from fastslow.request.handle import (
+    PieceStream,
+    RequestHandle,
+    answer_all,
+    group_of,
+    groups_of,
+    single_prompt,
+)
+from fastslow.request.input_processor import InputProcessor
+from fastslow.request.keywords import GenerateCall, takes_lists, takes_options
+from fastslow.request.mode import ModeFinder
+from fastslow.request.options import (
+    Conversation,
+    GenerateOptions,
+    ListOf,
+    ModeLike,
+    Presets,
+    Prompt,
+    SpeculationLike,
+    as_messages,
+    as_prompts,
+)
+from fastslow.request.pin import PinnedPrefix, PrefixPinner
+
+TOKENISERS = 2  # threads that tokenise what is submitted
 
 
 class LLM:
@@ -153,7 +161,7 @@ class LLM:
         self._kv = pages(self.model, prefix_caching, kv_spill)
         identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
-        controller = SpeculationController(partial(curve_of, weakref.ref(self.model), identity))
+        controller = SpeculationController(partial(_curve_of, weakref.ref(self.model), identity))
         self._step_seconds = controller.seconds
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
@@ -161,59 +169,31 @@ class LLM:
         drafter = DrafterRouter(self._drafters.made, controller.drafted)
         self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
 
-        self._requests = RequestBuilder(
-            inputs, self._core, self._drafters, controller, self.modes, chooser, speculation
+        scheduler, units = self._core.scheduler, RoutedUnits.of(self.model.config)
+        finder = ModeFinder(self.modes, chooser, units, self.tokenizer, lambda: scheduler.busy)
+        builder = RequestBuilder(
+            inputs, self._core, self._drafters, controller, finder, speculation
         )
         self.max_running, self.max_model_len = max_running, context
         wakeups = LoopWakeups()
         self._worker = Worker(self._core, self._drafters.clear, wakeups)
         between = self._drafters.between_steps = self._worker.between_steps
-        self._pinner = PrefixPinner(self._requests, self._kv, context, between)
         outputs = OutputBuilder(inputs)
-        self._jobs = JobMaker(self._requests, outputs, self._worker, wakeups)
-        # jobs that run hold it, too: who has a handle of a dropped LLM gets the answer
-        weakref.finalize(outputs, let_go, self._worker, self._drafters).atexit = False
+        self._parts = GroupParts(builder, outputs, self._worker, wakeups)
+        self._pinner = PrefixPinner(self._parts, self._kv, context, between)
+        self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
+        # groups that run hold it, too: a handle of a dropped LLM gets its answer
+        weakref.finalize(outputs, _let_go, self._worker, self._drafters).atexit = False
 
-    @overload
+    @takes_lists(GenerateCall)
     def generate(
-        self, prompts: Prompt, sampling: Sampling = None, **options: Unpack[PromptOptions]
-    ) -> Output: ...
-    @overload
-    def generate(
-        self, prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[BatchOptions]
-    ) -> list[Output]: ...
-    def generate(
-        self, prompts: Prompt | ListOf[Prompt], sampling: Samplings = None, **options: Any
+        self, prompts: Prompt | ListOf[Prompt], options: dict[str, Any]
     ) -> Output | list[Output]:
-        """Answer one prompt or many.
+        """Answer one prompt or many. For a list of prompts every option may be a list with a value for each.
 
         Args:
             prompts: text (without a template), token ids, chat messages (put through the template), or
                 a list of such prompts.
-            sampling: for all prompts, or a list zipped with them. Fields that are not given are the
-                mode's, where it has them.
-            mode: "fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with
-                `base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a
-                `PromptFacts` to a preset's name; or a list. None = "deep".
-            speculation: "auto", "off", a drafter's name, a `Speculation` or a dict of its fields, or the path of
-                a settings file (*.json); or a list. None = "auto".
-            timeout: seconds from this call after which a request ends, wherever it is, with what it has
-                and finish_reason "timeout"; or a list.
-            memory_key: names who asks, where an LLM serves several: text of at most 256 characters.
-                Remembered answers and cached prefixes are shared among calls with the same key only.
-                None: among all calls without one, but for answers of `remember="by_key"`. Or a list.
-            allow_special: special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise
-                they are text, since a user may have written them. Or a list.
-            chat_template_kwargs: variables of the chat template, such as {"reasoning_effort": "medium"};
-                they win over what the mode asks for. Or a list.
-            keep_thoughts: thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's
-                messages) stay in the prompt, so that a chat that goes on finds all of its past in the
-                prefix cache. Else the chat template decides; most leave them out. Or a list.
-            priority: -1000 to 1000; requests with a smaller number start before others that wait, and lose
-                their pages after them. 0 is usual. No token depends on it. Or a list.
-            prediction: text or token ids that the answer probably repeats, such as a file that is to be
-                edited. It is drafted from, for this request alone. For a list of prompts, a text or a list.
-            progress: for a list of prompts, draw a bar on a terminal: how many are answered.
 
         Returns:
             One `Output` for one prompt; for a list, a list in the same order.
@@ -223,36 +203,24 @@ class LLM:
             GenerationError: the engine failed on a request; it holds all outputs.
         """
         progress = options.pop("progress", True)
-        jobs, single = self._jobs.each(prompts, sampling, options)
+        groups, single = groups_of(prompts, options, self._parts)
         draw = progress and not single
-        drawn = (lambda over: bar(over, "Answering", len(jobs))) if draw else iter
-        outputs = answer_all(jobs, drawn)
-        errors = [c.error for o in outputs for c in o.choices if c.error is not None]
-        if errors:
-            raise GenerationError(f"{len(errors)} request(s) failed: {errors[0]}", outputs)
+        drawn = (lambda over: bar(over, "Answering", len(groups))) if draw else iter
+        outputs = answer_all(groups, drawn)
         return outputs[0] if single else outputs
 
-    @overload
+    @takes_lists(GenerateCall)
     def chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[PromptOptions]
-    ) -> Output: ...
-    @overload
-    def chat(
-        self,
-        messages: ListOf[Conversation],
-        sampling: Samplings = None,
-        **options: Unpack[BatchOptions],
-    ) -> list[Output]: ...
-    def chat(self, messages: Any, sampling: Any = None, **options: Any) -> Any:
+        self, messages: Conversation | ListOf[Conversation], options: dict[str, Any]
+    ) -> Output | list[Output]:
         """Answer a conversation, or one user message given as text, or a list of such; see `generate`."""
-        return self.generate(as_prompts(messages), sampling, **options)
+        generate: Callable[..., Output | list[Output]] = self.generate
+        return generate(as_prompts(messages), **options)
 
-    def stream(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> PieceStream:
+    @takes_options(GenerateOptions)
+    def stream(self, prompt: Prompt, options: GenerateOptions) -> PieceStream:
         """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
-        answers mix; `Piece.index` tells them apart. Options are those of `generate`, but for lists; and
-        `trace`, whether its steps are noted, for `PieceStream.trace`; and `answered`, see `ResumeState`.
+        answers mix; `Piece.index` tells them apart.
 
         All is checked before this returns, and the first `next` starts the request. Leaving the loop early, or
         `close`, ends it; the stream's `output` then has the answer so far.
@@ -261,30 +229,28 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        job = self._jobs.one("stream", prompt, sampling, options)
-        job.prepare()
-        return PieceStream(job)
+        group = group_of("stream", prompt, options, self._parts)
+        group.prepare()
+        return PieceStream(group)
 
-    def stream_chat(
-        self, messages: Conversation, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> PieceStream:
+    @takes_options(GenerateOptions)
+    def stream_chat(self, messages: Conversation, options: GenerateOptions) -> PieceStream:
         """`stream` for a conversation, or one user message given as text."""
-        return self.stream(as_messages(messages), sampling, **options)
+        return self.stream(as_messages(messages), **options.given())
 
-    def submit(
-        self, prompt: Prompt, sampling: Sampling = None, **options: Unpack[HandleOptions]
-    ) -> RequestHandle:
+    @takes_options(GenerateOptions)
+    def submit(self, prompt: Prompt, options: GenerateOptions) -> RequestHandle:
         """Start to answer one prompt, and return at once: the way to ask from an event loop.
 
-        The prompt is tokenised in a thread of its own, so that a long one holds up neither the caller nor the
-        engine. Options are those of `stream`. `fastslow.as_completed` goes through many handles.
+        The prompt is tokenised in another thread, so that a long one holds up neither the caller nor the
+        engine. `fastslow.as_completed` goes through many handles.
 
         Raises:
             ValueError: at once for what is seen without a tokenizer: types, ranges, unknown modes and
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
             RuntimeError: this LLM is closed.
         """
-        return self._jobs.start(self._jobs.one("submit", prompt, sampling, options))
+        return self._start(group_of("submit", prompt, options, self._parts))
 
     def stats(self) -> EngineStats:
         """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits.
@@ -298,7 +264,16 @@ class LLM:
         """What it has to do now by mode, and how fast its last steps were; as `stats`."""
         return self._core.load()
 
-    def pin(self, prompt: Prompt, **options: Unpack[PinOptions]) -> PinnedPrefix:
+    def pin(
+        self,
+        prompt: Prompt,
+        *,
+        mode: ModeLike | None = None,
+        memory_key: str | None = None,
+        every_key: bool = False,
+        allow_special: bool = False,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+    ) -> PinnedPrefix:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
         same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
         all chats share that go on from them. At most half of all pages may be pinned. every_key=True:
@@ -309,11 +284,14 @@ class LLM:
             GenerationError: the engine failed to read it.
             RuntimeError: this LLM is closed, or texts were forgotten meanwhile.
         """
-        refuse_unknown(options, PinOptions.__annotations__)
-        every_key = options.pop("every_key", False)
-        plain: HandleOptions = {"speculation": "off", **options}  # type: ignore[typeddict-item]
-        call = self._jobs.call("pin", prompt, None, plain)
-        return self._pinner.pin(call, self._jobs.of, every_key)
+        options = GenerateOptions(
+            speculation="off",
+            mode=mode,
+            memory_key=memory_key,
+            allow_special=allow_special,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self._pinner.pin(single_prompt("pin", prompt, self._inputs), options, every_key)
 
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
@@ -349,17 +327,18 @@ class LLM:
     @property
     def thinks(self) -> bool:
         """Whether the model has thinking tags."""
-        return self._requests.inputs.tags is not None
+        return self._inputs.tags is not None
 
-    def tokenize(self, prompt: Prompt, **options: Unpack[HandleOptions]) -> list[int]:
+    @takes_options(GenerateOptions)
+    def tokenize(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
         """The token ids that a call with this prompt and these options would read; nothing runs.
 
         Raises:
             ValueError: as `generate`.
         """
-        call = self._jobs.call("tokenize", prompt, None, options)
-        self._requests.check(call)
-        return self._requests.encoded(call).tokens
+        builder, asked = self._parts.builder, single_prompt("tokenize", prompt, self._inputs)
+        builder.check(asked, options)
+        return builder.encode(asked, builder.modes.find(options.mode, asked).mode, options).tokens
 
     def detokenize(self, tokens: Sequence[SupportsIndex]) -> str:
         """The text of token ids, with that of special tokens.
@@ -367,19 +346,24 @@ class LLM:
         Raises:
             ValueError: an id is outside the vocabulary, or the model has no tokenizer.
         """
-        return self._requests.inputs.text(tokens)
+        return self._inputs.text(tokens)
 
     def close(self) -> None:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        if not isinstance(self.model, Closed):
-            self._jobs.close()
+        if not isinstance(self.model, _Closed):
+            self._tokenising.shutdown(wait=False)
             device = self.model.device
-            self.model = self._kv = self._core = self._requests = cast(Any, Closed())
-            self._pinner = self._jobs = cast(Any, Closed())
+            self.model = self._kv = self._core = self._inputs = cast(Any, _Closed())
+            self._pinner = self._parts = cast(Any, _Closed())
             self._drafters.clear()
             give_back(device)
+
+    def _start(self, group: RequestGroup) -> RequestHandle:
+        """Tokenise a prompt in a thread, and give its requests to the engine."""
+        self._tokenising.submit(group.run)
+        return RequestHandle(group)
 
     def __enter__(self) -> Self:
         return self
@@ -389,3 +373,25 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Closed:
+    """Stands in for the parts of a closed LLM; every access raises RuntimeError."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("this LLM is closed; make a new one")
+
+
+def _let_go(worker: Worker, drafters: DrafterFactory) -> None:
+    """An LLM was dropped. This may be any thread, in the middle of anything: nothing is waited for."""
+    worker.end()
+    if worker.ended:  # else it lets go of the drafters when it ends
+        drafters.clear()
+
+
+def _curve_of(model: weakref.ref[Model], identity: str, groups: int | None) -> StepCostCurve:
+    """What steps take. The model is not held: policies of requests that are over have this, too."""
+    target = model()
+    if target is None:
+        raise RuntimeError("this LLM is closed; make a new one")
+    return StepCostCurve(*step_seconds(target, groups, identity))

@@ -85,7 +85,7 @@ class Completion:
     """One answer. `token_ids` holds the end token if one was met; `text` does not."""
 
     text: str
-    reasoning: str  # what stood between the model's thinking tags, else ""; see `ChoiceHandle`
+    reasoning: str  # what stood between the model's thinking tags, else ""; see `ChoiceState`
     token_ids: list[int]
     finish_reason: Reason
     stop_reason: str | int | None  # the stop string or end token that ended it

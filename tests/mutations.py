@@ -324,7 +324,7 @@ MUTATIONS = (
     ),
     swap(
         "a mode's experts do not run",
-        "fastslow/request_builder.py",
+        "fastslow/request/builder.py",
         "groups=mode.routed,",
         "groups=mode.groups,",
         ("tests/fastslow/test_experts.py::test_a_count_for_each_request_of_a_batch",),
@@ -366,7 +366,7 @@ MUTATIONS = (
     ),
     swap(
         "ids beside the vocabulary are read",
-        "fastslow/input_processor.py",
+        "fastslow/request/input_processor.py",
         "if max(ids, default=0) > last:",
         "if max(ids, default=0) > last + 1:",
         VOCABULARY,
@@ -541,14 +541,14 @@ MUTATIONS = (
     ),
     swap(
         "thinking off does not close thoughts",
-        "fastslow/thinking_rules.py",
+        "fastslow/request/answer_rules.py",
         "if most is None and self._inputs.silences(mode) and prompt.chat:",
         "if most is None and self._inputs.silences(mode) and not prompt.chat:",
         ("tests/fastslow/test_llm_thinking.py",),
     ),
     swap(
         "a model that cannot do without a thought is denied one",
-        "fastslow/input_processor.py",
+        "fastslow/request/input_processor.py",
         'return mode.thinking == "off" and not self.switch.lessens',
         'return mode.thinking == "off"',
         ("tests/fastslow/test_llm_families.py",),
@@ -616,7 +616,7 @@ MUTATIONS = (
     ),
     swap(
         "a stream tells of an answer that is dropped",
-        "fastslow/choice.py",
+        "fastslow/request/choice.py",
         "if self.streaming and not unsure:",
         "if self.streaming:",
         ESCALATION,
@@ -630,15 +630,15 @@ MUTATIONS = (
     ),
     swap(
         "a task that is cancelled leaves its request running",
-        "fastslow/job.py",
+        "fastslow/request/group.py",
         "except BaseException:  # the task is cancelled, or its loop is gone",
         "except ValueError:",
         ("tests/fastslow/test_handle.py",),
     ),
     swap(
         "a stream that is dropped goes on",
-        "fastslow/handle.py",
-        '        if hasattr(self, "_job"):  # else it was never made\n            self.close()',
+        "fastslow/request/handle.py",
+        '        if hasattr(self, "_group"):  # else it was never made\n            self.close()',
         "        pass",
         ("tests/fastslow/test_handle.py", "tests/fastslow/test_llm.py"),
     ),
@@ -685,11 +685,11 @@ MUTATIONS = (
         ("tests/engine/core/test_priority.py",),
     ),
     swap(
-        "priority ignored by the server",
-        "serve/engines/local.py",
-        '"priority": ask.priority,',
-        '"priority": 0,',
-        ("tests/serve/test_local_engine.py",),
+        "priority lost on the way to the engine",
+        "fastslow/request/builder.py",
+        "priority=options.priority,",
+        "priority=0,",
+        ("tests/serve/test_engine_protocol.py",),
     ),
     swap(
         "a prediction drafted from inside the thought",
@@ -714,7 +714,7 @@ MUTATIONS = (
     ),
     swap(
         "a cache salt shared by all keys",
-        "serve/api/caller.py",
+        "serve/api/limits.py",
         'return _derived(self.memory_key or OPEN, "salt", cache_salt)',
         'return _derived(OPEN, "salt", cache_salt)',
         ("tests/serve/test_caller.py",),
@@ -728,7 +728,7 @@ MUTATIONS = (
     ),
     swap(
         "pieces of n answers with one index",
-        "fastslow/choice.py",
+        "fastslow/request/choice.py",
         "logprobs, self._index, sources, decided)",
         "logprobs, 0, sources, decided)",
         ("tests/fastslow/test_handle.py",),
@@ -749,14 +749,14 @@ MUTATIONS = (
     ),
     swap(
         "a continued answer is not looked at for stops",
-        "engine/core/answered.py",
+        "fastslow/request/resume.py",
         "kept = request.stopper.scan(text)",
         "kept = 0",
         ("tests/engine/core/test_continued.py",),
     ),
     swap(
         "a continued answer's mode is chosen again",
-        "fastslow/request_builder.py",
+        "fastslow/request/mode.py",
         "if decided is not None:",
         "if False:",
         ("tests/fastslow/test_answered.py",),
@@ -798,7 +798,7 @@ MUTATIONS = (
     ),
     swap(
         "a usual pin is open to every key",
-        "fastslow/pinned.py",
+        "fastslow/request/pin.py",
         "opened = for_all if every_key else None",
         "opened = for_all",
         ("tests/fastslow/test_pin.py",),

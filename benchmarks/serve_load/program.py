@@ -12,11 +12,10 @@ import sys
 from typing import Any
 
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.engine_process import EngineClient
+from fastslow.serve.engines.process.client import EngineClient
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.http.app import create_app
-from fastslow.serve.http.listen import address_of, listen
-from fastslow.serve.http.loop import run
+from fastslow.serve.http.listen import address_of, listen, run
 from fastslow.serve.http.server import serve
 
 DRAIN = 10.0  # seconds

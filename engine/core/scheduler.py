@@ -12,9 +12,9 @@ from typing import NamedTuple
 from fastslow.engine.core.latency_budget import LEAST, PATIENCE, LatencyBudget
 from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.params import MOST_PRIORITY
 
 OVERTAKEN = 8  # more urgent requests that start in a row before the oldest that waits
-MOST_PRIORITY = 1000  # that a call may give, and its negative
 FIRST = -MOST_PRIORITY - 1  # before all of them
 
 

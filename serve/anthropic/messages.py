@@ -2,115 +2,233 @@
 
 from __future__ import annotations
 
-import secrets
-from functools import partial
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
+from loguru import logger
+from pydantic_core import from_json
 
-from fastslow.serve.anthropic.answer import block_of, head_of, stop_of, usage_of
-from fastslow.serve.anthropic.errors import ERRORS
-from fastslow.serve.anthropic.history import as_turns
-from fastslow.serve.anthropic.message_events import MessageEvents
-from fastslow.serve.anthropic.schema import (
-    MessageAnswer,
-    MessagesRequest,
-    PromptRequest,
-    TokenCount,
-)
-from fastslow.serve.api.answer_parts import AnswerParts
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.caller import Caller, caller
-from fastslow.serve.api.engine import Engine
-from fastslow.serve.api.errors import refused
-from fastslow.serve.api.model_name import served_mode
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.output import Completion, Output
+from fastslow.serve.anthropic.body import MessagesRequest, PromptRequest, as_turns
+from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.api.turns import check_turns
-from fastslow.serve.http.answer import while_connected, whole
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.json_text import dumped
-from fastslow.serve.http.request_id import request_id
-from fastslow.serve.http.sse import STREAMED, EventStream
-from fastslow.serve.observe.answer_metrics import metrics_of
-from fastslow.serve.tool_calls.chat import beside_others, offered
-from fastslow.serve.tool_calls.prepare import Prepared
-from fastslow.serve.tool_calls.protocols import anthropic_choice, anthropic_tools
+from fastslow.serve.http.route import ProtocolAnswer, answer, checked, metrics_of
+from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
+from fastslow.serve.tool_calls.offered import anthropic_choice, anthropic_tools
+from fastslow.serve.tool_calls.prepare import offered
 
-router = json_router(ERRORS)
+router = json_router()
 Who = Annotated[Caller, Depends(caller)]
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+PING = event({"type": "ping"}, "ping")
+DELTAS = {
+    "thought": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+    "call": ("input_json_delta", "partial_json"),
+}
 
 
-@router.post("/v1/messages", response_model=MessageAnswer, responses=STREAMED)
-async def messages(asked: MessagesRequest, request: Request, who: Who) -> Response:
-    """Answer a conversation."""
-    state = request.app.state
-    engine: Engine = state.engine
-    settings: ServerSettings = state.settings
-    id = f"msg_{secrets.token_hex(12)}"
-    making = partial(_asked, asked, id, who, engine, settings)
-    ask, tools = await beside_others(asked.tools, making)
-    ids, head = [id, request_id(request.scope)], head_of(id, engine.card.name)
-    parts = AnswerParts(tools.parser(), not asked.hides_thought)
-    if asked.stream:
+class MessageAnswer(ProtocolAnswer[PromptRequest]):
+    """A message; streamed, its start, its blocks with their deltas, and its end."""
 
-        async def count() -> int:
-            return len(await engine.tokenize(ask))
+    prefix = "msg_"
 
-        events = MessageEvents(head, parts, count)
-        return EventStream(engine, [ask], events, settings).known_as(state.requests, ids, who)
-    with state.requests.running(ids, [id], who):
-        output = await while_connected(request.receive, whole(engine, ask))
-    answer = output.choices[0]
-    parts.finish(answer)
-    made = {
-        **head,
-        "content": [block_of(part) for part in parts.parts],
-        **stop_of(answer, parts),
-        "usage": usage_of(output),
-        "metrics": metrics_of(answer),
+    def requests(self) -> list[GenerateRequest]:
+        body = self.body
+        turns = as_turns(body.system, body.messages)
+        check_turns("messages", turns, self.settings)
+        ask = body.as_request(
+            self.id,
+            turns,
+            body.sampling(),
+            self.who,
+            self.card,
+            self.settings,
+            default_mode=self.mode,
+            streamed=isinstance(body, MessagesRequest) and bool(body.stream),
+        )
+        choice, parallel = anthropic_choice(body.tool_choice)
+        ask, tools = offered(ask, anthropic_tools(body.tools), choice, parallel, self.card)
+        self._ask = ask
+        self._parts = AnswerParts(tools.parser(), not body.hides_thought)
+        self._head = {
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.card.name,
+        }
+        self._begun = False
+        return [ask]
+
+    async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
+        one = outputs[0].choices[0]
+        self._parts.finish(one)
+        return {
+            **self._head,
+            "content": [_block(part) for part in self._parts.parts],
+            **_stop(one, self._parts),
+            "usage": _usage_of(outputs[0]),
+            "metrics": metrics_of(one),
+        }
+
+    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
+        """A bunch that is empty becomes a ping."""
+        text = "" if self._begun else await self._start()
+        self._begun = True
+        if not pieces:
+            return text + PING
+        for _, piece in pieces:
+            text += "".join(map(_event, self._parts.push(piece)))
+            if piece.output is not None:
+                text += self._finish(piece.output)
+        return text
+
+    def end(self) -> str:
+        return event({"type": "message_stop"}, "message_stop")
+
+    def failed(self, error: ApiError) -> str:
+        return event(anthropic_shape(error), "error")
+
+    async def _start(self) -> str:
+        """How many tokens were found in the prefix cache is known at the end only, and stands there."""
+        prompt = len(await self.engine.tokenize(self._ask))
+        ahead: dict[str, Any] = {
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(prompt, 0, 0, 0),
+        }
+        message = {**self._head, **ahead}
+        return event({"type": "message_start", "message": message}, "message_start") + PING
+
+    def _finish(self, output: Output) -> str:
+        one = output.choices[0]
+        text = "".join(map(_event, self._parts.finish(one)))
+        last = {
+            "type": "message_delta",
+            "delta": _stop(one, self._parts),
+            "usage": _usage_of(output),
+            "metrics": metrics_of(one),
+        }
+        return text + event(last, "message_delta")
+
+
+def anthropic_shape(error: ApiError) -> dict[str, Any]:
+    """The body of an answer that is an error."""
+    usual = "api_error" if error.status >= 500 else "invalid_request_error"
+    kind = KINDS.get(error.status, usual)
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def _event(change: Change) -> str:
+    verb, part, text = change
+    match verb:
+        case "begun":
+            block = _block(AnswerPart(part.kind, part.index, part.id, part.name))
+            return _named("content_block_start", part, content_block=block)
+        case "more":
+            kind, field = DELTAS[part.kind]
+            return _named("content_block_delta", part, delta={"type": kind, field: text})
+        case "ended":
+            return _named("content_block_stop", part)
+
+
+def _named(name: str, part: AnswerPart, **fields: Any) -> str:
+    return event({"type": name, "index": part.index, **fields}, name)
+
+
+def _block(part: AnswerPart) -> dict[str, Any]:
+    """A part as a block of the content."""
+    match part.kind:
+        case "thought":
+            return {"type": "thinking", "thinking": part.text, "signature": ""}
+        case "text":
+            return {"type": "text", "text": part.text, "citations": None}
+        case "call":
+            return {
+                "type": "tool_use",
+                "id": part.id,
+                "name": part.name,
+                "input": _arguments(part),
+            }
+
+
+def _stop(answer: Completion, parts: AnswerParts) -> dict[str, Any]:
+    """`stop_reason` and `stop_sequence`."""
+    met = None
+    if answer.finish_reason != "stop":
+        reason = "max_tokens"
+    elif parts.calls:
+        reason = "tool_use"
+    elif isinstance(answer.stop_reason, str):
+        reason, met = "stop_sequence", answer.stop_reason
+    else:
+        reason = "end_turn"
+    return {"stop_reason": reason, "stop_sequence": met}
+
+
+def _usage_of(output: Output) -> dict[str, Any]:
+    """Tokens; of the prompt's, those that were found in the prefix cache by themselves."""
+    cached, answer = output.metrics.cached_tokens, output.choices[0]
+    return _usage(
+        len(output.prompt_token_ids) - cached,
+        cached,
+        len(answer.token_ids),
+        answer.metrics.thinking_tokens,
+    )
+
+
+def _usage(read: int, cached: int, made: int, thought: int) -> dict[str, Any]:
+    """Usage as a message has it."""
+    return {
+        "input_tokens": read,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": made,
+        "output_tokens_details": {"thinking_tokens": thought},
     }
-    if asked.trace:
-        made["trace"] = await engine.trace(id)
-    return Response(dumped(made), media_type="application/json")
+
+
+def _arguments(part: AnswerPart) -> dict[str, Any]:
+    """The arguments of a call as far as they came: clients that stream read a cut one the same way."""
+    text = part.text
+    if not text.strip():
+        return {}
+    try:
+        found = from_json(text, allow_partial=True)
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    logger.warning("a call of {} has arguments that are no object: it is told with none", part.name)
+    return {}
+
+
+@router.post("/v1/messages", response_model=None, responses=STREAMED)
+async def messages(body: MessagesRequest, request: Request, who: Who) -> Response:
+    """Answer a conversation."""
+    return await answer(MessageAnswer, body, request, who)
 
 
 @router.post("/v1/messages/count_tokens")
-async def count_tokens(asked: PromptRequest, request: Request, who: Who) -> TokenCount:
-    """The tokens that a conversation's prompt has, tools and all."""
-    state = request.app.state
-    engine: Engine = state.engine
-    id = f"count-{secrets.token_hex(8)}"
-    making = partial(_asked, asked, id, who, engine, state.settings)
-    ask, _ = await beside_others(asked.tools, making)
+async def count_tokens(body: PromptRequest, request: Request, who: Who) -> dict[str, int]:
+    """The tokens that a conversation's prompt has, tools and all, whether they are in the prefix cache or not."""
+    made = MessageAnswer(body, who, request.app.state)
+    (ask,) = await checked(made)
     try:
-        return TokenCount(input_tokens=len(await engine.tokenize(ask)))
+        return {"input_tokens": len(await made.engine.tokenize(ask))}
     except ValueError as error:
-        raise refused(error, type(asked).model_fields) from None
-
-
-def _asked(
-    asked: PromptRequest, id: str, who: Caller, engine: Engine, settings: ServerSettings
-) -> tuple[Ask, Prepared]:
-    """What the engine is asked, and what reads tool calls in its answer.
-
-    Raises:
-        ApiError: what is asked does not fit, or there is no such model.
-    """
-    card = engine.card
-    try:
-        turns = as_turns(asked.system, asked.messages)
-        check_turns("messages", turns, settings)
-        ask = asked.as_ask(
-            id,
-            turns,
-            asked.sampling(),
-            who,
-            card,
-            settings,
-            default_mode=served_mode(asked.model, card, settings),
-            streamed=isinstance(asked, MessagesRequest) and bool(asked.stream),
-        )
-        choice, parallel = anthropic_choice(asked.tool_choice)
-        return offered(ask, anthropic_tools(asked.tools), choice, parallel, card)
-    except ValueError as error:
-        raise refused(error, type(asked).model_fields) from None
+        raise refused(error, type(body).model_fields) from None

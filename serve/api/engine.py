@@ -1,15 +1,18 @@
-"""What the server needs of an engine, whether it runs in this process or in one of its own."""
+"""What the server needs of an engine, whether it runs in this process or in another."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from typing_extensions import TypedDict  # pydantic reads that of Python 3.12 only
+
 from fastslow.admission import Busy
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 
 __all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
 
@@ -34,6 +37,14 @@ class ModelCard:
     tool_tokens: Mapping[str, int] = field(
         default_factory=dict
     )  # its marks that are special tokens
+
+
+class WarmPrefix(TypedDict):
+    """A system prompt, or messages, that is read once and stays in the prefix cache."""
+
+    name: str  # of the file, for messages
+    prompt: list[dict[str, Any]]
+    mode: str
 
 
 class NotReady(RuntimeError):
@@ -67,9 +78,9 @@ class Engine(Protocol):
     def why_not_ready(self) -> str:
         """One sentence; "" while it is ready."""
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
-        above 1 pieces of several answers mix; `Piece.index` tells them apart. Whoever leaves the loop cancels.
+        above 1 pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
 
         Raises:
             ValueError: one sentence about what does not fit; before the first piece.
@@ -89,8 +100,8 @@ class Engine(Protocol):
     async def stats(self) -> Mapping[str, Any]:
         """`EngineStats.to_dict()`."""
 
-    async def tokenize(self, ask: Ask) -> list[int]:
-        """The token ids of an ask's prompt, in its mode.
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+        """The token ids of a request's prompt, in its mode.
 
         Raises:
             ValueError: as `stream`.
@@ -108,7 +119,86 @@ class Engine(Protocol):
         marks, not text."""
 
     async def close(self, drain: float = 0.0) -> None:
-        """Take no more requests, let those that run go on for so many seconds, then end."""
+        """Take no more requests, let those that run have `drain` seconds, then end."""
+
+
+CALLS = ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", "token_bytes")
+"""Methods of an engine that another process may call: those that return one value."""
+
+
+async def called(engine: Engine, method: str, arguments: Sequence[Any]) -> Any:
+    """What one of `CALLS` returns.
+
+    Raises:
+        ValueError: it is none of them; or as the method says.
+    """
+    if method not in CALLS:
+        raise ValueError(f"an engine has no method {method!r} to be called")
+    return await getattr(engine, method)(*arguments)
+
+
+class CalledEngine(ABC):
+    """The methods of an `Engine` that are `CALLS`, for an engine that is somewhere else: each is one `call`."""
+
+    @abstractmethod
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the engine itself; raises `NotReady` where it is not there."""
+
+    async def cancel(self, id: str) -> bool:
+        return bool(await self.call("cancel", id))
+
+    async def stop_thinking(self, id: str) -> bool:
+        return bool(await self.call("stop_thinking", id))
+
+    async def trace(self, id: str) -> Mapping[str, Any] | None:
+        found: Mapping[str, Any] | None = await self.call("trace", id)
+        return found
+
+    async def stats(self) -> Mapping[str, Any]:
+        stats: Mapping[str, Any] = await self.call("stats")
+        return stats
+
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+        tokens: list[int] = await self.call("tokenize", ask)
+        return tokens
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        return str(await self.call("detokenize", tokens))
+
+    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
+        return [(data, shown) for data, shown in await self.call("token_bytes", list(tokens))]
+
+
+class WrappedEngine(CalledEngine):
+    """An `Engine` in front of another one: all that a subclass does not override goes through.
+
+    Args:
+        engine: the other one.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def card(self) -> ModelCard:
+        return self.engine.card
+
+    @property
+    def ready(self) -> bool:
+        return self.engine.ready
+
+    @property
+    def why_not_ready(self) -> str:
+        return self.engine.why_not_ready
+
+    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        return self.engine.stream(ask)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        return await called(self.engine, method, arguments)
+
+    async def close(self, drain: float = 0.0) -> None:
+        await self.engine.close(drain)
 
 
 class StartedEngine(Protocol):

@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from loguru import logger
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -56,24 +55,10 @@ class ApiError(HTTPException):
         self.headers: dict[str, str] = {**(headers or {}), **after}
 
 
-class ErrorDetail(BaseModel):
-    """OpenAI's words for it."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer that is an error."""
-
-    error: ErrorDetail
-
-
+BODY: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "the request does not fit, or comes too early"},
-    "5XX": {"model": ErrorBody, "description": "the server failed, or is not ready"},
+    "4XX": {"description": "the request does not fit, or comes too early", **BODY},
+    "5XX": {"description": "the server failed, or is not ready", **BODY},
 }
 """`responses` of a route, for the OpenAPI document."""
 
@@ -89,7 +74,7 @@ def openai_shape(error: ApiError) -> dict[str, Any]:
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer, in the shape of the protocol whose path was asked: `app.state.error_shapes` has those
     of other protocols than OpenAI's, by the beginnings of their paths."""
-    shapes: Mapping[str, Shape] = scope["app"].state.error_shapes
+    shapes: Mapping[str, Shape] = getattr(scope["app"].state, "error_shapes", {})
     path = scope["path"]
     shape = next((s for start, s in shapes.items() if path.startswith(start)), openai_shape)
     return JSONResponse(shape(error), error.status, error.headers)
@@ -104,7 +89,7 @@ def refused(error: ValueError, fields: Collection[str] = ()) -> ApiError:
 
 
 def as_api_error(error: BaseException, request_id: str) -> ApiError:
-    """Any error, as clients may see it: nothing of the server's own is told."""
+    """Any error, as clients may see it: they say nothing of the server itself."""
     match error:
         case ApiError():
             return error
@@ -168,7 +153,7 @@ def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
 
 
 def _limit(said: str) -> str | None:
-    """What a value must be; None: it is said in a sentence of its own."""
+    """What a value must be; None: its own sentence says it."""
     _, should, limit = said.partition(" should ")
     if not should:
         return None

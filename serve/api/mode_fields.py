@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import LATENCY_MS, MOST, Mode, Number, nearest, shown
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.settings import ServerSettings
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -21,7 +21,7 @@ BUDGETS = (
     "max_thinking_tokens",
 )
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
-OWN = "speculation", "sampling"  # fields of a mode that have fields of their own in a request
+OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
 BUDGET = Field(default=None, description="most tokens of thought; all names mean the same")
 
 
@@ -84,11 +84,7 @@ class ModeFields(BaseModel):
     def mode_and_variables(
         self, card: ModelCard, settings: ServerSettings, default_mode: str
     ) -> tuple[str | dict[str, Any], dict[str, Any]]:
-        """The mode as the engine takes it, and the variables of the chat template.
-
-        Raises:
-            ValueError: fields contradict each other.
-        """
+        """The mode as the engine takes it, and the variables of the chat template."""
         effort = _same(self.efforts())
         asked, variables = self.mode, self._variables(card, effort)
         if effort is not None and not (asked is not None and card.efforts):
@@ -109,7 +105,7 @@ class ModeFields(BaseModel):
         return fields["base"] if len(fields) == 1 else fields, variables
 
     def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
-        """How a chat keeps its thoughts, as fields of an `Ask`: by the template's own switch, which writes them
+        """How a chat keeps its thoughts, as `GenerateOptions`: by the template's own switch, which writes them
         as the model has learnt them; without one, the engine puts them back into the prompt."""
         keeps = settings.keep_thoughts if self.keep_thoughts is None else self.keep_thoughts
         if card.keeps_thoughts is None:
@@ -211,11 +207,7 @@ def _add(fields: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _same(wishes: Mapping[str, Any]) -> Any:
-    """The one value that is wished, under whatever names.
-
-    Raises:
-        ValueError: there are two.
-    """
+    """The one value that is wished, under whatever names."""
     given = [(name, value) for name, value in wishes.items() if value is not None]
     for name, value in given[1:]:
         first, other = given[0]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.config import ServerSettings
 
 TEXT = ("text",)
 
@@ -23,22 +23,14 @@ class Part(BaseModel):
 
 
 def texts_of(where: str, content: str | Sequence[Part], kinds: Collection[str] = TEXT) -> list[str]:
-    """The texts of a content; `where`: its place in the request, for messages.
-
-    Raises:
-        ValueError: a part is of none of these kinds, or has no text.
-    """
+    """The texts of a content; `where`: its place in the request, for messages."""
     if isinstance(content, str):
         return [content]
     return [_text(f"{where}[{place}]", part, kinds) for place, part in enumerate(content)]
 
 
 def check_turns(field: str, turns: list[dict[str, Any]], settings: ServerSettings) -> None:
-    """Refuse a chat that is too long to be looked at; `field`: which holds it.
-
-    Raises:
-        ValueError: one sentence.
-    """
+    """Refuse a chat that is too long to be looked at; `field`: which holds it."""
     if len(turns) > settings.messages:
         raise ValueError(f"{field} has {len(turns)} entries; at most {settings.messages} are taken")
     if (size := characters(turns)) > settings.prompt_characters:

@@ -1,1 +1,1 @@
-"""Engines behind the server: in this process, in one of their own, continued, routed."""
+"""What answers: an engine in this process, in another process, or several as one."""

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 from loguru import logger
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.engine import Busy, Engine, NotReady
+from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces, whole_sources
-from fastslow.serve.engines.wrapped_engine import WrappedEngine
 
-T = TypeVar("T")
-
+ANY_REPLICA = ("tokenize", "detokenize", "token_bytes")  # calls that any replica answers alike
 FIND = 0.02  # seconds between two looks for a request that is cancelled
-LEAST = 0.001  # seconds of an ask's time that another try has at least: it ends with what it has
+LEAST = 0.001  # seconds of a request's time that another try has at least: it ends with what it has
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When an answer that broke is asked for again.
+    """When a broken answer is requested again.
 
     Attributes:
-        deaths: an answer under which so many engines ended is given up: it may be why they did.
-        seconds: it is also given up where nothing has come for so long since the engine ended.
+        deaths: of engines under one answer; then it is given up, as it may be why they ended.
+        seconds: without any piece since the engine ended; then it is given up, too.
         first, longest: seconds of the pause before a try; it doubles with each.
     """
 
@@ -39,17 +37,17 @@ class Retries:
     longest: float = 2.0
 
     def pause(self, tries: int) -> float:
-        """Seconds before another one, behind so many."""
+        """Seconds before the next try, after this number of tries."""
         return min(self.longest, self.first * 2.0 ** min(tries, 30))
 
 
 @dataclass(slots=True)
 class _Broken:
-    """One ask on its way, and what became of it."""
+    """One request on its way, and what became of it."""
 
-    ask: Ask
+    request: GenerateRequest
     started: float
-    there: bool = True  # the engine, when it was asked
+    there: bool = True  # whether the engine was ready at first
     sent: SentPieces = field(default_factory=SentPieces)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     failed: list[str] = field(default_factory=list)  # replicas
@@ -63,21 +61,21 @@ class _Broken:
 
 
 class ContinuedEngine(WrappedEngine):
-    """An `Engine` in front of one of several replicas. An answer whose replica ends is asked for again; where
-    a part of it was streamed, another replica goes on behind that part, and whoever reads the stream notices
-    a pause and no more. Greedy and seeded answers are exactly what they would have been.
+    """An `Engine` in front of one of several replicas. An answer whose replica ends is requested again. Where
+    a part of it was streamed, another replica continues after that part, and the client notices no more than
+    a pause. Greedy and seeded answers are exactly what they would have been.
 
     What cannot be continued, or breaks too often, ends with `NotReady` and one sentence. An answer that is not
-    streamed is asked for again from its beginning: pieces would cost time in each step of each answer, and
+    streamed is made again from its beginning: pieces would cost time in each step of each answer, and
     replicas seldom end.
 
     Args:
         engine: raises `NotReady` where a replica ended, with its name as `replica`.
-        retries: when it is asked again.
+        retries: when an answer is requested again.
 
     Attributes:
-        retried, continued, given_up: answers that were asked for again with nothing streamed; that another
-            replica went on with; and that ended by an error for want of one. One may count several times.
+        retried, continued, given_up: answers that were requested again with nothing streamed; that another
+            replica continued; and that ended by an error. An answer may count several times.
     """
 
     def __init__(self, engine: Engine, retries: Retries = Retries()) -> None:
@@ -89,12 +87,12 @@ class ContinuedEngine(WrappedEngine):
 
     @property
     def restarts(self) -> int:
-        """How often the engine began anew, where it counts that."""
+        """How often the engine was started again, where it counts that."""
         return int(getattr(self.engine, "restarts", 0))
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
-        own = _Broken(replace(ask, whole=True), time.monotonic(), self.engine.ready)
-        self._running[ask.id] = own
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        own = _Broken(replace(request, whole=True), time.monotonic(), self.engine.ready)
+        self._running[request.id] = own
         try:
             while True:
                 own.try_started = time.monotonic()
@@ -110,8 +108,8 @@ class ContinuedEngine(WrappedEngine):
                 if own.cancelled.is_set():
                     raise NotReady("the request was cancelled after its engine had ended")
         finally:
-            if self._running.get(ask.id) is own:
-                del self._running[ask.id]
+            if self._running.get(request.id) is own:
+                del self._running[request.id]
 
     async def cancel(self, id: str) -> bool:
         own = self._running.get(id)
@@ -135,40 +133,32 @@ class ContinuedEngine(WrappedEngine):
             own.sent.thought_stopped(before)
         return stopped
 
-    async def tokenize(self, ask: Ask) -> list[int]:
-        return await self._called(lambda: self.engine.tokenize(ask))
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return await self._called(lambda: self.engine.detokenize(tokens))
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        return await self._called(lambda: self.engine.token_bytes(tokens))
-
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
         await self.engine.close(drain)
 
-    async def _called(self, call: Callable[[], Awaitable[T]]) -> T:
-        """A call that any replica answers, and that an answer under way may need: made again where its replica
-        ends."""
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """What any replica can do, and an answer under way may need, is done again where its replica ends."""
         started, tries = time.monotonic(), 0
         while True:
             try:
-                return await call()
+                return await super().call(method, *arguments)
             except NotReady:
                 late = time.monotonic() - started >= self._retries.seconds
                 if late or self._closing or not (self._running or self.engine.ready):
+                    raise
+                if method not in ANY_REPLICA:
                     raise
             await asyncio.sleep(self._retries.pause(tries))
             tries += 1
 
     async def _try(self, own: _Broken) -> AsyncGenerator[Piece, None]:
         """Ask once; the pieces are those that were not sent yet."""
-        ask, sent, own.came = own.ask, own.sent, False
+        request, sent, own.came = own.request, own.sent, False
         if own.since is not None:
-            ask = _asked_again(own)
+            request = _asked_again(own)
             sent.begin_again()
-        async with aclosing(self.engine.stream(ask)) as pieces:
+        async with aclosing(self.engine.stream(request)) as pieces:
             async for piece in pieces:
                 own.since, own.tries, own.came = None, 0, True
                 if piece.output is not None:
@@ -211,7 +201,7 @@ class ContinuedEngine(WrappedEngine):
         return pause
 
     def _hopeless(self, own: _Broken, error: Exception, now: float) -> str | None:
-        """Why it is not asked for again."""
+        """Why it is not requested again."""
         assert own.since is not None
         if own.cancelled.is_set():
             return "the request was cancelled"
@@ -220,7 +210,7 @@ class ContinuedEngine(WrappedEngine):
         if isinstance(error, ValueError):
             return f"it cannot be continued: {error}"
         if isinstance(error, OtherAnswer):
-            return "it cannot be continued: another engine began it otherwise"
+            return "it cannot be continued: another engine made other tokens"
         if own.deaths >= self._retries.deaths:
             return f"it was under way on {own.deaths} engines when they ended"
         if now - own.since >= self._retries.seconds:
@@ -229,7 +219,7 @@ class ContinuedEngine(WrappedEngine):
 
     def _give_up(self, own: _Broken, why: str, error: Exception) -> None:
         self.given_up += 1
-        logger.error("request {} is given up: {}", own.ask.id, why)
+        logger.error("request {} is given up: {}", own.request.id, why)
         if isinstance(error, Busy) and not own.sent.tokens:
             raise error
         raise NotReady(f"the engine ended in the middle of the request; {why}") from None
@@ -240,21 +230,22 @@ class ContinuedEngine(WrappedEngine):
         if tokens:
             own.continued += 1
             self.continued += 1
-            said = "request {}: {} ended; another one goes on behind {} tokens"
-            logger.warning(said, own.ask.id, where, tokens)
+            said = "request {}: {} ended; another engine continues after {} tokens"
+            logger.warning(said, own.request.id, where, tokens)
         else:
             own.asked_again += 1
             self.retried += 1
-            logger.warning("request {}: {} ended; another one is asked", own.ask.id, where)
+            logger.warning("request {}: {} ended; another engine is asked", own.request.id, where)
 
 
-def _asked_again(own: _Broken) -> Ask:
-    """The ask for another engine, behind what was sent, and for the time that is left."""
-    ask, timeout = own.ask, own.ask.timeout
+def _asked_again(own: _Broken) -> GenerateRequest:
+    """The request for another engine, after what was sent, and for the time that is left."""
+    request, timeout = own.request, own.request.options.timeout
     if timeout is not None:
         timeout = max(LEAST, timeout - (time.monotonic() - own.started))
-    answered = own.sent.answered if own.sent.tokens else ask.answered
-    return replace(ask, answered=answered, avoid=tuple(own.failed), timeout=timeout)
+    answered = own.sent.answered if own.sent.tokens else request.options.answered
+    asked = request.with_options(answered=answered, timeout=timeout)
+    return replace(asked, avoid=tuple(own.failed))
 
 
 def _whole(own: _Broken, output: Output) -> Output:

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from loguru import logger
 
-from fastslow.answered import ResumeState
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
+from fastslow.engine.core.request import StepNotes
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.handle import RequestHandle
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.engine import ModelCard, NotReady
-from fastslow.serve.api.sampling import sampling_of
-from fastslow.serve.engines.replica_report import may_take_long, replica_report
-from fastslow.serve.engines.routing.report import ReplicaReport
-from fastslow.serve.engines.warm_prefix import WarmPrefix
-from fastslow.serve.observe.traces import TraceLog
+from fastslow.request.handle import RequestHandle
+from fastslow.serve.api.engine import ModelCard, NotReady, WarmPrefix
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.routing.report import ReplicaReport, replica_report
+from fastslow.serve.engines.routing.request import may_take_long
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
 KEEPING = {"clear_thinking": False, "preserve_thinking": True}
+
+
+MOST_TRACES = 256  # requests
+
+
+class TraceLog:
+    """The traces of the last requests that asked for one."""
+
+    def __init__(self, most: int = MOST_TRACES) -> None:
+        self._most = most
+        self._kept: OrderedDict[str, Sequence[StepNotes]] = OrderedDict()
+
+    def keep(self, id: str, handle: RequestHandle) -> None:
+        """A request is over, or about to be; its answer is let go of."""
+        if traces := handle.step_traces:
+            self._kept.pop(id, None)
+            self._kept[id] = traces
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+    def of(self, id: str, running: RequestHandle | None) -> dict[str, Any] | None:
+        """What a request did in its steps, for each of its answers; None: nothing was noted."""
+        traces = running.step_traces if running is not None else self._kept.get(id)
+        if not traces:
+            return None
+        choices = [{"index": i, **trace.to_dict()} for i, trace in enumerate(traces)]
+        return {"id": id, "running": running is not None, "choices": choices}
 
 
 class LocalEngine:
@@ -44,7 +69,7 @@ class LocalEngine:
         self._cancelled: set[str] = set()  # of them, by who asked
         self._traces = TraceLog()
         units = RoutedUnits.of(llm.model.config)
-        inputs = llm._requests.inputs
+        inputs = llm._inputs
         switch = inputs.switch
         self._card = ModelCard(
             name=name,
@@ -74,7 +99,7 @@ class LocalEngine:
 
     @property
     def broken(self) -> bool:
-        """Whether the engine's thread is gone, by an error of its own."""
+        """Whether the engine's thread is gone, by its own error."""
         return self._llm.llm._worker.broken
 
     @property
@@ -83,12 +108,10 @@ class LocalEngine:
             return ""
         return "the engine broke" if self.broken else "the server is closing"
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         if not self.ready:
             raise NotReady(self.why_not_ready, refused=True)
-        answered = None if ask.answered is None else ResumeState.of(ask.answered)
-        own: dict[str, Any] = {**_options(ask), "trace": ask.trace, "answered": answered}
-        handle = self._llm.submit(ask.prompt, sampling_of(ask), **own)
+        handle = self._llm.begin(ask.prompt, ask.options)
         self._running[ask.id] = handle
         try:
             if not ask.streamed:
@@ -96,7 +119,7 @@ class LocalEngine:
                 self._check_whole(ask, output)
                 yield Piece(output=output)
                 return
-            held: list[Piece] = []  # text that was not told yet when an answer ended
+            held: list[Piece] = []  # text that was not sent yet when an answer ended
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
                     if not self._llm.accepting and ask.whole:
@@ -122,7 +145,7 @@ class LocalEngine:
 
     async def warm(self, prefix: WarmPrefix) -> None:
         """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
-        operator's text; what is asked behind it is shared as without it.
+        operator's text; what follows it in a prompt is shared as without it.
 
         Raises:
             ValueError: it does not fit.
@@ -159,9 +182,9 @@ class LocalEngine:
         deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
         return replica_report(self._llm.current_load(), deep, time.time())
 
-    async def tokenize(self, ask: Ask) -> list[int]:
-        llm = self._llm.llm
-        return await asyncio.to_thread(llm.tokenize, ask.prompt, **_options(ask))
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+        llm, options = self._llm.llm, ask.options.given()
+        return await asyncio.to_thread(lambda: llm.tokenize(ask.prompt, **options))
 
     async def detokenize(self, tokens: list[int]) -> str:
         return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
@@ -177,25 +200,10 @@ class LocalEngine:
         await self._llm.drain(drain)
         await self._llm.close()
 
-    def _check_whole(self, ask: Ask, output: Output) -> None:
+    def _check_whole(self, ask: GenerateRequest, output: Output) -> None:
         """Raises:
         NotReady: this engine closed, and cut an answer that is wanted whole.
         """
         cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
         if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
             raise NotReady("the engine closed before the answer was whole", refused=True)
-
-
-def _options(ask: Ask) -> dict[str, Any]:
-    """How an ask is answered, as `LLM.generate` takes it."""
-    return {
-        "mode": ask.mode,
-        "speculation": ask.speculation,
-        "timeout": ask.timeout,
-        "memory_key": ask.memory_key,
-        "allow_special": ask.allow_special,
-        "chat_template_kwargs": ask.chat_template_kwargs,
-        "keep_thoughts": ask.keep_thoughts,
-        "priority": ask.priority,
-        "prediction": ask.prediction,
-    }

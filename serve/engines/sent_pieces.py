@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fastslow.engine.types import FORCED
 from fastslow.output import Decided, Piece
+from fastslow.request.resume import ResumeState
 
 
 @dataclass(slots=True)
@@ -20,9 +20,7 @@ class SentChoice:
     reasoning: int = 0
     decided: Decided | None = None
     first: float | None = None  # when its first token was sent
-    stopped: int | None = (
-        None  # its caller had the thought closed behind so many tokens, or later ones
-    )
+    stopped: int | None = None  # tokens after which, at the earliest, its caller closed the thought
 
 
 @dataclass(slots=True)
@@ -35,13 +33,13 @@ class _Came:
 
 
 class OtherAnswer(Exception):
-    """A stream that was to go on with an answer has other tokens than those that were sent."""
+    """A stream that should continue an answer has other tokens than those that were sent."""
 
 
 class SentPieces:
     """Passes the pieces of several streams of one answer on as if they were one stream.
 
-    A stream that goes on with an answer begins with all that there is of it, in pieces of any size. Each
+    A stream that continues an answer begins with all that was sent of it, in pieces of any size. Each
     character, token, source and log-probability is passed on once.
     """
 
@@ -60,14 +58,14 @@ class SentPieces:
         return sum(len(sent.tokens) for sent in self.choices.values())
 
     @property
-    def answered(self) -> dict[str, Any]:
-        """For `Ask.answered`."""
+    def answered(self) -> ResumeState:
+        """From where another engine continues."""
         each = [self.choices.get(n, SentChoice()) for n in range(max(self.choices, default=-1) + 1)]
-        return {
-            "tokens": [list(one.tokens) for one in each],
-            "decided": [None if one.decided is None else list(one.decided) for one in each],
-            "stopped": [_closed_from(one) for one in each],
-        }
+        return ResumeState(
+            tokens=[list(one.tokens) for one in each],
+            decided=[one.decided for one in each],
+            stopped=[_closed_from(one) for one in each],
+        )
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -75,7 +73,7 @@ class SentPieces:
         return {index: len(sent.tokens) for index, sent in self.choices.items()}
 
     def thought_stopped(self, sizes: Mapping[int, int]) -> None:
-        """The caller had thoughts closed, when so many tokens had been sent."""
+        """The caller closed thoughts, when these numbers of tokens had been sent."""
         for index, size in sizes.items():
             sent = self.choices[index]
             sent.stopped = size if sent.stopped is None else sent.stopped
@@ -129,7 +127,7 @@ class SentPieces:
 
 
 def _closed_from(sent: SentChoice) -> int | None:
-    """Behind how many tokens the thought was closed for the caller: where its closing was forced."""
+    """The number of tokens before the forced closing of a thought that the caller closed."""
     if sent.stopped is None:
         return None
     later = range(sent.stopped, len(sent.sources))

@@ -1,33 +1,50 @@
-"""The FastAPI application."""
+"""The FastAPI application, with all that stands around its routes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from fastslow.serve.anthropic import messages
-from fastslow.serve.anthropic.errors import anthropic_shape
+from fastslow.serve.anthropic.messages import anthropic_shape
+from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.errors import as_api_error, error_response
-from fastslow.serve.api.settings import ServerSettings
-from fastslow.serve.http.head_requests import HeadRequests
-from fastslow.serve.http.operations import OperationSettings, install_operations
-from fastslow.serve.http.request_id import RequestIds, request_id
-from fastslow.serve.http.requests import Requests
-from fastslow.serve.http.token_table import TokenTable
-from fastslow.serve.observe import health
-from fastslow.serve.openai import chat, completions, models, requests, responses, tokenize
+from fastslow.serve.api.keys import KeyRing, is_loopback
+from fastslow.serve.api.limits import Limits
+from fastslow.serve.http import requests
+from fastslow.serve.http.middleware import LOOPBACK, RequestAccess, RequestWatch, request_id
+from fastslow.serve.observe import health, metrics
+from fastslow.serve.observe.metrics import ServerMetrics
+from fastslow.serve.observe.request_log import RequestLog
+from fastslow.serve.observe.request_record import ObservedEngine, Observer
+from fastslow.serve.openai import chat, completions, models, responses
+from fastslow.serve.openai.logprobs import TokenTable
 from fastslow.serve.page import route as page
 
+EXPOSED = (  # headers that a browser's page may read
+    *("x-request-id", "retry-after"),
+    *(
+        f"x-ratelimit-{side}-{what}"
+        for side in ("limit", "remaining", "reset")
+        for what in ("requests", "tokens")
+    ),
+)
+
+
+USUAL = ServerConfig()
 ROUTERS = (
     health.router,
+    metrics.router,
     chat.router,
     completions.router,
     messages.router,
     responses.router,
     models.router,
-    tokenize.router,
     requests.router,
     page.router,
 )
@@ -35,25 +52,67 @@ ROUTERS = (
 
 def create_app(
     engine: Engine,
-    settings: ServerSettings | None = None,
-    operations: OperationSettings | None = None,
+    config: ServerConfig = USUAL,
+    keys: KeyRing | None = None,
+    host: str | None = None,
+    observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """The server in front of an engine. Its routes find these in `request.app.state`: `engine`, `settings`,
-    `requests` (what runs, by id), `tokens` (the bytes of tokens) and `error_shapes`."""
+    `requests` (what runs, by id), `tokens` (the bytes of tokens), `metrics` and `error_shapes`.
+
+    Args:
+        config: of it, the limits of requests, whom browsers may help, what is logged and counted.
+        keys: whom it answers; None = everybody.
+        host: that it listens on; None = a Unix socket, or unknown.
+        observers: are shown every request's record at its end, as for spans.
+    """
     app = FastAPI(title="fastslow", docs_url=None, redoc_url=None)
-    app.add_middleware(HeadRequests)
-    engine = install_operations(app, engine, operations or OperationSettings())
-    app.state.engine = engine
-    app.state.settings = settings or ServerSettings()
-    app.state.requests = Requests()
+    limits = Limits(config.max_requests)
+    app.state.metrics = ServerMetrics(engine, limits, config.metrics_by_key, config.served_name)
+    app.state.engine = engine = ObservedEngine(engine, limits)
+    app.state.settings = config.settings
+    app.state.requests = requests.Requests()
     app.state.tokens = TokenTable(engine)
     app.state.error_shapes = {"/v1/messages": anthropic_shape}
     for kind in (HTTPException, RequestValidationError, Busy, NotReady):
         app.add_exception_handler(kind, _answer_error)
-    app.add_middleware(RequestIds)
+    # a middleware stands around those that were added before it
+    app.add_middleware(RequestAccess, keys=keys, limits=limits, body_seconds=config.body_seconds)
+    if config.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.allow_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=list(EXPOSED),
+        )
+    # a page of the web has no key; without keys only the pages that are named may ask for work
+    origins = None if keys is not None else config.allow_origins
+    hosts = allowed_hosts(config.allow_hosts, host, keys is not None)
+    watchers = [app.state.metrics.take, RequestLog(config.log_texts), *observers]
+    app.add_middleware(RequestWatch, observers=watchers, hosts=hosts, origins=origins)
     for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+def allowed_hosts(more: Sequence[str], host: str | None, keyed: bool) -> tuple[str, ...] | None:
+    """Names that a request may call the server by; None = any.
+
+    On an address that only this machine reaches, without keys, a page on the web could reach it by a name that
+    the page's owner chose: there only known names count.
+
+    Args:
+        more: names besides its own; "*" = any.
+        host: that it listens on.
+        keyed: whether requests need a key.
+    """
+    if "*" in more:
+        return None
+    alone = not keyed and host is not None and is_loopback(host)
+    if not (alone or more):
+        return None
+    return (*LOOPBACK, *((host.strip("[]"),) if host else ()), *more)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

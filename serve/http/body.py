@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from fastslow.engine.params import shown
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import ERRORS, ApiError
-from fastslow.serve.api.settings import ServerSettings
 
 EXACT = 2**53  # below it floats hold every whole number
 
 
 class JsonRequest(Request):
-    """A request whose body is read up to a limit, and then as strict JSON.
-
-    Raises:
-        ApiError: 413 for too many bytes; 400 for another content type, what is no JSON (NaN and Infinity
-            are none), text that is not UTF-8 or holds half a surrogate pair, and what nests too deep.
-    """
+    """A request whose body is read up to a limit, and then as strict JSON."""
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
@@ -76,17 +71,13 @@ class JsonRoute(APIRoute):
         return strict
 
 
-def json_router(errors: Mapping[int | str, dict[str, Any]] = ERRORS) -> APIRouter:
+def json_router() -> APIRouter:
     """A router for routes with JSON bodies, whose errors are in the OpenAPI document."""
-    return APIRouter(route_class=JsonRoute, responses=dict(errors))
+    return APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
 def read_json(data: bytes, depth: int, parts: int) -> Any:
-    """JSON as the standard has it, with finite numbers.
-
-    Raises:
-        ApiError: 400.
-    """
+    """JSON as the standard has it, with finite numbers."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
@@ -109,7 +100,7 @@ def read_json(data: bytes, depth: int, parts: int) -> Any:
 
 
 def _check_size(value: Any, deepest: int, most: int) -> None:
-    """Refuse what nests too deep, or holds so many lists and objects that looking at them takes long."""
+    """Refuse what nests too deep, or holds too many lists and objects to be looked at."""
     level, depth, count = [value], 0, 0
     while level:
         if depth > deepest:

@@ -20,7 +20,7 @@ UPGRADE = frozenset({b"upgrade", b"http2-settings"})  # headers that offer anoth
 class Connection(HttpToolsProtocol):
     """One that sends its headers without end, or takes nothing of its answer, is closed.
 
-    A closed connection ends the request that was answered on it. A client that offers to go on in another
+    A closed connection ends the request that was answered on it. A client that offers another
     protocol, such as Java's with HTTP/2, is answered as if it had not. One of HTTP/1.0 gets a stream whose
     end is the connection's: it cannot read chunks.
     """
@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Read the request again without its offer: behind one the parser takes no body."""
+        """Read the request again without its offer: after one the parser takes no body."""
         ended = sys.exc_info()[1]
         if not (self._offers and isinstance(ended, httptools.HttpParserUpgrade)):
             return

@@ -1,14 +1,16 @@
-"""The socket that a server listens at: taken before a model is loaded."""
+"""The socket that a server listens at, and the event loop that it runs on."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 WAITING = 2048  # connections that the system holds until they are accepted
 
@@ -21,9 +23,6 @@ def listen(host: str, port: int, unix_socket: Path | None = None) -> Iterator[so
         host: a name or an address of this machine.
         port: 0 = any that is free.
         unix_socket: a file to listen at instead; removed at the end.
-
-    Raises:
-        ValueError: one sentence: it is taken, or is no address of this machine.
     """
     if unix_socket is not None:
         listener = _at_file(unix_socket)
@@ -72,11 +71,7 @@ def _at_file(path: Path) -> socket.socket:
 
 
 def _remove_old(path: Path) -> None:
-    """Remove the file of a server that is gone.
-
-    Raises:
-        ValueError: it is no such file, or that server lives.
-    """
+    """Remove the file of a server that is gone."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.stat().st_mode):
             raise ValueError(f"{str(path)!r} is there, and is no socket")
@@ -87,3 +82,20 @@ def _remove_old(path: Path) -> None:
                 path.unlink()
                 return
         raise ValueError(f"{str(path)!r} is taken: another server listens there")
+
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a program on uvloop, where that is installed."""
+    with asyncio.Runner(loop_factory=_factory()) as runner:
+        return runner.run(work)
+
+
+def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop

@@ -1,4 +1,4 @@
-"""What runs, by the ids that clients know: to cancel it, to stop its thought, to see its trace."""
+"""/v1/requests: running requests by the ids that clients know; cancel, stop thinking, trace."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastslow.serve.api.caller import Caller
+from fastapi import Depends, Request
+
+from fastslow.engine.params import shown
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.limits import Caller, caller
+from fastslow.serve.http.body import json_router
 
 REMEMBERED = 1000  # of those that are over, for their traces
 
@@ -49,3 +55,44 @@ class Requests:
         if started is None or started.who.name != who.name:
             return []
         return started.asks
+
+
+router = json_router()
+Who = Annotated[Caller, Depends(caller)]
+
+
+@router.delete("/v1/requests/{id}")
+async def cancel_request(id: str, request: Request, who: Who) -> dict[str, Any]:
+    """End a request. Its client gets what was made so far."""
+    asks = _asks(id, request, who)
+    ended = [await request.app.state.engine.cancel(ask) for ask in asks]
+    return {"id": id, "done": any(ended)}
+
+
+@router.post("/v1/requests/{id}/stop_thinking")
+async def stop_thinking(id: str, request: Request, who: Who) -> dict[str, Any]:
+    """Close the thought of a request now, so that it answers."""
+    asks = _asks(id, request, who)
+    ended = [await request.app.state.engine.stop_thinking(ask) for ask in asks]
+    return {"id": id, "done": any(ended)}
+
+
+@router.get("/v1/requests/{id}/trace")
+async def trace(id: str, request: Request, who: Who) -> dict[str, Any]:
+    """What each step of a request drafted and accepted; while it runs, and for a while after."""
+    traces = [await request.app.state.engine.trace(ask) for ask in _asks(id, request, who)]
+    if all(one is None for one in traces):
+        raise _unknown(id)
+    return {"id": id, "traces": traces}
+
+
+def _asks(id: str, request: Request, who: Caller) -> list[str]:
+    asks: list[str] = request.app.state.requests.find(id, who)
+    if not asks:
+        raise _unknown(id)
+    return asks
+
+
+def _unknown(id: str) -> ApiError:
+    said = f"request {shown(id)} is not known: it is over, or was never there"
+    return ApiError(404, said, param="id", code="request_not_found")

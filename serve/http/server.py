@@ -28,11 +28,11 @@ class Server(uvicorn.Server):
     """Serves an application until a signal comes, and then drains.
 
     SIGTERM or Ctrl-C: the engine takes no more requests, those that run have some seconds, and meanwhile
-    connections are still accepted, to be told so. Ctrl-C again ends at once.
+    connections are still accepted, and get HTTP 503. Ctrl-C again ends at once.
 
     Args:
         app: what is served.
-        engine: behind it.
+        engine: what answers.
         drain: seconds that running requests have.
     """
 
@@ -90,17 +90,17 @@ async def serve(
     listener: socket.socket,
     drain: float,
     ready: Callable[[ModelCard], None],
-    behind: StartedEngine | None = None,
+    started: StartedEngine | None = None,
 ) -> None:
     """Serve until a signal comes and all is drained.
 
     Args:
         app: what is served, from the start: it says that it is not ready while the model loads.
-        engine: behind it, closed at the end.
+        engine: what answers; closed at the end.
         listener: a listening socket.
         drain: seconds that running requests have when a signal comes.
         ready: called once the model is loaded.
-        behind: what is to be started for it, if anything is.
+        started: what is to be started for it, if anything is.
 
     Raises:
         ValueError: the model cannot be loaded: one sentence.
@@ -111,14 +111,14 @@ async def serve(
     serving = asyncio.create_task(server.serve([listener]))
     failure: BaseException | None = None
     try:
-        if behind is not None:
-            await behind.start()
+        if started is not None:
+            await started.start()
         ready(engine.card)
-        if behind is not None:
-            either: list[asyncio.Future[Any]] = [serving, behind.gave_up]
+        if started is not None:
+            either: list[asyncio.Future[Any]] = [serving, started.gave_up]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if behind.gave_up.done():
-                failure = RuntimeError(behind.gave_up.result())
+            if started.gave_up.done():
+                failure = RuntimeError(started.gave_up.result())
     except Exception as error:  # noqa: BLE001 - raised below, once the server has ended
         if not server.draining:
             failure = error

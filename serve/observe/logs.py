@@ -13,32 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from fastslow.serve.observe.log_writer import LogWriter
-
 if TYPE_CHECKING:
-    from loguru import Message, Record
+    from loguru import Record
 
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOUD = {
     "uvicorn.access": logging.CRITICAL,
     "asyncio": logging.WARNING,
 }  # we write of each request ourselves
-FORMAT, LEVEL, PATH = "FASTSLOW_LOG_FORMAT", "FASTSLOW_LOG_LEVEL", "FASTSLOW_LOG_FILE"
+LINE = "line"  # the field of a record that holds the line as it is written
 MOST_CHARACTERS = 20_000  # of a line's message, and of each of its fields
 
 
 class ServerLog:
     """All that this process logs, in one place: loguru's lines and those of `logging`, as of uvicorn.
 
-    A line is one line, whatever clients send: JSON escapes what would end it, and so does the text.
+    A thread of loguru's writes them: what the disk takes for a line holds up no answer, and a line that cannot
+    be written is lost with a word on standard error. A line is one line, whatever clients send: JSON escapes
+    what would end it, and so does the text.
 
     Args:
         format: JSON or text.
         level: the lowest that is written.
         path: a file to add to; None = standard error.
-
-    Raises:
-        ValueError: no such format or level, or the file cannot be written.
     """
 
     def __init__(self, format: str = "json", level: str = "INFO", path: Path | None = None) -> None:
@@ -46,18 +43,26 @@ class ServerLog:
             raise ValueError(f"log_format={format!r} must be one of {', '.join(FORMATS)}")
         if level.upper() not in LEVELS:
             raise ValueError(f"log_level={level!r} must be one of {', '.join(LEVELS).lower()}")
-        self._number = _opened(path)
-        self._writer = LogWriter(self._number)
-        formatted = FORMATS[format]
+        self._number = number = _opened(path)
+        written = FORMATS[format]
 
-        def sink(message: Message) -> None:
-            self._writer.write(formatted(message.record))
+        def line(record: Record) -> str:
+            record["extra"][LINE] = written(record)
+            return f"{{extra[{LINE}]}}"
+
+        def write(message: str) -> None:
+            os.write(number, message.encode("utf-8", "backslashreplace"))
 
         logger.remove()
         logger.enable("fastslow")
         # diagnose would write the values of variables, prompts among them, into tracebacks
         self._sink = logger.add(
-            sink, level=level.upper(), format="", backtrace=False, diagnose=False, catch=True
+            write,
+            level=level.upper(),
+            format=line,
+            backtrace=False,
+            diagnose=False,
+            enqueue=True,
         )
         root = logging.getLogger()
         root.handlers, root.level = [_ToLoguru()], logging.INFO
@@ -69,26 +74,16 @@ class ServerLog:
 
     @classmethod
     def of_environment(cls) -> ServerLog:
-        """That of the process which started this one, as `in_environment` told it."""
-        path = os.environ.get(PATH)
-        format, level = os.environ.get(FORMAT, "text"), os.environ.get(LEVEL, "info")
+        """That of the process which started this one: see `ServerConfig.log_environment`."""
+        path = os.environ.get("FASTSLOW_LOG_FILE")
+        format = os.environ.get("FASTSLOW_LOG_FORMAT", "text")
+        level = os.environ.get("FASTSLOW_LOG_LEVEL", "info")
         return cls(format, level, Path(path) if path else None)
-
-    @property
-    def lost(self) -> int:
-        """Lines that could not be written."""
-        return self._writer.lost
 
     def close(self) -> None:
         """Write what waits."""
         logger.remove(self._sink)
-        self._writer.close()
         os.close(self._number)
-
-
-def in_environment(format: str, level: str, path: Path | None) -> dict[str, str]:
-    """What processes started from this one need in their environment for the same log."""
-    return {FORMAT: format, LEVEL: level, PATH: "" if path is None else str(path.absolute())}
 
 
 class _ToLoguru(logging.Handler):
@@ -120,7 +115,7 @@ def as_json(record: Record) -> str:
         "message": record["message"][:MOST_CHARACTERS],
         "logger": record["name"],
     }
-    line.update({name: _bounded(value) for name, value in record["extra"].items()})
+    line.update(_fields(record))
     if record["exception"] is not None:
         line["exception"] = _traced(record)[-MOST_CHARACTERS:]
     return json.dumps(line, default=str) + "\n"
@@ -129,7 +124,7 @@ def as_json(record: Record) -> str:
 def as_text(record: Record) -> str:
     """Time, level, message, then fields; what would end the line is escaped."""
     when = record["time"].strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    fields = "".join(f" {name}={_one_word(value)}" for name, value in record["extra"].items())
+    fields = "".join(f" {name}={_one_word(value)}" for name, value in _fields(record).items())
     message = escaped(record["message"][:MOST_CHARACTERS])
     line = f"{when} {record['level'].name:8} {message}{fields}\n"
     if record["exception"] is not None:
@@ -154,14 +149,17 @@ def _escape(character: str) -> str:
 
 def _one_word(value: object) -> str:
     """A field's value; in quotes where it could be taken for more than one field."""
-    text = escaped(str(_bounded(value)))
-    return (
-        json.dumps(text, ensure_ascii=False) if " " in text or '"' in text or "=" in text else text
-    )
+    text = escaped(str(value))
+    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ' "=') else text
 
 
-def _bounded(value: object) -> object:
-    return value[:MOST_CHARACTERS] if isinstance(value, str) else value
+def _fields(record: Record) -> dict[str, Any]:
+    """What the line says besides its message."""
+    return {
+        name: value[:MOST_CHARACTERS] if isinstance(value, str) else value
+        for name, value in record["extra"].items()
+        if name != LINE
+    }
 
 
 def _traced(record: Record) -> str:

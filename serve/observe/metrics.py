@@ -3,20 +3,133 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections import Counter as Sums
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from fastslow.engine.params import CHANGED
 from fastslow.output import Completion, Metrics, Output
 from fastslow.serve.api.engine import Engine, NotReady
 from fastslow.serve.api.limits import Limits
-from fastslow.serve.observe.metric_registry import MOST_VALUES, MetricRegistry
+from fastslow.serve.observe.metric_table import TABLE, Metric
 from fastslow.serve.observe.request_record import AnswerRecord, RequestRecord, tokens_of
+
+
+class BatchHistogram(Collector):
+    """Counts by model. What prometheus-client has takes a lock and a search for each value, which at the end of
+    a long answer would hold up all others for milliseconds.
+
+    Args:
+        bounds: upper ones of the buckets, ascending, without infinity.
+    """
+
+    def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
+        self._name, self._help, self._bounds = name, help, list(bounds)
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+
+    def observe_all(self, model: str, values: Sequence[float]) -> None:
+        """Take values."""
+        if not values:
+            return
+        counts = self._counts.setdefault(model, [0] * (len(self._bounds) + 1))
+        for value in values:
+            counts[bisect_left(self._bounds, value)] += 1
+        self._sums[model] = self._sums.get(model, 0.0) + sum(values)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """What Prometheus reads: each bucket counts those below it, too."""
+        family = HistogramMetricFamily(self._name, self._help, labels=("model_name",))
+        for model, counts in self._counts.items():
+            total, buckets = 0, []
+            for bound, count in zip([*self._bounds, float("inf")], counts):
+                total += count
+                buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
+            family.add_metric([model], buckets, self._sums[model])
+        yield family
+
+
+MOST_VALUES = 200  # of one label; those that come later are "other"
+OTHER = "other"
+BATCHES = frozenset({"vllm:inter_token_latency_seconds"})
+
+
+class MetricRegistry:
+    """The metrics of the table, to be counted up by name.
+
+    Args:
+        model: (), the value of the label model_name; asked when something is counted.
+    """
+
+    def __init__(self, model: Callable[[], str]) -> None:
+        self.registry = CollectorRegistry()
+        self._model = model
+        self._metrics = {metric.name: self._made(metric) for metric in TABLE}
+        self._values: dict[tuple[str, str], set[str]] = {}
+        self._totals: dict[tuple[str, ...], float] = {}
+
+    def add(self, name: str, value: float = 1, **labels: str) -> None:
+        """Count up."""
+        if value:
+            self._labelled(name, labels).inc(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """One value of a histogram."""
+        self._labelled(name, labels).observe(max(0.0, value))
+
+    def observe_all(self, name: str, values: Sequence[float]) -> None:
+        """Many values of a histogram that has no labels."""
+        self._metrics[name].observe_all(self._model(), values)
+
+    def put(self, name: str, value: float, **labels: str) -> None:
+        """What a gauge shows."""
+        self._labelled(name, labels).set(value)
+
+    def drop(self, name: str) -> None:
+        """A gauge shows nothing: its value is not known now. Its labels make room for others."""
+        self._metrics[name].clear()
+        for key in [key for key in self._values if key[0] == name]:
+            del self._values[key]
+
+    def add_up_to(self, name: str, total: float, **labels: str) -> None:
+        """Count up by what another counter grew. Where that one began anew, it began at zero, and this one
+        goes on: it never goes back."""
+        key = name, *labels.values()
+        before = self._totals.get(key, 0.0)
+        self._totals[key] = total
+        self.add(name, total - before if total >= before else total, **labels)
+
+    def _labelled(self, name: str, labels: dict[str, str]) -> Any:
+        bounded = {label: self._bounded(name, label, value) for label, value in labels.items()}
+        return self._metrics[name].labels(model_name=self._model(), **bounded)
+
+    def _bounded(self, name: str, label: str, value: str) -> str:
+        known = self._values.setdefault((name, label), set())
+        if value not in known:
+            if len(known) >= MOST_VALUES:
+                return OTHER
+            known.add(value)
+        return value
+
+    def _made(self, metric: Metric) -> Any:
+        if metric.name in BATCHES:
+            batch = BatchHistogram(metric.name, metric.help, metric.buckets)
+            self.registry.register(batch)
+            return batch
+        kinds = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
+        more = {"buckets": metric.buckets} if metric.buckets else {}
+        labels = ("model_name", *metric.labels)
+        return kinds[metric.type](metric.name, metric.help, labels, registry=self.registry, **more)
+
 
 PATIENCE = 2.0  # seconds that a scrape waits for the engine
 MOST_POSITIONS = 64  # of drafts
@@ -35,6 +148,7 @@ BY_REPLICA = {
     "fastslow:replica_kv_pages_used": "pages_used",
     "fastslow:replica_kv_pages": "pages",
 }
+HELD = ("fastslow:kv_pages", "fastslow:kv_pages_pinned")
 NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
 router = APIRouter(include_in_schema=False)
@@ -58,20 +172,13 @@ class ServerMetrics:
 
     Args:
         by_key: whether API keys are labels.
-        model: its name; "" = as the engine says.
-        lost_lines: (), how many lines the log lost.
+        model: its name until it is loaded.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        limits: Limits,
-        by_key: bool = False,
-        model: str = "",
-        lost_lines: Callable[[], int] = int,
+        self, engine: Engine, limits: Limits, by_key: bool = False, model: str = "loading"
     ) -> None:
-        self._engine, self._limits, self._by_key = engine, limits, by_key
-        self._name, self._lost_lines = model, lost_lines
+        self._engine, self._limits, self._by_key, self._name = engine, limits, by_key, model
         self._counts = MetricRegistry(self._model)
         self.registry = self._counts.registry
 
@@ -93,7 +200,6 @@ class ServerMetrics:
         """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
         counts.put("fastslow:http_requests_running", self._limits.running)
-        counts.add_up_to("fastslow:log_lines_lost", self._lost_lines())
         for name, field in COUNTED.items():
             counts.add_up_to(name, getattr(self._engine, field, 0))
         try:
@@ -101,9 +207,7 @@ class ServerMetrics:
                 stats = await self._engine.stats()
         except (NotReady, TimeoutError):
             counts.put("fastslow:engine_up", 0)
-            for name in (*NOW, "fastslow:kv_pages", "fastslow:kv_pages_pinned"):
-                counts.drop(name)
-            for name in ("fastslow:replicas", *BY_REPLICA):
+            for name in (*NOW, *HELD, "fastslow:replicas", *BY_REPLICA):
                 counts.drop(name)
             return
         counts.put("fastslow:engine_up", float(self._engine.ready))
@@ -119,7 +223,7 @@ class ServerMetrics:
         counts.add_up_to("fastslow:engine_steps", stats["steps"])
         counts.put("fastslow:kv_pages_pinned", stats["pages_pinned"])
         self._put_replicas(stats)
-        evicted: Counter[str] = Counter()
+        evicted: Sums[str] = Sums()
         for name, mode in stats["modes"].items():
             evicted[self._mode(name)] += mode["evicted_pages"]
         for name, pages in evicted.items():
@@ -138,12 +242,10 @@ class ServerMetrics:
         counts.add_up_to("fastslow:replicas_gone", stats.get("replicas_gone", 0))
 
     def _model(self) -> str:
-        if not self._name:
-            try:
-                self._name = self._engine.card.name
-            except NotReady:
-                return "loading"
-        return self._name
+        try:
+            return self._engine.card.name
+        except NotReady:
+            return self._name
 
     def _take_answer(self, answer: AnswerRecord, started: float) -> None:
         counts = self._counts
@@ -239,7 +341,7 @@ class ServerMetrics:
             self._counts.add("fastslow:key_tokens", made, key=key, kind="answer")
 
     def _mode(self, name: str) -> str:
-        """A preset's name, or two of an answer that went on in another mode; else `custom`. The call may have
+        """A preset's name, or two of an answer that continued in another mode; else `custom`. The call may have
         changed fields of it."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
         return ">".join(parts) if all(part in known for part in parts) else OWN

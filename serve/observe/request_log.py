@@ -38,7 +38,7 @@ class RequestLog:
 
 
 def fields_of(record: RequestRecord) -> dict[str, Any]:
-    """What is told of a request; nothing of what was said in it."""
+    """What the log says of a request; no text of it."""
     fields: dict[str, Any] = {
         "method": record.method,
         "route": record.route,

@@ -1,21 +1,21 @@
-"""One HTTP request as logs, metrics and traces tell of it."""
+"""One HTTP request as logs, metrics and spans see it, and the engine that fills it in."""
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from loguru import logger
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from fastslow.output import Output
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.caller import Caller
+from fastslow.output import Output, Piece
+from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, Limits
 
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
 OTHER, UNMATCHED = "other", "unmatched"
@@ -23,9 +23,9 @@ OTHER, UNMATCHED = "other", "unmatched"
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """One ask of the engine. Times are `time.perf_counter()`."""
+    """One request of the engine. Times are `time.perf_counter()`."""
 
-    ask: Ask
+    ask: GenerateRequest
     started: float
     model: str = ""  # its name; "" before it is loaded
     first: float | None = None  # when its first token came
@@ -73,77 +73,82 @@ CURRENT: ContextVar[RequestRecord | None] = ContextVar("fastslow_request", defau
 Observer = Callable[[RequestRecord], None]
 
 
-class RequestRecords:
-    """Keeps a record of every request and shows it to observers at the end.
-
-    An observer that raises is logged; it changes no answer.
-    """
-
-    def __init__(self, app: ASGIApp, observers: Sequence[Observer] = ()) -> None:
-        self._app, self._observers = app, observers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        record = _begin(scope)
-        complete = False
-
-        async def watched_receive() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect" and not complete:
-                record.left = True
-            return message
-
-        async def watched_send(message: Message) -> None:
-            nonlocal complete
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
-            elif message["type"] == "http.response.body" and not message.get("more_body"):
-                complete = True
-            await send(message)
-
-        token = CURRENT.set(record)
-        raised = False
-        try:
-            with logger.contextualize(request_id=record.id):
-                await self._app(scope, watched_receive, watched_send)
-        except Exception:
-            raised = True
-            record.status = record.status or 500  # as it is answered further out
-            raise
-        finally:
-            CURRENT.reset(token)
-            record.left = record.left or not (complete or raised)
-            self._end(record, scope)
-
-    def _end(self, record: RequestRecord, scope: Scope) -> None:
-        record.seconds = time.perf_counter() - record.started
-        record.route = getattr(scope.get("route"), "path", None) or self._refused_at(scope)
-        for observer in self._observers:
-            try:
-                observer(record)
-            except Exception:  # noqa: BLE001 - the answer is out, and the next observer has its turn
-                logger.exception("a request could not be recorded")
-
-    @staticmethod
-    def _refused_at(scope: Scope) -> str:
-        """The route of a request that was answered before it came there."""
-        known = scope["app"].openapi()["paths"] if "app" in scope else ()
-        return scope["path"] if scope["path"] in known else UNMATCHED
-
-
-def _begin(scope: Scope) -> RequestRecord:
+def record_of(scope: Scope, id: str) -> RequestRecord:
+    """The record of a request that begins now."""
     headers = Headers(scope=scope)
-    client, state = scope.get("client"), scope.setdefault("state", {})
+    client = scope.get("client")
     return RequestRecord(
-        id=state.get("request_id") or f"req-{secrets.token_hex(12)}",
+        id=id,
         method=scope["method"] if scope["method"] in METHODS else OTHER,
         path=scope["path"],
         client=client[0] if client else "",
         started=time.perf_counter(),
         started_at=time.time_ns(),
-        state=state,
+        state=scope["state"],
         traceparent=headers.get("traceparent"),
         tracestate=headers.get("tracestate"),
     )
+
+
+class ObservedEngine(WrappedEngine):
+    """An `Engine` in front of another, for the HTTP request that runs: its record gets an `AnswerRecord` for each
+    ask, and its caller's limits count the tokens."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        super().__init__(engine)
+        self._limits = limits
+
+    @property
+    def _model(self) -> str:
+        try:
+            return self.engine.card.name
+        except NotReady:
+            return ""
+
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        record = CURRENT.get()
+        answer = AnswerRecord(ask, time.perf_counter(), self._model)
+        if record is not None:
+            record.answers.append(answer)
+        latest: dict[int, float] = {}
+        try:
+            async with aclosing(self.engine.stream(ask)) as pieces:
+                async for piece in pieces:
+                    _note(answer, piece, latest)
+                    yield piece
+        except Exception as error:
+            answer.failed = _reason(error)
+            raise
+        finally:
+            if record is not None:
+                self._limits.spend(record.caller, sum(tokens_of(answer)))
+
+
+def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
+    if piece.token_ids:
+        now = time.perf_counter()
+        if answer.first is None:
+            answer.first = now
+        if piece.index in latest:
+            answer.gaps.append(now - latest[piece.index])
+        latest[piece.index] = answer.last = now
+        answer.sent += len(piece.token_ids)
+    if piece.output is not None:
+        answer.output = piece.output
+        if answer.first is None and any(choice.token_ids for choice in piece.output.choices):
+            # it was not streamed: the engine says when its first token was there
+            answer.last = time.perf_counter()
+            waited = min(choice.metrics.ttft for choice in piece.output.choices)
+            answer.first = min(answer.started + waited, answer.last)
+
+
+def _reason(error: Exception) -> str:
+    """What failed, in a word."""
+    match error:
+        case Busy():
+            return "busy"
+        case NotReady():
+            return "not_ready"
+        case ValueError():
+            return "invalid"
+    return "error"

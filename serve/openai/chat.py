@@ -2,158 +2,240 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from functools import partial
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 
-from fastslow.output import Completion, Output
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.caller import Caller, caller
-from fastslow.serve.api.engine import Engine
-from fastslow.serve.api.errors import refused
-from fastslow.serve.api.model_name import served_mode
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.output import Completion, Output, Piece
+from fastslow.serve.api.errors import ApiError, openai_shape
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.api.turns import check_turns
-from fastslow.serve.http.answer import while_connected, whole
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.json_text import dumped
-from fastslow.serve.http.request_id import request_id
-from fastslow.serve.http.sse import STREAMED, EventStream
-from fastslow.serve.http.token_table import TokenTable
-from fastslow.serve.observe.answer_metrics import metrics_of
-from fastslow.serve.openai.chat_events import ChatEvents
-from fastslow.serve.openai.chat_schema import ChatCompletion, ChatRequest
-from fastslow.serve.openai.chunks import ChunkFrame
-from fastslow.serve.openai.logprobs import chat_logprobs, tokens_in
-from fastslow.serve.openai.messages import as_turns
-from fastslow.serve.openai.prompt_logprobs import prompt_logprobs
-from fastslow.serve.openai.usage import FINISH, usage_of
-from fastslow.serve.tool_calls.chat import Parsers, beside_others, chat_tools
+from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
+from fastslow.serve.openai.chat_body import ChatRequest, as_turns
+from fastslow.serve.openai.chunks import DONE, FINISH, Chunks, usage_of
+from fastslow.serve.openai.logprobs import Places, chat_logprobs, prompt_logprobs, tokens_in
+from fastslow.serve.tool_calls.events import CallBegun, CallMore, Content, Event
+from fastslow.serve.tool_calls.offered import openai_choice, openai_tools
+from fastslow.serve.tool_calls.parser import ToolParser
+from fastslow.serve.tool_calls.prepare import offered
 
 router = json_router()
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
+class ChatAnswer(ProtocolAnswer[ChatRequest]):
+    """Messages; streamed, chunks of the role, of deltas, for each answer its end, at last the usage."""
+
+    prefix = "chatcmpl-"
+
+    def requests(self) -> list[GenerateRequest]:
+        body, settings = self.body, self.settings
+        body.check_n(1, settings)
+        body.check_stream()
+        turns = as_turns(body.messages)
+        check_turns("messages", turns, settings)
+        ask = body.as_request(
+            self.id,
+            turns,
+            body.sampling(),
+            self.who,
+            self.card,
+            settings,
+            default_mode=self.mode,
+            prediction=None if body.prediction is None else body.prediction.text,
+            streamed=bool(body.stream),
+        )
+        choice, parallel = openai_choice(body.tool_choice), body.parallel_tool_calls is not False
+        ask, self._tools = offered(ask, openai_tools(body.tools), choice, parallel, self.card)
+        return [ask]
+
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
+        body = self.body
+        self._n = body.n or 1
+        self._top = requests[0].sampling.get(
+            "logprobs"
+        )  # likeliest tokens beside each; None = none
+        self._thoughts = self.settings.thoughts_as if body.shows_thought else ()
+        self._fields = {"id": self.id, "object": "chat.completion.chunk", "created": self.created}
+        self._fields["model"] = self.card.name
+        self._chunks = Chunks(self._fields, body.streams("include_usage"))
+        self._sources = body.streams("include_sources")
+        self._calls = [self._new_calls() for _ in range(self._n)]
+        self._shown: set[int] = set()  # answers of which something was streamed
+        self._outputs: list[Output] = []
+
+    async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
+        (output,) = outputs
+        for one in output.choices:
+            if one.logprobs is not None:
+                await self.tokens.learn(tokens_in(one.logprobs, one.token_ids))
+        made = {
+            **self._fields,
+            "object": "chat.completion",
+            "choices": [self._choice(i, one) for i, one in enumerate(output.choices)],
+            "usage": usage_of(outputs),
+            "metrics": metrics_of(output.choices[0]),
+        }
+        if output.prompt_logprobs is not None:
+            await self.tokens.learn(tokens_in(output.prompt_logprobs))
+            made["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self.tokens)
+        return made
+
+    def begin(self) -> str:
+        role = {"role": "assistant", "content": ""}
+        return "".join([self._chunk(index, role) for index in range(self._n)])
+
+    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
+        if self._top is not None:
+            for _, piece in pieces:
+                await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
+        if self._sources:
+            await self.tokens.learn(token for _, piece in pieces for token in piece.token_ids)
+        return "".join([self._piece(piece) for _, piece in pieces])
+
+    def end(self) -> str:
+        return self._chunks.end(self._outputs) + DONE
+
+    def failed(self, error: ApiError) -> str:
+        return event(openai_shape(error)) + DONE
+
+    def _new_calls(self) -> OpenAICalls | None:
+        parser = self._tools.parser()
+        return None if parser is None else OpenAICalls(parser)
+
+    def _choice(self, index: int, one: Completion) -> dict[str, Any]:
+        content, finish, calls = one.text, FINISH[one.finish_reason], self._calls[index]
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls is not None:
+            content = calls.push(one.text)[0] + calls.finish()[0]
+            if calls.whole:
+                message |= {"content": content or None, "tool_calls": calls.whole}
+                finish = "tool_calls" if finish == "stop" else finish
+        if one.reasoning:
+            message |= dict.fromkeys(self._thoughts, one.reasoning)
+        made = {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(one.token_ids, one.logprobs),
+            "finish_reason": finish,
+            "stop_reason": one.stop_reason,
+        }
+        return made if self._n == 1 else {**made, "metrics": metrics_of(one)}
+
+    def _logprobs(self, ids: Sequence[int], places: Places | None) -> dict[str, Any] | None:
+        if places is None or self._top is None:
+            return None
+        return {"content": chat_logprobs(ids, places, self._top, self.tokens), "refusal": None}
+
+    def _piece(self, piece: Piece) -> str:
+        text = ""
+        if piece.text or piece.reasoning or piece.token_ids:
+            self._shown.add(piece.index)
+            text = self._deltas(piece)
+        if piece.output is None:
+            return text
+        self._outputs.append(piece.output)
+        return text + "".join([self._end(i, one) for i, one in enumerate(piece.output.choices)])
+
+    def _deltas(self, piece: Piece) -> str:
+        """The chunk of a piece; two where a thought ends in it, so that no client has to separate them."""
+        index, content, calls = piece.index, piece.text, self._calls[piece.index]
+        deltas: list[dict[str, Any]] = []
+        if piece.reasoning and self._thoughts:
+            deltas.append(dict.fromkeys(self._thoughts, piece.reasoning))
+        called: list[dict[str, Any]] = []
+        if calls is not None and content:
+            content, called = calls.push(content)
+        if content:
+            deltas.append({"content": content})
+        if called:
+            deltas.append({"tool_calls": called})
+        logprobs = self._logprobs(piece.token_ids, piece.logprobs or None)
+        if not deltas and not (logprobs or self._sources):
+            return ""
+        first, *others = deltas or [{"content": ""}]
+        if self._sources:
+            ids, table = piece.token_ids, self.tokens
+            texts = [table.text_of(token) if table.shows(token) else "" for token in ids]
+            first |= {"token_ids": ids, "token_texts": texts, "sources": piece.sources}
+        text = self._chunk(index, first, logprobs)
+        return text + "".join([self._chunk(index, delta) for delta in others])
+
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any = None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return self._chunks.chunk(choice)
+
+    def _end(self, index: int, one: Completion) -> str:
+        """The last chunks of an answer; all of it, where nothing of it was streamed."""
+        text, finish, calls = "", FINISH[one.finish_reason], self._calls[index]
+        if index not in self._shown and (one.text or one.reasoning):
+            text = self._deltas(Piece(one.text, one.reasoning, index=index))
+        if calls is not None:
+            content, called = calls.finish()
+            for delta in ({"content": content}, {"tool_calls": called}):
+                if any(delta.values()):
+                    text += self._chunk(index, delta)
+            if calls.whole and finish == "stop":
+                finish = "tool_calls"
+        last = {"index": index, "delta": {}, "logprobs": None}
+        last |= {"finish_reason": finish, "stop_reason": one.stop_reason}
+        return text + self._chunks.chunk(last, metrics=metrics_of(one))
+
+
+class OpenAICalls:
+    """The calls in one answer, from its text in any pieces.
+
+    Attributes:
+        whole: all calls so far, as a message's `tool_calls` has them; the last one may be cut off.
+    """
+
+    def __init__(self, parser: ToolParser) -> None:
+        self._parser = parser
+        self._made: list[tuple[CallBegun, list[str]]] = []
+
+    @property
+    def whole(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": begun.id,
+                "type": "function",
+                "function": {"name": begun.name, "arguments": "".join(parts)},
+            }
+            for begun, parts in self._made
+        ]
+
+    def push(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+        """Take more text; returns what of it is content, and deltas as a chunk's `tool_calls` has them."""
+        return self._told(self._parser.push(text))
+
+    def finish(self) -> tuple[str, list[dict[str, Any]]]:
+        """The same of what was held back, at the end of the answer."""
+        return self._told(self._parser.finish())
+
+    def _told(self, events: list[Event]) -> tuple[str, list[dict[str, Any]]]:
+        content, deltas = [], []
+        for found in events:
+            match found:
+                case Content(text):
+                    content.append(text)
+                case CallBegun(index, id, name):
+                    self._made.append((found, []))
+                    function = {"name": name, "arguments": ""}
+                    deltas.append(
+                        {"index": index, "id": id, "type": "function", "function": function}
+                    )
+                case CallMore(index, text):
+                    self._made[index][1].append(text)
+                    deltas.append({"index": index, "function": {"arguments": text}})
+        return "".join(content), deltas
+
+
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def chat_completions(
-    asked: ChatRequest, request: Request, who: Annotated[Caller, Depends(caller)]
+    body: ChatRequest, request: Request, who: Annotated[Caller, Depends(caller)]
 ) -> Response:
     """Answer a chat."""
-    state = request.app.state
-    engine: Engine = state.engine
-    settings: ServerSettings = state.settings
-    id = f"chatcmpl-{secrets.token_hex(16)}"
-    try:
-        making = partial(_ask, asked, id, who, engine, settings)
-        ask, parsers = await beside_others(asked.tools, making)
-    except ValueError as error:
-        raise refused(error, type(asked).model_fields) from None
-    created, ids = int(time.time()), [id, request_id(request.scope)]
-    shown = settings.thoughts_as if asked.shows_thought else ()
-    if asked.stream:
-        options = asked.stream_options
-        usage = options is not None and bool(options.include_usage)
-        frame = ChunkFrame(id, "chat.completion.chunk", created, engine.card.name, usage)
-        events = ChatEvents(
-            frame,
-            state.tokens,
-            asked.n or 1,
-            shown,
-            ask.sampling.get("logprobs"),
-            options is not None and bool(options.include_sources),
-            usage,
-            parsers,
-        )
-        return EventStream(engine, [ask], events, settings).known_as(state.requests, ids, who)
-    with state.requests.running(ids, [id], who):
-        output = await while_connected(request.receive, whole(engine, ask))
-    await _learn(state.tokens, output)
-    made = {
-        "id": id,
-        "object": "chat.completion",
-        "created": created,
-        "model": engine.card.name,
-        "choices": [
-            _choice(i, one, shown, ask, state.tokens, parsers)
-            for i, one in enumerate(output.choices)
-        ],
-        "usage": usage_of([output]),
-        "metrics": metrics_of(output.choices[0]),
-    }
-    if output.prompt_logprobs is not None:
-        made["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, state.tokens)
-    if asked.trace:
-        made["trace"] = await engine.trace(id)
-    return Response(dumped(made), media_type="application/json")
-
-
-def _ask(
-    asked: ChatRequest, id: str, who: Caller, engine: Engine, settings: ServerSettings
-) -> tuple[Ask, Parsers | None]:
-    """What the engine is asked, and what reads tool calls in its answers.
-
-    Raises:
-        ValueError: what is asked does not fit.
-        ApiError: there is no such model.
-    """
-    card = engine.card
-    named = served_mode(asked.model, card, settings)
-    asked.check_n(1, settings)
-    asked.check_stream()
-    turns = as_turns(asked.messages)
-    check_turns("messages", turns, settings)
-    ask = asked.as_ask(
-        id,
-        turns,
-        asked.sampling(),
-        who,
-        card,
-        settings,
-        default_mode=named,
-        prediction=None if asked.prediction is None else asked.prediction.text,
-        streamed=bool(asked.stream),
-    )
-    parallel = asked.parallel_tool_calls is not False
-    return chat_tools(ask, asked.tools, asked.tool_choice, parallel, card)
-
-
-async def _learn(table: TokenTable, output: Output) -> None:
-    for choice in output.choices:
-        if choice.logprobs is not None:
-            await table.learn(tokens_in(choice.logprobs, choice.token_ids))
-    await table.learn(tokens_in(output.prompt_logprobs))
-
-
-def _choice(
-    index: int,
-    answer: Completion,
-    thoughts_as: tuple[str, ...],
-    ask: Ask,
-    table: TokenTable,
-    parsers: Parsers | None,
-) -> dict[str, Any]:
-    content, finish = answer.text, FINISH[answer.finish_reason]
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if parsers is not None:
-        parser = parsers()
-        content = parser.push(answer.text)[0] + parser.finish()[0]
-        if parser.calls:
-            message |= {"content": content or None, "tool_calls": parser.calls}
-            finish = "tool_calls" if finish == "stop" else finish
-    if answer.reasoning:
-        message |= dict.fromkeys(thoughts_as, answer.reasoning)
-    top = ask.sampling.get("logprobs")
-    logprobs = None
-    if answer.logprobs is not None:
-        entries = chat_logprobs(answer.token_ids, answer.logprobs, top or 0, table)
-        logprobs = {"content": entries, "refusal": None}
-    made = {
-        "index": index,
-        "message": message,
-        "logprobs": logprobs,
-        "finish_reason": finish,
-        "stop_reason": answer.stop_reason,
-    }
-    return made if ask.sampling.get("n", 1) == 1 else {**made, "metrics": metrics_of(answer)}
+    return await answer(ChatAnswer, body, request, who)

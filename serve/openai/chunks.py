@@ -1,41 +1,65 @@
-"""Chunks of a streamed answer, put together from texts: nothing is built or checked for each of them."""
+"""What OpenAI's answers have in common: chunks, ends, usage."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from fastslow.serve.http.json_text import dumped
+from fastslow.engine.sampling.stop import Reason
+from fastslow.output import Output
+from fastslow.serve.http.answer import event
 
 DONE = "data: [DONE]\n\n"
+FINISH: dict[Reason, str] = {
+    "stop": "stop",
+    "length": "length",
+    "timeout": "length",  # there would have been more, too
+    "cancelled": "length",
+    "error": "length",
+    "escalated": "length",
+}
 
 
-def event(value: Any) -> str:
-    """A server-sent event."""
-    return f"data: {dumped(value)}\n\n"
+def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
+    """The usage of one prompt's answers, or of several prompts' together."""
+    choices = [choice for output in outputs for choice in output.choices]
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    answered = sum(len(choice.token_ids) for choice in choices)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answered,
+        "total_tokens": prompt + answered,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(output.metrics.cached_tokens for output in outputs)
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(choice.metrics.thinking_tokens for choice in choices),
+            "accepted_prediction_tokens": sum(c.metrics.prediction_accepted for c in choices),
+            "rejected_prediction_tokens": sum(c.metrics.prediction_rejected for c in choices),
+        },
+    }
 
 
-class ChunkFrame:
-    """What all chunks of an answer have in common.
+class Chunks:
+    """Writes the chunks of a streamed answer.
 
     Args:
-        object: OpenAI's name of the kind of chunk.
-        with_usage: all chunks have a field `usage`, which is null until the last one.
+        fields: that all of them have.
+        usage: the last chunk has the usage, and in all others it is null.
     """
 
-    def __init__(self, id: str, object: str, created: int, model: str, with_usage: bool) -> None:
-        fields = {"id": id, "object": object, "created": created, "model": model}
-        self._head = "data: " + dumped(fields)[:-1] + ',"choices":['
-        self._tail = "]" + (',"usage":null' if with_usage else "") + "}\n\n"
-        self._bare = self._tail[: self._tail.index("}")]
+    def __init__(self, fields: dict[str, Any], usage: bool) -> None:
+        self._fields, self._usage = fields, usage
 
-    def chunk(self, choice: str) -> str:
-        """One with a choice, which is JSON already."""
-        return self._head + choice + self._tail
+    def chunk(self, choice: dict[str, Any], **more: Any) -> str:
+        """One with a choice, and further fields."""
+        made = {**self._fields, "choices": [choice]}
+        if self._usage:
+            made["usage"] = None
+        return event({**made, **more} if more else made)
 
-    def last(self, choice: str, **more: Any) -> str:
-        """One with further fields."""
-        return f"{self._head}{choice}{self._bare},{dumped(more)[1:]}\n\n"
-
-    def usage(self, usage: dict[str, Any]) -> str:
-        """The one that has the usage, and no choice."""
-        return f'{self._head}],"usage":{dumped(usage)}}}\n\n'
+    def end(self, outputs: Sequence[Output]) -> str:
+        """The usage, where it is wanted."""
+        if not self._usage:
+            return ""
+        return event({**self._fields, "choices": [], "usage": usage_of(outputs)})

@@ -2,157 +2,233 @@
 
 from __future__ import annotations
 
-import secrets
-import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
+from pydantic import Field, StrictBool, StrictInt
 
-from fastslow.output import Completion, Output
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.caller import Caller, caller
-from fastslow.serve.api.engine import Engine
-from fastslow.serve.api.errors import refused
-from fastslow.serve.api.model_name import served_mode
-from fastslow.serve.api.settings import ServerSettings
-from fastslow.serve.http.answer import all_whole, while_connected
+from fastslow.engine.params import MOST, shown
+from fastslow.output import Completion, Output, Piece
+from fastslow.serve.api.config import ServerSettings
+from fastslow.serve.api.errors import ApiError, openai_shape
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller, caller
+from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.json_text import dumped
-from fastslow.serve.http.request_id import request_id
-from fastslow.serve.http.sse import STREAMED, EventStream
-from fastslow.serve.http.token_table import TokenTable
-from fastslow.serve.observe.answer_metrics import metrics_of
-from fastslow.serve.openai.chunks import ChunkFrame
-from fastslow.serve.openai.completion_events import CompletionEvents
-from fastslow.serve.openai.completions_schema import CompletionRequest, TextCompletion, as_prompts
-from fastslow.serve.openai.logprobs import TextLogprobsWriter, tokens_in
-from fastslow.serve.openai.prompt_logprobs import prompt_logprobs
-from fastslow.serve.openai.usage import FINISH, usage_of
+from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
+from fastslow.serve.openai.chat_body import OpenAIFields
+from fastslow.serve.openai.chunks import DONE, FINISH, Chunks, usage_of
+from fastslow.serve.openai.logprobs import Places, TextLogprobsWriter, prompt_logprobs, tokens_in
 
 router = json_router()
+TokenId = Annotated[StrictInt, Field(ge=0, le=MOST)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Prompts = (
+    str
+    | Annotated[list[str], Field(fail_fast=True)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(fail_fast=True)]
+)
 
 
-@router.post("/v1/completions", response_model=TextCompletion, responses=STREAMED)
+class CompletionRequest(OpenAIFields):
+    """A text to continue, token ids, or several of these."""
+
+    prompt: Prompts
+    logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
+    echo: StrictBool | None = Field(default=None, description="begin with the prompt")
+    suffix: str | None = Field(default=None, description="not supported: must be left out")
+    best_of: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        default=None, description="at most n: this server leaves none of the answers out"
+    )
+    allow_special: StrictBool | None = Field(
+        default=None, description="special tokens that the prompt spells are marks, not text"
+    )
+
+    def sampling(self) -> dict[str, Any]:
+        """Fields of `SamplingParams`, by their names there."""
+        if self.suffix is not None and self.suffix != "":
+            raise ValueError("suffix is not supported: this server fills in no middle of a text")
+        if self.best_of is not None and self.best_of > (self.n or 1):
+            raise ValueError(f"best_of={self.best_of} must be at most n={self.n or 1}")
+        made = {
+            **self.common_sampling(),
+            "max_tokens": self.max_tokens,
+            "logprobs": self.logprobs,
+        }
+        if self.echo and self.logprobs is not None:
+            if self.stream:
+                raise ValueError("echo with logprobs must be asked without stream")
+            made["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        return made
+
+
+def as_prompts(prompt: Prompts, settings: ServerSettings) -> list[str | list[int]]:
+    """Each prompt, as `LLM` takes it."""
+    prompts: list[Any] = list(prompt) if _are_several(prompt) else [prompt]
+    if not prompts or not all(prompts):
+        raise ValueError("prompt is empty: give at least one character or token")
+    if len(prompts) > settings.prompts:
+        raise ValueError(f"prompt has {len(prompts)} entries; at most {settings.prompts} are taken")
+    size = sum(map(len, prompts))
+    if size > settings.prompt_characters:
+        limit = f"at most {settings.prompt_characters} are taken"
+        raise ValueError(f"prompt={shown(prompt)} has {size} characters or tokens; {limit}")
+    return prompts
+
+
+def _are_several(prompt: Prompts) -> bool:
+    return not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], int))
+
+
+class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
+    """Texts with their ends; streamed, chunks of text, for each answer its end, at last the usage."""
+
+    prefix = "cmpl-"
+
+    def requests(self) -> list[GenerateRequest]:
+        body, settings = self.body, self.settings
+        prompts = as_prompts(body.prompt, settings)
+        body.check_n(len(prompts), settings)
+        body.check_stream()
+        sampling = body.sampling()
+        several = len(prompts) > 1
+        return [
+            body.as_request(
+                f"{self.id}-{place}" if several else self.id,
+                prompt,
+                sampling,
+                self.who,
+                self.card,
+                settings,
+                default_mode=self.mode,
+                streamed=bool(body.stream),
+                allow_special=body.allow_special is True,
+                sampling_defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
+            )
+            for place, prompt in enumerate(prompts)
+        ]
+
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
+        body, prompts = self.body, [ask.prompt for ask in requests]
+        self._n = body.n or 1
+        self._echoes = [""] * len(prompts)  # what stands before the answers to each prompt
+        if body.echo:
+            self._echoes = [
+                p if isinstance(p, str) else await self.engine.detokenize(list(p))  # type: ignore[arg-type]
+                for p in prompts
+            ]
+        fields = {"id": self.id, "object": "text_completion", "created": self.created}
+        self._fields = {**fields, "model": self.card.name}
+        self._chunks = Chunks(self._fields, body.streams("include_usage"))
+        self._sources = body.streams("include_sources")
+        self._writers: dict[int, TextLogprobsWriter] = {}  # of log-probabilities, by answer
+        self._shown: set[int] = set()  # answers of which something was streamed
+        self._outputs: list[Output] = []
+
+    async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
+        choices: list[dict[str, Any]] = []
+        for output, echo in zip(outputs, self._echoes):
+            await self.tokens.learn(tokens_in(output.prompt_logprobs, output.prompt_token_ids))
+            for one in output.choices:
+                await self.tokens.learn(tokens_in(one.logprobs, one.token_ids))
+                choices.append(self._choice(len(choices), output, one, echo))
+                if len(outputs) * self._n > 1:
+                    choices[-1]["metrics"] = metrics_of(one)
+        metrics = metrics_of(outputs[0].choices[0])
+        made = {**self._fields, "choices": choices, "usage": usage_of(outputs)}
+        return {**made, "metrics": metrics}
+
+    def traced(self, traces: list[Any]) -> Any:
+        return traces
+
+    def begin(self) -> str:
+        return "".join(
+            self._chunk(place * self._n + i, {"text": echo})
+            for place, echo in enumerate(self._echoes)
+            for i in range(self._n)
+            if echo
+        )
+
+    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
+        if self.body.logprobs is not None:
+            for _, piece in pieces:
+                await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
+        return "".join([self._piece(place, piece) for place, piece in pieces])
+
+    def end(self) -> str:
+        return self._chunks.end(self._outputs) + DONE
+
+    def failed(self, error: ApiError) -> str:
+        return event(openai_shape(error)) + DONE
+
+    def _choice(self, index: int, output: Output, one: Completion, echo: str) -> dict[str, Any]:
+        logprobs = None
+        if one.logprobs is not None:
+            ids, places = one.token_ids, [*one.logprobs]
+            if echo:
+                ids = [*output.prompt_token_ids, *ids]
+                places = [*(output.prompt_logprobs or []), *places]  # type: ignore[list-item]
+            logprobs = self._logprobs(index, ids, places)
+        made: dict[str, Any] = {
+            "index": index,
+            "text": echo + one.text,
+            "logprobs": logprobs,
+            "finish_reason": FINISH[one.finish_reason],
+            "stop_reason": one.stop_reason,
+        }
+        if one.reasoning:
+            made["reasoning"] = one.reasoning
+        if output.prompt_logprobs is not None and self.body.prompt_logprobs is not None:
+            made["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self.tokens)
+        return made
+
+    def _logprobs(self, index: int, ids: Sequence[int], places: Places) -> dict[str, Any]:
+        if index not in self._writers:
+            self._writers[index] = TextLogprobsWriter(self.tokens, self.body.logprobs or 0)
+        return self._writers[index].write(ids, places)
+
+    def _piece(self, place: int, piece: Piece) -> str:
+        first, text = place * self._n, ""
+        if piece.text or piece.reasoning or piece.token_ids:
+            self._shown.add(first + piece.index)
+            text = self._text(first + piece.index, piece)
+        if piece.output is None:
+            return text
+        self._outputs.append(piece.output)
+        ends = [self._end(first + i, one) for i, one in enumerate(piece.output.choices)]
+        return text + "".join(ends)
+
+    def _text(self, index: int, piece: Piece) -> str:
+        places = None if self.body.logprobs is None else piece.logprobs
+        if not (piece.text or piece.reasoning or places or self._sources):
+            return ""
+        fields: dict[str, Any] = {"text": piece.text}
+        if piece.reasoning:
+            fields["reasoning"] = piece.reasoning
+        if self._sources:
+            fields |= {"token_ids": piece.token_ids, "sources": piece.sources}
+        if places is None:
+            return self._chunk(index, fields)
+        return self._chunk(index, fields, self._logprobs(index, piece.token_ids, places))
+
+    def _chunk(self, index: int, fields: dict[str, Any], logprobs: Any = None) -> str:
+        choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": None}
+        return self._chunks.chunk(choice)
+
+    def _end(self, index: int, one: Completion) -> str:
+        text = ""
+        if index not in self._shown and (one.text or one.reasoning):
+            text = self._text(index, Piece(one.text, one.reasoning))
+        last = {"index": index, "text": "", "logprobs": None}
+        last |= {"finish_reason": FINISH[one.finish_reason], "stop_reason": one.stop_reason}
+        return text + self._chunks.chunk(last, metrics=metrics_of(one))
+
+
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def completions(
-    asked: CompletionRequest, request: Request, who: Annotated[Caller, Depends(caller)]
+    body: CompletionRequest, request: Request, who: Annotated[Caller, Depends(caller)]
 ) -> Response:
-    """Go on from a text, or from several."""
-    state = request.app.state
-    engine: Engine = state.engine
-    settings: ServerSettings = state.settings
-    id = f"cmpl-{secrets.token_hex(16)}"
-    try:
-        asks = _asks(asked, id, who, engine, settings)
-    except ValueError as error:
-        raise refused(error, type(asked).model_fields) from None
-    created, ids, names = int(time.time()), [id, request_id(request.scope)], [a.id for a in asks]
-    echoes = await _echoes(asked, asks, engine)
-    if asked.stream:
-        options = asked.stream_options
-        usage = options is not None and bool(options.include_usage)
-        frame = ChunkFrame(id, "text_completion", created, engine.card.name, usage)
-        sources = options is not None and bool(options.include_sources)
-        events = CompletionEvents(
-            frame, state.tokens, asked.n or 1, asked.logprobs, sources, usage, echoes
-        )
-        return EventStream(engine, asks, events, settings).known_as(state.requests, ids, who)
-    with state.requests.running(ids, names, who):
-        outputs = await while_connected(request.receive, all_whole(engine, asks))
-    choices: list[dict[str, Any]] = []
-    for output, echo in zip(outputs, echoes):
-        await state.tokens.learn(tokens_in(output.prompt_logprobs, output.prompt_token_ids))
-        for answer in output.choices:
-            await state.tokens.learn(tokens_in(answer.logprobs, answer.token_ids))
-            choices.append(_choice(len(choices), asked, output, answer, echo, state.tokens))
-            if len(asks) * (asked.n or 1) > 1:
-                choices[-1]["metrics"] = metrics_of(answer)
-    made = {
-        "id": id,
-        "object": "text_completion",
-        "created": created,
-        "model": engine.card.name,
-        "choices": choices,
-        "usage": usage_of(outputs),
-        "metrics": metrics_of(outputs[0].choices[0]),
-    }
-    if asked.trace:
-        made["trace"] = [await engine.trace(name) for name in names]
-    return Response(dumped(made), media_type="application/json")
-
-
-def _asks(
-    asked: CompletionRequest, id: str, who: Caller, engine: Engine, settings: ServerSettings
-) -> list[Ask]:
-    """What the engine is asked: once for each prompt.
-
-    Raises:
-        ValueError: what is asked does not fit.
-        ApiError: there is no such model.
-    """
-    card = engine.card
-    named = served_mode(asked.model, card, settings)
-    prompts = as_prompts(asked.prompt, settings)
-    asked.check_n(len(prompts), settings)
-    asked.check_stream()
-    sampling = asked.sampling()
-    names = [id] if len(prompts) == 1 else [f"{id}-{place}" for place in range(len(prompts))]
-    return [
-        asked.as_ask(
-            name,
-            prompt,
-            sampling,
-            who,
-            card,
-            settings,
-            default_mode=named,
-            streamed=bool(asked.stream),
-            allow_special=asked.allow_special is True,
-            defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
-        )
-        for name, prompt in zip(names, prompts)
-    ]
-
-
-async def _echoes(asked: CompletionRequest, asks: list[Ask], engine: Engine) -> list[str]:
-    """What stands in front of each answer: the prompt, where that is asked for.
-
-    Raises:
-        ApiError: a token is outside the vocabulary.
-    """
-    if not asked.echo:
-        return [""] * len(asks)
-    prompts: list[Any] = [ask.prompt for ask in asks]
-    try:
-        return [p if isinstance(p, str) else await engine.detokenize(list(p)) for p in prompts]
-    except ValueError as error:
-        raise refused(error) from None
-
-
-def _choice(
-    index: int,
-    asked: CompletionRequest,
-    output: Output,
-    answer: Completion,
-    echo: str,
-    table: TokenTable,
-) -> dict[str, Any]:
-    logprobs = None
-    if answer.logprobs is not None:
-        writer = TextLogprobsWriter(table, asked.logprobs or 0)
-        ids, places = answer.token_ids, [*answer.logprobs]
-        if echo:
-            ids = [*output.prompt_token_ids, *ids]
-            places = [*(output.prompt_logprobs or []), *places]  # type: ignore[list-item]
-        logprobs = writer.write(ids, places)
-    made: dict[str, Any] = {
-        "index": index,
-        "text": echo + answer.text,
-        "logprobs": logprobs,
-        "finish_reason": FINISH[answer.finish_reason],
-        "stop_reason": answer.stop_reason,
-    }
-    if answer.reasoning:
-        made["reasoning"] = answer.reasoning
-    if output.prompt_logprobs is not None and asked.prompt_logprobs is not None:
-        made["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, table)
-    return made
+    """Continue a text, or several."""
+    return await answer(CompletionAnswer, body, request, who)

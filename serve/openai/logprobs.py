@@ -1,4 +1,4 @@
-"""Log-probabilities in OpenAI's two shapes."""
+"""Log-probabilities in OpenAI's two shapes and in vLLM's, and the bytes of the tokens in them."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from codecs import getincrementaldecoder, utf_8_decode
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
-from fastslow.serve.http.token_table import TokenTable
+from fastslow.serve.api.engine import Engine
 
 NEVER = -9999.0  # OpenAI's number for what cannot be: JSON has no infinity
 
 Places = Sequence[Mapping[int, float] | None]
 
 
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int] | None
+class TokenTable:
+    """Remembers what the engine says of each token; never more than its vocabulary."""
 
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[int, tuple[bytes, bool]] = {}
 
-class TokenLogprob(TopLogprob):
-    """One token of an answer: those of its thought and its end token, too."""
+    async def learn(self, tokens: Iterable[int]) -> None:
+        """Ask the engine for those that are not known yet."""
+        unknown = list({token for token in tokens if token not in self._known})
+        if unknown:
+            self._known.update(zip(unknown, await self._engine.token_bytes(unknown)))
 
-    top_logprobs: list[TopLogprob]
+    def bytes_of(self, token: int) -> bytes:
+        """Of a token that was learned."""
+        return self._known[token][0]
 
+    def shows(self, token: int) -> bool:
+        """Whether answers show it."""
+        return self._known[token][1]
 
-class ChatLogprobs(BaseModel):
-    content: list[TokenLogprob] | None
-    refusal: None = None
-
-
-class TextLogprobs(BaseModel):
-    text_offset: list[int]
-    token_logprobs: list[float | None]
-    tokens: list[str]
-    top_logprobs: list[dict[str, float] | None]
+    def text_of(self, token: int) -> str:
+        """The same as text; bytes that are no whole character as U+FFFD."""
+        return self._known[token][0].decode("utf-8", "replace")
 
 
 def tokens_in(places: Places | None, ids: Iterable[int] = ()) -> list[int]:
@@ -63,7 +63,7 @@ class TextLogprobsWriter:
 
     Args:
         table: of the tokens' bytes.
-        top: how many likeliest tokens are told with each token.
+        top: how many likeliest tokens stand beside each token.
     """
 
     def __init__(self, table: TokenTable, top: int) -> None:
@@ -85,14 +85,14 @@ class TextLogprobsWriter:
                 likeliest.setdefault(token, place[token])
             made["text_offset"].append(self._start(token))
             made["tokens"].append(self._name(token))
-            made["token_logprobs"].append(None if place is None else finite(place[token]))
-            named = {self._name(t): finite(p) for t, p in likeliest.items()}
+            made["token_logprobs"].append(None if place is None else _finite(place[token]))
+            named = {self._name(t): _finite(p) for t, p in likeliest.items()}
             made["top_logprobs"].append(None if place is None else named)
             self._move(token)
         return made
 
     def _start(self, token: int) -> int:
-        """Where a token begins: behind bytes that no longer become a character, if it does not complete them."""
+        """Where a token begins: after bytes that no longer become a character, if it does not complete them."""
         pending, data = self._decoder.getstate()[0], self._table.bytes_of(token)
         try:
             utf_8_decode(pending + data[:1], "strict", False)
@@ -112,19 +112,32 @@ class TextLogprobsWriter:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
+def prompt_logprobs(places: Places, table: TokenTable) -> list[dict[str, Any] | None]:
+    """For each token of the prompt, by token id; nothing for the first one."""
+    return [
+        None
+        if place is None
+        else {
+            str(token): {"logprob": _finite(value), "decoded_token": table.text_of(token)}
+            for token, value in place.items()
+        }
+        for place in places
+    ]
+
+
 def _entry(token: int, place: Mapping[int, float], table: TokenTable) -> dict[str, Any]:
     data = table.bytes_of(token)
-    probability = finite(place.get(token, -math.inf))
+    probability = _finite(place.get(token, -math.inf))
     return {"token": table.text_of(token), "logprob": probability, "bytes": list(data)}
 
 
 def _likeliest(place: Mapping[int, float] | None, top: int) -> list[int]:
-    """The likeliest tokens, at most so many; of equal ones the smaller id comes first."""
+    """The likeliest tokens, at most `top`; of equal ones the smaller id comes first."""
     if not place or not top:
         return []
     return sorted(place, key=lambda token: (-place[token], token))[:top]
 
 
-def finite(value: float) -> float:
+def _finite(value: float) -> float:
     """A log-probability as JSON can have it."""
     return value if math.isfinite(value) else NEVER

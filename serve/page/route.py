@@ -12,8 +12,8 @@ from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from fastslow.serve.api.caller import Caller, caller
 from fastslow.serve.api.engine import NotReady
+from fastslow.serve.api.limits import Caller, caller
 
 router = APIRouter()
 PATIENCE = 5.0  # seconds that an engine has for its figures

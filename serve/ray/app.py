@@ -1,22 +1,70 @@
-"""`build`: the application for `serve run`, with the import path fastslow.serve.ray.app:build."""
+"""The server inside of a cluster: `build` is the application for `serve run`, and `deploy` leaves one there."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
+from fastapi import FastAPI
+from loguru import logger
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
+from fastslow.serve.api.keys import known_keys
+from fastslow.serve.engines.continued_engine import ContinuedEngine
+from fastslow.serve.engines.routed_engine import RoutedEngine
+from fastslow.serve.http.app import create_app
+from fastslow.serve.observe.logs import ServerLog
+from fastslow.serve.observe.tracing import tracing
 from fastslow.serve.ray import QUIET
 from fastslow.serve.ray.arguments import Arguments
-from fastslow.serve.ray.deploy import engines
-from fastslow.serve.ray.ingress import Ingress
+from fastslow.serve.ray.cluster import join, leave
+from fastslow.serve.ray.deployments import APPLICATION, FoundDeployment, engines
+from fastslow.serve.ray.messages import failure_in
+from fastslow.serve.ray.replicas import RayReplicas
 
 SERVER = "server"  # the deployment's name
 MOST_REQUESTS = (
     10_000  # of a server at the same time; its own limits are below, and say what is wrong
 )
+
+
+class Ingress:
+    """A deployment class of Ray Serve: what `fastslow serve` has in front of its engines.
+
+    Args:
+        handle: of the engines.
+        arguments: the fields of `Arguments`.
+    """
+
+    async def __init__(self, handle: Any, arguments: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        self._log = ServerLog.of_environment()
+        given = Arguments(**arguments)
+        name = serve.get_replica_context().app_name
+        self._engine = RoutedEngine(RayReplicas(FoundDeployment(handle, name)))
+        keys = known_keys(given.api_keys, ())
+        self._settings = given.settings
+        self._app = create_app(ContinuedEngine(self._engine), given, keys, None, tracing())
+        self._starting = asyncio.create_task(self._start())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_starting"):  # else it could not be made
+            self._starting.cancel()
+            await self._engine.close()
+        self._log.close()
+
+    async def _start(self) -> None:
+        """Until the engines are there, /ready says so."""
+        try:
+            await self._engine.start()
+            self._settings.fit(self._engine.card.modes)
+        except Exception as error:  # noqa: BLE001 - the deployment's status has it, too
+            logger.error("the server cannot be used as it is: {}", error)
 
 
 def build(given: dict[str, Any]) -> Application:
@@ -29,7 +77,7 @@ def build(given: dict[str, Any]) -> Application:
         ValueError: one does not fit; one sentence.
     """
     arguments = Arguments(**given)
-    environment = QUIET | arguments.environment
+    environment = QUIET | arguments.log_environment | arguments.environment
     handle = engines(arguments.engine, arguments.each, environment)
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name=SERVER,
@@ -40,3 +88,34 @@ def build(given: dict[str, Any]) -> Application:
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
     return deployment.bind(handle, arguments.model_dump(mode="json"))
+
+
+def deploy(address: str, arguments: Arguments, host: str, port: int) -> None:
+    """Deploy engines and the server in front of them, and wait until they run; they stay when this process ends.
+
+    Ray Client passes no streams, so the server has to run on the cluster.
+
+    Args:
+        address: ray://HOST:PORT.
+        arguments: of the application.
+        host, port: where the HTTP proxies of Ray Serve listen, on each node; those of one that runs stay.
+
+    Raises:
+        ValueError: one sentence about what does not fit.
+        RuntimeError: Ray or the engine failed.
+    """
+    join(address, show_logs=False)
+    try:
+        listen: dict[str, Any] = {"host": host, "port": port}
+        serve.start(http_options=listen, logging_config=LoggingConfig(log_level="WARNING"))
+        try:
+            serve.run(build(arguments.model_dump(mode="json")), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise failure_in(str(error)) from None
+        if not serve.status().proxies:
+            raise RuntimeError(
+                "Ray Serve runs on this cluster without HTTP proxies, and nothing reaches the server: "
+                "end it with `serve shutdown` on a node, and deploy again"
+            )
+    finally:
+        leave()

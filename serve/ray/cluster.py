@@ -1,56 +1,40 @@
-"""A Ray cluster: one that is started on this machine and ends with this process, or one that is joined."""
+"""A Ray cluster that this process joins."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack, nullcontext
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from loguru import logger
 
-from fastslow.serve.ray.local_cluster import lean
-from fastslow.serve.ray.loopback import driver_on_loopback
-from fastslow.serve.ray.worker_lines import show_lines
-
 T = TypeVar("T")
 
-CLOSING = 30.0  # seconds that the end of a cluster may take
+CLOSING = 30.0  # seconds that it may take to leave a cluster
 REACHED = 5.0  # seconds in which an address must be reached: Ray itself tries for minutes
-NO_TOKEN = ("AuthenticationError", "InvalidAuthToken", "authentication token")  # so Ray tells of it
+NO_TOKEN = ("AuthenticationError", "InvalidAuthToken", "authentication token")  # words of Ray
 NEEDS_TOKEN = "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the cluster's first machine"
-SHARED_MEMORY = 256 << 20  # bytes of the store of a local cluster: nothing large passes through it
 
 
 class Cluster:
-    """Calls of Ray block, so they have a thread of their own.
+    """Calls of Ray block, so they run in a thread of this class.
 
     Args:
-        address: None: a cluster of this machine; "auto" or HOST:PORT: the one that is there.
-        cpus: processor cores of a cluster of this machine.
+        address: "auto" or HOST:PORT.
     """
 
-    def __init__(self, address: str | None = None, cpus: int | None = None) -> None:
+    def __init__(self, address: str) -> None:
         self.address = address
-        self._cpus = cpus
-        self._own = ExitStack()  # what holds while a cluster of this machine is there
         self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        # Linux ends the processes of a local cluster with the thread that started them
+        # a daemon, and no executor's: one that hangs in a call must not hold up the end of the process
         self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
-
-    @property
-    def local(self) -> bool:
-        """Whether it is started here."""
-        return self.address is None
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Do something in the thread."""
@@ -60,24 +44,22 @@ class Cluster:
         self._work.put((done, partial(function, *arguments)))
         return await asyncio.wrap_future(done)
 
-    async def open(self, environment: Mapping[str, str] | None = None) -> None:
-        """Start it, or join it.
-
-        Args:
-            environment: variables of the processes of one that is started.
+    async def open(self) -> None:
+        """Join it.
 
         Raises:
             RuntimeError: that failed; one sentence.
         """
         try:
-            await self.call(self._open, environment or {})
+            await self.call(join, self.address, True)
         finally:
             _own_signals()
+        logger.info("joined the Ray cluster {}", self.address)
 
     async def close(self) -> None:
-        """Leave it; one of this machine ends."""
+        """Leave it."""
         try:
-            await asyncio.wait_for(self.call(self._close), CLOSING)
+            await asyncio.wait_for(self.call(leave), CLOSING)
         except TimeoutError:  # its thread hangs in a call; with this process it ends
             logger.warning("the Ray cluster was not left within {:g} s", CLOSING)
         finally:
@@ -90,41 +72,39 @@ class Cluster:
                 continue
             try:
                 done.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - who waits has it
+            except BaseException as error:  # noqa: BLE001 - the caller has it
                 done.set_exception(error)
 
-    def _open(self, environment: Mapping[str, str]) -> None:
-        import ray
 
-        ray_logs(logging.ERROR)
-        if self.address is not None:
-            reach(self.address)
-        options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
-        if self.local:
-            self._own.enter_context(driver_on_loopback())
-            options |= {
-                "num_cpus": self._cpus,
-                "include_dashboard": False,
-                "object_store_memory": SHARED_MEMORY,
-            }
-        starting = lean(own_modules() | dict(environment)) if self.local else nullcontext()
-        try:
-            with starting:
-                ray.init(address=self.address or "local", namespace="serve", **options)
-        except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
-            self._own.close()
-            what = "start a Ray cluster" if self.local else f"join the Ray cluster {self.address!r}"
-            raise RuntimeError(f"cannot {what}: {first_line(error)}") from None
-        ray_logs(logging.WARNING)
-        show_lines()
-        logger.info("a Ray cluster of this machine is up" if self.local else "joined a Ray cluster")
+def join(address: str, show_logs: bool) -> None:
+    """Join a cluster.
 
-    def _close(self) -> None:
-        import ray
+    Args:
+        address: "auto", HOST:PORT or ray://HOST:PORT.
+        show_logs: whether what replicas log is shown here, too.
 
-        ray_logs(logging.CRITICAL)  # threads of Ray Serve miss the cluster a moment later
-        ray.shutdown()
-        self._own.close()
+    Raises:
+        RuntimeError: that failed; one sentence.
+    """
+    import ray
+
+    ray_logs(logging.ERROR)
+    _reach(address)
+    try:
+        ray.init(address, namespace="serve", log_to_driver=show_logs, logging_level=logging.ERROR)
+    except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
+        raise RuntimeError(
+            f"cannot join the Ray cluster {address!r}: {first_line(error)}"
+        ) from None
+    ray_logs(logging.WARNING)
+
+
+def leave() -> None:
+    """Leave the cluster."""
+    import ray
+
+    ray_logs(logging.CRITICAL)  # threads of Ray Serve miss the cluster a moment later
+    ray.shutdown()
 
 
 def _own_signals() -> None:
@@ -141,11 +121,9 @@ def ray_logs(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def reach(address: str) -> None:
-    """See whether somebody listens at HOST:PORT or ray://HOST:PORT.
-
-    Raises:
-        RuntimeError: nobody does; one sentence.
+def _reach(address: str) -> None:
+    """Raises:
+    RuntimeError: nothing listens at HOST:PORT or ray://HOST:PORT; one sentence.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():  # "auto", and names that only Ray knows
@@ -156,24 +134,18 @@ def reach(address: str) -> None:
         raise RuntimeError(f"nothing is reached at the address {address!r}: {error}") from None
 
 
-def own_modules() -> dict[str, str]:
-    """What makes processes on this machine import what this one does."""
-    return {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-
-
 def first_line(error: Exception) -> str:
-    """What an error says first; Ray's say much. Where that ends with a colon, the last line has the reason."""
-    said = _with_causes(error)
-    if any(words in said for words in NO_TOKEN):
-        return "it takes only who has its token: " + NEEDS_TOKEN
+    """The first line of an error, as Ray's have many. Where it ends with a colon, the last line has the reason."""
+    if any(words in _with_causes(error) for words in NO_TOKEN):
+        return f"it asks for its token: {NEEDS_TOKEN}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
 
 
 def _with_causes(error: BaseException | None) -> str:
-    """All that an error says, and those that it came from."""
-    said = []
+    """The texts of an error and of those that it came from."""
+    found = []
     while error is not None:
-        said.append(str(error))
+        found.append(str(error))
         error = error.__cause__ or error.__context__
-    return "\n".join(said)
+    return "\n".join(found)

@@ -1,149 +1,236 @@
-"""How many replicas of an engine there are, and what each of them takes of its node."""
+"""`RayReplicas`: the replicas of a deployment of Ray Serve."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from fastslow.engine.params import nearest, shown
+from grpc import RpcError
+from loguru import logger
+from msgspec import convert
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
-MOST, MOST_CPUS = 10_000, 1024
-MOST_RUNNING = 64  # answers that an engine runs where its options do not say
-ROUTERS = {
-    "fastslow": "fastslow.serve.ray.router:FastSlowRouter",
-    # Ray's own, from where it lies: its public name, ray.serve.llm.request_router, needs vLLM or SGLang
-    "prefix": (
-        "ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router:"
-        "PrefixCacheAffinityRouter"
-    ),
-    "pow2": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",  # Ray's default
-}
-APPLICATION, DEPLOYMENT = "fastslow", "engine"  # their names in Ray Serve
+from fastslow.output import Piece
+from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.messages import error_of
+from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
+from fastslow.serve.ray.cluster import first_line
+from fastslow.serve.ray.deployments import Deployment, DeploymentState
+from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_arguments, returned_of
+from fastslow.serve.ray.router import RUNNING
 
-
-@dataclass(frozen=True, slots=True)
-class ReplicaSettings:
-    """Plain JSON values.
-
-    Attributes:
-        least, most: replicas; as many as the load asks for where they differ.
-        cpus: processor cores of a replica, all its ranks together; its engine runs as many threads.
-        resources: what else a replica takes, all its ranks together, by Ray's names: GPU, NPU or own ones.
-        drain: seconds that running answers have when a replica is to end.
-        router: what chooses a replica for a request, a name of ROUTERS.
-        health_seconds: between two questions whether a replica lives.
-        hung_seconds: that it has to answer one; after three without an answer it is replaced.
-    """
-
-    least: int = 1
-    most: int = 1
-    cpus: int = 1
-    resources: Mapping[str, float] = field(default_factory=dict)
-    drain: float = 30.0
-    router: str = "fastslow"
-    health_seconds: float = 1.0
-    hung_seconds: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name in ("least", "most"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise ValueError(f"replicas={getattr(self, name)} must be from 1 to {MOST}")
-        if self.least > self.most:
-            raise ValueError(
-                f"replicas={self.least}:{self.most} must name the smaller number first"
-            )
-        if not 1 <= self.cpus <= MOST_CPUS:
-            raise ValueError(f"replica_cpus={self.cpus} must be from 1 to {MOST_CPUS}")
-        if self.router not in ROUTERS:
-            known = nearest(self.router, ROUTERS)
-            raise ValueError(f"router={shown(self.router)} is unknown{known}")
-
-    @property
-    def name(self) -> str:
-        """How many, as `counts` reads it."""
-        return str(self.least) if self.least == self.most else f"{self.least}:{self.most}"
+LOST = (RayError, RayServeException, RpcError)  # what Ray raises where a replica is not there
+LOOK = 1.0  # seconds between two looks at how many replicas there are
+LOADING = 0.2  # the same while there is none
+PATIENCE = 15.0  # seconds in which a replica must take a request; that needs no step of its engine
+SILENT = (
+    10.0  # seconds without any item of an answer until its replica is lost: it sends one each 2 s
+)
+CALL = 15.0  # seconds until the first replica must answer
+LAST = 5.0  # seconds for what ends
 
 
-def lacking(replicas: ReplicaSettings, there: Mapping[str, float]) -> str | None:
-    """What a cluster has too little of for the least number of replicas, in a sentence.
+class RayReplicas:
+    """`Replicas` of a deployment, which Ray Serve starts, watches and scales.
 
     Args:
-        there: all resources of the cluster, by Ray's names.
+        deployment: the engines.
     """
-    for name, each in {"CPU": float(replicas.cpus), **replicas.resources}.items():
-        if each * replicas.least > there.get(name, 0.0):
-            asked = f"replicas={replicas.least} with {name}={each:g} for each"
-            return f"{asked} is more than the cluster has: {name}={there.get(name, 0.0):g}"
-    return None
 
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._handle: Any = None
+        self._stream: Any = None
+        self._closing = asyncio.Event()
+        self._abandoned: set[asyncio.Task[None]] = set()
+        self._reports = ReportReader()
+        self._latest: Mapping[str, Mapping[str, Any]] = {}  # as the router has it
+        self._known: dict[str, ReplicaReport | None] = {}  # the same, read
+        self._looking: asyncio.Task[None] | None = None
+        self.state = DeploymentState()
+        self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-def counts(text: str) -> tuple[int, int]:
-    """Least and most of "2" or "1:4".
+    @property
+    def running(self) -> Mapping[str, ReplicaReport | None]:
+        latest = RUNNING.get(self._deployment.name, {})
+        if latest is not self._latest:
+            self._latest, before = latest, self._known
+            self._reports.keep(latest)
+            self._known = {
+                id: self._reports.read(id, values) or before.get(id)
+                for id, values in latest.items()
+            }
+        return self._known
 
-    Raises:
-        ValueError: it is neither.
-    """
-    least, colon, most = text.partition(":")
-    numbers = [part.strip() for part in ((least, most) if colon else (least, least))]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 9 for part in numbers):
-        raise ValueError(
-            f"replicas={shown(text)} must be a number such as 2, or a range such as 1:4"
-        )
-    return int(numbers[0]), int(numbers[1])
+    @property
+    def starting(self) -> int:
+        return self.state.starting
 
+    async def start(self) -> ModelCard:
+        opening = asyncio.ensure_future(self._deployment.open())
+        closing = asyncio.ensure_future(self._closing.wait())
+        await asyncio.wait({opening, closing}, return_when=asyncio.FIRST_COMPLETED)
+        closing.cancel()
+        if not opening.done():  # Ray may try for minutes
+            opening.cancel()
+            raise NotReady("the server is closing")
+        self._handle = opening.result()
+        self._stream = self._handle.options(method_name="stream", stream=True)
+        card = await self._first_card()
+        self._looking = asyncio.create_task(self._look())
+        return card
 
-def resources_of(text: str) -> dict[str, float]:
-    """What "NPU=1,fast_disk=0.5" names.
-
-    Raises:
-        ValueError: it is no such text.
-    """
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = (piece.strip() for piece in part.partition("="))
+    async def stream(self, name: str, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        response = self._stream.remote(name, packed_arguments([request]))
+        taken, over, accepted = asyncio.ensure_future(anext(response)), False, False
         try:
-            amount = float(value)
-        except ValueError:
-            amount = -1.0
-        if not name or not 0 < amount < 1e6:
-            raise ValueError(
-                f"replica_resources={shown(text)} must be names with amounts above 0, such as NPU=1"
-            )
-        if name == "CPU":
-            raise ValueError("replica_resources names CPU: give replica_cpus for that")
-        found[name] = amount
-    return found
+            async with asyncio.timeout(PATIENCE):
+                first = item_of(await asyncio.shield(taken))
+            assert isinstance(first, Accepted)
+            if first.replica != name:
+                raise NotReady("the replica is gone", refused=True)
+            accepted = True
+            while True:
+                # where a machine is cut off, its connection just stands still, and Ray needs a minute
+                async with asyncio.timeout(SILENT):
+                    data = await anext(response, None)
+                if data is None:
+                    break
+                bunch = item_of(data)
+                assert isinstance(bunch, Bunch)
+                for piece in bunch.pieces:
+                    yield piece
+                if bunch.failure is not None:
+                    raise error_of(bunch.failure)
+            over = True
+        except TimeoutError:
+            response.cancel()
+            taken.cancel()
+            raise _silent(name, accepted) from None
+        except LOST as error:
+            raise _lost(error, accepted) from None
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise NotReady("the replica ended in the middle of the request") from None
+        finally:
+            if not over:
+                self._abandon(response, taken)
+
+    async def call(self, name: str, method: str, *arguments: Any) -> Any:
+        handle = self._handle.options(method_name="call")
+        try:
+            data = await handle.remote(name, method, packed_arguments(arguments))
+        except LOST as error:
+            raise _lost(error, False) from None
+        returned = returned_of(data)
+        if name and returned.replica != name:
+            raise NotReady("the replica is gone", refused=True)
+        if returned.failure is not None:
+            raise error_of(returned.failure)
+        return returned.value
+
+    async def close(self) -> None:
+        self._closing.set()
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=LAST)
+        ending = [*self._abandoned, *filter(None, [self._looking])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        if self._handle is not None and self._handle.is_initialized:
+            # else it reports requests to the autoscaler, and joins any cluster for that once its own one is left
+            try:
+                await asyncio.wait_for(self._handle.shutdown_async(), LAST)
+            except (TimeoutError, *LOST) as error:
+                logger.debug("the router did not end: {}", error)
+        await self._deployment.close()
+        RUNNING.pop(self._deployment.name, None)
+
+    async def _first_card(self) -> ModelCard:
+        """The card of the first replica that runs. One that ends before it answers is no failure: Ray starts
+        another one."""
+        silent_since: float | None = None
+        while not self._closing.is_set():
+            try:
+                self.state = await self._deployment.look()
+                if self.state.failed is not None:
+                    raise self.state.failed
+                if self.state.running:
+                    async with asyncio.timeout(CALL):
+                        card = convert(await self.call("", "card"), ModelCard)
+                    await self._wait_for_router()
+                    return card
+                silent_since = None
+            except (TimeoutError, NotReady, *LOST) as error:
+                now = asyncio.get_running_loop().time()
+                silent_since = now if silent_since is None else silent_since
+                if now - silent_since >= CALL:
+                    raise RuntimeError(f"no replica answers: {first_line(error)}") from None
+                logger.warning("no replica answers yet: {}", first_line(error))
+            await asyncio.sleep(LOADING)
+        raise NotReady("the server is closing")
+
+    async def _wait_for_router(self) -> None:
+        async with asyncio.timeout(CALL):
+            while not self.running and not self._closing.is_set():
+                await asyncio.sleep(LOADING)
+
+    def _abandon(self, response: Any, first: asyncio.Future[bytes]) -> None:
+        """End a call whose answer nobody wants. Ray loses sight of a call that is cancelled in the moment at which
+        a replica takes it: its answer would be made to the end, and count as running for ever. So it is
+        cancelled once it is taken, which its first item says."""
+        if first.done():
+            response.cancel()
+            return
+        task = asyncio.create_task(_cancel_once_taken(response, first))
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
+    async def _look(self) -> None:
+        """Know how many replicas start, and whether none can."""
+        while True:
+            await asyncio.sleep(LOOK if self.state.running else LOADING)
+            try:
+                self.state = await self._deployment.look()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may see more
+                logger.warning("the controller of Ray Serve does not answer: {}", first_line(error))
+                continue
+            if self.state.failed is not None and not self.gave_up.done():
+                self.gave_up.set_result(f"no replica can be started: {self.state.failed}")
 
 
-def ranks_of(options: Mapping[str, Any]) -> int:
-    """Processes of an engine, by the keyword arguments of its `LLM`.
-
-    Raises:
-        ValueError: its `parallel` is none.
-    """
-    asked = options.get("parallel")
-    if asked is None:
-        return 1
-    from fastslow.engine.parallel.sharding import Parallel  # with torch
-
-    return Parallel.parse(asked).ranks
+async def _cancel_once_taken(response: Any, first: asyncio.Future[bytes]) -> None:
+    try:
+        await asyncio.wait([first], timeout=PATIENCE)
+    finally:
+        response.cancel()
+        first.cancel()
+    with suppress(Exception, asyncio.CancelledError):
+        await first
 
 
-def running_of(options: Mapping[str, Any]) -> int:
-    """Most answers that an engine runs, by the keyword arguments of its `LLM`.
-
-    Raises:
-        ValueError: its `max_running` is none.
-    """
-    given = options.get("max_running", MOST_RUNNING)
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise ValueError(f"max_running={shown(given)} must be a whole number of at least 1")
-    return given
+def _silent(name: str, accepted: bool) -> NotReady:
+    if not accepted:
+        return NotReady(f"no replica took the request within {PATIENCE:g} s")
+    logger.warning("replica {} said nothing for {:g} s", name, SILENT)
+    return NotReady("the replica fell silent in the middle of the request")
 
 
-def usual_resources(options: Mapping[str, Any], ranks: int) -> dict[str, float]:
-    """What a replica takes whose operator does not say: a device for each rank, where one is named."""
-    kind = str(options.get("device", "auto")).partition(":")[0]
-    name = {"cuda": "GPU", "npu": "NPU"}.get(kind)
-    return {} if name is None else {name: float(ranks)}
+def _lost(error: Exception, accepted: bool) -> Exception:
+    """What Ray raises, as an error of an engine."""
+    if isinstance(error, BackPressureError):
+        return Busy("too many requests wait for a replica; try again soon")
+    if isinstance(error, RayTaskError):
+        logger.error("a replica failed on a request: {}", error)
+        return RuntimeError("the replica failed on the request")
+    # a replica may have taken a request and ended before it said so; any other error of Ray's says that it did not
+    began = accepted or isinstance(error, RayActorError)
+    logger.debug("a replica is gone: {}", first_line(error))
+    return NotReady(
+        "the replica ended in the middle of the request; try again soon", refused=not began
+    )

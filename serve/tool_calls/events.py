@@ -1,11 +1,11 @@
-"""What an answer turns out to be while it comes: content, and calls that begin and go on."""
+"""What an answer turns out to be while it comes: content, and calls that begin and grow."""
 
 from __future__ import annotations
 
 import secrets
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 LETTERS = string.ascii_letters + string.digits
@@ -38,49 +38,8 @@ class CallMore:
 Event = Content | CallBegun | CallMore
 
 
-@dataclass(slots=True)
-class Call:
-    """A call; `arguments` are JSON text as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str = ""
-
-
-@dataclass(slots=True)
-class Parsed:
-    """An answer, or the beginning of one.
-
-    Attributes:
-        complete: no call is left open.
-    """
-
-    content: str = ""
-    calls: list[Call] = field(default_factory=list)
-    complete: bool = True
-
-    @classmethod
-    def of(cls, events: Iterable[Event], complete: bool = True) -> Parsed:
-        """The sum of events."""
-        content: list[str] = []
-        calls: list[Call] = []
-        arguments: list[list[str]] = []
-        for event in events:
-            match event:
-                case Content(text):
-                    content.append(text)
-                case CallBegun(_, id, name):
-                    calls.append(Call(id, name))
-                    arguments.append([])
-                case CallMore(index, text):
-                    arguments[index].append(text)
-        for call, texts in zip(calls, arguments, strict=True):
-            call.arguments = "".join(texts)
-        return cls("".join(content), calls, complete)
-
-
 def new_id(length: int = 0) -> str:
-    """A name for a call that no other one has; `length`: exactly so many letters, for templates that insist."""
+    """A name for a call that no other one has; `length`: exactly this many letters, for templates that insist."""
     if length:
         return "".join(secrets.choice(LETTERS) for _ in range(length))
     return f"call_{secrets.token_hex(12)}"

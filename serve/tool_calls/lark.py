@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fastslow.engine.text.channels import BODY, CHANNEL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
 
 Schemas = Mapping[str, Mapping[str, Any]]  # of arguments, by function
@@ -43,7 +44,7 @@ class CallGrammar:
     def auto(self, answer: Mapping[str, Any] | None = None) -> str:
         """Text that becomes a call where its mark begins.
 
-        `answer`: a schema for an answer without calls. Raises ValueError where it cannot be told from one.
+        `answer`: a schema for an answer without calls. Raises ValueError where the two look alike.
         """
         if answer is not None and self._form.bare:
             raise ValueError(
@@ -65,7 +66,7 @@ class CallGrammar:
 
     @property
     def _many(self) -> bool:
-        """Each call has marks of its own."""
+        """Each call has its own marks."""
         return self._parallel and not self._form.listed and not self._form.bare
 
     @property
@@ -140,3 +141,42 @@ class CallGrammar:
 def quoted(text: str) -> str:
     """A text as the grammar writes it."""
     return json.dumps(text, ensure_ascii=False)
+
+
+CONSTRAIN = "<|constrain|>"
+NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
+
+
+class ChannelGrammar:
+    """Writes the grammar of one request. It begins after the analysis: each call is its own message.
+
+    Args:
+        tokens: the marks that are special tokens, all of NEEDED among them.
+        schemas: of the functions that may be called; an answer calls one.
+    """
+
+    def __init__(self, tokens: Mapping[str, int], schemas: Schemas) -> None:
+        marks = {mark: f"<[{tokens[mark]}]>" for mark in NEEDED}
+        self._channel, self._body, self._end = marks[CHANNEL], marks[BODY], marks[END]
+        self._rules = [TEXT, f"next: {marks[START]} {quoted('assistant')}"]
+        for place, (name, schema) in enumerate(schemas.items()):
+            header = f"{quoted(name + ' ')} {marks[CONSTRAIN]} {quoted('json')} {self._body}"
+            self._rules.append(f"f{place}: {header} a{place}")
+            self._rules.append(f"a{place}: %json {json.dumps(schema)}")
+        each = " | ".join(f"f{place}" for place in range(len(schemas)))
+        self._rules.append(f"call: {self._channel} {quoted('commentary to=functions.')} ({each})")
+
+    def required(self) -> str:
+        """A call."""
+        return self._whole("next call")
+
+    def auto(self, answer: Mapping[str, Any] | None = None) -> str:
+        """A call, with or without a word to the user before it, or an answer; `answer`: its schema."""
+        said = "TEXT" if answer is None else f"%json {json.dumps(answer)}"
+        self._rules.append(f"final: {self._channel} {quoted('final')} {self._body} {said}")
+        word = f"{self._channel} {quoted('commentary')} {self._body} TEXT {self._end}"
+        self._rules.append(f"word: {word}")
+        return self._whole("next (word next)? (call | final)")
+
+    def _whole(self, start: str) -> str:
+        return "\n".join([f"start: {start}", *self._rules])

@@ -1,4 +1,4 @@
-"""The functions that a client offers, and which of them an answer may or must call."""
+"""The functions that a client offers and which an answer may or must call, as each protocol writes them."""
 
 from __future__ import annotations
 
@@ -59,9 +59,6 @@ def tool_of(place: str, given: Mapping[str, Any], schema: str = "parameters") ->
     Args:
         place: of the function in the request, for messages.
         schema: the field that holds the parameters.
-
-    Raises:
-        ValueError: one sentence about a field.
     """
     name, description = given.get("name"), given.get("description")
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -108,11 +105,7 @@ def _largest(schema: Any) -> int:
 
 
 def check(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
-    """Those that may be called.
-
-    Raises:
-        ValueError: two have one name, all are too long, or a name that is chosen is not among them.
-    """
+    """Those that may be called."""
     names = [tool.name for tool in tools]
     seen: set[str] = set()
     for name in names:
@@ -146,3 +139,98 @@ def _text(place: str, schema: Mapping[str, Any]) -> str:
         return json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise ValueError(f"{place} is no JSON, or nests too deep") from None
+
+
+MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "required": "required",
+}
+ANTHROPIC_MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "any": "required",
+    "tool": "required",
+}
+
+
+def openai_tools(given: Sequence[Any] | None) -> list[Tool]:
+    """`tools` of /v1/chat/completions, whose fields are in `function`, or of /v1/responses, where they are not."""
+    check_count(given or ())
+    tools = []
+    for place, tool in enumerate(given or ()):
+        where = f"tools[{place}]"
+        kind = tool.get("type") if isinstance(tool, Mapping) else None
+        if kind != "function":
+            raise ValueError(f"{where}.type is {shown(kind)}; only 'function' is taken")
+        if "function" in tool:
+            where, tool = f"{where}.function", tool["function"]
+        if not isinstance(tool, Mapping):
+            raise ValueError(f"{where} is {shown(tool)}; it must be an object with a name")
+        tools.append(tool_of(where, tool))
+    return tools
+
+
+def openai_choice(given: Any) -> ToolChoice:
+    """`tool_choice` of the same."""
+    if given is None:
+        return ToolChoice()
+    if isinstance(given, str) and given in MODES:
+        return ToolChoice(MODES[given])
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if kind == "function":
+        return ToolChoice("required", (_name("tool_choice", given),))
+    if kind == "allowed_tools":
+        inner = given.get("allowed_tools", given)
+        mode = inner.get("mode") if isinstance(inner, Mapping) else None
+        tools = inner.get("tools") if isinstance(inner, Mapping) else None
+        if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
+            raise ValueError(
+                "tool_choice.allowed_tools must have a mode, 'auto' or 'required', and a list of tools"
+            )
+        check_count(tools)
+        names = (
+            _name(f"tool_choice.allowed_tools.tools[{place}]", tool)
+            for place, tool in enumerate(tools)
+        )
+        return ToolChoice(MODES[mode], tuple(names))
+    raise ValueError(
+        f"tool_choice is {shown(given)}; it must be 'none', 'auto', 'required' or name a function"
+    )
+
+
+def anthropic_tools(given: Sequence[Any] | None) -> list[Tool]:
+    """`tools` of /v1/messages."""
+    check_count(given or ())
+    tools = []
+    for place, tool in enumerate(given or ()):
+        kind = tool.get("type") if isinstance(tool, Mapping) else ""
+        if kind not in (None, "custom"):
+            raise ValueError(f"tools[{place}].type is {shown(kind)}; only 'custom' is taken")
+        tools.append(tool_of(f"tools[{place}]", tool, "input_schema"))
+    return tools
+
+
+def anthropic_choice(given: Any) -> tuple[ToolChoice, bool]:
+    """`tool_choice` of the same, and whether several calls are allowed."""
+    if given is None:
+        return ToolChoice(), True
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if kind not in ANTHROPIC_MODES:
+        raise ValueError(
+            f"tool_choice is {shown(given)}; its type must be 'auto', 'any', 'tool' or 'none'"
+        )
+    alone = given.get("disable_parallel_tool_use", False)
+    if not isinstance(alone, bool):
+        raise ValueError("tool_choice.disable_parallel_tool_use must be true or false")
+    names = (_name("tool_choice", given),) if kind == "tool" else None
+    return ToolChoice(ANTHROPIC_MODES[kind], names), not alone
+
+
+def _name(place: str, given: Any) -> str:
+    """The function that is named, in `function` or at once."""
+    inner = given.get("function", given) if isinstance(given, Mapping) else None
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    if not isinstance(name, str):
+        raise ValueError(f"{place} must name a function")
+    return name

@@ -7,8 +7,7 @@ from collections.abc import Collection
 
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.serve.tool_calls.events import CallBegun, CallMore, Content, Event, joined, new_id
-from fastslow.serve.tool_calls.feed import Feed, Reading, SearchedMarks
-from fastslow.serve.tool_calls.json_values import SPACE
+from fastslow.serve.tool_calls.feed import SPACE, Feed, Reading, SearchedMarks
 
 
 class ToolParser(ABC):
@@ -16,7 +15,7 @@ class ToolParser(ABC):
 
     A call begins with the name of a function that was offered. From there on it is a call, and its
     arguments are passed on as they are written, whether they are valid or not. Everything else is
-    content: what looks like a call but has no such beginning, and what is left of one behind its
+    content: what looks like a call but has no such beginning, and what is left of one after its
     arguments. Whitespace at the end of the content is dropped where there are calls.
 
     Args:
@@ -53,7 +52,7 @@ class ToolParser(ABC):
         if not self.feed.ended:
             self.feed.ended = True
             for _ in self._reading:
-                raise RuntimeError("a reader waits for text behind the end")
+                raise RuntimeError("a reader waits for text after the end")
             if not self._count:
                 self._events.append(Content("".join(self._spaces)))
             self._spaces = []
@@ -76,7 +75,7 @@ class ToolParser(ABC):
 
     @abstractmethod
     def _section(self, bare: bool = False) -> Reading[None]:
-        """Calls behind the mark, up to the one that ends them; `bare`: there was no mark."""
+        """Calls after the mark, up to the one that ends them; `bare`: there was no mark."""
 
     def _say(self, text: str) -> None:
         said = text.rstrip()

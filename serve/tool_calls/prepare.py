@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+from loguru import logger
+
+from fastslow.engine.text.schema_cost import check_cost
 from fastslow.engine.text.tool_formats import BY_NAME, ToolFormat
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.tool_calls.channel_lark import ChannelGrammar
-from fastslow.serve.tool_calls.lark import CallGrammar
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.tool_calls.lark import CallGrammar, ChannelGrammar
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice, check
-from fastslow.serve.tool_calls.parse import Functions, parser_of
 from fastslow.serve.tool_calls.parser import ToolParser
-from fastslow.serve.tool_calls.schemas import schema_of
+from fastslow.serve.tool_calls.parsers import Functions, parser_of
+
+# as Python writes JSON, which is how models saw it
+WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+ANY = {"type": "object"}
+
+
+def schema_of(tool: Tool, place: str) -> dict[str, Any]:
+    """The schema of a tool's arguments, with the library's options. What a tool that is not strict asks
+    beyond the library's keywords is left out, and the log says so.
+    """
+    given = {"type": "object", **tool.parameters}
+    options = WRITTEN if tool.strict else {**WRITTEN, "lenient": True}
+    schema = {**given, "x-guidance": options}
+    error = _error(json.dumps(schema))
+    if not error:
+        return schema
+    if tool.strict:
+        raise ValueError(f"{place}.parameters cannot be held to: {error}")
+    logger.warning("arguments of {} are any object: {}", tool.name, error)
+    return {**ANY, "x-guidance": options}
+
+
+@lru_cache(1024)
+def _error(schema: str) -> str:
+    """What is wrong with a schema; "" = nothing."""
+    import llguidance
+
+    matcher = llguidance.LLMatcher
+    try:
+        check_cost(json.loads(schema))
+        error = matcher.validate_grammar(matcher.grammar_from_json_schema(schema))
+    except ValueError as caught:
+        error = str(caught)
+    if error.startswith("WARNING"):
+        return ""
+    return " ".join(error.split())[:300]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +87,6 @@ def prepare(
     Args:
         parallel: an answer may hold several calls.
         grammar: that an answer without calls has to match.
-
-    Raises:
-        ValueError: one sentence about what does not fit.
     """
     if not tools and (choice.mode == "required" or choice.names):
         raise ValueError("tool_choice asks for a call, but there are no tools")
@@ -85,3 +122,20 @@ def _schema(grammar: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if not isinstance(schema, Mapping):
         raise ValueError("an answer that may call tools can only be held to a JSON schema besides")
     return schema
+
+
+def offered(
+    ask: GenerateRequest, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, card: ModelCard
+) -> tuple[GenerateRequest, Prepared]:
+    """The ask with its tools, and what reads the calls in its answers."""
+    prepared = prepare(tools, choice, parallel, card, ask.sampling.get("grammar"))
+    return (ask if prepared.form is None else with_tools(ask, prepared)), prepared
+
+
+def with_tools(ask: GenerateRequest, prepared: Prepared) -> GenerateRequest:
+    """An ask with what its tools change."""
+    sampling = {**ask.sampling, **prepared.sampling}
+    if stops := prepared.sampling.get("stop_token_ids"):
+        sampling["stop_token_ids"] = [*(ask.sampling.get("stop_token_ids") or ()), *stops]
+    variables = {**(ask.options.chat_template_kwargs or {}), **prepared.variables}
+    return ask.with_options(sampling=sampling, chat_template_kwargs=variables)

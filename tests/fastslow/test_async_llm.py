@@ -170,14 +170,14 @@ def test_a_full_queue_says_so_before_anything_is_done(llm: LLM, gate: Gate) -> N
         third = served.submit([5, 8], TEN)
         built: list[object] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(llm._requests, "build", built.append)
+            patch.setattr(llm._parts.builder, "build", built.append)
             with pytest.raises(Busy) as busy:
                 served.stream([5, 9], TEN)
             assert busy.value.retry_after > 0 and not built
         with pytest.raises(ValueError, match="^n=4 is more than the 3 answers"):
             await served.generate([5], SamplingParams(n=4))
         with pytest.raises(ValueError, match="^prompt"):
-            await served.generate(5)  # type: ignore[arg-type]
+            await served.generate(5)  # type: ignore[call-overload]
         first.cancel()
         gate.open()
         await first

@@ -77,7 +77,7 @@ def test_a_flood_of_settings_leaves_few_drafters(llm: LLM, kind: str) -> None:
         assert len(llm._drafters.made) <= MOST
     parts = 1 + ("|" in kind)
     assert alive(SuffixDraft, ModelDraft, HeadDraft) <= before + parts * MOST
-    controller = llm._requests._controller
+    controller = llm._parts.builder._controller
     known = (controller._acceptance, controller._costs._node, controller._costs._question)
     assert all(len(some) <= MOST + 1 for some in known)
     assert len(llm._drafters._keys) == len(llm._drafters._users) <= MOST

@@ -15,11 +15,11 @@ from checkpoints import write_moge
 from injected import LISTENERS, Caller, Failure, Injected, inject
 from tokenizers_tiny import write_bpe
 
-from fastslow.call import PromptCall, SpeculationLike
-from fastslow.choice import ChoiceHandle
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output
+from fastslow.request.choice import ChoiceState
+from fastslow.request.options import GenerateOptions, SpeculationLike
 
 WAIT = 5.0  # seconds that a caller may have to wait
 VOCAB = 320
@@ -148,14 +148,14 @@ def test_a_listener_that_raises_leaves_nobody_waiting(
     llm: LLM, right: list[int], often: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of a batch: those behind it are told, and it is told itself."""
-    real, tries = ChoiceHandle._piece, itertools.count()
+    real, tries = ChoiceState._piece, itertools.count()
 
-    def piece(choice: ChoiceHandle, text: str, reasoning: str) -> Any:
+    def piece(choice: ChoiceState, text: str, reasoning: str) -> Any:
         if choice.request.params.seed == 5 and next(tries) < often:
             raise RuntimeError("the text is torn")
         return real(choice, text, reasoning)
 
-    monkeypatch.setattr(ChoiceHandle, "_piece", piece)
+    monkeypatch.setattr(ChoiceState, "_piece", piece)
     torn = Caller(lambda: list(llm.stream("one two", TEN.model_copy(update={"seed": 5}))))
     others = [Caller(lambda: list(llm.stream("one two", TEN))) for _ in range(2)]
     assert all(one.ended(WAIT) for one in (torn, *others))
@@ -194,9 +194,10 @@ def test_a_drafter_lets_go_later_of_what_it_kept(
 
 def test_close_from_a_listener_does_not_wait_for_itself(folder: Path) -> None:
     llm = open_llm(folder)
-    handle = llm._requests.build(PromptCall(time.monotonic(), "one two", TEN))[0]
-    handle.request.listener = lambda _: llm._worker.close()
-    llm._worker.submit([handle.request])
+    options = GenerateOptions(sampling=TEN)
+    [[candidate]] = llm._parts.builder.build("one two", options, time.monotonic()).candidates
+    candidate.request.listener = lambda _: llm._worker.close()
+    llm._worker.submit([candidate.request])
     llm._worker._thread.join(WAIT)
     assert llm._worker.ended
 
@@ -283,7 +284,7 @@ def test_the_calls_are_known(counts: dict[str, int]) -> None:
     parts = {name.partition(".")[0] for name in counts}
     assert parts >= {"scheduler", "latency_budget", "kv", "drafter", "model", "cost_model", "step"}
     assert parts >= {"FixedLength", "AdaptiveLength", "Stopper", "Confidence"}
-    assert parts >= {"Request", "ChoiceHandle"}
+    assert parts >= {"Request", "ChoiceState"}
     assert len(counts) > 40
 
 

@@ -33,9 +33,9 @@ from fastslow import (
     SamplingParams,
     as_completed,
 )
-from fastslow.call import PromptCall
 from fastslow.engine.core import stats
-from fastslow.handle import PieceStream
+from fastslow.request.handle import PieceStream, group_of
+from fastslow.request.options import GenerateOptions
 
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
@@ -145,7 +145,7 @@ def test_an_answer_that_is_over_is_told_before_the_others_end(llm: LLM, gate: Ga
     handle = llm.submit([5, 6], params, speculation="off")
     assert gate.reached.acquire(timeout=SOON)
     pieces = iter(handle)
-    first = handle._job._choices[0]
+    first = handle._group._choices[0]
     first.request.stopper.finish("length")  # as though it had met its own end
     gate.steps()
     told = [next(pieces) for _ in range(2)]
@@ -264,9 +264,11 @@ def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
 
 
 def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
-    handle = RequestHandle(llm._jobs.of(PromptCall(time.monotonic(), "The quick", TEN)))
-    handle._job.prepare()
-    requests = [choice.request for choice in handle._job.queue()]
+    handle = RequestHandle(
+        group_of("submit", "The quick", GenerateOptions(sampling=TEN), llm._parts)
+    )
+    handle._group.prepare()
+    requests = [choice.request for choice in handle._group.queue()]
     steps = llm.stats().steps
     llm._worker.cancel(requests)  # overtakes what another thread submits
     llm._worker.submit(requests)
@@ -280,7 +282,7 @@ def test_a_handle_lets_go_of_the_model(folder: Path) -> None:
     handle, stream = llm.submit("The quick", TEN), llm.stream("The", TEN)
     handle.result(SOON)
     list(stream)
-    held = weakref.ref(llm._requests)
+    held = weakref.ref(llm._parts.builder)
     llm.close()
     del llm
     gc.collect()
@@ -295,7 +297,7 @@ def test_what_raises_at_once_and_what_later(llm: LLM) -> None:
     for prompt, options in (
         (5, {}),
         ([400], {"mode": "dep"}),
-        ("hello", {"sampling": {"max_tokens": 3}}),
+        ("hello", {"sampling": 3}),
         ("hello", {"timeout": 0}),
         (["one", "two"], {}),
         ("hello", {"speculation": 5}),

@@ -225,8 +225,8 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"sampling": {"max_tokens": 5}}, r"^sampling must be SamplingParams, not dict$"),
-        ({"sampling": 0}, r"^sampling must be SamplingParams, not int$"),
+        ({"sampling": {"max_tokens": 0}}, r"^max_tokens=0 must be greater than or equal to 1$"),
+        ({"sampling": 0}, r"^sampling=0 must be SamplingParams, or None$"),
         ({"sampling": []}, r"^sampling has 0 entries for 1 prompts$"),
         ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
         (

@@ -115,4 +115,4 @@ def test_what_is_no_thought(abacus: LLM, name: str) -> None:
     with pytest.raises(ValueError, match=rf"^messages\[1\]\.{name} is a int; it must be a string$"):
         abacus.tokenize([QUESTION, said(5, name)])
     with pytest.raises(ValueError, match="^keep_thoughts='yes' must be True or False$"):
-        abacus.tokenize([QUESTION], keep_thoughts="yes")  # type: ignore[arg-type]
+        abacus.tokenize([QUESTION], keep_thoughts="yes")  # type: ignore[call-overload]

@@ -19,11 +19,11 @@ import torch
 from checkpoints import write_moge
 from tokenizers_tiny import write_bpe
 
-from fastslow.call import Prompt
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.types import Rows
 from fastslow.llm import LLM
 from fastslow.output import Completion, GenerationError, Output
+from fastslow.request.options import Prompt
 
 VOCAB = 320
 OPEN, CLOSE = 3, 4  # <think>, </think>

@@ -136,7 +136,7 @@ def test_it_is_there_while_the_answer_comes_and_not_unless_asked(llm: LLM) -> No
     with pytest.raises(ValueError, match=r"^index=2 is outside 0\.\.1$"):
         several.trace(2)
     with pytest.raises(ValueError, match="^trace=1 must be True or False$"):
-        llm.submit(PROMPT, LONG, trace=1)  # type: ignore[arg-type]
+        llm.submit(PROMPT, LONG, trace=1)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("how", ["restart", "recompute", "keep"])

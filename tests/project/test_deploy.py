@@ -17,7 +17,7 @@ import pytest
 import typer
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from fastslow.serve.api.authentication import OPEN_PATHS
+from fastslow.serve.http.middleware import OPEN_PATHS
 from fastslow.serve.observe.metric_table import TABLE
 from fastslow.tools.cli.app import app
 
@@ -44,7 +44,7 @@ def of(kind: str) -> list[str]:
 def serve_options() -> set[str]:
     """The options of `fastslow serve`."""
     command: Any = typer.main.get_command(app)
-    return {name for option in command.commands["serve"].params for name in option.opts}
+    return {name for option in command.commands["serve"].real().params for name in option.opts}
 
 
 def check_serve(words: list[str]) -> None:

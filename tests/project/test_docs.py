@@ -23,7 +23,7 @@ from pages import Block, blocks, prose
 
 from fastslow import SamplingParams, Speculation
 from fastslow.models.locate import builtin_path
-from fastslow.tools.cli.app import app, main
+from fastslow.tools.cli.app import LateCommand, app, main
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -169,6 +169,7 @@ def check_ours(arguments: list[str]) -> None:
         context = command.context_class(command, parent=context, info_name=command.name)
         assert arguments[0] in command.commands, f"no command {arguments[0]!r}"
         command, arguments = command.commands[arguments[0]], arguments[1:]
+        command = command.real() if isinstance(command, LateCommand) else command
     context = command.context_class(command, parent=context, info_name=command.name)
     given, left, _ = command.make_parser(context).parse_args(args=list(arguments))
     assert not left, f"left over: {left}"

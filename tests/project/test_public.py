@@ -54,7 +54,7 @@ def test_a_program_type_checks(checker: tuple[str, ...]) -> None:
 MISTAKES = (
     'llm.generate({"a text"})',
     'llm.generate("one", mode=["fast", "deep"])',
-    'llm.chat("one", sampling={"max_tokens": 4})',
+    'llm.chat("one", sampling="greedy")',
     'llm.stream(["one", "two"])',
     'llm.generate(["one"]).text',
     'fastslow.generate("one")[0]',

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from requests_made import made_request
 
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.key_file import KeyLimits, StoredKey
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.keys import KeyLimits, StoredKey
+from fastslow.serve.api.limits import Caller
 
 CARD = ModelCard(
     "tiny", 0, 512, {"fast": {"sampling": {"max_tokens": 3}}, "deep": {}}, "groups", 4, True, False
@@ -42,42 +43,60 @@ def test_memory_stays_the_same_and_does_not_show_the_key() -> None:
     assert key.id not in str(Caller.of(key).memory_key)
 
 
-def admitted(ask: Ask, **limits: Any) -> Ask:
+def admitted(ask: GenerateRequest, **limits: Any) -> GenerateRequest:
     return Caller.of(stored(1, **limits)).admit(ask, CARD)
 
 
 def test_what_is_within_the_limits_passes() -> None:
-    ask = Ask("1", "x", mode="fast", priority=3, sampling={"max_tokens": 5})
+    ask = made_request("1", "x", mode="fast", priority=3, sampling={"max_tokens": 5})
     assert admitted(ask) is ask
     assert admitted(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
-    shorter = Ask("1", "x", mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
+    shorter = made_request("1", "x", mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
     assert admitted(shorter, modes=["fast"]) is shorter
-    assert admitted(Ask("1", "x", priority=0), priority=[5, 9]).priority == 5
-    assert admitted(Ask("1", "x", priority=0), priority=[-9, -5]).priority == -5
+    assert admitted(made_request("1", "x", priority=0), priority=[5, 9]).options.priority == 5
+    assert admitted(made_request("1", "x", priority=0), priority=[-9, -5]).options.priority == -5
 
 
 @pytest.mark.parametrize(
     ("ask", "limits", "said"),
     [
-        (Ask("1", "x"), {"modes": ["fast"]}, "mode='deep' is not open"),
-        (Ask("1", "x", mode="deep"), {"modes": ["fast"]}, "mode='deep'"),
-        (Ask("1", "x", mode={"name": "fast"}), {"modes": ["fast"]}, "mode='deep' is not open"),
-        (Ask("1", "x", mode={"base": "deep"}), {"modes": ["fast"]}, "mode='deep' is not open"),
+        (made_request("1", "x"), {"modes": ["fast"]}, "mode='deep' is not open"),
+        (made_request("1", "x", mode="deep"), {"modes": ["fast"]}, "mode='deep'"),
         (
-            Ask("1", "x", mode={"base": "fast", "groups": 8, "thinking": "off"}),
+            made_request("1", "x", mode={"name": "fast"}),
+            {"modes": ["fast"]},
+            "mode='deep' is not open",
+        ),
+        (
+            made_request("1", "x", mode={"base": "deep"}),
+            {"modes": ["fast"]},
+            "mode='deep' is not open",
+        ),
+        (
+            made_request("1", "x", mode={"base": "fast", "groups": 8, "thinking": "off"}),
             {"modes": ["fast"]},
             "groups=8 is not open to this key, but modes as they are: fast$",
         ),
-        (Ask("1", "x", mode={"base": "fast", "escalate": {}}), {"modes": ["fast"]}, "escalate="),
-        (Ask("1", "x", priority=-1), {"priority": [0, 5]}, "priority=-1 must be from 0 to 5"),
         (
-            Ask("1", "x", sampling={"max_tokens": 11}),
+            made_request("1", "x", mode={"base": "fast", "escalate": {}}),
+            {"modes": ["fast"]},
+            "escalate=",
+        ),
+        (
+            made_request("1", "x", priority=-1),
+            {"priority": [0, 5]},
+            "priority=-1 must be from 0 to 5",
+        ),
+        (
+            made_request("1", "x", sampling={"max_tokens": 11}),
             {"max_tokens": 10},
             "max_tokens=11 is above 10",
         ),
     ],
 )
-def test_what_is_beyond_them_is_refused(ask: Ask, limits: dict[str, Any], said: str) -> None:
+def test_what_is_beyond_them_is_refused(
+    ask: GenerateRequest, limits: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ApiError, match=said) as error:
         admitted(ask, **limits)
     assert error.value.status == 403
@@ -98,9 +117,12 @@ def test_what_is_beyond_them_is_refused(ask: Ask, limits: dict[str, Any], said: 
     ],
 )
 def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int | None) -> None:
-    assert admitted(Ask("1", "x", mode=mode), max_tokens=most).sampling.get("max_tokens") == given
+    assert (
+        admitted(made_request("1", "x", mode=mode), max_tokens=most).sampling.get("max_tokens")
+        == given
+    )
 
 
 def test_the_most_tokens_leave_a_number_that_is_none_to_the_engine() -> None:
-    ask = Ask("1", "x", sampling={"max_tokens": "many"})
+    ask = made_request("1", "x", sampling={"max_tokens": "many"})
     assert admitted(ask, max_tokens=10) is ask

@@ -37,17 +37,28 @@ def joined(chunks: list[dict[str, Any]], field: str, index: int = 0) -> str:
     return "".join(delta.get(field) or "" for delta in deltas)
 
 
-@pytest.mark.parametrize("speculation", ["off", "suffix", {"drafter": "self", "nodes": 3}])
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "speculation"),
     [
-        GREEDY,
-        SAMPLED,
-        {**GREEDY, "mode": "fast", "thinking_budget": 3},
-        {**GREEDY, "thinking_budget": 4},
-        {**SAMPLED, "n": 2, "stop": ["a", "zq"]},
-        {**SAMPLED, "presence_penalty": 1.5, "frequency_penalty": 0.5, "min_p": 0.05, "top_k": 40},
-        {**GREEDY, "logit_bias": {"40": 5.0}, "repetition_penalty": 1.3, "mode": {"groups": 1}},
+        (GREEDY, "off"),
+        (SAMPLED, "suffix"),
+        ({**GREEDY, "mode": "fast", "thinking_budget": 3}, {"drafter": "self", "nodes": 3}),
+        ({**GREEDY, "thinking_budget": 4}, "off"),
+        ({**SAMPLED, "n": 2, "stop": ["a", "zq"]}, "suffix"),
+        (
+            {
+                **SAMPLED,
+                "presence_penalty": 1.5,
+                "frequency_penalty": 0.5,
+                "min_p": 0.05,
+                "top_k": 40,
+            },
+            {"drafter": "self", "nodes": 3},
+        ),
+        (
+            {**GREEDY, "logit_bias": {"40": 5.0}, "repetition_penalty": 1.3, "mode": {"groups": 1}},
+            "off",
+        ),
     ],
 )
 def test_streamed_is_whole_is_the_library_s_own(

@@ -1,4 +1,4 @@
-"""Chunks are put together from texts, and are JSON all the same."""
+"""Events are one line of JSON each, whatever their texts hold."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslow.serve.http.json_text import quoted
-from fastslow.serve.openai.chunks import ChunkFrame
+from fastslow.serve.http.answer import dumped, event
+from fastslow.serve.openai.chunks import Chunks
 
 
 @given(st.text())
-def test_a_text_stays_itself_on_one_line(text: str) -> None:
-    made = quoted(text)
+def test_a_text_is_one_line_of_json(text: str) -> None:
+    made = dumped(text)
     assert json.loads(made) == text and len(made.splitlines()) == 1
-
-
-@given(st.text(), st.booleans())
-def test_frames_are_json(name: str, with_usage: bool) -> None:
-    frame = ChunkFrame("id", "kind", 7, name, with_usage)
-    chunk, last, usage = (
-        json.loads(made.removeprefix("data: "))
-        for made in (frame.chunk('{"a":1}'), frame.last('{"a":2}', more=3), frame.usage({"b": 4}))
+    assert event([text]) == f"data: [{made}]\n\n" and event(text, "x").startswith(
+        "event: x\ndata: "
     )
-    common = {"id": "id", "object": "kind", "created": 7, "model": name}
-    null = {"usage": None} if with_usage else {}
-    assert chunk == {**common, "choices": [{"a": 1}], **null}
-    assert last == {**common, "choices": [{"a": 2}], **null, "more": 3}
-    assert usage == {**common, "choices": [], "usage": {"b": 4}}
+
+
+def test_numbers_that_a_client_sent_come_back() -> None:
+    assert json.loads(dumped({"a": 10**30, "b": "\u2028"})) == {"a": 10**30, "b": "\u2028"}
+
+
+def test_chunks_have_a_frame() -> None:
+    choice = {"index": 0}
+    plain, counted = Chunks({"id": "a"}, False), Chunks({"id": "a"}, True)
+    one = {"id": "a", "choices": [choice]}
+    assert json.loads(plain.chunk(choice)[6:]) == one and plain.end([]) == ""
+    assert json.loads(counted.chunk(choice, metrics={})[6:]) == {
+        **one,
+        "usage": None,
+        "metrics": {},
+    }
+    last = json.loads(counted.end([])[6:])
+    assert last["choices"] == [] and last["usage"]["total_tokens"] == 0

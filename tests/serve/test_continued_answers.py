@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from breaking_engines import Replicas
 from checkpoints import write_moge
+from requests_made import made_request
 from serve_tools import TEMPLATE, VOCAB, client_of, events_of, named_events_of, open_tiny
 from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
@@ -55,11 +56,11 @@ def replicas(llms: dict[str, LLM], *after: int) -> Replicas:
     return Replicas({name: LocalEngine(llm, "tiny") for name, llm in llms.items()}, after)
 
 
-def answer(llms: dict[str, LLM], ask: Ask, *after: int) -> tuple[list[Piece], Output]:
+def answer(llms: dict[str, LLM], ask: GenerateRequest, *after: int) -> tuple[list[Piece], Output]:
     return answer_of(replicas(llms, *after), ask)
 
 
-def answer_of(alike: Replicas, ask: Ask) -> tuple[list[Piece], Output]:
+def answer_of(alike: Replicas, ask: GenerateRequest) -> tuple[list[Piece], Output]:
     async def main() -> tuple[list[Piece], Output]:
         engine = ContinuedEngine(alike, QUICK)
         *pieces, last = [piece async for piece in engine.stream(ask)]
@@ -85,21 +86,27 @@ def joined(pieces: list[Piece], index: int) -> tuple[Any, ...]:
     )
 
 
-ASKS: dict[str, Ask] = {
-    "greedy": Ask("a", CHAT, {"max_tokens": 14, "ignore_eos": True}, mode="fast"),
-    "seeded": Ask("a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "logprobs": 1}, mode="deep"),
-    "auto": Ask("a", CHAT, {"max_tokens": 14, **SEEDED}, mode="auto"),
-    "budget": Ask(
+ASKS: dict[str, GenerateRequest] = {
+    "greedy": made_request("a", CHAT, {"max_tokens": 14, "ignore_eos": True}, mode="fast"),
+    "seeded": made_request(
+        "a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "logprobs": 1}, mode="deep"
+    ),
+    "auto": made_request("a", CHAT, {"max_tokens": 14, **SEEDED}, mode="auto"),
+    "budget": made_request(
         "a", CHAT, {"max_tokens": 20, **SEEDED}, mode={"base": "deep", "thinking_budget": 4}
     ),
-    "stop": Ask("a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "stop": ["ax"]}, mode="fast"),
-    "tokens": Ask("a", [5, 6, 7, 8], {"max_tokens": 9, "ignore_eos": True}, speculation="off"),
+    "stop": made_request(
+        "a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "stop": ["ax"]}, mode="fast"
+    ),
+    "tokens": made_request(
+        "a", [5, 6, 7, 8], {"max_tokens": 9, "ignore_eos": True}, speculation="off"
+    ),
 }
 
 
 @pytest.mark.parametrize("name", ASKS)
 def test_it_breaks_after_every_piece(llms: dict[str, LLM], name: str) -> None:
-    ask = replace(ASKS[name], speculation="off")  # else later answers come in fewer pieces
+    ask = ASKS[name].with_options(speculation="off")  # else later answers come in fewer pieces
     pieces, whole = answer(llms, ask)
     broken = 0
     for after in range(len(pieces) + 1):
@@ -126,7 +133,7 @@ def test_it_breaks_again_and_again(llms: dict[str, LLM]) -> None:
 
 
 def test_pieces_that_were_not_streamed(llms: dict[str, LLM]) -> None:
-    ask = Ask("a", CHAT, {"max_tokens": 9, **SEEDED}, mode="fast", streamed=False)
+    ask = made_request("a", CHAT, {"max_tokens": 9, **SEEDED}, mode="fast", streamed=False)
     _, whole = answer(llms, ask)
     _, output = answer(llms, ask, 0, 0)
     assert said(output.choices[0]) == said(whole.choices[0])
@@ -134,7 +141,7 @@ def test_pieces_that_were_not_streamed(llms: dict[str, LLM]) -> None:
 
 def test_a_mode_that_escalates_ends_in_a_clean_error(llms: dict[str, LLM]) -> None:
     mode = {"base": "fast", "escalate": {"below": 0.0}}
-    ask = Ask("a", CHAT, {"max_tokens": 9, "ignore_eos": True}, mode=mode)
+    ask = made_request("a", CHAT, {"max_tokens": 9, "ignore_eos": True}, mode=mode)
     assert answer(llms, ask)[1].metrics.tokens == 9
     with pytest.raises(NotReady, match=r"cannot be continued: answered: mode 'fast\*' escalates"):
         answer(llms, ask, 2)
@@ -281,7 +288,7 @@ def test_an_answer_that_its_engine_cut_to_close_goes_on(
 ) -> None:
     """A replica that is taken away drains; what it cannot end in time another one ends."""
     sampling = {"max_tokens": 300, "ignore_eos": True, **SEEDED}
-    ask = Ask("a", CHAT, sampling, mode=mode, speculation="off", streamed=streamed)
+    ask = made_request("a", CHAT, sampling, mode=mode, speculation="off", streamed=streamed)
     pieces, whole = answer(llms, ask)
     folder = write_model(tmp_path)
 
@@ -313,7 +320,7 @@ def test_an_answer_that_its_caller_cancelled_ends_with_what_it_has(llms: dict[st
         sampling = {"max_tokens": 3000, "ignore_eos": True}
         engine = ContinuedEngine(inner := replicas(llms), QUICK)
         last = None
-        async for piece in engine.stream(Ask("a", CHAT, sampling, mode="fast")):
+        async for piece in engine.stream(made_request("a", CHAT, sampling, mode="fast")):
             if last is None:
                 assert await engine.cancel("a")
             last = piece

@@ -13,10 +13,11 @@ import pytest
 from breaking_engines import Break, ScriptedReplicas, Token
 from hypothesis import given
 from hypothesis import strategies as st
+from requests_made import made_request
 
 from fastslow.output import Decided, GenerationError, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces
 
@@ -29,14 +30,14 @@ ANSWER = [
     Token(9, text=" it", source="ngram"),
     Token(10, text=" is."),
 ]
-ASK = Ask("one", "a prompt")
+ASK = made_request("one", "a prompt")
 
 
 def gone(replica: str = "a") -> NotReady:
     return NotReady("it is gone", replica)
 
 
-async def taken(engine: ContinuedEngine, ask: Ask = ASK) -> tuple[list[Piece], Output]:
+async def taken(engine: ContinuedEngine, ask: GenerateRequest = ASK) -> tuple[list[Piece], Output]:
     *pieces, last = [piece async for piece in engine.stream(ask)]
     assert last.output is not None
     return pieces, last.output
@@ -68,7 +69,7 @@ def test_it_breaks_after_every_piece(n: int, after: int) -> None:
     pieces, output = asyncio.run(taken(engine))
     check(answer, pieces, output)
     assert len(inner.asked) == 2 and inner.asked[1].avoid == ("a",)
-    assert (inner.asked[1].answered is None) == (after == 0)
+    assert (inner.asked[1].options.answered is None) == (after == 0)
     assert (engine.retried, engine.continued) == ((1, 0) if after == 0 else (0, 1))
     assert inner.left == 2 and engine.given_up == 0
 
@@ -122,16 +123,16 @@ def test_a_stream_with_other_tokens_is_not_passed_on() -> None:
 class OtherWords(ScriptedReplicas):
     """Says something else in the second try."""
 
-    async def stream(self, ask: Ask) -> Any:
+    async def stream(self, ask: GenerateRequest) -> Any:
         if self.asked:
-            self.answer, ask = [[Token(99, text="no")]], replace(ask, answered=None)
+            self.answer, ask = [[Token(99, text="no")]], ask.with_options(answered=None)
         async for piece in super().stream(ask):
             yield piece
 
 
 def test_an_engine_that_began_otherwise_ends_it() -> None:
     engine = ContinuedEngine(OtherWords([ANSWER], [Break(after=2)]), QUICK)
-    with pytest.raises(NotReady, match="another engine began it otherwise"):
+    with pytest.raises(NotReady, match="another engine made other tokens"):
         asyncio.run(taken(engine))
     assert engine.given_up == 1
 
@@ -156,7 +157,7 @@ def test_what_was_decided_is_told_again() -> None:
     decided = Decided("fast", "it is short", 2)
 
     class Choosing(ScriptedReplicas):
-        async def stream(self, ask: Ask) -> Any:
+        async def stream(self, ask: GenerateRequest) -> Any:
             first = True
             async for piece in super().stream(ask):
                 yield replace(piece, decided=decided) if first and piece.token_ids else piece
@@ -164,10 +165,10 @@ def test_what_was_decided_is_told_again() -> None:
 
     inner = Choosing([ANSWER], [Break(after=2), Break(after=2)])
     asyncio.run(taken(ContinuedEngine(inner, QUICK)))
-    assert [a.answered and a.answered["decided"] for a in inner.asked] == [
+    assert [a.options.answered and a.options.answered.decided for a in inner.asked] == [
         None,
-        [["fast", "it is short", 2]],
-        [["fast", "it is short", 2]],
+        [("fast", "it is short", 2)],
+        [("fast", "it is short", 2)],
     ]
 
 
@@ -175,17 +176,18 @@ def test_what_is_not_streamed_is_asked_again_whole(logged: list[str]) -> None:
     async def main() -> None:
         inner = ScriptedReplicas([ANSWER], [Break(after=0), Break(after=0, error=gone("b"))])
         engine = ContinuedEngine(inner, QUICK)
-        ask = replace(ASK, streamed=False, timeout=60.0)
+        ask = replace(ASK.with_options(timeout=60.0), streamed=False)
         await taken(engine, ask)
-        assert [one.answered for one in inner.asked] == [None] * 3
+        assert [one.options.answered for one in inner.asked] == [None] * 3
         assert inner.asked[2].avoid == ("a", "b")
-        assert inner.asked[0].timeout == 60.0 > (inner.asked[1].timeout or 99) > 50
+        assert inner.asked[0].options.timeout == 60.0
+        assert 60.0 > (inner.asked[1].options.timeout or 99) > 50
 
     asyncio.run(main())
     lines = [line.strip() for line in logged]
     assert lines == [
-        "request one: engine a ended; another one is asked",
-        "request one: engine b ended; another one is asked",
+        "request one: engine a ended; another engine is asked",
+        "request one: engine b ended; another engine is asked",
     ]
 
 
@@ -295,7 +297,7 @@ class OnItsWay(ScriptedReplicas):
 
     known = False
 
-    async def stream(self, ask: Ask) -> Any:
+    async def stream(self, ask: GenerateRequest) -> Any:
         await asyncio.sleep(0.05)
         self.known = True
         while not self.cancelled:
@@ -358,8 +360,8 @@ def test_a_thought_that_was_stopped_stays_stopped(sources: Sequence[str], place:
             count += len(piece.token_ids)
             if count == 3:
                 assert await engine.stop_thinking("one")
-        again = inner.asked[1].answered
-        assert again is not None and again["stopped"] == [place]
+        again = inner.asked[1].options.answered
+        assert again is not None and again.stopped == [place]
 
     asyncio.run(main())
 
@@ -382,7 +384,7 @@ def test_the_rest_is_the_engines_own() -> None:
 class Slow(ScriptedReplicas):
     """Each try takes a while before anything comes, as where an answer is not streamed."""
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         await asyncio.sleep(0.1)
         async for piece in super().stream(ask):
             yield piece
@@ -407,7 +409,7 @@ class Vanishing(ScriptedReplicas):
     def ready(self) -> bool:
         return self.there
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.there = not self.breaks
         async for piece in super().stream(ask):
             yield piece

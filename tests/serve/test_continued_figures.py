@@ -8,15 +8,15 @@ from time import monotonic
 
 import pytest
 from breaking_engines import ScriptedReplicas, Token
+from requests_made import made_request
 
 from fastslow.output import Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy
 from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries, _Broken, _whole
 from fastslow.serve.engines.sent_pieces import SentChoice, SentPieces
 
 ANSWER = [Token(5, text="So"), Token(6, text=" it"), Token(7, text=" is.")]
-ASK = Ask("one", "a prompt")
+ASK = made_request("one", "a prompt")
 
 
 async def output_of(engine: ContinuedEngine) -> Output:
@@ -57,4 +57,4 @@ def test_a_thought_that_is_stopped_twice_was_stopped_the_first_time() -> None:
     sent.thought_stopped(sent.sizes)
     sent.take(Piece(token_ids=[3, 4, 5], sources=["forced", "target", "target"]), 0.0)
     sent.thought_stopped(sent.sizes)
-    assert sent.answered["stopped"] == [2]
+    assert sent.answered.stopped == [2]

@@ -13,9 +13,9 @@ import pytest
 from serve_tools import events_of, served
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.http.app import create_app
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -32,7 +32,7 @@ class Endless:
         self.first = 3600.0  # seconds until the first piece
         self.text = "x"
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.running += 1
         self.begun += 1
         try:
@@ -52,7 +52,7 @@ def engine() -> Endless:
 @pytest.fixture
 def endless(engine: Endless) -> Iterator[str]:
     settings = ServerSettings(heartbeat=0.05, write_timeout=0.5)
-    with served(create_app(engine, settings)) as url:  # type: ignore[arg-type]
+    with served(create_app(engine, ServerConfig(settings=settings))) as url:  # type: ignore[arg-type]
         yield url
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requests_made import made_request
 from serve_engines import (
     LONG,
     answer_of,
@@ -20,9 +21,9 @@ from serve_engines import (
     write_served,
 )
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, Engine, NotReady
-from fastslow.serve.engines.process.engine_process import EngineClient
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.client import EngineClient
 
 Run = Callable[[Any], Any]
 
@@ -46,7 +47,10 @@ async def started(kind: str, folder: Path) -> Engine:
     return engine
 
 
-@pytest.fixture(scope="module", params=["local", "process"])
+KINDS = [pytest.param("local", marks=pytest.mark.slow), "process"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def engine(
     request: pytest.FixtureRequest, runner: asyncio.Runner, folder: Path
 ) -> Iterator[Engine]:
@@ -109,7 +113,7 @@ def test_pieces_join_to_the_output(engine: Engine, other: Engine, run: Run) -> N
 
 
 def test_all_fields_of_an_ask_arrive(engine: Engine, other: Engine, run: Run) -> None:
-    ask = Ask(
+    ask = made_request(
         id="all",
         prompt=[{"role": "user", "content": "one two three"}],
         sampling={"max_tokens": 6, "temperature": 0.8, "seed": 3, "logprobs": 2, "stop": ["zz"]},
@@ -204,7 +208,9 @@ def test_several_answers_to_one_prompt(engine: Engine, run: Run) -> None:
         (asked(sampling={"seed": 2**70}), "seed=|64 bits"),
     ],
 )
-def test_what_does_not_fit_is_a_value_error(engine: Engine, ask: Ask, said: str, run: Run) -> None:
+def test_what_does_not_fit_is_a_value_error(
+    engine: Engine, ask: GenerateRequest, said: str, run: Run
+) -> None:
     with pytest.raises(ValueError, match=said):
         run(pieces_of(engine, ask))
     assert len(run(answer_of(engine, asked())).token_ids) == 8
@@ -302,7 +308,7 @@ def test_statistics(engine: Engine, run: Run) -> None:
     assert stats["tokens"] >= 8 and stats["ended"]["length"] >= 1 and stats["pages"] > 0
 
 
-@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("drain", "reason"), [(60.0, "length"), (0.0, "cancelled")])
 def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: Path) -> None:
     async def closing() -> str:

@@ -13,9 +13,9 @@ import pytest
 from serve_tools import client_of, served
 
 from fastslow.output import GenerationError, Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.http.app import create_app
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -162,7 +162,7 @@ class Failing:
         self.error: Exception = ValueError("x=1 is wrong")
         self.late = False
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         if self.late:
             yield Piece("so far")
         raise self.error
@@ -175,7 +175,7 @@ def failing() -> Failing:
 
 @pytest.fixture(scope="module")
 def broken(failing: Failing) -> Iterator[httpx.Client]:
-    app = create_app(failing, ServerSettings(body_bytes=1000))  # type: ignore[arg-type]
+    app = create_app(failing, ServerConfig(settings=ServerSettings(body_bytes=1000)))  # type: ignore[arg-type]
     with served(app) as url, httpx.Client(base_url=url) as client:
         yield client
 
@@ -236,7 +236,7 @@ def test_settings_name_the_models_that_are_taken() -> None:
     async def statuses(settings: ServerSettings) -> list[int]:
         engine = Failing()
         engine.error = Busy("full")
-        async with client_of(create_app(engine, settings)) as client:  # type: ignore[arg-type]
+        async with client_of(create_app(engine, ServerConfig(settings=settings))) as client:  # type: ignore[arg-type]
             return [
                 (
                     await client.post("/v1/completions", json={"prompt": "a", "model": name})

@@ -1,4 +1,4 @@
-"""How fields that every protocol shares become an `Ask`."""
+"""How fields that every protocol shares become a `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from fastslow.engine.params import SamplingParams
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.caller import Caller
+from fastslow.engine.params import Mode, SamplingParams
+from fastslow.request.options import GenerateOptions
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.fields import FastslowFields
-from fastslow.serve.api.sampling import sampling_of
-from fastslow.serve.api.settings import ServerSettings
-from fastslow.serve.openai.chat_schema import ChatRequest
-from fastslow.serve.openai.completions_schema import CompletionRequest
-from fastslow.serve.openai.tokenize import TokenizeRequest
+from fastslow.serve.api.limits import Caller
+from fastslow.serve.openai.chat_body import ChatRequest
+from fastslow.serve.openai.completions import CompletionRequest
+from fastslow.serve.openai.models import TokenizeRequest
 
 MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}
 CARD = ModelCard("m", 0, 4096, MODES, "groups", 8, thinks=True, has_head=False)
@@ -32,9 +31,12 @@ KEEPS = ModelCard(
 CHAT = [{"role": "user", "content": "hi"}]
 
 
-def ask_of(card: ModelCard = CARD, settings: ServerSettings | None = None, **fields: Any) -> Ask:
+def options_of(
+    card: ModelCard = CARD, settings: ServerSettings | None = None, **fields: Any
+) -> GenerateOptions:
     made = FastslowFields(**fields)
-    return made.as_ask("id", CHAT, {}, Caller(), card, settings or ServerSettings())
+    settings = settings or ServerSettings()
+    return made.as_request("id", CHAT, {}, Caller(), card, settings).options
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def ask_of(card: ModelCard = CARD, settings: ServerSettings | None = None, **fie
     ],
 )
 def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode: Any) -> None:
-    ask = ask_of(**fields)
+    ask = options_of(**fields)
     assert ask.mode == mode and ask.chat_template_kwargs is None
 
 
@@ -128,7 +130,7 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
 )
 def test_one_sentence_for_what_does_not_fit(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as error:
-        ask_of(**fields)
+        options_of(**fields)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -140,38 +142,40 @@ def test_a_model_with_levels_of_effort_gets_its_own() -> None:
         ("xhigh", "high"),
         ("max", "high"),
     ):
-        ask = ask_of(LEVELS, reasoning_effort=effort)
+        ask = options_of(LEVELS, reasoning_effort=effort)
         assert ask.chat_template_kwargs == {"reasoning_effort": level}
-    assert ask_of(LEVELS, reasoning_effort="none").chat_template_kwargs is None
-    both = ask_of(LEVELS, reasoning_effort="low", mode="fast")
+    assert options_of(LEVELS, reasoning_effort="none").chat_template_kwargs is None
+    both = options_of(LEVELS, reasoning_effort="low", mode="fast")
     assert (both.mode, both.chat_template_kwargs) == ("fast", {"reasoning_effort": "low"})
     with pytest.raises(ValueError, match="contradict"):
-        ask_of(LEVELS, reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"})
+        options_of(
+            LEVELS, reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"}
+        )
 
 
 def test_thoughts_are_kept_by_the_template_s_own_switch() -> None:
-    assert ask_of(KEEPS, keep_thoughts=True).chat_template_kwargs == {"clear_thinking": False}
-    assert ask_of(KEEPS, keep_thoughts=False).chat_template_kwargs == {"clear_thinking": True}
-    assert ask_of(KEEPS).chat_template_kwargs is None
-    assert not ask_of(KEEPS, keep_thoughts=True).keep_thoughts, "once is enough"
-    own = ask_of(KEEPS, keep_thoughts=True, chat_template_kwargs={"clear_thinking": True})
+    assert options_of(KEEPS, keep_thoughts=True).chat_template_kwargs == {"clear_thinking": False}
+    assert options_of(KEEPS, keep_thoughts=False).chat_template_kwargs == {"clear_thinking": True}
+    assert options_of(KEEPS).chat_template_kwargs is None
+    assert not options_of(KEEPS, keep_thoughts=True).keep_thoughts, "once is enough"
+    own = options_of(KEEPS, keep_thoughts=True, chat_template_kwargs={"clear_thinking": True})
     assert own.chat_template_kwargs == {"clear_thinking": True}
 
 
 def test_thoughts_are_kept_by_the_engine_where_the_template_has_no_switch() -> None:
-    ask = ask_of(keep_thoughts=True)
+    ask = options_of(keep_thoughts=True)
     assert ask.keep_thoughts and ask.chat_template_kwargs is None
-    assert not ask_of().keep_thoughts
+    assert not options_of().keep_thoughts
 
 
 def test_the_server_keeps_thoughts_where_a_request_says_nothing() -> None:
     keeps = ServerSettings(keep_thoughts=True)
-    assert ask_of(settings=keeps).keep_thoughts
-    assert not ask_of(settings=keeps, keep_thoughts=False).keep_thoughts
-    assert ask_of(KEEPS, keeps).chat_template_kwargs == {"clear_thinking": False}
+    assert options_of(settings=keeps).keep_thoughts
+    assert not options_of(settings=keeps, keep_thoughts=False).keep_thoughts
+    assert options_of(KEEPS, keeps).chat_template_kwargs == {"clear_thinking": False}
     fields = FastslowFields()
     for prompt in ("a text", [1, 2]):
-        ask = fields.as_ask("id", prompt, {}, Caller(), KEEPS, keeps)
+        ask = fields.as_request("id", prompt, {}, Caller(), KEEPS, keeps).options
         assert not ask.keep_thoughts and ask.chat_template_kwargs is None
 
 
@@ -189,28 +193,26 @@ def test_grammars_under_every_name() -> None:
             {"json_object": True},
         ),
     ):
-        assert ask_of(**fields).sampling == {"grammar": grammar}
+        assert options_of(**fields).sampling == {"grammar": grammar}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     chat: Any = {"messages": CHAT, "response_format": wanted}
     assert ChatRequest(**chat).grammar(10_000) == {"json_schema": schema}
 
 
 def test_defaults_give_way_to_the_mode_and_the_client() -> None:
-    ask = ask_of(settings=ServerSettings(temperature=0.7, max_tokens=99), top_k=5)
-    params = sampling_of(ask)
-    assert isinstance(params, SamplingParams)
-    assert (params.temperature, params.max_tokens, params.top_k) == (0.7, 99, 5)
-    assert params.model_fields_set == {"top_k"}, "else they would win over the mode's"
+    ask = options_of(settings=ServerSettings(temperature=0.7, max_tokens=99), top_k=5)
+    params = ask.sampling_in(Mode(sampling=SamplingParams(max_tokens=7, top_k=3)))
+    assert (params.temperature, params.max_tokens, params.top_k) == (0.7, 7, 5)
 
 
 def test_salts_are_apart_by_caller_and_by_salt() -> None:
     keys = {
-        ask_of(cache_salt="a").memory_key,
-        ask_of(cache_salt="b").memory_key,
-        ask_of().memory_key,
+        options_of(cache_salt="a").memory_key,
+        options_of(cache_salt="b").memory_key,
+        options_of().memory_key,
         FastslowFields(cache_salt="a")
-        .as_ask("id", CHAT, {}, Caller("x", "x"), CARD, ServerSettings())
-        .memory_key,
+        .as_request("id", CHAT, {}, Caller("x", "x"), CARD, ServerSettings())
+        .options.memory_key,
     }
     assert len(keys) == 4
 

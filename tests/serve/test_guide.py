@@ -49,6 +49,7 @@ def follow(desk: Desk) -> None:
     assert desk.ran > 15
 
 
+@pytest.mark.slow
 def test_the_page_can_be_followed(folder: Path) -> None:
     model = folder / "model"
     model.mkdir()

@@ -13,11 +13,19 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
-from fastslow.serve.api import key_file
-from fastslow.serve.api.authentication import Authentication
-from fastslow.serve.api.caller import Caller, caller
-from fastslow.serve.api.key_file import KeyFile, KeyLimits, add_key, remove_key
-from fastslow.serve.api.keys import KeyRing, is_loopback, known_keys, warn_if_open
+from fastslow.serve.api import keys
+from fastslow.serve.api.keys import (
+    KeyFile,
+    KeyLimits,
+    KeyRing,
+    add_key,
+    is_loopback,
+    known_keys,
+    remove_key,
+    warn_if_open,
+)
+from fastslow.serve.api.limits import Caller, Limits, caller
+from fastslow.serve.http.middleware import RequestAccess
 from fastslow.tools.cli.app import main
 
 
@@ -169,9 +177,7 @@ def test_a_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged: l
     ring = known_keys()
     assert ring is not None and name_of(ring, "from-the-environment") == "default"
     monkeypatch.delenv("FASTSLOW_API_KEY")
-    key = add_key(
-        key_file.usual_file(), "bot"
-    )  # a file at the usual place counts without being named
+    key = add_key(keys.usual_file(), "bot")  # a file at the usual place counts without being named
     ring = known_keys()
     assert ring is not None and name_of(ring, key) == "bot"
     for wrong in ("", "a b", "é" * 20, "x" * 513):
@@ -193,7 +199,6 @@ def test_loopback(host: str, alone: bool) -> None:
 
 def served(keys: KeyRing | None) -> TestClient:
     app = FastAPI()
-    app.state.error_shapes = {}
 
     @app.post("/v1/chat/completions")
     async def ask(who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
@@ -203,7 +208,7 @@ def served(keys: KeyRing | None) -> TestClient:
     async def health() -> dict[str, Any]:
         return {}
 
-    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(RequestAccess, keys=keys, limits=Limits())
     return TestClient(app)
 
 

@@ -10,13 +10,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 
-from fastslow.serve.api.authentication import Authentication
-from fastslow.serve.api.caller import Caller
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.key_file import KeyLimits, add_key
-from fastslow.serve.api.keys import KeyRing
-from fastslow.serve.api.limits import Limits, TokenBucket
-from fastslow.serve.api.rate_limit import RateLimit
+from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.api.limits import Caller, Limits, TokenBucket
+from fastslow.serve.http.middleware import RequestAccess
 
 
 class Clock:
@@ -55,10 +52,10 @@ def test_requests_a_minute() -> None:
     clock = Clock()
     limits, caller = Limits(clock=clock), who(requests_per_minute=3)
     for left in (2, 1, 0):
-        slot = limits.enter(caller)
-        slot.give_back()
-        assert slot.headers["x-ratelimit-limit-requests"] == "3"
-        assert slot.headers["x-ratelimit-remaining-requests"] == str(left)
+        headers = limits.enter(caller)
+        limits.leave(caller)
+        assert headers["x-ratelimit-limit-requests"] == "3"
+        assert headers["x-ratelimit-remaining-requests"] == str(left)
     error = refused(limits, caller)
     assert "3 requests a minute" in error.message and error.retry_after == 20.0
     assert (error.headers or {})["x-ratelimit-reset-requests"] == "1m0s"
@@ -71,9 +68,9 @@ def test_requests_a_minute() -> None:
 def test_tokens_a_minute_are_counted_at_the_end() -> None:
     clock = Clock()
     limits, caller = Limits(clock=clock), who(tokens_per_minute=600)
-    slot = limits.enter(caller)
+    limits.enter(caller)
     limits.spend(caller, 700)  # more than there was: it fills up first
-    slot.give_back()
+    limits.leave(caller)
     error = refused(limits, caller)
     assert (error.headers or {})["x-ratelimit-remaining-tokens"] == "0"
     assert error.retry_after == pytest.approx(10.1)
@@ -83,17 +80,17 @@ def test_tokens_a_minute_are_counted_at_the_end() -> None:
 
 def test_requests_at_the_same_time() -> None:
     limits, caller = Limits(concurrent=3), who(concurrent=2)
-    first, second = limits.enter(caller), limits.enter(caller)
+    limits.enter(caller)
+    limits.enter(caller)
     assert "2 requests running" in refused(limits, caller).message
-    third = limits.enter(who("other"))
+    limits.enter(who("other"))
     assert refused(limits, who("another")).code == "server_busy"
-    first.give_back()
-    first.give_back()  # once is all
+    limits.leave(caller)
     assert limits.running == 2
     limits.enter(caller)
     refused(limits, caller)
-    second.give_back()
-    third.give_back()
+    limits.leave(caller)
+    limits.leave(who("other"))
     assert limits.running == 1
 
 
@@ -109,16 +106,15 @@ def test_changed_limits_count_at_once() -> None:
 @pytest.mark.parametrize("clock", [Clock()])
 def test_a_refusal_takes_nothing(clock: Clock) -> None:
     limits, caller = Limits(clock=clock), who(requests_per_minute=2, concurrent=1)
-    slot = limits.enter(caller)
+    limits.enter(caller)
     for _ in range(5):
         refused(limits, caller)
-    slot.give_back()
-    assert limits.enter(caller).headers["x-ratelimit-remaining-requests"] == "0"
+    limits.leave(caller)
+    assert limits.enter(caller)["x-ratelimit-remaining-requests"] == "0"
 
 
 def served(limits: Limits, keys: KeyRing | None = None) -> FastAPI:
     app = FastAPI()
-    app.state.error_shapes = {}
 
     @app.post("/whole")
     async def whole() -> dict[str, int]:
@@ -145,8 +141,7 @@ def served(limits: Limits, keys: KeyRing | None = None) -> FastAPI:
     async def stop() -> dict[str, int]:
         return {"running": limits.running}
 
-    app.add_middleware(RateLimit, limits=limits)
-    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(RequestAccess, keys=keys, limits=limits)
     return app
 
 

@@ -61,16 +61,18 @@ def texts(message: Any) -> tuple[str, str]:
     return thought, "".join(block.text for block in message.content if block.type == "text")
 
 
-@pytest.mark.parametrize("speculation", ["off", "auto", {"drafter": "self", "nodes": 3}])
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "speculation"),
     [
-        GREEDY,
-        SAMPLED,
-        {**GREEDY, "mode": "fast"},
-        {**GREEDY, "thinking": {"type": "enabled", "budget_tokens": 4}},
-        {**SAMPLED, "thinking": {"type": "disabled"}, "top_k": 40, "top_p": 0.9},
-        {**GREEDY, "mode": {"groups": 1}, "thinking_budget": 3, "repetition_penalty": 1.3},
+        (GREEDY, "off"),
+        (SAMPLED, "auto"),
+        ({**GREEDY, "mode": "fast"}, {"drafter": "self", "nodes": 3}),
+        ({**GREEDY, "thinking": {"type": "enabled", "budget_tokens": 4}}, "off"),
+        ({**SAMPLED, "thinking": {"type": "disabled"}, "top_k": 40, "top_p": 0.9}, "auto"),
+        (
+            {**GREEDY, "mode": {"groups": 1}, "thinking_budget": 3, "repetition_penalty": 1.3},
+            {"drafter": "self", "nodes": 3},
+        ),
     ],
 )
 def test_streamed_is_whole_is_what_a_chat_answers(

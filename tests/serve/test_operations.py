@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.api.caller import Caller, caller
-from fastslow.serve.api.key_file import KeyLimits, add_key
-from fastslow.serve.api.keys import KeyRing
-from fastslow.serve.http.operations import OperationSettings, install_operations
+from fastslow.serve.api.config import ServerConfig
+from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.http.app import allowed_hosts, create_app
 
 CHAT = "/v1/chat/completions"
-
-
-def application(settings: OperationSettings) -> FastAPI:
-    app = FastAPI()
-    app.state.error_shapes = {}
-    engine = install_operations(app, FakeEngine(), settings)
-
-    @app.post(CHAT)
-    async def chat(request: Request, who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
-        body = await request.body()
-        async for _ in engine.stream(Ask("1", "x", memory_key=who.memory())):
-            pass
-        return {"name": who.name, "memory": who.memory(), "size": len(body)}
-
-    return app
+BODY = {"messages": [{"role": "user", "content": "x"}]}
 
 
 @pytest.fixture
@@ -43,19 +26,19 @@ def path(tmp_path: Path) -> Path:
 def test_a_key_with_limits(path: Path) -> None:
     bot = {"x-api-key": add_key(path, "bot", KeyLimits(tokens_per_minute=20))}
     page = {"x-api-key": add_key(path, "page")}
-    settings = OperationSettings(keys=KeyRing(path), metrics_by_key=True)
-    with TestClient(application(settings)) as client:
+    engine = FakeEngine()
+    app = create_app(engine, ServerConfig(metrics_by_key=True), KeyRing(path))
+    with TestClient(app) as client:
         assert client.post(CHAT).status_code == 401
-        first = client.post(CHAT, headers=bot)
-        assert (
-            first.json()["name"] == "bot" and first.headers["x-ratelimit-remaining-tokens"] == "20"
-        )
-        second = client.post(CHAT, headers=bot)  # 16 tokens were spent, 4 are left
+        first = client.post(CHAT, headers=bot, json=BODY)
+        assert first.status_code == 200 and first.headers["x-ratelimit-remaining-tokens"] == "20"
+        second = client.post(CHAT, headers=bot, json=BODY)  # 16 tokens were spent, 4 are left
         assert second.status_code == 200 and second.headers["x-ratelimit-remaining-tokens"] == "4"
-        third = client.post(CHAT, headers=bot)
+        third = client.post(CHAT, headers=bot, json=BODY)
         assert third.status_code == 429 and "20 tokens a minute" in third.json()["error"]["message"]
-        other = client.post(CHAT, headers=page).json()
-        assert other["memory"] not in (None, first.json()["memory"])
+        client.post(CHAT, headers=page, json=BODY)
+        memories = [asked.options.memory_key for asked in engine.asked]
+        assert None not in memories and memories[0] == memories[1] != memories[2]
         text = client.get("/metrics").text
         assert 'fastslow:key_requests_total{key="bot",model_name="tiny"} 3.0' in text
         for status in (401, 429):  # refused before the route was found, and still told by it
@@ -70,23 +53,22 @@ def test_other_pages_are_let_in_only_where_they_are_named(path: Path) -> None:
         "access-control-request-method": "POST",
         "access-control-request-headers": "authorization,content-type",
     }
-    with TestClient(application(OperationSettings())) as client:
+    with TestClient(create_app(FakeEngine())) as client:
         refused = client.options(CHAT, headers=ask)
         assert refused.status_code == 405 and "access-control-allow-origin" not in refused.headers
         assert client.post(CHAT, headers=ask).status_code == 403
-    settings = OperationSettings(allow_origins=["https://chat.example.com"])
-    with TestClient(application(settings)) as client:
+    config = ServerConfig(allow_origins=("https://chat.example.com",))
+    with TestClient(create_app(FakeEngine(), config)) as client:
         allowed = client.options(CHAT, headers=ask)
         assert allowed.headers["access-control-allow-origin"] == "https://chat.example.com"
-        answer = client.post(CHAT, headers={"origin": "https://chat.example.com"})
+        answer = client.post(CHAT, headers={"origin": "https://chat.example.com"}, json=BODY)
         assert answer.status_code == 200 and "access-control-allow-origin" in answer.headers
         other = client.options(CHAT, headers={**ask, "origin": "https://evil.example"})
         assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
     add_key(path, "bot")
-    settings = OperationSettings(keys=KeyRing(path), allow_origins=["https://chat.example.com"])
-    with TestClient(application(settings)) as client:
+    with TestClient(create_app(FakeEngine(), config, KeyRing(path))) as client:
         assert client.options(CHAT, headers=ask).status_code == 200  # a preflight has no key
-        answer = client.post(CHAT, headers={"origin": "https://chat.example.com"})
+        answer = client.post(CHAT, headers={"origin": "https://chat.example.com"}, json=BODY)
         assert answer.status_code == 401 and "access-control-allow-origin" in answer.headers
 
 
@@ -103,18 +85,16 @@ def test_other_pages_are_let_in_only_where_they_are_named(path: Path) -> None:
     ],
 )
 def test_names_that_a_request_may_use(
-    path: Path, host: str | None, keyed: bool, more: tuple[str, ...], named: bool
+    host: str | None, keyed: bool, more: tuple[str, ...], named: bool
 ) -> None:
-    add_key(path, "bot")
-    keys = KeyRing(path) if keyed else None
-    hosts = OperationSettings(keys=keys, host=host, allow_hosts=more).hosts
+    hosts = allowed_hosts(more, host, keyed)
     assert (hosts is not None) == named
     if hosts is not None:
         assert {"localhost", "127.0.0.1", *more} <= set(hosts)
 
 
 def test_places_of_all_together() -> None:
-    app = application(OperationSettings(concurrent=0))
+    app = create_app(FakeEngine(), ServerConfig(max_requests=0))
     with TestClient(app) as client:
         answer = client.post(CHAT)
         assert answer.status_code == 429 and answer.json()["error"]["code"] == "server_busy"
@@ -122,7 +102,7 @@ def test_places_of_all_together() -> None:
 
 
 def test_a_body_that_does_not_come() -> None:
-    app = application(OperationSettings(body_seconds=0.05))
+    app = create_app(FakeEngine(), ServerConfig(body_seconds=0.05))
     sent: list[Any] = []
 
     async def slow() -> None:
@@ -138,7 +118,11 @@ def test_a_body_that_does_not_come() -> None:
 
         asked: list[int] = []
         scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode()}
-        await app(scope | {"query_string": b"", "headers": []}, receive, send)
+        await app(
+            scope | {"query_string": b"", "headers": [(b"content-type", b"application/json")]},
+            receive,
+            send,
+        )
 
     asyncio.run(slow())
     assert sent[0]["status"] == 408

@@ -11,8 +11,8 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
-from fastslow.serve.api.caller import Caller
-from fastslow.serve.api.key_file import StoredKey
+from fastslow.serve.api.keys import StoredKey
+from fastslow.serve.api.limits import Caller
 
 SECRET = "The quick brown fox jumps over the lazy dog, and then once more. " * 3
 OTHER = "Something else entirely is asked here, at some length. " * 3

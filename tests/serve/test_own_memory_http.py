@@ -11,11 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 from serve_tools import NAME, open_tiny, write_tiny
 
-from fastslow.serve.api.key_file import add_key
-from fastslow.serve.api.keys import KeyRing
+from fastslow.serve.api.keys import KeyRing, add_key
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
-from fastslow.serve.http.operations import OperationSettings
 
 SECRET = "The quick brown fox jumps over the lazy dog, and then once more. " * 3
 TIMES = ("seconds", "ttft", "tpot", "time", "per_second", "_ms")
@@ -33,7 +31,7 @@ def opened(folder: Path, names: Sequence[str]) -> Iterator[tuple[TestClient, dic
     path.unlink(missing_ok=True)
     keys = {name: add_key(path, name) for name in names}
     engine = LocalEngine(open_tiny(folder, remember="by_key"), NAME)
-    app = create_app(engine, operations=OperationSettings(keys=KeyRing(path)))
+    app = create_app(engine, keys=KeyRing(path))
     with TestClient(app) as client:
         try:
             yield client, keys

@@ -16,9 +16,9 @@ from serve_engines import LONG, answer_of, asked, idle, settings_of, until, writ
 
 from fastslow.output import GenerationError
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.engines.process.engine_process import EngineClient, Restarts
-from fastslow.serve.engines.process.heartbeat import Heartbeat
-from fastslow.serve.engines.process.link import EngineConnection
+from fastslow.serve.engines.process.child_process import Heartbeat
+from fastslow.serve.engines.process.client import EngineClient, Restarts
+from fastslow.serve.engines.process.connection import EngineConnection
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -36,7 +36,7 @@ def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[st
         await engine.start()
         right = (await answer_of(engine, asked())).token_ids
         tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(3)]
-        link, first = engine._link, engine.pid
+        link, first = engine._connection, engine.pid
         assert link is not None and first is not None
         await until(lambda: link.answering == 3)
         os.kill(first, signal.SIGKILL)
@@ -61,6 +61,7 @@ def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[st
     assert "the engine is back" in said
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_killed_and_comes_back(folder: Path, logged: list[str]) -> None:
     async def hung() -> None:
         beat = Heartbeat(every=0.3, missed=5)
@@ -68,7 +69,7 @@ def test_one_that_hangs_is_killed_and_comes_back(folder: Path, logged: list[str]
         await engine.start()
         right = (await answer_of(engine, asked())).token_ids
         task = asyncio.create_task(answer_of(engine, asked("other", LONG)))
-        link, first = engine._link, engine.pid
+        link, first = engine._connection, engine.pid
         assert link is not None and first is not None
         await until(lambda: link.answering == 1)
         os.kill(first, signal.SIGSTOP)
@@ -116,6 +117,7 @@ def test_an_engine_that_broke_is_not_ready(folder: Path) -> None:
     asyncio.run(broken())
 
 
+@pytest.mark.slow
 def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:
     async def given_up() -> str:
         engine = EngineClient(settings_of(folder), Restarts(most=1))
@@ -133,6 +135,7 @@ def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     async def missing() -> None:
         await EngineClient(settings_of(tmp_path / "missing")).start()
@@ -141,6 +144,7 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
         asyncio.run(missing())
 
 
+@pytest.mark.slow
 def test_one_that_dies_while_it_loads_is_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +164,7 @@ PARENT = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from serve_engines import asked, first_of, settings_of
-from fastslow.serve.engines.process.engine_process import EngineClient
+from fastslow.serve.engines.process.client import EngineClient
 
 async def main():
     engine = EngineClient(settings_of(Path(sys.argv[1])))
@@ -173,6 +177,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_server(folder: Path) -> None:
     paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     server = subprocess.run(
@@ -199,13 +204,14 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_it_ends_where_only_the_connection_is_closed(folder: Path) -> None:
     """As when the server is gone on a system that does not say so."""
 
     async def closed() -> str:
         engine = EngineClient(settings_of(folder), Restarts(most=1))
         await engine.start()
-        link = engine._link
+        link = engine._connection
         assert link is not None
         link.close()
         return await engine.gave_up
@@ -213,6 +219,7 @@ def test_it_ends_where_only_the_connection_is_closed(folder: Path) -> None:
     assert "ended with exit code 0" in asyncio.run(closed())
 
 
+@pytest.mark.slow
 def test_a_slow_reader_holds_up_nobody_and_misses_nothing(folder: Path) -> None:
     async def slow() -> None:
         engine = EngineClient(settings_of(folder))
@@ -233,6 +240,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(folder: Path) -> None:
     asyncio.run(slow())
 
 
+@pytest.mark.slow
 def test_who_reads_nothing_for_long_is_cut(folder: Path) -> None:
     async def cut() -> None:
         engine = EngineClient(settings_of(folder), unread=0.05)

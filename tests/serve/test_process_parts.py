@@ -9,21 +9,24 @@ import subprocess
 import sys
 
 import pytest
+from requests_made import made_request
 
 from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, NotReady
-from fastslow.serve.engines.process.answer_stream import CROWDED, AnswerStream, joined
-from fastslow.serve.engines.process.failures import error_of, failure_of
-from fastslow.serve.engines.process.frames import LENGTH, LONGEST, FrameReader, frame
-from fastslow.serve.engines.process.link import as_fields
+from fastslow.serve.engines.process.connection import CROWDED, AnswerStream, joined
 from fastslow.serve.engines.process.messages import (
+    LENGTH,
+    LONGEST,
     Answers,
+    Call,
     Failure,
-    GetTrace,
+    FrameReader,
     StartAnswer,
     ToEngine,
     ToServer,
+    error_of,
+    failure_of,
+    frame,
 )
 
 METRICS = Metrics(
@@ -55,20 +58,22 @@ def test_bytes_that_are_no_message_are_refused() -> None:
         with pytest.raises(ValueError):
             FrameReader[ToServer](ToServer).feed(data)
     with pytest.raises(ValueError):  # a type that is not the field's
-        FrameReader[ToEngine](ToEngine).feed(frame(["GetTrace", 1, 2]))
-    assert FrameReader[ToEngine](ToEngine).feed(frame(GetTrace(1, "a"))) == [GetTrace(1, "a")]
+        FrameReader[ToEngine](ToEngine).feed(frame(["Call", 1, 2]))
+    assert FrameReader[ToEngine](ToEngine).feed(frame(Call(1, "trace", ["a"]))) == [
+        Call(1, "trace", ["a"])
+    ]
 
 
 def test_what_no_message_can_hold_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="outside of 64 bits"):
-        frame(StartAnswer(0, as_fields(Ask("a", "b", {"seed": 2**64}))))
+        frame(StartAnswer(0, made_request("a", "b", {"seed": 2**64}).to_fields()))
     with pytest.raises(ValueError, match="not valid Unicode: see its character 3"):
-        frame(StartAnswer(0, as_fields(Ask("a", "b \ud800"))))
+        frame(StartAnswer(0, made_request("a", "b \ud800").to_fields()))
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
     with pytest.raises(ValueError, match="nested too deeply"):
-        frame(StartAnswer(0, as_fields(Ask("a", "b", {"stop": nested}))))
+        frame(StartAnswer(0, made_request("a", "b", {"stop": nested}).to_fields()))
 
 
 @pytest.mark.parametrize(

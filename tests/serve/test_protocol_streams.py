@@ -15,13 +15,11 @@ import pytest
 from serve_tools import named_events_of, served
 
 from fastslow.output import GenerationError, Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
-from fastslow.serve.api.key_file import add_key
-from fastslow.serve.api.keys import KeyRing
-from fastslow.serve.api.settings import ServerSettings
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.keys import KeyRing, add_key
 from fastslow.serve.http.app import create_app
-from fastslow.serve.http.operations import OperationSettings
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
 BODIES = {
@@ -42,7 +40,7 @@ class Scripted:
         self.late = True
         self.begun = self.running = 0
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.begun += 1
         self.running += 1
         try:
@@ -57,7 +55,7 @@ class Scripted:
         finally:
             self.running -= 1
 
-    async def tokenize(self, ask: Ask) -> list[int]:
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
         return [1, 2, 3]
 
 
@@ -69,7 +67,7 @@ def engine() -> Scripted:
 @pytest.fixture
 def address(engine: Scripted) -> Iterator[str]:
     settings = ServerSettings(heartbeat=0.05)
-    with served(create_app(engine, settings)) as url:  # type: ignore[arg-type]
+    with served(create_app(engine, ServerConfig(settings=settings))) as url:  # type: ignore[arg-type]
         yield url
 
 
@@ -176,7 +174,7 @@ def test_a_silent_stream_has_pings(address: str, engine: Scripted) -> None:
 def test_keys_are_sent_as_either_client_does(tmp_path: Path, engine: Scripted) -> None:
     path = tmp_path / "keys.json"
     key = add_key(path, "bot")
-    app = create_app(engine, operations=OperationSettings(keys=KeyRing(path)))  # type: ignore[arg-type]
+    app = create_app(engine, keys=KeyRing(path))  # type: ignore[arg-type]
     with served(app) as url:
         with anthropic.Anthropic(base_url=url, api_key=key, max_retries=0) as claude:
             assert claude.messages.count_tokens(model="m", messages=CHAT).input_tokens == 3

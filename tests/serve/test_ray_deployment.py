@@ -1,4 +1,4 @@
-"""What Ray Serve is told to run."""
+"""How many replicas there are, what each takes, and what Ray Serve is asked for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 
 from fastslow.async_llm import MAX_WAITING
 from fastslow.llm import LLM
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.ray.deploy import SPARE, engines
-from fastslow.serve.ray.replicas import ROUTERS, ReplicaSettings, lacking, resources_of
+from fastslow.serve.api.config import ServerConfig
+from fastslow.serve.engines.replica_settings import ReplicaSettings, counts, resources_of
+from fastslow.serve.engines.settings import EngineSettings
+from fastslow.serve.ray.deployments import SPARE, engines, lacking
 
 
 def deployed(settings: ReplicaSettings, **options: Any) -> Any:
@@ -28,16 +29,11 @@ def test_replicas_follow_the_load_by_queues_and_without_delays_of_ray() -> None:
     assert deployed(ReplicaSettings(2, 2)).num_replicas == 2
 
 
-def test_each_router_reaches_the_deployment() -> None:
-    for name, path in ROUTERS.items():
-        config = deployed(ReplicaSettings(router=name))._deployment_config.request_router_config
-        assert config.request_router_class == path
-
-
-def test_ranks_lie_on_one_node() -> None:
-    made = deployed(ReplicaSettings(cpus=2), parallel="ep=2")
-    assert made._replica_config.placement_group_bundles == [{"CPU": 2}]
+def test_ranks_are_on_one_node_and_share_its_cores() -> None:
+    made = deployed(ReplicaSettings(cpus=4), parallel="ep=2")
+    assert made._replica_config.placement_group_bundles == [{"CPU": 4}]
     assert made._replica_config.placement_group_strategy == "STRICT_PACK"
+    assert made.init_args[0]["threads"] == 2
 
 
 @pytest.mark.parametrize("given", ["x", None, True, 0, 2.5])
@@ -54,6 +50,26 @@ def test_a_replica_takes_what_its_engine_takes_and_more() -> None:
     assert usual == running + MAX_WAITING + SPARE and more == usual + 164 - running
 
 
+def test_what_the_operator_gives() -> None:
+    def of(cores: int | None = None, **fields: Any) -> ReplicaSettings:
+        return ReplicaSettings.of(ServerConfig(**fields), cores)
+
+    assert of(8, replicas="2").cpus == 4 and of(2, replicas="1:4").cpus == 1
+    assert of(replicas="2", options={"parallel": "ep=2"}).cpus == 2
+    assert of(8, replica_cpus=3).cpus == 3 and of(drain_seconds=5).drain == 5.0
+    two = of(options={"parallel": "ep=2", "device": "npu:0"})
+    assert two.resources == {"NPU": 2.0}
+    assert of(replica_resources="fast=1", options={"device": "cuda"}).resources == {"fast": 1.0}
+    for text, sentence in (
+        ("4:1", "must name the smaller number first"),
+        ("0", "must be from 1 to 10000"),
+        ("x", "must be a number such as 2, or a range such as 1:4"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            of(replicas=text)
+    assert counts("3") == (3, 3)
+
+
 def test_resources_of_a_replica() -> None:
     assert resources_of("NPU=1, fast_disk=0.5") == {"NPU": 1.0, "fast_disk": 0.5}
     for text in ("GPU", "GPU=0", "GPU=nan", "=1", "GPU=1e9", ""):
@@ -63,7 +79,7 @@ def test_resources_of_a_replica() -> None:
         resources_of("CPU=2")
 
 
-def test_what_a_cluster_has_too_little_of_is_told() -> None:
+def test_what_a_cluster_has_too_little_of_is_named() -> None:
     there = {"CPU": 4.0, "GPU": 1.0}
     assert lacking(ReplicaSettings(2, 8, cpus=2, resources={"GPU": 0.5}), there) is None
     assert lacking(ReplicaSettings(2, 2, cpus=3), there) == (

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ import httpx
 import pytest
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from processes_served import address, command, free_port, wait_ready
-from ray_engines import descendants, living
+from ray_engines import StartedCluster, living, started_cluster
 from serve_engines import write_served
 
 pytestmark = pytest.mark.slow
@@ -27,64 +25,18 @@ BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 12, "mode": "fast", 
 ROOT = Path(__file__).parents[2]
 
 
-class Started:
-    """A cluster of the tests' own, with the ports at which it listens."""
-
-    def __init__(self, pid: int, port: int, client: int, environment: dict[str, str]) -> None:
-        self.pid, self.port, self.client, self.environment = pid, port, client, environment
-
-    def engines(self) -> list[int]:
-        names = {pid: Path(f"/proc/{pid}/cmdline") for pid in living(descendants(self.pid))}
-        return [pid for pid, name in names.items() if "ServeReplica:fastslow:engine" in _read(name)]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Started]:
-    scripts = Path(sys.executable).parent
-    port, client = free_port(), free_port()
-    own = {  # both ends have this token
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    where = tempfile.mkdtemp(prefix="ray")  # short: names of sockets are bounded
-    words = [scripts / "ray", "start", "--head", "--block", "--num-cpus=2"]
-    words += [f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={where}"]
-    words += ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
-    words += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000"]
-    process = subprocess.Popen(
-        [str(word) for word in words],
-        env={**os.environ, **own},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield Started(process.pid, port, client, own)
-    finally:
-        below = descendants(process.pid)
-        process.terminate()
-        try:
-            process.wait(60)  # it drains for 30 s where a server is left
-        finally:
-            for pid in living(below):
-                os.kill(pid, signal.SIGKILL)
-            shutil.rmtree(where, ignore_errors=True)
+def cluster() -> Iterator[StartedCluster]:
+    with started_cluster() as cluster:
+        yield cluster
 
 
-def said(url: str) -> str:
+def text_of(url: str) -> str:
     """What is answered, once something answers."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -105,28 +57,13 @@ def soon(true: Any) -> bool:
     return bool(true())
 
 
-def wait_listening(cluster: Started) -> None:
-    import socket
-
-    def listens() -> bool:
-        try:
-            for port in (cluster.port, cluster.client):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            return False
-        return True
-
-    assert soon(listens)
-
-
-def test_by_its_address(cluster: Started, folder: Path) -> None:
-    wait_listening(cluster)
+def test_by_its_address(cluster: StartedCluster, folder: Path) -> None:
     options: list[Any] = ["--port", 0, "--replicas", 1, "--kv-memory", "16MiB"]
-    options += ["--served-model-name", "tiny", "--address", f"127.0.0.1:{cluster.port}"]
+    options += ["--served-model-name", "tiny", "--address", cluster.address]
     with command(folder, *options, environment=cluster.environment) as server:
         url = address(server)
         wait_ready(url)
-        assert said(url) and len(cluster.engines()) == 1
+        assert text_of(url) and len(cluster.engines()) == 1
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == 0
     assert soon(lambda: not cluster.engines()), "it took its replicas along"
@@ -134,10 +71,10 @@ def test_by_its_address(cluster: Started, folder: Path) -> None:
 
 
 @contextmanager
-def serve_run(cluster: Started, file: Path) -> Iterator[subprocess.Popen[bytes]]:
+def serve_run(cluster: StartedCluster, file: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "serve"), "run", str(file)],
-        env={**os.environ, **cluster.environment, "RAY_ADDRESS": f"127.0.0.1:{cluster.port}"},
+        env={**os.environ, **cluster.environment, "RAY_ADDRESS": cluster.address},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -150,7 +87,7 @@ def serve_run(cluster: Started, file: Path) -> Iterator[subprocess.Popen[bytes]]
 
 
 def test_serve_run_of_the_file_that_is_there(
-    cluster: Started, folder: Path, tmp_path: Path
+    cluster: StartedCluster, folder: Path, tmp_path: Path
 ) -> None:
     config = yaml.safe_load((ROOT / "deploy" / "ray-serve.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
@@ -160,19 +97,19 @@ def test_serve_run_of_the_file_that_is_there(
     (file := tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     with serve_run(cluster, file):
         url = f"http://127.0.0.1:{port}"
-        assert said(url) == said(url)
+        assert text_of(url) == text_of(url)
         assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
         refused = httpx.post(f"{url}/v1/completions", json=BODY | {"max_tokens": 0})
         assert refused.status_code == 400 and "max_tokens" in refused.text
     assert soon(lambda: not cluster.engines())
 
 
-def test_through_ray_client(cluster: Started, folder: Path) -> None:
+def test_through_ray_client(cluster: StartedCluster, folder: Path) -> None:
     port = free_port()
     options: list[Any] = ["--port", port, "--replicas", 1, "--kv-memory", "16MiB"]
     options += ["--served-model-name", "tiny", "--address", f"ray://127.0.0.1:{cluster.client}"]
     with command(folder, *options, environment=cluster.environment) as deploying:
         _, told = deploying.communicate(timeout=PATIENCE)
         assert deploying.returncode == 0, told
-    assert said(f"http://127.0.0.1:{port}"), "it stays when the command has ended"
+    assert text_of(f"http://127.0.0.1:{port}"), "it stays when the command has ended"
     assert len(cluster.engines()) == 1

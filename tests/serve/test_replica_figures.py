@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-import pytest
 from fake_engine import FakeEngine
-from loguru import logger
 from metrics_client import client, scraped
 
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.observe import metrics
-from fastslow.serve.observe.metric_registry import MOST_VALUES
-from fastslow.serve.page import route
-
-pytest.importorskip("ray")
-from fastslow.serve.engines.process.frames import packed
-from fastslow.serve.ray import engine
-from fastslow.serve.ray.deployed import Replicas
-from fastslow.serve.ray.engine import STATS, RayEngine
-from fastslow.serve.ray.messages import Returned
-from fastslow.serve.ray.stats import MOST_GONE, StatsSum
+from fastslow.serve.engines.replica_stats import MOST_GONE, StatsSum
+from fastslow.serve.observe.metrics import MOST_VALUES
 
 SERIES = {
     "fastslow:replica_requests_running": "running",
@@ -56,80 +44,6 @@ def test_figures_of_many_that_are_gone_take_no_more_room() -> None:
     last = sums.of({})
     assert (last["tokens"], last["running"]) == (10 * (MOST_GONE + 50), 0)
     assert last["replicas_gone"] == MOST_GONE + 50
-
-
-class Call:
-    """Of one replica."""
-
-    def __init__(self, id: str, n: int, hangs: bool) -> None:
-        self.id, self.n, self.hangs = id, n, hangs
-
-    async def get_async(self) -> bytes:
-        if self.hangs:
-            await asyncio.Future()
-        return packed(Returned(self.id, of_one(self.n)))
-
-
-class TwoReplicas:
-    """A handle of them. hangs: those that are stopped."""
-
-    hangs = ""
-    more = 0  # what both have counted since
-
-    def broadcast(self, method: str, *arguments: Any) -> TwoReplicas:
-        return self
-
-    async def _fetch_replica_results_async(self) -> list[Call]:
-        return [Call(id, n + self.more, id in self.hangs) for n, id in enumerate("ab", 1)]
-
-
-def two_replicas(monkeypatch: pytest.MonkeyPatch) -> tuple[RayEngine, TwoReplicas]:
-    monkeypatch.setattr(engine, "STATS", 0.05)
-    monkeypatch.setattr(engine, "ABOUT", 0.05)
-    several, handle = RayEngine(None), TwoReplicas()  # type: ignore[arg-type]
-    several._handle, several.replicas = handle, Replicas(running=2)
-    return several, handle
-
-
-def test_a_replica_that_hangs_counts_as_it_told_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        several, handle = two_replicas(monkeypatch)
-        handle.hangs = "ab"
-        with pytest.raises(NotReady, match=r"no replica told its figures within 0\.05 s"):
-            await several.stats()
-        handle.hangs = "b"
-        assert (await several.stats())["tokens"] == 10, "of the other one alone"
-        handle.hangs = ""
-        assert (await several.stats())["tokens"] == 30
-        handle.hangs, handle.more = "b", 1
-        said: list[str] = []
-        sink = logger.add(said.append, level="WARNING")
-        for _ in range(3):
-            found = await several.stats()
-            assert found["tokens"] == 20 + 20 and set(found["replicas"]) == {"a", "b"}
-            assert found["replicas_gone"] == 0
-        logger.remove(sink)
-        assert len(said) == 1 and "what it told before counts" in said[0]
-        handle.hangs = "ab"
-        assert (await several.stats())["tokens"] == 40
-
-    asyncio.run(main())
-
-
-def test_figures_come_before_those_who_ask_leave() -> None:
-    assert STATS < metrics.PATIENCE and STATS < route.PATIENCE
-
-
-def test_a_request_that_none_knows_where_one_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        several, handle = two_replicas(monkeypatch)
-        handle.hangs = "b"
-        assert await several.cancel("x"), "the other one has it"
-        handle.hangs = "ab"
-        with pytest.raises(NotReady, match=r"a replica did not answer within 0\.05 s"):
-            await several.cancel("x")
-
-    asyncio.run(main())
 
 
 class Several(FakeEngine):

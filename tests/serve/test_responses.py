@@ -82,16 +82,18 @@ def texts(response: Any) -> tuple[str, str]:
     return "".join(thought), response.output_text
 
 
-@pytest.mark.parametrize("speculation", ["off", "auto", {"drafter": "self", "nodes": 3}])
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "speculation"),
     [
-        GREEDY,
-        SAMPLED,
-        {**GREEDY, "mode": "fast"},
-        {**GREEDY, "thinking_budget": 4},
-        {**SAMPLED, "reasoning": {"effort": "none"}, "top_k": 40, "top_p": 0.9},
-        {**GREEDY, "mode": {"groups": 1}, "thinking_budget": 3, "repetition_penalty": 1.3},
+        (GREEDY, "off"),
+        (SAMPLED, "auto"),
+        ({**GREEDY, "mode": "fast"}, {"drafter": "self", "nodes": 3}),
+        ({**GREEDY, "thinking_budget": 4}, "off"),
+        ({**SAMPLED, "reasoning": {"effort": "none"}, "top_k": 40, "top_p": 0.9}, "auto"),
+        (
+            {**GREEDY, "mode": {"groups": 1}, "thinking_budget": 3, "repetition_penalty": 1.3},
+            {"drafter": "self", "nodes": 3},
+        ),
     ],
 )
 def test_streamed_is_whole_is_what_a_chat_answers(

@@ -91,9 +91,9 @@ def _make_likely(body: dict[str, Any], limit: str | None) -> None:
         body.setdefault(limit, 2)
 
 
-def test_200_cases(url: str) -> None:
-    seen = run(url, 200)
-    assert seen["2xx"] > 10 and seen["4xx"] > 50 and not seen["5xx"]
+def test_40_cases(url: str) -> None:
+    seen = run(url, 40)
+    assert seen["2xx"] > 5 and seen["4xx"] > 10 and not seen["5xx"]
 
 
 @pytest.mark.slow

@@ -9,13 +9,12 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from fastslow.serve.http import security
-from fastslow.serve.http.security import LOOPBACK, Security, host_name
+from fastslow.serve.http import middleware as security
+from fastslow.serve.http.middleware import LOOPBACK, RequestWatch, host_name
 
 
 def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = None) -> TestClient:
     app = FastAPI()
-    app.state.error_shapes = {}
 
     @app.get("/v1/models")
     @app.post("/v1/chat/completions")
@@ -26,7 +25,7 @@ def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = N
     async def page() -> HTMLResponse:
         return HTMLResponse("x", headers={"cache-control": "max-age=9"})
 
-    app.add_middleware(Security, hosts=hosts, origins=origins)
+    app.add_middleware(RequestWatch, hosts=hosts, origins=origins)
     return TestClient(app)
 
 

@@ -130,6 +130,7 @@ def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path) -> None
     assert said == f"error: port {port} of 127.0.0.1 is taken: give another --port, or end what listens there\n"  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
     with program("-m", "fastslow", "serve", tmp_path / "missing", "--port", 0) as server:
         _, said = server.communicate(timeout=PATIENCE)
@@ -137,6 +138,7 @@ def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
     assert said.splitlines()[-1].startswith("error: ") and "missing" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [[], pytest.param(["--in-process"], marks=pytest.mark.slow)])
 def test_the_command_serves_at_a_unix_socket(folder: Path, where: list[str]) -> None:
     path = folder / "socket"

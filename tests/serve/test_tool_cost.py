@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fastslow.serve.tool_calls import schemas
+from fastslow.serve.tool_calls import prepare as schemas
 
 ASKED = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 COSTLY = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 999_983}}}

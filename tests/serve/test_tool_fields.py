@@ -8,15 +8,17 @@ import pytest
 from tool_templates import CLOCK, WEATHER
 
 from fastslow.engine.text.tool_formats import BY_NAME
-from fastslow.serve.tool_calls.offered import Tool, ToolChoice, check
-from fastslow.serve.tool_calls.openai_calls import OpenAICalls
-from fastslow.serve.tool_calls.parse import parser_of
-from fastslow.serve.tool_calls.protocols import (
+from fastslow.serve.openai.chat import OpenAICalls
+from fastslow.serve.tool_calls.offered import (
+    Tool,
+    ToolChoice,
     anthropic_choice,
     anthropic_tools,
+    check,
     openai_choice,
     openai_tools,
 )
+from fastslow.serve.tool_calls.parsers import parser_of
 
 MANY = {"type": "object", "properties": {f"p{i}": {} for i in range(2001)}}
 
@@ -142,5 +144,5 @@ def test_deltas_add_up_to_the_calls() -> None:
                 )
             else:
                 made[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
-        assert made == calls.calls
+        assert made == calls.whole
         assert [call["function"]["arguments"] for call in made] == ['{"a": "ö"}', "{}"]

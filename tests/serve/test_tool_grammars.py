@@ -11,13 +11,12 @@ import pytest
 from chat_templates import HARMONY, write_marked
 from llguidance import LLMatcher, LLTokenizer
 from loguru import logger
+from parsed_calls import Parsed, parse
 
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.tool_formats import BY_NAME
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.tool_calls.events import Parsed
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice
-from fastslow.serve.tool_calls.parse import parse
 from fastslow.serve.tool_calls.prepare import Prepared, prepare
 
 PLACE = {

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parsed_calls import Parsed, parse
 
 from fastslow.engine.text.tool_formats import BY_NAME
-from fastslow.serve.tool_calls.events import CallBegun, CallMore, Parsed
-from fastslow.serve.tool_calls.parse import parse, parser_of
+from fastslow.serve.tool_calls.events import CallBegun, CallMore
+from fastslow.serve.tool_calls.parsers import parser_of
 
 SCHEMA = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
 FUNCTIONS: dict[str, Any] = {"f": SCHEMA, "get_it-2": SCHEMA}

@@ -13,12 +13,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import StatusCode
+from requests_made import made_request
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
-from fastslow.serve.observe.observed_engine import ObservedEngine
-from fastslow.serve.observe.request_record import RequestRecords
+from fastslow.serve.http.middleware import RequestWatch
+from fastslow.serve.observe.request_record import ObservedEngine
 from fastslow.serve.observe.tracing import ENDPOINTS, RequestSpans, tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -34,7 +35,7 @@ def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[Rea
     @app.post("/v1/chat/completions")
     async def chat() -> dict[str, str]:
         sampling = {"max_tokens": 9, "temperature": 0.5, "seed": 3, "n": 2, "stop": "x"}
-        async for _ in observed.stream(Ask("chatcmpl-1", SECRET, sampling)):
+        async for _ in observed.stream(made_request("chatcmpl-1", SECRET, sampling)):
             pass
         return {}
 
@@ -42,7 +43,7 @@ def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[Rea
     async def health() -> dict[str, str]:
         return {}
 
-    app.add_middleware(RequestRecords, observers=[RequestSpans(provider)])
+    app.add_middleware(RequestWatch, observers=[RequestSpans(provider)])
     with TestClient(app, raise_server_exceptions=False) as client:
         client.post("/v1/chat/completions", headers=headers or {})
         client.get("/health")
@@ -113,7 +114,7 @@ def test_a_header_that_is_no_trace_begins_a_new_one(header: str) -> None:
 
 
 def test_what_failed_is_an_error() -> None:
-    async def script(ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         yield Piece(token_ids=[1])
         raise RuntimeError("it broke")
 
@@ -127,7 +128,7 @@ def test_nothing_is_traced_without_an_endpoint(
 ) -> None:
     for name in ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
-    assert tracing() is None and logged == []
+    assert tracing() == [] and logged == []
 
 
 def test_a_package_that_is_missing_is_told(
@@ -135,5 +136,5 @@ def test_a_package_that_is_missing_is_told(
 ) -> None:
     monkeypatch.setenv(ENDPOINTS[0], "http://127.0.0.1:9/v1/traces")
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter", None)
-    assert tracing() is None
+    assert tracing() == []
     assert len(logged) == 1 and "pip install" in logged[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from serve_engines import settings_of, until, write_served
 from serve_tools import client_of
 
+from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Engine
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.engine_process import EngineClient, Restarts
+from fastslow.serve.engines.process.client import EngineClient, Restarts
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.http.app import create_app
-from fastslow.tools.cli.serve_options import ServeOptions
+from fastslow.tools.cli.serve_options import Place, complete
 from fastslow.tools.cli.warm_file import read_warm
 
 SYSTEM = "You answer in one short sentence, and you never say why. " * 3
@@ -30,10 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warm(folder: Path, *modes: str, **options: Any) -> EngineSettings:
     file = folder / "system.txt"
     file.write_text(SYSTEM + "\n", "utf-8")
-    warmed = ServeOptions(model=str(folder), warm=[file], warm_mode=list(modes) or None)
-    settings = settings_of(folder, **options)
-    made = warmed.engine_settings()
-    return EngineSettings(settings.model, settings.name, settings.options, 16, made.warm)
+    made = complete(ServerConfig(), ServerSettings(), Place(warm=(file,), warm_mode=modes))
+    return replace(settings_of(folder, **options), warm=made.warm)
 
 
 async def cached(engine: Engine, question: str, **fields: Any) -> tuple[int, int]:
@@ -48,7 +48,7 @@ async def cached(engine: Engine, question: str, **fields: Any) -> tuple[int, int
     return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"], tokens
 
 
-@pytest.mark.parametrize("kind", ["local", "process"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("process", marks=pytest.mark.slow)])
 def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> None:
     async def main() -> None:
         settings = warm(folder, "deep", "fast")
@@ -112,12 +112,3 @@ def test_files_of_prefixes(tmp_path: Path) -> None:
             read_warm(tmp_path / name)
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         read_warm(tmp_path / "missing")
-
-
-def test_options_of_the_command() -> None:
-    settings = ServeOptions(model="m", kv_spill="2GiB").engine_settings()
-    assert not settings.warm and settings.options["kv_spill"] == "2GiB"
-    kept = ServeOptions(model="m", keep_thoughts=True).server_settings()
-    assert kept.keep_thoughts and not ServeOptions(model="m").server_settings().keep_thoughts
-    with pytest.raises(ValueError, match="^--warm-mode is for --warm"):
-        ServeOptions(model="m", warm_mode=["fast"])

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from fake_engine import FakeEngine, metrics
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
 
 
@@ -47,7 +47,7 @@ class ScriptedReplicas(FakeEngine):
         self.breaks = list(breaks)
         self.left = 0  # streams that were left or are over
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.asked.append(ask)
         broken = self.breaks.pop(0) if self.breaks else Break()
         try:
@@ -63,7 +63,7 @@ class ScriptedReplicas(FakeEngine):
         finally:
             self.left += 1
 
-    def output(self, ask: Ask) -> Output:
+    def output(self, ask: GenerateRequest) -> Output:
         choices = []
         for index, tokens in enumerate(self.answer):
             known = self._known(ask, index)
@@ -84,7 +84,7 @@ class ScriptedReplicas(FakeEngine):
             )
         return Output("a prompt", [1, 2, 3], choices)
 
-    def _pieces(self, ask: Ask, sizes: Sequence[int]) -> list[Piece]:
+    def _pieces(self, ask: GenerateRequest, sizes: Sequence[int]) -> list[Piece]:
         """Answers take turns; each begins with all that was answered."""
         found = []
         places = [0] * len(self.answer)
@@ -99,10 +99,11 @@ class ScriptedReplicas(FakeEngine):
                 found.append(_piece(part, index))
         return found
 
-    def _known(self, ask: Ask, index: int) -> int:
-        if ask.answered is None or index >= len(ask.answered["tokens"]):
+    def _known(self, ask: GenerateRequest, index: int) -> int:
+        answered = ask.options.answered
+        if answered is None or index >= len(answered.tokens):
             return 0
-        known = ask.answered["tokens"][index]
+        known = answered.tokens[index]
         assert known == [token.id for token in self.answer[index]][: len(known)]
         return len(known)
 
@@ -136,7 +137,7 @@ class Replicas(FakeEngine):
     def card(self) -> ModelCard:
         return next(iter(self.engines.values())).card
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.asked.append(ask)
         name = next((name for name in self.engines if name not in ask.avoid), "a")
         self.names.append(name)
@@ -161,7 +162,7 @@ class Replicas(FakeEngine):
     async def stop_thinking(self, id: str) -> bool:
         return any([await engine.stop_thinking(id) for engine in self.engines.values()])
 
-    async def tokenize(self, ask: Ask) -> list[int]:
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
         return await self.engines["a"].tokenize(ask)
 
     async def detokenize(self, tokens: list[int]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Completion, Metrics, Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.generate_request import GenerateRequest
 
 TINY = ModelCard(
     "tiny", 1_764_000_000, 512, {"fast": {}, "deep": {}, "auto": {}}, "groups", 4, True, False
@@ -51,10 +51,10 @@ def output(text: str = "an answer", reason: Reason = "stop", **fields: Any) -> O
     return Output("a prompt", list(range(figures.prompt_tokens)), [made])
 
 
-Script = Callable[[Ask], AsyncGenerator[Piece, None]]
+Script = Callable[[GenerateRequest], AsyncGenerator[Piece, None]]
 
 
-async def in_pieces(ask: Ask) -> AsyncGenerator[Piece, None]:
+async def in_pieces(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
     """An answer in three pieces."""
     for n in range(3):
         yield Piece(text=f"part {n} ", token_ids=[n, n])
@@ -66,7 +66,7 @@ class FakeEngine:
 
     def __init__(self, script: Script = in_pieces) -> None:
         self.script = script
-        self.asked: list[Ask] = []
+        self.asked: list[GenerateRequest] = []
         self.cancelled: list[str] = []
         self.restarts = 0
         self.figures: dict[str, Any] = {
@@ -98,7 +98,7 @@ class FakeEngine:
     def why_not_ready(self) -> str:
         return ""
 
-    async def stream(self, ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.asked.append(ask)
         async for piece in self.script(ask):
             yield piece
@@ -116,7 +116,7 @@ class FakeEngine:
     async def stats(self) -> Mapping[str, Any]:
         return self.figures
 
-    async def tokenize(self, ask: Ask) -> list[int]:
+    async def tokenize(self, ask: GenerateRequest) -> list[int]:
         return [1, 2, 3]
 
     async def detokenize(self, tokens: list[int]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fastslow.choice import ChoiceHandle
 from fastslow.engine.core import engine_core
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.stats import EngineTotals
@@ -18,6 +17,7 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.llm import LLM
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength
+from fastslow.request.choice import ChoiceState
 
 BUDGET = ("begin", "rows", "share", "take", "nodes")
 SCHEDULER = ("add", "add_first", "next", "room", "restart", "remove")
@@ -32,7 +32,7 @@ STEP = (
     *("read_features", "committed_features"),
 )
 POLICY = ("plan", "survival", "record")
-LISTENERS = ("Request.tell", "ChoiceHandle._on_step")  # who never hears cannot be told
+LISTENERS = ("Request.tell", "ChoiceState._on_step")  # who never hears cannot be told
 
 
 @dataclass
@@ -87,7 +87,7 @@ def inject(llm: LLM, patch: pytest.MonkeyPatch) -> Injected:
         "Stopper": (Stopper, ("scan", "finish", "news")),
         "Confidence": (Confidence, ("take", "keeps")),
         "Request": (Request, ("tell",)),
-        "ChoiceHandle": (ChoiceHandle, ("_on_step",)),
+        "ChoiceState": (ChoiceState, ("_on_step",)),
         "EngineTotals": (EngineTotals, ("add",)),
     }
     for part, (owner, names) in parts.items():

@@ -9,13 +9,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from requests_made import made_request
 
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.limits import Limits
+from fastslow.serve.http.middleware import RequestWatch
 from fastslow.serve.observe.metrics import ServerMetrics, router
-from fastslow.serve.observe.observed_engine import ObservedEngine
-from fastslow.serve.observe.request_record import RequestRecords
+from fastslow.serve.observe.request_record import ObservedEngine
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -23,13 +23,13 @@ Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def client(engine: FakeEngine, by_key: bool = False) -> TestClient:
     app, limits = FastAPI(), Limits()
     observed = ObservedEngine(engine, limits)
-    app.state.metrics = ServerMetrics(engine, limits, by_key, lost_lines=lambda: 1)
+    app.state.metrics = ServerMetrics(engine, limits, by_key)
     app.include_router(router)
 
     @app.post("/v1/ask/{name}")
     async def ask(name: str) -> dict[str, str]:
         try:
-            async for _ in observed.stream(Ask(name, "a prompt")):
+            async for _ in observed.stream(made_request(name, "a prompt")):
                 pass
         except (Busy, NotReady, ValueError) as error:
             return {"error": str(error)}
@@ -38,12 +38,12 @@ def client(engine: FakeEngine, by_key: bool = False) -> TestClient:
     @app.get("/stream")
     async def stream(request: Request) -> StreamingResponse:
         async def text() -> AsyncGenerator[str, None]:
-            async for piece in observed.stream(Ask("1", "a prompt")):
+            async for piece in observed.stream(made_request("1", "a prompt")):
                 yield piece.text
 
         return StreamingResponse(text())
 
-    app.add_middleware(RequestRecords, observers=[app.state.metrics.take])
+    app.add_middleware(RequestWatch, observers=[app.state.metrics.take])
     return TestClient(app)
 
 

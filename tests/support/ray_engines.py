@@ -1,49 +1,97 @@
-"""The processes of a Ray cluster that a test has started."""
+"""Processes of replicas, and a Ray cluster, for tests."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-from collections.abc import Iterable, Mapping
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fastslow.serve.ray.cluster import Cluster
+from processes_served import free_port
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 180  # seconds
 
 
-class KeptCluster(Cluster):
-    """For several deployments, one after the other: their ends do not end it."""
+class StartedCluster:
+    """A cluster of the tests' own, with the ports at which it listens."""
 
-    _opened = False
+    def __init__(self, pid: int, port: int, client: int, environment: dict[str, str]) -> None:
+        self.pid, self.port, self.client, self.environment = pid, port, client, environment
 
-    async def open(self, environment: Mapping[str, str] | None = None) -> None:
-        if not self._opened:
-            self._opened = True
-            await super().open(environment)
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    async def close(self) -> None:
-        """Nothing; see `end`."""
+    def engines(self, application: str = "fastslow") -> list[int]:
+        """The processes of replicas."""
+        title = f"ServeReplica:{application}:engine"
+        return [pid for pid in living(descendants(self.pid)) if title in _command(pid)]
 
-    async def end(self) -> None:
-        await super().close()
+    def wait(self) -> None:
+        """Until it listens."""
+        end = time.monotonic() + PATIENCE
+        for port in (self.port, self.client):
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    assert time.monotonic() < end, "the cluster does not listen"
+                    time.sleep(0.2)
 
 
-def replica_pids(application: str = "fastslow") -> list[int]:
-    """The processes of replicas in the cluster of this process."""
-    return [
-        pid
-        for pid in descendants(os.getpid())
-        if f"ServeReplica:{application}:engine" in (_command(pid) or "")
-    ]
+@contextmanager
+def started_cluster() -> Iterator[StartedCluster]:
+    """A cluster of this machine with three cores. It asks for the token of this process; see tests/serve/conftest.py."""
+    scripts = Path(sys.executable).parent
+    port, client = free_port(), free_port()
+    own = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    where = tempfile.mkdtemp(prefix="ray")  # short: names of sockets are bounded
+    words = [scripts / "ray", "start", "--head", "--block", "--num-cpus=3"]
+    words += [f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={where}"]
+    words += ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
+    words += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000"]
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        env={**os.environ, **own},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        cluster = StartedCluster(process.pid, port, client, own)
+        cluster.wait()
+        yield cluster
+    finally:
+        below = descendants(process.pid)
+        process.terminate()
+        try:
+            process.wait(60)  # it drains for 30 s where a server is left
+        finally:
+            for pid in living(below):
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(where, ignore_errors=True)
 
 
 def living(pids: Iterable[int]) -> list[int]:
     """Those that live; a zombie does not."""
-    return [pid for pid in pids if _state(pid) not in ("", "Z")]
+    return [pid for pid in pids if (_stat(pid) or ["Z"])[0] != "Z"]
 
 
 def descendants(pid: int) -> list[int]:
     """All processes that one has started, and those that these have."""
-    parents = {child: parent for child in _all() if (parent := _parent(child)) is not None}
+    every = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    parents = {child: int(stat[1]) for child in every if (stat := _stat(child))}
 
     def below(child: int) -> bool:
         while child in parents:
@@ -60,28 +108,16 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _all() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-
-
-def _command(pid: int) -> str | None:
+def _command(pid: int) -> str:
     try:
-        return (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        )
-    except OSError:
-        return None
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
 
 
-def _parent(pid: int) -> int | None:
+def _stat(pid: int) -> list[str]:
+    """The fields of a process's state, from the state on."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
+        return []

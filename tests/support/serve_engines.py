@@ -10,12 +10,13 @@ from time import monotonic
 from typing import Any
 
 from checkpoints import write_moge
+from requests_made import made_request
 from tokenizers_tiny import write_bpe
 
 from fastslow.output import Output, Piece
-from fastslow.serve.api.ask import Ask
 from fastslow.serve.api.engine import Engine
-from fastslow.serve.engines.engine_settings import EngineSettings
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.settings import EngineSettings
 
 VOCAB = 320
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if enable_thinking %} think{% endif %} assistant:"
@@ -41,22 +42,24 @@ def settings_of(folder: Path, max_waiting: int = 16, **options: Any) -> EngineSe
     return EngineSettings(str(folder), "tiny", own | options, max_waiting)
 
 
-def asked(id: str = "one", tokens: int = 8, prompt: Any = "one two", **fields: Any) -> Ask:
+def asked(
+    id: str = "one", tokens: int = 8, prompt: Any = "one two", **fields: Any
+) -> GenerateRequest:
     sampling = {"max_tokens": tokens, "ignore_eos": True, **fields.pop("sampling", {})}
-    return Ask(id=id, prompt=prompt, sampling=sampling, **fields)
+    return made_request(id, prompt, sampling, **fields)
 
 
-async def pieces_of(engine: Engine, ask: Ask) -> list[Piece]:
+async def pieces_of(engine: Engine, ask: GenerateRequest) -> list[Piece]:
     return [piece async for piece in engine.stream(ask)]
 
 
-async def answer_of(engine: Engine, ask: Ask) -> Output:
+async def answer_of(engine: Engine, ask: GenerateRequest) -> Output:
     *_, last = await pieces_of(engine, ask)
     assert last.output is not None
     return last.output
 
 
-async def first_of(engine: Engine, ask: Ask) -> Piece:
+async def first_of(engine: Engine, ask: GenerateRequest) -> Piece:
     """The first piece; then the reader leaves."""
     async with aclosing(engine.stream(ask)) as pieces:
         async for piece in pieces:

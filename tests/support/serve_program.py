@@ -11,10 +11,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from serve_engines import asked, settings_of
 
 from fastslow.serve.api.engine import Engine, ModelCard, NotReady
-from fastslow.serve.engines.process.engine_process import EngineClient
+from fastslow.serve.engines.process.client import EngineClient
 from fastslow.serve.http.app import create_app
-from fastslow.serve.http.listen import address_of, listen
-from fastslow.serve.http.loop import run
+from fastslow.serve.http.listen import address_of, listen, run
 from fastslow.serve.http.server import serve
 
 

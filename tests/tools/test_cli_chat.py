@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fastslow.call import sampling_in
-from fastslow.engine.params import Mode
+from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.output import Completion, Metrics, Output, Piece
-from fastslow.tools.cli.answer_options import AnswerOptions
-from fastslow.tools.cli.chat import Chat
+from fastslow.request.options import GenerateOptions
+from fastslow.tools.cli.answering.answer_options import AnswerOptions
+from fastslow.tools.cli.answering.chat import Chat
 from fastslow.tools.cli.screen import figures
 
 
@@ -121,8 +121,12 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
     engine = Engine()
     own = {"sampling": {"temperature": 0.6, "top_p": 0.95}, "speculation": {"nodes": 6}}
     engine.modes["deep"] = Mode.model_validate({"name": "deep", **own})
-    call = AnswerOptions(temperature=0.2, drafter="self", groups=4).call(engine)  # type: ignore[arg-type]
-    sampling = sampling_in(call["mode"], call["sampling"])
+    call = AnswerOptions(
+        sampling=SamplingParams(temperature=0.2),
+        drafts=Speculation(drafter="self"),
+        changes=Mode(groups=4),
+    ).call(engine)  # type: ignore[arg-type]
+    sampling = GenerateOptions(sampling=call["sampling"]).sampling_in(call["mode"])
     assert (sampling.temperature, sampling.top_p) == (0.2, 0.95)
     assert (call["speculation"].drafter, call["speculation"].nodes) == ("self", 6)
     assert (call["mode"].name, call["mode"].groups) == ("deep*", 4)
@@ -131,7 +135,7 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
 def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     engine: Any = Engine()
     engine.modes["fast"] = Mode(name="fast", thinking="off")
-    options = AnswerOptions(thinking_budget=30)
+    options = AnswerOptions(changes=Mode(thinking_budget=30))
     assert options.call(engine)["mode"].thinking_budget == 30
     deep = options.call(engine, "deep")["mode"]
     assert (deep.name, deep.thinking_budget) == ("deep*", 30)

@@ -17,10 +17,10 @@ from checkpoints import write_moge
 from head_tools import tiny_weights, write_head
 from tokenizers_tiny import write_bpe
 
-from fastslow.handle import RequestHandle
-from fastslow.tools.cli.answer_options import GenerateOptions
+from fastslow.request.handle import RequestHandle
+from fastslow.tools.cli.answering.answer_options import GenerateCommand
+from fastslow.tools.cli.answering.prompt_file import PromptFile
 from fastslow.tools.cli.app import main
-from fastslow.tools.cli.prompt_file import PromptFile
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
@@ -423,7 +423,7 @@ def test_ctrl_c_keeps_finished_answers_behind_an_unfinished_one(tmp_path: Path) 
     left = iter(handles)
     llm: Any = type("Engine", (), {"submit": lambda *_, **__: next(left)})()
     path = write_lines(tmp_path / "p.txt", *"abcd")
-    answers = PromptFile(path, GenerateOptions(), raw=False)._run(llm, [("a", {})] * 4)
+    answers = PromptFile(path, GenerateCommand(), raw=False)._run(llm, [("a", {})] * 4)
     shown = []
     with pytest.raises(KeyboardInterrupt):
         for index, _ in answers:

@@ -13,8 +13,8 @@ from tokenizers_tiny import write_bpe
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.tools.cli.answer_file import AnswerFile
 from fastslow.tools.cli.app import main
+from fastslow.tools.cli.drafting.answer_file import AnswerFile
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"

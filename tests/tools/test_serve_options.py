@@ -1,92 +1,97 @@
-"""The options of `fastslow serve` about operations and limits, as the command line gives them."""
+"""The options of `fastslow serve`, as the command line gives them: one `ServerConfig`."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from fake_engine import FakeEngine
+from fastapi.testclient import TestClient
 
-from fastslow.serve.api.key_file import add_key
-from fastslow.serve.api.settings import EFFORTS, ServerSettings
+from fastslow.serve.api.config import EFFORTS, ServerConfig, ServerSettings
+from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.app import app
-from fastslow.tools.cli.operation_options import OperationOptions
-from fastslow.tools.cli.serve_options import ServeOptions
-
-NAMES = {field.name for field in dataclasses.fields(OperationOptions)}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No keys of this machine's user."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    for name in ("FASTSLOW_KEYS", "FASTSLOW_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+from fastslow.tools.cli.options import filled, options_of
+from fastslow.tools.cli.serve_options import CONFIG, SETTINGS, Place, complete
+from fastslow.tools.cli.serve_several import check_several, is_by_client
 
 
-def given(*arguments: str) -> OperationOptions:
+def given(*arguments: str) -> tuple[ServerConfig, Place]:
+    """What the command gets."""
     command: Any = typer.main.get_command(app)
-    context = command.commands["serve"].make_context("serve", ["model", *arguments])
-    return OperationOptions(**{k: v for k, v in context.params.items() if k in NAMES})
+    params = command.commands["serve"].make_context("serve", list(arguments)).params
+    place = filled(Place, params)
+    limits = filled(ServerSettings, params, SETTINGS)
+    return complete(filled(ServerConfig, params, CONFIG), limits, place), place
 
 
 def test_nothing_given_is_nothing_set() -> None:
-    settings = given().settings("127.0.0.1", "tiny")
-    assert settings.keys is None and settings.observers == ()
-    assert list(settings.allow_origins) == [] and list(settings.allow_hosts) == []
-    assert settings.hosts is not None and set(settings.hosts) == {"localhost", "127.0.0.1", "::1"}
-    assert not settings.log_texts and not settings.metrics_by_key and settings.concurrent is None
+    config, place = given()
+    assert config == ServerConfig() and place == Place()
+    assert config.served_name == "smollm2-moge" and config.settings == ServerSettings()
+    assert config.engine.options == {"remember": "by_key"}
 
 
 def test_what_is_given_is_set(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
-    key = add_key(path, "bot")
-    options = given(
-        *(
-            "--api-keys",
-            str(path),
-            "--api-key",
-            "one-of-some-length",
-            "--api-key",
-            "two-of-some-length",
-        ),
+    config, place = given(
+        *("a/model.gguf", "--kv-spill", "2GiB", "--no-prefix-caching", "--remember", "all"),
+        *("--api-keys", str(tmp_path / "keys.json"), "--max-running", "3", "--keep-thoughts"),
+        *("--api-key", "one-of-some-length", "--api-key", "two-of-some-length"),
         *("--allow-origin", "https://a", "--allow-origin", "https://b", "--allow-host", "c"),
-        *("--max-requests", "3", "--log-texts", "--metrics-by-key"),
+        *("--max-requests", "3", "--log-texts", "--metrics-by-key", "--log-format", "json"),
     )
-    settings = options.settings("0.0.0.0", "tiny")
-    assert settings.keys is not None
-    for one, name in (
-        (key, "bot"),
-        ("one-of-some-length", "default"),
-        ("two-of-some-length", "default"),
-    ):
-        found = settings.keys.find(one)
-        assert found is not None and found.name == name
-    assert settings.keys.find("<factory>") is None
-    assert settings.allow_origins == ["https://a", "https://b"] and settings.concurrent == 3
-    assert settings.hosts is not None and "c" in settings.hosts
-    assert settings.log_texts and settings.metrics_by_key
+    options = {"kv_spill": "2GiB", "prefix_caching": False, "remember": True, "max_running": 3}
+    assert config.engine.options == options and config.engine.name == "model.gguf"
+    assert place.api_key == ("one-of-some-length", "two-of-some-length")
+    assert config.api_keys == tmp_path / "keys.json" and config.max_requests == 3
+    assert config.allow_origins == ("https://a", "https://b") and config.allow_hosts == ("c",)
+    assert config.log_texts and config.metrics_by_key and config.settings.keep_thoughts
+    assert config.log_environment["FASTSLOW_LOG_FORMAT"] == "json"
 
 
-def test_an_open_server_that_others_reach_is_warned_of(logged: list[str]) -> None:
-    given().settings("127.0.0.1", "tiny")
-    given().settings(None, "tiny")
-    assert logged == []
-    given().settings("0.0.0.0", "tiny")
-    assert len(logged) == 1 and "OPEN" in logged[0]
+def test_a_file_has_the_same_fields_as_the_command_line() -> None:
+    config = ServerConfig(
+        model="m",
+        name="n",
+        replicas=2,  # type: ignore[arg-type]
+        options={"remember": "by_key", "thinking_tags": ["<a>", "</a>"], "kv_memory": 0.5},  # type: ignore[arg-type]
+        settings={"default_mode": "fast"},  # type: ignore[arg-type]
+        api_keys="keys.json",  # type: ignore[arg-type]
+        allow_origins=["https://a"],  # type: ignore[arg-type]
+        warm=[{"name": "w", "prompt": [], "mode": "fast"}],  # type: ignore[arg-type]
+    )
+    options = {"remember": "by_key", "thinking_tags": ["<a>", "</a>"], "kv_memory": 0.5}
+    assert config.engine.options == options and config.engine.name == "n"
+    assert config.replicas == "2" and config.settings.default_mode == "fast"
+    assert [dict(one) for one in config.engine.warm] == [
+        {"name": "w", "prompt": [], "mode": "fast"}
+    ]
+    assert ServerConfig(**config.model_dump(mode="json", exclude_unset=True)) == config
+    with pytest.raises(ValueError, match=r"field 'log_text' is unknown; did you mean 'log_texts'"):
+        ServerConfig(log_text=True)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"warm\[0\]"):
+        ServerConfig(warm=[{"name": "w"}])  # type: ignore[arg-type]
+
+
+def test_a_new_setting_is_one_field() -> None:
+    """Every field but four is an option, and the YAML and `create_app` take the same object."""
+    names = {option.name for option in options_of(ServerConfig, CONFIG)}
+    files = {"warm", "settings"}  # which the command reads from files
+    assert set(ServerConfig.model_fields) - names == files | {"options"}
+    with TestClient(create_app(FakeEngine(), ServerConfig(max_requests=0))) as client:
+        assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 429
 
 
 def limits(path: Path, text: str, **options: Any) -> ServerSettings:
     path.write_text(text)
-    return ServeOptions(settings=path, **options).server_settings()
+    return complete(ServerConfig(), ServerSettings(**options), Place(settings=path)).settings
 
 
 def test_a_file_has_limits_and_defaults(tmp_path: Path) -> None:
     path = tmp_path / "limits.json"
-    assert ServeOptions().server_settings() == ServerSettings()
-    assert ServeOptions(default_mode="fast").server_settings().default_mode == "fast"
+    assert given("--default-mode", "fast")[0].settings.default_mode == "fast"
     text = '{"temperature": 0.3, "aliases": ["gpt-4o"], "default_mode": "auto", "efforts": {"low": "fast"}}'
     found = limits(path, text)
     assert (found.temperature, found.aliases, found.default_mode) == (0.3, ("gpt-4o",), "auto")
@@ -109,6 +114,38 @@ def test_a_wrong_file_of_limits_is_one_sentence(tmp_path: Path, text: str, said:
     assert "\n" not in str(told.value)
 
 
-def test_a_missing_file_of_limits_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--settings .*none.json does not exist"):
-        ServeOptions(settings=tmp_path / "none.json").server_settings()
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--settings", "none.json"], "--settings none.json does not exist"),
+        (["--warm-mode", "fast"], "^--warm-mode is for --warm"),
+        (["--remember", "some"], "remember='some' must be"),
+        (["--max-running", "0"], "max_running=0 must be greater than or equal to 1"),
+        (["--port", "70000"], "port=70000 must be less than or equal to 65535"),
+    ],
+)
+def test_what_does_not_fit_is_told(arguments: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        given(*arguments)
+
+
+@pytest.mark.parametrize("name", ["replicas", "address", "replica_resources"])
+def test_an_empty_value_is_no_default(name: str) -> None:
+    fields = {"replicas": "2", "address": None, name: ""}
+    address = fields.pop("address")
+    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} is empty: "):
+        check_several(ServerConfig(**fields), address, False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["auto", "127.0.0.1:6379", "[::1]:1", "ray://a-node:65535"])
+def test_addresses(text: str) -> None:
+    check_several(ServerConfig(replicas="2"), text, False)
+    assert is_by_client(text) == text.startswith("ray")
+
+
+@pytest.mark.parametrize(
+    "text", ["nowhere", "http://x:1", "ray://", "ray://x", ":1", "x:0", "x:65536", "x:1a", "x:²"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="^--address=.* must be auto, HOST:PORT or ray://HOST:PO"):
+        check_several(ServerConfig(replicas="2"), text, False)

@@ -101,9 +101,9 @@ def test_the_real_router_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_reach_the_real_router() -> None:
-    assert read_routing("urgent_each=64, few=2") == RoutingSettings(urgent_each=64.0, few=2)
-    with pytest.raises(ValueError, match="urgent_eech.*did you mean.*urgent_each"):
-        read_routing("urgent_eech=1")
+    assert read_routing("reserved_share=64, few=2") == RoutingSettings(reserved_share=64.0, few=2)
+    with pytest.raises(ValueError, match="reserved_shore.*did you mean.*reserved_share"):
+        read_routing("reserved_shore=1")
     with pytest.raises(ValueError, match="few='x' must be a number"):
         read_routing("few=x")
     made = router("fastslow", lambda id: 0, lambda: 0.0, RoutingSettings(seed=1))

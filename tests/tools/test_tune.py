@@ -20,7 +20,7 @@ from fastslow.output import Output
 from fastslow.settings import read_settings
 from fastslow.tools.cli import screen
 from fastslow.tools.cli.app import main
-from fastslow.tools.cli.bench import _table as bench_table
+from fastslow.tools.cli.drafting.bench import _table as bench_table
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label

@@ -1,46 +1,76 @@
-"""The command `fastslow`. Commands import what is heavy when they run: `--help` answers at once."""
+"""The command `fastslow`. A command's module is imported when it is called: `--help` answers at once."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from loguru import logger
+from typer.core import TyperCommand, TyperGroup
 
-from fastslow.tools.cli.bench import bench
-from fastslow.tools.cli.cache import cache
-from fastslow.tools.cli.chat import chat
-from fastslow.tools.cli.convert import convert
-from fastslow.tools.cli.corpus import corpus
-from fastslow.tools.cli.generate import generate
-from fastslow.tools.cli.inspect import inspect
-from fastslow.tools.cli.keys import keys
-from fastslow.tools.cli.modes import modes
-from fastslow.tools.cli.options import INTERRUPTED
-from fastslow.tools.cli.plan import plan
-from fastslow.tools.cli.quantize import quantize
-from fastslow.tools.cli.serve import serve
-from fastslow.tools.cli.simulate import simulate
-from fastslow.tools.cli.train_draft import train_draft
-from fastslow.tools.cli.tune import tune
+CLI = "fastslow.tools.cli"
+COMMANDS = {  # name -> where it is, and its line of help
+    "generate": ("answering.generate", "Answer one prompt, or a file of prompts as JSON lines."),
+    "chat": ("answering.chat", "Talk to a model; /fast and /deep change how it thinks."),
+    "serve": ("serve", "Serve a model over HTTP, for clients of OpenAI and Anthropic."),
+    "keys": ("keys", "Make, list and remove API keys of the server."),
+    "modes": ("checkpoints.inspect", "Say what each mode of a model means."),
+    "inspect": ("checkpoints.inspect", "Show a checkpoint: parameters, memory, tokenizer, modes."),
+    "convert": ("checkpoints.convert", "Turn a dense checkpoint into a MoGE checkpoint."),
+    "quantize": ("checkpoints.quantize", "Make a W8A8 checkpoint, and say what that changes."),
+    "cache": ("checkpoints.cache", "List and remove packed weights."),
+    "plan": ("checkpoints.plan", "Plan batch, draft length and memory on other devices."),
+    "bench": ("drafting.bench", "Measure drafters against plain decoding on your prompts."),
+    "tune": ("drafting.tune", "Find the drafter, the modes or the groups for your prompts."),
+    "train-draft": ("drafting.train_draft", "Train a draft head for a model."),
+    "corpus": ("drafting.corpus", "Build a corpus of answers, from which suffix drafts copy."),
+    "simulate": ("simulate", "Predict a cluster of replicas on this machine."),
+}
+
+
+class LateCommand(TyperCommand):
+    """Stands for a command whose module is not imported yet."""
+
+    def __init__(self, name: str, module: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self._module = module
+
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        return self.real().make_context(*arguments, **more)
+
+    def real(self) -> Any:
+        """The command itself."""
+        found = getattr(import_module(f"{CLI}.{self._module}"), str(self.name).replace("-", "_"))
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            alone.command(self.name)(found)
+            found = alone
+        command = typer.main.get_command(found)
+        command.name = self.name
+        return command
+
+
+class LateGroup(TyperGroup):
+    """The group of all commands."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        for name, (module, help) in COMMANDS.items():
+            self.add_command(LateCommand(name, module, help))
+
 
 app = typer.Typer(
     name="fastslow",
+    cls=LateGroup,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-JOBS = (generate, chat, serve, inspect, modes, convert, quantize, bench, tune, train_draft, plan)
-for command in JOBS:
-    app.command()(command)
-app.add_typer(corpus)
-app.add_typer(cache)
-app.add_typer(keys)
-app.add_typer(simulate)
 
 
 def _version(wanted: bool) -> None:
@@ -84,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="fastslow")
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(130)
     except ValueError as error:
         _fail(error, 2)
     except (OSError, RuntimeError) as error:
@@ -93,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _show_log() -> None:
     """The log is off in an application; what it warns of is then said once."""
-    from fastslow.warning import FastslowWarning
+    from fastslow.request.chat_warnings import FastslowWarning
 
     logger.enable("fastslow")
     warnings.simplefilter("ignore", FastslowWarning)

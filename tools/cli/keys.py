@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
 
-from fastslow.tools.cli.options import expand_options
+from fastslow.engine.params import sentence
+from fastslow.serve.api.keys import KeyFile, KeyLimits, add_key, remove_key, usual_file
+from fastslow.tools.cli.options import OptionFields, expand_options
 
 keys = typer.Typer(
     name="keys",
@@ -31,17 +36,11 @@ File = Annotated[
 @expand_options
 def add(
     name: Name,
+    limits: Annotated[
+        KeyLimits,
+        OptionFields("requests_per_minute", "tokens_per_minute", "concurrent", "max_tokens"),
+    ],
     file: File = None,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Requests in a minute.")
-    ] = None,
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of prompts and answers in a minute.")
-    ] = None,
-    concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Requests at the same time.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one answer.")] = None,
     modes: Annotated[
         str | None, typer.Option("--allow-modes", help="The only modes, such as fast,auto.")
     ] = None,
@@ -55,21 +54,13 @@ def add(
       fastslow keys add page
       fastslow keys add bot --requests-per-minute 60 --concurrent 4 --allow-modes fast
     """
-    from pydantic import ValidationError
-
-    from fastslow.engine.params import sentence
-    from fastslow.serve.api.key_file import KeyLimits, add_key, usual_file
-
-    limits: dict[str, Any] = {
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "concurrent": concurrent,
-        "max_tokens": max_tokens,
-        "modes": None if modes is None else [mode.strip() for mode in modes.split(",")],
-        "priority": None if priority is None else _numbers(priority),
-    }
+    more: dict[str, Any] = {}
+    if modes is not None:
+        more["modes"] = [mode.strip() for mode in modes.split(",")]
+    if priority is not None:
+        more["priority"] = _numbers(priority)
     try:
-        checked = KeyLimits(**limits)
+        checked = KeyLimits(**limits.model_dump(exclude_unset=True), **more)
     except ValidationError as error:
         raise ValueError(sentence(error)) from None
     path = file or usual_file()
@@ -88,11 +79,6 @@ def show(
     Example:
       fastslow keys list
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from fastslow.serve.api.key_file import KeyFile, usual_file
-
     every = KeyFile.read(file or usual_file()).keys
     table = Table("name", "made", "limits")
     for key in every:
@@ -114,8 +100,6 @@ def remove(name: Name, file: File = None) -> None:
     Example:
       fastslow keys remove page
     """
-    from fastslow.serve.api.key_file import remove_key, usual_file
-
     path = file or usual_file()
     remove_key(path, name)
     typer.echo(f"{name} is no longer in {path}")

@@ -1,84 +1,236 @@
-"""The options of the commands, every one once, as fields of dataclasses that the commands take."""
+"""OptionFields of commands, made from the models that they fill: name, type, default and help come from the field."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TextIO,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from fastslow.engine.checked import Params, sentence
 
 if TYPE_CHECKING:
-    from fastslow.engine.params import SamplingParams, Speculation
     from fastslow.llm import LLM
-    from fastslow.tools.tune.candidates import Length
 
 INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
+SIMPLE = (bool, int, float, str, Path)
+PATHS = ("model", "own", "source", "target")  # arguments of type str that may be paths
 
 
-PATHS = (  # arguments that are names or paths; those of type Path are known anyway
-    *("model", "target", "source", "modes", "own", "auto", "draft_model"),
-    *("speculation", "head", "corpus"),
-)
+class OptionFields:
+    """Which fields of a model become options, and their panel: the metadata of an `Annotated` model.
+
+    Args:
+        names: the fields; none = all.
+        panel: of the help, for fields that name no panel themselves.
+        defaults: whether the help shows the fields' defaults.
+        renamed: field -> name of the option, where the field's own name is taken.
+    """
+
+    def __init__(
+        self, *names: str, panel: str | None = None, defaults: bool = True, **renamed: str
+    ) -> None:
+        self.names = {name: name for name in names} | renamed
+        self.panel = panel
+        self.defaults = defaults
+
+
+def options_of(
+    model: type[BaseModel], which: OptionFields | None = None
+) -> list[inspect.Parameter]:
+    """One parameter for typer for each field, those of nested models in place.
+
+    A field's `description` is the help. Its `json_schema_extra` may have `panel` (of the help), `names`
+    (such as `["--out", "-o"]`) and `argument` (true: it is an argument, not an option).
+    """
+    which = which or OptionFields()
+    found = []
+    for field, option in (which.names or dict.fromkeys(model.model_fields)).items():
+        info = model.model_fields[field]
+        nested = _nested(info)
+        if nested is not None:
+            found += options_of(*nested)
+        else:
+            found.append(_parameter(option or field, info, which))
+    return found
+
+
+def filled(model: type[Any], given: Mapping[str, Any], which: OptionFields | None = None) -> Any:
+    """The model with what the command line gave; `model_fields_set` says which fields these are.
+
+    Raises:
+        ValueError: a value does not fit; one sentence.
+    """
+    if is_dataclass(model):
+        return cast(type[Any], model)(**{f.name: given[f.name] for f in fields(model)})
+    which = which or OptionFields()
+    values: dict[str, Any] = {}
+    for field, option in (which.names or dict.fromkeys(model.model_fields)).items():
+        nested = _nested(model.model_fields[field])
+        if nested is not None:
+            values[field] = filled(nested[0], given, nested[1])
+        elif (value := given.get(option or field)) not in (None, []):
+            values[field] = value
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ValueError(sentence(error, model.model_fields)) from None
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with one option for each field of its parameters that are dataclasses, and with `~`
-    expanded in paths.
+    """The command with the options of its parameters that are models, and with `~` expanded in paths.
 
-    Typer reads a function's parameters; it is shown the fields instead, with their types, helps
-    and defaults, and the function gets the dataclasses made of what was given.
+    A parameter `options: ServerConfig` or `drafts: Annotated[Speculation, OptionFields("head")]` is shown to
+    typer as one option for each field; the command gets the model that `filled` makes of them.
     """
     signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, type[Any]] = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
-    }
+    groups: dict[str, tuple[type[Any], OptionFields | None]] = {}
     shown: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
-        if name not in groups:
+        found = _model_of(parameter.annotation)
+        if found is not None:
+            groups[name] = found
+            shown += options_of(*found)
+        elif is_dataclass(kind := parameter.annotation):
+            groups[name] = (cast(type[Any], kind), None)
+            kinds = get_type_hints(kind, include_extras=True)  # inherited ones from their files
+            fields_of = inspect.signature(cast(type[Any], kind)).parameters.values()
+            shown += [field.replace(annotation=kinds[field.name]) for field in fields_of]
+        else:
             shown.append(parameter)
-            continue
-        kinds = get_type_hints(groups[name], include_extras=True)  # inherited ones from their files
-        whole = inspect.signature(groups[name]).parameters.values()
-        shown += [field.replace(annotation=kinds[field.name]) for field in whole]
+    paths = {p.name for p in shown if p.name in PATHS or Path in _kinds(p.annotation)}
 
     @wraps(command)
     def run(**given: Any) -> None:
-        given = {name: _at_home(name, value) for name, value in given.items()}
-        made = {
-            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-            for name, kind in groups.items()
-        }
+        given = {name: _at_home(v) if name in paths else v for name, v in given.items()}
         try:
-            command(**given, **made)
+            made = {name: filled(kind, given, which) for name, (kind, which) in groups.items()}
+            own = {name: given[name] for name in signature.parameters if name not in groups}
+            command(**own, **made)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shown]
     run.__signature__ = signature.replace(parameters=keywords)  # type: ignore[attr-defined]
-    run.__annotations__ = {}  # those of the fields count
+    run.__annotations__ = {}  # the signature's count
     return run
 
 
-def _at_home(name: str, value: Any) -> Any:
-    """The value, with `~` expanded where it is a path: shells leave `--out=~/x` as it is."""
+def _model_of(annotation: Any) -> tuple[type[BaseModel], OptionFields | None] | None:
+    """The model, and which of its fields are options, that an annotation asks for."""
+    which = None
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
+        which = next((part for part in metadata if isinstance(part, OptionFields)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, which
+    return None
+
+
+def _nested(info: FieldInfo) -> tuple[type[BaseModel], OptionFields | None] | None:
+    return _model_of(Annotated[info.annotation, *info.metadata, None])
+
+
+def _parameter(name: str, info: FieldInfo, which: OptionFields) -> inspect.Parameter:
+    extra: Mapping[str, Any] = info.json_schema_extra or {}  # type: ignore[assignment]
+    kinds = _kinds(info.annotation)
+    kind = next((simple for simple in SIMPLE if simple in kinds), None)
+    if kind is None:
+        raise TypeError(f"field {name} of type {info.annotation} can be no option")
+    hint: Any = list[kind] if list in kinds else kind  # type: ignore[valid-type]
+    how: dict[str, Any] = {
+        "help": _help(info, which.defaults),
+        "rich_help_panel": extra.get("panel") or which.panel,
+        "show_default": False,
+    }
+    choices = [value for value in _literals(info.annotation) if isinstance(value, str)]
+    if choices:
+        how["metavar"] = f"[{'|'.join(choices)}]"
+    if extra.get("argument"):
+        made = typer.Argument(**how)
+    else:
+        flag = f"--{name.replace('_', '-')}"
+        if hint is bool and info.default is True:
+            flag = f"{flag}/--no-{flag[2:]}"
+        made = typer.Option(*extra.get("names", [flag]), **how)
+    default = inspect.Parameter.empty if info.is_required() else None
+    hint = hint if info.is_required() else hint | None
+    marked = Annotated[hint, made, Path] if Path in kinds else Annotated[hint, made]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=marked
+    )
+
+
+def _help(info: FieldInfo, defaults: bool) -> str:
+    """The description as a sentence, with the default where it does not say that itself."""
+    text = (info.description or "").removesuffix(".")
+    if not text.partition(" ")[0].endswith(","):  # a list of values begins as they are written
+        text = text[:1].upper() + text[1:]
+    value = info.default
+    plain = isinstance(value, str | int | float | Path) and not isinstance(value, bool)
+    if defaults and plain and value != "" and "default" not in text:
+        text += f"; default {value}"
+    return f"{text}."
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The simple types of an annotation, and `list` or `tuple` where several values fit."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        first, *metadata = get_args(annotation)
+        return _kinds(first).union(part for part in metadata if part is Path)
+    if origin in (Union, types.UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    if origin is Literal:
+        return {type(value) for value in get_args(annotation)}
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return {list}.union(*map(_kinds, get_args(annotation)))
+    return {annotation}
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
+
+
+def _at_home(value: Any) -> Any:
+    """The value, with `~` expanded: shells leave `--out=~/x` as it is."""
     if isinstance(value, list):
-        return [_at_home(name, part) for part in value]
+        return [_at_home(part) for part in value]
     if isinstance(value, Path):
         return value.expanduser()
-    return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def option(help: str, panel: str | None = None, *names: str) -> Any:
     """An option whose help tells the default in words."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+PROMPTS = option("JSON lines, each with prompt, messages, turns or question.", None, "--prompts")
 
 
 def shown_option(
@@ -88,33 +240,31 @@ def shown_option(
     return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
 
 
-MODEL, TRIED, MEASURED, ROUTING = "Model", "What is tried", "How it is measured", "Routing"
-PROMPTS = option("JSON lines, each with prompt, messages, turns or question.", None, "--prompts")
+def field(default: Any, description: str, panel: str | None = None, **how: Any) -> Any:
+    """A field of a model whose option has a panel of its own. how: further arguments of `Field`."""
+    return Field(
+        default=default, description=description, json_schema_extra={"panel": panel}, **how
+    )
 
 
-DType = Annotated[str, option("auto, bfloat16, float32 or float16.", MODEL)]
-Quantization = Annotated[
-    str, option("auto (a quantised one as it is), none, int8, int4 or w8a8.", MODEL)
-]
-Device = Annotated[str, option("auto, cpu, cuda or npu.", MODEL)]
+MODEL = "Model"
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and how it is run."""
+class ModelOptions(Params):
+    """Which model, and how it is run: arguments of `LLM`."""
 
-    model: Annotated[
-        str, option("Checkpoint folder, GGUF file or built-in name; default smollm2-moge.", MODEL)
-    ] = "smollm2-moge"
-    dtype: DType = "auto"
-    quantization: Quantization = "auto"
-    device: Device = "auto"
-    kv_memory: Annotated[
-        str | None, option("Memory for keys and values, such as 2GiB; default: 0.3 of free.", MODEL)
-    ] = None
-    max_model_len: Annotated[
-        int | None, option("Most tokens of prompt plus answer; default: all it can.", MODEL)
-    ] = None
+    model: str = field("smollm2-moge", "checkpoint folder, GGUF file or built-in name", MODEL)
+    dtype: str = field("auto", "auto, bfloat16, float32 or float16", MODEL)
+    quantization: str = field(
+        "auto", "auto, none, int8, int4 or w8a8; auto runs a quantised model as it is", MODEL
+    )
+    device: str = field("auto", "auto, cpu, cuda or npu", MODEL)
+    kv_memory: str | None = field(
+        None, "memory for keys and values, such as 2GiB; default: 0.3 of free", MODEL
+    )
+    max_model_len: int | None = field(
+        None, "most tokens of prompt plus answer; default: all it can", MODEL
+    )
 
     @property
     def folder(self) -> Path:
@@ -131,81 +281,9 @@ class ModelOptions:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of `LLM`, but for the model."""
-        names = ("dtype", "quantization", "device", "kv_memory", "max_model_len")
+        """Keyword arguments of `LLM`."""
+        names = ModelOptions.model_fields.keys() - {"model"}
         return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class MeasureOptions(ModelOptions):
-    """What `bench` and `tune` try, and how they measure it."""
-
-    drafters: Annotated[
-        str | None, option("Such as ngram,self; default: all that need no further file.", TRIED)
-    ] = None
-    lengths: Annotated[
-        str | None,
-        option("Tokens drafted per step, such as 2,4,adaptive; default: a spread of them.", TRIED),
-    ] = None
-    draft_model: Annotated[
-        str | None, option("Folder of the small model of drafter model.", TRIED)
-    ] = None
-    tokens: Annotated[
-        int | None,
-        option("Most tokens of an answer; default 128 (`tune --modes`: 512).", MEASURED),
-    ] = None
-    limit: Annotated[
-        int | None, option("Take so many of the prompts, spread over the file.", MEASURED)
-    ] = None
-    temperature: Annotated[
-        float | None, option("0 = always the likeliest token; default: the mode's own.", MEASURED)
-    ] = None
-
-    def sampling(self, tokens: int = 128) -> SamplingParams:
-        """How all answers are sampled. tokens: most of them, where the command line does not say."""
-        from fastslow.engine.params import SamplingParams
-
-        most = tokens if self.tokens is None else self.tokens
-        if self.temperature is None:
-            return SamplingParams(max_tokens=most)
-        return SamplingParams(max_tokens=most, temperature=self.temperature)
-
-    def drafting(self) -> tuple[list[Speculation], Sequence[Length]]:
-        """The drafters and lengths that are named. ValueError: one of them is out of range."""
-        from fastslow.engine.params import Speculation
-        from fastslow.tools.tune.candidates import LENGTHS, read_lengths
-
-        lengths = LENGTHS if self.lengths is None else read_lengths(self.lengths)
-        names = [] if self.drafters is None else listed("drafters", self.drafters)
-        if self.draft_model is not None and self.drafters is None:
-            names = ["model"]
-        models = {n: self.draft_model if "model" in n.split("+") else None for n in names}
-        return [Speculation(drafter=n, model=model) for n, model in models.items()], lengths
-
-    def settings(self, llm: LLM) -> list[Speculation]:
-        """What to try with a model, plain decoding left out. ValueError: nothing is left."""
-        from fastslow.tools.tune.candidates import default_drafters, grid
-
-        drafters, lengths = self.drafting()
-        found = grid(drafters or default_drafters(llm), lengths)
-        if not found:
-            raise ValueError("drafters and lengths leave nothing but plain decoding to measure")
-        return found
-
-
-@dataclass(frozen=True)
-class RoutingOptions:
-    """What `inspect --routing` measures."""
-
-    ranks: Annotated[int, shown_option("Ranks that share the experts.", ROUTING, min=1)] = 8
-    prompts: Annotated[int, shown_option("Take so many prompts.", ROUTING, min=1)] = 32
-    answer: Annotated[int, shown_option("Tokens to answer each with.", ROUTING, min=0)] = 64
-    batch: Annotated[int, shown_option("Answers decoded in a step.", ROUTING, min=1)] = 16
-    gate: Annotated[
-        str | None,
-        option("Experts x groups, as 64x8: random routers over the same inputs instead.", ROUTING),
-    ] = None
-    picture: Annotated[Path | None, option("HTML file to write.", ROUTING)] = None
 
 
 def standard_input() -> TextIO:

@@ -1,33 +1,33 @@
-"""`fastslow serve`: a model behind the protocols of OpenAI and Anthropic."""
+"""`fastslow serve`: a model over the protocols of OpenAI and Anthropic."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.engine.host.machine import cores
-from fastslow.tools.cli.operation_options import OperationOptions
+from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.tools.cli.options import INTERRUPTED, expand_options
-from fastslow.tools.cli.replica_options import ReplicaOptions
-from fastslow.tools.cli.serve_options import ServeOptions
+from fastslow.tools.cli.serve_options import CONFIG, SETTINGS, Place, complete
 
 if TYPE_CHECKING:
     import socket
 
     from fastslow.serve.api.engine import ModelCard
-    from fastslow.serve.engines.engine_settings import EngineSettings
-    from fastslow.serve.observe.logs import ServerLog
-    from fastslow.serve.ray.engine import RayEngine
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "llguidance")
 
 
 @expand_options
-def serve(options: ServeOptions, operations: OperationOptions, replicas: ReplicaOptions) -> None:
+def serve(
+    config: Annotated[ServerConfig, CONFIG],
+    settings: Annotated[ServerSettings, SETTINGS],
+    place: Place,
+) -> None:
     """Serve MODEL over HTTP, as OpenAI's and Anthropic's clients expect it, with a chat page at /.
 
     Examples:
@@ -41,9 +41,9 @@ def serve(options: ServeOptions, operations: OperationOptions, replicas: Replica
       fastslow serve path/to/checkpoint --replicas 2
       fastslow serve path/to/checkpoint --replicas 1:8 --address auto
 
-    It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in a
-    process of its own; if that dies, running requests get an error and a new one is started. With --replicas
-    several engines run, on Ray Serve; if one dies, others go on with what it was answering.
+    It listens at once: /health says that it lives, /ready that the model is loaded. The engine runs in
+    another process; if that dies, running requests get an error and a new one is started. With --replicas
+    several engines run; if one dies, others continue its answers.
 
     Ctrl-C or SIGTERM: running answers have --drain-seconds, new requests get HTTP 503, then it ends.
     Ctrl-C twice ends it now.
@@ -55,78 +55,59 @@ def serve(options: ServeOptions, operations: OperationOptions, replicas: Replica
         raise ValueError(
             f"fastslow serve needs {', '.join(missing)}: pip install 'fastslow[serve]'"
         )
-    if replicas.replicas is not None:
-        if find_spec("ray") is None:
-            raise ValueError("--replicas needs ray: pip install 'fastslow[ray]'")
-        if options.in_process:
-            raise ValueError("--in-process is for one engine: leave out --replicas")
-    from fastslow.serve.http.listen import listen
-    from fastslow.serve.http.loop import run
+    from fastslow.serve.http.listen import listen, run
     from fastslow.serve.http.server import StoppedError
-    from fastslow.tools.cli.serve_by_client import deploy_by_client
+    from fastslow.serve.observe.logs import ServerLog
+    from fastslow.tools.cli.serve_several import check_several, deploy_by_client, is_by_client
 
-    log = operations.open_log()
+    check_several(config, place.address, place.in_process)
+    config = complete(config, settings, place)
+    log = ServerLog(config.log_format, config.log_level, config.log_file)
+    os.environ.update(config.log_environment)
     try:
-        if replicas.by_client:
-            deploy_by_client(options, operations, replicas)
+        if is_by_client(place.address):
+            deploy_by_client(config, place)
             return
-        with listen(options.host, options.port, options.unix_socket) as listener:
-            run(_serve(options, operations, replicas, log, listener))
+        with listen(place.host, place.port, place.unix_socket) as listener:
+            run(_serve(config, place, listener))
     except StoppedError:
         raise typer.Exit(INTERRUPTED) from None
     finally:
         log.close()
 
 
-async def _serve(
-    options: ServeOptions,
-    operations: OperationOptions,
-    replicas: ReplicaOptions,
-    log: ServerLog,
-    listener: socket.socket,
-) -> None:
+async def _serve(config: ServerConfig, place: Place, listener: socket.socket) -> None:
     from fastslow.serve.api.engine import Engine, StartedEngine
-    from fastslow.serve.engines.continued_engine import ContinuedEngine
-    from fastslow.serve.engines.process.engine_process import EngineClient
+    from fastslow.serve.api.keys import known_keys, warn_if_open
+    from fastslow.serve.engines.process.client import EngineClient
     from fastslow.serve.http.app import create_app
     from fastslow.serve.http.listen import address_of
     from fastslow.serve.http.server import serve as serve_app
+    from fastslow.serve.observe.tracing import tracing
     from fastslow.tools.cli.screen import errors
+    from fastslow.tools.cli.serve_several import open_several
 
-    address = address_of(listener)
-    limits = options.server_settings()
-    around = operations.settings(None if options.unix_socket else options.host, options.name, log)
-    settings = options.engine_settings()
-    behind: StartedEngine | None = None
-    if options.in_process:
-        engine: Engine = await settings.open()
-    elif replicas.replicas is None:
-        engine = behind = EngineClient(settings)
+    host = None if place.unix_socket else place.host
+    keys = known_keys(config.api_keys, place.api_key)
+    if host is not None:
+        warn_if_open(keys, host)
+    started: StartedEngine | None = None
+    if place.in_process:
+        engine: Engine = await config.engine.open()
+    elif config.replicas is None:
+        engine = started = EngineClient(config.engine)
     else:
-        several = _several(settings, replicas, options.drain_seconds, operations.log_environment())
-        engine, behind = ContinuedEngine(several), several
-    if behind is not None:
-        errors().print(f"{address}/ready says when {options.name} is loaded.", style="dim")
+        engine, started = open_several(config, place.address)
+    address = address_of(listener)
+    if started is not None:
+        errors().print(f"{address}/ready says when {config.served_name} is loaded.", style="dim")
 
     def announce(card: ModelCard) -> None:
-        limits.fit(card.modes)
+        config.settings.fit(card.modes)
         errors().print(_usage(address, card), soft_wrap=True)
 
-    app = create_app(engine, limits, around)
-    await serve_app(app, engine, listener, options.drain_seconds, announce, behind)
-
-
-def _several(
-    settings: EngineSettings, replicas: ReplicaOptions, drain: float, environment: dict[str, str]
-) -> RayEngine:
-    """Engines on a Ray cluster."""
-    from fastslow.serve.ray.cluster import Cluster
-    from fastslow.serve.ray.deployed import OwnDeployment
-    from fastslow.serve.ray.engine import RayEngine
-
-    each = replicas.settings(dict(settings.options), drain)
-    cluster = Cluster(replicas.address, max(cores(), each.most * each.cpus))
-    return RayEngine(OwnDeployment(cluster, settings, each, environment))
+    app = create_app(engine, config, keys, host, tracing())
+    await serve_app(app, engine, listener, config.drain_seconds, announce, started)
 
 
 def _usage(address: str, card: ModelCard) -> str:

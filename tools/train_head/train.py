@@ -21,8 +21,9 @@ from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
 from fastslow.tools.train_head.batches import Shown, batches
+from fastslow.tools.train_head.config import TrainConfig
 from fastslow.tools.train_head.features import HiddenStates, Shards
-from fastslow.tools.train_head.trainer import Measured, TrainConfig, Trainer
+from fastslow.tools.train_head.trainer import Measured, Trainer
 from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 HELD = 0.05  # share of prompts that nothing is learnt from

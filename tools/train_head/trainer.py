@@ -6,7 +6,7 @@ import math
 import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -21,6 +21,7 @@ from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.target import Ends
 from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
+from fastslow.tools.train_head.config import TrainConfig
 from fastslow.tools.train_head.features import HiddenStates
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
@@ -85,43 +86,6 @@ class Guess(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
         (grad_NH,) = ctx.saved_tensors
         return grad * grad_NH, None, None, None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """How a head is trained.
-
-    Attributes:
-        steps: depth of the unrolled chain; the loss of step k counts `fade` ** (k - 1).
-        fade: see steps.
-        rate: peak learning rate, reached after `warm_up` updates; falls to a tenth along a cosine
-            over `tokens`.
-        warm_up: updates.
-        tokens: rows to learn from, in all epochs.
-        rows: padded rows of a batch.
-        prompts: share of texts whose prompt the head sees; 0 makes a head that never looks at prompts.
-        prompt_rows: of a prompt that it sees at most, the last ones.
-        moved: share of these prompts that stand further away from the answer than they did.
-        stretches: share of the long prompts in which a stretch is taught like an answer.
-        decay: weight decay of the matrices.
-        seed: of order and shares.
-        products: dtype of the matrix products, "auto" for the faster one on this machine; parameters and their
-            updates are float32.
-    """
-
-    steps: int = 4
-    fade: float = 0.8
-    rate: float = 2e-3
-    warm_up: int = 20
-    tokens: int = 1_000_000
-    rows: int = 2048
-    prompts: float = 0.8
-    prompt_rows: int = 1024
-    moved: float = 0.5
-    stretches: float = 0.0
-    decay: float = 0.01
-    seed: int = 0
-    products: str = "auto"
 
 
 @dataclass(slots=True)
@@ -255,7 +219,7 @@ class Trainer:
                 for name, p in self.weights.items()
             },
             "trained": (self.tokens, self.updates),
-            "training": asdict(self.train_config),
+            "training": self.train_config.model_dump(),
         }
         write_state(self.checkpoint, state)
 

@@ -1,1 +1,1 @@
-"""The engine in a process of its own: the HTTP side shares no lock with it, and outlives it."""
+"""The engine in another process: the HTTP side shares no lock with it, and outlives it."""

@@ -18,33 +18,28 @@ from typing import TYPE_CHECKING, Any, cast
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.ask import Ask
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.failures import KINDS, failure_of
-from fastslow.serve.engines.process.frames import FrameReader, frame
+from fastslow.serve.api.engine import called
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import (
+    KINDS,
     Answers,
     Call,
     CallResult,
-    Cancel,
-    Detokenize,
     Drain,
     Failure,
-    GetStats,
-    GetTokenBytes,
-    GetTrace,
+    FrameReader,
     LeaveAnswer,
     NotLoaded,
-    Ping,
     Ready,
     Start,
     StartAnswer,
-    StopThinking,
     ToEngine,
-    Tokenize,
     ToServer,
+    failure_of,
+    frame,
 )
-from fastslow.serve.http.loop import run
+from fastslow.serve.engines.settings import EngineSettings
+from fastslow.serve.http.listen import run
 from fastslow.serve.observe.logs import ServerLog
 
 if TYPE_CHECKING:
@@ -122,7 +117,7 @@ class EngineServer(asyncio.Protocol):
     async def _load(self, settings: EngineSettings) -> None:
         try:
             self._engine = await settings.open()
-        except Exception as error:  # noqa: BLE001 - the server tells of it
+        except Exception as error:  # noqa: BLE001 - the server says it
             if not isinstance(error, KINDS):
                 logger.exception("the model cannot be loaded")
             self.send(NotLoaded(failure_of(error)))
@@ -134,7 +129,9 @@ class EngineServer(asyncio.Protocol):
         assert self._engine is not None
         failure, number = None, message.number
         try:
-            async with aclosing(self._engine.stream(Ask(**message.ask))) as pieces:
+            async with aclosing(
+                self._engine.stream(GenerateRequest.from_fields(message.ask))
+            ) as pieces:
                 async for piece in pieces:
                     self._pieces.append((number, piece))
                     self._flush_soon()
@@ -147,25 +144,17 @@ class EngineServer(asyncio.Protocol):
 
     async def _call(self, message: Call) -> None:
         assert self._engine is not None
-        engine = self._engine
         try:
-            match message:
-                case Cancel():
-                    value: Any = await engine.cancel(message.id)
-                case StopThinking():
-                    value = await engine.stop_thinking(message.id)
-                case GetTrace():
-                    value = await engine.trace(message.id)
-                case GetStats():
-                    value = await engine.stats()
-                case Tokenize():
-                    value = await engine.tokenize(Ask(**message.ask))
-                case Detokenize():
-                    value = await engine.detokenize(message.tokens)
-                case GetTokenBytes():
-                    value = await engine.token_bytes(message.tokens)
-                case Ping():
-                    value = not engine.broken
+            if message.method == "alive":
+                value: Any = not self._engine.broken
+            elif message.method == "report":
+                value = self._engine.report().to_dict()
+            else:
+                given = [
+                    GenerateRequest.from_fields(each) if isinstance(each, dict) else each
+                    for each in message.arguments
+                ]
+                value = await called(self._engine, message.method, given)
         except Exception as error:  # noqa: BLE001 - it is the client's
             self.send(CallResult(message.number, None, _told(error)))
         else:

@@ -1,4 +1,4 @@
-"""The engine's process, as the server's starts it, connects to it, and learns how it ended."""
+"""The engine's process as the server starts it, watches it, and learns how it ended."""
 
 from __future__ import annotations
 
@@ -9,14 +9,63 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Self
 
 from msgspec import to_builtins
 
 from fastslow.serve.api.keys import environment_without_key
-from fastslow.serve.engines.engine_settings import EngineSettings
-from fastslow.serve.engines.process.link import EngineConnection
+from fastslow.serve.engines.process.connection import EngineConnection
 from fastslow.serve.engines.process.messages import Start
+from fastslow.serve.engines.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Asks a process whether it lives, over and over.
+
+    A long step of the model is no hang: the event loop of the process answers meanwhile. Time in which this
+    process could not run itself, as while a machine sleeps, counts as one pause at most.
+
+    Attributes:
+        every: seconds between a question and the next one, and of each pause in which its answer may come.
+        missed: after as many pauses without the answer the process counts as hung.
+    """
+
+    every: float = 10.0
+    missed: int = 6
+
+    @property
+    def seconds(self) -> float:
+        """How long a process may say nothing."""
+        return self.every * self.missed
+
+    async def watch(self, connection: EngineConnection) -> str:
+        """Wait until a process is lost, or to be ended: what is wrong with it, "" if it is lost."""
+        while True:
+            answer = asyncio.ensure_future(connection.call("alive"))
+            try:
+                for _ in range(self.missed):
+                    either: list[asyncio.Future[None]] = [connection.lost, answer]
+                    await asyncio.wait(
+                        either, timeout=self.every, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if connection.lost.done():
+                        return ""
+                    if answer.done():
+                        break
+                else:
+                    return f"answered nothing for {self.seconds:g} s"
+            finally:
+                answer.cancel()
+                await asyncio.gather(answer, return_exceptions=True)
+            if answer.exception() is None and not answer.result():
+                return "lives on without its engine, which broke"
+            await asyncio.wait([connection.lost], timeout=self.every)
+
+
+USUAL = Heartbeat()
+
 
 GRACE = 5.0  # seconds that a process has to end once its connection is closed
 
@@ -24,9 +73,9 @@ GRACE = 5.0  # seconds that a process has to end once its connection is closed
 class ChildProcess:
     """One process with its connection. `start` makes it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: EngineConnection) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], connection: EngineConnection) -> None:
         self._process = process
-        self.link = link
+        self.connection = connection
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> Self:
@@ -38,13 +87,13 @@ class ChildProcess:
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
-            _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
-            link.send(Start(to_builtins(settings)))
+            _, connection = await loop.create_unix_connection(EngineConnection, sock=ours)
+            connection.send(Start(to_builtins(settings)))
         except BaseException:
             process.kill()
             process.wait()
             raise
-        return cls(process, link)
+        return cls(process, connection)
 
     @property
     def pid(self) -> int:
@@ -52,7 +101,7 @@ class ChildProcess:
 
     async def wait(self) -> str:
         """Wait until the connection is lost and the process gone: how it ended, for a sentence."""
-        await asyncio.shield(self.link.lost)
+        await asyncio.shield(self.connection.lost)
         await self._reap(GRACE)
         code = self._process.returncode
         if code is not None and code < 0:
@@ -61,8 +110,8 @@ class ChildProcess:
         return f"ended with exit code {code}"
 
     async def end(self, grace: float = GRACE) -> None:
-        """Close the connection; kill the process if it is there after so many seconds."""
-        self.link.close()
+        """Close the connection; kill the process if it is still there after `grace` seconds."""
+        self.connection.close()
         await self._reap(grace)
 
     def kill(self) -> None:

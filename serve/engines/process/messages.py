@@ -1,13 +1,15 @@
-"""What the server's process and the engine's say to each other."""
+"""What the server's process and the engine's say to each other, as msgpack with a length before each message."""
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from typing import Any, Generic, TypeVar
 
+import msgspec
 from msgspec import Struct
 
-from fastslow.output import Output, Piece
-from fastslow.serve.api.engine import ModelCard
+from fastslow.output import GenerationError, Output, Piece
+from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 
 
 class Start(Struct, tag=True, array_like=True):
@@ -17,7 +19,7 @@ class Start(Struct, tag=True, array_like=True):
 
 
 class StartAnswer(Struct, tag=True, array_like=True):
-    """Begin to answer. `ask`: the fields of an `Ask`."""
+    """Begin to answer. `ask`: `GenerateRequest.to_fields()`."""
 
     number: int  # the server's, for all messages about this answer
     ask: Any
@@ -29,44 +31,12 @@ class LeaveAnswer(Struct, tag=True, array_like=True):
     number: int
 
 
-class Cancel(Struct, tag=True, array_like=True):
-    number: int
-    id: str
-
-
-class StopThinking(Struct, tag=True, array_like=True):
-    number: int
-    id: str
-
-
-class GetTrace(Struct, tag=True, array_like=True):
-    number: int
-    id: str
-
-
-class GetStats(Struct, tag=True, array_like=True):
-    number: int
-
-
-class Tokenize(Struct, tag=True, array_like=True):
-    number: int
-    ask: Any
-
-
-class Detokenize(Struct, tag=True, array_like=True):
-    number: int
-    tokens: list[int]
-
-
-class GetTokenBytes(Struct, tag=True, array_like=True):
-    number: int
-    tokens: list[int]
-
-
-class Ping(Struct, tag=True, array_like=True):
-    """Whether the process lives, and its engine too."""
+class Call(Struct, tag=True, array_like=True):
+    """Call a method of the engine: one of `CALLS`, `alive` or `report`. An object among the arguments is a request."""
 
     number: int
+    method: str
+    arguments: list[Any]
 
 
 class Drain(Struct, tag=True, array_like=True):
@@ -102,7 +72,7 @@ class Answers(Struct, tag=True, array_like=True):
 
     Attributes:
         pieces: by number, in the order in which they were made.
-        over: numbers of answers that end behind these pieces; with what went wrong, or None.
+        over: numbers of answers that end after these pieces; with what went wrong, or None.
     """
 
     pieces: list[tuple[int, Piece]]
@@ -110,13 +80,110 @@ class Answers(Struct, tag=True, array_like=True):
 
 
 class CallResult(Struct, tag=True, array_like=True):
-    """What a call gave: `Cancel` and those after it."""
+    """What a call gave."""
 
     number: int
     value: Any
     failure: Failure | None = None
 
 
-Call = Cancel | StopThinking | GetTrace | GetStats | Tokenize | Detokenize | GetTokenBytes | Ping
 ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult
+
+
+KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
+
+
+def failure_of(error: Exception) -> Failure:
+    """As a message. A kind that is not known is a RuntimeError, whose sentence names it."""
+    if isinstance(error, GenerationError):
+        return Failure(GenerationError.__name__, str(error), error.outputs)
+    if isinstance(error, Busy):
+        return Failure(Busy.__name__, str(error), retry_after=error.retry_after)
+    if isinstance(error, NotReady):
+        return Failure(NotReady.__name__, str(error), refused=error.refused)
+    for kind in KINDS:
+        if isinstance(error, kind):
+            return Failure(kind.__name__, str(error))
+    return Failure(RuntimeError.__name__, f"{type(error).__name__}: {error}")
+
+
+def error_of(failure: Failure) -> Exception:
+    """The error again."""
+    if failure.kind == GenerationError.__name__:
+        return GenerationError(failure.sentence, failure.outputs)
+    if failure.kind == Busy.__name__:
+        return Busy(failure.sentence, failure.retry_after)
+    if failure.kind == NotReady.__name__:
+        return NotReady(failure.sentence, refused=failure.refused)
+    kinds = {kind.__name__: kind for kind in KINDS}
+    return kinds.get(failure.kind, RuntimeError)(failure.sentence)
+
+
+LENGTH = struct.Struct(">I")
+LONGEST = 2**28  # bytes of a message
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def frame(message: Any) -> bytes:
+    """A message on its way."""
+    data = bytearray(LENGTH.size)
+    LENGTH.pack_into(data, 0, _write(message, data))
+    return bytes(data)
+
+
+def packed(message: Any) -> bytes:
+    """A message for what keeps messages apart by itself; no length in front."""
+    data = bytearray()
+    _write(message, data)
+    return bytes(data)
+
+
+def _write(message: Any, data: bytearray) -> int:
+    """Append a message to the data; returns its size in bytes."""
+    start = len(data)
+    try:
+        _encoder.encode_into(message, data, start)
+    except OverflowError:
+        raise ValueError("a number in the request is outside of 64 bits") from None
+    except UnicodeEncodeError as error:
+        where = f"see its character {error.start + 1}"
+        raise ValueError(f"a text in the request is not valid Unicode: {where}") from None
+    except RecursionError:
+        raise ValueError("the request is nested too deeply") from None
+    size = len(data) - start
+    if size > LONGEST:
+        raise ValueError(f"the request has {size} bytes, at most {LONGEST} are possible")
+    return size
+
+
+class FrameReader(Generic[T]):
+    """Makes messages of the bytes that come in.
+
+    Args:
+        kinds: the types of messages that may come.
+    """
+
+    def __init__(self, kinds: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kinds)
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[T]:
+        """The messages that are whole now."""
+        self._rest += data
+        found, start, end = [], 0, len(self._rest)
+        with memoryview(self._rest) as view:
+            while end - start >= LENGTH.size:
+                (size,) = LENGTH.unpack_from(view, start)
+                if size > LONGEST:
+                    raise ValueError(f"a message of {size} bytes: at most {LONGEST} are possible")
+                first = start + LENGTH.size
+                if end - first < size:
+                    break
+                with view[first : first + size] as part:
+                    found.append(self._decoder.decode(part))
+                start = first + size
+        del self._rest[:start]
+        return found

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from random import Random
 
-from fastslow.serve.engines.routing.guard import Guard
 from fastslow.serve.engines.routing.load import ReplicaLoad, Sent
 from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.serve.engines.routing.routed_prefixes import RoutedPrefixes
 from fastslow.serve.engines.routing.settings import RoutingSettings
-from fastslow.serve.engines.routing.step_growth import StepGrowth
 
 MEMORY = 64.0  # prompts over which characters of a token are averaged
+LOOK = 0.5  # seconds between two looks at the reports for quick requests: they are older
 
 
 class ReplicaChooser:
     """Ranks replicas by the seconds that a request would lose there; see `ReplicaLoad.seconds`.
 
     The prompt's own part is what the replica has not read before, so a request goes where its prefix is
-    known, unless it would wait there for longer than reading takes. `Guard` keeps some replicas free of deep
-    requests while quick ones with a target come: to a deep request those come after all others.
+    known, unless it would wait there for longer than reading takes.
 
-    No call waits, and none holds a request back. Where there are many replicas only a few are compared.
+    While quick requests with a target come, a fixed share of the replicas is reserved for quick requests: to
+    a deep request the reserved ones come after all others. Which ones are reserved follows from their names,
+    so that all routers reserve the same ones. Deep requests that run there already run to their end.
+
+    No call waits, and none holds a request back. Of many replicas only a few are compared.
 
     Args:
         settings: see there.
@@ -36,23 +40,20 @@ class ReplicaChooser:
         self._clock = clock
         self._random = Random(settings.seed)
         self._prefixes = RoutedPrefixes(settings, self._random)
-        self._growth = StepGrowth(settings)
-        self._guard = Guard(settings, self._growth)
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
+        self._order: list[str] = []  # the first ones are reserved
+        self._reserved: frozenset[str] = frozenset()
+        self._urgent_at = -math.inf  # when a quick request with a target was last seen
+        self._looked = -math.inf  # when reports were last searched for such requests
         self._sent: OrderedDict[str, Sent] = OrderedDict()  # by request, the oldest first
         self._newest = 0.0  # report, when it came
         self._characters = settings.page_characters  # of a token
 
     @property
-    def kept(self) -> frozenset[str]:
+    def reserved(self) -> frozenset[str]:
         """Replicas that take no deep request now, as long as there are others."""
-        return self._guard.kept
-
-    def answers(self, id: str) -> int:
-        """What a replica answers or has in its queue, as far as is known."""
-        load = self._loads.get(id)
-        return 0 if load is None else load.answers
+        return self._reserved
 
     def set_replicas(self, ids: Iterable[str]) -> None:
         """There are these now. What was known of others is forgotten."""
@@ -62,9 +63,10 @@ class ReplicaChooser:
             self._prefixes.forget(id)
         for id in there:
             if id not in self._loads:
-                self._loads[id] = ReplicaLoad(self._settings, self._growth)
+                self._loads[id] = ReplicaLoad(self._settings)
         self._ids = list(there)
-        self._guard.set_replicas(there)
+        self._order = sorted(there, key=_place)
+        self._reserve(bool(self._reserved))
 
     def report(self, id: str, report: ReplicaReport) -> None:
         """A replica says how it is; one that is not there is not heard."""
@@ -73,27 +75,22 @@ class ReplicaChooser:
             return
         self._newest = self._clock()
         load.report(report, self._newest)
-        self._growth.note(load.running, load.step)
         self._prefixes.resize(id, report.pages * report.page_tokens * self._characters)
 
     def rank(self, request: RoutedRequest) -> list[str]:
         """All replicas, the best one first; those that it should avoid come last."""
         now = self._clock()
-        if request.urgent and request.latency_ms is not None:
-            self._guard.seen(request.latency_ms / 1000, now)
-        self._guard.look(self._loads, now)
+        self._watch(request, now)
         held = self._held(request)
         looked = self._looked_at(request, held)
         costs = {id: self._cost(request, id, held, now) for id in looked}
         best = sorted(looked, key=costs.__getitem__)
-        rest = self._rest(set(best))
-        if request.deep and self._guard.kept:
-            allowed = [id for id in best if not costs[id][0]]
-            kept = self._guard.kept
-            others = [id for id in rest if id not in kept]
-            last = best[len(allowed) :] + [id for id in rest if id in kept]
-            return self._in_order(request, allowed + others + last)
-        return self._in_order(request, best + rest)
+        ranked = best + self._rest(set(best))
+        if request.deep and self._reserved:
+            ranked.sort(key=self._reserved.__contains__)
+        if request.avoid:
+            ranked.sort(key=frozenset(request.avoid).__contains__)
+        return ranked
 
     def routed(self, request: RoutedRequest, id: str) -> None:
         """A request goes to a replica; said again with another one, it went there instead."""
@@ -134,10 +131,10 @@ class ReplicaChooser:
         if len(self._ids) <= settings.few:
             return self._random.sample(self._ids, len(self._ids))
         looked = dict.fromkeys(held)
-        pool = self._guard.open if request.deep and not self._guard.mild else self._ids
-        self._draw(looked, pool, settings.choices)
-        if request.urgent and self._guard.kept:
-            self._draw(looked, self._guard.kept_list, settings.choices)
+        count = len(self._reserved)
+        self._draw(looked, self._order[count:] if request.deep else self._ids, settings.choices)
+        if request.urgent:
+            self._draw(looked, self._order[:count], settings.choices)
         return list(looked)
 
     def _draw(self, looked: dict[str, None], pool: Sequence[str], count: int) -> None:
@@ -150,17 +147,13 @@ class ReplicaChooser:
                 looked[id] = None
                 count -= 1
 
-    def _cost(
-        self, request: RoutedRequest, id: str, held: dict[str, int], now: float
-    ) -> tuple[bool, float]:
-        """What comes first is smaller."""
+    def _cost(self, request: RoutedRequest, id: str, held: dict[str, int], now: float) -> float:
         load = self._loads[id]
         seconds = load.seconds(request, self._cached(request, held.get(id, 0)), now)
         if load.heard_at is not None:  # the clock may have been set back since
             silent = min(self._newest, now) - load.heard_at
             seconds += max(0.0, silent - self._settings.silent_seconds)
-        barred = request.deep and id in self._guard.kept and not self._guard.allows(load)
-        return barred, seconds
+        return seconds
 
     def _cached(self, request: RoutedRequest, characters: int) -> float:
         """Tokens of so many characters of the prompt; of a longer prompt than was read, in proportion."""
@@ -173,18 +166,29 @@ class ReplicaChooser:
         start = self._random.randrange(len(self._ids)) if self._ids else 0
         return [id for id in self._ids[start:] + self._ids[:start] if id not in best]
 
-    def _in_order(self, request: RoutedRequest, ranked: list[str]) -> list[str]:
-        """The same with what a request may not or must have in its place."""
-        if request.avoid:
-            avoid = set(request.avoid)
-            ranked = [r for r in ranked if r not in avoid] + [r for r in ranked if r in avoid]
-        if request.replica in self._loads:
-            ranked.remove(request.replica)
-            ranked.insert(0, request.replica)
-        return ranked
+    def _watch(self, request: RoutedRequest, now: float) -> None:
+        """Reserve replicas while quick requests with a target come; other routers may send some, too."""
+        self._urgent_at = min(self._urgent_at, now)  # the clock may have been set back
+        if request.urgent:
+            self._urgent_at = now
+        if not 0 <= now - self._looked < LOOK:
+            self._looked = now
+            if any(load.urgent for load in self._loads.values()):
+                self._urgent_at = now
+        self._reserve(now - self._urgent_at <= self._settings.reserved_seconds)
+
+    def _reserve(self, wanted: bool) -> None:
+        most = len(self._order) - 1
+        share = round(self._settings.reserved_share * len(self._order))
+        count = min(max(1, share), most) if wanted and most > 0 else 0
+        self._reserved = frozenset(self._order[:count])
 
     def _learn_characters(self, request: RoutedRequest) -> None:
         """How long tokens are, of prompts that were seen whole."""
         length = len(request.prompt)
         if request.prompt_tokens > 0 and 0 < length < MOST_CHARACTERS:
             self._characters += (length / request.prompt_tokens - self._characters) / MEMORY
+
+
+def _place(id: str) -> bytes:
+    return blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest()

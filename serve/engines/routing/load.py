@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.serve.engines.routing.request import RoutedRequest
 from fastslow.serve.engines.routing.settings import RoutingSettings
-from fastslow.serve.engines.routing.step_growth import StepGrowth
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,8 @@ class ReplicaLoad:
     and what this router knows has changed since; and never less than what this router itself has there.
     """
 
-    def __init__(self, settings: RoutingSettings, growth: StepGrowth) -> None:
+    def __init__(self, settings: RoutingSettings) -> None:
         self._settings = settings
-        self._growth = growth
         self._report: ReplicaReport | None = None
         self._at = 0.0  # of the report, at most when it came
         self._heard_at = 0.0  # when it came
@@ -48,44 +46,9 @@ class ReplicaLoad:
         return max(self._own.answers, self._since.answers)
 
     @property
-    def deep(self) -> int:
-        """Of them, those that may take long."""
-        return max(self._own.deep, self._since.deep)
-
-    @property
     def urgent(self) -> int:
-        """Of them, quick ones with a target."""
+        """Of them, quick requests with a target."""
         return max(self._own.urgent, self._since.urgent)
-
-    @property
-    def step(self) -> float:
-        """Seconds of its steps by its latest report; 0: it has not told."""
-        return 0.0 if self._report is None else _step(self._report)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether answers wait there for others to end, by its latest report."""
-        return self._report is not None and any(self._report.waiting.values())
-
-    @property
-    def queue_seconds(self) -> tuple[float, float]:
-        """How long quick and deep ones wait there, by its latest report."""
-        report = self._report
-        return (
-            (0.0, 0.0)
-            if report is None
-            else (report.quick_queue_seconds, report.deep_queue_seconds)
-        )
-
-    @property
-    def running(self) -> int:
-        """Answers in its steps by its latest report."""
-        return 0 if self._report is None else sum(self._report.running.values())
-
-    @property
-    def places(self) -> int:
-        """Answers that may run together; 0: it has not told."""
-        return 0 if self._report is None else self._report.places
 
     @property
     def heard_at(self) -> float | None:
@@ -127,21 +90,17 @@ class ReplicaLoad:
             cached: tokens of its prompt that the replica has read before.
             now: on this router's clock.
         """
-        settings, report, growth = self._settings, self._report, self._growth
-        free = (
-            self.answers < self.places
-        )  # then an answer costs what it adds to each step, whatever its kind;
-        step = min(self._step, growth.seconds / settings.answer_growth) if free else self._step
-        steps, queued = settings.answer_steps * self.answers, 0.0
+        settings, report = self._settings, self._report
+        places = settings.places if report is None or not report.places else report.places
+        steps, queued = settings.full_steps * self.answers / places, 0.0
         if request.urgent:
-            # engines let these pass those that wait, but where an engine is full of deep ones there is no
-            # place before one ends, and so it may soon be where nothing is known yet
-            if not (free and growth.known):
-                steps += settings.deep_steps * self.deep
+            # engines let it pass answers that wait, but where all places are taken it waits for an end
+            if self.answers >= places:
+                steps += settings.deep_steps * max(self._own.deep, self._since.deep)
         elif report is not None and any(report.waiting.values()):
             queued = report.queue_seconds
         reading = (max(0.0, request.prompt_tokens - cached) + self._to_read(now)) / self._rate
-        return reading + queued + steps * step
+        return reading + queued + steps * self._step
 
     def _to_read(self, now: float) -> float:
         return max(0.0, self._unread - self._rate * max(0.0, now - self._unread_at))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-MOST_CHARACTERS = (
-    65_536  # of a prompt that a router reads: what comes later hardly changes where it goes
-)
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.generate_request import GenerateRequest
+
+# of a prompt that a router reads: what comes later hardly changes where it goes
+MOST_CHARACTERS = 65_536
+CHARACTERS = 4  # of a token, about
+DEFAULT = "deep"  # the mode of a request that names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,6 @@ class RoutedRequest:
         max_tokens: the most that it may answer.
         latency_ms: its target, if it has one.
         memory_key: KV is shared only between requests of one key.
-        replica: where it must go; "" = anywhere.
         avoid: replicas that just failed on it.
     """
 
@@ -34,10 +39,77 @@ class RoutedRequest:
     max_tokens: int
     latency_ms: float | None = None
     memory_key: str = ""
-    replica: str = ""
     avoid: tuple[str, ...] = ()
 
     @property
     def urgent(self) -> bool:
-        """A quick request with a target: what the guard protects."""
+        """A quick request with a target: replicas are reserved for these."""
         return self.latency_ms is not None and not self.deep
+
+
+def routed_of(request: GenerateRequest, card: ModelCard) -> RoutedRequest:
+    """A request, as routers see it.
+
+    Args:
+        card: of the model.
+    """
+    mode: Any = request.options.mode
+    fields = {} if isinstance(mode, str | None) else mode
+    base = str(fields.get("base") or DEFAULT) if fields else str(mode or DEFAULT)
+    preset = card.modes.get(base, {})
+    prompt, tokens = _seen(request.prompt)
+    usual = request.options.sampling_defaults.get("max_tokens")
+    most = request.sampling.get("max_tokens", usual)
+    return RoutedRequest(
+        id=request.id,
+        mode=_name(base, fields),
+        deep=may_take_long({**preset, **fields}),
+        prompt=prompt,
+        prompt_tokens=tokens,
+        max_tokens=min(most, card.context) if isinstance(most, int) else card.context,
+        latency_ms=fields.get("latency_ms", preset.get("latency_ms")),
+        memory_key=request.options.memory_key or "",
+        avoid=tuple(request.avoid),
+    )
+
+
+def may_take_long(mode: Mapping[str, Any]) -> bool:
+    """Whether requests of a mode may think, by its fields. A mode that chooses another mode may choose one that
+    thinks. A model that cannot think takes longer in its deep mode, too."""
+    return mode.get("thinking", "auto") != "off" or bool(mode.get("auto"))
+
+
+def _name(base: str, fields: Mapping[str, Any]) -> str:
+    """A mode with fields of its own is another one, whose keys and values may be others."""
+    own = [
+        f"{name}={fields[name]}" for name in ("groups", "experts") if fields.get(name) is not None
+    ]
+    return "+".join([base, *own])
+
+
+def _seen(prompt: str | Sequence[int] | Sequence[Mapping[str, object]]) -> tuple[str, int]:
+    """What a prompt begins with, as text; and how many tokens it may be."""
+    if isinstance(prompt, str):
+        return prompt[:MOST_CHARACTERS], len(prompt) // CHARACTERS + 1
+    parts: list[str] = []
+    size = count = 0
+    for part in _texts(prompt):
+        if size < MOST_CHARACTERS:
+            parts.append(part[: MOST_CHARACTERS - size])
+        size += len(part)
+        count += 1
+    numbers = bool(prompt) and isinstance(prompt[0], int)
+    return "".join(parts), count if numbers else size // CHARACTERS + 1
+
+
+def _texts(prompt: Sequence[int] | Sequence[Mapping[str, object]]) -> Iterator[str]:
+    for part in prompt:
+        if isinstance(part, int):
+            yield f"{part} "
+            continue
+        content = part.get("content") if isinstance(part, Mapping) else part
+        if isinstance(content, list):
+            content = "\n".join(
+                str(one.get("text", "")) for one in content if isinstance(one, Mapping)
+            )
+        yield f"{part.get('role') if isinstance(part, Mapping) else ''}\n{content or ''}\n"

@@ -22,7 +22,6 @@ from tokenizers_tiny import write_bpe
 from torch import Tensor
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.call import Prompt
 from fastslow.engine.backends import device as device_file
 from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
@@ -34,6 +33,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows, Segment
+from fastslow.request.options import Prompt
 
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)

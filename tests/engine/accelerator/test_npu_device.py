@@ -13,7 +13,6 @@ from checkpoints import write_dense, write_moge
 from npu_tools import CHIPS, simulated
 from tokenizers_tiny import write_bpe
 
-from fastslow.call import Prompt
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
@@ -23,6 +22,7 @@ from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.weights import Weights
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
+from fastslow.request.options import Prompt
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, outcome
 from exact_tools import EVERY, NAMES, PROMPTS, make_bench, params, tell
 from thoughts import Bound
 
-from fastslow.engine.core.answered import resume
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.types import ANSWERED
+from fastslow.request.resume import resume
 
 OPEN, CLOSE, END = 3, 4, 2
 DRAFTERS = ("off", *EVERY, *(f"named {name}" for name in NAMES))

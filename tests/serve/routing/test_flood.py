@@ -121,8 +121,8 @@ def test_quick_ones_hardly_feel_a_flood() -> None:
     assert flood.deep_done > 10
 
 
-def test_without_the_guard_they_would() -> None:
-    flood = Flood(["a", "b"], guard_seconds=-1.0)
+def test_without_reserved_replicas_they_would() -> None:
+    flood = Flood(["a", "b"], reserved_seconds=-1.0)
     flood.run(quick_every=0.25, deep_every=0.5, seconds=120, quick_from=0)
     assert flood.p95() > 10 * calm()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastslow.serve.engines.routing.settings import RoutingSettings
 from fastslow.tools.simulate.cluster import SimulatedCluster
 from fastslow.tools.simulate.figures import ModeFigures, by_mode, simulated_times
 from fastslow.tools.simulate.planned import planned_costs
@@ -31,7 +30,6 @@ def test_half_of_the_load_deep() -> None:
     assert (ours["fast"].in_time or 0.0) >= 0.98
 
 
-def test_prefixes_are_found_as_with_settings_of_such_machines() -> None:
-    told = RoutingSettings(answer_steps=0.1, deep_steps=0.5)
-    ours, by_hand = run(3, load(0.15, 500)), run(3, load(0.15, 500), routing=told)
-    assert (ours["all"].hit_rate or 0.0) >= (by_hand["all"].hit_rate or 1.0) - 0.005
+def test_prefixes_are_found_although_answers_run_there() -> None:
+    ours, two = (run(3, load(0.15, 500), router=router) for router in ("fastslow", "prefix"))
+    assert (ours["all"].hit_rate or 0.0) >= (two["all"].hit_rate or 1.0) - 0.04

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from routing_tools import report
 
-from fastslow.serve.engines.routing.report import ReplicaReport
-from fastslow.serve.engines.routing.report_reader import ReportReader
+from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
 
 
 def test_it_goes_through_json() -> None:

@@ -1,0 +1,1 @@
+"""A call of a user becomes requests of the engine, and their answers an output."""

@@ -1,0 +1,323 @@
+"""A prompt and its options become requests: prompt, mode, sampling, speculation, in this order."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from loguru import logger
+
+from fastslow.drafters import DrafterFactory
+from fastslow.engine.choosing import ModeChoice
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.request import EscalationTarget, Request
+from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.sampling.accept.exact import Rule
+from fastslow.engine.sampling.accept.lossy import LossyStepwise
+from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.rng import sibling_seed, successor_seed
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.request.answer_rules import Grammars, ThinkingRules
+from fastslow.request.input_processor import EncodedPrompt, InputProcessor
+from fastslow.request.mode import ModeFinder
+from fastslow.request.options import GenerateOptions, Prompt, SpeculationLike
+from fastslow.settings import read_settings
+
+STEPWISE = "lossy-stepwise"
+
+
+class Candidate(NamedTuple):
+    """A request that may answer, with what it was asked and its mode."""
+
+    request: Request
+    prompt: EncodedPrompt
+    mode: Mode
+
+
+class BuiltChoices(NamedTuple):
+    """The candidates of each of n answers, and the preset that was chosen for all of them, with its reason.
+
+    The first candidate runs. A second one replaces it where its confidence falls.
+    """
+
+    candidates: list[list[Candidate]]
+    decided: ModeChoice | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a call asks for in one mode, checked: the same for all of its answers."""
+
+    prompt: EncodedPrompt
+    params: SamplingParams
+    mode: Mode
+    speculation: Speculation
+    prediction: tuple[int, ...]
+    room: int  # most tokens of the answer
+
+
+class RequestBuilder:
+    """Turns a prompt and its options into requests, not submitted yet.
+
+    Args:
+        inputs: reads prompts.
+        core: the engine core that will run the requests.
+        drafters: makes drafters.
+        controller: decides how far to draft.
+        modes: finds modes.
+        usual: the meaning of speculation "auto" where a mode gives none.
+    """
+
+    def __init__(
+        self,
+        inputs: InputProcessor,
+        core: EngineCore,
+        drafters: DrafterFactory,
+        controller: SpeculationController,
+        modes: ModeFinder,
+        usual: SpeculationLike | None,
+    ) -> None:
+        self.inputs = inputs
+        self.modes = modes
+        self._core = core
+        self._drafters = drafters
+        self._controller = controller
+        self._config = core.model.config
+        self.units = RoutedUnits.of(self._config)
+        self._tokenizer = inputs.tokenizer
+        self._thinking = ThinkingRules(inputs, self._config.vocab_size)
+        own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
+        ends = own_ids | frozenset(self._config.eos_ids)
+        self._eos_ids = frozenset(token for token in ends if token < self._config.vocab_size)
+        if ends > self._eos_ids:
+            outside = sorted(ends - self._eos_ids)
+            logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
+        self._ids = itertools.count()
+        self._home = HomeProcess()
+        self._usual = self._speculation(usual, Mode(speculation=Speculation()))
+
+    def check(self, prompt: Prompt, options: GenerateOptions) -> int:
+        """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read. Returns
+        how many answers are asked for, by the mode that is given.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: this was made in another process.
+        """
+        self._home.check()
+        self.inputs.measure(prompt)
+        params = options.sampling_in(self.modes.given(options.mode))
+        self.inputs.check_params(params)
+        if not isinstance(options.speculation, str | Speculation | None):
+            self._speculation(options.speculation, Mode())
+        if options.answered is not None:
+            options.answered.check(self._config.vocab_size, self.inputs.context)
+        return params.n
+
+    def build(self, prompt: Prompt, options: GenerateOptions, called: float) -> BuiltChoices:
+        """Check a prompt, and make the requests of its n answers.
+
+        Args:
+            called: when the call came, of `time.monotonic`.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: this was made in another process.
+        """
+        self._home.check()
+        self.inputs.measure(prompt)
+        answered = options.answered
+        mode, decided = self.modes.find(
+            options.mode, prompt, None if answered is None else answered.chosen
+        )
+        plans, escalated = [self._plan(prompt, options, mode)], None
+        if mode.escalate is not None:
+            escalated = self.modes.find(mode.escalate.to, prompt).mode
+            if mode.escalate.how == "restart":
+                plans.append(self._plan(prompt, options, escalated))
+        params = plans[0].params
+        if answered is not None:
+            answered.check_count(params.n)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        candidates = [
+            self._candidates(plans, escalated, sibling_seed(seed, n), options, called)
+            for n in range(params.n)
+        ]
+        for n, (first, *_) in enumerate(candidates):
+            if answered is not None and answered.begun(n):
+                answered.begin(first.request, n, mode, plans[0].room, self.units)
+        return BuiltChoices(candidates, decided)
+
+    def encode(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
+        """A prompt as a request in a mode reads it.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        return self.inputs.encode(
+            prompt, mode, options.allow_special, options.chat_template_kwargs, options.keep_thoughts
+        )
+
+    def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
+        params = options.sampling_in(mode)
+        self.inputs.check_params(params)
+        encoded = self.encode(prompt, mode, options)
+        return _Plan(
+            prompt=encoded,
+            params=params,
+            mode=mode,
+            speculation=self._speculation(options.speculation, mode),
+            prediction=self.inputs.prediction(options.prediction),
+            room=min(params.max_tokens, self.inputs.context - len(encoded.tokens)),
+        )
+
+    def _speculation(self, wish: SpeculationLike | None, mode: Mode) -> Speculation:
+        """The settings that a wish means, with their drafter made.
+
+        Raises:
+            ValueError: an unknown drafter, or one that does not fit the target.
+        """
+        if wish is None or wish == "auto":
+            settings = mode.speculation or self._usual
+        elif isinstance(wish, Speculation):
+            settings = wish
+        elif isinstance(wish, Mapping):
+            settings = Speculation(**wish)
+        elif not isinstance(wish, str):
+            kind = type(wish).__name__
+            raise ValueError(f"speculation must be a name or Speculation, not {kind}")
+        elif wish.endswith(".json"):
+            settings = read_settings(wish, self._drafters.folder)
+        else:
+            settings = Speculation(drafter=wish)
+        self._drafters.make(settings)
+        return settings
+
+    def _candidates(
+        self,
+        plans: Sequence[_Plan],
+        escalated: Mode | None,
+        seed: int,
+        options: GenerateOptions,
+        called: float,
+    ) -> list[Candidate]:
+        """The request of one answer, and the request that replaces it where its confidence falls."""
+        first, *others = plans
+        trace = StepTrace(self.units) if options.trace else None
+        later = [self._request(one, successor_seed(seed), options, called, trace) for one in others]
+        escalation = None
+        if first.mode.escalate is not None and escalated is not None:
+            keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
+            thinking = (
+                self._thinking.make(first.prompt, first.room, escalated) if not later else None
+            )
+            escalation = EscalationTarget(
+                escalated.name, escalated.routed, keep, thinking, successor
+            )
+        request = self._request(first, seed, options, called, trace, escalation)
+        return [Candidate(r, p.prompt, p.mode) for r, p in zip([request, *later], plans)]
+
+    def _request(
+        self,
+        plan: _Plan,
+        seed: int,
+        options: GenerateOptions,
+        called: float,
+        trace: StepTrace | None,
+        escalation: EscalationTarget | None = None,
+    ) -> Request:
+        prompt, params, mode, settings = plan.prompt, plan.params, plan.mode, plan.speculation
+        max_len = len(prompt.tokens) + plan.room - 1
+        self._check_fits(max_len)
+        end_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            end_ids |= self._eos_ids
+        grammar = None
+        if params.grammar_spec is not None:
+            grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
+        drafter = self._drafters.make(settings)
+        drafts = drafter.drafter != "off"
+        reproducible = settings.accept == "reproducible"
+        reproducible |= settings.accept == "auto" and params.seed is not None
+        confidence = None
+        if escalation is not None and mode.escalate is not None:
+            confidence = Confidence(mode.escalate, to_the_end=escalation.successor is not None)
+        request = Request(
+            id=next(self._ids),
+            tokens=list(prompt.tokens),
+            prompt_length=len(prompt.tokens),
+            params=params,
+            speculation=drafter,
+            own_drafter=self._drafters.alone(drafter),
+            mode=mode.name,
+            called=called,
+            policy=self._controller.policy(
+                settings if drafts else drafter, drafter, bool(plan.prediction)
+            ),
+            stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
+            groups=mode.routed,
+            seed=seed,
+            max_len=max_len,
+            rope_length=self._config.rope_length(max_len),
+            memory_key=options.memory_key,
+            end_ids=end_ids,
+            rule=self._rule(settings, reproducible),
+            reproducible=reproducible,
+            scored=settings.accept == STEPWISE,
+            thinking=self._thinking.make(prompt, plan.room, mode),
+            grammar=grammar,
+            trace=trace,
+            prediction=plan.prediction if drafts else (),
+            priority=options.priority,
+            deadline=None if options.timeout is None else called + options.timeout,
+            latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
+            may_cut_draft="draft" in mode.may_shorten,
+            may_cut_groups=self.units.name in mode.may_shorten,
+            confidence=confidence,
+            escape=escalation,
+        )
+        self._drafters.use(drafter, request)
+        return request
+
+    def _check_fits(self, max_len: int) -> None:
+        kv = self._core.kv
+        if not kv.fits(max_len):
+            raise ValueError(
+                f"a text of {max_len} tokens needs {kv.pages_for(max_len)} KV pages; there are "
+                f"{kv.pages}: raise kv_memory or lower max_tokens"
+            )
+
+    def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
+        if settings.accept == STEPWISE:
+            return LossyStepwise(self._line_ends, settings.step_score)
+        return RULES["reproducible" if reproducible else settings.accept.replace("auto", "token")]
+
+    @cached_property
+    def _line_ends(self) -> frozenset[int]:
+        """Tokens that hold a newline."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            raise ValueError(f"accept={STEPWISE!r} needs a tokenizer, and this checkpoint has none")
+        return frozenset(
+            i for i in range(tokenizer.vocab_size) if b"\n" in tokenizer.token_bytes(i)
+        )
+
+    def _detokenizer(self, prompt: EncodedPrompt) -> Detokenizer | None:
+        if self._tokenizer is None:
+            return None
+        shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
+        if prompt.tools:
+            shown |= frozenset(self.inputs.tool_calls.tokens.values())
+        before = prompt.tokens[-8:] if prompt.goes_on else []
+        return Detokenizer(self._tokenizer, keep=shown, after=before)

@@ -1,0 +1,251 @@
+"""The state of one of the answers to a prompt: its pieces as they come, and the whole at the end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Literal
+
+from fastslow.engine.choosing import ModeChoice
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.spec_decode_stats import DraftCounts
+from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.sampling.thinking import Ended, Thinking
+from fastslow.engine.text.channels import splitter
+from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.types import PREDICTION
+from fastslow.output import Completion, Decided, Metrics, Output, Piece
+from fastslow.request.builder import Candidate
+from fastslow.request.input_processor import EncodedPrompt
+
+
+class ChoiceState:
+    """One answer. The engine's thread makes pieces; once it is over, only the caller's reads it.
+
+    The text between the tags is `reasoning`, all else `text`. A thought without an end is reasoning.
+    Where the first tag is the closing one, and the request may think, the answer began inside a
+    thought: the text before it is reasoning, too. A request that must not think keeps it as `text`, so
+    that its answer is not lost.
+
+    Args:
+        candidates: requests that are not submitted yet. A second one replaces the first where its confidence
+            falls. Nothing of the first is streamed while it may still be replaced.
+        tags: the model's thinking tags, if it has any.
+        units: what the model's modes may run fewer of.
+        decided: the preset that was chosen, and why; None = the call names its mode.
+        called: when the call came, of `time.monotonic`.
+        index: which of the prompt's answers this is.
+
+    Attributes:
+        requests: of all candidates; the caller submits the first one.
+        streaming: a piece is made in every step from now on. The first one holds all so far.
+        pieces: those that were not taken yet; several answers may share one queue.
+        over: nothing more comes.
+        news: is called in the engine's thread when there is a piece, and when it is over.
+    """
+
+    def __init__(
+        self,
+        candidates: list[Candidate],
+        tags: ThoughtTags | None,
+        units: RoutedUnits,
+        decided: ModeChoice | None,
+        called: float,
+        index: int = 0,
+    ) -> None:
+        self._tags = tags
+        self._units = units
+        self._decided = decided
+        self._called = called
+        self._index = index
+        self._ended = False  # its last piece was made
+        self.streaming = False
+        self.pieces: deque[Piece] = deque()
+        self.over = False
+        self.news: Callable[[], None] = lambda: None
+        self._candidates = candidates
+        self.requests = [candidate.request for candidate in candidates]
+        for request in self.requests:
+            request.listener = self._on_step
+        self._begin()
+
+    @property
+    def request(self) -> Request:
+        """The request that answers."""
+        return self._candidates[0].request
+
+    @property
+    def prompt(self) -> EncodedPrompt:
+        """What it was asked."""
+        return self._candidates[0].prompt
+
+    def abandon(self) -> None:
+        """End it before it was submitted."""
+        self.request.end("cancelled", None)
+        self.over = True
+
+    def end_pieces(self) -> None:
+        """Make a piece of what no other one held of an answer that is over; later calls do nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        with suppress(Exception):  # of a text that cannot be split: `completion` says so
+            reasoning, text = self._splitter.push(self.request.stopper.news())
+            last_reasoning, last_text = self._splitter.finish()
+            piece = self._piece(text + last_text, reasoning + last_reasoning)
+            if piece.text or piece.reasoning or piece.token_ids:
+                self.pieces.append(piece)
+
+    def completion(self) -> Completion:
+        """The whole answer of a request that is over."""
+        request = self.request
+        stopper = request.stopper
+        opened, thinking = self.prompt.opened, request.thinking
+        asked = self._candidates[0].mode.thinking != "off" and not opened
+        held = request.grammar is not None  # where its answer begins is known
+        if self._tags is not None and asked and not held and self._tags.strayed(stopper.text):
+            opened = True
+            thinking = thinking and thinking.reopened()
+        whole = splitter(self._tags, opened, self.prompt.tools, held)
+        parts = [whole.push(stopper.text), whole.finish()]
+        return Completion(
+            text="".join(text for _, text in parts),
+            reasoning="".join(reasoning for reasoning, _ in parts),
+            token_ids=request.tokens[request.prompt_length :],
+            finish_reason=stopper.reason or "error",
+            stop_reason=stopper.matched,
+            logprobs=None if request.params.logprobs is None else request.logprobs,
+            metrics=self._metrics(thinking),
+            error=None if request.error is None else _said(request.error),
+            sources=list(request.sources),
+        )
+
+    def _begin(self) -> None:
+        held = self.request.grammar is not None
+        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools, held)
+        self._sent = self.request.prompt_length
+
+    def _on_step(self, request: Request) -> None:
+        """Called in the engine's thread after every step of the request."""
+        if request is not self.request:
+            return
+        if request.done and request.escalated and len(self._candidates) > 1:
+            del self._candidates[0]
+            self._begin()
+            if not self.request.done:
+                return
+            request = self.request
+        if request.done:
+            if self.streaming:
+                self.end_pieces()
+            self.over = True
+            self.news()
+            return
+        unsure = len(self._candidates) > 1 and request.watched
+        if self.streaming and not unsure:
+            reasoning, text = self._splitter.push(request.stopper.news())
+            piece = self._piece(text, reasoning)
+            if piece.token_ids:
+                self.pieces.append(piece)
+                self.news()
+
+    def _piece(self, text: str, reasoning: str) -> Piece:
+        """The next piece, with the tokens that no other one held."""
+        request, first = self.request, self._sent
+        decided = self._decisions() if first == request.prompt_length else None
+        self._sent = len(request.tokens)
+        logprobs = None
+        if request.params.logprobs is not None:
+            logprobs = request.logprobs[first - request.prompt_length :]
+        tokens, sources = request.tokens[first:], request.sources[first - request.prompt_length :]
+        return Piece(text, reasoning, tokens, None, logprobs, self._index, sources, decided)
+
+    def _decisions(self) -> Decided | None:
+        """For another engine that continues the answer."""
+        request = self.request
+        by_load = request.latency_target is not None and request.may_cut_groups
+        if self._decided is None and not by_load:
+            return None
+        mode, why = self._decided or ("", "")
+        return Decided(mode, why, request.groups)
+
+    def _mode(self) -> str:
+        """The mode that answered; both, where a text went on in another one."""
+        name, other = self._candidates[0].mode.name, self.request.escape
+        return f"{name}>{other.mode}" if other is not None and self.request.escalated else name
+
+    def _metrics(self, thinking: Thinking | None) -> Metrics:
+        request = self.request
+        stats = request.spec_stats
+        tokens = len(request.tokens) - request.prompt_length
+        pairs = zip(stats.accepted_at, stats.offered_at)
+        first = self.requests[0]
+        ttft = max(0.0, stats.first_token - self._called)
+        tpot = (stats.last_token - stats.first_token) / max(1, request.later_tokens)
+        kept = (
+            None
+            if first.latency_target is None
+            else bool(tokens) and max(ttft, tpot) <= first.latency_target
+        )
+        notes = (note for one in self.requests for note in one.notes)
+        thought, ended = self._thought(thinking)
+        predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
+        return Metrics(
+            mode=self._mode(),
+            drafter=request.speculation.drafter,
+            ttft=ttft,
+            tpot=tpot,
+            decision="; ".join(filter(None, (self._decided and self._decided.why, *notes))),
+            escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
+            target_ms=None if first.latency_target is None else 1000 * first.latency_target,
+            target_kept=kept,
+            tokens=tokens,
+            answered_tokens=len(request.answered),
+            steps=stats.steps,
+            drafted=stats.drafted,
+            accepted=stats.accepted,
+            cut=stats.cut,
+            draft_seconds=stats.draft_seconds,
+            verify_seconds=stats.verify_seconds,
+            preemptions=stats.preemptions,
+            runs=list(stats.runs),
+            acceptance=[accepted / offered for accepted, offered in pairs],
+            cached_tokens=stats.cached,
+            thinking_tokens=thought,
+            thinking_ended=ended,
+            prompt_tokens=request.prompt_length,
+            run_seconds=max(0.0, stats.last_token - stats.began),
+            queue_seconds=max(0.0, stats.began - self._called),
+            prediction_accepted=predicted.accepted,
+            prediction_rejected=predicted.drafted - predicted.accepted,
+            by_drafter=stats.by_drafter,
+            **self._units.running(request.groups),
+        )
+
+    def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:
+        """Tokens of thought, and what ended it."""
+        if thinking is None:
+            return 0, None
+        tokens: Sequence[int] = self.request.tokens
+        if self.request.grammar is not None:  # an answer may spell a tag
+            tokens = self.request.grammar.thought(tokens)
+        count, ended, still_open = thinking.outcome(tokens)
+        if not still_open:
+            return count, ended
+        return count, "length" if self.request.stopper.reason == "length" else None
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, or what it is where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def gathered(choices: Sequence[ChoiceState]) -> Output:
+    """The output of a prompt whose choices are over."""
+    first, asked = choices[0].request, choices[0].prompt
+    prompt_logprobs = None
+    if first.params.prompt_logprobs is not None:
+        prompt_logprobs = [None, *first.prompt_logprobs]
+    completions = [choice.completion() for choice in choices]
+    return Output(asked.text, list(asked.tokens), completions, prompt_logprobs)

@@ -1,0 +1,381 @@
+"""`RequestGroup`: the requests of one prompt, from the call to its output, and the callers that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Condition
+from time import monotonic
+from typing import Any, NamedTuple, NoReturn, Self
+
+from fastslow.engine.core.request import StepNotes
+from fastslow.engine.core.worker import Worker
+from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.params import shown
+from fastslow.output import GenerationError, Output, Piece
+from fastslow.request.builder import RequestBuilder
+from fastslow.request.choice import ChoiceState
+from fastslow.request.options import GenerateOptions, Prompt
+
+Waiter = asyncio.Future[None]
+
+
+class LoopWakeups:
+    """Futures that are due, of any number of event loops.
+
+    A call into a loop is expensive for both threads: a system call, in which another thread may take the
+    interpreter. So a `with` block of this object, such as a step of the engine, collects futures, and
+    calls every loop once at its end.
+    """
+
+    def __init__(self) -> None:
+        self._collecting: int | None = None  # the thread that is inside the block
+        self._due: dict[asyncio.AbstractEventLoop, list[Waiter]] = {}
+
+    def wake(self, loop: asyncio.AbstractEventLoop, future: Waiter) -> None:
+        """Have a future of a loop arrive: at the end of the block inside one, at once in other threads."""
+        if self._collecting == threading.get_ident():
+            self._due.setdefault(loop, []).append(future)
+        else:
+            _call(loop, [future])
+
+    def __enter__(self) -> Self:
+        self._collecting = threading.get_ident()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._collecting = None
+        if self._due:
+            due, self._due = self._due, {}
+            for loop, futures in due.items():
+                _call(loop, futures)
+
+
+def _call(loop: asyncio.AbstractEventLoop, futures: Sequence[Waiter]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits there now
+        loop.call_soon_threadsafe(_arrive, futures)
+
+
+def _arrive(futures: Sequence[Waiter]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+class GroupParts(NamedTuple):
+    """What the groups of one LLM share.
+
+    Attributes:
+        builder: checks prompts and makes requests.
+        output: makes the output of choices that are over.
+        worker: runs requests.
+        wakeups: wakes event loops that wait.
+    """
+
+    builder: RequestBuilder
+    output: Callable[[Sequence[ChoiceState]], Output]
+    worker: Worker
+    wakeups: LoopWakeups
+
+
+class RequestGroup:
+    """All requests of one prompt, until their output is made. Any thread may call it.
+
+    The engine's thread wakes the threads and event loops that wait; no other thread stands between.
+
+    Args:
+        prompt, options: of the call, which is checked at a glance.
+        parts: of the LLM.
+
+    Raises:
+        ValueError: one sentence about what is seen without a tokenizer.
+
+    Attributes:
+        count: answers that are asked for, as far as the options say.
+    """
+
+    def __init__(self, prompt: Prompt, options: GenerateOptions, parts: GroupParts) -> None:
+        self._called = monotonic()
+        self.count = parts.builder.check(prompt, options)
+        self._asked: tuple[Prompt, GenerateOptions] | None = prompt, options
+        self._builder: RequestBuilder | None = parts.builder
+        self._gather = parts.output
+        self.worker = parts.worker
+        self._wakeups = parts.wakeups
+        self._home = HomeProcess()
+        self.done = False
+        self._queued = self._cancelled = self._streaming = False
+        self._choices: list[ChoiceState] = []
+        self.traces: list[StepNotes] = []  # of every choice, where the call asks for it
+        self._pieces: deque[Piece] = deque()
+        self._output: Output | None = None
+        self._error: BaseException | None = None  # why it did not get to the engine
+        self._news = Condition()  # its lock is reentrant: a stream may be collected inside it
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, Waiter]] = []
+        self._watchers: list[Callable[[], None]] = []  # called once, when it is done
+
+    def prepare(self) -> None:
+        """Check the prompt, tokenise it, and make the requests.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+        """
+        builder, asked = self._builder, self._asked
+        assert builder is not None and asked is not None, "this was done before"
+        built = builder.build(*asked, self._called)
+        choices = [
+            ChoiceState(one, builder.inputs.tags, builder.units, built.decided, self._called, n)
+            for n, one in enumerate(built.candidates)
+        ]
+        self._builder = self._asked = None
+        with self._news:
+            self._choices = choices
+            traces = (choice.request.trace for choice in choices)
+            self.traces = [trace for trace in traces if trace is not None]
+            for choice in choices:
+                choice.pieces, choice.news = self._pieces, self._wake
+                choice.streaming = self._streaming
+
+    def run(self) -> None:
+        """Prepare and start it, in a pool's thread: what is wrong is raised where the answer is asked for."""
+        try:
+            self.prepare()
+            start([self])
+        except BaseException as error:  # noqa: BLE001
+            self.fail(error)
+
+    def queue(self) -> list[ChoiceState]:
+        """What the engine is to be given: nothing if it has that, or if it was cancelled before."""
+        with self._news:
+            if self._cancelled:
+                self._abandon()
+            if self._cancelled or self._queued or not self._choices:
+                return []
+            self._queued = True
+            return self._choices
+
+    def fail(self, error: BaseException) -> None:
+        """It does not get to the engine."""
+        self._error = error
+        self._wake()
+
+    def cancel(self) -> None:
+        """End it, unless it is over: within a step, or now if the engine does not have it."""
+        if not self._home.here:  # a copy in a forked process; its lock may be held for ever
+            return
+        with self._news:
+            if self.done or self._cancelled:
+                return
+            self._cancelled = True
+            if not self._queued:
+                self._abandon()
+                return
+            requests = [request for choice in self._choices for request in choice.requests]
+        self.worker.cancel(requests)
+
+    def stop_thinking(self) -> Future[bool]:
+        """Have the thoughts of all choices closed from the next step on; whether there was one.
+
+        Raises:
+            RuntimeError: it runs in another process.
+        """
+        with suppress(RuntimeError):  # a closed engine has ended it
+            if self._queued and not self.done:
+                each = self._choices
+                return self.worker.ask(lambda: 0 < sum(one.request.stop_thinking() for one in each))
+        self._home.check()
+        nothing = Future[bool]()
+        nothing.set_result(False)
+        return nothing
+
+    def stream(self) -> None:
+        """Have pieces made from now on."""
+        self._home.check()  # its lock may be held for ever in a forked process
+        with self._news:
+            self._streaming = True
+            for choice in self._choices:
+                choice.streaming = True
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call a function once it is done, from any thread; it must be quick.
+
+        Raises:
+            RuntimeError: it runs in another process, from which no news comes.
+        """
+        if self.done:  # as a copy in a forked process may be
+            call()
+            return
+        self._home.check()
+        with self._news:
+            if not self.done:
+                self._watchers.append(call)
+                return
+        call()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it is done; False where the time is over before.
+
+        Raises:
+            RuntimeError: it runs in another process, as it does for all that wait.
+        """
+        if self.done:  # as a copy in a forked process may be
+            return True
+        self._home.check()
+        with self._news:
+            return self._news.wait_for(lambda: self.done, timeout)
+
+    def next(self, ready: Callable[[], bool]) -> Piece | None:
+        """Wait until `ready`, then take a piece; see `take`."""
+        self._home.check()
+        with self._news:
+            self._news.wait_for(ready)
+            return self.take()
+
+    async def next_in_loop(self, ready: Callable[[], bool]) -> Piece | None:
+        """The same in an event loop."""
+        with suppress(
+            IndexError
+        ):  # what has arrived needs no lock: most of a loop's time is spent here
+            piece = self._pieces.popleft()
+            if piece.output is None:
+                return piece
+            self._pieces.appendleft(piece)
+        while True:
+            await self.arrival(ready)
+            with self._news:
+                if ready():  # else another loop took the piece
+                    return self.take()
+
+    async def arrival(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready`, in an event loop. Whoever is cancelled meanwhile cancels the request."""
+        self._home.check()
+        loop = asyncio.get_running_loop()
+        while True:
+            with self._news:
+                if ready():
+                    return
+                waiter = loop, loop.create_future()
+                self._waiters.append(waiter)
+            try:
+                await waiter[1]
+            except BaseException:  # the task is cancelled, or its loop is gone
+                with self._news, suppress(ValueError):
+                    self._waiters.remove(waiter)
+                self.cancel()
+                raise
+
+    def arrived(self) -> bool:
+        """Whether there is a piece to take, or no more will come."""
+        return self.done or bool(self._pieces)
+
+    def take(self) -> Piece | None:
+        """The next piece that arrived; None: that was all.
+
+        Raises:
+            ValueError, RuntimeError: it did not get to the engine.
+            GenerationError: the engine failed on it, and all pieces were taken.
+        """
+        with self._news:
+            if self._error is not None:
+                raise self._error
+            if self.done:
+                self.finished()
+            piece = self._pieces.popleft() if self._pieces else None
+        return piece if piece is None or piece.output is None else Piece(output=self.outcome())
+
+    def finished(self) -> Output:
+        """The output of a group that is done and was given to the engine, whatever came of it."""
+        with self._news:
+            if self._output is None:
+                for choice in self._choices:
+                    choice.end_pieces()
+                self._output = self._gather(self._choices)
+                self._pieces.append(Piece(output=self._output))
+                self._choices, self._gather = [], _spent  # which hold on to the model
+            return self._output
+
+    def outcome(self) -> Output:
+        """The output of a group that is done.
+
+        Raises:
+            GenerationError: the engine failed on it.
+            ValueError, RuntimeError: it did not get to the engine.
+        """
+        if self._error is not None:
+            raise self._error
+        output = self.finished()
+        wrong = next((c.error for c in output.choices if c.error is not None), None)
+        if wrong is not None:
+            raise GenerationError(f"the request failed: {wrong}", [output])
+        return output
+
+    @property
+    def roots(self) -> tuple[Hashable, Hashable]:
+        """Of a group that is prepared: whatever besides the tokens changes the KV of its prompt; and the same
+        for requests of every memory key."""
+        request = self._choices[0].request
+        return request.root, request.shared_root
+
+    def traced(self, index: int) -> dict[str, Any] | None:
+        """The steps of one of the answers, where they are noted.
+
+        Raises:
+            ValueError: there is no such answer.
+        """
+        traces = self.traces
+        if not traces:
+            return None
+        if index not in range(len(traces)):
+            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
+        return traces[index].to_dict()
+
+    def _abandon(self) -> None:
+        for choice in self._choices:
+            choice.abandon()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake the callers: there is news."""
+        calls: list[Callable[[], None]] = []
+        with self._news:
+            choices = self._choices
+            over = bool(choices) and all(choice.over for choice in choices)
+            self.done = self.done or self._error is not None or over
+            self._news.notify_all()
+            waiters, self._waiters = self._waiters, []
+            if self.done:
+                calls, self._watchers = self._watchers, []
+                for choice in choices:  # a circle would keep a dropped LLM until a collection
+                    choice.news = _nothing
+        for loop, future in waiters:
+            self._wakeups.wake(loop, future)
+        for call in calls:
+            call()
+
+
+def _nothing() -> None:
+    """Nobody waits for more."""
+
+
+def start(groups: Sequence[RequestGroup]) -> None:
+    """Give groups to the engine, all for the same step; not those that are not prepared, or not again.
+
+    Raises:
+        RuntimeError: the LLM is closed.
+    """
+    requests = [choice.request for group in groups for choice in group.queue()]
+    try:
+        if requests:
+            groups[0].worker.submit(requests)
+    except BaseException as error:
+        for group in groups:
+            group.fail(error)
+        raise
+
+
+def _spent(*_: object) -> NoReturn:
+    raise AssertionError("this was done before")

@@ -1,0 +1,390 @@
+"""Checks prompts and parameters, before anything runs in the engine."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex
+
+from loguru import logger
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.params import Mode, SamplingParams, shown
+from fastslow.engine.text.channels import END
+from fastslow.engine.text.kept_thoughts import ThoughtsLost, kept_thoughts
+from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.messages import Message, check_messages
+from fastslow.engine.text.switches import ThinkingSwitch
+from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, Variables, load_template
+from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtTags, find_tags
+from fastslow.engine.text.tool_formats import ToolCalls
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.output import Completion
+from fastslow.request.chat_warnings import ChatWarnings
+from fastslow.request.options import Prompt
+
+BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt that was checked."""
+
+    tokens: list[int]
+    text: str | None  # None if token ids were given
+    chat: bool = False  # made from messages
+    opened: bool = False  # the answer begins inside a thought
+    goes_on: bool = True  # the answer continues a text, the assistant's own where it is a chat
+    tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
+
+
+class InputProcessor:
+    """Turns prompts into token ids, and refuses what cannot run with one sentence.
+
+    Args:
+        folder: of the checkpoint: its chat template and thinking tags.
+        config: of the target.
+        tokenizer: None for a checkpoint without one; then only token ids are taken.
+        context: most tokens of prompt plus answer.
+        tags: the model's thinking tags, instead of the checkpoint's own.
+
+    Attributes:
+        switch: what the chat template offers to turn thinking off.
+        tags: None = the model does not think.
+        thoughts: the tags in the model's tokens.
+        analysis: the same where a thought may be followed by a call, in a channel of its own.
+        tool_calls: how the model writes calls of tools.
+
+    Raises:
+        ValueError: the template or the tags do not fit.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        context: int,
+        tags: tuple[str, str] | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+        self.tags: ThoughtTags | None = None
+        self.thoughts: TagTokens | None = None
+        self.analysis: TagTokens | None = None
+        self.switch = ThinkingSwitch()
+        self.tool_calls = ToolCalls()
+        self._config = config
+        self._template: ChatTemplate | None = None
+        self._warnings = ChatWarnings()
+        if tokenizer is not None:
+            self._check_vocabulary(folder, tokenizer)
+            self._template = load_template(folder, tokenizer, config.architecture)
+            self.switch = self._template.switch
+            self._set_tags(tokenizer, find_tags(folder, tokenizer, self._template, tags), tags)
+            form = self._template.calls
+            self.tool_calls = ToolCalls(form, form.tokens(tokenizer))
+            self._marks = Marks(tokenizer, self.tags, form.marks)
+
+    def silences(self, mode: Mode) -> bool:
+        """Whether a chat in this mode has no thought: one that is opened is closed at once. It may have one
+        where the model has levels of effort and none of them is "none"."""
+        return mode.thinking == "off" and not self.switch.lessens
+
+    @property
+    def template_names(self) -> frozenset[str]:
+        """Variables that the chat template reads."""
+        return frozenset() if self._template is None else self._template.names
+
+    def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
+        """Say once what to call where a chat model was given a plain text and ended at once."""
+        chats = self._template is not None and not isinstance(self._template, PlainTemplate)
+        plain = prompt.text is not None and not prompt.chat
+        if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
+            self._warnings.warn(
+                "the answer to a plain text is empty: this model expects its chat template, so ask with "
+                "llm.chat(...) or fastslow.chat(...)"
+            )
+
+    def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
+        """The prompts of a call, and whether it was a single one."""
+        if isinstance(prompts, str):
+            return [prompts], True
+        if not isinstance(prompts, Sequence) or isinstance(prompts, BYTES):
+            kind = type(prompts).__name__
+            raise ValueError(
+                f"prompt must be text, token ids, messages or a list of them, not {kind}"
+            )
+        if not prompts:
+            raise ValueError("prompt=[] is empty: give at least one token, message or prompt")
+        if len(prompts) > self.context and isinstance(prompts[0], Mapping):
+            return [prompts], True  # which `measure` refuses: they need not be looked at
+        if all(isinstance(part, Mapping) for part in prompts):
+            return [prompts], True
+        if all(isinstance(part, str | Sequence) for part in prompts):
+            return list(prompts), False
+        return [prompts], True
+
+    def measure(self, prompt: Prompt) -> None:
+        """Refuse a prompt that cannot fit, however it is tokenised, before time is spent on it.
+
+        Raises:
+            ValueError: too many characters, messages or token ids.
+        """
+        if isinstance(prompt, str):
+            self._measure_text(len(prompt))
+        elif isinstance(prompt, Sequence) and prompt and not isinstance(prompt, BYTES):
+            if not isinstance(prompt[0], Mapping):
+                self._measure_tokens(len(prompt))
+            elif len(prompt) > self.context:
+                raise ValueError(
+                    f"messages has {len(prompt)} entries; they must fit the context of {self.context}"
+                )
+            else:
+                self._measure_text(sum(map(_characters, prompt)))
+
+    def encode(
+        self,
+        prompt: Prompt,
+        mode: Mode,
+        allow_special: bool = False,
+        chat_template_kwargs: Variables | None = None,
+        keep_thoughts: bool = False,
+    ) -> EncodedPrompt:
+        """Token ids of one prompt; messages go through the chat template.
+
+        Where a chat must not think, but its template opens a thought, the prompt closes the thought.
+        Texts and token ids are taken as they are. `allow_special`: special tokens that a text or a
+        message spells are marks, not text. `chat_template_kwargs`: variables of the template.
+        `keep_thoughts`: those of earlier turns stay in the prompt.
+
+        Raises:
+            ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
+        """
+        if not isinstance(allow_special, bool):
+            raise ValueError(f"allow_special={shown(allow_special)} must be True or False")
+        variables = self.variables(chat_template_kwargs)
+        encoded = self._encoded(prompt, mode, allow_special, variables, keep_thoughts)
+        if variables and not encoded.chat:
+            raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
+        if not encoded.tokens:
+            raise ValueError(f"prompt={shown(prompt)} is empty: give at least one token")
+        self._measure_tokens(len(encoded.tokens))
+        return encoded
+
+    def prediction(self, given: str | Sequence[SupportsIndex] | None) -> tuple[int, ...]:
+        """The token ids of what an answer is predicted to be; none where nothing is.
+
+        Raises:
+            ValueError: neither a text nor token ids, or too long.
+        """
+        if not isinstance(given, str | Sequence | None) or isinstance(given, BYTES):
+            raise ValueError(f"prediction={shown(given)} must be text, token ids or None")
+        if not given:
+            return ()
+        if isinstance(given, str):
+            longest = self._need_tokenizer().longest
+            if len(given) > longest * self.context:
+                raise ValueError(
+                    f"prediction has {len(given)} characters, which cannot fit the context of "
+                    f"{self.context}: no token is longer than {longest}"
+                )
+            given = self._text_ids(self._marks.parts(given), add_special=False)
+        if len(given) > self.context:
+            raise ValueError(f"prediction has {len(given)} tokens; the context is {self.context}")
+        return tuple(self._ids(given, "prediction"))
+
+    def text(self, tokens: Sequence[SupportsIndex]) -> str:
+        """The text of token ids, with that of special tokens.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or there is no tokenizer.
+        """
+        return self._need_tokenizer().decode(self._ids(tokens), skip_special=False)
+
+    def variables(self, given: object) -> Variables:
+        """Those that a call gives the chat template.
+
+        Raises:
+            ValueError: no names and values.
+        """
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ValueError(
+                f"chat_template_kwargs={shown(given)} must be a dict of the chat template's variables by name"
+            )
+        return given
+
+    def check_params(self, params: SamplingParams) -> None:
+        """Token ids must be in the model's vocabulary; stop strings need a tokenizer."""
+        last = self._config.vocab_size - 1
+        for field, ids in (
+            ("logit_bias", params.logit_bias or {}),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            for token in ids:
+                if not 0 <= token <= last:
+                    raise ValueError(
+                        f"{field}: token id {token} is outside the vocabulary 0..{last}"
+                    )
+        if params.stop_strings and self.tokenizer is None:
+            raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
+
+    def _check_vocabulary(self, folder: Path, tokenizer: Tokenizer) -> None:
+        """Added tokens may lie outside the model's vocabulary as long as nobody uses them."""
+        size = self._config.vocab_size
+        if tokenizer.own_size > size:
+            raise ValueError(
+                f"{folder}: the tokenizer's ids reach to {tokenizer.own_size - 1}, but the model's "
+                f"vocab_size is {size}"
+            )
+        if tokenizer.vocab_size > size:
+            logger.warning(
+                "{}: the added tokens {} to {} lie outside the model's vocab_size of {}: prompts with "
+                "them are refused",
+                *(folder, size, tokenizer.vocab_size - 1, size),
+            )
+
+    def _set_tags(
+        self, tokenizer: Tokenizer, tags: ThoughtTags | None, given: tuple[str, str] | None
+    ) -> None:
+        thoughts = None if tags is None else TagTokens(tokenizer, tags)
+        last = self._config.vocab_size - 1
+        if thoughts is not None and max(thoughts.close_ids) > last:
+            said = f"thinking tag {thoughts.close.decode()!r} is a token outside the vocabulary 0..{last}"
+            if given is not None:
+                raise ValueError(said)
+            logger.warning("{}: the model does not think", said)
+            return
+        self.tags, self.thoughts = tags, thoughts
+        self.analysis = thoughts
+        if tags == HARMONY:
+            self.analysis = TagTokens(tokenizer, ThoughtTags(HARMONY.open, END))
+
+    def _text_ids(self, parts: Sequence[str], add_special: bool = True) -> list[int]:
+        """Ids of a text's parts, all of them in the model's vocabulary."""
+        tokenizer, last = self._need_tokenizer(), self._config.vocab_size - 1
+        ids = tokenizer.encode_parts(parts, add_special)
+        if max(ids, default=0) > last:
+            wrong = next(token for token in ids if token > last)
+            piece = tokenizer.piece(wrong)
+            raise ValueError(
+                f"the prompt holds {'a token' if piece is None else repr(piece)}, whose token id {wrong} is outside the "
+                f"vocabulary 0..{last}: the model was not trained with it"
+            )
+        return ids
+
+    def _encoded(
+        self,
+        prompt: Prompt,
+        mode: Mode,
+        allow_special: bool,
+        variables: Variables,
+        keep_thoughts: bool,
+    ) -> EncodedPrompt:
+        if isinstance(prompt, BYTES):
+            raise ValueError(
+                f"prompt must be text, token ids or messages, not {type(prompt).__name__}"
+            )
+        if isinstance(prompt, str):
+            if not prompt:
+                raise ValueError("prompt='' is empty: give at least one character")
+            self._need_tokenizer()
+            opened = self.tags is not None and self.tags.opened_by(prompt)
+            parts = [prompt] if allow_special else self._marks.parts(prompt)
+            if len(parts) > 1:
+                self._warnings.warn(
+                    "a prompt spells special tokens, which are read as text: give messages to chat, or "
+                    "allow_special=True where the text is your own"
+                )
+            return EncodedPrompt(self._text_ids(parts), prompt, opened=opened)
+        if all(isinstance(part, Mapping) for part in prompt) and prompt:
+            return self._chat(list(prompt), mode, allow_special, variables, keep_thoughts)  # type: ignore[arg-type]
+        ids = self._ids(prompt)
+        return EncodedPrompt(ids, None, opened=self._ends_in_thought(ids))
+
+    def _chat(
+        self,
+        messages: list[Message],
+        mode: Mode,
+        allow_special: bool,
+        variables: Variables,
+        keep_thoughts: bool,
+    ) -> EncodedPrompt:
+        self._need_tokenizer()
+        assert self._template is not None  # loaded with the tokenizer
+        turns = check_messages(messages)
+        marks = None if allow_special else self._marks
+        chat = partial(chat_parts, self._template, turns, mode.thinking, marks, variables)
+        try:
+            *begun, end = chat(kept_thoughts(self.tags, self._template) if keep_thoughts else None)
+        except ThoughtsLost:
+            self._warnings.of_thoughts()
+            *begun, end = chat()
+        prefix, opened = turns[-1].get("prefix") is True, False
+        opens = False
+        if self.tags is not None:
+            opened = self.tags.opened_by(end) or not self.tags.open
+            if prefix:
+                opened = self.tags.open_in(turns[-1]["content"])
+            opens = opened
+            if self.silences(mode) and opened:
+                end, opened = self.tags.shut(end) if self.tags.open else end, False
+        if mode.thinking == "off" and self.switch.kind == "none":
+            self._warnings.of_no_switch(mode.name, self._template, self.tags, opens)
+        parts = [*begun, end]
+        self._measure_text(sum(map(len, parts)))  # a template may write more than the messages hold
+        ids = self._text_ids(parts, self._template.add_special)
+        tools = bool(variables.get("tools"))
+        if tools:
+            self._warnings.of_tools(self._template)
+        return EncodedPrompt(ids, "".join(parts), True, opened, prefix, tools)
+
+    def _measure_tokens(self, count: int) -> None:
+        if count >= self.context:
+            raise ValueError(
+                f"prompt has {count} tokens; with an answer of at least one it must "
+                f"fit the context of {self.context}"
+            )
+
+    def _measure_text(self, characters: int) -> None:
+        longest = self._need_tokenizer().longest
+        if characters > longest * self.context:
+            raise ValueError(
+                f"prompt has {characters} characters, which cannot fit the context of {self.context}: "
+                f"no token is longer than {longest}"
+            )
+
+    def _ends_in_thought(self, ids: Sequence[int]) -> bool:
+        if self.tags is None or self.tokenizer is None:
+            return False
+        end = self.tokenizer.decode(ids[-len(self.tags.open) - 8 :], skip_special=False)
+        return self.tags.opened_by(end)
+
+    def _ids(self, prompt: Sequence[Any], what: str = "prompt") -> list[int]:
+        last = self._config.vocab_size - 1
+        ids: list[int] = []
+        for place, part in enumerate(prompt):
+            try:
+                token = operator.index(part)
+            except TypeError:
+                token = -1
+            if isinstance(part, bool) or not 0 <= token <= last:
+                raise ValueError(f"{what} token {place} is {shown(part)}, not an id in 0..{last}")
+            ids.append(token)
+        return ids
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this checkpoint has no tokenizer: give the prompt as token ids")
+        return self.tokenizer
+
+
+def _characters(message: Any) -> int:
+    """How much text a message holds, in its parts too; what is no message is refused later."""
+    values = list(message.values()) if isinstance(message, Mapping) else []
+    parts = [part for value in values if isinstance(value, list) for part in value]
+    values += [value for part in parts if isinstance(part, Mapping) for value in part.values()]
+    return sum(len(value) for value in values if isinstance(value, str))

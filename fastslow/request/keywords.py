@@ -1,0 +1,172 @@
+"""Methods whose keywords are the fields of `GenerateOptions`: the model lists them, and no method does.
+
+Type checkers and editors see every field as a keyword parameter, and so does `inspect.signature`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, SupportsIndex, TypedDict, TypeVar, Unpack, overload
+
+from pydantic import Field
+
+from fastslow.engine.checked import nearest, shown
+from fastslow.engine.params import SamplingParams
+from fastslow.output import Output
+from fastslow.request.options import (
+    Flag,
+    GenerateOptions,
+    ListOf,
+    ModeLike,
+    Sampling,
+    Samplings,
+    SpeculationLike,
+)
+
+P = ParamSpec("P")
+A = TypeVar("A")
+R = TypeVar("R")
+A_contra = TypeVar("A_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+FIRST = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+class GenerateCall(GenerateOptions):
+    """The keywords of `generate` and `chat`, which take lists of prompts, too."""
+
+    progress: Flag = Field(
+        default=True,
+        description="for a list of prompts, draw a bar on a terminal: how many are answered",
+    )
+
+
+class ListOptions(TypedDict, total=False):
+    """Keywords for a list of prompts: one value for all, or a list with one for each. This is for type
+    checkers: `generate` takes a list for every field of `GenerateOptions`."""
+
+    mode: ModeLike | None | Sequence[ModeLike | None]
+    speculation: SpeculationLike | None | Sequence[SpeculationLike | None]
+    timeout: float | None | Sequence[float | None]
+    memory_key: str | None | Sequence[str | None]
+    allow_special: bool | Sequence[bool]
+    chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
+    keep_thoughts: bool | Sequence[bool]
+    priority: int | Sequence[int]
+    prediction: str | None | Sequence[str | Sequence[SupportsIndex] | None]
+    progress: bool
+
+
+class TakesOne(Protocol[A_contra, P, R_co]):
+    """Called with one prompt."""
+
+    @overload
+    def __call__(self, prompt: A_contra, /, *_: P.args, **options: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(
+        self, prompt: A_contra, sampling: Sampling, /, *_: P.args, **options: P.kwargs
+    ) -> R_co: ...
+
+
+class TakesLists(Protocol[A_contra, P]):
+    """Called with one prompt or a list."""
+
+    @overload
+    def __call__(self, prompts: A_contra, /, *_: P.args, **options: P.kwargs) -> Output: ...
+    @overload
+    def __call__(
+        self, prompts: A_contra, sampling: Sampling, /, *_: P.args, **options: P.kwargs
+    ) -> Output: ...
+    @overload
+    def __call__(
+        self,
+        prompts: ListOf[A_contra],
+        /,
+        sampling: Samplings = None,
+        **options: Unpack[ListOptions],
+    ) -> list[Output]: ...
+
+
+class Method(Protocol[R_co]):
+    """What is called, of an object."""
+
+    @overload
+    def __get__(self, owner: None, kind: type, /) -> Callable[..., Any]: ...
+    @overload
+    def __get__(self, owner: object, kind: type | None = None, /) -> R_co: ...
+
+
+def takes_options(
+    _: Callable[P, GenerateOptions],
+) -> Callable[[Callable[[Any, A, GenerateOptions], R]], Method[TakesOne[A, P, R]]]:
+    """For a method that answers one prompt: it gets its keywords as one `GenerateOptions`."""
+
+    def decorate(method: Callable[[Any, A, GenerateOptions], R]) -> Any:
+        return _with_keywords(method, GenerateOptions, lambda fields: GenerateOptions(**fields))
+
+    return decorate
+
+
+def takes_lists(
+    _: Callable[P, GenerateCall],
+) -> Callable[[Callable[[Any, A | ListOf[A], dict[str, Any]], Any]], Method[TakesLists[A, P]]]:
+    """For a method that answers one prompt or a list: it gets its keywords as they were given."""
+
+    def decorate(method: Any) -> Any:
+        return _with_keywords(method, GenerateCall, lambda fields: fields)
+
+    return decorate
+
+
+def _with_keywords(
+    method: Callable[[Any, Any, Any], Any],
+    model: type[GenerateOptions],
+    read: Callable[[dict[str, Any]], Any],
+) -> Callable[..., Any]:
+    known = model.model_fields
+    owner, prompt, _ = inspect.signature(method).parameters.values()
+    names = prompt.name, "sampling"
+
+    @wraps(method)
+    def called(owner: object, *given: Any, **fields: Any) -> Any:
+        if len(given) > len(names):
+            raise TypeError(f"{method.__name__} takes {names[0]} and sampling; all else by name")
+        for name, value in zip(names, given):
+            if fields.setdefault(name, value) is not value:
+                raise TypeError(f"{method.__name__} got {name} twice")
+        if names[0] not in fields:
+            raise TypeError(f"{method.__name__} is missing {names[0]}")
+        asked = fields.pop(names[0])
+        refuse_unknown(fields, known)
+        return method(owner, asked, read(fields))
+
+    annotations = {
+        name: str(text).removeprefix("Annotated[").rpartition(", ")[0] or text
+        for kind in reversed(model.__mro__)
+        for name, text in getattr(kind, "__annotations__", {}).items()
+    }
+    keywords = [
+        inspect.Parameter(
+            name,
+            FIRST if name == "sampling" else inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=annotations[name],
+        )
+        for name, field in known.items()
+    ]
+    options = (f"    {name}: {field.description}." for name, field in known.items())
+    called.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *options])
+    called.__signature__ = inspect.Signature([owner, prompt, *keywords])  # type: ignore[attr-defined]
+    return called
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError for the first keyword of a call that means nothing."""
+    known = list(known)
+    for name in given:
+        if name in known:
+            continue
+        if name in SamplingParams.model_fields:
+            raise ValueError(f"option {name!r} belongs into sampling=SamplingParams({name}=...)")
+        raise ValueError(f"option {shown(name)} is unknown{nearest(name, known)}")

@@ -1,0 +1,253 @@
+"""`GenerateOptions`: how a prompt is answered. Python, HTTP and the command line fill the same fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import TIMEOUT_MAX
+from typing import Annotated, Any, Protocol, SupportsIndex, TypeGuard, TypeVar
+
+from pydantic import Field, PlainValidator
+
+from fastslow.engine.checked import Params, kept_as, shown
+from fastslow.engine.choosing import ModeChoice, ModeRouter  # noqa: F401 - pydantic needs both
+from fastslow.engine.params import MOST_PRIORITY, Mode, SamplingParams, Speculation
+from fastslow.engine.text.messages import Message
+from fastslow.request.resume import ResumeState
+
+Prompt = str | Sequence[SupportsIndex] | Sequence[Message]
+"""Text (without a template), token ids, or chat messages (put through the template)."""
+Conversation = str | Sequence[Message]
+"""Chat messages, or the text of one user message."""
+ModeLike = str | Mode | Mapping[str, Any] | ModeRouter
+"""A preset's name, a mode, the fields of one, or a function that names a preset for a prompt."""
+SpeculationLike = str | Speculation | Mapping[str, Any]
+"""A drafter's name, "auto", "off", the path of a settings file (*.json), the settings, or their fields."""
+Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
+"""Presets by name, or the path of a JSON file that holds them."""
+
+LONGEST = 1e9  # seconds, thirty years
+LONGEST_KEY = 256  # characters of a memory key
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ListOf(Protocol[T_co]):
+    """A sequence, for type checkers. A str is a `Sequence[str]`, but one prompt. Its `__contains__` takes
+    only str, so this protocol excludes it. An array of numpy has no `__reversed__`."""
+
+    def __contains__(self, value: object, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+    def __getitem__(self, place: int, /) -> T_co: ...
+    def __reversed__(self) -> Iterator[T_co]: ...
+
+
+Sampling = SamplingParams | Mapping[str, Any] | None
+Samplings = Sampling | Sequence[Sampling]
+
+
+def _sampling(value: object) -> object:
+    if value is None or isinstance(value, SamplingParams | Mapping):
+        return value
+    raise ValueError("it should be SamplingParams, or None")
+
+
+def _seconds(value: object) -> float | None:
+    if value is None or (_are_seconds(value) and value > 0):
+        return value
+    raise ValueError(f"it should be seconds, above 0 and at most {LONGEST:g}, or None")
+
+
+def _key(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and 0 < len(value) <= LONGEST_KEY):
+        return value
+    has = f", and has {len(value)}" if isinstance(value, str) and value else ""
+    raise ValueError(f"it should be text of 1 to {LONGEST_KEY} characters, or None{has}")
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("it should be True or False")
+
+
+def _priority(value: object) -> int:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and -MOST_PRIORITY <= value <= MOST_PRIORITY:  # type: ignore[operator]
+        return value  # type: ignore[return-value]
+    raise ValueError(f"it should be a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}")
+
+
+def _variables(value: object) -> Mapping[str, object] | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return value
+    raise ValueError("it should be a dict of the chat template's variables by name")
+
+
+def _answered(value: object) -> ResumeState | None:
+    if value is None or isinstance(value, ResumeState):
+        return value
+    if isinstance(value, Mapping):  # from another process
+        return ResumeState.of(value)
+    raise ValueError("it should be ResumeState, or None")
+
+
+Flag = Annotated[bool, PlainValidator(_flag)]
+
+
+class GenerateOptions(Params):
+    """How one prompt is answered. A new option is a field here, and its use.
+
+    Values are checked where the model is not needed for it; the rest is checked when the request is
+    built. Nothing is copied or converted, so that the same options go to another process as they are.
+    """
+
+    sampling: Annotated[Sampling, PlainValidator(_sampling)] = Field(
+        default=None,
+        description="`SamplingParams`, or their fields; fields that are not given are the mode's",
+    )
+    sampling_defaults: Annotated[Mapping[str, Any], kept_as(Any)] = Field(
+        default={}, description="fields that hold where neither `sampling` nor the mode gives them"
+    )
+    mode: Annotated[ModeLike | None, kept_as(Any)] = Field(
+        default=None,
+        description='"fast", "deep", "auto" or another preset; a `Mode`, or a dict of its fields, which with '
+        '`base` changes a preset: {"base": "deep", "thinking_budget": 64}; a callable from a '
+        '`PromptFacts` to a preset\'s name. None = "deep"',
+    )
+    speculation: Annotated[SpeculationLike | None, kept_as(Any)] = Field(
+        default=None,
+        description='"auto", "off", a drafter\'s name, a `Speculation` or a dict of its fields, or the path of '
+        'a settings file (*.json). None = "auto"',
+    )
+    timeout: Annotated[float | None, PlainValidator(_seconds)] = Field(
+        default=None,
+        description="seconds from the call after which a request ends, wherever it is, with what it has and "
+        'finish_reason "timeout"',
+    )
+    memory_key: Annotated[str | None, PlainValidator(_key)] = Field(
+        default=None,
+        description="names the caller, where an LLM serves several: text of at most 256 characters. "
+        "Remembered answers and cached prefixes are shared among calls with the same key only. None: "
+        'among all calls without a key, but for answers of `remember="by_key"`',
+    )
+    allow_special: Flag = Field(
+        default=False,
+        description="special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise they are "
+        "text, since a user may have written them",
+    )
+    chat_template_kwargs: Annotated[Mapping[str, object] | None, PlainValidator(_variables)] = (
+        Field(
+            default=None,
+            description='variables of the chat template, such as {"reasoning_effort": "medium"}; they win over '
+            "what the mode asks for",
+        )
+    )
+    keep_thoughts: Flag = Field(
+        default=False,
+        description="thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's messages) "
+        "stay in the prompt, so that the next turn finds all of its past in the prefix cache. Else the chat "
+        "template decides; most leave them out",
+    )
+    priority: Annotated[int, PlainValidator(_priority)] = Field(
+        default=0,
+        description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
+        "their pages after them. No token depends on it",
+    )
+    prediction: Annotated[str | Sequence[SupportsIndex] | None, kept_as(Any)] = Field(
+        default=None,
+        description="text or token ids that the answer probably repeats, such as a file that is to be edited. "
+        "It is drafted from, for this request alone",
+    )
+    trace: Flag = Field(
+        default=False,
+        description="note what each step does, for `trace` of the handle or the stream",
+    )
+    answered: Annotated[ResumeState | None, PlainValidator(_answered)] = Field(
+        default=None, description="the tokens of the answer so far, see `ResumeState`"
+    )
+
+    def sampling_in(self, mode: Mode) -> SamplingParams:
+        """The call's fields, then the mode's where the call gives none, then the defaults.
+
+        Raises:
+            ValueError: the fields do not fit, or contradict each other.
+        """
+        own, given = mode.sampling, self.sampling
+        if isinstance(given, SamplingParams) and own is None and not self.sampling_defaults:
+            return given
+        layers = (self.sampling_defaults, own, given)
+        return SamplingParams(**{k: v for layer in layers for k, v in _fields(layer).items()})
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, as they were."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+def _fields(sampling: Sampling) -> Mapping[str, Any]:
+    if isinstance(sampling, SamplingParams):
+        return {name: getattr(sampling, name) for name in sampling.model_fields_set}
+    return sampling or {}
+
+
+def spread(name: str, value: Any, count: int) -> list[Any]:
+    """One value for every prompt: a sequence as it is, anything else repeated."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries for {count} prompts")
+    return list(value)
+
+
+def as_wait(timeout: object) -> float | None:
+    """How long a call waits, as locks take it.
+
+    Raises:
+        ValueError: it is no number of seconds.
+    """
+    if timeout is None:
+        return None
+    if not _are_seconds(timeout):
+        raise ValueError(f"timeout={shown(timeout)} must be seconds, at most {LONGEST:g}, or None")
+    return float(max(0, min(timeout, TIMEOUT_MAX)))
+
+
+def as_messages(messages: Any) -> list[Message]:
+    """A text is one user message.
+
+    Raises:
+        ValueError: neither a text nor a list of messages.
+    """
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if _is_chat(messages):
+        return list(messages)
+    raise ValueError(
+        f"messages={shown(messages)} must be text or a list of dicts with role and content"
+    )
+
+
+def as_prompts(conversations: Any) -> Any:
+    """One conversation, or a list of them, as `LLM.generate` takes it.
+
+    Raises:
+        ValueError: see `as_messages`.
+    """
+    several = isinstance(conversations, Sequence) and not isinstance(conversations, str)
+    several = several and not _is_chat(conversations)
+    if several and all(isinstance(one, Sequence) for one in conversations):
+        return [as_messages(one) for one in conversations]
+    return as_messages(conversations)
+
+
+def _are_seconds(value: object) -> TypeGuard[float]:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and value <= LONGEST
+    )  # so nan are not
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(part, Mapping) for part in value)

@@ -1,0 +1,163 @@
+"""What another engine had answered when it ended: the same call continues there."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastslow.engine.params import Mode, shown
+from fastslow.engine.types import ANSWERED
+from fastslow.output import Decided
+
+if TYPE_CHECKING:  # which import torch
+    from fastslow.engine.core.request import Request
+    from fastslow.engine.model.routed_units import RoutedUnits
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeState:
+    """The tokens of an answer so far. The same call continues them, and its answer is what it would have
+    been: greedy and seeded answers have the same tokens, text, and end.
+
+    The call reads these tokens as it reads a prompt. They belong to the answer: they count for its length, its
+    penalties and its stops, and its first piece holds them. Answers in a mode that escalates cannot be
+    continued.
+
+    Attributes:
+        tokens: of each of the n answers, from its first token on: an empty list where there is none yet, and
+            none at all for the last ones that have not begun.
+        decided: of each of these, `Piece.decided` of its first piece; () = nothing was decided of any.
+        stopped: of each of these, after how many tokens its caller had the thought closed, see
+            `RequestHandle.stop_thinking`; None = it did not, and () = of none.
+    """
+
+    tokens: Sequence[Sequence[int]]
+    decided: Sequence[Decided | None] = ()
+    stopped: Sequence[int | None] = ()
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> ResumeState:
+        """From plain JSON values, as another process sends them.
+
+        Raises:
+            ValueError: they are something else.
+        """
+        try:
+            each = [None if one is None else Decided(*one) for one in fields.get("decided", ())]
+            return cls([list(some) for some in fields["tokens"]], each, fields.get("stopped", ()))
+        except (TypeError, KeyError):
+            raise ValueError(
+                "answered should have the tokens of each answer, and what was decided of it"
+            ) from None
+
+    def check(self, vocab_size: int, context: int) -> None:
+        """Refuse what does not fit any call.
+
+        Raises:
+            ValueError: one sentence.
+        """
+        for place, tokens in enumerate(self.tokens):
+            if len(tokens) > context:
+                raise ValueError(
+                    f"answered.tokens[{place}] has {len(tokens)} tokens; the context is {context}"
+                )
+            for token in tokens:
+                if isinstance(token, bool) or not 0 <= _index(token) < vocab_size:
+                    raise ValueError(
+                        f"answered.tokens[{place}] holds {shown(token)}, not an id in 0..{vocab_size - 1}"
+                    )
+        for name, values in (("decided", self.decided), ("stopped", self.stopped)):
+            if values and len(values) != len(self.tokens):
+                raise ValueError(
+                    f"answered.{name} has {len(values)} entries for {len(self.tokens)} answers"
+                )
+
+    @property
+    def chosen(self) -> Decided | None:
+        """What was decided of the mode: the same for all of its answers."""
+        return next((one for one in self.decided if one is not None and one.mode), None)
+
+    def check_count(self, n: int) -> None:
+        """Raises:
+        ValueError: a call has fewer answers.
+        """
+        if len(self.tokens) > n:
+            raise ValueError(f"answered.tokens has {len(self.tokens)} entries, and n={n}")
+
+    def begun(self, index: int) -> bool:
+        """Whether there are tokens of this answer."""
+        return index < len(self.tokens) and len(self.tokens[index]) > 0
+
+    def begin(
+        self, request: Request, index: int, mode: Mode, room: int, units: RoutedUnits
+    ) -> None:
+        """Have the request of one of these answers, not submitted yet, continue it.
+
+        Args:
+            request: of a call that is the same in all else.
+            index: which of the answers.
+            mode: of the request.
+            room: most tokens of its answer.
+            units: what the model's modes may run fewer of.
+
+        Raises:
+            ValueError: these tokens do not fit, or an answer in this mode cannot be continued.
+        """
+        tokens = [operator.index(token) for token in self.tokens[index]]
+        if mode.escalate is not None:
+            raise ValueError(
+                f"answered: mode {shown(mode.name)} escalates, and how sure the model was of these tokens is "
+                "not known: ask again without them"
+            )
+        if len(tokens) > room:
+            raise ValueError(
+                f"answered.tokens[{index}] has {len(tokens)} tokens; this call's answer has room for {room}"
+            )
+        if request.latency_target is not None and request.may_cut_groups:
+            decided = self.decided[index] if self.decided else None
+            if decided is None:
+                raise ValueError(
+                    f"answered.decided[{index}] is missing: mode {shown(mode.name)} may run fewer {units.name}, "
+                    "by load"
+                )
+            own = {units.name: decided.units}
+            what = f"answered.decided[{index}]: "
+            request.groups = units.checked(what, own.get("groups"), own.get("experts"))
+            request.may_cut_groups = False
+        resume(request, tokens)
+        stopped = self.stopped[index] if self.stopped else None
+        if stopped is not None and request.thinking is not None:
+            request.thinking.close([*request.tokens[: request.prompt_length], *tokens[:stopped]])
+
+
+def resume(request: Request, answered: Sequence[int]) -> None:
+    """Have a request that was not submitted yet continue after tokens of its answer.
+
+    It is then as a request that was preempted after them, and computes all of them again. All but the last
+    are text from now on. The last one comes from the first step, as if the target had said it: so an answer
+    that is over ends there, as it did before, and its log-probabilities are given.
+
+    Raises:
+        ValueError: the answer would have ended before, or its grammar does not allow these tokens.
+    """
+    *text, last = answered
+    kept = request.stopper.scan(text)
+    if request.stopper.reason is not None:
+        raise ValueError(
+            f"answered has {len(answered)} tokens, but this answer ends with token {kept} of them"
+        )
+    tokens = [*request.tokens, *text]
+    if request.grammar is not None and not request.grammar.fits(tokens, (last,)):
+        raise ValueError("answered holds tokens that the grammar of this call does not allow")
+    request.tokens = tokens
+    request.answered = tuple(answered)
+    request.sources = [ANSWERED] * len(text)
+
+
+def _index(token: object) -> int:
+    try:
+        return operator.index(token)  # type: ignore[arg-type]
+    except TypeError:
+        return -1

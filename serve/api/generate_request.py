@@ -1,0 +1,70 @@
+"""What a client wants, in the words of no protocol: a prompt and its `GenerateOptions`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastslow.engine.text.messages import Message
+from fastslow.request.options import GenerateOptions
+
+USUAL = GenerateOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One prompt and how it is to be answered. Every protocol makes this; the engine checks it.
+
+    In a server, `options` holds plain JSON values (and a `ResumeState`), which go to another process
+    unchanged.
+
+    Attributes:
+        id: names the request, as in DELETE /v1/requests/{id}.
+        prompt: text, token ids or messages, as `LLM.generate` takes them.
+        options: how it is answered.
+        streamed: whether pieces are wanted as they are made, or only the last one, with the output.
+        avoid: replicas of the engine that failed under this request.
+        whole: an engine that closes before the answer's end raises `NotReady`, so that another engine can
+            continue the answer; else the answer ends with what it has.
+    """
+
+    id: str
+    prompt: str | Sequence[int] | Sequence[Message]
+    options: GenerateOptions = USUAL
+    streamed: bool = True
+    avoid: Sequence[str] = ()
+    whole: bool = False
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """Fields of `SamplingParams` that the client gave."""
+        given: Any = self.options.sampling
+        return given or {}
+
+    def with_options(self, **changes: Any) -> GenerateRequest:
+        """The same with other options."""
+        return replace(self, options=self.options.model_copy(update=changes))
+
+    def to_fields(self) -> Any:
+        """As plain JSON values, for another process.
+
+        Raises:
+            ValueError: a client's value is nested too deeply.
+        """
+        from msgspec import to_builtins  # an extra: the command line says it where it is missing
+
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        try:
+            return to_builtins(fields | {"options": self.options.given()})
+        except RecursionError:
+            raise ValueError("the request is nested too deeply") from None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> GenerateRequest:
+        """Again, in the other process.
+
+        Raises:
+            ValueError: an option does not fit.
+        """
+        return cls(**{**fields, "options": GenerateOptions(**fields["options"])})

@@ -1,0 +1,206 @@
+"""An engine in another process, which is started again when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from loguru import logger
+
+from fastslow.output import Piece
+from fastslow.serve.api.engine import CalledEngine, ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.child_process import GRACE, USUAL, ChildProcess, Heartbeat
+from fastslow.serve.engines.process.connection import UNREAD, EngineConnection
+from fastslow.serve.engines.process.messages import (
+    Drain,
+)
+from fastslow.serve.engines.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """When a process that ended is started again.
+
+    Attributes:
+        most: as many ends within `within` seconds are given up on.
+        first, longest: seconds of the pause before a start; it doubles with each end within that time.
+    """
+
+    most: int = 6
+    within: float = 600.0
+    first: float = 0.5
+    longest: float = 30.0
+
+
+class EngineClient(CalledEngine):
+    """`Engine` in another process.
+
+    Where that ends by itself, or hangs, answers under way raise `NotReady`, and a new one is started.
+
+    Args:
+        settings: of the engine.
+        restarts: when it is started again.
+        unread: seconds after which an answer that nobody reads is cut.
+        heartbeat: when it counts as hung, and is killed.
+
+    Attributes:
+        gave_up: done with one sentence when it is not started again.
+        restarts: how often it was.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        restarts: Restarts = Restarts(),
+        unread: float = UNREAD,
+        heartbeat: Heartbeat = USUAL,
+    ) -> None:
+        self._settings = settings
+        self._restarts = restarts
+        self._unread = unread
+        self._heartbeat = heartbeat
+        self._card: ModelCard | None = None
+        self._child: ChildProcess | None = None
+        self._connection: EngineConnection | None = None  # of a process whose model is loaded
+        self._why = "the model is loading"
+        self._closing = False
+        self._supervisor: asyncio.Task[None] | None = None
+        self.restarts = 0
+        self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Start the process, and wait until the model is loaded.
+
+        Raises:
+            ValueError: one sentence about what does not fit.
+            RuntimeError: it failed, or ended.
+        """
+        child = await self._begin()
+        try:
+            await self._loaded(child)
+        except BaseException:
+            await child.end(0.0)
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(child))
+
+    @property
+    def card(self) -> ModelCard:
+        if self._card is None:
+            raise NotReady(self._why)
+        return self._card
+
+    @property
+    def ready(self) -> bool:
+        return self._connection is not None and not self._closing
+
+    @property
+    def why_not_ready(self) -> str:
+        return "" if self.ready else self._why
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return None if self._child is None else self._child.pid
+
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        connection = self._connection
+        if connection is None or self._closing:
+            raise NotReady(self._why)
+        number, answer = connection.ask(ask, self._unread)
+        try:
+            while pieces := await answer.take():
+                for piece in pieces:
+                    yield piece
+        finally:
+            connection.leave(number)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        if self._connection is None:  # while it drains it is there
+            raise NotReady(self._why)
+        return await self._connection.call(method, *arguments)
+
+    async def close(self, drain: float = 0.0) -> None:
+        self._closing, self._why = True, "the server is closing"
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+            self._supervisor = None
+        child = self._child
+        if child is None:
+            return
+        try:
+            with suppress(NotReady):
+                child.connection.send(Drain(drain))
+                await asyncio.wait([child.connection.lost], timeout=drain + GRACE)
+        except asyncio.CancelledError:
+            child.kill()
+            raise
+        finally:
+            self._connection = self._child = None
+            child.connection.end(self._why)
+            await child.end()
+
+    async def _begin(self) -> ChildProcess:
+        self._child = await ChildProcess.start(self._settings)
+        return self._child
+
+    async def _loaded(self, child: ChildProcess) -> None:
+        """Wait until a process has its model.
+
+        Raises:
+            ValueError, RuntimeError: as the process says; or it ended.
+        """
+        either: list[asyncio.Future[Any]] = [child.connection.loaded, child.connection.lost]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not child.connection.loaded.done():
+            raise RuntimeError(f"the engine's process {await child.wait()} while it loaded")
+        self._card = child.connection.loaded.result()
+        self._connection = child.connection
+
+    async def _supervise(self, child: ChildProcess) -> None:
+        """Start a new process whenever one ends."""
+        ends: deque[float] = deque()
+        how = ""
+        while True:
+            if self._connection is not None:
+                wrong = await self._heartbeat.watch(child.connection)
+                if wrong:
+                    logger.error("the engine's process {}: it is killed", wrong)
+                    child.kill()
+                self._connection, self._why = None, "the engine ended and is started again"
+                child.connection.end(
+                    "the engine ended in the middle of the request; try again soon"
+                )
+                ended = await child.wait()
+                how = f"the engine's process {wrong or ended}"
+            now = time.monotonic()
+            ends.append(now)
+            while ends[0] < now - self._restarts.within:
+                ends.popleft()
+            if len(ends) >= self._restarts.most:
+                self._give_up(f"{how}; that was end {len(ends)} within {self._restarts.within:g} s")
+                return
+            pause = min(self._restarts.longest, self._restarts.first * 2 ** (len(ends) - 1))
+            logger.error("{}; a new one starts in {:g} s", how, pause)
+            await asyncio.sleep(pause)
+            try:
+                child = await self._begin()
+                await self._loaded(child)
+            except (ValueError, RuntimeError, OSError) as error:
+                how = str(error)
+            else:
+                self.restarts += 1
+                logger.info("the engine is back")
+
+    def _give_up(self, why: str) -> None:
+        self._why = f"the engine is given up: {why}"
+        logger.error(self._why)
+        if not self.gave_up.done():
+            self.gave_up.set_result(self._why)

@@ -1,0 +1,187 @@
+"""Replicas on this machine: engines in processes of this server, as many as the load asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loguru import logger
+
+from fastslow.output import Piece
+from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.child_process import Heartbeat
+from fastslow.serve.engines.process.client import EngineClient
+from fastslow.serve.engines.replica_settings import ReplicaSettings, ranks_of
+from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
+from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
+from fastslow.serve.engines.settings import EngineSettings
+
+LOOK = 1.0  # seconds between two reports of a replica
+AGAIN = 30.0  # seconds until another replica is started in place of one that was given up
+MISSED = 3  # checks without an answer, after which a replica counts as hung
+
+
+@dataclass(eq=False, slots=True)
+class _Replica:
+    """A process. When it ends, its successor has another name: its caches are empty, and its counters at 0."""
+
+    number: int
+    client: EngineClient
+    start: asyncio.Task[None]
+    report: ReplicaReport | None = None
+    leaving: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"engine-{self.number}.{self.client.restarts}"
+
+    @property
+    def runs(self) -> bool:
+        return self.client.ready and self.leaving is None
+
+
+class ProcessReplicas:
+    """`Replicas` in processes of this server, which nobody else can reach. They end with it.
+
+    Args:
+        settings: of each engine.
+        replicas: how many, and what each takes.
+        scaling: when there are more and fewer, where their number is a range.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        replicas: ReplicaSettings,
+        scaling: ScalingSettings | None = None,
+    ) -> None:
+        threads = max(1, replicas.cpus // ranks_of(settings.options))
+        self._settings = replace(settings, threads=threads)
+        self._each = replicas
+        self._scaling = replace(
+            scaling or ScalingSettings(), least=replicas.least, most=replicas.most
+        )
+        self._state = ScalingState()
+        self._heartbeat = Heartbeat(replicas.hung_seconds, MISSED)
+        self._replicas: list[_Replica] = []
+        self._reports = ReportReader()
+        self._started = 0  # replicas, ever
+        self._failed_at = -AGAIN  # when one was given up last
+        self._watching: asyncio.Task[None] | None = None
+        self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def running(self) -> Mapping[str, ReplicaReport | None]:
+        return {one.name: one.report for one in self._replicas if one.runs}
+
+    @property
+    def starting(self) -> int:
+        return sum(not one.runs and one.leaving is None for one in self._replicas)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of those that run."""
+        return [one.client.pid for one in self._replicas if one.runs and one.client.pid]
+
+    async def start(self) -> ModelCard:
+        for _ in range(self._each.least):
+            self._add()
+        tries = [one.start for one in self._replicas]
+        waiting = set(tries)
+        while waiting:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if any(one.runs for one in self._replicas):
+                self._watching = asyncio.create_task(self._watch())
+                return next(one for one in self._replicas if one.runs).client.card
+        if any(one.cancelled() for one in tries):
+            raise NotReady("the server is closing")
+        errors = [error for one in tries if (error := one.exception()) is not None]
+        raise errors[0] if errors else RuntimeError("the replicas ended while they loaded")
+
+    async def stream(self, name: str, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        replica = self._named(name)
+        if not replica.runs:
+            raise NotReady("the replica takes no more requests", refused=True)
+        async with aclosing(replica.client.stream(request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def call(self, name: str, method: str, *arguments: Any) -> Any:
+        return await self._named(name).client.call(method, *arguments)
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        for one in self._replicas:
+            one.start.cancel()
+        leaving = [one.leaving for one in self._replicas if one.leaving is not None]
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(
+            *(one.start for one in self._replicas), *leaving, return_exceptions=True
+        )
+        await asyncio.gather(*(one.client.close() for one in self._replicas))
+        self._replicas = []
+
+    def _named(self, name: str) -> _Replica:
+        for one in self._replicas:
+            if one.name == name:
+                return one
+        raise NotReady("the replica is gone", refused=True)
+
+    def _add(self) -> None:
+        client = EngineClient(self._settings, heartbeat=self._heartbeat)
+        self._started += 1
+        start = asyncio.create_task(client.start())
+        self._replicas.append(_Replica(self._started, client, start))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            await asyncio.gather(*(self._ask_report(one) for one in self._replicas if one.runs))
+            self._drop()
+            present = [one for one in self._replicas if one.leaving is None]
+            self._scale(present)
+            if not present and not self.gave_up.done():
+                self.gave_up.set_result("no replica can be started")
+
+    async def _ask_report(self, one: _Replica) -> None:
+        with suppress(TimeoutError, NotReady):
+            async with asyncio.timeout(LOOK):
+                values = await one.client.call("report")
+                one.report = self._reports.read(one.name, values) or one.report
+
+    def _drop(self) -> None:
+        """Forget those that have left, and those that cannot be started."""
+        for one in list(self._replicas):
+            error = one.start.exception() if one.start.done() else None
+            if one.leaving is not None:
+                if one.leaving.done():
+                    self._replicas.remove(one)
+            elif error is not None or one.client.gave_up.done():
+                why = error if error is not None else one.client.gave_up.result()
+                logger.error("replica {} is given up: {}", one.name, why)
+                self._failed_at = time.monotonic()
+                self._replicas.remove(one)
+        self._reports.keep([one.name for one in self._replicas])
+
+    def _scale(self, present: list[_Replica]) -> None:
+        reports = [one.report for one in present if one.runs and one.report is not None]
+        now = time.monotonic()
+        wanted, self._state = replicas_wanted(
+            reports, len(present), self._state, self._scaling, now
+        )
+        if wanted > len(present) and now - self._failed_at > AGAIN:
+            logger.info("{} replicas become {}", len(present), wanted)
+            for _ in range(wanted - len(present)):
+                self._add()
+        elif wanted < len(present):
+            logger.info("{} replicas become {}", len(present), wanted)
+            newest = present[-1]
+            newest.leaving = asyncio.create_task(newest.client.close(self._each.drain))

@@ -1,0 +1,135 @@
+"""How many replicas of an engine there are, and what each of them takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastslow.engine.params import shown
+from fastslow.serve.api.config import ServerConfig
+
+MOST, MOST_CPUS = 10_000, 1024
+MOST_RUNNING = 64  # answers that an engine runs where its options do not say
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """Plain JSON values.
+
+    Attributes:
+        least, most: replicas; as many as the load asks for where they differ.
+        cpus: processor cores of a replica, all its ranks together; its engine runs as many threads.
+        resources: what else a replica on a Ray cluster takes, all its ranks together: GPU, NPU or own names.
+        drain: seconds that running answers have when a replica is to end.
+        health_seconds: between two checks whether a replica lives.
+        hung_seconds: that it has to answer a check; then it is replaced.
+    """
+
+    least: int = 1
+    most: int = 1
+    cpus: int = 1
+    resources: Mapping[str, float] = field(default_factory=dict)
+    drain: float = 30.0
+    health_seconds: float = 1.0
+    hung_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("least", "most"):
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"replicas={getattr(self, name)} must be from 1 to {MOST}")
+        if self.least > self.most:
+            raise ValueError(
+                f"replicas={self.least}:{self.most} must name the smaller number first"
+            )
+        if not 1 <= self.cpus <= MOST_CPUS:
+            raise ValueError(f"replica_cpus={self.cpus} must be from 1 to {MOST_CPUS}")
+
+    @classmethod
+    def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:
+        """From what the operator gives.
+
+        Args:
+            config: see there.
+            cores: that the replicas share, where they have a machine to themselves.
+
+        Raises:
+            ValueError: a value does not fit; one sentence.
+        """
+        options = config.engine.options
+        least, most = counts(config.replicas or "1")
+        ranks = ranks_of(options)
+        cpus = config.replica_cpus
+        if cpus is None:
+            cpus = ranks if cores is None else max(1, cores // max(1, most))
+        kind = str(options.get("device", "auto")).partition(":")[0]
+        device = {"cuda": "GPU", "npu": "NPU"}.get(kind)
+        if config.replica_resources is not None:
+            resources = resources_of(config.replica_resources)
+        else:
+            resources = {} if device is None else {device: float(ranks)}
+        return cls(least, most, cpus, resources, config.drain_seconds)
+
+
+def counts(text: str) -> tuple[int, int]:
+    """Least and most of "2" or "1:4".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    least, colon, most = text.partition(":")
+    numbers = [part.strip() for part in ((least, most) if colon else (least, least))]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 9 for part in numbers):
+        raise ValueError(
+            f"replicas={shown(text)} must be a number such as 2, or a range such as 1:4"
+        )
+    return int(numbers[0]), int(numbers[1])
+
+
+def resources_of(text: str) -> dict[str, float]:
+    """What "NPU=1,fast_disk=0.5" names.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        try:
+            amount = float(value)
+        except ValueError:
+            amount = -1.0
+        if not name or not 0 < amount < 1e6:
+            raise ValueError(
+                f"replica_resources={shown(text)} must be names with amounts above 0, such as NPU=1"
+            )
+        if name == "CPU":
+            raise ValueError("replica_resources names CPU: give replica_cpus for that")
+        found[name] = amount
+    return found
+
+
+def ranks_of(options: Mapping[str, Any]) -> int:
+    """Processes of an engine, by the keyword arguments of its `LLM`.
+
+    Raises:
+        ValueError: its `parallel` is none.
+    """
+    asked = options.get("parallel")
+    if asked is None:
+        return 1
+    from fastslow.engine.parallel.sharding import Parallel  # with torch
+
+    return Parallel.parse(asked).ranks
+
+
+def running_of(options: Mapping[str, Any]) -> int:
+    """Most answers that an engine runs, by the keyword arguments of its `LLM`.
+
+    Raises:
+        ValueError: its `max_running` is none.
+    """
+    given = options.get("max_running", MOST_RUNNING)
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise ValueError(f"max_running={shown(given)} must be a whole number of at least 1")
+    return given

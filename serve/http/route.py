@@ -1,0 +1,142 @@
+"""The one body of the routes that answer prompts: what a client asks becomes requests, and outputs its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from fastapi import Request, Response
+
+from fastslow.output import Completion, Output
+from fastslow.serve.api.engine import Engine
+from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.fields import SamplingFields, served_mode
+from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Caller
+from fastslow.serve.http.answer import EventStream, PlacedPiece, all_whole, dumped, while_connected
+from fastslow.serve.http.middleware import request_id
+
+B = TypeVar("B", bound=SamplingFields)
+
+
+class ProtocolAnswer(ABC, Generic[B]):
+    """One answer in the words of one protocol: of what it is made, and how it is written, whole or as events.
+
+    Args:
+        body: what the client sent.
+        who: it is.
+        state: of the application.
+
+    Attributes:
+        id: of the answer, by which the client may cancel it.
+    """
+
+    prefix: ClassVar[str]  # of the ids
+
+    def __init__(self, body: B, who: Caller, state: Any) -> None:
+        self.body, self.who = body, who
+        self.engine: Engine = state.engine
+        self.settings, self.tokens = state.settings, state.tokens
+        self.id = f"{self.prefix}{secrets.token_hex(16)}"
+        self.created = int(time.time())
+        self.card = self.engine.card
+        self.mode = served_mode(body.model, self.card, self.settings)
+
+    @abstractmethod
+    def requests(self) -> list[GenerateRequest]:
+        """What the engine is asked: once for each prompt. With tools it runs in a thread."""
+
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
+        """Ask the engine what must be known before the answer; raises ValueError as `requests`."""
+
+    @abstractmethod
+    async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
+        """The answer that is not streamed."""
+
+    def traced(self, traces: list[Any]) -> Any:
+        """The traces of all prompts, as `trace` of the answer."""
+        return traces[0]
+
+    # as `http.events.Events` has them
+
+    def begin(self) -> str:
+        """What comes before the first piece."""
+        return ""
+
+    @abstractmethod
+    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
+        """A bunch of pieces; "" where there is nothing to show of them."""
+
+    @abstractmethod
+    def end(self) -> str:
+        """What comes after the last piece."""
+
+    @abstractmethod
+    def failed(self, error: ApiError) -> str:
+        """An error in the middle of the answer, with which it ends."""
+
+
+async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: Caller) -> Response:
+    """Answer a request, streamed where it asks for that.
+
+    Raises:
+        ApiError: what is asked does not fit, or the client left.
+        Busy, NotReady, GenerationError: as `Engine.stream`.
+    """
+    state = request.app.state
+    made = kind(body, who, state)
+    requests = await checked(made)
+    ids = [made.id, request_id(request.scope)]
+    if getattr(body, "stream", False):
+        return EventStream(state, requests, made, ids, who)
+    with state.requests.running(ids, [each.id for each in requests], who):
+        outputs = await while_connected(request.receive, all_whole(made.engine, requests))
+    found = await made.whole(outputs)
+    if body.trace:
+        found["trace"] = made.traced([await made.engine.trace(each.id) for each in requests])
+    return Response(dumped(found), media_type="application/json")
+
+
+async def checked(made: ProtocolAnswer[B]) -> list[GenerateRequest]:
+    """The requests of an answer. Schemas of tools may take a second to look at: that is done in a thread, and
+    other requests run meanwhile.
+    """
+    body = made.body
+    try:
+        if getattr(body, "tools", None):
+            requests = await asyncio.to_thread(made.requests)
+        else:
+            requests = made.requests()
+        await made.prepare(requests)
+    except ValueError as error:
+        raise refused(error, type(body).model_fields) from None
+    return requests
+
+
+def metrics_of(choice: Completion) -> dict[str, Any]:
+    """How an answer came about: `metrics` of the answer in every protocol."""
+    made = choice.metrics.to_dict()
+    del made["runs"]  # an entry for each step: the trace has them
+    speculative = speculative_decoding(choice)
+    return {"finish_reason": choice.finish_reason, **made, "speculative_decoding": speculative}
+
+
+def speculative_decoding(choice: Completion) -> dict[str, Any]:
+    """vLLM's summary of a request's drafts."""
+    made = choice.metrics
+    histogram = [0] * (max(made.runs, default=0) + 1)
+    for accepted in made.runs:
+        histogram[accepted] += 1
+    return {
+        "mean_acceptance_length": 1 + made.mean_accepted,
+        "draft_acceptance_rate": made.acceptance_rate,
+        "acceptance_histogram": histogram,
+        "num_spec_steps": made.steps,
+        "num_accepted_draft_tokens": made.accepted,
+        "num_draft_tokens": made.drafted,
+        "num_spec_tokens": len(made.acceptance),
+    }

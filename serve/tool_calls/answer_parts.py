@@ -1,0 +1,112 @@
+"""An answer as parts in a row: thought, text, calls. /v1/messages and /v1/responses write it so."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastslow.output import Completion, Piece
+from fastslow.serve.tool_calls.events import CallBegun, Content, Event
+from fastslow.serve.tool_calls.parser import ToolParser
+
+Kind = Literal["thought", "text", "call"]
+Verb = Literal["begun", "more", "ended"]
+
+
+@dataclass(slots=True)
+class AnswerPart:
+    """A run of one kind, or one call.
+
+    Attributes:
+        index: of the part in the answer.
+        key: names it; no other part has the same.
+        id: of a call.
+        name: of the function that it calls.
+    """
+
+    kind: Kind
+    index: int
+    id: str = ""
+    name: str = ""
+    key: str = field(default_factory=lambda: secrets.token_hex(12))
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All of it so far; a call's are its arguments."""
+        return "".join(self.texts)
+
+
+Change = tuple[Verb, AnswerPart, str]
+"""A part begins, grows by a text, or ends."""
+
+
+class AnswerParts:
+    """The parts of one answer, from pieces that are cut in any way.
+
+    Args:
+        parser: finds calls in the text; None: there are none.
+        shows_thought: else the thought is left out.
+
+    Attributes:
+        parts: so far.
+    """
+
+    def __init__(self, parser: ToolParser | None, shows_thought: bool) -> None:
+        self.parts: list[AnswerPart] = []
+        self._parser, self._shows_thought = parser, shows_thought
+        self._open: AnswerPart | None = None
+        self._came = False  # any of it in pieces
+
+    @property
+    def calls(self) -> bool:
+        """Whether a function is called."""
+        return any(part.kind == "call" for part in self.parts)
+
+    def push(self, piece: Piece) -> list[Change]:
+        """What a piece of the answer changes; where it is the last one, `finish` is due."""
+        self._came = self._came or bool(piece.token_ids)
+        return self._text(piece.reasoning, piece.text)
+
+    def finish(self, answer: Completion) -> list[Change]:
+        """The rest, at the end; all of it, where nothing came in pieces."""
+        changes = [] if self._came else self._text(answer.reasoning, answer.text)
+        if self._parser is not None:
+            changes += self._said(self._parser.finish())
+        return changes + self._end()
+
+    def _text(self, thought: str, text: str) -> list[Change]:
+        self._came = self._came or bool(thought or text)
+        changes = self._more("thought", thought) if thought and self._shows_thought else []
+        if self._parser is not None:
+            return changes + self._said(self._parser.push(text))
+        return changes + self._more("text", text) if text else changes
+
+    def _said(self, events: Iterable[Event]) -> list[Change]:
+        changes: list[Change] = []
+        for event in events:
+            if isinstance(event, CallBegun):
+                changes += self._begin("call", event.id, event.name)
+            else:
+                changes += self._more("text" if isinstance(event, Content) else "call", event.text)
+        return changes
+
+    def _more(self, kind: Kind, text: str) -> list[Change]:
+        begun = [] if self._open is not None and self._open.kind == kind else self._begin(kind)
+        part = self.parts[-1]
+        part.texts.append(text)
+        return [*begun, ("more", part, text)]
+
+    def _begin(self, kind: Kind, id: str = "", name: str = "") -> list[Change]:
+        ended = self._end()
+        self._open = AnswerPart(kind, len(self.parts), id, name)
+        self.parts.append(self._open)
+        return [*ended, ("begun", self._open, "")]
+
+    def _end(self) -> list[Change]:
+        if self._open is None:
+            return []
+        ended, self._open = self._open, None
+        return [("ended", ended, "")]

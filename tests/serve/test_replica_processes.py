@@ -1,0 +1,228 @@
+"""`fastslow serve --replicas` on one machine: processes that nobody else reaches, as many as the load needs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from processes_served import address, command, wait_ready
+from ray_engines import descendants, kill, living
+from serve_engines import LONG, answer_of, asked, settings_of, until, write_served
+
+from fastslow.serve.api.engine import NotReady
+from fastslow.serve.engines.process.client import EngineClient, Restarts
+from fastslow.serve.engines.process_replicas import ProcessReplicas
+from fastslow.serve.engines.replica_settings import ReplicaSettings
+from fastslow.serve.engines.routed_engine import RoutedEngine
+from fastslow.serve.engines.routing.scaling import ScalingSettings
+
+PATIENCE = 180  # seconds
+SOON = 120.0  # seconds: other tests may run beside it
+BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 12, "mode": "fast", "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_served(tmp_path_factory.mktemp("served"))
+
+
+@pytest.mark.slow
+def test_a_flood_brings_a_second_replica_and_quiet_ends_it(folder: Path) -> None:
+    async def main() -> None:
+        scaling = ScalingSettings(quick_queue_seconds=0.1, up_seconds=1.0, down_seconds=3.0)
+        settings = settings_of(folder, max_running=1)
+        replicas = ProcessReplicas(settings, ReplicaSettings(1, 2, drain=1.0), scaling)
+        engine = RoutedEngine(replicas)
+        await engine.start()
+        assert (len(replicas.running), replicas.starting) == (1, 0)
+        [first] = replicas.pids
+        clients = [asyncio.create_task(_keep_asking(engine, n)) for n in range(16)]
+        try:
+            await until(lambda: len(replicas.running) == 2, SOON)
+            await until(lambda: _both_answer(engine), SOON)
+        finally:
+            for task in clients:
+                task.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+        second = next(pid for pid in replicas.pids if pid != first)
+        await until(lambda: replicas.pids == [first] and not living([second]), SOON)
+        stats = await engine.stats()
+        assert stats["replicas_gone"] == 1 and stats["replicas_running"] == 1
+        await engine.close()
+        assert not living([first])
+
+    asyncio.run(main())
+
+
+async def _keep_asking(engine: RoutedEngine, client: int) -> None:
+    number = 0
+    while True:
+        number += 1
+        await answer_of(engine, asked(f"{client} {number}", LONG // 2, f"{client}", mode="fast"))
+
+
+async def _both_answer(engine: RoutedEngine) -> bool:
+    each = (await engine.stats())["replicas"].values()
+    return len(each) == 2 and all(one["steps"] > 0 for one in each)
+
+
+@pytest.mark.slow
+def test_a_replica_of_two_ranks_ends_with_its_ranks_and_comes_again(folder: Path) -> None:
+    async def main() -> None:
+        alone = await settings_of(folder).open()
+        ask = asked("seeded", 30, sampling={"temperature": 1.0, "seed": 5})
+        right = (await answer_of(alone, ask)).token_ids
+        await alone.close()
+        settings = settings_of(folder, parallel="ep=2", device="cpu")
+        replicas = ProcessReplicas(settings, ReplicaSettings(cpus=2))
+        engine = RoutedEngine(replicas)
+        await engine.start()
+        assert (await answer_of(engine, ask)).token_ids == right
+        [replica] = replicas.pids
+        ranks = descendants(replica)
+        assert ranks, "they are processes of the replica"
+        running = asyncio.create_task(answer_of(engine, asked("long", LONG)))
+        await until(lambda: bool(engine._running))
+        kill(replica)
+        with pytest.raises(NotReady):
+            await running
+        await until(lambda: not living(ranks), SOON)
+        await until(lambda: bool(replicas.pids), SOON)
+        assert (await answer_of(engine, ask)).token_ids == right
+        await engine.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_given_up_is_replaced_while_another_one_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    monkeypatch.setattr("fastslow.serve.engines.process_replicas.AGAIN", 0.0)
+
+    async def main() -> None:
+        replicas = ProcessReplicas(settings_of(folder), ReplicaSettings(2, 2))
+        engine = RoutedEngine(replicas)
+        await engine.start()
+        await until(lambda: len(replicas.running) == 2, SOON)
+        poor = replicas._replicas[0]
+        poor.client._restarts = Restarts(most=1)
+        kill(poor.client.pid or 0)
+        await until(lambda: len(replicas.running) == 2 and poor not in replicas._replicas, SOON)
+        assert any("is given up" in line for line in logged) and not engine.gave_up.done()
+        for one in replicas._replicas:
+            one.client._restarts = Restarts(most=1)
+        monkeypatch.setattr("fastslow.serve.engines.process_replicas.AGAIN", 60.0)
+        for pid in replicas.pids:
+            kill(pid)
+        assert await asyncio.wait_for(engine.gave_up, SOON) == "no replica can be started"
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_does_not_fit_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(EngineClient):
+        async def start(self) -> None:
+            raise ValueError("groups=9 is too much")
+
+    monkeypatch.setattr("fastslow.serve.engines.process_replicas.EngineClient", Failing)
+
+    async def main() -> None:
+        engine = RoutedEngine(ProcessReplicas(settings_of(Path("x")), ReplicaSettings(2, 2)))
+        with pytest.raises(ValueError, match=r"^groups=9 is too much$"):
+            await engine.start()
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_closes_while_replicas_load_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(EngineClient):
+        async def start(self) -> None:
+            await asyncio.sleep(30)
+
+    monkeypatch.setattr("fastslow.serve.engines.process_replicas.EngineClient", Slow)
+
+    async def main() -> None:
+        engine = RoutedEngine(ProcessReplicas(settings_of(Path("x")), ReplicaSettings(2, 2)))
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0.01)
+        await engine.close()
+        with pytest.raises(NotReady, match="the server is closing"):
+            await starting
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
+def outside(pids: list[int]) -> set[str]:
+    """Addresses at which these processes listen, other than this machine's loopback."""
+    inodes = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                target = os.readlink(entry)
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1].partition(":")[0])
+    return found - {"0100007F", "00000000000000000000000001000000"}
+
+
+def all_gone(pids: list[int], seconds: float = 30) -> bool:
+    """Whether soon none of these lives."""
+    end = time.monotonic() + seconds
+    while living(pids) and time.monotonic() < end:
+        time.sleep(0.2)
+    return not living(pids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_command_serves_and_leaves_no_process(folder: Path, end: signal.Signals) -> None:
+    options: list[Any] = ["--port", 0, "--replicas", 2, "--kv-memory", "16MiB"]
+    with command(folder, *options, "--served-model-name", "tiny") as server:
+        url = address(server)
+        wait_ready(url)
+        pids = [server.pid, *descendants(server.pid)]
+        assert len(pids) == 3 and not outside(pids)
+        texts = {
+            httpx.post(f"{url}/v1/completions", json=BODY, timeout=60).json()["choices"][0]["text"]
+            for _ in range(6)
+        }
+        assert len(texts) == 1
+        assert httpx.get(f"{url}/v1/stats").json()["replicas"]
+        if end == signal.SIGINT:
+            os.killpg(server.pid, end)  # as a terminal does
+        else:
+            server.send_signal(end)
+        assert server.wait(PATIENCE) == (-end if end == signal.SIGKILL else 0)
+        assert all_gone(pids)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with command(tmp_path / "missing", "--port", 0, "--replicas", 2) as server:
+        _, told = server.communicate(timeout=PATIENCE)
+        assert server.returncode == 2 and "missing" in told and "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_an_address_where_nobody_is(folder: Path) -> None:
+    options: list[Any] = ["--port", 0, "--replicas", 2, "--address", "127.0.0.1:9"]
+    with command(folder, *options) as server:
+        _, told = server.communicate(timeout=PATIENCE)
+        assert server.returncode == 1 and "nothing is reached at the address" in told

@@ -1,0 +1,288 @@
+"""Two tiny replicas as one engine: in processes of this one, and on a Ray cluster. What holds for one kind holds for
+the other; the cluster is slow to start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from ray_engines import kill, started_cluster
+from serve_engines import (
+    LONG,
+    answer_of,
+    asked,
+    first_of,
+    idle,
+    pieces_of,
+    settings_of,
+    until,
+    write_served,
+)
+
+from fastslow.output import Output
+from fastslow.serve.api.engine import Engine, NotReady
+from fastslow.serve.engines.continued_engine import ContinuedEngine
+from fastslow.serve.engines.process_replicas import ProcessReplicas
+from fastslow.serve.engines.replica_settings import ReplicaSettings
+from fastslow.serve.engines.routed_engine import RoutedEngine
+
+CHAT = [{"role": "user", "content": "one two"}]
+TWO = ReplicaSettings(least=2, most=2, health_seconds=0.5, hung_seconds=3.0)
+SOON = 120.0  # seconds: other tests may run beside it
+
+
+class Opened:
+    """Replicas, and one engine in this process beside them."""
+
+    def __init__(
+        self,
+        runner: asyncio.Runner,
+        several: RoutedEngine,
+        local: Engine,
+        pids: Callable[[], list[int]],
+    ) -> None:
+        self.runner, self.several, self.local, self.pids = runner, several, local, pids
+
+    async def both_run(self) -> bool:
+        return len(self.several._replicas.running) == 2
+
+
+@pytest.fixture(scope="module", params=["processes", pytest.param("ray", marks=pytest.mark.slow)])
+def opened(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Opened]:
+    settings = settings_of(write_served(tmp_path_factory.mktemp("served")), max_waiting=100)
+    with asyncio.Runner() as runner, ExitStack() as stack:
+        if request.param == "ray":
+            from fastslow.serve.ray.cluster import Cluster
+            from fastslow.serve.ray.deployments import OwnDeployment
+            from fastslow.serve.ray.replicas import RayReplicas
+
+            cluster = stack.enter_context(started_cluster())
+
+            def pids() -> list[int]:
+                return cluster.engines()
+
+            def replicas() -> Any:
+                return RayReplicas(OwnDeployment(Cluster(cluster.address), settings, TWO))
+        else:
+            here: list[ProcessReplicas] = []
+
+            def replicas() -> Any:
+                here.append(ProcessReplicas(settings, TWO))
+                return here[0]
+
+            def pids() -> list[int]:
+                return here[0].pids
+
+        async def start() -> tuple[RoutedEngine, Engine]:
+            several = RoutedEngine(replicas())
+            with pytest.raises(NotReady, match="^the model is loading$"):
+                print(several.card)
+            await several.start()
+            return several, await settings.open()
+
+        several, local = runner.run(start())
+        try:
+            one = Opened(runner, several, local, pids)
+            runner.run(until(one.both_run, SOON))
+            yield one
+        finally:
+            runner.run(local.close())
+            runner.run(several.close())
+
+
+def test_answers_are_those_of_one_engine(opened: Opened) -> None:
+    async def main() -> None:
+        assert opened.several.ready and opened.several.card.modes == opened.local.card.modes
+        asks = [
+            asked("greedy", 40, sampling={"temperature": 0}),
+            asked("seeded", 40, sampling={"temperature": 1.0, "seed": 5, "n": 2}),
+            asked("fast", 40, CHAT, mode="fast", sampling={"temperature": 0.8, "seed": 7}),
+            asked("whole", 40, CHAT, streamed=False, sampling={"temperature": 0, "logprobs": 2}),
+        ]
+        right = [_plain(await answer_of(opened.local, ask)) for ask in asks]
+        for _ in range(3):  # on either replica, and both at the same time
+            found = await asyncio.gather(*(answer_of(opened.several, ask) for ask in asks))
+            assert [_plain(output) for output in found] == right
+        pieces = await pieces_of(opened.several, asks[0])
+        assert len(pieces) > 2 and pieces[-1].output is not None
+        assert "".join(piece.text for piece in pieces) == pieces[-1].output.text
+
+    opened.runner.run(main())
+
+
+def test_errors_keep_their_kinds(opened: Opened, logged: list[str]) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="^max_tokens"):
+            await answer_of(opened.several, asked(tokens=0))
+        with pytest.raises(ValueError, match="^mode"):
+            await answer_of(opened.several, asked(mode="dep"))
+        with pytest.raises(ValueError, match="outside of 64 bits"):
+            await answer_of(opened.several, asked(sampling={"seed": 2**70}))
+        with pytest.raises(ValueError, match="116 answers that may wait and run"):
+            await answer_of(opened.several, asked(sampling={"n": 117}))
+        with pytest.raises(ValueError, match="not an id in 0..319"):
+            await opened.several.detokenize([10**6])
+
+    opened.runner.run(main())
+    assert not logged, "they are no news"
+
+
+def test_calls(opened: Opened) -> None:
+    async def main() -> None:
+        several, local = opened.several, opened.local
+        tokens = await local.tokenize(asked())
+        assert await several.tokenize(asked()) == tokens
+        assert await several.detokenize(tokens) == await local.detokenize(tokens)
+        assert await several.token_bytes(tokens) == await local.token_bytes(tokens)
+        assert not await several.cancel("nobody") and not await several.stop_thinking("nobody")
+        assert await several.trace("nobody") is None
+        await answer_of(several, asked("traced", trace=True))
+        trace = await several.trace("traced")
+        assert trace is not None and trace == await several.trace("traced")
+        stats = await several.stats()
+        each = stats["replicas"]
+        assert len(each) == 2 and stats["steps"] == sum(one["steps"] for one in each.values()) > 0
+        assert stats["pages"] == 2 * (await local.stats())["pages"]
+
+    opened.runner.run(main())
+
+
+def test_who_leaves_cancels(opened: Opened) -> None:
+    async def main() -> None:
+        several = opened.several
+        assert (await first_of(several, asked("left", LONG))).token_ids
+        await until(lambda: idle(several))
+        task = asyncio.create_task(answer_of(several, asked("cancelled", LONG)))
+        await until(lambda: several.cancel("cancelled"))
+        assert (await task).finish_reason == "cancelled"
+        task = asyncio.create_task(answer_of(several, asked("task", LONG)))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await until(lambda: idle(several))
+
+    opened.runner.run(main())
+
+
+def test_nothing_is_left_of_a_flood_whose_clients_leave(opened: Opened) -> None:
+    random = Random(5)
+
+    async def main() -> None:
+        several = opened.several
+        continued = ContinuedEngine(several)
+
+        async def leaves(id: str, seconds: float, cancels: bool) -> None:
+            asking = asyncio.create_task(pieces_of(continued, asked(id, 3000, mode="fast")))
+            await asyncio.sleep(seconds)
+            if cancels:
+                await continued.cancel(id)
+            else:
+                asking.cancel()
+            await asyncio.wait([asking])
+
+        for flood in range(2):
+            await asyncio.gather(
+                *(leaves(f"{flood}-{n}", random.uniform(0, 0.5), n % 3 == 0) for n in range(60))
+            )
+        await until(lambda: idle(several))
+        chooser = several._chooser
+        assert len(chooser._loads) == 2 and not any(one._mine for one in chooser._loads.values())
+        assert not chooser._sent and not several._running and not continued._running
+
+    opened.runner.run(main())
+
+
+def test_a_killed_replica_is_continued_and_replaced(opened: Opened) -> None:
+    async def main() -> None:
+        several = opened.several
+        continued = ContinuedEngine(several)
+        asks = [asked(f"seeded {n}", LONG // 4, sampling={"seed": n}) for n in range(4)]
+        right = [_plain(await answer_of(opened.local, ask)) for ask in asks]
+        before = opened.pids()
+        counted = (await several.stats())["tokens"]
+        await until(lambda: _idle_as_reported(several))
+        plain = [asyncio.create_task(answer_of(several, asked(f"{n}", LONG))) for n in range(4)]
+        others = [asyncio.create_task(answer_of(continued, ask)) for ask in asks]
+        await until(lambda: len(several._running) == 8)
+        await asyncio.sleep(0.1)
+        kill(before[0])
+        ended = await asyncio.gather(*plain, return_exceptions=True)
+        lost = [error for error in ended if isinstance(error, BaseException)]
+        whole = [output for output in ended if isinstance(output, Output)]
+        assert lost and whole and all(isinstance(e, NotReady) and e.replica for e in lost)
+        assert all(len(output.token_ids) == LONG for output in whole)
+        assert [_plain(output) for output in await asyncio.gather(*others)] == right
+        assert continued.retried + continued.continued > 0 and not continued.given_up
+        await until(opened.both_run, SOON)
+        assert len(opened.pids()) == 2 and before[0] not in opened.pids()
+        stats = await several.stats()
+        assert stats["tokens"] >= counted and stats["replicas_gone"] == 1
+        again = [await answer_of(several, asked(f"again {n}")) for n in range(4)]
+        assert all(len(output.token_ids) == 8 for output in again)
+
+    opened.runner.run(main())
+
+
+def _idle_as_reported(several: RoutedEngine) -> bool:
+    reports = several._known.values()
+    return all(report is not None and not report.answers for report in reports)
+
+
+@pytest.mark.slow
+def test_a_hung_replica_is_replaced_and_its_answer_continued(opened: Opened) -> None:
+    async def main() -> None:
+        several = opened.several
+        continued = ContinuedEngine(several)
+        ask = asked("long", 3000, sampling={"temperature": 0})
+        right = await answer_of(continued, ask)
+        pids = await _pids_by_name(opened)
+        pieces, busy = [], 0
+        async for piece in continued.stream(ask):
+            pieces.append(piece)
+            if len(pieces) == 4:
+                busy = pids[several._running["long"]]
+                os.kill(busy, signal.SIGSTOP)
+        assert pieces[-1].output is not None and continued.continued == 1
+        assert pieces[-1].output.token_ids == right.token_ids
+        assert "".join(piece.text for piece in pieces) == right.text
+
+        async def replaced() -> bool:
+            return await opened.both_run() and bool(set(opened.pids()) - set(pids.values()))
+
+        await until(replaced, SOON)
+        assert len((await answer_of(several, asked("after"))).token_ids) == 8
+
+    opened.runner.run(main())
+
+
+async def _pids_by_name(opened: Opened) -> dict[str, int]:
+    """The process of each replica: the one that works while the replica answers."""
+    found: dict[str, int] = {}
+    number = 0
+    while len(found) < 2:
+        number += 1
+        before = {pid: _ticks(pid) for pid in opened.pids()}
+        await answer_of(opened.several, asked(f"who {number}", LONG, f"{number}"))
+        busy = max(before, key=lambda pid: _ticks(pid) - before[pid])
+        found[opened.several._recent[f"who {number}"]] = busy
+    return found
+
+
+def _ticks(pid: int) -> int:
+    """What a process has worked, in ticks of the system's clock."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def _plain(output: Output) -> list[tuple[str, str, list[int], str | None]]:
+    return [(c.text, c.reasoning, list(c.token_ids), c.finish_reason) for c in output.choices]

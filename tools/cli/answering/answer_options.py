@@ -1,0 +1,162 @@
+"""The options of `generate` and `chat`: how the model answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields, field
+from fastslow.tools.prompts import check_text, json_object, naming
+
+if TYPE_CHECKING:
+    from fastslow.llm import LLM
+
+HOW, DRAW = "Thinking and speculation", "Sampling (default: the mode's own)"
+SAMPLING = (
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("seed", "stop"),
+)
+CHANGES = OptionFields(
+    "groups", "experts", "thinking", "thinking_budget", panel=HOW, defaults=False
+)
+DRAFTS = OptionFields(
+    *("drafter", "nodes", "head", "corpus"),
+    panel=HOW,
+    defaults=False,
+    model="draft_model",
+    groups="draft_groups",
+    experts="draft_experts",
+)
+USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
+
+
+class AnswerOptions(ModelOptions):
+    """How `generate` and `chat` answer; checked as far as that goes without a model.
+
+    `changes`, `drafts` and `sampling` hold what the command line gave: see their `model_fields_set`.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", HOW)
+    modes: str | Path | None = field(None, "JSON file with presets of your own", HOW)
+    auto: str | Path | None = field(
+        None, "file of `fastslow tune --modes`, which --mode auto goes by", HOW
+    )
+    changes: Annotated[Mode, CHANGES] = Mode()
+    no_thinking: bool = field(
+        False, "do not show the thought (`--thinking off`: do not think)", HOW
+    )
+    speculation: str | Path | None = field(
+        None, "file of `fastslow tune`, such as tuned.json, or a drafter", HOW
+    )
+    drafts: Annotated[Speculation, DRAFTS] = Speculation()
+    sampling: Annotated[SamplingParams, OptionFields(*SAMPLING, panel=DRAW, defaults=False)] = (
+        SamplingParams()
+    )
+    system: str | None = field(None, "system message")
+    template_kwargs: str | None = field(
+        None, 'variables of the chat template, as JSON: \'{"reasoning_effort": "low"}\'', HOW
+    )
+    kv_dtype: str = field("auto", "keys and values: auto, int8 (half the memory) or model", MODEL)
+    parallel: str = field(
+        "auto", "share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun", MODEL
+    )
+
+    def model_post_init(self, _context: object) -> None:
+        check_text(self.system or "", "--system")
+        for text in self.sampling.stop_strings:
+            check_text(text, "--stop")
+        self._variables()
+        if self.speculation is not None and self.drafts.drafter != "auto":
+            raise ValueError("--speculation and --drafter are two drafters: give one of them")
+        if self._tuned is not None:
+            self._read_tuned(None)
+
+    def load(self, **more: Any) -> LLM:
+        """The model, loaded. more: further arguments of `LLM`."""
+        names = ("kv_dtype", "parallel", "modes", "auto")
+        return super().load(**{name: getattr(self, name) for name in names}, **more)
+
+    def context(self, llm: LLM) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.max_model_len or llm.model.config.context
+
+    def conversation(self) -> list[dict[str, str]]:
+        """The start of a chat."""
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def call(self, llm: LLM, asked: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keyword arguments of `LLM.stream`.
+
+        Args:
+            llm: the model.
+            asked: a preset or the fields of a mode, which the command line's options change too where
+                these fields do not say otherwise; None = the mode that the command line says.
+
+        Raises:
+            ValueError: there is no such preset, or the model has fewer groups or experts.
+        """
+        from fastslow.engine.model.routed_units import RoutedUnits
+        from fastslow.policies.modes import find_mode
+
+        units = RoutedUnits.of(llm.model.config)
+        named: str | Mapping[str, Any] = self.mode if asked is None else asked
+        given = {"base": named} if isinstance(named, str) else named
+        changes = self.changes.model_dump(exclude_unset=True, exclude=set(given))
+        if asked is not None:
+            plain = find_mode(asked, llm.modes, units).thinking
+            if given.get("thinking", changes.get("thinking", plain)) == "off":
+                changes.pop("thinking_budget", None)  # off is a budget of 0
+        mode = find_mode({**given, **changes} if changes else named, llm.modes, units)
+        call = {"sampling": self.sampling, "mode": mode, "speculation": self._speculation(mode)}
+        return call | {"chat_template_kwargs": self._variables()}
+
+    def _variables(self) -> dict[str, Any] | None:
+        """Those of the chat template. ValueError if the text is no JSON object."""
+        if self.template_kwargs is None:
+            return None
+        with naming("--template-kwargs"):
+            return dict(json_object(self.template_kwargs))
+
+    def _speculation(self, mode: Mode) -> str | Speculation:
+        """What the command line says about drafts, else "auto"."""
+        changes = self.drafts.model_dump(exclude_unset=True, exclude={"drafter"})
+        named = str(self.speculation or self.drafts.drafter)
+        if named == "auto" and not changes:
+            return "auto"
+        own = {} if mode.speculation is None else dict(mode.speculation)
+        if self._tuned is not None:
+            own = dict(self._read_tuned(self.folder))
+        elif named != "auto":
+            own["drafter"] = named
+        elif "model" in changes:
+            own["drafter"] = "model"
+        made = Speculation(**{**own, **changes})
+        for name, drafter in USES.items():
+            if name in changes and drafter not in made.drafter and made.drafter != "auto":
+                raise ValueError(f"--{name} is for drafter {drafter}, and this is {made.drafter}")
+        return made
+
+    @property
+    def _tuned(self) -> Path | None:
+        """The file of settings that --speculation names, if it names one."""
+        given = str(self.speculation or "")
+        return Path(given) if given.endswith(".json") or Path(given).is_file() else None
+
+    def _read_tuned(self, folder: Path | None) -> Speculation:
+        from fastslow.settings import read_settings
+
+        assert self._tuned is not None
+        return read_settings(self._tuned, folder)
+
+
+class GenerateCommand(AnswerOptions):
+    """How `generate` answers."""
+
+    sampling: Annotated[
+        SamplingParams, OptionFields(*SAMPLING, "n", "logprobs", panel=DRAW, defaults=False)
+    ] = SamplingParams()

@@ -1,0 +1,177 @@
+"""`fastslow generate`: one prompt or a file of prompts, answered."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastslow.tools.cli.answering.answer_options import GenerateCommand
+from fastslow.tools.cli.options import expand_options, standard_input
+
+if TYPE_CHECKING:
+    from fastslow.llm import LLM
+    from fastslow.output import Completion, Output
+    from fastslow.request.options import Prompt
+    from fastslow.tools.cli.screen import StreamedAnswer
+
+
+@expand_options
+def generate(
+    options: GenerateCommand,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask; - reads standard input.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Many prompts: a text file with one a line, or JSON lines (.jsonl) with prompt or "
+            "messages; mode, sampling and chat_template_kwargs of a line are optional.",
+            show_default=False,
+        ),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Answer one prompt, as it is made, or a file of prompts as JSON lines.
+
+    Standard output gets the answer alone. The thought, and a last line that says what speculation did,
+    go to standard error.
+
+    Examples:
+      fastslow generate "Why is the sky blue?"
+      fastslow generate "Why is the sky blue?" --mode fast > answer.txt
+      fastslow generate "Write a haiku." --temperature 0.8 --seed 1 --n 3
+      fastslow generate "How many?" --model path/to/checkpoint --thinking-budget 200
+      fastslow generate --speculation tuned.json --corpus corpus.safetensors - < question.txt
+      fastslow generate --raw "Once upon a time" --groups 0 --json
+      fastslow generate --file prompts.jsonl > answers.jsonl
+
+    With --file all lines are checked first. Answers come in the order of the file, with index, text,
+    reasoning, finish_reason, mode, tokens, tokens_per_second and prompt_tokens.
+
+    Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C.
+    """
+    if raw and options.system is not None:
+        raise ValueError("--system needs the chat template, which --raw leaves out")
+    if options.sampling.logprobs is not None and file is None and not as_json:
+        raise ValueError("--logprobs are for programs: add --json, or give --file")
+    if (prompt is None) == (file is None):
+        raise ValueError("give a PROMPT (- is standard input) or --file, and not both")
+    from fastslow.tools.cli.screen import quiet_log
+    from fastslow.tools.prompts import check_text
+
+    quiet_log()
+    if file is not None:
+        _answer_file(file, options, raw, as_json)
+        return
+    text = _standard_input() if prompt == "-" else prompt or ""
+    if not (text if raw else text.strip()):
+        where = "standard input" if prompt == "-" else "PROMPT"
+        raise ValueError(f"{where} is empty: there is nothing to answer")
+    check_text(text, "standard input" if prompt == "-" else "PROMPT")
+    asked: Prompt = text if raw else [*options.conversation(), {"role": "user", "content": text}]
+    with options.load() as llm:
+        if options.sampling.n > 1:
+            _answer_often(llm, asked, options, as_json)
+        else:
+            _stream(llm, asked, options, as_json)
+
+
+def _standard_input() -> str:
+    try:
+        return standard_input().read()
+    except UnicodeDecodeError as error:
+        where = f"see its byte {error.start + 1}"
+        raise ValueError(f"standard input is no text in UTF-8: {where}") from None
+
+
+def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
+    """One answer, as it is made; what has come until Ctrl-C is kept."""
+    from fastslow.tools.cli.screen import errors, figures
+
+    answer, output = _screen(options, as_json), None
+    pieces = llm.stream(asked, **options.call(llm))
+    try:
+        with suppress(KeyboardInterrupt):
+            for piece in pieces:
+                answer.add(piece)
+                output = piece.output or output
+    finally:
+        answer.end()
+    if as_json:
+        _write(_cut(answer) if output is None else _record(output))
+    elif output is not None:
+        errors().print(figures(output, options.context(llm)), style="dim")
+    if output is None:
+        raise KeyboardInterrupt
+
+
+def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
+    """Several answers, which come together."""
+    from fastslow.output import Piece
+    from fastslow.tools.cli.screen import errors, figures
+
+    output = llm.generate(asked, **options.call(llm))
+    if as_json:
+        _write(_record(output))
+        return
+    for number, choice in enumerate(output.choices, 1):
+        errors().print(f"answer {number} of {len(output.choices)}", style="dim")
+        answer = _screen(options, as_json)
+        answer.add(Piece(reasoning=choice.reasoning))
+        answer.add(Piece(choice.text))
+        answer.end()
+        errors().print(figures(choice, options.context(llm)), style="dim")
+
+
+def _answer_file(file: Path, options: GenerateCommand, raw: bool, as_json: bool) -> None:
+    """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
+    from fastslow.tools.cli.answering.prompt_file import PromptFile, record_of
+
+    prompts, failed = PromptFile(file, options, raw), False
+    with options.load() as llm:
+        for index, output in prompts.answers(llm):
+            _write({"index": index, **(_record(output) if as_json else record_of(output))})
+            failed |= any(choice.error is not None for choice in output.choices)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _screen(options: GenerateCommand, as_json: bool) -> StreamedAnswer:
+    from fastslow.tools.cli.screen import StreamedAnswer, console, errors
+
+    silent = as_json or options.no_thinking
+    return StreamedAnswer(None if as_json else console(), None if silent else errors())
+
+
+def _write(record: dict[str, Any]) -> None:
+    from fastslow.tools.cli.screen import console
+
+    console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+
+
+def _record(output: Output) -> dict[str, Any]:
+    """All that is known, for programs; several answers to a prompt under "choices"."""
+
+    def one(choice: Completion) -> dict[str, Any]:
+        return {**choice.to_dict(), **short(choice)}
+
+    from fastslow.tools.cli.answering.prompt_file import short
+
+    first, *others = output.choices
+    several = {"choices": [one(choice) for choice in output.choices]} if others else {}
+    return {"prompt_tokens": len(output.prompt_token_ids), **one(first), **several}
+
+
+def _cut(answer: StreamedAnswer) -> dict[str, Any]:
+    """What is known of an answer that Ctrl-C ended."""
+    return {
+        "text": answer.text,
+        "reasoning": answer.reasoning,
+        "token_ids": answer.token_ids,
+        "finish_reason": "cancelled",
+    }

@@ -1,0 +1,1 @@
+"""Commands about checkpoints: what they are, how they are made, what they would do."""

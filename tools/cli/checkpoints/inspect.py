@@ -1,0 +1,145 @@
+"""`fastslow inspect` and `fastslow modes`: what a checkpoint is, and what its presets mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastslow.engine.params import Params
+from fastslow.tools.cli.options import OptionFields, expand_options, field, option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastslow.engine.params import Mode
+    from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
+
+ROUTING = "Routing"
+SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at least
+
+
+class RoutingOptions(Params):
+    """What `inspect --routing` measures."""
+
+    ranks: int = field(8, "ranks that share the experts", ge=1)
+    prompts: int = field(32, "most prompts", ge=1)
+    answer: int = field(64, "tokens to answer each with", ge=0)
+    batch: int = field(16, "answers decoded in a step", ge=1)
+
+
+@expand_options
+def inspect(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
+    options: Annotated[RoutingOptions, OptionFields(panel=ROUTING)],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    routing: Annotated[
+        Path | None,
+        option("Prompts, JSON Lines: measure tokens per expert, group and rank.", ROUTING),
+    ] = None,
+    parallel: Annotated[
+        str | None, option("Ranks that would share it, such as ep=8,tp=1,dp=1.")
+    ] = None,
+) -> None:
+    """Show a checkpoint: parameters, memory, context, tokenizer and modes. Reads no weights.
+
+    With --routing it runs prompts, and shows how evenly the routers load experts, groups and ranks,
+    against a choice of the best experts without groups on the same scores.
+
+    Examples:
+      fastslow inspect path/to/checkpoint
+      fastslow inspect smollm2-moge --json
+      fastslow inspect smollm2-moge --routing prompts.jsonl --ranks 4
+      fastslow inspect path/to/checkpoint --parallel ep=8
+    """
+    from fastslow.tools.cli.checkpoints.checkpoint_facts import (
+        CheckpointFacts,
+        shard_plan,
+        shards_record,
+        shards_table,
+    )
+    from fastslow.tools.cli.checkpoints.inspect_routing import show_routing
+    from fastslow.tools.cli.screen import console, quiet_log, show
+
+    quiet_log()
+    if routing is not None:
+        show_routing(model, routing, as_json, **options.model_dump())
+        return
+    facts = CheckpointFacts.of(model)
+    plan = None if parallel is None else shard_plan(facts.config, parallel)
+    if as_json:
+        record = facts.record() | ({} if plan is None else {"parallel": shards_record(plan)})
+        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        return
+    for table in facts.tables():
+        show(table)
+    if plan is not None:
+        show(shards_table(plan))
+
+
+@expand_options
+def modes(
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")
+    ] = "smollm2-moge",
+    own: Annotated[
+        str | None, typer.Option("--modes", help="JSON file with presets of your own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say what each mode of a model means: experts, thinking, budget, sampling, drafts. Reads no weights.
+
+    Presets are built in, changed and joined by the checkpoint's fastslow.json, and these by a file
+    of your own:
+
+      {"modes": {"bot": {"base": "fast", "sampling": {"temperature": 0.6}},
+                 "brief": {"base": "deep", "thinking_budget": 200, "closing": "\\n"}}}
+
+    Examples:
+      fastslow modes
+      fastslow modes path/to/checkpoint --modes mine.json
+      fastslow generate "How many?" --modes mine.json --mode brief
+    """
+    from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
+    from fastslow.tools.cli.screen import console, quiet_log, show
+
+    quiet_log()
+    facts = CheckpointFacts.of(model, own)
+    if as_json:
+        record = facts.record()["modes"]
+        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        return
+    presets = list(facts.modes.values())
+    beside = max(1, (console().width - SIDES) // COLUMN)
+    for first in range(0, len(presets), beside):
+        show(_table(facts, presets[first : first + beside]))
+
+
+def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
+    """A column for each mode, a row for each side of it."""
+    from rich.table import Column, Table
+
+    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.model.tensors import active_parameters
+    from fastslow.policies.meaning import meaning
+    from fastslow.tools.cli.checkpoints.checkpoint_facts import billions
+
+    units = RoutedUnits.of(facts.config)
+    words = [meaning(mode, units) for mode in presets]
+    names = (Column(mode.name, overflow="fold") for mode in presets)
+    table = Table(Column(no_wrap=True), *names, show_lines=True)
+    if any(mode.description for mode in presets):
+        table.add_row("", *(mode.description or "-" for mode in presets))
+    for side in words[0]:
+        table.add_row(side, *(each[side] for each in words))
+        if side == units.name:
+            active = [active_parameters(facts.config, mode.routed) for mode in presets]
+            shares = [
+                "-" if mode.auto else f"{billions(n)}, {n / facts.parameters:.0%} of all"
+                for mode, n in zip(presets, active)
+            ]
+            table.add_row("active parameters", *shares)
+    return table

@@ -1,0 +1,206 @@
+"""How evenly routers load experts and ranks: their own choice against the best of all without groups.
+
+MoGE: Pangu Pro MoE, arXiv 2505.21411, section 2: with whole groups on a rank, every rank runs the same
+number of experts for each token. Router scores of texts are read off the torch path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastslow.engine.backends.device import ops_for
+from fastslow.engine.model.checkpoint import floats
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.families.weights import weights_class
+from fastslow.engine.model.moge import Moge
+from fastslow.engine.types import Ints
+from fastslow.tools.forward import forward_texts
+
+CHUNK = 512  # prompt rows of a step
+KINDS = ("prefill", "decode")
+ROUTERS = ("grouped", "ungrouped")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterWeights:
+    """A router's shape: one of each of `groups` groups of its `experts`; with 1 group `chosen` of all."""
+
+    experts: int
+    groups: int
+    chosen: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> RouterWeights:
+        """ValueError for a model without routed experts."""
+        if not config.experts:
+            raise ValueError(f"{config.architecture} is dense: it has no router to look at")
+        if not any(map(config.routed, range(config.layers))):
+            raise ValueError("all layers of this model are dense: they have no router to look at")
+        return cls(config.experts, config.groups or 1, config.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One text's router scores.
+
+    Attributes:
+        logits: float32 [layers with routed experts, T, E]; of a router that chooses by something
+            else, that.
+        prompt: how many of its T tokens are the prompt's.
+    """
+
+    logits: Tensor
+    prompt: int
+
+
+def load_decoder(folder: Path, progress: bool = True) -> Decoder:
+    """The model of a checkpoint folder in float32 on the torch path, which lets others see its routers."""
+    config = ModelConfig.from_folder(folder)
+    kind = weights_class(config)
+    cpu = torch.device("cpu")
+    with floats(folder, config, progress) as read:
+        return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))
+
+
+def router_scores(model: Decoder, texts: Iterable[tuple[Sequence[int], int]]) -> Iterator[Scores]:
+    """Scores of texts, each given as its tokens and how many of them are the prompt's."""
+    for tokens, prompt in texts:
+        with _watched(model) as seen:
+            forward_texts(model, [tokens])
+        yield Scores(torch.stack([logits_PE[: len(tokens)].float() for logits_PE in seen]), prompt)
+
+
+@contextmanager
+def _watched(model: Decoder) -> Iterator[list[Tensor]]:
+    """A list that gets what each router chooses by, layer by layer, while the block runs."""
+    seen: list[Tensor] = []
+    routed = [layer.mlp for layer in model.weights.layers if isinstance(layer.mlp, Moge)]
+
+    def watching(mlp: Moge) -> Callable[[Tensor, Tensor], None]:
+        return lambda _, logits_PE: seen.append(mlp.ranks_by(logits_PE))
+
+    for mlp in routed:
+        mlp.watch = watching(mlp)
+    try:
+        yield seen
+    finally:
+        for mlp in routed:
+            mlp.watch = None
+
+
+def grouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:
+    """int64 [L, T, k]: one expert of each group, or the best of the only one."""
+    if gate.groups == 1:
+        return ungrouped(logits_LTE, gate)
+    size = gate.experts // gate.groups
+    best = logits_LTE.unflatten(-1, (gate.groups, size)).argmax(-1)
+    experts: Ints = (best + torch.arange(0, gate.experts, size)).numpy()
+    return experts
+
+
+def ungrouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:
+    """int64 [L, T, k]: the best of all, as many."""
+    experts: Ints = logits_LTE.topk(gate.chosen, -1).indices.numpy()
+    return experts
+
+
+@dataclass(slots=True)
+class ExpertLoad:
+    """Tokens per expert of one router and one kind of rows.
+
+    Attributes:
+        experts: int64 [L, E], over all steps.
+        deviations: per step and layer, the standard deviation across ranks over their mean.
+        peaks: per step and layer, the fullest rank over the mean: what a step waits for.
+    """
+
+    experts: Ints
+    deviations: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+
+    def add(self, chosen_LRk: Ints, ranks: int) -> None:
+        """One step: the experts of its R rows."""
+        count = self.experts.shape[1]
+        for layer, chosen_Rk in zip(self.experts, chosen_LRk):
+            fresh = np.bincount(chosen_Rk.ravel(), minlength=count)
+            layer += fresh
+            by_rank = per_rank(fresh, ranks)
+            self.deviations.append(float(by_rank.std() / by_rank.mean()))
+            self.peaks.append(float(by_rank.max() / by_rank.mean()))
+
+    def deviation(self, ranks: int) -> NDArray[np.float64]:
+        """[L]: the standard deviation across ranks over their mean, over all steps."""
+        by_rank = per_rank(self.experts, ranks)
+        found: NDArray[np.float64] = by_rank.std(-1) / np.maximum(by_rank.mean(-1), 1e-9)
+        return found
+
+
+@dataclass(slots=True)
+class Balance:
+    """What was found.
+
+    Attributes:
+        gate: the router's shape.
+        ranks: how many, with as many neighbouring experts each.
+        loads: (kind of rows, router) -> load; a kind without rows is not there.
+        rows: kind -> how many.
+    """
+
+    gate: RouterWeights
+    ranks: int
+    loads: dict[tuple[str, str], ExpertLoad] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, logits_LRE: Tensor) -> None:
+        """One step of R rows."""
+        layers, rows, _ = logits_LRE.shape
+        if not rows:
+            return
+        self.rows[kind] = self.rows.get(kind, 0) + rows
+        for router, choose in zip(ROUTERS, (grouped, ungrouped)):
+            empty = np.zeros((layers, self.gate.experts), dtype=np.int64)
+            load = self.loads.setdefault((kind, router), ExpertLoad(empty))
+            load.add(choose(logits_LRE, self.gate), self.ranks)
+
+    def add_answers(self, answers: list[Tensor]) -> None:
+        """Answers [L, T, E] decoded in one batch: a step has a row of each that is not over yet."""
+        for place in range(max((a.shape[1] for a in answers), default=0)):
+            going = [a[:, place] for a in answers if place < a.shape[1]]
+            self.add("decode", torch.stack(going, 1))
+
+
+def measure(texts: Iterable[Scores], gate: RouterWeights, ranks: int, batch: int) -> Balance:
+    """Loads of texts whose prompts are read in chunks, one text at a time, and whose answers are decoded
+    `batch` at a time, a row of each.
+
+    Raises:
+        ValueError: ranks do not divide the experts.
+    """
+    if ranks < 1 or gate.experts % ranks:
+        raise ValueError(f"ranks={ranks} must divide the {gate.experts} experts")
+    balance = Balance(gate, ranks)
+    answers: list[Tensor] = []
+    for text in texts:
+        for chunk in torch.split(text.logits[:, : text.prompt], CHUNK, 1):
+            balance.add("prefill", chunk)
+        answers.append(text.logits[:, text.prompt :])
+        if len(answers) == batch:
+            balance.add_answers(answers)
+            answers = []
+    balance.add_answers(answers)
+    return balance
+
+
+def per_rank(experts: Ints, ranks: int) -> Ints:
+    """Counts [..., E] summed over each rank's own experts, [..., ranks]."""
+    sums: Ints = experts.reshape(*experts.shape[:-1], ranks, -1).sum(-1)
+    return sums

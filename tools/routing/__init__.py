@@ -1,1 +1,0 @@
-"""Where tokens go: how evenly a router loads experts, groups and ranks."""
