@@ -22,8 +22,8 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model import moge
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.moge import RoutedExperts, choose
-from fastslow.engine.types import Ints, Rows
+from fastslow.engine.model.moge import ExpertChoice, choose
+from fastslow.engine.types import Rows
 from fastslow.tools.forward import chain
 
 PAGE = 16
@@ -124,7 +124,7 @@ def _watched(nudge: Nudge | None) -> Iterator[list[Tensor]]:
     """Collects the router's logits, layer by layer, and changes one of them on its way."""
     seen: list[Tensor] = []
 
-    def watching(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> RoutedExperts:
+    def watching(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Tensor) -> ExpertChoice:
         if nudge is not None and nudge.layer == len(seen):
             logits_PE = logits_PE.clone()
             logits_PE[nudge.row, nudge.expert] += 1.01 * nudge.margin + 1e-12

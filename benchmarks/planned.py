@@ -13,8 +13,8 @@ import torch
 from figures import options, show, write
 
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.core.cost_curve import CONTEXT, step_seconds
 from fastslow.models.locate import resolve_model
+from fastslow.policies.speculation.cost_curve import CONTEXT, step_seconds
 from fastslow.tools.plan.device import probe as probe_device
 from fastslow.tools.plan.step import HOST, ForwardWork, Precision, Setting
 

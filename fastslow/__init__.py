@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from fastslow.engine.model.family import register_on_use
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastslow.admission import Busy
     from fastslow.api import chat, generate
     from fastslow.async_llm import AsyncLLM
-    from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
     from fastslow.engine.core.stats import EngineStats
+    from fastslow.engine.model.family import Family
     from fastslow.engine.parallel.sharding import Parallel
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.messages import Message
     from fastslow.llm import LLM
     from fastslow.output import Completion, Decided, GenerationError, Metrics, Output, Piece
+    from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
     from fastslow.request.chat_warnings import FastslowWarning
     from fastslow.request.handle import PieceStream, RequestHandle, as_completed
     from fastslow.request.options import Conversation, ModeLike, Presets, Prompt, SpeculationLike
@@ -83,7 +88,7 @@ _MODULES = {
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.messages": "Message",
-    "engine.choosing": "ModeChoice ModeRouter PromptFacts",
+    "policies.mode_router": "ModeChoice ModeRouter PromptFacts",
     "request.chat_warnings": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -95,6 +100,15 @@ def __getattr__(name: str) -> object:
     value = getattr(import_module(f"fastslow.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _families() -> Sequence[Family]:
+    from fastslow.engine.families import FAMILIES
+
+    return FAMILIES
+
+
+register_on_use(_families)
 
 
 def __dir__() -> list[str]:

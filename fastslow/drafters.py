@@ -14,6 +14,7 @@ from loguru import logger
 
 from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
+from fastslow.draft.head.mtp import has_mtp_layer
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head, made_for
 from fastslow.draft.several import on_each
 from fastslow.draft.suffix.corpus import Corpus
@@ -24,7 +25,6 @@ from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.text.tokenizer import same_vocabulary

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import torch
 
-from fastslow.engine.choosing import ModeRouter
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much
 from fastslow.engine.kv.cache import KVCache
@@ -19,6 +18,7 @@ from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Speculation, shown
 from fastslow.policies.auto import checkpoint_selector, read_selector
+from fastslow.policies.mode_router import ModeRouter
 from fastslow.request.keywords import refuse_unknown
 from fastslow.request.options import Presets, SpeculationLike
 

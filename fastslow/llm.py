@@ -14,8 +14,6 @@ from fastslow.advice import OutputBuilder
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.choosing import ModeRouter
-from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
@@ -32,8 +30,10 @@ from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import Output
+from fastslow.policies.mode_router import ModeRouter
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.cost_curve import step_seconds
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request.builder import RequestBuilder
 from fastslow.request.group import GroupParts, LoopWakeups, RequestGroup

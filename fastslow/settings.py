@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fastslow.engine.checkpoint.identity import DIGEST, check_model, model_digest
 from fastslow.engine.host.files import read_object
-from fastslow.engine.model.identity import DIGEST, check_model, model_digest
 from fastslow.engine.params import Speculation, sentence
 
 VERSION = 1

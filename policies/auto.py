@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
+from fastslow.engine.checkpoint.identity import check_model
 from fastslow.engine.host.files import read_object
-from fastslow.engine.model.identity import check_model
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.policies.features import LABELS, features
+from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
 
 MIN_SHOWN = 0.05  # smaller terms are shown as one sum
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from fastslow.engine.choosing import PromptFacts
+from fastslow.policies.mode_router import PromptFacts
 
 LONGEST = 10  # digits of a number that count; longer ones are mostly identifiers
 MOST = 3.0  # limit of features that count marks and numbers

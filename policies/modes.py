@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastslow.engine.checkpoint.identity import check_model
 from fastslow.engine.host.files import is_file, read_object, shown
-from fastslow.engine.model.identity import check_model
 from fastslow.engine.model.routed_units import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
 

@@ -205,7 +205,7 @@ MUTATIONS = (
     ),
     swap(
         "a layer that should not rotate does",
-        "engine/model/weights.py",
+        "engine/model/decoder.py",
         "rotates=n not in c.unrotated",
         "rotates=True",
         PEERS,
@@ -233,14 +233,14 @@ MUTATIONS = (
     ),
     swap(
         "gates and ups of a fused tensor in one order",
-        "engine/model/families/gpt_oss.py",
+        "engine/checkpoint/fused.py",
         "slice(place, None, len(sides))",
         "slice(place * inner, (place + 1) * inner)",
         PEERS,
     ),
     swap(
         "an unknown field that changes the forward passes",
-        "engine/model/families/config_json.py",
+        "engine/model/config_json.py",
         "if self._strict or CHANGES.search(str(name).lower()):",
         "if self._strict:",
         CONFIGS,
@@ -953,14 +953,14 @@ MUTATIONS = (
     ),
     swap(
         "a static input's offset forgotten",
-        "engine/model/quantised.py",
+        "engine/checkpoint/quantised.py",
         " + offset * weight.double().sum(-1)",
         " + 0 * offset",
         QUANT_FILES,
     ),
     swap(
         "int8 outputs in the wrong order of scales",
-        "engine/backends/cpu/packed.py",
+        "engine/backends/cpu/pieces.py",
         "scales = _ordered(matrix.scale_O.numpy(), self.order)",
         "scales = _ordered(matrix.scale_O.numpy()[::-1].copy(), self.order)",
         QUANT_FILES,
@@ -981,7 +981,7 @@ MUTATIONS = (
     ),
     swap(
         "4-bit blocks of any shape are taken",
-        "engine/model/checkpoint.py",
+        "engine/checkpoint/checkpoint.py",
         'file.get_slice(name), Expected((shape,), ("U8",))',
         'file.get_slice(name), Expected((tuple(file.get_slice(name).get_shape()),), ("U8",))',
         LOADER,

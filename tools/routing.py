@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.model.checkpoint import floats
+from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.families.weights import weights_class
+from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.moge import Moge
 from fastslow.engine.types import Ints
 from fastslow.tools.forward import forward_texts
@@ -65,10 +64,9 @@ class Scores:
 def load_decoder(folder: Path, progress: bool = True) -> Decoder:
     """The model of a checkpoint folder in float32 on the torch path, which lets others see its routers."""
     config = ModelConfig.from_folder(folder)
-    kind = weights_class(config)
     cpu = torch.device("cpu")
     with floats(folder, config, progress) as read:
-        return Decoder(kind(config, ops_for("cpu"), torch.float32, cpu, read))
+        return Decoder(Weights(config, ops_for("cpu"), torch.float32, cpu, read))
 
 
 def router_scores(model: Decoder, texts: Iterable[tuple[Sequence[int], int]]) -> Iterator[Scores]:

@@ -13,8 +13,8 @@ from fastslow.draft.head.eagle_config import EagleConfig
 from fastslow.draft.head.head import DraftHead, Projected
 from fastslow.draft.head.layer import Linear, linear_for
 from fastslow.draft.head.state import DraftVocab, RequestVocab
+from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.model.rope import rotation
-from fastslow.engine.model.row_file import RowFile
 
 MATRICES = ("fuse", "qkv", "out", "gate_up", "down", "head")
 

@@ -11,7 +11,7 @@ from fastslow.engine.backends.cpu.draft_head import PairedEntry
 from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.fields import MOST_WIDTH, boolean, integer, integers
+from fastslow.engine.model.config_json import MOST_WIDTH, boolean, integer, integers
 from fastslow.engine.model.rope import inverse_frequencies
 
 ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")

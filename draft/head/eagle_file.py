@@ -13,9 +13,9 @@ from torch import Tensor
 from fastslow.draft.head.config import WHOLE, opened
 from fastslow.draft.head.eagle_config import EagleConfig
 from fastslow.draft.head.target import read_ends, stored_ends
+from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import is_file, read_object
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.row_file import RowFile
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PLAIN, PICKLED = "model.safetensors", "pytorch_model.bin"

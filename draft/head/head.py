@@ -16,10 +16,10 @@ from torch import Tensor
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.kv import HeadKV
 from fastslow.draft.head.layer import HeadLayer, linear_for, rotation
+from fastslow.draft.head.mtp import MtpLayer, load_mtp_layer
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.model.families.pangu_v2 import MtpLayer, load_mtp_layer
 
 Projected = tuple[Tensor, Tensor, Tensor, Tensor]
 """The layer's inputs [R, H], queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
@@ -171,10 +171,8 @@ class MtpHead(DraftHead):
             prompt=c.context,  # it was trained on whole texts
         )
         sinks = layer.layer.attention.sinks
-        if sinks is not None and c.pangu_v2 is not None:
-            k, v = (
-                side[:, : c.pangu_v2.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v)
-            )
+        if sinks is not None:
+            k, v = (side[:, : c.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
             self.sinks = k, v
 
     def logits(
@@ -183,7 +181,7 @@ class MtpHead(DraftHead):
         return list(torch.split(self._layer.logits(hidden), list(sizes)))
 
     def _fuse(self, features: Tensor) -> Tensor:
-        return self._layer.normed(features.to("cpu"))
+        return self._layer.last_normed(features.to("cpu"))
 
     def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
         x = self._layer.inputs(np.array(after, dtype=np.int64), hidden)

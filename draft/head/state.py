@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.row_file import RowFile
+from fastslow.engine.checkpoint.row_file import RowFile
 
 MAX_OWN = 512  # own tokens: names and numbers of a prompt, not a long document's whole vocabulary
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastslow.engine.model.checkpoint import Checkpoint, floats
+from fastslow.engine.checkpoint.checkpoint import Checkpoint, floats
+from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.row_file import RowFile
 
 
 @dataclass(frozen=True, slots=True)

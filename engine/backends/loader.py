@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
+from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
@@ -26,19 +26,18 @@ from fastslow.engine.backends.cpu.formats import (
 )
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
-from fastslow.engine.backends.cpu.packed import ReadBlocks, Sources
+from fastslow.engine.backends.cpu.pieces import ReadBlocks, Sources
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
+from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
+from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.host.files import is_file, shown
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.families.weights import weights_class
-from fastslow.engine.model.gguf_shard import GgufShard
+from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.int8 import no_int8
-from fastslow.engine.model.quantised import Scheme
 from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"
@@ -126,10 +125,8 @@ def load_model(
     with checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and picked != torch.float64:
-            stacked = stacked_class(config)
-            return PagedDecoder(stacked(config, ops, picked, where, tensors.read, int8))
-        kind = weights_class(config)
-        return Decoder(kind(config, ops_for(place.kind), picked, where, tensors.read, int8))
+            return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
+        return Decoder(Weights(config, ops_for(place.kind), picked, where, tensors.read, int8))
 
 
 def _formats(

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import Keys, Ops, Sinks, wide
 from fastslow.engine.model.rope import rotation
+from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.types import Ints, Rows
 
 MAX_ROWS = 128  # a longer prompt chunk is cut, so that its first rows do not read its last keys
@@ -178,7 +178,7 @@ class Step:
         cls,
         rows: Rows,
         padded: int,
-        config: ModelConfig,
+        config: DecoderShape,
         ops: Ops,
         dtype: torch.dtype,
         device: torch.device,
@@ -201,7 +201,7 @@ class Step:
 class Attention:
     """q, k and v stacked into one matrix [(heads + 2 kv_heads) * head_dim, hidden]."""
 
-    config: ModelConfig
+    config: DecoderShape
     ops: Ops
     qkv: Tensor
     qkv_bias: Tensor | None
@@ -257,9 +257,10 @@ class Attention:
         return out
 
     def _with_sinks(self, keys: Keys) -> Keys:
-        if self.sinks is None and self.sink_logits is None:
+        cap = self.config.score_cap
+        if self.sinks is None and self.sink_logits is None and not cap:
             return keys
-        return replace(keys, sinks=self.sinks, sink_logits=self.sink_logits)
+        return replace(keys, sinks=self.sinks, sink_logits=self.sink_logits, score_cap=cap)
 
 
 def _store(cache_SKD: Tensor, step: Step, fresh_PKD: Tensor) -> None:

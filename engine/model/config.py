@@ -1,4 +1,4 @@
-"""What a model is made of, read from config.json."""
+"""What a model is made of, read from config.json or from the header of a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from fastslow.engine.host.files import read_object
-from fastslow.engine.host.gguf_file import is_gguf
-from fastslow.engine.model.families.catalog import architecture_in, family_in
-from fastslow.engine.model.families.config_json import ConfigJson
-from fastslow.engine.model.gguf_config import header_config
-from fastslow.engine.model.rope_scaling import RopeScaling
-from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, Router
+import numpy as np
+
+from fastslow.engine.host.files import read_object, shown
+from fastslow.engine.host.gguf_file import GgufTensor, is_gguf, read_gguf
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_FIELDS, architecture_in, family_of, gguf_family
+from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, RopeScaling, Router
+from fastslow.engine.text.gguf import GgufVocabulary
 
 __all__ = ("ClampedSwiglu", "ModelConfig", "RopeScaling", "Router")
+
+ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by
+OWN_DTYPES = {"F32": "float32", "F16": "float16"}  # a file of other numbers runs as bfloat16 does
+HARMLESS = (  # fields after the architecture's name that are checked elsewhere, or change nothing
+    *("vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.finetuned"),
+    "tensor_data_layout",
+)
+NEUTRAL = {  # the only values that change nothing here
+    "attention.causal": True,
+    "rope.scaling.attn_factor": 1.0,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +62,95 @@ class ModelConfig(DecoderShape):
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """From the fields of a config.json. ValueError names the field, its value, the limit."""
-        family = family_in(raw)
-        known = ConfigJson(family.spelled(raw), architecture_in(raw))
+        name = architecture_in(raw)
+        family = family_of(name)
+        known = ConfigJson(family.spelled(raw), name)
         shape = family.read(known)
         known.check_rest()
         shape.check()
         return cls(**{field.name: getattr(shape, field.name) for field in fields(shape)})
+
+
+def header_config(path: Path) -> dict[str, Any]:
+    """The fields of config.json that a file's header stands for. ValueError in one sentence."""
+    file = read_gguf(path)
+    family, names = gguf_family(file)
+    tensors = {tensor.name: tensor for tensor in file.tensors}
+    known = {**GGUF_FIELDS, **names.fields}
+    raw: dict[str, Any] = {"architectures": list(family.architectures[:1])}
+    for key, value in file.fields.items():
+        owner, _, name = key.partition(".")
+        if owner == names.architecture and name in known:
+            _put(raw, known[name], _plain(value))
+        elif owner != names.architecture or name in HARMLESS or NEUTRAL.get(name) == value:
+            continue
+        elif name in NEUTRAL or _says_something(value):
+            raise ValueError(f"{key} {shown(value)} changes the model in a way that is not known")
+    for name, value in names.given.items():
+        outer, point, _ = name.partition(".")
+        if not point or outer in raw:  # nothing is given of an object that is not there
+            _put(raw, name, value)
+    _add_tensors(raw, tensors)
+    # a header says all: what config.json's reader would assume where nothing is said does not hold
+    raw.setdefault("rope_scaling", {"rope_type": "default"})
+    _check_heads(raw, file.fields, names.architecture)
+    if "tokenizer.ggml.model" in file.fields:
+        said = GgufVocabulary.read(path).settings()
+        raw |= {"bos_token_id": said.bos_id, "eos_token_id": sorted(said.eos_ids)}
+    return raw
+
+
+def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None:
+    """What only the tensors say."""
+    if (embedding := tensors.get("token_embd.weight")) is None:
+        raise ValueError("the file lacks tensor token_embd.weight")
+    raw["vocab_size"] = embedding.shape[0]
+    raw["tie_word_embeddings"] = "output.weight" not in tensors
+    raw["torch_dtype"] = OWN_DTYPES.get(
+        tensors.get("blk.0.attn_q.weight", embedding).kind.name, "bfloat16"
+    )
+    if "blk.0.attn_output.bias" in tensors:
+        raw["attention_bias"] = True
+    if "blk.0.ffn_down.bias" in tensors:
+        raw["mlp_bias"] = True
+    if (factors := tensors.get(ROPE_FACTORS)) is not None:
+        if factors.kind.name != "F32":
+            raise ValueError(f"tensor {ROPE_FACTORS} is of type {factors.kind.name}, not F32")
+        if raw.get("rope_scaling", {}).get("rope_type", "none") != "none":
+            raise ValueError(f"tensor {ROPE_FACTORS} beside rope.scaling.type is not supported")
+        values = factors.data.reshape(-1).view(np.float32).tolist()
+        raw["rope_scaling"] = {"rope_type": "factors", "factors": values}
+
+
+def _check_heads(raw: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> None:
+    """ValueError for heads that rotate in part, or whose values have another size."""
+    dim = raw.get("head_dim")
+    hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+    if dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        dim = hidden // heads
+    for name in ("rope.dimension_count", "attention.value_length"):
+        value = fields.get(f"{architecture}.{name}", dim)
+        if dim is not None and value != dim:
+            raise ValueError(
+                f"{architecture}.{name} {shown(value)} must be the {dim} numbers of a head"
+            )
+
+
+def _put(raw: dict[str, Any], name: str, value: Any) -> None:
+    """Set a field; "a.b" is field b of object a."""
+    outer, point, inner = name.partition(".")
+    if point:
+        raw.setdefault(outer, {})[inner] = value
+    else:
+        raw[name] = value
+
+
+def _plain(value: Any) -> Any:
+    """A header's value as JSON would have it: the shortest number that float32 reads as this one."""
+    if isinstance(value, float) and np.isfinite(value):
+        return float(str(np.float32(value)))
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _says_something(value: Any) -> bool:
+    return not (isinstance(value, bool | int | float | str) and value in (0, "", "none"))

@@ -8,99 +8,94 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.model.ops import Dispatch, Experts, Ops, wide
-from fastslow.engine.model.shape import Router
+from fastslow.engine.model.shape import Activation, Router
 from fastslow.engine.types import Ints
 
 
-class RoutedExperts(NamedTuple):
-    """Per row and group (or place among the best): the expert's number, its weight, and whether it
-    runs; each [P, G]."""
+class ExpertChoice(NamedTuple):
+    """The experts that rows run, one of each group or the best of all.
 
-    experts: Tensor  # int64
-    weights: Tensor  # float32, float64 for a float64 model
-    runs: NDArray[np.bool_]
+    numbers: int32 [T, G]; the number E stands for none. weights: [T, G], 0 where none; float32, float64
+    for a float64 model.
+    """
 
-    def within(self, groups: range, size: int) -> RoutedExperts:
-        """Only these groups, of `size` experts each, whose experts are counted from the first."""
-        own = slice(groups.start, groups.stop)
-        firsts = groups.start * size
-        return RoutedExperts(self.experts[:, own] - firsts, self.weights[:, own], self.runs[:, own])
-
-    def among(self, held: range) -> RoutedExperts:
-        """Only these experts, counted from the first."""
-        numbers = self.experts.cpu().numpy()
-        runs = self.runs & (numbers >= held.start) & (numbers < held.stop)
-        return RoutedExperts(self.experts - held.start, self.weights, runs)
+    numbers: Tensor
+    weights: Tensor
 
 
-def choose(logits_PE: Tensor, scale_E: Tensor, groups: int, wanted: Ints) -> RoutedExperts:
+def choose(logits_TE: Tensor, scale_E: Tensor, groups: int, wanted_T: Tensor) -> ExpertChoice:
     """Softmax over all experts, then the likeliest of each group (the first on an exact tie).
 
-    An expert's weight is its probability times its `scale`; nothing is renormalised. wanted:
-    int64 [P], how many groups run for each row: those of largest weight, the lower group first on
-    a tie; ALL_GROUPS or `groups` and more mean all.
+    An expert's weight is its probability times its `scale`; nothing is renormalised. wanted_T: integer [T],
+    how many groups run for each row: those of largest weight, the lower group first on a tie;
+    ALL_GROUPS or `groups` and more mean all. No step waits for the host, and ties are broken by comparing,
+    not by a library's order.
     """
-    probs = logits_PE.softmax(-1)
-    size = probs.shape[1] // groups
-    best = probs.view(-1, groups, size).max(-1)
-    firsts = torch.arange(0, groups * size, size, device=probs.device)
-    experts = best.indices + firsts
-    weights = best.values * scale_E.index_select(0, experts.flatten()).view(experts.shape)
-    runs = np.ones(tuple(weights.shape), dtype=np.bool_)
-    cut = (wanted >= 0) & (wanted < groups)
-    if cut.any():
-        order = np.argsort(-weights.cpu().numpy()[cut], axis=1, kind="stable")
-        rank = np.argsort(order, axis=1)
-        runs[cut] = rank < wanted[cut, None]
-    return RoutedExperts(experts, weights, runs)
+    count = logits_TE.shape[1]
+    size = count // groups
+    each = logits_TE.softmax(-1).view(-1, groups, size)
+    best = each.amax(-1, keepdim=True)
+    number = torch.arange(size, dtype=torch.int32, device=each.device)
+    first = torch.where(each == best, number, size - 1).amin(-1)
+    experts = first + torch.arange(0, count, size, dtype=torch.int32, device=each.device)
+    weights = best[..., 0] * scale_E.index_select(0, experts.flatten()).view(experts.shape)
+    # a group's rank: how many weigh more, or as much and come first
+    mine, theirs = weights[:, :, None], weights[:, None, :]
+    place = torch.arange(groups, device=each.device)
+    ahead = (theirs > mine) | ((theirs == mine) & (place[None, :] < place[:, None]))
+    runs = ahead.sum(-1) < _limits(wanted_T, groups)
+    return ExpertChoice(torch.where(runs, experts, count), torch.where(runs, weights, 0.0))
 
 
 def choose_best(
-    logits_PE: Tensor, router: Router, choice_bias_E: Tensor | None, wanted: Ints
-) -> RoutedExperts:
-    """The `router.top_k` best experts of each row, the lower number first on an exact tie.
+    logits_TE: Tensor, router: Router, choice_bias_E: Tensor | None, wanted_T: Tensor
+) -> ExpertChoice:
+    """The `router.top_k` best experts of each row, the best first, the lower number on an exact tie.
 
-    choice_bias_E: counts for the choice alone. wanted: int64 [P], how many of them run for each row, the
-    best first; ALL_GROUPS or `top_k` and more mean all. Where the router divides weights by their
-    sum, or takes a softmax of the chosen, it is that of those that run.
+    choice_bias_E: counts for the choice alone. wanted_T: integer [T], how many of them run for each row;
+    ALL_GROUPS or `top_k` and more mean all. Where the router divides weights by their sum, or takes a
+    softmax of the chosen, it is that of those that run.
     """
-    scores = router_scores(logits_PE, router)
+    scores = router_scores(logits_TE, router)
     ranked = scores if choice_bias_E is None else scores + choice_bias_E
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     experts = order[:, : router.top_k].contiguous()
-    limits = np.where(wanted < 0, router.top_k, wanted)
-    runs = np.arange(router.top_k) < limits[:, None]
-    idle = torch.from_numpy(~runs).to(logits_PE.device)
+    place = torch.arange(router.top_k, device=experts.device)
+    idle = place >= _limits(wanted_T, router.top_k)
     weights = scores.gather(-1, experts)
     if router.kind == "softmax" and not router.normed:
-        weights = logits_PE.softmax(-1).gather(-1, experts)
-    elif router.kind in (
-        "softmax",
-        "chosen",
-    ):  # of the chosen alone: what the others have cancels out
+        weights = logits_TE.softmax(-1).gather(-1, experts)
+    elif router.kind in ("softmax", "chosen"):  # what those that are not chosen have cancels out
         weights = weights.masked_fill(idle, -torch.inf).softmax(-1)
     elif router.normed:
         kept = weights.masked_fill(idle, 0.0)
         weights = kept / kept.sum(-1, keepdim=True)
-    return RoutedExperts(experts, (weights * router.scale).masked_fill(idle, 0.0), runs)
+    numbers = experts.to(torch.int32).masked_fill(idle, logits_TE.shape[1])
+    return ExpertChoice(numbers, (weights * router.scale).masked_fill(idle, 0.0))
 
 
-def router_scores(logits_PE: Tensor, router: Router) -> Tensor:
+def _limits(wanted_T: Tensor, most: int) -> Tensor:
+    """[T, 1]: ALL_GROUPS, which is below 0, is `most`."""
+    return torch.where(wanted_T < 0, most, wanted_T)[:, None]
+
+
+def router_scores(logits_TE: Tensor, router: Router) -> Tensor:
     """What experts are chosen by, but for a bias of the choice; a softmax keeps the order of logits."""
     if router.kind != "sigmoid":
-        return logits_PE
-    return logits_PE.neg().exp_().add_(1).reciprocal_()
+        return logits_TE
+    if logits_TE.device.type != "cpu":
+        return logits_TE.sigmoid()
+    return logits_TE.neg().exp_().add_(1).reciprocal_()
 
 
 @dataclass(slots=True)
 class Mlp:
-    """down(silu(gate(x)) * up(x)), gate and up stacked into one matrix [2F, H].
+    """down(act(gate(x)) * up(x)), gate and up stacked into one matrix [2F, H].
 
-    SwiGLU: Shazeer, arXiv 2002.05202.
+    Gated units: Shazeer, arXiv 2002.05202.
     """
 
     ops: Ops
@@ -108,11 +103,12 @@ class Mlp:
     gate_up_bias: Tensor | None
     down: Tensor
     down_bias: Tensor | None
+    activation: Activation = "silu"
 
-    def __call__(self, x_PH: Tensor) -> Tensor:
-        """[P, H] in the dtype of x."""
-        inner = self.ops.silu_product(self.ops.linear(x_PH, self.gate_up, self.gate_up_bias))
-        return self.ops.linear(inner, self.down, self.down_bias)
+    def __call__(self, x_PH: Tensor, wanted: Ints | None = None) -> Tensor:
+        """[P, H] in the dtype of x; there are no groups to want."""
+        both = self.ops.linear(x_PH, self.gate_up, self.gate_up_bias)
+        return self.ops.linear(self.ops.gated(both, self.activation), self.down, self.down_bias)
 
 
 @dataclass(slots=True)
@@ -144,28 +140,34 @@ class Moge:
         logits_PE = self.ops.linear(x_PH.to(sums), self.gate, self.gate_bias)
         if self.watch is not None:
             self.watch(x_PH, logits_PE)
-        choice = self._choose(logits_PE, wanted)
-        if self.held_groups is not None:
-            choice = choice.within(self.held_groups, logits_PE.shape[1] // self.groups)
-        elif self.held_experts is not None:
-            choice = choice.among(self.held_experts)
-        groups = choice.runs.shape[1]
-        entries = np.flatnonzero(choice.runs)  # in [P * G], row by row
+        found = self._choose(logits_PE, torch.from_numpy(wanted).to(x_PH.device))
+        numbers, weights = found.numbers.cpu().numpy(), found.weights
+        if (held := self.held_groups) is not None:
+            numbers, weights = (
+                numbers[:, held.start : held.stop],
+                weights[:, held.start : held.stop],
+            )
+        first = self._first_held(logits_PE.shape[1])
+        runs = (numbers >= first) & (
+            numbers < min(first + len(self.experts.gate_up), logits_PE.shape[1])
+        )
+        groups = runs.shape[1]
+        entries = np.flatnonzero(runs)  # in [P * G], row by row
         if not len(entries):
             return y_PH
         dispatch, places = _dispatch(
-            choice.experts.flatten().cpu().numpy()[entries],
+            numbers.ravel()[entries].astype(np.int64) - first,
             entries // groups,
             len(self.experts.gate_up),
             self.ops.rows,
             x_PH.device,
         )
         out_RH = self.ops.experts(x_PH, self.experts, dispatch)
-        parts = torch.zeros(choice.runs.size, x_PH.shape[1], dtype=sums, device=x_PH.device)
+        parts = torch.zeros(runs.size, x_PH.shape[1], dtype=sums, device=x_PH.device)
         picked = out_RH.index_select(0, places).to(sums)
         parts.index_copy_(0, torch.from_numpy(entries).to(x_PH.device), picked)
         parts_PGH = parts.view(-1, groups, x_PH.shape[1])
-        parts_PGH *= choice.weights[..., None]
+        parts_PGH *= weights[..., None]
         total = y_PH.to(sums)
         for g in range(groups):
             total = total + parts_PGH[:, g]
@@ -175,9 +177,15 @@ class Moge:
         """Scores whose largest are chosen."""
         return logits_PE
 
-    def _choose(self, logits_PE: Tensor, wanted: Ints) -> RoutedExperts:
+    def _first_held(self, experts: int) -> int:
+        """The number of the first expert that is held, of all `experts`."""
+        if self.held_groups is not None:
+            return self.held_groups.start * (experts // self.groups)
+        return 0 if self.held_experts is None else self.held_experts.start
+
+    def _choose(self, logits_PE: Tensor, wanted_P: Tensor) -> ExpertChoice:
         assert self.scale is not None
-        return choose(logits_PE, self.scale, self.groups, wanted)
+        return choose(logits_PE, self.scale, self.groups, wanted_P)
 
 
 @dataclass(slots=True)
@@ -191,8 +199,8 @@ class BestOfAll(Moge):
         scores = router_scores(logits_PE, self.router)
         return scores if self.scale is None else scores + self.scale
 
-    def _choose(self, logits_PE: Tensor, wanted: Ints) -> RoutedExperts:
-        return choose_best(logits_PE, self.router, self.scale, wanted)
+    def _choose(self, logits_PE: Tensor, wanted_P: Tensor) -> ExpertChoice:
+        return choose_best(logits_PE, self.router, self.scale, wanted_P)
 
 
 def _dispatch(

@@ -11,12 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.shape import ClampedSwiglu
+from fastslow.engine.model.shape import Activation
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """float64 for a float64 model, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap) in the dtype of x, of functions that round alike everywhere; x itself for 0."""
+    if not cap:
+        return x
+    return x.mul(2 / cap).exp_().add_(1).reciprocal_().mul_(-2).add_(1).mul_(cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +57,28 @@ class Keys:
     attention block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where
     it does not; every row sees at least one. P rows of a line, G query heads per KV head. sinks:
     what stands before the text in this layer. sink_logits: [heads] in the dtype of scores, what every
-    row has beside its keys, without a value.
+    row has beside its keys, without a value. score_cap: see `DecoderShape`.
     """
 
     slots: slice | Tensor
     bias: Tensor
     sinks: Sinks | None = None
     sink_logits: Tensor | None = None
+    score_cap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
     """Routed experts of a layer: weights of each, as `Ops.pack` gave them, gates and ups below each other.
 
-    gate_up_bias, down_bias: [E, 2F] and [E, H]. swiglu: None is silu(gate) * up.
+    gate_up_bias, down_bias: [E, 2F] and [E, H].
     """
 
     gate_up: Sequence[Tensor]
     down: Sequence[Tensor]
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
-    swiglu: ClampedSwiglu | None = None
+    activation: Activation = "silu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class Ops(Protocol):
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor: ...
 
-    def silu_product(self, gate_up_T2F: Tensor) -> Tensor: ...
+    def gated(self, gate_up_T2F: Tensor, activation: Activation) -> Tensor: ...
 
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
 

@@ -7,32 +7,34 @@ as the public checkpoints that carry those names define them.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.rope_scaling import RopeScaling
+from fastslow.engine.model.shape import DecoderShape, RopeScaling
 from fastslow.engine.types import Floats, Ints, Rows
 
 FIRST = 1024  # positions of the first table
 
 
 @lru_cache(maxsize=256)
-def inverse_frequencies(config: ModelConfig, max_len: int = 0) -> Tensor:
+def inverse_frequencies(config: DecoderShape, max_len: int = 0) -> Tensor:
     """float64 [head_dim / 2], radians per position, on the CPU.
 
     max_len: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
     request keeps one base from its first token to its last; <= 0 means unscaled.
     """
-    dim, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
-    if config.pangu_v2 is not None:  # the loader puts dims that stand still where these zeros are
-        still = torch.zeros((dim - config.pangu_v2.rotary_dim) // 2, dtype=torch.float64)
-        turning = replace(config, head_dim=config.pangu_v2.rotary_dim, pangu_v2=None)
-        return torch.cat((inverse_frequencies(turning, max_len), still))
+    turning = _turning(config, max_len)
+    still = torch.zeros(config.head_dim // 2 - len(turning), dtype=torch.float64)
+    return torch.cat(
+        (turning, still)
+    )  # `rotary_order` puts dims that stand still where the zeros are
+
+
+def _turning(config: DecoderShape, max_len: int) -> Tensor:
+    dim, theta, scaling = config.rotary_width, config.rope_theta, config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
         length = max(max_len, config.max_positions)
         stretch = scaling.factor * length / config.max_positions - (scaling.factor - 1)
@@ -53,7 +55,7 @@ def inverse_frequencies(config: ModelConfig, max_len: int = 0) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
-    """Pairs before the first place keep their frequency, those behind the last are stretched."""
+    """Pairs before the first place keep their frequency, those after the last are stretched."""
     dim = 2 * len(frequencies)
     first, last = (
         dim
@@ -71,7 +73,7 @@ def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
 
 
 def rotation(
-    config: ModelConfig, positions: Ints, max_len: Ints, dtype: torch.dtype, device: torch.device
+    config: DecoderShape, positions: Ints, max_len: Ints, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, each [T, 1, head_dim] in `dtype` (float32 or float64).
 
@@ -94,7 +96,7 @@ def rotation(
 class Rotary:
     """A table of cosines and sines by position, which grows with the texts."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderShape) -> None:
         self._config = config
         scaling = config.rope_scaling
         self._moves = scaling is not None and scaling.kind == "dynamic"

@@ -1,16 +1,107 @@
-"""What a decoder is made of: sizes, and what its layers do."""
+"""What a decoder is made of: sizes, and what its layers do. All that families differ in is a field here."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.fields import MOST
-from fastslow.engine.model.rope_scaling import RopeScaling
+from fastslow.engine.model.config_json import MOST, MOST_STRETCH, boolean, integer, number
 
 if TYPE_CHECKING:
     import torch
+
+ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
+
+    llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`,
+    those below original_max_positions / high_frequency_factor are left alone, and those between are
+    blended. yarn (Peng et al., arXiv 2309.00071): pairs that turn more than `fast_turns` times in
+    original_max_positions are left alone, those that turn less than `slow_turns` times are stretched,
+    and those between are blended, between whole pairs where `whole_pairs`; cosines and sines are
+    multiplied by `attention_factor`. factors: each pair's frequency is divided by its own, as a GGUF file
+    has them of a model scaled in the way of llama3.
+    """
+
+    kind: str
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_positions: int = 8192
+    fast_turns: float = 32.0
+    slow_turns: float = 1.0
+    whole_pairs: bool = True
+    attention_factor: float = 1.0
+    factors: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
+        """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
+        older = rope.get("type")
+        kind = rope.get("rope_type") or older or "default"
+        if kind in ("default", "none"):
+            return None
+        if kind not in KINDS:
+            raise ValueError(
+                f"rope_scaling type {shown(kind)} is not one of the known {', '.join(KINDS)}"
+            )
+        if kind == "factors":
+            each = rope.get("factors")
+            some = each if isinstance(each, list) else []
+            read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
+            return cls(kind, 1.0, factors=tuple(read))
+        factor = number(rope, "factor", most=MOST_STRETCH)
+        if factor < 1:
+            raise ValueError(f"rope_scaling factor {factor} must be at least 1")
+        if kind == "llama3":
+            return cls._llama3(rope, factor)
+        if kind == "yarn":
+            return cls._yarn(rope, factor, max_positions)
+        rope.get("original_max_position_embeddings")  # often there, and means nothing
+        return cls(kind, factor)
+
+    @classmethod
+    def _llama3(cls, rope: Mapping[str, Any], factor: float) -> RopeScaling:
+        low = number(rope, "low_freq_factor", most=MOST_STRETCH)
+        high = number(rope, "high_freq_factor", most=MOST_STRETCH)
+        if high <= low:
+            raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
+        original = integer(rope, "original_max_position_embeddings")
+        return cls("llama3", factor, low, high, original)
+
+    @classmethod
+    def _yarn(cls, rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeScaling:
+        """With the defaults of transformers; a field of 0 counts as missing there."""
+        fast = number(rope, "beta_fast", 32.0, most=MOST_STRETCH)
+        slow = number(rope, "beta_slow", 1.0, most=MOST_STRETCH)
+        if fast <= slow:
+            raise ValueError(f"beta_fast {fast} must be above beta_slow {slow}")
+        mscale, of_all = (
+            number(rope, name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
+        )
+        usual = _stretch(factor, 1.0)
+        if mscale and of_all:
+            usual = _stretch(factor, mscale) / _stretch(factor, of_all)
+        return cls(
+            "yarn",
+            factor,
+            original_max_positions=integer(rope, "original_max_position_embeddings", max_positions),
+            fast_turns=fast,
+            slow_turns=slow,
+            whole_pairs=boolean(rope, "truncate", True),
+            attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
+        )
+
+
+def _stretch(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,52 +130,40 @@ class ClampedSwiglu:
     limit: float = 7.0
 
 
-@dataclass(frozen=True, slots=True)
-class PanguV2Config:
-    """Learned sinks, norms on keys and behind sublayers, partial rotation, one group of experts.
-
-    Attributes:
-        top_k: experts that a token runs, the best of all.
-        value_dim: of a head's values; keys and queries have `head_dim`.
-        rotary_dim: dims of a head that are rotated.
-        rotary_layout: which: "interleaved-first" are the first, pairs side by side, as in Huawei's
-            own inference code; "halves-last" are the last, a pair half of them apart.
-        sinks: learned keys that every token sees, before its text.
-        sink_values: whether their values are learned, too; else they are zeros.
-        expert_bias: whether the choice of experts adds a bias, which their weights do not have.
-        expert_norm: whether the chosen weights are divided by their sum.
-        expert_scale: what they are multiplied with then.
-        sandwich: whether the outputs of attention and MLP are normed before they are added.
-        draft_layers: layers for multi-token prediction, behind the others in the checkpoint.
-    """
-
-    top_k: int
-    value_dim: int
-    rotary_dim: int
-    rotary_layout: str
-    sinks: int
-    sink_values: bool
-    expert_bias: bool
-    expert_norm: bool
-    expert_scale: float
-    sandwich: bool
-    draft_layers: int
+Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
+"""What an MLP makes of gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
     """Sizes are in elements, positions in tokens.
 
-    `groups` is 0 where there are no groups to choose among: a dense model, or one whose experts are
-    all one group (`router`). A MoGE model runs one routed expert per group and token.
-    `intermediate_size` is the width of dense MLPs (0 where no layer has one), `dtype` the
-    checkpoint's own, as config.json spells it.
-
-    query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim], one for
-    all heads). windows: of each layer, how many tokens a row sees, itself and those just before it; 0
-    sees all; empty: all layers see all. unrotated: layers whose queries and keys are not rotated.
-    sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
-    expert_bias: routed experts have biases. swiglu: None is silu(gate) * up.
+    Attributes:
+        groups: 0 where there are none to choose among: a dense model, or one group of experts (`router`).
+            A MoGE model runs one routed expert per group and token.
+        intermediate_size: width of dense MLPs; 0 where no layer has one.
+        dtype: the checkpoint's own, as config.json spells it.
+        query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim], one
+            for all heads).
+        windows: of each layer, how many tokens a row sees, itself and those just before it; 0 sees all;
+            empty: all layers see all.
+        unrotated: layers whose queries and keys are not rotated.
+        sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
+        expert_bias: routed experts have biases.
+        norm_offset: what is added to the weights of all norms; 1 where files hold them less 1.
+        post_norms: the outputs of attention and MLP are normed before they are added, too.
+        embedding_scale: embeddings are multiplied with it where they enter the first layer.
+        value_dim: of a head's values, at most head_dim; 0: head_dim.
+        rotary_dim: dims of a head that are rotated; 0: all.
+        rotary_layout: which: the first or the last; pairs lie side by side ("interleaved"), or half of
+            the rotated dims apart ("halves").
+        qkv_fused: the file has one matrix `qkv_proj` for queries, keys and values.
+        sinks: learned keys that every token sees before its text.
+        sink_values: their values are learned, too; else they are zeros.
+        score_cap, logit_cap: scores of attention, or logits x, become cap * tanh(x / cap); 0: they do not.
+        mtp_layers: layers for multi-token prediction after the others; None: a family without.
+        stacked_experts: a file may hold all experts of a layer in one tensor, gates and ups in turn.
+        renames: parts of tensors' names in files, and what stands for them here.
     """
 
     architecture: str
@@ -118,8 +197,21 @@ class DecoderShape:
     sink_logits: bool = False
     router: Router | None = None
     expert_bias: bool = False
-    swiglu: ClampedSwiglu | None = None
-    pangu_v2: PanguV2Config | None = None
+    activation: Activation = "silu"
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    value_dim: int = 0
+    rotary_dim: int = 0
+    rotary_layout: str = "halves-first"
+    qkv_fused: bool = False
+    sinks: int = 0
+    sink_values: bool = False
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    mtp_layers: int | None = None
+    stacked_experts: bool = False
+    renames: tuple[tuple[str, str], ...] = ()
 
     def check(self) -> None:
         """ValueError in one sentence where parts do not fit each other."""
@@ -127,10 +219,11 @@ class DecoderShape:
         if (
             scaling is not None
             and scaling.kind == "factors"
-            and (len(scaling.factors) != self.head_dim // 2)
+            and (len(scaling.factors) != self.rotary_width // 2)
         ):
             raise ValueError(
-                f"rope_scaling has {len(scaling.factors)} factors, but half a head of {self.head_dim} rotates"
+                f"rope_scaling has {len(scaling.factors)} factors, but half a head of "
+                f"{self.rotary_width} rotates"
             )
         if self.context > MOST:
             raise ValueError(
@@ -144,6 +237,18 @@ class DecoderShape:
             )
         if self.head_dim % 2 or self.head_dim < 4:
             raise ValueError(f"head_dim {self.head_dim} must be an even number of at least 4")
+        if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim {self.rotary_dim} must be even and at most {self.head_dim}"
+            )
+        if not 0 <= self.value_dim <= self.head_dim:
+            raise ValueError(
+                f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
+            )
+        if self.rotary_layout not in ROTARY_LAYOUTS:
+            raise ValueError(
+                f"rotary_layout {shown(self.rotary_layout)} is not one of {', '.join(ROTARY_LAYOUTS)}"
+            )
         if self.groups and self.experts % self.groups:
             raise ValueError(
                 f"num_experts {self.experts} must be a multiple of num_experts_per_tok "
@@ -160,6 +265,41 @@ class DecoderShape:
             )
 
     @property
+    def value_width(self) -> int:
+        """Dims of a head's values."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def rotary_width(self) -> int:
+        """Dims of a head that are rotated."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def rotary_order(self) -> list[int]:
+        """Which dim of the file's heads each dim is here, where pairs lie half a head apart and dims that
+        stand still have frequency 0. Moving dims of queries and keys alike changes no score."""
+        turning, half = self.rotary_width // 2, self.head_dim // 2
+        first = self.head_dim - 2 * turning if self.rotary_layout == "halves-last" else 0
+        if self.rotary_layout == "interleaved-first":
+            pairs = [(2 * i, 2 * i + 1) for i in range(turning)]
+        else:
+            pairs = [(first + i, first + turning + i) for i in range(turning)]
+        still = [d for d in range(self.head_dim) if not first <= d < first + 2 * turning]
+        left, right = still[: half - turning], still[half - turning :]
+        return [*(a for a, _ in pairs), *left, *(b for _, b in pairs), *right]
+
+    @property
+    def heads_as_stored(self) -> bool:
+        """Whether heads run with the dims that the file has, in its order."""
+        reordered = self.rotary_order != list(range(self.head_dim))
+        return not reordered and self.value_width == self.head_dim
+
+    @property
+    def qkv_names(self) -> tuple[str, ...]:
+        """The matrices that hold queries, keys and values, without `_proj`."""
+        return ("qkv",) if self.qkv_fused else ("q", "k", "v")
+
+    @property
     def dynamic_rope(self) -> bool:
         """Whether a row depends on the longest text that its request may become."""
         return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
@@ -172,7 +312,7 @@ class DecoderShape:
     @property
     def context(self) -> int:
         """The longest text in tokens; linear and dynamic scaling multiply max_positions, and yarn
-        what the model was trained for before."""
+        the length that the model was trained for before."""
         scaling = self.rope_scaling
         if scaling is None or scaling.kind in ("llama3", "factors"):
             return self.max_positions

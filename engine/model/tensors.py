@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from enum import Enum
 from math import prod
+from typing import NamedTuple
 
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.families.catalog import FAMILIES, family_of
-from fastslow.engine.model.fused import Fused
-from fastslow.engine.model.layer_shapes import Shapes
-from fastslow.engine.model.shard_rules import DECODER_CUTS, EXPERT, ShardRule
+from fastslow.engine.model.shape import DecoderShape
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def tensor_shapes(config: ModelConfig) -> Shapes:
+def tensor_shapes(config: DecoderShape) -> Shapes:
     """Every tensor that a checkpoint of this config holds, in file order, with its shape.
 
     With tied embeddings there is no `lm_head.weight`.
     """
     shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
     for n in range(config.layers):
-        shapes |= layer_shapes(config, n)
+        shapes |= decoder_layer(config, n)
     shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     return shapes
 
 
-def parameters(config: ModelConfig) -> int:
+def parameters(config: DecoderShape) -> int:
     """How many weights the checkpoint holds, embedding and head included."""
     return sum(prod(shape) for shape in tensor_shapes(config).values())
 
 
-def active_parameters(config: ModelConfig, groups: int | None = None) -> int:
+def active_parameters(config: DecoderShape, groups: int | None = None) -> int:
     """Weights in use for one token: `parameters` less the experts that do not run.
 
     groups: routed groups that run, or without groups experts; None = all, 0 = shared experts only.
@@ -45,30 +44,157 @@ def active_parameters(config: ModelConfig, groups: int | None = None) -> int:
     return parameters(config) - routed * (config.experts - running) * expert
 
 
-def layer_shapes(config: ModelConfig, n: int) -> Shapes:
+def layer_norms(c: DecoderShape) -> dict[str, str]:
+    """The norms of a layer by what they are for: attention_norm and mlp_norm of what a sublayer takes,
+    attention_post_norm and mlp_post_norm of what it adds."""
+    if not c.post_norms:
+        return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    return {
+        "attention_norm": "input_layernorm",
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_post_norm": "post_feedforward_layernorm",
+    }
+
+
+def decoder_layer(c: DecoderShape, n: int) -> Shapes:
     """The tensors of layer `n`."""
-    return family_of(config.architecture).layer_shapes(config, n)
+    hidden = c.hidden_size
+    queries, keys, values = (
+        c.heads * c.head_dim,
+        c.kv_heads * c.head_dim,
+        c.kv_heads * c.value_width,
+    )
+    layer = f"model.layers.{n}"
+    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    first, *norms = (f"{layer}.{name}.weight" for name in layer_norms(c).values())
+    shapes: Shapes = {first: (hidden,)}
+    rows = {"q": queries, "k": keys, "v": values, "qkv": queries + keys + values}
+    for name in c.qkv_names:
+        shapes |= _linear(f"{attention}.{name}_proj", rows[name], hidden, c.qkv_bias)
+    shapes |= _linear(f"{attention}.o_proj", hidden, c.heads * c.value_width, c.out_bias)
+    for side, normed in (("q", c.query_norm), ("k", c.key_norm)):
+        if normed:
+            shapes[f"{attention}.{side}_norm.weight"] = (c.head_dim,)
+    if c.sink_logits:
+        shapes[f"{attention}.sinks"] = (c.heads,)
+    if c.sinks:
+        shapes[f"{attention}.param_sink_key"] = (c.sinks, c.kv_heads, c.head_dim)
+    if c.sinks and c.sink_values:
+        shapes[f"{attention}.param_sink_value"] = (c.sinks, c.kv_heads, c.value_width)
+    shapes |= dict.fromkeys(norms, (hidden,))
+    if not c.routed(n):
+        return shapes | _mlp_shapes(mlp, hidden, c.intermediate_size, c.mlp_bias)
+    if c.router is None:
+        shapes[f"{mlp}.gate.weight"] = (c.experts, hidden)
+        shapes[f"{mlp}.router_scale"] = (1, c.experts)
+    else:
+        shapes |= _linear(f"{mlp}.gate", c.experts, hidden, c.router.bias)
+        if c.router.choice_bias:
+            shapes[f"{mlp}.gate.e_score_correction_bias"] = (c.experts,)
+    return shapes | _expert_shapes(c, mlp)
 
 
-def mtp_shapes(config: ModelConfig) -> Shapes:
-    """What a checkpoint may hold besides: a layer that predicts the token after the next one."""
-    return family_of(config.architecture).draft_shapes(config)
+def mtp_shapes(c: DecoderShape) -> Shapes:
+    """What a checkpoint may hold besides: a layer that predicts the token after the next one.
+
+    It stands after the model's layers and has their tensors, with `enorm` and `hnorm` before
+    `eh_proj`, and `shared_head.norm`. Embedding and head are the model's own, whatever copies there are.
+    """
+    if not c.mtp_layers:
+        return {}
+    layer, hidden = f"model.layers.{c.layers}", c.hidden_size
+    shapes: Shapes = {f"{layer}.{name}.weight": (hidden,) for name in ("enorm", "hnorm")}
+    shapes[f"{layer}.eh_proj.weight"] = (hidden, 2 * hidden)
+    shapes[f"{layer}.shared_head.norm.weight"] = (hidden,)
+    return shapes | decoder_layer(c, c.layers)
 
 
-def fused_tensors(config: ModelConfig) -> Iterator[Fused]:
-    """Layouts in which a file may hold several of the tensors in one."""
-    return family_of(config.architecture).fused(config)
+def _expert_shapes(c: DecoderShape, mlp: str) -> Shapes:
+    """Routed experts, after the shared one where there is one."""
+    hidden, inner = c.hidden_size, c.shared_intermediate_size
+    shapes = _mlp_shapes(f"{mlp}.shared_expert", hidden, inner) if inner else {}
+    for e in range(c.experts):
+        prefix = f"{mlp}.experts.{e}"
+        shapes |= _mlp_shapes(prefix, hidden, c.moe_intermediate_size, c.expert_bias)
+    return shapes
 
 
-def canonical(name: str, config: ModelConfig) -> str:
-    """The name that `tensor_shapes` has for a tensor that exports spell in several ways."""
-    return family_of(config.architecture).canonical(name)
+def _mlp_shapes(prefix: str, hidden: int, inner: int, bias: bool = False) -> Shapes:
+    """gate, up and down projection of one MLP."""
+    sides = (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner))
+    shapes: Shapes = {}
+    for name, rows, columns in sides:
+        shapes |= _linear(f"{prefix}.{name}_proj", rows, columns, bias)
+    return shapes
 
 
-_CUTS = tuple(
-    (re.compile(pattern), cut)
-    for cuts in (*(family.cuts for family in FAMILIES), DECODER_CUTS)
-    for pattern, cut in cuts
+def _linear(prefix: str, rows: int, columns: int, bias: bool) -> Shapes:
+    """A matrix [out, in], and its bias where it has one."""
+    shapes: Shapes = {f"{prefix}.weight": (rows, columns)}
+    return shapes | {f"{prefix}.bias": (rows,)} if bias else shapes
+
+
+def canonical(name: str, config: DecoderShape) -> str:
+    """The name that `tensor_shapes` has for a tensor that files spell in several ways."""
+    for theirs, ours in config.renames:
+        name = name.replace(theirs, ours)
+    return name
+
+
+class ShardAxis(Enum):
+    """Which ranks share a tensor's cut axis, and in units of what."""
+
+    NOBODY = "every rank holds all of it"
+    ALL = "all ranks"
+    HEADS = "the ranks of one replica of attention, whole query heads each"
+    KV_HEADS = "the ranks of one replica of attention, whole KV heads each"
+    QKV = "as query heads and KV heads, which lie below each other in one matrix"
+    EXPERTS = "the ranks that hold the expert's group; the others hold nothing of it"
+    FIRST_OF_ALL = "held by the first rank alone, since it is added once"
+    FIRST_OF_HEADS = "held by the first rank of each replica of attention alone"
+    FIRST_OF_EXPERTS = "held by the first of the ranks that share the expert alone"
+
+
+class ShardRule(NamedTuple):
+    """How a tensor is cut where several ranks share a model. axis: None where it is not cut.
+
+    Matrices are [out, in]. Cutting the outs of one matrix and the ins of the next (Megatron-LM,
+    Shoeybi et al., arXiv 1909.08053) leaves every rank with a partial sum; the sum over all ranks
+    is whole.
+    """
+
+    over: ShardAxis
+    axis: int | None = None
+
+
+LAYER = r"model\.layers\.\d+\."
+ATTENTION, MLP = LAYER + r"self_attn\.", LAYER + r"mlp\."
+EXPERT = MLP + r"experts\.(\d+)\."
+
+_RULES = tuple(
+    (re.compile(pattern), ShardRule(over, axis))
+    for pattern, over, axis in (
+        (r"model\.embed_tokens\.weight|lm_head\.weight", ShardAxis.ALL, 0),
+        (r"model\.norm\.weight", ShardAxis.NOBODY, None),
+        (LAYER + r"[a-z_]+_layernorm\.weight", ShardAxis.NOBODY, None),
+        (ATTENTION + r"q_proj\.(weight|bias)", ShardAxis.HEADS, 0),
+        (ATTENTION + r"[kv]_proj\.(weight|bias)", ShardAxis.KV_HEADS, 0),
+        (ATTENTION + r"qkv_proj\.(weight|bias)", ShardAxis.QKV, 0),
+        (ATTENTION + r"[qk]_norm\.weight", ShardAxis.NOBODY, None),
+        (ATTENTION + r"sinks", ShardAxis.HEADS, 0),
+        (ATTENTION + r"param_sink_(key|value)", ShardAxis.KV_HEADS, 1),
+        (ATTENTION + r"o_proj\.weight", ShardAxis.HEADS, 1),
+        (ATTENTION + r"o_proj\.bias", ShardAxis.FIRST_OF_HEADS, None),
+        (MLP + r"gate\.(weight|bias|e_score_correction_bias)", ShardAxis.NOBODY, None),
+        (MLP + r"router_scale", ShardAxis.NOBODY, None),
+        (EXPERT + r"(gate|up)_proj\.(weight|bias)", ShardAxis.EXPERTS, 0),
+        (EXPERT + r"down_proj\.weight", ShardAxis.EXPERTS, 1),
+        (EXPERT + r"down_proj\.bias", ShardAxis.FIRST_OF_EXPERTS, None),
+        (MLP + r"(shared_expert\.)?(gate|up)_proj\.(weight|bias)", ShardAxis.ALL, 0),
+        (MLP + r"(shared_expert\.)?down_proj\.weight", ShardAxis.ALL, 1),
+        (MLP + r"down_proj\.bias", ShardAxis.FIRST_OF_ALL, None),
+    )
 )
 _EXPERT = re.compile(EXPERT)
 
@@ -79,7 +205,7 @@ def cut_of(name: str) -> ShardRule:
     Raises:
         ValueError: no rule knows it.
     """
-    for pattern, cut in _CUTS:
+    for pattern, cut in _RULES:
         if pattern.fullmatch(name):
             return cut
     raise ValueError(f"tensor {name} has no rule by which several ranks could share it")

@@ -1,10 +1,14 @@
 """One rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows divided
-among ranks before and results gathered behind."""
+among ranks before and results gathered after; and the weights of a shard, read as slices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +16,103 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.checkpoint.checkpoint import Checkpoint, ReadPart
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
 from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.decoder import Read, Weights
 from fastslow.engine.model.moge import Moge
-from fastslow.engine.model.ops import wide
-from fastslow.engine.model.weights import Weights
+from fastslow.engine.model.ops import Ops, soft_cap, wide
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.sharding import RankShard
 from fastslow.engine.types import Ints, ModelOutput, Rows
+
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
+
+
+class ShardReader:
+    """Reads the tensors of a rank's local config: what it asks for whole is this rank's slice.
+
+    Args:
+        shard: whose shard.
+        read: gives a slice of a tensor of the whole model.
+
+    Attributes:
+        nbytes: read so far.
+    """
+
+    def __init__(self, shard: RankShard, read: ReadPart) -> None:
+        self._shard = shard
+        self._read = read
+        self._shapes = tensor_shapes(shard.config)
+        self.nbytes = 0
+
+    def __call__(self, name: str) -> Tensor:
+        """A tensor by its local name, in which experts are counted from the first held."""
+        if match := _EXPERT.fullmatch(name):
+            before, number, after = match.groups()
+            name = f"{before}{int(number) + self._shard.experts.start}{after}"
+        shape = self._shapes[name]
+        parts = [self._read(name, part) for part in self._shard.parts(name, shape)]
+        if not parts:
+            return torch.zeros(shape)  # a bias that another rank adds
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.nbytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+@contextmanager
+def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
+    """Reads a rank's shard of a checkpoint from memory-mapped files that stay open."""
+    with checkpoint.slicer(progress, _held(shard)) as read:
+        yield ShardReader(shard, read)
+
+
+def shard_weights(
+    shard: RankShard, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
+) -> Weights:
+    """The weights of a rank's shard; `read` as `ShardReader` gives them."""
+    weights = Weights(shard.local, ops, dtype, device, read)
+    for layer in weights.layers:
+        if shard.rank % shard.attention:
+            layer.attention.out_bias = None
+        if not isinstance(layer.mlp, Moge):
+            if shard.rank:
+                layer.mlp.down_bias = None
+            continue
+        if shard.inner:
+            layer.mlp.experts = replace(layer.mlp.experts, down_bias=None)
+        if shard.parallel.ep > 1 and shard.config.groups:
+            layer.mlp.groups = shard.config.groups
+            layer.mlp.held_groups = shard.groups
+        elif shard.parallel.ep > 1:
+            layer.mlp.held_experts = shard.experts
+    return weights
+
+
+def weight_bytes(weights: Weights) -> int:
+    """Bytes that the weights take; one tensor under two names counts once."""
+    found: dict[int, Tensor] = {}
+    _collect(weights, found)
+    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
+
+def _collect(value: Any, found: dict[int, Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found[id(value)] = value
+    elif isinstance(value, list):
+        for part in value:
+            _collect(part, found)
+    elif is_dataclass(value):
+        for field in fields(value):
+            if field.name not in ("read", "config", "ops"):
+                _collect(getattr(value, field.name), found)
+
+
+def _held(shard: RankShard) -> int:
+    shapes = tensor_shapes(shard.config)
+    return sum(len(shard.parts(name, shape)) for name, shape in shapes.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,30 +219,28 @@ class ShardDecoder:
             for holders, at in (wanted, looked)
         )
         taken: dict[int, Tensor] = {}
-        eps = self.weights.config.rms_norm_eps
-        ops = self.weights.ops
-        for n in layers:
-            layer = self.weights.layers[n]
-            fresh = ops.rms_norm(x_nH, layer.attention_norm, eps)
-            fresh_PH = self.dp_group.all_gather(fresh, "attention all-gather")
+        w = self.weights
+
+        def attend(fresh_nH: Tensor, n: int) -> Tensor:
+            fresh_PH = self.dp_group.all_gather(fresh_nH, "attention all-gather")
             if step is None:
                 part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
             else:
-                part_PH = layer.attention(_pad(fresh_PH, ops.rows), kv.k[n], kv.v[n], step)
-            part_PH = part_PH[: len(fresh_PH)]
-            moved_nH = self.dp_group.reduce_scatter(part_PH, "attention reduce-scatter")
-            x_nH = x_nH + self._post_normed(moved_nH, layer.attention_post_norm)
-            fresh = ops.rms_norm(x_nH, layer.mlp_norm, eps)
-            fresh_PH = self.everyone.all_gather(fresh, "mlp all-gather")
-            padded_PH = _pad(fresh_PH, ops.rows)
-            if isinstance(layer.mlp, Moge):
-                groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
-                part_PH = layer.mlp(padded_PH, groups)
-            else:
-                part_PH = layer.mlp(padded_PH)
-            part_PH = part_PH[: len(fresh_PH)]
-            moved_nH = self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
-            x_nH = x_nH + self._post_normed(moved_nH, layer.mlp_post_norm)
+                padded_PH = _pad(fresh_PH, w.ops.rows)
+                part_PH = w.layers[n].attention(padded_PH, kv.k[n], kv.v[n], step)
+            return self.dp_group.reduce_scatter(
+                part_PH[: len(fresh_PH)], "attention reduce-scatter"
+            )
+
+        def mlp(fresh_nH: Tensor, n: int) -> Tensor:
+            fresh_PH = self.everyone.all_gather(fresh_nH, "mlp all-gather")
+            padded_PH = _pad(fresh_PH, w.ops.rows)
+            groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
+            part_PH = w.layers[n].mlp(padded_PH, groups)[: len(fresh_PH)]
+            return self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
+
+        for n in layers:
+            x_nH = w.through(w.layers[n], x_nH, partial(attend, n=n), partial(mlp, n=n))
             if n in features:
                 taken[n] = x_nH.index_select(0, mine_seen)
         known = None
@@ -158,19 +248,13 @@ class ShardDecoder:
             known = self._features(torch.cat([taken[n] for n in features], -1), looked[0])
         return self._output(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
 
-    def _post_normed(self, moved_nH: Tensor, norm_H: Tensor | None) -> Tensor:
-        """What all ranks add in sum, normed where the model does so."""
-        if norm_H is None:
-            return moved_nH
-        return self.weights.ops.rms_norm(moved_nH, norm_H, self.weights.config.rms_norm_eps)
-
     def _embed(self, partition: RowPartition) -> Tensor:
         """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""
         ids = self.shard.vocabulary()
         held = (partition.tokens >= ids.start) & (partition.tokens < ids.stop)
         table = self.weights.embedding
         at = torch.from_numpy(np.where(held, partition.tokens - ids.start, 0)).to(table.device)
-        rows_PH = table.index_select(0, at)
+        rows_PH = self.weights.embed(at)
         rows_PH.mul_(torch.from_numpy(held).to(table.device, table.dtype)[:, None])
         return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
 
@@ -210,7 +294,8 @@ class ShardDecoder:
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
-        return ModelOutput(whole, features_SF, best_tokens(whole, only_best))
+        best = best_tokens(whole, only_best)
+        return ModelOutput(soft_cap(whole, w.config.logit_cap), features_SF, best)
 
     def _features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
         """[S, F] on rank 0, None on the others.

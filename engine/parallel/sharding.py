@@ -9,8 +9,7 @@ from typing import Annotated
 from pydantic import Field, StrictInt
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.shard_rules import ShardAxis
-from fastslow.engine.model.tensors import cut_of, expert_of
+from fastslow.engine.model.tensors import ShardAxis, cut_of, expert_of
 from fastslow.engine.params import Number, Params, nearest
 
 

@@ -22,9 +22,9 @@ from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import pick_dtype
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.quantised import Scheme
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.parallel.rank_group import RankError, RankGroup
 from fastslow.engine.parallel.sharding import Parallel, RankShard

@@ -24,8 +24,8 @@ from torch._C._distributed_c10d import FileStore
 from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import ops_for
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.storage import KVShape, KVStorage
-from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.collectives import NAMES, Collectives, Traffic, into_one
 from fastslow.engine.parallel.commands import (
@@ -37,9 +37,13 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import ShardDecoder
+from fastslow.engine.parallel.decoder import (
+    ShardDecoder,
+    shard_reader,
+    shard_weights,
+    weight_bytes,
+)
 from fastslow.engine.parallel.sharding import Parallel, RankShard
-from fastslow.engine.parallel.weights import shard_reader, shard_weights, weight_bytes
 from fastslow.engine.types import Ints
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

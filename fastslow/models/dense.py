@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.checkpoint import floats
+from fastslow.engine.checkpoint.checkpoint import floats
+from fastslow.engine.families.llama import EMBEDDED, LLAMA
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.families import llama, pangu_embedded
 from fastslow.engine.model.tensors import tensor_shapes
 
 OFFICIAL = {
@@ -22,7 +22,7 @@ OFFICIAL = {
     "down": "mlp.down_proj",
 }
 LINEARS = tuple(OFFICIAL)
-PLAIN = (*llama.FAMILY.architectures, *pangu_embedded.FAMILY.architectures)
+PLAIN = (*LLAMA.architectures, *EMBEDDED.architectures)
 
 
 def dense_config(folder: Path) -> ModelConfig:

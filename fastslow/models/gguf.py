@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from fastslow.engine.model.checkpoint import BLOCKS, Checkpoint, gguf_shard
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.gguf_config import header_config
+from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, gguf_shard
+from fastslow.engine.model.config import ModelConfig, header_config
 from fastslow.engine.text.gguf import GgufVocabulary, read_vocabulary
 from fastslow.engine.text.gguf_bpe import build_bpe
 from fastslow.models.folder import fresh_folder, require_vacant, write_json

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.engine.families.pangu_moge import FAMILY
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.progress import bar
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.families import pangu_moge
 from fastslow.models.dense import LINEARS, OFFICIAL, Dense
 from fastslow.models.folder import fresh_folder, require_vacant, write_json
 from fastslow.models.recipe import NORMS, TEMPERATURE, Recipe
@@ -38,7 +38,7 @@ def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict
     ids of special tokens."""
     groups, experts, width = recipe.layout.experts.shape[1:]
     config = {
-        "architectures": [*pangu_moge.FAMILY.architectures],
+        "architectures": [*FAMILY.architectures],
         "model_type": "PanguProMoE",
         "vocab_size": dense.vocab_size,
         "hidden_size": dense.hidden_size,

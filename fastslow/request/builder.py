@@ -12,7 +12,6 @@ from typing import NamedTuple
 from loguru import logger
 
 from fastslow.drafters import DrafterFactory
-from fastslow.engine.choosing import ModeChoice
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationTarget, Request
 from fastslow.engine.core.step_trace import StepTrace
@@ -26,6 +25,7 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.policies.mode_router import ModeChoice
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor

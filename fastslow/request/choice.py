@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
 
-from fastslow.engine.choosing import ModeChoice
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -16,6 +15,7 @@ from fastslow.engine.text.channels import splitter
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece
+from fastslow.policies.mode_router import ModeChoice
 from fastslow.request.builder import Candidate
 from fastslow.request.input_processor import EncodedPrompt
 

@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, SupportsIndex
 
-from fastslow.engine.choosing import ModeChoice, ModeRouter, PromptFacts
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.text.messages import check_messages
@@ -14,6 +13,7 @@ from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Decided
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
+from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.request.options import ModeLike, Prompt
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Protocol, SupportsIndex, TypeGuard, TypeVar
 from pydantic import Field, PlainValidator
 
 from fastslow.engine.checked import Params, kept_as, shown
-from fastslow.engine.choosing import ModeChoice, ModeRouter  # noqa: F401 - pydantic needs both
 from fastslow.engine.params import MOST_PRIORITY, Mode, SamplingParams, Speculation
 from fastslow.engine.text.messages import Message
+from fastslow.policies.mode_router import ModeChoice, ModeRouter  # noqa: F401 - pydantic needs both
 from fastslow.request.resume import ResumeState
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]

@@ -20,7 +20,7 @@ from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends, stored_ends
 from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Floats, Tree
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from fastslow.engine.model.gguf_shard import half_split
+from fastslow.engine.checkpoint.gguf_shard import half_split
 from fastslow.models import locate
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense

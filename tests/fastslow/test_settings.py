@@ -10,7 +10,7 @@ import pytest
 from loguru import logger
 from tune_tools import write_model, write_prompts
 
-from fastslow.engine.model.identity import model_digest
+from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM

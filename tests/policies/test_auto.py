@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.choosing import ModeChoice, PromptFacts
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
 from fastslow.policies.auto import BUILT_IN, LinearModeRouter, choose, read_selector
 from fastslow.policies.features import LABELS, count_words, features
+from fastslow.policies.mode_router import ModeChoice, PromptFacts
 
 DEEP = [
     "Why is the sky blue?",

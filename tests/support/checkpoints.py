@@ -111,11 +111,17 @@ def write_family(
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Random weights of any config.json that is known, by the names of `tensor_shapes`."""
-    random = torch.Generator().manual_seed(seed)
-    dtype = getattr(torch, config["torch_dtype"])
-    table = {}
-    for name, shape in tensor_shapes(ModelConfig.from_json(config)).items():
+    """Random weights of any config.json that is known."""
+    table = random_table(ModelConfig.from_json(config), seed)
+    return {
+        name: tensor.to(getattr(torch, config["torch_dtype"])) for name, tensor in table.items()
+    }
+
+
+def random_table(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    """The same in float32, by the names of `tensor_shapes`; every part matters."""
+    random, table = torch.Generator().manual_seed(seed), {}
+    for name, shape in tensor_shapes(config).items():
         numbers = torch.randn(shape, generator=random)
         if name.endswith("norm.weight"):
             numbers = 1 + 0.2 * numbers
@@ -124,7 +130,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
         elif not name.endswith(".sinks"):
             gain = 3.0 if len(name.split(".")) < 4 else 1.5  # embedding and head
             numbers *= gain * shape[-1] ** -0.5
-        table[name] = numbers.to(dtype)
+        table[name] = numbers
     return table
 
 

@@ -1,17 +1,20 @@
-"""Tiny random models of what families do, made as a config and tensors by canonical names, and their
-logits once more as plainly as can be: a whole text at once in float64."""
+"""Tiny configs of what families do, and any such model once more as plainly as can be: a whole text at once in
+float64, from the tensors by their canonical names."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.rope import inverse_frequencies
 from fastslow.engine.model.shape import ClampedSwiglu, Router
+from fastslow.engine.model.tensors import tensor_shapes
 
 BASE = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -51,62 +54,9 @@ FAMILIES: dict[str, ModelConfig] = {
         expert_bias=True,
         sink_logits=True,
         windows=(20, 0, 20),
-        swiglu=ClampedSwiglu(limit=2.0),
+        activation=ClampedSwiglu(limit=2.0),
     ),
 }
-
-
-def tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights; every part matters."""
-    random = torch.Generator().manual_seed(seed)
-    table: dict[str, Tensor] = {}
-    c, hidden = config, config.hidden_size
-
-    def normal(name: str, *shape: int, std: float = 1.0, about: float = 0.0) -> None:
-        table[name] = about + torch.randn(shape, generator=random) * std
-
-    def linear(name: str, rows: int, columns: int, bias: bool = False, gain: float = 1.5) -> None:
-        normal(f"{name}.weight", rows, columns, std=gain * columns**-0.5)
-        if bias:
-            normal(f"{name}.bias", rows, std=0.3)
-
-    def norm(name: str, size: int = hidden) -> None:
-        normal(f"{name}.weight", size, std=0.2, about=1.0)
-
-    def mlp(name: str, inner: int, bias: bool = False) -> None:
-        linear(f"{name}.gate_proj", inner, hidden, bias)
-        linear(f"{name}.up_proj", inner, hidden, bias)
-        linear(f"{name}.down_proj", hidden, inner, bias)
-
-    normal("model.embed_tokens.weight", c.vocab_size, hidden, std=3 * hidden**-0.5)
-    for n in range(c.layers):
-        layer = f"model.layers.{n}"
-        attention = f"{layer}.self_attn"
-        norm(f"{layer}.input_layernorm")
-        norm(f"{layer}.post_attention_layernorm")
-        for side, heads in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
-            linear(f"{attention}.{side}_proj", heads * c.head_dim, hidden, c.qkv_bias)
-        linear(f"{attention}.o_proj", hidden, c.heads * c.head_dim, c.out_bias)
-        for wanted, side in ((c.query_norm, "q"), (c.key_norm, "k")):
-            if wanted:
-                normal(f"{attention}.{side}_norm.weight", c.head_dim, std=0.3, about=1.3)
-        if c.sink_logits:
-            normal(f"{attention}.sinks", c.heads, std=2.0)
-        if not c.routed(n):
-            mlp(f"{layer}.mlp", c.intermediate_size, c.mlp_bias)
-            continue
-        assert c.router is not None
-        linear(f"{layer}.mlp.gate", c.experts, hidden, c.router.bias)
-        if c.router.choice_bias:
-            normal(f"{layer}.mlp.gate.e_score_correction_bias", c.experts, std=0.2)
-        if c.shared_intermediate_size:
-            mlp(f"{layer}.mlp.shared_expert", c.shared_intermediate_size)
-        for e in range(c.experts):
-            mlp(f"{layer}.mlp.experts.{e}", c.moe_intermediate_size, c.expert_bias)
-    norm("model.norm")
-    if not c.tie_word_embeddings:
-        linear("lm_head", c.vocab_size, hidden, gain=3.0)
-    return table
 
 
 @dataclass
@@ -115,6 +65,13 @@ class PlainModel:
 
     config: ModelConfig
     tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path) -> PlainModel:
+        """Of a checkpoint folder."""
+        config = ModelConfig.from_folder(folder)
+        with floats(folder, config) as read:
+            return cls(config, {name: read(name) for name in tensor_shapes(config)})
 
     def logits(self, tokens: list[int], experts: int | None = None) -> Tensor:
         """float64 [T, V]."""
@@ -142,8 +99,8 @@ class PlainModel:
 
     def _mlp(self, name: str, x: Tensor, expert: bool) -> Tensor:
         gate, up = (self._linear(f"{name}.{side}_proj", x) for side in ("gate", "up"))
-        clamped = self.config.swiglu
-        if clamped is not None and expert:
+        clamped = self.config.activation
+        if isinstance(clamped, ClampedSwiglu):
             gate, up = gate.clamp(max=clamped.limit), up.clamp(-clamped.limit, clamped.limit)
             inner = gate * torch.sigmoid(clamped.alpha * gate) * (up + 1)
         else:
@@ -201,6 +158,8 @@ class PlainModel:
 
     def _turned(self, x: Tensor) -> Tensor:
         angles = torch.arange(len(x))[:, None] * inverse_frequencies(self.config)
-        cos, sin = (torch.cat((y, y), -1)[:, None] for y in (angles.cos(), angles.sin()))
+        scaling = self.config.rope_scaling
+        size = 1.0 if scaling is None else scaling.attention_factor
+        cos, sin = (torch.cat((y, y), -1)[:, None] * size for y in (angles.cos(), angles.sin()))
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat((-second, first), -1) * sin

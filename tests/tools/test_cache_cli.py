@@ -15,7 +15,7 @@ import pytest
 from kernel_tools import compiled
 from loguru import logger
 
-from fastslow.engine.backends.cpu import library, packings, store
+from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.loader import load_model
 from fastslow.tools.cli.app import main
 
@@ -28,12 +28,12 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Three packed models, the first used ten days ago, the second five, the third now."""
     library.kernels()
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(packings.LIMIT_VARIABLE, raising=False)
+    monkeypatch.delenv(store.LIMIT_VARIABLE, raising=False)
     monkeypatch.setattr(store, "SMALL", 0)
     folders = [checkpoints.write_dense(tmp_path / f"model{n}", seed=n) for n in range(3)]
     for folder, days in zip(folders, (10, 5, 0)):
         load_model(folder, "float32")
-        (made,) = (one for one in packings.packings() if one.model == folder)
+        (made,) = (one for one in store.packings() if one.model == folder)
         facts, then = made.path.stat(), time.time() - days * DAY
         os.utime(made.path, (then, facts.st_mtime))
     return folders
@@ -54,7 +54,7 @@ def run(*arguments: str) -> None:
 
 
 def kept() -> list[Path | None]:
-    return [one.model for one in packings.packings()]
+    return [one.model for one in store.packings()]
 
 
 def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -98,14 +98,14 @@ def test_what_is_old_or_gone_is_pruned(
 def test_the_ones_used_longest_ago_go_for_the_limit(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
-    size = packings.packings()[0].size
-    monkeypatch.setenv(packings.LIMIT_VARIABLE, str(2.5 * size / 1e9))
+    size = store.packings()[0].size
+    monkeypatch.setenv(store.LIMIT_VARIABLE, str(2.5 * size / 1e9))
     new = checkpoints.write_dense(tmp_path / "new", seed=9)
     load_model(new, "float32")
     assert set(kept()) == {new, models[2]}
     (line,) = (line for line in log if "removed for the limit" in line)
     assert line.endswith("model0, model1")
-    monkeypatch.setenv(packings.LIMIT_VARIABLE, "0.000000001")  # the one in use stays
+    monkeypatch.setenv(store.LIMIT_VARIABLE, "0.000000001")  # the one in use stays
     load_model(models[0], "float32")
     assert kept() == [models[0]]
 
@@ -114,6 +114,6 @@ def test_the_ones_used_longest_ago_go_for_the_limit(
 def test_a_limit_that_is_no_number_is_refused(
     models: list[Path], monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    monkeypatch.setenv(packings.LIMIT_VARIABLE, given)
+    monkeypatch.setenv(store.LIMIT_VARIABLE, given)
     with pytest.raises(ValueError, match=f"FASTSLOW_CACHE_LIMIT='{given}' must be a number of gig"):
-        packings.limit()
+        store.limit()

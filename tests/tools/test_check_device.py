@@ -18,10 +18,9 @@ from fastslow.draft.build import DRAFTERS
 from fastslow.engine.backends import device as device_module
 from fastslow.engine.backends.accelerator import cuda as cuda_module
 from fastslow.engine.backends.accelerator import decoder as decoder_module
-from fastslow.engine.backends.accelerator.ops import ExpertChoice
-from fastslow.engine.backends.accelerator.routing import choose_best_on_device
 from fastslow.engine.backends.accelerator.step import PagedStep
-from fastslow.engine.model.families.catalog import FAMILIES
+from fastslow.engine.families import FAMILIES
+from fastslow.engine.model.moge import ExpertChoice, choose_best
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.tools.check_device import __main__ as command
@@ -71,13 +70,13 @@ def test_families_on_a_simulated_npu(
     """And one that gives experts the wrong weights is found out."""
 
     def halved(*asked: Any) -> ExpertChoice:
-        right = choose_best_on_device(*asked)
+        right = choose_best(*asked)
         return right._replace(weights=right.weights / 2)
 
     with simulated(chip, exact=False):
         found = families_file.families(plan_for(tmp_path / "right", "npu"))
         assert found.passed, found.text()
-        monkeypatch.setattr(decoder_module, "choose_best_on_device", halved)
+        monkeypatch.setattr(decoder_module, "choose_best", halved)
         wrong = families_file.families(plan_for(tmp_path / "wrong", "npu")).lines[1:]
     assert [x.split()[1] for x in wrong] == [
         "PanguProMoEV2ForCausalLM",

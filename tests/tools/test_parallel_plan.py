@@ -16,8 +16,7 @@ from test_cli import PANGU_72B, run
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.shard_rules import ShardAxis
-from fastslow.engine.model.tensors import cut_of, expert_of, parameters, tensor_shapes
+from fastslow.engine.model.tensors import ShardAxis, cut_of, expert_of, parameters, tensor_shapes
 from fastslow.engine.parallel.commands import (
     Command,
     CommandKind,
@@ -27,9 +26,8 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import RowPartition
+from fastslow.engine.parallel.decoder import RowPartition, ShardReader, shard_weights, weight_bytes
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
-from fastslow.engine.parallel.weights import ShardReader, shard_weights, weight_bytes
 from fastslow.engine.types import Rows, Segment
 from fastslow.tools.plan.shards import ShardPlan
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.head import load_mtp
+from fastslow.draft.head.mtp import has_mtp_layer
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.families.pangu_v2 import has_mtp_layer
-from fastslow.tools.routing.scores import load_decoder, router_scores
+from fastslow.tools.routing import load_decoder, router_scores
 
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
 PROMPTS = [[5, 6, 7, 5, 6], [9], [3, 4, 5, 6, 7, 8, 9, 10, 11]]

@@ -15,16 +15,15 @@ from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Formats
-from fastslow.engine.backends.cpu.packed import Sources
+from fastslow.engine.backends.cpu.pieces import Sources
 from fastslow.engine.backends.device import choose_device, ops_for, paged_ops_for
 from fastslow.engine.host.machine import free_memory
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.int8 import QuantLinear, no_int8
 from fastslow.engine.model.tensors import tensor_shapes
-from fastslow.engine.model.weights import Weights
 from fastslow.engine.types import Rows
 from fastslow.tools.check_device.report import CheckPlan, Finding
 from fastslow.tools.forward import chain

@@ -81,11 +81,11 @@ class PlainLayer:
         scores = product(ROUTER, x_NH)
         scale = self.tensors["mlp.router_scale"].flatten()
         groups = self.config.groups
-        choice = choose(scores, scale, groups, np.full(len(x_NH), -1))
-        chosen(scores, choice.experts)
+        choice = choose(scores, scale, groups, torch.full((len(x_NH),), -1))
+        chosen(scores, choice.numbers)
         y = self._mlp("mlp.shared_expert", x_NH, product)
         for e in range(self.config.experts):
-            rows, group = (choice.experts == e).nonzero(as_tuple=True)
+            rows, group = (choice.numbers == e).nonzero(as_tuple=True)
             if len(rows):
                 part = self._mlp(f"mlp.experts.{e}", x_NH[rows], product)
                 y.index_add_(0, rows, part * choice.weights[rows, group, None])

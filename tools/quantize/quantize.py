@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.quantised import KV_TYPE, Scheme
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.quantised import KV_TYPE, Scheme
-from fastslow.engine.model.tensors import layer_shapes, tensor_shapes
+from fastslow.engine.model.tensors import decoder_layer, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
@@ -24,6 +24,12 @@ from fastslow.tools.quantize.sizes import int8_embedding
 from fastslow.tools.quantize.writer import CheckpointWriter
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+# fields of a shape that `PlainLayer` does not look at: all of them must be as usual
+AS_USUAL = (
+    *("activation", "norm_offset", "post_norms", "qkv_fused", "value_dim", "rotary_dim"),
+    *("sinks", "score_cap"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class QuantizedCheckpoint:
 def check_known(source: Path) -> ModelConfig:
     """The config of a checkpoint. ValueError if its layers are not those of `PlainLayer`."""
     config = ModelConfig.from_folder(source)
-    if config.pangu_v2 is not None:
+    if any(getattr(config, f.name) != f.default for f in fields(config) if f.name in AS_USUAL):
         raise ValueError(f"{config.architecture} cannot be quantised, only run as exported")
     return config
 
@@ -184,7 +190,7 @@ class _Work:
             self.config, n, self._tensors(n), lengths, self._float, self._int8
         )
         prefix, attention = f"model.layers.{n}", f"model.layers.{n}.self_attn"
-        for name in layer_shapes(self.config, n):
+        for name in decoder_layer(self.config, n):
             own = name.removeprefix(f"{prefix}.")
             matrix = made.matrices.get(own.removesuffix(".weight"))
             if matrix is not None and name.endswith(".weight"):
@@ -200,5 +206,5 @@ class _Work:
 
     def _tensors(self, n: int) -> Tensors:
         prefix = f"model.layers.{n}."
-        names = layer_shapes(self.config, n)
+        names = decoder_layer(self.config, n)
         return {name.removeprefix(prefix): self.read(name).float() for name in names}

@@ -11,10 +11,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.engine.checkpoint.checkpoint import INDEX, SINGLE
+from fastslow.engine.checkpoint.quantised import DESCRIPTION, KV_TYPE, METHOD, QuantKind
 from fastslow.engine.host.files import read_object
-from fastslow.engine.model.checkpoint import INDEX, SINGLE
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.quantised import DESCRIPTION, KV_TYPE, METHOD, QuantKind
 
 SHARD = 4 << 30  # bytes
 LEFT_OUT = (".safetensors", ".index.json", "_report.json")

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fastslow.engine.choosing import PromptFacts
 from fastslow.engine.params import Escalation, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.policies.auto import BUILT_IN, LinearModeRouter
 from fastslow.policies.features import LABELS, count_words, features
+from fastslow.policies.mode_router import PromptFacts
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.tasks import Task

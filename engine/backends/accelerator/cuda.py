@@ -18,7 +18,6 @@ from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
     Event,
-    ExpertChoice,
     Front,
     Graph,
     LayerKV,
@@ -27,6 +26,7 @@ from fastslow.engine.backends.accelerator.ops import (
     only_run,
 )
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.moge import ExpertChoice
 from fastslow.engine.model.ops import wide
 from fastslow.engine.types import Ints
 

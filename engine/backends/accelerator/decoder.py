@@ -14,18 +14,23 @@ from fastslow.engine.backends.accelerator.layout import Tail
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
-    ExpertChoice,
     Front,
     LayerKV,
     merged,
 )
 from fastslow.engine.backends.accelerator.recorded import Recorder
-from fastslow.engine.backends.accelerator.routing import choose_best_on_device, choose_on_device
-from fastslow.engine.backends.accelerator.staging import Staging
-from fastslow.engine.backends.accelerator.step import DeviceLayout, PagedStep, Result, StepPlan
+from fastslow.engine.backends.accelerator.step import (
+    DeviceLayout,
+    PagedStep,
+    Result,
+    Staging,
+    StepPlan,
+)
 from fastslow.engine.backends.accelerator.weights import Mixture, Stacked, StackedLayer
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import LayeredModel, check_step
+from fastslow.engine.model.moge import ExpertChoice, choose, choose_best
+from fastslow.engine.model.ops import soft_cap
 from fastslow.engine.model.rope import Rotary
 from fastslow.engine.types import ModelOutput, Rows
 
@@ -75,7 +80,7 @@ class PagedDecoder(LayeredModel[Stacked]):
     def _run(self, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]) -> Result:
         """All of a step on the device."""
         w, eps = self.weights, self.config.rms_norm_eps
-        x_TH = w.embedding.index_select(0, step.tokens)
+        x_TH = w.embed(step.tokens)
         taken: dict[int, Tensor] = {}
         first, *others = self.layers
         fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].attention_norm, eps)
@@ -98,7 +103,8 @@ class PagedDecoder(LayeredModel[Stacked]):
         logits_MV = self.ops.linear(last_MH, w.head)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
         joined = torch.cat([taken[n] for n in features], -1) if features else last_MH[:, :0]
-        return Result(logits_MV, _first_best(logits_MV), joined)
+        best = _first_best(logits_MV)
+        return Result(soft_cap(logits_MV, self.config.logit_cap), best, joined)
 
     def _project(
         self, x_TH: Tensor, layer: StackedLayer, step: PagedStep, turns: bool
@@ -196,7 +202,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         if shared is None:
             y_TH = torch.zeros_like(x_TH)
         else:
-            inner_TF = self.ops.silu_product(self.ops.linear(x_TH, shared.gate_up))
+            inner_TF = self.ops.gated(self.ops.linear(x_TH, shared.gate_up))
             y_TH = self.ops.linear(inner_TF, shared.down)
         if isinstance(mlp, DeviceMlp) or not step.routed:
             return y_TH
@@ -207,9 +213,9 @@ class PagedDecoder(LayeredModel[Stacked]):
         if mlp.router_bias is not None:
             logits_TE = logits_TE + mlp.router_bias
         if self.config.router is not None:
-            return choose_best_on_device(logits_TE, mlp.choice_bias, self.config.router, wanted_T)
+            return choose_best(logits_TE, self.config.router, mlp.choice_bias, wanted_T)
         assert mlp.scale is not None
-        return choose_on_device(logits_TE, mlp.scale, self.config.groups, wanted_T)
+        return choose(logits_TE, mlp.scale, self.config.groups, wanted_T)
 
 
 def _fetched(values: Tensor) -> Tensor:

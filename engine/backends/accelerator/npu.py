@@ -23,7 +23,6 @@ from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
     Event,
-    ExpertChoice,
     Front,
     Graph,
     LayerKV,
@@ -33,6 +32,7 @@ from fastslow.engine.backends.accelerator.ops import (
     only_run,
 )
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.moge import ExpertChoice
 from fastslow.engine.types import Ints
 
 MASK = 2048  # rows and columns of the mask that the causal kernels expand

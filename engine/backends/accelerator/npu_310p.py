@@ -17,12 +17,12 @@ from fastslow.engine.backends.accelerator.ops import (
     DeviceMatrix,
     DeviceMlp,
     DeviceTables,
-    ExpertChoice,
     Front,
     LayerKV,
     only_run,
 )
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.moge import ExpertChoice
 from fastslow.engine.types import Ints
 
 FRACTAL_NZ = 29

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.moge import ExpertChoice
 from fastslow.engine.model.ops import wide
-from fastslow.engine.model.shape import ClampedSwiglu
+from fastslow.engine.model.shape import Activation, ClampedSwiglu
 from fastslow.engine.types import Ints
 
 
@@ -49,16 +50,6 @@ class DeviceMlp(NamedTuple):
 
     gate_up: DeviceMatrix
     down: DeviceMatrix
-
-
-class ExpertChoice(NamedTuple):
-    """The experts that rows run.
-
-    numbers: int32 [T, G]; the number E stands for none. weights: float32 [T, G], 0 where none.
-    """
-
-    numbers: Tensor
-    weights: Tensor
 
 
 class Front(NamedTuple):
@@ -135,7 +126,7 @@ class PagedOps(ABC):
     """Whether `attend` hides what is before a row's window."""
 
     shape: AttentionShape
-    swiglu: ClampedSwiglu | None = None
+    activation: Activation = "silu"
 
     def active(self) -> AbstractContextManager[object]:
         """While a step runs: the device is the current one of the calling thread."""
@@ -146,7 +137,7 @@ class PagedOps(ABC):
         return torch.zeros(size, dtype=torch.int8)
 
     def event(self) -> Event | None:
-        """A mark behind all that the device was given so far; None: it has done all of it."""
+        """A mark after all that the device was given so far; None: it has done all of it."""
         return None
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
@@ -156,7 +147,12 @@ class PagedOps(ABC):
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """ValueError in one sentence for a model that the kernels cannot run."""
         self.shape = AttentionShape(config.heads, config.kv_heads, config.head_dim**-0.5)
-        self.swiglu = config.swiglu
+        self.activation = config.activation
+        if config.score_cap:
+            raise ValueError(
+                "soft caps of attention scores do not run on an accelerator, whose attention kernels "
+                "have none: use device='cpu'"
+            )
 
     def pack(self, weight_OI: Tensor) -> Tensor:
         """A matrix in the order that `linear` reads."""
@@ -180,13 +176,16 @@ class PagedOps(ABC):
         """The norm of x + residual, and x + residual."""
 
     def gated(self, gate_up_T2F: Tensor) -> Tensor:
-        """The inner rows of routed experts [T, F], by the model's gate."""
-        if self.swiglu is None:
+        """The inner rows of an MLP [T, F], by the model's activation."""
+        if self.activation == "silu":
             return self.silu_product(gate_up_T2F)
         gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
-        limit = self.swiglu.limit
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        inner = gate * torch.sigmoid(gate * self.swiglu.alpha) * (up + 1)
+        if isinstance(self.activation, ClampedSwiglu):
+            limit, alpha = self.activation.limit, self.activation.alpha
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+            inner = gate * torch.sigmoid(gate * alpha) * (up + 1)
+        else:
+            inner = F.gelu(gate, approximate="tanh") * up
         return inner.to(gate_up_T2F.dtype)
 
     @abstractmethod

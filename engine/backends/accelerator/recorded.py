@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
 from fastslow.engine.backends.accelerator.layout import AttentionLayout, BlockTables
 from fastslow.engine.backends.accelerator.ops import Graph
-from fastslow.engine.backends.accelerator.staging import Staging
-from fastslow.engine.backends.accelerator.step import PagedStep, Result, StepPlan
+from fastslow.engine.backends.accelerator.step import PagedStep, Result, Staging, StepPlan
 from fastslow.engine.types import Floats, Rows
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # of rows, and of runs

@@ -1,4 +1,5 @@
-"""A step's rows as tensors, for decoders that run it without waiting for the host."""
+"""A step's rows as tensors, for decoders that run it without waiting for the host; and their way to the
+device: side by side in memory that it copies from by itself, in one copy."""
 
 from __future__ import annotations
 
@@ -18,10 +19,58 @@ from fastslow.engine.backends.accelerator.layout import (
     Tail,
     attention_layout,
 )
-from fastslow.engine.backends.accelerator.ops import DeviceTables, PagedOps
-from fastslow.engine.backends.accelerator.staging import Staging, room
+from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Floats, Rows
+
+ALIGNMENT = 64  # bytes, of every tensor's first one
+LEAST = 1 << 16  # bytes that are taken at once
+
+
+class Staging:
+    """One piece of host memory, pinned where the device can use that. It is filled again only once
+    the device has read it: an event says when. So the host does not wait for a copy to end.
+
+    Args:
+        ops: the device's.
+    """
+
+    def __init__(self, ops: PagedOps) -> None:
+        self._ops = ops
+        self._host: Tensor | None = None
+        self._read: Event | None = None
+
+    def send(self, tensors: Sequence[Tensor], memory: Tensor) -> list[Tensor]:
+        """Copy tensors of the host into `memory`, int8 of at least `room` on the device; the same
+        tensors there."""
+        if self._read is not None:
+            self._read.synchronize()
+        needed = room(tensors)
+        if self._host is None or len(self._host) < needed:
+            self._host = self._ops.host_memory(max(LEAST, 2 * needed))
+        for mine, given in zip(_views(tensors, self._host), tensors):
+            mine.copy_(given)
+        memory[:needed].copy_(self._host[:needed], non_blocking=True)
+        self._read = self._ops.event()
+        return _views(tensors, memory)
+
+
+def room(tensors: Sequence[Tensor]) -> int:
+    """Bytes that tensors take side by side."""
+    return sum(_whole(x.nbytes) for x in tensors)
+
+
+def _views(tensors: Sequence[Tensor], memory: Tensor) -> list[Tensor]:
+    """Tensors like these, one after the other in memory."""
+    views, first = [], 0
+    for x in tensors:
+        views.append(memory[first : first + x.nbytes].view(x.dtype).view(x.shape))
+        first += _whole(x.nbytes)
+    return views
+
+
+def _whole(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Result(NamedTuple):
@@ -54,9 +103,7 @@ class StepPlan:
         """For a model of which these layers run."""
         windows = tuple(dict.fromkeys(config.window(n) for n in layers))
         places = tuple(windows.index(config.window(n)) for n in layers)
-        fronts = ops.merges or not (
-            config.sink_logits or (config.pangu_v2 is not None and config.pangu_v2.sinks > 0)
-        )
+        fronts = ops.merges or not (config.sink_logits or config.sinks)
         chained = tuple(fronts and (ops.windows or not window) for window in windows)
         return cls(ops, windows, places, config.chosen, chained)
 

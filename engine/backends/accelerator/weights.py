@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from loguru import logger
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, Front, PagedOps
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Read, run_heads, run_out
 from fastslow.engine.model.int8 import ReadQuant, no_int8
 from fastslow.engine.model.ops import wide
-from fastslow.engine.model.weights import Read
+from fastslow.engine.model.tensors import layer_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Stacked:
         self._int8 = int8
         self.embedding = self._plain("model.embed_tokens.weight")
         self.layers = [self._layer(n) for n in range(config.layers)]
-        self.norm = self._plain("model.norm.weight")
+        self.norm = self._norm("model.norm")
         tied = config.tie_word_embeddings
         self.head = DeviceMatrix(ops.pack(self.embedding)) if tied else self._matrix("lm_head")
         del self._read, self._int8
@@ -107,23 +109,66 @@ class Stacked:
         scale_O = torch.cat([part.scale_O.float() for part in parts])
         return DeviceMatrix(weight_IO.to(self.device), None, scale_O.to(self.device))
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[T, H] as the first layer takes it."""
+        rows, scale = self.embedding.index_select(0, tokens), self.config.embedding_scale
+        return rows if scale == 1 else rows * scale
+
+    def _norm(self, name: str) -> Tensor:
+        """The weight of a norm in the dtype that kernels want, rounded after its offset is added."""
+        if not (offset := self.config.norm_offset):
+            return self._plain(f"{name}.weight")
+        return (self._plain(f"{name}.weight", dtype=wide(self.dtype)) + offset).to(self.dtype)
+
     def _layer(self, n: int) -> StackedLayer:
         prefix, c = f"model.layers.{n}", self.config
-        attention = f"{prefix}.self_attn"
-        return StackedLayer(
-            self._plain(f"{prefix}.input_layernorm.weight"),
-            self._matrix(*(f"{attention}.{x}_proj" for x in "qkv"), bias=c.qkv_bias),
-            self._matrix(f"{attention}.o_proj", bias=c.out_bias),
-            self._plain(f"{prefix}.post_attention_layernorm.weight"),
-            self._mixture(f"{prefix}.mlp", "shared_expert")
-            if self.config.routed(n)
-            else self._mlp(f"{prefix}.mlp", self.config.mlp_bias),
-            self._plain(f"{attention}.q_norm.weight") if c.query_norm else None,
-            self._plain(f"{attention}.k_norm.weight") if c.key_norm else None,
-            Front(logits=self._plain(f"{attention}.sinks", dtype=wide(self.dtype)))
-            if c.sink_logits
-            else None,
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        query_norm, key_norm = (
+            self._norm(f"{attention}.{side}_norm")[c.rotary_order] if normed else None
+            for side, normed in (("q", c.query_norm), ("k", c.key_norm))
         )
+        norms = {use: self._norm(f"{prefix}.{name}") for use, name in layer_norms(c).items()}
+        return StackedLayer(
+            qkv=self._qkv(attention),
+            out=self._out(attention),
+            mlp=self._mixture(mlp) if c.routed(n) else self._mlp(mlp, c.mlp_bias),
+            query_norm=query_norm,
+            key_norm=key_norm,
+            front=self._front(attention, key_norm),
+            **norms,
+        )
+
+    def _qkv(self, prefix: str) -> DeviceMatrix:
+        c, names = self.config, [f"{prefix}.{name}_proj" for name in self.config.qkv_names]
+        if c.heads_as_stored:
+            return self._matrix(*names, bias=c.qkv_bias)
+        bias = self._plain(*(f"{name}.bias" for name in names)) if c.qkv_bias else None
+        whole = run_heads(c, self._plain(*(f"{name}.weight" for name in names)))
+        return DeviceMatrix(self.ops.pack(whole), None if bias is None else run_heads(c, bias))
+
+    def _out(self, prefix: str) -> DeviceMatrix:
+        c, name = self.config, f"{prefix}.o_proj"
+        if c.value_width == c.head_dim:
+            return self._matrix(name, bias=c.out_bias)
+        bias = self._plain(f"{name}.bias") if c.out_bias else None
+        return DeviceMatrix(self.ops.pack(run_out(c, self._plain(f"{name}.weight"))), bias)
+
+    def _front(self, prefix: str, key_norm: Tensor | None) -> Front | None:
+        """Sinks, as wide as the cache's rows."""
+        c = self.config
+        if c.sink_logits:
+            return Front(logits=self._plain(f"{prefix}.sinks", dtype=wide(self.dtype)))
+        if not c.sinks:
+            return None
+        keys = self._plain(f"{prefix}.param_sink_key")[..., c.rotary_order].contiguous()
+        if key_norm is not None:
+            keys = self.ops.rms_norm(keys, key_norm, c.rms_norm_eps)
+        values = torch.zeros_like(keys)
+        if c.sink_values:
+            learned = self._plain(f"{prefix}.param_sink_value")
+            values = F.pad(learned, (0, c.head_dim - c.value_width))
+        room = (0, self.ops.storage.width(c.head_dim) - c.head_dim)
+        return Front(keys=F.pad(keys, room), values=F.pad(values, room))
 
     def _mlp(self, prefix: str, bias: bool = False) -> DeviceMlp:
         return DeviceMlp(
@@ -131,14 +176,14 @@ class Stacked:
             self._matrix(f"{prefix}.down_proj", bias=bias),
         )
 
-    def _mixture(self, prefix: str, shared: str) -> Mixture:
+    def _mixture(self, prefix: str) -> Mixture:
         c, sums = self.config, wide(self.dtype)
         r = c.router
         named = f"{prefix}.gate.e_score_correction_bias"
         return Mixture(
             self._plain(f"{prefix}.gate.weight", dtype=sums),
             DeviceMlp(self._experts(prefix, "gate", "up"), self._experts(prefix, "down")),
-            self._mlp(f"{prefix}.{shared}") if c.shared_intermediate_size else None,
+            self._mlp(f"{prefix}.shared_expert") if c.shared_intermediate_size else None,
             self._plain(f"{prefix}.router_scale", dtype=sums).flatten() if r is None else None,
             self._plain(f"{prefix}.gate.bias", dtype=sums) if r is not None and r.bias else None,
             self._plain(named, dtype=sums) if r is not None and r.choice_bias else None,

@@ -12,7 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from fastslow.engine.backends.cpu.formats import Formats
-from fastslow.engine.backends.cpu.packed import COLD, Bytes, Piece, Sources, Vector, pieces
+from fastslow.engine.backends.cpu.packed import COLD, pieces
+from fastslow.engine.backends.cpu.pieces import Bytes, Piece, Sources, Vector
 from fastslow.engine.model.config import ModelConfig
 
 ALIGN = 64

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastslow.engine.backends.cpu import library, orders
+from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
 from fastslow.engine.backends.cpu.kv import TiledStorage
@@ -22,13 +22,14 @@ from fastslow.engine.backends.cpu.library import (
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.packed import MatrixRuns, PackedMatrix
+from fastslow.engine.backends.cpu.pieces import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
+from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.rope import Rotary
-from fastslow.engine.model.row_file import OpenFile
+from fastslow.engine.model.shape import Activation, ClampedSwiglu
 from fastslow.engine.types import ModelOutput, Rows
 
 if TYPE_CHECKING:
@@ -224,8 +225,8 @@ class CpuDecoder:
         """Queries, keys and values, from one matrix, or from one for each behind each other."""
         c, piece = self.config, self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
-            rows = len(orders.plain_order(c.head_dim))
-            return orders.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
+            rows = len(packed.plain_order(c.head_dim))
+            return packed.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
         found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
         assert tiles is not None
         for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
@@ -249,8 +250,8 @@ class CpuDecoder:
         )
 
     def _shape(self) -> library.CShape:
-        c, cold, second = self.config, self._memory.cold, self.config.pangu_v2
-        router, swiglu = c.router, c.swiglu
+        c, cold, router = self.config, self._memory.cold, self.config.router
+        swiglu = c.activation if isinstance(c.activation, ClampedSwiglu) else ClampedSwiglu()
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
         tiles = self.formats.tiles
         form = float_format(self.formats.embedding) if tiles is None else tiles
@@ -260,7 +261,7 @@ class CpuDecoder:
             heads=c.heads,
             kv_heads=c.kv_heads,
             head_dim=c.head_dim,
-            value_dim=c.head_dim if second is None else second.value_dim,
+            value_dim=c.value_width,
             neurons=_neurons(c),
             vocabulary=c.vocab_size,
             experts=c.experts,
@@ -269,9 +270,13 @@ class CpuDecoder:
             router=ROUTERS[None if router is None else router.kind],
             router_normed=router is not None and router.normed,
             router_factor=1.0 if router is None else router.scale,
-            swiglu_alpha=1.0 if swiglu is None else swiglu.alpha,
-            swiglu_limit=0.0 if swiglu is None else swiglu.limit,
-            sinks=0 if second is None else second.sinks,
+            activation=_activation(c.activation),
+            swiglu_alpha=swiglu.alpha,
+            swiglu_limit=swiglu.limit,
+            embedding_scale=c.embedding_scale,
+            score_cap=c.score_cap,
+            logit_cap=c.logit_cap,
+            sinks=c.sinks,
             eps=c.rms_norm_eps,
             embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
@@ -284,6 +289,11 @@ class CpuDecoder:
             screen=self._matrix("screen"),
             screen_norms=self._at("screen_norms"),
         )
+
+
+def _activation(activation: Activation) -> int:
+    """Its number in kernels/model.h."""
+    return 2 if isinstance(activation, ClampedSwiglu) else int(activation == "gelu_tanh")
 
 
 def _neurons(config: ModelConfig) -> int:
@@ -306,7 +316,7 @@ def unsupported(config: ModelConfig) -> str | None:
             vocabulary=config.vocab_size,
             experts=config.experts,
             chosen=config.chosen,
-            sinks=0 if config.pangu_v2 is None else config.pangu_v2.sinks,
+            sinks=config.sinks,
             expert_neurons=config.moe_intermediate_size,
         )
     except ValueError as error:

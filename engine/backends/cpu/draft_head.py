@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.backends.cpu import library, orders, packed
+from fastslow.engine.backends.cpu import library, packed, pieces
 from fastslow.engine.backends.cpu.formats import Format, float_format
 from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address, tensor_address
+from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.row_file import RowFile
 from fastslow.engine.types import Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
@@ -159,13 +159,13 @@ class DraftKernels:
         self._ids: Ints = ids.numpy().astype(np.int64)
         self._memory: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
         inner = shape.heads * shape.head_dim
-        heads = orders.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
-        plain, head_rows = orders.plain_order(shape.hidden), orders.plain_order(len(self._ids))
+        heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
+        plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(self._ids))
         if head is not None:
             head_rows[head_rows >= 0] = self._ids
         powers = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
         turning = shape.rope_theta**-powers if paired is None else paired.frequencies
-        gate_up = orders.gate_up_order(shape.neurons)
+        gate_up = packed.gate_up_order(shape.neurons)
 
         def pack(name: str, rows: Ints, inputs: int) -> library.CMatrix:
             return self._pack(weights[name], rows, inputs, weights.get(f"{name}_bias"))
@@ -175,11 +175,11 @@ class DraftKernels:
             mlp_norm=self._vector(weights["mlp_norm"]),
             query_norm=self._head_norm(weights.get("query_norm")),
             key_norm=self._head_norm(weights.get("key_norm")),
-            **orders.head_matrices(
+            **packed.head_matrices(
                 pack("qkv", heads, 2 * shape.hidden if paired else shape.hidden),
                 shape.heads,
                 shape.kv_heads,
-                len(orders.plain_order(shape.head_dim)),
+                len(packed.plain_order(shape.head_dim)),
             ),
             out=pack("out", plain, inner),
             gate_up=pack("gate_up", gate_up, shape.hidden),
@@ -342,7 +342,7 @@ class DraftKernels:
         self, matrix: Tensor | RowFile, rows: Ints, inputs: int, bias: Tensor | None = None
     ) -> library.CMatrix:
         tiles = self._room(len(rows) // library.TILE * library.tile_bytes(self.form, inputs))
-        packed.pack_rows(tiles, self.form, inputs, rows, matrix.__getitem__)
+        pieces.pack_rows(tiles, self.form, inputs, rows, matrix.__getitem__)
         at = address("packed rows", tiles, tiles.dtype, tiles.size)
         if bias is None:
             return library.CMatrix(at, None, self.form, inputs, len(rows))

@@ -132,8 +132,8 @@ class CLayer(Checked):
 class CShape(Checked):
     _fields_ = _fields(
         (c_int32, "layers hidden heads kv_heads head_dim value_dim neurons vocabulary"),
-        (c_int32, "experts chosen expert_neurons router router_normed"),
-        (c_float, "router_factor swiglu_alpha swiglu_limit"),
+        (c_int32, "experts chosen expert_neurons router router_normed activation"),
+        (c_float, "router_factor swiglu_alpha swiglu_limit embedding_scale score_cap logit_cap"),
         (c_int32, "sinks"),
         (c_float, "eps"),
         (c_int32, "embedding_format"),

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8
-from fastslow.engine.model.ops import Dispatch, Experts, Keys, wide
-from fastslow.engine.model.shape import ClampedSwiglu
+from fastslow.engine.model.ops import Dispatch, Experts, Keys, soft_cap, wide
+from fastslow.engine.model.shape import Activation, ClampedSwiglu
+
+GELU_SCALE, GELU_CUBE = 1.5957691216057308, 0.044715  # 2 * sqrt(2 / pi)
 
 
 class ReferenceOps:
@@ -65,20 +67,22 @@ class ReferenceOps:
         scale = (x * x).mean(-1, keepdim=True).add_(eps).rsqrt_()
         return (x * scale).to(x_TH.dtype).mul_(weight_H)
 
-    def silu_product(self, gate_up_T2F: Tensor) -> Tensor:
-        """silu(gate) * up for [T, 2F] = (gate | up), giving [T, F] in the same dtype.
+    def gated(self, gate_up_T2F: Tensor, activation: Activation) -> Tensor:
+        """act(gate) * up for [T, 2F] = (gate | up), giving [T, F] in the same dtype.
 
-        Computed in float32 (float64 for float64) and rounded once.
+        Computed in float32 (float64 for float64) and rounded once. gelu by tanh is
+        x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)).
         """
         gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
-        return gate.neg().exp_().add_(1).reciprocal_().mul_(gate).mul_(up).to(gate_up_T2F.dtype)
-
-    def clamped_product(self, gate_up_T2F: Tensor, swiglu: ClampedSwiglu) -> Tensor:
-        """The same with a clamped SwiGLU."""
-        gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
-        gate, up = gate.clamp(max=swiglu.limit), up.clamp(-swiglu.limit, swiglu.limit)
-        glu = gate.mul(-swiglu.alpha).exp_().add_(1).reciprocal_().mul_(gate)
-        return glu.mul_(up + 1).to(gate_up_T2F.dtype)
+        if isinstance(activation, ClampedSwiglu):
+            limit = activation.limit
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit) + 1
+            inner = gate.mul(-activation.alpha)
+        elif activation == "gelu_tanh":
+            inner = (gate * gate).mul_(GELU_CUBE).add_(1).mul_(gate).mul_(-GELU_SCALE)
+        else:
+            inner = gate.neg()
+        return inner.exp_().add_(1).reciprocal_().mul_(gate).mul_(up).to(gate_up_T2F.dtype)
 
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """Half-split rotary embedding; the sines come with their first half negated."""
@@ -105,6 +109,7 @@ class ReferenceOps:
         q = q_LPHD.view(lines, rows, kv_heads, -1, dim).transpose(1, 2)
         q = q.reshape(lines, kv_heads, 1, group, dim).expand(-1, -1, blocks, -1, -1)
         scores = torch.bmm(q.reshape(-1, group, dim), k.transpose(1, 2))
+        scores = soft_cap(scores, keys.score_cap)
         scores = scores.view(lines, kv_heads, blocks, group, self.block).add_(bias)
         top = scores.amax((2, 4), keepdim=True)
         if keys.sink_logits is not None:
@@ -149,10 +154,7 @@ class ReferenceOps:
         """Every sorted row through its own expert's gated MLP: [R, H], in the dtype of x."""
         x_RH = x_TH.index_select(0, dispatch.rows)
         inner = self._grouped(x_RH, experts.gate_up, experts.gate_up_bias, dispatch)
-        if experts.swiglu is None:
-            h_RF = self.silu_product(inner)
-        else:
-            h_RF = self.clamped_product(inner, experts.swiglu)
+        h_RF = self.gated(inner, experts.activation)
         return self._grouped(h_RF, experts.down, experts.down_bias, dispatch)
 
     def _grouped(

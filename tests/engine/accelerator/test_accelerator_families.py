@@ -7,13 +7,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import family_models
 import numpy as np
 import pangu_v2_tools
 import pytest
 import texts
 import torch
-from checkpoints import write_family
+from checkpoints import random_table, write_family
 from fake_cuda import RecordingOps
 from family_models import FAMILIES, PlainModel
 from npu_tools import CHIPS, simulated
@@ -26,11 +25,10 @@ from fastslow.engine.backends import device as device_file
 from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.pangu_v2 import stacked_class
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.device import DeviceChoice, paged_ops_for
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.checkpoint import floats
+from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows, Segment
 from fastslow.request.options import Prompt
@@ -51,7 +49,7 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
 
 
 def load(config: ModelConfig, ops: PagedOps) -> tuple[PagedDecoder, PlainModel]:
-    table = family_models.tensors(config)
+    table = random_table(config)
     return PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__)), PlainModel(
         config, table
     )
@@ -59,7 +57,7 @@ def load(config: ModelConfig, ops: PagedOps) -> tuple[PagedDecoder, PlainModel]:
 
 def near(found: Tensor, wanted: Tensor) -> None:
     found, wanted = found.double().log_softmax(-1), wanted.log_softmax(-1)
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -129,7 +127,7 @@ def test_steps_are_recorded(ops: PagedOps) -> None:
 @pytest.mark.parametrize("name", ["softmax", "gpt-oss"])
 def test_mixtures_in_bfloat16_are_recorded(name: str) -> None:
     """Routing, biases and windows wait for nothing on a GPU."""
-    table = family_models.tensors(FAMILIES[name])
+    table = random_table(FAMILIES[name])
     weights = Stacked(FAMILIES[name], RecordingOps(CPU), torch.bfloat16, CPU, table.__getitem__)
     model = PagedDecoder(weights)
     found = texts.logits(model, TOKENS[:80], [40, *[1] * 40]).double()
@@ -157,7 +155,7 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
             ops.check(config, torch.float32)
         return
     with floats(folder, config) as read:
-        model = PagedDecoder(stacked_class(config)(config, ops, torch.float32, CPU, read))
+        model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
     plain = load_model(folder, "float64", "cpu")
     for wanted in (None, 1, 0):
         found = texts.logits(model, tokens, [40, *[1] * 10, 10], groups=wanted)

@@ -21,11 +21,10 @@ from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.kv import BLOCK
 from fastslow.engine.backends.accelerator.layout import BlockTables
 from fastslow.engine.backends.accelerator.ops import AttentionShape, LayerKV
-from fastslow.engine.backends.accelerator.staging import Staging
-from fastslow.engine.backends.accelerator.step import PagedStep, StepPlan, device_tables
+from fastslow.engine.backends.accelerator.step import PagedStep, Staging, StepPlan, device_tables
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows
 

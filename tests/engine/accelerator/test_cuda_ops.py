@@ -17,8 +17,8 @@ from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows
 

@@ -16,10 +16,9 @@ from tokenizers_tiny import write_bpe
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.weights import Weights
+from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.request.options import Prompt

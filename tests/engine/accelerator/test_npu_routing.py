@@ -11,9 +11,8 @@ from npu_tools import simulated
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, ExpertChoice
-from fastslow.engine.backends.accelerator.routing import choose_on_device
-from fastslow.engine.model.moge import choose
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp
+from fastslow.engine.model.moge import ExpertChoice
 
 define()
 
@@ -26,20 +25,6 @@ def chip() -> Iterator[None]:
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_experts_are_chosen_as_on_the_host() -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits = (torch.randn(200, 24, generator=generator) * 2).round()  # many ties
-    scale = torch.ones(24)
-    scale[::3] = 2.0
-    wanted = torch.randint(0, 5, (200,), generator=generator)
-    choice = choose(logits, scale, 4, wanted.numpy())
-    experts, weights = choose_on_device(logits, scale, 4, wanted.int())
-    runs = torch.from_numpy(choice.runs)
-    assert torch.equal(experts, torch.where(runs, choice.experts, 24).int())
-    assert torch.equal(weights, torch.where(runs, choice.weights, 0.0))
-    assert experts.dtype == torch.int32
 
 
 @pytest.mark.parametrize("name", ["Ascend910B1", "Ascend310P3"])

@@ -22,8 +22,8 @@ from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.checkpoint.checkpoint import BLOCKS
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.checkpoint import BLOCKS
 from fastslow.engine.model.decoder import Decoder
 
 SUPPORT = Path(__file__).parents[2] / "support"

@@ -10,9 +10,9 @@ import pytest
 import texts
 import torch
 from checkpoints import FAMILIES, write_family
+from family_models import PlainModel
 from kernel_tools import compiled
 from pangu_v2_tools import write_moe
-from reference_decoder import ReferenceDecoder
 
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
@@ -50,7 +50,7 @@ def load(folder: Path, shape: str, form: str = "float32") -> CpuDecoder:
 def test_probabilities_are_the_references(tmp_path: Path, shape: str) -> None:
     model, tokens = load(tmp_path, shape), texts.tokens_of(29)
     for experts in (None, 1, 2) if model.config.router else (None,):
-        want = ReferenceDecoder(tmp_path).logits(tokens, experts).log_softmax(-1)
+        want = PlainModel.read(tmp_path).logits(tokens, experts).log_softmax(-1)
         got = texts.logits(model, tokens, groups=experts).double().log_softmax(-1)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
@@ -59,7 +59,7 @@ def test_probabilities_are_the_references(tmp_path: Path, shape: str) -> None:
 def test_long_texts_are_the_references(tmp_path: Path, shape: str) -> None:
     """Windows that begin in another block of keys than they end in."""
     model, tokens = load(tmp_path, shape), texts.tokens_of(420)
-    want = ReferenceDecoder(tmp_path).logits(tokens).log_softmax(-1)
+    want = PlainModel.read(tmp_path).logits(tokens).log_softmax(-1)
     got = texts.logits(model, tokens).double().log_softmax(-1)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-4)
 
@@ -143,7 +143,7 @@ def test_layers_that_are_skipped_leave_windows_and_norms_to_their_own(tmp_path: 
     model = load(tmp_path, "gpt_oss")
     some = model.layer_subset([1, 2])
     tokens = texts.tokens_of(40)
-    reference = ReferenceDecoder(tmp_path)
+    reference = PlainModel.read(tmp_path)
     for name, tensor in reference.tensors.items():
         skipped = name.startswith(("model.layers.0.", "model.layers.3."))
         if skipped and ("o_proj" in name or "down_proj" in name):

@@ -14,7 +14,7 @@ from checkpoints import FAMILIES, random_tensors
 from family_tools import load
 from torch import Tensor
 
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 
 CONFIG = {**FAMILIES["gpt_oss"], "num_hidden_layers": 2, "torch_dtype": "bfloat16"}

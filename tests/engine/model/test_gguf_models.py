@@ -20,9 +20,9 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.identity import model_digest
 from fastslow.engine.model.rope import inverse_frequencies
 
 # No file says these of a model; what it does not say is left at the family's usual value.

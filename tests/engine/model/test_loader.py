@@ -21,12 +21,12 @@ from torch import Tensor
 from fastslow.engine.backends.cpu.library import build
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.checkpoint import checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.host.files import cache_folder
-from fastslow.engine.model import checkpoint
-from fastslow.engine.model.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Weights
 from fastslow.engine.model.tensors import tensor_shapes
-from fastslow.engine.model.weights import Weights
 
 NORM = "model.norm.weight"
 INDEX = "model.safetensors.index.json"

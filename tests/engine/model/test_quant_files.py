@@ -20,11 +20,11 @@ from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
-from fastslow.engine.model.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.quantised import QuantKind, Scheme
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8, quantise_tokens
-from fastslow.engine.model.quantised import QuantKind, Scheme
 
 DESCRIPTION = "quant_model_description.json"
 

@@ -10,7 +10,7 @@ import typer
 from fastslow.tools.cli.options import expand_options
 
 if TYPE_CHECKING:
-    from fastslow.engine.backends.cpu.packings import Packing
+    from fastslow.engine.backends.cpu.store import Packing
 
 DAY = 24 * 3600.0
 
@@ -41,7 +41,7 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from fastslow.engine.backends.cpu.packings import limit, packings
+    from fastslow.engine.backends.cpu.store import limit, packings
     from fastslow.engine.host.files import cache_folder
     from fastslow.engine.kv.budget import format_bytes
 
@@ -84,7 +84,7 @@ def prune(
     Example:
       fastslow cache prune --older-than 30
     """
-    from fastslow.engine.backends.cpu.packings import packings
+    from fastslow.engine.backends.cpu.store import packings
     from fastslow.engine.host.files import cache_folder
     from fastslow.engine.host.unfinished import sweep
     from fastslow.engine.kv.budget import format_bytes

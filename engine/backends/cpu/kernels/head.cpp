@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "score.h"
 #include "simd.h"
 #include "step.h"
 
@@ -158,6 +159,7 @@ static void whole_head(Step& step, int thread, int& phase) {
                                  take(plan.best[c * count + m], logits, tile * TILE, size);
                                  continue;
                              }
+                             if (s.logit_cap > 0.0f) soft_cap(out + i * TILE, 0, TILE, s.logit_cap);
                              std::memcpy(step.args.logits + m * s.vocabulary + tile * TILE, logits,
                                          sizeof(float) * size);
                          }

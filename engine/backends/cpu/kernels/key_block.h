@@ -182,6 +182,8 @@ void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float*
         low[i] = first / LANES * LANES;
         total[i] = 0.0f;
         sums[i] = out + (size_t)i * width;
+        if (const float cap = c.shape().score_cap; cap > 0.0f)
+            soft_cap(own.scores + (size_t)i * KEY_BLOCK, first, seen[i], cap);
         mass[i] = Inner<T>::soften(own, i, first, seen[i], most[i], total[i], sums[i], width, steps[i]);
     }
     weigh_shared(c, block, low, seen, own, mass, sums);

@@ -44,15 +44,21 @@ struct Layer {
     int64_t expert_bytes;
 };
 
-// How the routed experts of a row are chosen; see `Router` in engine/model/config.py.
+// How the routed experts of a row are chosen; see `Router` in engine/model/shape.py.
 enum RouterKind { GROUPED, SOFTMAX, CHOSEN, SIGMOID };
+
+// What gates are turned to; see `Activation` in engine/model/shape.py.
+enum Activation { SILU, GELU_TANH, CLAMPED_SWIGLU };
 
 struct Shape {
     int32_t layers, hidden, heads, kv_heads, head_dim, value_dim, neurons, vocabulary;
     int32_t experts, chosen, expert_neurons;  // chosen: a row's most, one of each group or the best of all
     int32_t router, router_normed;            // a RouterKind; weights are divided by their sum
-    float router_factor;                      // and then multiplied by this
+    int32_t activation;                       // an Activation
+    float router_factor;                      // what the weights are multiplied by then
     float swiglu_alpha, swiglu_limit;         // see `activate`
+    float embedding_scale;                    // what embeddings are multiplied by; 0 as 1
+    float score_cap, logit_cap;               // x becomes cap * tanh(x / cap); 0: it does not
     int32_t sinks;                            // learned keys before every text
     float eps;
     int32_t embedding_format;

@@ -131,6 +131,13 @@ void score(const T* keys, int dim, const Scalar<T>* const* q, float* const* out,
     }
 }
 
+// cap * tanh(x / cap) of some numbers in their place, of whole vectors.
+inline void soft_cap(float* x, int first, int count, float cap) {
+    const vf by = splat(2.0f / cap);
+    for (int k = first / LANES * LANES; k < count; k += W)
+        store(x + k, (splat(1.0f) - splat(2.0f) / (exp(load<vf>(x + k) * by) + 1.0f)) * cap);
+}
+
 // Turns scores to masses e^(score - max) in their place, as the values' scalars: those from `first` to before
 // `count` are real, the rest of their tiles get 0. Returns the max and the sum.
 template <class T> void soften(float* scores, int first, int count, float& most, float& total) {

@@ -22,17 +22,27 @@ int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
 }
 
+// h = neuron(gate, up), a vector at a time.
+template <class Neuron>
+static void each_neuron(const float* gate_up, float* h, Neuron neuron) {
+    for (int i = 0; i < TILE / 2; i += W)
+        store(h + i, neuron(load<vf>(gate_up + i), load<vf>(gate_up + TILE / 2 + i)));
+}
+
 void activate(const Shape& s, const float* gate_up, float* h) {
-    for (int i = 0; i < TILE / 2; i += W) {
-        vf g = load<vf>(gate_up + i), up = load<vf>(gate_up + TILE / 2 + i);
-        if (s.swiglu_limit > 0.0f) {  // a NaN passes min and max on their right
-            const vf limit = splat(s.swiglu_limit);
+    if (s.activation == SILU) {
+        each_neuron(gate_up, h, [](vf g, vf up) { return g / (exp(-g) + 1.0f) * up; });
+    } else if (s.activation == GELU_TANH) {  // g * sigmoid(2 * sqrt(2 / pi) * (g + 0.044715 g^3))
+        each_neuron(gate_up, h, [](vf g, vf up) {
+            return g / (exp(-(g * (g * g * 0.044715f + 1.0f) * 1.5957691216f)) + 1.0f) * up;
+        });
+    } else {
+        const vf limit = splat(s.swiglu_limit), alpha = splat(s.swiglu_alpha);
+        each_neuron(gate_up, h, [=](vf g, vf up) {  // a NaN passes min and max on their right
             g = min(limit, g);
             up = max(-limit, min(limit, up));
-            store(h + i, g / (exp(-(g * splat(s.swiglu_alpha))) + 1.0f) * (up + 1.0f));
-        } else {
-            store(h + i, g / (exp(-g) + 1.0f) * up);
-        }
+            return g / (exp(-(g * alpha)) + 1.0f) * (up + 1.0f);
+        });
     }
 }
 
@@ -142,6 +152,8 @@ void Step::embed_row(int thread, int i) {
         std::memcpy(x, row, sizeof(float) * s.hidden);
     else
         for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)row)[k]);
+    if (s.embedding_scale != 0.0f && s.embedding_scale != 1.0f)
+        for (int k = 0; k < s.hidden; k++) x[k] *= s.embedding_scale;
     std::fill(x + s.hidden, x + model.hidden_pad, 0.0f);
 }
 

@@ -1,23 +1,26 @@
-"""What a family of models says of itself; `catalog.py` lists them."""
+"""What a family of models says of itself, and the families that are registered.
+
+The families themselves stand above, in `engine/families`: nothing in here knows one by its name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastslow.engine.model.families.config_json import ConfigJson
-from fastslow.engine.model.fused import Fused
-from fastslow.engine.model.layer_shapes import Shapes, decoder_layer
-from fastslow.engine.model.shape import DecoderShape
-from fastslow.engine.model.shard_rules import Cuts
+if TYPE_CHECKING:  # `import fastslow` registers families, and stays light
+    from fastslow.engine.host.gguf_file import GgufFile
+    from fastslow.engine.model.config_json import ConfigJson
+    from fastslow.engine.model.shape import DecoderShape
 
+GGUF_ARCHITECTURE = "general.architecture"
 GGUF_TOP = {  # tensors of every architecture, without the ending .weight
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-GGUF_FIELDS = {  # header keys of every architecture, behind its name and a point
+GGUF_FIELDS = {  # header keys of every architecture, after its name and a point
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
     "feed_forward_length": "intermediate_size",
@@ -33,7 +36,7 @@ GGUF_FIELDS = {  # header keys of every architecture, behind its name and a poin
     "rope.scaling.yarn_beta_fast": "rope_scaling.beta_fast",
     "rope.scaling.yarn_beta_slow": "rope_scaling.beta_slow",
 }
-GGUF_LAYER = {  # tensors of a dense layer, behind "blk.N."
+GGUF_LAYER = {  # tensors of a dense layer, after "blk.N."
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -59,10 +62,10 @@ class GgufNames:
 
     Attributes:
         architecture: `general.architecture`.
-        layer: from what stands behind "blk.N." to what stands behind "model.layers.N.", both without
+        layer: from what stands after "blk.N." to what stands after "model.layers.N.", both without
             the ending ".weight" or ".bias", which stays.
         interleaved: rows of q and k lie in pairs (2i, 2i + 1) of a head, not half a head apart.
-        fields: header keys behind "<architecture>." that only this family has, and the fields of config.json that
+        fields: header keys after "<architecture>." that only this family has, and the fields of config.json that
             they stand for; "a.b" is field b of object a.
         given: fields that hold for all such files, whose header does not say so.
     """
@@ -79,45 +82,76 @@ def as_spelled(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw
 
 
-def as_named(name: str) -> str:
-    """The name as it is."""
-    return name
-
-
-def not_fused(shape: DecoderShape) -> Iterator[Fused]:
-    """Files hold the model's tensors one by one."""
-    return iter(())
-
-
-def no_shapes(shape: DecoderShape) -> Shapes:
-    """Nothing beside the decoder."""
-    return {}
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Architectures that one piece of code reads.
+    """Architectures that one function reads.
 
     Attributes:
         architectures: as config.json names them.
         read: the shape, from the fields of config.json. ValueError for what it does not know.
         gguf: how GGUF files spell it; None where they do not.
-        cuts: how ranks share tensors that not every family has; before the usual rules.
         spelled: config.json's fields in one spelling, where there are several.
-        canonical: a tensor's name in one spelling.
-        layer_shapes: a layer's tensors.
-        draft_shapes: tensors of a layer behind the others that drafts.
-        fused: layouts of a file that hold several tensors in one.
-        packings: values of `quantization_config.quant_method` that `fused` reads.
     """
 
     architectures: tuple[str, ...]
     read: Callable[[ConfigJson], DecoderShape]
     gguf: GgufNames | None = None
-    cuts: Cuts = ()
     spelled: Callable[[Mapping[str, Any]], Mapping[str, Any]] = as_spelled
-    canonical: Callable[[str], str] = as_named
-    layer_shapes: Callable[[DecoderShape, int], Shapes] = decoder_layer
-    draft_shapes: Callable[[DecoderShape], Shapes] = no_shapes
-    fused: Callable[[DecoderShape], Iterator[Fused]] = not_fused
-    packings: tuple[str, ...] = ()
+
+
+_registered: dict[str, Family] = {}  # by architecture
+_to_load: list[Callable[[], Sequence[Family]]] = []
+
+
+def register(*families: Family) -> None:
+    """Make families known; one with an architecture that is known already takes its place."""
+    _known().update({name: family for family in families for name in family.architectures})
+
+
+def register_on_use(load: Callable[[], Sequence[Family]]) -> None:
+    """Make families known that are loaded when the first model is opened."""
+    _to_load.append(load)
+
+
+def _known() -> dict[str, Family]:
+    while _to_load:
+        _registered.update({name: f for f in _to_load.pop(0)() for name in f.architectures})
+    return _registered
+
+
+def family_of(architecture: object) -> Family:
+    """The family of an architecture in config.json.
+
+    Raises:
+        ValueError: none has it.
+    """
+    known = _known()
+    family = known.get(architecture) if isinstance(architecture, str) else None
+    if family is None:
+        raise _unknown("architecture", architecture, known)
+    return family
+
+
+def architecture_in(raw: Mapping[str, Any]) -> object:
+    """The first of `architectures` in a config.json."""
+    names = raw.get("architectures")
+    return names[0] if isinstance(names, list) and names else names
+
+
+def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
+    """The family of a GGUF file, and how the file spells it.
+
+    Raises:
+        ValueError: none has its architecture.
+    """
+    architecture = str(file.fields.get(GGUF_ARCHITECTURE))
+    spelled = {f.gguf.architecture: (f, f.gguf) for f in _known().values() if f.gguf is not None}
+    if architecture not in spelled:
+        raise _unknown(GGUF_ARCHITECTURE, architecture, spelled)
+    return spelled[architecture]
+
+
+def _unknown(field: str, value: object, known: Iterable[str]) -> ValueError:
+    from fastslow.engine.checked import shown
+
+    return ValueError(f"{field} {shown(value)} is not one of the known {', '.join(known)}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.families.config_json import ConfigJson
-from fastslow.engine.model.fields import (
+from fastslow.engine.model.config_json import (
     LEAST_EPS,
     LEAST_THETA,
     MOST_EPS,
@@ -13,16 +12,18 @@ from fastslow.engine.model.fields import (
     MOST_LAYERS,
     MOST_THETA,
     MOST_WIDTH,
+    ConfigJson,
     boolean,
     integer,
     integers,
     number,
     text,
 )
-from fastslow.engine.model.rope_scaling import RopeScaling
-from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.shape import Activation, DecoderShape, RopeScaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+KNOWN_ACTIVATIONS = " and ".join(map(repr, ACTIVATIONS))
 
 
 def decoder(
@@ -42,9 +43,6 @@ def decoder(
         raise ValueError("is_causal false is not supported: a row sees no later one")
     architectures = raw.get("architectures")
     name = architectures[0] if isinstance(architectures, list) else architectures
-    activation = raw.get("hidden_act", "silu")
-    if activation != "silu":
-        raise ValueError(f"hidden_act {shown(activation)} is not supported, only 'silu' is")
     partial = number(raw, "partial_rotary_factor", default=1.0)
     if partial != 1:
         raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
@@ -70,7 +68,15 @@ def decoder(
         bos_id=next(iter(integers(raw, "bos_token_id")), None),
         eos_ids=integers(raw, "eos_token_id"),
         dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
+        activation=_activation(raw),
     )
+
+
+def _activation(raw: ConfigJson) -> Activation:
+    name = raw.get("hidden_act", "silu")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act {shown(name)} is not supported, only {KNOWN_ACTIVATIONS} are")
+    return ACTIVATIONS[name]
 
 
 def _head_dim(raw: ConfigJson, hidden: int, heads: int) -> int | None:

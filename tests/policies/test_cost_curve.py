@@ -9,10 +9,10 @@ import pytest
 from checkpoints import write_dense
 
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.core import cost_curve
-from fastslow.engine.core.cost_curve import step_seconds
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.model.base import Model
+from fastslow.policies.speculation import cost_curve
+from fastslow.policies.speculation.cost_curve import step_seconds
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastslow.engine.checkpoint.fused import FLOATS, STACKED_METHOD, Expected
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.expected import FLOATS, Expected
-from fastslow.engine.model.families.catalog import family_in
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.engine.model.layer_shapes import Shapes
-from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.engine.model.tensors import Shapes, tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"
 METHOD = "ascend"
@@ -51,8 +49,8 @@ class Scheme:
         described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
-            if method in family_in(raw).packings:
-                return None  # the family reads its tensors itself
+            if method == STACKED_METHOD:
+                return None  # `fused_tensors` reads them
             if method != METHOD:
                 raise ValueError(
                     f"{folder / 'config.json'}: quantization_config has quant_method {shown(method)}, "

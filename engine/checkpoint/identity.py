@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from loguru import logger
 
+from fastslow.engine.checkpoint.checkpoint import Checkpoint, open_shard
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
-from fastslow.engine.model.checkpoint import Checkpoint, open_shard
 from fastslow.engine.model.config import ModelConfig
 
 SAMPLED, ROWS = 512, 4  # tensors, spread over all of them, and the first rows of each

@@ -15,21 +15,20 @@ from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastslow.engine.host.files import is_file, no_panic, read_object, shown
-from fastslow.engine.host.gguf_file import is_gguf
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.expected import Expected
-from fastslow.engine.model.fused import Fused, ReadExpert
-from fastslow.engine.model.gguf_shard import GgufShard
-from fastslow.engine.model.quantised import (
+from fastslow.engine.checkpoint.fused import Expected, Fused, ReadExpert, fused_tensors
+from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.checkpoint.quantised import (
     QuantReader,
     Scheme,
     expected_tensors,
     quantised_tensors,
 )
-from fastslow.engine.model.row_file import RowFile
-from fastslow.engine.model.tensors import canonical, fused_tensors, mtp_shapes, tensor_shapes
-from fastslow.engine.model.weights import Read
+from fastslow.engine.checkpoint.row_file import RowFile
+from fastslow.engine.host.files import is_file, no_panic, read_object, shown
+from fastslow.engine.host.gguf_file import is_gguf
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Read
+from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -61,7 +60,7 @@ class Checkpoint:
         _check_count(folder, config, shards)
         if scheme is not None:
             scheme = scheme.renamed(lambda name: canonical(name, config))
-        expected = expected_tensors(config, scheme and scheme.without(_post_normed(config)))
+        expected = expected_tensors(config, scheme and scheme.without(_in_mtp_layer(config)))
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
@@ -326,17 +325,17 @@ def _header_bytes(path: Path) -> int:
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
     tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
-    return tied or _post_normed(config)(name) or CONSTANT.fullmatch(name) is not None
+    return tied or _in_mtp_layer(config)(name) or CONSTANT.fullmatch(name) is not None
 
 
-def _post_normed(config: ModelConfig) -> Callable[[str], bool]:
-    """Whether a tensor belongs to a layer behind the model's own, where there may be some."""
+def _in_mtp_layer(config: ModelConfig) -> Callable[[str], bool]:
+    """Whether a tensor belongs to a layer after the model's own, where there may be some."""
 
-    def behind(name: str) -> bool:
-        layer = DRAFT_LAYER.match(name) if config.pangu_v2 is not None else None
+    def after(name: str) -> bool:
+        layer = DRAFT_LAYER.match(name) if config.mtp_layers is not None else None
         return layer is not None and int(layer[1]) >= config.layers
 
-    return behind
+    return after
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

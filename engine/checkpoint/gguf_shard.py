@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fastslow.engine.host.files import shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
-from fastslow.engine.model.families.family import GGUF_TOP, GgufNames
-from fastslow.engine.model.fields import MOST_EXPERTS
-from fastslow.engine.model.gguf_config import ROPE_FACTORS, family_of_file
+from fastslow.engine.model.config import ROPE_FACTORS
+from fastslow.engine.model.config_json import MOST_EXPERTS
+from fastslow.engine.model.family import GGUF_TOP, GgufNames, gguf_family
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -134,7 +134,7 @@ class GgufShard:
 
 
 def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:
-    _, names = family_of_file(file)
+    _, names = gguf_family(file)
     for tensor in file.tensors:
         if tensor.name == ROPE_FACTORS:
             continue

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastslow.engine.model.families.config_json import ConfigJson
-from fastslow.engine.model.families.decoder import decoder, dense_layers
-from fastslow.engine.model.families.family import Family
-from fastslow.engine.model.fields import MOST_EXPERTS, MOST_WIDTH, boolean, integer
+from fastslow.engine.families.reading import decoder, dense_layers
+from fastslow.engine.model.config_json import MOST_EXPERTS, MOST_WIDTH, ConfigJson, boolean, integer
+from fastslow.engine.model.family import Family
 from fastslow.engine.model.shape import DecoderShape
-from fastslow.engine.model.shard_rules import MLP, ShardAxis, ShardRule
 
 
 def read(raw: ConfigJson) -> DecoderShape:
@@ -30,6 +28,4 @@ def read(raw: ConfigJson) -> DecoderShape:
     )
 
 
-FAMILY = Family(
-    ("PanguProMoEForCausalLM",), read, cuts=((MLP + r"router_scale", ShardRule(ShardAxis.NOBODY)),)
-)
+FAMILY = Family(("PanguProMoEForCausalLM",), read)

@@ -1,0 +1,130 @@
+"""What the tensors of a file may look like: one by one, or all experts of a layer in one.
+
+MXFP4 (OCP Microscaling Formats 1.0): 32 weights of 4 bits share a power of two. Files of safetensors hold the
+weights 2i and 2i + 1 of a block in byte i; GGUF files hold i and i + 16 there, after the exponent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastslow.engine.model.shape import DecoderShape
+
+FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """One tensor: the shapes and dtypes it may have, and whether it may be missing."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...] = FLOATS
+    optional: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The usual one."""
+        return self.shapes[0]
+
+
+ReadExpert = Callable[[str, int], Tensor]  # of a tensor of the file, what one expert has
+Take = Callable[[Sequence[Tensor], slice], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """One layout that a file may have.
+
+    Attributes:
+        tensors: of the file; [experts, ...] each.
+        parts: the model's tensors in them: an expert's number, and which of its outputs.
+        take: a tensor of the model from what an expert has of the file's, and those outputs.
+        take_packed: the same as rows of a GGUF file's MXFP4; None where it is not so.
+    """
+
+    tensors: Mapping[str, Expected]
+    parts: Mapping[str, tuple[int, slice]]
+    take: Take
+    take_packed: Take | None = None
+
+    def read(self, name: str, expert: ReadExpert) -> Tensor:
+        """A tensor of the model, as float."""
+        return self._taken(self.take, name, expert)
+
+    def read_packed(self, name: str, expert: ReadExpert) -> Tensor | None:
+        """uint8 rows of a matrix; None where the file has floats."""
+        return None if self.take_packed is None else self._taken(self.take_packed, name, expert)
+
+    def _taken(self, take: Take, name: str, expert: ReadExpert) -> Tensor:
+        number, outputs = self.parts[name]
+        return take([expert(tensor, number) for tensor in self.tensors], outputs)
+
+
+STACKED_METHOD = "mxfp4"  # `quant_method` of files whose stacked experts are MXFP4
+BLOCK = 32
+BIAS = 127  # of the exponent
+VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # and their negatives
+
+
+def _codes(blocks: Tensor) -> Tensor:
+    """uint8 [..., 32] from [..., 16]: the weights' codes in order."""
+    return torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)
+
+
+def dequantised(blocks_OG: Tensor, scales_OG: Tensor) -> Tensor:
+    """float32 [O, 32 * G], exact, from uint8 [O, G, 16] and [O, G]."""
+    table = torch.tensor([*VALUES, *(-value for value in VALUES)])
+    exponents = scales_OG.to(torch.int32) - BIAS
+    return torch.ldexp(table[_codes(blocks_OG).int()], exponents[..., None]).flatten(-2)
+
+
+def gguf_rows(blocks_OG: Tensor, scales_OG: Tensor) -> Tensor:
+    """uint8 [O, 17 * G]: the same numbers as blocks of a GGUF file, bit for bit."""
+    codes = _codes(blocks_OG)
+    halves = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << 4
+    return torch.cat((scales_OG[..., None], halves), -1).flatten(-2)
+
+
+def fused_tensors(shape: DecoderShape) -> Iterator[Fused]:
+    """All experts of a layer in one tensor, gates and ups in turn: in floats [experts, in, out], or as
+    MXFP4 [experts, out, in / 32, 16] with exponents; and their biases."""
+    if not shape.stacked_experts:
+        return
+    hidden, inner, experts = shape.hidden_size, shape.moe_intermediate_size, shape.experts
+    for n in range(shape.layers):
+        prefix = f"model.layers.{n}.mlp.experts"
+        for stem, sides, inputs, outputs in (
+            ("gate_up_proj", ("gate", "up"), hidden, 2 * inner),
+            ("down_proj", ("down",), inner, hidden),
+        ):
+            weights, biases = (
+                {
+                    f"{prefix}.{e}.{side}_proj.{kind}": (e, slice(place, None, len(sides)))
+                    for e in range(experts)
+                    for place, side in enumerate(sides)
+                }
+                for kind in ("weight", "bias")
+            )
+            name = f"{prefix}.{stem}"
+            blocks = (experts, outputs, inputs // BLOCK)
+            yield Fused(
+                {name: Expected(((experts, inputs, outputs),))},
+                weights,
+                lambda x, at: x[0][:, at].T,
+            )
+            yield Fused(
+                {
+                    f"{name}_blocks": Expected(((*blocks, 16),), ("U8",)),
+                    f"{name}_scales": Expected((blocks,), ("U8",)),
+                },
+                weights,
+                lambda x, at: dequantised(x[0][at], x[1][at]),
+                lambda x, at: gguf_rows(x[0][at], x[1][at]),
+            )
+            yield Fused(
+                {f"{name}_bias": Expected(((experts, outputs),))}, biases, lambda x, at: x[0][at]
+            )

@@ -1,0 +1,18 @@
+"""The families of models that come with the engine. A family is a function from config.json to a
+`DecoderShape`; one more is registered as these are, from wherever it is written."""
+
+from fastslow.engine.families import gpt_oss, llama, pangu_moge, pangu_v2, qwen
+from fastslow.engine.model.family import Family
+
+FAMILIES: tuple[Family, ...] = (
+    pangu_moge.FAMILY,
+    pangu_v2.FAMILY,
+    llama.EMBEDDED,
+    llama.LLAMA,
+    llama.MISTRAL,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    qwen.QWEN3_MOE,
+    llama.SMOLLM3,
+    gpt_oss.FAMILY,
+)

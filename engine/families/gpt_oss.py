@@ -1,0 +1,86 @@
+"""gpt-oss: a learned logit per head that takes a share of attention, windows in every second layer, and in
+all layers the best of many experts, with biases and a clamped SwiGLU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastslow.engine.families.reading import (
+    FULL,
+    SLIDING,
+    decoder,
+    window_of,
+    windows_by_type,
+)
+from fastslow.engine.model.config_json import (
+    MOST_EXPERTS,
+    MOST_WIDTH,
+    ConfigJson,
+    boolean,
+    integer,
+    number,
+)
+from fastslow.engine.model.family import GGUF_EXPERTS, GGUF_LAYER, Family, GgufNames
+from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, RopeScaling, Router
+
+THETA = 150000.0
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+
+def read(raw: ConfigJson) -> DecoderShape:
+    """Softmax over the logits of the chosen experts. Missing fields have the values of transformers."""
+    shape = decoder(raw, theta=THETA, head_dim=64, dense=False)
+    if not (raw.get("rope_scaling") or raw.get("rope_parameters")):
+        shape = replace(shape, rope_scaling=RopeScaling.read(YARN, shape.max_positions))
+    window = window_of(raw, 128)
+    usual = [FULL if n % 2 else SLIDING for n in range(shape.layers)]
+    bias = boolean(raw, "attention_bias", True)
+    top_k = integer(raw, "num_experts_per_tok", 4)
+    if integer(raw, "experts_per_token", top_k) != top_k:
+        raise ValueError(f"experts_per_token must be num_experts_per_tok {top_k}")
+    experts = "num_local_experts" if "num_local_experts" in raw else "num_experts"
+    return replace(
+        shape,
+        qkv_bias=bias,
+        out_bias=bias,
+        windows=windows_by_type(raw, window, usual),
+        sink_logits=True,
+        experts=integer(raw, experts, most=MOST_EXPERTS),
+        moe_intermediate_size=integer(raw, "intermediate_size", most=MOST_WIDTH),
+        router=Router("chosen", top_k, bias=True),
+        expert_bias=True,
+        activation=ClampedSwiglu(
+            number(raw, "swiglu_alpha", 1.702), number(raw, "swiglu_limit", 7.0)
+        ),
+        stacked_experts=True,
+        renames=((".mlp.router.", ".mlp.gate."),),
+    )
+
+
+FAMILY = Family(
+    ("GptOssForCausalLM",),
+    read,
+    GgufNames(
+        "gpt-oss",
+        {
+            **{name: place for name, place in GGUF_LAYER.items() if not name.startswith("ffn_")},
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks": "self_attn.sinks",  # its ending .weight is GGUF's own
+            **GGUF_EXPERTS,
+        },
+        fields={
+            "expert_count": "num_local_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "intermediate_size",
+            "attention.sliding_window": "sliding_window",
+        },
+        given={"rope_scaling.truncate": False},
+    ),
+)
