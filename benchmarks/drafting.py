@@ -3,15 +3,14 @@
     python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl \
         --drafters suffix,auto --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
     python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl --drafters auto \
-        --lengths 1,2,4,8,adaptive --batch 1,2,4,8,16,32 --temperatures 0 --mixed --figure lengths.svg
+        --lengths 1,2,4,8,adaptive --batch 1,2,4,8,16,32 --temperatures 0 --mixed
     python benchmarks/drafting.py --model smollm2 --prompts qa.jsonl --drafters self:4 --batch 1 \
         --keep 0-29 0-14 0-4,5-25/2,25-29
 
 All settings and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four, `head/3` trees
 with three children a node; `--lengths` gives every drafter each of the lengths. Drafter `self` runs the model with
 `--keep` some of its layers (a-b, both run, or a-b/s, every s-th) or `--groups` some of its groups. Of `--mixed` sets
-one prompt of each follows the other. In the figure a line is a batch size, a point a fixed length as times plain
-decoding, and the ring the adaptive length.
+one prompt of each follows the other.
 
 A cell is times plain (tokens a step, share of drafted tokens that is kept, share of the time that drafting takes);
 with `self` the last tells what a forward of some layers costs.
@@ -30,7 +29,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from math import nan
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -46,12 +44,6 @@ from fastslow.tools.tune.runner import shuffled
 
 WARM = 8  # tokens
 KV = "2GiB"  # a share of memory would hold no more texts than run at once: prompts were read again
-HEIGHT, UNIT = 350, 135  # of the figure: where 0 is, and how high 1.0 x
-COLOURS = ("#3b6fd4", "#1d9a6c", "#c9861a", "#c2463d", "#8456c5", "#4d7c8a")
-STYLE = (
-    "text{font:12px sans-serif;fill:#333}.grid{stroke:#8884}.line{fill:none;stroke-width:2}"
-    "@media(prefers-color-scheme:dark){text{fill:#ddd}}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,32 +156,6 @@ def cell(found: Runs, setting: Speculation) -> str:
     return f"{times_plain(found, setting):.2f} x ({steps:.2f}, {kept:.0%}, {share:.0%})"
 
 
-def figure(lines: Mapping[int, Runs]) -> str:
-    """SVG: a line for each batch size over fixed lengths, a ring for the adaptive one."""
-    lengths = sorted({s.nodes for found in lines.values() for s in found if s.nodes})
-
-    def text(words: object, x: float, y: float) -> str:
-        return f'<text x="{x}" y="{y}" text-anchor="middle">{words}</text>'
-
-    parts = [f"<style>{STYLE}</style>", text("nodes a step, at most", 300, 390)]
-    for tenth in range(0, 26, 2):
-        y = HEIGHT - UNIT * tenth / 10
-        parts.append(f'<path d="M60 {y}H620" class="grid"/>' + text(f"{tenth / 10} x", 30, y + 4))
-    places = {n: 60 + 560 * i / len(lengths) for i, n in enumerate([*lengths, None])}
-    parts += [text(n or "adaptive", x, HEIGHT + 18) for n, x in places.items()]
-    for number, (batch, found) in enumerate(lines.items()):
-        stroke = f'stroke="{COLOURS[number % len(COLOURS)]}" class="line"'
-        height = {s.nodes: HEIGHT - UNIT * times_plain(found, s) for s in found if s != PLAIN}
-        path = " ".join(f"{places[n]:.1f},{height[n]:.1f}" for n in lengths)
-        parts.append(f'<polyline points="{path}" {stroke}/>')
-        if None in height:
-            parts.append(f'<circle cx="620" cy="{height[None]:.1f}" r="6" {stroke}/>')
-        parts.append(f'<path d="M710 {20 + 18 * number}h24" {stroke}/>')
-        parts.append(text(f"batch {batch}", 675, 24 + 18 * number))
-    box = 'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 400"'
-    return f"<svg {box}>{''.join(parts)}</svg>"
-
-
 def main() -> None:
     usual = {"limit": 16, "tokens": 128, "repeat": 1, "dtype": "auto", "quantization": "auto"}
     parser = options(__doc__, "head", "prompts", "model", "out", **usual)
@@ -200,7 +166,6 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--mixed", action="store_true", help="all sets as one")
-    parser.add_argument("--figure", type=Path, help="SVG of the lengths of the first set")
     args = parser.parse_args()
     drafters = [s for wish in args.drafters.split(",") for s in settings_of(wish, args)]
     settings = grid(drafters, read_lengths(args.lengths)) if args.lengths else drafters
@@ -209,7 +174,6 @@ def main() -> None:
     if args.mixed:
         sets = {"mixed": prompts_of(args.prompts, args.limit * len(args.prompts))}
     rows, notes, cells = [], [], []
-    lines: dict[int, Runs] = {}
     for heat, size in product(map(float, args.temperatures.split(",")), numbers(args.batch)):
         most = max(args.limit, 2 * size)
         found = {n: measure(args, size, some[:most], heat, settings) for n, some in sets.items()}
@@ -224,15 +188,12 @@ def main() -> None:
                 own = {"times_plain": ratios[name], "runs": [asdict(run) for run in runs[setting]]}
                 cells.append({"set": name, **facts, **own})
         for name, runs in found.items() if args.lengths else ():
-            lines.setdefault(size, runs)
             fixed = max((times_plain(runs, s), label(s)) for s in settings if s.nodes)
             free = [times_plain(runs, s) for s in settings if s.nodes is None]
             share = f"{max(free, default=nan) / fixed[0]:.2f}"
             notes.append(f"batch {size}, {name}: adaptive / best fixed ({fixed[1]}) {share}")
     show(["temperature", "batch", "drafter", *sets, "mean"], rows, *notes)
     write(args.out, model=args.model, limit=args.limit, cells=cells)
-    if args.figure is not None and lines:
-        args.figure.write_text(figure(lines), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Exactness on a real model: whatever drafts and whatever runs beside it, plain decoding's tokens.
 
-    python benchmarks/exact.py --model PATH --prompts FILE.jsonl... [--draft-model PATH] [--light]
+    python benchmarks/exact.py --model PATH --prompts FILE.jsonl... [--draft-model PATH]
 
 Prompts are put through the chat template; the files are read in turn. The reference is plain greedy decoding, one
 request alone. Against it run every drafter in every mode alone, and batches of 8 that mix modes and drafters: as they
@@ -9,9 +9,8 @@ requests are preempted. Every other request drafts as much as pays on this machi
 pages are checked after each step. Where an answer differs, the position is recomputed in float64 (see near_tie.py)
 and counted as a tie or as an error. Exit code 1 for an error, or if a case did not bring about what it is for.
 
---light gives each prompt one mode instead of all, and each drafter alone a share of the prompts. --sweep N instead
-runs every drafter at batch 1 and 8, with each of --threads, prompts whole and in chunks, every combination on one
-prompt in N; N = 1 is the whole matrix.
+--sweep N instead runs every drafter at batch 1 and 8, with each of --threads, prompts whole and in chunks, every
+combination on one prompt in N; N = 1 is the whole matrix.
 """
 
 from __future__ import annotations
@@ -63,18 +62,15 @@ class Case:
     threads: int | None = None
 
 
-def cases(modes: Sequence[str], drafters: Sequence[str], count: int, light: bool) -> list[Case]:
+def cases(modes: Sequence[str], drafters: Sequence[str], count: int) -> list[Case]:
     """The plain reference first, then all that must equal it."""
-    shifts = range(1 if light else len(modes))
+    shifts = range(len(modes))
 
-    def jobs(drafter: str, prompts: Sequence[int]) -> list[Job]:
-        return [Job(i, modes[(i + s) % len(modes)], drafter) for s in shifts for i in prompts]
-
-    found = [Case("plain, alone", jobs("off", range(count)), batch=1)]
-    for d, name in enumerate(drafters):
-        share = [i for i in range(count) if not light or i // len(modes) % len(drafters) == d]
-        found.append(Case(f"{name}, alone", jobs(name, share), batch=1))
     mixed = ("off", *drafters)
+    found = []
+    for name in mixed:
+        every = [Job(i, modes[(i + s) % len(modes)], name) for s in shifts for i in range(count)]
+        found.append(Case(f"{'plain' if name == 'off' else name}, alone", every, batch=1))
     kinds: dict[str, dict[str, Any]] = {
         "mixed batch": {}, "mixed, chunks of 23": {"prompt_rows": 23},
         "mixed, prefix hit": {"warm": True}, "mixed, preempted": {"few": True},
@@ -84,7 +80,7 @@ def cases(modes: Sequence[str], drafters: Sequence[str], count: int, light: bool
             Job(i, modes[(i + shift) % len(modes)], mixed[(i // len(modes) + shift) % len(mixed)])
             for i in range(count)
         ]
-        found.append(Case(f"{kind}, shift {shift}" if len(shifts) > 1 else kind, some, **fields))
+        found.append(Case(f"{kind}, shift {shift}", some, **fields))
     return [case for case in found if case.jobs]
 
 
@@ -213,7 +209,7 @@ class ExactBench:
             return None
         at = next((i for i, (x, y) in enumerate(zip(plain, answer)) if x != y), None)
         if at is None:
-            return Finding("error", "one answer goes on where the other ends", 0.0, 0.0)
+            return Finding("error", "one answer continues where the other ends", 0.0, 0.0)
         if self._judge is None:
             return Finding("error", f"token {at} differs", 0.0, 0.0)
         text = output.prompt_token_ids
@@ -248,14 +244,13 @@ def main() -> int:
     parser.add_argument("--kv-dtype", default="auto", help="auto, int8 or model")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--sweep", type=int, metavar="N", help="each combination on 1 prompt in N")
-    parser.add_argument("--light", action="store_true", help="about 15 minutes on two cores")
     args = parser.parse_args()
     bench = ExactBench(args)
     modes, drafters, count = list(bench.modes), list(bench.drafters), len(bench.prompts)
     if args.sweep:
         todo = sweep(modes, drafters, count, args.sweep, args.threads)
     else:
-        todo = cases(modes, drafters, count, args.light)
+        todo = cases(modes, drafters, count)
     rows: list[CaseResult] = []
     for case in track(todo, "cases"):
         rows.append(measure(bench, case))

@@ -17,8 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, Output
-from fastslow.engine.backends.cpu.decoder import CpuDecoder
-from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -140,13 +138,6 @@ def take_turns(
         write(args.out, model=args.model, rows=rows)
 
 
-def on_kernels(model: Model) -> CpuDecoder:
-    """The model as the CPU kernels run it; ends the program where they do not."""
-    if not isinstance(model, CpuDecoder):
-        sys.exit("bytes and parts are counted by the CPU kernels, which do not run this model")
-    return model
-
-
 def fair(samples: Samples) -> tuple[Samples, bool]:
     """The uncontended samples, if there are enough of them; else all. And: any contended ones?"""
     clean = [sample for sample in samples if not sample["contended"]]
@@ -170,8 +161,10 @@ def seconds_of(outputs: Sequence[Output]) -> float:
     return max(ends) - min(m.ttft for m in metrics)
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, 95th percentile and largest."""
+def percentiles(values: Iterable[float]) -> list[float]:
+    """The 50th, the 95th and the 99th."""
     ranked = sorted(values) or [float("nan")]
-    p95 = ranked[max(0, -(-95 * len(ranked) // 100) - 1)]
-    return {"median": statistics.median(ranked), "p95": p95, "largest": ranked[-1]}
+    return [
+        statistics.median(ranked),
+        *(ranked[max(0, -(-p * len(ranked) // 100) - 1)] for p in (95, 99)),
+    ]

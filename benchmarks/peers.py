@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py --setup llama.cpp,openvino
     python benchmarks/peers.py --gguf FILE.gguf --model smollm2 --engines fastslow,llama.cpp,openvino
-    python benchmarks/peers.py --gguf FILE.gguf --model FILE.gguf --engines fastslow:file,llama.cpp:file,ik_llama.cpp
+    python benchmarks/peers.py --gguf FILE.gguf --model FILE.gguf --engines fastslow:file,llama.cpp:file
 
-Every engine and format is a process of its own, in its own virtual environment, with as many threads as there are
+Every engine and format is a separate process in a virtual environment, with as many threads as there are
 physical cores. The processes stay, asleep between commands; each repeat asks every engine once for each cell, one
 after the other, in an order that moves on. Cells: tokens per second of decoding alone and at batch 8 (first token of
 an answer not counted), of reading a prompt of 512 tokens that no cache has seen, and peak memory before batches.
@@ -15,7 +15,7 @@ Beside each sample stand the bandwidth of the moment and the share of the machin
 where that exceeds 5% are marked contended; medians are over the others if there are three, else over all, and say so
 ("~"). Ratios are medians over repeats, within each repeat.
 
-Not measured: onnxruntime-genai and ctranslate2, which need files of their own kind, and vLLM, whose CPU wheel needs
+Not measured: onnxruntime-genai and ctranslate2, which need other files, and vLLM, whose CPU wheel needs
 packages removed by hand.
 """
 
@@ -48,10 +48,10 @@ CONTEXT = 2048  # tokens of one text, and of all texts of a batch
 SETTLE = 0.2  # seconds for the last engine's threads to fall asleep
 PLAIN = ("batch 1", "batch 8", f"prefill {READ}")
 SAME_WIDTH = (  # formats of about as many bits, ours first
-    ("fastslow:file", ("llama.cpp:file", "ik_llama.cpp:file")),
+    ("fastslow:file", ("llama.cpp:file",)),
     ("fastslow:int4", ("llama.cpp:file", "openvino:file")),
     ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0")),
-    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16", "transformers:bfloat16")),
+    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16")),
 )
 Engines = dict[str, dict[str, Any]]  # facts, "memory", "failed" and "samples" of each
 
@@ -117,7 +117,7 @@ class PeerBench:
             self._fail(title, error)
 
     def turn(self, number: int) -> None:
-        """One repeat. An engine that fails is told of and then left alone."""
+        """One repeat. An engine that fails is printed, and asked no more."""
         titles = list(self.found)
         first = number % len(titles)
         for cell in self.cells:

@@ -40,8 +40,8 @@ def physical_cores() -> int:
 
 def header() -> dict[str, Any]:
     """What every file of figures begins with: command, versions, commit ("+": files differ from it) and machine."""
-    told = Path("/proc/cpuinfo").read_text("utf-8").split("flags", 1)[-1]
-    known, facts = told.partition("\n")[0].split(), circumstances()
+    text = Path("/proc/cpuinfo").read_text("utf-8").split("flags", 1)[-1]
+    known, facts = text.partition("\n")[0].split(), circumstances()
     facts["machine"] |= {
         "cores": physical_cores(),
         "flags": [flag for flag in FLAGS if flag in known],

@@ -23,9 +23,9 @@ from figures import options, show
 from rich.progress import track
 
 from fastslow import LLM, SamplingParams
-from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner, load_head
+from fastslow.draft.several import AdaptiveDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import own_head
 from fastslow.engine.params import Speculation
@@ -181,7 +181,7 @@ def main() -> None:
     folder = resolve_model(args.model)
     path = args.head or own_head(folder)
     if path is None:
-        parser.error(f"--head: {args.model} has no head of its own")
+        parser.error(f"--head: {args.model} comes without a head")
     runner = load_head(path, folder)
     sets, rows = seen_by_target(args, folder, runner), []
     for name in args.drafters.split(","):

@@ -1,16 +1,15 @@
 """Replicas on this machine: nothing is lost, fast stays fast, prefixes are found.
 
     python benchmarks/replicas.py killed [--answers 2000] [--kills 2]
-    python benchmarks/replicas.py flood [--routers fastslow,prefix,pow2]
-    python benchmarks/replicas.py prefixes [--routers fastslow,prefix,pow2]
-    python benchmarks/replicas.py arrivals --record trace.jsonl [--rate 2]
+    python benchmarks/replicas.py flood
+    python benchmarks/replicas.py prefixes
     python benchmarks/replicas.py simulated [--counts 2,3] [--keep FOLDER]
 
-killed: 64 clients, mixed modes, greedy and seeded, streamed and not; replicas are killed with -9 meanwhile. Every answer
-must be there once, and be the one that an engine alone gives. flood: fast requests with a target, alone and beside clients
-of deep ones. prefixes: chats with shared system prompts; what the caches of all replicas hold, of what the cache of one
-engine would. arrivals: requests at random moments, written as a trace for `fastslow simulate --compare`. simulated: the
-same on several numbers of replicas and in several rounds, beside what the simulator makes of them.
+killed: 64 clients, mixed modes, greedy and seeded, streamed and not; replicas are killed with -9 meanwhile. Every
+answer must be there once, and be the one that an engine alone gives. flood: fast requests with a target, alone and
+beside clients of deep ones. prefixes: chats with shared system prompts; what the caches of all replicas hold, of what
+the cache of one engine would. simulated: requests at random moments on several numbers of replicas and in several
+rounds, and what `fastslow simulate` makes of them.
 
 All run the command `fastslow serve MODEL --replicas N` and ask it over HTTP. Exit code 1 where something is wrong.
 """
@@ -21,15 +20,9 @@ import sys
 from pathlib import Path
 
 from figures import console, options, write
-from serve_load import arrivals, flood, killed, prefixes, simulated
+from serve_load import flood, killed, prefixes, simulated
 
-PARTS = {
-    "killed": killed,
-    "flood": flood,
-    "prefixes": prefixes,
-    "arrivals": arrivals,
-    "simulated": simulated,
-}
+PARTS = {"killed": killed, "flood": flood, "prefixes": prefixes, "simulated": simulated}
 
 
 def main() -> int:
@@ -40,11 +33,9 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--flood", type=int, default=24, help="clients of deep answers")
-    parser.add_argument("--routers", default="fastslow,prefix,pow2")
     parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
     parser.add_argument("--warm", type=float, default=120.0, help="seconds in which caches fill")
     parser.add_argument("--keep", type=Path, help="folder for the traces and costs of simulated")
-    parser.add_argument("--record", default="trace.jsonl", help="file of the trace")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--more", nargs="*", default=[], help="options of `fastslow serve`")
     args = parser.parse_args()

@@ -6,12 +6,11 @@
 
 The first form gives the share of the bare engine's tokens a second that clients of the server get, and what the server
 adds to the time to the first token: what a client waits, less what the engine says that it took, over the same for the
-bare engine. Both run the same prompts, one round of each in turn; the bare engine is an `LLM` in
-a process of its own, whose answers are read piece by piece. Clients of the server run beside it on the same processor, so
-the table also says what they, the server and the engine take for a token.
+bare engine. Both run the same prompts, one round of each in turn. The bare engine is an `LLM` in a separate process,
+whose answers are read piece by piece.
 
 `--load` has 64 clients for some minutes, in mixed modes; 20% leave at some moment and 5% send what is wrong. `--faults`
-kills the engine, fills the log's disk, moves the clock and reads one byte a second. Exit code 1 where something is wrong.
+kills the engine, and reads one byte a second. Exit code 1 where something is wrong.
 """
 
 from __future__ import annotations
@@ -21,123 +20,90 @@ import asyncio
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from figures import console, numbers, options, show, write
 from serve_load import faults, load
 from serve_load.clients import Reply, ask, chat
-from serve_load.processes import BareEngine, ServerProgram, cpu_seconds
+from serve_load.front import BareEngine, Front
 
 APART = 0.02  # seconds between the first requests of two clients
-FIGURES = "rate", "first_ms", "added_ms", "whole_ms"
-SUBJECTS = ("the sea", "old maps", "bread", "a lighthouse", "bees", "rivers", "clocks", "snow")
+FIGURES = "rate", "first_ms", "added_ms"
+Prompts = list[list[str]]  # of each client
 
 
-def prompts_for(turn: int, clients: int, each: int) -> list[list[str]]:
-    """For each client so many prompts that nobody asked before."""
+def prompts_for(turn: int, clients: int, each: int) -> Prompts:
+    """For each client some prompts that nobody asked before."""
     return [
         [
-            f"Write a story of {SUBJECTS[(client + n) % len(SUBJECTS)]}, number {turn}.{client}.{n}."
+            f"Write a story of {load.TOPICS[(client + n) % len(load.TOPICS)]}, number {turn}.{client}.{n}."
             for n in range(each)
         ]
         for client in range(clients)
     ]
 
 
-async def one_client(
-    address: str, number: int, prompts: list[str], tokens: int, fields: dict[str, Any]
-) -> list[Reply]:
-    await asyncio.sleep(number * APART)
-    return [await ask(address, chat(prompt, tokens, **fields)) for prompt in prompts]
-
-
 async def all_clients(
-    address: str, prompts: list[list[str]], tokens: int, fields: dict[str, Any]
+    address: str, prompts: Prompts, tokens: int, fields: dict[str, Any]
 ) -> list[Reply]:
-    clients = (one_client(address, n, one, tokens, fields) for n, one in enumerate(prompts))
-    found = await asyncio.gather(*clients)
+    """Each client asks its prompts one after the other."""
+
+    async def client(number: int, asked: list[str]) -> list[Reply]:
+        await asyncio.sleep(number * APART)
+        return [await ask(address, chat(prompt, tokens, **fields)) for prompt in asked]
+
+    found = await asyncio.gather(*(client(n, asked) for n, asked in enumerate(prompts)))
     return [reply for replies in found for reply in replies]
 
 
 def of_server(
-    server: ServerProgram, prompts: list[list[str]], tokens: int, fields: dict[str, Any]
-) -> dict[str, Any]:
+    server: Front, prompts: Prompts, tokens: int, fields: dict[str, Any]
+) -> dict[str, float]:
     """One round of the server."""
-    engine = server.stats()["pid"]
-    before = [cpu_seconds(pid) for pid in (server.pid, engine)]
-    own, begin = time.process_time(), time.perf_counter()
+    begin = time.perf_counter()
     replies = asyncio.run(all_clients(server.address, prompts, tokens, fields))
-    seconds, own = time.perf_counter() - begin, time.process_time() - own
+    seconds = time.perf_counter() - begin
     wrong = [r for r in replies if not r.whole or r.tokens != tokens]
     if wrong:
         raise RuntimeError(f"{len(wrong)} answers are not whole, such as {wrong[0]}")
-    after = [cpu_seconds(pid) for pid in (server.pid, engine)]
-    used = dict(zip(("server", "engine"), (b - a for a, b in zip(before, after))), clients=own)
-    return figures(
-        [(r.first, r.waited) for r in replies],
-        len(replies) * tokens,
-        seconds,
-        used,
-        [r.seconds for r in replies],
-    )
+    return figures([(r.first, r.waited) for r in replies], len(replies) * tokens / seconds)
 
 
 def of_engine(
-    bare: BareEngine, prompts: list[list[str]], tokens: int, fields: dict[str, Any]
-) -> dict[str, Any]:
+    bare: BareEngine, prompts: Prompts, tokens: int, fields: dict[str, Any]
+) -> dict[str, float]:
     """One round of the bare engine."""
     found = bare.measure({"clients": prompts, "tokens": tokens, "apart": APART, **fields})
     answers = found["answers"]
     count = sum(answer["tokens"] for answer in answers)
     if count != len(answers) * tokens:
         raise RuntimeError(f"{count} tokens came of {len(answers)} answers of {tokens}")
-    firsts, whole = [(a["first"], a["waited"]) for a in answers], [a["seconds"] for a in answers]
-    return figures(firsts, count, found["seconds"], {"engine": found["cpu"]}, whole)
+    return figures([(a["first"], a["waited"]) for a in answers], count / found["seconds"])
 
 
-def figures(
-    firsts: list[tuple[float, float]],
-    tokens: int,
-    seconds: float,
-    cpu: dict[str, float],
-    whole: list[float],
-) -> dict[str, Any]:
-    """Tokens a second; milliseconds to the first token, as the client sees it and as the engine says; microseconds
-    of processor for a token."""
+def figures(firsts: list[tuple[float, float]], rate: float) -> dict[str, float]:
+    """Tokens a second; milliseconds to the first token, and those that the engine does not count."""
     return {
-        "rate": tokens / seconds,
+        "rate": rate,
         "first_ms": 1000 * statistics.median(seen for seen, _ in firsts),
         "added_ms": 1000 * statistics.median(seen - waited for seen, waited in firsts),
-        "whole_ms": 1000 * statistics.median(whole),
-        "cpu_us": {name: 1e6 * used / tokens for name, used in cpu.items()},
     }
 
 
-def compare(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def compare(args: argparse.Namespace, server: Front, bare: BareEngine) -> None:
     fields = {"mode": args.mode, "speculation": args.speculation}
-    bare, server = BareEngine(settings), ServerProgram(settings)
-    rows = []
-    try:
-        for clients in numbers(args.clients):
-            each = max(args.each, args.least // clients)
-            rounds: dict[str, list[dict[str, Any]]] = {"server": [], "engine": []}
-            for turn in range(args.repeat + 1):  # the first one warms up
-                prompts = prompts_for(turn, clients, each)
-                took = {
-                    "server": lambda p=prompts: of_server(server, p, args.tokens, fields),
-                    "engine": lambda p=prompts: of_engine(bare, p, args.tokens, fields),
-                }
-                for name in sorted(took, reverse=turn % 2 == 0):
-                    found = took[name]()
-                    if turn:
-                        rounds[name].append(found)
-            rows.append({"clients": clients, "requests": each, **compared(rounds)})
-            write(args.out, model=args.model, rows=rows)
-    finally:
-        server.end()
-        bare.end()
-    titles = ("clients", "server tok/s", "engine tok/s", "share", "first ms", "added ms")
-    cpu = ("engine", "server", "clients")
+    rows: list[dict[str, Any]] = []
+    for clients in numbers(args.clients):
+        each = max(args.each, args.least // clients)
+        rounds: dict[str, list[dict[str, float]]] = {"server": [], "engine": []}
+        for turn in range(args.repeat + 1):  # the first one warms up
+            asked = (prompts_for(turn, clients, each), args.tokens, fields)
+            for name in sorted(rounds, reverse=turn % 2 == 0):
+                found = of_server(server, *asked) if name == "server" else of_engine(bare, *asked)
+                rounds[name] += [found] if turn else []
+        rows.append({"clients": clients, "requests": each, **compared(rounds)})
+        write(args.out, model=args.model, rows=rows)
     table = [
         (
             str(row["clients"]),
@@ -145,34 +111,40 @@ def compare(args: argparse.Namespace, settings: dict[str, Any]) -> None:
             f"{row['share']:.1%}",
             f"{row['server']['first_ms']:.1f}",
             f"{row['added_ms']:+.1f}",
-            f"{row['engine']['cpu_us']['engine']:.0f}",
-            *(f"{row['server']['cpu_us'][name]:.0f}" for name in cpu),
         )
         for row in rows
     ]
     show(
-        (*titles, "bare us/tok", *(f"{name} us/tok" for name in cpu)),
+        ("clients", "server tok/s", "engine tok/s", "share", "first ms", "added ms"),
         table,
         f"Medians of {args.repeat} rounds each, in turn; {args.tokens} tokens an answer, mode {args.mode}, "
-        f"speculation {args.speculation}; us/tok: processor time of all threads for a token.",
+        f"speculation {args.speculation}.",
     )
 
 
-def compared(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def compared(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Medians; the share is the median of the shares of neighbouring rounds."""
-    pairs = list(zip(rounds["server"], rounds["engine"]))
-    return {
+    pairs = list(zip(rounds["server"], rounds["engine"], strict=True))
+    middles = {
+        name: {figure: statistics.median(one[figure] for one in found) for figure in FIGURES}
+        for name, found in rounds.items()
+    }
+    return middles | {
         "share": statistics.median(s["rate"] / e["rate"] for s, e in pairs),
         "added_ms": statistics.median(s["added_ms"] - e["added_ms"] for s, e in pairs),
-        **{name: middles(found) for name, found in rounds.items()},
         "rounds": rounds,
     }
 
 
-def middles(found: list[dict[str, Any]]) -> dict[str, Any]:
-    each = {n: statistics.median(f[n] for f in found) for n in FIGURES}
-    names = found[0]["cpu_us"]
-    return each | {"cpu_us": {n: statistics.median(f["cpu_us"][n] for f in found) for n in names}}
+def checked(args: argparse.Namespace, serving: Sequence[str]) -> int:
+    """Load or faults: the exit code."""
+    module = load if args.load is not None else faults
+    # small enough to be full of cached prefixes in the first minute: memory must not grow after that
+    found, wrong = module.run(args, [*serving, "--kv-memory", args.kv_memory])
+    write(args.out, model=args.model, found=found, wrong=wrong)
+    for line in wrong:
+        console().print(line)
+    return 1 if wrong else 0
 
 
 def main() -> int:
@@ -189,17 +161,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     given = {name: value for name in ("dtype", "quantization") if (value := getattr(args, name))}
-    settings = {"model": args.model, "options": {**given, "progress": False, "remember": False}}
+    serving = ["--remember", "off", *(part for n, v in given.items() for part in (f"--{n}", v))]
     if args.load is not None or args.faults:
-        module = load if args.load is not None else faults
-        # small enough to be full of cached prefixes in the first minute: memory must not grow from then on
-        settings["options"]["kv_memory"] = args.kv_memory
-        found, wrong = module.run(args, settings)
-        write(args.out, model=args.model, found=found, wrong=wrong)
-        for line in wrong:
-            console().print(line)
-        return 1 if wrong else 0
-    compare(args, settings)
+        return checked(args, serving)
+    bare = BareEngine(args.model, given | {"progress": False, "remember": False})
+    try:
+        with Front(args.model, serving) as server:
+            compare(args, server, bare)
+    finally:
+        bare.end()
     return 0
 
 

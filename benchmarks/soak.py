@@ -2,14 +2,15 @@
 
     python benchmarks/soak.py [--model abacus] [--minutes 10] [--threads 32] [--pages 40] [--seed 0]
 
-Threads call one LLM in every way there is: `generate`, `chat`, `stream`, `submit`, asyncio. Modes, drafters, budgets,
-rules, seeds and latency targets are mixed. One call in four is cancelled at some moment, one in twenty is wrong, some have
-a time limit. KV pages are short, so that requests are preempted. In between, other LLMs are made and dropped without
+Threads call one LLM in every way there is: `generate`, `stream`, `submit`, asyncio. Modes, drafters, budgets, rules,
+seeds and latency targets are mixed. One call in four is cancelled at some moment, one in twenty is wrong, some have a
+time limit. KV pages are short, so that requests are preempted. In between, other LLMs are made and dropped without
 `close`.
 
 Every greedy answer, and every seeded one, must be the tokens that the model gives alone and without drafts. A
-cancelled one must be a beginning of them, or of those that its mode drops where it begins again. Memory is the part that is not a mapped file, read every second. Exit code 1
-where anything is wrong; the list says what, with the seed of its thread.
+cancelled one must be a beginning of them, or of those that its mode drops where it begins again. Memory is the part
+that is not a mapped file, read every second. Exit code 1 where anything is wrong; the list says what, with the seed of
+its thread.
 """
 
 from __future__ import annotations
@@ -18,33 +19,26 @@ import argparse
 import asyncio
 import gc
 import random
-import statistics
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from figures import options, show, write
-from rich.progress import Progress
+from serve_load.front import growth, memory
 
 from fastslow import LLM, Escalation, Message, Mode, Output, Prompt, SamplingParams, Speculation
 
 WAIT = 60.0  # seconds after which a call hangs
 WRONG: tuple[dict[str, Any], ...] = (
     {"prompt": ""},
-    {"prompt": [-1, 5]},
     {"prompt": [2**40]},
-    {"prompt": ["two", "prompts", 3]},
     {"prompt": [{"role": "user"}]},
     {"prompt": "7 + 8", "mode": "fats"},
-    {"prompt": "7 + 8", "mode": {"latency_ms": 1e308}},
     {"prompt": "7 + 8", "speculation": "magic"},
-    {"prompt": "7 + 8", "sampling": "greedy"},
     {"prompt": "7 " * 10**6},
 )
 RULES = ("auto", "token", "block", "reproducible")
@@ -94,11 +88,8 @@ def jobs_for(llm: LLM, count: int, seed: int) -> list[Job]:
             str(draw.randrange(1, 10 ** draw.randrange(1, 4))) for _ in range(draw.randrange(2, 9))
         )
         talk: list[Message] = [{"role": "user", "content": f"What is {text}?"}]
-        prompt: Prompt = (
-            talk,
-            text,
-            [1 + (n * 7 + i * 5) % 200 for i in range(draw.randrange(1, 80))],
-        )[n % 3]
+        ids = [1 + (n * 7 + i * 5) % 200 for i in range(draw.randrange(1, 80))]
+        prompt: Prompt = (talk, text, ids)[n % 3]
         sampling = SamplingParams(
             max_tokens=draw.choice((1, 8, 32, 96)),
             temperature=draw.choice((0.0, 0.0, 0.0, 0.8)),
@@ -114,14 +105,9 @@ class Caller:
     """One thread that calls until the time is over."""
 
     def __init__(
-        self,
-        llm: LLM,
-        draft_model: str | None,
-        jobs: list[Job],
-        alone: list[list[list[int]]],
-        found: Found,
-        seed: int,
-    ) -> None:
+        self, llm: LLM, draft_model: str | None, jobs: list[Job], alone: list[list[list[int]]],
+        found: Found, seed: int,
+    ) -> None:  # fmt: skip
         self._llm, self._jobs, self._alone = llm, jobs, alone
         self._found, self._seed = found, seed
         self._draw = random.Random(seed)
@@ -216,12 +202,6 @@ class Caller:
             )
 
 
-def memory() -> float:
-    """MiB of this process that no file holds."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    return next(int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line) / 1024
-
-
 def make_and_drop(model: str, found: Found, load: dict[str, Any]) -> None:
     """Another LLM, that answers once and is dropped without `close`."""
     other = LLM(model, progress=False, **load)
@@ -229,13 +209,6 @@ def make_and_drop(model: str, found: Found, load: dict[str, Any]) -> None:
     del other
     gc.collect()
     found.count("LLMs dropped")
-
-
-@contextmanager
-def bar(seconds: float) -> Iterator[Callable[[float], None]]:
-    with Progress() as progress:
-        task = progress.add_task("Soaking", total=seconds)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def answers_alone(llm: LLM, job: Job) -> list[list[int]]:
@@ -262,13 +235,11 @@ def soak(llm: LLM, args: argparse.Namespace, load: dict[str, Any]) -> tuple[Foun
     for thread in threads:
         thread.start()
     sizes: list[float] = []
-    with bar(seconds) as show_done:
-        while (now := time.monotonic()) < end:
-            if (now - begin) * (args.drop + 1) > seconds * (found.counts["LLMs dropped"] + 1):
-                make_and_drop(args.model, found, load)
-            sizes.append(memory())
-            show_done(now - begin)
-            time.sleep(min(1.0, seconds / 20))
+    while (now := time.monotonic()) < end:
+        if (now - begin) * (args.drop + 1) > seconds * (found.counts["LLMs dropped"] + 1):
+            make_and_drop(args.model, found, load)
+        sizes.append(memory())
+        time.sleep(min(1.0, seconds / 20))
     for thread in threads:
         thread.join(WAIT)
         if thread.is_alive():
@@ -296,8 +267,8 @@ def main() -> int:
         stats = llm.stats()
         if stats.pages_used or stats.running or stats.waiting:
             found.fail(f"{stats.pages_used} pages are not back")
-        start, later = (statistics.median(part) for part in (sizes[len(sizes) // 5 : 2 * len(sizes) // 5 + 1], sizes[-len(sizes) // 5 :]))  # fmt: skip
-    if later > 1.05 * start + 16:
+    start, later, grew = growth(sizes)
+    if grew:
         found.fail(f"memory grew from {start:.0f} to {later:.0f} MiB")
     rows = [(name, str(number)) for name, number in sorted(found.counts.items())]
     rows += [("MiB, second and last fifth of the time", f"{start:.0f}, {later:.0f}")]
@@ -309,10 +280,7 @@ def main() -> int:
 def pages_in_bytes(args: argparse.Namespace, load: dict[str, Any]) -> int:
     """Memory of `--pages`."""
     with LLM(args.model, progress=False, **load) as llm:
-        config, dtype = llm.model.config, llm.model.dtype
-    return int(
-        args.pages * 16 * 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
-    )
+        return int(16 * args.pages * llm.model.config.kv_bytes_per_token(llm.model.dtype))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from figures import options, show, spread, write
+from figures import options, percentiles, show, write
 from rich.progress import track
 
 from fastslow import LLM, Mode, Speculation
@@ -47,11 +47,11 @@ def figures_of(answers: list[TaskAnswer]) -> dict[str, Any]:
     right: dict[str, list[bool]] = {kind: [] for kind in sorted({a.kind for a in answers})}
     for a in answers:
         right[a.kind].append(a.right)
-    times = spread(1e3 * a.seconds for a in answers)
+    median, p95, _ = percentiles(1e3 * a.seconds for a in answers)
     return {
         "accuracy": fmean(a.right for a in answers),
-        "median_ms": times["median"],
-        "p95_ms": times["p95"],
+        "median_ms": median,
+        "p95_ms": p95,
         "mean_ms": fmean(1e3 * a.seconds for a in answers),
         "tokens": fmean(a.tokens for a in answers),
         "deep": fmean(a.mode == "deep" for a in answers),

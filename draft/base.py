@@ -44,7 +44,7 @@ class DraftChain:
 
     def __init__(self, request: RequestView) -> None:
         self._request = request
-        # new in each step: a rule may have used the random numbers after a refused token
+        # new in each step: a rule may have used the random numbers after a rejected token
         self._rng = stream(request.seed, len(request.tokens), Purpose.DRAFT)
         self._probs: list[Floats] = []
         self.tokens: list[int] = []

@@ -22,8 +22,8 @@ NUMBER = 1 << 2 * MAX_DRAFTERS  # `Tree.drafter_ids`, beside those of merged tre
 class PredictionDraft(BaseDrafter):
     """Chosen chains of a request's own `prediction`, from the place that its answer has reached.
 
-    The answer is expected to begin as the prediction does, behind the thought if there is one. Where it
-    goes another way, the place is looked up by its last tokens: the next one behind the last place,
+    The answer is expected to begin as the prediction does, after the thought if there is one. Where it
+    differs, the place is looked up by its last tokens: the next match after the last place,
     else the first. Nothing of a prediction is seen by other requests, or kept when its own is over.
     """
 
@@ -93,7 +93,7 @@ class _Place:
                 self._matched = BELIEVED
 
     def ahead(self, nodes: int) -> tuple[list[int], list[float]]:
-        """The next tokens, at most so many, and how likely each is to be accepted."""
+        """The next tokens, at most `nodes`, and how likely each is to be accepted."""
         chain: list[int] = []
         scores: list[float] = []
         score = 1.0

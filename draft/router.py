@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 
-from fastslow.draft.adaptive import AdaptiveDrafter
-from fastslow.draft.fitted import certain_chain, fitted
+from fastslow.draft.grammar_filter import certain_chain, filter_by_grammar
 from fastslow.draft.prediction import PredictionDraft
-from fastslow.draft.several import columns, counted, on_each, union
+from fastslow.draft.several import AdaptiveDrafter, columns, counted, on_each, union
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
@@ -50,7 +49,7 @@ class DrafterRouter:
             own = counted(drafter.propose([batch[b] for b in members], left), len(members))
             for i, b in enumerate(members):
                 tree = known[i] if known[i].tokens else own[i]
-                trees[b] = fitted(tree, batch[b], nodes[b])
+                trees[b] = filter_by_grammar(tree, batch[b], nodes[b])
             # an adaptive drafter measures each of its drafters itself
             if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
                 most = max(len(tree.tokens) for tree in own)

@@ -40,7 +40,7 @@ def leave_early(llm: LLM, tokens: int) -> int:
 
 
 class Ticker:
-    """Shows that the application goes on while the engine works."""
+    """Shows that the application keeps running while the engine works."""
 
     def __init__(self) -> None:
         self.ticks = 0
@@ -78,7 +78,7 @@ def main() -> None:
             f"all in {time.monotonic() - started:.1f} s; meanwhile the app ticked {ticker.ticks} times"
         )
 
-        print("--- what does not fit is refused with a sentence; other requests go on")
+        print("--- what does not fit is refused with a sentence; other requests continue")
         try:
             llm.chat("Hello", mode=Mode(groups=99))
         except ValueError as error:

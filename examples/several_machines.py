@@ -4,7 +4,7 @@ The hosts are network namespaces of this machine (`examples/cluster/`), so that 
 Needs Linux, root, iproute2 and `pip install 'fastslow[ray]'`.
 
     sudo python examples/several_machines.py [MODEL] --lose kill   # all its processes end
-    sudo python examples/several_machines.py [MODEL] --lose cut    # its link goes down, and nobody is told
+    sudo python examples/several_machines.py [MODEL] --lose cut    # its link goes down without a sign
 """
 
 from __future__ import annotations

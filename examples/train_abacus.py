@@ -6,7 +6,7 @@
 The model learns on tasks that it makes up as it goes (`examples/abacus/`): half of them are worked
 out step by step between `[unused16]` and `[unused17]`, half are answered at once, as ` /no_think`
 asks for. In half of the samples only some of the expert groups run, so that fast modes work.
-Ctrl-C keeps what there is; `--resume` goes on, also with more `--minutes`.
+Ctrl-C keeps what there is; `--resume` continues, also with more `--minutes`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of tokenizer, weights and tasks (0)")
     parser.add_argument("--processes", type=int, default=2, help="that share the rows (2)")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to take, as a draft must")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/training")
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/training")
     options = parser.parse_args()
     options.minutes = options.minutes or (6 if options.draft else 90)
     run_ranks(partial(train, options), options.processes)
@@ -88,7 +88,7 @@ def train(options: argparse.Namespace, rank: Rank) -> None:
         "curve": trainer.done.curve,
     }
     (options.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
-    more = f"; --resume goes on from {work}" if rank.stopped else ""
+    more = f"; --resume continues from {work}" if rank.stopped else ""
     print(f"wrote {options.out}{more}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from loguru import logger
 
+from fastslow.draft.registry import AUTO, DRAFTERS, split_names
 from fastslow.output import Metrics, Output
 from fastslow.request.choice import ChoiceState, gathered
 from fastslow.request.input_processor import InputProcessor
@@ -13,21 +14,13 @@ from fastslow.request.input_processor import InputProcessor
 ENOUGH = 100  # nodes, before anything is said
 POOR = 0.02  # of them accepted
 
-CAUSES = {
-    "ngram": "the answers repeat little of their texts",
-    "suffix": "the answers repeat little that was said before",
-    "head": "the head was trained for another model, or on other texts and modes",
-    "self": "the experts or layers it keeps say other things than the whole model",
-    "model": "the draft model says other things, as when it follows another chat template",
-}
-
 
 def advice(metrics: Metrics) -> str | None:
     """One sentence where acceptance stays near zero, with its likely cause; else None."""
     if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
         return None
-    names = metrics.drafter.replace("auto", "suffix").replace("|", "+").split("+")
-    causes = "; or ".join(CAUSES[name] for name in names if name in CAUSES)
+    names = split_names(metrics.drafter.replace("auto", AUTO))
+    causes = "; or ".join(DRAFTERS[name].likely_cause for name in names if name in DRAFTERS)
     return (
         f"drafter {metrics.drafter}: {metrics.accepted} of {metrics.drafted} drafted tokens were "
         f"accepted. Probably {causes}. Try `fastslow tune` on your prompts, or speculation='off'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from loguru import logger
 
-from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
+from fastslow.draft.build import build_drafter, check_drafter
 from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.mtp import has_mtp_layer
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head, made_for
+from fastslow.draft.registry import DRAFTERS, DrafterDeps, LoadedModel, split_names
 from fastslow.draft.several import on_each
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import AnswerMemory
@@ -133,7 +134,7 @@ class DrafterFactory:
                 self._keys.move_to_end(key)
                 # always the same object: dictionaries then need not compare all fields in every step
                 return self._keys[key]
-            if not self._make_room("model" in names):
+            if not self._make_room(_has_cache(names)):
                 return OFF
             drafter = build_drafter(key, self._deps)
             self._keys[key], self._users[key] = key, WeakSet()
@@ -166,9 +167,9 @@ class DrafterFactory:
         for part in ("_deps", "_controller", "between_steps"):
             self.__dict__.pop(part, None)
 
-    def _make_room(self, for_model: bool) -> bool:
-        """Let drafters go until one more fits, with a draft model or without."""
-        paged = [key for key in self._keys if _has_model(key)] if for_model else []
+    def _make_room(self, has_cache: bool) -> bool:
+        """Let drafters go until one more fits, with a KV cache beside the target's or without."""
+        paged = [k for k in self._keys if _has_cache(split_names(k.drafter))] if has_cache else []
         for among, most in ((paged, MOST_MODELS), (list(self._keys), MOST)):
             while len(among) >= most:
                 free = (key for key in among if all(r.done for r in self._users.get(key, ())))
@@ -262,8 +263,8 @@ class DrafterFactory:
         return corpus
 
 
-def _has_model(key: Speculation) -> bool:
-    return "model" in key.drafter.replace("|", "+").split("+")
+def _has_cache(names: Sequence[str]) -> bool:
+    return any(name in DRAFTERS and DRAFTERS[name].own_cache for name in names)
 
 
 def own_head(folder: Path) -> Path | None:

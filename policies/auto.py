@@ -19,8 +19,8 @@ MIN_SHOWN = 0.05  # smaller terms are shown as one sum
 
 class LinearModeRouter(Params):
     """Takes the second mode where the score is above the threshold: score = bias + the sum of
-    weight * (feature - mean). `fastslow tune --modes` fits one to graded tasks; the weights of the
-    built-in one are set by hand. It is data: nothing in it is run.
+    weight * (feature - mean). `fastslow tune --modes` fits one to graded tasks; the weights of BUILT_IN are
+    set by hand. It is data: nothing in it is run.
     """
 
     between: tuple[str, str] = Field(
@@ -43,8 +43,8 @@ class LinearModeRouter(Params):
         """The score of these features; where it was fitted, a logit."""
         return self.bias + sum(part for _, part in self._parts(seen))
 
-    def __call__(self, situation: PromptFacts) -> ModeChoice:
-        seen = features(situation)
+    def __call__(self, facts: PromptFacts) -> ModeChoice:
+        seen = features(facts)
         score = self.score(seen)
         deep = score > self.threshold
         mode, sign = self.between[deep], ">" if deep else "<="
@@ -69,20 +69,42 @@ class LinearModeRouter(Params):
 
 BUILT_IN = LinearModeRouter(
     weights={
+        # Of log2(words), 0.2 to 1.0 for 3 to 1,000 words: a longer prompt holds more to keep apart. It tips
+        # the scale where something else speaks for a task, and never outweighs the bias below 1,000 words.
         "length": 0.1,
+        # Of log2(1 + marks), at most 3. One mark (0.6) may be a mention of code, two (0.95) with the length
+        # of a sentence are a task.
         "code": 0.6,
+        # As code: one mark may be a price or a date, two are a calculation.
         "maths": 0.6,
+        # Beside maths, which counts most of the same marks: small models err in products more than in sums,
+        # but "per" and "x / y" are in ordinary texts too. At most 0.6.
         "products": 0.2,
+        # Numbers in ten words, at most 3: a text full of numbers (1.05) is a calculation without any mark.
         "numbers": 0.35,
+        # Digits of the longest number, at most 10: steps by hand grow with them. Longer numbers are
+        # identifiers; the largest weight (1.0) cancels the bias and no more.
         "digits": 0.1,
+        # A short question without maths is looked up, not thought over: it cancels one mark of code.
         "question": -0.6,
+        # "Why", "prove", "compare" ask for a thought. Alone they cancel the bias, so that the length of any
+        # sentence decides for it.
         "reasons": 1.0,
+        # Of log2(1 + turns): later turns lean on what was thought before, and somebody waits at each of them.
+        # Ten turns (0.35) undo the length of a sentence, no more.
         "history": -0.1,
+        # Of log2(1 s / target), at most 4: a thought takes seconds. A target of 250 ms (1.0) undoes "reasons",
+        # 60 ms (2.0) undoes most tasks.
         "urgency": -0.5,
+        # Requests beyond the engine's places, over its places: where as many wait as run (1.0), only what is
+        # surely a task is thought over, since each thought makes all others wait.
         "load": -1.0,
     },
+    # Most prompts of a chat are talk. Two signs of a task are needed, or one and a sentence.
     bias=-1.0,
 )
+"""Set by hand, each weight for the reason beside it. Features of LABELS that are missing here (lines, long
+numbers) say the same as others here; they are for fitted ones."""
 
 
 def read_selector(path: str | Path, folder: Path | None = None) -> LinearModeRouter:
@@ -129,15 +151,15 @@ def _selector(given: Any, named: str) -> LinearModeRouter:
         ) from error
 
 
-def choose(chooser: ModeRouter, situation: PromptFacts, presets: Mapping[str, Mode]) -> ModeChoice:
-    """The preset that a chooser takes, checked, with a line that says why.
+def choose(router: ModeRouter, facts: PromptFacts, presets: Mapping[str, Mode]) -> ModeChoice:
+    """The preset that a mode router takes, checked, with a line that says why.
 
     Raises:
         ValueError: it names no preset, or one that would choose again.
     """
-    chosen = chooser(situation)
+    chosen = router(facts)
     if isinstance(chosen, str):
-        name = getattr(chooser, "__name__", type(chooser).__name__)
+        name = getattr(router, "__name__", type(router).__name__)
         chosen = ModeChoice(chosen, f"{chosen}: {name}")
     named = chosen[0] if isinstance(chosen, tuple) and len(chosen) == 2 else chosen
     known = [name for name, mode in presets.items() if not mode.auto]

@@ -65,36 +65,36 @@ def count_words(text: str) -> int:
     return sum(1 for _ in WORD.finditer(text))
 
 
-def features(situation: PromptFacts) -> dict[str, float]:
+def features(facts: PromptFacts) -> dict[str, float]:
     """Every feature of LABELS, about 0 to 10, from the text, the history and the load.
 
     Marks count by their logarithm. Numbers count relative to words, since a long text has some without
     asking for a calculation.
     """
-    words = count_words(situation.text)
-    text = situation.text
+    words = count_words(facts.text)
+    text = facts.text
     if len(text) > 2 * ENDS:
         text = f"{text[:ENDS]}\n{text[-ENDS:]}"
     maths = _marks(MATHS, text)
     short = words <= SHORT and bool(QUESTION.search(text)) and not maths
     per_ten_words = 10 * sum(1 for _ in NUMBER.finditer(text)) / max(count_words(text), 1)
-    target = situation.latency_ms
+    target = facts.latency_ms
     lengths = [len(number) for number in DIGITS.findall(text)]
     return {
-        "length": math.log2(1 + max(words, situation.words)),
+        "length": math.log2(1 + max(words, facts.words)),
         "lines": min(math.log2(1 + text.strip().count("\n")), MOST),
         "code": _marks(CODE, text),
         "maths": maths,
         "products": _marks(PRODUCTS, text),
         "numbers": min(per_ten_words, MOST),
         "digits": float(min(max(lengths, default=0), LONGEST)),
-        # multiplying by hand takes about so many steps: the square of the digits
+        # multiplying by hand takes about as many steps as the square of the digits
         "long_numbers": min(sum(min(n, LONGEST) ** 2 for n in lengths) / 10, 10.0),
         "question": float(short),
         "reasons": float(bool(REASONS.search(text))),
-        "history": math.log2(1 + situation.turns),
+        "history": math.log2(1 + facts.turns),
         "urgency": 0.0 if target is None else min(max(math.log2(1000 / target), 0.0), 4.0),
-        "load": min(max(situation.busy - 1.0, 0.0), 4.0),
+        "load": min(max(facts.busy - 1.0, 0.0), 4.0),
     }
 
 

@@ -11,7 +11,7 @@ from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.routed_units import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
 
-NESTED = "sampling", "speculation", "escalate"  # fields that have fields of their own
+NESTED = "sampling", "speculation", "escalate"  # fields that hold fields
 NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
 MOST_MODES = 1000  # that a file or a call gives
 MOST_BASES = 32  # one above the other
@@ -84,7 +84,7 @@ def load_modes(
 
 def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], units: RoutedUnits) -> Mode:
     """A mode by name, or the caller's own, checked against the model. A preset with changes and without
-    a name of its own has the preset's name and a star.
+    a name has the preset's name and a star.
 
     Raises:
         ValueError: an unknown name (the message gives the nearest), a field that does not fit, or

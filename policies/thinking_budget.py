@@ -13,7 +13,7 @@ REPEATS, MIN_CHARS = 3, 8  # settled: a line of MIN_CHARS characters came REPEAT
 
 
 class ThinkingBudget:
-    """At most so many tokens of thought; fewer where it loops or has settled.
+    """At most `most` tokens of thought; fewer where it loops or has settled.
 
     *Loop*: the latest 40 tokens or more are one span of at most 64 tokens, four times in a row.
     *Settled*: the thought has written the same line for the third time. A line is the text between two

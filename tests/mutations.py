@@ -40,6 +40,7 @@ SAMPLING = ("tests/engine/sampling/test_sampling.py",)
 PROBS = ("tests/engine/sampling/test_probs.py",)
 EXACT = ("tests/engine/core/test_exact.py",)
 PEERS = ("tests/engine/model/test_families.py",)
+NEW_FAMILY = ("tests/engine/model/test_new_family.py::test_logprobs_are_the_references",)
 FAMILY_ROWS = ("tests/engine/model/test_family_rows.py",)
 CONFIGS = ("tests/engine/model/test_model_config.py",)
 KEYS = ("tests/engine/core/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
@@ -49,6 +50,7 @@ LOGPROBS = ("tests/engine/core/test_exact.py::test_logprobs_are_those_of_plain_d
 MIXED = ("tests/engine/core/test_exact.py::test_a_mixed_batch",)
 BUDGETS = ("tests/engine/core/test_thinking_exact.py", "tests/engine/sampling/test_thinking.py")
 ESCALATION = ("tests/engine/core/test_escalation.py",)
+SIMULATED = ("tests/tools/test_simulate_replica.py",)
 QUANTISED = ("tests/tools/test_quant_make.py",)
 QUANT_FILES = ("tests/engine/model/test_quant_files.py",)
 INT8_KV = ("tests/engine/kv/test_kv_int8.py",)
@@ -232,6 +234,34 @@ MUTATIONS = (
         FAMILY_ROWS,
     ),
     swap(
+        "norms read without their offset",
+        "engine/model/decoder.py",
+        "dtype=wide(self.dtype)).add_(offset)",
+        "dtype=wide(self.dtype))",
+        NEW_FAMILY,
+    ),
+    swap(
+        "attention scores not capped",
+        "engine/backends/torch/reference.py",
+        "scores = soft_cap(scores, keys.score_cap)",
+        "pass",
+        NEW_FAMILY,
+    ),
+    swap(
+        "embeddings that the kernels do not scale",
+        "engine/backends/cpu/kernels/step.cpp",
+        "x[k] *= s.embedding_scale",
+        "x[k] *= 1.0f",
+        NEW_FAMILY,
+    ),
+    swap(
+        "rows of heads left in the file's order",
+        "engine/model/decoder.py",
+        ".unflatten(0, (-1, c.head_dim))[:, c.rotary_order]",
+        ".unflatten(0, (-1, c.head_dim))",
+        NEW_FAMILY,
+    ),
+    swap(
         "gates and ups of a fused tensor in one order",
         "engine/checkpoint/fused.py",
         "slice(place, None, len(sides))",
@@ -359,7 +389,7 @@ MUTATIONS = (
     ),
     swap(
         "what a user spells is a mark",
-        "engine/text/marks.py",
+        "engine/text/chat_parts.py",
         "sign.join(self.parts(text, role))",
         "text",
         CHATS,
@@ -507,14 +537,14 @@ MUTATIONS = (
     swap(
         "a forced token is not forced where only the best is wanted",
         "engine/sampling/probs.py",
-        "return OneHot(best) if told is None else told",
+        "return OneHot(best) if forced is None else forced",
         "return OneHot(best)",
         BUDGETS,
     ),
     swap(
         "a line is kept where the budget forced another token",
         "engine/sampling/probs.py",
-        "if not isinstance(decided, OneHot) or isinstance(told, OneHot):",
+        "if not isinstance(decided, OneHot) or isinstance(forced, OneHot):",
         "if not isinstance(decided, OneHot):",
         ("tests/engine/sampling/test_accept_stepwise.py",),
     ),
@@ -569,7 +599,7 @@ MUTATIONS = (
     ),
     swap(
         "commentary is the answer",
-        "engine/text/channels.py",
+        "engine/text/thought.py",
         'not in ([], ["final"])',
         '== ["analysis"]',
         ("tests/engine/text/test_text_channels.py",),
@@ -950,6 +980,41 @@ MUTATIONS = (
         "block[i + 1 :] -= factor",
         "block[i + 1 :] += factor",
         QUANTISED,
+    ),
+    swap(
+        "a simulated prompt read without regard to a target",
+        "tools/simulate/step.py",
+        "if self.limit is None or answer.target is not None or self.left <= 0:",
+        "if True:",
+        SIMULATED,
+    ),
+    swap(
+        "a simulated replica's cache never evicted",
+        "tools/simulate/replica.py",
+        "self._cache.evict(math.ceil(need + self._cache.idle - self._costs.pages))",
+        "pass",
+        SIMULATED,
+    ),
+    swap(
+        "simulated replicas of a machine do not slow each other",
+        "tools/simulate/replica.py",
+        "step.seconds * self._costs.slowed(self._others())",
+        "step.seconds",
+        SIMULATED,
+    ),
+    swap(
+        "a simulated request that lost its pages starts from nothing",
+        "tools/simulate/replica.py",
+        "victim.made = math.floor(victim.made + 1e-9)",
+        "victim.made = 0.0",
+        SIMULATED,
+    ),
+    swap(
+        "a cached prefix read again in a simulation",
+        "tools/simulate/replica.py",
+        "held, need, length - cached",
+        "held, need, length",
+        SIMULATED,
     ),
     swap(
         "a static input's offset forgotten",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-Report = Callable[[float, str], None]  # the share that is done, 0 to 1, and what goes on
+Report = Callable[[float, str], None]  # the share that is done, 0 to 1, and what runs now
 
 
 def silent(share: float, text: str) -> None:

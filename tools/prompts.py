@@ -18,12 +18,8 @@ FIELDS = ("messages", "prompt", "turns", "question")
 
 
 def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[T]:
-    """What `parse` makes of each JSON object of a file, one a line; empty lines are skipped.
-
-    Args:
-        path: the file.
-        kind: what it holds, for messages: "prompts".
-        parse: raises ValueError for an object that does not fit.
+    """What `parse` makes of each JSON object of a file, one a line; empty lines are skipped. kind: what it
+    holds, for messages: "prompts".
 
     Raises:
         ValueError: the file cannot be read, or a line does not fit; file and line are named.

@@ -7,9 +7,9 @@ number of experts for each token. Router scores of texts are read off the torch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,9 @@ from fastslow.engine.types import Ints
 from fastslow.tools.forward import forward_texts
 
 CHUNK = 512  # prompt rows of a step
-KINDS = ("prefill", "decode")
-ROUTERS = ("grouped", "ungrouped")
 
 
-@dataclass(frozen=True, slots=True)
-class RouterWeights:
+class RouterWeights(NamedTuple):
     """A router's shape: one of each of `groups` groups of its `experts`; with 1 group `chosen` of all."""
 
     experts: int
@@ -47,15 +44,9 @@ class RouterWeights:
         return cls(config.experts, config.groups or 1, config.chosen)
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One text's router scores.
-
-    Attributes:
-        logits: float32 [layers with routed experts, T, E]; of a router that chooses by something
-            else, that.
-        prompt: how many of its T tokens are the prompt's.
-    """
+class Scores(NamedTuple):
+    """What routers choose by: float32 [layers with routed experts, T, E] of a text of T tokens, of which
+    `prompt` are the prompt's."""
 
     logits: Tensor
     prompt: int
@@ -64,35 +55,29 @@ class Scores:
 def load_decoder(folder: Path, progress: bool = True) -> Decoder:
     """The model of a checkpoint folder in float32 on the torch path, which lets others see its routers."""
     config = ModelConfig.from_folder(folder)
-    cpu = torch.device("cpu")
     with floats(folder, config, progress) as read:
+        cpu = torch.device("cpu")
         return Decoder(Weights(config, ops_for("cpu"), torch.float32, cpu, read))
 
 
 def router_scores(model: Decoder, texts: Iterable[tuple[Sequence[int], int]]) -> Iterator[Scores]:
     """Scores of texts, each given as its tokens and how many of them are the prompt's."""
-    for tokens, prompt in texts:
-        with _watched(model) as seen:
-            forward_texts(model, [tokens])
-        yield Scores(torch.stack([logits_PE[: len(tokens)].float() for logits_PE in seen]), prompt)
-
-
-@contextmanager
-def _watched(model: Decoder) -> Iterator[list[Tensor]]:
-    """A list that gets what each router chooses by, layer by layer, while the block runs."""
-    seen: list[Tensor] = []
     routed = [layer.mlp for layer in model.weights.layers if isinstance(layer.mlp, Moge)]
+    seen: list[Tensor] = []
 
     def watching(mlp: Moge) -> Callable[[Tensor, Tensor], None]:
         return lambda _, logits_PE: seen.append(mlp.ranks_by(logits_PE))
 
-    for mlp in routed:
-        mlp.watch = watching(mlp)
-    try:
-        yield seen
-    finally:
+    for tokens, prompt in texts:
+        seen.clear()
         for mlp in routed:
-            mlp.watch = None
+            mlp.watch = watching(mlp)
+        try:
+            forward_texts(model, [tokens])
+        finally:
+            for mlp in routed:
+                mlp.watch = None
+        yield Scores(torch.stack([logits_PE[: len(tokens)].float() for logits_PE in seen]), prompt)
 
 
 def grouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:
@@ -111,25 +96,27 @@ def ungrouped(logits_LTE: Tensor, gate: RouterWeights) -> Ints:
     return experts
 
 
+ROUTERS = {"MoGE": grouped, "ungrouped": ungrouped}
+
+
 @dataclass(slots=True)
 class ExpertLoad:
-    """Tokens per expert of one router and one kind of rows.
+    """Tokens per expert, int64 [L, E] over all steps, of one way to choose and one kind of rows.
 
-    Attributes:
-        experts: int64 [L, E], over all steps.
-        deviations: per step and layer, the standard deviation across ranks over their mean.
-        peaks: per step and layer, the fullest rank over the mean: what a step waits for.
+    deviations: per step and layer, the standard deviation across ranks over their mean. peaks: the
+    fullest rank, which a step waits for, over the mean.
     """
 
     experts: Ints
+    rows: int = 0
     deviations: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
 
     def add(self, chosen_LRk: Ints, ranks: int) -> None:
         """One step: the experts of its R rows."""
-        count = self.experts.shape[1]
+        self.rows += chosen_LRk.shape[1]
         for layer, chosen_Rk in zip(self.experts, chosen_LRk):
-            fresh = np.bincount(chosen_Rk.ravel(), minlength=count)
+            fresh = np.bincount(chosen_Rk.ravel(), minlength=self.experts.shape[1])
             layer += fresh
             by_rank = per_rank(fresh, ranks)
             self.deviations.append(float(by_rank.std() / by_rank.mean()))
@@ -142,60 +129,40 @@ class ExpertLoad:
         return found
 
 
-@dataclass(slots=True)
-class Balance:
-    """What was found.
-
-    Attributes:
-        gate: the router's shape.
-        ranks: how many, with as many neighbouring experts each.
-        loads: (kind of rows, router) -> load; a kind without rows is not there.
-        rows: kind -> how many.
-    """
-
-    gate: RouterWeights
-    ranks: int
-    loads: dict[tuple[str, str], ExpertLoad] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-
-    def add(self, kind: str, logits_LRE: Tensor) -> None:
-        """One step of R rows."""
-        layers, rows, _ = logits_LRE.shape
-        if not rows:
-            return
-        self.rows[kind] = self.rows.get(kind, 0) + rows
-        for router, choose in zip(ROUTERS, (grouped, ungrouped)):
-            empty = np.zeros((layers, self.gate.experts), dtype=np.int64)
-            load = self.loads.setdefault((kind, router), ExpertLoad(empty))
-            load.add(choose(logits_LRE, self.gate), self.ranks)
-
-    def add_answers(self, answers: list[Tensor]) -> None:
-        """Answers [L, T, E] decoded in one batch: a step has a row of each that is not over yet."""
-        for place in range(max((a.shape[1] for a in answers), default=0)):
-            going = [a[:, place] for a in answers if place < a.shape[1]]
-            self.add("decode", torch.stack(going, 1))
+Loads = dict[tuple[str, str], ExpertLoad]  # by kind of rows (prefill, decode) and way to choose
 
 
-def measure(texts: Iterable[Scores], gate: RouterWeights, ranks: int, batch: int) -> Balance:
+def measure(texts: Iterable[Scores], gate: RouterWeights, ranks: int, batch: int) -> Loads:
     """Loads of texts whose prompts are read in chunks, one text at a time, and whose answers are decoded
-    `batch` at a time, a row of each.
+    `batch` at a time, a row of each that is not over yet. A kind without rows is left out.
 
     Raises:
         ValueError: ranks do not divide the experts.
     """
     if ranks < 1 or gate.experts % ranks:
         raise ValueError(f"ranks={ranks} must divide the {gate.experts} experts")
-    balance = Balance(gate, ranks)
-    answers: list[Tensor] = []
+    loads: Loads = {}
+    waiting: list[Tensor] = []
+
+    def add(kind: str, logits_LRE: Tensor) -> None:
+        for name, choose in ROUTERS.items():
+            empty = np.zeros((len(logits_LRE), gate.experts), dtype=np.int64)
+            loads.setdefault((kind, name), ExpertLoad(empty)).add(choose(logits_LRE, gate), ranks)
+
+    def decode() -> None:
+        for place in range(max((answer.shape[1] for answer in waiting), default=0)):
+            rows = [answer[:, place] for answer in waiting if place < answer.shape[1]]
+            add("decode", torch.stack(rows, 1))
+        waiting.clear()
+
     for text in texts:
         for chunk in torch.split(text.logits[:, : text.prompt], CHUNK, 1):
-            balance.add("prefill", chunk)
-        answers.append(text.logits[:, text.prompt :])
-        if len(answers) == batch:
-            balance.add_answers(answers)
-            answers = []
-    balance.add_answers(answers)
-    return balance
+            add("prefill", chunk)
+        waiting.append(text.logits[:, text.prompt :])
+        if len(waiting) == batch:
+            decode()
+    decode()
+    return loads
 
 
 def per_rank(experts: Ints, ranks: int) -> Ints:

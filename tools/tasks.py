@@ -18,13 +18,10 @@ WORDS = 6  # an answer of no more is looked for in what is said
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One graded task.
+    """What is asked, and what is right.
 
-    Attributes:
-        prompt: what is asked.
-        answer: what is right.
-        grading: exact: the whole text is the answer, case, blanks and a final stop aside; number: the
-            last number said is the last one of the answer; contains: the answer is somewhere in it.
+    Grading exact: the whole text is the answer, case, blanks and a final stop aside; number: the last
+    number said is the last one of the answer; contains: the answer is somewhere in it.
     """
 
     prompt: Conversation

@@ -1,4 +1,4 @@
-"""The state of a training run in one safetensors file, so that it can go on: data only, no pickle."""
+"""The state of a training run in one safetensors file, from which it continues: data only, no pickle."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def serve(engine: Engine) -> None:
         ask = json.loads(line)
         try:
             reply = {"reply": commands[ask["do"]](ask)}
-        except Exception as error:  # noqa: BLE001 - whatever it was, the parent is told
+        except Exception as error:  # noqa: BLE001 - the parent hears of all
             reply = {"error": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(reply) + "\n")
         out.flush()

@@ -20,7 +20,7 @@ class Peer:
     """An engine. `formats`: those of a run that names none; `others` may be asked for.
 
     `module` tells whether an interpreter has it; `build` holds variables for its installation. `makes_files`: its
-    first load of a format leaves files behind that later loads only read.
+    first load of a format writes files that later loads only read.
     """
 
     adapter: str  # a module of this folder
@@ -43,13 +43,9 @@ PEERS = {
         # Many minutes. Native: the instructions of this very processor.
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}, makes_files=True,
     ),
-    "ik_llama.cpp": Peer("ik", "json", ("file",)),  # its programs are built by hand, see there
     "openvino": Peer(
         "vino", "openvino_genai", ("file",), ("q8_0", "f16"),
         ("openvino-genai==2026.4.1.0", "numpy"),
-    ),
-    "transformers": Peer(
-        "hf", "transformers", ("bfloat16",), ("float32",), ("transformers==5.24.0", "torch"),
     ),
 }  # fmt: skip
 
@@ -93,7 +89,7 @@ class EngineError(RuntimeError):
 
 
 class EngineClient:
-    """One engine in a process of its own, loaded once and asked many times by JSON lines.
+    """One engine in a separate process, loaded once and asked many times by JSON lines.
 
     Args:
         python: the interpreter of the engine's environment.

@@ -1,4 +1,4 @@
-"""Prompts of the comparison: running text to go on with, and tasks whose answers repeat the prompt."""
+"""Prompts of the comparison: running text to continue, and tasks whose answers repeat the prompt."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from peer.child import Run, file_of, serve
 
 
 class OpenVino:
-    """Prompt lookup needs a pipeline of its own, which is made when it is first asked for."""
+    """Prompt lookup needs another pipeline, which is made when it is first asked for."""
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         self._file = file_of(options["file"], options["format"], options["cache"])

@@ -1,4 +1,4 @@
-"""The engine without a server, in a process of its own: asks in, times out, one JSON line each.
+"""The engine without a server, in a separate process: asks in, times out, one JSON line each.
 
 bare.py '{"model": ..., "options": {...}}'
 """
@@ -33,18 +33,16 @@ async def one_client(
             if not tokens and piece.token_ids:
                 first = time.perf_counter() - begin
             tokens += len(piece.token_ids)
-        seconds = time.perf_counter() - begin
         waited = (await handle).metrics.ttft
-        found.append({"first": first, "waited": waited, "seconds": seconds, "tokens": tokens})
+        found.append({"first": first, "waited": waited, "tokens": tokens})
     return found
 
 
 async def measure(llm: LLM, asked: dict[str, Any]) -> dict[str, Any]:
-    begin, cpu = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     clients = [one_client(llm, n, prompts, asked) for n, prompts in enumerate(asked["clients"])]
     answers = [answer for found in await asyncio.gather(*clients) for answer in found]
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "cpu": time.process_time() - cpu, "answers": answers}
+    return {"seconds": time.perf_counter() - begin, "answers": answers}
 
 
 def main() -> None:

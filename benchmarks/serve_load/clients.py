@@ -35,7 +35,7 @@ class Reply:
 
 
 class Stream(asyncio.Protocol):
-    """One request on a connection of its own."""
+    """One request on one connection."""
 
     def __init__(self, request: bytes, leave_after: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -120,7 +120,7 @@ def request_of(body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completion
 
 
 def chat(prompt: str, tokens: int, **fields: Any) -> dict[str, Any]:
-    """The body of a streamed chat that has so many tokens."""
+    """The body of a streamed chat with an answer of `tokens`."""
     return {
         "model": "measured",
         "messages": [{"role": "user", "content": prompt}],

@@ -1,4 +1,4 @@
-"""Fast requests with a target beside a flood of deep ones, under each router."""
+"""Fast requests with a target beside a flood of deep ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import statistics
 import time
 from typing import Any
 
-from figures import show
+from figures import percentiles, show
 from serve_load.clients import ask, chat
 from serve_load.front import Front
-from serve_load.load import TOPICS, percentiles
+from serve_load.load import TOPICS
 
 TARGET_MS = 1000  # that fast requests ask for
 FAST_TOKENS, DEEP_TOKENS = 8, 128
@@ -66,8 +66,7 @@ async def one_turn(
     alone = await probes(address, seconds, draw)
     done = asyncio.Event()
     flooding = asyncio.create_task(flood(address, clients, draw, done))
-    warm = asyncio.create_task(probes(address, SETTLE, draw))
-    await warm
+    await probes(address, SETTLE, draw)
     beside = await probes(address, seconds, draw)
     done.set()
     answered = await flooding
@@ -76,44 +75,24 @@ async def one_turn(
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    found: dict[str, Any] = {}
-    rows, wrong = [], []
-    for router in args.routers.split(","):
-        front = Front(args.model, [*args.more, "--router", router], args.replicas)
-        try:
-            draw = random.Random(args.seed)
-            asyncio.run(probes(front.address, 5, draw))  # what is made on first use
-            turns = [
-                asyncio.run(one_turn(front.address, args.seconds, args.flood, draw))
-                for _ in range(args.repeat)
-            ]
-        finally:
-            front.end()
-        p95s = [(percentiles(quiet)[1], percentiles(busy)[1]) for quiet, busy, _ in turns]
-        alone, beside = (statistics.median(values) for values in zip(*p95s))
-        middle = [
-            statistics.median(statistics.median(times) for times in each)
-            for each in zip(*((quiet, busy) for quiet, busy, _ in turns))
+    with Front(args.model, args.more, args.replicas) as front:
+        draw = random.Random(args.seed)
+        asyncio.run(probes(front.address, 5, draw))  # what is made on first use
+        turns = [
+            asyncio.run(one_turn(front.address, args.seconds, args.flood, draw))
+            for _ in range(args.repeat)
         ]
-        found[router] = {"turns": turns, "p95": [alone, beside]}
-        deep = sum(t[2] for t in turns)
-        rows.append(
-            (
-                router,
-                f"{middle[0]:.0f}",
-                f"{alone:.0f}",
-                f"{middle[1]:.0f}",
-                f"{beside:.0f}",
-                f"{beside / alone:.2f}",
-                str(deep),
-            )
-        )
-        if router == "fastslow" and beside > 1.3 * alone:
-            wrong.append(f"fast p95 is {beside / alone:.2f} times its value without load")
+    middle = [
+        [statistics.median(percentiles(one)[place] for one in times) for place in (0, 1)]
+        for times in zip(*((turn[0], turn[1]) for turn in turns), strict=True)
+    ]
+    ratio = middle[1][1] / middle[0][1]
+    figures = [f"{value:.0f}" for pair in middle for value in pair]
     show(
-        ("router", "alone p50", "p95", "flood p50", "p95", "ratio of p95", "deep answers"),
-        rows,
-        f"Milliseconds to the first token of fast requests, {args.replicas} replicas; medians of {args.repeat} turns of "
-        f"{args.seconds:g} s each; the flood: {args.flood} clients of deep answers of {DEEP_TOKENS} tokens.",
+        ("alone p50", "p95", "flood p50", "p95", "ratio of p95", "deep answers"),
+        [(*figures, f"{ratio:.2f}", str(sum(turn[2] for turn in turns)))],
+        f"Milliseconds to the first token of fast requests, {args.replicas} replicas; medians of {args.repeat} turns "
+        f"of {args.seconds:g} s each; the flood: {args.flood} clients of deep answers of {DEEP_TOKENS} tokens.",
     )
-    return found, wrong
+    wrong = [f"fast p95 is {ratio:.2f} times its value without load"] if ratio > 1.3 else []
+    return {"turns": turns, "p95": [pair[1] for pair in middle]}, wrong

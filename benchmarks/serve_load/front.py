@@ -1,4 +1,4 @@
-"""`fastslow serve` as a program, and the processes of its replicas."""
+"""`fastslow serve` as a program, its processes, and what they take; and the engine without a server."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import os
 import queue
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from serve_load.processes import cpu_seconds, thread_seconds
+from typing import Any, Self
 
 HERE = Path(__file__).parent
-REPLICA = b"ServeReplica"  # of the title that Ray gives a replica's process
+REPLICAS = b"ServeReplica", b"serve.engines.process.child"  # of the title of a replica's process
 START = 240.0  # seconds that models have to load
 ADDRESS = re.compile(r" is served at (http://\S+?),")
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +52,12 @@ class Front:
     """
 
     def __init__(self, model: str, arguments: Sequence[str] = (), replicas: int = 0) -> None:
-        paths = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         several = ["--replicas", str(replicas)] if replicas else []
+        command = ["-m", "fastslow", "serve", model, "--served-model-name", "measured"]
         self.process = subprocess.Popen(
-            [
-                *(
-                    sys.executable,
-                    "-m",
-                    "fastslow",
-                    "serve",
-                    model,
-                    "--served-model-name",
-                    "measured",
-                ),
-                *("--port", "0", *several, *arguments),
-            ],
+            [sys.executable, *command, "--port", "0", *several, *arguments],
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment(),
             text=True,
         )
         self.said: list[str] = []
@@ -83,16 +72,33 @@ class Front:
             self.end()
             raise RuntimeError("\n".join(["the server did not start", *self.said[-20:]])) from None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def engine(self) -> int:
+        """The process of its only engine: of those that it started, the largest."""
+        return max(descendants(self.pid), key=memory)
+
     @property
     def replicas(self) -> list[int]:
         """The processes of replicas."""
-        return sorted(pid for pid in descendants(self.process.pid) if REPLICA in _title(pid))
+        return sorted(
+            pid for pid in descendants(self.pid) if any(map(_title(pid).__contains__, REPLICAS))
+        )
 
     def cpu_seconds(self) -> CpuSeconds:
         """What was computed so far, by the clients in this process, too."""
         replicas, own = self.replicas, os.times()
         others = {os.getpid(): own.user + own.system}
-        for pid in {self.process.pid, *descendants(self.process.pid)} - set(replicas):
+        for pid in {self.pid, *descendants(self.pid)} - set(replicas):
             with suppress(OSError):  # it has ended meanwhile
                 others[pid] = cpu_seconds(pid)
         return CpuSeconds({pid: thread_seconds(pid) for pid in replicas}, others)
@@ -104,7 +110,7 @@ class Front:
 
     def end(self) -> int:
         """As an operator ends it: the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)  # nothing, if it has ended
         try:
             return self.process.wait(60)
         except subprocess.TimeoutExpired:
@@ -129,20 +135,96 @@ class Front:
             time.sleep(0.5)
 
 
-def descendants(pid: int) -> Iterable[int]:
+class BareEngine:
+    """bare.py, loaded: an engine without a server.
+
+    Args:
+        model: a folder or a built-in name.
+        options: of `LLM`.
+    """
+
+    def __init__(self, model: str, options: Mapping[str, Any]) -> None:
+        asked = json.dumps({"model": model, "options": options})
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "bare.py"), asked],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            text=True,
+        )
+        self._read()
+
+    def measure(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What it makes of clients' prompts."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        found: dict[str, Any] = json.loads(self._read())
+        return found
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the bare engine ended with exit code {self._process.wait()}")
+        return line
+
+
+def environment() -> dict[str, str]:
+    """This process's, in which this checkout is found."""
+    paths = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process, all its threads."""
+    return _seconds(Path(f"/proc/{pid}/stat"))
+
+
+def thread_seconds(pid: int) -> dict[int, float]:
+    """The same of each of its threads; {}: it is gone."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):
+            found[int(task.name)] = _seconds(task / "stat")
+    return found
+
+
+def _seconds(stat: Path) -> float:
+    fields = stat.read_text("utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory(pid: int | str = "self") -> float:
+    """MiB of a process that no file holds; 0: it is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def growth(sizes: Sequence[float]) -> tuple[float, float, bool]:
+    """Medians of the second and the last fifth of a time, and whether memory grew between them."""
+    fifth = len(sizes) // 5
+    first = statistics.median(sizes[fifth : 2 * fifth + 1])
+    last = statistics.median(sizes[-max(1, fifth) :])
+    return first, last, last > 1.05 * first + 16
+
+
+def descendants(pid: int) -> Iterator[int]:
     """The processes that a process started, and those that they started."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:  # it ended meanwhile
-            continue
-        for child in map(int, children):
-            yield child
-            yield from descendants(child)
+        with suppress(OSError):  # it ended meanwhile
+            for child in map(int, task.read_text().split()):
+                yield child
+                yield from descendants(child)
 
 
 def _title(pid: int) -> bytes:
-    try:
+    with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    return b""

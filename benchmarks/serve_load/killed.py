@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from typing import Any
 
-from figures import show
+from figures import percentiles, show
 from serve_load.clients import Reply, ask, chat
 from serve_load.front import Front
-from serve_load.load import TOPICS, percentiles
+from serve_load.load import TOPICS
 
 CLIENTS = 64
 MODES: tuple[Any, ...] = ("fast", "deep", {"base": "deep", "groups": 2})
@@ -43,7 +43,7 @@ def bodies(count: int, seed: int) -> list[Body]:
 async def all_answers(
     address: str, asked: list[Body], seen: list[list[Reply]], clients: int
 ) -> None:
-    """Have all answered, by so many clients; what comes goes to the place of what was asked."""
+    """Have all answered, by some clients; an answer is added at the place of its request."""
     places = iter(range(len(asked)))
 
     async def client() -> None:
@@ -79,7 +79,7 @@ async def with_kills(
 
 
 def said(reply: Reply) -> tuple[Any, ...]:
-    """What an answer is: text, thought and tokens where they are told, and how it ended."""
+    """What an answer is: text, thought and tokens where it has them, and how it ended."""
     return reply.text, reply.thought, reply.ids, reply.tokens, reply.finish
 
 
@@ -87,19 +87,14 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """What was found, and what is wrong."""
     asked = bodies(args.answers, args.seed)
     alone: list[list[Reply]] = [[] for _ in asked]
-    one = Front(args.model)
-    try:
+    with Front(args.model) as one:
         asyncio.run(all_answers(one.address, asked, alone, 16))
-    finally:
-        one.end()
     seen: list[list[Reply]] = [[] for _ in asked]
-    front = Front(args.model, args.more, args.replicas)
-    try:
+    with Front(args.model, args.more, args.replicas) as front:
         begin = time.monotonic()
         moments = asyncio.run(with_kills(front, asked, seen, args.kills))
         seconds = time.monotonic() - begin
         stats = front.stats()
-    finally:
         code = front.end()
     wrong, counts = [], Counter[str]()
     for place, (replies, expected) in enumerate(zip(seen, alone)):
@@ -116,20 +111,14 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         wrong.append(f"the server ended with exit code {code}")
     lines = [line for line in front.said if "ended; another one" in line]
     firsts = percentiles([1000 * reply.first for [reply] in seen if reply.first])
+    when, equal = (f"{moment:.0f}" for moment in moments), counts["greedy"] + counts["seeded"]
+    figures = (len(asked), equal, len(wrong), ", ".join(when), f"{seconds:.0f}")
     show(
         ("answers", "equal", "wrong", "kills at s", "seconds", "first ms p50", "p95", "p99"),
-        [
-            (
-                str(len(asked)),
-                str(counts["greedy"] + counts["seeded"]),
-                str(len(wrong)),
-                ", ".join(f"{moment:.0f}" for moment in moments),
-                f"{seconds:.0f}",
-                *(f"{value:.0f}" for value in firsts),
-            )
-        ],
+        [(*map(str, figures), *(f"{value:.0f}" for value in firsts))],
         f"{CLIENTS} clients, {args.replicas} replicas; {counts['greedy']} greedy, {counts['seeded']} seeded; of "
-        f"these {counts['continued']} were continued on another replica, and {len(lines) - counts['continued']} asked again.",
+        f"these {counts['continued']} were continued on another replica, and "
+        f"{len(lines) - counts['continued']} asked again.",
     )
     found = {"counts": counts, "kills": moments, "seconds": seconds, "stats": stats, "log": lines}
     return found, wrong

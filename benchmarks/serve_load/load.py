@@ -1,19 +1,19 @@
-"""Clients of all kinds at once, for minutes: who leaves, who sends what is wrong, and who waits."""
+"""Clients of all kinds at once, for minutes: some leave, some send what is wrong, the others wait."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import random
-import statistics
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from figures import show, spread
-from serve_load.clients import Reply, ask, chat
-from serve_load.processes import ServerProgram, memory
+from figures import show
+from serve_load.clients import ask, chat
+from serve_load.front import Front, growth, memory
 
 CLIENTS = 64
 LEAVES, MALFORMED = 0.2, 0.05
@@ -44,8 +44,6 @@ class Seen:
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    firsts: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    later: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: list[tuple[float, float, float]] = field(default_factory=list)  # when; both, in MiB
 
 
@@ -78,23 +76,14 @@ async def one_request(address: str, draw: random.Random, seen: Seen) -> None:
         return
     reply = await ask(address, body)
     seen.counts["answered"] += 1
-    note(reply, mode, tokens, seen)
-
-
-def note(reply: Reply, mode: str, tokens: int, seen: Seen) -> None:
-    """An answer to a request that is well formed."""
     if reply.status != 200 or not reply.whole or reply.finish not in ("stop", "length"):
         seen.wrong.append(f"no answer: {reply}")
-        return
-    if not 0 < reply.tokens <= tokens:
+    elif not 0 < reply.tokens <= tokens:
         seen.wrong.append(f"{reply.tokens} tokens, of at most {tokens}")
-    seen.firsts[mode].append(1000 * reply.first)
-    if reply.tokens > 1:
-        seen.later[mode].append(1000 * (reply.seconds - reply.first) / (reply.tokens - 1))
 
 
-async def all_clients(server: ServerProgram, seconds: float, seed: int, seen: Seen) -> None:
-    engine, begin = server.stats()["pid"], time.monotonic()
+async def all_clients(server: Front, seconds: float, seed: int, seen: Seen) -> None:
+    engine, begin = server.engine, time.monotonic()
     end = begin + seconds
 
     async def watch() -> None:
@@ -107,39 +96,36 @@ async def all_clients(server: ServerProgram, seconds: float, seed: int, seen: Se
     await asyncio.gather(watch(), *clients)
 
 
-def run(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def run(args: argparse.Namespace, serving: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What was found, and what is wrong."""
-    seen, server = Seen(), ServerProgram(settings)
-    try:
+    seen = Seen()
+    with Front(args.model, serving) as server:
         asyncio.run(all_clients(server, 60 * args.load, args.seed, seen))
         stats = settled(server)
-    finally:
         code = server.end()
     if stats["running"] or stats["waiting"] or stats["pages_used"]:
         seen.wrong.append(f"not all is over or given back: {stats}")
     if code:
         seen.wrong.append(f"the server ended with exit code {code}")
-    rows = [
-        (name, what, *(f"{middle:.1f}" for middle in percentiles(values)))
-        for what, by_mode in (("first token", seen.firsts), ("a later token", seen.later))
-        for name, values in sorted(by_mode.items())
-    ]
-    sizes = compare_memory(seen)
+    sizes = []
+    for place, name in ((1, "server"), (2, "engine")):
+        first, last, grew = growth([row[place] for row in seen.memory])
+        sizes.append(f"{name}: {first:.0f} MiB after a fifth, {last:.0f} at the end")
+        if grew:
+            seen.wrong.append(f"memory of the {name} grew from {first:.0f} to {last:.0f} MiB")
     show(
-        ("mode", "ms", "p50", "p95", "p99"),
-        rows,
-        f"{args.load:g} minutes, {CLIENTS} clients: {dict(seen.counts)}; {stats['steps']} steps, "
-        f"{stats['tokens']} tokens; pages in use at the end: {stats['pages_used']}",
-        *(
-            f"{name}: {first:.0f} MiB after a fifth, {last:.0f} at the end"
-            for name, first, last in sizes
-        ),
+        ("clients", "answered", "left", "malformed", "steps", "tokens", "pages in use at the end"),
+        [
+            (str(CLIENTS), *(str(seen.counts[name]) for name in ("answered", "left", "malformed")))
+            + tuple(str(stats[name]) for name in ("steps", "tokens", "pages_used"))
+        ],
+        *sizes,
+        title=f"{args.load:g} minutes",
     )
-    found = {"counts": seen.counts, "firsts": seen.firsts, "later": seen.later}
-    return found | {"memory": seen.memory, "stats": stats}, seen.wrong
+    return {"counts": seen.counts, "memory": seen.memory, "stats": stats}, seen.wrong
 
 
-def settled(server: ServerProgram) -> dict[str, Any]:
+def settled(server: Front) -> dict[str, Any]:
     """The engine's statistics once all is over, or has not been for long."""
     end = time.monotonic() + QUIET
     while True:
@@ -148,23 +134,3 @@ def settled(server: ServerProgram) -> dict[str, Any]:
         if not busy or time.monotonic() > end:
             return stats
         time.sleep(0.2)
-
-
-def compare_memory(seen: Seen) -> list[tuple[str, float, float]]:
-    """Of both processes, in the second and the last fifth of the time; growth is wrong."""
-    found, count = [], len(seen.memory)
-    for place, name in ((1, "server"), (2, "engine")):
-        sizes = [row[place] for row in seen.memory]
-        first = statistics.median(sizes[count // 5 : 2 * count // 5 + 1])
-        last = statistics.median(sizes[-max(1, count // 5) :])
-        found.append((name, first, last))
-        if last > 1.05 * first + 16:
-            seen.wrong.append(f"memory of the {name} grew from {first:.0f} to {last:.0f} MiB")
-    return found
-
-
-def percentiles(values: list[float]) -> list[float]:
-    """The 50th, the 95th and the 99th."""
-    ranked, around = sorted(values), spread(values)
-    p99 = ranked[max(0, -(-99 * len(ranked) // 100) - 1)] if ranked else float("nan")
-    return [around["median"], around["p95"], p99]

@@ -1,4 +1,4 @@
-"""Requests at random moments on replicas of this machine, beside what `fastslow simulate` makes of them.
+"""Requests at random moments on replicas of this machine, and what `fastslow simulate` makes of them.
 
 The machine's speed changes within minutes. So steps are measured before and after each recording, and the mean
 counts; and all recordings of a number of replicas are compared together. The server, Ray and the clients need the same
@@ -10,126 +10,78 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
+import random
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from figures import console, numbers, show
-from serve_load.arrivals import as_trace, one_by_one, sent
+from serve_load.clients import Reply, ask, chat
 from serve_load.front import CpuSeconds, Front
+from serve_load.prefixes import BOTS, system_prompt
 
 from fastslow.engine.host.machine import cores
-from fastslow.tools.simulate.cluster import SimulatedCluster
-from fastslow.tools.simulate.comparison import compare
-from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
-from fastslow.tools.simulate.figures import AnswerTimes, by_mode, measured_times, simulated_times
+from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
+from fastslow.tools.simulate.costs import ReplicaCosts, read_costs, write_costs
+from fastslow.tools.simulate.figures import AnswerTimes, compare, measured_times, simulated_times
 from fastslow.tools.simulate.measured import shared_slowdown
-from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.trace import TracedRequest, write_trace
 
 ALONE, COLD = 14, 4  # requests one by one, and those of them that do not count
-RUNNING = "16"  # most requests in a step that are measured: there are never so many here
+RUNNING = "16"  # most requests in a step that are measured: there are never more here
 LIMIT = 0.2  # that a 95th percentile may be off
+SHARE_DEEP, TARGET_MS = 0.3, 1000
+FAST, DEEP = (8, 16, 24), (32, 64, 96)  # tokens of answers
+PAGE = 16  # tokens of a page of a replica, which holds whole pages of a prompt
 
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What was seen on some replicas, and what steps took at that time."""
-
-    replicas: int
-    trace: list[TracedRequest]
-    costs: ReplicaCosts
-
-    def times(self, turn: int) -> tuple[list[AnswerTimes], list[AnswerTimes]]:
-        """Measured ones, and simulated ones."""
-        settings = ClusterSettings(self.replicas, machine_replicas=self.replicas)
-        found = simulated_times(SimulatedCluster(self.trace, self.costs, settings).run())
-        return _named(turn, measured_times(self.trace)), _named(turn, found)
-
-    def keep(self, folder: Path, turn: int) -> None:
-        """Write what was recorded, as files that `fastslow simulate run` reads."""
-        name = f"{self.replicas}-replicas-{turn + 1}"
-        write_trace(folder / f"{name}.trace.jsonl", self.trace)
-        write_costs(folder / f"{name}.costs.json", self.costs)
+Seen = tuple[float, dict[str, Any], Reply]  # when it came, what it was, the answer
+Recording = tuple[list[TracedRequest], ReplicaCosts]
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     counts = numbers(args.counts)
     if args.keep is not None:
         args.keep.mkdir(parents=True, exist_ok=True)  # better known now than after minutes
-    recordings, lost = [], 0
+    recordings: dict[int, list[Recording]] = {count: [] for count in counts}
+    lost = 0
     with TemporaryDirectory() as folder:
-        before = _costs(args.model, Path(folder), max(counts) - 1)
+        out = Path(folder) / "costs.json"
+        before = _costs(args.model, out, max(counts) - 1)
         slowdown = before.slowdown
         for turn in range(args.repeat):
             for count in counts[:: -1 if turn % 2 else 1]:
-                front = Front(args.model, args.more, count)
-                try:
-                    alone = asyncio.run(one_by_one(front.address, ALONE))
-                    begun = front.cpu_seconds()
-                    seen = sent(front.address, args, args.seed + turn)
-                    share = other_share(begun, front.cpu_seconds())
-                    trace, missing = as_trace(front.address, args, seen)
-                finally:
-                    front.end()
-                after = _costs(args.model, Path(folder))
-                way = max(0.0, median(reply.first - reply.waited for *_, reply in alone[COLD:]))
-                steps = replace(
-                    _between(before, after),
-                    first_seconds=way,
-                    slowdown=shared_slowdown(slowdown, share, cores()),
-                )
-                recordings.append(Recording(count, trace, steps))
+                trace, way, share, missing = _recorded(args, count, args.seed + turn)
+                after = _costs(args.model, out)
+                slowed = shared_slowdown(slowdown, share, cores())
+                costs = between(before, after, first_seconds=way, slowdown=slowed)
+                recordings[count].append((trace, costs))
                 before, lost = after, lost + missing
                 if args.keep is not None:
-                    recordings[-1].keep(args.keep, turn)
+                    name = f"{count}-replicas-{turn + 1}"
+                    write_trace(args.keep / f"{name}.trace.jsonl", trace)
+                    write_costs(args.keep / f"{name}.costs.json", costs)
                 console().print(
                     f"round {turn + 1}: {count} replicas, {len(trace)} answers; a way of {1000 * way:.0f} ms; all but "
                     f"the engines computed {share:.2f} s for each second of theirs"
                 )
-    return _compared(recordings, slowdown, lost, args)
-
-
-def _compared(
-    recordings: Sequence[Recording],
-    slowdown: Sequence[float],
-    lost: int,
-    args: argparse.Namespace,
-) -> tuple[dict[str, Any], list[str]]:
-    rows, found, wrong = [], {}, [f"{lost} requests have no answer"] if lost else []
-    for count in numbers(args.counts):
-        measured: list[AnswerTimes] = []
-        simulated: list[AnswerTimes] = []
-        each = []
-        for turn, one in enumerate(one for one in recordings if one.replicas == count):
-            seen, made = one.times(turn)
-            measured, simulated = measured + seen, simulated + made
-            known = {answer.request.id for answer in seen}
-            made_known = [answer for answer in made if answer.request.id in known]
-            pair = by_mode(seen)["all"], by_mode(made_known)["all"]
-            each.append(" ".join(f"{1000 * figure.first[1]:.0f}" for figure in pair))
-        figures = compare(measured, simulated)
-        for figure in figures:
-            values = f"{1000 * figure.measured:.1f}", f"{1000 * figure.simulated:.1f}"
-            rows.append(
-                (str(count), figure.mode, figure.what, f"p{figure.percentile}", *values)
-                + (f"{figure.off:+.0%}",)
-            )
-            if figure.mode == "all" and figure.percentile == 95 and abs(figure.off) > LIMIT:
-                wrong.append(f"{count} replicas, {figure.what}: p95 is off by {figure.off:+.0%}")
-        found[count] = {
-            "compared": [[f.mode, f.what, f.percentile, f.measured, f.simulated] for f in figures],
-            "first_p95_ms_of_each_round": each,
-        }
-        console().print(
-            f"{count} replicas: first token p95 by round, measured and simulated: {each}"
-        )
+    found, wrong, rows = {}, [f"{lost} requests have no answer"] if lost else [], []
+    for count, rounds in recordings.items():
+        figures = compared(count, rounds)
+        for one in figures:
+            values = f"{1000 * one.measured:.1f}", f"{1000 * one.simulated:.1f}", f"{one.off:+.0%}"
+            rows.append((str(count), one.mode, one.what, f"p{one.percentile}", *values))
+            if one.mode == "all" and one.percentile == 95 and abs(one.off) > LIMIT:
+                wrong.append(f"{count} replicas, {one.what}: p95 is off by {one.off:+.0%}")
+        found[count] = [[f.mode, f.what, f.percentile, f.measured, f.simulated] for f in figures]
     show(
         ("replicas", "mode", "what", "", "measured ms", "simulated ms", "off"),
         rows,
@@ -137,6 +89,115 @@ def _compared(
         f"{', '.join(f'{value:.2f}' for value in slowdown)} times what it takes alone.",
     )
     return {"slowdown": list(slowdown), "counts": found}, wrong
+
+
+def compared(replicas: int, rounds: Sequence[Recording]) -> list[Any]:
+    """All rounds of some replicas on one machine, measured and simulated."""
+    measured: list[AnswerTimes] = []
+    simulated: list[AnswerTimes] = []
+    for turn, (trace, costs) in enumerate(rounds):
+        own = [r.model_copy(update={"id": f"{turn}/{r.id}"}) for r in trace]
+        settings = ClusterSettings(replicas, machine_replicas=replicas)
+        measured += measured_times(own)
+        simulated += simulated_times(SimulatedCluster(own, costs, settings).run())
+    return list(compare(measured, simulated))
+
+
+# What is recorded
+
+
+def _recorded(
+    args: argparse.Namespace, replicas: int, seed: int
+) -> tuple[list[TracedRequest], float, float, int]:
+    """A trace; seconds of the way to a replica; the share of all but the engines; requests without an answer.
+
+    Requests that fill caches have no measured times.
+    """
+    with Front(args.model, args.more, replicas) as front:
+        alone = asyncio.run(_one_by_one(front.address, ALONE))[COLD:]
+        begun = front.cpu_seconds()
+        seconds = args.warm + args.seconds
+        seen = asyncio.run(_requests(front.address, seconds, args.rate, random.Random(seed)))
+        share = other_share(begun, front.cpu_seconds())
+        whole = [(number, one) for number, one in enumerate(seen) if one[2].whole]
+        trace = [traced(front.address, n, one, one[0] >= args.warm) for n, one in whole]
+    way = max(0.0, median(reply.first - reply.waited for reply in alone))
+    return trace, way, share, len(seen) - len(whole)
+
+
+def body_of(draw: random.Random, number: int) -> dict[str, Any]:
+    """A request to one of some bots with long system prompts."""
+    deep, bot = draw.random() < SHARE_DEEP, draw.randrange(BOTS)
+    body = chat(
+        f"Request {number}: say something new.",
+        draw.choice(DEEP if deep else FAST),
+        speculation="off",
+        mode="deep" if deep else "fast",
+        **({} if deep else {"latency_ms": TARGET_MS}),
+    )
+    body["messages"].insert(0, {"role": "system", "content": system_prompt(bot)})
+    return body
+
+
+async def _requests(address: str, seconds: float, rate: float, draw: random.Random) -> list[Seen]:
+    begin = time.monotonic()
+    running: list[asyncio.Task[Seen]] = []
+
+    async def one(moment: float, body: dict[str, Any]) -> Seen:
+        return moment, body, await ask(address, body)
+
+    while (moment := time.monotonic() - begin) < seconds:
+        running.append(asyncio.create_task(one(moment, body_of(draw, len(running)))))
+        await asyncio.sleep(draw.expovariate(rate))
+    return await asyncio.gather(*running)
+
+
+async def _one_by_one(address: str, count: int) -> list[Reply]:
+    """Fast requests of one bot, each when the one before is over."""
+    draw, found = random.Random(0), []
+    for number in range(count):
+        body = body_of(draw, number) | {"mode": "fast", "max_tokens": 4, "latency_ms": TARGET_MS}
+        body["messages"][0]["content"] = system_prompt(0)
+        found.append(await ask(address, body))
+    return found
+
+
+def traced(address: str, number: int, seen: Seen, counts: bool) -> TracedRequest:
+    """A request that has an answer as a line of a trace."""
+    moment, body, reply = seen
+    return TracedRequest(
+        arrival=moment,
+        mode=body["mode"],
+        deep=body["mode"] == "deep",
+        prompt_tokens=reply.prompt,
+        answer_tokens=reply.tokens,
+        id=f"r{number}",
+        prefix=pages(prompt_tokens(address, body)),
+        max_tokens=body["max_tokens"],
+        latency_ms=body.get("latency_ms"),
+        first_seconds=reply.first if counts else None,
+        end_seconds=reply.seconds if counts else None,
+        cached_tokens=reply.cached,
+    )
+
+
+def prompt_tokens(address: str, body: dict[str, Any]) -> list[int]:
+    """The tokens of a request's prompt, as the server has them."""
+    asked = json.dumps({"messages": body["messages"], "mode": body["mode"]}).encode()
+    request = urllib.request.Request(f"{address}/tokenize", asked)
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: list[int] = json.load(answer)["tokens"]
+        return found
+
+
+def pages(tokens: Sequence[int]) -> tuple[tuple[str, int], ...]:
+    """The whole pages of a prompt as pieces. Each has a name of all tokens up to its end, so that prompts share
+    the pages that replicas would share."""
+    ends = range(PAGE, len(tokens) + 1, PAGE)
+    return tuple(
+        (blake2b(repr(tokens[:end]).encode(), digest_size=6).hexdigest(), PAGE) for end in ends
+    )
 
 
 def other_share(begun: CpuSeconds, ended: CpuSeconds) -> float:
@@ -157,9 +218,8 @@ def other_share(begun: CpuSeconds, ended: CpuSeconds) -> float:
     return others / engines
 
 
-def _costs(model: str, folder: Path, beside: int = 0) -> ReplicaCosts:
+def _costs(model: str, out: Path, beside: int = 0) -> ReplicaCosts:
     """What steps take now, on one thread as a replica has."""
-    out = folder / "costs.json"
     words = ["simulate", "measure", "--model", model, "-o", str(out), "--max-running", RUNNING]
     subprocess.run(
         [sys.executable, "-m", "fastslow", *words, "--beside", str(beside)],
@@ -170,24 +230,13 @@ def _costs(model: str, folder: Path, beside: int = 0) -> ReplicaCosts:
     return read_costs(out)
 
 
-def _between(one: ReplicaCosts, other: ReplicaCosts) -> ReplicaCosts:
-    """The mean of both."""
-    modes = {name: _mean(steps, other.modes[name]) for name, steps in one.modes.items()}
-    context = (one.context_seconds + other.context_seconds) / 2
-    attention = (one.attention_seconds + other.attention_seconds) / 2
-    return replace(one, modes=modes, context_seconds=context, attention_seconds=attention)
-
-
-def _mean(one: ModeSteps, other: ModeSteps) -> ModeSteps:
-    def curve(name: str) -> tuple[float, ...]:
-        pairs = zip(getattr(one, name), getattr(other, name), strict=True)
-        return tuple((a + b) / 2 for a, b in pairs)
-
-    return replace(one, seconds=curve("seconds"), prompt_seconds=curve("prompt_seconds"))
-
-
-def _named(turn: int, times: Sequence[AnswerTimes]) -> list[AnswerTimes]:
-    """With ids of their own among all rounds."""
-    return [
-        replace(one, request=replace(one.request, id=f"{turn}/{one.request.id}")) for one in times
-    ]
+def between(one: ReplicaCosts, other: ReplicaCosts, **more: Any) -> ReplicaCosts:
+    """The mean of both, with further fields."""
+    found, also = one.model_dump(), other.model_dump()
+    for name in ("context_seconds", "attention_seconds"):
+        found[name] = (found[name] + also[name]) / 2
+    for mode, steps in found["modes"].items():
+        for curve in ("seconds", "prompt_seconds"):
+            pairs = zip(steps[curve], also["modes"][mode][curve], strict=True)
+            steps[curve] = tuple((a + b) / 2 for a, b in pairs)
+    return ReplicaCosts(**found | more)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastslow.draft.head.config import WHOLE, opened
-from fastslow.draft.head.eagle_config import EagleConfig
+from fastslow.draft.head.eagle import EagleConfig
 from fastslow.draft.head.target import read_ends, stored_ends
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import is_file, read_object

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
-from fastslow.draft.head.kv import HeadKV
-from fastslow.draft.head.layer import HeadLayer, linear_for, rotation
+from fastslow.draft.head.layer import HeadKV, HeadLayer, linear_for, rotation
 from fastslow.draft.head.mtp import MtpLayer, load_mtp_layer
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import Ends

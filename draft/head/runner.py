@@ -16,7 +16,7 @@ from fastslow.draft.head.config import HeadConfig, read_head, read_metadata
 from fastslow.draft.head.eagle import EagleHead
 from fastslow.draft.head.eagle_file import embedding_of, read_eagle
 from fastslow.draft.head.head import DraftHead, TrainedHead
-from fastslow.draft.head.kv import HeadKV
+from fastslow.draft.head.layer import HeadKV
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.target import (
     Ends,

@@ -38,7 +38,7 @@ class StoredEnds:
 
 @dataclass(frozen=True, slots=True)
 class HeadlessEnds:
-    """Of a draft head that has a head of its own."""
+    """Of a draft head whose file has a head too."""
 
     embedding: Tensor | RowFile
     head: None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastslow.draft.base import DraftChain
 from fastslow.draft.head.head import DraftHead
-from fastslow.draft.head.kv import HeadKV
+from fastslow.draft.head.layer import HeadKV
 from fastslow.draft.head.state import HeadState, RequestVocab
 from fastslow.draft.merge import likeliest_first
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
@@ -145,7 +145,7 @@ class HeadChain:
         """
         try:
             probs = target_probs(logits_V, self.request, self.drafted)
-        except FloatingPointError as error:  # its neighbours' drafts go on
+        except FloatingPointError as error:  # its neighbours draft on
             logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
             self.nodes = len(self.drafted)
             return

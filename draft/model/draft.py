@@ -80,7 +80,7 @@ class LockstepDraft(BaseDrafter, ABC):
             own = slice(first, first + len(part))
             try:
                 run.take(ModelOutput(out.logits[own], None, out.best[own]))
-            except FloatingPointError as error:  # its neighbours' drafts go on
+            except FloatingPointError as error:  # its neighbours draft on
                 logger.warning("a draft ends early: {}", error)
                 run.stop()
             first += len(part)

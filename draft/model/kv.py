@@ -17,7 +17,7 @@ class DraftText:
 
     Attributes:
         request: whose text it is.
-        tokens: of the draft model, a list of its own that a chain appends to; at least one.
+        tokens: of the draft model, a list that only this text has, and a chain appends to; at least one.
         stable: how many tokens, without the last one, no later text of the request will change.
         groups: routed groups to run; None = all.
         max_len: the longest text this may become, in the draft model's tokens.
@@ -100,7 +100,8 @@ class BorrowedKV(DraftKV):
 
 
 class OwnKV(DraftKV):
-    """Pages of the draft model's own, rewound to what the target accepted."""
+    """Pages beside the target's. Before each draft they are rolled back to the longest beginning that they
+    share with the text: rejected tokens are dropped by a count, and the next rows are written over theirs."""
 
     def __init__(self, cache: KVCache) -> None:
         super().__init__(cache)

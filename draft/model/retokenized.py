@@ -216,7 +216,7 @@ class RetokenizedDraft(LockstepDraft):
 
     Args:
         model: the drafting model.
-        kv: pages of its own.
+        kv: pages of the draft model.
         target, own: the tokenizers of the target and of the draft model.
     """
 

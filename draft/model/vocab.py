@@ -147,7 +147,7 @@ class SharedTokens(VocabMap):
 
     The token-level intersection of Timor et al., arXiv 2502.05202. Tokens are the same if they add the
     same bytes, or are the same special token. A token of the text that the draft model lacks is read as
-    several of its own; a special token that it lacks is left out.
+    several; a special token that it lacks is left out.
     """
 
     def __init__(self, target: ByteVocab, own: ByteVocab, columns: int) -> None:

@@ -47,7 +47,7 @@ def sort_places(
         else:
             slots = np.flatnonzero(shared)
             places = order[slots]
-            # A place near the end differs by the END behind it, wherever the next rank is read.
+            # A place near the end differs by the END after it, wherever the next rank is read.
             after = rank[np.minimum(places + before, len(tokens) - 1)]
             keys = rank[places] * len(tokens) + after
             turn = np.argsort(keys, kind="stable")
@@ -142,7 +142,7 @@ class Documents:
 
         Returns:
             tokens int32 [N] and sizes int32 [D, 2] as above; order int32 [P], the places from
-            which an answer goes on, sorted by the tokens before them; buckets int32 [V, 2], where in
+            which an answer continues, sorted by the tokens before them; buckets int32 [V, 2], where in
             `order` the places with token v before them begin and end.
         """
         tokens = np.frombuffer(self._tokens, np.int32)

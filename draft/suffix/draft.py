@@ -17,7 +17,7 @@ SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several s
 
 
 class _SuffixText:
-    """One request: its text, and the runs that may go on."""
+    """One request: its text, and the runs that may continue."""
 
     def __init__(self, request: RequestView) -> None:
         self.request = request

@@ -139,7 +139,7 @@ class OwnText:
         self._indexed = max(self._indexed, len(tokens))
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
-        """See `Source.find`. A run that meets the end of the text goes on as a loop would."""
+        """See `Source.find`. A run that meets the end of the text repeats as a loop would."""
         length, places, whole = self._chains.find(self._tokens, recent, 1)
         return SuffixMatch(length, [self._run(place, ahead) for place in places], whole)
 

@@ -121,7 +121,7 @@ def grow(runs: MatchRuns, confidence: MatchConfidence, nodes: int, min_score: fl
 def _by_token(
     members: Sequence[Sequence[int]], depth: int
 ) -> Iterator[tuple[int, Sequence[Sequence[int]]]]:
-    """Members that go on, by the token they go on with."""
+    """Members with a next token, by that token."""
     if len(members) == 1:  # the usual case, and a long one
         return iter([(members[0][depth], members)] if len(members[0]) > depth else [])
     groups: dict[int, list[Sequence[int]]] = {}

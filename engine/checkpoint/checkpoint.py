@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress
@@ -35,10 +35,15 @@ INDEX = "model.safetensors.index.json"
 BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
 BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inputs a byte
-ReadPart = Callable[[str, tuple[slice, ...]], Tensor]
 EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
 ENTRY = 64  # bytes that a tensor takes in a file's header, and more
 CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
+
+
+class ReadPart(Protocol):
+    """Gives a tensor by name, or a slice of each of its axes."""
+
+    def __call__(self, name: str, part: tuple[slice, ...] | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +118,26 @@ class Checkpoint:
         return {name for names in self.files.values() for name in names} | self.fused.keys()
 
     @contextmanager
-    def reader(self, progress: bool) -> Iterator[Read]:
-        """A function that reads a tensor by name, from memory-mapped files that stay open.
+    def reader(self, progress: bool, total: int | None = None) -> Iterator[ReadPart]:
+        """A function that reads a tensor by name, or of it a part and no more, from memory-mapped files that
+        stay open.
 
-        progress: draw a bar on standard error where that is a terminal.
+        progress: draw a bar on standard error where that is a terminal. total: tensors or parts that will
+        be read; None = all tensors.
         """
-        with self._open_files() as shards, _bar(progress, len(shards)) as advance:
+        with self._open_files() as shards, _bar(progress, total or len(shards)) as advance:
 
-            def read(name: str) -> Tensor:
+            def read(name: str, part: tuple[slice, ...] | None = None) -> Tensor:
                 advance()
                 if name in self.fused:
-                    return self.fused[name].read(name, _by_expert(shards))
-                tensor: Tensor = shards[name].get_tensor(self.stored.get(name, name))
+                    whole = self.fused[name].read(name, _by_expert(shards))
+                    return whole if part is None else whole[part]
+                spelled = self.stored.get(name, name)
+                tensor: Tensor = (
+                    shards[name].get_tensor(spelled)
+                    if part is None
+                    else shards[name].get_slice(spelled)[part]
+                )
                 return tensor
 
             yield read
@@ -150,23 +163,6 @@ class Checkpoint:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
         path = next(path for path, names in self.files.items() if name in names)
         return None if is_gguf(path) else RowFile.of_tensor(path, self.stored.get(name, name))
-
-    @contextmanager
-    def slicer(self, progress: bool, total: int) -> Iterator[ReadPart]:
-        """A function that reads a part of a tensor, given by a slice of each axis, and no more.
-
-        progress: draw a bar, as `reader`. total: parts that will be read.
-        """
-        with self._open_files() as shards, _bar(progress, total) as advance:
-
-            def read(name: str, part: tuple[slice, ...]) -> Tensor:
-                advance()
-                if name in self.fused:
-                    return self.fused[name].read(name, _by_expert(shards))[part]
-                tensor: Tensor = shards[name].get_slice(self.stored.get(name, name))[part]
-                return tensor
-
-            yield read
 
     @contextmanager
     def _open_files(self) -> Iterator[dict[str, Any]]:

@@ -9,23 +9,21 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
-from fastslow.engine.core.guarded import guarded_rule, record, survival_of
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.load import EngineLoad, LoadMeter
-from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineStats, EngineTotals
-from fastslow.engine.core.step_trace import trace_step
+from fastslow.engine.core.step_trace import token_sources, trace_step
 from fastslow.engine.core.target_probs import (
+    MaskMaker,
     committed_features,
     cut_where_unsure,
     note_logprobs,
     read_features,
     target_probs,
 )
-from fastslow.engine.core.token_sources import token_sources
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -119,7 +117,7 @@ class EngineCore:
             trees,
             target,
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
-            [guarded_rule(request) for request in ready],
+            [request.judge for request in ready],
         )
         _keep_answered(ready, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
@@ -151,7 +149,7 @@ class EngineCore:
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
         """End requests outside of a step: cancelled, or failed. Their pages are freed and their callers
-        told, whatever raises; what does is raised at the end."""
+        notified, whatever raises; the error is raised at the end."""
         with ExitStack() as every:  # the last one first
             every.callback(self._wake, requests)
             every.callback(self._release, requests)
@@ -184,7 +182,7 @@ class EngineCore:
         self.end([request for end, request in timed if end <= now], "timeout", None)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache, and what drafters hold of texts. Requests that run or wait go on;
+        """Empty the prefix cache, and what drafters hold of texts. Requests that run or wait are kept;
         nothing of them is shared."""
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             request.shared = False
@@ -216,7 +214,7 @@ class EngineCore:
                 planned = request.policy.plan(request, len(self.scheduler.running))
                 planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
-        except Exception as error:  # noqa: BLE001 - its own settings: the others go on
+        except Exception as error:  # noqa: BLE001 - its own settings: the others run
             request.fail(error)
             return 0
         nodes = self.scheduler.room(request, fits)
@@ -230,7 +228,7 @@ class EngineCore:
         """The drafts, cut to what pays over the whole batch."""
         if not any(tree.tokens for tree in trees):
             return trees
-        survival = [survival_of(r, tree) if tree.tokens else () for r, tree in zip(ready, trees)]
+        survival = [r.survival(tree) if tree.tokens else () for r, tree in zip(ready, trees)]
         if not any(survival):  # all of fixed length
             return trees
         rows = sum(chunk for _, chunk in work)
@@ -269,7 +267,7 @@ class EngineCore:
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
             if request.error is None:
-                record(request, tree, nodes)
+                request.record(tree, nodes)
             if made:
                 request.spec_stats.add(request.drafter, tree, nodes)
             request.spec_stats.first_token = request.spec_stats.first_token or now
@@ -286,7 +284,7 @@ class EngineCore:
             confidence.take(logprobs[: len(tokens)], last=request.done)
             if not confidence.fell:
                 continue
-            request.notes.append(escape.told(confidence))
+            request.notes.append(escape.note(confidence))
             if escape.successor is not None:
                 # from now on its caller waits for the successor, whatever becomes of this step
                 self._unnotified[escape.successor.id] = escape.successor
@@ -330,13 +328,13 @@ class EngineCore:
         """Call all listeners. One that raises ends its request, and is called again to hear of that."""
         for request in requests:
             try:
-                request.tell()
+                request.notify()
             except BaseException as error:  # noqa: BLE001 - the callers of the others wait, too
                 logger.exception("a listener failed; its request ends with this error")
                 if request.done:
                     request.error = request.error or error
                     with suppress(BaseException):
-                        request.tell()
+                        request.notify()
                 else:
                     self.end([request], "error", error)
             if request.done:

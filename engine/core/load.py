@@ -73,7 +73,7 @@ class LoadMeter:
         rows: int,
         seconds: float,
     ) -> None:
-        """A step ran `rows` rows; each of the `ready` requests got so many tokens of it."""
+        """A step ran `rows` rows; `made` are the tokens that each `ready` request got."""
         prompt = sum(chunk for _, chunk in work if chunk > 1)
         if prompt:
             fade = 1.0 - 1.0 / MEMORY

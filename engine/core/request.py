@@ -10,11 +10,18 @@ from loguru import logger
 
 from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.accept.exact import Rule, tokenwise
+from fastslow.engine.sampling.accept.exact import (
+    Accepted,
+    RngAt,
+    Rule,
+    TargetProbsAt,
+    tokenwise,
+)
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
+from fastslow.engine.token_mask import CERTAIN
 from fastslow.engine.types import ANSWERED, Policy, Tree
 
 Listener = Callable[["Request"], None]
@@ -22,7 +29,7 @@ Listener = Callable[["Request"], None]
 
 @dataclass(frozen=True, slots=True)
 class EscalationTarget:
-    """The mode in which a request goes on when its confidence falls."""
+    """The mode that a request changes to when its confidence falls."""
 
     mode: str
     groups: int | None
@@ -30,7 +37,7 @@ class EscalationTarget:
     thinking: Thinking | None = None  # of the same text, by that mode's settings
     successor: Request | None = None  # answers instead of it, from the beginning
 
-    def told(self, confidence: Confidence) -> str:
+    def note(self, confidence: Confidence) -> str:
         """What happened, for people."""
         how = "keeping its KV, lossy" if self.keep else "recomputed"
         if self.successor is not None:
@@ -98,9 +105,9 @@ class Request:
     listener: Listener | None = None  # called after every step of the request
     prediction: Sequence[int] = ()  # of its answer, by the caller
     answered: Sequence[int] = ()  # the first tokens of its answer, which its call brought
-    priority: int = 0  # smaller goes first; the scheduler lowers that of one that waited for long
+    priority: int = 0  # smaller goes first; the scheduler lowers it where a request has waited long
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
-    mode: str = ""  # the name of the one that it was asked in
+    mode: str = ""  # the name of the mode that was asked for
     called: float = 0.0  # when its call came, of `time.monotonic`
     arrival: int = -1  # its place in the order in which requests came
     latency_target: float | None = None  # seconds to the first token, and for each later one
@@ -108,7 +115,7 @@ class Request:
     may_cut_groups: bool = False
     skipped_steps: int = 0  # steps since it was last served
     notes: list[str] = field(default_factory=list)  # what was decided about it, for people
-    confidence: Confidence | None = None  # of a request that may go on in another mode
+    confidence: Confidence | None = None  # of a request that may change to another mode
     escape: EscalationTarget | None = None  # that mode
     kv_from_previous_mode: KVHistory | None = (
         None  # the beginning of a text that changed its groups and kept its KV
@@ -224,6 +231,38 @@ class Request:
             if not isinstance(error, FloatingPointError | GrammarError):  # which the caller reads
                 logger.opt(exception=error).error("request {} fails in a step", self.id)
 
+    def survival(self, tree: Tree) -> Sequence[float] | None:
+        """Its policy's chances of a tree's nodes; None: all run. Certain tokens are as likely as their
+        parents. Where the policy raises, this request alone ends."""
+        try:
+            chances = self.policy.survival(tree)
+            if chances is None or tree.drafter_ids is None or CERTAIN not in tree.drafter_ids:
+                return chances
+            chances = list(chances)
+            for node, (parent, drafter) in enumerate(zip(tree.parents, tree.drafter_ids)):
+                if drafter == CERTAIN:
+                    chances[node] = 1.0 if parent < 0 else chances[parent]
+            return chances
+        except Exception as error:  # noqa: BLE001 - its own settings: the others run
+            self.fail(error)
+            return None
+
+    def judge(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
+        """Its rule; where that raises, this request alone ends."""
+        try:
+            return self.rule(tree, target_probs, place)
+        except Exception as error:  # noqa: BLE001 - its own settings: the others run
+            self.fail(error)
+            return [], 0
+
+    def record(self, tree: Tree, nodes: Sequence[int]) -> None:
+        """Its policy learns which nodes were accepted; where that raises, this request alone ends."""
+        try:
+            self.policy.record(tree, nodes)
+        except Exception as error:  # noqa: BLE001 - its own settings: the others run
+            self.fail(error)
+            self.stopper.finish("error")
+
     def end(self, reason: Reason, error: BaseException | None) -> None:
         """End it outside of a step, whatever its text does then."""
         self.error = error or self.error
@@ -237,8 +276,8 @@ class Request:
             self.error = self.error or failed
             self.stopper.reason = self.stopper.reason or reason
 
-    def tell(self) -> None:
-        """Call the listener; one that has heard of the end is let go."""
+    def notify(self) -> None:
+        """Call the listener, and drop it when the request is over."""
         if self.listener is not None:
             self.listener(self)
             if self.done:

@@ -36,7 +36,7 @@ class Scheduler:
     Waiting requests start in that order, whatever they ask for. Of running ones, decoding goes before
     prefill, and prompts are read in that order, too, before those of less urgent requests that wait. When
     pages run out, of the least urgent running requests the youngest is preempted (its pages are freed,
-    and it is computed again later), so the oldest of the most urgent ones always goes on. A preempted
+    and it is computed again later), so the oldest of the most urgent requests always runs. A preempted
     request keeps its age.
 
     Requests with a latency target go before all others, waiting or running, and the rows of others

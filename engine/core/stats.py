@@ -207,7 +207,7 @@ def entry_of(table: dict[str, T], name: str, kind: type[T]) -> T:
 
 
 def _copied(table: Mapping[str, T]) -> dict[str, T]:
-    """The entries as they are now; the engine's thread goes on to change its own."""
+    """The entries as they are now; the engine's thread changes the originals."""
     return {name: deepcopy(entry) for name, entry in dict(table).items()}
 
 

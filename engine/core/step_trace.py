@@ -1,6 +1,7 @@
-"""What each step of a request did: what was drafted, what was cut and why, what was accepted.
+"""What each step of a request did: what was drafted, what was cut and why, what was accepted, and where each
+token of the answer came from.
 
-It holds this request's own tokens, and of the others no more than how many rows they brought.
+A trace holds its request's tokens, and of the others no more than how many rows they brought.
 """
 
 from __future__ import annotations
@@ -12,9 +13,34 @@ from typing import Any
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
-from fastslow.engine.core.token_sources import token_sources
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.engine.types import AcceptResult, Tree
+from fastslow.engine.sampling.probs import forced_at
+from fastslow.engine.types import ANSWERED, FORCED, TARGET, AcceptResult, OneHot, Tree
+
+
+def token_sources(
+    request: Request, tree: Tree, nodes: Sequence[int], tokens: Sequence[int]
+) -> list[str]:
+    """Of the tokens that a step gives a request, which does not hold them yet.
+
+    nodes: those that the target accepted, root to leaf, also if the answer ends inside the run.
+    """
+    if request.next_answered is not None:
+        return [ANSWERED] * len(tokens)
+    drafted = nodes[: len(tokens)]
+    if tree.drafter_names is None:
+        found = [request.drafter] * len(drafted)
+    else:
+        found = [tree.drafter_names[node] for node in drafted]
+    if len(found) < len(tokens):
+        found.append(TARGET)
+    bounded = request.thinking is not None and request.thinking.bounded
+    if bounded or request.grammar is not None:
+        for i in range(len(tokens)):
+            if isinstance(forced_at(request, tokens[:i])[0], OneHot):
+                found[i] = FORCED
+    return found
+
 
 FIRST, LAST = 500, 500  # steps that are kept, from the beginning and from the end
 
@@ -71,7 +97,7 @@ class StepTrace:
             request: whose trace this is.
             chunk: rows of its text.
             tree: what was verified.
-            accepted: nodes, also those behind the end of the answer.
+            accepted: nodes, also those after the end of the answer.
             tokens: what is left of them, and one of the target.
             step: what is the same for all requests of the step.
         """
@@ -105,22 +131,22 @@ class StepTrace:
         return self._units.running(request.current_groups)
 
     def _add(self, record: dict[str, Any]) -> None:
-        told = json.dumps(record, separators=(",", ":"))
+        line = json.dumps(record, separators=(",", ":"))
         if len(self._first) < FIRST:
-            self._first.append(told)
+            self._first.append(line)
         else:
-            self._last.append(told)
+            self._last.append(line)
         self._count += 1
 
 
 def _end(
     request: Request, tree: Tree, accepted: Sequence[int], tokens: Sequence[int]
 ) -> tuple[str, list[int]]:
-    """Why no more of a draft was accepted, and the drafted tokens that the target refused there."""
+    """Why no more of a draft was accepted, and the drafted tokens that the target rejected there."""
     if request.stopper.reason is not None:
         return request.stopper.reason, []
     if len(tokens) <= len(accepted):
-        return "unsure", []  # it goes on in another mode
+        return "unsure", []  # it changes to another mode
     if not tree.tokens:
         return "no_draft", []
     leaf = accepted[-1] if accepted else -1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -66,8 +68,8 @@ def note_logprobs(
         of_prompt, of_answer = request.params.prompt_logprobs or 0, request.params.logprobs or 0
         for i, token in enumerate(tokens):
             prompt = request.wants_prompt_logprobs
-            told = logprobs(logits_MV[first + i], token, of_prompt if prompt else of_answer)
-            (request.prompt_logprobs if prompt else request.logprobs).append(told)
+            given = logprobs(logits_MV[first + i], token, of_prompt if prompt else of_answer)
+            (request.prompt_logprobs if prompt else request.logprobs).append(given)
     for b, request in enumerate(ready):
         if request.params.logprobs is None:
             continue
@@ -83,7 +85,7 @@ def _rows(layout: StepLayout, result: AcceptResult, b: int) -> list[int]:
 def cut_where_unsure(
     ready: Sequence[Request], layout: StepLayout, result: AcceptResult, logits_MV: torch.Tensor
 ) -> list[list[float]]:
-    """Cut accepted tokens behind the one at which a request's confidence falls.
+    """Cut accepted tokens after the one at which a request's confidence falls.
 
     Returns:
         For every request, the log-probabilities of the tokens that are left; [] where its confidence
@@ -97,8 +99,8 @@ def cut_where_unsure(
             continue
         values: list[float] = []
         for i, (row, token) in enumerate(zip(_rows(layout, result, b), result.tokens[b])):
-            told, mask = forced_at(request, result.tokens[b][:i])
-            if isinstance(told, OneHot):
+            forced, mask = forced_at(request, result.tokens[b][:i])
+            if isinstance(forced, OneHot):
                 values.append(0.0)  # a token that a budget or a grammar forced counts as sure
                 continue
             logits_V = logits_MV[row] if mask is None else mask.applied(logits_MV[row])
@@ -132,3 +134,39 @@ def read_features(out: ModelOutput, layout: StepLayout) -> torch.Tensor | None:
     if out.features is None or not layout.read_seen:
         return None
     return out.features[torch.tensor(layout.read_seen, dtype=torch.long)]
+
+
+MASK_THREADS = 2
+
+
+class MaskMaker:
+    """Makes the masks of a step's rows in its threads; each request's grammar keeps them."""
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+
+    def beside(
+        self, ready: Sequence[Request], trees: Sequence[Tree]
+    ) -> AbstractContextManager[None]:
+        """Make them while a block runs. The block must not ask these grammars; at its end the masks are made."""
+        work = [(r, tree) for r, tree in zip(ready, trees, strict=True) if r.grammar is not None]
+        return self._made(work) if work else nullcontext()
+
+    @contextmanager
+    def _made(self, work: Sequence[tuple[Request, Tree]]) -> Iterator[None]:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(MASK_THREADS, "fastslow-masks")
+        jobs = [self._threads.submit(_make, request, tree) for request, tree in work]
+        try:
+            yield
+        finally:
+            wait(jobs)
+
+
+def _make(request: Request, tree: Tree) -> None:
+    try:
+        for run in drafted_runs(tree):
+            assert request.grammar is not None
+            request.grammar.at(request.tokens, run)
+    except Exception as error:  # noqa: BLE001 - its grammar: the others run
+        request.fail(error)

@@ -14,7 +14,7 @@ from loguru import logger
 
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
-from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.parallel.rank_group import RankError
 from fastslow.engine.sampling.stop import Reason
 
@@ -34,15 +34,15 @@ class _Errand(NamedTuple):
 
 
 class Worker:
-    """Runs a core in a thread of its own, until closed.
+    """Runs a core in its own thread, until closed.
 
-    A step that raises ends the requests that were running with that error; the engine goes on. Whatever
+    A step that raises ends the requests that were running with that error; the engine runs on. Whatever
     ends the thread, every caller hears of it, waiting or later.
 
     Args:
         core: what the thread steps.
         closed: called in the thread when it ends because `close` or `end` was called.
-        around: entered before each step, and before each thing that a caller asks; left behind it.
+        around: entered before each step, and before each thing that a caller asks; left after it.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Worker:
 
     @property
     def broken(self) -> bool:
-        """Whether the thread ended by an error of its own, and not because it was closed."""
+        """Whether the thread ended by an error, and not because it was closed."""
         return self._failure is not None
 
     def _put(self, errand: _Errand) -> None:
@@ -161,7 +161,7 @@ class Worker:
             self._failure = RuntimeError(f"the engine broke: {type(error).__name__}: {error}")
         try:
             self._tell_all()
-        except BaseException:  # noqa: BLE001 - all have been told
+        except BaseException:  # noqa: BLE001 - all have been notified
             logger.exception("the engine ended with an error")
         atexit.unregister(self.close)
         del self._core, self._errand  # the model's memory is free once the LLM lets go too
@@ -185,7 +185,7 @@ class Worker:
         with self._around:
             try:
                 self._core.step()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the engine must go on
+            except Exception as error:  # noqa: BLE001 - whatever it was, the engine must run on
                 said = "a step failed; its {} request(s) end with this error"
                 # an error of another rank was logged there, and has no traceback in this process
                 known = isinstance(error, RankError)

@@ -10,8 +10,7 @@ import torch
 from fastslow.engine.kv import integrity
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool, PageTable
-from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
-from fastslow.engine.kv.rank_pages import RankPages
+from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, RankPages, chain
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.types import Ints
 
@@ -132,7 +131,7 @@ class KVCache:
         """Start a request; share the published pages its text starts with.
 
         root: all but the text that decides the rows, such as the mode's groups. most: share at
-        most so many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing. mode: its name, by
+        most this many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing. mode: its name, by
         which evicted pages are counted. for_all: the root of pinned pages that are open to all, see `pin`.
         Returns how many tokens are valid already, a multiple of the page size.
         Raises ValueError if the request is open.
@@ -203,10 +202,16 @@ class KVCache:
     def commit(
         self, request: int, base: int, accepted: Sequence[int], tokens: Sequence[int]
     ) -> None:
-        """Keep the accepted nodes of a draft, whose node i was written at position base + i.
+        """Keep the accepted nodes of a draft and roll back the rejected ones. Node i was written at
+        position base + i.
 
-        accepted: nodes, root to leaf, ascending. Their rows end up at base, base + 1, ...; later
-        positions are not valid. Rows below `base` must be right where they are.
+        A rejected token costs no work here. Accepted rows end up at base, base + 1, ..., and what is valid
+        ends there: the rows after that are dead. The next step writes over them, in the same slots; pages stay
+        reserved. An accepted chain is in place, so nothing is copied. Only where a branch is accepted past
+        a rejected sibling, its rows move down. Only valid rows are ever published, so no rejected one is.
+        Drafters with a cache roll it back themselves: see `OwnKV` of `draft/model/kv.py`.
+
+        accepted: nodes, root to leaf, ascending. Rows below `base` must be right where they are.
         tokens: the request's text, with the accepted tokens. Raises ValueError as `advance` does,
         and for nodes that do not ascend or leave what is reserved.
         """
@@ -230,7 +235,7 @@ class KVCache:
         self._tables[request].digest = None
 
     def check_pin(self, pages: int, spare: int) -> None:
-        """Raise ValueError if so many pages more are too many to be pinned: at most half of a rank's may
+        """Raise ValueError if `pages` more are too many to be pinned: at most half of a rank's may
         be, and `spare` pages must be left, so that the longest request always finds room."""
         whole = self._ranks[0].pool.pages
         most = min(whole // 2, whole - spare)
@@ -252,7 +257,7 @@ class KVCache:
         """Keep the published pages that a text starts with from being evicted, until `unpin`.
 
         number: names the pin. root: as in `open`. spare: see `check_pin`. for_all: a root by which requests
-        of any root find these pages, and no others that go on from them; None = only this root's do.
+        of any root find these pages, and none after them; None = only this root's do.
         Returns how many tokens they hold. Raises ValueError as `check_pin` does.
         """
         found = [
@@ -309,7 +314,7 @@ class KVCache:
         return table
 
     def _restore(self, table: PageTable, spill: PageFile, tokens: Sequence[int], most: int) -> None:
-        """Read back the pages that go on from those it shares, where its whole text will find room."""
+        """Read back the pages that follow those it shares, where its whole text will find room."""
         pool, index = self._ranks[table.rank]
         keys: list[Key] = []
         digest, size = table.digest or EMPTY, self.page_size
@@ -381,7 +386,7 @@ class KVCache:
         parent = table.pages[place - 1] if place else -1
         published = index.following(parent, key, table.for_all)
         if published is None:
-            if index.find(key) is not None:  # behind other pages of the same text
+            if index.find(key) is not None:  # after other pages of the same text
                 table.digest = None
                 return
             index.add(key, table.pages[place], parent, table.mode)

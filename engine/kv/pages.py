@@ -48,7 +48,7 @@ class PagePool:
         return iter(self._idle)
 
     def take(self, count: int, after: int | None = None) -> list[int]:
-        """`count` free pages, now referenced once; those behind page `after` where they are free.
+        """`count` free pages, now referenced once; those next to page `after` where they are free.
 
         Raises ValueError if fewer are free: evict first.
         """

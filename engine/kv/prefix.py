@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
+from fastslow.engine.kv.pages import PagePool
+
 EMPTY = b""  # the digest of no text
 
 
@@ -51,7 +53,7 @@ class PrefixIndex:
         return self._page_of.get(key)
 
     def following(self, page: int, key: Key, for_all: Hashable) -> int | None:
-        """The published page with this key, or open to all, that goes on from another; -1: from none."""
+        """The published page with this key, or open to all, that follows another; -1: that begins a text."""
         own, other = self.find(key), self._for_all.get(Key(for_all, key.digest))
         ways = (found for found in (own, other) if found is not None)
         return next((found for found in ways if self._parent_of[found] == page), None)
@@ -86,7 +88,7 @@ class PrefixIndex:
         """The published pages that `tokens` starts with, and the digest at their end.
 
         Only full pages within the first `most` tokens are looked at. for_all: the root of pages that are
-        open to all. A text may begin with those and go on with the root's own.
+        open to all. A text may begin with those and continue with the root's own.
         """
         texts = tokens[: min(most, len(tokens))], page_size
         own = self._walk(*texts, self._page_of, root, [], EMPTY)
@@ -136,3 +138,15 @@ class PrefixIndex:
         self._parent_of.clear()
         self._mode_of.clear()
         self._for_all.clear()
+
+
+class RankPages(NamedTuple):
+    """The pages of one data-parallel rank, and which of them are published."""
+
+    pool: PagePool
+    prefix: PrefixIndex
+
+    @property
+    def available(self) -> int:
+        """Empty pages, and cached ones that no request uses."""
+        return self.pool.free + self.pool.idle

@@ -43,7 +43,7 @@ class Line:
 class Lines:
     """L lines of P rows each that are computed as one batch.
 
-    gather: int64 [L * P], the row of the step behind each row, padding repeats one; None: all rows
+    gather: int64 [L * P], the row of the step that each row is, padding repeats one; None: all rows
     of the step in order. scatter and rows: int64 [R], the entries of [L * P] that are real, and the
     rows that they give.
     """

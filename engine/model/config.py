@@ -14,7 +14,7 @@ from fastslow.engine.host.gguf_file import GgufTensor, is_gguf, read_gguf
 from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import GGUF_FIELDS, architecture_in, family_of, gguf_family
 from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, RopeScaling, Router
-from fastslow.engine.text.gguf import GgufVocabulary
+from fastslow.engine.text.tokenizer_config import GgufVocabulary
 
 __all__ = ("ClampedSwiglu", "ModelConfig", "RopeScaling", "Router")
 

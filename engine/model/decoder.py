@@ -109,7 +109,7 @@ class Weights:
     def _pack(self, parts: list[Tensor]) -> Tensor:
         """Matrices below each other, packed out of one reused buffer.
 
-        A buffer of its own for each would leave holes between the packed ones that none fits.
+        A buffer for each would leave holes between the packed ones that none fits.
         """
         shape = (sum(len(part) for part in parts), parts[0].shape[1])
         if self._buffer.numel() < prod(shape):

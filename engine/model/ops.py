@@ -106,7 +106,7 @@ class Ops(Protocol):
     """Keys per attention block; one fixed number, since partial sums depend on it."""
 
     def pack(self, weight_OI: Tensor) -> Tensor:
-        """The form of a weight that `linear` wants, in memory of its own or the same tensor."""
+        """The form of a weight that `linear` wants, in new memory or the same tensor."""
 
     def pack_int8(self, matrix: QuantLinear) -> Tensor:
         """The same of a matrix in int8, whose inputs `linear` takes in int8 per token."""

@@ -12,7 +12,7 @@ FIELDS = {
     "groups": "this model's experts are in groups, and the field groups says how many run",
     "experts": "this model has no groups, and the field experts says how many experts run",
 }
-EVERY_STEP = 8  # up to so many experts, each count is worth a comparison; then powers of two
+EVERY_STEP = 8  # up to this number of experts each count is compared; then powers of two
 
 
 class RoutedUnits(NamedTuple):

@@ -4,7 +4,7 @@ among ranks before and results gathered after; and the weights of a shard, read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.checkpoint.checkpoint import Checkpoint, ReadPart
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Step
 from fastslow.engine.model.base import best_tokens
@@ -42,7 +42,7 @@ class ShardReader:
         nbytes: read so far.
     """
 
-    def __init__(self, shard: RankShard, read: ReadPart) -> None:
+    def __init__(self, shard: RankShard, read: Callable[[str, tuple[slice, ...]], Tensor]) -> None:
         self._shard = shard
         self._read = read
         self._shapes = tensor_shapes(shard.config)
@@ -65,7 +65,7 @@ class ShardReader:
 @contextmanager
 def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
     """Reads a rank's shard of a checkpoint from memory-mapped files that stay open."""
-    with checkpoint.slicer(progress, _held(shard)) as read:
+    with checkpoint.reader(progress, _held(shard)) as read:
         yield ShardReader(shard, read)
 
 
@@ -119,7 +119,7 @@ def _held(shard: RankShard) -> int:
 class RowPartition:
     """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
-    Data-parallel ranks lie in a row, each with the rows of its own requests and padding behind;
+    Data-parallel ranks lie in a row, each with its requests' rows and then padding;
     rank r keeps rows r * each .. (r + 1) * each of the residual stream.
 
     Attributes:
@@ -249,7 +249,7 @@ class ShardDecoder:
         return self._output(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
 
     def _embed(self, partition: RowPartition) -> Tensor:
-        """[n, H]: every rank looks up the tokens of its own vocabulary, the rest are zeros."""
+        """[n, H]: every rank looks up the tokens of its vocabulary, the rest are zeros."""
         ids = self.shard.vocabulary()
         held = (partition.tokens >= ids.start) & (partition.tokens < ids.stop)
         table = self.weights.embedding
@@ -323,7 +323,7 @@ class ShardDecoder:
         return F.pad(logits, (0, size - logits.shape[1]))
 
     def _best(self, last_MH: Tensor, features: Tensor | None) -> ModelOutput | None:
-        """Every rank finds the best of its own vocabulary: three numbers a row instead of V."""
+        """Every rank finds the best of its vocabulary: three numbers a row instead of V."""
         ids = self.shard.vocabulary()
         logits = self._logits(last_MH)[:, : len(ids)]
         top = logits.max(-1)
@@ -344,7 +344,7 @@ class ShardDecoder:
 
 
 def _laid(holders: Ints) -> tuple[int, Ints]:
-    """The most rows of a rank, and where each row lies once so many of every rank are gathered."""
+    """The most rows of a rank, and where each row lies once that number of every rank is gathered."""
     nth = np.empty(len(holders), dtype=np.int64)  # how many before it lie on the same rank
     for rank in np.unique(holders):
         own = holders == rank

@@ -15,7 +15,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.parallel.commands import receive, send, send_json
 
 PATIENCE = 300.0  # seconds until every rank must have started
@@ -110,7 +110,7 @@ class RankGroup:
         self._end()
 
     def failed_soon(self, seconds: float = 3.0) -> bool:
-        """Whether a rank has failed, or does within so many seconds."""
+        """Whether a rank has failed, or does within `seconds`."""
         with self._news:
             self._news.wait_for(lambda: self._over, timeout=seconds)
         return self.failure is not None
@@ -139,7 +139,7 @@ class RankGroup:
             try:
                 send(connection, b"")
             except OSError:
-                logger.debug("a rank was gone before it was told to end")
+                logger.debug("a rank was gone before it was asked to end")
         self._end(GRACE)
 
     def _accept(self, listener: socket.socket, token: str, count: int) -> None:

@@ -17,7 +17,7 @@ class Parallel(Params):
     """ep * tp * dp ranks share one model.
 
     Attention is cut by heads over ep * tp ranks, or over tp where the heads do not divide, and runs
-    that many times side by side on requests of its own. Routed experts are cut by whole groups over
+    that many times side by side, each on other requests. Routed experts are cut by whole groups over
     ep, or by number where there are no groups, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
     ranks. Pangu Pro MoE's layout on eight devices (H2P: attention DP2 x TP4, experts EP4 x TP2,
     shared TP8; arXiv 2505.21411) is Parallel(ep=4, dp=2).
@@ -31,7 +31,7 @@ class Parallel(Params):
         default=1, description="tensor parallel: ranks that share every head split and every expert"
     )
     dp: Annotated[StrictInt, Field(ge=1)] = Field(
-        default=1, description="data parallel: copies of attention, each with requests of its own"
+        default=1, description="data parallel: copies of attention, each with other requests"
     )
     timeout: Annotated[Number, Field(gt=0)] = Field(
         default=300.0, description="seconds that a rank waits for another one inside a step"
@@ -68,7 +68,7 @@ class RankShard:
     """One rank among those of a `Parallel`, for one model.
 
     Ranks are numbered (dp, ep, tp), tp fastest. Every data-parallel rank is a copy of attention with the
-    KV of its own requests, on `attention` ranks that serve each other.
+    KV of its requests, on `attention` ranks that serve each other.
     """
 
     config: ModelConfig

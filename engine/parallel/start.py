@@ -104,7 +104,7 @@ def _say(shard: RankShard, device: torch.device) -> None:
     if shard.attention < parallel.ep * parallel.tp:
         logger.info(
             "{} heads over {} KV heads do not divide by ep * tp = {}: attention runs {} times side by "
-            "side, each for requests of its own",
+            "side, each for other requests",
             c.heads,
             c.kv_heads,
             parallel.ep * parallel.tp,
@@ -135,7 +135,7 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
             given = {"address": listener.getsockname(), "token": token, "rank": rank}
             given |= {"ranks": ranks, "store": str(room / "store")}
             command = [sys.executable, "-m", "fastslow.engine.parallel.worker"]
-            # in a group of its own: Ctrl-C is for this process, which ends the others
+            # in another process group: Ctrl-C is for this process, which ends the others
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, env=environment, process_group=0
             )

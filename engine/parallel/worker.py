@@ -129,7 +129,7 @@ class ShardWorker:
     def report(self, kv: int | None = None) -> list[RankFacts]:
         """Every rank's facts, on every rank; all must ask at once.
 
-        kv: bytes of this rank's storages, None = of those that it was told to open.
+        kv: bytes of this rank's storages, None = of those that it was asked to open.
         """
         held = sum(s.nbytes for s in self.storages.values()) if kv is None else kv
         sent = [self._traffic[name] for name in NAMES]
@@ -238,7 +238,7 @@ def worker_loop(
                 for command in unpack(frame):
                     worker.run(command)
         dist.destroy_process_group()
-    except Exception as error:  # noqa: BLE001 - whatever it is, rank 0 must be told
+    except Exception as error:  # noqa: BLE001 - whatever it is, rank 0 must know
         why = " ".join(f"{type(error).__name__}: {error}".split())
         try:
             send_json(connection, {"failed": why})

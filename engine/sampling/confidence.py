@@ -13,7 +13,7 @@ class Confidence:
     """The running confidence of one answer: the geometric mean of the probabilities that the model
     gave to its last `window` tokens, before bias, penalties and temperature.
 
-    It depends on committed tokens only, one by one: accepted tokens are cut behind the one at which the
+    It depends on committed tokens only, one by one: accepted tokens are cut after the one at which the
     confidence falls, so a draft changes nothing.
 
     Args:

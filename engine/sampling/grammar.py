@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fastslow.engine.text.answer_start import EMPTY, AnswerStart, ScanState
+from fastslow.engine.sampling.answer_start import EMPTY, AnswerStart, ScanState
 from fastslow.engine.token_mask import Allowed, TokenMask
 
 FURTHEST = 64  # certain tokens that are looked for at a time
@@ -22,7 +22,7 @@ class Ended(IntEnum):
     """Whether a text that was accepted so far is whole."""
 
     NO = 0
-    MAY = 1  # it is, and may go on
+    MAY = 1  # it is, and more may come
     MUST = 2  # it is, and nothing may follow
 
 
@@ -40,7 +40,7 @@ class Matcher(Protocol):
         """Go on by a token. False: it does not fit, and nothing has changed."""
 
     def roll_back(self, count: int) -> None:
-        """Take the last so many tokens back."""
+        """Take back the last `count` tokens."""
 
     def forced(self) -> Sequence[int]:
         """Tokens of a text that has to come next, as the tokenizer writes it; often none."""
@@ -50,12 +50,12 @@ class Matcher(Protocol):
 
 
 class _Progress(NamedTuple):
-    """What has to be known of a text to go on by one token."""
+    """What has to be known of a text to take its next token."""
 
     place: ScanState | None  # in the text before the answer; None = the answer has begun
     fed: tuple[
         int, ...
-    ] = ()  # the answer's tokens behind the committed ones, as the matcher has them
+    ] = ()  # the answer's tokens after the committed ones, as the matcher has them
     over: bool = False  # the answer is whole, and ended
     lost: bool = False  # a token did not fit
 
@@ -64,7 +64,7 @@ class Grammar:
     """Holds one request's answer to a grammar.
 
     All is a function of the text, so that it is the same for committed and for drafted tokens, and
-    after a preemption. The answer begins behind the thought; end tokens come only where the grammar
+    after a preemption. The answer begins after the thought; end tokens come only where the grammar
     may end. Where a text has to come, its tokens are those of the tokenizer: others that spell the
     same are not allowed there.
 
@@ -88,7 +88,7 @@ class Grammar:
         self._state = _Progress(start.first)
         self._states: dict[tuple[int, ...], _Progress] = {(): self._state}
         self._masks: dict[tuple[int, ...], TokenMask] = {}
-        self._path: list[int] = []  # what the matcher took behind the committed tokens
+        self._path: list[int] = []  # what the matcher took after the committed tokens
         self.begins: int | None = None if start.first is not None else prompt_length
         self.error: GrammarError | None = None
 
@@ -118,7 +118,7 @@ class Grammar:
         return run[len(drafted) :]
 
     def whole_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
-        """How many tokens of `run`, which comes after `tokens`, make the answer whole; None: it goes on."""
+        """How many tokens of `run`, which comes after `tokens`, make the answer whole; None: more has to come."""
         ends = (i for i in range(1, len(run) + 1) if self._after(tokens, tuple(run[:i])).over)
         return next(ends, None)
 
@@ -180,7 +180,7 @@ class Grammar:
         return _Progress(None, state.fed, over=ended, lost=not ended)
 
     def _go(self, fed: tuple[int, ...]) -> None:
-        """Bring the matcher to where it has taken these tokens behind the committed ones."""
+        """Bring the matcher to where it has taken these tokens after the committed ones."""
         same = 0
         while same < min(len(fed), len(self._path)) and fed[same] == self._path[same]:
             same += 1
@@ -236,5 +236,5 @@ class Grammar:
 
 def _told(allowed_V: Allowed, count: int) -> TokenMask:
     if not count:
-        raise GrammarError("the grammar cannot go on: no token of this model fits")
+        raise GrammarError("the grammar cannot continue: no token of this model fits")
     return TokenMask(only=int(allowed_V.argmax()) if count == 1 else None, allowed=allowed_V)

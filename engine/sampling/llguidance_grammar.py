@@ -14,8 +14,7 @@ import numpy as np
 from fastslow.engine.checked import shown
 from fastslow.engine.grammar_spec import GrammarSpec
 from fastslow.engine.sampling.grammar import Ended, GrammarError
-from fastslow.engine.text.json_schema import check_schema
-from fastslow.engine.text.schema_cost import check_embedded
+from fastslow.engine.sampling.json_schema import check_embedded, check_schema
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
@@ -143,7 +142,7 @@ class LLGuidanceMatcher:
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance reads it: pieces by id, and one end token of its own behind them."""
+    """A tokenizer as llguidance reads it: pieces by id, and after them one end token for itself."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -158,7 +157,7 @@ class _Vocabulary:
         self._single = {data[0]: i for data, i in single if i not in self._marks}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """The tokens of a text that goes on from another."""
+        """The tokens of a text that continues another."""
         data = text.encode() if isinstance(text, str) else text
         before = self._tokenizer.encode("\n", add_special=False)
         try:

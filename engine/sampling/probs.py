@@ -39,13 +39,13 @@ def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int
     params = request.params
     if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
-    told, mask = forced_at(request, drafted)
-    if isinstance(told, OneHot):
+    forced, mask = forced_at(request, drafted)
+    if isinstance(forced, OneHot):
         if params.temperature == 0:
-            return told
-        one_hot_V: Floats = np.eye(1, len(logits_V), told.token, np.float32)[0]
+            return forced
+        one_hot_V: Floats = np.eye(1, len(logits_V), forced.token, np.float32)[0]
         return one_hot_V  # a drafter that samples needs all of it
-    shaped_V = _shaped(logits_V, request, drafted, told, mask)
+    shaped_V = _shaped(logits_V, request, drafted, forced, mask)
     token = _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
@@ -74,20 +74,20 @@ def forced_at(
 
 def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
     """`probs_at` where `only_best` holds: the likeliest token, or the forced one."""
-    told, mask = forced_at(request, drafted)
-    assert not isinstance(told, LogitBoost), "rows near a raised logit have all of their logits"
+    forced, mask = forced_at(request, drafted)
+    assert not isinstance(forced, LogitBoost), "rows near a raised logit have all of their logits"
     assert mask is None, "rows under a grammar have all of their logits"
-    return OneHot(best) if told is None else told
+    return OneHot(best) if forced is None else forced
 
 
 def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
     """`probs_at`; at temperature 0 with the probabilities of temperature 1 as `OneHot.probs`. A forced
     token has none: no other token may come there."""
     decided = probs_at(logits_V, request, drafted)
-    told, mask = forced_at(request, drafted)
-    if not isinstance(decided, OneHot) or isinstance(told, OneHot):
+    forced, mask = forced_at(request, drafted)
+    if not isinstance(decided, OneHot) or isinstance(forced, OneHot):
         return decided
-    shaped_V = _shaped(logits_V, request, drafted, told, mask)
+    shaped_V = _shaped(logits_V, request, drafted, forced, mask)
     return OneHot(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
 
 

@@ -97,7 +97,7 @@ class Stopper:
     def scan(self, tokens: Sequence[int], whole_at: int | None = None) -> int:
         """Take tokens in order until the answer is over; returns how many of them belong to it.
 
-        whole_at: behind so many of them the answer is whole, and over.
+        whole_at: after this many of them the answer is whole, and over.
         """
         for kept, token in enumerate(tokens, 1):
             self._count += 1
@@ -150,7 +150,7 @@ class Stopper:
             self._cut(place)
 
     def _cut(self, length: int) -> None:
-        """Drop the text after so many characters, and what of it was not told."""
+        """Drop the text after `end` characters, and what of it was not sent."""
         text = self.text
         self._unnotified = ["".join(self._unnotified)[: length - len(text)]]
         self._text, self._length = [text[:length]], length

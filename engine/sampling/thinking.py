@@ -22,13 +22,13 @@ class _Piece(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What has to be known of a text to go on by one token."""
+    """What has to be known of a text to take its next token."""
 
     thinking: bool
     spent: int = 0  # tokens that began inside a thought and were not forced
     tail: tuple[_Piece, ...] = ()
     todo: tuple[int, ...] = ()  # next tokens, which are forced
-    told: Ending | None = None  # why they are
+    ending: Ending | None = None  # why they are
     said: bool = False  # whether a closing phrase was begun
     ended: Ended | None = None  # what closed the latest thought
     recent: tuple[int, ...] = ()  # of the thought, what the policy reads
@@ -40,7 +40,7 @@ class Thinking:
     """One request's thinking: counts its tokens, and ends it where the policy says so.
 
     All is a function of the text. A thought ends with the tokens of the closing phrase and tag, which
-    are forced; these do not count, and neither do tags. Drafts need no rule of their own: a forced
+    are forced; these do not count, and neither do tags. Drafts need no rule: a forced
     token has probability 1, wherever in a tree it stands.
 
     The phrase comes once in an answer: a later thought is ended by the tag alone. Where the model
@@ -134,14 +134,14 @@ class Thinking:
     def _step(self, state: _State, token: int) -> _State:
         todo = state.todo
         forced = bool(todo) and token == todo[0]
-        todo = todo[1:] if forced else ()  # under another mode the text may have gone on otherwise
+        todo = todo[1:] if forced else ()  # under another mode other tokens may have come
         data = self._tags.spell(token)
         counted = state.thinking and not forced
         tag = self._tags.close if state.thinking else self._tags.open
         if state.tail or tag[:1] in data:
             piece = _Piece(data, token, counted)
             state = state._replace(spent=state.spent + counted, tail=(*state.tail, piece))
-            state = self._past_tags(state, "model" if not forced else state.told)
+            state = self._past_tags(state, "model" if not forced else state.ending)
         elif counted:
             state = state._replace(spent=state.spent + 1)
         if forced or state.todo:
@@ -169,7 +169,7 @@ class Thinking:
                 spent=state.spent - inside,
                 tail=(_Piece(text, -1, False),),
                 todo=state.todo,
-                told=state.told,
+                ending=state.ending,
                 said=state.said,
                 ended=ended if state.thinking else state.ended,
             )
@@ -192,12 +192,12 @@ class Thinking:
             return state
         line = state.lines[-1] if line_ended and state.lines else ""
         said = state.lines.count(line) if line else 0
-        told = self._policy.judge(Thought(state.spent, state.recent, line, said))
-        if told is None:
+        ending = self._policy.judge(Thought(state.spent, state.recent, line, said))
+        if ending is None:
             return state
         rest = self._rest_of_tag(state)
         alone = state.said or len(rest) < len(self._tags.close_ids)
-        return state._replace(todo=rest if alone else self._closing, told=told)
+        return state._replace(todo=rest if alone else self._closing, ending=ending)
 
     def _rest_of_tag(self, state: _State) -> tuple[int, ...]:
         """The closing tag without the part of it that the text ends in."""
@@ -208,7 +208,7 @@ class Thinking:
 
 
 def _last(tail: tuple[_Piece, ...], size: int) -> tuple[_Piece, ...]:
-    """The latest tokens that hold so many bytes."""
+    """The latest tokens that hold this many bytes."""
     first = len(tail)
     while size > 0:
         first -= 1

@@ -43,7 +43,7 @@ class Detokenizer:
     ) -> None:
         """`keep`: special ids that are shown all the same, such as `ThoughtTags.ids`.
 
-        `after`: ids that the text goes on from (a prompt, or its end). They are not emitted; with
+        `after`: ids before the text (a prompt, or its end). They are not emitted; with
         them a SentencePiece text keeps the space between itself and them.
         """
         self._tokenizer = tokenizer

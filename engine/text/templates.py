@@ -16,13 +16,11 @@ from loguru import logger
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.params import Thinking, shown
-from fastslow.engine.text.gguf import settings_of
 from fastslow.engine.text.messages import Turn, as_texts, check_messages
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.switches import ThinkingSwitch, find_switch
-from fastslow.engine.text.tokenizer_config import Settings, read_data
-from fastslow.engine.text.tool_block import plain_turns
-from fastslow.engine.text.tool_formats import GENERIC, PANGU, ToolFormat, format_of
+from fastslow.engine.text.tokenizer_config import Settings, read_data, settings_of
+from fastslow.engine.text.tool_formats import GENERIC, PANGU, ToolFormat, format_of, plain_turns
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
 Variables = Mapping[str, object]  # of a template, by name
@@ -280,7 +278,7 @@ NO_THINK, AUTO_THINK = " /no_think", " /auto_think"
 class PanguTemplate(ChatTemplate):
     """`[unused9]用户：...[unused10]` for each turn; a chat without a system turn gets an empty one.
 
-    openPangu thinks slowly unless told otherwise, so "on" needs no switch.
+    openPangu thinks slowly by default, so "on" needs no switch.
     """
 
     tool_turns = True

@@ -7,8 +7,7 @@ from pathlib import Path
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.gguf import GgufVocabulary, read_vocabulary
-from fastslow.engine.text.tokenizer_config import read_settings
+from fastslow.engine.text.tokenizer_config import GgufVocabulary, read_settings, read_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 
 
@@ -41,12 +40,10 @@ def _load(folder: Path) -> Tokenizer:
 
 def _of_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     if vocabulary.model == "gpt2":
-        from fastslow.engine.text.gguf_bpe import build_bpe
-        from fastslow.engine.text.hf import HfTokenizer
+        from fastslow.engine.text.hf import HfTokenizer, build_bpe
 
         return HfTokenizer(build_bpe(vocabulary), vocabulary.settings())
-    from fastslow.engine.text.gguf_spm import build_spm
-    from fastslow.engine.text.spm import SpmTokenizer
+    from fastslow.engine.text.spm import SpmTokenizer, build_spm
 
     try:
         return SpmTokenizer(build_spm(vocabulary), vocabulary.settings())

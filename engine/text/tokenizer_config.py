@@ -1,13 +1,17 @@
-"""What the JSON files beside a tokenizer say: special tokens, added pieces, the chat template."""
+"""What a checkpoint says of text beside its tokenizer: JSON files, or the header of a GGUF file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastslow.engine.host.files import MOST_DIGITS, read_object, shown
+from fastslow.engine.host.gguf_file import Texts, is_gguf, read_gguf
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MOST_EOS = 1000  # ids that end an answer
@@ -71,7 +75,7 @@ def _piece(value: object) -> str | None:
 
 
 def read_data(path: Path, most: int = 2**28) -> bytes:
-    """What a file holds; ValueError if it is more than so many bytes, or cannot be read."""
+    """What a file holds; ValueError if it is more than `most` bytes, or cannot be read."""
     try:
         if (size := path.stat().st_size) > most:
             raise ValueError(f"{path} has {size} bytes; at most {most} are read")
@@ -102,3 +106,144 @@ def _ids(fields: Mapping[str, Any], key: str, where: str) -> frozenset[int]:
     if len(values) > MOST_EOS:
         raise ValueError(f"{where}: {key} has {len(values)} ids; at most {MOST_EOS} are taken")
     return frozenset(values)
+
+
+CONTROL, USER_DEFINED = 3, 4  # token types: a mark; a text that is always one token
+ENDS = frozenset(  # marks that end an answer in whatever vocabulary has them
+    ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|return|>")
+    + ("<|call|>",)
+)
+PREFIX = "tokenizer.ggml."
+LLAMA3 = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+)  # kinds whose texts begin with a bos unless the header denies it
+
+
+@dataclass(frozen=True, slots=True)
+class GgufVocabulary:
+    """What a header says of its tokenizer.
+
+    Attributes:
+        model: "llama" (SentencePiece) or "gpt2" (byte-level BPE).
+        pre: how the text is split before merging, of a gpt2 one.
+        tokens: by id.
+        types: of each, see CONTROL.
+        fields: the header's.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> GgufVocabulary:
+        """ValueError in one sentence, without the path, for what does not fit."""
+        fields = read_gguf(path).fields
+        model = _text(fields, "model")
+        if model not in ("llama", "gpt2"):
+            raise ValueError(f"{PREFIX}model {shown(model)} is not one of the known llama, gpt2")
+        tokens = texts_of(fields, "tokens")
+        types = numbers_of(fields, "token_type", len(tokens), np.integer)
+        return cls(model, _text(fields, "pre") or "default", tokens, types.tolist(), fields)
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """Tokens that are not text."""
+        return frozenset(t for t, kind in zip(self.tokens, self.types) if kind == CONTROL)
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether a bos begins a text."""
+        usual = self.model == "llama" or self.pre in LLAMA3
+        return _flag(self.fields, "add_bos_token", usual)
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether an eos ends a text."""
+        return _flag(self.fields, "add_eos_token", False)
+
+    def flag(self, name: str, default: bool) -> bool:
+        return _flag(self.fields, name, default)
+
+    def id_of(self, name: str) -> int | None:
+        """The id in a field; None where there is none."""
+        number = self.fields.get(f"{PREFIX}{name}")
+        if number is None:
+            return None
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"{PREFIX}{name} {shown(number)} must be a whole number of at least 0")
+        if number >= len(self.tokens):
+            raise ValueError(f"{PREFIX}{name} {number} must be at most {len(self.tokens) - 1}")
+        return number
+
+    def settings(self) -> Settings:
+        """As the JSON files of a folder would say them."""
+        bos, eos = self.id_of("bos_token_id"), self.id_of("eos_token_id")
+        named = (eos, self.id_of("eot_token_id"), self.id_of("eom_token_id"))
+        ends = {number for number in named if number is not None}
+        marks = self.marks
+        ends |= {n for n, token in enumerate(self.tokens) if token in ENDS and token in marks}
+        return Settings(
+            bos_token=None if bos is None else self.tokens[bos],
+            eos_token=None if eos is None else self.tokens[eos],
+            bos_id=bos,
+            eos_ids=frozenset(ends),
+            add_bos=self.add_bos,
+            added={},
+            special=marks,
+            chat_template=self.fields.get("tokenizer.chat_template"),
+        )
+
+
+def read_vocabulary(path: Path, use: Callable[[GgufVocabulary], Any]) -> Any:
+    """What `use` makes of a file's vocabulary; its sentences get the path."""
+    try:
+        return use(GgufVocabulary.read(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def settings_of(path: Path) -> Settings:
+    """What a checkpoint folder's JSON files, or a GGUF file's header, say of text."""
+    if not is_gguf(path):
+        return read_settings(path)
+    found: Settings = read_vocabulary(path, GgufVocabulary.settings)
+    return found
+
+
+def texts_of(fields: Mapping[str, Any], name: str) -> list[str]:
+    """An array of texts that must be there."""
+    found = fields.get(f"{PREFIX}{name}")
+    if not isinstance(found, Texts) or not len(found):
+        raise ValueError(f"{PREFIX}{name} {shown(found)} must be a list of texts")
+    return found.read()
+
+
+def numbers_of(fields: Mapping[str, Any], name: str, count: int, kind: Any) -> NDArray[Any]:
+    """An array of `count` numbers that must be there."""
+    found = fields.get(f"{PREFIX}{name}")
+    if (
+        not isinstance(found, np.ndarray)
+        or len(found) != count
+        or not np.issubdtype(found.dtype, kind)
+    ):
+        raise ValueError(f"{PREFIX}{name} {shown(found)} must be a list of {count} numbers")
+    return found
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(f"{PREFIX}{name}")
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{PREFIX}{name} {shown(value)} must be a text")
+    return value
+
+
+def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = fields.get(f"{PREFIX}{name}", default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{PREFIX}{name} {shown(value)} must be true or false")
+    return value

@@ -17,7 +17,7 @@ MOST_STEPS = 100  # of a decoder or another part of tokenizer.json
 GROWTH = 64  # characters that such a part may make of one; the library keeps 17 bytes for each
 MOST_MARKS = 40_000  # special and added tokens: some models have 30,000 of sounds or images
 LONGEST_MARK = 1000  # bytes of such a token
-ANCHORS = ("", "\n", "a")  # in front of a text, so that no tokenizer adds a space of its own
+ANCHORS = ("", "\n", "a")  # in front of a text, so that no tokenizer adds a first space
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -179,7 +179,7 @@ class Tokenizer(ABC):
         return [*ids[: before + len(bare)], *middle, *ids[before + len(bare) :]]
 
     def _encode_on(self, text: str) -> list[int]:
-        """Ids of a text that goes on from another: without the tokenizer's own first space."""
+        """Ids of a text that continues another: without the tokenizer's own first space."""
         for anchor in ANCHORS:
             ids = self.encode(anchor + text, add_special=False)
             for skipped in range(4):

@@ -1,4 +1,4 @@
-"""The training loop: learn, look at held-out tasks, keep, go on from what was kept."""
+"""The training loop: learn, look at held-out tasks, save, continue from what was saved."""
 
 from __future__ import annotations
 

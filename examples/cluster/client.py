@@ -1,4 +1,4 @@
-"""A client of a server, as a program of its own: prints each piece of an answer with the time it came.
+"""A client of a server, as a program: prints each piece of an answer with the time it came.
 
 Run: python examples/cluster/client.py URL TOKENS QUESTION
 """

@@ -56,7 +56,7 @@ class Host:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, command: Sequence[str], output: int | IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a command there, and go on."""
+        """Start a command there without waiting for it."""
         own = Path("/proc", str(self._first.pid), "ns")
         spaces = [f"--net={own}/net", f"--mount={own}/mnt", f"--pid={own}/pid_for_children"]
         process = subprocess.Popen(
@@ -76,7 +76,7 @@ class Host:
         return self._first.poll() is None and (self.folder / "up").exists()
 
     def cut(self) -> None:
-        """Pull its cable: nothing comes in or goes out, and nobody is told."""
+        """Pull its cable: nothing comes in or goes out, and no side is notified."""
         subprocess.run(
             ["ip", "-n", self.space, "link", "set", DEVICE, "down"], check=True, timeout=10
         )

@@ -32,7 +32,7 @@ OPENINGS = (
 
 
 def invented(llm: LLM, count: int, seed: int) -> list[str]:
-    """User turns that the model itself goes on with."""
+    """User turns that the model continues."""
     random = Random(seed)
     starts = [random.choice(OPENINGS) for _ in range(count)]
     sampling = [

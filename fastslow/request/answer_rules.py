@@ -8,9 +8,7 @@ from typing import Protocol
 from loguru import logger
 
 from fastslow.engine.params import GrammarSpec, Mode, shown
-from fastslow.engine.sampling.grammar import Grammar, Matcher
-from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.text.answer_start import (
+from fastslow.engine.sampling.answer_start import (
     AnswerStart,
     AtOnce,
     BehindAnalysis,
@@ -18,6 +16,8 @@ from fastslow.engine.text.answer_start import (
     BehindTags,
     Spellings,
 )
+from fastslow.engine.sampling.grammar import Grammar, Matcher
+from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.thought import HARMONY
 from fastslow.policies.thinking_budget import ThinkingBudget
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
@@ -103,7 +103,7 @@ class Grammars:
         self, spec: GrammarSpec, prompt: EncodedPrompt, mode: Mode, ends: frozenset[int]
     ) -> Grammar:
         """For a new request. Where a chat in channels offers tools, a grammar in Lark holds all messages
-        behind the analysis, and not the answer alone: a call is a message of its own.
+        after the analysis, and not the answer alone: a call is another message.
 
         Args:
             spec: what it asks for.

@@ -11,8 +11,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.sampling.thinking import Ended, Thinking
-from fastslow.engine.text.channels import splitter
-from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.thought import ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece
 from fastslow.policies.mode_router import ModeChoice

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
-from fastslow.engine.host.process import HomeProcess
+from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.builder import RequestBuilder

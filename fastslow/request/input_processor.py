@@ -12,13 +12,11 @@ from loguru import logger
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
-from fastslow.engine.text.channels import END
-from fastslow.engine.text.kept_thoughts import ThoughtsLost, kept_thoughts
-from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kept_thoughts
 from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, Variables, load_template
-from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtTags, find_tags
+from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion
@@ -53,7 +51,7 @@ class InputProcessor:
         switch: what the chat template offers to turn thinking off.
         tags: None = the model does not think.
         thoughts: the tags in the model's tokens.
-        analysis: the same where a thought may be followed by a call, in a channel of its own.
+        analysis: the same where a thought may be followed by a call, in another channel.
         tool_calls: how the model writes calls of tools.
 
     Raises:

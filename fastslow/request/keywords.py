@@ -146,6 +146,7 @@ def _with_keywords(
         for kind in reversed(model.__mro__)
         for name, text in getattr(kind, "__annotations__", {}).items()
     }
+    ordered = sorted(known.items(), key=lambda item: item[0] != "sampling")  # which comes first
     keywords = [
         inspect.Parameter(
             name,
@@ -153,7 +154,7 @@ def _with_keywords(
             default=field.default,
             annotation=annotations[name],
         )
-        for name, field in known.items()
+        for name, field in ordered
     ]
     options = (f"    {name}: {field.description}." for name, field in known.items())
     called.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *options])

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Annotated, Any, Protocol, SupportsIndex, TypeGuard, TypeVar
 
-from pydantic import Field, PlainValidator
+from pydantic import BaseModel, Field, PlainValidator
 
 from fastslow.engine.checked import Params, kept_as, shown
 from fastslow.engine.params import MOST_PRIORITY, Mode, SamplingParams, Speculation
@@ -95,11 +95,25 @@ def _answered(value: object) -> ResumeState | None:
     raise ValueError("it should be ResumeState, or None")
 
 
-Flag = Annotated[bool, PlainValidator(_flag)]
+Flag = Annotated[bool, PlainValidator(_flag, json_schema_input_type=bool)]
 
 
-class GenerateOptions(Params):
-    """How one prompt is answered. A new option is a field here, and its use.
+class ClientOptions(BaseModel):
+    """Options that the body of an HTTP request has, too, under the same name and with the same checks."""
+
+    priority: Annotated[int, PlainValidator(_priority, json_schema_input_type=int)] = Field(
+        default=0,
+        description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
+        "their pages after them. No token depends on it",
+    )
+    trace: Flag = Field(
+        default=False,
+        description="note what each step does, for `trace` of the handle or the stream",
+    )
+
+
+class GenerateOptions(ClientOptions, Params):
+    """How one prompt is answered. A new option is a field here, or in `ClientOptions`, and its use.
 
     Values are checked where the model is not needed for it; the rest is checked when the request is
     built. Nothing is copied or converted, so that the same options go to another process as they are.
@@ -152,19 +166,10 @@ class GenerateOptions(Params):
         "stay in the prompt, so that the next turn finds all of its past in the prefix cache. Else the chat "
         "template decides; most leave them out",
     )
-    priority: Annotated[int, PlainValidator(_priority)] = Field(
-        default=0,
-        description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
-        "their pages after them. No token depends on it",
-    )
     prediction: Annotated[str | Sequence[SupportsIndex] | None, kept_as(Any)] = Field(
         default=None,
         description="text or token ids that the answer probably repeats, such as a file that is to be edited. "
         "It is drafted from, for this request alone",
-    )
-    trace: Flag = Field(
-        default=False,
-        description="note what each step does, for `trace` of the handle or the stream",
     )
     answered: Annotated[ResumeState | None, PlainValidator(_answered)] = Field(
         default=None, description="the tokens of the answer so far, see `ResumeState`"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fastslow.policies.speculation.backoff import Backoff
-from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.backoff import Backoff, RunningMean
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from fastslow.engine.types import Tree
-from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.backoff import RunningMean
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
@@ -31,7 +31,7 @@ class AcceptanceModel:
     """The share of nodes that were accepted where their parent was, for one drafter's name.
 
     Nodes are counted by depth, by drafter (`Tree.drafter_ids`) and by score, where they have one. A node after a
-    refused one does not count.
+    rejected node does not count.
 
     Attributes:
         brought: what the drafter brought all requests.

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
-from fastslow.policies.speculation.backoff import Backoff
-from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.backoff import Backoff, RunningMean
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 FREE = MarginalValue(1.0, 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastslow.engine.types import MarginalValue
-from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.backoff import RunningMean
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 

@@ -158,12 +158,7 @@ def _block(part: AnswerPart) -> dict[str, Any]:
         case "text":
             return {"type": "text", "text": part.text, "citations": None}
         case "call":
-            return {
-                "type": "tool_use",
-                "id": part.id,
-                "name": part.name,
-                "input": _arguments(part),
-            }
+            return {"type": "tool_use", "id": part.id, "name": part.name, "input": _arguments(part)}
 
 
 def _stop(answer: Completion, parts: AnswerParts) -> dict[str, Any]:

@@ -214,8 +214,7 @@ class ServerConfig(Params):
         SEVERAL, "engines to run, or by load from 1 to 4 with 1:4; default: one"
     )
     replica_cpus: Count | None = _option(
-        SEVERAL,
-        "processor cores of each engine; default: this machine's, shared; with --address 1",
+        SEVERAL, "processor cores of each engine; default: this machine's, shared; with --address 1"
     )
     replica_resources: str | None = _option(
         SEVERAL,

@@ -15,6 +15,8 @@ from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
 
 __all__ = ["Busy", "Engine", "ModelCard", "NotReady"]  # Busy: HTTP 429, with its `retry_after`
+CALLS = ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", "token_bytes")
+"""Methods of an engine that another process may call: those that return one value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,6 @@ class Engine(Protocol):
 
     async def close(self, drain: float = 0.0) -> None:
         """Take no more requests, let those that run have `drain` seconds, then end."""
-
-
-CALLS = ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", "token_bytes")
-"""Methods of an engine that another process may call: those that return one value."""
 
 
 async def called(engine: Engine, method: str, arguments: Sequence[Any]) -> Any:

@@ -24,6 +24,12 @@ SOON = 1.0  # seconds until a client should try again, where nobody knows better
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 OBJECT = "be a valid dictionary or object to extract fields from"  # as pydantic says it
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+BODY: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "the request does not fit, or comes too early", **BODY},
+    "5XX": {"description": "the server failed, or is not ready", **BODY},
+}
+"""`responses` of a route, for the OpenAPI document."""
 
 
 class ApiError(HTTPException):
@@ -54,13 +60,6 @@ class ApiError(HTTPException):
         super().__init__(status, message)
         self.headers: dict[str, str] = {**(headers or {}), **after}
 
-
-BODY: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "the request does not fit, or comes too early", **BODY},
-    "5XX": {"description": "the server failed, or is not ready", **BODY},
-}
-"""`responses` of a route, for the OpenAPI document."""
 
 Shape = Callable[[ApiError], dict[str, Any]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,9 +16,10 @@ from pydantic import (
     model_validator,
 )
 
+from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import MOST, Number, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
-from fastslow.request.options import GenerateOptions
+from fastslow.request.options import ClientOptions, GenerateOptions
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
@@ -28,16 +28,44 @@ from fastslow.serve.api.limits import Caller
 from fastslow.serve.api.mode_fields import ModeFields
 
 FILES = "model", "head", "corpus"  # these are the operator's
-NAMES = re.compile(r"[a-z]+([+|][a-z]+)*")
+KNOWN = "; ".join(f"{name} ({kind.help})" for name, kind in DRAFTERS.items())
 OPEN = [name for name in Speculation.model_fields if name not in FILES]
 
 Speculate = Annotated[
     str | dict[str, Any] | None,
     Field(
-        description="a drafter: suffix, ngram, head, self, off (plain decoding), several with + or |; or an "
+        description=f"a drafter: {KNOWN}; off (plain decoding); several with + or |; or an "
         f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`",
     ),
 ]
+GUIDED = {
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "gbnf",
+}
+STRUCTURED = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "gbnf",
+    "json_object": "json_object",
+}
+ANY_OBJECT: dict[str, Any] = {"json_object": True}
+MODE = ":"  # stands between a model's name and a mode's
+Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
+OLDER = {
+    "functions": "tools, each a {'type': 'function', 'function': {...}}",
+    "function_call": "tool_choice",
+}
+"""Fields that OpenAI has given up, and what stands for them."""
+Ignored = Any
+"""A field that is accepted and has no effect here."""
+NO_EFFECT: Literal["accepted; has no effect here"] = "accepted; has no effect here"
+Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
+SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
+MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
 
 
 def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
@@ -57,27 +85,16 @@ def speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any]
 
 
 def _drafter(field: str, name: object) -> str:
-    if not isinstance(name, str) or len(name) > 100 or not NAMES.fullmatch(name):
+    if not isinstance(name, str) or len(name) > 100 or not all(map(_is_name, split_names(name))):
         raise ValueError(
             f"{field}={shown(name)} must be a drafter's name, such as 'suffix' or 'off'"
         )
     return name
 
 
-GUIDED = {
-    "guided_json": "json_schema",
-    "guided_regex": "regex",
-    "guided_choice": "choice",
-    "guided_grammar": "gbnf",
-}
-STRUCTURED = {
-    "json": "json_schema",
-    "regex": "regex",
-    "choice": "choice",
-    "grammar": "gbnf",
-    "json_object": "json_object",
-}
-ANY_OBJECT: dict[str, Any] = {"json_object": True}
+def _is_name(part: str) -> bool:
+    """No path: the engine says which names it knows."""
+    return part in DRAFTERS or part.isidentifier()
 
 
 class GrammarFields(BaseModel):
@@ -166,9 +183,6 @@ def _one(field: str, kind: str, value: Any) -> dict[str, Any]:
     return {kind: value}
 
 
-MODE = ":"  # stands between a model's name and a mode's
-
-
 def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) -> str | None:
     """The mode that a model's name holds; None: it holds none."""
     if model is None:
@@ -182,14 +196,6 @@ def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) ->
         return mode
     said = f"model={shown(model)} is not served here; this server has {card.name!r}"
     raise ApiError(404, said, param="model", code="model_not_found")
-
-
-Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
-OLDER = {
-    "functions": "tools, each a {'type': 'function', 'function': {...}}",
-    "function_call": "tool_choice",
-}
-"""Fields that OpenAI has given up, and what stands for them."""
 
 
 class Fields(BaseModel):
@@ -209,21 +215,15 @@ class Fields(BaseModel):
         return data
 
 
-class FastslowFields(ModeFields, GrammarFields, Fields):
+class FastslowFields(ModeFields, GrammarFields, ClientOptions, Fields):
     """Fields beyond the protocol's own. Those of sampling have vLLM's names."""
 
     speculation: Speculate = None
-    priority: Annotated[StrictInt, Field(ge=-MOST, le=MOST)] = Field(
-        default=0, description="requests with a smaller number go first"
-    )
     timeout: Annotated[Number, Field(gt=0)] | None = Field(
         default=None, description="seconds after which the answer ends with what there is"
     )
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="prefixes and answers are shared with the same salt only"
-    )
-    trace: StrictBool = Field(
-        default=False, description="the answer says what each of its steps did"
     )
     top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -276,8 +276,7 @@ class FastslowFields(ModeFields, GrammarFields, Fields):
             "timeout": self._seconds(settings),
             "memory_key": who.memory(self.cache_salt),
             "chat_template_kwargs": variables or None,
-            "priority": self.priority,
-            "trace": self.trace,
+            **{name: getattr(self, name) for name in ClientOptions.model_fields},
         }
         made = GenerateOptions(**{**fields, **kept, **options})
         return who.admit(GenerateRequest(id, prompt, made, streamed), card)
@@ -308,17 +307,6 @@ def _check_limits(given: Mapping[str, Any], settings: ServerSettings) -> None:
     for name, most in (("stop", settings.stops), ("logit_bias", settings.biases)):
         if lengths[name] > most:
             raise ValueError(f"{name} has {lengths[name]} entries; at most {most} are taken")
-
-
-Ignored = Any
-"""A field that is accepted and has no effect here."""
-NO_EFFECT: Literal["accepted; has no effect here"] = "accepted; has no effect here"
-
-
-Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
-Penalty = Annotated[Number, Field(ge=-2, le=2)]
-SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
-MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
 
 
 def _bounded(biases: object) -> object:

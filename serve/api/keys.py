@@ -34,6 +34,9 @@ MOST = 10**9
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+KEY_VARIABLE = "FASTSLOW_API_KEY"
+EVERY = 1.0  # seconds between looks at the file
+SHORT = 16  # characters: a key of fewer can be found by trying
 
 
 class KeyLimits(BaseModel):
@@ -186,11 +189,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(number)
-
-
-KEY_VARIABLE = "FASTSLOW_API_KEY"
-EVERY = 1.0  # seconds between looks at the file
-SHORT = 16  # characters: a key of fewer can be found by trying
 
 
 def known_keys(path: Path | None = None, single: Sequence[str] = ()) -> KeyRing | None:

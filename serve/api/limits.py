@@ -24,6 +24,11 @@ ORDINARY = "deep"  # the mode of who names none
 # fields of a mode that say for how long it thinks; others make another mode of it, which may cost more
 FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms"})
 NO_LIMITS = KeyLimits()
+MINUTE = 60.0
+ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
+EXCEEDED = "rate_limit_exceeded"
+SOON = 1.0  # seconds after which a place may be free
+MOST_CALLERS = 100_000  # whose use is known; of those who ask nothing now, the one that asked first is forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +128,6 @@ def _derived(id: str, *parts: str) -> str:
         for part in (text.encode("utf-8", "surrogatepass") for text in ("memory", *parts))
     )
     return hmac.new(id.encode(), data, hashlib.sha256).hexdigest()
-
-
-MINUTE = 60.0
-ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
-EXCEEDED = "rate_limit_exceeded"
-SOON = 1.0  # seconds after which a place may be free
-MOST_CALLERS = 100_000  # whose use is known; of those who ask nothing now, the one that asked first is forgotten
 
 
 class TokenBucket:

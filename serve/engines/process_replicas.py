@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from loguru import logger
@@ -19,7 +20,7 @@ from fastslow.serve.engines.process.client import EngineClient
 from fastslow.serve.engines.replica_settings import ReplicaSettings, ranks_of
 from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
 from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
-from fastslow.serve.engines.settings import EngineSettings
+from fastslow.serve.engines.settings import VISIBLE, EngineSettings
 
 LOOK = 1.0  # seconds between two reports of a replica
 AGAIN = 30.0  # seconds until another replica is started in place of one that was given up
@@ -31,6 +32,7 @@ class _Replica:
     """A process. When it ends, its successor has another name: its caches are empty, and its counters at 0."""
 
     number: int
+    place: int  # the lowest that no other replica has
     client: EngineClient
     start: asyncio.Task[None]
     report: ReplicaReport | None = None
@@ -60,8 +62,8 @@ class ProcessReplicas:
         replicas: ReplicaSettings,
         scaling: ScalingSettings | None = None,
     ) -> None:
-        threads = max(1, replicas.cpus // ranks_of(settings.options))
-        self._settings = replace(settings, threads=threads)
+        self._ranks = ranks_of(settings.options)
+        self._settings = replace(settings, threads=max(1, replicas.cpus // self._ranks))
         self._each = replicas
         self._scaling = replace(
             scaling or ScalingSettings(), least=replicas.least, most=replicas.most
@@ -136,18 +138,27 @@ class ProcessReplicas:
         raise NotReady("the replica is gone", refused=True)
 
     def _add(self) -> None:
-        client = EngineClient(self._settings, heartbeat=self._heartbeat)
+        place = next(n for n in count() if all(n != one.place for one in self._replicas))
+        settings = self._settings
+        if settings.options.get("device") in VISIBLE:  # without a number
+            first = place * self._ranks
+            settings = replace(settings, devices=list(range(first, first + self._ranks)))
+        client = EngineClient(settings, heartbeat=self._heartbeat)
         self._started += 1
         start = asyncio.create_task(client.start())
-        self._replicas.append(_Replica(self._started, client, start))
+        self._replicas.append(_Replica(self._started, place, client, start))
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
-            await asyncio.gather(*(self._ask_report(one) for one in self._replicas if one.runs))
-            self._drop()
-            present = [one for one in self._replicas if one.leaving is None]
-            self._scale(present)
+            try:
+                await asyncio.gather(*(self._ask_report(one) for one in self._replicas if one.runs))
+                self._drop()
+                present = [one for one in self._replicas if one.leaving is None]
+                self._scale(present)
+            except Exception:  # noqa: BLE001 - the next look may be better
+                logger.exception("the replicas could not be looked at")
+                continue
             if not present and not self.gave_up.done():
                 self.gave_up.set_result("no replica can be started")
 

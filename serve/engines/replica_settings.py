@@ -8,6 +8,7 @@ from typing import Any
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerConfig
+from fastslow.serve.engines.settings import device_kind
 
 MOST, MOST_CPUS = 10_000, 1024
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
@@ -62,8 +63,7 @@ class ReplicaSettings:
         cpus = config.replica_cpus
         if cpus is None:
             cpus = ranks if cores is None else max(1, cores // max(1, most))
-        kind = str(options.get("device", "auto")).partition(":")[0]
-        device = {"cuda": "GPU", "npu": "NPU"}.get(kind)
+        device = {"cuda": "GPU", "npu": "NPU"}.get(device_kind(options))
         if config.replica_resources is not None:
             resources = resources_of(config.replica_resources)
         else:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from fastslow.serve.engines.local import LocalEngine
 
 
+# what makes a process see some devices only; the drivers read it at their first use
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """A model and its options.
@@ -24,6 +28,7 @@ class EngineSettings:
         options: keyword arguments of `LLM`.
         max_waiting: most answers that wait, as `AsyncLLM` takes it.
         warm: what prompts begin with, read before the first request: see `WarmPrefix`.
+        devices: the numbers of the devices that it uses, of the kind that `options` name; None = any.
         threads: of the processor, for an engine that has a process to itself; None = all that are left.
     """
 
@@ -33,6 +38,7 @@ class EngineSettings:
     max_waiting: int = 256
     warm: Sequence[WarmPrefix] = ()
     threads: int | None = None
+    devices: Sequence[int] | None = None
 
     async def open(self) -> LocalEngine:
         """Load the model, in a thread, and measure its steps: no request has to wait for that.
@@ -41,6 +47,8 @@ class EngineSettings:
             ValueError: one sentence about what does not fit.
             RuntimeError: a rank failed.
         """
+        if self.devices is not None:
+            _see(device_kind(self.options), self.devices)
         # with torch, which only the process that runs the model needs
         import torch
 
@@ -60,3 +68,19 @@ class EngineSettings:
             await engine.close()
             raise
         return engine
+
+
+def device_kind(options: Mapping[str, Any]) -> str:
+    """The kind of device that keyword arguments of `LLM` name, such as "cuda" of "cuda:1"."""
+    return str(options.get("device", "auto")).partition(":")[0]
+
+
+def _see(kind: str, devices: Sequence[int]) -> None:
+    """Raises:
+    ValueError: this process itself may not see so many; one sentence.
+    """
+    name = VISIBLE[kind]
+    there = [one for one in os.environ.get(name, "").split(",") if one]
+    if there and max(devices) >= len(there):
+        raise ValueError(f"{name}={','.join(there)} has no device of number {max(devices)}")
+    os.environ[name] = ",".join(there[n] if there else str(n) for n in devices)

@@ -23,6 +23,26 @@ from fastslow.serve.http.middleware import request_id
 
 T = TypeVar("T")
 GONE = 499  # nginx's status for a client that closed its connection
+PlacedPiece = tuple[int, Piece]
+"""Which of several prompts, and a piece of its answer."""
+SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
+COMMENT = b": waiting\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx passes every event on at once
+]
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the answer, whole or as events",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"description": "chunks, one in each event"}},
+        },
+    }
+}
+"""`responses` of a route that may stream its answer, for the OpenAPI document."""
+_encoder = msgspec.json.Encoder()
 
 
 class ClientLeft(ApiError):
@@ -30,10 +50,6 @@ class ClientLeft(ApiError):
 
     def __init__(self) -> None:
         super().__init__(GONE, "the client closed the connection")
-
-
-PlacedPiece = tuple[int, Piece]
-"""Which of several prompts, and a piece of its answer."""
 
 
 async def whole(engine: Engine, ask: GenerateRequest) -> Output:
@@ -147,27 +163,6 @@ async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
-COMMENT = b": waiting\n\n"
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx passes every event on at once
-]
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "the answer, whole or as events",
-        "content": {
-            "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"description": "chunks, one in each event"}},
-        },
-    }
-}
-"""`responses` of a route that may stream its answer, for the OpenAPI document."""
-
-_encoder = msgspec.json.Encoder()
 
 
 def dumped(value: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 WAITING = 2048  # connections that the system holds until they are accepted
+T = TypeVar("T")
 
 
 @contextmanager
@@ -82,9 +83,6 @@ def _remove_old(path: Path) -> None:
                 path.unlink()
                 return
         raise ValueError(f"{str(path)!r} is taken: another server listens there")
-
-
-T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -27,20 +27,11 @@ from fastslow.serve.observe.request_record import (
 VALID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEADER = b"x-request-id"
 ANSWERED = (HEADER, b"request-id")  # as OpenAI's clients read it, and as Anthropic's do
-
-
-def request_id(scope: Scope) -> str:
-    """The id of a request."""
-    given: str = scope["state"]["request_id"]
-    return given
-
-
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_URL = 8 << 10  # bytes of path and query
 MOST_HEADERS = 32 << 10  # bytes of all names and values
 MOST_FIELDS = 100  # headers
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-
 HEADERS = {  # where the answer does not set them itself
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -49,12 +40,17 @@ HEADERS = {  # where the answer does not set them itself
     "cache-control": "no-store",
 }
 NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"  # for all that is no page
-
 # Without a key, whoever asks: what health checks, scrapers and the page's first load need. All else needs one.
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/version", "/metrics"})
 BEARER = "bearer "
 CHALLENGE = {"www-authenticate": "Bearer"}
 CONTROL = "/v1/requests/"  # cancel and the like must work while a key has all its requests running
+
+
+def request_id(scope: Scope) -> str:
+    """The id of a request."""
+    given: str = scope["state"]["request_id"]
+    return given
 
 
 class RequestWatch:

@@ -16,6 +16,8 @@ from fastslow.serve.api.limits import Caller, caller
 from fastslow.serve.http.body import json_router
 
 REMEMBERED = 1000  # of those that are over, for their traces
+router = json_router()
+Who = Annotated[Caller, Depends(caller)]
 
 
 @dataclass(slots=True)
@@ -55,10 +57,6 @@ class Requests:
         if started is None or started.who.name != who.name:
             return []
         return started.asks
-
-
-router = json_router()
-Who = Annotated[Caller, Depends(caller)]
 
 
 @router.delete("/v1/requests/{id}")

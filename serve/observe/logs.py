@@ -57,12 +57,7 @@ class ServerLog:
         logger.enable("fastslow")
         # diagnose would write the values of variables, prompts among them, into tracebacks
         self._sink = logger.add(
-            write,
-            level=level.upper(),
-            format=line,
-            backtrace=False,
-            diagnose=False,
-            enqueue=True,
+            write, level=level.upper(), format=line, backtrace=False, diagnose=False, enqueue=True
         )
         root = logging.getLogger()
         root.handlers, root.level = [_ToLoguru()], logging.INFO

@@ -23,6 +23,30 @@ from fastslow.serve.api.limits import Limits
 from fastslow.serve.observe.metric_table import TABLE, Metric
 from fastslow.serve.observe.request_record import AnswerRecord, RequestRecord, tokens_of
 
+MOST_VALUES = 200  # of one label; those that come later are "other"
+OTHER = "other"
+BATCHES = frozenset({"vllm:inter_token_latency_seconds"})
+PATIENCE = 2.0  # seconds that a scrape waits for the engine
+MOST_POSITIONS = 64  # of drafts
+OWN = "custom"  # modes that calls made up
+REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
+STATES = {"used": "pages_used", "cached": "pages_cached", "free": "pages_free"}
+COUNTED = {  # by engines that do
+    "fastslow:engine_restarts": "restarts",
+    "fastslow:retried_asks": "retried",
+    "fastslow:continued_answers": "continued",
+    "fastslow:given_up_answers": "given_up",
+}
+BY_REPLICA = {
+    "fastslow:replica_requests_running": "running",
+    "fastslow:replica_requests_waiting": "waiting",
+    "fastslow:replica_kv_pages_used": "pages_used",
+    "fastslow:replica_kv_pages": "pages",
+}
+HELD = ("fastslow:kv_pages", "fastslow:kv_pages_pinned")
+NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+router = APIRouter(include_in_schema=False)
+
 
 class BatchHistogram(Collector):
     """Counts by model. What prometheus-client has takes a lock and a search for each value, which at the end of
@@ -56,11 +80,6 @@ class BatchHistogram(Collector):
                 buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
             family.add_metric([model], buckets, self._sums[model])
         yield family
-
-
-MOST_VALUES = 200  # of one label; those that come later are "other"
-OTHER = "other"
-BATCHES = frozenset({"vllm:inter_token_latency_seconds"})
 
 
 class MetricRegistry:
@@ -129,29 +148,6 @@ class MetricRegistry:
         more = {"buckets": metric.buckets} if metric.buckets else {}
         labels = ("model_name", *metric.labels)
         return kinds[metric.type](metric.name, metric.help, labels, registry=self.registry, **more)
-
-
-PATIENCE = 2.0  # seconds that a scrape waits for the engine
-MOST_POSITIONS = 64  # of drafts
-OWN = "custom"  # modes that calls made up
-REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
-STATES = {"used": "pages_used", "cached": "pages_cached", "free": "pages_free"}
-COUNTED = {  # by engines that do
-    "fastslow:engine_restarts": "restarts",
-    "fastslow:retried_asks": "retried",
-    "fastslow:continued_answers": "continued",
-    "fastslow:given_up_answers": "given_up",
-}
-BY_REPLICA = {
-    "fastslow:replica_requests_running": "running",
-    "fastslow:replica_requests_waiting": "waiting",
-    "fastslow:replica_kv_pages_used": "pages_used",
-    "fastslow:replica_kv_pages": "pages",
-}
-HELD = ("fastslow:kv_pages", "fastslow:kv_pages_pinned")
-NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-
-router = APIRouter(include_in_schema=False)
 
 
 @router.get("/metrics")

@@ -52,11 +52,7 @@ class CompletionRequest(OpenAIFields):
             raise ValueError("suffix is not supported: this server fills in no middle of a text")
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise ValueError(f"best_of={self.best_of} must be at most n={self.n or 1}")
-        made = {
-            **self.common_sampling(),
-            "max_tokens": self.max_tokens,
-            "logprobs": self.logprobs,
-        }
+        made = {**self.common_sampling(), "max_tokens": self.max_tokens, "logprobs": self.logprobs}
         if self.echo and self.logprobs is not None:
             if self.stream:
                 raise ValueError("echo with logprobs must be asked without stream")

@@ -24,6 +24,7 @@ from fastslow.serve.tool_calls.offered import openai_tools
 
 router = json_router()
 Who = Annotated[Caller, Depends(caller)]
+MOST_IDS = 2**20
 
 
 @router.get("/v1/models")
@@ -63,9 +64,6 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
     ]
 
 
-MOST_IDS = 2**20
-
-
 class TokenizeRequest(ModeFields, Fields):
     """A text, or a chat in the mode in which it would be asked."""
 
@@ -96,12 +94,7 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> dict[s
         await request.app.state.tokens.learn(tokens)
         texts = [request.app.state.tokens.text_of(token) for token in tokens]
     context = engine.card.context
-    return {
-        "count": len(tokens),
-        "max_model_len": context,
-        "tokens": tokens,
-        "token_strs": texts,
-    }
+    return {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": texts}
 
 
 @router.post("/detokenize")

@@ -16,6 +16,8 @@ KINDS = ("message", "reasoning", "function_call", "function_call_output")
 ASKED = ("input_text", "text")
 ANSWERED = ("output_text", "text")
 THOUGHT = ("reasoning_text", "summary_text", "text")
+KEEPS_NOTHING = "this server keeps no answers; send the whole conversation as input"
+LOGPROBS = "message.output_text.logprobs"
 
 
 class InputItem(BaseModel):
@@ -31,10 +33,6 @@ class InputItem(BaseModel):
     name: str | None = None
     arguments: str | None = None
     output: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
-
-
-KEEPS_NOTHING = "this server keeps no answers; send the whole conversation as input"
-LOGPROBS = "message.output_text.logprobs"
 
 
 class TextFormat(JsonSchemaFormat):
@@ -70,10 +68,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
     stream_options: ResponseStreamOptions | None = None
     metadata: (
         Annotated[
-            dict[
-                Annotated[str, Field(max_length=64)],
-                Annotated[str, Field(max_length=512)],
-            ],
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
             Field(max_length=16),
         ]
         | None

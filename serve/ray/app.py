@@ -104,7 +104,7 @@ def deploy(address: str, arguments: Arguments, host: str, port: int) -> None:
         ValueError: one sentence about what does not fit.
         RuntimeError: Ray or the engine failed.
     """
-    join(address, show_logs=False)
+    join(address, log_to_driver=False)
     try:
         listen: dict[str, Any] = {"host": host, "port": port}
         serve.start(http_options=listen, logging_config=LoggingConfig(log_level="WARNING"))

@@ -51,7 +51,7 @@ class Cluster:
             RuntimeError: that failed; one sentence.
         """
         try:
-            await self.call(join, self.address, True)
+            await self.call(self._join)
         finally:
             _own_signals()
         logger.info("joined the Ray cluster {}", self.address)
@@ -65,6 +65,10 @@ class Cluster:
         finally:
             self._work.put(None)
 
+    def _join(self) -> None:
+        join(self.address, log_to_driver=True, logging_level=logging.ERROR)
+        ray_logs(logging.WARNING)
+
     def _run(self) -> None:
         while (job := self._work.get()) is not None:
             done, function = job
@@ -76,12 +80,12 @@ class Cluster:
                 done.set_exception(error)
 
 
-def join(address: str, show_logs: bool) -> None:
+def join(address: str, **options: Any) -> None:
     """Join a cluster.
 
     Args:
         address: "auto", HOST:PORT or ray://HOST:PORT.
-        show_logs: whether what replicas log is shown here, too.
+        options: of `ray.init`.
 
     Raises:
         RuntimeError: that failed; one sentence.
@@ -91,12 +95,11 @@ def join(address: str, show_logs: bool) -> None:
     ray_logs(logging.ERROR)
     _reach(address)
     try:
-        ray.init(address, namespace="serve", log_to_driver=show_logs, logging_level=logging.ERROR)
+        ray.init(address, namespace="serve", **options)
     except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
         raise RuntimeError(
             f"cannot join the Ray cluster {address!r}: {first_line(error)}"
         ) from None
-    ray_logs(logging.WARNING)
 
 
 def leave() -> None:

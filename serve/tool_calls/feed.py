@@ -12,6 +12,14 @@ from fastslow.engine.text.detokenizer import hold_back
 T = TypeVar("T")
 Reading = Generator[None, None, T]  # yields where it needs more text
 Sink = Callable[[str], None]
+SPACE = re.compile(r"[ \t\r\n]+")
+PLAIN = re.compile(r'[^"\\]+')  # in a string
+BETWEEN = re.compile(
+    r"[ \t\r\n,:0-9E+.\-truefalsn]+"
+)  # strings and brackets: numbers, true, false, null
+SCALAR = re.compile(r"[0-9E+.\-truefalsn]+")
+CLOSES = {"{": "}", "[": "]"}
+MOST_DEPTH = 1000  # brackets within each other
 
 
 class Feed:
@@ -111,16 +119,6 @@ class SearchedMarks:
         self.texts = tuple(text for text in texts if text)
         self.longest = max(map(len, self.texts), default=0)
         self.pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")
-
-
-SPACE = re.compile(r"[ \t\r\n]+")
-PLAIN = re.compile(r'[^"\\]+')  # in a string
-BETWEEN = re.compile(
-    r"[ \t\r\n,:0-9E+.\-truefalsn]+"
-)  # strings and brackets: numbers, true, false, null
-SCALAR = re.compile(r"[0-9E+.\-truefalsn]+")
-CLOSES = {"{": "}", "[": "]"}
-MOST_DEPTH = 1000  # brackets within each other
 
 
 def value(feed: Feed, sink: Sink) -> Reading[bool]:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastslow.engine.text.channels import BODY, CHANNEL, END, START
+from fastslow.engine.text.thought import BODY, CHANNEL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
 
 Schemas = Mapping[str, Mapping[str, Any]]  # of arguments, by function
 TEXT = "TEXT: /(.|\\n)*/"
 BARE = '{"name": "'  # where calls need no mark, an answer that begins so is one
+CONSTRAIN = "<|constrain|>"
+NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
 
 
 class CallGrammar:
@@ -141,10 +143,6 @@ class CallGrammar:
 def quoted(text: str) -> str:
     """A text as the grammar writes it."""
     return json.dumps(text, ensure_ascii=False)
-
-
-CONSTRAIN = "<|constrain|>"
-NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
 
 
 class ChannelGrammar:

@@ -9,12 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastslow.engine.params import nearest, shown
-from fastslow.engine.text.json_schema import MOST_PROPERTIES
+from fastslow.engine.sampling.json_schema import MOST_PROPERTIES
 
 MOST_TOOLS = 128
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 LONGEST_SCHEMA, LONGEST_SCHEMAS = 65_536, 196_608  # characters of JSON: of one, and of all together
 LONGEST_DESCRIPTION = 65_536
+MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "required": "required",
+}
+ANTHROPIC_MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "any": "required",
+    "tool": "required",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +150,6 @@ def _text(place: str, schema: Mapping[str, Any]) -> str:
         return json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise ValueError(f"{place} is no JSON, or nests too deep") from None
-
-
-MODES: dict[str, Literal["none", "auto", "required"]] = {
-    "none": "none",
-    "auto": "auto",
-    "required": "required",
-}
-ANTHROPIC_MODES: dict[str, Literal["none", "auto", "required"]] = {
-    "none": "none",
-    "auto": "auto",
-    "any": "required",
-    "tool": "required",
-}
 
 
 def openai_tools(given: Sequence[Any] | None) -> list[Tool]:

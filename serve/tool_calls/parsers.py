@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from fastslow.engine.text.channels import BODY, CALL, END, START
+from fastslow.engine.text.thought import BODY, CALL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.serve.tool_calls.feed import (
     SPACE,
@@ -28,6 +28,13 @@ SYNTAX = " \t\r\n]};,"  # of an end that was cut off
 # how an object ended: it was whole; at what does not fit; or the mark after its arguments was read, too
 Ending = Literal["whole", "unfit", "over"]
 Reader = Callable[[Feed, Sink], Reading[bool]]
+TO = re.compile(r"\bto=functions\.([\w-]+)")
+HEADER_ENDS = SearchedMarks(BODY, START, END, CALL)
+BODY_ENDS = SearchedMarks(START, END, CALL)
+NAME = re.compile(r"[^<>\n]+")
+VALUE_ENDS = SearchedMarks("\n</parameter>", "</parameter>")
+WORDS = {"null": None, "None": None, "True": True, "False": False}
+Functions = Mapping[str, Mapping[str, Any]]  # the schema of each function's parameters
 
 
 class JsonParser(ToolParser):
@@ -127,11 +134,6 @@ def as_arguments(text: str) -> str | None:
     return "{}" if text.strip() in ("null", "") and text else None
 
 
-TO = re.compile(r"\bto=functions\.([\w-]+)")
-HEADER_ENDS = SearchedMarks(BODY, START, END, CALL)
-BODY_ENDS = SearchedMarks(START, END, CALL)
-
-
 class MessageParser(ToolParser):
     """The body of a message is the arguments. The splitter of channels leaves only these messages."""
 
@@ -160,11 +162,6 @@ class MessageParser(ToolParser):
     def _both(self, part: str) -> None:
         self._body.append(part)
         self._more(part)
-
-
-NAME = re.compile(r"[^<>\n]+")
-VALUE_ENDS = SearchedMarks("\n</parameter>", "</parameter>")
-WORDS = {"null": None, "None": None, "True": True, "False": False}
 
 
 class XmlParser(ToolParser):
@@ -253,9 +250,6 @@ class XmlParser(ToolParser):
     def _letters(self, text: str) -> None:
         """More of a string."""
         self._more(json.dumps(text, ensure_ascii=False)[1:-1])
-
-
-Functions = Mapping[str, Mapping[str, Any]]  # the schema of each function's parameters
 
 
 def parser_of(form: ToolFormat, functions: Functions) -> ToolParser:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.engine.text.schema_cost import check_cost
+from fastslow.engine.sampling.json_schema import check_cost
 from fastslow.engine.text.tool_formats import BY_NAME, ToolFormat
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.generate_request import GenerateRequest

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import BaseDrafter
+from fastslow.draft.several import AdaptiveDrafter
 from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.tuning import TUNING

@@ -7,17 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import BaseDrafter
-from fastslow.draft.build import DrafterDeps, LoadedModel, build_drafter, check_drafter
-from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.build import check_drafter
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
-from fastslow.draft.several import FallbackDrafter, counted
-from fastslow.draft.suffix.draft import SuffixDraft
-from fastslow.draft.suffix.sources import AnswerMemory
+from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter, counted
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
@@ -53,11 +48,6 @@ def test_ngram_copies_what_followed() -> None:
     assert lookup([1, 2, 3, 4]) == lookup([1, 9, 3, 1]) == lookup([5]) == []
     assert lookup([1, 2, 3, 1], shortest=1) == [2, 3, 1]
     assert lookup([1, 2, 3, 1, 2], nodes=0) == []
-
-
-def test_ngram_prefers_the_longest_match_and_of_equals_the_newest() -> None:
-    assert lookup([1, 2, 3, 8, 9, 2, 3, 4, 0, 1, 2, 3], nodes=1) == [8]
-    assert lookup([2, 3, 8, 9, 2, 3, 4, 0, 2, 3], nodes=1) == [4]
 
 
 def naive(tokens: list[int], nodes: int) -> list[int]:
@@ -198,68 +188,6 @@ def test_a_wrong_number_of_trees_is_told(
 def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):
         check_drafter(Speculation(**settings), RoutedUnits("groups", groups))
-
-
-@pytest.mark.parametrize(
-    ("units", "fields", "pattern"),
-    [
-        (RoutedUnits("experts", 8), {"groups": 2}, r"^speculation groups=2 must be left out"),
-        (RoutedUnits("groups", 8), {"experts": 2}, r"^speculation experts=2 must be left out"),
-        (RoutedUnits("experts", 8), {"experts": 9}, r"^speculation experts=9 is outside 0\.\.8$"),
-        (RoutedUnits("experts", 8, 1), {"experts": 0}, r"^speculation experts=0 is outside 1\.\.8"),
-        (RoutedUnits("experts", 0), {"experts": 1, "layers": (0,)}, r"must be left out: .* dense$"),
-    ],
-    ids=str,
-)
-def test_what_drafter_self_cannot_run(
-    units: RoutedUnits, fields: dict[str, Any], pattern: str
-) -> None:
-    with pytest.raises(ValueError, match=pattern):
-        check_drafter(Speculation(drafter="self", **fields), units)
-
-
-def test_drafters_are_built_by_name() -> None:
-    cpu = torch.device("cpu")
-    target: Any = SimpleNamespace(
-        config=SimpleNamespace(
-            groups=8, chosen=8, router=None, shared_intermediate_size=8, vocab_size=90
-        ),
-        device=cpu,
-    )
-    cache: Any = SimpleNamespace(storage=SimpleNamespace(device=cpu))
-    loaded: list[str] = []
-
-    def load(path: str) -> LoadedModel:
-        loaded.append(path)
-        return LoadedModel(target, cache)
-
-    nothing: Any = None
-
-    def build(name: str, **fields: Any) -> Any:
-        deps = DrafterDeps(
-            target,
-            cache,
-            load,
-            nothing,
-            nothing,
-            AnswerMemory(),
-            False,
-            lambda count, _: AdaptiveSelection(count),
-        )
-        return build_drafter(Speculation(drafter=name, **fields), deps)
-
-    assert isinstance(build("ngram"), NgramDraft)
-    assert isinstance(build("self", groups=8), ModelDraft)
-    assert loaded == []
-    assert isinstance(build("model", model="some/folder"), ModelDraft)
-    assert loaded == ["some/folder"]
-    several = build("ngram+self")
-    assert isinstance(several, FallbackDrafter)
-    assert [type(d) for d in several.drafters] == [NgramDraft, ModelDraft]
-    either = build("suffix|self")
-    assert isinstance(either, AdaptiveDrafter)
-    assert [type(d) for d in either.drafters] == [SuffixDraft, ModelDraft]
-    assert isinstance(build("auto"), SuffixDraft)
 
 
 @pytest.mark.parametrize("made", [None, [[1, 2]]])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from engine_tools import cache_for
+from head_tools import View
 from spellings import Pieces, letters
 from tokenizers_tiny import SENTENCES, write_bpe, write_spm
 
@@ -59,23 +59,7 @@ def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
-    return SimpleNamespace(
-        id=number,
-        tokens=list(tokens),
-        prompt_length=1,
-        end_ids=frozenset(),
-        computed=0,
-        params=SamplingParams(**params),
-        groups=None,
-        seed=number,
-        max_len=200,
-        reproducible=False,
-        thinking=None,
-        grammar=None,
-        prediction=(),
-        memory_key=None,
-        shared=True,
-    )
+    return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=200)
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> bytes:

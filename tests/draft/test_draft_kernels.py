@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import write_kin
-from head_tools import exact_layer, tiny_weights
+from head_tools import exact_layer, node_paths, tiny_weights, write_head
 from kernel_tools import compiled
 
 from fastslow.draft.head import runner as runner_module
@@ -170,13 +170,6 @@ def test_trees_are_those_of_torch(target: Path, least: float) -> None:
         )
 
 
-def node_paths(tree: Tree) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = []
-    for token, parent in zip(tree.tokens, tree.parents):
-        found.append((*(found[parent] if parent >= 0 else ()), token))
-    return found
-
-
 def test_a_score_is_the_likelihood_of_its_path(target: Path) -> None:
     kernels, _ = made(target, Format.INT4)
     text = begin(kernels)
@@ -318,8 +311,6 @@ def test_which_runner_a_head_gets(target: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> None:
-    from head_tools import write_head
-
     config, weights = tiny_weights(target)
     wide = HeadConfig(**{**asdict(config), "hidden": 96})
     shapes = {name: torch.zeros(shape) for name, shape in wide.shapes().items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from distributions import plain_probs
 from engine_tools import cache_for
+from head_tools import View, node_paths
 
 from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
@@ -20,9 +20,9 @@ from fastslow.draft.model.vocab import PaddedTokens
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import probs_at
-from fastslow.engine.types import ModelOutput, Rows, Tree
+from fastslow.engine.types import ModelOutput, Rows
 
 VOCAB = 7
 TEXT = [3, 4, 5, 3, 6]
@@ -91,33 +91,7 @@ def warm_probs(text: Sequence[int]) -> list[float]:
 
 
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
-    return SimpleNamespace(
-        id=number,
-        tokens=list(tokens),
-        prompt_length=1,
-        end_ids=frozenset(),
-        computed=0,
-        params=SamplingParams(**params),
-        speculation=Speculation(),
-        groups=None,
-        seed=number,
-        max_len=4000,
-        reproducible=False,
-        thinking=None,
-        grammar=None,
-        prediction=(),
-        memory_key=None,
-        shared=True,
-    )
-
-
-def node_paths(tree: Tree) -> set[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = []
-    for token, parent in zip(tree.tokens, tree.parents):
-        assert parent < len(found)
-        found.append((*(found[parent] if parent >= 0 else ()), token))
-    assert len(set(found)) == len(found), "siblings that are the same"
-    return set(found)
+    return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=4000)
 
 
 def likeliest(
@@ -147,7 +121,7 @@ def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
     batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
     trees = drafter.propose(batch, [nodes] * 3)
     for asked, tree in zip(batch, trees):
-        assert node_paths(tree) == likeliest(asked.tokens, nodes, width)
+        assert {*node_paths(tree)} == likeliest(asked.tokens, nodes, width)
         assert tree.probs is None
     assert len(model.forwards) <= nodes, "no more levels than a chain would have"
     assert nodes < 5 or any(len(set(t.parents)) < nodes for t in trees), "no branch anywhere"
@@ -162,7 +136,7 @@ def test_a_tree_goes_on_from_what_was_accepted() -> None:
         before = len(model.forwards)
         tree = drafter.propose([request(text)], [6])[0]
         kv.check_integrity()
-        assert node_paths(tree) == likeliest(text, 6, 3)
+        assert {*node_paths(tree)} == likeliest(text, 6, 3)
         longest = max(node_paths(tree), key=len)
         assert model.forwards[before] == fresh, "the text is not read again"
         text += [*longest[: turn % 3], 3]
@@ -176,7 +150,7 @@ def test_trees_and_sampled_chains_share_a_batch() -> None:
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
     batch = [request(TEXT, 0), request(TEXT, 1, temperature=1.2), request(TEXT, 2)]
     tree, chain, nothing = drafter.propose(batch, [5, 4, 0])
-    assert node_paths(tree) == likeliest(TEXT, 5, 3)
+    assert {*node_paths(tree)} == likeliest(TEXT, 5, 3)
     assert list(chain.parents) == [-1, 0, 1, 2] and chain.probs is not None
     for i, probs in enumerate(chain.probs):
         plain = torch.tensor(next_probs([*TEXT, *chain.tokens[:i]])) ** (1 / 1.2)
@@ -195,7 +169,7 @@ def test_a_penalty_counts_a_nodes_own_path() -> None:
         probs: list[float] = plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()
         return probs
 
-    assert node_paths(tree) == likeliest(TEXT, 12, 3, probs_of) != likeliest(TEXT, 12, 3)
+    assert {*node_paths(tree)} == likeliest(TEXT, 12, 3, probs_of) != likeliest(TEXT, 12, 3)
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -207,8 +181,8 @@ def test_broken_logits_end_one_draft_only(width: int) -> None:
     drafter.release([0, 1])
     model.broken = {len(model.forwards) + 1}
     cut = drafter.propose(batch, [5, 5])
-    assert node_paths(cut[1]) == node_paths(whole[1])
-    first = node_paths(cut[0])
+    assert {*node_paths(cut[1])} == {*node_paths(whole[1])}
+    first = {*node_paths(cut[0])}
     assert 0 < len(first) <= width and first <= {(x,) for x in range(VOCAB)}
 
 

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from fastslow.draft.head import layer as layer_module
 from fastslow.draft.head.config import read_head
 from fastslow.draft.head.head import TrainedHead
-from fastslow.draft.head.kv import HeadKV
-from fastslow.draft.head.layer import linear_for
+from fastslow.draft.head.layer import HeadKV, linear_for
 from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.head.target import read_ends
 from fastslow.draft.head.tree import GrowingTree, grow_trees

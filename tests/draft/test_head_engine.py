@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eagle_tools import exact_head, write_eagle
 from engine_tools import PLENTY, Ask, Bench, Make, Setting, answer, finish, write_kin
 from head_tools import View, check_sampled_answers, tiny_runner
 from kernel_tools import wanted
 
 from fastslow.draft.head.draft import MAX_WAITING, MIN_SCORE, HeadDraft
+from fastslow.draft.head.runner import TorchRunner, load_head
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
@@ -25,7 +27,8 @@ FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 14, 6)]
 TORCH = ("chain", "tree", "ngram+chain", "other layers")
 COMPILED = ("kernel chain", "kernel best chain", "kernel tree") if wanted() else ()
-KINDS = (*TORCH, *COMPILED)
+EAGLE = ("eagle chain", "speculators best chain", "narrow tree", "eagle torch tree")
+KINDS = (*TORCH, *COMPILED, *EAGLE)
 RUNNERS = ("torch", "kernels") if wanted() else ("torch",)
 
 
@@ -43,6 +46,18 @@ def bench(folder: Path) -> Bench:
         "ngram+chain": lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(head, probs_at)),
         "other layers": lambda kv: HeadDraft(other, probs_at, only_best=only_best),
     }
+    published = load_head(write_eagle(folder.parent / "original", folder), folder)
+    fields = {"norm_before_residual": True, "embedding": True}
+    speculators = write_eagle(folder.parent / "speculators", folder, "speculators", **fields)
+    other_layout = load_head(speculators, folder)
+    narrow = load_head(write_eagle(folder.parent / "narrow", folder, draft=3, seed=1), folder)
+    plain = TorchRunner(exact_head(folder.parent / "original", folder))
+    drafters |= {
+        "eagle chain": lambda kv: HeadDraft(published, probs_at),
+        "speculators best chain": lambda kv: HeadDraft(other_layout, probs_at, only_best=only_best),
+        "narrow tree": lambda kv: HeadDraft(narrow, probs_at, width=3, depth=3),
+        "eagle torch tree": lambda kv: HeadDraft(plain, probs_at, width=3, depth=3),
+    }
     if COMPILED:
         fast = tiny_runner(folder, "kernels")
         drafters |= {
@@ -54,8 +69,8 @@ def bench(folder: Path) -> Bench:
 
 
 def asks(kind: str | None = None, **params: Any) -> list[Ask]:
-    mixed = [k for k in KINDS if k.startswith("kernel") == bool(COMPILED)]
-    kinds = (*mixed, "chain", "off", "off") if kind is None else [kind] * len(PROMPTS)
+    mixed = (*(COMPILED[1:] or TORCH[:2]), "chain", "off", "narrow tree")
+    kinds = mixed if kind is None else [kind] * len(PROMPTS)
     settings = {"max_tokens": 20, "ignore_eos": True, **params}
     return [
         Ask(prompt, SamplingParams(**settings), name, seed=n)
@@ -89,12 +104,18 @@ def test_greedy_answers_are_those_of_plain_decoding(
 def test_drafts_are_accepted(bench: Bench) -> None:
     """Or else the tests above would say little."""
     for kind in KINDS:
-        requests = bench.run(asks(kind, max_tokens=40))
+        requests = bench.run(asks(kind, max_tokens=60))
         assert sum(r.spec_stats.accepted for r in requests) >= 5, kind
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k.endswith("chain")])
-@pytest.mark.parametrize("params", [{}, {"repetition_penalty": 1.3, "temperature": 0.7}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        (kind, {"repetition_penalty": 1.3, "temperature": 0.7} if n % 2 else {})
+        for n, kind in enumerate(k for k in KINDS if k.endswith("chain"))
+    ],
+    ids=str,
+)
 def test_a_seed_gives_one_answer_in_any_batch(
     bench: Bench, params: dict[str, Any], kind: str
 ) -> None:
@@ -103,7 +124,7 @@ def test_a_seed_gives_one_answer_in_any_batch(
     assert batched == [answer(bench.run([ask])[0]) for ask in wanted]
 
 
-@pytest.mark.parametrize("kind", ["chain", "tree", *COMPILED[:1]])
+@pytest.mark.parametrize("kind", ["tree", (*COMPILED, "chain")[0], "eagle chain", "narrow tree"])
 def test_sampled_answers_have_the_targets_probabilities(
     bench: Bench, folder: Path, kind: str
 ) -> None:

@@ -14,7 +14,6 @@ from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, write_kin
 from head_tools import View, exact_layer, tiny_weights
 from kernel_tools import wanted as kernels_wanted
 
-from fastslow.draft.adaptive import AdaptiveDrafter
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
 from fastslow.draft.head.head import TrainedHead
@@ -22,7 +21,7 @@ from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.state import FinishedTexts
 from fastslow.draft.head.target import read_ends
 from fastslow.draft.ngram import NgramDraft
-from fastslow.draft.several import FallbackDrafter
+from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
@@ -169,13 +168,6 @@ def test_a_mixed_batch_says_what_plain_decoding_says(
     assert all(r.spec_stats.drafted for r, a in zip(requests, some) if a.drafter != "off")
     if setting.pages < 100:
         assert any(r.spec_stats.preemptions for r in requests)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_draft_says_what_plain_decoding_says(bench: Bench, kind: str) -> None:
-    for some in (asks([kind]), asks([kind], "reproducible", temperature=1.0)):
-        batched = [answer(r) for r in bench.run(some, Setting(prompt_rows=11))]
-        assert batched == [answer(bench.alone(ask)) for ask in some]
 
 
 @pytest.mark.parametrize("name", RUNNERS)

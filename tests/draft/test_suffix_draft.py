@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from distributions import chi_square_fits, plain_probs, text_probs
-from engine_tools import Ask, Bench, Setting, answer, cache_for, finish, write_kin
+from engine_tools import Ask, Bench, Setting, answer, cache_for, write_kin
+from head_tools import View
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 
@@ -32,9 +32,8 @@ PROMPTS = [
 
 
 def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any) -> Any:
-    plain = {"max_len": 10**6, "end_ids": frozenset([9]), "params": SamplingParams()}
-    plain |= {"memory_key": None, "shared": True}
-    return SimpleNamespace(id=number, tokens=list(tokens), prompt_length=prompt, **plain | fields)
+    plain = {"max_len": 10**6, "end_ids": frozenset([9]), "prompt_length": prompt}
+    return View(number, tokens, **plain | fields)
 
 
 def chain(drafter: SuffixDraft, request: Any, nodes: int = 8) -> list[int]:
@@ -261,17 +260,3 @@ def test_an_answer_given_once_is_copied_the_second_time(bench: Bench) -> None:
     assert answer(again) == answer(first) == answer(bench.alone(ask))
     assert again.spec_stats.steps < first.spec_stats.steps
     assert again.spec_stats.steps <= 8
-
-
-def test_a_cancelled_answer_is_not_copied(bench: Bench) -> None:
-    ask = Ask(tuple(range(50, 60)), SamplingParams(max_tokens=40), "suffix", 12)
-    core = bench.core()
-    request = bench.request(0, ask)
-    core.add(request)
-    for _ in range(12):
-        core.step()
-    core.end([request], "cancelled", None)
-    follower = bench.request(1, ask)
-    finish(core, [follower])
-    assert answer(follower) == answer(bench.alone(ask))
-    assert follower.spec_stats.steps == bench.run([ask])[0].spec_stats.steps

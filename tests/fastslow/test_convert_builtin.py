@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 
 from fastslow.engine.checkpoint.gguf_shard import half_split
 from fastslow.models import locate
+from fastslow.models.dense import Dense
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense
 from fastslow.tools.cli.app import main
-from fastslow.tools.convert.teacher import Teacher
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER = 64, 4, 2, 16, 96
 
@@ -139,7 +139,7 @@ def test_gguf_becomes_a_dense_folder(tmp_path: Path) -> None:
     settings = json.loads((out / "tokenizer_config.json").read_text())
     assert (settings["bos_token"], settings["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert settings["chat_template"] == (out / "chat_template.jinja").read_text()
-    assert Teacher(out).hidden(torch.tensor([[1, 5, 9]])).shape == (1, 3, HIDDEN)
+    assert Dense(out).embedding.shape[1] == HIDDEN
 
 
 def test_smollm_tokenizer_splits_digits_and_knows_special_tokens(tmp_path: Path) -> None:

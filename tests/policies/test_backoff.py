@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastslow.policies.speculation.backoff import Backoff
-from fastslow.policies.speculation.running_mean import RunningMean
+from fastslow.policies.speculation.backoff import Backoff, RunningMean
 
 
 def tries(backoff: Backoff, turns: int, growth: float = 2) -> list[int]:

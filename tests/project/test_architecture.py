@@ -159,8 +159,8 @@ def never_exits(code: int) -> None:
 class NoProcess(ChildProcess):
     """The engine's end of the connection in this process, where its calls can be followed."""
 
-    def __init__(self, link: EngineConnection) -> None:
-        self.link = link
+    def __init__(self, connection: EngineConnection) -> None:
+        self.connection = connection
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> NoProcess:
@@ -168,12 +168,12 @@ class NoProcess(ChildProcess):
         for end in (ours, its):
             end.setblocking(False)
         await loop.create_unix_connection(EngineServer, sock=its)
-        _, link = await loop.create_unix_connection(EngineConnection, sock=ours)
-        link.send(Start(to_builtins(settings)))
-        return cls(link)
+        _, connection = await loop.create_unix_connection(EngineConnection, sock=ours)
+        connection.send(Start(to_builtins(settings)))
+        return cls(connection)
 
     async def end(self, grace: float = 0.0) -> None:
-        self.link.close()
+        self.connection.close()
 
 
 def carries(value: object) -> bool:

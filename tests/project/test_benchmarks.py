@@ -6,32 +6,27 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import probe
 import pytest
 import texts
 import torch
 from checkpoints import write_dense, write_moge
+from drafting import layers_of
 from figures import middle
-from gguf import GGUFReader, dequantize
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from near_tie import Judge
+from peer.engines import EngineClient, EngineError, read_names
 from serve_load.front import CpuSeconds
 from serve_load.simulated import other_share
-from tokenizers_tiny import write_bpe
-from tune_tools import VOCAB, write_model, write_prompts
+from tune_tools import write_model, write_prompts
 
-from fastslow import Speculation
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.decoder import Decoder
-from fastslow.settings import write_settings
-from fastslow.tools.plan import device
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks read /proc and /sys")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -40,13 +35,12 @@ CONDITIONS = {"turn", "bandwidth", "own", "others", "stolen", "contended"}
 
 
 class Case(NamedTuple):
-    """`asked` may name {model}, {prompts}, {out}, {tuned} and {folder}."""
+    """`asked` may name {model}, {prompts}, {out} and {folder}."""
 
     asked: str
     keys: set[str]  # of the file, besides HEADER
     cells: str = ""  # which of them holds the figures
     fields: frozenset[str] = frozenset()  # of each figure
-    kernels: bool = False  # they are needed
 
 
 CASES = {
@@ -59,26 +53,12 @@ CASES = {
             {"format", "mode", "cell", "rows", "context", "beside", "read", "bytes", "samples"}
         ),
     ),
-    "rows": Case(
-        "--model {model} --dtype float32 --rows 1 2 --groups 2 0 --tokens 4 --repeat 1 --threads 1"
-        " --context 8 -o {out}",
-        {"probed", "figures", "parts"},
-        "figures",
-        frozenset({"groups", "rows", "ms a step", "MB read", "GB/s", "of the probe", "of one row"}),
-        kernels=True,
-    ),
     "drafting": Case(
         "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4"
-        " --tokens 6 --drafters suffix --lengths 1,2,adaptive --batch 1,2 --temperatures 0 -o {out}"
-        " --figure {folder}/lengths.svg",
+        " --tokens 6 --drafters suffix --lengths 1,2,adaptive --batch 1,2 --temperatures 0 -o {out}",
         {"model", "limit", "cells"},
         "cells",
         frozenset({"set", "temperature", "batch", "label", "speculation", "times_plain", "runs"}),
-    ),
-    "tuned": Case(
-        "--model {model} --prompts {prompts} --settings {tuned} --first 1 --best 1 --lengths 1"
-        " --tokens 4 -o {out}",
-        {"model", "tuned", "first", "finals"},
     ),
     "exact": Case(
         "--model {model} --draft-model {model} --head {model}/draft_head.safetensors"
@@ -87,30 +67,7 @@ CASES = {
         "rows",
         frozenset({"case", "answers", "equal", "ties", "errors", "drafted", "accepted", "differ"}),
     ),
-    "latency": Case(
-        "--model {model} --seconds 0.2 --rounds 1 --streams 1 --deep 1 --tokens 2 --deep-tokens 2"
-        " --repeat 1 --out {out}",
-        {"options", "figures"},
-    ),
-    "prefix": Case(
-        "--model {model} --dtype float32 --quantization none --tokens 40 --repeat 1 --spill 1MiB --out {out}",
-        {"model", "pages_spilled", "figures"},
-        "figures",
-        frozenset({"prefix", "tokens", "ms"}),
-    ),
-    "planned": Case(
-        "--model {model} --dtype float32 --threads 1 --out {out}",
-        {"steps"},
-        "steps",
-        frozenset({"rows", "predicted", "measured"}),
-    ),
     "thinking": Case("--count 3 --out {out}", {"model", "draft", "tasks", "figures"}),
-    "modes": Case(
-        "--model {model} --dtype float32 --tokens 2 --repeat 1 --dense {model} -o {out}",
-        {"model", "figures"},
-        "figures",
-        frozenset({"mode", "active", "drafter", "rates"}),
-    ),
     "soak": Case(
         "--model {model} --dtype float32 --minutes 0.05 --threads 2 --jobs 9 --drop 1 --pages 64"
         " --draft-model none -o {out}",
@@ -122,10 +79,6 @@ CASES = {
         "rows",
         frozenset({"clients", "requests", "share", "added_ms", "server", "engine", "rounds"}),
     ),
-    "corpus": Case(
-        "{folder}/bot --model {model} --quantization none --answers 3 --ask 1 --threads 1 -o {out}",
-        {"model", "figures"},
-    ),
 }
 PRINTED = {
     "replay": (
@@ -133,15 +86,7 @@ PRINTED = {
         ["suffix", "head", "auto"],
     ),
 }
-QUICK = ("decode", "drafting", "latency")
-OWN = {
-    "checkouts",
-    "replicas",
-    "lookups",
-    "perplexity",
-    "peers",
-    "shapes",
-}  # have tests of their own
+OWN = {"checkouts", "replicas", "peers"}  # have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +102,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Little memory is read to know the bandwidth; as many threads afterwards as before."""
     monkeypatch.setattr(probe, "PROBE_BYTES", 2**20)
-    monkeypatch.setattr(device, "READ", 2**20)
-    monkeypatch.setattr(device, "SIZE", 64)
     probe._block.cache_clear()
     threads = torch.get_num_threads()
     yield
@@ -177,21 +120,17 @@ class Place:
             "folder": folder,
             "out": self.out,
             "prompts": write_prompts(folder / "prompts.jsonl", 4),
-            "tuned": folder / "tuned.json",
         }
         for name in ("old", "new"):  # two checkouts
             (folder / name).mkdir()
             (folder / name / "fastslow").symlink_to(BENCHMARKS.parent / "fastslow")
         turns = [{"turns": [f"What is {n} + 2?", "And twice that?"]} for n in range(3)]
         (folder / "turns.jsonl").write_text("\n".join(map(json.dumps, turns)), "utf-8")
-        write_settings(folder / "tuned.json", "tiny", Speculation(drafter="self", nodes=2), {})
 
     def run(self, name: str, asked: str) -> Any:
         """The program's exit code."""
         module = importlib.import_module(name)
         words = [word.format(**self._names) for word in asked.split()]
-        if hasattr(module, "LATER"):  # seconds between two rounds
-            self.patch.setattr(module, "LATER", -1)
         self.patch.setattr(sys, "argv", [f"{name}.py", *words])
         return module.main()
 
@@ -210,13 +149,12 @@ def test_every_benchmark_is_run_here() -> None:
     assert scripts == {*CASES, *PRINTED, *OWN}
 
 
-def marked(name: str) -> Any:
-    """By default one benchmark that decodes and one that drafts."""
-    marks = [compiled] * CASES[name].kernels
-    return pytest.param(name, marks=[*marks, *[pytest.mark.slow] * (name not in QUICK)])
+SLOW = {"exact", "thinking", "soak", "serving"}
 
 
-@pytest.mark.parametrize("name", [*map(marked, CASES)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+)
 def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
     case = CASES[name]
     place.run(name, case.asked)
@@ -226,6 +164,11 @@ def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
         assert case.fields <= set(cell)
         for sample in cell.get("samples", ()):
             assert set(sample) >= CONDITIONS and sample["rate"] > 0
+    if name == "exact":
+        rows = found["rows"]
+        assert all(row["errors"] == row["ties"] == 0 for row in rows)
+        assert sum(row["accepted"] for row in rows)
+        assert len({row["case"] for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -237,12 +180,16 @@ def test_it_says_what_it_found(name: str, place: Place, capsys: pytest.CaptureFi
         assert words in printed
 
 
-@pytest.mark.slow
-def test_an_answer_is_as_exact_as_it_should_be(place: Place) -> None:
-    assert place.run("exact", CASES["exact"].asked) in (0, 1)  # 1: a case that showed nothing
-    rows = place.file()["rows"]
-    assert all(row["errors"] == row["ties"] == 0 for row in rows)
-    assert sum(row["accepted"] for row in rows) and len({row["case"] for row in rows}) == len(rows)
+def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
+    place.run(
+        "drafting",
+        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 4"
+        " --drafters self:2 --keep 0-1 2 --groups 0,2 --batch 1 --temperatures 0 -o {out}",
+    )
+    drafted = [cell["speculation"] for cell in place.file()["cells"][1:]]
+    asked = [([0, 1], 0), ([0, 1], 2), ([2], 0), ([2], 2)]
+    assert [(fields["layers"], fields["groups"]) for fields in drafted] == asked
+    assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
 
 
 @pytest.mark.parametrize("write", [write_dense, write_moge])
@@ -259,43 +206,18 @@ def test_where_answers_differ_the_place_is_judged(
     assert found.kind == "error" and found.gap > found.allowed > 0
 
 
-@pytest.mark.slow
-def test_lookups_are_timed(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@compiled
+def test_a_step_of_one_row_is_told_as_a_share_of_the_bandwidth(
+    place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module("lookups")
-    for name, few in (("PIECE", 60), ("ASKED", 3), ("COLD", 4), ("OTHER", 8)):
-        place.patch.setattr(module, name, few)
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        words = " ".join(f"{name} word {n % 7} of {n}" for n in range(200))
-        (tmp_path / name / "text.txt").write_text(words, "utf-8")
-    place.run(
-        "lookups", "{folder}/old --new {folder}/new --model {model} --tokens 900 --out {folder}/c"
-    )
-    printed = capsys.readouterr().out
-    for words in ("indexed and written", "new text", "text in the corpus", "cold lookup: median"):
-        assert words in printed
-
-
-@pytest.mark.slow
-def test_perplexity_of_two_models(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    write_bpe(tmp_path / "dense", None, VOCAB)
-    dense = write_dense(tmp_path / "dense", vocab=VOCAB)
-    text = tmp_path / "text.txt"
-    text.write_text("A text of some length, about nothing at all. " * 5, "utf-8")
-    monkeypatch.setattr(
-        sys, "argv", ["", "--text", str(text), "--dense", str(dense), "--model", str(model),
-        "--groups", "4", "--groups", "0", "--length", "16", "--count", "2"],
-    )  # fmt: skip
-    importlib.import_module("perplexity").main()
-    printed = capsys.readouterr().out
-    assert "text.txt" in printed and "4 groups" in printed and "(1.000)" in printed
+    place.run("decode", CASES["decode"].asked)
+    assert "share" in capsys.readouterr().out
+    assert [bool(row["bytes"]) for row in place.file()["rows"][:6]] == [
+        True,
+        False,
+        *[True] * 2,
+        *[False] * 2,
+    ]
 
 
 @pytest.mark.slow
@@ -311,26 +233,6 @@ def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> No
     assert list(found) == ["import, s", *(f"none {name}" for name in ["first token, s", *cells])]
     assert len(found["none auto turns"]["pairs"]) == 2
     assert all(row["old"] > 0 < row["new"] for row in found.values())
-
-
-@pytest.mark.parametrize(
-    ("wanted", "experts"),
-    list(zip(("q4_k_m", "q5_k", "q8_0", "q4_1", "mxfp4", "bf16"), cycle((None, (4, 2, 256))))),
-)
-def test_random_files_have_the_shape_of_real_ones(
-    wanted: str, experts: tuple[int, int, int] | None, tmp_path: Path
-) -> None:
-    shapes = importlib.import_module("shapes")
-    arch = "llama" if experts is None else "qwen3moe"
-    shape = shapes.Shape(arch, 256, 8, 4, 2, 64, 512, 300, experts is None, 1e4, 512, experts)
-    shapes.write(shape, wanted, tmp_path / "random.gguf", 0)
-    read = GGUFReader(tmp_path / "random.gguf")
-    found = {t.name: (tuple(t.shape.tolist()[::-1]), t.tensor_type) for t in read.tensors}
-    assert found == {name: (sizes, kind) for name, sizes, kind in shapes.tensors(shape, wanted)}
-    for tensor in read.tensors:
-        weights = dequantize(tensor.data, tensor.tensor_type)
-        assert 0.01 < weights.std() < 0.05 and np.isfinite(weights).all()
-        assert abs(weights.mean() - ("norm" in tensor.name)) < 0.01
 
 
 @pytest.mark.slow
@@ -359,10 +261,35 @@ def test_an_engine_is_measured_in_a_process_of_its_own(
     assert "lookup copy" in capsys.readouterr().out
 
 
+def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
+    child = EngineClient(Path(sys.executable), "nothing", {}, tmp_path / "log")
+    with pytest.raises(EngineError, match="load: (it ended with code 1|the process is gone), see"):
+        child.ask("load", options={})
+    child.close()
+    assert "No module named peer.nothing" in (tmp_path / "log").read_text("utf-8")
+
+
+def test_names_of_engines() -> None:
+    assert read_names("fastslow:int4,openvino") == [
+        ("fastslow", "int4"),
+        ("openvino", "file"),
+    ]
+    with pytest.raises(ValueError, match="engine 'llama' is unknown"):
+        read_names("llama")
+
+
 def test_contended_samples_are_left_out_where_enough_are_not() -> None:
     samples = [{"rate": float(n), "contended": n > 3} for n in range(1, 6)]
     assert middle(samples) == "2.0 (n=3)"
     assert middle(samples[1:]) == "~3.5 (n=4)"
+
+
+def test_a_format_that_does_not_load_is_left_out(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "--model {model} --formats int3 --threads 1 --out {out}"
+    assert place.run("decode", asked) == 1
+    assert "int3 is left out" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -378,9 +305,8 @@ def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
     "part",
     [
         "killed --answers 60 --kills 1",
-        "flood --routers fastslow --seconds 2 --repeat 1 --flood 2",
-        "prefixes --routers fastslow",
-        "arrivals --record {folder}/trace.jsonl --seconds 4 --warm 2",
+        "flood --seconds 2 --repeat 1 --flood 2",
+        "prefixes",
         "simulated --counts 1,2 --seconds 4 --warm 2 --repeat 1",
     ],
 )

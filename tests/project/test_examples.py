@@ -20,10 +20,6 @@ QUICK = {
         [],
         ["4 customers", "first word after", "tokens of the prompt known"],
     ),
-    "math_and_code.py": (
-        ["--count", "4"],
-        ["fast, again if unsure", "deep, at most 160 tokens", "of 4", "auto says"],
-    ),
     "tune_acceptance.py": (["--tokens", "8"], ["lossy-stepwise at 0.6", "3 of 3", "tokens/step"]),
     "embed_in_app.py": (
         ["--tokens", "8"],

@@ -74,10 +74,7 @@ def options_of(
             {"base": "deep", "thinking": "on", "thinking_budget": 7},
         ),
         ({"thinking": {"type": "disabled"}}, {"base": "deep", "thinking": "off"}),
-        (
-            {"chat_template_kwargs": {"enable_thinking": False}},
-            {"base": "deep", "thinking": "off"},
-        ),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, {"base": "deep", "thinking": "off"}),
         (
             {"chat_template_kwargs": {"thinking": True}, "mode": "fast"},
             {"base": "fast", "thinking": "on"},
@@ -188,10 +185,7 @@ def test_grammars_under_every_name() -> None:
         ({"guided_choice": ["a", "b"]}, {"choice": ["a", "b"]}),
         ({"guided_grammar": "start: /a/"}, {"gbnf": "start: /a/"}),
         ({"structured_outputs": {"json": schema}}, {"json_schema": schema}),
-        (
-            {"structured_outputs": {"json_object": True, "regex": None}},
-            {"json_object": True},
-        ),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, {"json_object": True}),
     ):
         assert options_of(**fields).sampling == {"grammar": grammar}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}

@@ -22,10 +22,7 @@ from fastslow.serve.api.keys import KeyRing, add_key
 from fastslow.serve.http.app import create_app
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
-BODIES = {
-    "/v1/messages": {"messages": CHAT, "max_tokens": 9},
-    "/v1/responses": {"input": "hi"},
-}
+BODIES = {"/v1/messages": {"messages": CHAT, "max_tokens": 9}, "/v1/responses": {"input": "hi"}}
 
 
 class Scripted:

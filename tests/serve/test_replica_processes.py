@@ -22,6 +22,7 @@ from fastslow.serve.engines.process_replicas import ProcessReplicas
 from fastslow.serve.engines.replica_settings import ReplicaSettings
 from fastslow.serve.engines.routed_engine import RoutedEngine
 from fastslow.serve.engines.routing.scaling import ScalingSettings
+from fastslow.serve.engines.settings import VISIBLE, EngineSettings, _see
 
 PATIENCE = 180  # seconds
 SOON = 120.0  # seconds: other tests may run beside it
@@ -142,6 +143,44 @@ def test_a_model_that_does_not_fit_ends_the_start(monkeypatch: pytest.MonkeyPatc
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_each_replica_has_devices_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[EngineSettings] = []
+
+    class Noted(EngineClient):
+        def __init__(self, settings: EngineSettings, **options: Any) -> None:
+            super().__init__(settings, **options)
+            made.append(settings)
+
+        async def start(self) -> None:
+            raise ValueError("no such device")
+
+    monkeypatch.setattr("fastslow.serve.engines.process_replicas.EngineClient", Noted)
+
+    async def main(device: str, **options: Any) -> list[Any]:
+        settings = settings_of(Path("x"), device=device, **options)
+        made.clear()
+        with pytest.raises(ValueError, match="no such device"):
+            await ProcessReplicas(settings, ReplicaSettings(2, 2)).start()
+        return [one.devices for one in made]
+
+    assert asyncio.run(main("cuda")) == [[0], [1]]
+    assert asyncio.run(main("npu", parallel="ep=2")) == [[0, 1], [2, 3]]
+    assert asyncio.run(main("cpu")) == [None, None]
+
+
+def test_an_engine_sees_its_devices_among_those_of_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(VISIBLE["npu"], raising=False)
+    _see("npu", [2, 3])
+    assert os.environ[VISIBLE["npu"]] == "2,3"
+    monkeypatch.setenv(VISIBLE["cuda"], "4,GPU-7")
+    _see("cuda", [1])
+    assert os.environ[VISIBLE["cuda"]] == "GPU-7"
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=GPU-7 has no device of number 1"):
+        _see("cuda", [1])
 
 
 def test_a_server_that_closes_while_replicas_load_does_not_wait(

@@ -12,9 +12,9 @@ import jsonschema
 import numpy as np
 
 from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling.answer_start import AtOnce, BehindTags, Spellings
 from fastslow.engine.sampling.grammar import Ended, Grammar
 from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler, LLGuidanceMatcher
-from fastslow.engine.text.answer_start import AtOnce, BehindTags, Spellings
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer

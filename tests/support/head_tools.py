@@ -20,6 +20,7 @@ from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends
 from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.types import Tree
 from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
 
 
@@ -77,15 +78,26 @@ def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[i
     chi_square_fits(text_probs(probs, 12, 3), texts)
 
 
-class View:
-    """A request as a drafter sees it, without an engine."""
+def node_paths(tree: Tree) -> list[tuple[int, ...]]:
+    """The tokens from the root to each node; siblings differ, and parents come first."""
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens, tree.parents):
+        assert parent < len(found)
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    assert len(set(found)) == len(found), "siblings that are the same"
+    return found
 
-    def __init__(self, number: int, tokens: Sequence[int]) -> None:
+
+class View:
+    """A request as a drafter sees it, without an engine; `fields` take the place of the usual ones."""
+
+    def __init__(self, number: int, tokens: Sequence[int], **fields: Any) -> None:
         self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
-        self.params, self.seed, self.end_ids = SamplingParams(), 0, frozenset[int]()
+        self.params, self.seed, self.end_ids = SamplingParams(), number, frozenset[int]()
         self.reproducible, self.thinking, self.grammar, self.groups = False, None, None, None
         self.memory_key: str | None = None
         self.shared = True
         self.speculation, self.drafter = Speculation(nodes=3), "head"
         self.prediction: Sequence[int] = ()
         self.computed, self.max_len = len(tokens) - 1, len(tokens) + 99
+        self.__dict__.update(fields)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from checkpoints import write_dense, write_family, write_moge
@@ -25,40 +24,13 @@ from fastslow.tools.cli import screen
 from fastslow.tools.cli.app import main
 from fastslow.tools.cli.screen import StreamedAnswer, figures
 
+pytest_plugins = ("tiny_models",)
+
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 VOCAB = 320
-PANGU_72B = {
-    "architectures": ["PanguProMoEForCausalLM"],
-    "vocab_size": 153376,
-    "hidden_size": 5120,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rope_theta": 16000000.0,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "num_experts": 64,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 1344,
-    "shared_expert_intermediate_size": 5376,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
-
-
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny MoGE checkpoint that never ends an answer by itself."""
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    del settings["eos_token"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return write_moge(folder, vocab=VOCAB, eos_token_id=None, max_position_embeddings=65536)
 
 
 def run(*arguments: object) -> int:
@@ -69,9 +41,11 @@ def run(*arguments: object) -> int:
 
 
 def test_generate_streams_and_ends_with_figures(
-    moge: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", "Hello", "--model", moge, "--max-tokens", 12, "--drafter", "self") == 0
+    assert (
+        run("generate", "Hello", "--model", endless, "--max-tokens", 12, "--drafter", "self") == 0
+    )
     streams = capsys.readouterr()
     assert streams.out and " | drafter " not in streams.out
     *_, last = streams.err.splitlines()
@@ -80,22 +54,10 @@ def test_generate_streams_and_ends_with_figures(
         assert word in last
 
 
-def test_json_holds_the_answer_and_its_figures(
-    moge: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ("--max-tokens", 6, "--groups", 1, "--nodes", 2, "--json", "--raw")
-    assert run("generate", "Hello", "--model", moge, *options) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert len(record["token_ids"]) == 6
-    assert record["finish_reason"] == "length"
-    assert record["metrics"]["mode"] == "deep*"
-    assert record["metrics"]["tokens"] == 6
-
-
 def test_dash_reads_standard_input(
-    moge: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--model", moge, "--max-tokens", 6, "--raw", "--json")
+    options = ("--model", endless, "--max-tokens", 6, "--raw", "--json")
     run("generate", "Hello there", *options)
     given = json.loads(capsys.readouterr().out)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello there"))
@@ -103,65 +65,22 @@ def test_dash_reads_standard_input(
     assert json.loads(capsys.readouterr().out)["token_ids"] == given["token_ids"]
 
 
-def test_raw_leaves_the_template_out(moge: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--model", moge, "--max-tokens", 8, "--json")
+def test_raw_leaves_the_template_out(endless: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--model", endless, "--max-tokens", 8, "--json")
     run("generate", "Hello", *options)
     chat = json.loads(capsys.readouterr().out)
     run("generate", "user: Hello\nassistant: ", *options, "--raw")
     assert json.loads(capsys.readouterr().out)["token_ids"] == chat["token_ids"]
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--top-p", "5"), "top_p=5.0 must be less than or equal to 1"),
-        (("--nodes", "99"), "nodes=99 must be less than or equal to 64"),
-        (("--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),
-        (("--groups", "9"), "groups=9 is outside 0..4"),
-        (("--drafter", "ngrm"), "drafter='ngrm' is unknown; did you mean 'ngram'?"),
-        (("--drafter", "model"), "drafter='model' needs model=PATH"),
-        (("--raw", "--system", "Be brief."), "--system needs the chat template"),
-        (("--dtype", "int3"), "dtype 'int3' is not one of"),
-        (("--kv-memory", "1KiB"), "kv_memory is 1.0 KiB"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2(
-    moge: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str
-) -> None:
-    assert run("generate", "Hello", "--model", moge, *options) == 2
-    streams = capsys.readouterr()
-    assert streams.out == ""
-    assert streams.err.startswith("error: ")
-    assert said in streams.err
-    assert streams.err.count("\n") == 1
-
-
 def test_a_draft_model_alone_means_drafter_model(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_bpe(tmp_path, TEMPLATE, VOCAB)
     write_dense(tmp_path, vocab=VOCAB)
     options = ("--draft-model", tmp_path, "--max-tokens", 6)
-    assert run("generate", "Hello", "--model", moge, *options) == 0
+    assert run("generate", "Hello", "--model", endless, *options) == 0
     assert "drafter model" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_inspect_counts_the_72b_without_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
-    assert run("inspect", tmp_path, "--json") == 0
-    record = json.loads(capsys.readouterr().out)
-    assert 71.97e9 <= record["parameters"] <= 71.99e9
-    assert record["modes"]["deep"]["active_parameters"] == pytest.approx(16.5e9, abs=0.05e9)
-    assert record["modes"]["fast"]["active_parameters"] < 11e9
-    assert record["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
-    assert run("inspect", tmp_path) == 0
-    shown = capsys.readouterr().out
-    assert "71.99 B" in shown
-    assert "16.50 B" in shown
-    assert "8 groups of 8" in shown
-    assert "token ids" in shown
 
 
 def test_inspect_says_what_a_gguf_file_takes(
@@ -191,12 +110,12 @@ def test_inspect_shows_tokenizer_and_own_presets(
 
 
 def test_mode_auto_goes_by_a_file(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned = tmp_path / "tuned.json"
     selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
     tuned.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
-    few = ("--model", moge, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
+    few = ("--model", endless, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
     for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):
         assert run("generate", asked, *few) == 0
         last = capsys.readouterr().err.splitlines()[-1]
@@ -205,35 +124,35 @@ def test_mode_auto_goes_by_a_file(
 
 
 def test_modes_say_what_they_mean(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "my.json"
     own.write_text('{"modes": {"brief": {"base": "deep", "thinking_budget": 64}}}')
-    assert run("modes", moge, "--modes", own) == 0
+    assert run("modes", endless, "--modes", own) == 0
     shown = capsys.readouterr().out
     for words in ("fast", "deep", "brief", "1 of 4", "all 4", "at most 64", "% of", "greedy"):
         assert words in shown, words
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "45")
         screen.console.cache_clear()  # one that was made before may have its width from then
-        assert run("modes", moge, "--modes", own) == 0
+        assert run("modes", endless, "--modes", own) == 0
     screen.console.cache_clear()
     narrow = capsys.readouterr().out
     assert "…" not in narrow and narrow.count("escalation") == 4, "as many tables as it takes"
-    assert run("modes", moge, "--modes", own, "--json") == 0
+    assert run("modes", endless, "--modes", own, "--json") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["brief"]["words"]["budget"] == "at most 64 tokens of thought"
     assert record["brief"]["thinking_budget"] == 64 and record["fast"]["active_parameters"] > 0
-    assert run("modes", moge, "--modes", tmp_path / "none.json") == 2
+    assert run("modes", endless, "--modes", tmp_path / "none.json") == 2
     assert "cannot be read" in capsys.readouterr().err
 
 
 def test_a_call_on_the_command_line_changes_its_mode(
-    moge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "my.json"
     own.write_text('{"modes": {"brief": {"base": "deep", "sampling": {"max_tokens": 7}}}}')
-    options = ("--model", moge, "--modes", own, "--mode", "brief", "--json")
+    options = ("--model", endless, "--modes", own, "--mode", "brief", "--json")
     bounded = ("--thinking-budget", 3, "--thinking", "auto")
     assert run("generate", "Once <think>", "--raw", *options, *bounded) == 0
     record = json.loads(capsys.readouterr().out)
@@ -255,30 +174,6 @@ def test_inspect_refuses_a_folder_without_a_model(
 ) -> None:
     assert run("inspect", tmp_path) == 2
     assert "has no config.json" in capsys.readouterr().err
-
-
-def test_convert_hands_its_options_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fastslow.tools.convert import convert
-
-    seen: list[Any] = []
-
-    def record(*arguments: Any) -> Path:
-        seen.extend(arguments)
-        return Path("out")
-
-    monkeypatch.setattr(convert, "convert", record)
-    a, b = tmp_path / "a", tmp_path / "b"
-    a.touch()
-    b.touch()
-    options = ("--groups", 4, "--minutes", 2, "--text", a, "--text", b, "--recipe", "r")
-    assert run("convert", tmp_path, "out", *options) == 0
-    source, out, given = seen
-    assert (source, out) == (tmp_path, Path("out"))
-    assert (given.groups, given.minutes, given.recipe) == (4, 2.0, Path("r"))
-    assert given.text == [a, b]
-    assert "--model out" in capsys.readouterr().out
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,8 +201,9 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_keeps_what_has_come(moge: Path) -> None:
-    options = ("--model", str(moge), "--max-tokens", "60000", "--drafter", "off")
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_has_come(endless: Path) -> None:
+    options = ("--model", str(endless), "--max-tokens", "60000", "--drafter", "off")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "generate", "Hello", *options],
         stdout=subprocess.PIPE,
@@ -323,9 +219,10 @@ def test_ctrl_c_keeps_what_has_come(moge: Path) -> None:
     assert b"Traceback" not in errors
 
 
-def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> None:
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(endless: Path) -> None:
     ours, theirs = pty.openpty()
-    options = ("--model", str(moge), "--max-tokens", "60000")
+    options = ("--model", str(endless), "--max-tokens", "60000")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "chat", *options],
         stdin=theirs,
@@ -351,15 +248,16 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(moge: Path) -> N
         os.close(ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "typed",
     [b"one\ntwo\nthree\n", b"\x1b[200~one\ntwo\nthree\x1b[201~\r"],
     ids=["raw", "bracketed"],
 )
-def test_pasted_lines_are_one_message(moge: Path, typed: bytes) -> None:
+def test_pasted_lines_are_one_message(endless: Path, typed: bytes) -> None:
     """From a terminal that brackets what is pasted, and from one that does not."""
     ours, theirs = pty.openpty()
-    options = ("--model", str(moge), "--max-tokens", "3", "--drafter", "off")
+    options = ("--model", str(endless), "--max-tokens", "3", "--drafter", "off")
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "chat", *options],
         stdin=theirs,
@@ -408,10 +306,10 @@ def _expect(terminal: int, *parts: bytes) -> bytes:
 
 
 def test_piped_questions_are_answered_one_a_line(
-    moge: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/fast\nHello again\n/nope\n"))
-    assert run("chat", "--model", moge, "--max-tokens", 4) == 0
+    assert run("chat", "--model", endless, "--max-tokens", 4) == 0
     streams = capsys.readouterr()
     assert " | " not in streams.out and "Mode fast" not in streams.out, "answers alone"
     lines = streams.err.splitlines()

@@ -49,10 +49,6 @@ def _output(text: str) -> Output:
     return Output("", [1], [Completion(text, "", [], "stop", None, None, metrics)])
 
 
-def tokens(turns: list[dict[str, str]]) -> int:
-    return sum(len(turn["content"].split()) for turn in turns)
-
-
 def talk(
     engine: Engine, lines: Sequence[str | type[BaseException]], system: str | None = None
 ) -> Chat:
@@ -66,7 +62,7 @@ def talk(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.input", read)
-        chat = Chat(engine, AnswerOptions(system=system), tokens)  # type: ignore[arg-type]
+        chat = Chat(engine, AnswerOptions(system=system))  # type: ignore[arg-type]
         chat.run()
         return chat
 
@@ -142,19 +138,6 @@ def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     assert options.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"
 
 
-def test_a_full_context_drops_the_oldest_turns(capsys: pytest.CaptureFixture[str]) -> None:
-    engine = Engine(*(f"answer {i} " + "a " * 100 for i in range(4)))
-    engine.model.config.context = 640
-    lines = [f"question {i} " + "q " * 100 for i in range(4)]
-    talk(engine, lines, system="Be brief.")
-    begins = [[" ".join(turn["content"].split()[:2]) for turn in turns] for turns in engine.asked]
-    assert begins[1] == ["Be brief.", "question 0", "answer 0", "question 1"]
-    assert begins[2] == ["Be brief.", "question 1", "answer 1", "question 2"]
-    assert begins[3] == ["Be brief.", "question 2", "answer 2", "question 3"]
-    said = "The context is full: the oldest question and answer is dropped."
-    assert capsys.readouterr().err.count(said) == 2
-
-
 def test_turns_that_the_memory_does_not_hold_are_dropped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -202,28 +185,17 @@ def _cut_at(engine: Engine, *cut: int) -> None:
     engine.stream = stream  # type: ignore[method-assign]
 
 
-def test_an_answer_that_the_context_cuts_is_asked_for_again_with_fewer_turns(
+def test_an_answer_that_the_context_cuts_leaves_the_next_one_more_room(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     engine = Engine("one", "two", "lost", "three")
     _cut_at(engine, 2)
-    talk(engine, ["first", "second", "third"], system="Be brief.")
+    talk(engine, ["first", "second", "third", "fourth"], system="Be brief.")
     asked = [turn["content"] for turn in engine.asked[3]]
-    assert asked == ["Be brief.", "second", "two", "third"]
+    assert asked == ["Be brief.", "second", "two", "fourth"]
     streams = capsys.readouterr()
-    assert streams.out == "one\ntwo\nthree\n"
+    assert streams.out == "one\ntwo\n\nthree\n"
     assert "cut by the context" in streams.err and "oldest question and answer is" in streams.err
-
-
-def test_an_answer_cut_by_the_context_with_nothing_to_drop_says_so(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    engine = Engine("lost")
-    _cut_at(engine, 0)
-    talk(engine, ["first"])
-    streams = capsys.readouterr()
-    assert streams.out == "\n"
-    assert "there is no older turn to drop" in streams.err
 
 
 def test_a_pipe_gets_a_line_for_a_question_that_failed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,8 @@ from fastslow.tools.cli.answering.answer_options import GenerateCommand
 from fastslow.tools.cli.answering.prompt_file import PromptFile
 from fastslow.tools.cli.app import main
 
+pytest_plugins = ("tiny_models",)
+
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
 
@@ -49,6 +51,7 @@ def write_lines(path: Path, *lines: object) -> Path:
 # What goes where
 
 
+@pytest.mark.slow
 def test_standard_output_gets_the_answer_alone() -> None:
     command = [sys.executable, "-m", "fastslow", "generate", *ABACUS, ASKED]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -165,19 +168,13 @@ def test_a_request_that_fails_does_not_take_the_others_along(
     assert second["text"] == "5223" and "error" not in second
 
 
-def test_ctrl_c_keeps_the_answers_that_are_there(tmp_path: Path) -> None:
-    write_bpe(tmp_path, None, 320)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    del settings["eos_token"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    write_moge(tmp_path, vocab=320, eos_token_id=None, max_position_embeddings=65536)
-    endless = {"prompt": "Go on", "sampling": {"max_tokens": 60000}}
-    path = write_lines(
-        tmp_path / "p.jsonl", {"prompt": "Hi", "sampling": {"max_tokens": 2}}, endless
-    )
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_answers_that_are_there(endless: Path, tmp_path: Path) -> None:
+    long = {"prompt": "Go on", "sampling": {"max_tokens": 60000}}
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "Hi", "sampling": {"max_tokens": 2}}, long)
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "generate", "--raw", "--file", str(path)]
-        + ["--model", str(tmp_path), "--drafter", "off"],
+        + ["--model", str(endless), "--drafter", "off"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
@@ -287,6 +284,14 @@ def test_chat_takes_them_too(
         (("Hello", "--head", "none.safetensors"), "none.safetensors cannot be read"),
         (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
         (("Hello", "--modes", "none.json"), "none.json cannot be read"),
+        (("Hello", "--top-p", "5"), "top_p=5.0 must be less than or equal to 1"),
+        (("Hello", "--nodes", "99"), "nodes=99 must be less than or equal to 64"),
+        (("Hello", "--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),
+        (("Hello", "--groups", "9"), "groups=9 is outside 0..8"),
+        (("Hello", "--drafter", "model"), "drafter='model' needs model=PATH"),
+        (("Hello", "--raw", "--system", "Be brief."), "--system needs the chat template"),
+        (("Hello", "--dtype", "int3"), "dtype 'int3' is not one of"),
+        (("Hello", "--kv-memory", "1KiB"), "kv_memory is 1.0 KiB"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -359,8 +364,6 @@ def test_the_home_folder_is_found_in_every_path(
     assert json.loads(capsys.readouterr().out)["tokenizer"].startswith("none")
     assert run("modes", "~/model", "--modes=~/my.json", "--json") == 0
     assert "brief" in json.loads(capsys.readouterr().out)
-    assert run("plan", "--picture=~/plan.html", "--cards", "2") == 0
-    assert (tmp_path / "plan.html").is_file()
     assert run("corpus", "info", "~/none.safetensors") == 2
     assert str(tmp_path / "none.safetensors") in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoints import DENSE, FAMILIES, MOGE
 from pangu_v2_tools import MOE
-from test_cli import PANGU_72B, run
+from test_cli import run
 
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps
@@ -29,8 +29,10 @@ from fastslow.engine.parallel.commands import (
 from fastslow.engine.parallel.decoder import RowPartition, ShardReader, shard_weights, weight_bytes
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.engine.types import Rows, Segment
+from fastslow.tools.plan.published import KNOWN
 from fastslow.tools.plan.shards import ShardPlan
 
+PANGU_72B = KNOWN["openpangu-pro-moe-72b"]
 MIXED = {**MOGE, "mlp_only_layers": [1], "vocab_size": 97}
 BIASED = {**DENSE, "attention_bias": True, "mlp_bias": True}
 V2 = {**MOE, "num_experts": 12, "v_channels": 8}

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf_tools import matrices, write_gguf
 from typer.testing import CliRunner
 
-from fastslow.tools.cli.app import app, main
+from fastslow.tools.cli.app import app
 from fastslow.tools.plan import device as device_module
 from fastslow.tools.plan.device import DEVICES, THIS_CPU, Device, find_device
 from fastslow.tools.plan.published import LARGE, ROWS, SMALL, calibrate, config_of, precision_of
@@ -203,10 +203,7 @@ def test_the_command(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(MOGE))
     for model in (str(config), str(tmp_path)):
-        to = tmp_path / "plan.html"
-        small = ("--device", "h100", "--sequence", "64", "--batch", "2", "--picture", str(to))
-        asked = run("--model", model, *small)
-        assert to.read_text("utf-8").count("<svg") == 2
+        asked = run("--model", model, "--device", "h100", "--sequence", "64", "--batch", "2")
         assert asked.exit_code == 0 and "products" in asked.output
     wrong = run("--model", str(config), "--sequence", "9999")
     assert "sequence=9999 must be at most 512" in str(wrong.exception)
@@ -246,12 +243,3 @@ def test_without_a_number_it_takes_the_fewest_cards_that_hold_the_model() -> Non
         assert s.memory(batch, context) <= room < setting(cards=s.cards - 1).memory(batch, context)
     alone = Device(THIS_CPU, 1e9, 1e9, 1e9, 1e9)
     assert fewest_cards(replace(setting(cards=1), device=alone), 2048).cards == 1, "it has no links"
-
-
-def test_a_picture_without_a_folder_is_refused_before_planning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["plan", "--picture", str(tmp_path / "no" / "p.html")])
-    assert end.value.code == 2
-    assert "cannot be written" in capsys.readouterr().err

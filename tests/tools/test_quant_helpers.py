@@ -89,5 +89,5 @@ def test_a_head_drafts_for_a_quantised_target(w8a8: Path, tmp_path: Path) -> Non
 
 
 def test_routers_of_a_quantised_model_are_looked_at(w8a8: Path) -> None:
-    scores = next(router_scores(load_decoder(w8a8, progress=False), [([3, 4, 5], 3)], None))
+    scores = next(router_scores(load_decoder(w8a8, progress=False), [([3, 4, 5], 3)]))
     assert scores.logits.shape == (3, 3, 16) and scores.logits.isfinite().all()

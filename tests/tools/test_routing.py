@@ -49,22 +49,22 @@ def test_choices() -> None:
 
 
 def test_whole_groups_on_a_rank_are_even_whatever_the_scores() -> None:
-    balance = measure([random_scores(seed=n) for n in range(3)], GATE, ranks=4, batch=2)
-    assert balance.rows == {"prefill": 90, "decode": 27}
-    for kind, rows in balance.rows.items():
-        ours, best = balance.loads[kind, "grouped"], balance.loads[kind, "ungrouped"]
+    loads = measure([random_scores(seed=n) for n in range(3)], GATE, ranks=4, batch=2)
+    for kind, rows in (("prefill", 90), ("decode", 27)):
+        ours, best = loads[kind, "MoGE"], loads[kind, "ungrouped"]
+        assert ours.rows == best.rows == rows
         assert ours.experts.sum() == best.experts.sum() == 2 * rows * 4
         assert set(ours.deviations) == {0.0} and set(ours.peaks) == {1.0}
         assert (per_rank(ours.experts, 4) == rows).all() and not ours.deviation(4).any()
         assert best.deviation(4).min() > 0 and min(best.peaks) >= 1 and max(best.peaks) > 1
     # 30 rows of each prompt are a step, and nine steps of two answers, nine of the third alone
-    assert len(balance.loads["prefill", "grouped"].deviations) == 2 * 3
-    assert len(balance.loads["decode", "grouped"].deviations) == 2 * 18
+    assert len(loads["prefill", "MoGE"].deviations) == 2 * 3
+    assert len(loads["decode", "MoGE"].deviations) == 2 * 18
 
 
 def test_half_groups_on_a_rank_are_not() -> None:
-    balance = measure([random_scores()], GATE, ranks=8, batch=1)
-    assert balance.loads["prefill", "grouped"].deviation(8).min() > 0
+    loads = measure([random_scores()], GATE, ranks=8, batch=1)
+    assert loads["prefill", "MoGE"].deviation(8).min() > 0
     with pytest.raises(ValueError, match="ranks=3 must divide the 16 experts"):
         measure([random_scores()], GATE, ranks=3, batch=1)
 
@@ -97,9 +97,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert "MoGE" in shown.output and "ungrouped" in shown.output
     record = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
     ours = {load["choice"]: load for load in record["loads"] if load["rows"] == "decode"}
-    assert record["groups"] == 4 and set(ours) == {"grouped", "ungrouped"}
-    assert np.array(ours["grouped"]["tokens_per_rank"]).std(-1).max() == 0
-    assert np.array(ours["grouped"]["tokens_per_expert"]).shape == (2, 16)
+    assert record["groups"] == 4 and set(ours) == {"MoGE", "ungrouped"}
+    assert np.array(ours["MoGE"]["tokens_per_rank"]).std(-1).max() == 0
+    assert np.array(ours["MoGE"]["tokens_per_expert"]).shape == (2, 16)
 
 
 def test_a_dense_model_has_no_router_and_one_group_is_shown_too(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_a_dense_model_has_no_router_and_one_group_is_shown_too(tmp_path: Path) 
     folder = write_moe(tmp_path / "moe")
     assert RouterWeights.of(ModelConfig.from_folder(folder)) == RouterWeights(10, 1, 3)
     scores = list(router_scores(load_decoder(folder, False), [([3, 4, 5], 3)]))
-    balance = measure(scores, RouterWeights(10, 1, 3), ranks=5, batch=1)
-    ours, best = (balance.loads["prefill", router] for router in ("grouped", "ungrouped"))
+    loads = measure(scores, RouterWeights(10, 1, 3), ranks=5, batch=1)
+    ours, best = (loads["prefill", router] for router in ("MoGE", "ungrouped"))
     assert (ours.experts == best.experts).all()
 
 
@@ -147,5 +147,6 @@ def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:
     record = json.loads(shown.stdout)
     assert record["parameters"] == total == 71_988_781_056
     assert record["modes"]["deep"]["active_parameters"] == active == 16_498_139_136
+    assert record["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
     table = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
-    assert "71.99 B" in table and "16.50 B" in table
+    assert all(words in table for words in ("71.99 B", "16.50 B", "8 groups of 8", "token ids"))

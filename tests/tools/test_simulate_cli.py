@@ -1,21 +1,31 @@
-"""`fastslow simulate` on the command line, from a trace to a page."""
+"""`fastslow simulate` on the command line: from a trace to figures, and one sentence for wrong input."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
+from rich.console import Console
+from rich.table import Table
+from test_simulate_files import LINE, logged
 
 from fastslow.engine.host.machine import cores
+from fastslow.tools.cli import screen
 from fastslow.tools.cli.app import main
-from fastslow.tools.simulate import cluster
+from fastslow.tools.cli.simulate_tables import cluster_table, compared_table, latency_table
+from fastslow.tools.simulate.cluster import ClusterResult, ClusterSettings, SimulatedCluster
 from fastslow.tools.simulate.costs import read_costs
-from fastslow.tools.simulate.settings import ClusterSettings
+from fastslow.tools.simulate.figures import ClusterFigures, ComparedFigure, ModeFigures
 from fastslow.tools.simulate.trace import read_trace, write_trace
+
+COSTS = {"modes": {m: {"rows": [1, 64], "seconds": [0.01, 0.02]} for m in ("fast", "deep")}}
+RUN = "run", "t.jsonl", "--costs", "c.json"
 
 
 def call(*words: object) -> int:
@@ -27,97 +37,49 @@ def call(*words: object) -> int:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a trace and planned costs."""
+    """A folder with a trace and costs."""
     monkeypatch.chdir(tmp_path)
-    made = (
-        "make",
-        "-o",
-        "t.jsonl",
-        "--requests",
-        150,
-        "--rate",
-        12,
-        "--deep-tokens",
-        100,
-        "--latency-ms",
-        200,
-    )
-    assert call(*made) == 0
-    assert call("plan", "-o", "c.json") == 0
+    made = ("--requests", 60, "--rate", 12, "--deep-tokens", 50, "--latency-ms", 200)
+    assert call("make", "-o", "t.jsonl", *made) == 0
+    Path("c.json").write_text(json.dumps(COSTS | {"pages": 10_000}))
     return tmp_path
 
 
-def test_from_a_trace_to_a_page(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = (
-        "run",
-        "t.jsonl",
-        "--costs",
-        "c.json",
-        "--replicas",
-        "2,3",
-        "--router",
-        "fastslow,prefix,pow2",
-    )
-    assert call(*asked, "-o", "f.json", "--picture", "p.html") == 0
+def test_from_a_trace_to_figures(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*RUN, "--replicas", "2,3", "--router", "fastslow,pow2", "-o", "f.json") == 0
     figures = json.loads(Path("f.json").read_text())
     cells = [(s["router"], s["replicas"]) for s in figures["simulations"]]
-    assert cells == [(r, n) for n in (2, 3) for r in ("fastslow", "prefix", "pow2")]
+    assert cells == [(r, n) for n in (2, 3) for r in ("fastslow", "pow2")]
     for one in figures["simulations"]:
-        assert one["modes"]["all"]["requests"] == 150
+        assert one["modes"]["all"]["requests"] == 60
         assert 0 < one["modes"]["fast"]["first"][0] <= one["modes"]["fast"]["first"][2]
     shown = capsys.readouterr().out
     assert "fastslow" in shown and "deep" in shown
-    page = Path("p.html").read_text()
-    assert page.count("<svg") == 6 and "power of two" in page
-    assert call(*asked, "--picture", "p.svg") == 0
-    drawn = Path("p.svg").read_text()
-    assert drawn.lstrip().startswith("<svg xmlns=") and drawn.count("<svg") == 7
+
+
+def test_costs_are_planned(made: Path) -> None:
+    assert call("plan", "-o", "p.json", "--draft", 1, "--max-running", 32) == 0
+    planned = read_costs(Path("p.json"))
+    assert planned.max_running == 32 and planned.modes["deep"].tokens_per_step == 1.7
 
 
 def test_a_recorded_trace_is_compared(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was simulated, taken for measured: the difference is none."""
-    from dataclasses import replace
-
     costs, trace = read_costs(Path("c.json")), read_trace(Path("t.jsonl"))
-    result = cluster.SimulatedCluster(trace, costs, ClusterSettings(2)).run()
-    recorded = [
-        replace(
-            a.request,
-            first_seconds=(a.first or 0) - a.request.arrival,
-            end_seconds=end - a.request.arrival,
-        )
-        for a, end in zip(result.answers, result.ends)
-    ]
-    write_trace(Path("r.jsonl"), recorded)
-    asked = ("run", "r.jsonl", "--costs", "c.json", "--compare", "r.jsonl", "-o", "f.json")
-    assert call(*asked) == 0
+    recorded = []
+    for a in SimulatedCluster(trace, costs, ClusterSettings(2)).run().answers:
+        assert a.first is not None and a.end is not None
+        arrival = a.request.arrival
+        seen = {"first_seconds": a.first - arrival, "end_seconds": a.end - arrival}
+        recorded.append(a.request.model_copy(update=seen))
+    write_trace(Path("t.jsonl"), recorded)
+    assert call(*RUN, "--compare", "t.jsonl", "-o", "f.json") == 0
     compared = json.loads(Path("f.json").read_text())["compared"]
     assert len(compared) == 12 and all(abs(one["off"]) < 1e-9 for one in compared)
     assert "measured" in capsys.readouterr().out
 
 
-def test_scaling_deaths_and_settings_of_the_router(made: Path) -> None:
-    assert call("plan", "-o", "c.json", "--start-seconds", 3) == 0
-    asked = (
-        "run",
-        "t.jsonl",
-        "--costs",
-        "c.json",
-        "--replicas",
-        2,
-        "--scale-to",
-        4,
-        "--mtbf-hours",
-        0.004,
-    )
-    assert call(*asked, "--routing", "answer_steps=0.1,few=2", "-o", "f.json") == 0
-    (one,) = json.loads(Path("f.json").read_text())["simulations"]
-    assert one["deaths"] > 0 and one["modes"]["all"]["requests"] == 150
-
-
 def test_a_log_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from test_simulate_files import logged
-
     monkeypatch.chdir(tmp_path)
     Path("serve.log").write_text(logged(1) + logged(2, tokens=0))
     assert call("record", "serve.log", "-o", "r.jsonl") == 0
@@ -125,6 +87,7 @@ def test_a_log_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "1 lines without tokens left out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
     folder = checkpoints.write_moge(tmp_path / "model")
     out = tmp_path / "c.json"
@@ -133,15 +96,23 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
     assert call("measure", "--model", folder, "-o", out, *beside, *more) == 0
     costs = read_costs(out)
     assert len(costs.slowdown) == 2 and costs.slowdown[0] <= costs.slowdown[1]
-    # one engine of one thread and what comes with it fill ten cores, two of them twenty
+    # one engine of one thread and its share of all else fill ten cores, two of them twenty
     assert costs.slowdown[0] >= max(1.0, 20 / cores()) / max(1.0, 2 / cores())
     assert not multiprocessing.active_children()
     assert set(costs.modes) == {"fast", "deep"} and costs.max_running == 4
     assert costs.first_seconds == 0.002 and costs.pages > 0
     for cost in costs.modes.values():
-        assert (
-            cost.rows[0] == 1 and cost.rows[-1] == 64 and len(cost.prompt_seconds) == len(cost.rows)
-        )
+        assert cost.rows[0] == 1 and cost.rows[-1] == 64
+        assert len(cost.prompt_seconds) == len(cost.rows)
+
+
+def refused(said: str, capsys: pytest.CaptureFixture[str], *words: object) -> None:
+    """One sentence, exit code 2, and no file."""
+    capsys.readouterr()
+    assert call(*words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and "Traceback" not in error
+    assert not list(Path().glob("x.*"))
 
 
 @pytest.mark.parametrize(
@@ -149,40 +120,146 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
     [
         (("run", "none.jsonl", "--costs", "c.json"), "none.jsonl cannot be read"),
         (("run", "t.jsonl", "--costs", "none.json"), "there is no such file"),
-        (("run", "t.jsonl", "--costs", "c.json", "--router", "pow"), "router='pow' is unknown"),
-        (("run", "t.jsonl", "--costs", "c.json", "--replicas", "0"), "'0' must be a whole number"),
-        (("run", "t.jsonl", "--costs", "c.json", "--routing", "x=1"), "routing: 'x' is unknown"),
-        (
-            ("run", "t.jsonl", "--costs", "c.json", "--compare", "t.jsonl"),
-            "nothing to compare with",
-        ),
-        (("run", "t.jsonl", "--costs", "c.json", "-o", "no/f.json"), "cannot be written"),
-        (("make", "-o", "x.jsonl", "--deep", "2"), "deep=2.0 must be between 0 and 1"),
+        ((*RUN, "--router", "pow"), "router='pow' is unknown"),
+        ((*RUN, "--replicas", "2,,x"), "'x' must be a whole number"),
+        ((*RUN, "--replicas", 10**18), f"replicas={10**18} must be between 1 and 10000"),
+        ((*RUN, "--machine-replicas", 2), "machine_replicas=2 needs costs with a slowdown"),
+        ((*RUN, "--machine-replicas", 65), "machine_replicas=65 must be between 1 and 64"),
+        ((*RUN, "--compare", "t.jsonl"), "nothing to compare with"),
+        ((*RUN, "--compare", "c.json"), "c.json, line 1: field 'arrival' is missing"),
+        ((*RUN, "-o", "no/f.json"), "cannot be written"),
+        (("make", "-o", "x.jsonl", "--deep", "2"), "deep=2.0 must be less than or equal to 1"),
+        (("make", "-o", "x.jsonl", "--rate", "1e-6"), "rate=1e-06 must be at least 2e-05"),
         (("plan", "-o", "x.json", "--cards", "1"), "does not fit into 1 x 800i-a2"),
+        (("measure", "-o", "x.json", "--modes", ","), "modes=',' names nothing"),
+        (("measure", "-o", "x.json", "--other-share", "0.2"), "other_share=0.2 needs --beside"),
+        (("measure", "-o", "x.json", "--model", "no-such-model"), "no-such-model"),
     ],
 )
 def test_bad_input_is_one_sentence(
-    words: tuple[str, ...], said: str, made: Path, capsys: pytest.CaptureFixture[str]
+    words: tuple[object, ...], said: str, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capsys.readouterr()
-    assert call(*words) == 2
-    assert said in capsys.readouterr().err
+    refused(said, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"mode": "quick"}, "mode 'quick' has no step costs"),
+        ({"answer_tokens": 10_000_000}, "pages of 16 tokens, and a replica has 10000"),
+        ({"arrival": 1e9}, "2 replicas for the 1e+09 s of this trace are too much work"),
+    ],
+)
+def test_traces_that_do_not_fit(
+    line: dict[str, Any], said: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("t.jsonl").write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE | line)}\n")
+    refused(said, capsys, *RUN)
+
+
+def test_one_answer_that_lasts_for_ever(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reports come each second of the simulated time."""
+    slow = {"modes": {"fast": {"rows": [1], "seconds": [3600]}}, "pages": 10**9}
+    Path("c.json").write_text(json.dumps(slow))
+    Path("t.jsonl").write_text(json.dumps(LINE | {"answer_tokens": 10_000_000}))
+    refused("2 replicas for the 3.6e+10 s of this trace", capsys, *RUN)
+
+
+def test_a_line_without_end(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not read to its end, which may fill the memory."""
+    monkeypatch.setattr("fastslow.tools.simulate.trace.MOST_BYTES", 500)
+    Path("t.jsonl").write_text(json.dumps(LINE) + "\n" + " " * 501)
+    refused("t.jsonl, line 2: longer than 500 bytes", capsys, *RUN)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"answers": 5},
+        {"time": "0001-01-01T00:00:00+00:00", "seconds": 1e308},
+        {"time": 7},
+        {"seconds": float("nan")},
+        {"tokens": "many"},
+        {"tokens_per_step": None},
+    ],
+)
+def test_logs(more: dict[str, Any], made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("serve.log").write_text(logged(1, **more))
+    said = "serve.log, line 1: not a server's line"
+    refused(said, capsys, "record", "serve.log", "-o", "x.jsonl")
+
+
+def test_files_that_may_not_be_written(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # as for all but root
+    refused("'x.jsonl' cannot be written: permission denied", capsys, "make", "-o", "x.jsonl")
+    refused("permission denied", capsys, "plan", "-o", "x.json")
+    refused("permission denied", capsys, *RUN, "-o", "t.jsonl")
 
 
 def test_ctrl_c_shows_what_there_is(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, runs = cluster.SimulatedCluster.run, []
+    whole, runs = SimulatedCluster.run, []
 
-    def run(self: cluster.SimulatedCluster) -> cluster.ClusterResult:
+    def run(self: SimulatedCluster) -> ClusterResult:
         runs.append(self)
         if len(runs) == 2:
             raise KeyboardInterrupt
         return whole(self)
 
-    monkeypatch.setattr(cluster.SimulatedCluster, "run", run)
+    monkeypatch.setattr(SimulatedCluster, "run", run)
     capsys.readouterr()
-    asked = ("run", "t.jsonl", "--costs", "c.json", "--replicas", "2,3", "-o", "f.json")
-    assert call(*asked) == 130
+    assert call(*RUN, "--replicas", "2,3", "-o", "f.json") == 130
     assert json.loads(Path("f.json").read_text())["stopped"] is True
     assert "deep" in capsys.readouterr().out
+
+
+# Tables
+
+USUAL = ModeFigures(9, (0.0881, 0.2364, 0.3127), (0.0211, 0.0305, 0.1), 0.85, 0.99)
+HUGE = ModeFigures(9, (99.94, 123456.7, 2e8), (9.9994, 300.0, 4e6), 1.0, 1.0)
+UNKNOWN = ModeFigures(9, (1.0, 10.0, 100.0), (), None, None)
+FOUND = [
+    ClusterFigures("fastslow", 10_000, {"all": USUAL, "fast": HUGE}, 0.91, 0.5, 50.0, 0.5, 7),
+    ClusterFigures("pow2", 2, {"all": UNKNOWN}, 0.91, 123456.7, 1e7, 0.5, 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("table", "lines"),
+    [
+        (
+            latency_table(FOUND),
+            [
+                "fastslow 10000 all 0.088 0.236 0.313 21.1 30.5 100 99%",
+                "fast 99.9 123457 2e+08 9999 300000 4e+09 100%",
+                "pow2 2 all 1.000 10.0 100 - - - -",
+            ],
+        ),
+        (
+            cluster_table(FOUND),
+            [
+                "fastslow 10000 50% 85% 91% 7 0.500 50.0",
+                "pow2 2 50% - 91% 0 123457 1e+07",
+            ],
+        ),
+        (
+            compared_table([ComparedFigure("fast", "each later one", 95, 0.0305, 0.0366, 0.2)]),
+            ["fast each later one p95 30.5 36.6 +20%"],
+        ),
+    ],
+)
+def test_in_80_columns_each_row_is_one_line_of_whole_figures(
+    table: Table, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = StringIO()
+    narrow = Console(file=out, width=80, highlight=False, soft_wrap=True)
+    monkeypatch.setattr(screen, "console", lambda: narrow)
+    screen.show(table)
+    shown = out.getvalue().splitlines()
+    assert max(map(len, shown)) <= 80
+    assert set(lines) <= {" ".join(line.split()) for line in shown}

@@ -65,7 +65,7 @@ def plan(target: Path, folder: Path, tokens: int = 6000) -> TrainPlan:
         tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
     )
     return TrainPlan(
-        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, 3, train_config
+        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, train_config
     )
 
 
@@ -84,9 +84,7 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     assert [text for _, text in reported[:2]] == ["answers", "features"]
     assert all(0 <= share <= 1 for share, _ in reported[:-1])
     assert seen[-1].loss < 0.6 * seen[0].loss and seen[-1].right[0] > seen[0].right[0] + 0.3
-    lines = [json.loads(line) for line in (made.work / "curve.jsonl").read_text().splitlines()]
-    assert len(lines) == 3 and lines[-1]["tokens_per_step"] == round(found.tokens_per_step, 3)
-    assert lines[-1]["tokens"] >= 6000 and found.tokens_per_step > 1.5
+    assert seen[-1].tokens >= 6000 and found.tokens_per_step > 1.5
     config, weights = read_head(made.out)
     assert weights["qkv"].dtype == torch.bfloat16 and config.layers == (0, 1)
     assert (config.prompt, config.window) == (1024, 1280)
@@ -133,7 +131,7 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
     assert (made.work / "answers.jsonl").read_bytes() == answers
     assert counts[3] > counts[2] and made.out.is_file()
     other = plan(target, tmp_path, tokens=2000)
-    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, 3, other.train_config)
+    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, other.train_config)
     with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
         train_head(other, bench.model, refuse, prompts(30))
 

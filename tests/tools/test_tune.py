@@ -3,14 +3,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
-from tune_tools import sample, write_model, write_prompts
+from tune_tools import sample, write_prompts
 
 from fastslow.engine.host import machine as watch_module
 from fastslow.engine.host.machine import Watch
@@ -27,22 +25,18 @@ from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
 from fastslow.tools.tune.grid import Grid
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell
-from fastslow.tools.tune.speculation import TuneResult, token_texts, tune_speculation, watch_answer
+from fastslow.tools.tune.speculation import TuneResult, tune_speculation
+
+pytest_plugins = ("tiny_models",)
 
 DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
-TWIN = Speculation(drafter="self", groups=4, nodes=3)  # drafts what the model will say
 FEW = SamplingParams(max_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="64MiB") as model:
+def llm(tiny: Path) -> Iterator[LLM]:
+    with LLM(tiny, kv_memory="64MiB") as model:
         yield model
 
 
@@ -192,41 +186,10 @@ def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversatio
 def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
     with pytest.raises(ValueError, match="batch sizes 2, 3 need at least 6 prompts; there are 5"):
         Grid([NGRAM], batches=(2, 3)).measure(TuneRunner(llm, FEW), prompts[:5], 1)
-    with pytest.raises(ValueError, match="batch=0 must be at least 1"):
-        Grid([NGRAM], batches=(0,))
-    with pytest.raises(ValueError, match="repeat=0 must be at least 1"):
-        Grid([NGRAM]).measure(TuneRunner(llm, FEW), prompts, 0)
     with pytest.raises(ValueError, match="mode='dep' is unknown"):
         Grid([NGRAM], modes=("dep",)).measure(TuneRunner(llm, FEW), prompts, 1)
     with pytest.raises(ValueError, match="drafter='ngrm' is unknown"):
         Grid([Speculation(drafter="ngrm")]).measure(TuneRunner(llm, FEW), prompts, 1)
-
-
-def test_accepted_tokens_of_an_answer_are_marked(llm: LLM, prompts: list[Conversation]) -> None:
-    more = SamplingParams(max_tokens=60)
-    marked = 0
-    for prompt in prompts[:2]:
-        out = llm.chat(prompt, more, speculation=TWIN)
-        answer = watch_answer(llm, Cell(TWIN), prompt, more)
-        assert "".join(token.text for token in answer.tokens) == out.text
-        assert len(answer.tokens) == 60
-        origins = [token.origin for token in answer.tokens]
-        assert origins.count("self") == out.metrics.accepted
-        assert answer.tokens_per_step == out.metrics.tokens_per_step
-        marked += out.metrics.accepted
-    assert marked > 0
-    plain = watch_answer(llm, Cell(PLAIN), prompts[0], FEW)
-    assert {token.origin for token in plain.tokens} == {None}
-
-
-def test_halves_of_a_character_come_together(llm: LLM) -> None:
-    assert llm.tokenizer is not None
-    ids = llm.tokenizer.encode("a世b")
-    texts = token_texts(llm.tokenizer, ids)
-    assert len(texts) == len(ids)
-    assert "".join(texts) == "a世b"
-    assert "世" in texts
-    assert token_texts(llm.tokenizer, ids[:-2])[-1].endswith("\ufffd")
 
 
 def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> None:
@@ -236,9 +199,6 @@ def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> No
     assert set(found.samples) == {PLAIN, *grid(DRAFTERS, [1, 3])}
     assert all(found.samples.values())
     assert found.best == PLAIN or found.ratio(found.best) > 1
-    assert {cell.batch for cell in found.sizes} == {1, 2, 4, 8}
-    assert all(found.sizes.values())
-    assert len(found.answers) == 3
     assert [share for share, _ in reported] == sorted(share for share, _ in reported)
     figures = found.figures()
     assert json.loads(json.dumps(figures)) == figures
@@ -252,8 +212,7 @@ def test_ctrl_c_keeps_what_was_found(
     interrupt_after(runs, monkeypatch)
     found = quick(llm, prompts, minutes=10.0)
     assert found.stopped
-    assert sum(map(len, (*found.samples.values(), *found.sizes.values()))) == runs
-    assert found.answers == []
+    assert sum(map(len, found.samples.values())) == runs
     assert found.best == PLAIN or found.ratio(found.best) > 1
 
 
@@ -292,11 +251,11 @@ def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
 
 
 def test_bench_shows_and_writes(
-    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures.json"
     options = ("--drafters", "ngram,self", "--lengths", "0,2", "--batch", "1,2", "--tokens", 8)
-    files = ("--model", folder, "--prompts", questions, "-o", out)
+    files = ("--model", tiny, "--prompts", questions, "-o", out)
     assert run("bench", *files, *options, "--limit", 4, "--repeat", 1) == 0
     shown = capsys.readouterr().out
     for word in ("ngram", "self", "plain", "tokens/s", "x plain", "accepted"):
@@ -307,15 +266,15 @@ def test_bench_shows_and_writes(
     assert {"command", "versions", "machine"} <= set(record)
     first = record["cells"][0]
     assert (first["label"], first["ratio"]) == ("plain", 1.0)
-    assert {"tokens", "seconds", "contended", "tokens_per_second"} <= set(first["samples"][0])
+    assert {"tokens", "seconds", "others"} <= set(first["samples"][0])
 
 
 def test_tune_writes_both_files(
-    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 0.02)
-    files = ("--model", folder, "--prompts", questions, "-o", out, "--report", report)
+    files = ("--model", tiny, "--prompts", questions, "-o", out, "--report", report)
     assert run("tune", *files, *options) == 0
     assert "plain decoding" in capsys.readouterr().out
     setting = read_settings(out)
@@ -324,11 +283,11 @@ def test_tune_writes_both_files(
 
 
 def test_a_stopped_tune_writes_both_files_and_says_130(
-    folder: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_after(5, monkeypatch)
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
-    files = ("--model", folder, "--prompts", questions, "-o", out, "--report", report)
+    files = ("--model", tiny, "--prompts", questions, "-o", out, "--report", report)
     assert run("tune", *files, "--lengths", "2", "--tokens", 8) == 130
     read_settings(out)
     assert json.loads(out.read_text("utf-8"))["measured"]["stopped_early"] is True
@@ -352,26 +311,17 @@ def test_a_stopped_tune_writes_both_files_and_says_130(
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
-    folder: Path,
+    tiny: Path,
     questions: Path,
     capsys: pytest.CaptureFixture[str],
     command: str,
     options: tuple[str, ...],
     said: str,
 ) -> None:
-    assert run(command, "--model", folder, "--prompts", questions, *options) == 2
+    assert run(command, "--model", tiny, "--prompts", questions, *options) == 2
     err = capsys.readouterr().err
     assert said in err
     assert err.splitlines()[-1].startswith("error: ")
-
-
-def test_help_does_not_load_torch() -> None:
-    code = (
-        "import sys\nfrom fastslow.tools.cli import app\n"
-        "print('torch' in sys.modules, 'fastslow.tools.tune.speculation' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"
 
 
 def test_a_table_keeps_names_apart_on_a_narrow_terminal(

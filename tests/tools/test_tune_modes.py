@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tune_tools import write_model, write_prompts
+from tune_tools import write_prompts
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams
@@ -16,12 +16,8 @@ from fastslow.tools.cli.app import main
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.groups import GroupsFound, GroupsRow, TextReader, tune_groups
-from fastslow.tools.tune.groups_report import headline, page
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tune"))
+pytest_plugins = ("tiny_models",)
 
 
 @pytest.fixture
@@ -38,13 +34,11 @@ def tune(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_modes(
-    folder: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+def test_modes(tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tuned.json"
     code = tune(
-        *("--modes", "--tasks", tasks, "--model", folder, "--tokens", 4, "--batch", 4),
-        *("-o", out, "--report", report, "--kv-memory", "4MiB"),
+        *("--modes", "--tasks", tasks, "--model", tiny, "--tokens", 4, "--batch", 4),
+        *("-o", out, "--kv-memory", "4MiB"),
     )
     assert code == 0
     assert "On 24 tasks" in capsys.readouterr().out
@@ -53,8 +47,7 @@ def test_modes(
     measured = kept["measured_modes"]
     assert measured["tasks"] == 24 and measured["grading"] == {"number": 24}
     assert measured["figures"]["deep"]["seconds"] > 0
-    assert "<svg" in report.read_text("utf-8")
-    with LLM(folder, auto=out, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+    with LLM(tiny, auto=out, modes=str(out), kv_memory="4MiB", progress=False) as llm:
         few = SamplingParams(max_tokens=2)
         metrics = llm.chat("What is 3 + 3?", few, mode="auto", speculation="off").metrics
         assert metrics.decision.startswith(f"{metrics.mode}: ")
@@ -63,12 +56,12 @@ def test_modes(
 FITTED = {"auto": {}, "measured_modes": {"tasks": 9}}
 
 
-def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+def test_groups(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tuned.json"
     out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}} | FITTED), "utf-8")
     code = tune(
-        *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", folder),
-        *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out, "--report", report),
+        *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", tiny),
+        *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out),
         *("--kv-memory", "4MiB"),
     )
     assert code == 0
@@ -82,7 +75,7 @@ def test_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert rows[-1]["agreement"] == 1.0 and rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
     assert [row["groups"] for row in rows] == list(range(len(rows)))
     assert rows[0]["divergence"] > 0
-    with LLM(folder, modes=str(out), kv_memory="4MiB", progress=False) as llm:
+    with LLM(tiny, modes=str(out), kv_memory="4MiB", progress=False) as llm:
         proposed = kept["modes"]["fast"]["groups"]
         assert llm.modes["fast"].groups == (None if proposed == rows[-1]["groups"] else proposed)
         assert llm.modes["fast"].thinking == "off", "other fields are the built-in ones"
@@ -94,25 +87,23 @@ def test_experts_of_a_model_without_groups(
     from pangu_v2_tools import write_moe
     from tokenizers_tiny import write_bpe
 
-    model, out, report = tmp_path / "model", tmp_path / "tuned.json", tmp_path / "tuned.html"
+    model, out = tmp_path / "model", tmp_path / "tuned.json"
     model.mkdir()
     write_bpe(model, None, 320)
     write_moe(model, vocab_size=320, num_hidden_layers=2)
     out.write_text(json.dumps({"version": 1} | FITTED), "utf-8")
     code = tune(
         *("--experts", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
-        *("--limit", 2, "--tokens", 4, "-o", out, "--report", report, "--kv-memory", "4MiB"),
+        *("--limit", 2, "--tokens", 4, "-o", out, "--kv-memory", "4MiB"),
     )
     said = " ".join(capsys.readouterr().out.split())
-    assert code == 0 and "experts" in said and "groups" not in said.replace("tuned-groups", "")
+    assert code == 0 and "experts" in said and "groups" not in said
     kept = json.loads(out.read_text("utf-8"))
     rows = kept["measured_experts"]["experts"]
     assert [row["experts"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["divergence"] > rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
     proposed = kept["modes"]["fast"]["experts"]
     assert ("measured_modes" in kept) == (proposed == 1), "fast runs one of three by itself"
-    html = report.read_text("utf-8")
-    assert "routed experts a token" in html and "all groups" not in html
     with LLM(model, modes=str(out), kv_memory="4MiB", progress=False) as llm:
         assert llm.modes["fast"].routed == (None if proposed == 3 else proposed)
 
@@ -134,15 +125,15 @@ def test_what_is_missing_is_told(
     assert says in capsys.readouterr().err
 
 
-def test_too_few_tasks(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_tasks(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "x", "answer": 1}', "utf-8")
-    assert tune("--modes", "--tasks", path, "--model", folder, "--kv-memory", "4MiB") == 2
+    assert tune("--modes", "--tasks", path, "--model", tiny, "--kv-memory", "4MiB") == 2
     assert "1 graded tasks are too few" in capsys.readouterr().err
 
 
-def test_logprobs_of_a_text_are_those_that_answered_it(folder: Path) -> None:
-    with LLM(folder, kv_memory="4MiB", speculation="off", progress=False) as llm:
+def test_logprobs_of_a_text_are_those_that_answered_it(tiny: Path) -> None:
+    with LLM(tiny, kv_memory="4MiB", speculation="off", progress=False) as llm:
         out = llm.generate("one two three", SamplingParams(max_tokens=6, logprobs=1))
         first = len(out.prompt_token_ids)
         text = [*out.prompt_token_ids, *out.token_ids]
@@ -154,7 +145,7 @@ def test_logprobs_of_a_text_are_those_that_answered_it(folder: Path) -> None:
         assert torch.allclose(torch.tensor(mine), torch.tensor(theirs), atol=1e-4)
 
 
-def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
+def test_a_dense_model_has_no_groups(tiny: Path, tmp_path: Path) -> None:
     from checkpoints import write_dense
     from tokenizers_tiny import write_bpe
 
@@ -168,19 +159,14 @@ def test_a_dense_model_has_no_groups(folder: Path, tmp_path: Path) -> None:
         tune_groups(llm, "d", prompts, sampling=SamplingParams(), report=silent)
 
 
-def found(*rows: tuple[float, float, float | None]) -> GroupsFound:
-    made = [GroupsRow(n, a, 1 - a, s, score) for n, (a, s, score) in enumerate(rows)]
-    return GroupsFound("m", RoutedUnits("groups", len(rows) - 1), made, 100, 4, 0, keep=0.9)
+def found(*rows: tuple[float, float]) -> GroupsFound:
+    made = [GroupsRow(n, agreement, 1 - agreement, s) for n, (agreement, s) in enumerate(rows)]
+    return GroupsFound("m", RoutedUnits("groups", len(rows) - 1), made, 100, 4, keep=0.9)
 
 
 def test_what_is_proposed() -> None:
-    by_agreement = found((0.5, 1.0, None), (0.92, 1.5, None), (1.0, 2.0, None))
-    assert by_agreement.proposed.count == 1
-    by_tasks = found((0.5, 1.0, 0.58), (0.92, 1.5, 0.3), (1.0, 2.0, 0.6))
-    assert by_tasks.proposed.count == 0
-    no_time = found((0.5, 1.0, None), (0.92, 1.99, None), (1.0, 2.0, None))
-    assert no_time.proposed.count == 2 and "should run all 2" in headline(no_time)
-    never_right = found((0.5, 1.0, 0.0), (0.92, 1.5, 0.0), (1.0, 2.0, 0.0))
-    assert never_right.proposed.count == 1, "a score of nothing says nothing"
-    html = page(by_tasks, "tuned.json")
-    assert html.count("<svg") == 3 and "tasks right" in html and headline(by_tasks) in html
+    by_agreement = found((0.5, 1.0), (0.92, 1.5), (1.0, 2.0))
+    assert by_agreement.proposed.count == 1 and by_agreement.table().row_count == 3
+    assert by_agreement.headline().startswith("1 of 2 groups: the same next token at 92%")
+    no_time = found((0.5, 1.0), (0.92, 1.99), (1.0, 2.0))
+    assert no_time.proposed.count == 2 and "should run all 2" in no_time.headline()

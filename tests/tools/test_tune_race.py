@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -19,14 +18,11 @@ from fastslow.tools.tune.sample import (
     accepted_share,
     rate,
     ratio,
-    ratios_by_turn,
-    rows_per_step,
     sample_of,
     seconds_per_step,
     step_cost,
     tokens_per_step,
 )
-from fastslow.tools.tune.speculation import BatchSizes
 
 PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
 CANDIDATES = grid([Speculation(drafter="ngram"), Speculation(drafter="self")], [1, 2, 3, 4, 6, 8])
@@ -175,20 +171,6 @@ def test_of_equals_the_adaptive_length_wins() -> None:
         assert search.best == best
 
 
-def test_batch_sizes_run_plain_and_the_best_on_the_same_prompts() -> None:
-    best = Speculation(drafter="ngram", nodes=4)
-    machine = Steps(speeds)
-    sizes = BatchSizes(best, "deep", {4, 1, 2, 8}, prompts=5)
-    told: list[float] = []
-    prompts = [part[0] for part in PARTS[:5]]
-    sizes.run(machine, prompts, 50.0, lambda share, words: told.append(share), machine.time)
-    assert [cell.batch for cell in sizes.samples] == [1, 1, 2, 2, 4, 4]
-    counts = Counter(len(samples) for samples in sizes.samples.values())
-    assert counts == {4: 6}
-    assert told == sorted(told)
-    assert max(told) <= 1
-
-
 def test_figures_of_a_sample() -> None:
     first = metrics(tokens=11, steps=11, ttft=1.0, tpot=0.1)
     second = metrics(tokens=21, steps=6, ttft=1.5, tpot=0.1, drafted=20, accepted=15)
@@ -196,10 +178,9 @@ def test_figures_of_a_sample() -> None:
     assert (made.part, made.turn) == (3, 1)
     assert made.tokens == 10 + 20 + 10
     assert made.seconds == pytest.approx(2.5 + 1.0)  # 1.0 to 3.5, then 1.0 to 2.0
-    assert (made.forwards, made.rows) == (10 + 10, 10 + 5 + 20 + 10)
+    assert made.forwards == 10 + 10
     assert tokens_per_step([made]) == pytest.approx(43 / 28)
     assert accepted_share([made]) == 0.75
-    assert rows_per_step([made]) == pytest.approx(45 / 20)
     assert seconds_per_step([made]) == pytest.approx(3.5 / 20)
     assert accepted_share([sample(0)]) is None
 
@@ -219,9 +200,3 @@ def test_one_stalled_run_hardly_counts() -> None:
     drafted = [sample(i, forwards=50, seconds=6.0) for i in range(4)]
     stalled = [*drafted, sample(4, forwards=50, seconds=600.0)]
     assert ratio(stalled, plain) == pytest.approx(10 / 6, rel=0.12)
-
-
-def test_turns_are_compared_by_themselves() -> None:
-    plain = [sample(0, 0), sample(0, 1, seconds=20.0)]
-    drafted = [sample(0, 0, seconds=5.0), sample(0, 1, seconds=5.0), sample(0, 2)]
-    assert ratios_by_turn(drafted, plain) == pytest.approx([2.0, 4.0])

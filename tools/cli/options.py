@@ -188,7 +188,7 @@ def _help(info: FieldInfo, defaults: bool) -> str:
         text = text[:1].upper() + text[1:]
     value = info.default
     plain = isinstance(value, str | int | float | Path) and not isinstance(value, bool)
-    if defaults and plain and value != "" and "default" not in text:
+    if defaults and plain and value != "" and "default" not in text.lower():
         text += f"; default {value}"
     return f"{text}."
 
@@ -241,7 +241,7 @@ def shown_option(
 
 
 def field(default: Any, description: str, panel: str | None = None, **how: Any) -> Any:
-    """A field of a model whose option has a panel of its own. how: further arguments of `Field`."""
+    """A field of a model whose option has its own panel. how: further arguments of `Field`."""
     return Field(
         default=default, description=description, json_schema_extra={"panel": panel}, **how
     )

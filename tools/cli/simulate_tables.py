@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Column, Table
 
-from fastslow.tools.simulate.figures import SHARES
-from fastslow.tools.simulate.report import hours_of_a_million
+from fastslow.tools.simulate.figures import SHARES, ClusterFigures, ComparedFigure
 from fastslow.tools.simulate.trace import ALL
-
-if TYPE_CHECKING:
-    from fastslow.tools.simulate.comparison import ComparedFigure
-    from fastslow.tools.simulate.figures import ClusterFigures
 
 NONE = "-"  # where there is no figure
 
@@ -30,7 +24,7 @@ def latency_table(found: Sequence[ClusterFigures]) -> Table:
             table.add_row(
                 *named,
                 mode,
-                *map(_number, figures.first or ()),
+                *map(_number, figures.first),
                 *([_number(1000 * value) for value in figures.each] or [NONE] * len(SHARES)),
                 _percent(figures.in_time),
             )
@@ -41,21 +35,29 @@ def latency_table(found: Sequence[ClusterFigures]) -> Table:
 
 def cluster_table(found: Sequence[ClusterFigures]) -> Table:
     """A row for each simulation: what its replicas did, and what that cost."""
-    titles = ("busy", "cache\nhits", "most\nhits", "replica-\nhours", "for 1M\ntokens")
+    titles = (
+        "busy",
+        "cache\nhits",
+        "most\nhits",
+        "pre-\nempted",
+        "replica-\nhours",
+        "for 1M\ntokens",
+    )
     table = _table(("router", "replicas"), (), titles)
     for one in found:
-        grown = f" to {one.most_replicas}" if one.most_replicas > one.replicas else ""
         table.add_row(
             one.router,
-            f"{one.replicas}{grown}",
+            str(one.replicas),
             _percent(one.busy),
             _percent(one.modes[ALL].hit_rate),
             _percent(one.possible_hit_rate),
+            str(one.preempted),
             _number(one.replica_hours),
-            _number(hours_of_a_million(one)),
+            _number(one.hours_per_million),
         )
     table.caption = (
         "cache hits: prompt tokens found in a prefix cache; most hits: in one cache without a limit; "
+        "preempted: requests that lost their pages for a while; "
         "for 1M tokens: replica-hours for a million answered tokens"
     )
     return table

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastslow.engine.model.tensors import decoder_layer
+from fastslow.models.dense import Dense
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout
-from fastslow.tools.convert.teacher import Teacher
+from fastslow.tools.quantize.plain_layer import PlainLayer, plain, watched
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ def routing_goal(log_energy_TGE: Tensor) -> Tensor:
 
 
 def calibrate(
-    dense: Teacher,
-    rows_RT: Tensor,
+    dense: Dense,
+    texts: Sequence[Sequence[int]],
     split: NeuronSplit,
     *,
     rounds: int = 8,
@@ -121,50 +123,50 @@ def calibrate(
     done: Callable[[int], None] = lambda layer: None,
 ) -> ExpertLayout:
     """Ranks the neurons of every FFN, deals them to pools and clusters pools into experts, layer by
-    layer while the dense model runs the calibration text once.
+    layer while the dense model reads the texts once.
 
     The shared expert has the neurons of largest mean (|h| * ||down column||)^2; the others are dealt
-    to the pools in turn, in rank order. Memory: one layer's inner neurons for all tokens, about
-    20 * rows * tokens * inner bytes.
+    to the pools in turn, in rank order. Memory: one layer's inner neurons for all tokens.
 
-    Args:
-        dense: the model to convert.
-        rows_RT: int64 [rows, tokens], calibration text.
-        split: sizes of the parts.
-        rounds: rounds of k-means and of refinement.
-        seed: of the first centres.
-        done: called after each layer.
-
-    Returns:
-        A layout whose router picks, in each group, the expert that captures most energy, and
-        whose scales bring the mean weight to 1.
+    The layout's router picks, in each group, the expert that captures most energy, and its scales
+    bring the mean weight to 1. rounds: of k-means and of refinement. done: called after each layer.
     """
-    groups, experts = split.groups, split.experts
-    layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
-
-    def add(layer: int, input_BTH: Tensor, inner_BTN: Tensor) -> None:
-        norms = dense.weight(layer, "down").float().norm(dim=0)
-        energy_TN = (inner_BTN.flatten(0, 1).float() * norms).square()
-        x_TH = input_BTH.flatten(0, 1).float()
-        rank = energy_TN.mean(0).argsort(descending=True)
-        pool_GN = rank[split.shared :].view(-1, groups).T.contiguous()
-        picks, targets = [], []
-        for group, pool in enumerate(pool_GN):
-            part = energy_TN[:, pool]
-            pick = choose_experts(part, split.width, experts, rounds, seed + group)
-            member = torch.zeros(experts, len(pool)).scatter_(1, pick, 1.0)
-            picks.append(pick)
-            targets.append((part @ member.T + 1e-12).log())
-        router = fit_router(x_TH, routing_goal(torch.stack(targets, 1)).flatten(1), ridge=1e-3)
-        score = x_TH @ router.bfloat16().float().T
-        p = torch.softmax(score / TEMPERATURE, -1)
-        p = torch.unflatten(p, -1, (groups, experts))
-        scale = torch.full((groups * experts,), 1.0 / float(p.amax(-1).mean()))
-        shared = rank[: split.shared].sort().values
-        layers.append((shared, pool_GN, torch.stack(picks), router, scale))
-        done(layer)
-
-    dense.hidden(rows_RT, watch=add)
+    config, layers = dense.config, []
+    lengths = [len(text) for text in texts]
+    x_NH = dense.embedding[torch.tensor([token for text in texts for token in text])].float()
+    for n in range(config.layers):
+        prefix = f"model.layers.{n}."
+        names = decoder_layer(config, n)
+        tensors = {name.removeprefix(prefix): dense.tensors[name].float() for name in names}
+        seen: dict[str, Tensor] = {}  # the input of each matrix
+        layer = PlainLayer(config, n, tensors, lengths)
+        x_NH = layer(x_NH, watched(plain(tensors), seen.__setitem__))
+        norms = tensors["mlp.down_proj.weight"].norm(dim=0)
+        energy_TN = (seen["mlp.down_proj"] * norms).square()
+        layers.append(_layer(seen["mlp.gate_proj"], energy_TN, split, rounds, seed))
+        done(n)
     layout = ExpertLayout(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
-    layout.check(dense.config.intermediate_size)
+    layout.check(config.intermediate_size)
     return layout
+
+
+def _layer(
+    x_TH: Tensor, energy_TN: Tensor, split: NeuronSplit, rounds: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A layer's shared neurons, pools, experts, router and scales."""
+    groups, experts = split.groups, split.experts
+    rank = energy_TN.mean(0).argsort(descending=True)
+    pool_GN = rank[split.shared :].view(-1, groups).T.contiguous()
+    picks, targets = [], []
+    for group, pool in enumerate(pool_GN):
+        part = energy_TN[:, pool]
+        pick = choose_experts(part, split.width, experts, rounds, seed + group)
+        member = torch.zeros(experts, len(pool)).scatter_(1, pick, 1.0)
+        picks.append(pick)
+        targets.append((part @ member.T + 1e-12).log())
+    router = fit_router(x_TH, routing_goal(torch.stack(targets, 1)).flatten(1), ridge=1e-3)
+    p = torch.softmax(x_TH @ router.bfloat16().float().T / TEMPERATURE, -1)
+    p = torch.unflatten(p, -1, (groups, experts))
+    scale = torch.full((groups * experts,), 1.0 / float(p.amax(-1).mean()))
+    shared = rank[: split.shared].sort().values
+    return shared, pool_GN, torch.stack(picks), router, scale

@@ -19,28 +19,19 @@ THIS_CPU = "this-cpu"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One card.
+    """One card: bytes, bytes per second, and operations per second of matrix products, a multiplication and
+    an addition as two."""
 
-    Attributes:
-        name: as the command line has it.
-        memory: bytes.
-        bandwidth: of its memory, bytes per second.
-        int8, half: operations per second of matrix products, a multiplication and an addition as
-            two, in int8 and in 16 bits.
-        peer: bytes per second that it sends to one other card; None = there is no other.
-        mesh: whether it has such a link to each of the others at once.
-    """
-
-    name: str
+    name: str  # as the command line has it
     memory: float
-    bandwidth: float
+    bandwidth: float  # of its memory
     int8: float
-    half: float
-    peer: float | None = None
-    mesh: bool = False
+    half: float  # products in 16 bits
+    peer: float | None = None  # that it sends to one other card; None = there is no other
+    mesh: bool = False  # whether it has such a link to each of the others at once
 
     def link(self, cards: int) -> float:
-        """Bytes per second that a card sends in a collective of so many.
+        """Bytes per second that a card sends in a collective of `cards`.
 
         Raises:
             ValueError: several cards of a device that has no links.

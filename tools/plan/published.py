@@ -81,23 +81,14 @@ MTP = DraftCost(acceptance=0.7)
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """One published figure.
-
-    Attributes:
-        device: its name.
-        stage: "decode" or "prefill".
-        batch: requests on all four cards.
-        drafted: tokens drafted per request and step.
-        milliseconds: of the step, for each token that it brings; of the whole for prefill.
-        fits: whether this row calibrates.
-    """
+    """One published figure."""
 
     device: str
-    stage: str
-    batch: int
-    drafted: int
-    milliseconds: float
-    fits: bool = False
+    stage: str  # decode or prefill
+    batch: int  # requests on all four cards
+    drafted: int  # tokens per request and step
+    milliseconds: float  # of the step, for each token that it brings; of the whole for prefill
+    fits: bool = False  # whether this row calibrates
 
     @property
     def rate(self) -> float:

@@ -15,16 +15,12 @@ DRAFTERS = {"mtp": 1, "free": 0}  # decoder layers that a drafted token runs, an
 
 @dataclass(frozen=True, slots=True)
 class DraftCost:
-    """A drafter's cost and its acceptance.
+    """A drafter's cost and its acceptance."""
 
-    Attributes:
-        acceptance: chance that a drafted token is accepted if those before it were, 0..1.
-        drafter: "mtp" runs one layer of the model and its head for each token, "free" nothing, as
-            drafts looked up in text.
-    """
-
-    acceptance: float
-    drafter: str = "mtp"
+    acceptance: float  # chance that a drafted token is accepted if those before it were
+    drafter: str = (
+        "mtp"  # a layer of the model and its head for each token; free: looked up in text
+    )
 
     @classmethod
     def of(cls, acceptance: float, drafter: str) -> DraftCost:
@@ -62,25 +58,15 @@ USABLE = 0.95  # of a card's memory; the rest is for activations and what runs b
 
 @dataclass(frozen=True, slots=True)
 class PlanChoice:
-    """A draft length with the batch it goes with.
+    """A draft length with the batch it goes with."""
 
-    Attributes:
-        nodes: tokens drafted per request and step.
-        batch: requests on all cards.
-        tokens: per request and step, on average.
-        terms: seconds of the step, drafting included.
-        cards: how many.
-        memory: bytes on each card.
-        bound: what keeps the batch from growing: "latency" or "memory"; "asked" for one that was given.
-    """
-
-    nodes: int
-    batch: int
-    tokens: float
-    terms: Terms
+    nodes: int  # tokens drafted per request and step
+    batch: int  # requests on all cards
+    tokens: float  # per request and step, on average
+    terms: Terms  # seconds of the step, drafting included
     cards: int
-    memory: float
-    bound: str
+    memory: float  # bytes on each card
+    bound: str  # what keeps the batch from growing: latency or memory; asked: it was given
 
     @property
     def latency(self) -> float:
@@ -94,15 +80,8 @@ class PlanChoice:
 
 
 def fewest_cards(setting: Setting, context: int, batch: int = 1) -> Setting:
-    """The setting on the fewest cards that hold the weights and a batch; on one where a card has no
-    links to others.
-
-    Args:
-        context: tokens of a request.
-
-    Raises:
-        ValueError: too many cards would be needed.
-    """
+    """The setting on the fewest cards that hold the weights and a batch of requests of `context` tokens; on
+    one where a card has no links to others. ValueError: too many cards would be needed."""
     if setting.device.peer is None:
         return setting
     room = setting.device.memory * USABLE
@@ -116,15 +95,8 @@ def fewest_cards(setting: Setting, context: int, batch: int = 1) -> Setting:
 def choose_batches(
     setting: Setting, drafting: DraftCost, context: int, latency: float
 ) -> list[PlanChoice]:
-    """For each draft length that a request can have, the largest batch within latency and memory.
-
-    Args:
-        context: tokens of a request, prompt and answer so far.
-        latency: seconds per token, at most.
-
-    Raises:
-        ValueError: the weights do not fit, or one request alone is slower.
-    """
+    """For each draft length, the largest batch of requests of `context` tokens within memory and a latency
+    of seconds per token. ValueError: the weights do not fit, or one request alone is slower."""
     room = setting.device.memory * USABLE
     if setting.memory(1, context) > room:
         raise ValueError(

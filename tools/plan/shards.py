@@ -21,18 +21,12 @@ _WIDE = re.compile(r".*\.(mlp\.gate\..*|mlp\.router_scale|self_attn\.sinks)")  #
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One rank's part of a model. Sizes in bytes.
-
-    Attributes:
-        weights: of the rank's tensors as it runs them, the router and sinks in float32.
-        kv_per_token: keys and values of one token, on each rank of the token's data-parallel rank.
-        elements: of the checkpoint that the rank reads.
-    """
+    """One rank's part of a model. Sizes in bytes."""
 
     place: RankShard
-    weights: int
-    kv_per_token: int
-    elements: int
+    weights: int  # of its tensors as it runs them, the router and sinks in float32
+    kv_per_token: int  # on each rank of the token's data-parallel rank
+    elements: int  # of the checkpoint that the rank reads
 
 
 @dataclass(frozen=True, slots=True)

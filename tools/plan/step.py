@@ -14,19 +14,12 @@ from fastslow.tools.plan.device import Device
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """Shares of the peak, and what a layer takes whatever it does.
+    """Shares of the peak, and what a layer takes whatever it does."""
 
-    Attributes:
-        memory: of the memory's bandwidth.
-        compute: of the matrix products.
-        link: of the links between cards.
-        layer: seconds a layer takes besides: launches, synchronisation, latencies of collectives.
-    """
-
-    memory: float
-    compute: float
-    link: float
-    layer: float
+    memory: float  # of the memory's bandwidth
+    compute: float  # of the matrix products
+    link: float  # of the links between cards
+    layer: float  # seconds besides: launches, synchronisation, latencies of collectives
 
 
 # Memory and links are stated: what reads of large arrays and large messages mostly achieve. The other
@@ -50,19 +43,12 @@ KV = {"float32": 4.0, "bf16": 2.0, "int8": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bytes of one number.
+    """Bytes of one number."""
 
-    Attributes:
-        weight: of a matrix in a layer, a mean where they differ.
-        head: of the head over the vocabulary.
-        kv: of keys and values.
-        int8: whether products with weights run in int8, else in 16 bits.
-    """
-
-    weight: float
-    head: float
+    weight: float  # of a matrix in a layer, a mean where they differ
+    head: float  # over the vocabulary
     kv: float
-    int8: bool
+    int8: bool  # whether products with weights run in int8, else in 16 bits
 
     @classmethod
     def of(cls, weights: str, kv: str) -> Precision:
@@ -79,30 +65,18 @@ EXPERT = ".mlp.experts."
 
 @dataclass(frozen=True, slots=True)
 class ForwardWork:
-    """Sizes of a model, in numbers, not bytes.
-
-    Attributes:
-        layers, hidden: of the model.
-        always: weights of the layers that every row passes: attention, shared experts, dense MLPs,
-            routers, norms.
-        head: weights of the head over the vocabulary. The embedding is not read, only rows of it.
-        expert: weights of one routed expert, over all layers.
-        experts, chosen: routed experts of a layer, and how many a row runs; 0 for a dense model.
-        kv: keys and values of a token, over all layers.
-        attention: operations of a row for each token it sees, over all layers.
-        stored: weights that lie in memory.
-    """
+    """Sizes of a model, in numbers, not bytes; over all layers where nothing else is said."""
 
     layers: int
     hidden: int
-    always: float
-    head: float
-    expert: float
-    experts: int
-    chosen: int
-    kv: float
-    attention: float
-    stored: float
+    always: float  # weights that every row passes: attention, shared experts, dense MLPs, norms
+    head: float  # weights over the vocabulary; of the embedding only rows are read
+    expert: float  # weights of one routed expert
+    experts: int  # routed ones of a layer; 0 for a dense model
+    chosen: int  # of them, by a row
+    kv: float  # keys and values of a token
+    attention: float  # operations of a row for each token it sees
+    stored: float  # weights that lie in memory
 
     @classmethod
     def of(cls, config: ModelConfig) -> ForwardWork:
@@ -176,16 +150,8 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A model on cards.
-
-    Attributes:
-        work: the model's sizes.
-        device: each card.
-        cards: how many; weights, keys and values and products are spread evenly over them, as
-            groups of experts and tensor parallel attention do.
-        precision: bits.
-        efficiency: shares of the peak.
-    """
+    """A model on cards, over which weights, keys and values and products are spread evenly, as groups of
+    experts and tensor parallel attention do."""
 
     work: ForwardWork
     device: Device

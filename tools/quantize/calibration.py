@@ -40,13 +40,8 @@ def answered(
     """Token ids of prompts with answers drawn at temperature 1, without end for some rounds.
 
     The model's own words are what it will have to read when it runs; what it was trained on need
-    not be known.
-
-    Args:
-        llm: the float model.
-        prompts: conversations; token ids where the model has no tokenizer.
-        tokens: most of an answer; 0 = the prompts alone, once.
-        seed: of the answers.
+    not be known. prompts: token ids where the model has no tokenizer. tokens: most of an answer; 0 =
+    the prompts alone, once.
     """
     for turn in range(ROUNDS if tokens else 1):
         for first in range(0, len(prompts), TOGETHER):
@@ -96,11 +91,8 @@ def balanced_texts(
     too, when the texts do, or `most` tokens were looked at.
 
     Args:
-        config: the model's.
         embed: token ids -> rows [N, H] in float32.
         layer: number -> the layer's tensors in float32, read anew for every few texts.
-        texts: token ids.
-        enough, least, most: tokens.
         note: called after every few texts with the tokens kept, and how many experts starve.
     """
     found = Calibration(counts=torch.zeros(config.layers, config.experts, dtype=torch.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from math import prod
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from fastslow.engine.model.tensors import decoder_layer, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
-from fastslow.tools.quantize.plain_layer import Tensors
+from fastslow.tools.quantize.options import QuantizeOptions
+from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer
-from fastslow.tools.quantize.sizes import int8_embedding
 from fastslow.tools.quantize.writer import CheckpointWriter
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -32,27 +33,54 @@ AS_USUAL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizeOptions:
-    """How a checkpoint is quantised.
+LIMIT = 0.52  # of the float checkpoint's bytes
+PARTS = ("embedding and head", "attention", "router", "shared experts", "experts", "MLP", "norms")
+MARKS = {  # of a tensor's name; the earliest one that fits counts
+    "norm": "norms",
+    ".self_attn.": "attention",
+    ".shared_expert.": "shared experts",
+    ".experts.": "experts",
+    ".gate.weight": "router",
+    "router_scale": "router",
+}
 
-    tokens: of calibration. least: tokens that every expert should see. most: tokens that are looked
-    at for it. embedding: "int8", "float", or "auto": int8 where floats would keep the checkpoint
-    above 0.52 of its size. kv: whether scales of int8 keys and values are written.
+
+def planned(
+    config: ModelConfig, *, embedding: bool, kv: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Bytes of each part of a bfloat16 checkpoint before and after; nothing is allocated.
+
+    embedding: whether embedding and head become int8. kv: with scales of keys and values.
     """
+    found: dict[str, tuple[int, int]] = {}
+    for name, shape in tensor_shapes(config).items():
+        part = _part(name)
+        before, after = 2 * prod(shape), _quantised(name, shape, embedding)
+        if kv and name.endswith(("k_proj.weight", "v_proj.weight")):
+            after += 4 * shape[0]
+        had = found.get(part, (0, 0))
+        found[part] = (had[0] + before, had[1] + after)
+    return {part: found[part] for part in PARTS if part in found}
 
-    tokens: int = 8192
-    least: int = 32
-    most: int = 65536
-    embedding: str = "auto"
-    kv: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("tokens", "least", "most"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.embedding not in ("auto", "int8", "float"):
-            raise ValueError(f"embedding {self.embedding!r} is not one of auto, int8, float")
+def int8_embedding(config: ModelConfig) -> bool:
+    """Whether embedding and head must be int8 for the whole to stay below 0.52 of its bytes."""
+    before, after = (sum(side) for side in zip(*planned(config, embedding=False).values()))
+    return bool(after > LIMIT * before)
+
+
+def _quantised(name: str, shape: tuple[int, ...], embedding: bool) -> int:
+    """Bytes of a tensor in W8A8."""
+    floats = not name.endswith(".weight") or name.endswith(f"{ROUTER}.weight")
+    if len(shape) == 1 or floats or (name in (EMBEDDING, HEAD) and not embedding):
+        return 2 * prod(shape)
+    return prod(shape) + 2 * shape[0]  # and a scale for each row
+
+
+def _part(name: str) -> str:
+    if name in (EMBEDDING, HEAD):
+        return "embedding and head"
+    return next((part for mark, part in MARKS.items() if mark in name), "MLP")
 
 
 @dataclass(slots=True)
@@ -81,12 +109,8 @@ def quantize(
     options: QuantizeOptions | None = None,
     report: Report = silent,
 ) -> QuantizedCheckpoint:
-    """Write the W8A8 of a float checkpoint to a new folder.
-
-    Args:
-        out: the folder to make; new or empty.
-        texts: calibration, token ids; only as many as are needed are taken.
-        options: None = the usual ones.
+    """Write the W8A8 of a float checkpoint to a folder that is new or empty. texts: calibration, token ids,
+    as many as are needed.
 
     Raises:
         ValueError: the source is quantised already, of an architecture that is not known, or

@@ -1,10 +1,9 @@
-"""What a simulation, or a measurement, shows: percentiles by mode, prefix hits, cost."""
+"""What a simulation, or a recording, shows: percentiles by mode, prefix hits, cost, and both compared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from fastslow.tools.simulate.prefix_cache import SimulatedPrefixCache
 from fastslow.tools.simulate.trace import ALL, TracedRequest
 
 SHARES = 50, 95, 99  # percentiles
+COMPARED = 50, 95  # those of a simulation and a recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,12 @@ class AnswerTimes:
         more = self.request.answer_tokens - 1
         return (self.end - self.first) / more if self.end is not None and more > 0 else None
 
+    @property
+    def in_time(self) -> bool:
+        """Whether the first token and the mean later one kept the target."""
+        target = (self.request.latency_ms or 0.0) / 1000
+        return self.first <= target and (self.each or 0.0) <= target
+
 
 @dataclass(frozen=True, slots=True)
 class ModeFigures:
@@ -45,8 +51,7 @@ class ModeFigures:
         requests: how many.
         first, each: seconds to the first token, and of each later one: p50, p95, p99; () = not known.
         hit_rate: share of prompt tokens found in a prefix cache; None = not known.
-        in_time: share of the answers with a target whose first token and whose mean later one kept it;
-            None = none has one.
+        in_time: share of the answers with a target that kept it; None = none has one.
     """
 
     requests: int
@@ -62,13 +67,12 @@ class ClusterFigures:
 
     Attributes:
         router: its name.
-        replicas: at first.
+        replicas: how many.
         modes: figures by mode, and of all.
         possible_hit_rate: what one cache without a limit would find.
-        replica_hours: that replicas were there for.
+        replica_hours, hours_per_million: that replicas were there for; the same for a million answered tokens.
         busy: share of these in which steps ran.
-        tokens_per_second: of all answers.
-        seconds, most_replicas, deaths, continued, preempted: see `ClusterResult`.
+        preempted: requests that lost their pages for a while.
     """
 
     router: str
@@ -76,17 +80,26 @@ class ClusterFigures:
     modes: dict[str, ModeFigures]
     possible_hit_rate: float
     replica_hours: float
+    hours_per_million: float
     busy: float
-    tokens_per_second: float
-    seconds: float
-    most_replicas: int
-    deaths: int
-    continued: int
     preempted: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class ComparedFigure:
+    """One figure of one mode, simulated and measured; seconds.
+
+    Attributes:
+        what: "first token" or "each later one".
+        off: how far the simulation is off, as a share of what was measured.
+    """
+
+    mode: str
+    what: str
+    percentile: int
+    measured: float
+    simulated: float
+    off: float
 
 
 def figures(
@@ -94,18 +107,15 @@ def figures(
 ) -> ClusterFigures:
     """The figures of a simulation."""
     tokens = sum(answer.request.answer_tokens for answer in result.answers)
+    hours = result.replica_seconds / 3600
     return ClusterFigures(
         router=router,
         replicas=replicas,
         modes=by_mode(simulated_times(result)),
         possible_hit_rate=possible_hit_rate,
-        replica_hours=result.replica_seconds / 3600,
+        replica_hours=hours,
+        hours_per_million=1e6 * hours / tokens,
         busy=result.busy_seconds / result.replica_seconds if result.replica_seconds else 0.0,
-        tokens_per_second=tokens / result.seconds if result.seconds else 0.0,
-        seconds=result.seconds,
-        most_replicas=result.most_replicas,
-        deaths=result.deaths,
-        continued=result.continued,
         preempted=result.preempted,
     )
 
@@ -113,12 +123,10 @@ def figures(
 def simulated_times(result: ClusterResult) -> list[AnswerTimes]:
     """The times of a simulation's answers."""
     found = []
-    for answer, end in zip(result.answers, result.ends, strict=True):
-        arrival = answer.request.arrival
-        assert answer.first is not None, "an answer that is over has a first token"
-        found.append(
-            AnswerTimes(answer.request, answer.first - arrival, end - arrival, answer.cached or 0)
-        )
+    for answer in result.answers:
+        assert answer.first is not None and answer.end is not None, "it is over"
+        times = answer.first - answer.request.arrival, answer.end - answer.request.arrival
+        found.append(AnswerTimes(answer.request, *times, answer.cached))
     return found
 
 
@@ -132,28 +140,23 @@ def measured_times(trace: Iterable[TracedRequest]) -> list[AnswerTimes]:
 
 
 def by_mode(times: Sequence[AnswerTimes]) -> dict[str, ModeFigures]:
-    """Figures of each mode, and of all under `ALL`."""
+    """Figures of all answers under `ALL`, and of each mode."""
     modes = sorted({one.request.mode for one in times})
-    groups = {ALL: list(times)} | {m: [t for t in times if t.request.mode == m] for m in modes}
+    groups = {ALL: times} | {m: [t for t in times if t.request.mode == m] for m in modes}
     return {name: _figures(group) for name, group in groups.items()}
 
 
 def _figures(times: Sequence[AnswerTimes]) -> ModeFigures:
     known = [(one.cached, one.request.prompt_tokens) for one in times if one.cached is not None]
     prompts = sum(tokens for _, tokens in known)
-    targets = [one for one in times if one.request.latency_ms is not None]
+    targets = [one.in_time for one in times if one.request.latency_ms is not None]
     return ModeFigures(
         requests=len(times),
         first=_percentiles([one.first for one in times]),
         each=_percentiles([one.each for one in times if one.each is not None]),
         hit_rate=sum(cached for cached, _ in known) / prompts if prompts else None,
-        in_time=sum(map(_in_time, targets)) / len(targets) if targets else None,
+        in_time=sum(targets) / len(targets) if targets else None,
     )
-
-
-def _in_time(times: AnswerTimes) -> bool:
-    target = (times.request.latency_ms or 0.0) / 1000
-    return times.first <= target and (times.each or 0.0) <= target
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
@@ -164,12 +167,44 @@ def possible_hit_rate(trace: Sequence[TracedRequest], page: int) -> float:
     """What one cache without a limit would find, if each prompt and answer were there when the next request
     comes."""
     cache = SimulatedPrefixCache(page)
-    cached, prompts = 0, 0
+    cached = 0
     for one in trace:
         root = one.mode, one.memory_key
-        own = one.prompt_tokens - sum(tokens for _, tokens in one.prefix)
-        text = (*one.prefix, (one.id, own + one.answer_tokens))
+        own = one.prompt_tokens - one.shared_tokens + one.answer_tokens
+        text = (*one.prefix, (one.id, own))
         cached += cache.match(root, text, one.prompt_tokens - 1)[1]
-        prompts += one.prompt_tokens
         cache.publish(root, text, [])
-    return cached / prompts
+    return cached / sum(one.prompt_tokens for one in trace)
+
+
+def compare(
+    measured: Sequence[AnswerTimes], simulated: Sequence[AnswerTimes]
+) -> list[ComparedFigure]:
+    """The figures of those requests that were measured.
+
+    Raises:
+        ValueError: none was measured, or one was not simulated, or in another mode.
+    """
+    if not measured:
+        raise ValueError(
+            "nothing to compare with: no request of the recorded trace has first_seconds"
+        )
+    known = {(one.request.id, one.request.mode) for one in measured}
+    alike = [one for one in simulated if (one.request.id, one.request.mode) in known]
+    if len(alike) != len(known):
+        raise ValueError(
+            f"{len(known) - len(alike)} of {len(known)} measured requests are not in the trace, or in another "
+            "mode: simulate the recorded one"
+        )
+    ours, found = by_mode(alike), []
+    for mode, wanted in by_mode(measured).items():
+        for what, there, here in (
+            ("first token", wanted.first, ours[mode].first),
+            ("each later one", wanted.each, ours[mode].each),
+        ):
+            for share in COMPARED if there and here else ():
+                place = SHARES.index(share)
+                pair = there[place], here[place]
+                off = pair[1] / pair[0] - 1 if pair[0] else 0.0
+                found.append(ComparedFigure(mode, what, share, *pair, off))
+    return found

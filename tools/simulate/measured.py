@@ -1,17 +1,17 @@
-"""Step costs of this machine, by answers of an engine: what a step takes with all that goes with it."""
+"""Step costs of this machine, by answers of an engine: what a step takes with all that belongs to it."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from statistics import mean, median
 
 import numpy as np
 
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
+from fastslow.tools.progress import Report, silent
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 from fastslow.tools.simulate.neighbours import Neighbours
 
@@ -19,12 +19,10 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together
 PROMPTS = (16, 64, 128, 256, 512, 1024)  # tokens of a prompt that is read
 STEPS = 16  # over which a decoding step is averaged
 SHORT, LONG = 16, 512  # tokens of context
-CROWD = 8  # requests whose long contexts are read in each step
-READ_BEHIND = 32  # tokens of a prompt that is read behind a long context
+CROWD = 8  # requests whose long contexts are read in each step: with one it drowns in noise
+READ_AFTER = 32  # tokens of a prompt that is read after a long context
 TURNS = 8  # in which the same work is timed beside each number of other engines
-PROBES = 3  # times that it is timed in a turn
-PROBED = 4  # requests that decode in it
-READ = 128  # tokens of a prompt that is read in it
+PROBES, PROBED, READ = 3, 4, 128  # times in a turn; requests that decode; tokens that are read
 LEAST_STEP = 1e-6  # seconds
 TIMES = 3  # the median counts
 
@@ -35,8 +33,8 @@ def measured_costs(
     prompt_rows: int,
     *,
     first_seconds: float = 0.0,
-    start_seconds: float = 60.0,
-    told: Callable[[float, str], None] = lambda share, text: None,
+    slowdown: Sequence[float] = (),
+    told: Report = silent,
 ) -> ReplicaCosts:
     """What steps of a loaded model take here, without drafts, and its pages.
 
@@ -45,70 +43,64 @@ def measured_costs(
         modes: names of its modes.
         prompt_rows: that it was made with.
         first_seconds: from a client to a replica and back: what is no step.
-        start_seconds: until a new replica answers.
+        slowdown: beside 1, 2, ... other engines.
         told: hears the share that is done.
 
     Raises:
         ValueError: an unknown mode.
     """
     meter = StepMeter(llm)
-    found, contexts, attention = {}, [], []
+    curves, contexts, attention = {}, [], []
     for place, mode in enumerate(modes):
         told(place / len(modes), f"measuring steps of {mode}")
-        found[mode] = meter.mode(mode, prompt_rows)
+        curves[mode] = meter.mode(mode, prompt_rows)
         contexts.append(meter.context(mode))
         attention.append(meter.attention(mode, prompt_rows))
-    stats = llm.stats()
     context, row = max(0.0, mean(contexts)), max(0.0, mean(attention))
+    before = SHORT + 2 + STEPS / 2  # tokens before each request, on average over the timed steps
     return ReplicaCosts(
-        modes={name: _without_context(steps, context, row) for name, steps in found.items()},
-        pages=stats.pages,
+        modes={
+            mode: ModeSteps(
+                rows=rows,  # the simulator adds what the texts of requests cost
+                seconds=_ascending(s - context * n * before for n, s in zip(rows, decode)),
+                prompt_seconds=_ascending(s - row * n * n / 2 for n, s in zip(rows, read)),
+            )
+            for mode, (rows, decode, read) in curves.items()
+        },
+        pages=llm.stats().pages,
         page_tokens=llm._kv.page_size,
         max_running=min(llm.max_running, prompt_rows),
         prompt_rows=prompt_rows,
         context_seconds=context,
         attention_seconds=row,
         first_seconds=first_seconds,
-        start_seconds=start_seconds,
+        slowdown=tuple(slowdown),
         source="measured on this machine",
     )
 
 
 def measured_slowdown(
-    llm: LLM,
-    mode: str,
-    neighbours: Neighbours,
-    most: int,
-    told: Callable[[float, str], None] = lambda share, text: None,
+    llm: LLM, mode: str, neighbours: Neighbours, most: int, told: Report = silent
 ) -> tuple[float, ...]:
     """What steps take beside 1, 2, ... `most` engines that never rest, times what they take alone.
 
     The same work is timed beside none, one, two, ... of them in turn, since a machine's speed changes within
     minutes; of all turns the median counts.
 
-    Args:
-        llm, told: as for `measured_costs`.
-        mode: that is measured.
-        neighbours: engines like this one, none of which runs yet.
-
     Raises:
-        RuntimeError: a neighbour did not load its model, has ended, or hangs.
+        RuntimeError: a neighbour has ended, or hangs.
     """
     meter = StepMeter(llm)
-    for others in range(most):
-        told(0.1 * others / most, f"starting engine {others + 1} of {most} beside this one")
-        neighbours.start_one()
     ratios: list[list[float]] = []
     for turn in range(TURNS):
-        told(0.1 + 0.9 * turn / TURNS, f"measuring steps beside up to {most} more")
+        told(turn / TURNS, f"measuring steps beside up to {most} more")
         seconds = {}
         for others in range(most + 1) if turn % 2 else range(most, -1, -1):
             neighbours.run_only(others)
             seconds[others] = meter.probe(mode)
         ratios.append([seconds[others] / seconds[0] for others in range(1, most + 1)])
     neighbours.run_only(0)  # and all of them are still there
-    medians = [median(one) for one in zip(*ratios, strict=True)]
-    return tuple(itertools.accumulate([1.0, *medians], max))[1:]
+    return _ascending((median(one) for one in zip(*ratios, strict=True)), 1.0)
 
 
 def shared_slowdown(slowdown: Sequence[float], share: float, cores: float) -> tuple[float, ...]:
@@ -140,23 +132,23 @@ class StepMeter:
         self._llm = llm
         self._random = np.random.default_rng(0)
 
-    def mode(self, mode: str, prompt_rows: int) -> ModeSteps:
-        """Both curves of a mode."""
+    def mode(self, mode: str, prompt_rows: int) -> tuple[tuple[int, ...], list[float], list[float]]:
+        """Numbers of rows, and seconds of steps that decode as many and that read as many."""
         batches = [n for n in BATCHES if n <= self._llm.max_running]
         most = min(prompt_rows, self._llm.max_model_len - 2)
         prompts = [n for n in PROMPTS if n <= most] or [max(2, most)]
         self.decode(mode, 1, SHORT)  # what is made on first use
         decode = [self.decode(mode, n, SHORT) for n in batches]
-        read = [self.prompt(mode, n) for n in prompts]
-        rows = sorted({*batches, *prompts})
-        return ModeSteps(
-            tuple(rows),
+        read = [median(self._read(mode, n) for _ in range(TIMES)) for n in prompts]
+        rows = tuple(sorted({*batches, *prompts}))
+        return (
+            rows,
             _curve(rows, batches, decode),
             _curve(rows, [1, *prompts], [decode[0], *read]),
         )
 
     def decode(self, mode: str, requests: int, context: int) -> float:
-        """Seconds of a step in which so many requests decode: a long answer less a short one."""
+        """Seconds of a step in which some requests decode: a long answer less a short one."""
         prompts = [self._tokens(context) for _ in range(requests)]
         self._seconds(mode, prompts, 1)  # the prompts are in the prefix cache from here on
         pairs = [
@@ -165,13 +157,8 @@ class StepMeter:
         ]
         return max(LEAST_STEP, median((long - short) / STEPS for short, long in pairs))
 
-    def prompt(self, mode: str, tokens: int) -> float:
-        """Seconds of a step that reads so many tokens."""
-        return median(self._seconds(mode, [self._tokens(tokens)], 1) for _ in range(TIMES))
-
     def context(self, mode: str) -> float:
-        """Seconds that a token of context adds to a decoding step. Several requests decode: with one it drowns in
-        noise."""
+        """Seconds that a token of context adds to a decoding step."""
         far = min(LONG, self._llm.max_model_len - STEPS - 2)
         if far <= SHORT:
             return 0.0
@@ -181,28 +168,30 @@ class StepMeter:
         return more / (requests * (far - SHORT))
 
     def attention(self, mode: str, prompt_rows: int) -> float:
-        """Seconds that a token of context adds to each row of a prompt that is read behind it."""
-        rows = min(READ_BEHIND, prompt_rows)
+        """Seconds that a token of context adds to each row of a prompt that is read after it."""
+        rows = min(READ_AFTER, prompt_rows)
         far = min(LONG, self._llm.max_model_len - rows - 2)
         far -= far % self._llm._kv.page_size  # the cache holds whole pages
         if far <= SHORT:
             return 0.0
         known = self._tokens(far)
         self._seconds(mode, [known], 1)  # it is in the prefix cache from here on
-        alone = [self._seconds(mode, [self._tokens(rows)], 1) for _ in range(TIMES)]
-        behind = [self._seconds(mode, [known + self._tokens(rows)], 1) for _ in range(TIMES)]
-        return (median(behind) - median(alone)) / (rows * far)
+        alone = [self._read(mode, rows) for _ in range(TIMES)]
+        after = [self._seconds(mode, [known + self._tokens(rows)], 1) for _ in range(TIMES)]
+        return (median(after) - median(alone)) / (rows * far)
 
     def probe(self, mode: str) -> float:
         """Seconds of a fixed piece of work, as the mean of some: what runs beside it counts."""
         prompts = [self._tokens(SHORT) for _ in range(PROBED)]
         read = min(READ, self._llm.max_model_len - 1)
         self._seconds(mode, prompts, 1)
-        times = [
-            self._seconds(mode, prompts, 2 + STEPS) + self._seconds(mode, [self._tokens(read)], 1)
-            for _ in range(PROBES)
-        ]
-        return sum(times) / PROBES
+        return mean(
+            self._seconds(mode, prompts, 2 + STEPS) + self._read(mode, read) for _ in range(PROBES)
+        )
+
+    def _read(self, mode: str, tokens: int) -> float:
+        """Seconds of a step that reads a prompt."""
+        return self._seconds(mode, [self._tokens(tokens)], 1)
 
     def _tokens(self, count: int) -> list[int]:
         """Random ones: nothing of them is in a cache."""
@@ -217,28 +206,17 @@ class StepMeter:
         return time.perf_counter() - started
 
 
-def _without_context(steps: ModeSteps, context: float, attention: float) -> ModeSteps:
-    """The curves less what the texts of their own requests cost, which the simulator adds."""
-    tokens = SHORT + 2 + STEPS / 2  # before each request, on average over the timed steps
-    decode = [s - context * n * tokens for n, s in zip(steps.rows, steps.seconds, strict=True)]
-    read = [
-        s - attention * n * n / 2 for n, s in zip(steps.rows, steps.prompt_seconds, strict=True)
-    ]
-    return replace(steps, seconds=_ascending(decode), prompt_seconds=_ascending(read))
+def _ascending(seconds: Iterable[float], least: float = LEAST_STEP) -> tuple[float, ...]:
+    """More rows, or engines, never take less: such a measurement was disturbed."""
+    return tuple(itertools.accumulate((max(least, one) for one in seconds), max))
 
 
-def _ascending(seconds: Sequence[float]) -> tuple[float, ...]:
-    """More rows never take less: such a measurement was disturbed."""
-    return tuple(itertools.accumulate((max(LEAST_STEP, one) for one in seconds), max))
-
-
-def _curve(
-    rows: Sequence[int], known: Sequence[int], seconds: Sequence[float]
-) -> tuple[float, ...]:
+def _curve(rows: Sequence[int], known: Sequence[int], seconds: Sequence[float]) -> list[float]:
     """Seconds at all of the rows, where some are known; beyond them a row adds what it added before."""
     found = np.interp(rows, known, seconds)
     if len(known) > 1:
         slope = max(0.0, (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]))
-        beyond = np.array(rows) > known[-1]
-        found[beyond] = seconds[-1] + slope * (np.array(rows)[beyond] - known[-1])
-    return _ascending(found.tolist())
+        beyond = np.maximum(0, np.array(rows) - known[-1])
+        found = found + slope * beyond
+    listed: list[float] = found.tolist()
+    return listed

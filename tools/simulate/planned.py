@@ -10,31 +10,7 @@ from fastslow.tools.plan.search import USABLE, DraftCost
 from fastslow.tools.plan.step import HOST, Efficiency, ForwardWork, Setting
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 
-ROWS = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    2048,
-    4096,
-    8192,
-)
+ROWS = tuple(sorted({1, 8192} | {n << k for n in (2, 3) for k in range(9)} | {1024, 2048, 4096}))
 FAR = 1024  # tokens of context, to see what one takes
 FAST_SHARE = 4  # "fast" runs this part of the experts that a token has, as the built-in modes do
 PAGE = 16
@@ -52,16 +28,14 @@ def planned_costs(
     nodes: int = 0,
     acceptance: float = 0.7,
     drafter: str = "mtp",
-    start_seconds: float = 300.0,
 ) -> ReplicaCosts:
-    """A replica of so many cards, with the modes "fast" and "deep".
+    """A replica of some cards, with the modes "fast" and "deep".
 
     Args:
         model, device, cards, weights, kv: as `fastslow plan` has them.
         max_running, prompt_rows: of the engine.
         nodes: tokens drafted per request and step.
         acceptance, drafter: as `fastslow plan` has them.
-        start_seconds: until a new replica answers.
 
     Raises:
         ValueError: see `fastslow plan`; the weights do not fit.
@@ -81,17 +55,16 @@ def planned_costs(
         )
     few = max(1, work.chosen // FAST_SHARE) if work.experts else work.chosen
     each = {"fast": setting.of(replace(work, chosen=few)), "deep": setting}
-    context = setting.decode(1, 1, FAR).seconds - setting.decode(1, 1, 0).seconds
-    attention = setting.decode(1, 1, FAR).compute - setting.decode(1, 1, 0).compute
+    far, none = setting.decode(1, 1, FAR), setting.decode(1, 1, 0)
+    attention = (far.compute - none.compute) / FAR
     return ReplicaCosts(
-        modes={name: _mode(one, drafting, nodes, attention / FAR) for name, one in each.items()},
+        modes={name: _mode(one, drafting, nodes, attention) for name, one in each.items()},
         pages=pages,
         page_tokens=PAGE,
         max_running=max_running,
         prompt_rows=prompt_rows,
-        context_seconds=context / FAR,
-        attention_seconds=attention / FAR,
-        start_seconds=start_seconds,
+        context_seconds=(far.seconds - none.seconds) / FAR,
+        attention_seconds=attention,
         source=f"planned: {model}, {weights}, KV {kv}, {cards} x {device}"
         + (f", {nodes} drafted by {drafter}, acceptance {drafting.acceptance:g}" if nodes else ""),
     )
@@ -107,12 +80,11 @@ def _mode(setting: Setting, drafting: DraftCost, nodes: int, attention: float) -
         drafts = drafting.step(setting, requests, nodes, 0).seconds - alone
         decode.append(setting.decode(rows, 1, 0).seconds + drafts)
         terms = setting.prefill(1, rows)
-        own = rows * rows / 2 * attention if terms.compute else 0.0
-        prompts.append(terms.seconds - own)
+        prompts.append(terms.seconds - (rows * rows / 2 * attention if terms.compute else 0.0))
     return ModeSteps(
-        ROWS,
-        tuple(decode),
-        tuple(prompts),
+        rows=ROWS,
+        seconds=tuple(decode),
+        prompt_seconds=tuple(prompts),
         tokens_per_step=drafting.tokens(nodes),
         rows_per_step=nodes + 1.0,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+Text = Sequence[tuple[Hashable, int]]  # pieces: name, tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -12,7 +13,7 @@ class CachedPiece:
     """A piece of text after those before it.
 
     Attributes:
-        among: those that go on from the same text, by name.
+        among: those that continue the same text, by name.
         start, tokens: where it begins in its text, and how long it is.
         pages: full pages of it that are held; fewer than it has when some were evicted.
         users: running requests that hold it.
@@ -32,7 +33,7 @@ class CachedPiece:
 
 
 class SimulatedPrefixCache:
-    """Pieces of all modes; a mode's own are found by requests of this mode alone.
+    """Pieces by root: only requests of one root (mode and memory key) share them.
 
     As in the engine a request that holds a page holds all before it, and pages without a user are evicted
     least recently used first, from the ends of texts towards their beginnings.
@@ -41,20 +42,17 @@ class SimulatedPrefixCache:
         page: tokens of a page.
 
     Attributes:
-        pages: full pages that are held.
-        idle: of them, those without a user.
+        pages, idle: full pages that are held; of them, those without a user.
     """
 
     def __init__(self, page: int) -> None:
         self.pages = 0
         self.idle = 0
         self._page = page
-        self._first: dict[Hashable, dict[Hashable, CachedPiece]] = {}  # by root
+        self._first: dict[Hashable, dict[Hashable, CachedPiece]] = {}
         self._unused: dict[CachedPiece, None] = {}  # the least recently used first
 
-    def match(
-        self, root: Hashable, text: Sequence[tuple[Any, int]], most: int
-    ) -> tuple[list[CachedPiece], int]:
+    def match(self, root: Hashable, text: Text, most: int) -> tuple[list[CachedPiece], int]:
         """The cached pieces that a text begins with, and how many of its first `most` tokens they cover."""
         known = self._first.get(root, {})
         found: list[CachedPiece] = []
@@ -64,12 +62,12 @@ class SimulatedPrefixCache:
             if piece is None:
                 break
             found.append(piece)
-            held = piece.whole(page) == piece.pages
-            reach = piece.start + piece.tokens
-            if not held:
-                reach = min(reach, (piece.start // page + piece.pages) * page)
-            end = min(piece.start + tokens, reach)
-            if not held or tokens > piece.tokens:
+            held = (piece.start // page + piece.pages) * page  # up to here
+            evicted = piece.pages < piece.whole(page)
+            end = piece.start + min(tokens, piece.tokens)
+            if evicted:
+                end = min(end, held)
+            if evicted or tokens > piece.tokens:
                 break
             known = piece.after
         covered = min(end, most) // page * page
@@ -85,17 +83,16 @@ class SimulatedPrefixCache:
                 self.idle -= piece.pages
             piece.users += 1
 
-    def let_go(self, pieces: Sequence[CachedPiece]) -> None:
-        """A request holds them no longer: they are cached until they are evicted, the last ones first."""
-        for piece in reversed(pieces):
+    def let_go(self, pieces: list[CachedPiece]) -> None:
+        """A request holds them no longer: they stay until they are evicted, the last ones first."""
+        while pieces:
+            piece = pieces.pop()
             piece.users -= 1
             if not piece.users:
                 self._unused[piece] = None
                 self.idle += piece.pages
 
-    def publish(
-        self, root: Hashable, text: Sequence[tuple[Any, int]], held: list[CachedPiece]
-    ) -> None:
+    def publish(self, root: Hashable, text: Text, held: list[CachedPiece]) -> None:
         """A request has read a text of which it holds the first pieces; now it holds and shares all of them.
 
         held: is extended.
@@ -105,18 +102,18 @@ class SimulatedPrefixCache:
         for place, (name, tokens) in enumerate(text):
             piece = known.get(name)
             if piece is None:
-                piece = known[name] = CachedPiece(known, name, start, tokens)
+                piece = known[name] = CachedPiece(known, name, start, 0)
                 self._unused[piece] = None
-            piece.tokens = max(piece.tokens, tokens)
             if place >= len(held):
                 self.use([piece])
                 held.append(piece)
+            piece.tokens = max(piece.tokens, tokens)
             self.pages += piece.whole(page) - piece.pages
             piece.pages = piece.whole(page)
             known, start = piece.after, start + tokens
 
     def evict(self, pages: int) -> None:
-        """Drop so many pages without a user, or all there are."""
+        """Drop pages without a user, or all there are."""
         while pages > 0 and self._unused:
             piece = next(iter(self._unused))
             gone = min(pages, piece.pages)
@@ -125,5 +122,4 @@ class SimulatedPrefixCache:
             self.idle -= gone
             pages -= gone
             if not piece.pages:
-                del self._unused[piece]
-                del piece.among[piece.name]
+                del self._unused[piece], piece.among[piece.name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from fastslow.engine.params import shown
 from fastslow.serve.observe.request_log import MOST_SHOWN
-from fastslow.tools.simulate.prompt_text import CHARACTERS
+from fastslow.tools.simulate.routers import CHARACTERS
 from fastslow.tools.simulate.trace import Pieces, TracedRequest, json_lines
 
 BLOCK = 256  # characters of a prompt that make one piece
@@ -20,7 +20,7 @@ BLOCK = 256  # characters of a prompt that make one piece
 
 @dataclass(slots=True)
 class LoggedTrace:
-    """A trace, and what the log did not tell.
+    """A trace, and what the log did not have.
 
     Attributes:
         requests: by arrival; the first one comes at 0.
@@ -30,7 +30,7 @@ class LoggedTrace:
 
     requests: list[TracedRequest] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
 
 
 def read_log(
@@ -48,44 +48,40 @@ def read_log(
     Raises:
         ValueError: it cannot be read, a line is no JSON, or no request can be used.
     """
-    found = LoggedTrace()
-    guessed: set[str] = set()
+    deep = f"modes that count as deep: all but {', '.join(sorted(quick))}"
+    notes = dict.fromkeys(("max_tokens, priorities and memory keys are not in a log", deep))
+    if latency_ms is None:
+        notes["latency targets are not in a log: none is taken (--latency-ms)"] = None
+    found = LoggedTrace(notes=notes)
+    timed: list[tuple[float, dict[str, Any]]] = []
     for number, line in json_lines(path):
         if not isinstance(line, Mapping):
             raise ValueError(f"{path}, line {number}: a line is an object, not {shown(line)}")
-        if line.get("message") != "request":
-            found.left_out["not of a request"] += 1
-            continue
         try:
-            reason = _unusable(line)
-            if reason is None:
-                found.requests.append(_request(line, quick, latency_ms, guessed))
-            else:
+            if reason := _unusable(line):
                 found.left_out[reason] += 1
+                continue
+            arrival = datetime.fromisoformat(line["time"]).timestamp() - line["seconds"]
+            values = _values(line, quick, latency_ms, found.notes)
+            TracedRequest(arrival=0.0, **values)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"{path}, line {number}: not a server's line: {error}") from None
-    if not found.requests:
+        timed.append((arrival, values))
+    if not timed:
         raise ValueError(
             f"{path} has no answered request: the server has to write JSON (--log-format json)"
         )
-    found.requests.sort(key=lambda one: one.arrival)
-    first = found.requests[0].arrival
-    found.requests = [
-        replace(one, arrival=round(one.arrival - first, 4), id=f"{one.id}#{place}")
-        for place, one in enumerate(found.requests)
-    ]
-    found.notes = [
-        "max_tokens, priorities and memory keys are not in a log",
-        f"modes that count as deep: all but {', '.join(sorted(quick))}",
-        *sorted(guessed),
-    ]
-    if latency_ms is None:
-        found.notes.append("latency targets are not in a log: none is taken (--latency-ms)")
+    timed.sort(key=lambda one: one[0])
+    for place, (arrival, values) in enumerate(timed):
+        values["id"] = f"{values['id']}#{place}"
+        found.requests.append(TracedRequest(arrival=round(arrival - timed[0][0], 4), **values))
     return found
 
 
 def _unusable(line: Mapping[str, Any]) -> str | None:
     """Why a request cannot be repeated."""
+    if line.get("message") != "request":
+        return "not of a request"
     if "mode" not in line or "first_token_seconds" not in line:
         return "without an answer"
     if len(line.get("answers", ())) != 1 or len(line.get("finish_reasons", ())) != 1:
@@ -95,44 +91,39 @@ def _unusable(line: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _request(
-    line: Mapping[str, Any], quick: frozenset[str], latency_ms: float | None, guessed: set[str]
-) -> TracedRequest:
-    mode, tokens = line["mode"], line["tokens"]
-    deep = mode not in quick
+def _values(
+    line: Mapping[str, Any],
+    quick: frozenset[str],
+    latency_ms: float | None,
+    notes: dict[str, None],
+) -> dict[str, Any]:
+    """The fields of a request but its arrival."""
+    deep = line["mode"] not in quick
     per_step = max(1.0, line["tokens_per_step"])
-    steps = max(1.0, tokens / per_step)
-    end = datetime.fromisoformat(line["time"]).timestamp()
-    prefix = _prefix(line, guessed)
-    values = {
-        "arrival": 0.0,
-        "mode": mode,
+    return {
+        "mode": line["mode"],
         "prompt_tokens": line["prompt_tokens"],
-        "answer_tokens": tokens,
+        "answer_tokens": line["tokens"],
         "id": str(line["answers"][0])[:150],
         "deep": deep,
-        "prefix": [list(piece) for piece in prefix],
+        "prefix": _prefix(line, notes),
         "latency_ms": None if deep else latency_ms,
         "tokens_per_step": per_step,
-        "rows_per_step": 1 + line.get("drafted", 0) / steps,
+        "rows_per_step": 1 + line.get("drafted", 0) / max(1.0, line["tokens"] / per_step),
         "first_seconds": line["first_token_seconds"],
         "end_seconds": line["seconds"],
         "cached_tokens": line.get("cached_tokens"),
     }
-    # times since 1970 are larger than a trace's
-    return replace(TracedRequest.from_dict(values), arrival=end - line["seconds"])
 
 
-def _prefix(line: Mapping[str, Any], guessed: set[str]) -> Pieces:
+def _prefix(line: Mapping[str, Any], notes: dict[str, None]) -> Pieces:
     """Pieces by the prompt's text where it was logged, else a guess."""
     texts, tokens = line.get("prompts"), line["prompt_tokens"]
     if isinstance(texts, list) and len(texts) == 1 and texts[0]:
         text = str(texts[0])
         whole = len(text) < MOST_SHOWN
         if not whole:
-            guessed.add(
-                f"prompts are known up to {MOST_SHOWN} characters: what follows is shared by none"
-            )
+            notes[f"prompts are known up to {MOST_SHOWN} characters: the rest is not shared"] = None
         each = max(1, round(BLOCK * tokens / len(text)) if whole else BLOCK // CHARACTERS)
         pieces, digest = [], b""
         for start in range(0, len(text) - BLOCK + 1, BLOCK):
@@ -140,11 +131,11 @@ def _prefix(line: Mapping[str, Any], guessed: set[str]) -> Pieces:
             digest = blake2b(digest + block, digest_size=8).digest()
             pieces.append((digest.hex(), each))
         return tuple(pieces[: (tokens - 1) // each])
-    cached = line.get("cached_tokens") or 0
+    cached = min(line.get("cached_tokens") or 0, tokens - 1)
     if not cached:
         return ()
-    guessed.add(
+    notes[
         "prompts are not in this log (--log-texts): requests of one key are taken to begin alike, for as many "
         "tokens as were found in the cache"
-    )
-    return ((f"key {line.get('key', '')}"[:200], min(cached, tokens - 1)),) if tokens > 1 else ()
+    ] = None
+    return ((f"key {line.get('key', '')}"[:200], cached),)

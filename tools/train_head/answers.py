@@ -68,16 +68,12 @@ class AnswerStore:
         seed: int = 0,
         report: Report = silent,
     ) -> None:
-        """Answer the prompts that are not answered yet.
+        """Answer the prompts that are not answered yet: of those of every earlier call the first ones are.
 
         Args:
-            prompts: as in every earlier call; the first ones are answered already.
-            ask: the target.
             tokens: most tokens of an answer.
             greedy: share of answers at temperature 0; the others are drawn at 0.7 to 1.
             chunk: prompts asked at once and written at once.
-            seed: of the shares and the draws.
-            report: see `progress_bar`.
         """
         done = len(self.read())
         while done < len(prompts):

@@ -19,16 +19,11 @@ STRETCH = 224  # rows of a prompt that are taught like an answer
 
 
 class Shown(NamedTuple):
-    """What the head sees of prompts.
+    """What the head sees of prompts: the fields of `TrainConfig`.
 
-    Attributes:
-        share: of texts whose prompt it sees; of the others it sees the last prompt row alone, as a
-            drafter does whose target gives features of verified rows only.
-        rows: of a prompt that it sees at most, the last ones, besides that one.
-        moved: share of the prompts seen that stand further away from the answer than they did, up to
-            `rows`: long prompts are rare, and a head should find things in them too.
-        stretches: share of the texts with long prompts in which a stretch of the prompt is taught
-            besides the answer: where articles are the target's own, they are as good as answers.
+    Of a text outside `share` it sees the last prompt row alone, as a drafter does whose target gives
+    features of verified rows only. Prompts are moved since long ones are rare, and a head should find
+    things in them too.
     """
 
     share: float
@@ -39,43 +34,25 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """P rows of each text's prompt, padded at the front. They teach nothing and are only seen.
+    """P rows of each text's prompt, padded at the front. They teach nothing and are only seen."""
 
-    Attributes:
-        features: [B, P, F].
-        after: int64 [B, P], the token after each row.
-        places: int64 [B, P], positions; those of the rows that teach begin at 0.
-        visible: bool [B, P], rows that are there.
-    """
-
-    features: Tensor
-    after: Tensor
-    places: Tensor
-    visible: Tensor
+    features: Tensor  # [B, P, F]
+    after: Tensor  # int64 [B, P], the token after each row
+    places: Tensor  # int64 [B, P], positions; those of the rows that teach begin at 0
+    visible: Tensor  # bool [B, P], rows that are there
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B texts side by side, T rows each, padded at the end: a text's last prompt row, and its answer.
+    """B texts side by side, T rows each, padded at the end: a text's last prompt row, and its answer."""
 
-    Attributes:
-        features: [B, T, F] of the rows.
-        after: int64 [B, T], the token after each row.
-        goal: [B, T, H], the target's last features at the row of `after`: its probabilities are to be guessed.
-        best: int64 [B, T], the likeliest token by them.
-        mass: f32 [B, T], logsumexp of their logits.
-        visible: bool [B, T], rows that are no padding.
-        end: int64 [B, 1], the row after the last that has a goal.
-        before: what the head sees of the prompts.
-    """
-
-    features: Tensor
-    after: Tensor
-    goal: Tensor
-    best: Tensor
-    mass: Tensor
-    visible: Tensor
-    end: Tensor
+    features: Tensor  # [B, T, F]
+    after: Tensor  # int64 [B, T], the token after each row
+    goal: Tensor  # [B, T, H], the target's last features at the row of `after`
+    best: Tensor  # int64 [B, T], the likeliest token by them
+    mass: Tensor  # f32 [B, T], logsumexp of their logits
+    visible: Tensor  # bool [B, T], rows that are no padding
+    end: Tensor  # int64 [B, 1], the row after the last that has a goal
     before: Before
 
     @property
@@ -108,12 +85,7 @@ class BatchCut(NamedTuple):
 
 
 def batch_of(cuts: Sequence[BatchCut], hidden: int) -> Batch:
-    """Lay texts side by side.
-
-    Args:
-        cuts: of texts with at least two tokens of answer each.
-        hidden: H of the target.
-    """
+    """Lay texts side by side, each with at least two tokens of answer. hidden: H of the target."""
     lengths = torch.tensor([cut.rows for cut in cuts])[:, None]
     starts = [(cut.text, cut.first) for cut in cuts]
     features = pad_sequence([t.features[s:-1] for t, s in starts], True)
@@ -151,13 +123,7 @@ def batches(
     texts: Sequence[HiddenStates], rows: int, shown: Shown, hidden: int, random: Random
 ) -> Iterator[Batch]:
     """All texts once, and stretches of their prompts, in random order, about `rows` padded rows a
-    batch, those of prompts counted as a quarter.
-
-    Args:
-        shown: what the head sees of prompts.
-        hidden: H of the target.
-        random: for the order, and for what is shown.
-    """
+    batch, those of prompts counted as a quarter. hidden: H of the target."""
     taught = [*texts, *_stretches(texts, shown.stretches, random)]
     cuts = [_cut(text, shown, random) for text in taught if len(text.tokens) - text.start >= 3]
     cuts.sort(key=lambda cut: (cut.shown // ALIKE, cut.rows + random.random()))

@@ -25,21 +25,13 @@ ROWS = 512  # of a forward
 
 @dataclass(slots=True)
 class HiddenStates:
-    """One text with what the target saw in it. T tokens.
+    """One text with what the target saw in it. T tokens."""
 
-    Attributes:
-        tokens: int32 [T].
-        features: [T, F] bfloat16, the outputs of the layers asked for, side by side.
-        best: int32 [T], the target's likeliest next token.
-        mass: f32 [T], logsumexp of the target's logits.
-        start: where the answer begins.
-    """
-
-    tokens: Tensor
-    features: Tensor
-    best: Tensor
-    mass: Tensor
-    start: int
+    tokens: Tensor  # int32 [T]
+    features: Tensor  # [T, F] bfloat16, the outputs of the layers asked for, side by side
+    best: Tensor  # int32 [T], the target's likeliest next token
+    mass: Tensor  # f32 [T], logsumexp of the target's logits
+    start: int  # where the answer begins
 
     def until(self, end: int, start: int) -> HiddenStates:
         """The text up to a row, as if its answer began at `start`."""
@@ -108,14 +100,7 @@ class Shards:
     def grow(
         self, model: Model, texts: Sequence[TrainText], shard: int = 256, report: Report = silent
     ) -> None:
-        """Look at the texts that are not in the shards yet; the first ones are.
-
-        Args:
-            model: the target.
-            texts: as in every earlier call, and more.
-            shard: texts in a file.
-            report: see `progress_bar`.
-        """
+        """Look at the texts that are not in the shards yet: of those of every earlier call all are."""
         while self.texts < len(texts):
             report(self.texts / len(texts), "features")
             some = texts[self.texts : self.texts + shard]

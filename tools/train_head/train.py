@@ -1,4 +1,4 @@
-"""From prompts to a head: answers, features, training, evaluation. A run that was stopped goes on in
+"""From prompts to a head: answers, features, training, evaluation. A run that was stopped continues in
 the part where it stopped."""
 
 from __future__ import annotations
@@ -33,28 +33,17 @@ ANSWER_ROWS = 256  # that attention has room for besides a prompt
 
 @dataclass(frozen=True, slots=True)
 class HeadQuality:
-    """How good chains of n drafted tokens are.
+    """How good chains of n drafted tokens are."""
 
-    Attributes:
-        tokens_per_step: accepted and one more; 1 is plain decoding.
-        acceptance: by position, of the drafts that reached it the share accepted to it.
-        steps: walked.
-    """
-
-    tokens_per_step: float
-    acceptance: list[float]
-    steps: int
+    tokens_per_step: float  # accepted and one more; 1 is plain decoding
+    acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
+    steps: int  # walked
 
 
 @torch.no_grad()
 def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality:
-    """Walk the texts as greedy decoding would: draft, accept what the target holds likeliest, go on.
-    Prompts are seen by a head that is trained to see them.
-
-    Args:
-        trainer: whose head is measured; chains are as long as it was trained for.
-        texts: greedy answers of the target.
-    """
+    """Walk greedy answers of the target as decoding would: draft a chain as long as those it was trained
+    for, accept what the target holds likeliest, continue after it."""
     depth = trainer.train_config.steps
     rows = trainer.config.prompt
     shown = Shown(float(rows > 0), rows)
@@ -79,29 +68,16 @@ def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan:
-    """What is made, and where.
+    """What is made, and where."""
 
-    Attributes:
-        target: the target's checkpoint folder.
-        out: file of the finished head.
-        work: folder of answers, features, checkpoint and curve; kept.
-        layers: target layers to fuse; the last must be the target's last.
-        vocabulary: tokens that can be drafted.
-        answer: most tokens of an answer.
-        evaluations: how often the held-out answers are walked.
-        train_config: how it is trained.
-        start: a head of a like target, whose weights training begins with; None = untrained ones.
-    """
-
-    target: Path
-    out: Path
-    work: Path
-    layers: tuple[int, ...]
-    vocabulary: int = 8192
-    answer: int = 192
-    evaluations: int = 10
+    target: Path  # checkpoint folder
+    out: Path  # file of the finished head
+    work: Path  # folder of answers, features and checkpoint; kept
+    layers: tuple[int, ...]  # of the target, to fuse; the last must be its last
+    vocabulary: int = 8192  # tokens that can be drafted
+    answer: int = 192  # most tokens
     train_config: TrainConfig = field(default_factory=TrainConfig)
-    start: Path | None = None
+    start: Path | None = None  # a head of a similar target to begin with; None = untrained weights
 
 
 def default_layers(count: int) -> tuple[int, ...]:
@@ -120,11 +96,8 @@ def train_head(
     """Make a head; returns its quality on answers held out.
 
     Args:
-        plan: what and where.
-        model: the target, for features.
-        ask: the target, for answers.
-        prompts: what it is asked. The same prompts must be given when the work is taken up again.
-        on_update: called after each update.
+        model, ask: the target, for features and for answers.
+        prompts: the same ones when the work is taken up again.
 
     Raises:
         ValueError: too few prompts, layers that do not end with the target's last, or a `start` of
@@ -146,18 +119,20 @@ def train_head(
     test.grow(model, held)
     walked = [seen for number in range(len(test.counts)) for seen in test.read(number)]
     trainer = _trainer(plan, taught, model.config.vocab_size)
-    curve = TrainCurve(plan, trainer, walked)
 
     def updated(measured: Measured) -> None:
         shares = " ".join(f"{share:.0%}" for share in measured.right)
         done = measured.tokens / plan.train_config.tokens
         report(done, f"training, loss {measured.loss:.2f}, right {shares}")
         on_update(measured)
-        curve.add(measured)
 
     trainer.run(shards.epoch, updated)
-    found = curve.walk()
-    provenance = {"tokens": trainer.tokens, "answers": len(taught), "held_out": rounded(found)}
+    found = head_quality(trainer, walked)
+    quality = {
+        "tokens_per_step": round(found.tokens_per_step, 3),
+        "acceptance": [round(share, 3) for share in found.acceptance],
+    }
+    provenance = {"tokens": trainer.tokens, "answers": len(taught), "held_out": quality}
     save_head(trainer, plan.out, fingerprint(plan.target), provenance)
     return found
 
@@ -193,53 +168,6 @@ def _trainer(plan: TrainPlan, taught: Sequence[TrainText], vocabulary: int) -> T
 def _free(config: HeadConfig) -> dict[str, Any]:
     """What a head may have otherwise than the one that it begins with."""
     return {name: getattr(config, name) for name in ("vocabulary", "prompt", "window")}
-
-
-class TrainCurve:
-    """Loss and acceptance against tokens seen, as JSON Lines beside the features.
-
-    Args:
-        plan: where, and how often held-out answers are walked.
-        trainer: whose.
-        texts: held out.
-    """
-
-    def __init__(self, plan: TrainPlan, trainer: Trainer, texts: Sequence[HiddenStates]) -> None:
-        self.path = plan.work / "curve.jsonl"
-        self._trainer = trainer
-        self._texts = texts
-        self._every = max(1, plan.train_config.tokens // max(1, plan.evaluations))
-        self._next = (trainer.tokens // self._every + 1) * self._every
-        self._losses: list[float] = []
-
-    def add(self, measured: Measured) -> None:
-        """After an update."""
-        self._losses.append(measured.loss)
-        if measured.tokens >= self._next and measured.tokens < self._trainer.train_config.tokens:
-            self._next += self._every
-            self.walk()
-
-    def walk(self) -> HeadQuality:
-        """Walk the held-out answers, and write a line."""
-        found = head_quality(self._trainer, self._texts)
-        losses = self._losses
-        line = {
-            "tokens": self._trainer.tokens,
-            "loss": round(sum(losses) / len(losses), 4) if losses else None,
-            **rounded(found),
-        }
-        self._losses = []
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        return found
-
-
-def rounded(found: HeadQuality) -> dict[str, Any]:
-    """For a line of JSON."""
-    return {
-        "tokens_per_step": round(found.tokens_per_step, 3),
-        "acceptance": [round(share, 3) for share in found.acceptance],
-    }
 
 
 def save_head(trainer: Trainer, path: Path, target: str, provenance: dict[str, Any]) -> None:

@@ -101,10 +101,7 @@ class Trainer:
     """Works on the sum of each step's cross entropy with the target's probabilities.
 
     Args:
-        config: of the head.
         weights: of `HeadConfig.shapes`, trained in place.
-        ends: of the target.
-        train_config: how.
         checkpoint: file to continue from, if it is there, and to save to.
     """
 
@@ -191,10 +188,7 @@ class Trainer:
     ) -> None:
         """Train until it is over; a checkpoint every `every` seconds, and at the end.
 
-        Args:
-            texts: an epoch: gives groups of texts, in an order drawn from what it is handed.
-            report: called after each update.
-            every: seconds.
+        texts: an epoch: gives groups of texts, in an order drawn from what it is handed.
         """
         saved = time.monotonic()
         try:

@@ -18,19 +18,12 @@ from fastslow.draft.head.layer import HeadLayer, rotation
 
 
 class Prefix(NamedTuple):
-    """P rows before the others, which no chain starts from.
+    """P rows before the others, which no chain starts from."""
 
-    Attributes:
-        features: [B, P, F].
-        embedded: [B, P, H].
-        places: int64 [B, P], their positions; those of the others begin at 0.
-        visible: bool [B, P].
-    """
-
-    features: Tensor
-    embedded: Tensor
-    places: Tensor
-    visible: Tensor
+    features: Tensor  # [B, P, F]
+    embedded: Tensor  # [B, P, H]
+    places: Tensor  # int64 [B, P], positions; those of the others begin at 0
+    visible: Tensor  # bool [B, P]
 
 
 def unroll(
@@ -44,14 +37,12 @@ def unroll(
     """The head's hidden states of step 1, 2, ..., each [B, T, H].
 
     Row t of any step guesses what follows the token after row t. The first k-1 rows of step k have
-    no chain behind them and mean nothing.
+    no chain before them and mean nothing.
 
     Args:
-        features: [B, T, F] of the rows.
-        embedded: [B, T, H], embeddings of the token after each row.
-        visible: bool [B, T], rows that exist for the head: not padding, not hidden context.
-        steps: how often the head is fed with its own outputs, and once more.
-        prefix: rows that every step sees in front of these: their keys and values are made once.
+        features, embedded: [B, T, F] of the rows, and [B, T, H] of the token after each row.
+        visible: bool [B, T], rows that are no padding.
+        prefix: rows that every step sees before these.
     """
     T = features.shape[1]
     cos, sin = rotation(layer.config, torch.arange(T))

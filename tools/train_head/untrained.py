@@ -15,13 +15,8 @@ from fastslow.engine.model.config import ModelConfig
 
 
 def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int, least: int = 3) -> Tensor:
-    """int32 [size], ascending: the commonest tokens, then the lowest ids, which merge first.
-
-    Args:
-        tokens: of the target's answers.
-        size: tokens that can be drafted; at most `vocabulary`, the target's.
-        least: how often a token must come to be common.
-    """
+    """int32 [size], ascending: the tokens that come at least `least` times, the commonest first, then the
+    lowest ids, which merge first."""
     common = [token for token, count in Counter(tokens).most_common(size) if count >= least]
     known = set(common)
     others = (token for token in range(vocabulary) if token not in known)
@@ -32,14 +27,10 @@ def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int, least: i
 def first_weights(
     folder: Path, layers: tuple[int, ...], tokens: Tensor, seed: int = 0
 ) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """An untrained f32 head: its output is the last of `layers`, its own layer adds nothing yet.
+    """An untrained f32 head: its output is the last of the fused `layers`, its own layer adds nothing yet.
 
-    Args:
-        folder: of the target, whose heads and widths the head's layer takes (of a MoGE layer the
-            shared expert's).
-        layers: target layers whose outputs are fused.
-        tokens: int32 [D], the draft vocabulary.
-        seed: of the random weights.
+    It takes the target's heads and widths, of a MoGE layer the shared expert's. tokens: int32 [D],
+    the draft vocabulary.
     """
     c = ModelConfig.from_folder(folder)
     config = HeadConfig(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.params import Speculation
 from fastslow.llm import LLM
 
 PLAIN = Speculation(drafter="off", nodes=0)
 ADAPTIVE = "adaptive"
-DRAFTERS = ("suffix", "ngram", "head", "self", "suffix|head", "suffix|self")
+JOINED = ("suffix|head", "suffix|self")
 
 Length = int | None  # None: chosen step by step
 LENGTHS: tuple[Length, ...] = (1, 2, 4, 8, 16, None)  # where nobody says which
@@ -41,8 +42,9 @@ def read_lengths(text: str) -> list[Length]:
 
 
 def default_drafters(llm: LLM) -> list[Speculation]:
-    """Those of DRAFTERS that the model takes with nothing but itself."""
-    return [s for s in (Speculation(drafter=name) for name in DRAFTERS) if _takes(llm, s)]
+    """The drafters, alone and JOINED, that the model takes with nothing but itself."""
+    found = (Speculation(drafter=name) for name in (*DRAFTERS, *JOINED))
+    return [setting for setting in found if _takes(llm, setting)]
 
 
 def _takes(llm: LLM, setting: Speculation) -> bool:

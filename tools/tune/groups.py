@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import kv_cache_for
@@ -21,12 +22,12 @@ from fastslow.tools.forward import chain
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
-from fastslow.tools.tasks import Task
 from fastslow.tools.tune.candidates import PLAIN, check_limits
 
 CHUNK = 128  # rows of text read at a time
 ROUNDS = 30  # single steps for each number, interleaved
 ENOUGH_SAVED = 0.97  # of the time of all: a smaller saving is not enough
+ENOUGH_PLACES = 1000  # tokens compared: with fewer the agreement is off by more than 1 to 2%
 
 
 @dataclass(slots=True)
@@ -37,7 +38,6 @@ class GroupsRow:
     agreement: float = 0.0  # share of places where the likeliest token is the same
     divergence: float = 0.0  # mean KL(all || these) of the next token, nats
     seconds: float = 0.0  # a token at batch 1, median
-    score: float | None = None  # share of graded tasks that are right
 
 
 @dataclass(slots=True)
@@ -49,10 +49,8 @@ class GroupsFound:
     rows: list[GroupsRow]
     places: int  # tokens that were compared
     prompts: int
-    tasks: int
     keep: float
     stopped: bool = False  # by Ctrl-C
-    seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     @property
@@ -62,35 +60,58 @@ class GroupsFound:
 
     @property
     def proposed(self) -> GroupsRow:
-        """For the fast mode: the fewest that keep `keep` of the score of all, or without tasks agree
-        with them at that share of places; all of them if that saves next to no time."""
-        able = [row for row in self.rows if self._keeps(row)]
-        fewest = able[0]
+        """For the fast mode: the fewest that agree with all of them at `keep` of the places; all of them
+        if that saves next to no time."""
+        fewest = next(row for row in self.rows if row.agreement >= self.keep or row is self.all)
         return fewest if fewest.seconds <= ENOUGH_SAVED * self.all.seconds else self.all
 
     def record(self) -> dict[str, Any]:
         """For the settings file."""
         return {
-            **{name: getattr(self, name) for name in ("prompts", "places", "tasks", "keep")},
+            **{name: getattr(self, name) for name in ("prompts", "places", "keep")},
             self.units.name: [self._named(row) for row in self.rows],
             **self.circumstances,
         }
 
+    def headline(self) -> str:
+        """What is proposed, in a sentence."""
+        row, every, noun = self.proposed, self.all, self.units.name
+        if row is every:
+            return (
+                f"On {self.prompts} prompts, no smaller number of {noun} keeps {self.keep:.0%} and "
+                f"saves time: the fast mode should run all {every.count}."
+            )
+        few = "" if self.places >= ENOUGH_PLACES else ", which is few: more prompts make it surer"
+        return (
+            f"{row.count} of {every.count} {noun}: the same next token at {row.agreement:.0%} of "
+            f"places, {1 - row.seconds / every.seconds:.0%} less "
+            f"time for a token. It rests on {self.places:,} token places{few}."
+        )
+
+    def table(self) -> Table:
+        """All numbers; the proposed one is bold."""
+        noun, every = self.units.name, self.all
+        table = Table(noun, "same next token", "KL, nats", "ms a token", "of the time")
+        for row in self.rows:
+            table.add_row(
+                str(row.count),
+                f"{row.agreement:.1%}",
+                f"{row.divergence:.3f}",
+                f"{1000 * row.seconds:.2f}",
+                f"{row.seconds / every.seconds:.0%}",
+                style="bold" if row is self.proposed else None,
+            )
+        return table
+
     def _named(self, row: GroupsRow) -> dict[str, Any]:
         figures = asdict(row)
         return {self.units.name: figures.pop("count"), **figures}
-
-    def _keeps(self, row: GroupsRow) -> bool:
-        if self.all.score and row.score is not None:
-            return row.score >= self.keep * self.all.score
-        return row.agreement >= self.keep
 
 
 def tune_groups(
     llm: LLM,
     model: str,
     prompts: Sequence[Conversation],
-    tasks: Sequence[Task] = (),
     *,
     sampling: SamplingParams,
     keep: float = 0.9,
@@ -103,13 +124,6 @@ def tune_groups(
     The model answers each prompt with all of them, without thinking. The same texts are then read with
     fewer, and the probabilities of each next token compared.
 
-    Args:
-        llm: the model; no other caller may use it meanwhile.
-        prompts: of the user.
-        tasks: graded ones, whose score then decides instead of agreement.
-        keep: see `GroupsFound.proposed`.
-        minutes: most time; what is missing then is left out.
-
     Raises:
         ValueError: a dense model, something out of range, a prompt that does not fit.
         KeyboardInterrupt: before a prompt was compared.
@@ -119,17 +133,16 @@ def tune_groups(
         raise ValueError(f"{model} is dense: it has no routed experts to choose from")
     check_limits(minutes, keep)
     started = time.monotonic()
-    found = GroupsFound(model, units, [GroupsRow(n) for n in units.steps], 0, 0, 0, keep)
+    found = GroupsFound(model, units, [GroupsRow(n) for n in units.steps], 0, 0, keep)
     texts = TextReader(llm)
     try:
         _time(texts, found, llm, prompts[0], sampling)
         for number, prompt in enumerate(prompts):
             share = (time.monotonic() - started) / (60 * minutes)
-            if number and share > (0.5 if tasks else 1.0):
+            if number and share > 1:
                 break
-            report(min(1.0, max(share, 0.4 * number / len(prompts))), f"prompt {number + 1}")
+            report(min(1.0, max(share, number / len(prompts))), f"prompt {number + 1}")
             _compare(texts, found, llm, prompt, sampling)
-        _grade(found, llm, tasks, sampling, started + 60 * minutes, report)
     except KeyboardInterrupt:
         if not found.places:
             raise
@@ -137,12 +150,11 @@ def tune_groups(
     for row in found.rows:
         row.agreement /= max(1, found.places)
         row.divergence /= max(1, found.places)
-    found.seconds = time.monotonic() - started
     return found
 
 
 class TextReader:
-    """Reads texts with the model of an idle `LLM`, on pages of its own."""
+    """Reads texts with the model of an idle `LLM`, on its own pages."""
 
     def __init__(self, llm: LLM) -> None:
         self.model = llm.model
@@ -212,29 +224,3 @@ def _compare(
         row.divergence += total
     found.places += len(text) - first
     found.prompts += 1
-
-
-def _grade(
-    found: GroupsFound,
-    llm: LLM,
-    tasks: Sequence[Task],
-    sampling: SamplingParams,
-    end: float,
-    report: Report,
-) -> None:
-    right: dict[int, list[bool]] = {row.count: [] for row in found.rows}
-    for number, task in enumerate(tasks):
-        if number and time.monotonic() > end:
-            break
-        report(0.5 + 0.5 * number / len(tasks), f"task {number + 1} of {len(tasks)}")
-        graded = []
-        for row in found.rows:
-            which: dict[str, Any] = found.units.running(row.count)
-            mode = Mode(name=f"{row.count} {found.units.name}", thinking="off", **which)
-            out = llm.generate(task.prompt, sampling, mode=mode, speculation=PLAIN)
-            graded.append(task.right(out.text))
-        for row, one in zip(found.rows, graded):
-            right[row.count].append(one)
-        found.tasks += 1
-        for row in found.rows:
-            row.score = fmean(right[row.count])

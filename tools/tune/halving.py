@@ -27,12 +27,8 @@ class SuccessiveHalving:
 
     Every round has the same time. In it each part of the prompts is run by all settings that are left
     and by plain decoding, in changing order; then the slower half drops out. A setting is
-    judged by its ratio to plain on the same parts, so a machine that slows down favours none.
-
-    Args:
-        candidates: settings to choose from; plain decoding always runs along, and may win.
-        batch: requests at a time.
-        mode: name of a preset.
+    judged by its ratio to plain on the same parts, so a machine that slows down favours none. Plain
+    decoding always runs along, and may win.
     """
 
     def __init__(self, candidates: Sequence[Speculation], batch: int, mode: str) -> None:
@@ -49,12 +45,8 @@ class SuccessiveHalving:
         report: Report,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Search for at most `seconds`, but for each candidate's first run. May be interrupted.
-
-        Args:
-            parts: the prompts, `batch` in each.
-            seconds: of all rounds.
-        """
+        """Search for at most `seconds`, but for each candidate's first run. May be interrupted. parts: the
+        prompts, `batch` in each."""
         started = now()
         rounds = self._rounds()
         for number in range(rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from fastslow.engine.params import Escalation, SamplingParams
 from fastslow.llm import LLM
@@ -26,7 +28,6 @@ from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes,
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
 ESCALATING = "escalating"  # the preset: the cheap mode, begun again in the better one where unsure
-SHOWN = 6  # tasks whose decision is shown
 
 
 @dataclass(slots=True)
@@ -44,14 +45,8 @@ class ModesFound:
     figures: dict[str, Figures]
     selector: LinearModeRouter
     escalation: Escalation | None
-    frontier: list[Figures]  # of the selector, by its threshold
-    escalations: list[Figures]  # of escalation, by its settings
-    decisions: list[tuple[Task, str]]  # a few tasks, and what the selector says of them
     grading: Counter[str]
-    batch: int = 1
-    sampling: SamplingParams = field(default_factory=SamplingParams)
     stopped: bool = False  # by Ctrl-C
-    seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     def kept(self, name: str) -> float | None:
@@ -62,6 +57,48 @@ class ModesFound:
     def of_time(self, name: str) -> float:
         """Its time as a share of the better mode's."""
         return self.figures[name].seconds / self.figures[self.modes[1]].seconds
+
+    @property
+    def best_way(self) -> str:
+        """auto or escalating: the cheaper of those that keep enough, else the one that keeps more."""
+        ways = ("auto", ESCALATING)
+        able = [way for way in ways if (self.kept(way) or 0.0) >= self.keep - 0.05]
+        if able:
+            return min(able, key=self.of_time)
+        return max(ways, key=lambda way: self.kept(way) or 0.0)
+
+    def headline(self) -> str:
+        """What choosing gives, in a sentence."""
+        cheap, good = self.modes
+        low, high = self.figures[cheap].accuracy, self.figures[good].accuracy
+        if high <= low:
+            return (
+                f"On {len(self.pairs)} tasks, {good} is no better than {cheap} ({high:.0%} and "
+                f"{low:.0%} right): {cheap} is the mode to take."
+            )
+        way = self.best_way
+        return (
+            f"On {len(self.pairs)} tasks, {way} keeps {self.kept(way) or 0.0:.0%} of what {good} is "
+            f"better by ({low:.0%} to {high:.0%} right) in {self.of_time(way):.0%} of its time."
+        )
+
+    def table(self) -> Table:
+        """Every way to choose; the best one is bold."""
+        table = Table("way", "right", "of the gain", "ms", "of the time", f"in {self.modes[1]}")
+        for name, figures in self.figures.items():
+            error = math.sqrt(figures.accuracy * (1 - figures.accuracy) / len(self.pairs))
+            kept = self.kept(name)
+            table.add_row(
+                name,
+                f"{figures.accuracy:.1%} ± {error:.1%}",
+                "-" if kept is None else f"{kept:.0%}",
+                f"{1000 * figures.seconds:.0f}",
+                f"{self.of_time(name):.0%}",
+                f"{figures.good:.0%}",
+                style="bold" if name == self.best_way else None,
+            )
+        table.caption = f"of tasks that the fit did not see ({FOLDS} folds)"
+        return table
 
     def settings(self) -> dict[str, Any]:
         """The settings for the engine: the selector of mode auto, and a preset that
@@ -114,8 +151,7 @@ def tune_modes(
     """Fit what decides between two modes.
 
     Args:
-        llm: the model; no other caller may use it meanwhile.
-        tasks: graded, of the user; they are run in an order of their own.
+        tasks: graded; they are run in a shuffled order.
         modes: names of presets, the cheaper one first.
         keep: the selector and the threshold are the cheapest that keep this share of what the better
             mode is better by.
@@ -125,27 +161,28 @@ def tune_modes(
         ValueError: something is out of range, a preset is unknown, or too few tasks were answered.
         KeyboardInterrupt: before enough was answered.
     """
-    _check(len(tasks), keep, minutes, batch)
+    if len(tasks) < FEWEST:
+        raise ValueError(f"{len(tasks)} graded tasks are too few: give at least {FEWEST}")
+    check_limits(minutes, keep)
+    if not 1 <= batch <= len(tasks):
+        raise ValueError(f"batch={batch} is outside 1..{len(tasks)}, the number of tasks")
     for mode in modes:
         if mode not in llm.modes or llm.modes[mode].auto:
             raise ValueError(f"mode {mode!r} is no preset to choose")
     order = list(tasks)
     random.Random(0).shuffle(order)  # a file is often sorted by kind
-    started = time.monotonic()
     pairs, stopped = answer_tasks(llm, order, modes, sampling, 60 * minutes, report, batch)
     if len(pairs) < FEWEST:
         if stopped:
             raise KeyboardInterrupt
         raise ValueError(f"{len(pairs)} tasks were answered in time; {FEWEST} are needed")
-    seconds = time.monotonic() - started
-    how = {"batch": batch, "sampling": sampling, "stopped": stopped, "seconds": seconds}
-    return find(model, modes, pairs, keep, **how)
+    return find(model, modes, pairs, keep, stopped=stopped)
 
 
 def find(
-    model: str, modes: tuple[str, str], pairs: list[Pair], keep: float, **how: Any
+    model: str, modes: tuple[str, str], pairs: list[Pair], keep: float, stopped: bool = False
 ) -> ModesFound:
-    """What answers that are there say; see `tune_modes`. how: further fields of `ModesFound`.
+    """What answers that are there say; see `tune_modes`. stopped: some are missing, by Ctrl-C.
 
     The selector stands between the cheap mode and the better one, or, where that is quicker, between
     the cheap mode that escalates and the better one.
@@ -159,15 +196,15 @@ def find(
         *(np.array([answer.right for answer in side]) for side in sides),
         *(np.array([answer.seconds for answer in side]) for side in sides),
     )
-    auto, frontier = fitting.judge(features_NF, wanted_N, outcomes, keep)
+    auto = fitting.judge(features_NF, wanted_N, outcomes, keep)
     fitted = fitting.fit(features_NF, wanted_N, outcomes.counts)
-    escalation, escalating, escalations = fitting.judge_escalation(pairs, outcomes, keep)
+    escalation, escalating = fitting.judge_escalation(pairs, outcomes, keep)
     below, between = outcomes, modes
     if escalation is not None:
         checked = outcomes.giving_up(*fitting.given_up(pairs, escalation))
-        both, its_frontier = fitting.judge(features_NF, wanted_N, outcomes, keep, checked)
+        both = fitting.judge(features_NF, wanted_N, outcomes, keep, checked)
         if both.seconds < auto.seconds and both.accuracy >= min(outcomes.aim(keep), auto.accuracy):
-            auto, frontier, below, between = both, its_frontier, checked, (ESCALATING, modes[1])
+            auto, below, between = both, checked, (ESCALATING, modes[1])
     scores = fitting.held_out_scores(features_NF, wanted_N, outcomes.counts)
     cut = fitting.cheapest(scores, below, outcomes.aim(keep))
     varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
@@ -195,11 +232,8 @@ def find(
         },
         selector=selector,
         escalation=escalation,
-        frontier=frontier,
-        escalations=escalations,
-        decisions=[(pair.task, selector(situation(pair.task)).why) for pair in pairs[:SHOWN]],
         grading=Counter(pair.task.grading for pair in pairs),
-        **how,
+        stopped=stopped,
     )
 
 
@@ -221,20 +255,11 @@ def answer_tasks(
     batch: int = 1,
     now: Callable[[], float] = time.monotonic,
 ) -> tuple[list[Pair], bool]:
-    """Answer tasks in both modes until all are done, the time is over, or Ctrl-C.
+    """Answer tasks in both modes until all are done, the time is over, or Ctrl-C, and say whether it was
+    that. KeyboardInterrupt before any task was answered.
 
     Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
     log-probabilities, which say how sure it was.
-
-    Args:
-        tasks: in the order in which they are run.
-        modes: names of presets, the cheaper one first.
-
-    Returns:
-        The tasks that both modes answered, and whether that was cut short by Ctrl-C.
-
-    Raises:
-        KeyboardInterrupt: before any task was answered.
     """
     cheap, good = modes
     unsure = sampling.model_copy(update={"logprobs": 0})
@@ -273,11 +298,3 @@ def _graded(task: Task, out: Output) -> GradedAnswer:
     seconds = metrics.ttft + metrics.tpot * max(0, metrics.tokens - 1)
     logprobs = tuple(table[token] for table, token in zip(out.logprobs or (), out.token_ids))
     return GradedAnswer(task.right(out.text), seconds, metrics.tokens, logprobs, out.text)
-
-
-def _check(tasks: int, keep: float, minutes: float, batch: int) -> None:
-    if tasks < FEWEST:
-        raise ValueError(f"{tasks} graded tasks are too few: give at least {FEWEST}")
-    check_limits(minutes, keep)
-    if not 1 <= batch <= tasks:
-        raise ValueError(f"batch={batch} is outside 1..{tasks}, the number of tasks")

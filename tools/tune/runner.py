@@ -27,10 +27,8 @@ class TuneRunner:
     The prompts of a cell are read before its time is taken, so its figures are those of decoding. A
     drafter that looks at text has them read each time for itself: it sees them, as it does in use.
 
-    Args:
-        llm: the model; no other caller may use it meanwhile. It should not remember answers
-            (`remember=False`): the same prompts are answered again and again.
-        sampling: of all answers.
+    llm: no other caller may use it meanwhile. It should not remember answers (`remember=False`): the same
+    prompts are answered again and again.
     """
 
     def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
@@ -62,15 +60,7 @@ class TuneRunner:
 
     def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
         """Answer the prompts, `cell.batch` at a time; again if other programs left hardly any of the
-        machine.
-
-        Args:
-            part, turn: number of this part of the user's prompts, and which time it is run.
-
-        Raises:
-            ValueError: a prompt does not fit.
-            GenerationError: the engine failed.
-        """
+        machine. part, turn: number of this part of the user's prompts, and which time it is run."""
         read = self._sampling.model_copy(update={"max_tokens": 1, "min_tokens": 0})
         if _looks(cell.setting):  # what comes from the prefix cache is never shown
             self._llm.forget_prompts()
@@ -109,7 +99,7 @@ def _stalled(sample: Sample) -> bool:
 
 
 def shuffled(cells: Sequence[T], round: int) -> list[T]:
-    """Cells (or settings) in an order of their own for each round, so that none always follows the same."""
+    """Cells (or settings) in another order in each round, so that none always follows the same."""
     order = list(cells)
     random.Random(round).shuffle(order)
     return order

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from statistics import median_low
 from typing import NamedTuple
 
@@ -39,7 +38,6 @@ class Sample:
     drafted: int
     accepted: int
     forwards: int  # of the model in this time
-    rows: int  # in them, over all requests
     acceptance: tuple[tuple[float, int], ...]  # by position: share accepted, weight
     others: float | None = None  # share of the machine that other processes took
 
@@ -68,7 +66,6 @@ def sample_of(
         drafted=sum(m.drafted for m in every),
         accepted=sum(m.accepted for m in every),
         forwards=sum(forwards),
-        rows=sum(m.steps - 1 + m.drafted for m in every),
         acceptance=tuple(_by_position(every)),
         others=others,
     )
@@ -139,15 +136,6 @@ def _pairs(samples: Samples, plain: Samples) -> list[tuple[Sample, Sample]]:
     ]
 
 
-def ratios_by_turn(samples: Samples, plain: Samples) -> list[float]:
-    """The ratio to plain of each turn by itself, in the order of the turns."""
-    turns = sorted({s.turn for s in samples})
-    found = [
-        ratio([s for s in samples if s.turn == t], [s for s in plain if s.turn == t]) for t in turns
-    ]
-    return [value for value in found if isfinite(value)]
-
-
 def tokens_per_forward(samples: Samples) -> float:
     """Tokens of all requests of a batch, between its first and its last token."""
     forwards = sum(s.forwards for s in samples)
@@ -169,12 +157,6 @@ def accepted_share(samples: Samples) -> float | None:
 def acceptance(samples: Samples) -> list[float]:
     """By position: of the drafts that reached it, the share accepted to it."""
     return [share for share, _ in _means([s.acceptance for s in samples])]
-
-
-def rows_per_step(samples: Samples) -> float:
-    """Mean rows of a forward, over all requests."""
-    forwards = sum(s.forwards for s in samples)
-    return sum(s.rows for s in samples) / forwards if forwards else 0.0
 
 
 def seconds_per_step(samples: Samples) -> float:

@@ -64,13 +64,8 @@ class Fit:
 
 
 def fit(features_NF: F64s, wanted_N: Bools, weights_N: F64s | None = None) -> Fit:
-    """Logistic regression with a ridge penalty, by Newton's method with halved steps.
-
-    Args:
-        features_NF: of the tasks; a feature that never changes gets weight 0.
-        wanted_N: which tasks the score should be high for.
-        weights_N: how much each task counts; None = all alike.
-    """
+    """Logistic regression with a ridge penalty, by Newton's method with halved steps; a feature that never
+    changes gets weight 0. weights_N: how much each task counts; None = all alike."""
     count = np.ones(len(wanted_N)) if weights_N is None else weights_N
     means, deviation = features_NF.mean(0), features_NF.std(0)
     scale = np.where(deviation > 1e-9, deviation, np.inf)
@@ -171,7 +166,7 @@ class Outcomes:
         return self.of(np.ones(len(self.cheap_right), dtype=np.bool_))
 
     def aim(self, keep: float) -> float:
-        """The accuracy that keeps so much of the better mode's gain; above 1 if there is no gain."""
+        """The accuracy that keeps this share of the better mode's gain; above 1 if there is no gain."""
         gain = self.good.accuracy - self.cheap.accuracy
         return self.cheap.accuracy + keep * gain if gain > 0 else 2.0
 
@@ -200,19 +195,12 @@ def judge(
     outcomes: Outcomes,
     keep: float,
     below: Outcomes | None = None,
-) -> tuple[Figures, list[Figures]]:
-    """What a fitted selector gives on tasks that neither its weights nor its threshold have seen.
+) -> Figures:
+    """What a fitted selector gives on tasks that neither its weights nor its threshold have seen: each
+    fold's threshold is chosen on the other folds' own held-out scores.
 
-    Args:
-        features_NF: of the tasks.
-        wanted_N: those that gain by the better mode.
-        outcomes: of both modes.
-        keep: share of the gain to keep.
-        below: what happens below the threshold, if not just the cheap mode.
-
-    Returns:
-        Its figures, each fold's threshold chosen on the other folds' own held-out scores; and the
-        frontier: the figures of every threshold on held-out scores, cheapest first.
+    wanted_N: tasks that gain by the better mode. below: outcomes below the threshold; None = those of
+    the cheap mode.
     """
     below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
@@ -224,9 +212,7 @@ def judge(
         cut = cheapest(inner, below.only(others), outcomes.only(others).aim(keep))
         fitted = fit(features_NF[others], wanted_N[others], counts[others])
         goes[own] = fitted.score(features_NF[own]) > cut
-    scores = held_out_scores(features_NF, wanted_N, counts)
-    frontier = [below.of(scores > cut) for cut in thresholds(scores)]
-    return below.of(goes), sorted(frontier, key=lambda f: f.seconds)
+    return below.of(goes)
 
 
 WINDOWS = (1, 4, 16)
@@ -252,13 +238,9 @@ def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, F64s]:
 
 def judge_escalation(
     pairs: Sequence[Pair], outcomes: Outcomes, keep: float
-) -> tuple[Escalation | None, Figures, list[Figures]]:
-    """The setting that keeps `keep` of the gain in the least time.
-
-    Returns:
-        The setting, None if none does; its figures, each fold's setting chosen on the others; and
-        the figures of every setting that no other beats in both accuracy and time.
-    """
+) -> tuple[Escalation | None, Figures]:
+    """The setting that keeps `keep` of the gain in the least time, None if none does; and its figures, each
+    fold's setting chosen on the others."""
     tried = [(setting, *given_up(pairs, setting)) for setting in TRIED]
     count = len(pairs)
     goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
@@ -267,12 +249,7 @@ def judge_escalation(
         if best is not None and own:
             goes[own], before[own] = tried[best][1][own], tried[best][2][own]
     final = _best(tried, outcomes, range(count), keep)
-    every = sorted((outcomes.of(g, b) for _, g, b in tried), key=lambda f: (f.seconds, -f.accuracy))
-    front: list[Figures] = []
-    for figures in every:
-        if not front or figures.accuracy > front[-1].accuracy:
-            front.append(figures)
-    return None if final is None else tried[final][0], outcomes.of(goes, before), front
+    return None if final is None else tried[final][0], outcomes.of(goes, before)
 
 
 def _best(

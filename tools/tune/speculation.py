@@ -1,128 +1,46 @@
-"""Tuning speculation: a search for the fastest setting, a look at batch sizes, a few answers."""
+"""Tuning speculation: the fastest drafter and length for the user's own prompts."""
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from rich.table import Table
+
+from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune import sample as stats
-from fastslow.tools.tune.candidates import PLAIN, check_limits, is_plain, label
-from fastslow.tools.tune.halving import SuccessiveHalving
-from fastslow.tools.tune.runner import TuneRunner, shuffled
+from fastslow.tools.tune.candidates import PLAIN, check_limits, family, is_plain, label, length_of
+from fastslow.tools.tune.halving import TIE, SuccessiveHalving
+from fastslow.tools.tune.report import Chart, ChartLine, page
+from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell, Sample
 
-SIZES = (1, 2, 4, 8)
-ROUNDS = 8  # more change little
-
-
-class BatchSizes:
-    """What batch sizes do to a setting.
-
-    Args:
-        setting: is compared with plain decoding; if it is plain decoding, that runs alone.
-        sizes: requests at a time.
-        prompts: how many there are; larger batches are left out.
-    """
-
-    def __init__(
-        self, setting: Speculation, mode: str, sizes: Collection[int], prompts: int
-    ) -> None:
-        settings = dict.fromkeys((PLAIN, setting))
-        self.samples: dict[Cell, list[Sample]] = {
-            Cell(s, size, mode): [] for size in sorted(sizes) if size <= prompts for s in settings
-        }
-
-    def run(
-        self,
-        runner: TuneRunner,
-        prompts: Sequence[Conversation],
-        seconds: float,
-        report: Report,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Measure in rounds, each on other prompts, for about `seconds`; at least one round."""
-        started, last = now(), 0.0
-        largest = max(cell.batch for cell in self.samples)
-        for round in range(ROUNDS):
-            before = now()
-            if round and before + last / 2 > started + seconds:
-                return
-            report(min(1.0, (before - started) / seconds), f"batch sizes up to {largest}")
-            for cell in shuffled(list(self.samples), round):
-                some = [prompts[(round * largest + i) % len(prompts)] for i in range(cell.batch)]
-                self.samples[cell].append(runner.run(cell, some, round, 0))
-            last = now() - before
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A piece of text and the drafter that proposed it; None = the model computed it."""
-
-    text: str
-    origin: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was asked, and what came."""
-
-    question: str
-    tokens: list[Token]
-    tokens_per_step: float
-
-
-def watch_answer(llm: LLM, cell: Cell, prompt: Conversation, sampling: SamplingParams) -> Answer:
-    """Answer a prompt and note which tokens were drafted: in each step those that were accepted, and
-    then one is the model's own."""
-    out = llm.chat(prompt, sampling, mode=cell.mode, speculation=cell.setting)
-    drafter = None if is_plain(cell.setting) else cell.setting.drafter
-    origins: list[str | None] = []
-    for accepted in out.metrics.runs:
-        origins += [drafter] * accepted + [None]
-    assert llm.tokenizer is not None  # it answered text
-    texts = token_texts(llm.tokenizer, out.token_ids)
-    tokens = [Token(*token) for token in zip(texts, origins)]
-    return Answer(prompt[-1]["content"], tokens, out.metrics.tokens_per_step)
-
-
-def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """The text of each token; that of half a character comes with its other half."""
-    detokenizer = Detokenizer(tokenizer)
-    texts = [detokenizer.push([token]) for token in ids]
-    if texts:
-        texts[-1] += detokenizer.finish()
-    return texts
-
-
-SEARCHING, SIZING = 0.72, 0.23  # shares of the time; what is left is for the answers
-ANSWERS = 3
+NOISY = 1 / 3  # share of disturbed runs from which on the report warns
+COLUMNS = ("setting", "x plain", "tokens/s", "tokens/step", "step time", "accepted", "runs", "")
 
 
 @dataclass(slots=True)
 class TuneResult:
-    """What tuning knows so far. Empty parts were not measured."""
+    """What tuning knows. A setting without samples was not measured."""
 
     model: str
     batch: int
     mode: str
     prompts: int
     sampling: SamplingParams
+    samples: dict[Speculation, list[Sample]]
     best: Speculation = PLAIN
-    samples: dict[Speculation, list[Sample]] = field(default_factory=dict)
     finalists: list[Speculation] = field(default_factory=list)
-    sizes: dict[Cell, list[Sample]] = field(default_factory=dict)
-    answers: list[Answer] = field(default_factory=list)
     stopped: bool = False  # by Ctrl-C
     seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
@@ -137,25 +55,26 @@ class TuneResult:
         return stats.ratio(self.samples[setting], self.samples[PLAIN])
 
     def rate(self, setting: Speculation) -> float:
-        """Tokens a second, estimated for all prompts from those that a setting ran: its ratio
-        to plain there, times plain's rate everywhere."""
+        """Tokens a second on all prompts: the ratio on those that it ran, times plain's rate."""
         return self.ratio(setting) * self.plain_rate
 
     @property
     def measured(self) -> list[Speculation]:
-        """Settings with figures, the furthest and fastest first."""
+        """Settings with figures: the best one, then the furthest and fastest."""
         there = [s for s in self.samples if isfinite(self.ratio(s))]
-        return sorted(there, key=lambda s: (len(self.samples[s]), self.ratio(s)), reverse=True)
+        order = lambda s: (s == self.best, len(self.samples[s]), self.ratio(s))
+        return sorted(there, key=order, reverse=True)
 
     def figures(self) -> dict[str, Any]:
         """For the settings file: rates in tokens a second, and under which circumstances."""
+        best = self.samples[self.best]
         return {
             "tokens_per_second": self.rate(self.best),
             "plain_tokens_per_second": self.plain_rate,
             "ratio": self.ratio(self.best),
-            "tokens_per_step": stats.tokens_per_step(self.samples[self.best]),
-            "acceptance": stats.accepted_share(self.samples[self.best]),
-            "acceptance_by_position": stats.acceptance(self.samples[self.best]),
+            "tokens_per_step": stats.tokens_per_step(best),
+            "acceptance": stats.accepted_share(best),
+            "acceptance_by_position": stats.acceptance(best),
             **{name: getattr(self, name) for name in ("batch", "mode", "prompts")},
             "sampling": self.sampling.model_dump(mode="json", exclude_defaults=True),
             "stopped_early": self.stopped,
@@ -166,6 +85,109 @@ class TuneResult:
             },
             **self.circumstances,
         }
+
+    def headline(self) -> str:
+        """How much faster the best setting is than plain decoding, and what it is."""
+        if is_plain(self.best):
+            tried = len([s for s in self.measured if not is_plain(s)])
+            return (
+                f"On {self.prompts} prompts, none of {tried} drafting settings is faster than plain "
+                f"decoding with {self.plain_rate:.1f} tokens/s."
+            )
+        name, nodes = family(self.best), self.best.nodes
+        action = f"drafting up to {nodes} token{'s' if nodes != 1 else ''} a step with {name}"
+        if nodes is None:
+            action = f"drafting with {name}, as far as pays,"
+        return (
+            f"On {self.prompts} prompts, {action} is {self.ratio(self.best):.2f} times as fast as "
+            f"plain decoding: {self.rate(self.best):.1f} instead of {self.plain_rate:.1f} tokens/s."
+        )
+
+    def table(self) -> Table:
+        """All settings, the best one first."""
+        table = Table(*COLUMNS)
+        for setting in self.measured:
+            table.add_row(*self._row(setting), style="bold" if setting == self.best else None)
+        return table
+
+    def page(self, settings: str = "tuned.json") -> str:
+        """The report for a browser. settings: name of the settings file."""
+        shares = [s.others for some in self.samples.values() for s in some if s.others is not None]
+        noisy = sum(share > CONTENDED for share in shares)
+        warnings = []
+        if self.stopped:
+            warnings.append("The search was stopped early: this is the best until then.")
+        if noisy > NOISY * len(shares):
+            warnings.append(
+                f"Other programs took much of the machine in {noisy} of {len(shares)} runs. Where "
+                "settings lie close to each other, run this again when it is quiet."
+            )
+        model, file = (json.dumps(text, ensure_ascii=False) for text in (self.model, settings))
+        accepted = stats.accepted_share(self.samples[self.best])
+        return page(
+            self.circumstances,
+            {
+                "took": f"{self.seconds / 60:.1f} minutes, {sum(map(len, self.samples.values()))} runs",
+                "answers": json.dumps(self.sampling.model_dump(mode="json", exclude_defaults=True)),
+                "side by side": "every run beside plain decoding on the same prompts, in changing order",
+                "other work": f"took over {CONTENDED:.0%} of the machine in {noisy} of {len(shares)} runs",
+            },
+            subject=f"fastslow tune: {self.model}, mode {self.mode}, batch {self.batch}",
+            headline=self.headline(),
+            warnings=warnings,
+            tiles=[
+                (f"{self.ratio(self.best):.2f} x", "plain decoding"),
+                (f"{self.rate(self.best):.1f}", f"tokens/s, {label(self.best)}"),
+                (f"{stats.tokens_per_step(self.samples[self.best]):.2f}", "tokens per step"),
+                ("-" if accepted is None else f"{accepted:.0%}", "of drafts accepted"),
+            ],
+            code=f"llm = LLM({model})\nllm.generate(prompt, speculation={file})",
+            columns=COLUMNS,
+            rows=[self._row(setting) for setting in self.measured],
+            chart=self._chart(),
+        )
+
+    def _row(self, setting: Speculation) -> list[str]:
+        samples, share = self.samples[setting], stats.accepted_share(self.samples[setting])
+        return [
+            label(setting),
+            f"{self.ratio(setting):.2f}",
+            f"{self.rate(setting):.1f}",
+            f"{stats.tokens_per_step(samples):.2f}",
+            f"{stats.step_cost(samples, self.samples[PLAIN]):.2f} x",
+            "-" if share is None else f"{share:.0%}",
+            str(len(samples)),
+            self._note(setting),
+        ]
+
+    def _note(self, setting: Speculation) -> str:
+        """Why a row that looks faster is not the best, and which dropped out."""
+        out = setting not in self.finalists and not is_plain(setting) and setting != self.best
+        if self.ratio(setting) <= self.ratio(self.best):
+            return "dropped out" if out else ""
+        if out:
+            return "dropped out: faster in these runs, which are too few to tell"
+        return f"within {TIE:.0%}: the adaptive length is taken, which holds at other loads, too"
+
+    def _chart(self) -> Chart:
+        """Tokens a second against length, a line a drafter, and where drafting breaks even."""
+        drafters: dict[str, list[Speculation]] = {}
+        for setting in self.measured:
+            if not is_plain(setting):
+                drafters.setdefault(family(setting), []).append(setting)
+        names = {s.nodes: length_of(s) for settings in drafters.values() for s in settings}
+        lengths = sorted(names, key=lambda nodes: (nodes is None, nodes or 0))
+        return Chart(
+            "Tokens a second by draft length",
+            "tokens drafted per step",
+            "tokens/s",
+            [
+                ChartLine(name, sorted((lengths.index(s.nodes), self.rate(s)) for s in settings))
+                for name, settings in drafters.items()
+            ],
+            [names[length] for length in lengths],
+            (self.plain_rate, "plain: break-even"),
+        )
 
 
 def tune_speculation(
@@ -183,13 +205,9 @@ def tune_speculation(
     """Find the fastest setting for these prompts.
 
     Args:
-        llm: the model; see `TuneRunner`.
-        prompts: of the user; they are run in an order of their own.
+        prompts: they are run in a shuffled order.
         candidates: settings to choose from.
         minutes: for everything; a slow model may need more for the first run of each candidate.
-
-    Returns:
-        What was found. After Ctrl-C what was found until then.
 
     Raises:
         ValueError: batch or minutes out of range, too few prompts, a candidate or a prompt does not
@@ -209,18 +227,8 @@ def tune_speculation(
     try:
         runner.check(prompts, [mode])
         runner.warm_up([Cell(s, batch, mode) for s in search.samples], order[0])
-        left = started + seconds * SEARCHING - time.monotonic()
-        search.run(runner, parts, max(left, 1.0), lambda s, text: report(s * SEARCHING, text))
-        sizes = BatchSizes(search.fastest_draft, mode, {*SIZES, batch}, len(order))
-        found.sizes = sizes.samples
-        left = started + seconds * (SEARCHING + SIZING) - time.monotonic()
-        sizes.run(
-            runner, order, max(left, 1.0), lambda s, text: report(SEARCHING + s * SIZING, text)
-        )
-        report(SEARCHING + SIZING, "sample answers")
-        for prompt in order[:ANSWERS]:
-            cell = Cell(search.fastest_draft, 1, mode)
-            found.answers.append(watch_answer(llm, cell, prompt, sampling))
+        left = started + seconds - time.monotonic()
+        search.run(runner, parts, max(left, 1.0), report)
     except KeyboardInterrupt:
         if not search.samples[PLAIN]:
             raise

@@ -183,7 +183,7 @@ class CudaOps(PagedOps):
         return self._unfolded(out, q_THD.shape).index_select(0, place)
 
     def _behind_front(self, k: Tensor, v: Tensor, front: Front) -> tuple[Tensor, Tensor]:
-        """Keys and values of texts behind what every row sees first, in a multiple of `FRONT` places."""
+        """Keys and values of texts after what every row sees first, in a multiple of `FRONT` places."""
         count = 1 if front.keys is None else len(front.keys)
         room = -(-count // FRONT) * FRONT
         sides = []
@@ -241,7 +241,7 @@ class CudaOps(PagedOps):
             )
 
     def _texts(self, cache: Tensor, tables: Tensor, lengths: Tensor) -> Tensor:
-        """[n, kv_heads, W * 128, D], zeros behind each text: others may have left NaN there."""
+        """[n, kv_heads, W * 128, D], zeros after each text: others may have left NaN there."""
         picked = cache.index_select(0, tables.flatten())
         texts = picked.view(len(tables), -1, *cache.shape[2:])
         key = torch.arange(texts.shape[1], device=texts.device)

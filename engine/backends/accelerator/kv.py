@@ -11,14 +11,14 @@ from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.types import Ints
 
 BLOCK = 128  # slots of a block
-SPARE = 256  # slots behind the last page: rows that only fill up a step write there
+SPARE = 256  # slots after the last page: rows that only fill up a step write there
 
 
 class BlockStorage(KVStorage):
     """Keys and values, `k[layer]` and `v[layer]`, each [blocks, 128, kv_heads, width].
 
     A page is one block, so a text whose positions lie in blocks in their order is read by its block
-    numbers. Behind the pages lie `SPARE` more slots, from `spare` on, that no request uses.
+    numbers. After the pages lie `SPARE` more slots, from `spare` on, that no request uses.
     """
 
     page_size = BLOCK

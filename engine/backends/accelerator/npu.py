@@ -205,7 +205,7 @@ class NpuOps(PagedOps):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rows by expert, where each (row, group) went, and how many rows each expert has.
 
-        One expert more than there are takes what does not run. It stands behind all others, so leaving
+        One expert more than there are takes what does not run. It stands after all others, so leaving
         out its count leaves out its rows.
         """
         need(experts_TG.dtype == torch.int32, "int32 expert numbers")
@@ -241,7 +241,7 @@ class NpuOps(PagedOps):
         return torch.empty_like(places).index_copy_(0, places.long(), numbers_TG.flatten())
 
     def _product(self, x_RI: Tensor, matrix: DeviceMatrix, groups_E: Tensor, kind: int) -> Tensor:
-        """Sorted rows by their experts' matrices; rows behind the last group's hold anything.
+        """Sorted rows by their experts' matrices; rows after the last group's hold anything.
 
         kind: what `groups_E` holds, 0 = where each group's rows end, 1 = how many they are.
         """

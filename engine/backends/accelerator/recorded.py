@@ -6,7 +6,7 @@ when it comes for the second time. Rows that only fill up write to slots that no
 request uses, run no routed expert, and are never read.
 
 Where recordings are many or large, the least recently used one makes room. Its size must then come
-twice as often as before until it is recorded again, so many sizes in turn are not recorded for ever.
+twice as often as before until it is recorded again, so sizes that come in turn are not recorded for ever.
 """
 
 from __future__ import annotations

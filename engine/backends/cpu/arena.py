@@ -24,7 +24,7 @@ PAGE = 4096
 class Arena:
     """Where each piece lies in one run of memory.
 
-    hot: bytes that every step reads from; the rest, from a page of its own on, is cold.
+    hot: bytes that every step reads from; the rest, from a new page on, is cold.
     """
 
     pieces: dict[str, Piece]
@@ -39,7 +39,7 @@ class Arena:
 
     @classmethod
     def of(cls, config: ModelConfig, formats: Formats) -> Arena:
-        """Lay the pieces one after the other, each on a cache line of its own."""
+        """Lay the pieces one after the other, each from a new cache line on."""
         found = {piece.key: piece for piece in pieces(config, formats)}
         offsets, at, hot = {}, 0, 0
         for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order

@@ -100,7 +100,7 @@ class CpuDecoder:
         return dict(zip(library.PARTS, seconds.tolist()))
 
     def bytes_for(self, groups: int | None = None) -> int:
-        """Bytes of weights that a greedy token's step reads, with so many routed groups."""
+        """Bytes of weights that a greedy token's step reads, with this number of routed groups."""
         running = self.config.chosen if groups is None else min(groups, self.config.chosen)
         return self._bytes(running * self._routed_layers, running > 0, self.formats.screens)
 
@@ -222,7 +222,7 @@ class CpuDecoder:
         )
 
     def _heads(self, key: str) -> dict[str, library.CMatrix]:
-        """Queries, keys and values, from one matrix, or from one for each behind each other."""
+        """Queries, keys and values, from one matrix, or from one for each, one after the other."""
         c, piece = self.config, self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
             rows = len(packed.plain_order(c.head_dim))

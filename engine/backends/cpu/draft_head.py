@@ -1,4 +1,4 @@
-"""A draft head on the kernels: one decoder layer with an entry of its own, and trees in one call."""
+"""A draft head on the kernels: one decoder layer with its entry, and trees in one call."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class PairedEntry(NamedTuple):
 
     Attributes:
         frequencies: float64 [head_dim / 2], radians per position.
-        level: so many features are divided by their root mean square together; 0: none.
+        level: this number of features is divided by their root mean square together; 0: none.
         normed_residual: the layer adds to the normed hidden state.
         normed_output: the head's output is normed when the next step reads it.
     """

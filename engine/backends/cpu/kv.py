@@ -94,12 +94,12 @@ class TiledStorage(KVStorage):
 
 
 PACK = 4  # bytes of a word
-SCALES = 2 * LANES * 4  # bytes behind a tile of keys: float32 scales of its keys, of its values
+SCALES = 2 * LANES * 4  # bytes after a tile of keys: float32 scales of its keys, of its values
 OFFSET = 128  # bytes are kept unsigned, as dot instructions take them
 
 
 class Int8Tiles(KVStorage):
-    """Keys and values in tiles of sixteen slots, each row of a head in int8 with a scale of its own.
+    """Keys and values in tiles of sixteen slots, each row of a head in int8 with its scale.
 
     `dtype` is what rows are read and written in. A tile of keys of one KV head is
     [D / 4, 16, 4] bytes and then [2, 16] float32, the scales of the slots' keys and values; a tile of

@@ -368,7 +368,7 @@ def checksum(
 
 
 def read_bandwidth(block: NDArray[Any], threads: int) -> float:
-    """GB/s at which so many threads read memory."""
+    """GB/s at which this number of threads reads memory."""
     at = address("block", block, block.dtype, block.size)
     return float(kernels().fs_read_bandwidth(at, block.nbytes, max(threads, 1)))
 

@@ -100,7 +100,7 @@ class PackedMatrix:
 
 @dataclass(frozen=True, slots=True)
 class MatrixRuns:
-    """Matrices below each other, each in a format of its own."""
+    """Matrices below each other, each in its format."""
 
     key: str
     runs: tuple[PackedMatrix, ...]
@@ -114,7 +114,7 @@ class MatrixRuns:
         return sum(run.nbytes for run in self.runs)
 
     def write(self, into: Bytes, sources: Sources) -> None:
-        """Pack one behind the other."""
+        """Pack one after the other."""
         at = 0
         for run in self.runs:
             run.write(into[at : at + run.nbytes], sources)

@@ -116,7 +116,7 @@ HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this is so quick that no file is written
 PIECE = 4 << 20  # bytes that are read, and added to a sum while they are in the caches
-SEAL = 16  # bytes of the sum behind the packed ones
+SEAL = 16  # bytes of the sum after the packed ones
 SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets another time
 
 
@@ -195,7 +195,7 @@ class PackedFile:
 
     def address(self, offset: int, size: int) -> int | None:
         """Where bytes of the arena lie in memory; None where they do not. ValueError where they end
-        behind it."""
+        after it."""
         side, at = (self.hot, 0) if offset < len(self.hot) else (self.cold, len(self.hot))
         if isinstance(side, OpenFile):
             if os.fstat(side.number).st_size < offset + size:
@@ -311,7 +311,7 @@ def create(
 def _in_memory(arena: Arena, sources: Sources) -> PackedFile:
     whole = _huge(arena.nbytes) if arena.nbytes > PAGE else None
     if whole is None:
-        # it starts at a page of its own, so it is aligned
+        # it starts at a page, so it is aligned
         memory = mmap.mmap(-1, max(arena.nbytes, 1))
         whole = np.frombuffer(memory, dtype=np.uint8)
     arena.write(whole, sources)

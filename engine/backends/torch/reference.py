@@ -38,7 +38,7 @@ class ReferenceOps:
         return weight_OI
 
     def pack_int8(self, matrix: QuantLinear) -> Tensor:
-        """Rows of int8, each with its scale behind it."""
+        """Rows of int8, each followed by its scale."""
         return pack_int8(matrix)
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

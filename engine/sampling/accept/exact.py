@@ -29,7 +29,7 @@ that the target gives them, whatever was drafted. For *sampled* trees that asks 
   siblings with all nodes below them. The shape of the tree may depend on those nodes, never on the
   node's own token.
 - The draws of a step are new ones. A rule that looks at a whole branch before it decides (`block`)
-  has learned something of every token of it, so the number that a refused token was drawn by must
+  has learned something of every token of it, so the number that a rejected token was drawn by must
   not come back in the next step's draft. A stream addressed by the *first* place that the step
   drafts is new in every step; streams addressed by every token's own place are not.
 """
@@ -48,7 +48,7 @@ def residual(probs: Probs, mass: float, q_V: Floats) -> tuple[Probs, float]:
     Args:
         probs: f32 [V], or one token.
         mass: 0 to 1.
-        q_V: f32 [V], the probabilities that the refused node was sampled from.
+        q_V: f32 [V], the probabilities that the rejected node was sampled from.
 
     Returns:
         What is left, divided by its sum, and that sum. Where the sum is 0 the first is of no use.
@@ -89,7 +89,7 @@ def tokenwise(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted
             left, rest = residual(probs, 1.0, q_V)
             if rest > 0.0:
                 probs = left
-            else:  # p <= q everywhere, which can only be a rounding: the refusal was one, too
+            else:  # p <= q everywhere, which can only be a rounding: the rejection was one, too
                 kept = weight(probs, x) > 0.0
         if kept:
             path.append(i)
@@ -140,7 +140,7 @@ def block(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
     m in all, followed by a token with the target's probabilities p. The root owes 1. Let a child x be
     sampled from q, and owe min(1, m p(x)/q(x)): over all x it emits min(q, m p). So max(m p - q, 0) is
     still owed, of mass s. The walk comes so far only where the child and all nodes below it were
-    refused: with probability 1 - m + s. The node now owes mass s / (1 - m + s), with the probabilities
+    rejected: with probability 1 - m + s. The node now owes mass s / (1 - m + s), with the probabilities
     max(m p - q, 0) / s, to its other children in the same way, and in the end itself: it is accepted
     with the mass it owes, and the last token is drawn from what p has become.
     """
@@ -180,7 +180,7 @@ class _Traversal:
             came = 1.0 - mass + rest
             if came > 0.0:
                 probs, mass = left, rest / came
-            elif owed > 0.0:  # the refusal was a rounding, as in the token-by-token rule
+            elif owed > 0.0:  # the rejection was a rounding, as in the token-by-token rule
                 return [i], pick(self._target_probs[i + 1], self._draws)
         if mass < 1.0 and not self._draws.random() < mass:
             return None

@@ -88,7 +88,7 @@ class LossyStepwise:
 
     A step is a run of drafted tokens up to one of `ends`, or to where the draft ends. It is kept if
     the geometric mean of the target's probabilities of its tokens is at least `least`, and all steps
-    before it are kept. From the first refused step on the target rewrites the step with its own
+    before it are kept. From the first rejected step on the target rewrites the step with its own
     tokens. With drafter "self" the fast mode writes and the deep mode checks, one forward a draft.
     After SpecReason (Pan et al. 2025, arXiv 2504.07891), where the target gives a rating; its
     probabilities, used instead, cost nothing. Only the request's own tree and probabilities matter.

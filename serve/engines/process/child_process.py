@@ -19,6 +19,8 @@ from fastslow.serve.engines.process.connection import EngineConnection
 from fastslow.serve.engines.process.messages import Start
 from fastslow.serve.engines.settings import EngineSettings
 
+GRACE = 5.0  # seconds that a process has to end once its connection is closed
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
@@ -65,9 +67,6 @@ class Heartbeat:
 
 
 USUAL = Heartbeat()
-
-
-GRACE = 5.0  # seconds that a process has to end once its connection is closed
 
 
 class ChildProcess:

@@ -17,9 +17,7 @@ from fastslow.serve.api.engine import CalledEngine, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.child_process import GRACE, USUAL, ChildProcess, Heartbeat
 from fastslow.serve.engines.process.connection import UNREAD, EngineConnection
-from fastslow.serve.engines.process.messages import (
-    Drain,
-)
+from fastslow.serve.engines.process.messages import Drain
 from fastslow.serve.engines.settings import EngineSettings
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fastslow import LLM, GenerationError, SamplingParams, Speculation
 from fastslow.draft.base import BaseDrafter
-from fastslow.draft.build import DRAFTERS
+from fastslow.draft.registry import DRAFTERS, DrafterKind
 from fastslow.engine.types import RequestView, Tree
 
 
@@ -23,7 +23,7 @@ class Says(BaseDrafter):
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    DRAFTERS["says"] = lambda settings, deps: Says()
+    DRAFTERS["says"] = DrafterKind(lambda settings, deps: Says(), help="", likely_cause="")
     with LLM("abacus", progress=False) as llm:
         yield llm
     del DRAFTERS["says"]

@@ -12,8 +12,7 @@ from grammar_tools import holds
 from thoughts import Bound
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.text.channels import splitter
-from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.text.thought import ThoughtTags, splitter
 
 OPEN, CLOSE = 3, 4
 END = 2

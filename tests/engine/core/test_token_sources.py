@@ -9,8 +9,7 @@ from engine_tools import Ask, Bench, OracleDraft, answer, write_kin
 from thoughts import Bound
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.adaptive import AdaptiveDrafter
-from fastslow.draft.several import FallbackDrafter
+from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts, SpecDecodeStats

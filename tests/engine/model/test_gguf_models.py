@@ -55,11 +55,11 @@ def test_a_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -
             assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
     one, two = Checkpoint.own(file, ours), Checkpoint.own(folder, theirs)
     assert one.names == two.names
-    with one.reader(False) as read, two.reader(False) as expected, one.slicer(False, 9) as part:
+    with one.reader(False) as read, two.reader(False) as expected:
         for tensor in two.names:
             assert torch.equal(read(tensor), expected(tensor)), tensor
             at = tuple(slice(1, 9) for _ in expected(tensor).shape)
-            assert torch.equal(part(tensor, at), expected(tensor)[at]), tensor
+            assert torch.equal(read(tensor, at), expected(tensor)[at]), tensor
     assert torch.equal(answers(file), answers(folder))
     assert model_digest(file) == model_digest(folder)
 

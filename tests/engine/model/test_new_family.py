@@ -18,7 +18,6 @@ import texts
 import torch
 from checkpoints import write
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, answer
-from fake_cuda import RecordingOps
 from family_tools import load
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV
 from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.checkpoint.checkpoint import floats
@@ -160,7 +160,7 @@ def on_accelerator(folder: Path, dtype: str) -> Model:
     cpu = torch.device("cpu")
     with floats(folder, config) as weights:
         kind = getattr(torch, dtype)
-        return PagedDecoder(Stacked(config, RecordingOps(cpu), kind, cpu, weights))
+        return PagedDecoder(Stacked(config, CudaOps(cpu), kind, cpu, weights))
 
 
 Load = Callable[[Path, str], Model]

@@ -16,7 +16,7 @@ from pangu_v2_tools import MOE, ReferenceMoe, tensors, write_moe
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.head import load_mtp
-from fastslow.draft.head.kv import HeadKV
+from fastslow.draft.head.layer import HeadKV
 from fastslow.draft.head.runner import TorchRunner
 from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.model.draft import ModelDraft

@@ -10,10 +10,15 @@ from grammar_tools import GrammarKit, kit_in
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling.answer_start import BehindChannels, Spellings
 from fastslow.engine.sampling.grammar import Ended, Grammar
-from fastslow.engine.text.answer_start import BehindChannels, Spellings
-from fastslow.engine.text.channels import ChannelSplitter
-from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtSplitter, ThoughtTags
+from fastslow.engine.text.thought import (
+    HARMONY,
+    ChannelSplitter,
+    TagTokens,
+    ThoughtSplitter,
+    ThoughtTags,
+)
 from fastslow.engine.text.vocabulary import Tokenizer
 
 VOCAB = 320

@@ -11,9 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import Bound, told
 
-from fastslow.engine.text.channels import ChannelSplitter, splitter
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.thought import HARMONY, TagTokens, ThoughtSplitter, ThoughtTags
+from fastslow.engine.text.thought import (
+    HARMONY,
+    ChannelSplitter,
+    TagTokens,
+    ThoughtSplitter,
+    ThoughtTags,
+    splitter,
+)
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
@@ -158,9 +164,10 @@ def test_marks_are_shown_to_the_splitter_and_the_end_is_not(bpe: Tokenizer) -> N
     assert [bpe.piece(token) for token in bpe.eos_ids] == ["<|return|>"]
 
 
-@pytest.mark.parametrize("most", [0, 1, 3, 9])
-@pytest.mark.parametrize("opened", [False, True])
-@pytest.mark.parametrize("phrase", ["", "\nSo:"])
+@pytest.mark.parametrize(
+    ("most", "opened", "phrase"),
+    [(0, False, ""), (1, True, ""), (3, False, "\nSo:"), (9, True, "\nSo:")],
+)
 def test_a_budget_ends_the_analysis_and_begins_the_answer(
     bpe: Tokenizer, most: int, opened: bool, phrase: str
 ) -> None:

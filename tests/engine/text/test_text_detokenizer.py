@@ -52,14 +52,6 @@ def test_any_split_joins_to_the_whole(tokenizer: Tokenizer, data: st.DataObject)
     assert "".join(pushed) + detokenizer.finish() == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_no_half_characters(tokenizer: Tokenizer, text: str) -> None:
-    detokenizer = Detokenizer(tokenizer)
-    pushed = "".join(detokenizer.push([i]) for i in byte_ids(tokenizer, text.encode()))
-    assert pushed == text.removeprefix(" " * tokenizer.leading_spaces)
-    assert detokenizer.finish() == ""
-
-
 def test_a_character_comes_with_its_last_byte(tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(tokenizer)
     ids = byte_ids(tokenizer, "🙂".encode())
@@ -98,24 +90,6 @@ def test_the_state_stays_small(tokenizer: Tokenizer) -> None:
         text += detokenizer.push([token])
         assert len(detokenizer._pending) < 4
     assert len(text) > 5000
-
-
-@pytest.mark.parametrize(
-    "text, stops, held",
-    [
-        ("", ("stop",), 0),
-        ("abc", (), 0),
-        ("ab s", ("stop",), 1),
-        ("ab sto", ("stop",), 3),
-        ("ab stop", ("stop",), 0),
-        ("xaab", ("aabaac", "b!"), 3),
-        ("aa", ("aaa",), 2),
-        ("aaaa", ("aaa",), 2),
-        ("用户", ("户：", "用户："), 2),
-    ],
-)
-def test_hold_back(text: str, stops: tuple[str, ...], held: int) -> None:
-    assert hold_back(text, stops) == held
 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))

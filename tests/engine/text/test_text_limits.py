@@ -39,8 +39,17 @@ def test_a_normaliser_that_makes_texts_a_little_longer_is_taken(tmp_path: Path) 
     assert load_tokenizer(tmp_path).encode("ab")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "chat_template.jinja"])
-@pytest.mark.parametrize("target", ["/proc/self/mem", "/dev/null", "/", "nowhere"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("tokenizer.json", "/proc/self/mem"),
+        ("tokenizer.json", "/dev/null"),
+        ("tokenizer.model", "/"),
+        ("tokenizer.model", "nowhere"),
+        ("chat_template.jinja", "/proc/self/mem"),
+        ("chat_template.jinja", "/"),
+    ],
+)
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, target: str) -> None:
     if name == "chat_template.jinja":
         write_bpe(tmp_path)

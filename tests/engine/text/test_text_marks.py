@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors
 from tokenizers_tiny import SPECIAL, write_bpe, write_spm
 
-from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import Message
 from fastslow.engine.text.templates import ChatTemplate, load_template
 from fastslow.engine.text.thought import ThoughtTags

@@ -1,4 +1,4 @@
-"""A chat template may do what templates do, and no more work than that takes."""
+"""A chat template may do what templates do, and takes no more time and memory than that."""
 
 from __future__ import annotations
 
@@ -71,8 +71,9 @@ def doubled(start: str, step: str, end: str = "") -> str:
 
 GREEDY = [
     "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
-    "{% for i in range(100000) %}{% for j in range(100000) if false %}{% endfor %}{% endfor %}",
+    "{% set r = range(99999) %}{% for i in r %}{% for j in r if false %}{% endfor %}{% endfor %}",
     "{% for i in range(9999) | map('abs') %}{% for j in range(9999) | map('abs') %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{{ range(9999)" + " | select" * 50 + " | first }}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
     "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
@@ -80,22 +81,22 @@ GREEDY = [
     doubled("'ab'", "{% set ns.x = ns.x + ns.x %}"),
     doubled("'ab'", "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"),
     doubled("['a']", "{% set ns.x = [ns.x, ns.x] %}", "{{ ns.x }}"),
-    doubled("['a']", "{% set ns.x = (ns.x, ns.x) %}", "{{ ns.x == ns.x }}"),
+    doubled("['a']", "{% set ns.x = (ns.x, ns.x) %}", "{{ {ns.x: 1} }}"),
     doubled("{}", "{% set ns.x = {'a': ns.x, 'b': ns.x} %}", "{{ ns.x | tojson }}"),
     doubled("{}", "{% set ns.x = dict(a=ns.x, b=ns.x) %}", "{{ ns.x | string }}"),
-    doubled("{}", "{% set ns.x = namespace(a=ns.x, b=ns.x) %}", "{{ ns.x }}"),
+    doubled("[]", "{% set ns.x = cycler(ns.x, ns.x).items %}", "{{ ns.x }}"),
+    "{% macro f() %}{% set ns.x = varargs %}{% endmacro %}"
+    + doubled("[]", "{% set _ = f(ns.x, ns.x) %}", "{{ ns.x }}")
+    .replace("ns.x", "x.x")
+    .replace("ns =", "x ="),
     doubled("3", "{% set ns.x = ns.x * ns.x %}"),
-    *(
-        "{{ 'x' * 10 ** 9 }}",
-        "{{ 10 ** 9 * 'x' }}",
-        "{{ ['x'] * 10 ** 9 }}",
-        "{{ 2 ** (10 ** 9) }}",
-    ),
-    *("{{ 'x' | center(10 ** 9) }}", "{{ 'x'.center(10 ** 9) }}", "{{ 'x'.ljust(10 ** 9) }}"),
-    *("{{ '\t'.expandtabs(10 ** 9) }}", "{{ 'x'.zfill(10 ** 9) }}"),
-    *("{{ '%1000000000d' % 1 }}", "{{ '%*d' % (10 ** 9, 1) }}", "{{ '%*d' | format(10 ** 9, 1) }}"),
-    *("{{ '%.1000000000f' % 1.5 }}", "{{ '{:1000000000}'.format(1) }}"),
-    *("{{ '{:{w}}'.format(1, w=10 ** 9) }}", "{{ '{x:1000000000}'.format_map({'x': 1}) }}"),
+    *("{{ 'x' * 10 ** 9 }}", "{{ 10 ** 9 * 'x' }}", "{{ ['x'] * 10 ** 9 }}"),
+    *("{{ 2 ** (10 ** 9) }}", "{{ ('f' * 5000) | int(base=16) is divisibleby 3 }}"),
+    *("{{ 'x' | center(10 ** 9) }}", "{{ 'x'.ljust(10 ** 9) }}", "{{ 'x'.zfill(10 ** 9) }}"),
+    *("{{ '\t'.expandtabs(10 ** 9) }}", "{{ '%1000000000d' % 1 }}", "{{ '%*d' % (10 ** 9, 1) }}"),
+    *("{{ '%*d' | format(10 ** 9, 1) }}", "{{ '%.1000000000f' % 1.5 }}"),
+    *("{{ '{:1000000000}'.format(1) }}", "{{ '{:{w}}'.format(1, w=10 ** 9) }}"),
+    "{{ '{x:1000000000}'.format_map({'x': 1}) }}",
     "{{ ('{0}' * 100000).format('x' * 100000) }}",
     "{{ ('%(a)s' * 100000) % {'a': 'x' * 100000} }}",
     "{{ ('x' * 100000).replace('', 'y' * 100000) }}",
@@ -104,9 +105,13 @@ GREEDY = [
     "{{ ('y' * 100000).join(range(100000) | map('string')) }}",
     "{{ range(100000) | map('string') | join('y' * 100000) }}",
     "{{ ('x\n' * 100000) | indent(100000) }}",
-    "{{ range(100000) | list | tojson(indent=100000) }}",
-    *("{{ 'x' | batch(10 ** 9, 'y') | list }}", "{{ ('x' * 10 ** 7) | list }}"),
-    "{% set x = 'x' * 10 ** 6 %}" + "{% if x in x or x[1:] is in x %}{% endif %}" * 300,
+    "{{ range(9999) | list | tojson(indent=100000) }}",
+    *("{{ 'x' | batch(10 ** 9, 'y') | list }}", "{{ ('x' * 10 ** 6) | list }}"),
+    "{% set x = 'x' * 10 ** 6 %}{% set y = 'x' * 9999 ~ 'y' %}"
+    + "{% if y in x %}{% endif %}" * 500,
+    "{% set x = 'x' * 10 ** 6 %}" + "{% if x is lower and 0 %}{% endif %}" * 500,
+    "{% set x = 'x' * 10 ** 6 %}" + "{% set y = x[1:] %}" * 300,
+    "{% set t = range(9999) | list | batch(9999) | list %}" + "{% set y = t | sort %}" * 500,
     "{% set big %}{% for i in range(99999) %}" + "y" * 99999 + "{% endfor %}{% endset %}",
     "{% set s = 'x' * 10 ** 6 %}{% set big %}{% for i in range(9999) %}{{ s }}{% endfor %}{% endset %}",
     *("{{ lipsum(10 ** 9) }}", "{{ 'x'.encode('punycode') }}", "{{ 'x'.translate({120: 'y'}) }}"),
@@ -120,64 +125,42 @@ GREEDY = [
 def test_templates_that_take_too_much_are_stopped(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "WORK", 2**21)
+    monkeypatch.setattr(sandbox, "CHARACTERS", 2**22)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    begun = time.thread_time()
     with pytest.raises(ValueError, match=r"^t( line \d+|): .|^t has \d+ characters") as caught:
         JinjaTemplate(source, "t", None, None).render([{"role": "user", "content": "hi"}])
-    assert "\n" not in str(caught.value)
+    assert time.thread_time() - begun < 1.5 and "\n" not in str(caught.value)
 
 
-DEEP = "{% set ns = namespace(x=[]) %}{% for i in range(1200) %}{% set ns.x = [1] | batch(2, ns.x) | first %}{% endfor %}"
-UNCOUNTED = [
-    "{{ 5 | round(30000, 'ceil') }}",
-    "{{ 5 | round(-30000) }}",
-    "{{ 5 | round(precision=30000) }}",
-    "{% autoescape 5 | round(30000, 'ceil') %}{% endautoescape %}",
-    "{% for i in range(60) %}{% set a = range(9999) | sum %}{% endfor %}",
-    "{% set r = range(9999) %}{% for i in range(300) %}{% if 'a' in r %}{% endif %}{% endfor %}",
-    "{% for i in range(40) recursive %}{{ loop(range(9999)) if not loop.depth0 }}{% endfor %}",
-    "{% for i in range(200) %}" + "{% set a = messages.x %}" * 1000 + "{% endfor %}",
-    "{% for i in range(200) %}" + "{{ a }}" * 2000 + "{% endfor %}",
-    "{% macro f() %}" + "{% set a = messages.x %}" * 1000 + "{% endmacro %}" + "{{ f() }}" * 300,
-    "{{ range(9999)" + " | select" * 50 + " | select('none') | first }}",
-    "{{ ('f' * 5000) | int(base=16) is divisibleby 3 }}",
-]
-
-
-@pytest.mark.parametrize("source", UNCOUNTED, ids=lambda source: source[:60])
-def test_work_that_hides_is_counted(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "WORK", 2**19)
-    with pytest.raises(ValueError, match="too much time or memory|an integer has more than"):
-        JinjaTemplate(source, "t", None, None).render([{"role": "user", "content": "hi"}])
-
-
-def test_work_that_nobody_counts_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "SECONDS", 0.05)
-    monkeypatch.setattr(sandbox, "WORK", 2**30)
-    source = "{% for i in range(99999) %}{% for j in range(9) %}{{ j }}{% endfor %}{% endfor %}"
-    template = JinjaTemplate(source, "t", None, None)
-    begun = time.thread_time()
-    with pytest.raises(ValueError, match="too much time"):
-        template.render([{"role": "user", "content": "hi"}])
-    assert time.thread_time() - begun < 0.5  # far more without the clock
+DEEP = "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [1] | batch(2, ns.x) | first %}{% endfor %}"
 
 
 def test_what_a_template_raises_may_nest_deep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "WORK", 2**30)
+    monkeypatch.setattr(sandbox, "CHARACTERS", 2**30)
     with pytest.raises(ValueError, match="^t: maximum recursion depth"):
         JinjaTemplate(DEEP + "{{ raise_exception(ns.x) }}", "t", None, None).render(CHAT)
 
 
+def test_namespaces_hide_what_they_hold() -> None:
+    made = "".join(f"{{% set a{i} = namespace() %}}" for i in range(60))
+    held = "".join(f"{{% set a{i}.x = a{i + 1} %}}{{% set a{i}.y = a{i + 1} %}}" for i in range(59))
+    text = JinjaTemplate(made + held + "{{ a0 }}{{ a0.x.y | string }}", "t", None, None).render(
+        CHAT
+    )
+    assert text == "<Namespace>" * 2
+
+
 @pytest.mark.slow
 def test_no_template_takes_the_machines_memory() -> None:
-    """All of them once more with the usual work, under a limit that a single one of them would break."""
+    """All of them once more with the usual limits, where a single one of them would break this one."""
     code = (
         "import resource, sys; sys.path[:0] = ['tests/engine']\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
         "import test_text_sandbox as t\n"
-        "for source in t.GREEDY[6:]:\n"
+        "for source in t.GREEDY[7:]:\n"
         "    try: t.JinjaTemplate(source, 't', None, None).render(t.CHAT)\n"
         "    except ValueError as error: assert 'MemoryError' not in str(error), source\n"
-        "    else: raise AssertionError(source)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from tokenizers_tiny import write_spm
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fastslow.engine.params import Thinking
-from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import JinjaTemplate, PlainTemplate, load_template
 from fastslow.engine.text.thought import HARMONY as CHANNELS
@@ -118,17 +118,6 @@ Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     ("name", "ends"),
     [
         ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
-        ("qwen3-2507-thinking", (Q + "<think>\n",) * 3),
-        ("qwen3-2507-instruct", (Q,) * 3),
-        ("r1-distill", ("<s><|User|>hi<|Assistant|><think>\n",) * 3),
-        (
-            "glm",
-            (
-                "hi/nothink<|assistant|>\n<think></think>",
-                "<|user|>\nhi<|assistant|>",
-                "<|user|>\nhi<|assistant|>",
-            ),
-        ),
         ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
         (
             "nemotron",

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers_tiny import write_bpe, write_spm
+from tokenizers_tiny import write_spm
 
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.templates import JinjaTemplate, PlainTemplate
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, tags_for
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -117,24 +116,6 @@ def test_an_answer_that_began_inside_a_thought(text: str, strayed: bool) -> None
 def spm(tmp_path: Path) -> Tokenizer:
     write_spm(tmp_path)
     return load_tokenizer(tmp_path)
-
-
-def test_tags_from_tokens(tmp_path: Path, spm: Tokenizer) -> None:
-    write_bpe(tmp_path / "bpe")
-    bpe = load_tokenizer(tmp_path / "bpe")
-    assert tags_for(bpe) == TAGS
-    assert tags_for(spm, PlainTemplate()) == ThoughtTags("[unused16]", "[unused17]")
-
-
-def test_tags_from_a_template(tmp_path: Path) -> None:
-    write_bpe(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(path.read_text("utf-8").replace("think>", "thonk>"), "utf-8")
-    bpe = load_tokenizer(tmp_path)
-    assert tags_for(bpe) is tags_for(bpe, PlainTemplate()) is None
-    template = JinjaTemplate("<think></think>", "file", None, None)
-    assert tags_for(bpe, template) == TAGS
-    assert TAGS.ids(bpe) == frozenset()
 
 
 def test_special_tags_through_detokenizer_and_splitter(spm: Tokenizer) -> None:

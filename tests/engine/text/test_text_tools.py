@@ -12,7 +12,7 @@ from tokenizers_tiny import write_spm
 from tool_templates import ASKED, CALL, CLOCK, TOOL_TEMPLATES, WEATHER
 from transformers import PreTrainedTokenizerFast
 
-from fastslow.engine.text.marks import Marks, chat_parts
+from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import check_messages
 from fastslow.engine.text.templates import ChatTemplate, load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -176,10 +176,31 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("message", "said"), BAD)
-def test_bad_messages_are_refused(message: dict[str, Any], said: str) -> None:
+USER = {"role": "user", "content": "hi"}
+BAD_CHATS: list[tuple[Any, str]] = [
+    ([], "messages is empty"),
+    (["hi"], "messages[0] is a str"),
+    ([USER, {"content": "x"}], "messages[1].role is None"),
+    ([{"role": "bot", "content": "x"}], "role is 'bot'; it must be one of system, user"),
+    ([{"role": ["user"], "content": "x"}], "role is "),
+    ([{"role": "user", "content": {}}], "content is a dict; it must be a string"),
+    ([{"role": "user", "content": [1]}], "content[0] is a int; a part must have a type"),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}],
+        "messages[0].content[1].type is 'image_url'; this engine takes only 'text'",
+    ),
+    ([{"role": "user", "content": [{"type": "text"}]}], "[0].text is a NoneType"),
+    ([{"role": "user", "content": "x", "prefix": True}], "[0].prefix is true, but only"),
+    ([{"role": "assistant", "content": "x", "prefix": True}, USER], "but only the last"),
+    ([{"role": "assistant", "content": "x", "prefix": 1}], "prefix is 1; it must be true or"),
+    *(([message], said) for message, said in BAD),
+]
+
+
+@pytest.mark.parametrize(("messages", "said"), BAD_CHATS)
+def test_bad_messages_are_refused(messages: Any, said: str) -> None:
     with pytest.raises(ValueError) as caught:
-        check_messages([message])
+        check_messages(messages)
     assert said in str(caught.value)
 
 

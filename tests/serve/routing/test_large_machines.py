@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from fastslow.tools.simulate.cluster import SimulatedCluster
+from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
 from fastslow.tools.simulate.figures import ModeFigures, by_mode, simulated_times
 from fastslow.tools.simulate.planned import planned_costs
-from fastslow.tools.simulate.settings import ClusterSettings
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 
 LARGE = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4)

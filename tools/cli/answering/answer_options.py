@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields, field
 from fastslow.tools.prompts import check_text, json_object, naming
@@ -51,7 +52,9 @@ class AnswerOptions(ModelOptions):
         False, "do not show the thought (`--thinking off`: do not think)", HOW
     )
     speculation: str | Path | None = field(
-        None, "file of `fastslow tune`, such as tuned.json, or a drafter", HOW
+        None,
+        f"file of `fastslow tune`, such as tuned.json, or a drafter: {', '.join(DRAFTERS)}",
+        HOW,
     )
     drafts: Annotated[Speculation, DRAFTS] = Speculation()
     sampling: Annotated[SamplingParams, OptionFields(*SAMPLING, panel=DRAW, defaults=False)] = (

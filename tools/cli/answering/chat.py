@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,14 +13,11 @@ from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
-    from fastslow.output import Output, Piece
     from fastslow.tools.cli.screen import StreamedAnswer
 
 Turns = list[dict[str, str]]
 
-ANSWER = 4  # a part of the context that is left for an answer, if that may be so long
-MARKS = 16  # tokens that a mode may add to a prompt, to shut or open a thought
-PASTED = 0.03  # seconds: what comes so soon after a line was not typed
+PASTED = 0.03  # seconds: what comes this soon after a line was not typed
 
 HELP = """\
 /fast, /deep   answer in that mode from now on
@@ -52,7 +48,9 @@ def chat(options: AnswerOptions) -> None:
     typed = standard_input().isatty()
     quiet_log()
     with options.load() as llm:
-        talk = Chat(llm, options, _measure(llm, options))
+        if llm.tokenizer is None:
+            raise ValueError(f"model {options.model!r} has no tokenizer, which a chat needs")
+        talk = Chat(llm, options)
         if typed:
             import readline  # importing it gives input() history and editing
 
@@ -63,17 +61,6 @@ def chat(options: AnswerOptions) -> None:
         talk.run()
     if talk.failed and not typed:
         raise typer.Exit(1)
-
-
-def _measure(llm: LLM, options: AnswerOptions) -> Callable[[Turns], int]:
-    """A function that counts the tokens of a conversation. ValueError without a tokenizer."""
-    from fastslow.engine.text.templates import load_template
-
-    tokenizer = llm.tokenizer
-    if tokenizer is None:
-        raise ValueError(f"model {options.model!r} has no tokenizer, which a chat needs")
-    template = load_template(options.folder, tokenizer, llm.model.config.architecture)
-    return lambda turns: len(tokenizer.encode(template.render(turns), template.add_special))
 
 
 def read_message() -> str:
@@ -100,7 +87,6 @@ class Chat:
     Args:
         llm: answers.
         options: of the command line.
-        measure: counts the tokens of a conversation.
 
     Attributes:
         failed: a question was refused, or the engine failed on it.
@@ -109,10 +95,9 @@ class Chat:
         ValueError: the command line does not fit the model.
     """
 
-    def __init__(self, llm: LLM, options: AnswerOptions, measure: Callable[[Turns], int]) -> None:
+    def __init__(self, llm: LLM, options: AnswerOptions) -> None:
         self._llm = llm
         self._options = options
-        self._measure = measure
         self._call = options.call(llm)
         self._turns = options.conversation()
         self.failed = False
@@ -179,90 +164,52 @@ class Chat:
         typed = sys.stdin.isatty()
         thought = None if self._options.no_thinking else errors()
         turns = [*self._turns, {"role": "user", "content": question}]
-        while True:
-            # of a pipe only the last try is shown: one answer to a question
-            answer = StreamedAnswer(console() if typed else None, thought)
-            try:
-                check_text(question, "the question")
-                again = self._answer(turns, answer)
-            except KeyboardInterrupt:
-                again = False
-                answer.end()
-                errors().print("stopped", style="dim")
-            except (ValueError, RuntimeError) as error:  # this question failed; the next may not
-                answer.end()
-                complain(error)
-                self.failed, again = True, False
-            if not again:
-                break
+        answer = StreamedAnswer(console() if typed else None, thought)
+        try:
+            check_text(question, "the question")
+            self._answer(turns, answer)
+            self._turns = turns[:-1]  # of which the oldest may be gone
+        except KeyboardInterrupt:
+            answer.end()
+            errors().print("stopped", style="dim")
+        except (ValueError, RuntimeError) as error:  # this question failed; the next may not
+            answer.end()
+            complain(error)
+            self.failed = True
         if not typed:
             console().out(answer.text.removesuffix("\n"), highlight=False)
         if answer.text:
             self._turns = [*turns, {"role": "assistant", "content": answer.text}]
 
-    def _answer(self, turns: Turns, answer: StreamedAnswer) -> bool:
-        """Show one answer; whether to ask again, as the context cut it and turns were dropped."""
+    def _answer(self, turns: Turns, answer: StreamedAnswer) -> None:
+        """Show one answer; the oldest turns are taken out of a conversation that is too long for it."""
         from fastslow.tools.cli.screen import errors, figures
 
-        output: Output | None = None
-        for piece in self._pieces(turns):
-            answer.add(piece)
-            output = piece.output or output
-        answer.end()
-        if output is None:
-            return False
-        said = figures(output, self._options.context(self._llm))
-        errors().print(said, style="dim")
-        older = (len(turns) - self._first) // 2
-        if "cut by the context" not in said:
-            return False
-        if older:
-            self._drop(turns, (older + 1) // 2)
-            errors().print("The answer was cut by the context: asked again.", style="dim")
-        else:
-            say = "The answer was cut by the context, and there is no older turn to drop."
-            errors().print(say, style="dim")
-        return older > 0
-
-    def _pieces(self, turns: Turns) -> Iterator[Piece]:
-        """The answer to a conversation, whose oldest turns are taken out if it is too long."""
-        drops = 0
-        while self._measure(turns[: self._first] + turns[self._first + 2 * drops :]) > self._room:
-            if len(turns) <= self._first + 2 * drops + 1:
-                break
-            drops += 1
         while True:
             try:
-                short = turns[: self._first] + turns[self._first + 2 * drops :]
-                pieces = self._llm.stream(short, **self._call)
+                pieces = self._llm.stream(turns, **self._call)
                 break
-            except ValueError:  # as where memory for keys and values holds less than the context
-                if len(short) <= self._first + 1:
+            except ValueError:
+                if not self._drop(turns):
                     raise
-                drops += 1
-        if drops:
-            self._drop(turns, drops)
-        yield from pieces
+        for piece in pieces:
+            answer.add(piece)
+            if piece.output is not None:
+                answer.end()
+                said = figures(piece.output, self._options.context(self._llm))
+                errors().print(said, style="dim")
+                if "cut by the context" in said:
+                    self._drop(turns)  # which leaves the next answer more room
 
-    @property
-    def _first(self) -> int:
-        """Where in a conversation the questions begin."""
-        return len(self._options.conversation())
-
-    def _drop(self, turns: Turns, count: int) -> None:
-        """Take the oldest questions and answers out, and say so."""
+    def _drop(self, turns: Turns) -> bool:
+        """Take the oldest question and answer out, and say so; False where there is none."""
         from fastslow.tools.cli.screen import errors
 
-        del turns[self._first : self._first + 2 * count]
-        what = f"{count} questions and answers are" if count > 1 else "question and answer is"
-        errors().print(f"The context is full: the oldest {what} dropped.", style="dim")
-
-    @property
-    def _room(self) -> int:
-        """Most tokens of a conversation that leaves room for an answer."""
-        from fastslow.request.options import GenerateOptions
-
-        context = self._options.context(self._llm)
-        options = GenerateOptions(sampling=self._call["sampling"])
-        most = options.sampling_in(self._call["mode"]).max_tokens
-        return context - min(most, context // ANSWER) - MARKS
+        first = len(self._options.conversation())
+        if len(turns) <= first + 1:
+            return False
+        del turns[first : first + 2]
+        errors().print(
+            "The context is full: the oldest question and answer is dropped.", style="dim"
+        )
+        return True

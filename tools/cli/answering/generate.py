@@ -14,7 +14,6 @@ from fastslow.tools.cli.options import expand_options, standard_input
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
-    from fastslow.output import Completion, Output
     from fastslow.request.options import Prompt
     from fastslow.tools.cli.screen import StreamedAnswer
 
@@ -91,6 +90,7 @@ def _standard_input() -> str:
 
 def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
     """One answer, as it is made; what has come until Ctrl-C is kept."""
+    from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures
 
     answer, output = _screen(options, as_json), None
@@ -103,7 +103,7 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) ->
     finally:
         answer.end()
     if as_json:
-        _write(_cut(answer) if output is None else _record(output))
+        _write(_cut(answer) if output is None else record_of(output, whole=True))
     elif output is not None:
         errors().print(figures(output, options.context(llm)), style="dim")
     if output is None:
@@ -113,11 +113,12 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) ->
 def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
     """Several answers, which come together."""
     from fastslow.output import Piece
+    from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures
 
     output = llm.generate(asked, **options.call(llm))
     if as_json:
-        _write(_record(output))
+        _write(record_of(output, whole=True))
         return
     for number, choice in enumerate(output.choices, 1):
         errors().print(f"answer {number} of {len(output.choices)}", style="dim")
@@ -135,7 +136,7 @@ def _answer_file(file: Path, options: GenerateCommand, raw: bool, as_json: bool)
     prompts, failed = PromptFile(file, options, raw), False
     with options.load() as llm:
         for index, output in prompts.answers(llm):
-            _write({"index": index, **(_record(output) if as_json else record_of(output))})
+            _write({"index": index, **record_of(output, as_json)})
             failed |= any(choice.error is not None for choice in output.choices)
     if failed:
         raise typer.Exit(1)
@@ -152,19 +153,6 @@ def _write(record: dict[str, Any]) -> None:
     from fastslow.tools.cli.screen import console
 
     console().out(json.dumps(record, ensure_ascii=False), highlight=False)
-
-
-def _record(output: Output) -> dict[str, Any]:
-    """All that is known, for programs; several answers to a prompt under "choices"."""
-
-    def one(choice: Completion) -> dict[str, Any]:
-        return {**choice.to_dict(), **short(choice)}
-
-    from fastslow.tools.cli.answering.prompt_file import short
-
-    first, *others = output.choices
-    several = {"choices": [one(choice) for choice in output.choices]} if others else {}
-    return {"prompt_tokens": len(output.prompt_token_ids), **one(first), **several}
 
 
 def _cut(answer: StreamedAnswer) -> dict[str, Any]:

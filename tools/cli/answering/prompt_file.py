@@ -121,7 +121,7 @@ class PromptFile:
             yield FilePrompt(place, prompt, record)
 
     def _with_system(self, turns: Any) -> Any:
-        """The conversation, behind the system message of the command line if it has none."""
+        """The conversation, after the system message of the command line if it has none."""
         own = turns[0]["role"] == "system"
         return turns if own else [*self._options.conversation(), *turns]
 
@@ -129,7 +129,7 @@ class PromptFile:
 def _result(handle: RequestHandle) -> Output:
     try:
         return handle.result()
-    except GenerationError as error:  # its line tells; the others go on
+    except GenerationError as error:  # its line says so; the others continue
         return error.outputs[0]
 
 
@@ -145,16 +145,18 @@ def _check_fields(record: Record) -> None:
         raise ValueError(f"{given[0]} and {given[1]} are two prompts: give one of them")
 
 
-def record_of(output: Output) -> dict[str, Any]:
-    """An answer for programs, short; several to a prompt under "choices"."""
-    record = {**short(output.choices[0]), "prompt_tokens": len(output.prompt_token_ids)}
-    if len(output.choices) > 1:
-        record["choices"] = [short(choice) for choice in output.choices]
-    return record
+def record_of(output: Output, whole: bool = False) -> dict[str, Any]:
+    """An answer for programs; several to a prompt under "choices".
+
+    whole: all that is known, not only what most want to know.
+    """
+    every = [(choice.to_dict() if whole else {}) | _short(choice) for choice in output.choices]
+    record = {**every[0], "prompt_tokens": len(output.prompt_token_ids)}
+    return record | ({"choices": every} if len(every) > 1 else {})
 
 
-def short(choice: Completion) -> dict[str, Any]:
-    """What most want to know of an answer; log-probabilities where they were asked for."""
+def _short(choice: Completion) -> dict[str, Any]:
+    """What most want to know; log-probabilities where they were asked for."""
     every = choice.to_dict()
     known = {name: every[name] for name in SHOWN} | {n: every["metrics"][n] for n in MEASURED}
     known["tokens_per_second"] = round(known["tokens_per_second"], 1)

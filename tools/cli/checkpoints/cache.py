@@ -31,7 +31,7 @@ def show(
     are made anew at each start, and are not kept.
 
     All of them together take no more than FASTSLOW_CACHE_LIMIT (in GB; 100, or half of the free disk if that is
-    less): the ones used longest ago go when a new one is made.
+    less): the least recently used go when new weights are packed.
 
     Example:
       fastslow cache list
@@ -72,14 +72,14 @@ def _model(one: Packing) -> str:
 @expand_options
 def prune(
     older_than: Annotated[
-        float | None, typer.Option(min=0, help="Also those not used for so many days.")
+        float | None, typer.Option(min=0, help="Also those not used for this many days.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
 ) -> None:
     """Remove packed weights whose model is gone, and what killed processes left unfinished.
 
-    A model whose packed weights are removed packs them again at its next start; what runs now goes on.
+    A model whose packed weights are removed packs them again at its next start; running engines keep theirs.
 
     Example:
       fastslow cache prune --older-than 30

@@ -21,17 +21,17 @@ def convert(
 
     Examples:
       fastslow convert path/to/dense path/to/moge
-      fastslow convert path/to/dense path/to/moge --minutes 60 --text books/
+      fastslow convert path/to/dense path/to/moge --groups 4 --text book.txt
 
-    Without training the result is a rough copy: expect a clearly higher perplexity.
+    The result is not trained: a rough copy with a clearly higher perplexity. `examples/smollm2_moge` has the
+    training that made smollm2-moge.
     """
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.convert import convert as job
+    from fastslow.tools.progress import progress_bar
 
     quiet_log()
-    for text in options.text or []:
-        if not text.exists():
-            raise ValueError(f"text {str(text)!r} cannot be read: there is no such file or folder")
-    folder = job.convert(resolve_model(source), out, options)
+    with progress_bar() as report:
+        folder = job.convert(resolve_model(source), out, options, report)
     console().print(f'done: fastslow generate "Hello" --model {folder}')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,13 @@ from fastslow.models.locate import resolve_model
 from fastslow.tools.cli.screen import console, show
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.routing import (
-    KINDS,
-    ROUTERS,
-    Balance,
-    ExpertLoad,
+    Loads,
     RouterWeights,
     load_decoder,
     measure,
     per_rank,
     router_scores,
 )
-
-NAMES = {"grouped": "MoGE", "ungrouped": "ungrouped"}
 
 
 def show_routing(
@@ -51,25 +45,20 @@ def show_routing(
     # the last token of an answer is never run through the model
     texts = [(p + list(a[: max(0, answer - 1)]), len(p)) for p, a in answers]
     scores = router_scores(load_decoder(folder), bar(texts, "Reading router scores"))
-    balance = measure(scores, gate, ranks, batch)
+    loads = measure(scores, gate, ranks, batch)
     if as_json:
-        console().out(json.dumps(_record(balance)), highlight=False)
+        console().out(json.dumps(_record(loads, gate, ranks)), highlight=False)
         return
     console().print(
         f"{model}: {gate.experts} experts in {gate.groups} group(s), {gate.chosen} a token; "
         f"{ranks} ranks; {len(texts)} prompts"
     )
-    show(_deviations(balance))
-    show(_ranks(balance))
-
-
-def _deviations(balance: Balance) -> Table:
     table = Table("rows", "choice", "a step", "fullest", "all rows", "worst layer")
-    for kind, router, load in _loads(balance):
-        whole = load.deviation(balance.ranks)
+    for (kind, router), load in loads.items():
+        whole = load.deviation(ranks)
         table.add_row(
-            f"{balance.rows[kind]} {kind}",
-            NAMES[router],
+            f"{load.rows} {kind}",
+            router,
             f"{np.mean(load.deviations):.1%}",
             f"{np.mean(load.peaks):.2f} x",
             f"{whole.mean():.1%}",
@@ -79,45 +68,26 @@ def _deviations(balance: Balance) -> Table:
         "standard deviation across ranks over their mean; fullest: the rank that a step "
         "waits for, over the mean"
     )
-    return table
+    show(table)
 
 
-def _ranks(balance: Balance) -> Table:
-    """Tokens per rank and per group, over all layers."""
-    nouns = {"rank": balance.ranks}
-    if balance.gate.groups not in (1, balance.ranks):
-        nouns["group"] = balance.gate.groups
-    table = Table("rows", "choice", *(f"tokens per {noun}" for noun in nouns))
-    for kind, router, load in _loads(balance):
-        total = load.experts.sum(0)
-        cells = [" ".join(str(n) for n in per_rank(total, parts)) for parts in nouns.values()]
-        table.add_row(kind, NAMES[router], *cells)
-    return table
-
-
-def _loads(balance: Balance) -> list[tuple[str, str, ExpertLoad]]:
-    kinds = [kind for kind in KINDS if kind in balance.rows]
-    return [(kind, router, balance.loads[kind, router]) for kind in kinds for router in ROUTERS]
-
-
-def _record(balance: Balance) -> dict[str, Any]:
+def _record(loads: Loads, gate: RouterWeights, ranks: int) -> dict[str, Any]:
     """For programs: counts by layer and expert, deviations as shares."""
-    gate = balance.gate
     return {
-        **asdict(gate),
-        "ranks": balance.ranks,
+        **gate._asdict(),
+        "ranks": ranks,
         "loads": [
             {
                 "rows": kind,
-                "count": balance.rows[kind],
+                "count": load.rows,
                 "choice": router,
                 "spread_of_a_step": float(np.mean(load.deviations)),
                 "fullest_of_a_step": float(np.mean(load.peaks)),
-                "spread_by_layer": load.deviation(balance.ranks).tolist(),
-                "tokens_per_rank": per_rank(load.experts, balance.ranks).tolist(),
+                "spread_by_layer": load.deviation(ranks).tolist(),
+                "tokens_per_rank": per_rank(load.experts, ranks).tolist(),
                 "tokens_per_group": per_rank(load.experts, gate.groups).tolist(),
                 "tokens_per_expert": load.experts.tolist(),
             }
-            for kind, router, load in _loads(balance)
+            for (kind, router), load in loads.items()
         ],
     }

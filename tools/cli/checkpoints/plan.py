@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.options import check_writable, expand_options, shown_option
+from fastslow.tools.cli.options import expand_options, shown_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,6 @@ def plan(
         ),
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Keys and values: bf16, int8, float32.")] = "bf16",
-    picture: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Plan batch, draft length and memory of a model on a device: a roofline, checked against
@@ -79,7 +78,6 @@ def plan(
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.plan.device import THIS_CPU, find_device
     from fastslow.tools.plan.published import OWN, calibrate, config_of, precision_of
-    from fastslow.tools.plan.report import page
     from fastslow.tools.plan.search import (
         DraftCost,
         best,
@@ -90,8 +88,6 @@ def plan(
     from fastslow.tools.plan.step import HOST, ForwardWork, Setting
 
     quiet_log()
-    if picture is not None:
-        check_writable(picture)
     usual = OWN if is_gguf(Path(model)) else "bf16" if device == THIS_CPU else "w8a8"
     spelled = usual if weights == "auto" else weights
     precision = precision_of(model, spelled, kv)
@@ -116,8 +112,6 @@ def plan(
     on = f"{setting.cards} x {device}" + (", the fewest that hold it" if cards is None else "")
     bits = f" ({8 * precision.weight:.1f} bits)" if spelled == OWN else ""
     title = f"{model}, {spelled}{bits}, KV {kv}, {sequence} tokens a request, on {on}"
-    if picture is not None:
-        picture.write_text(page(choices, title), "utf-8")
     if as_json:
         record = _record(setting, choices, best(choices), prefill, sequence)
         console().out(json.dumps(record), highlight=False)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, option, shown_option
+from fastslow.tools.cli.options import OptionFields, expand_options, option, shown_option
+from fastslow.tools.quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +21,9 @@ CALIBRATION, CHECK = "Calibration", "Check"
 @expand_options
 def quantize(
     source: Annotated[str, typer.Argument(help="Float checkpoint folder, or built-in name.")],
+    options: Annotated[
+        QuantizeOptions, OptionFields("tokens", "least", "embedding", "kv", panel=CALIBRATION)
+    ],
     out: Annotated[
         Path | None, typer.Argument(help="Folder to create.", show_default=False)
     ] = None,
@@ -31,17 +35,9 @@ def quantize(
             CALIBRATION,
         ),
     ] = None,
-    tokens: Annotated[int, shown_option("Tokens to calibrate with.", CALIBRATION, min=1)] = 8192,
     answer: Annotated[
         int, shown_option("Most tokens of an answer; 0: prompts alone.", CALIBRATION, min=0)
     ] = 160,
-    least: Annotated[
-        int, shown_option("Tokens that every expert should see.", CALIBRATION, min=1)
-    ] = 32,
-    embedding: Annotated[
-        str, typer.Option(help="Embedding and head: int8, float, or auto (what 0.52 needs).")
-    ] = "auto",
-    kv: Annotated[bool, typer.Option(help="Also for keys and values in int8 (C8).")] = False,
     check: Annotated[int, shown_option("Texts to compare both on; 0: none.", CHECK, min=0)] = 16,
     tasks: Annotated[
         Path | None, option("Graded tasks, JSON lines with prompt and answer.", CHECK)
@@ -61,7 +57,8 @@ def quantize(
       fastslow quantize path/to/model path/to/w8a8 --calibration mine.jsonl --kv
       fastslow quantize path/to/72b --plan
 
-    What changed is measured and shown: perplexity, KL, likeliest tokens, memory, each layer and expert.
+    What changed is measured and shown: perplexity, KL, likeliest tokens, memory. quantization_report.json in the
+    new folder has each layer and expert.
     """
     from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
@@ -70,19 +67,18 @@ def quantize(
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.quantize import quantize as job
     from fastslow.tools.quantize.calibration import answered, prompts_of
-    from fastslow.tools.quantize.report import FILE, QuantizeReport
+    from fastslow.tools.quantize.comparison import FILE, accuracies, compare, record, table_of
     from fastslow.tools.tasks import read_tasks
 
     quiet_log()
     folder = resolve_model(source)
     if plan:
-        show(_plan(folder, embedding, kv))
+        show(_plan(folder, options.embedding, options.kv))
         return
     if out is None:
         raise ValueError("OUT is missing: the folder to create")
     job.check_known(folder)
     require_vacant(out)
-    options = job.QuantizeOptions(tokens=tokens, least=least, embedding=embedding, kv=kv)
     graded = None if tasks is None else read_tasks(tasks)
     prompts = prompts_of(calibration, folder)
     with LLM(folder, remember=False) as llm, progress_bar() as bar:
@@ -94,12 +90,13 @@ def quantize(
         made = job.quantize(
             folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bar
         )
-    report = QuantizeReport(made, least)
     with LLM(folder, remember=False) as first, LLM(out, remember=False) as second:
-        report.compare_models(first, second, held, graded, task_tokens)
-    (out / FILE).write_text(json.dumps(report.record(), indent=1), "utf-8")
-    for table in report.tables():
-        show(table)
+        sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (first, second)]
+        compared = compare(first.model, second.model, held) if held else None
+        accuracy = accuracies((first, second), graded, task_tokens) if graded else []
+    facts = record(made, options.least, compared, sizes if all(sizes) else [], accuracy)
+    (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
+    show(table_of(facts))
     console().print(f'done: fastslow generate "Hello" --model {out}')
 
 
@@ -107,8 +104,7 @@ def _plan(folder: Path, embedding: str, kv: bool) -> Table:
     from rich.table import Table
 
     from fastslow.engine.kv.budget import format_bytes
-    from fastslow.tools.quantize.quantize import check_known
-    from fastslow.tools.quantize.sizes import int8_embedding, planned
+    from fastslow.tools.quantize.quantize import check_known, int8_embedding, planned
 
     config = check_known(folder)
     small = int8_embedding(config) if embedding == "auto" else embedding == "int8"

@@ -30,7 +30,7 @@ def bench(
     options: MeasureOptions,
     batch: Annotated[str, shown_option("Requests at a time, such as 1,8.", TRIED)] = "1",
     modes: Annotated[str, shown_option("Presets, such as deep,fast.", TRIED)] = "deep",
-    repeat: Annotated[int, shown_option("Times that everything is run.", MEASURED)] = 3,
+    repeat: Annotated[int, shown_option("Times that everything is run.", MEASURED, min=1)] = 3,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="JSON file for all samples.", show_default=False),

@@ -30,7 +30,7 @@ Model = Annotated[
     str, typer.Option(help="Checkpoint folder, GGUF file or built-in name: its tokenizer.")
 ]
 Most = Annotated[
-    int, typer.Option("--most-tokens", min=1, help="Keep so many tokens: the oldest answers go.")
+    int, typer.Option("--most-tokens", min=1, help="Keep this many tokens; the oldest answers go.")
 ]
 
 

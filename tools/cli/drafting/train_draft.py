@@ -83,5 +83,5 @@ def train_draft(
     shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
     console().print(
         f"{found.tokens_per_step:.2f} tokens/step in chains of {training.steps} on held-out answers "
-        f"(by position: {shares}); the curve is in {plan.work / 'curve.jsonl'}"
+        f"(by position: {shares})"
     )

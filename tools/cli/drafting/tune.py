@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,17 +17,7 @@ from fastslow.tools.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from fastslow.llm import LLM
-    from fastslow.tools.prompts import Conversation
-    from fastslow.tools.tasks import Task
-
-
-class TuningOutcome(NamedTuple):
-    """What a tuning job hands back: one sentence, an HTML page, and whether Ctrl-C ended it early."""
-
-    headline: str
-    page: str
-    stopped: bool
+    from fastslow.tools.tune.groups import GroupsFound
 
 
 @expand_options
@@ -46,7 +36,7 @@ def tune(
         ),
     ] = False,
     tasks: Annotated[
-        Path | None, option("Graded tasks: JSON lines with prompt and answer.")
+        Path | None, option("Graded tasks of --modes: JSON lines with prompt and answer.")
     ] = None,
     grading: Annotated[
         str | None,
@@ -67,12 +57,9 @@ def tune(
         "tuned.json"
     ),
     report: Annotated[
-        Path | None,
-        option(
-            "Report to write, for a browser; default tuned.html, tuned-modes.html or "
-            "tuned-groups.html."
-        ),
-    ] = None,
+        Path,
+        typer.Option(help="Page for a browser that shows why; not with --modes or --groups."),
+    ] = Path("tuned.html"),
 ) -> None:
     """Find the drafter and the length that answer your prompts fastest; with --modes when to think, with
     --groups how many groups of experts the fast mode needs, or experts where the model has no groups.
@@ -84,13 +71,12 @@ def tune(
       fastslow tune --prompts mine.jsonl --minutes 3 --batch 8 --mode fast
       fastslow tune --prompts mine.jsonl --drafters ngram,self --lengths 2,4,8
 
-    Writes a settings file and one HTML page that shows why. Ctrl-C ends the search early and still
-    writes both.
+    Writes a settings file; without --modes and --groups also an HTML page that shows why. Ctrl-C ends the
+    search early and still writes both.
     """
     if modes and groups:
         raise ValueError("--modes and --groups are two things to tune: give one of them")
-    kind = "-modes" if modes else "-groups" if groups else ""
-    report = Path(f"tuned{kind}.html") if report is None else report
+    kind = "modes" if modes else "groups" if groups else ""
     check_writable(out)
     check_writable(report)
     options.drafting()  # what does not fit is known before the model is loaded
@@ -98,88 +84,68 @@ def tune(
         raise ValueError("--tasks is missing: a file of JSON lines with prompt and answer")
     if modes and prompts is not None:
         raise ValueError("--modes takes --tasks, which hold the prompts, and no --prompts")
-    if prompts is None and (tasks is None or not kind):
+    if tasks is not None and not modes:
+        raise ValueError("--tasks are for --modes")
+    if prompts is None and not modes:
         raise ValueError("--prompts is missing: a file of JSON lines with what you ask")
-    from fastslow.settings import check_settings
-    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.settings import add_settings, check_settings, write_settings
+    from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.prompts import read_prompts
     from fastslow.tools.tasks import read_tasks
+    from fastslow.tools.tune.groups import tune_groups
+    from fastslow.tools.tune.modes import tune_modes
+    from fastslow.tools.tune.speculation import tune_speculation
 
-    graded = read_tasks(tasks, options.limit, grading) if kind and tasks is not None else []
-    asked = [t.prompt for t in graded] if prompts is None else read_prompts(prompts, options.limit)
+    graded = [] if tasks is None else read_tasks(tasks, options.limit, grading)
+    asked = [] if prompts is None else read_prompts(prompts, options.limit)
     quiet_log()
+    model, said = options.model, ""
+    old = check_settings(out, model, options.folder)
+    how: dict[str, Any] = {"minutes": minutes, "sampling": options.sampling(512 if modes else 128)}
     # an LLM that remembered answers would draft each prompt from its own answer
-    check_settings(out, options.model, options.folder)
     load = options.load(max_running=max(64, batch), remember=False)
     with load as llm, progress_bar() as progress:
-        how: dict[str, Any] = {
-            "minutes": minutes,
-            "sampling": options.sampling(512 if modes else 128),
-            "report": progress,
-        }
+        how["report"] = progress
         if modes:
-            made = _tune_modes(llm, options, graded, out, keep=keep, batch=batch, **how)
+            found: Any = tune_modes(llm, model, graded, keep=keep, batch=batch, **how)
+            parts = {**found.settings(), "measured_modes": found.record()}
         elif groups:
-            made = _tune_groups(llm, options, asked, graded, out, keep=keep, **how)
+            found = tune_groups(llm, model, asked, keep=keep, **how)
+            parts, said = _groups_settings(found, llm.modes["fast"].routed, old, out)
         else:
-            made = _tune_speculation(llm, options, asked, out, batch=batch, mode=mode, **how)
-    report.write_text(made.page, "utf-8")
-    console().print(made.headline)
-    console().print(f"settings in {out}, report in {report}", style="dim")
-    if made.stopped:
+            settings = options.settings(llm)
+            found = tune_speculation(llm, model, asked, settings, batch=batch, mode=mode, **how)
+    if kind:
+        add_settings(out, model, options.folder, **parts)
+    else:
+        write_settings(out, model, found.best, found.figures(), options.folder)
+        report.write_text(found.page(out.name), "utf-8")
+    show(found.table())
+    console().print(found.headline() + said)
+    console().print(f"settings in {out}" + ("" if kind else f", report in {report}"), style="dim")
+    if found.stopped:
         raise KeyboardInterrupt
 
 
-def _tune_speculation(
-    llm: LLM, options: MeasureOptions, asked: list[Conversation], out: Path, **how: Any
-) -> TuningOutcome:
-    from fastslow.settings import write_settings
-    from fastslow.tools.tune.speculation import tune_speculation
-    from fastslow.tools.tune.speculation_report import headline, page
+def _groups_settings(
+    found: GroupsFound, fast: int | None, old: dict[str, Any], out: Path
+) -> tuple[dict[str, Any], str]:
+    """Parts of the settings file, and what is to be said of the parts that were there.
 
-    found = tune_speculation(llm, options.model, asked, options.settings(llm), **how)
-    write_settings(out, options.model, found.best, found.figures(), options.folder)
-    return TuningOutcome(headline(found), page(found, out.name), found.stopped)
-
-
-def _tune_modes(
-    llm: LLM, options: MeasureOptions, graded: list[Task], out: Path, **how: Any
-) -> TuningOutcome:
-    from fastslow.settings import add_settings
-    from fastslow.tools.tune.modes import tune_modes
-    from fastslow.tools.tune.modes_report import headline, page
-
-    found = tune_modes(llm, options.model, graded, **how)
-    add_settings(
-        out, options.model, options.folder, **found.settings(), measured_modes=found.record()
+    Args:
+        fast: groups or experts that the fast mode runs; None = all.
+        old: what is in the settings file.
+    """
+    noun, chosen = found.units.name, found.proposed.count
+    parts: dict[str, Any] = {
+        "modes": {"fast": {noun: chosen}},
+        f"measured_{noun}": found.record(),
+    }
+    if "auto" not in old or chosen == (found.all.count if fast is None else fast):
+        return parts, ""
+    said = (
+        f"\nThe auto of {out} was fitted to a fast mode with other {noun}: its measured figures are "
+        "taken out; `fastslow tune --modes` fits it again."
     )
-    return TuningOutcome(headline(found), page(found, out.name), found.stopped)
-
-
-def _tune_groups(
-    llm: LLM,
-    options: MeasureOptions,
-    asked: list[Conversation],
-    graded: list[Task],
-    out: Path,
-    **how: Any,
-) -> TuningOutcome:
-    from fastslow.settings import add_settings, check_settings
-    from fastslow.tools.tune.groups import tune_groups
-    from fastslow.tools.tune.groups_report import headline, page
-
-    found = tune_groups(llm, options.model, asked, graded, **how)
-    noun, chosen, fitted = found.units.name, found.proposed.count, llm.modes["fast"].routed
-    said = headline(found)
-    parts: dict[str, Any] = {f"measured_{noun}": found.record()}
-    old = check_settings(out, options.model, options.folder)
-    if "auto" in old and chosen != (found.all.count if fitted is None else fitted):
-        parts["measured_modes"] = None
-        said += (
-            f"\nThe auto of {out} was fitted to a fast mode with other {noun}: its measured figures are "
-            "taken out; `fastslow tune --modes` fits it again."
-        )
-    modes = {"fast": {noun: chosen}}
-    add_settings(out, options.model, options.folder, modes=modes, **parts)
-    return TuningOutcome(said, page(found, out.name), found.stopped)
+    return parts | {"measured_modes": None}, said

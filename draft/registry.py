@@ -1,0 +1,201 @@
+"""The drafters that can be asked for by name. A new one is one entry of `DRAFTERS`.
+
+The command line and the server read the names, so nothing heavy is imported before a drafter is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastslow.draft.head.runner import HeadRunner
+    from fastslow.draft.several import DrafterSelection
+    from fastslow.draft.suffix.corpus import Corpus
+    from fastslow.draft.suffix.sources import AnswerMemory
+    from fastslow.engine.kv.cache import KVCache
+    from fastslow.engine.model.base import Model
+    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.params import Speculation
+    from fastslow.engine.text.vocabulary import Tokenizer
+    from fastslow.engine.types import Drafter, MarginalValue, RequestView
+
+AUTO, AUTO_WITH_HEAD = "suffix", "suffix|head"  # what "auto" means
+AUTO_WIDTH = 3  # of the head's trees in "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A draft model, its pages, and both tokenizers where its vocabulary is not the target's."""
+
+    model: Model
+    cache: KVCache
+    tokenizers: tuple[Tokenizer, Tokenizer] | None = None  # the target's, the draft model's
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterDeps:
+    """The parts of an engine that drafters are made of.
+
+    Attributes:
+        target: the model that verifies.
+        cache: the target's KV.
+        load_model: the draft model at a path.
+        load_head: the trained head at a path; None = the target's: trained for it, or in its checkpoint.
+        load_corpus: the stored answers at a path.
+        memory: the engine's earlier answers; None = they are not stored.
+        has_head: whether the target has a head.
+        selection: (number of drafters, settings) -> what decides which of them are asked.
+        marginal_value: of a token and of a row in a batch's step; None = unknown.
+    """
+
+    target: Model
+    cache: KVCache
+    load_model: Callable[[str], LoadedModel]
+    load_head: Callable[[Path | None], HeadRunner]
+    load_corpus: Callable[[Path], Corpus]
+    memory: AnswerMemory | None
+    has_head: bool
+    selection: Callable[[int, Speculation], DrafterSelection]
+    marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterKind:
+    """What the house knows of a drafter. A new drafter is one entry of `DRAFTERS`.
+
+    Attributes:
+        make: makes it from a request's settings and the parts of the engine.
+        help: where its drafts come from, in one line: for the README, the server's fields, errors.
+        likely_cause: why hardly any of its drafts is accepted, for the log; it follows "Probably".
+        check: (settings, what the target may run fewer of, whether it has a head); raises ValueError with
+            one sentence about settings that do not fit. None: all settings fit.
+        own_cache: it has KV pages beside the target's, so an engine keeps few of them.
+    """
+
+    make: Callable[[Speculation, DrafterDeps], Drafter]
+    help: str
+    likely_cause: str
+    check: Callable[[Speculation, RoutedUnits, bool], None] | None = None
+    own_cache: bool = False
+
+
+def split_names(drafter: str) -> list[str]:
+    """The names in "a", "a+b" or "a|b"."""
+    return drafter.replace("|", "+").split("+")
+
+
+def _suffix(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    from fastslow.draft.suffix.draft import SuffixDraft
+
+    corpus = None if settings.corpus is None else deps.load_corpus(Path(settings.corpus))
+    return SuffixDraft(corpus, deps.memory)
+
+
+def _ngram(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    from fastslow.draft.ngram import NgramDraft
+
+    return NgramDraft()
+
+
+def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    from fastslow.draft.head.draft import HeadDraft
+    from fastslow.engine.sampling.probs import only_best, probs_at
+
+    runner = deps.load_head(None if settings.head is None else Path(settings.head))
+    width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
+    value = deps.marginal_value
+    return HeadDraft(runner, probs_at, width, only_best=only_best, marginal_value=value)
+
+
+def _check_head(settings: Speculation, units: RoutedUnits, has_head: bool) -> None:
+    if not has_head and settings.head is None:
+        raise ValueError(
+            "drafter='head' needs head=PATH, a head trained for this model by "
+            "`fastslow train-draft`, or the folder of a published EAGLE-3 head"
+        )
+
+
+def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    from fastslow.draft.model.draft import ModelDraft
+    from fastslow.draft.model.kv import BorrowedKV
+    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.sampling.probs import only_best, probs_at
+
+    target, units = deps.target, RoutedUnits.of(deps.target.config)
+    model = target if settings.layers is None else target.layer_subset(settings.layers)
+    routed = None  # of a dense target
+    if units.most and units.name == "groups":
+        routed = settings.groups
+    elif units.most:
+        routed = units.drafted if settings.experts is None else settings.experts
+    kv = BorrowedKV(deps.cache)
+    return ModelDraft(model, kv, probs_at, routed, settings.width, only_best=only_best)
+
+
+def _check_self(settings: Speculation, units: RoutedUnits, has_head: bool) -> None:
+    if not units.most and settings.layers is None:
+        raise ValueError(
+            "drafter='self' needs a model with routed groups or experts, or layers=(...) to keep; "
+            "this one is dense"
+        )
+    units.checked("speculation ", settings.groups or None, settings.experts)
+
+
+def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    from fastslow.draft.model.draft import ModelDraft
+    from fastslow.draft.model.kv import OwnKV
+    from fastslow.draft.model.retokenized import model_draft_across
+    from fastslow.draft.model.vocab import PaddedTokens
+    from fastslow.engine.sampling.probs import only_best, probs_at
+
+    loaded, width = deps.load_model(str(settings.model)), settings.width
+    model, kv = loaded.model, OwnKV(loaded.cache)
+    size, columns = model.config.vocab_size, deps.target.config.vocab_size
+    if loaded.tokenizers is not None:
+        return model_draft_across(model, kv, probs_at, *loaded.tokenizers, columns, width)
+    padded = None if size == columns else PaddedTokens(size, columns)
+    return ModelDraft(model, kv, probs_at, width=width, vocab_map=padded, only_best=only_best)
+
+
+def _check_model(settings: Speculation, units: RoutedUnits, has_head: bool) -> None:
+    if not settings.model:
+        raise ValueError(
+            "drafter='model' needs model=PATH, a folder or GGUF file, or a built-in name"
+        )
+
+
+DRAFTERS: dict[str, DrafterKind] = {
+    "suffix": DrafterKind(
+        _suffix,
+        help="the longest match: in this text, in earlier answers, in a stored corpus",
+        likely_cause="the answers repeat little that was said before",
+    ),
+    "ngram": DrafterKind(
+        _ngram,
+        help="the same last tokens, earlier in this text",
+        likely_cause="the answers repeat little of their texts",
+    ),
+    "head": DrafterKind(
+        _head,
+        help="a small trained layer on the target's hidden states",
+        likely_cause="the head was trained for another model, or on other texts and modes",
+        check=_check_head,
+    ),
+    "self": DrafterKind(
+        _self,
+        help="the target with fewer groups, experts or layers",
+        likely_cause="the experts or layers it keeps say other things than the whole model",
+        check=_check_self,
+    ),
+    "model": DrafterKind(
+        _model,
+        help="a small model with any vocabulary",
+        likely_cause="the draft model says other things, as when it follows another chat template",
+        check=_check_model,
+        own_cache=True,
+    ),
+}
+"""Drafters by name. A name in this table can be asked for, alone or joined by + or |."""

@@ -1,0 +1,299 @@
+"""Where an answer under a grammar begins: at once, or after a thought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastslow.engine.text.thought import BODY, CHANNEL, END, MARKS, START, TagTokens
+from fastslow.engine.text.vocabulary import Tokenizer
+
+NEWLINES = 4  # that may stand between a thought and its answer; the answer's text is without them
+EMPTY, UNFIT = -1, -2  # in `Options.remainder_tokens`
+Ids = NDArray[np.int64]
+Kind = Literal["head", "thought", "gap", "turn", "header", "body"]
+
+
+class ScanState(NamedTuple):
+    """A place in the text before an answer.
+
+    Attributes:
+        kind: head: nothing was said; thought: between the tags; gap: after them. In channels a turn
+            has a header and a body.
+        tail: bytes said of a tag that may have begun, or of a header.
+        left: blanks that may still be left out before the answer.
+    """
+
+    kind: Kind
+    tail: bytes = b""
+    left: int = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether any text may follow."""
+        return self.kind not in ("head", "gap")
+
+
+class Options(NamedTuple):
+    """What may come at a place.
+
+    Attributes:
+        answer: the answer may begin here.
+        tokens: [n] ids that may come besides, where their remainder_tokens fit; in free text all others may come
+            too, and these only where their remainder_tokens fit.
+        remainder_tokens: [n] of each token, the one that spells only what belongs to the answer; EMPTY where
+            nothing does, UNFIT where no token spells it.
+    """
+
+    answer: bool
+    tokens: Ids
+    remainder_tokens: Ids
+
+
+class AnswerStart(Protocol):
+    """Finds where the answer begins, token by token."""
+
+    first: ScanState | None  # None: it begins at once
+
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
+        """The place after one more token; or where the answer begins in it, the token that spells only
+        what belongs to the answer; None: it does not fit."""
+
+    def options(self, place: ScanState) -> Options:
+        """What may come at a place."""
+
+
+class Spellings:
+    """The tokens of a model by their bytes, as far as thoughts and blanks need them. Made once.
+
+    Args:
+        tokenizer: of the model.
+        tags: its thinking tags in these tokens, if it thinks.
+        columns: of the model's logits; tokens beyond are never said.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tags: TagTokens | None, columns: int) -> None:
+        self.spell = tokenizer.token_bytes if tags is None else tags.spell
+        self.tags = tags
+        each = [self.spell(token) for token in range(min(tokenizer.vocab_size, columns))]
+        ids: dict[bytes, int] = {}
+        for token, data in enumerate(each):
+            if token not in tokenizer.special_ids:
+                ids.setdefault(data, token)
+        self.blanks = {
+            blank: [t for t, data in enumerate(each) if data.startswith(blank)]
+            for blank in (b" ", b"\n")
+        }
+        close, opening = (b"", b"") if tags is None else (tags.close, tags.open)
+        self.closing = [t for t, data in enumerate(each) if _goes_past(data, close)]
+        self.opening = [t for t, data in enumerate(each) if data and data in opening]
+        known = (each[t] for t in (*self.closing, *self.blanks[b" "], *self.blanks[b"\n"]))
+        ends = {data[i:] for data in known for i in range(1, len(data))}
+        self._ids = {data: ids[data] for data in ends if data in ids}
+
+    def remainder_token(self, rest: bytes) -> int:
+        """The token that spells this end of another token."""
+        return EMPTY if not rest else self._ids.get(rest, UNFIT)
+
+
+class AtOnce:
+    """No thought comes before the answer.
+
+    Args:
+        spellings: of the model.
+        spaces: that the first token may begin with, and the text of the answer does not show.
+    """
+
+    def __init__(self, spellings: Spellings, spaces: int = 0) -> None:
+        self._gap = Gap(spellings, b" ")
+        self.first = ScanState("gap", left=spaces) if spaces else None
+
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
+        return self._gap.step(place, token)
+
+    def options(self, place: ScanState) -> Options:
+        return self._gap.options(place.left)
+
+
+class Gap:
+    """Blanks before the answer that do not belong to it."""
+
+    def __init__(self, spellings: Spellings, blank: bytes) -> None:
+        self._spellings = spellings
+        self._blank = blank
+        self._known: dict[int, Options] = {}
+
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
+        """As of an `AnswerStart`, in a gap."""
+        data = self._spellings.spell(token)
+        blank = place.left and data.startswith(self._blank)
+        return self.past(data, place.left) if blank else token
+
+    def past(self, data: bytes, left: int) -> ScanState | int | None:
+        """The same for the end of a token, of which `left` blanks may be left out."""
+        rest = data.lstrip(self._blank)
+        left -= len(data) - len(rest)
+        if left < 0:
+            return None
+        if not rest:
+            return ScanState("gap", left=left)
+        token = self._spellings.remainder_token(rest)
+        return None if token == UNFIT else token
+
+    def options(self, left: int) -> Options:
+        """What may come where `left` blanks may be left out."""
+        if left not in self._known:
+            place = ScanState("gap", left=left)
+            tokens = self._spellings.blanks[self._blank] if left else []
+            self._known[left] = _options(True, {t: self.step(place, t) for t in tokens})
+        return self._known[left]
+
+
+class BehindTags:
+    """The answer comes after a thought between tags, or at once if the model opens none.
+
+    Args:
+        spellings: of the model, which thinks.
+        opened: the text begins inside the thought.
+        spaces: see `AtOnce`; of an answer without a thought.
+    """
+
+    def __init__(self, spellings: Spellings, opened: bool, spaces: int = 0) -> None:
+        assert spellings.tags is not None, "a model without tags does not think"
+        self._spellings = spellings
+        self._open, self._close = spellings.tags.open, spellings.tags.close
+        self._spaces = Gap(spellings, b" ")
+        self._newlines, self._blanks = Gap(spellings, b"\n"), NEWLINES
+        self._known: dict[ScanState, Options] = {}
+        self.first: ScanState | None = (
+            ScanState("thought") if opened else ScanState("head", left=spaces)
+        )
+
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
+        if place.kind == "gap":
+            return self._newlines.step(place, token)
+        data = self._spellings.spell(token)
+        said = place.tail + data
+        if place.kind == "thought":
+            return self._thought(said)
+        if data and said.startswith(self._open):
+            return self._thought(said[len(self._open) :])
+        if data and self._open.startswith(said):
+            return place._replace(tail=said)
+        if place.tail:
+            return None
+        found = self._spaces.step(place, token)
+        return found._replace(kind="head") if isinstance(found, ScanState) else found
+
+    def options(self, place: ScanState) -> Options:
+        if place.kind == "gap":
+            return self._newlines.options(place.left)
+        if place not in self._known:
+            found: dict[int, ScanState | int | None] = {}
+            if place.kind == "thought":
+                for token in self._spellings.closing:
+                    to = self.step(place, token)
+                    if not isinstance(to, ScanState):
+                        found[token] = to
+            else:
+                tokens = self._spellings.blanks[b" "] if place.left and not place.tail else []
+                opening = [t for t in self._spellings.opening if self._begins(place, t)]
+                found = {token: self.step(place, token) for token in (*tokens, *opening)}
+            answer = place.kind == "head" and not place.tail
+            self._known[place] = _options(answer, found)
+        return self._known[place]
+
+    def _begins(self, place: ScanState, token: int) -> bool:
+        return self._open.startswith(place.tail + self._spellings.spell(token))
+
+    def _thought(self, said: bytes) -> ScanState | int | None:
+        """The place after these bytes, which were said in a thought."""
+        end = said.find(self._close)
+        if end < 0:
+            return ScanState("thought", _begun(said, self._close))
+        return self._newlines.past(said[end + len(self._close) :], self._blanks)
+
+
+class BehindAnalysis(BehindTags):
+    """The answer is all messages after the analysis, with their headers: a call is a message too.
+
+    Args:
+        spellings: of a model with channels.
+        opened: the text begins inside the analysis.
+    """
+
+    def __init__(self, spellings: Spellings, opened: bool) -> None:
+        super().__init__(spellings, opened)
+        self._close, self._blanks = END.encode(), 0
+
+
+class BehindChannels:
+    """The answer is the body of a turn in channel "final", or without a channel.
+
+    Args:
+        spellings: of a model with channels.
+        prompt: text that the prompt ends in, with special tokens.
+    """
+
+    def __init__(self, spellings: Spellings, prompt: str) -> None:
+        self._spellings = spellings
+        self._marks = {mark.encode(): mark for mark in MARKS}
+        self.first: ScanState | None = self._at_end(prompt)
+
+    def step(self, place: ScanState, token: int) -> ScanState | int | None:
+        if place.kind == "gap":
+            return token
+        data = self._spellings.spell(token)
+        mark = self._marks.get(data)
+        if mark == BODY and place.kind == "header":
+            return self._body(place.tail.decode("utf-8", "replace"))
+        if mark == START or (mark == CHANNEL and place.kind != "header"):
+            return ScanState("header", data)
+        if place.kind == "header":
+            return place._replace(tail=place.tail + data)
+        return ScanState("turn") if mark == END else place
+
+    def options(self, place: ScanState) -> Options:
+        return _options(place.kind == "gap", {})
+
+    def _body(self, header: str) -> ScanState:
+        channel = header.rpartition(CHANNEL)[2].split() if CHANNEL in header else []
+        return ScanState("gap") if channel[:1] in ([], ["final"]) else ScanState("body")
+
+    def _at_end(self, prompt: str) -> ScanState | None:
+        """The place that a prompt ends in."""
+        last = max(MARKS, key=prompt.rfind)
+        place = prompt.rfind(last)
+        if place < 0:
+            return None
+        if last == END:
+            return ScanState("turn")
+        if last != BODY:
+            return ScanState("header", prompt[max(prompt.rfind(START), 0) :].encode())
+        found = self._body(prompt[max(prompt.rfind(START), 0) : place])
+        return None if found.kind == "gap" else found
+
+
+def _options(answer: bool, found: Mapping[int, ScanState | int | None]) -> Options:
+    """`found`: where each of the tokens leads, as `AnswerStart.step` says it."""
+    remainder_tokens = [
+        EMPTY if isinstance(to, ScanState) else UNFIT if to is None else to for to in found.values()
+    ]
+    return Options(answer, np.array(list(found), np.int64), np.array(remainder_tokens, np.int64))
+
+
+def _goes_past(data: bytes, close: bytes) -> bool:
+    """Whether a token may hold the end of the closing tag, and more after it."""
+    if not close:
+        return False
+    ends = (data.startswith(close[-k:]) and len(data) > k for k in range(1, len(close)))
+    return close in data or any(ends)
+
+
+def _begun(said: bytes, tag: bytes) -> bytes:
+    """The longest end of a text that begins the tag."""
+    sizes = range(min(len(tag) - 1, len(said)), 0, -1)
+    return next((tag[:k] for k in sizes if said.endswith(tag[:k])), b"")

@@ -1,0 +1,206 @@
+"""The MoGE model as it is trained: dense weights under masks, with deltas of low rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe, delta_names, norm_names
+from smollm2_moge.teacher import Teacher, attend
+
+
+class Divergence(torch.autograd.Function):
+    """Mean KL(teacher || student) in nats over the vocabulary, from final hidden states.
+
+    The logits of all rows are never in memory: slices of rows are scored and their gradient with
+    respect to the student's hidden states is taken at once, while the slice is in cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_TH: Tensor, teacher_TH: Tensor, head_VH: Tensor, rows: int = 240
+    ) -> Tensor:
+        total = torch.zeros(())
+        grads = []
+        scale = 1.0 / student_TH.shape[0]
+        for ours, theirs in zip(
+            torch.split(student_TH, rows), torch.split(teacher_TH, rows), strict=True
+        ):
+            log_p = torch.log_softmax((theirs @ head_VH.T).float(), -1)
+            log_q = torch.log_softmax((ours @ head_VH.T).float(), -1)
+            p = log_p.exp()
+            total += (p * (log_p - log_q)).sum()
+            grads.append(log_q.exp_().sub_(p).mul_(scale).to(head_VH.dtype) @ head_VH)
+        ctx.save_for_backward(torch.cat(grads))
+        return total * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None, None
+
+
+SHARPNESS = 2.0  # of the soft choice that only the backward pass sees
+
+
+class MaskedGate(torch.nn.Module):
+    """Grouped router of one layer, as a mask over the pool neurons.
+
+    The forward pass is the MoGE rule (Tang et al., arXiv 2505.21411): softmax over all experts in
+    float32, the best expert of each group, its weight p * router_scale without renormalisation;
+    of the groups only the `groups` with the largest weights run, ties to the lower group. The
+    backward pass sees soft choices (straight-through, Bengio et al., arXiv 1308.3432).
+
+    Args:
+        router: [groups * experts, hidden] float32, before division by TEMPERATURE.
+        scale: [groups * experts] float32.
+        member: [groups, experts, pool] 1.0 where the neuron belongs to the expert.
+    """
+
+    member: Tensor
+
+    def __init__(self, router: Tensor, scale: Tensor, member: Tensor) -> None:
+        super().__init__()
+        self.router = torch.nn.Parameter(router.float().clone())
+        self.log_scale = torch.nn.Parameter(scale.float().log())
+        self.register_buffer("member", member.to(torch.bfloat16))
+
+    def forward(self, x_BTH: Tensor, groups_BT: Tensor) -> Tensor:
+        """Mask [B, T, groups * pool], in the dtype of `x_BTH`."""
+        count, experts, _ = self.member.shape
+        # the written router is bfloat16: round in training too, and pass the gradient through
+        router = self.router + (self.router.bfloat16().float() - self.router).detach()
+        score = F.linear(x_BTH.float(), router)
+        p = torch.softmax(score / TEMPERATURE, -1)
+        p_BTGE = torch.unflatten(p, -1, (count, experts))
+        score_BTGE = torch.unflatten(score, -1, (count, experts))
+        chosen = p_BTGE.argmax(-1, keepdim=True)
+        soft = torch.softmax(score_BTGE * SHARPNESS, -1)
+        hard = torch.zeros_like(soft).scatter_(-1, chosen, 1.0)
+        pick = hard + soft - soft.detach()
+        scale = self.log_scale.exp().view(count, experts)
+        weight = (p_BTGE * scale).gather(-1, chosen).squeeze(-1)
+        run = run_mask(weight, groups_BT)
+        members = self.member.to(x_BTH.dtype)
+        neurons = torch.einsum("btge,gen->btgn", pick.to(x_BTH.dtype), members)
+        return (neurons * (weight * run).to(x_BTH.dtype).unsqueeze(-1)).flatten(-2)
+
+
+def run_mask(weight_BTG: Tensor, groups_BT: Tensor) -> Tensor:
+    """1.0 for the `groups` largest weights of each row, with a soft gradient at the boundary."""
+    count = weight_BTG.shape[-1]
+    order = torch.sort(weight_BTG, dim=-1, descending=True, stable=True)
+    rank = torch.argsort(order.indices, dim=-1)
+    hard = (rank < groups_BT.unsqueeze(-1)).to(weight_BTG.dtype)
+    log = order.values.log().detach()
+    below = log.gather(-1, groups_BT.clamp(1, count - 1).unsqueeze(-1))
+    above = log.gather(-1, (groups_BT.clamp(1, count - 1) - 1).unsqueeze(-1))
+    distance = (weight_BTG.log() - (above + below) / 2) * (TEMPERATURE / 2)
+    soft = torch.sigmoid(distance)
+    inside = ((groups_BT > 0) & (groups_BT < count)).unsqueeze(-1)
+    return hard + torch.where(inside, soft - soft.detach(), 0.0)
+
+
+class Student(torch.nn.Module):
+    """The MoGE model in training: the dense FFN with a mask, frozen weights with low-rank deltas.
+
+    Every expert is a subset of its group's neurons, so the MoGE output equals the dense FFN whose
+    neuron n of group g is multiplied by weight_g * member[chosen expert of g, n], and whose shared
+    neurons are multiplied by 1. That costs what the dense model costs. Low-rank deltas are those of LoRA
+    (Hu et al., arXiv 2106.09685).
+
+    Args:
+        dense: the frozen model; its weights are used and not copied except for the FFN,
+            whose neurons are put in the layout's order.
+        layout: neurons of the shared expert and of every expert, per layer.
+        rank: rank of the deltas of q, k, v, o, gate, up, down.
+    """
+
+    def __init__(self, dense: Teacher, layout: ExpertLayout, rank: int = 16) -> None:
+        super().__init__()
+        self.dense, self.config, self.layout, self.rank = dense, dense.config, layout, rank
+        self.frozen: list[dict[str, Tensor]] = []
+        self.params = torch.nn.ParameterDict()
+        for layer in range(self.config.layers):
+            order = layout.order(layer)
+            weights = {name: dense.weight(layer, name) for name in "qkvo"}
+            weights["gate"] = dense.weight(layer, "gate")[order].contiguous()
+            weights["up"] = dense.weight(layer, "up")[order].contiguous()
+            weights["down"] = dense.weight(layer, "down")[:, order].contiguous()
+            self.frozen.append(weights)
+            for name, weight in weights.items():
+                rows, columns = weight.shape
+                down = torch.randn(rank, columns) / columns**0.5
+                self.params[f"{layer}_{name}_a"] = torch.nn.Parameter(down)
+                self.params[f"{layer}_{name}_b"] = torch.nn.Parameter(torch.zeros(rows, rank))
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                weight = dense.tensors[f"model.layers.{layer}.{name}.weight"].float().clone()
+                self.params[f"{layer}_{name}"] = torch.nn.Parameter(weight)
+        self.params["norm"] = torch.nn.Parameter(dense.tensors["model.norm.weight"].float().clone())
+        self.gates = torch.nn.ModuleList(
+            MaskedGate(layout.router[layer], layout.scale[layer], layout.member(layer))
+            for layer in range(self.config.layers)
+        )
+
+    def linear(self, x: Tensor, layer: int, name: str) -> Tensor:
+        frozen = self.frozen[layer][name]
+        delta = self.params[f"{layer}_{name}_b"] @ self.params[f"{layer}_{name}_a"]
+        return F.linear(x, frozen + delta.to(frozen.dtype), self.dense.bias(layer, name))
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return F.rms_norm(
+            x, (x.shape[-1],), self.params[name].to(x.dtype), self.config.rms_norm_eps
+        )
+
+    def forward(self, tokens_BT: Tensor, groups_BT: Tensor) -> Tensor:
+        """Final normed hidden states [B, T, hidden].
+
+        Args:
+            tokens_BT: int64 token ids.
+            groups_BT: int64, routed groups to run for each row, 0 to the number of groups.
+        """
+        x = self.dense.embedding[tokens_BT]
+        dense = self.dense
+        for layer in range(self.config.layers):
+            y = self.norm(x, f"{layer}_input_layernorm")
+            parts = [self.linear(y, layer, name) for name in "qkv"]
+            mixed = attend(self.config, parts, dense.cos, dense.sin, layer, None)
+            x = x + self.linear(mixed, layer, "o")
+            y = self.norm(x, f"{layer}_post_attention_layernorm")
+            mask = self.gates[layer](y, groups_BT)
+            parts = [self.linear(y, layer, name) for name in ("gate", "up")]
+            shared = parts[0].shape[-1] - mask.shape[-1]  # neurons that no mask is for
+            h = F.silu(parts[0]) * parts[1] * F.pad(mask, (shared, 0), value=1.0)
+            x = x + self.linear(h, layer, "down")
+        return self.norm(x, "norm")
+
+
+def student_of(recipe: Recipe, dense: Teacher) -> Student:
+    """A student of `dense` with a recipe's parameters, to train on or to measure."""
+    recipe.check(dense.config)
+    rank = next(iter(recipe.deltas.values()))[0].shape[0] if recipe.deltas else 16
+    student = Student(dense, recipe.layout, rank)
+    with torch.no_grad():
+        for name, (a, b) in recipe.deltas.items():
+            student.params[f"{name}_a"].copy_(a)
+            student.params[f"{name}_b"].copy_(b)
+        for name, weight in recipe.norms.items():
+            student.params[name].copy_(weight)
+    return student
+
+
+def recipe_of(student: Student) -> Recipe:
+    """The recipe of a student as trained so far."""
+    state = {name: tensor.detach() for name, tensor in student.named_parameters()}
+    layers = student.config.layers
+    trained = replace(
+        student.layout,
+        router=torch.stack([state[f"gates.{i}.router"] for i in range(layers)]),
+        scale=torch.stack([state[f"gates.{i}.log_scale"].exp() for i in range(layers)]),
+    )
+    deltas = {n: (state[f"params.{n}_a"], state[f"params.{n}_b"]) for n in delta_names(layers)}
+    return Recipe(trained, deltas, {n: state[f"params.{n}"] for n in norm_names(layers)})

@@ -1,0 +1,106 @@
+"""`DRAFTERS` is the one place of a drafter: what is written about drafters comes from it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from loguru import logger
+from serve_tools import client_of, open_tiny, write_tiny
+
+from fastslow.draft.base import BaseDrafter
+from fastslow.draft.registry import DRAFTERS, DrafterKind
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.types import RequestView, Tree
+from fastslow.llm import LLM
+from fastslow.serve.api.fields import FastslowFields
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
+from fastslow.tools.cli.answering.answer_options import AnswerOptions
+
+ROOT = Path(__file__).parents[2]
+CAUSE = "nobody says everything twice"
+SIXTY = SamplingParams(max_tokens=60, ignore_eos=True)
+
+
+class Echo(BaseDrafter):
+    """Drafts the last token of the text, again and again."""
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [Tree.chain(request.tokens[-1:] * n) for request, n in zip(batch, nodes)]
+
+
+@pytest.fixture
+def llm(tmp_path: Path) -> Iterator[LLM]:
+    DRAFTERS["echo2"] = DrafterKind(
+        lambda settings, deps: Echo(), help="the last token", likely_cause=CAUSE
+    )
+    with open_tiny(write_tiny(tmp_path)) as llm:
+        yield llm
+    del DRAFTERS["echo2"]
+
+
+def test_an_entry_is_all_that_a_drafter_needs_in_python(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastslow.advice.POOR", 2.0)  # whatever is accepted is hardly any
+    lines: list[str] = []
+    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
+    plain = llm.generate("one two", SIXTY, speculation="off")
+    for wish in (Speculation(drafter="echo2", nodes=4), "suffix|echo2", "echo2+ngram"):
+        out = llm.generate("one two", SIXTY, speculation=wish)
+        assert out.token_ids == plain.token_ids
+    out = llm.generate("one two", SIXTY, speculation=Speculation(drafter="echo2", nodes=4))
+    assert out.metrics.drafter == "echo2" and out.metrics.drafted >= 100
+    logger.remove(sink)
+    (said,) = [line for line in lines if line.startswith("drafter echo2: ")]
+    assert f"Probably {CAUSE}. Try" in said
+    with pytest.raises(ValueError, match=r"unknown; did you mean 'echo2'\?$"):
+        llm.generate("one two", SIXTY, speculation="ecko2")
+
+
+def test_an_entry_is_all_that_a_drafter_needs_over_http(llm: LLM) -> None:
+    async def ask(speculation: object) -> tuple[int, dict[str, object]]:
+        engine = LocalEngine(llm, "tiny")
+        body = {"model": "tiny", "prompt": "one two", "max_tokens": 8, "speculation": speculation}
+        async with client_of(create_app(engine)) as client:
+            answer = await client.post("/v1/completions", json=body)
+        return answer.status_code, answer.json()
+
+    for wish in ("echo2", "echo2+suffix", {"drafter": "echo2", "nodes": 2}):
+        status, answer = asyncio.run(ask(wish))
+        assert status == 200, answer
+    status, answer = asyncio.run(ask("echo3"))
+    assert status == 400 and "did you mean 'echo2'" in str(answer)
+
+
+def rows(page: str) -> dict[str, str]:
+    """The table of drafters on a page: names, and where their drafts come from."""
+    found = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    return dict(found[[name for name, _ in found].index(next(iter(DRAFTERS))) :])
+
+
+def test_the_pages_list_the_registry() -> None:
+    assert {n: kind.help for n, kind in DRAFTERS.items()}.items() <= rows("README.md").items()
+    assert DRAFTERS.keys() <= rows("docs/guide/drafting.md").keys()
+
+
+def test_the_command_line_and_the_server_list_the_registry() -> None:
+    field = FastslowFields.model_json_schema()["properties"]["speculation"]["description"]
+    option = AnswerOptions.model_fields["speculation"].description
+    assert all(f"{name} ({kind.help})" in field for name, kind in DRAFTERS.items())
+    assert option is not None and ", ".join(DRAFTERS) in option
+
+
+def test_the_registry_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nimport fastslow.draft.registry\n"
+        "print(sorted({'torch', 'numpy', 'pydantic', 'tokenizers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,96 @@
+"""Options of commands are made from models: names, types, defaults, help, and what is given back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from pydantic import BaseModel, Field
+from typer.testing import CliRunner
+
+from fastslow.engine.params import Speculation
+from fastslow.tools.cli.app import COMMANDS, LateCommand, app
+from fastslow.tools.cli.options import OptionFields, expand_options
+
+DRAFTS = OptionFields("head", "width", panel="Drafts", defaults=False, model="draft_model")
+
+
+class Inner(BaseModel):
+    port: int = Field(default=8000, ge=0, description="where it listens")
+    share: bool = Field(default=True, description="share it")
+
+
+class Outer(BaseModel):
+    file: Path | None = Field(
+        default=None, description="a file", json_schema_extra={"panel": "Files"}
+    )
+    out: str | Path = Field(
+        default="x", description="default: x", json_schema_extra={"names": ["--out", "-o"]}
+    )
+    names: tuple[str, ...] = Field(default=(), description="auto, or names")
+    kind: Literal["one", "two"] = Field(default="one", description="which")
+    loud: bool = Field(default=False, description="be loud")
+    inner: Inner = Inner()
+    drafts: Annotated[Speculation, DRAFTS] = Speculation()
+
+
+def invoked(*arguments: str) -> tuple[Any, str, BaseException | None]:
+    """What a command of these options gets, what is printed, and what it raises."""
+    seen: list[Any] = []
+
+    def command(options: Outer) -> None:
+        """Does nothing."""
+        seen.append(options)
+
+    command.__annotations__["options"] = Outer  # a local function cannot look it up by name
+    one = typer.Typer()
+    one.command()(expand_options(command))
+    result = CliRunner().invoke(one, list(arguments), env={"COLUMNS": "200"})
+    return (seen[0] if seen else None), result.output, result.exception
+
+
+def test_nothing_given_is_nothing_set() -> None:
+    made, _, _ = invoked()
+    assert made == Outer() and made.model_fields_set <= {"inner", "drafts"}
+    assert not made.inner.model_fields_set and not made.drafts.model_fields_set
+
+
+def test_what_is_given_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    made, _, _ = invoked(
+        *("--file=~/a", "-o", "~/b", "--names", "a", "--names", "b", "--kind", "two", "--loud"),
+        *("--port", "0", "--no-share", "--width", "2", "--draft-model=~/m"),
+    )
+    assert (made.file, made.out, made.names) == (Path("/home/me/a"), "/home/me/b", ("a", "b"))
+    assert (made.kind, made.loud, made.inner) == ("two", True, Inner(port=0, share=False))
+    assert made.drafts == Speculation(model="/home/me/m", width=2)
+    assert made.drafts.model_fields_set == {"model", "width"}
+
+
+def test_what_does_not_fit_is_one_sentence() -> None:
+    _, _, error = invoked("--port", "-1")
+    assert str(error) == "port=-1 must be greater than or equal to 0"
+    _, _, error = invoked("--width", "9")
+    assert str(error) == "width=9 must be less than or equal to 8"
+
+
+def test_help_has_panels_and_defaults() -> None:
+    _, shown, _ = invoked("--help")
+    words = " ".join(shown.split())
+    for part in (
+        *("Where it listens; default 8000.", "[one|two] Which; default one.", "auto, or names."),
+        *("Default: x.", "Files", "Drafts", "--share", "--no-share", "Be loud."),
+    ):
+        assert part in words, part
+    assert "width of" not in words and "default 1" not in words, "a preset says what holds"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_an_example(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert f"fastslow {name}" in result.output
+    command = next(c for n, c in typer.main.get_command(app).commands.items() if n == name)  # type: ignore[attr-defined]
+    assert isinstance(command, LateCommand) and command.real().name == name

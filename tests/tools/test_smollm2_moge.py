@@ -1,0 +1,281 @@
+"""The example that made smollm2-moge: a student that equals its written model, its training, its regrouping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoints import write_dense
+from safetensors.torch import load_file
+from smollm2_moge.distill import Distiller, Schedule, saved_layout
+from smollm2_moge.regroup import regroup
+from smollm2_moge.student import Divergence, Student, recipe_of, run_mask
+from smollm2_moge.teacher import Teacher, attend, rotary
+from smollm2_moge.texts import TextWriter
+from tokenizers_tiny import write_bpe
+from train_smollm2_moge import train
+
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.models.moge import write_moge
+from fastslow.models.recipe import ExpertLayout, Recipe
+from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
+from fastslow.tools.convert.options import ConvertOptions
+from fastslow.tools.training_state import read_state
+
+QUICK = Schedule(row=24, rows=2, batch=4, written=200, rate=1e-2, warm_up=1)
+EXPERTS = 4
+
+
+def layout_of(dense: Teacher) -> ExpertLayout:
+    random = torch.Generator().manual_seed(1)
+    rows = torch.randint(0, dense.config.vocab_size, (4, 40), generator=random)
+    return calibrate(dense, rows.tolist(), NeuronSplit(4, EXPERTS, 56, 8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("dense")
+    return write_dense(made, vocab=write_bpe(made))
+
+
+@pytest.fixture(scope="module")
+def dense(folder: Path) -> Teacher:
+    return Teacher(folder, torch.float32)
+
+
+def trained(dense: Teacher, layout: ExpertLayout) -> Student:
+    """A student whose deltas, norms and scales all differ from the dense model's."""
+    student = Student(dense, layout, rank=3)
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=random))
+    return student
+
+
+def plain_ffn(x: torch.Tensor, tensors: dict[str, torch.Tensor], base: str) -> torch.Tensor:
+    names = ("gate_proj", "up_proj", "down_proj")
+    gate, up, down = (tensors[f"{base}.{name}.weight"] for name in names)
+    return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def plain_moge(
+    x_TH: torch.Tensor, tensors: dict[str, torch.Tensor], base: str, groups: int
+) -> torch.Tensor:
+    """The MoGE layer as its authors state it, one token and one expert at a time."""
+    rows = []
+    for x in x_TH:
+        p = torch.softmax(x @ tensors[f"{base}.gate.weight"].T, -1)
+        weight = p * tensors[f"{base}.router_scale"][0]
+        best = [g * EXPERTS + int(p[g * EXPERTS : (g + 1) * EXPERTS].argmax()) for g in range(4)]
+        running = sorted(best, key=lambda e: -float(weight[e]))[:groups]
+        y = plain_ffn(x, tensors, f"{base}.shared_expert")
+        for e in running:
+            y = y + weight[e] * plain_ffn(x, tensors, f"{base}.experts.{e}")
+        rows.append(y)
+    return torch.stack(rows)
+
+
+def plain_hidden(dense: Teacher, out: Path, tokens: torch.Tensor, groups: int) -> torch.Tensor:
+    tensors, config = load_file(out / "model.safetensors"), dense.config
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.rms_norm(x, (config.hidden_size,), tensors[f"{name}.weight"], config.rms_norm_eps)
+
+    cos, sin = rotary(64, config.head_dim, config.rope_theta)
+    x = tensors["model.embed_tokens.weight"][tokens]
+    for n in range(config.layers):
+        base = f"model.layers.{n}"
+        y = norm(x, f"{base}.input_layernorm")
+        weights = [tensors[f"{base}.self_attn.{name}_proj.weight"] for name in "qkvo"]
+        mixed = attend(config, [y @ w.T for w in weights[:3]], cos, sin, n, None)
+        x = x + mixed @ weights[3].T
+        y = norm(x, f"{base}.post_attention_layernorm")
+        x = x + plain_moge(y[0], tensors, f"{base}.mlp", groups)
+    return norm(x, "model.norm")
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1, 0])
+def test_masked_student_equals_the_written_experts(
+    folder: Path, dense: Teacher, tmp_path: Path, groups: int
+) -> None:
+    student = trained(dense, layout_of(dense))
+    out = write_moge(folder, recipe_of(student), tmp_path / "moge", dtype=torch.float32)
+    tokens = torch.arange(20).view(1, -1) * 3
+    with torch.no_grad():
+        ours = student(tokens, torch.full_like(tokens, groups)) @ dense.head.T
+        plain = plain_hidden(dense, out, tokens, groups) @ dense.head.T
+    assert float((ours - plain).abs().max()) < 1e-4
+
+
+def test_groups_may_differ_between_rows(dense: Teacher) -> None:
+    student = trained(dense, layout_of(dense))
+    tokens = torch.arange(24).view(2, -1)
+    both = torch.tensor([[4] * 12, [1] * 12])
+    with torch.no_grad():
+        mixed = student(tokens, both)
+        for row in range(2):
+            alone = student(tokens[row : row + 1], both[row : row + 1])
+            torch.testing.assert_close(mixed[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_lower_groups_win_ties() -> None:
+    weight = torch.tensor([[[0.5, 0.9, 0.9, 0.5]]])
+    kept = [run_mask(weight, torch.tensor([[g]])).flatten().tolist() for g in range(5)]
+    assert kept == [
+        [0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]
+    ]  # fmt: skip
+
+
+def test_the_hand_written_gradient_equals_autograd() -> None:
+    torch.manual_seed(0)
+    ours, theirs, head = torch.randn(9, 6).requires_grad_(), torch.randn(9, 6), torch.randn(30, 6)
+    loss = Divergence.apply(ours, theirs, head, 4)  # type: ignore[no-untyped-call]
+    (gradient,) = torch.autograd.grad(loss, ours)
+    log_q = torch.log_softmax(ours @ head.T, -1)
+    log_p = torch.log_softmax(theirs @ head.T, -1)
+    plain = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain, ours)[0])
+
+
+@pytest.mark.slow
+def test_distillation_brings_the_student_closer_and_resumes(dense: Teacher, tmp_path: Path) -> None:
+    layout = layout_of(dense)
+    writer = TextWriter(dense, load_tokenizer(dense.folder))
+    student, saved = Student(dense, layout, rank=4), tmp_path / "run.safetensors"
+    plan = replace(QUICK, minutes=1.0, visits=40)
+    trainer = Distiller(student, plan, None, writer, saved)
+    trainer.pool.add(*writer.rows(4, plan.row))
+    losses = [trainer.step() for _ in range(24)]
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+    trainer.save(saved)
+    again = Distiller(Student(dense, saved_layout(saved), rank=4), plan, None, writer, saved)
+    assert (again.steps, again.tokens) == (24, 24 * 48)
+    for old, new in zip(student.parameters(), again.student.parameters(), strict=True):
+        assert torch.equal(old, new)
+    assert again.step() < sum(losses[:6]) / 6
+
+
+@pytest.mark.slow
+def test_a_run_distils_until_its_minutes_are_over(
+    folder: Path, dense: Teacher, tmp_path: Path
+) -> None:
+    options, run = ConvertOptions(groups=4, experts=4), tmp_path / "run"
+    plan = replace(QUICK, minutes=0.02)
+    train(folder, tmp_path / "moge", options, plan, checkpoint=run, calibration_rows=4)
+    seconds, steps, _ = read_state(run)["done"]
+    assert seconds >= 1.2 and steps > 0
+    recipe, plan = tmp_path / "recipe", replace(QUICK, minutes=0.03)
+    train(folder, tmp_path / "more", options, plan, checkpoint=run, recipe_file=recipe)
+    assert read_state(run)["done"][1] > steps
+    Recipe.load(recipe).check(dense.config)
+
+
+def test_written_hidden_states_are_the_teachers(dense: Teacher) -> None:
+    tokens, hidden = TextWriter(dense, load_tokenizer(dense.folder), seed=3).rows(3, 30)
+    torch.testing.assert_close(hidden, dense.hidden(tokens), rtol=1e-3, atol=1e-3)
+
+
+def test_recipe_survives_saving(dense: Teacher, tmp_path: Path) -> None:
+    recipe = recipe_of(trained(dense, layout_of(dense)))
+    recipe.save(tmp_path / "recipe.safetensors")
+    loaded = Recipe.load(tmp_path / "recipe.safetensors")
+    loaded.check(dense.config)
+    assert torch.equal(loaded.layout.experts, recipe.layout.experts)
+    assert loaded.deltas.keys() == recipe.deltas.keys()
+    torch.testing.assert_close(loaded.norms, recipe.norms, rtol=0.01, atol=0.01)
+
+
+def test_broken_recipes_are_refused(folder: Path, dense: Teacher, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.safetensors"
+    with pytest.raises(ValueError, match="must exist"):
+        Recipe.load(path)
+    recipe = recipe_of(trained(dense, layout_of(dense)))
+    recipe.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="complete safetensors"):
+        Recipe.load(path)
+    deltas = dict(recipe.deltas)
+    del deltas["1_up"]
+    with pytest.raises(ValueError, match="1_up"):
+        write_moge(folder, replace(recipe, deltas=deltas), tmp_path / "moge")
+    norms = dict(recipe.norms)
+    del norms["norm"]
+    with pytest.raises(ValueError, match="norms"):
+        write_moge(folder, replace(recipe, norms=norms), tmp_path / "moge")
+    fewer = ExpertLayout(*(tensor[:1] for tensor in vars(recipe.layout).values()))
+    with pytest.raises(ValueError, match="2 layers"):
+        write_moge(folder, Recipe.untrained(fewer), tmp_path / "moge")
+    assert not (tmp_path / "moge").exists()
+
+
+# Regrouping
+
+LAYERS, GROUPS, PER_GROUP, POOL, WIDTH, SHARED, HIDDEN, RANK = 2, 2, 4, 6, 4, 8, 16, 3
+INNER = SHARED + GROUPS * POOL
+
+
+def grouped_recipe() -> Recipe:
+    source = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(INNER, generator=source) for _ in range(LAYERS)])
+    picks = torch.rand(LAYERS, GROUPS, PER_GROUP, POOL, generator=source).topk(WIDTH, -1).indices
+    layout = ExpertLayout(
+        shared=order[:, :SHARED].sort(dim=1).values,
+        pools=order[:, SHARED:].view(LAYERS, GROUPS, POOL),
+        experts=picks.sort(-1).values,
+        router=torch.randn(LAYERS, GROUPS * PER_GROUP, HIDDEN, generator=source),
+        scale=torch.ones(LAYERS, GROUPS * PER_GROUP),
+    )
+    deltas = {}
+    for layer in range(LAYERS):
+        for name, rows, columns in (
+            ("q", HIDDEN, HIDDEN),
+            ("gate", INNER, HIDDEN),
+            ("up", INNER, HIDDEN),
+            ("down", HIDDEN, INNER),
+        ):
+            a = torch.randn(RANK, columns, generator=source)
+            deltas[f"{layer}_{name}"] = (a, torch.randn(rows, RANK, generator=source))
+    return Recipe(layout, deltas, {})
+
+
+def by_neuron(recipe: Recipe, layer: int, name: str) -> torch.Tensor:
+    """A delta of the FFN as a matrix whose neurons are in the dense model's order."""
+    a, b = recipe.deltas[f"{layer}_{name}"]
+    full = b @ a
+    back = recipe.layout.order(layer).argsort()
+    return full[:, back] if name == "down" else full[back]
+
+
+@pytest.mark.parametrize(("moved", "width"), [(0, 4), (1, 4), (2, 3), (4, 1)])
+def test_neurons_move_and_their_deltas_with_them(moved: int, width: int) -> None:
+    before = grouped_recipe()
+    after = regroup(before, moved, width)
+    after.layout.check(INNER)
+    assert after.layout.shared.shape == (LAYERS, SHARED + GROUPS * moved)
+    assert after.layout.experts.shape == (LAYERS, GROUPS, PER_GROUP, width)
+    assert after.layout.pools.equal(before.layout.pools[..., moved:])
+    for layer in range(LAYERS):
+        for name in ("gate", "up", "down"):
+            torch.testing.assert_close(
+                by_neuron(after, layer, name), by_neuron(before, layer, name), rtol=0, atol=0
+            )
+        assert after.deltas[f"{layer}_q"] is before.deltas[f"{layer}_q"]
+
+
+@pytest.mark.parametrize(("moved", "width"), [(-1, 2), (3, 4), (6, 0), (0, 0)])
+def test_what_does_not_fit_is_refused(moved: int, width: int) -> None:
+    with pytest.raises(ValueError, match=f"moved={moved} and width={width} must fit a pool of 6"):
+        regroup(grouped_recipe(), moved, width)
+
+
+def test_the_shipped_recipe_is_regrouped() -> None:
+    path = Path(__file__).parents[2] / "fastslow/models/data/smollm2_moge.safetensors"
+    assert path.stat().st_size < 16 * 2**20
+    layout = Recipe.load(path).layout
+    assert layout.shared.shape == (30, 1088)
+    assert layout.experts.shape == (30, 8, 8, 48)

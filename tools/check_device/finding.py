@@ -1,0 +1,53 @@
+"""What is checked on a device, and what a part of the check found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastslow.engine.backends.cpu import library
+
+SLACK = {torch.bfloat16: 0.25, torch.float16: 0.03, torch.float32: 1e-3}
+"""By how much logits of one dtype may differ between two right ways to compute them. bfloat16 has a step
+of 0.125 between 16 and 32, where logits lie, and float16 one of 0.016."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPlan:
+    """What is checked."""
+
+    device: str  # as `LLM(device=...)` takes it
+    dtype: str  # of the model
+    quick: bool  # few texts, for tests
+    folder: Path  # for what the checks write; it goes with them
+    say: Callable[[float, str], None]  # the share of this part that is done, and what runs now
+
+    def slack(self, dtype: torch.dtype) -> float:
+        """How close two best logits are a near tie. The CPU's kernels promise the same bits."""
+        same = self.device == "cpu" and library.available()
+        return 0.0 if same else SLACK[dtype]
+
+
+@dataclass(slots=True)
+class Finding:
+    """What one part found."""
+
+    name: str
+    passed: bool = True
+    lines: list[str] = field(default_factory=list)  # for people
+    figures: dict[str, Any] = field(default_factory=dict)  # for programs
+    advice: str = ""  # what to do next where it failed
+    seconds: float = 0.0
+
+    def text(self) -> str:
+        word = "passed" if self.passed else "FAILED"
+        shown = [f"{self.name}: {word} ({self.seconds:.1f} s)", *(f"  {x}" for x in self.lines)]
+        return "\n".join(shown if self.passed else [*shown, f"  next: {self.advice}"])
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"advice": "" if self.passed else self.advice}

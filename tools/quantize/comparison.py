@@ -1,0 +1,138 @@
+"""What quantising changed, on texts that calibration did not see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from fastslow.engine.kv.budget import format_bytes
+from fastslow.engine.model.base import Model
+from fastslow.engine.params import SamplingParams
+from fastslow.llm import LLM
+from fastslow.tools.forward import forward_texts
+from fastslow.tools.quantize.quantize import QuantizedCheckpoint
+from fastslow.tools.tasks import Task
+
+FILE = "quantization_report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models on the same texts.
+
+    tokens: whose probability was looked at. perplexity: of the source, and of the quantised model.
+    kl: mean of KL(source || quantised), nats a token. agreement: share of places where both think the
+    same token likeliest.
+    """
+
+    tokens: int
+    source_perplexity: float
+    perplexity: float
+    kl: float
+    agreement: float
+
+
+@torch.inference_mode()
+def compare(source: Model, quantised: Model, texts: Sequence[Sequence[int]]) -> Comparison:
+    """Run the texts through both. ValueError without a text of at least 2 tokens."""
+    nats = torch.zeros(3, dtype=torch.float64)  # source, quantised, KL
+    tokens = same = places = 0
+    for text in texts:
+        if len(text) < 2:
+            continue
+        logits = (forward_texts(model, [text]).logits for model in (source, quantised))
+        a_TV, b_TV = (each_TV.double().log_softmax(-1) for each_TV in logits)
+        following = torch.tensor(text[1:])[:, None]
+        for i, logprobs_TV in enumerate((a_TV, b_TV)):
+            nats[i] -= logprobs_TV[:-1].gather(1, following).sum()
+        nats[2] += (a_TV.exp() * (a_TV - b_TV)).sum()
+        same += int((a_TV.argmax(-1) == b_TV.argmax(-1)).sum())
+        tokens += len(text) - 1
+        places += len(text)
+    if not tokens:
+        raise ValueError("evaluation needs a text of at least 2 tokens")
+    first, second = (nats[:2] / tokens).tolist()
+    kl = float(nats[2]) / places
+    return Comparison(tokens, math.exp(first), math.exp(second), kl, same / places)
+
+
+def accuracies(llms: Sequence[LLM], tasks: Sequence[Task], tokens: int) -> list[float]:
+    """The share of tasks that greedy answers of at most `tokens` tokens solve, of each model."""
+    prompts = [task.prompt for task in tasks]
+    sampling = SamplingParams(max_tokens=tokens, temperature=0.0)
+    outputs = [llm.generate(prompts, sampling) for llm in llms]
+    return [fmean(task.right(o.text) for task, o in zip(tasks, outs)) for outs in outputs]
+
+
+def record(
+    made: QuantizedCheckpoint,
+    least: int,
+    compared: Comparison | None,
+    memory: list[int],
+    accuracy: list[float],
+) -> dict[str, Any]:
+    """For programs: bytes, shares, nats; empty parts were not measured."""
+    return {
+        "source_bytes": made.source_bytes,
+        "bytes": made.nbytes,
+        "memory": memory,
+        "calibration": {
+            "texts": len(made.calibration.texts),
+            "tokens": made.calibration.tokens,
+            "starved": made.calibration.starved(least),
+        },
+        "compared": None if compared is None else asdict(compared),
+        "accuracy": accuracy,
+        "layers": [
+            {
+                "drift": layer.drift,
+                "errors": {n: e for n, e in layer.errors.items() if ".experts." not in n},
+                "expert_errors": expert_errors(layer.errors),
+                "expert_rows": layer.rows,
+                "smoothing": {n: s for n, s in layer.strengths.items() if ".experts." not in n},
+                "router": None
+                if (found := layer.alignment) is None
+                else {"before": found.before, "after": found.after, "ridge": found.ridge},
+            }
+            for layer in made.layers
+        ],
+    }
+
+
+def expert_errors(errors: dict[str, float]) -> dict[int, float]:
+    """By expert that saw rows: the relative error of its products, root mean square."""
+    squares: dict[int, list[float]] = {}
+    for name, error in errors.items():
+        parts = name.split(".")
+        if parts[1:2] == ["experts"]:
+            squares.setdefault(int(parts[2]), []).append(error**2)
+    return {expert: fmean(some) ** 0.5 for expert, some in sorted(squares.items())}
+
+
+def table_of(facts: dict[str, Any]) -> Table:
+    """What `record` gave, for people; the layers are in the file."""
+    table = Table("", "source", "W8A8", "ratio")
+    for name, sizes in (
+        ("weights on disk", (facts["source_bytes"], facts["bytes"])),
+        ("in memory", facts["memory"]),
+    ):
+        if sizes:
+            table.add_row(name, *map(format_bytes, sizes), f"{sizes[1] / sizes[0]:.4f}")
+    if (found := facts["compared"]) is not None:
+        both = found["source_perplexity"], found["perplexity"]
+        table.add_row("perplexity", *(f"{x:.4f}" for x in both), f"{both[1] / both[0]:.4f}")
+        table.add_row(f"KL, {found['tokens']} tokens", "", f"{found['kl']:.5f} nats")
+        table.add_row("same likeliest token", "", f"{found['agreement']:.2%}")
+    if facts["accuracy"]:
+        table.add_row("graded tasks solved", *(f"{x:.2%}" for x in facts["accuracy"]))
+    table.add_row("calibration", "", f"{facts['calibration']['tokens']} tokens")
+    table.add_row("experts with too few tokens", "", str(len(facts["calibration"]["starved"])))
+    drifts = [layer["drift"] for layer in facts["layers"]]
+    table.add_row("drift of a layer", "", f"{fmean(drifts):.4f} mean, {max(drifts):.4f} worst")
+    return table

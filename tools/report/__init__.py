@@ -1,1 +1,0 @@
-"""HTML reports: pages from templates, and the charts in them."""
