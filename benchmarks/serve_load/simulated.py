@@ -29,8 +29,7 @@ from serve_load.clients import Reply, ask, chat
 from serve_load.front import CpuSeconds, Front
 from serve_load.prefixes import BOTS, system_prompt
 
-from fastslow.engine.host.machine import cores
-from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
+from fastslow.tools.simulate.cluster import SimulatedCluster
 from fastslow.tools.simulate.costs import ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, compare, measured_times, simulated_times
 from fastslow.tools.simulate.measured import shared_slowdown
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             for count in counts[:: -1 if turn % 2 else 1]:
                 trace, way, share, missing = _recorded(args, count, args.seed + turn)
                 after = _costs(args.model, out)
-                slowed = shared_slowdown(slowdown, share, cores())
+                slowed = shared_slowdown(slowdown, share, 1)
                 costs = between(before, after, first_seconds=way, slowdown=slowed)
                 recordings[count].append((trace, costs))
                 before, lost = after, lost + missing
@@ -97,9 +96,8 @@ def compared(replicas: int, rounds: Sequence[Recording]) -> list[Any]:
     simulated: list[AnswerTimes] = []
     for turn, (trace, costs) in enumerate(rounds):
         own = [r.model_copy(update={"id": f"{turn}/{r.id}"}) for r in trace]
-        settings = ClusterSettings(replicas, machine_replicas=replicas)
         measured += measured_times(own)
-        simulated += simulated_times(SimulatedCluster(own, costs, settings).run())
+        simulated += simulated_times(SimulatedCluster(own, costs, replicas, replicas).run())
     return list(compare(measured, simulated))
 
 
