@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -124,6 +125,11 @@ class ReplicaCosts(Params):
                     total += _at(curve, below + more) - (_at(curve, below) if below else 0.0)
                     below += more
         return total
+
+    def most_rows(self, modes: Collection[str], seconds: float) -> int:
+        """How many rows of the dearest of these modes fit into a step of some seconds."""
+        dearest = next(name for name in self._curves if name in modes)
+        return max(0, bisect_right(self._curves[dearest][0], seconds) - 1)
 
     def slowed(self, others: int) -> float:
         """What a step takes beside others of the machine, times what it takes alone."""

@@ -8,10 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
+from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE
 from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.trace import Pieces, TracedRequest
 
+SLOW = max(
+    1, LEAST // (PATIENCE + 1)
+)  # rows of a prompt that the limit of a step does not hold back
 MEMORY = 0.1  # share of the newest in the running means that a report has
 
 
@@ -85,6 +89,7 @@ class SimulatedReplica:
         self._waiting: list[AnswerState] = []  # by rank
         self._reading: list[AnswerState] = []  # likewise
         self._writing: list[AnswerState] = []
+        self._last_target = math.inf, -math.inf  # the tightest, and when it was seen
         self._waited = 0.0  # by the newest that started
         self._tokens_per_step: dict[str, float] = {}
         self._prompt_rate = 0.0
@@ -175,12 +180,18 @@ class SimulatedReplica:
             if not self._admit(self._waiting[0], now):
                 break
         self._chunks = []
+        limit = self._limit(now)
         for answer in self._reading:
-            if (chunk := min(answer.left, room)) <= 0:
+            mode, chunk = answer.request.mode, min(answer.left, room)
+            if answer.request.latency_ms is None and limit is not None:
+                rows = sum(decode.values()) + sum(prompts.values())
+                fit = costs.most_rows({mode, *decode, *prompts}, limit) - math.ceil(rows)
+                chunk = min(chunk, fit if fit > 0 or self._chunks else SLOW)
+            if chunk <= 0:
                 break
             before = answer.request.prompt_tokens - answer.left
             seconds += costs.attention_seconds * chunk * (before + chunk / 2)
-            prompts[answer.request.mode] += chunk
+            prompts[mode] += chunk
             self._chunks.append((answer, chunk))
             room -= chunk
         self.runs, self.wakes = bool(self._writing or self._chunks), math.inf
@@ -188,6 +199,16 @@ class SimulatedReplica:
             self._cache.evict(-self._free(idle=False))
             seconds = (seconds + costs.step(decode, prompts)) * costs.slowed(self._others())
             self._began, self.wakes = now, now + seconds
+
+    def _limit(self, now: float) -> float | None:
+        """Seconds of a step with prompts of requests without a target, as the engine's latency budget has them;
+        None = any."""
+        answers = (*self._reading, *self._writing, *self._waiting)
+        targets = [one.request.latency_ms for one in answers if one.request.latency_ms is not None]
+        if targets:
+            self._last_target = min(targets) / 1000, now
+        target, seen = self._last_target
+        return SHARE * target if now - seen < LATER else None
 
     def _admit(self, answer: AnswerState, now: float) -> bool:
         """Start the first request of the queue. False: there is no place, or no room for its prompt."""
