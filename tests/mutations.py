@@ -981,6 +981,13 @@ MUTATIONS = (
         QUANTISED,
     ),
     swap(
+        "a simulated prompt read without regard to a target",
+        "tools/simulate/replica.py",
+        "if answer.request.latency_ms is None and limit is not None:",
+        "if False:",
+        SIMULATED,
+    ),
+    swap(
         "a simulated replica's cache never evicted",
         "tools/simulate/replica.py",
         "self._cache.evict(-self._free(idle=False))",

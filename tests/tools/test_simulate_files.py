@@ -148,6 +148,7 @@ def test_a_step_of_one_kind_is_its_curve_and_of_several_lies_between() -> None:
     assert both == pytest.approx(0.22 + 0.02) and 0.13 < both < 0.26
     assert costs.step({"fast": 2, "deep": 2}, {}) == both
     assert costs.step({"deep": 20}, {}) == pytest.approx(0.38 + 10 * 0.02)
+    assert costs.most_rows({"fast", "deep"}, 0.27) == 4 and costs.most_rows({"deep"}, 0.1) == 0
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,16 @@ def test_after_the_last_arrival_only_steps_count() -> None:
     assert result.replica_seconds == pytest.approx(2 * 10 + last)
 
 
+def test_a_target_keeps_steps_short() -> None:
+    quick = one(0.0, 20, 40, id="quick", latency_ms=60)
+    long = [one(0.1, 4000, 5, id="long"), one(0.2, 4000, 5, id="long too")]
+    beside = times(run([quick, *long], costs()))
+    without = times(run([quick.model_copy(update={"latency_ms": None}), *long], costs()))
+    each = [(found["quick"][1] - found["quick"][0]) / 39 for found in (beside, without)]
+    assert each[0] <= 0.060 and each[1] > 1.5 * each[0]
+    assert beside["long"][0] > without["long"][0]
+
+
 def mixed(seed: int) -> list[TracedRequest]:
     random, now, trace = Random(seed), 0.0, []
     for n in range(100):
