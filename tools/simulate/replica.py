@@ -89,6 +89,7 @@ class SimulatedReplica:
         self._waiting: list[AnswerState] = []  # by rank
         self._reading: list[AnswerState] = []  # likewise
         self._writing: list[AnswerState] = []
+        self._targets: Counter[float] = Counter()  # milliseconds, of all that run or wait
         self._last_target = math.inf, -math.inf  # the tightest, and when it was seen
         self._waited = 0.0  # by the newest that started
         self._tokens_per_step: dict[str, float] = {}
@@ -102,6 +103,8 @@ class SimulatedReplica:
     def add(self, answer: AnswerState, now: float) -> None:
         """A request comes."""
         answer.queued = now
+        if answer.request.latency_ms is not None:
+            self._targets[answer.request.latency_ms] += 1
         insort(self._waiting, answer, key=lambda one: one.rank)
         if not self.runs:
             self._begin(now)
@@ -119,6 +122,8 @@ class SimulatedReplica:
             known = self._tokens_per_step.get(mode, answer.rate)
             self._tokens_per_step[mode] = known + MEMORY * (answer.rate - known)
             answer.made, answer.end = answer.request.answer_tokens, now
+            if answer.request.latency_ms is not None:
+                self._targets -= Counter((answer.request.latency_ms,))
             self._cache.publish(
                 mode, answer.request.text(answer.request.answer_tokens), answer.held
             )
@@ -203,10 +208,8 @@ class SimulatedReplica:
     def _limit(self, now: float) -> float | None:
         """Seconds of a step with prompts of requests without a target, as the engine's latency budget has them;
         None = any."""
-        answers = (*self._reading, *self._writing, *self._waiting)
-        targets = [one.request.latency_ms for one in answers if one.request.latency_ms is not None]
-        if targets:
-            self._last_target = min(targets) / 1000, now
+        if self._targets:
+            self._last_target = min(self._targets) / 1000, now
         target, seen = self._last_target
         return SHARE * target if now - seen < LATER else None
 
