@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 RECENT = 64  # requests that are over, by which the speed is judged
-SOONEST, LATEST = 0.1, 60.0  # seconds that a caller is told to wait
+SOONEST, LATEST = 0.1, 60.0  # seconds of `Busy.retry_after`
 UNKNOWN = 1.0  # the same where nothing is over yet
 
 
@@ -49,7 +49,7 @@ class Admission:
         """Let a request in; `leave` has to follow.
 
         Raises:
-            Busy: so many more do not fit now.
+            Busy: they do not fit now.
             ValueError: they never will.
         """
         with self._lock:
@@ -74,7 +74,7 @@ class Admission:
             self._ends.append((self._timer(), answers))
 
     def _seconds(self, answers: int) -> float:
-        """In how many so many answers will be over, if all goes on as it did lately."""
+        """In how many seconds this many answers will be over, at the speed of late."""
         if not self._ends:
             return UNKNOWN
         spent = self._timer() - self._ends[0][0]

@@ -30,7 +30,7 @@ _loading = threading.Lock()
 
 
 def _after_fork() -> None:
-    """In the child: another thread may have held the lock, and goes on in the parent only."""
+    """In the child: another thread may have held the lock, and runs in the parent only."""
     global _loading
     _loading = threading.Lock()
 

@@ -179,8 +179,8 @@ class AsyncLLM:
         await asyncio.to_thread(self.llm.forget_prompts)
 
     async def drain(self, seconds: float | None = None) -> None:
-        """Take no more requests, let those that wait and run go on for so many seconds (None = until they
-        are over), then cancel what is left, and wait until all is over.
+        """Take no more requests, let those that wait and run continue for this many seconds (None = until
+        they are over), then cancel what is left, and wait until all is over.
 
         Raises:
             ValueError: no number of seconds.

@@ -130,7 +130,7 @@ def kv_pages(
     spill: int | str | None = None,
 ) -> KVCache:
     """KV pages for a model, for texts that fit it and `context`; with a file for those that have no room,
-    if it may take so many bytes."""
+    if it may take that many bytes."""
     config, kind = model.config, model.storage
     page_bytes = kind.page_size * kind.token_bytes(
         layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=model.dtype

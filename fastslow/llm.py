@@ -82,7 +82,7 @@ class LLM:
             keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
         kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
             what is free; None = a share of 0.3.
-        kv_spill: cached prefixes that memory has no room for go to a file of at most so many bytes, such
+        kv_spill: cached prefixes that memory has no room for go to a file of at most this size, such
             as "2GiB", in the cache folder, and are read back when a prompt begins so. On the CPU.
         max_model_len: most tokens of prompt plus answer; None = what the model can.
         prompt_rows: most rows of prompts read in one step (chunked prefill).
@@ -275,9 +275,9 @@ class LLM:
         chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> PinnedPrefix:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
-        same mode and memory_key that begin with it read only the rest. Of messages that is pinned which
-        all chats share that go on from them. At most half of all pages may be pinned. every_key=True:
-        requests of every memory key find it, but nothing that others asked behind it.
+        same mode and memory_key that begin with it read only the rest. Of messages it pins what every chat
+        shares that continues them. At most half of all pages may be pinned. every_key=True: requests of
+        every memory key find it, but nothing that others asked after it.
 
         Raises:
             ValueError: as `generate`; also where the mode chooses, or it has no full page, or too many.

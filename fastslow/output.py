@@ -155,7 +155,7 @@ class Output:
 
 
 class Decided(NamedTuple):
-    """What was decided of an answer when it began. Whoever goes on with it does not decide again."""
+    """What was decided of an answer when it began. Another engine that continues it does not decide again."""
 
     mode: str  # the preset that was chosen; "" where the call named its mode
     why: str  # in one line for people

@@ -103,7 +103,7 @@ class Grammars:
         self, spec: GrammarSpec, prompt: EncodedPrompt, mode: Mode, ends: frozenset[int]
     ) -> Grammar:
         """For a new request. Where a chat in channels offers tools, a grammar in Lark holds all messages
-        behind the analysis, and not the answer alone: a call is a message of its own.
+        after the analysis, and not the answer alone: a call is another message.
 
         Args:
             spec: what it asks for.

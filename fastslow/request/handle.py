@@ -24,8 +24,8 @@ class RequestHandle:
     - `handle.result()` waits for the `Output`, and so does `await handle` in asyncio.
     - `for piece in handle` and `async for piece in handle` take the answer in pieces. The first one holds
       all that is there by then. Two loops over one handle share its pieces.
-    - Whoever leaves such a loop early, or is cancelled while awaiting, cancels the request. A handle that
-      is dropped does not: its request runs on.
+    - Leaving such a loop early, or being cancelled while awaiting, cancels the request. Dropping a handle
+      does not: its request runs on.
     """
 
     def __init__(self, group: RequestGroup) -> None:
@@ -44,13 +44,13 @@ class RequestHandle:
             timeout: most seconds to wait; None = as long as it takes.
 
         Raises:
-            TimeoutError: the wait is over. The request goes on.
+            TimeoutError: the wait is over. The request still runs.
             ValueError: the prompt, its chat template, the drafter or the timeout does not fit.
             GenerationError: the engine failed on the request; it holds the output.
             RuntimeError: the LLM was closed before the engine had the request.
         """
         if not self._group.wait(as_wait(timeout)):
-            raise TimeoutError(f"no answer within {timeout} s; the request goes on")
+            raise TimeoutError(f"no answer within {timeout} s; the request still runs")
         return self._group.outcome()
 
     def cancel(self) -> None:
@@ -73,7 +73,7 @@ class RequestHandle:
 
     @property
     def step_traces(self) -> Sequence[StepNotes]:
-        """The same for all n answers, for who keeps traces longer than handles."""
+        """The same for all n answers, to be kept longer than the handle."""
         return tuple(self._group.traces)
 
     def stop_thinking(self) -> bool:
@@ -142,16 +142,7 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         return RequestHandle(self._group).result()
 
     def trace(self, index: int = 0) -> dict[str, Any] | None:
-        """What each step has done so far, where the call said `trace=True`; else None, and before the
-        engine has the request.
-
-        Args:
-            index: which of n answers.
-
-        Returns:
-            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
-            says what a step has.
-        """
+        """As `RequestHandle.trace`."""
         return self._group.traced(index)
 
     def __iter__(self) -> PieceStream:
@@ -272,7 +263,7 @@ def as_completed(
         timeout: most seconds to wait, from the first `next`; None = as long as it takes.
 
     Raises:
-        TimeoutError: the wait is over. The requests go on.
+        TimeoutError: the wait is over. The requests still run.
         ValueError: one is no handle, or the timeout is no number of seconds.
         RuntimeError: a request runs in another process, from which this one was forked.
     """
@@ -290,4 +281,4 @@ def as_completed(
             yield over.get(timeout=None if end is None else max(0.0, end - monotonic()))
         except Empty:
             late = f"{left} of {len(each)} answers are not there within {timeout} s"
-            raise TimeoutError(f"{late}; the requests go on") from None
+            raise TimeoutError(f"{late}; the requests still run") from None

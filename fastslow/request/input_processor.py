@@ -51,7 +51,7 @@ class InputProcessor:
         switch: what the chat template offers to turn thinking off.
         tags: None = the model does not think.
         thoughts: the tags in the model's tokens.
-        analysis: the same where a thought may be followed by a call, in a channel of its own.
+        analysis: the same where a thought may be followed by a call, in another channel.
         tool_calls: how the model writes calls of tools.
 
     Raises:

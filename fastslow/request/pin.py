@@ -118,7 +118,7 @@ class PrefixPinner:
         return PinnedPrefix(found, self._kv.pages_for(found), release)
 
     def _whole_pages(self, size: int) -> int:
-        """How many of so many tokens can be pinned: those of full pages.
+        """How many of `size` tokens can be pinned: those of full pages.
 
         Raises:
             ValueError: none, or too many.

@@ -242,30 +242,11 @@ async def responses(body: ResponsesRequest, request: Request, who: Who) -> Respo
     return await answer(ResponsesAnswer, body, request, who)
 
 
-@router.get("/v1/responses/{id}")
-async def get_response(id: str, who: Who) -> None:
-    """There is none to be fetched."""
-    raise _not_kept(id)
-
-
-@router.get("/v1/responses/{id}/input_items")
-async def get_input_items(id: str, who: Who) -> None:
-    """There are none to be fetched."""
-    raise _not_kept(id)
-
-
-@router.post("/v1/responses/{id}/cancel")
-async def cancel_response(id: str, who: Who) -> None:
-    """None runs in the background; DELETE /v1/requests/{id} ends one that a client waits for."""
-    raise _not_kept(id)
-
-
-@router.delete("/v1/responses/{id}")
-async def delete_response(id: str, who: Who) -> None:
-    """There is none to be deleted."""
-    raise _not_kept(id)
-
-
-def _not_kept(id: str) -> ApiError:
+@router.get("/v1/responses/{id}", name="get_response")
+@router.get("/v1/responses/{id}/input_items", name="get_input_items")
+@router.post("/v1/responses/{id}/cancel", name="cancel_response")
+@router.delete("/v1/responses/{id}", name="delete_response")
+async def kept_response(id: str, who: Who) -> None:
+    """There is none. DELETE /v1/requests/{id} ends a request that runs."""
     said = f"response {shown(id)} is not here: this server keeps no answers"
-    return ApiError(404, said, param="id", code="not_found")
+    raise ApiError(404, said, param="id", code="not_found")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from breaking_engines import Break, ScriptedReplicas, Token
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from requests_made import made_request
 
@@ -86,7 +86,6 @@ breaks = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=3), st.lists(breaks))
 def test_it_breaks_anywhere_and_often(answer: list[list[Token]], breaks: list[Break]) -> None:
     engine = ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK)

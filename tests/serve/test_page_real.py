@@ -83,26 +83,6 @@ def test_an_answer_with_its_tokens_and_figures(page: Any) -> None:
     assert "tokens per step" in strip and "acceptance" in strip and "prompt cached" in strip
 
 
-def test_a_thought_is_apart(page: Any) -> None:
-    answer = ask(page, "deep", "think of a fox", max_tokens=60, thinking_budget=12, temperature=0)
-    assert answer["thought"] and answer["metrics"]["thinking_tokens"] <= 12
-    summary = page.find_element("css selector", ".turn:last-child .thought summary")
-    assert "closed at its budget" in summary.get_property("textContent")
-    assert "</think>" not in answer["text"] + answer["thought"]
-
-
-def test_it_is_stopped(page: Any) -> None:
-    page.execute_script("preferences.settings = {max_tokens: 15000, temperature: 1}")
-    page.find_element("css selector", '#modes input[value="fast"]').send_keys(" ")
-    page.find_element("id", "prompt").send_keys("go on", "\ue007")
-    until(lambda: page.execute_script("return running?.view.answer.text"), "it has begun")
-    page.switch_to.active_element.send_keys("\ue00c")
-    until(lambda: page.execute_script("return !running"), "it is over")
-    why = page.find_element("css selector", ".turn:last-child .why").text
-    assert "Stopped." in why
-    assert page.execute_script("return turns.at(-1).answers[0].metrics.tokens") < 15000
-
-
 def test_its_thought_is_stopped(page: Any) -> None:
     page.execute_script("preferences.settings = {max_tokens: 15000, temperature: 1}")
     page.find_element("css selector", '#modes input[value="deep"]').send_keys(" ")
@@ -129,11 +109,3 @@ def test_the_servers_figures_are_shown(page: Any) -> None:
     page.find_element("id", "tab-chat").click()
     assert "KV pages" in cards and "NaN" not in cards
     assert "suffix" in cards and "fast" in cards
-
-
-def test_what_does_not_fit_is_said(page: Any) -> None:
-    page.execute_script("preferences.settings = {temperature: 1000}")
-    page.find_element("id", "prompt").send_keys("too hot", "\ue007")
-    until(lambda: page.execute_script("return !running"), "it is refused")
-    said = page.find_element("css selector", ".turn:last-child .problem p").text
-    assert "temperature" in said and "100" in said

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +29,7 @@ from serve_engines import (
 
 from fastslow.output import Output
 from fastslow.serve.api.engine import Engine, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.engines.process_replicas import ProcessReplicas
 from fastslow.serve.engines.replica_settings import ReplicaSettings
@@ -206,12 +208,18 @@ def test_a_killed_replica_is_continued_and_replaced(opened: Opened) -> None:
     async def main() -> None:
         several = opened.several
         continued = ContinuedEngine(several)
+        names = list(several._replicas.running)
+
+        def on_both(ask: GenerateRequest, n: int) -> GenerateRequest:
+            return replace(ask, avoid=(names[n % 2],))
+
         asks = [asked(f"seeded {n}", LONG // 4, sampling={"seed": n}) for n in range(4)]
+        asks = [on_both(ask, n) for n, ask in enumerate(asks)]
+        longs = [on_both(asked(f"{n}", LONG), n) for n in range(4)]
         right = [_plain(await answer_of(opened.local, ask)) for ask in asks]
         before = opened.pids()
         counted = (await several.stats())["tokens"]
-        await until(lambda: _idle_as_reported(several))
-        plain = [asyncio.create_task(answer_of(several, asked(f"{n}", LONG))) for n in range(4)]
+        plain = [asyncio.create_task(answer_of(several, ask)) for ask in longs]
         others = [asyncio.create_task(answer_of(continued, ask)) for ask in asks]
         await until(lambda: len(several._running) == 8)
         await asyncio.sleep(0.1)
@@ -231,11 +239,6 @@ def test_a_killed_replica_is_continued_and_replaced(opened: Opened) -> None:
         assert all(len(output.token_ids) == 8 for output in again)
 
     opened.runner.run(main())
-
-
-def _idle_as_reported(several: RoutedEngine) -> bool:
-    reports = several._known.values()
-    return all(report is not None and not report.answers for report in reports)
 
 
 @pytest.mark.slow

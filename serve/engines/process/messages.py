@@ -11,7 +11,10 @@ from msgspec import Struct
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 
-KINDS: tuple[type[Exception], ...] = (Busy, NotReady, TimeoutError, ValueError, RuntimeError)
+KINDS: tuple[type[Exception], ...] = (
+    *(GenerationError, Busy, NotReady, TimeoutError, ValueError, RuntimeError),
+)
+MORE = ("outputs", "retry_after", "refused")  # what some kinds have besides their sentence
 LENGTH = struct.Struct(">I")
 LONGEST = 2**28  # bytes of a message
 T = TypeVar("T")
@@ -99,26 +102,22 @@ ToServer = Ready | NotLoaded | Answers | CallResult
 
 def failure_of(error: Exception) -> Failure:
     """As a message. A kind that is not known is a RuntimeError, whose sentence names it."""
-    if isinstance(error, GenerationError):
-        return Failure(GenerationError.__name__, str(error), error.outputs)
-    if isinstance(error, Busy):
-        return Failure(Busy.__name__, str(error), retry_after=error.retry_after)
-    if isinstance(error, NotReady):
-        return Failure(NotReady.__name__, str(error), refused=error.refused)
-    for kind in KINDS:
-        if isinstance(error, kind):
-            return Failure(kind.__name__, str(error))
-    return Failure(RuntimeError.__name__, f"{type(error).__name__}: {error}")
+    kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
+    if kind is None:
+        return Failure(RuntimeError.__name__, f"{type(error).__name__}: {error}")
+    more = {name: value for name in MORE if (value := getattr(error, name, None)) is not None}
+    return Failure(kind.__name__, str(error), **more)
 
 
 def error_of(failure: Failure) -> Exception:
     """The error again."""
-    if failure.kind == GenerationError.__name__:
-        return GenerationError(failure.sentence, failure.outputs)
-    if failure.kind == Busy.__name__:
-        return Busy(failure.sentence, failure.retry_after)
-    if failure.kind == NotReady.__name__:
-        return NotReady(failure.sentence, refused=failure.refused)
+    match failure.kind:
+        case "GenerationError":
+            return GenerationError(failure.sentence, failure.outputs)
+        case "Busy":
+            return Busy(failure.sentence, failure.retry_after)
+        case "NotReady":
+            return NotReady(failure.sentence, refused=failure.refused)
     kinds = {kind.__name__: kind for kind in KINDS}
     return kinds.get(failure.kind, RuntimeError)(failure.sentence)
 

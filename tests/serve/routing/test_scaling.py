@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from routing_tools import report
 
@@ -125,7 +125,6 @@ def test_settings_that_cannot_be(fields: dict[str, Any], said: str) -> None:
         ScalingSettings(**fields)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 20), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 50), st.integers(0, 12)))
 )

@@ -1,0 +1,211 @@
+"""A family that is made here and nowhere else: fields of a shape are all that it takes.
+
+GeGLU, norm weights less one in the file, scaled embeddings, norms after sublayers, as Gemma has them; on plain torch,
+the CPU kernels and an accelerator's decoder, against the model once more as plainly as can be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import texts
+import torch
+from checkpoints import write
+from engine_tools import PLENTY, Ask, Bench, RandomDraft, answer
+from family_tools import load
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV
+from fastslow.draft.ngram import NgramDraft
+from fastslow.engine.backends.accelerator.cuda import CudaOps
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.checkpoint.checkpoint import floats
+from fastslow.engine.families.reading import decoder
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.config_json import ConfigJson, number
+from fastslow.engine.model.family import Family, register
+from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling.probs import probs_at
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["SandwichForCausalLM"],
+    "vocab_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+}
+CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
+PARTIAL = {"partial": 8, "values": 12}
+VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "caps": CAPS, "partial": PARTIAL}
+
+
+def read(raw: ConfigJson) -> DecoderShape:
+    """What differs from Llama."""
+    shape = decoder(raw)
+    partial, values = raw.get("partial"), raw.get("values")
+    return replace(
+        shape,
+        norm_offset=1.0,
+        post_norms=True,
+        query_norm=True,
+        embedding_scale=math.sqrt(shape.hidden_size),
+        score_cap=number(raw, "attn_logit_softcapping") if CAPS.keys() <= raw.keys() else 0.0,
+        logit_cap=number(raw, "final_logit_softcapping") if CAPS.keys() <= raw.keys() else 0.0,
+        rotary_dim=partial or 0,
+        rotary_layout="interleaved-first" if partial else "halves-first",
+        value_dim=values or 0,
+        qkv_bias=bool(partial),
+    )
+
+
+register(Family(("SandwichForCausalLM",), read))
+
+
+def table(config: dict[str, Any]) -> dict[str, Tensor]:
+    """Random weights; every part matters."""
+    random = torch.Generator().manual_seed(0)
+    found = {}
+    for name, shape in tensor_shapes(ModelConfig.from_json(config)).items():
+        numbers = torch.randn(shape, generator=random)
+        gain = 0.2 if "norm" in name or len(shape) < 2 else 1.5 * shape[-1] ** -0.5
+        found[name] = gain * numbers
+    return found
+
+
+class Reference:
+    """A whole text at once in float64, from the raw tensors and the fields of config.json."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.tensors = {name: tensor.double() for name, tensor in table(config).items()}
+
+    def logprobs(self, tokens: list[int]) -> Tensor:
+        """[T, V]."""
+        c, embedding = self.config, self.tensors["model.embed_tokens.weight"]
+        x = embedding[tokens] * math.sqrt(c["hidden_size"])
+        for n in range(c["num_hidden_layers"]):
+            name = f"model.layers.{n}"
+            moved = self._attention(f"{name}.self_attn", self._norm(f"{name}.input_layernorm", x))
+            x = x + self._norm(f"{name}.post_attention_layernorm", moved)
+            fresh = self._norm(f"{name}.pre_feedforward_layernorm", x)
+            gate, up = (self._linear(f"{name}.mlp.{side}_proj", fresh) for side in ("gate", "up"))
+            moved = self._linear(f"{name}.mlp.down_proj", F.gelu(gate, approximate="tanh") * up)
+            x = x + self._norm(f"{name}.post_feedforward_layernorm", moved)
+        logits = self._norm("model.norm", x) @ embedding.T
+        return self._capped(logits, "final_logit_softcapping").log_softmax(-1)
+
+    def _capped(self, x: Tensor, field: str) -> Tensor:
+        cap = self.config.get(field)
+        return x if cap is None else cap * torch.tanh(x / cap)
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        size: Tensor = (x.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
+        return x / size * (1 + self.tensors[f"{name}.weight"])
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return x @ self.tensors[f"{name}.weight"].T + self.tensors.get(f"{name}.bias", 0)
+
+    def _attention(self, name: str, x: Tensor) -> Tensor:
+        c, count = self.config, len(x)
+        q, k, v = (self._linear(f"{name}.{side}_proj", x) for side in "qkv")
+        q = self._turned(self._norm(f"{name}.q_norm", q.view(count, -1, c["head_dim"])))
+        k = self._turned(k.view(count, -1, c["head_dim"]))
+        group = c["num_attention_heads"] // c["num_key_value_heads"]
+        k = k.repeat_interleave(group, 1)
+        v = v.view(count, c["num_key_value_heads"], -1).repeat_interleave(group, 1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(c["head_dim"])
+        scores = self._capped(scores, "attn_logit_softcapping")
+        later = torch.ones(count, count).triu(1).bool()
+        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+        seen = torch.einsum("hqk,khd->qhd", weights, v).reshape(count, -1)
+        return self._linear(f"{name}.o_proj", seen)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """The first `partial` dims in pairs side by side; or all of them, in pairs half a head apart."""
+        partial = self.config.get("partial")
+        width, out = partial or x.shape[-1], x.clone()
+        for i in range(width // 2):
+            a, b = (2 * i, 2 * i + 1) if partial else (i, width // 2 + i)
+            angle = torch.arange(len(x))[:, None].double() * 10000.0 ** (-2 * i / width)
+            cos, sin = angle.cos(), angle.sin()
+            out[..., a] = x[..., a] * cos - x[..., b] * sin
+            out[..., b] = x[..., b] * cos + x[..., a] * sin
+        return out
+
+
+def on_accelerator(folder: Path, dtype: str) -> Model:
+    config = ModelConfig.from_folder(folder)
+    cpu = torch.device("cpu")
+    with floats(folder, config) as weights:
+        kind = getattr(torch, dtype)
+        return PagedDecoder(Stacked(config, CudaOps(cpu), kind, cpu, weights))
+
+
+Load = Callable[[Path, str], Model]
+BACKENDS: dict[str, Load] = {
+    "torch": lambda folder, dtype: load(folder, False, dtype),
+    "kernels": lambda folder, dtype: load(folder, True, dtype),
+    "accelerator": on_accelerator,
+}
+TOKENS = texts.tokens_of(150, vocab=48)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logprobs_are_the_references(backend: str, variant: str, tmp_path: Path) -> None:
+    config = {**CONFIG, **VARIANTS[variant]}
+    folder = write(tmp_path, config, table(config))
+    if (backend, variant) == ("accelerator", "caps"):
+        with pytest.raises(ValueError, match="soft caps of attention scores do not run"):
+            BACKENDS[backend](folder, "float32")
+        return
+    wanted = Reference(config).logprobs(TOKENS)
+    found = texts.logits(BACKENDS[backend](folder, "float32"), TOKENS, [140, *[1] * 10])
+    torch.testing.assert_close(found.double().log_softmax(-1), wanted, rtol=0, atol=1e-4)
+    rounded = texts.logits(BACKENDS[backend](folder, "bfloat16"), TOKENS).double()
+    assert (rounded.log_softmax(-1) - wanted).abs().mean() < 0.1 * wanted.std()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_drafts_change_no_token(backend: str, tmp_path: Path) -> None:
+    model = BACKENDS[backend](write(tmp_path, CONFIG, table(CONFIG)), "float32")
+    bench = Bench(
+        model,
+        {
+            "ngram": lambda kv: NgramDraft(2, 1),
+            "random": lambda kv: RandomDraft(),
+            "skip": lambda kv: ModelDraft(model.layer_subset([0, 1]), BorrowedKV(kv), probs_at),
+        },
+    )
+    prompts = [tuple(np.random.default_rng(n).integers(3, 48, n).tolist()) for n in (5, 21, 9)]
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    asks = [
+        Ask(prompt, params, kind, seed=n)
+        for n, prompt in enumerate(prompts)
+        for kind in ("ngram", "random", "skip")
+    ]
+    requests = bench.run(asks, PLENTY)
+    assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in asks]
+    assert sum(r.spec_stats.accepted for r in requests) > 0

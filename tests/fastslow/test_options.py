@@ -1,0 +1,68 @@
+"""`GenerateOptions`: one model, from which keywords, help and messages to other processes come."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fastslow import LLM, AsyncLLM, Decided, ResumeState
+from fastslow.request.keywords import GenerateCall, ListOptions
+from fastslow.request.options import GenerateOptions
+from fastslow.serve.api.generate_request import GenerateRequest
+
+FIELDS = GenerateOptions.model_fields
+ONE = (LLM.stream, LLM.stream_chat, LLM.submit, LLM.tokenize)
+ASYNC = (AsyncLLM.generate, AsyncLLM.chat, AsyncLLM.stream, AsyncLLM.stream_chat, AsyncLLM.submit)
+
+
+@pytest.fixture(scope="module")
+def abacus() -> Iterator[LLM]:
+    with LLM("abacus", kv_memory="4MiB", progress=False) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize(
+    "call", [*ONE, *ASYNC, LLM.generate, LLM.chat], ids=lambda c: c.__qualname__
+)
+def test_every_call_shows_every_option(call: Any) -> None:
+    _, prompt, *options = inspect.signature(call).parameters.values()
+    expected = GenerateCall.model_fields if call in (LLM.generate, LLM.chat) else FIELDS
+    assert {one.name for one in options} == set(expected)
+    assert options[0].name == "sampling" and prompt.kind is options[0].kind
+    assert all(f"{name}: {field.description}" in call.__doc__ for name, field in expected.items())
+
+
+def test_type_checkers_know_the_options_of_lists() -> None:
+    alone = {
+        "sampling",
+        "sampling_defaults",
+        "trace",
+        "answered",
+    }  # a parameter, and what one prompt has
+    assert set(ListOptions.__annotations__) == set(GenerateCall.model_fields) - alone
+
+
+def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
+    answered = ResumeState([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
+    options = GenerateOptions(
+        sampling={"max_tokens": 5}, mode={"base": "fast"}, timeout=3.5, answered=answered
+    )
+    asked = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",))
+    fields = asked.to_fields()
+    assert set(fields["options"]) == {"sampling", "mode", "timeout", "answered"}
+    back = GenerateRequest.from_fields(json.loads(json.dumps(fields)))
+    assert back.options == options and (back.id, list(back.avoid)) == ("id", ["a"])
+
+
+def test_keywords_that_do_not_fit(abacus: LLM) -> None:
+    with pytest.raises(TypeError, match="submit is missing prompt"):
+        abacus.submit()  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="submit got prompt twice"):
+        abacus.submit("a", prompt="b")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="submit takes prompt and sampling; all else by name"):
+        abacus.submit("a", None, "deep")  # type: ignore[call-overload]
+    assert abacus.tokenize(prompt="1 + 1") == abacus.tokenize("1 + 1")  # type: ignore[call-overload]
