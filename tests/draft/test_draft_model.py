@@ -219,13 +219,6 @@ def test_long_prompts_are_read_in_pieces() -> None:
     kv.check_integrity()
 
 
-def test_a_batch_of_short_texts_takes_one_forward_a_token() -> None:
-    model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
-    drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
-    assert model.forwards == [20, 3, 2]
-
-
 @pytest.mark.parametrize("columns", [5, 12])
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, width: int) -> None:
@@ -250,11 +243,15 @@ def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, widt
     drafter.release([0, 1, 2])
 
 
-def test_a_full_context_is_not_drafted_for() -> None:
+def test_a_full_context_is_not_drafted_for_and_a_batch_takes_one_forward_a_token() -> None:
     model: Any = Digest(context=8)
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=2)
     trees = drafter.propose([request(TEXT, 0), request(TEXT, 1)], [3, 4])
     assert len(trees[0].tokens) == 3 and not trees[1].tokens
+    model = Digest()
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
+    drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
+    assert model.forwards == [20, 3, 2]
 
 
 def test_the_kv_must_be_where_the_model_is() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Ask, Bench, Setting, answer, finish, write_kin
+from engine_tools import Ask, Bench, Setting, finish, write_kin
 from head_tools import PROMPTS, RUNNERS, View, exact_layer, tiny_runner, tiny_weights
 
 from fastslow.draft.base import BaseDrafter
@@ -90,7 +90,9 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
     some = [Ask(p, params, names[n % 4]) for n, p in enumerate((*PROMPTS, PROMPTS[3]))]
     core = own.core(setting)
     requests = [own.request(n, ask) for n, ask in enumerate(some)]
-    finish(core, requests)
+    finish(core, requests[:4])
+    finish(core, requests[4:])
+    assert setting.pages < 99 or requests[5].spec_stats.cached == 36  # of the same prompt
     assert not none.shown and not (one._states or two._states)
     for watch, most, layers, numbers in ((one, SHOWN, (0, 1), (0, 4)), (two, 5, (1,), (1, 5))):
         assert set(watch.shown) <= set(numbers) == set(watch.verified)
@@ -106,17 +108,6 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
             for place, row in (rows | watch.verified[number]).items():
                 assert torch.equal(row, whole[place])
             assert set(watch.verified[number]) == set(range(last, len(whole) - 1))
-
-
-def test_rows_of_the_prefix_cache_are_not_shown(model: Model, folder: Path) -> None:
-    watch = Watch(tiny_runner(folder, RUNNERS[-1], prompt=SHOWN), probs_at)
-    own = Bench(model, {"one": lambda kv: watch})
-    core, ask = own.core(), Ask(PROMPTS[3], drafter="one")
-    first, second = own.request(1, ask), own.request(2, ask)
-    for request in (first, second):
-        finish(core, [request])
-    assert second.spec_stats.cached == 36 and set(watch.shown[2]) == set(range(36, 39))
-    assert answer(first) == answer(second) == answer(own.alone(ask))
 
 
 class Told:
@@ -301,17 +292,8 @@ def test_drafting_computes_what_training_computed(folder: Path, model: Model) ->
 
     before = batch.before
     prefix = Prefix(before.features.float(), embedded(before.after), before.places, before.visible)
-    steps = [
-        rows[0]
-        for rows in unroll(
-            head._layer,
-            batch.features.float(),
-            embedded(batch.after),
-            batch.visible,
-            3,
-            prefix,
-        )
-    ]
+    features, after = batch.features.float(), embedded(batch.after)
+    steps = [x[0] for x in unroll(head._layer, features, after, batch.visible, 3, prefix)]
     runner = TorchRunner(head)
     told = Told(runner, PROMPTS[3])
     told.table = seen.features.float()
@@ -363,10 +345,8 @@ def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
     for row, found in ((0.5, range(3, 5)), (2.0, range(0))):
         value = MarginalValue(1.0, row * TUNING.max_row_price)
         drafters: list[Any] = [BaseDrafter(), Looks((2,), 2)]
-        best = AdaptiveDrafter(
-            drafters,
-            AdaptiveSelection(2, lambda batch, value=value: value),  # type: ignore[misc]
-        )
+        selection = AdaptiveSelection(2, lambda batch, v=value: v)  # type: ignore[misc]
+        best = AdaptiveDrafter(drafters, selection)
         best.features = ()
         assert [*best.wants(batch, [range(5)])[0]] == [*found]
         assert best.features == ((2,) if found else ())

@@ -114,19 +114,13 @@ def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
     assert sure > 0.9 and unsure < 0.1
 
 
-def test_what_tokens_and_rows_are_worth() -> None:
+def test_what_tokens_and_rows_are_worth_where_modes_are_mixed() -> None:
     costs = StepCosts(lambda groups: StepCostCurve([1, 2, 4, 8], [1.0, 1.2, 2.0, 3.0]))
     assert costs.value(None, 1) == pytest.approx((1.0, 1 / 3))
     assert costs.value(None, 2) == pytest.approx((0.6, 0.3))
-
-
-def test_a_step_of_several_modes_goes_by_the_one_with_most_groups() -> None:
-    def measure(groups: int | None) -> StepCostCurve:
-        return StepCostCurve([1], [8.0 if groups is None else float(groups)])
-
-    controller = SpeculationController(measure)
+    controller = SpeculationController(lambda groups: StepCostCurve([1], [float(groups or 8)]))
     few, more, all_of_them = (view(groups) for groups in (2, 3, None))
-    assert controller.value([few, more]).token == 3.0
+    assert controller.value([few, more]).token == 3.0, "the one with most groups decides"
     assert controller.value([few, all_of_them, more]).token == 8.0
 
 
@@ -162,11 +156,8 @@ def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
 
 def test_a_step_that_was_held_up_hardly_counts() -> None:
     curve = StepCostCurve([1, 4], [1.0, 1.2])
-    for _ in range(16):
-        curve.note(1, 1.0)
-    curve.note(1, 1000.0)
-    for _ in range(15):
-        curve.note(1, 1.0)
+    for step in range(32):
+        curve.note(1, 1000.0 if step == 16 else 1.0)
     assert curve.seconds(1) == pytest.approx(1.0, rel=0.05)
 
 
