@@ -172,18 +172,11 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None], room: int = 0) 
         memory[place : place + 64] = sealed._digest(memory, place)
 
 
-def test_numbers_lie_where_numbers_may(path: Path) -> None:
-    """The kernels read them where they lie."""
-    reseal(path, lambda header: None, room=16)
-    Corpus(path, VOCAB)
-    reseal(path, lambda header: None, room=17)
-    with pytest.raises(ValueError, match="begins between two numbers"):
-        Corpus(path, VOCAB)
-
-
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
+        ({}, None),
+        pytest.param({}, "begins between two numbers", id="a byte further on"),
         ({"shape": [-1, 10]}, "a size that is no whole number"),
         ({"shape": [2.0, 5]}, "a size that is no whole number"),
         ({"shape": [2**70, 0], "data_offsets": [0, 0]}, "cannot be understood"),
@@ -198,12 +191,17 @@ def test_numbers_lie_where_numbers_may(path: Path) -> None:
         ([[[[]]]] * 3, "cannot be understood"),
     ],
 )
-def test_a_sealed_header_is_not_believed_either(path: Path, entry: Any, said: str) -> None:
+def test_a_sealed_header_is_not_believed_either(path: Path, entry: Any, said: str | None) -> None:
+    """The kernels read numbers where they lie."""
+
     def change(header: dict[str, Any]) -> None:
         tokens = header["tokens"]
         header["tokens"] = {**tokens, **entry} if isinstance(entry, dict) else entry
 
-    reseal(path, change, room=8)
+    reseal(path, change, room=17 if entry == {} and said else 8)
+    if said is None:
+        Corpus(path, VOCAB)
+        return
     with pytest.raises(ValueError, match=said) as caught:
         Corpus(path, VOCAB)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 300

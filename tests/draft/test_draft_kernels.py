@@ -167,28 +167,27 @@ def test_a_score_is_the_likelihood_of_its_path_and_the_likeliest_comes_first(tar
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_nothing_depends_on_the_batch_or_on_threads(target: Path, threads: int) -> None:
-    before = torch.get_num_threads()
     kernels, _ = made(target)
     singles = [begin(kernels, seed, (ROWS,)) for seed in range(5)]
     alone = [(grow(kernels, text)[0], logits(kernels, text)) for text in singles]
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        texts = [kernels.open(7) for _ in range(5)]
-        features, after = zip(*(rows(seed) for seed in range(5)))
-        for text, words in zip(texts, after):
-            kernels.add_tokens(text, words)
-            kernels.skip(text, 2 * ROWS)
-        every = [token for tokens in after for token in tokens]
-        new = NewRows(texts, [ROWS] * 5, every, torch.cat(features))
-        trees = kernels.grow(new, TreeLimits([9] * 5, 3, 4, [0.0] * 5))
-        for text, tree, (own, probs) in zip(texts, trees, alone):
-            assert tree == own and np.array_equal(logits(kernels, text), probs)
-        kernels.advance(texts, [1, 2, 3, 4, 5])
-        for token, (text, single) in enumerate(zip(texts, singles), start=1):
-            kernels.advance([single], [token])
-            assert np.array_equal(logits(kernels, single), logits(kernels, text))
-    finally:
-        torch.set_num_threads(before)
+    texts = [kernels.open(7) for _ in range(5)]
+    features, after = zip(*(rows(seed) for seed in range(5)))
+    for text, words in zip(texts, after):
+        kernels.add_tokens(text, words)
+        kernels.skip(text, 2 * ROWS)
+    every = [token for tokens in after for token in tokens]
+    new = NewRows(texts, [ROWS] * 5, every, torch.cat(features))
+    trees = kernels.grow(new, TreeLimits([9] * 5, 3, 4, [0.0] * 5))
+    together = [(tree, logits(kernels, text)) for tree, text in zip(trees, texts)]
+    kernels.advance(texts, [1, 2, 3, 4, 5])
+    torch.set_num_threads(before)
+    for (tree, found), (own, wanted) in zip(together, alone):
+        assert tree == own and np.array_equal(found, wanted)
+    for token, (text, single) in enumerate(zip(texts, singles), start=1):
+        kernels.advance([single], [token])
+        assert np.array_equal(logits(kernels, single), logits(kernels, text))
 
 
 def test_rows_beyond_the_window_are_given_back_and_not_seen(target: Path) -> None:

@@ -62,39 +62,35 @@ def both(runner: HeadRunner) -> Both:
     return Both(parts, AskAll(len(parts)))
 
 
+def head(runner: HeadRunner, **settings: Any) -> Make:
+    return lambda kv: HeadDraft(runner, probs_at, **settings)
+
+
 @pytest.fixture(scope="module")
 def bench(folder: Path) -> Bench:
-    def tree(runner: HeadRunner) -> Make:
-        return lambda kv: HeadDraft(runner, probs_at, width=3, depth=3)
-
+    tree, best = {"width": 3, "depth": 3}, {"only_best": only_best}
     drafters: dict[str, Make] = {}
     for name in RUNNERS:
         own = tiny_runner(folder, name, prompt=16)
-        drafters |= {
-            f"{name} chain": lambda kv, r=own: HeadDraft(r, probs_at),
-            f"{name} best chain": lambda kv, r=own: HeadDraft(r, probs_at, only_best=only_best),
-            f"{name} tree": tree(own),
-        }
-    drafters |= {
-        JOINED[0]: lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(own, probs_at)),
-        JOINED[1]: lambda kv: AdaptiveDrafter(
-            [NgramDraft(2, 1), HeadDraft(own, probs_at)], AdaptiveSelection(2)
-        ),
-        JOINED[2]: lambda kv: both(own),
-    }
+        drafters[f"{name} chain"] = head(own)
+        drafters[f"{name} best chain"] = head(own, **best)
+        drafters[f"{name} tree"] = head(own, **tree)
+    drafters[JOINED[0]] = lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(own, probs_at))
+    drafters[JOINED[1]] = lambda kv: AdaptiveDrafter(
+        [NgramDraft(2, 1), HeadDraft(own, probs_at)], AdaptiveSelection(2)
+    )
+    drafters[JOINED[2]] = lambda kv: both(own)
     original = write_eagle(folder.parent / "original", folder)
     fields = {"norm_before_residual": True, "embedding": True}
     speculators = write_eagle(folder.parent / "speculators", folder, "speculators", **fields)
     narrow = write_eagle(folder.parent / "narrow", folder, draft=3, seed=1)
-    published, other = load_head(original, folder), load_head(speculators, folder)
-    few = tiny_runner(folder, "torch", (1,), prompt=5)
     drafters |= {
-        "eagle chain": lambda kv: HeadDraft(published, probs_at),
-        "speculators best chain": lambda kv: HeadDraft(other, probs_at, only_best=only_best),
-        "narrow tree": tree(load_head(narrow, folder)),
-        "eagle torch tree": tree(TorchRunner(exact_head(original, folder))),
-        "blind tree": tree(tiny_runner(folder)),
-        "other layers": lambda kv: HeadDraft(few, probs_at),
+        "eagle chain": head(load_head(original, folder)),
+        "speculators best chain": head(load_head(speculators, folder), **best),
+        "narrow tree": head(load_head(narrow, folder), **tree),
+        "eagle torch tree": head(TorchRunner(exact_head(original, folder)), **tree),
+        "blind tree": head(tiny_runner(folder), **tree),
+        "other layers": head(tiny_runner(folder, "torch", (1,), prompt=5)),
     }
     return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
 

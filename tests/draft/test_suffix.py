@@ -14,7 +14,7 @@ from loguru import logger
 
 from fastslow.draft.suffix import corpus as corpus_module
 from fastslow.draft.suffix.corpus import BisectSearch, Corpus, KernelSearch, save
-from fastslow.draft.suffix.documents import Documents, depths, sort_places
+from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 from fastslow.draft.suffix.sources import (
     END,
@@ -72,16 +72,6 @@ def stored(folder: Path, documents: list[list[int]]) -> Corpus:
 
 def listed(found: SuffixMatch) -> list[list[int]]:
     return [list(run) for run in found.runs]
-
-
-def test_places_are_sorted_by_what_stands_before_them() -> None:
-    tokens = [*story(1, 150), END, *story(1, 150), END, *story(2, 40), END]
-    order = sort_places(np.array(tokens, np.int32), LETTERS, depths(LETTERS))
-    keys = [[LETTERS if t == END else t for t in tokens[p : p + MAX_MATCH]] for p in order]
-    assert sorted(order.tolist()) == list(range(len(tokens)))
-    # Behind an END texts may lie in any order: no search looks there.
-    keys = [key[: key.index(LETTERS) + 1] if LETTERS in key else key for key in keys]
-    assert keys == sorted(keys)
 
 
 @pytest.fixture(params=[pytest.param("kernels", marks=compiled), "python"])

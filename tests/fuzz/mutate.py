@@ -53,11 +53,9 @@ def mutate(folder: Path, random: Random) -> list[str]:
         suffix = random.choice(by_kind)  # one of many JSON files is as likely as the tensor file
         path = random.choice([path for path in files if path.suffix == suffix])
         able = [change for ends, change in CHANGES if path.name.endswith(ends)]
-        change = (
-            random.choice(able)
-            if able and random.random() < 0.75
-            else random.choice((blind, blind, moved))
-        )
+        if not able or random.random() < 0.25:
+            able = [blind, blind, moved]
+        change = random.choice(able)
         try:
             told = change(path, random)
         except Exception as error:  # noqa: BLE001 - a file may have become anything

@@ -170,22 +170,16 @@ def _watched(plan: Plan, outcome: Outcome) -> None:
     """Run the cases in a process; one that dies names its case, and the rest run in a new one."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables |= (sanitized() or {}) if plan.sanitize else {}
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        f"--folder={plan.folder}",
-        f"--seed={plan.seed}",
-    ]
     left, log = plan.cases, plan.folder / f"log-{plan.cases.start}"
     while left:
-        share = [f"--first={left.start}", f"--cases={left.stop}", f"--step={left.step}"]
+        share = [str(plan.folder), plan.seed, left.start, left.stop, left.step]
+        command = [sys.executable, __file__, "--child", json.dumps(share)]
         last: int | None = None
         ended = False
         with (
             log.open("w") as errors,
             subprocess.Popen(
-                [*command, *share], stdout=subprocess.PIPE, stderr=errors, env=variables, cwd=ROOT
+                command, stdout=subprocess.PIPE, stderr=errors, env=variables, cwd=ROOT
             ) as process,
         ):
             for said in map(json.loads, process.stdout or ()):
@@ -206,26 +200,25 @@ def _watched(plan: Plan, outcome: Outcome) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        folder, seed, *cases = json.loads(sys.argv[2])
+        child(Plan(Path(folder), range(*cases), seed))
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=5000, help="up to this number")
     parser.add_argument("--first", type=int, default=0, help="from this number on")
-    parser.add_argument("--step", type=int, default=1, help="every so many")
     parser.add_argument("--only", type=int, help="this one alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where findings are kept; default: a new one")
     parser.add_argument("--plain", action="store_true", help="without the sanitizer")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    cases = range(given.first, given.cases)
     if given.only is not None:
-        given.first, given.cases = given.only, given.only + 1
+        cases = range(given.only, given.only + 1)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fz"))
-    plan = Plan(folder, range(given.first, given.cases, given.step), given.seed, not given.plain)
-    if given.child:
-        child(plan)
-        return
-    outcome = fuzz(plan)
-    counts = f"{outcome.ran} cases, {outcome.refused} refused in part or whole, {outcome.answered} answered"
-    print(f"{counts}, {len(outcome.findings)} findings; folder {folder}")
+    outcome = fuzz(Plan(folder, cases, given.seed, not given.plain))
+    counts = f"{outcome.ran} cases, {outcome.refused} refused in part or whole, {outcome.answered}"
+    print(f"{counts} answered, {len(outcome.findings)} findings; folder {folder}")
     sys.exit(bool(outcome.findings))
 
 

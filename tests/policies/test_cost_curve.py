@@ -41,8 +41,8 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
 def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path) -> None:
     step_seconds(model, None, "tiny")
     (path,) = kept.iterdir()
-    pairs = ("[2], [1]", "[1, 1], [1, 1]", "[1], [-1]", "[1, 2], [1]", "[1], [Infinity]")
-    pairs += ("[Infinity], [1]", "[1, 2], [1, NaN]")
+    pairs = ["[2], [1]", "[1, 1], [1, 1]", "[1], [-1]", "[1, 2], [1]", "[1], [Infinity]"]
+    pairs += ["[Infinity], [1]", "[1, 2], [1, NaN]"]
     texts = ['{"rows": ' + pair.replace("], [", '], "seconds": [') + "}" for pair in pairs]
     for text in ("", "[]", "{}", "[" * 100_000, *texts):
         path.write_text(text, "utf-8")
