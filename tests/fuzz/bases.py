@@ -73,15 +73,8 @@ TUNED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What lies in a case's folder, and how it is used.
-
-    Attributes:
-        make: writes `model/` or another target, and what lies beside it.
-        target: what `LLM` is given.
-        options: keyword arguments of `LLM`; "@name" is a path in the folder.
-        drafters: fields of the `Speculation` to try beside the usual ones; "@name" as above.
-        odd: writes a new one for each case, which may stay undamaged; `make` is then a usual one.
-    """
+    """How a case's folder is written and used; "@name" is a path in it. `drafters`: fields of the
+    `Speculation` to try beside the usual ones. `odd`: writes a new model for each case."""
 
     make: Callable[[Path], Any]
     target: str = "model"

@@ -46,12 +46,7 @@ SANITIZER = (  # Python leaks on purpose; gcc 12 misaligns 64-byte locals on its
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cases run, and where.
-
-    Attributes:
-        folder: of the bases, the cases and what is found.
-        sanitize: whether the kernels and all memory run under the address sanitizer.
-    """
+    """Which cases run, where, and whether under the address sanitizer."""
 
     folder: Path
     cases: range
