@@ -180,7 +180,6 @@ class ProcessReplicas:
                 logger.error("replica {} is given up: {}", one.name, why)
                 self._failed_at = time.monotonic()
                 self._replicas.remove(one)
-        self._reports.keep([one.name for one in self._replicas])
 
     def _scale(self, present: list[_Replica]) -> None:
         reports = [one.report for one in present if one.runs and one.report is not None]

@@ -259,5 +259,5 @@ class RoutedEngine(CalledEngine):
             self._chooser.set_replicas(self._known)
             logger.info("{} replicas run, {} start", len(self._known), self._replicas.starting)
         for name, report in self._known.items():
-            if report is not None and before.get(name) is not report:
+            if report is not None and report is not before.get(name):
                 self._chooser.report(name, report)

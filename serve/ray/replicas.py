@@ -19,8 +19,8 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import error_of
 from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
 from fastslow.serve.ray.cluster import first_line
-from fastslow.serve.ray.deployments import Deployment, DeploymentState
-from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_arguments, returned_of
+from fastslow.serve.ray.deployments import DeploymentState, FoundDeployment
+from fastslow.serve.ray.messages import Reply, packed_arguments, reply_of
 from fastslow.serve.ray.router import RUNNING
 
 LOST = (RayError, RayServeException, RpcError)  # what Ray raises where a replica is not there
@@ -41,7 +41,7 @@ class RayReplicas:
         deployment: the engines.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: FoundDeployment) -> None:
         self._deployment = deployment
         self._handle: Any = None
         self._stream: Any = None
@@ -58,10 +58,11 @@ class RayReplicas:
     def running(self) -> Mapping[str, ReplicaReport | None]:
         latest = RUNNING.get(self._deployment.name, {})
         if latest is not self._latest:
-            self._latest, before = latest, self._known
-            self._reports.keep(latest)
+            before, self._latest = self._latest, latest
             self._known = {
-                id: self._reports.read(id, values) or before.get(id)
+                id: self._known.get(id)
+                if before.get(id) == values
+                else self._reports.read(id, values)
                 for id, values in latest.items()
             }
         return self._known
@@ -89,10 +90,7 @@ class RayReplicas:
         taken, over, accepted = asyncio.ensure_future(anext(response)), False, False
         try:
             async with asyncio.timeout(PATIENCE):
-                first = item_of(await asyncio.shield(taken))
-            assert isinstance(first, Accepted)
-            if first.replica != name:
-                raise NotReady("the replica is gone", refused=True)
+                _check(name, reply_of(await asyncio.shield(taken)))
             accepted = True
             while True:
                 # where a machine is cut off, its connection just stands still, and Ray needs a minute
@@ -100,12 +98,10 @@ class RayReplicas:
                     data = await anext(response, None)
                 if data is None:
                     break
-                bunch = item_of(data)
-                assert isinstance(bunch, Bunch)
-                for piece in bunch.pieces:
+                item = reply_of(data)
+                for piece in item.pieces:
                     yield piece
-                if bunch.failure is not None:
-                    raise error_of(bunch.failure)
+                _check(name, item)
             over = True
         except TimeoutError:
             response.cancel()
@@ -127,12 +123,9 @@ class RayReplicas:
             data = await handle.remote(name, method, packed_arguments(arguments))
         except LOST as error:
             raise _lost(error, False) from None
-        returned = returned_of(data)
-        if name and returned.replica != name:
-            raise NotReady("the replica is gone", refused=True)
-        if returned.failure is not None:
-            raise error_of(returned.failure)
-        return returned.value
+        reply = reply_of(data)
+        _check(name or reply.replica, reply)
+        return reply.value
 
     async def close(self) -> None:
         self._closing.set()
@@ -202,6 +195,17 @@ class RayReplicas:
                 continue
             if self.state.failed is not None and not self.gave_up.done():
                 self.gave_up.set_result(f"no replica can be started: {self.state.failed}")
+
+
+def _check(name: str, reply: Reply) -> None:
+    """Raises:
+    NotReady: another replica answers than the named one.
+    Exception: what went wrong there.
+    """
+    if reply.replica != name:
+        raise NotReady("the replica is gone", refused=True)
+    if reply.failure is not None:
+        raise error_of(reply.failure)
 
 
 async def _cancel_once_taken(response: Any, first: asyncio.Future[bytes]) -> None:

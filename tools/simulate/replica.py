@@ -46,7 +46,6 @@ class SimulatedReplica:
         self._targets: Counter[float] = Counter()  # of all that run or wait
         self._last_target: tuple[float, float] | None = None  # the tightest, and when it was seen
         self._waited = 0.0  # by the newest that started
-        self._tokens_per_step: dict[str, float] = {}
         self._prompt_rate = 0.0
         self._alone = {mode: costs.step({mode: 1.0}, {}) for mode in costs.modes}
 
@@ -93,8 +92,6 @@ class SimulatedReplica:
             self._batch(answer).remove(answer)
         over += self._read_on(step, now)
         for answer in over:
-            known = self._tokens_per_step.get(answer.mode, answer.rate)
-            self._tokens_per_step[answer.mode] = known + MEMORY * (answer.rate - known)
             answer.made, answer.end = answer.request.answer_tokens, now
             if answer.target is not None:
                 self._targets -= Counter((answer.target,))
@@ -115,8 +112,6 @@ class SimulatedReplica:
             waiting=dict(Counter(one.mode for one in waiting)),
             deep=sum(one.request.deep for one in (*running, *waiting)),
             pages=self._costs.pages,
-            pages_free=max(0, self._costs.pages - math.ceil(self._held())),
-            tokens_per_step=dict(self._tokens_per_step),
             step_seconds={mode: max(step, alone) for mode, alone in self._alone.items()},
             queue_seconds=max(deep, quick) if waiting else self._waited,
             prompt_rate=self._prompt_rate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from random import Random
 
@@ -130,22 +130,15 @@ class ReplicaChooser:
         settings = self._settings
         if len(self._ids) <= settings.few:
             return self._random.sample(self._ids, len(self._ids))
-        looked = dict.fromkeys(held)
+        looked = list(held)
         count = len(self._reserved)
-        self._draw(looked, self._order[count:] if request.deep else self._ids, settings.choices)
+        pools = [self._order[count:] if request.deep else self._ids]
         if request.urgent:
-            self._draw(looked, self._order[:count], settings.choices)
-        return list(looked)
-
-    def _draw(self, looked: dict[str, None], pool: Sequence[str], count: int) -> None:
-        """Add replicas of a pool by chance, that are not there yet where there are any."""
-        for _ in range(count * self._settings.attempts):
-            if count == 0 or not pool:
-                return
-            id = pool[self._random.randrange(len(pool))]
-            if id not in looked:
-                looked[id] = None
-                count -= 1
+            pools.append(self._order[:count])
+        for pool in pools:
+            others = [id for id in pool if id not in looked]
+            looked += self._random.sample(others, min(settings.choices, len(others)))
+        return looked
 
     def _cost(self, request: RoutedRequest, id: str, held: dict[str, int], now: float) -> float:
         load = self._loads[id]

@@ -25,7 +25,6 @@ class RoutedRequest:
         deep: whether it may take long: its mode thinks.
         prompt: the text that its prompt begins with, roles included, at most MOST_CHARACTERS.
         prompt_tokens: of the whole prompt; estimated where the text is not tokenised.
-        max_tokens: the most that it may answer.
         latency_ms: its target, if it has one.
         memory_key: KV is shared only between requests of one key.
         avoid: replicas that just failed on it.
@@ -36,7 +35,6 @@ class RoutedRequest:
     deep: bool
     prompt: str
     prompt_tokens: int
-    max_tokens: int
     latency_ms: float | None = None
     memory_key: str = ""
     avoid: tuple[str, ...] = ()
@@ -58,15 +56,12 @@ def routed_of(request: GenerateRequest, card: ModelCard) -> RoutedRequest:
     base = str(fields.get("base") or DEFAULT) if fields else str(mode or DEFAULT)
     preset = card.modes.get(base, {})
     prompt, tokens = _seen(request.prompt)
-    usual = request.options.sampling_defaults.get("max_tokens")
-    most = request.sampling.get("max_tokens", usual)
     return RoutedRequest(
         id=request.id,
         mode=_name(base, fields),
         deep=may_take_long({**preset, **fields}),
         prompt=prompt,
         prompt_tokens=tokens,
-        max_tokens=min(most, card.context) if isinstance(most, int) else card.context,
         latency_ms=fields.get("latency_ms", preset.get("latency_ms")),
         memory_key=request.options.memory_key or "",
         avoid=tuple(request.avoid),

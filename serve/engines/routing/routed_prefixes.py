@@ -52,7 +52,6 @@ class RoutedPrefixes:
         self._replicas: dict[str, _Held] = {}
         self._ids: list[str | None] = []  # by bit
         self._masks: dict[int, int] = {}
-        self._recent: OrderedDict[str, tuple[RoutedRequest, list[int]]] = OrderedDict()
 
     def __len__(self) -> int:
         """Blocks, counted for each replica that has them."""
@@ -155,9 +154,6 @@ class RoutedPrefixes:
 
     def _blocks(self, request: RoutedRequest) -> list[int]:
         """The hash of each whole block of the prompt."""
-        known = self._recent.get(request.id)
-        if known is not None and known[0] == request:
-            return known[1]
         text = request.prompt
         start, block, hashes = 0, hash((request.mode, request.memory_key)), []
         for end in self._ends:
@@ -166,9 +162,6 @@ class RoutedPrefixes:
             block = hash((block, text[start:end]))
             hashes.append(block)
             start = end
-        self._recent[request.id] = request, hashes
-        if len(self._recent) > self._settings.recent:
-            self._recent.popitem(last=False)
         return hashes
 
 
