@@ -100,8 +100,6 @@ class ProcessReplicas:
             if any(one.runs for one in self._replicas):
                 self._watching = asyncio.create_task(self._watch())
                 return next(one for one in self._replicas if one.runs).client.card
-        if any(one.cancelled() for one in tries):
-            raise NotReady("the server is closing")
         errors = [error for one in tries if (error := one.exception()) is not None]
         raise errors[0] if errors else RuntimeError("the replicas ended while they loaded")
 

@@ -45,7 +45,6 @@ class RayReplicas:
         self._deployment = deployment
         self._handle: Any = None
         self._stream: Any = None
-        self._closing = asyncio.Event()
         self._abandoned: set[asyncio.Task[None]] = set()
         self._reports = ReportReader()
         self._latest: Mapping[str, Mapping[str, Any]] = {}  # as the router has it
@@ -72,14 +71,7 @@ class RayReplicas:
         return self.state.starting
 
     async def start(self) -> ModelCard:
-        opening = asyncio.ensure_future(self._deployment.open())
-        closing = asyncio.ensure_future(self._closing.wait())
-        await asyncio.wait({opening, closing}, return_when=asyncio.FIRST_COMPLETED)
-        closing.cancel()
-        if not opening.done():  # Ray may try for minutes
-            opening.cancel()
-            raise NotReady("the server is closing")
-        self._handle = opening.result()
+        self._handle = await self._deployment.open()
         self._stream = self._handle.options(method_name="stream", stream=True)
         card = await self._first_card()
         self._looking = asyncio.create_task(self._look())
@@ -128,7 +120,6 @@ class RayReplicas:
         return reply.value
 
     async def close(self) -> None:
-        self._closing.set()
         if self._abandoned:
             await asyncio.wait(self._abandoned, timeout=LAST)
         ending = [*self._abandoned, *filter(None, [self._looking])]
@@ -148,7 +139,7 @@ class RayReplicas:
         """The card of the first replica that runs. One that ends before it answers is no failure: Ray starts
         another one."""
         silent_since: float | None = None
-        while not self._closing.is_set():
+        while True:
             try:
                 self.state = await self._deployment.look()
                 if self.state.failed is not None:
@@ -166,11 +157,10 @@ class RayReplicas:
                     raise RuntimeError(f"no replica answers: {first_line(error)}") from None
                 logger.warning("no replica answers yet: {}", first_line(error))
             await asyncio.sleep(LOADING)
-        raise NotReady("the server is closing")
 
     async def _wait_for_router(self) -> None:
         async with asyncio.timeout(CALL):
-            while not self.running and not self._closing.is_set():
+            while not self.running:
                 await asyncio.sleep(LOADING)
 
     def _abandon(self, response: Any, first: asyncio.Future[bytes]) -> None:

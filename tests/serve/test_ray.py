@@ -20,7 +20,7 @@ from serve_engines import asked
 from fastslow.async_llm import MAX_WAITING
 from fastslow.llm import LLM
 from fastslow.output import Piece
-from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import packed
 from fastslow.serve.engines.replica_settings import ReplicaSettings
@@ -251,20 +251,6 @@ def test_where_none_ever_answers_the_start_ends_in_one_sentence(
             assert "\n" not in str(raised.value)
 
 
-def test_a_server_that_closes_meanwhile_waits_no_longer() -> None:
-    async def card() -> bytes:
-        raise GONE
-
-    @running
-    async def _() -> None:
-        own = RayReplicas(Deployment(Handle(calls=card)))
-        starting: asyncio.Future[ModelCard] = asyncio.ensure_future(own.start())
-        await asyncio.sleep(0.01)
-        await own.close()
-        with pytest.raises(NotReady, match="the server is closing"):
-            await starting
-
-
 def test_a_look_that_fails_is_not_the_last(logged: list[str]) -> None:
     async def card() -> bytes:
         return CARD
@@ -273,7 +259,7 @@ def test_a_look_that_fails_is_not_the_last(logged: list[str]) -> None:
     async def _() -> None:
         there = DeploymentState(running=1)
         none = DeploymentState(failed=RuntimeError("no node has it"))
-        looks = [there, KeyError("not what Ray raises"), there, there, none]
+        looks: list[Any] = [there, KeyError("not what Ray raises"), there, there, none]
         own = RayReplicas(Deployment(Handle(calls=card), *looks))
         await own.start()
         assert await own.gave_up == "no replica can be started: no node has it"

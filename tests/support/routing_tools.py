@@ -65,3 +65,8 @@ def chooser_of(ids: Sequence[str], clock: Clock, **settings: Any) -> ReplicaChoo
     chooser = ReplicaChooser(RoutingSettings(seed=1, **settings), clock)
     chooser.set_replicas(ids)
     return chooser
+
+
+def figures_of(n: int) -> dict[str, int]:
+    """Of a replica's `stats`: all of them differ with the number."""
+    return {"running": n, "waiting": n + 1, "pages": 100, "pages_used": n + 2, "tokens": 10 * n}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,27 +84,17 @@ def _name(base: str, fields: Mapping[str, Any]) -> str:
 
 def _seen(prompt: str | Sequence[int] | Sequence[Mapping[str, object]]) -> tuple[str, int]:
     """What a prompt begins with, as text; and how many tokens it may be."""
-    if isinstance(prompt, str):
-        return prompt[:MOST_CHARACTERS], len(prompt) // CHARACTERS + 1
-    parts: list[str] = []
-    size = count = 0
-    for part in _texts(prompt):
-        if size < MOST_CHARACTERS:
-            parts.append(part[: MOST_CHARACTERS - size])
-        size += len(part)
-        count += 1
-    numbers = bool(prompt) and isinstance(prompt[0], int)
-    return "".join(parts), count if numbers else size // CHARACTERS + 1
+    if prompt and isinstance(prompt[0], int):
+        return "".join(f"{n} " for n in prompt[:MOST_CHARACTERS])[:MOST_CHARACTERS], len(prompt)
+    text = prompt if isinstance(prompt, str) else "".join(map(_text_of, prompt))
+    return text[:MOST_CHARACTERS], len(text) // CHARACTERS + 1
 
 
-def _texts(prompt: Sequence[int] | Sequence[Mapping[str, object]]) -> Iterator[str]:
-    for part in prompt:
-        if isinstance(part, int):
-            yield f"{part} "
-            continue
-        content = part.get("content") if isinstance(part, Mapping) else part
-        if isinstance(content, list):
-            content = "\n".join(
-                str(one.get("text", "")) for one in content if isinstance(one, Mapping)
-            )
-        yield f"{part.get('role') if isinstance(part, Mapping) else ''}\n{content or ''}\n"
+def _text_of(message: Any) -> str:
+    if not isinstance(message, Mapping):
+        return f"\n{message or ''}\n"
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = (str(one.get("text", "")) for one in content if isinstance(one, Mapping))
+        content = "\n".join(texts)
+    return f"{message.get('role')}\n{content or ''}\n"

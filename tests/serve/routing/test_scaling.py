@@ -19,7 +19,7 @@ DEEP = QueueReport(deep=5, deep_queue_seconds=30.0)
 SHORT = QueueReport(deep=5, deep_queue_seconds=10.0)
 
 # Each look: seconds after the last one, the reports, and how many there should be then.
-LOOKS: dict[str, tuple[int, list[tuple[float, list[QueueReport], int]]]] = {
+LOOKS: dict[str, tuple[int, list[tuple[int, list[QueueReport], int]]]] = {
     "queues that stay too long bring more": (2, [(0, [QUICK] * 2, 2), (6, [QUICK] * 2, 4)]),
     "a burst brings none": (2, [(0, [QUICK] * 2, 2), (3, [CALM] * 2, 2), (3, [QUICK] * 2, 2)]),
     "30 seconds for deep ones where 20 are allowed": (2, [(0, [DEEP] * 2, 2), (6, [DEEP] * 2, 3)]),
