@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 from processes_served import address, command, wait_ready
-from ray_engines import descendants, kill, living
+from ray_engines import descendants, living
 from serve_engines import LONG, answer_of, asked, settings_of, until, write_served
 
 from fastslow.serve.api.config import ServerConfig
@@ -91,7 +91,7 @@ def test_a_replica_of_two_ranks_ends_with_its_ranks_and_comes_again(folder: Path
         assert ranks, "they are processes of the replica"
         running = asyncio.create_task(answer_of(engine, asked("long", LONG)))
         await until(lambda: bool(engine._running))
-        kill(replica)
+        os.kill(replica, signal.SIGKILL)
         with pytest.raises(NotReady):
             await running
         await until(lambda: not living(ranks), SOON)
@@ -115,14 +115,14 @@ def test_a_replica_that_is_given_up_is_replaced_while_another_one_runs(
         await until(lambda: len(replicas.running) == 2, SOON)
         poor = replicas._replicas[0]
         poor.client._restarts = Restarts(most=1)
-        kill(poor.client.pid or 0)
+        os.kill(poor.client.pid or 0, signal.SIGKILL)
         await until(lambda: len(replicas.running) == 2 and poor not in replicas._replicas, SOON)
         assert any("is given up" in line for line in logged) and not engine.gave_up.done()
         for one in replicas._replicas:
             one.client._restarts = Restarts(most=1)
         monkeypatch.setattr("fastslow.serve.engines.process_replicas.AGAIN", 60.0)
         for pid in replicas.pids:
-            kill(pid)
+            os.kill(pid, signal.SIGKILL)
         assert await asyncio.wait_for(engine.gave_up, SOON) == "no replica can be started"
         await engine.close()
 
