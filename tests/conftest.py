@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+
+# Each worker has one thread: products of tiny models are small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from checkpoints import write_dense, write_moge
+from hypothesis import settings
 from loguru import logger
+from tokenizers_tiny import write_bpe
 
 import fastslow  # noqa: F401 - it turns its log off
 
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 logger.enable("fastslow")  # tests read it
 
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.register_profile("full", max_examples=300, deadline=None)
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: many small products, and no waiting for a second core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core, four at most; a file that is named runs in this process."""
+    named = any(Path(str(arg).partition("::")[0]).suffix == ".py" for arg in config.args)
+    return 0 if named else min(4, os.cpu_count() or 1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Slow runs try more examples; `--hypothesis-profile` still chooses."""
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("quick" if config.option.markexpr == "not slow" else "full")
+
+
+@pytest.fixture(scope="session")
+def tiny_moge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grouped mixture of experts, to be read only."""
+    return write_moge(tmp_path_factory.mktemp("tiny") / "moge")
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama, to be read only."""
+    return write_dense(tmp_path_factory.mktemp("tiny") / "dense")
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller mixture with a tokenizer and a chat template, to be read only."""
+    folder = tmp_path_factory.mktemp("tiny") / "chat"
+    folder.mkdir()
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }} {% endfor %}", 320)
+    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
 
 
 @pytest.fixture

@@ -30,38 +30,39 @@ COPIED = (*ROOMS, "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 
 ACCEPT = (
-    "tests/engine/test_accept_exact.py",
-    "tests/engine/test_accept_rules.py",
-    "tests/engine/test_accept.py",
+    "tests/engine/sampling/test_accept_exact.py",
+    "tests/engine/sampling/test_accept_rules.py",
+    "tests/engine/sampling/test_accept.py",
 )
 PROMPTS = ("tests/draft/test_head_prompt.py",)
-STREAMS = ("tests/engine/test_accept.py",)
-PROBS = ("tests/engine/test_probs.py",)
-EXACT = ("tests/engine/test_exact.py",)
-PEERS = ("tests/engine/test_families.py",)
-NEW_FAMILY = ("tests/engine/test_new_family.py::test_logprobs_are_the_references",)
-FAMILY_ROWS = ("tests/engine/test_family_rows.py",)
-CONFIGS = ("tests/engine/test_model_config.py",)
-KEYS = ("tests/engine/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
+STREAMS = ("tests/engine/sampling/test_accept.py",)
+SAMPLING = ("tests/engine/sampling/test_sampling.py",)
+PROBS = ("tests/engine/sampling/test_probs.py",)
+EXACT = ("tests/engine/core/test_exact.py",)
+PEERS = ("tests/engine/model/test_families.py",)
+NEW_FAMILY = ("tests/engine/model/test_new_family.py::test_logprobs_are_the_references",)
+FAMILY_ROWS = ("tests/engine/model/test_family_rows.py",)
+CONFIGS = ("tests/engine/model/test_model_config.py",)
+KEYS = ("tests/engine/core/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
 DRAFTS = ("tests/draft/test_draft_model.py",)
 ACROSS = ("tests/draft/test_draft_across.py",)
-LOGPROBS = ("tests/engine/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
-MIXED = ("tests/engine/test_exact.py::test_a_mixed_batch",)
-BUDGETS = ("tests/engine/test_thinking_exact.py", "tests/engine/test_thinking.py")
-ESCALATION = ("tests/engine/test_escalation.py",)
+LOGPROBS = ("tests/engine/core/test_exact.py::test_logprobs_are_those_of_plain_decoding",)
+MIXED = ("tests/engine/core/test_exact.py::test_a_mixed_batch",)
+BUDGETS = ("tests/engine/core/test_thinking_exact.py", "tests/engine/sampling/test_thinking.py")
+ESCALATION = ("tests/engine/core/test_escalation.py",)
 SIMULATED = ("tests/tools/test_simulate_replica.py",)
 QUANTISED = ("tests/tools/test_quant_make.py",)
-QUANT_FILES = ("tests/engine/test_quant_files.py",)
-INT8_KV = ("tests/engine/test_kv_int8.py",)
-CHATS = ("tests/engine/test_text_marks.py",)
+QUANT_FILES = ("tests/engine/model/test_quant_files.py",)
+INT8_KV = ("tests/engine/kv/test_kv_int8.py",)
+CHATS = ("tests/engine/text/test_text_marks.py",)
 VOCABULARY = ("tests/fastslow/test_vocabulary.py::test_what_the_template_writes_is_checked",)
-STOP_STRINGS = ("tests/engine/test_stop.py",)
-LOADER = ("tests/engine/test_loader.py",)
-UNFINISHED = ("tests/engine/test_unfinished.py",)
-GGUF_FORMATS = ("tests/engine/test_gguf_formats.py",)
-GGUF = ("tests/engine/test_gguf_file.py",)
+STOP_STRINGS = ("tests/engine/sampling/test_stop.py",)
+LOADER = ("tests/engine/model/test_loader.py",)
+UNFINISHED = ("tests/engine/host/test_unfinished.py",)
+GGUF_FORMATS = ("tests/engine/cpu/test_gguf_formats.py",)
+GGUF = ("tests/engine/host/test_gguf_file.py",)
 SHIPPED_HEAD = ("tests/fastslow/test_llm_speculation.py",)
-STOPS = ("tests/engine/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
+STOPS = ("tests/engine/core/test_exact.py::test_an_answer_ends_inside_an_accepted_run",)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ MUTATIONS = (
         "engine/sampling/probs.py",
         "torch.tensor([*request.tokens, *drafted]",
         "torch.tensor([*request.tokens, *drafted[:-1]]",
-        PROBS,
+        (*SAMPLING, *PROBS),
     ),
     swap(
         "penalty counts a sibling's path",
@@ -181,7 +182,7 @@ MUTATIONS = (
         "engine/model/attention.py",
         "int(parents[path[-1]])",
         "path[-1] - 1",
-        ("tests/engine/test_model_rows.py",),  # in float64: elsewhere the kernels run
+        ("tests/engine/model/test_model_rows.py",),  # in float64: elsewhere the kernels run
     ),
     swap(
         "a window one token too wide",
@@ -363,7 +364,7 @@ MUTATIONS = (
         "engine/core/engine_core.py",
         "max(n, units.least) for n in",
         "max(n, 0) for n in",
-        ("tests/engine/test_experts.py::test_a_latency_target_leaves_out_experts",),
+        ("tests/engine/core/test_experts.py::test_a_latency_target_leaves_out_experts",),
     ),
     swap(
         "a model without shared experts may run none",
@@ -426,28 +427,28 @@ MUTATIONS = (
         "engine/backends/cpu/store.py",
         "_sum(path, arena, hot) == mapped[arena.nbytes :].tobytes()",
         "_sum(path, arena, hot)",
-        ("tests/engine/test_cpu_load.py",),
+        ("tests/engine/cpu/test_cpu_load.py",),
     ),
     swap(
         "kernels that anybody may write to run",
         "engine/backends/cpu/kernel_cache.py",
         "if mode & 0o002 or",
         "if False or",
-        ("tests/engine/test_kernel_cache.py",),
+        ("tests/engine/cpu/test_kernel_cache.py",),
     ),
     swap(
         "tokens outside the embedding are embedded",
         "engine/backends/cpu/kernels/check.cpp",
         'check_all("token", a.tokens, a.rows, 0, s.embedding_rows);',
         'check_all("token", a.tokens, 0, 0, s.embedding_rows);',
-        ("tests/engine/test_kernel_checks.py",),
+        ("tests/engine/cpu/test_kernel_checks.py",),
     ),
     swap(
         "a screened logit is taken for exact",
         "engine/backends/cpu/kernels/head.cpp",
         "(errors * screened + norms * lost) * 1.001f",
         "(errors * screened + norms * lost) * 0.0f",
-        ("tests/engine/test_only_best.py",),
+        ("tests/engine/cpu/test_only_best.py",),
     ),
     swap(
         "nodes behind a refused one are judged",
@@ -524,14 +525,14 @@ MUTATIONS = (
         "engine/sampling/thinking.py",
         "said=state.said or forced)",
         "said=False)",
-        ("tests/engine/test_thinking.py",),
+        ("tests/engine/sampling/test_thinking.py",),
     ),
     swap(
         "the closing phrase counts as thought",
         "engine/sampling/thinking.py",
         "counted = state.thinking and not forced",
         "counted = state.thinking",
-        ("tests/engine/test_thinking.py",),
+        ("tests/engine/sampling/test_thinking.py",),
     ),
     swap(
         "a forced token is not forced where only the best is wanted",
@@ -545,7 +546,7 @@ MUTATIONS = (
         "engine/sampling/probs.py",
         "if not isinstance(decided, OneHot) or isinstance(forced, OneHot):",
         "if not isinstance(decided, OneHot):",
-        ("tests/engine/test_accept_stepwise.py",),
+        ("tests/engine/sampling/test_accept_stepwise.py",),
     ),
     swap(
         "a soft budget is not seen where only the best is wanted",
@@ -559,7 +560,7 @@ MUTATIONS = (
         "engine/sampling/thinking.py",
         "by = self._policy.lift(state.spent)",
         "by = self._policy.lift(self._state.spent)",
-        ("tests/engine/test_thinking_probs.py",),
+        ("tests/engine/sampling/test_thinking_probs.py",),
     ),
     swap(
         "a thought that the answer opens has a token more",
@@ -587,21 +588,21 @@ MUTATIONS = (
         "engine/text/switches.py",
         "self.levels[-1 if on else 0]",
         "self.levels[-1]",
-        ("tests/engine/test_text_switches.py",),
+        ("tests/engine/text/test_text_switches.py",),
     ),
     swap(
         "a word that is only left out is a switch",
         "engine/text/switches.py",
         "ways = plain, plain.replace",
         "ways = plain.replace(SAID, said), plain.replace",
-        ("tests/engine/test_text_switches.py",),
+        ("tests/engine/text/test_text_switches.py",),
     ),
     swap(
         "commentary is the answer",
         "engine/text/thought.py",
         'not in ([], ["final"])',
         '== ["analysis"]',
-        ("tests/engine/test_text_channels.py",),
+        ("tests/engine/text/test_text_channels.py",),
     ),
     Mutation(
         "a preempted request keeps what was computed",
@@ -676,42 +677,42 @@ MUTATIONS = (
         "engine/core/latency_budget.py",
         "return max(fits, min(rows, LEAST))",
         "return fits",
-        ("tests/engine/test_targets.py",),
+        ("tests/engine/core/test_targets.py",),
     ),
     swap(
         "prompts with a target wait behind others",
         "engine/core/scheduler.py",
         "return int(request.latency_target is None), request.pending > 1, request.priority",
         "return 0, request.pending > 1, request.priority",
-        ("tests/engine/test_targets.py",),
+        ("tests/engine/core/test_targets.py",),
     ),
     swap(
         "prompts of one token overtake all others",
         "engine/core/scheduler.py",
         "request = min(self.waiting, key=_waiting_rank)",
         "request = min(self.waiting, key=_running_rank)",
-        ("tests/engine/test_targets.py",),
+        ("tests/engine/core/test_targets.py",),
     ),
     swap(
         "the most urgent request loses its pages",
         "engine/core/scheduler.py",
         "victim = max(beside, key=lambda r: (r.priority, r.arrival))",
         "victim = max(beside, key=_age)",
-        ("tests/engine/test_priority.py",),
+        ("tests/engine/core/test_priority.py",),
     ),
     swap(
         "a request of low priority waits for ever",
         "engine/core/scheduler.py",
         "oldest.priority = FIRST",
         "pass",
-        ("tests/engine/test_priority.py",),
+        ("tests/engine/core/test_priority.py",),
     ),
     swap(
         "priority ignored where places are free",
         "engine/core/scheduler.py",
         "return int(request.latency_target is None), request.pending > 1, request.priority",
         "return int(request.latency_target is None), request.pending > 1, 0",
-        ("tests/engine/test_priority.py",),
+        ("tests/engine/core/test_priority.py",),
     ),
     swap(
         "priority lost on the way to the engine",
@@ -732,14 +733,14 @@ MUTATIONS = (
         "engine/sampling/probs.py",
         "mask = None if request.grammar is None else request.grammar.at(request.tokens, drafted)",
         "mask = None",
-        ("tests/engine/test_grammar_exact.py",),
+        ("tests/engine/core/test_grammar_exact.py",),
     ),
     swap(
         "a grammar begins inside the thought",
         "engine/sampling/grammar.py",
         "self._state = _Progress(start.first)",
         "self._state = _Progress(None)",
-        ("tests/engine/test_grammar.py",),
+        ("tests/engine/sampling/test_grammar.py",),
     ),
     swap(
         "a cache salt shared by all keys",
@@ -767,21 +768,21 @@ MUTATIONS = (
         "engine/core/engine_core.py",
         "result.accepted_nodes[b], result.tokens[b] = [], [token]",
         "pass",
-        ("tests/engine/test_continued.py",),
+        ("tests/engine/core/test_continued.py",),
     ),
     swap(
         "log-probabilities of a continued answer begin behind the prefix cache",
         "engine/core/scheduler.py",
         "most = min(most, request.prompt_length - 1)",
         "pass",
-        ("tests/engine/test_continued.py",),
+        ("tests/engine/core/test_continued.py",),
     ),
     swap(
         "a continued answer is not looked at for stops",
         "fastslow/request/resume.py",
         "kept = request.stopper.scan(text)",
         "kept = 0",
-        ("tests/engine/test_continued.py",),
+        ("tests/engine/core/test_continued.py",),
     ),
     swap(
         "a continued answer's mode is chosen again",
@@ -837,7 +838,7 @@ MUTATIONS = (
         "engine/kv/prefix.py",
         "if page is None or self._parent_of[page] != (pages[-1] if pages else -1):",
         "if page is None:",
-        ("tests/engine/test_kv_for_all.py",),
+        ("tests/engine/kv/test_kv_for_all.py",),
     ),
     swap(
         "a second answer is drawn as the first was",
@@ -851,7 +852,7 @@ MUTATIONS = (
         "draft/model/kv.py",
         "return self.groups, self.rope_length, self.request.memory_key",
         "return self.groups, 0, self.request.memory_key",
-        ("tests/engine/test_prefix_root.py",),
+        ("tests/engine/kv/test_prefix_root.py",),
     ),
     swap(
         "answers are remembered for everybody",
@@ -865,14 +866,14 @@ MUTATIONS = (
         "engine/core/latency_budget.py",
         "if request.latency_target is not None and not request.may_cut_draft:",
         "if False:",
-        ("tests/engine/test_targets.py",),
+        ("tests/engine/core/test_targets.py",),
     ),
     swap(
         "a step is kept though one before it was refused",
         "engine/sampling/accept/lossy.py",
         "kept = node.alive and",
         "kept =",
-        ("tests/engine/test_accept_stepwise.py",),
+        ("tests/engine/sampling/test_accept_stepwise.py",),
     ),
     swap(
         "a prompt's rows stand one place off",
@@ -929,7 +930,7 @@ MUTATIONS = (
         "engine/backends/cpu/decoder.py",
         "seen = len(contexts), rows.feature_rows if features else rows.feature_rows[:0]",
         "seen = len(contexts), rows.outputs if features else rows.feature_rows[:0]",
-        ("tests/engine/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
+        ("tests/engine/model/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
     ),
     swap(
         "a selector's means are forgotten",

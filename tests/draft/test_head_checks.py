@@ -117,6 +117,7 @@ def in_a_child(path: Path, target: Path, after: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @compiled
 def test_more_query_heads_than_a_stack_has_room_for_are_no_crash(
     target: Path, tmp_path: Path

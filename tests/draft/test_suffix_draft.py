@@ -23,8 +23,6 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import AcceptResult
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCAB = 320
 IDS_12 = {f"t{i}": i for i in range(12)}
 IDS = {f"t{i}": i for i in range(VOCAB)}

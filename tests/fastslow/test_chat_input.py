@@ -192,6 +192,7 @@ llm.close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wish", ["on", "off"])
 def test_the_log_is_off_in_an_application(folder: Path, wish: str) -> None:
     done = subprocess.run(

@@ -64,6 +64,7 @@ KINDS: dict[str, tuple[int, Callable[[int], dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flood_of_settings_leaves_few_drafters(llm: LLM, kind: str) -> None:
     count, fields = KINDS[kind]

@@ -262,7 +262,7 @@ def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0)
 
 ERRORS = (RuntimeError, KeyError, MemoryError, SystemExit, KeyboardInterrupt)
 SCHEDULES = 200
-SOON = 50  # of them always run: about one for each call
+SOON = 20  # of them always run
 
 
 def schedule(seed: int, counts: dict[str, int]) -> tuple[Failure, int]:

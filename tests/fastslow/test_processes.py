@@ -69,6 +69,7 @@ def test_an_llm_answers_in_its_own_process_and_a_new_one_in_a_forked_one(
     run(folder, what, FASTSLOW_KERNELS=kernels)
 
 
+@pytest.mark.slow
 @forks
 def test_generate_loads_its_model_again_in_a_forked_process(folder: Path) -> None:
     run(folder, "shared")
@@ -85,12 +86,14 @@ def test_a_spawned_process_answers(folder: Path) -> None:
     run(folder, "spawn")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("kernels", ["native", slow("off")])
 def test_a_cell_that_is_run_again_keeps_no_model(folder: Path, kernels: str) -> None:
     run(folder, "notebook", FASTSLOW_KERNELS=kernels)
 
 
+@pytest.mark.slow
 @forks
 @pytest.mark.skipif(
     importlib.util.find_spec("gunicorn") is None, reason="gunicorn is not installed"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import write_moge
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe
 
@@ -58,7 +58,6 @@ def test_the_callers_target_and_a_full_engine_speak_for_fast() -> None:
     assert choice.mode == "fast" and "load -1.0" in choice.why
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.text(max_size=300), st.integers(0, 50), st.floats(0, 10))
 def test_any_text_has_features(text: str, turns: int, busy: float) -> None:
     seen = features(PromptFacts(text, turns=turns, busy=busy, latency_ms=1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 import sys
@@ -150,6 +151,11 @@ def test_building_a_request_goes_one_way(generated: list[Called]) -> None:
     assert not climbs
 
 
+def never_exits(code: int) -> None:
+    """The engine's end would take the tests along, which then look as if all had passed."""
+    raise RuntimeError(f"the engine ended its process, with {code}")
+
+
 class NoProcess(ChildProcess):
     """The engine's end of the connection in this process, where its calls can be followed."""
 
@@ -227,6 +233,7 @@ def chatted() -> tuple[list[Called], set[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChildProcess, "start", NoProcess.start)
+        patch.setattr(os, "_exit", never_exits)
         with traced(see) as called:
             asyncio.run(chat())
     return called, forms

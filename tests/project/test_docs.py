@@ -79,7 +79,9 @@ def adapted(text: str) -> str:
     return re.sub(r"max_tokens=(\d+)", lambda m: f"max_tokens={min(int(m[1]), FEW_TOKENS)}", text)
 
 
-@pytest.mark.parametrize("page", RUN, ids=named)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p in GUIDES)) for p in RUN], ids=named
+)
 def test_the_python_of_a_page_runs(page: Path, desk: Path) -> None:
     space: dict[str, Any] = {"__name__": named(page)}
     python = [block for block in blocks(page) if block.language == "python"]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -57,9 +59,14 @@ def place_of(module: str) -> str:
     return inner if inner in PLACES else parts[0]
 
 
+@cache
+def statements(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
 def imports(source: str, modules: set[str]) -> Iterator[str]:
     """Modules of ours that a source imports, wherever in it and for whatever."""
-    for node in ast.walk(ast.parse(source)):
+    for node in statements(source):
         names: list[str] = []
         match node:
             case ast.Import(names=aliases):
@@ -95,21 +102,14 @@ def arrows_up(arrows: dict[str, set[str]]) -> list[tuple[str, str]]:
     )
 
 
-def circles(arrows: dict[str, set[str]]) -> list[set[str]]:
-    """Files that import each other: those from which a walk comes back."""
-
-    def reached(start: str) -> set[str]:
-        seen: set[str] = set()
-        todo = [start]
-        while todo:
-            new = arrows[todo.pop()] - seen
-            seen |= new
-            todo += new
-        return seen
-
-    beyond = {name: reached(name) for name in arrows}
-    found = {frozenset(b for b in beyond[a] if a in beyond[b]) for a in arrows if a in beyond[a]}
-    return [set(circle) for circle in found]
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Files that import each other, one after the other; the first circle that is found."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
 
 
 FILES = sources()
@@ -120,7 +120,7 @@ def test_arrows_go_down() -> None:
 
 
 def test_no_files_import_each_other() -> None:
-    assert circles(graph(FILES)) == []
+    assert circle(graph(FILES)) == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_one_import_up_is_seen(module: str, line: str) -> None:
     ],
 )
 def test_one_circle_is_seen(module: str, line: str) -> None:
-    assert circles(graph(FILES | {module: f"{FILES[module]}\n{line}\n"}))
+    assert circle(graph(FILES | {module: f"{FILES[module]}\n{line}\n"}))
 
 
 def test_below_the_families_no_code_names_one() -> None:

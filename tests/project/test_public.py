@@ -42,6 +42,7 @@ def checked(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", [("mypy", "--strict"), ("pyright",)], ids=str)
 def test_a_program_type_checks(checker: tuple[str, ...]) -> None:
     source = PROGRAM.read_text("utf-8")
@@ -67,6 +68,7 @@ MISTAKES = (
 )
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_what_is_wrong(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text(

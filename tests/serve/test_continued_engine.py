@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from breaking_engines import Break, ScriptedReplicas, Token
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from requests_made import made_request
 
@@ -89,7 +89,6 @@ tokens = st.builds(
 breaks = st.builds(Break, st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 9))
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=3), st.lists(breaks))
 def test_it_breaks_anywhere_and_often(answer: list[list[Token]], breaks: list[Break]) -> None:
     check(answer, *asyncio.run(taken(ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK))))

@@ -168,6 +168,7 @@ def test_free_answers_are_those_of_a_chat(claude: anthropic.Anthropic, gpt: open
         assert items(response(gpt, True, max_output_tokens=40, **same)) == items(answer)
 
 
+@pytest.mark.slow
 def test_cut_calls_are_told_as_far_as_they_came(
     claude: anthropic.Anthropic, gpt: openai.OpenAI
 ) -> None:

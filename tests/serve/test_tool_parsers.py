@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from parsed_calls import Parsed, parse
 
@@ -207,7 +207,6 @@ PARTS = {
 }
 
 
-@settings(max_examples=300, deadline=None)
 @given(data=st.data(), name=st.sampled_from(list(PARTS)))
 def test_cuts_make_no_difference(data: st.DataObject, name: str) -> None:
     parts = st.lists(st.sampled_from([*PARTS[name], " ", "wörd"]), max_size=10)
@@ -236,7 +235,6 @@ values = st.recursive(
 objects = st.dictionaries(st.text(max_size=4), values, max_size=3)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     name=st.sampled_from(["hermes", "pangu", "llama3", "mistral"]),
     each=st.lists(objects, min_size=1, max_size=3),

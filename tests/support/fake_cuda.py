@@ -5,13 +5,18 @@ Tensors stay on the CPU, so numbers are right; `log` tells what a GPU would have
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import npu_sim
 import pytest
 import torch
+
+from fastslow.engine.backends.accelerator.cuda import CudaOps
+from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.ops import Graph
+from fastslow.engine.model.config import ModelConfig
 
 DEVICE = torch.device("cuda", 1)
 
@@ -140,3 +145,26 @@ class FakeGraph:
     def replay(self) -> None:
         self._cuda.say("replay")
         self.sim.replay()
+
+
+class Recording:
+    """A graph on CPU tensors, with nothing but `replay`, as CUDA's."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._graph = npu_sim.NPUGraph()
+        with npu_sim.graph(self._graph):
+            run()
+
+    def replay(self, runs: Sequence[BlockTables]) -> None:
+        self._graph.replay()
+
+
+class RecordingOps(CudaOps):
+    """Steps are recorded as they are on a GPU."""
+
+    def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().check(config, dtype)
+        self.records = not config.chosen or self._grouped(dtype)
+
+    def record(self, run: Callable[[], None]) -> Graph:
+        return Recording(run)

@@ -14,14 +14,15 @@ import torch
 import torch_npu
 from checkpoints import write_moge
 from engine_tools import Ask, outcome
+from exact_tools import VOCAB, make_bench, params, tell
 from npu_sim import HostSync
-from test_npu_engine import PROMPTS, params
 
 from fastslow.engine.backends.accelerator import npu as npu_module
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.loader import load_model
 
 TOKENS = texts.tokens_of(60)
+PROMPTS = [tuple(texts.tokens_of(n, n, VOCAB)) for n in (3, 21, 120, 131, 6)]
 
 
 def logits(folder: Path) -> None:
@@ -40,12 +41,10 @@ def logits(folder: Path) -> None:
 
 
 def answers(folder: Path) -> None:
-    from test_exact import make_bench, tell
-
     cpu, npu_module = make_bench(folder, "moge"), make_bench(folder, "moge", device="npu")
     names = ("off", "ngram", "model", "tree", "self1", "self tree", "skip", "told", "forked")
     asks = [
-        Ask(PROMPTS[i % 5], params(), name, groups=(None, 0, 2)[i % 3])
+        Ask(PROMPTS[i % 5], params(max_tokens=14), name, groups=(None, 0, 2)[i % 3])
         for i, name in enumerate(names)
     ]
     tell(cpu, asks)

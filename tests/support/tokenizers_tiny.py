@@ -92,3 +92,13 @@ def _spm(vocab_size: int) -> bytes:
         num_threads=1,
     )
     return model.getvalue()
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    """A tokenizer.json with other fields; dicts are merged."""
+    write_bpe(folder)
+    path = folder / "tokenizer.json"
+    file = json.loads(path.read_text("utf-8"))
+    for name, value in fields.items():
+        file[name] = {**file[name], **value} if isinstance(file[name], dict) else value
+    path.write_text(json.dumps(file), "utf-8")

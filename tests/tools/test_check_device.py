@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import typer
+from fake_cuda import RecordingOps
 from npu_tools import CHIPS, simulated
-from test_cuda_ops import RecordingOps
 from typer.testing import CliRunner
 
 from fastslow.draft.registry import DRAFTERS
@@ -29,8 +29,6 @@ from fastslow.tools.check_device.exactness import drafters, exactness
 from fastslow.tools.check_device.families import families
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.progress import silent
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check(*arguments: str) -> tuple[int, str]:

@@ -26,8 +26,6 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCAB = 320
 PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14)]
 SETTINGS = (Setting(), Setting(prompt_rows=5), Setting(pages=16, max_running=3))

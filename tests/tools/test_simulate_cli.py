@@ -88,7 +88,7 @@ def test_a_log_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.slow
-def test_steps_of_a_model_are_measured(tmp_path: Path, one_thread: None) -> None:
+def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
     folder = checkpoints.write_moge(tmp_path / "model")
     out = tmp_path / "c.json"
     more = ("--kv-memory", "16MiB", "--max-running", 4, "--prompt-rows", 64, "--first-ms", 2)

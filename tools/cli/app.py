@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -110,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Exit codes: 0; 1 the engine or the system failed; 2 the input does not fit; 130 Ctrl-C.
     """
-    _show_log()
+    logger.enable("fastslow")  # it is off in an application
     try:
         app(args=arguments, prog_name="fastslow")
     except KeyboardInterrupt:
@@ -119,14 +118,6 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error, 2)
     except (OSError, RuntimeError) as error:
         _fail(error, 1)
-
-
-def _show_log() -> None:
-    """The log is off in an application; what it warns of is then said once."""
-    from fastslow.request.chat_warnings import FastslowWarning
-
-    logger.enable("fastslow")
-    warnings.simplefilter("ignore", FastslowWarning)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import wraps
@@ -122,6 +123,9 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**given: Any) -> None:
+        from fastslow.request.chat_warnings import FastslowWarning
+
+        warnings.simplefilter("ignore", FastslowWarning)  # the log says it already
         given = {name: _at_home(v) if name in paths else v for name, v in given.items()}
         try:
             made = {name: filled(kind, given, which) for name, (kind, which) in groups.items()}

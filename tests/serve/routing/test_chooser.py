@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from routing_tools import Clock, chooser_of, deep, quick, report, request
 
@@ -129,7 +129,6 @@ REQUESTS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 30), st.lists(st.tuples(st.sampled_from("srreg"), REQUESTS), max_size=40))
 def test_all_replicas_are_ranked_once_whatever_happens(
     count: int, steps: list[tuple[str, RoutedRequest]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from routing_tools import request
 
@@ -59,7 +59,6 @@ def test_many_that_read_the_same_are_drawn_by_chance() -> None:
     assert len(found) > 20
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 3000)), max_size=60)
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastslow.serve.engines.routing.report import QueueReport
@@ -64,7 +64,6 @@ def test_looks_at_replicas(name: str) -> None:
         assert present == wanted, now
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 20), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 50), st.integers(0, 12)))
 )

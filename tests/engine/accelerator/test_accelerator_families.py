@@ -1,0 +1,218 @@
+"""What the families do, in the accelerator's decoder: on the GPU's building blocks, and on simulated NPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pangu_v2_tools
+import pytest
+import texts
+import torch
+from checkpoints import random_table, write_family
+from fake_cuda import RecordingOps
+from family_models import FAMILIES, PlainModel
+from npu_tools import CHIPS, simulated
+from test_cli import TEMPLATE
+from tokenizers_tiny import write_bpe
+from torch import Tensor
+
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.engine.backends import device as device_file
+from fastslow.engine.backends.accelerator import cuda
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.ops import PagedOps
+from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.device import DeviceChoice, paged_ops_for
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.checkpoint.checkpoint import floats
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.types import Rows, Segment
+from fastslow.request.options import Prompt
+
+CPU = torch.device("cpu")
+TOKENS = texts.tokens_of(170)
+DEVICES = ("cuda", *CHIPS)
+LONG: dict[str, Any] = {"max_position_embeddings": 1024}
+
+
+@pytest.fixture(params=DEVICES)
+def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
+    if request.param == "cuda":
+        yield RecordingOps(CPU)
+        return
+    with simulated(request.param):
+        yield paged_ops_for(DeviceChoice("npu", CPU))
+
+
+def load(config: ModelConfig, ops: PagedOps) -> tuple[PagedDecoder, PlainModel]:
+    table = random_table(config)
+    return PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__)), PlainModel(
+        config, table
+    )
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    found, wanted = found.double().log_softmax(-1), wanted.log_softmax(-1)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits(name: str, ops: PagedOps) -> None:
+    model, plain = load(FAMILIES[name], ops)
+    wanted = plain.logits(TOKENS)
+    near(texts.logits(model, TOKENS, [140, *[1] * 6, 10, *[1] * 4, 10]), wanted)
+    scattered = np.random.default_rng(1).permutation(400)[:170]
+    near(texts.logits(model, TOKENS, [150, 1, 19], slots=scattered), wanted)
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 7])
+@pytest.mark.parametrize("name", [n for n, c in FAMILIES.items() if c.router is not None])
+def test_fewer_experts(name: str, wanted: int, ops: PagedOps) -> None:
+    model, plain = load(FAMILIES[name], ops)
+    tokens = TOKENS[:30]
+    found = texts.logits(model, tokens, [20, *[1] * 10], groups=wanted)
+    near(found, plain.logits(tokens, wanted))
+
+
+def test_shared_experts_alone(ops: PagedOps) -> None:
+    model, plain = load(FAMILIES["sigmoid"], ops)
+    near(texts.logits(model, TOKENS[:20], groups=0), plain.logits(TOKENS[:20], 0))
+
+
+@pytest.mark.parametrize("name", ["windows", "windows in turn", "sinks", "gpt-oss"])
+def test_trees(name: str, ops: PagedOps) -> None:
+    """Every node says what its path says alone, with rows of other requests and other counts beside it."""
+    model, plain = load(FAMILIES[name], ops)
+    known = 137
+    kv = texts.storage(model, 512)
+    slots = np.arange(200)
+    model.forward(Rows.of([texts.chunk(TOKENS, 0, known, slots)]), kv)
+    parents = [-1, 0, 0, 1, 3, 2, 5]
+    depths = [0, 1, 1, 2, 3, 2, 3]
+    tree = Segment(
+        TOKENS[known : known + 7],
+        [known + d for d in depths],
+        parents,
+        np.array([137, 300, 311, 138, 322, 299, 301]),
+        slots[:known],
+        None,
+        range(7),
+        0,
+    )
+    other = texts.chunk(TOKENS, 0, 12, np.arange(384, 396), groups=2)
+    found = model.forward(Rows.of([tree, other]), kv).logits
+    for node in range(7):
+        path, at = [], node
+        while at >= 0:
+            path.append(TOKENS[known + at])
+            at = parents[at]
+        near(found[node][None], plain.logits([*TOKENS[:known], *path[::-1]])[-1:])
+    near(found[7:], plain.logits(TOKENS[:12], 2))
+
+
+def test_steps_are_recorded(ops: PagedOps) -> None:
+    """On a GPU all of them; on an NPU those without windows, and on a 310P those without sinks."""
+    for name, chips in (("head norms", 3), ("sinks", 2), ("windows in turn", 1)):
+        model, plain = load(FAMILIES[name], ops)
+        found = texts.logits(model, TOKENS, [130, *[1] * 40])
+        near(found, plain.logits(TOKENS))
+        lacks = (not ops.windows) + (not ops.merges)
+        assert (model.recorder.replays > 30) == (lacks < chips), name
+
+
+@pytest.mark.parametrize("name", ["softmax", "gpt-oss"])
+def test_mixtures_in_bfloat16_are_recorded(name: str) -> None:
+    """Routing, biases and windows wait for nothing on a GPU."""
+    table = random_table(FAMILIES[name])
+    weights = Stacked(FAMILIES[name], RecordingOps(CPU), torch.bfloat16, CPU, table.__getitem__)
+    model = PagedDecoder(weights)
+    found = texts.logits(model, TOKENS[:80], [40, *[1] * 40]).double()
+    assert model.recorder.replays == 39
+    wanted = PlainModel(FAMILIES[name], table).logits(TOKENS[:80])
+    assert (found - wanted).abs().mean() < 0.1 * wanted.std()
+
+
+V2: dict[str, dict[str, Any]] = {
+    "all": {},
+    "narrow values": {"v_channels": 8, "rotary_layout": "halves-last"},
+    "wide heads": {"qk_nope_dim": 128, "qk_rope_dim": 64, "v_channels": 128},
+    "no sinks": {"param_sink_number": 0, "sandwich_norm": False},
+    "keys alone": {"param_sink_with_value": False, "router_enable_expert_bias": False},
+}
+
+
+@pytest.mark.parametrize("name", V2)
+def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
+    folder = pangu_v2_tools.write_moe(tmp_path, **V2[name])
+    config = ModelConfig.from_folder(folder)
+    tokens = TOKENS[:60]
+    if name == "wide heads" and not ops.merges:
+        with pytest.raises(ValueError, match="need head_dim of at most 128, not 192"):
+            ops.check(config, torch.float32)
+        return
+    with floats(folder, config) as read:
+        model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
+    plain = load_model(folder, "float64", "cpu")
+    for wanted in (None, 1, 0):
+        found = texts.logits(model, tokens, [40, *[1] * 10, 10], groups=wanted)
+        near(found, texts.logits(plain, tokens, groups=wanted).double())
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_pangu_v2_is_loaded(chip: str, tmp_path: Path) -> None:
+    folder = pangu_v2_tools.write_moe(tmp_path)
+    with simulated(chip):
+        assert isinstance(load_model(folder, "float32", "npu"), PagedDecoder)
+
+
+@contextmanager
+def loaded(device: str, folder: Path) -> Iterator[LLM]:
+    """The public face on a device that there is not."""
+    with ExitStack() as stack:
+        if device != "cuda":
+            stack.enter_context(simulated(device))
+        else:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(torch.cuda, "device_count", lambda: 1)
+            patch.setattr(device_file, "_named", lambda name: CPU)
+            patch.setattr(device_file, "_numbered", lambda place: place)
+            patch.setattr(cuda, "CudaOps", RecordingOps)
+        kind = "cuda" if device == "cuda" else "npu"
+        with LLM(folder, dtype="float32", device=kind, progress=False, kv_memory="64MiB") as llm:
+            assert isinstance(llm.model, PagedDecoder)
+            yield llm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "mistral"])
+def test_drafts_change_no_token(family: str, device: str, tmp_path: Path) -> None:
+    """Chains and trees in one batch with plain decoding, prompts in chunks, a prefix that is known."""
+    write_bpe(tmp_path, TEMPLATE, 320)
+    folder = write_family(tmp_path, family, vocab=320, eos_token_id=None, **LONG)
+    sampling = SamplingParams(max_tokens=24, ignore_eos=True)
+    known = texts.tokens_of(150, vocab=300)
+    prompts: list[Prompt] = [[5, 6, 7, 5, 6, 7, 5, 6], known, [*known[:140], 9], texts.tokens_of(9)]
+    settings = [
+        Speculation(drafter="off"),
+        Speculation(drafter="model", model=str(folder), nodes=4),
+        Speculation(drafter="model", model=str(folder), width=3, nodes=9),
+        Speculation(drafter="self", layers=(0, 1), width=3, nodes=9),
+    ]
+    with LLM(folder, dtype="float32", device="cpu", progress=False, kv_memory="64MiB") as llm:
+        plain = llm.generate(prompts, sampling, mode="deep", speculation="off", progress=False)
+    with loaded(device, folder) as llm:
+        found = llm.generate(
+            [prompt for prompt in prompts for _ in settings],
+            sampling,
+            mode="deep",
+            speculation=[x for _ in prompts for x in settings],
+            progress=False,
+        )
+    wanted = [x.choices[0].token_ids for x in plain for _ in settings]
+    assert [x.choices[0].token_ids for x in found] == wanted
+    assert sum(x.choices[0].metrics.accepted for x in found) > 40

@@ -1,0 +1,241 @@
+"""What a GPU is told, on a fake one: the current device, streams, graphs, copies, and how large things get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import texts
+import torch
+from fake_cuda import DEVICE, FakeCuda
+from layout_cases import CASES
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastslow.engine.backends.accelerator import cuda as cuda_module
+from fastslow.engine.backends.accelerator.cuda import CudaOps
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.kv import BLOCK
+from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.ops import AttentionShape, LayerKV
+from fastslow.engine.backends.accelerator.step import PagedStep, Staging, StepPlan, device_tables
+from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.loader import DTYPES, load_model
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.types import Rows
+
+CPU = torch.device("cpu")
+TOKENS = texts.tokens_of(60)
+DECODING = [50, *[1] * 10]
+
+
+@pytest.fixture(params=[(9, 0)])
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda(request.param)
+    fake.install(monkeypatch)
+    return fake
+
+
+def load(folder: Path, dtype: str = "float32") -> Any:
+    config = ModelConfig.from_folder(folder)
+    with Checkpoint.open(folder, config).reader(progress=False) as read:
+        return PagedDecoder(Stacked(config, CudaOps(DEVICE), DTYPES[dtype], CPU, read))
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_dense: Path) -> Tensor:
+    return texts.logits(load_model(tiny_dense, "float32", "cpu", progress=False), TOKENS)
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+
+
+def test_all_work_is_on_the_models_own_gpu(
+    cuda: FakeCuda, tiny_dense: Path, expected: Tensor
+) -> None:
+    """The engine's thread has GPU 0 as its current one, whatever GPU the model is on."""
+    model = load(tiny_dense)
+    run = model._run
+
+    def told(*given: Any) -> Any:
+        cuda.say("run")
+        return run(*given)
+
+    model._run = told
+    near(texts.logits(model, TOKENS, DECODING), expected)
+    assert model.recorder.replays == 9
+    for what in ("run", "capture", "replay", "record", "synchronize", "wait"):
+        assert {device for said, device in cuda.log if said == what} == {1}, what
+    assert cuda.current == 0
+
+
+def test_a_step_is_recorded_on_a_stream_of_its_own_once_its_shapes_ran_there(
+    cuda: FakeCuda, tiny_dense: Path
+) -> None:
+    """And what other threads do meanwhile, as allocating for a draft model, does not break it."""
+    model = load(tiny_dense)
+    main, run, ran = cuda.stream, model._run, []
+
+    def told(step: PagedStep, *rest: Any) -> Any:
+        ran.append((len(step.tokens), cuda.stream is main, cuda.capturing))
+        return run(step, *rest)
+
+    model._run = told
+    kv, slots = texts.storage(model, 4 * BLOCK), np.arange(0, 4 * BLOCK, BLOCK)
+    for _ in range(3):
+        parts = [texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(3)]
+        model.forward(Rows.of(parts), kv)
+    # three rows are filled up to four: these ran before they were recorded
+    assert ran == [(3, True, False), (4, False, False), (4, False, True)]
+    assert cuda.modes == ["thread_local"]
+    assert cuda.said.count("wait") == 2 and cuda.stream is main
+    assert model.ops._stream.device == DEVICE
+
+
+def test_a_capture_that_fails_is_not_tried_again(
+    cuda: FakeCuda, tiny_dense: Path, expected: Tensor, logged: list[str]
+) -> None:
+    model, main = load(tiny_dense), cuda.stream
+    cuda.failing = RuntimeError("operation failed due to a previous error during capture\nmore")
+    near(texts.logits(model, TOKENS, DECODING), expected)
+    assert cuda.said.count("capture") == 1 and cuda.said.count("replay") == 0
+    assert model.recorder.failed == 1 and cuda.stream is main, "steps go on where they were"
+    told = [line for line in logged if "cannot be recorded" in line]
+    assert len(told) == 1 and "previous error" in told[0] and "more" not in told[0]
+    cuda.failing = None
+    near(texts.logits(model, TOKENS, DECODING), expected)  # on another cache
+    assert model.recorder.replays == 9 and cuda.pools == [0, 1], "a pool that failed is left"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "fast"),
+    [((8, 0), False), ((9, 0), True), ((10, 0), True), ((12, 0), False)],
+    indirect=["cuda"],
+)
+def test_grouped_products_only_where_the_chip_has_them(
+    cuda: FakeCuda, fast: bool, tiny_moge: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    right, calls = F.grouped_mm, []
+
+    def counted(*given: Any, **named: Any) -> Tensor:
+        calls.append(1)
+        return right(*given, **named)
+
+    monkeypatch.setattr(F, "grouped_mm", counted)
+    model = load(tiny_moge, "bfloat16")
+    found = texts.logits(model, TOKENS, DECODING)
+    exact = texts.logits(load_model(tiny_moge, "float32", "cpu", progress=False), TOKENS)
+    assert (found - exact).abs().mean() < 0.1 * exact.std()
+    assert bool(calls) == fast == (model.recorder.replays > 0)
+    told = [line for line in logged if "one by one" in line]
+    major, minor = cuda.capability
+    assert len(told) == (0 if fast else 1)
+    assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in told[0]
+
+
+def attention(
+    heads: int, kv_heads: int, runs: list[tuple[int, int]], dim: int = 16
+) -> tuple[CudaOps, Any, LayerKV, Any]:
+    """Kernels, queries, a cache and tables of runs (rows, keys)."""
+    ops = CudaOps(CPU)
+    ops.shape = AttentionShape(heads, kv_heads, dim**-0.5)
+    random = torch.Generator().manual_seed(0)
+    blocks, first = [], 0
+    for rows, keys in runs:
+        count = -(-keys // BLOCK)
+        blocks.append((rows, keys, np.arange(first, first + count)))
+        first += count
+    cache = LayerKV(*torch.randn(2, first, BLOCK, kv_heads, dim, generator=random))
+    q = torch.randn(sum(rows for rows, _ in runs), heads, dim, generator=random)
+    return ops, q, cache, device_tables(BlockTables.of(blocks), ops)
+
+
+RUNS = [(16, 300), (1, 5), (9, 1000), (3, 128)]
+
+
+def plain(
+    q: Tensor, cache: LayerKV, runs: list[tuple[int, int]], causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention row by row, in float64."""
+    out, weights, block, row = [], [], 0, 0
+    heads, dim = q.shape[1:]
+    for rows, keys in runs:
+        count = -(-keys // BLOCK)
+        k, v = (x[block : block + count].flatten(0, 1)[:keys].double() for x in cache)
+        k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+        for i in range(rows):
+            seen = keys - (rows - 1 - i if causal else 0)
+            scores = torch.einsum("hd,shd->hs", q[row].double() * dim**-0.5, k[:seen])
+            out.append(torch.einsum("hs,shd->hd", scores.softmax(-1), v[:seen]))
+            weights.append(scores.logsumexp(-1, keepdim=True))
+            row += 1
+        block += count
+    return torch.stack(out).float(), torch.stack(weights).float()
+
+
+@pytest.mark.parametrize("bounds", ["plenty", "few keys", "few products", "few of both"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (4, 4), (6, 1)])
+def test_attention_in_parts_is_attention(
+    bounds: str, heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bounds in ("few keys", "few of both"):
+        monkeypatch.setattr(cuda_module, "WIDEST", 1024)
+        monkeypatch.setattr(cuda_module, "WIDE", 3)
+    if bounds in ("few products", "few of both"):
+        monkeypatch.setattr(cuda_module, "SCORES", heads * 1024 * 5)
+    ops, q, cache, tables = attention(heads, kv_heads, RUNS)
+    near(ops.attend(q, cache, tables), plain(q, cache, RUNS, causal=True)[0])
+    out, weight = ops.attend_in_part(q, cache, tables)
+    wanted = plain(q, cache, RUNS, causal=False)
+    near(out, wanted[0])
+    near(weight, wanted[1])
+
+
+class Crossings(TorchDispatchMode):
+    """Copies from the CPU to a device that only has shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        kinds = {x.device.type for x in args if isinstance(x, Tensor)}
+        if "device" in named and "empty" not in str(func):
+            kinds.add(torch.device(named["device"]).type)
+        if {"cpu", "meta"} <= kinds:
+            waits = not (named.get("non_blocking") or (len(args) > 2 and args[2]))
+            self.found.append((str(func), waits))
+        return func(*args, **named)
+
+
+def laid(case: str = "all kinds") -> PagedStep:
+    plan, rows = StepPlan(CudaOps(CPU), (0, 40), (0, 1, 0), 4, (True, True)), Rows.of(CASES[case])
+    angle = np.ones((len(rows.tokens), 8), dtype=np.float32)
+    return PagedStep.of(rows, (angle, angle), plan.layouts(rows, 16), plan)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_steps_numbers_go_to_the_device_in_one_copy_that_nobody_waits_for(case: str) -> None:
+    step = laid(case)
+    with Crossings() as crossings:
+        step.to(torch.device("meta"), Staging(CudaOps(CPU)))
+    assert [waits for _, waits in crossings.found] == [False], crossings.found
+
+
+def test_host_memory_is_pinned_and_waits_for_what_still_reads_it(cuda: FakeCuda) -> None:
+    staging = Staging(CudaOps(DEVICE))
+    memory = torch.empty(1 << 10, dtype=torch.int8)
+    for n in range(3):
+        staging.send([torch.full((4,), n)], memory)
+        assert int(memory[:8].view(torch.int64)[0]) == n
+    assert cuda.said == ["record", *["synchronize", "record"] * 2]
+    assert len(cuda.pinned) == 1, "one piece, used again"
+    large = torch.zeros(1 << 20, dtype=torch.int8)
+    staging.send([large], torch.empty(1 << 20, dtype=torch.int8))
+    assert len(cuda.pinned) == 2 and len(cuda.pinned[1]) >= 1 << 20

@@ -1,0 +1,169 @@
+"""Recorded steps: what may not happen in one, and what must be renewed in front of each replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import texts
+import torch
+from npu_sim import NPUGraph
+from npu_tools import CHIPS, simulated
+
+from fastslow.engine.backends.accelerator import recorded
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.kv import BLOCK
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.types import Rows
+
+TOKENS = texts.tokens_of(40)
+DECODING = [30, *[1] * 10]
+
+
+def load(folder: Path, device: str) -> Any:
+    return load_model(folder, "float32", device, progress=False)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_moge: Path) -> torch.Tensor:
+    return texts.logits(load(tiny_moge, "cpu"), TOKENS)
+
+
+@pytest.fixture(params=CHIPS)
+def model(request: pytest.FixtureRequest, tiny_moge: Path) -> Iterator[PagedDecoder]:
+    with simulated(request.param):
+        yield load(tiny_moge, "npu")
+
+
+def test_replays_see_the_new_lengths(model: PagedDecoder, expected: torch.Tensor) -> None:
+    found = texts.logits(model, TOKENS, DECODING)
+    assert model.recorder.recorded == 1 and model.recorder.replays == 9
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+def test_lengths_that_are_not_renewed_are_seen(
+    tiny_moge: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above notices: a graph that keeps the lengths it was recorded with answers wrongly."""
+    monkeypatch.setattr(NPUGraph, "update", lambda self, cpu_update_input: None)
+    with simulated(CHIPS[0]):
+        found = texts.logits(load(tiny_moge, "npu"), TOKENS, DECODING)
+    assert (found - expected).abs()[32:].max() > 0.1
+
+
+def test_what_cannot_be_recorded_runs_unrecorded_and_is_not_tried_again(
+    model: PagedDecoder, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    right, made = model.ops.route, NPUGraph.made
+
+    def waiting(x: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
+        return right(x, router) * float(x.isfinite().all().item())
+
+    monkeypatch.setattr(model.ops, "route", waiting)
+    found = texts.logits(model, TOKENS, DECODING)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    assert model.recorder.failed == 1 and model.recorder.replays == 0
+    assert NPUGraph.made == made + 1, "one size, one try"
+    told = [line for line in logged if "cannot be recorded" in line]
+    assert len(told) == 1 and "steps of 1 rows" in told[0] and "item" in told[0]
+
+
+def test_recordings_end_with_their_cache(
+    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "MOST_RECORDED", 1)  # at a time
+    for times in (1, 2):
+        texts.logits(model, TOKENS, DECODING)  # on a cache of its own
+        assert model.recorder.recorded == times
+    assert model.recorder.kept == [], "the caches are gone"
+
+
+def decode(model: PagedDecoder, kv: Any, rows: int, times: int) -> None:
+    """Steps of so many rows, one for each of as many texts."""
+    slots = np.arange(0, rows * BLOCK, BLOCK)
+    for _ in range(times):
+        parts = [texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(rows)]
+        model.forward(Rows.of(parts), kv)
+
+
+def test_beyond_the_most_the_least_recently_used_one_makes_room(
+    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    """As many are kept as are made, up to the limit; what is used stays."""
+    monkeypatch.setattr(recorded, "MOST_RECORDED", 2)
+    kv = texts.storage(model, 16 * BLOCK)
+    recorder = model.recorder
+
+    def kept() -> list[int]:
+        return [len(x.step.tokens) for x in recorder.kept]
+
+    for rows, wanted in ((1, [1]), (2, [1, 2]), (1, [2, 1]), (4, [1, 4]), (8, [4, 8])):
+        decode(model, kv, rows, 2)
+        assert kept() == wanted
+    assert recorder.recorded == 4 and len(recorder.kept) == 2
+    decode(model, kv, 1, 3)
+    assert kept() == [4, 8], "what lost its place must come twice as often"
+    decode(model, kv, 1, 1)
+    assert kept() == [8, 1] and recorder.recorded == 5
+    assert len([line for line in logged if "makes room" in line]) == 1
+
+
+def test_recordings_take_bounded_memory(
+    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv = texts.storage(model, 16 * BLOCK)
+    for rows in (1, 2, 4):
+        decode(model, kv, rows, 2)
+    held = [x.nbytes for x in model.recorder.kept]
+    assert len(held) == 3 and held[2] > 4 * 96 * 4, "the logits count"
+    monkeypatch.setattr(recorded, "MOST_BYTES", sum(held))
+    decode(model, kv, 8, 2)
+    kept = model.recorder.kept
+    assert len(kept) < 4 and len(kept[-1].step.tokens) == 8
+    assert sum(x.nbytes for x in kept) <= sum(held)
+
+
+def test_the_kernels_run_the_padded_shapes_before_they_are_recorded(
+    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that is loaded, or that takes its workspace, while a graph is recorded may fail."""
+    kv = texts.storage(model, 16 * BLOCK)
+    run, ran = model._run, []
+
+    def noted(step: Any, *rest: Any) -> Any:
+        ran.append((len(step.tokens), torch._C._len_torch_dispatch_stack() > 0))
+        return run(step, *rest)
+
+    monkeypatch.setattr(model, "_run", noted)
+    decode(model, kv, 3, 2)
+    assert ran == [(3, False), (4, False), (4, True)]
+
+
+def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -> None:
+    kv = texts.storage(model, 40)
+    slots = np.arange(40)
+    kept = []
+    for place in range(6):
+        rows = Rows.of([texts.chunk(TOKENS, place, place + 1, slots)])
+        out = model.forward(rows, kv, (0, 2))
+        assert out.features is not None
+        kept.append((out.features, out.features.clone(), out.logits, out.logits.clone()))
+    assert model.recorder.replays == 5
+    assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept)
+    cpu = PagedDecoder  # features of the same rows, unrecorded
+    whole = Rows.of([texts.chunk(TOKENS, 0, 6, slots)])
+    again = cpu(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
+    assert again is not None
+    torch.testing.assert_close(torch.cat([k[0] for k in kept]), again, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_that_only_fill_up_run_no_expert() -> None:
+    """Their tokens are nobody's, and experts that they ran would be read for nothing."""
+    rows = Rows.of([texts.chunk(TOKENS, 0, 3, np.arange(3))])
+    filled = recorded.fill_rows(rows, 8, spare=512)
+    assert filled.groups.tolist() == [-1] * 3 + [0] * 5
+    assert filled.slots.tolist() == [0, 1, 2, 512, 513, 514, 515, 516]

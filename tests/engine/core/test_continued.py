@@ -1,0 +1,197 @@
+"""An answer that goes on from tokens of it that another engine made is the answer that it would have been."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, outcome
+from exact_tools import EVERY, NAMES, PROMPTS, make_bench, params, tell
+from thoughts import Bound
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.params import GrammarSpec
+from fastslow.engine.types import ANSWERED
+from fastslow.request.resume import resume
+
+OPEN, CLOSE, END = 3, 4, 2
+DRAFTERS = ("off", *EVERY, *(f"named {name}" for name in NAMES))
+LENGTH = 8
+WORD = GrammarSpec(regex="[a-c]{2,3}-[0-9]{2}(-x)?")
+UNDER_PRESSURE = Setting(pages=8, prompt_rows=9, max_running=16)
+
+
+@pytest.fixture(scope="module")
+def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("models"), "moge", eos_token_id=END)
+
+
+def kinds(bench: Bench) -> dict[str, Ask]:
+    """One ask of every kind that keeps something of its text."""
+    plain = params(max_tokens=LENGTH, repetition_penalty=1.2)
+    text = bench.alone(Ask(PROMPTS[1], plain)).stopper.text
+    spelt = {"max_tokens": 24, "ignore_eos": False, "frequency_penalty": 1.0}
+    thought = (*PROMPTS[3], OPEN)
+    shaped = params(
+        max_tokens=LENGTH,
+        presence_penalty=0.8,
+        frequency_penalty=0.7,
+        logit_bias={7: 4.0, 8: 4.0},
+        min_tokens=4,
+        stop_token_ids=[9],
+    )
+    seeded = params(max_tokens=LENGTH, temperature=0.9, top_p=0.95)
+    return {
+        "greedy": Ask(PROMPTS[0], plain),
+        "seeded": Ask(PROMPTS[2], seeded, seed=3, rule="reproducible", groups=2),
+        "stop": Ask(PROMPTS[1], plain.model_copy(update={"stop": (text[len(text) // 2 :][:2],)})),
+        "shaped": Ask(PROMPTS[4], shaped, groups=1),
+        "thought": Ask(
+            thought,
+            params(max_tokens=LENGTH + 4),
+            bound=Bound(3, closing="\nNow.\n", opened=True),
+            groups=0,
+        ),
+        "grammar": Ask(PROMPTS[2], params(**spelt), grammar=WORD),
+        "thought and grammar": Ask(
+            thought,
+            params(**spelt, temperature=0.8),
+            seed=5,
+            bound=Bound(2, opened=True),
+            rule="reproducible",
+            grammar=WORD,
+            thinks=True,
+        ),
+    }
+
+
+def continued(
+    bench: Bench, cuts: list[tuple[Ask, int]], setting: Setting = PLENTY
+) -> list[Request]:
+    """Every answer from its first so many tokens on, all in one batch."""
+    tell(bench, [ask for ask, _ in cuts])
+    core = bench.core(setting)
+    requests = [bench.request(n, ask) for n, (ask, _) in enumerate(cuts)]
+    for request, (ask, cut) in zip(requests, cuts, strict=True):
+        if cut:
+            resume(request, answer(bench.alone(ask))[:cut])
+    finish(core, requests)
+    return requests
+
+
+def every_cut(bench: Bench, ask: Ask) -> list[tuple[Ask, int]]:
+    """At each token, from none of the answer to all of it."""
+    return [(ask, cut) for cut in range(len(answer(bench.alone(ask))) + 1)]
+
+
+def check(bench: Bench, cuts: list[tuple[Ask, int]], requests: list[Request]) -> None:
+    for (ask, cut), request in zip(cuts, requests, strict=True):
+        whole = bench.alone(ask)
+        assert outcome(request) == outcome(whole), (ask, cut)
+        assert len(request.sources) == len(answer(whole))
+        assert [s == ANSWERED for s in request.sources] == [
+            n < cut for n in range(len(answer(whole)))
+        ]
+        assert request.prompt_length == len(ask.tokens) and request.error is None
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_cut_at_every_token_under_every_drafter(moge: Bench, drafter: str) -> None:
+    """Without a draft at each token; of the other drafters, each takes every fourth place."""
+    cuts = []
+    for ask in kinds(moge).values():
+        cuts += every_cut(moge, replace(ask, drafter=drafter))
+    if drafter != "off":
+        cuts = cuts[DRAFTERS.index(drafter) % 4 :: 4]
+    requests = continued(moge, cuts)
+    check(moge, cuts, requests)
+    assert drafter == "off" or sum(r.spec_stats.accepted for r in requests) > 0
+
+
+def test_what_is_cut_says_different_things(moge: Bench) -> None:
+    whole = {name: moge.alone(ask) for name, ask in kinds(moge).items()}
+    assert len({tuple(answer(r)) for r in whole.values()}) == len(whole)
+    assert whole["stop"].stopper.matched and len(answer(whole["stop"])) < LENGTH
+    assert CLOSE in answer(whole["thought"]) and CLOSE in answer(whole["thought and grammar"])
+    assert whole["grammar"].stopper.reason == "stop"
+    assert min(len(answer(r)) for r in whole.values()) > 3
+
+
+@pytest.mark.parametrize("drafter", ["off", "forked", "tree"])
+def test_cut_answers_beside_others_under_pressure(moge: Bench, drafter: str) -> None:
+    cuts = []
+    for ask in kinds(moge).values():
+        cuts += every_cut(moge, replace(ask, drafter=drafter))[::3]
+    requests = continued(moge, cuts, UNDER_PRESSURE)
+    check(moge, cuts, requests)
+    assert sum(r.spec_stats.preemptions for r in requests) > 0
+    assert sum(r.spec_stats.cached for r in requests) > 0, "prompts are found in the prefix cache"
+    assert all(r.spec_stats.cached <= r.prompt_length for r in requests)
+
+
+@pytest.mark.parametrize(("drafter", "setting"), [("off", PLENTY), ("forked", UNDER_PRESSURE)])
+def test_logprobs_of_what_was_answered_are_told_again(
+    moge: Bench, drafter: str, setting: Setting
+) -> None:
+    cuts = []
+    for name, ask in kinds(moge).items():
+        told = ask.params.model_copy(update={"logprobs": 3, "prompt_logprobs": 2})
+        if name == "greedy":
+            told = told.model_copy(update={"prompt_logprobs": None})
+        cuts += every_cut(moge, replace(ask, params=told, drafter=drafter))
+    requests = continued(moge, cuts, setting)
+    check(moge, cuts, requests)
+    for (ask, cut), request in zip(cuts, requests, strict=True):
+        whole = moge.alone(ask)
+        assert len(request.logprobs) == len(whole.logprobs) == len(answer(whole))
+        for ours, theirs in zip(request.logprobs, whole.logprobs, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4), cut
+        for ours, theirs in zip(request.prompt_logprobs, whole.prompt_logprobs, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("drafter", ["off", "self1", "tree"])
+def test_what_was_answered_stays_though_it_would_not_be_said_again(
+    moge: Bench, drafter: str
+) -> None:
+    """As of a sample without a seed: the rest is what the model says behind it."""
+    given = [77, 300, 12]
+    ask = Ask(PROMPTS[1], params(max_tokens=LENGTH), drafter)
+    core = moge.core()
+    request = moge.request(0, ask)
+    resume(request, given)
+    finish(core, [request])
+    rest = Ask((*PROMPTS[1], *given), params(max_tokens=LENGTH - len(given)))
+    assert answer(request) == [*given, *answer(moge.alone(rest))]
+    assert answer(moge.alone(ask))[2] != given[2]
+
+
+def test_a_continued_answer_counts_what_its_engine_made(moge: Bench) -> None:
+    ask = kinds(moge)["greedy"]
+    (request,) = continued(moge, [(ask, 5)])
+    assert request.made == LENGTH - 5 and request.spec_stats.steps == LENGTH - 5
+    assert request.later_tokens == LENGTH - 5
+    (over,) = continued(moge, [(ask, LENGTH)])
+    assert over.made == 0 and over.spec_stats.steps == 0 and over.stopper.reason == "length"
+
+
+def test_a_long_answer_under_a_grammar_goes_on(moge: Bench) -> None:
+    """More tokens at once than a grammar reads at a time."""
+    wish = params(max_tokens=150, ignore_eos=False)
+    ask = Ask(PROMPTS[0], wish, grammar=GrammarSpec(regex="([a-c]{1,3}[0-9]){60,90}"))
+    whole = answer(moge.alone(ask))
+    assert len(whole) > 130
+    cuts = [(ask, cut) for cut in (63, 64, 65, 66, 128, 129, 130, len(whole) - 1, len(whole))]
+    check(moge, cuts, continued(moge, cuts))
+
+
+def test_what_does_not_fit_is_refused(moge: Bench) -> None:
+    asks = kinds(moge)
+    spelt = answer(moge.alone(asks["grammar"]))
+    stopped = answer(moge.alone(asks["stop"]))
+    with pytest.raises(ValueError, match="the grammar of this call does not allow"):
+        resume(moge.request(0, asks["grammar"]), [*spelt[:2], 300])
+    with pytest.raises(ValueError, match="the grammar of this call does not allow"):
+        resume(moge.request(0, asks["grammar"]), [*spelt, spelt[0]])
+    with pytest.raises(ValueError, match=f"ends with token {len(stopped)} of them"):
+        resume(moge.request(0, asks["stop"]), [*stopped, 7, 8])

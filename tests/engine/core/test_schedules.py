@@ -1,0 +1,398 @@
+"""Requests added, cancelled, preempted, switched and failed in any order: nothing leaks or differs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from engine_tools import RandomDraft, answer, cache_for, write_kin
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastslow.draft.base import BaseDrafter
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
+from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.router import DrafterRouter
+from fastslow.draft.several import FallbackDrafter
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
+from fastslow.engine.core.request import EscalationTarget, Request
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.params import Escalation, SamplingParams, Speculation
+from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.types import (
+    ALL_GROUPS,
+    AcceptResult,
+    Drafter,
+    ModelOutput,
+    RequestView,
+    Rows,
+    Tree,
+)
+from fastslow.policies.speculation.planner import FixedLength
+
+EOS = 2
+LETTERS = (3, 4, 5, 6)
+STORY = [LETTERS[n * n % 7 % 4] for n in range(16)]  # prompts start alike: prefixes are shared
+DRAFTERS = ("off", "ngram", "random", "self", "model", "ngram+self")
+FAULTS = ("forward", "propose", "commit", "nan")
+
+
+def mixed(state: int, token: int, position: int, groups: int) -> int:
+    """One more row in the digest of all that a row has read."""
+    return (state * 31 + token * 7 + position * 3 + (groups + 2) * 13) % 1_000_003
+
+
+def following(state: int) -> int:
+    return EOS if state % 37 == 0 else LETTERS[state // 37 % 4]
+
+
+def sure(state: int) -> bool:
+    """Whether the model is sure of what follows."""
+    return state // 148 % 4 > 0
+
+
+class MarkerModel:
+    """Writes (token, position, groups) as the key of each row; what comes next depends on all of
+    the keys that the row reads, so one wrong, lost or stale row changes the answer."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
+    storage = KVStorage
+
+    def __init__(self) -> None:
+        self.config = ModelConfig(
+            architecture="marker",
+            vocab_size=7,
+            hidden_size=3,
+            layers=1,
+            heads=1,
+            kv_heads=1,
+            head_dim=3,
+            max_positions=64,
+            groups=2,
+        )
+        self.fault: str | None = None
+
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
+        states: list[int] = []
+        for b, context in enumerate(rows.contexts):
+            start, stop = int(rows.starts[b]), int(rows.starts[b + 1])
+            before = 0
+            for key in kv.k[0][torch.from_numpy(context), 0].tolist():
+                before = mixed(before, *map(int, key))
+            for i in range(start, stop):
+                parent = int(rows.parents[i])
+                above = before if parent < 0 else states[start + parent]
+                place = int(rows.positions[i])
+                states.append(mixed(above, int(rows.tokens[i]), place, int(rows.groups[i])))
+        keys = torch.tensor([rows.tokens.tolist(), rows.positions.tolist(), rows.groups.tolist()])
+        kv.k[0][torch.from_numpy(rows.slots), 0] = keys.T.float()
+        logits_MV = torch.zeros(len(rows.outputs), self.config.vocab_size)
+        for m, row in enumerate(rows.outputs):
+            logits_MV[m, following(states[row])] = 9.0 if sure(states[row]) else 1.0
+        fault, self.fault = self.fault, None
+        if fault == "forward":
+            raise RuntimeError("the device is gone")
+        if fault == "nan" and len(logits_MV):
+            logits_MV[0] = torch.nan
+        return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
+
+
+class Faulty(BaseDrafter):
+    """Another drafter, which fails once when told to, after it has done its work."""
+
+    def __init__(self, inner: Drafter) -> None:
+        self._inner = inner
+        self.fault: str | None = None
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        trees = self._inner.propose(batch, nodes)
+        self._fail("propose")
+        return trees
+
+    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: Any) -> None:
+        self._inner.commit(batch, result, features)
+        self._fail("commit")
+
+    def release(self, requests: Collection[int]) -> None:
+        self._inner.release(requests)
+
+    def _fail(self, place: str) -> None:
+        if self.fault == place:
+            self.fault = None
+            raise RuntimeError(f"the drafter fails to {place}")
+
+
+@dataclass
+class Switch:
+    """Other groups once an answer has `at` tokens; `length`: how long the text was then."""
+
+    at: int = 99
+    to: int | None = None
+    length: int | None = None
+
+    def due(self, request: Request) -> bool:
+        answered = len(request.tokens) - request.prompt_length
+        return self.length is None and not request.done and answered >= self.at
+
+
+class Slow(RunEverything):
+    """Steps that take a second for each row, and more with more groups."""
+
+    def seconds(self, groups: int | None, rows: int) -> float:
+        return rows * (1.0 + 0.1 * (2 if groups is None else groups))
+
+    def draft_seconds(self, drafter: object) -> float | None:
+        return 0.5
+
+
+class Engine:
+    """A core with every drafter, driven as the engine's thread drives it."""
+
+    def __init__(self, model: Any, small: Any, pages: int, rows: int, running: int) -> None:
+        self.model = model
+        self.kv = cache_for(model, pages, page_size=2)
+        self.small_kv = cache_for(small, 20, page_size=2)
+        borrowed = ModelDraft(model, BorrowedKV(self.kv), probs_at, groups=0)
+        made: dict[str, Drafter] = {
+            "ngram": NgramDraft(),
+            "random": RandomDraft(),
+            "self": borrowed,
+            "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
+            "ngram+self": FallbackDrafter(NgramDraft(), borrowed),
+        }
+        each = DrafterRouter({Speculation(drafter=name): drafter for name, drafter in made.items()})
+        self.drafter = Faulty(each)
+        self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
+        self.requests: list[Request] = []
+        self.switches: list[Switch] = []
+        self.told: dict[int, int] = {}
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        room: int,
+        drafter: str,
+        groups: int | None,
+        switch: Switch,
+        target: float | None = None,
+    ) -> Request:
+        params = SamplingParams(max_tokens=room)
+        request = Request(
+            id=len(self.requests),
+            tokens=list(prompt),
+            prompt_length=len(prompt),
+            params=params,
+            speculation=Speculation(drafter=drafter),
+            policy=FixedLength(0 if drafter == "off" else 4),
+            stopper=Stopper(params, frozenset({EOS}), room, None),
+            groups=groups,
+            seed=len(self.requests),
+            max_len=len(prompt) + room - 1,
+            end_ids=frozenset({EOS}),
+            listener=self._hear,
+            latency_target=target,
+        )
+        self.requests.append(request)
+        self.switches.append(switch)
+        self.core.add(request)
+        return request
+
+    def cancel(self, number: int) -> None:
+        if self.requests:
+            request = self.requests[number % len(self.requests)]
+            self.core.end([r for r in [request] if not r.done], "cancelled", None)
+            self.check()
+
+    def break_next(self, fault: str) -> None:
+        """The next chance to fail like this is taken."""
+        if fault in ("forward", "nan") and hasattr(self.model, "fault"):
+            self.model.fault = fault
+        else:
+            self.drafter.fault = fault
+
+    def step(self) -> None:
+        for request, switch in zip(self.requests, self.switches):
+            if switch.due(request):
+                self._switch(request, switch)
+        try:
+            self.core.step()
+        except RuntimeError as error:
+            self.core.end(list(self.core.scheduler.running), "error", error)
+        self.check()
+
+    def drain(self) -> None:
+        for _ in range(2000):
+            if self.core.idle:
+                break
+            self.step()
+        assert self.core.idle, "the engine does not come to an end"
+        for kv in (self.kv, self.small_kv):
+            assert kv.requests == 0 and kv.free_pages == kv.pages, "pages leaked"
+        assert all(self.told[r.id] == 1 for r in self.requests), "an end is told once"
+
+    def check(self) -> None:
+        self.kv.check_integrity()
+        self.small_kv.check_integrity()
+        running = self.core.scheduler.running
+        longest = PATIENCE + len(running) + 1  # others' turns may come first
+        assert all(r.skipped_steps <= longest for r in running), "somebody starves"
+
+    def _switch(self, request: Request, switch: Switch) -> None:
+        """The text is computed again under other groups, as where a request escalates."""
+        switch.length = len(request.tokens)
+        if request in self.core.scheduler.running:
+            self.core.scheduler.restart(request, switch.to)
+        else:  # nothing of it is computed
+            request.groups = switch.to
+
+    def _hear(self, request: Request) -> None:
+        self.told[request.id] = self.told.get(request.id, 0) + request.done
+
+
+def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
+    """After a text each of whose rows ran so many groups."""
+    state = 0
+    for place, (token, g) in enumerate(zip(text, groups, strict=True)):
+        state = mixed(state, token, place, ALL_GROUPS if g is None else g)
+    return state
+
+
+def plain(
+    request: Request, groups: int | None, switch: Switch, doubt: Doubt | None = None
+) -> list[int]:
+    """What a MarkerModel answers, computed from the text alone."""
+    text = list(request.tokens[: request.prompt_length])
+    unsure, fell = 0, None  # tokens in a row; length of the text when it was left
+    while len(text) < request.max_len + 1:
+        switched = switch.length is not None and len(text) >= switch.length
+        ran = [switch.to if switched else groups] * len(text)
+        if doubt is not None and fell is not None:
+            early = fell - 1 if doubt.keep else 0  # its last token had not run yet
+            ran = [groups] * early + [doubt.to] * (len(text) - early)
+        state = state_of(text, ran)
+        text.append(following(state))
+        unsure = 0 if sure(state) else unsure + 1
+        if text[-1] == EOS:
+            break
+        if doubt is not None and fell is None and unsure >= doubt.window:
+            fell = len(text)
+    return text[request.prompt_length :]
+
+
+class Doubt(NamedTuple):
+    """Leave the mode after so many unsure tokens in a row, for so many groups."""
+
+    window: int
+    to: int | None
+    keep: bool
+
+    def watch(self, request: Request) -> None:
+        # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
+        request.confidence = Confidence(Escalation(below=0.4, window=self.window))
+        request.escape = EscalationTarget("other", self.to, self.keep)
+
+
+groups_of = st.sampled_from([None, None, 0, 1])
+additions = st.tuples(
+    st.just("add"),
+    st.integers(1, 14),  # tokens of the common story
+    st.lists(st.sampled_from(LETTERS), max_size=2),  # and of its own
+    st.integers(1, 10),  # room
+    st.sampled_from(DRAFTERS),
+    groups_of,
+    st.one_of(st.just((99, None)), st.tuples(st.integers(0, 6), groups_of)),  # a switch
+    st.one_of(st.none(), st.builds(Doubt, st.integers(1, 2), groups_of, st.booleans())),
+    st.sampled_from([None, None, 0.5, 6.0]),  # a target: tighter than any step, or of some rows
+)
+operations = st.one_of(
+    additions,
+    additions,
+    st.tuples(st.just("step"), st.integers(1, 4)),
+    st.tuples(st.just("step"), st.integers(1, 4)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("fault"), st.sampled_from(FAULTS)),
+)
+Asked = list[tuple[Request, int | None, Switch, Doubt | None]]
+
+
+def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
+    asked: Asked = []
+    for name, *details in schedule:
+        if name == "add":
+            shared, own, room, drafter, groups, (at, to), doubt, target = details
+            if doubt is not None:
+                at = 99  # one switch is enough
+            switch = Switch(at, to)
+            prompt = [*STORY[:shared], *own]
+            request = engine.add(prompt, room, drafter, groups, switch, target)
+            if doubt is not None:
+                doubt.watch(request)
+            asked.append((request, groups, switch, doubt))
+        elif name == "step":
+            for _ in range(details[0]):
+                engine.step()
+        elif name == "cancel":
+            engine.cancel(details[0])
+        else:
+            engine.break_next(details[0])
+    engine.drain()
+    return asked
+
+
+@settings(suppress_health_check=list(HealthCheck))
+@given(
+    schedule=st.lists(operations, min_size=8, max_size=30),
+    pages=st.integers(13, 20),
+    rows=st.sampled_from([3, 6, 64]),
+    running=st.sampled_from([2, 8]),
+)
+def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
+    engine = Engine(MarkerModel(), MarkerModel(), pages, rows, running)
+    for request, groups, switch, doubt in play(engine, schedule):
+        expected = plain(request, groups, switch, doubt)
+        got = answer(request)
+        if request.stopper.reason in ("cancelled", "error") or request.error is not None:
+            assert got == expected[: len(got)]
+        else:
+            assert got == expected
+            assert request.stopper.reason == ("stop" if got[-1] == EOS else "length")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    folder = tmp_path_factory.mktemp("kin")
+    target = load_model(write_kin(folder / "target"), "float32", progress=False)
+    return target, load_model(write_kin(folder / "small", jitter=0.1), "float32", progress=False)
+
+
+@settings(max_examples=12)
+@given(schedule=st.lists(operations, min_size=8, max_size=20), pages=st.integers(13, 20))
+def test_any_schedule_of_a_real_model(
+    models: tuple[Any, Any], schedule: list[Any], pages: int
+) -> None:
+    engine = Engine(*models, pages, 6, 4)
+    for request, groups, switched, doubt in play(engine, schedule):
+        alone = Engine(*models, 32, 64, 1)
+        switch = Switch()
+        if switched.length is not None:
+            switch = Switch(switched.length - request.prompt_length, switched.to)
+        prompt = request.tokens[: request.prompt_length]
+        room = request.max_len + 1 - request.prompt_length
+        expected = alone.add(prompt, room, "off", groups, switch)
+        if doubt is not None:
+            doubt.watch(expected)
+        alone.drain()
+        got = answer(request)
+        ended = request.error is None and request.stopper.reason != "cancelled"
+        assert got == (answer(expected) if ended else answer(expected)[: len(got)])

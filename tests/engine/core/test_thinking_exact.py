@@ -1,0 +1,210 @@
+"""A thinking budget holds to the token, whatever drafts and whatever runs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from engine_tools import Ask, Bench, Setting, answer
+from exact_tools import EVERY, PROMPTS, check, make_bench, params, tell
+from thoughts import Bound
+
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.params import SamplingParams
+
+OPEN, CLOSE = 3, 4
+PHRASE = "\nNow the answer.\n"
+BUDGETS = (0, 1, 7, 64)
+
+
+@pytest.fixture(scope="module")
+def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("models"), "moge")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("models"), "dense")
+
+
+@pytest.fixture(scope="module")
+def torch_moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Without the CPU kernels."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "available", lambda: False)
+        return make_bench(folder, "moge")
+
+
+def closing(bench: Bench) -> list[int]:
+    assert bench.tokenizer is not None
+    return [*bench.tokenizer.encode(PHRASE, add_special=False), CLOSE]
+
+
+def eight(drafter: str, budgets: tuple[int, ...] = BUDGETS, groups: bool = True) -> list[Ask]:
+    """All budgets twice, in all modes: thoughts that the prompt opens, and that the answer does."""
+    asks = []
+    for n, most in enumerate((*budgets, *budgets)):
+        opened = n < len(budgets)
+        prompt = (*PROMPTS[n % 5], OPEN) if opened else PROMPTS[n % 5]
+        # a bias opens the thought; later its penalty is larger
+        shape = {} if opened else {"logit_bias": {OPEN: 60.0}, "frequency_penalty": 2.0}
+        asks.append(
+            Ask(
+                prompt,
+                params(max_tokens=most + 24, **shape),
+                drafter,
+                groups=(None, 0, 1, 2)[n % 4] if groups else None,
+                bound=Bound(most, closing=PHRASE, opened=opened),
+            )
+        )
+    return asks
+
+
+def half(asks: list[Ask], which: int) -> list[Ask]:
+    """All budgets once: thoughts that the prompt opens, and that the answer does, in turn."""
+    return [asks[n] for n in ((0, 5, 2, 7), (4, 1, 6, 3))[which]]
+
+
+def held(bench: Bench, ask: Ask, tokens: list[int]) -> bool:
+    """The budget was not exceeded; whether it was reached, which an answer without it must say."""
+    assert ask.bound is not None and ask.bound.most is not None
+    most, ends = ask.bound.most, closing(bench)
+    first = 0 if ask.bound.opened else tokens.index(OPEN) + 1
+    thought = tokens[first : tokens.index(CLOSE)]
+    free = answer(bench.alone(replace(ask, bound=None)))[first:]
+    if CLOSE in free[:most]:
+        assert len(thought) < most
+        return False
+    assert tokens[first : first + most] == free[:most], "what is not forced is the model's own"
+    assert tokens[first + most : first + most + len(ends)] == ends
+    assert len(tokens) > first + most + len(ends), "an answer follows"
+    text = [tokens[i : i + len(ends) - 1] for i in range(len(tokens))]
+    assert text.count(ends[:-1]) == 1, "the phrase comes once"
+    return True
+
+
+def all_hold(bench: Bench, asks: list[Ask]) -> None:
+    sums = check(bench, asks)
+    assert sums["accepted"] > 0
+    reached = sum(held(bench, ask, answer(bench.alone(ask))) for ask in asks)
+    assert reached >= len(asks) - 1, "a model that closes its thoughts itself proves nothing"
+
+
+@pytest.mark.parametrize("drafter", EVERY)
+def test_a_budget_holds_to_the_token_under_every_drafter(moge: Bench, drafter: str) -> None:
+    all_hold(moge, half(eight(drafter), EVERY.index(drafter) % 2))
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "common", "tree", "forked"])
+def test_a_budget_holds_on_a_dense_model(dense: Bench, drafter: str) -> None:
+    all_hold(dense, half(eight(drafter, groups=False), 0))
+
+
+@pytest.mark.parametrize("drafter", ["self1", "tree"])
+def test_a_budget_holds_in_plain_torch(torch_moge: Bench, drafter: str) -> None:
+    assert type(torch_moge.model).__name__ == "Decoder"
+    all_hold(torch_moge, eight(drafter, (0, 1, 7))[::2])
+
+
+@pytest.mark.parametrize(
+    ("drafter", "kind"),
+    [("self1", "moge"), ("common", "moge"), ("tree", "torch_moge")],
+)
+def test_soft_budgets_and_early_exit_draft_alike(
+    request: pytest.FixtureRequest, kind: str, drafter: str
+) -> None:
+    bench: Bench = request.getfixturevalue(kind)
+    bounds = [
+        Bound(30, soft=20, opened=True),
+        Bound(8, soft=8, closing=PHRASE, opened=True),
+        Bound(60, early_exit=True, closing=PHRASE, opened=True),
+        Bound(early_exit=True, opened=True),
+        Bound(70, soft=5, opened=True),
+    ]
+    asks = [
+        Ask((*PROMPTS[n], OPEN), params(max_tokens=60), drafter, groups=(None, 2)[n % 2], bound=b)
+        for n, b in enumerate(bounds)
+    ]
+    asks[2] = replace(asks[2], params=params(max_tokens=60, logit_bias={70: 100.0}))
+    sums = check(bench, asks)
+    assert sums["accepted"] > 0
+    ended = [bench.alone(ask).thinking for ask in asks]
+    outcomes = [t.outcome(bench.alone(a).tokens)[:2] for t, a in zip(ended, asks) if t is not None]
+    assert {outcome[1] for outcome in outcomes} >= {"model", "loop"}, outcomes
+    assert all(spent <= (b.most or 60) for (spent, _), b in zip(outcomes, bounds))
+
+
+HARD: dict[str, Callable[[], Setting]] = {
+    "three at a time": lambda: Setting(max_running=3),
+    "chunks of 5, few pages": lambda: Setting(pages=32, prompt_rows=5),
+    "prefix hit": Setting,
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_budgets_hold_through_preemption_chunks_and_prefix_hits(moge: Bench, name: str) -> None:
+    drafters = ("self0", "forked", "model", "ngram+self", "tree", "random", "erring", "off")
+    asks = [replace(eight(d)[n], drafter=d) for n, d in enumerate(drafters)]
+    sums = check(moge, asks, HARD[name](), warm=name == "prefix hit")
+    assert 0 < sums["accepted"] < sums["drafted"]
+    assert sums["preempted"] > 0 or "few" not in name
+    assert sums["cached"] > 0 or "prefix" not in name
+
+
+@pytest.mark.parametrize("drafter", ["told", "forked", "self1"])
+def test_stop_strings_and_budgets_together(moge: Bench, drafter: str) -> None:
+    """A stop string holds for the whole text: the thought, the closing phrase, the answer."""
+    free = Ask((*PROMPTS[1], OPEN), params(max_tokens=40), bound=Bound(7, 0, False, PHRASE, True))
+    text = moge.alone(free).stopper.text
+    thought, _, said = text.partition(PHRASE)
+    assert len(thought) > 4 and len(said) > 6
+    for stop, kept in ((thought[2:4], "thought"), ("the ans", "phrase"), (said[3:5], "answer")):
+        asked = params(max_tokens=40, stop=[stop])
+        ask = replace(free, params=asked, drafter=drafter, nodes=9)
+        sums = check(moge, [ask])
+        assert sums["accepted"] > 0 or kept == "thought"
+        stopper = moge.alone(ask).stopper
+        assert (stopper.reason, stopper.matched) == ("stop", stop)
+        assert stopper.text == text[: text.index(stop)]
+    late = params(max_tokens=40, stop=["the ans"], min_tokens=30)
+    check(moge, [replace(free, params=late, drafter=drafter)])
+    ends = params(max_tokens=40, stop_token_ids=[CLOSE])
+    check(moge, [replace(free, params=ends, drafter=drafter)])
+    stopped = moge.alone(replace(free, params=ends))
+    assert answer(stopped)[-1] == CLOSE and stopped.stopper.matched == CLOSE
+
+
+@pytest.mark.parametrize("drafter", ["erring", "forked", "self1"])
+def test_forced_tokens_have_the_models_own_logprobs(moge: Bench, drafter: str) -> None:
+    asks = [replace(ask, params=params(max_tokens=30, logprobs=2)) for ask in eight(drafter)]
+    asks = [ask for ask in asks if ask.bound is not None and ask.bound.opened][:3]
+    tell(moge, asks)
+    ends = closing(moge)
+    for ask, request in zip(asks, moge.run(asks), strict=True):
+        plain = moge.alone(ask)
+        assert answer(request) == answer(plain)
+        assert ask.bound is not None and ask.bound.most is not None
+        for place, token in enumerate(answer(request)):
+            assert request.logprobs[place] == pytest.approx(plain.logprobs[place], abs=1e-4)
+            assert token in request.logprobs[place]
+        first = request.logprobs[ask.bound.most]
+        assert first[ends[0]] < max(first.values()), "forced, not the likeliest"
+
+
+def test_samples_with_a_budget_do_not_depend_on_the_neighbours(moge: Bench) -> None:
+    hot = SamplingParams(max_tokens=40, temperature=1.1, ignore_eos=True)
+    bounds = [Bound(n, min(n, 4), closing=PHRASE, opened=True) for n in (0, 1, 7, 12)]
+    asks = [
+        Ask((*PROMPTS[n], OPEN), hot, drafter, groups=(None, 2)[n % 2], seed=n, bound=bound)
+        for drafter in ("off", "model", "self1", "sampled")
+        for n, bound in enumerate(bounds)
+    ]
+    for ask, request in zip(asks, moge.run(asks), strict=True):
+        assert answer(request) == answer(moge.run([ask])[0])
+        thinking, bound = request.thinking, ask.bound
+        assert thinking is not None and bound is not None and bound.most is not None
+        spent, ended, still_open = thinking.outcome(request.tokens)
+        assert spent <= bound.most and not still_open
+        assert spent == bound.most or ended == "model"

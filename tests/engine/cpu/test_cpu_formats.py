@@ -1,0 +1,192 @@
+"""The weight formats of the CPU kernels: right to their own rounding, and blind to other rows."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pairs import pairwise
+
+from fastslow.engine.backends.cpu.formats import Format
+from fastslow.engine.backends.cpu.library import TILE, kernels
+
+Array = NDArray[Any]
+FLOATS = [Format.FLOAT32, Format.BFLOAT16, Format.FLOAT16]
+INTEGERS = [Format.INT8, Format.INT4]
+FORMATS = [*FLOATS, *INTEGERS]  # that floats are packed in; for the others see test_gguf_formats.py
+BLOCK = 32
+# A float32 sum of K products, rounded once or twice each, is within K of these of their sizes.
+UNIT = 2.0**-23
+SHAPES = [(1, 1), (33, 17), (64, 48), (70, 577), (32, 1600)]
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    return kernels()
+
+
+def aligned(count: int) -> Array:
+    """`count` zero bytes on a 64-byte boundary."""
+    room = np.zeros(count + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + count]
+
+
+def packed(library: ctypes.CDLL, form: Format, weights: Array) -> Array:
+    outputs, inputs = weights.shape
+    tiles = aligned(-(-outputs // TILE) * library.fs_tile_bytes(form, inputs))
+    weights = np.ascontiguousarray(weights, np.float32)
+    library.fs_pack(form, tiles.ctypes.data, weights.ctypes.data, outputs, inputs)
+    return tiles
+
+
+def product(library: ctypes.CDLL, form: Format, tiles: Array, outputs: int, x: Array) -> Array:
+    x = np.ascontiguousarray(x, np.float32)
+    count, inputs = x.shape
+    out = np.full((count, outputs), np.nan, np.float32)
+    library.fs_product(
+        form, tiles.ctypes.data, outputs, inputs, x.ctypes.data, count, out.ctypes.data
+    )
+    return out
+
+
+def multiply(library: ctypes.CDLL, form: Format, weights: Array, x: Array) -> Array:
+    return product(library, form, packed(library, form, weights), len(weights), x)
+
+
+def some(outputs: int, inputs: int, rows: int, seed: int = 0) -> tuple[Array, Array]:
+    """Weights and rows as they occur: small, of unlike sizes, with a few large inputs."""
+    random = np.random.default_rng(seed)
+    weights = random.standard_normal((outputs, inputs)) * random.uniform(0.01, 0.1, (outputs, 1))
+    x = random.standard_normal((rows, inputs)) * random.uniform(0.1, 5, (rows, 1))
+    x[random.random(x.shape) < 0.01] *= 20
+    return weights.astype(np.float32), x.astype(np.float32)
+
+
+def bfloat16(x: Array) -> Array:
+    """Rounded to the nearest, ties to even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    kept: Array = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return kept.view(np.float32)
+
+
+def in_blocks(x: Array, size: int = BLOCK) -> Array:
+    """[rows, blocks, size], the last block filled up with each row's last number."""
+    short = -x.shape[1] % size
+    return np.pad(x, ((0, 0), (0, short)), mode="edge").reshape(len(x), -1, size)
+
+
+def spread(steps: Array, inputs: int) -> Array:
+    """Per block [rows, blocks] to per input [rows, inputs]."""
+    return np.repeat(steps, BLOCK, axis=1)[:, :inputs]
+
+
+def weight_steps(form: Format, weights: Array) -> Array:
+    """How far apart the numbers are that a weight is rounded to, of the weights' shape."""
+    if form == Format.INT8:
+        return np.broadcast_to(np.abs(weights).max(1, keepdims=True) / 127, weights.shape)
+    blocks = in_blocks(weights)
+    return spread((blocks.max(2) - blocks.min(2)) / 15, weights.shape[1])
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("form", FLOATS)
+def test_floats_are_summed_right(
+    library: ctypes.CDLL, form: Format, outputs: int, inputs: int
+) -> None:
+    weights, x = some(outputs, inputs, 13)
+    out = multiply(library, form, weights, x)
+    if form == Format.BFLOAT16:
+        weights, x = bfloat16(weights), bfloat16(x)
+    if form == Format.FLOAT16:
+        weights = weights.astype(np.float16).astype(np.float32)
+    exact = x.astype(np.float64) @ weights.T.astype(np.float64)
+    sizes = np.abs(x).astype(np.float64) @ np.abs(weights.T).astype(np.float64)
+    assert (np.abs(out - exact) <= inputs * UNIT * sizes + 1e-30).all()
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("form", INTEGERS)
+def test_integers_are_within_half_a_step(
+    library: ctypes.CDLL, form: Format, outputs: int, inputs: int
+) -> None:
+    """Every factor is off by half a step at most, and d and m by half precision's rounding."""
+    weights, x = some(outputs, inputs, 13)
+    out = multiply(library, form, weights, x)
+    of_x = spread(np.abs(in_blocks(x)).max(2) / 127, inputs) / 2
+    of_w = weight_steps(form, weights) / 2
+    if form == Format.INT4:
+        minimum = spread(in_blocks(weights).min(2), inputs)
+        of_w = of_w + 2.0**-11 * (np.abs(minimum) + 30 * of_w)
+    bound = np.abs(x) @ of_w.T + of_x @ np.abs(weights.T) + of_x @ of_w.T
+    exact = x.astype(np.float64) @ weights.T.astype(np.float64)
+    assert (np.abs(out - exact) <= 1.001 * bound + inputs * UNIT * np.abs(x).max()).all()
+
+
+@pytest.mark.parametrize("form", INTEGERS)
+@pytest.mark.parametrize("inputs", [48, 576, 1600])
+def test_integers_err_as_rounding_does(library: ctypes.CDLL, form: Format, inputs: int) -> None:
+    """Rounding to a step spreads by step / sqrt(12): more than that is a wrong scale somewhere."""
+    weights, x = some(96, inputs, 24)
+    error = multiply(library, form, weights, x) - x.astype(np.float64) @ weights.T
+    of_x = spread(np.abs(in_blocks(x)).max(2) / 127, inputs) ** 2 / 12
+    of_w = weight_steps(form, weights) ** 2 / 12
+    expected = (x**2) @ of_w.T + of_x @ (weights.T**2)
+    assert 0.8 < np.sqrt((error**2 / expected).mean()) < 1.1
+
+
+@pytest.mark.parametrize(
+    ("form", "inputs", "sign"), pairwise(INTEGERS, (16, 32, 80, 1600), (-1, 1))
+)
+def test_whole_numbers_are_exact(
+    library: ctypes.CDLL, form: Format, inputs: int, sign: int
+) -> None:
+    """All steps are 1, and the largest factors meet: nothing saturates or wraps."""
+    random = np.random.default_rng(1)
+    low, high = (-127, 127) if form == Format.INT8 else (0, 15)
+    weights = random.integers(low, high + 1, (32, inputs)).astype(np.float32)
+    weights[:8] = high
+    weights[:, 0::16], weights[:, 1::16] = low, high
+    x = random.integers(-127, 128, (9, inputs)).astype(np.float32)
+    x[:3] = sign * 127
+    x[:, 0::32] = sign * 127
+    assert (multiply(library, form, weights, x) == x @ weights.T).all()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_a_row_is_the_same_among_any(
+    library: ctypes.CDLL, form: Format, data: st.DataObject
+) -> None:
+    inputs = data.draw(st.integers(1, 700))  # more than the longest stretch of a pass
+    outputs = data.draw(st.integers(1, 70))
+    weights, x = some(outputs, inputs, 17, data.draw(st.integers(0, 1000)))
+    tiles = packed(library, form, weights)
+    alone = np.concatenate([product(library, form, tiles, outputs, row[None]) for row in x])
+    for count in range(2, len(x) + 1):
+        first = data.draw(st.integers(0, len(x) - count))
+        among = product(library, form, tiles, outputs, x[first : first + count])
+        kept = alone[first : first + count]
+        assert (among.view(np.int32) == kept.view(np.int32)).all(), count
+
+
+# Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.
+@pytest.mark.parametrize(
+    ("form", "bits"),
+    list(zip(FORMATS, (0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF))),
+)
+def test_a_row_that_is_not_finite_shows_it_alone(
+    library: ctypes.CDLL, form: Format, bits: int
+) -> None:
+    weights, x = some(40, 80, 5)
+    good = multiply(library, form, weights, x)
+    x.view(np.uint32)[2, 70] = bits
+    out = multiply(library, form, weights, x)
+    assert not np.isfinite(out[2]).any()
+    assert (np.delete(out, 2, 0) == np.delete(good, 2, 0)).all()

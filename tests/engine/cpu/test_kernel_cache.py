@@ -1,0 +1,194 @@
+"""Compiled kernels run from files that nobody else could write, and are made anew where they are damaged."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kernel_tools import compiled
+
+from fastslow.engine.backends.cpu import kernel_cache
+from fastslow.engine.backends.cpu.library import build
+
+pytestmark = [compiled, pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")]
+STRANGER = 12345
+ANSWER = 'extern "C" int answer() { return 42; }\n'
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away"
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, and sources that compile in no time."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "answer.cpp").write_text(ANSWER)
+    monkeypatch.setattr(kernel_cache, "SOURCES", sources)
+    root = tmp_path / "cache"
+    monkeypatch.setenv("FASTSLOW_CACHE", str(root))
+    return root
+
+
+def answer() -> int:
+    found: int = kernel_cache.load("plain").answer()
+    return found
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """In a new file: this process has the old one mapped, and runs its end when it ends itself."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    rewrite(path, bytes(data))
+
+
+def cut(path: Path) -> None:
+    rewrite(path, path.read_bytes()[:-5])
+
+
+def empty(path: Path) -> None:
+    rewrite(path, b"")
+
+
+def replaced_by_link(path: Path) -> None:
+    other = path.with_name("other")
+    path.rename(other)
+    path.symlink_to(other)
+
+
+def replaced_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replaced_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def given_away(path: Path) -> None:
+    os.chown(path, STRANGER, -1)
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (flip, "it is damaged"),
+    (cut, "it is damaged"),
+    (empty, "it is damaged"),
+    (lambda path: path.chmod(0o777), r"others may write to it \(mode 777\)"),
+    (replaced_by_link, "symbolic links"),
+    (replaced_by_folder, "it is no file"),
+    (replaced_by_fifo, "it is no file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [*DAMAGE, pytest.param(given_away, "belongs to another user", marks=as_root)],
+)
+def test_a_library_that_may_not_run_is_compiled_anew(
+    root: Path, logged: list[str], change: Callable[[Path], object], reason: str
+) -> None:
+    path = build("plain")
+    change(path)
+    logged.clear()
+    assert answer() == 42
+    assert len([line for line in logged if "are not used" in line]) == 1
+    assert [line for line in logged if re.search(reason, line)]
+    assert not path.is_symlink() and path.stat().st_uid == os.geteuid()
+    logged.clear()
+    assert answer() == 42 and not logged
+
+
+@pytest.mark.parametrize("place", [".", "kernels"])
+def test_a_folder_that_others_may_write_to_is_refused(root: Path, place: str) -> None:
+    build("plain")
+    (root / place).chmod(0o777)
+    with pytest.raises(RuntimeError, match=r"others may write to it \(mode 777\): chmod go-w"):
+        build("plain")
+
+
+@as_root
+@pytest.mark.parametrize("place", [".", "kernels"])
+def test_another_users_folder_is_refused(root: Path, place: str) -> None:
+    build("plain")
+    os.chown(root / place, STRANGER, -1)
+    with pytest.raises(RuntimeError, match=r"it belongs to another user \(12345\)"):
+        build("plain")
+
+
+@pytest.mark.skipif(not kernel_cache.OWN_FILES.is_dir(), reason="reads Linux's /proc")
+def test_what_is_loaded_is_what_was_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file takes the library's place in between."""
+    path = build("plain")
+    whole = kernel_cache._open
+
+    def swapped(path: Path) -> int:
+        number = whole(path)
+        path.unlink()
+        path.write_text("no library")
+        return number
+
+    monkeypatch.setattr(kernel_cache, "_open", swapped)
+    monkeypatch.setattr(kernel_cache, "build", lambda level: path)
+    assert answer() == 42
+
+
+def test_without_a_compiler_cached_kernels_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    path = build("plain")
+    monkeypatch.setenv("CXX", str(root / "no-such-compiler"))
+    monkeypatch.setattr(subprocess, "run", None)  # nothing is asked
+    logged.clear()
+    assert build("plain") == path and answer() == 42
+    assert [line for line in logged if "no C++ compiler was found, cached kernels run" in line]
+    with pytest.raises(RuntimeError, match="no C.. compiler was found"):
+        build("native")
+    flip(path)
+    with pytest.raises(RuntimeError, match="no C.. compiler was found"):
+        build("plain")
+    (kernel_cache.SOURCES / "answer.cpp").write_text(ANSWER.replace("42", "43"))
+    with pytest.raises(RuntimeError, match="no C.. compiler was found"):
+        build("plain")
+
+
+SEVERAL = """
+import pathlib, sys
+from fastslow.engine.backends.cpu import kernel_cache
+kernel_cache.SOURCES = pathlib.Path(sys.argv[1])
+assert kernel_cache.load("plain").answer() == 42
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_compile_at_once_do_no_harm(root: Path) -> None:
+    run = [sys.executable, "-c", SEVERAL, str(kernel_cache.SOURCES)]
+    several = [subprocess.Popen(run) for _ in range(4)]
+    assert [process.wait(120) for process in several] == [0] * 4
+    assert len(list((root / "kernels").iterdir())) == 1
+
+
+def test_kernels_for_every_chip_are_found_on_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an image, which is built on one machine and runs on others, without a compiler."""
+    made = {level: build(level) for level in ("plain", "avx2", "native")}
+    monkeypatch.setattr(kernel_cache, "_chip", lambda: "another chip")
+    assert build("plain") == made["plain"] and build("avx2") == made["avx2"]
+    assert build("native") != made["native"]
+
+    def none() -> str:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(kernel_cache, "find_compiler", none)
+    assert build("avx2") == made["avx2"]

@@ -1,0 +1,199 @@
+"""The KV cache: sharing, eviction, moves, and an integrity check that sees seeded faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.integrity import IntegrityError
+from fastslow.engine.kv.pages import PagePool
+from fastslow.engine.kv.storage import KVShape, KVStorage
+
+TEXT = list(range(100, 116))
+
+
+def make(pages: int = 8, *, prefix_caching: bool = True) -> KVCache:
+    return KVCache(
+        layers=2,
+        kv_heads=1,
+        head_dim=2,
+        pages=pages,
+        page_size=4,
+        dtype=torch.float32,
+        device="cpu",
+        prefix_caching=prefix_caching,
+    )
+
+
+def run(cache: KVCache, request: int, tokens: list[int], root: object = None) -> int:
+    """Open a request and run its whole text; how much of it was cached."""
+    cached = cache.open(request, tokens, root, len(tokens) - 1)
+    assert cache.reserve(request, len(tokens))
+    cache.advance(request, len(tokens), tokens)
+    cache.check_integrity()
+    return cached
+
+
+def test_full_pages_are_shared_and_the_last_row_is_left_to_run() -> None:
+    cache = make()
+    assert run(cache, 0, TEXT[:10]) == 0
+    assert cache.open(1, TEXT[:10], None, 9) == 8
+    assert cache.slots(1, 0, 8).tolist() == cache.slots(0, 0, 8).tolist()
+    assert cache.open(2, TEXT[:8], None, 7) == 4
+    assert cache.open(3, TEXT[:10], None, 0) == 0
+
+
+def test_a_mode_shares_nothing_with_another_mode() -> None:
+    cache = make()
+    run(cache, 0, TEXT[:8], root=None)
+    assert cache.open(1, TEXT, 0, 15) == 0
+    assert cache.open(2, TEXT, None, 15) == 8
+
+
+def test_two_who_compute_the_same_text_end_up_with_one_copy() -> None:
+    cache = make()
+    for request in (0, 1):
+        cache.open(request, TEXT, None, 15)
+        assert cache.reserve(request, 16)
+    assert cache.free_pages == 0
+    for request in (0, 1):
+        cache.advance(request, 16, TEXT)
+        cache.check_integrity()
+    assert cache.free_pages == 4
+    assert cache.slots(0, 0, 16).tolist() == cache.slots(1, 0, 16).tolist()
+
+
+def test_least_recently_used_texts_go_first_and_from_their_end() -> None:
+    cache = make(pages=6)
+    run(cache, 0, TEXT[:8])
+    run(cache, 1, [1] * 8)
+    cache.close(0)
+    cache.close(1)
+    run(cache, 2, TEXT[:4])  # uses the older text's first page again
+    cache.close(2)
+    cache.open(3, [5], None, 0)
+    assert cache.reserve(3, 12)  # 2 free pages, 1 evicted: the end of the older text
+    cache.check_integrity()
+    assert cache.open(4, TEXT[:8], None, 8) == 4
+    assert cache.open(5, [1] * 8, None, 8) == 8
+
+
+def test_rejected_rows_are_never_published() -> None:
+    cache = make()
+    cache.open(0, TEXT[:3], None, 2)
+    assert cache.reserve(0, 8)
+    cache.commit(0, 3, [], TEXT[:4])  # five nodes written, none accepted
+    assert cache.cached_pages == 0 and cache.valid(0) == 3
+    cache.commit(0, 4, [1], TEXT[:6])
+    assert cache.cached_pages == 1 and cache.valid(0) == 5
+
+
+def test_moves_may_overlap() -> None:
+    storage = KVStorage(KVShape(2, 5, 1, 1, torch.float32, "cpu"))
+    for rows in (*storage.k, *storage.v):
+        rows.copy_(torch.arange(5.0).reshape(5, 1, 1))
+    storage.move(np.array([0, 1, 2]), np.array([1, 2, 0]))
+    for rows in (*storage.k, *storage.v):
+        assert rows.flatten().tolist() == [2, 0, 1, 3, 4]
+    token = KVStorage.token_bytes(layers=2, kv_heads=1, head_dim=1, dtype=torch.float32)
+    assert storage.nbytes == 5 * token
+
+
+def test_pages_come_in_runs_with_room_to_grow() -> None:
+    pool = PagePool(64)
+    first = pool.take(4)
+    second = pool.take(4)
+    assert first == [0, 1, 2, 3]
+    assert second == list(range(second[0], second[0] + 4)) and second[0] > 16
+    assert pool.take(2, after=3) == [4, 5]
+    rest = pool.take(54)
+    assert sorted([*first, *second, 4, 5, *rest]) == list(range(64))
+    with pytest.raises(ValueError, match="1 pages asked for, 0 are free"):
+        pool.take(1)
+
+
+def test_misuse_is_refused() -> None:
+    cache = make()
+    run(cache, 0, TEXT[:6])
+    with pytest.raises(ValueError, match="request 0 is already open"):
+        cache.open(0, TEXT, None, 0)
+    with pytest.raises(ValueError, match="length 5 is outside 6..8"):
+        cache.advance(0, 5, TEXT)
+    with pytest.raises(ValueError, match="length 9 is outside 6..8"):
+        cache.advance(0, 9, TEXT)
+    with pytest.raises(ValueError, match="length 8 is outside 6..7"):
+        cache.advance(0, 8, TEXT[:7])
+    with pytest.raises(ValueError, match="base 5 is among the 6 valid"):
+        cache.commit(0, 5, [0], TEXT)
+    with pytest.raises(ValueError, match="do not ascend"):
+        cache.commit(0, 6, [1, 0], TEXT)
+    with pytest.raises(ValueError, match="positions 6:9 are outside the 8 held"):
+        cache.commit(0, 6, [2], TEXT)
+    with pytest.raises(ValueError, match="pages is 0"):
+        make(pages=0)
+    with pytest.raises(KeyError):
+        cache.close(7)
+    cache.check_integrity()
+
+
+def _pool(cache: KVCache) -> Any:
+    return cache._ranks[0].pool
+
+
+def _prefix(cache: KVCache) -> Any:
+    return cache._ranks[0].prefix
+
+
+def _share_unsealed(cache: KVCache) -> None:
+    page = cache._tables[0].pages[-1]
+    cache._tables[2].extend([page])
+    _pool(cache).references[page] += 1
+
+
+def _reverse_idle(cache: KVCache) -> None:
+    for page in reversed(list(_pool(cache).idle_pages())):
+        _pool(cache)._idle.move_to_end(page)
+
+
+def _cross_keys(cache: KVCache) -> None:
+    (a, page), (b, other) = list(_prefix(cache).items())[:2]
+    _prefix(cache)._page_of.update({a: other, b: page})
+
+
+FAULTS: dict[str, Callable[[KVCache], object]] = {
+    "is shared, but not sealed": _share_unsealed,
+    "would be evicted before": _reverse_idle,
+    "references counted": lambda kv: kv._tables.pop(0),
+    "is free and held": lambda kv: _pool(kv)._release(kv._tables[0].pages[0]),
+    "1 references counted, 0 tables": lambda kv: _pool(kv).take(1),
+    "free pages counted": lambda kv: setattr(_pool(kv), "_free", _pool(kv)._free + 1),
+    "do not nest": lambda kv: setattr(kv._tables[0], "valid", 99),
+    "slots are not those of its pages": lambda kv: kv._tables[0].slots(0, 4).__iadd__(4),
+    "outside 0:12": lambda kv: kv._tables[0].replace(0, 99),
+    "is idle, but not in the prefix index": lambda kv: _prefix(kv).forget(
+        next(_pool(kv).idle_pages())
+    ),
+    "is not published": lambda kv: _prefix(kv).forget(kv._tables[0].pages[0]),
+    "does not lead back": _cross_keys,
+    "keys, but": lambda kv: _prefix(kv)._page_of.pop(next(_prefix(kv).items())[0]),
+    "is published, 1 are sealed": lambda kv: setattr(kv._tables[1], "sealed", 1),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_seeded_faults_are_seen(message: str) -> None:
+    cache = make(pages=12)
+    run(cache, 0, TEXT[:10])
+    run(cache, 1, TEXT[:9])
+    cache.open(2, [3], None, 0)
+    run(cache, 3, [9] * 12)
+    cache.close(3)
+    cache.check_integrity()
+    FAULTS[message](cache)
+    with pytest.raises(IntegrityError, match=message):
+        cache.check_integrity()

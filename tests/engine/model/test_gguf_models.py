@@ -1,0 +1,223 @@
+"""GGUF files of every architecture: the same config, the same tensors and the same answers as the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import gguf
+import gguf_tools
+import pytest
+import texts
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf_tools import matrices, write_gguf
+from kernel_tools import compiled
+
+from fastslow.engine.backends.cpu import store
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.identity import model_digest
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.rope import inverse_frequencies
+
+# No file says these of a model; what it does not say is left at the family's usual value.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True, "head_dim": 24}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "qwen2": ("qwen2", {"use_sliding_window": False, "sliding_window": None}),
+    "qwen3": ("qwen3", {}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 4}),
+    "qwen3moe": ("qwen3_moe", {"mlp_only_layers": []}),
+    "gpt-oss": ("gpt_oss", {}),
+}
+UNSAID = ("bos_id", "eos_ids")  # the tokenizer's, which these files have none of
+
+
+def answers(path: Path, **options: Any) -> torch.Tensor:
+    return texts.logits(load_model(path, **options), texts.tokens_of(20))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -> None:
+    family, overrides = SHAPES[name]
+    folder = checkpoints.write_family(tmp_path / "model", family, **overrides)
+    file = write_gguf(folder, tmp_path / "m.gguf")
+    ours, theirs = ModelConfig.from_folder(file), ModelConfig.from_folder(folder)
+    for field in fields(ours):
+        if field.name not in UNSAID:
+            assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
+    one, two = Checkpoint.own(file, ours), Checkpoint.own(folder, theirs)
+    assert one.names == two.names
+    with one.reader(False) as read, two.reader(False) as expected:
+        for tensor in two.names:
+            assert torch.equal(read(tensor), expected(tensor)), tensor
+            at = tuple(slice(1, 9) for _ in expected(tensor).shape)
+            assert torch.equal(read(tensor, at), expected(tensor)[at]), tensor
+    assert torch.equal(answers(file), answers(folder))
+    assert model_digest(file) == model_digest(folder)
+
+
+@compiled
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_quantised_file_runs_in_its_own_numbers(tmp_path: Path, name: str) -> None:
+    """Near what the same numbers give in float32; the kernels' activations are in int8."""
+    family, overrides = SHAPES[name]
+    wide = {"hidden_size": 128, "head_dim": 32, "vocab": 320, **overrides}
+    folder = checkpoints.write_family(tmp_path / "model", family, **wide)
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(Kind.Q8_0))
+    model = load_model(file, quantization="auto")
+    if not isinstance(model, CpuDecoder):
+        pytest.skip("the kernels do not run this family yet")
+    assert model.formats.types and model.formats.name == "gguf-bfloat16"
+    exact = answers(file, dtype="float32").log_softmax(-1)
+    own = answers(file, quantization="auto").log_softmax(-1)
+    # half of the rows: a router's near tie may go to another expert
+    assert (own.exp() * (own - exact)).sum(-1).median() < 0.02
+    assert (own - exact).abs().max() > 0
+    plain = write_gguf(folder, tmp_path / "plain.gguf")
+    floats = load_model(plain, quantization="auto")
+    assert isinstance(floats, CpuDecoder) and floats.formats.name == "gguf-float32"
+    found, wanted = texts.logits(floats, texts.tokens_of(20)), answers(folder, dtype="float32")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_rope_factors_are_honoured(tmp_path: Path) -> None:
+    """A file of Llama 3 says its scaling in a tensor alone: what each frequency is divided by."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    folder = checkpoints.write_family(tmp_path / "model", "llama", rope_scaling=scaling)
+    plain = checkpoints.write_family(tmp_path / "plain", "llama")
+    wanted = inverse_frequencies(ModelConfig.from_folder(folder))
+    factors = (inverse_frequencies(ModelConfig.from_folder(plain)) / wanted).float().numpy()
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("rope_freqs.weight", factors)
+
+    file = write_gguf(folder, tmp_path / "m.gguf", change=add)
+    config = ModelConfig.from_folder(file)
+    torch.testing.assert_close(inverse_frequencies(config), wanted, rtol=1e-6, atol=0)
+    assert config.context == ModelConfig.from_folder(folder).context
+    torch.testing.assert_close(answers(file), answers(folder), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(answers(file), answers(plain), atol=1e-2)
+
+    def short(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("rope_freqs.weight", factors[:-1])
+
+    write_gguf(folder, tmp_path / "m.gguf", change=short)
+    with pytest.raises(ValueError, match="rope_scaling has 7 factors, but half a head of 16"):
+        ModelConfig.from_folder(file)
+
+
+def test_any_part_of_a_split_model_opens_it(tmp_path: Path) -> None:
+    folder = checkpoints.write_family(tmp_path / "model", "qwen3")
+    first = write_gguf(folder, tmp_path / "m.gguf", parts=3)
+    third = first.with_name("m-00003-of-00003.gguf")
+    assert torch.equal(answers(first), answers(folder))
+    assert torch.equal(answers(third), answers(folder))
+    second = first.with_name("m-00002-of-00003.gguf")
+    second.rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="one of 3 files, of which m-00002-of-00003.gguf is miss"):
+        load_model(first)
+    second.write_bytes(third.read_bytes())
+    with pytest.raises(ValueError, match="m-00002.*split.count 3 and split.no 2 are not those of"):
+        load_model(first)
+
+
+def add(key: str, value: float) -> Callable[[gguf.GGUFWriter], None]:
+    def change(writer: gguf.GGUFWriter) -> None:
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.expert_count", 8, "llama.expert_count 8 changes the model in a way"),
+        ("llama.attention.sliding_window", 128, "sliding_window 128 changes the model"),
+        ("llama.logit_scale", 0.5, "llama.logit_scale 0.5 changes the model"),
+        ("llama.rope.scaling.attn_factor", 1.5, "attn_factor 1.5 changes the model"),
+        ("llama.attention.causal", 0, "llama.attention.causal .* changes the model"),
+    ],
+)
+def test_a_field_that_changes_the_forward_is_refused(
+    tmp_path: Path, key: str, value: float, message: str
+) -> None:
+    folder = checkpoints.write_family(tmp_path / "model", "llama")
+    with pytest.raises(ValueError, match=message):
+        load_model(write_gguf(folder, tmp_path / "m.gguf", change=add(key, value)))
+    load_model(write_gguf(folder, tmp_path / "m.gguf", change=add("llama.expert_count", 0)))
+
+
+def without(name: str) -> Callable[..., dict[str, Any]]:
+    plain = gguf_tools.arranged
+
+    def arranged(*arguments: Any) -> dict[str, Any]:
+        return {n: values for n, values in plain(*arguments).items() if n != name}
+
+    return arranged
+
+
+@pytest.mark.parametrize(
+    ("family", "missing", "message"),
+    [
+        ("llama", "blk.1.ffn_up.weight", "lacks tensor model.layers.1.mlp.up_proj.weight"),
+        ("llama", "token_embd.weight", "lacks tensor token_embd.weight"),
+        ("qwen3", "blk.0.attn_k_norm.weight", "lacks tensor model.layers.0.self_attn.k_norm.weig"),
+        ("gpt_oss", "blk.2.attn_sinks.weight", "lacks tensor model.layers.2.self_attn.sinks"),
+        ("gpt_oss", "blk.3.ffn_up_exps.bias", "lacks tensor model.layers.3.mlp.experts.0.up_proj"),
+    ],
+)
+def test_a_tensor_too_few_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, missing: str, message: str
+) -> None:
+    folder = checkpoints.write_family(tmp_path / "model", family)
+    monkeypatch.setattr(gguf_tools, "arranged", without(missing))
+    file = write_gguf(folder, tmp_path / "m.gguf")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@compiled
+def test_types_that_the_kernels_do_not_know_run_as_q8_0(tmp_path: Path) -> None:
+    """IQ4_NL, which the library can write, stands for all others."""
+    folder = checkpoints.write_family(tmp_path / "model", "llama", hidden_size=128, vocab=320)
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(Kind.Q5_1))
+    model = load_model(file, quantization="auto")
+    assert isinstance(model, CpuDecoder) and model.formats.name == "gguf-bfloat16"
+    exact, own = answers(file, dtype="float32"), answers(file, quantization="auto")
+    assert (own.log_softmax(-1).exp() * (own.log_softmax(-1) - exact.log_softmax(-1))).sum(
+        -1
+    ).mean() < 0.03
+
+
+@compiled
+def test_a_changed_file_is_packed_anew_and_nothing_large_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SMALL", 0)
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
+    size = {"hidden_size": 256, "intermediate_size": 512, "vocab": 640}
+    folder = checkpoints.write_family(tmp_path / "model", "llama", **size)
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(Kind.Q8_0))
+    first = answers(file, quantization="auto")
+    packed = list((tmp_path / "cache" / "packed").iterdir())
+    assert torch.equal(answers(file, quantization="auto"), first)
+    assert list((tmp_path / "cache" / "packed").iterdir()) == packed
+    written = sum(p.stat().st_size for p in (tmp_path / "cache").rglob("*.packed"))
+    assert written < 1.1 * file.stat().st_size
+    other = checkpoints.write_family(tmp_path / "other", "llama", seed=1, **size)
+    write_gguf(other, file, matrices(Kind.Q8_0))
+    assert not torch.equal(answers(file, quantization="auto"), first)
+    data = file.read_bytes()
+    file.write_bytes(data[:-100])
+    with pytest.raises(ValueError, match="ends at byte"):
+        load_model(file, quantization="auto")

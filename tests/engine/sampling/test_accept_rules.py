@@ -1,0 +1,190 @@
+"""What each rule promises besides the right probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from fastslow.engine.sampling.accept.accept import RULES, accept
+from fastslow.engine.sampling.accept.exact import Rule, block, follow_target, tokenwise
+from fastslow.engine.sampling.rng import Purpose, draw, stream
+from fastslow.engine.types import Floats, OneHot, Tree
+
+V = 5
+Text = tuple[int, ...]
+
+
+def random_probs(seed: int, text: Text = (), vocab: int = V) -> Floats:
+    p_V = np.exp(1.5 * np.random.default_rng([seed, len(text), *text]).normal(size=vocab))
+    p_V /= p_V.sum()
+    return p_V.astype(np.float32)
+
+
+def rows(tree: Tree, of: Callable[[Text], Floats], done: Text = ()) -> list[Floats]:
+    runs: list[Text] = [done]
+    for token, parent in zip(tree.tokens, tree.parents):
+        runs.append((*runs[parent + 1], token))
+    return [of(run) for run in runs]
+
+
+def sampled(q: Sequence[Floats], parents: Sequence[int], seed: int) -> Tree:
+    draws = stream(seed, 0, Purpose.DRAFT)
+    return Tree([draw(q_V, draws) for q_V in q], parents, np.stack(q))
+
+
+def judge(
+    rule: Rule, tree: Tree, target_probs: Sequence[Floats | OneHot], seed: int
+) -> tuple[Text, int]:
+    def rng(b: int, depth: int) -> np.random.Generator:
+        return stream(seed, depth, Purpose.ACCEPT)
+
+    result = accept([tree], [target_probs], rng, [rule])
+    return tuple(result.accepted_nodes[0]), result.tokens[0][-1]
+
+
+# Drafters that a reproducible answer must not depend on: (place, text) -> tree.
+def none(seed: int, done: Text) -> Tree:
+    return Tree()
+
+
+def guesses(seed: int, done: Text) -> Tree:
+    first = int(random_probs(1, done).argmax())
+    return Tree([first, 0, 1, 2, 0, 1], [-1, -1, -1, 0, 0, 1])
+
+
+def own_numbers(seed: int, done: Text) -> Tree:
+    """Sampled from other probabilities."""
+    draws = stream(seed, len(done), Purpose.DRAFT)
+    text, q_probs = done, []
+    for _ in range(3):
+        q_probs.append(random_probs(2, text))
+        text = (*text, draw(q_probs[-1], draws))
+    return Tree.chain(text[len(done) :], np.stack(q_probs))
+
+
+def shared_numbers(seed: int, done: Text) -> Tree:
+    """Drawn from other probabilities by the numbers that the target will be drawn by."""
+    text = done
+    for _ in range(3):
+        q_V = 0.7 * random_probs(1, text) + 0.3 * random_probs(2, text)
+        text = (*text, draw(q_V, stream(seed, len(text), Purpose.ACCEPT)))
+    return Tree.chain(text[len(done) :])
+
+
+def answer(drafter: Callable[[int, Text], Tree], rule: Rule, seed: int) -> tuple[Text, int]:
+    done: Text = ()
+    accepted = 0
+    while len(done) < 12:
+        tree = drafter(seed, done)
+        target_probs = rows(tree, lambda text: random_probs(1, text), done)
+
+        def rng(b: int, depth: int, start: int = len(done)) -> np.random.Generator:
+            return stream(seed, start + depth, Purpose.ACCEPT)
+
+        result = accept([tree], [target_probs], rng, [rule])
+        accepted += len(result.accepted_nodes[0])
+        done = (*done, *result.tokens[0])
+    return done[:12], accepted
+
+
+def test_a_reproducible_answer_is_the_same_with_any_draft_and_with_none() -> None:
+    kept = dict.fromkeys([guesses, own_numbers, shared_numbers], 0)
+    for seed in range(40):
+        plain, _ = answer(none, RULES["reproducible"], seed)
+        assert plain == answer(none, tokenwise, seed)[0]
+        for drafter in kept:
+            text, accepted = answer(drafter, RULES["reproducible"], seed)
+            assert text == plain
+            kept[drafter] += accepted
+        for rule in (tokenwise, block):  # chosen drafts are followed
+            assert answer(guesses, rule, seed)[0] == plain
+    assert kept[own_numbers] > 40
+    assert kept[shared_numbers] > 2 * kept[own_numbers]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("probs", [False, True], ids=["chosen", "sampled"])
+def test_greedy_takes_the_longest_right_path_by_every_rule(rule: Rule, probs: bool) -> None:
+    parents = [-1, -1, 1, 1, 3, 0]
+    tokens = [3, 1, 3, 2, 0, 1]  # the target says 1, then 2, then 0, then 4
+    q = np.full((6, V), 1 / V, dtype=np.float32) if probs else None
+    target_probs = [OneHot(1), OneHot(1), OneHot(2), OneHot(4), OneHot(0), OneHot(4), OneHot(4)]
+    assert judge(rule, Tree(tokens, parents, q), target_probs, 0) == ((1, 3, 4), 4)
+    hot = [np.eye(V, dtype=np.float32)[x.token] for x in target_probs]
+    assert judge(rule, Tree(tokens, parents, q), hot, 0) == ((1, 3, 4), 4)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_certain_laws_draw_nothing(rule: Rule) -> None:
+    def rng(b: int, depth: int) -> np.random.Generator:
+        raise AssertionError("a number was drawn")
+
+    chain = Tree.chain([1, 2, 3])
+    result = accept([chain], [[OneHot(x) for x in (1, 2, 0, 0)]], rng, [rule])
+    assert result.tokens == [[1, 2, 0]]
+
+
+def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
+    q = [random_probs(2, (i,)) for i in range(5)]
+    shapes = [(), (-1, 0, 1), (-1, -1, 0, 1, 1)]
+    cases = [(rule, shape) for rule in RULES.values() for shape in shapes]
+    for run in range(20):
+        trees = [sampled(q[: len(s)], s, run) if s else Tree() for _, s in cases]
+        target_probs = [rows(tree, lambda text: random_probs(1, text)) for tree in trees]
+
+        def rng(b: int, depth: int, run: int = run) -> np.random.Generator:
+            return stream(1000 * run + b, depth, Purpose.ACCEPT)
+
+        batched = accept(trees, target_probs, rng, [rule for rule, _ in cases])
+        for b, (rule, _) in enumerate(cases):
+            path, last = judge(rule, trees[b], target_probs[b], 1000 * run + b)
+            assert (tuple(batched.accepted_nodes[b]), batched.tokens[b][-1]) == (path, last)
+
+
+def test_rules_and_requests_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="rules has 2 entries, and the batch has 1 requests"):
+        accept([Tree()], [[OneHot(0)]], lambda b, d: stream(0, d, Purpose.ACCEPT), [block] * 2)
+
+
+@pytest.mark.parametrize("rule", [tokenwise, block, follow_target])
+@pytest.mark.parametrize("parents", [(-1, 0, 1, 2), (-1, -1, 0, 0, 1, 1)], ids=["chain", "tree"])
+def test_probs_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
+    """As a drafter that is the target in other batch shapes: no NaN, nothing of probability 0."""
+    vocab = 3000
+    p_V = random_probs(3, vocab=vocab)
+    p_V[::7] = 0.0
+    p_V /= p_V.sum()
+    up_V = np.where(p_V > 0, np.nextafter(p_V, np.float32(1)), p_V)
+    down_V = np.where(p_V > 0, np.nextafter(p_V, np.float32(0)), p_V)
+    for q_V in (p_V, up_V, down_V):
+        for target_V in (p_V, up_V, down_V):
+            depths = []
+            for seed in range(25):
+                tree = sampled([q_V] * len(parents), parents, seed)
+                path, last = judge(rule, tree, [target_V] * (len(parents) + 1), seed)
+                assert all(target_V[x] > 0 for x in (*(tree.tokens[i] for i in path), last))
+                depths.append(len(path))
+            if rule is not follow_target:
+                assert sum(depths) >= 24 * max(depths)
+
+
+class Refusals:
+    """Numbers that refuse whatever can be refused."""
+
+    def random(self) -> float:
+        return math.nextafter(1.0, 0.0)
+
+
+@pytest.mark.parametrize("rule", [tokenwise, block])
+def test_a_refusal_that_was_a_rounding_keeps_the_node(rule: Rule) -> None:
+    p_V = np.array([0.5, 0.5, 0.0], dtype=np.float32)
+    q_V = np.nextafter(p_V, np.float32(1))
+    q_V[2] = 1e-9
+    for token, path in ((0, [0]), (2, [])):
+        tree = Tree([token], [-1], q_V[None])
+        found, last = rule(tree, [p_V, p_V], lambda depth: Refusals())  # type: ignore[arg-type,return-value]
+        assert found == path
+        assert last in (0, 1)

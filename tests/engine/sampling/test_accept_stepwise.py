@@ -1,0 +1,128 @@
+"""Whole steps are kept or rewritten: lossy, and only where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.sampling.accept.exact import follow_target
+from fastslow.engine.sampling.accept.lossy import LossyStepwise
+from fastslow.engine.types import OneHot, Tree
+from fastslow.llm import LLM
+
+V, END = 6, 5
+CLOSE = 4  # </think>
+RULE = LossyStepwise(frozenset({END}), 0.5)
+
+
+def certain(token: int, **probs: float) -> OneHot:
+    """The choice of `token`; the others have the given probabilities."""
+    probs_V = np.full(V, 0.01, dtype=np.float32)
+    for name, p in probs.items():
+        probs_V[int(name[1:])] = p
+    return OneHot(token, probs_V)
+
+
+def place(depth: int) -> np.random.Generator:
+    return np.random.default_rng(depth)
+
+
+def test_a_likely_step_is_kept_though_the_target_would_say_it_otherwise() -> None:
+    target_probs = [certain(0, _1=0.45), certain(2, _2=0.9), certain(0, _5=0.4), certain(3, _3=0.9)]
+    path, last = RULE(Tree.chain([1, 2, END]), target_probs, place)
+    assert (path, last) == ([0, 1, 2], 3), "(0.45 * 0.9 * 0.4) ** (1/3) is 0.54"
+    assert follow_target(Tree.chain([1, 2, END]), target_probs, place) == ([], 0)
+
+
+def test_an_unlikely_step_is_rewritten_by_the_target() -> None:
+    target_probs = [certain(1, _1=0.6), certain(0, _2=0.1), certain(0, _5=0.9), certain(3)]
+    path, last = RULE(Tree.chain([1, 2, END]), target_probs, place)
+    assert (path, last) == ([0], 0), "what the target says too is kept, then its own token comes"
+
+
+def test_steps_are_judged_one_by_one_and_in_order() -> None:
+    good, bad = certain(0, _1=0.9, _5=0.9), certain(0, _1=0.1, _5=0.1)
+    tokens = [1, END, 1, END, 1, END]
+    path, _ = RULE(Tree.chain(tokens), [good] * 4 + [bad] * 3, place)
+    assert path == [0, 1, 2, 3]
+    path, _ = RULE(Tree.chain(tokens), [good] * 2 + [bad] * 2 + [good] * 3, place)
+    assert path == [0, 1], "behind a refused step nothing stays"
+
+
+def test_of_a_tree_the_deepest_kept_path_stays() -> None:
+    tree = Tree([1, 2, END, 3], [-1, -1, 0, 1])
+    target_probs = [certain(0, _1=0.9, _2=0.9), certain(0, _5=0.2), certain(0, _3=0.9)] + [
+        certain(4)
+    ] * 2
+    path, last = RULE(tree, target_probs, place)
+    assert (path, last) == ([1, 3], 4)
+
+
+def test_sampled_laws_forbid_what_they_leave_out() -> None:
+    probs = np.zeros(V, dtype=np.float32)
+    probs[3] = 1.0
+    assert RULE(Tree.chain([1]), [probs, probs], place) == ([], 3)
+
+
+@pytest.mark.parametrize("least", [0.0, 1.5])
+def test_limits(least: float) -> None:
+    with pytest.raises(ValueError, match="must be above 0 and at most 1"):
+        LossyStepwise(frozenset(), least)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_chat: Path) -> Iterator[LLM]:
+    with LLM(tiny_chat, kv_memory="4MiB", progress=False) as llm:
+        yield llm
+
+
+def setting(**fields: Any) -> Speculation:
+    given = {"drafter": "self", "groups": 0, "nodes": 4, "accept": "lossy-stepwise"}
+    return Speculation(**{**given, **fields})
+
+
+def runs(llm: LLM, speculation: Speculation, **fields: Any) -> tuple[Sequence[int], float]:
+    params = SamplingParams(max_tokens=24, ignore_eos=True, **fields)
+    out = llm.chat("one two", params, speculation=speculation)
+    return out.token_ids, out.metrics.tokens_per_step
+
+
+def test_in_the_engine_a_lower_score_keeps_more(llm: LLM) -> None:
+    exact, exact_rate = runs(llm, setting(accept="auto"))
+    strict, _ = runs(llm, setting(step_score=1.0))
+    loose, fast = runs(llm, setting(step_score=1e-6))
+    assert strict == exact, "only a certain step may be another one"
+    assert fast == 24 / 6 and fast > exact_rate, (
+        "every draft of four is kept, after a first step without one"
+    )
+    assert loose != exact
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 9])
+def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -> None:
+    """An answer remembered without a budget is drafted in one with it."""
+    told = setting(drafter="suffix", nodes=16, step_score=1e-6)
+    question = f"hello {most} there <think>"
+    free = llm.generate(question, SamplingParams(max_tokens=40, ignore_eos=True))
+    assert CLOSE not in free.token_ids
+    mode = Mode(thinking_budget=most)
+    params = SamplingParams(max_tokens=most + 8, ignore_eos=True)
+    out = llm.generate(question, params, mode=mode, speculation=told)
+    assert out.token_ids[: most + 1] == [*free.token_ids[:most], CLOSE]
+    assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
+
+
+def test_a_line_with_a_token_that_is_forbidden_is_not_kept(llm: LLM) -> None:
+    told = setting(drafter="suffix", nodes=16, step_score=0.05)
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    free = llm.generate("one two three", params).token_ids
+    banned = free[5]
+    bias = params.model_copy(update={"logit_bias": {banned: -100.0}})
+    assert banned not in llm.generate("one two three", bias, speculation=told).token_ids
+    early = SamplingParams(max_tokens=24, min_tokens=24, stop_token_ids=(banned,))
+    assert banned not in llm.generate("one two three", early, speculation=told).token_ids

@@ -1,0 +1,288 @@
+"""A request's grammar is a function of its text; where the answer begins behind a thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from grammar_tools import GrammarKit, kit_in
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling.answer_start import BehindChannels, Spellings
+from fastslow.engine.sampling.grammar import Ended, Grammar
+from fastslow.engine.text.thought import (
+    HARMONY,
+    ChannelSplitter,
+    TagTokens,
+    ThoughtSplitter,
+    ThoughtTags,
+)
+from fastslow.engine.text.vocabulary import Tokenizer
+
+VOCAB = 320
+OPEN, CLOSE, END = 3, 4, 2
+PROMPT = [7, 8, 9]
+YES = GrammarSpec(choice=["yes", "no"])
+
+
+class Words(Tokenizer):
+    """A vocabulary as a test spells it; a text is cut into the longest words."""
+
+    def __init__(self, words: Sequence[str], special: Sequence[int] = ()) -> None:
+        self.words = list(words)
+        super().__init__({i: w.encode() for i, w in enumerate(words)}, special, 0)
+        self.bos_id, self.eos_ids = None, frozenset({0})
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        ids = []
+        while text:
+            best = max((w for w in self.words if w and text.startswith(w)), key=len)
+            ids.append(self.words.index(best))
+            text = text[len(best) :]
+        return ids
+
+    def vocab(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    def token_id(self, piece: str) -> int | None:
+        return self.words.index(piece) if piece in self.words else None
+
+    def piece(self, token_id: int) -> str | None:
+        return self.words[token_id]
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> GrammarKit:
+    folder = tmp_path_factory.mktemp("words")
+    write_bpe(folder, vocab_size=VOCAB)
+    return kit_in(folder, VOCAB)
+
+
+def said(grammar: Grammar, tokens: list[int], drafted: Sequence[int]) -> object:
+    mask = grammar.at(tokens, drafted)
+    allowed = None if mask.allowed is None else np.flatnonzero(mask.allowed).tolist()
+    return mask.only, None if mask.only is not None else allowed, sorted(mask.forbidden)
+
+
+def replayed(kit: GrammarKit, spec: GrammarSpec, text: list[int], opened: bool | None) -> object:
+    """What holds behind a text, asked for without a draft and token by token."""
+    grammar = kit.grammar(spec, frozenset({END}), len(PROMPT), opened)
+    for size in range(len(text) + 1):
+        found = said(grammar, [*PROMPT, *text[:size]], [])
+    return found
+
+
+@pytest.mark.parametrize("opened", [None, False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_all_is_a_function_of_the_text(kit: GrammarKit, opened: bool | None, seed: int) -> None:
+    """Whatever was drafted before, in any order, and however many tokens were committed at once."""
+    schema = {"type": "array", "items": {"enum": ["on", 5]}, "minItems": 1, "maxItems": 3}
+    spec, draws = GrammarSpec(json_schema=schema), np.random.default_rng(seed)
+    grammar = kit.grammar(spec, frozenset({END}), len(PROMPT), opened)
+    text: list[int] = []
+    for _ in range(12):
+        tokens = [*PROMPT, *text]
+        runs: list[list[int]] = [[]]
+        for _ in range(8):  # a tree of drafts
+            run = runs[int(draws.integers(len(runs)))]
+            mask = grammar.at(tokens, run)
+            some = [mask.only] if mask.only is not None else [*range(5, 12), CLOSE]
+            if mask.allowed is not None and mask.only is None:
+                some = np.flatnonzero(mask.allowed).tolist()
+            runs.append([*run, int(draws.choice(some))])
+        for place in draws.permutation(len(runs)):
+            run = runs[int(place)]
+            if grammar.fits(tokens, run):
+                expected = replayed(kit, spec, [*text, *run], opened)
+                assert said(grammar, tokens, run) == expected
+        fitting = [run for run in runs if grammar.fits(tokens, run)]
+        longest = max(fitting, key=len)
+        text += longest
+        if grammar.whole_at(tokens, longest) is not None:
+            return
+
+
+def test_certain_tokens_are_those_that_the_masks_leave(kit: GrammarKit) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"long name": {"const": 1}},
+        "required": ["long name"],
+    }
+    grammar = kit.grammar(GrammarSpec(json_schema=schema), frozenset({END}), 3)
+    begun = kit.tokenizer.encode('{"', add_special=False)
+    ahead = list(grammar.ahead(PROMPT, begun, 40))
+    assert kit.tokenizer.decode(ahead) == 'long name"'
+    for size, token in enumerate(ahead):
+        assert grammar.at(PROMPT, [*begun, *ahead[:size]]).only == token
+    assert list(grammar.ahead(PROMPT, begun, 3)) == ahead[:3]
+    assert grammar.at(PROMPT, [*begun, *ahead]).only is None
+
+
+def test_end_tokens_come_where_the_grammar_may_end(kit: GrammarKit) -> None:
+    grammar = kit.grammar(GrammarSpec(regex="ab?"), frozenset({END, 60}), 3)
+    a, b = (kit.tokenizer.encode(letter)[0] for letter in "ab")
+    assert grammar.at(PROMPT, []).only == a
+    mask = grammar.at(PROMPT, [a])
+    assert mask.allowed is not None and np.flatnonzero(mask.allowed).tolist() == sorted(
+        [END, 60, b]
+    )
+    assert grammar.whole_at(PROMPT, [a, END]) == 2 and grammar.whole_at(PROMPT, [a, b, 9]) == 2
+    assert grammar.whole_at(PROMPT, [a]) is None
+    assert not grammar.fits(PROMPT, [a, END, 9]) and not grammar.fits(PROMPT, [END])
+
+
+def follow(grammar: Grammar, tokens: Sequence[int]) -> bool:
+    """Whether each token is allowed where it stands."""
+    for size, token in enumerate(tokens):
+        mask = grammar.at(PROMPT, tokens[:size])
+        if mask.only is not None:
+            allowed = token == mask.only
+        elif mask.allowed is None:
+            allowed = token not in mask.forbidden
+        else:
+            allowed = bool(mask.allowed[token])
+        assert allowed == grammar.fits(PROMPT, tokens[: size + 1]), (size, token)
+        if not allowed:
+            return False
+    return True
+
+
+LETTERS = ["<end>", *"abcdenoysthik<>/", "\n", "\n\n", " ", "yes", "no", "</think>", "<think>"]
+MERGED = [">\n\n", ">yes", ">\n\nno", ">maybe", "k>", "k>no", "\nyes", " yes", "x</think>\n\nyes"]
+WORDS = Words([*LETTERS, *MERGED], [0])
+
+
+def by_words(opened: bool, spec: GrammarSpec = YES, special: bool = False) -> Grammar:
+    tokenizer = Words(WORDS.words, [0, *([22, 23] if special else [])])
+    kit = GrammarKit(tokenizer, len(WORDS.words), ThoughtTags("<think>", "</think>"))
+    return kit.grammar(spec, frozenset({0}), len(PROMPT), opened)
+
+
+@pytest.mark.parametrize(
+    "pieces, fits",
+    [
+        (["a", "</think>", "yes"], True),
+        (["a", "</think>", "\n\n", "yes"], True),
+        (["a", "</think>", "\n\n", "\n\n", "yes"], True),
+        (["a", "</think>", "\n\n", "\n\n", "\n"], False),
+        (["a", "</think>", "\nyes"], True),
+        (["a", "</think>", " yes"], False),
+        (["a", "</think>", "a"], False),
+        (["a", "<", "/", "t", "h", "i", "n", "k", ">", "no"], True),
+        (["<", "/", "t", "h", "i", "n", "k", ">\n\n", "no"], True),
+        (["<", "/", "t", "h", "i", "n", "k", ">\n\nno"], True),
+        (["<", "/", "t", "h", "i", "n", "k", ">yes"], True),
+        (["<", "/", "t", "h", "i", "n", "k", ">maybe"], False),
+        (["a", ">maybe", "</think>", "no"], True),  # no tag had begun
+        (["<", "/", "t", "h", "i", "n", "k>no"], True),
+        (["x</think>\n\nyes"], True),
+        (["a", "<end>"], False),
+        (["<", "<", "/", "t", "h", "i", "n", "k", ">maybe"], False),
+    ],
+)
+def test_an_answer_begins_behind_the_thought(pieces: list[str], fits: bool) -> None:
+    grammar = by_words(opened=True)
+    tokens = [WORDS.words.index(piece) for piece in pieces]
+    assert follow(grammar, tokens) is fits
+    if fits:
+        last = pieces[-1]
+        over = grammar.whole_at(PROMPT, tokens) == len(tokens)
+        assert over is last.endswith(("yes", "no")), "the grammar took what was behind the tag"
+        split = ThoughtSplitter(ThoughtTags("<think>", "</think>"), True, once=True)
+        text = split.push("".join(pieces))[1] + split.finish()[1]
+        assert text in ("yes", "no"), "the caller reads what the grammar held"
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_model_may_open_a_thought_first(special: bool) -> None:
+    words = WORDS.words
+
+    def fits(*pieces: str) -> bool:
+        return follow(by_words(False, special=special), [words.index(p) for p in pieces])
+
+    assert fits("yes") and fits("<think>", "a", "</think>", "\n", "no")
+    assert not fits("a") and not fits("\n") and not fits("</think>")
+    assert not fits("<think>", "a", "</think>", "<think>")
+    assert fits("<", "t", "h", "i", "n", "k", ">", "a", "</think>", "yes")
+    assert not fits("<", "yes") and not fits("<", "<end>")
+
+
+def test_an_answer_may_spell_a_tag() -> None:
+    spec = GrammarSpec(regex="a<think>b</think>")
+    grammar = by_words(True, spec)
+    tokens = [WORDS.words.index("</think>"), WORDS.words.index("a")]
+    tokens += grammar.ahead(PROMPT, tokens, 40)
+    assert "".join(WORDS.words[t] for t in tokens) == "</think>a<think>b</think>"
+    assert follow(grammar, tokens) and grammar.whole_at(PROMPT, tokens) == len(tokens)
+    for size in range(1, 9):  # however the stream is cut
+        split = ThoughtSplitter(ThoughtTags("<think>", "</think>"), True, once=True)
+        whole = "thought</think>\n\na<think>b</think>"
+        parts = [split.push(whole[i : i + size]) for i in range(0, len(whole), size)]
+        parts.append(split.finish())
+        assert "".join(p[0] for p in parts) == "thought"
+        assert "".join(p[1] for p in parts) == "a<think>b</think>"
+
+
+CHANNELS = Words(
+    [
+        "<end>",
+        "<|start|>",
+        "<|channel|>",
+        "<|message|>",
+        "<|end|>",
+        "analysis",
+        "final",
+        "assistant",
+    ]
+    + ["yes", "no", "\n", "commentary", " json", "a"],
+    [0, 1, 2, 3, 4],
+)
+
+
+@pytest.mark.parametrize(
+    "prompt, pieces, fits",
+    [
+        ("<|start|>assistant", "<|channel|> final <|message|> yes", True),
+        ("<|start|>assistant", "<|channel|> final json <|message|> yes", True),
+        ("<|start|>assistant", "<|channel|> final <|message|> a", False),
+        (
+            "<|start|>assistant",
+            "<|channel|> analysis <|message|> a no a <|end|> "
+            + "<|start|> assistant <|channel|> commentary <|message|> a <|end|> "
+            + "<|start|> assistant <|channel|> final <|message|> no",
+            True,
+        ),
+        ("<|start|>assistant", "<|channel|> analysis <|message|> a <end>", False),
+        ("<|start|>assistant<|channel|>analysis<|message|>", "a <|end|> <|start|> <end>", False),
+        ("<|start|>assistant<|channel|>final<|message|>", "yes", True),
+        ("<|start|>assistant<|channel|>final<|message|>", "a", False),
+        ("a plain text", "no", True),
+        ("a plain text", "a", False),
+    ],
+)
+def test_in_channels_the_answer_is_the_final_one(prompt: str, pieces: str, fits: bool) -> None:
+    tokenizer = CHANNELS
+    tags = TagTokens(tokenizer, HARMONY)
+    kit = GrammarKit(tokenizer, len(tokenizer.words), HARMONY)
+    start = BehindChannels(Spellings(tokenizer, tags, len(tokenizer.words)), prompt)
+    words = [" json" if p == "json" else p for p in pieces.split()]
+    grammar = Grammar(start, kit.compiler.matcher(YES), frozenset({0}), len(PROMPT))
+    assert follow(grammar, [tokenizer.words.index(p) for p in words]) is fits
+    if fits and prompt.endswith("assistant"):
+        split = ChannelSplitter(once=True)
+        assert split.push("".join(words))[1] in ("yes", "no")
+
+
+def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKit) -> None:
+    """Cutting all of it into tokens at each of its places would hold up every request for seconds."""
+    matcher = kit.matcher(json_schema={"const": "x" * 3_000})
+    tokens = [int(matcher.mask().argmax())]
+    assert kit.tokenizer.token_bytes(tokens[0]) == b'"' and matcher.accept(tokens[0])
+    assert not matcher.forced()
+    while not (rest := matcher.forced()):
+        assert matcher.accept(int(matcher.mask().argmax()))
+    assert len(b"".join(map(kit.tokenizer.token_bytes, rest))) in range(1000, 1025)
+    assert all(map(matcher.accept, rest))
+    assert matcher.ended() is Ended.MUST

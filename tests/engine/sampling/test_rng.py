@@ -1,0 +1,84 @@
+"""Randomness by address."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastslow.engine.sampling.rng import BLOCK, Purpose, draw, sibling_seed, stream
+from fastslow.engine.types import Floats
+
+
+def test_a_place_has_its_own_stream_and_always_the_same() -> None:
+    places = [
+        (seed, position, purpose)
+        for seed in (0, 1, 2**63 - 1)
+        for position in (0, 1, 100_000)
+        for purpose in Purpose
+    ]
+    draws = [tuple(stream(*place).random(3)) for place in places]
+    assert len(set(draws)) == len(places)
+    assert draws == [tuple(stream(*place).random(3)) for place in places]
+
+
+def test_a_stream_does_not_run_into_that_of_the_next_position() -> None:
+    long = stream(5, 0, Purpose.ACCEPT).random(20_000)
+    assert stream(5, 1, Purpose.ACCEPT).random() not in long
+
+
+def test_siblings_have_seeds_of_their_own() -> None:
+    seeds = [sibling_seed(seed, i) for seed in (0, 1, 2**63 - 1) for i in range(128)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert sibling_seed(42, 0) == 42
+
+
+class Fixed:
+    """A generator that always says the same."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def random(self) -> float:
+        return self._value
+
+
+def test_draw_inverts_the_distribution_and_never_takes_what_has_no_mass() -> None:
+    p_V = np.array([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=np.float32)
+    last = float(np.nextafter(1.0, 0.0))
+    for value, token in ((0.0, 1), (0.24, 1), (0.25, 3), (0.74, 3), (0.75, 4), (last, 4), (1.0, 4)):
+        assert draw(p_V, Fixed(value)) == token  # type: ignore[arg-type]
+
+
+def random_probs(seed: int, vocab: int) -> Floats:
+    p_V = np.exp(1.5 * np.random.default_rng(seed).normal(size=vocab))
+    p_V /= p_V.sum()
+    return p_V.astype(np.float32)
+
+
+def test_draw_in_blocks_inverts_the_whole_distribution() -> None:
+    for vocab in (1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17):
+        p_V = random_probs(4, vocab)
+        p_V[vocab // 3 : vocab // 2] = 0.0
+        p_V[vocab - vocab // 9 :] = 0.0
+        cdf_V = np.cumsum(p_V, dtype=np.float64)
+        draws, again = stream(1, 0, Purpose.ACCEPT), stream(1, 0, Purpose.ACCEPT)
+        for _ in range(300):
+            token = draw(p_V, draws)
+            mark = again.random() * cdf_V[-1]
+            assert p_V[token] > 0
+            assert cdf_V[token] - p_V[token] - 1e-12 <= mark <= cdf_V[token] + 1e-12
+
+
+def test_draw_does_not_depend_on_where_a_row_lies_in_memory() -> None:
+    p_V = random_probs(5, 4 * BLOCK + 3)
+    space = np.zeros(len(p_V) + 16, dtype=np.float32)
+    for shift in range(16):
+        space[shift : shift + len(p_V)] = p_V
+        moved_V = space[shift : shift + len(p_V)]
+        one, other = (
+            np.add.reduceat(x, np.arange(0, len(x), BLOCK), dtype=float) for x in (p_V, moved_V)
+        )
+        assert np.array_equal(one, other)
+        assert draw(p_V, stream(shift, 0, Purpose.ACCEPT)) == draw(
+            moved_V, stream(shift, 0, Purpose.ACCEPT)
+        )

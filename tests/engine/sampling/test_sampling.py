@@ -1,0 +1,233 @@
+"""The target probabilities, parameter by parameter, against an independent computation in float64."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import dense_probs
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling.probs import logprobs
+
+LOGITS = [2.0, -1.0, 0.5, 3.0, 0.0, 1.5, -2.0, 1.0]
+
+
+def view(
+    prompt: list[int] | None = None,
+    answer: list[int] | None = None,
+    end_ids: tuple[int, ...] = (),
+    **fields: Any,
+) -> Any:
+    start = prompt or [1]
+    return SimpleNamespace(
+        tokens=[*start, *(answer or [])],
+        prompt_length=len(start),
+        params=SamplingParams(**{"temperature": 1.0, **fields}),
+        end_ids=frozenset(end_ids),
+        thinking=None,
+        grammar=None,
+    )
+
+
+def got(
+    request: Any, drafted: list[int] | None = None, logits: list[float] = LOGITS
+) -> NDArray[np.float32]:
+    logits_V = torch.tensor(logits)
+    probs_V = dense_probs(logits_V, request, drafted or [])
+    assert logits_V.tolist() == torch.tensor(logits).tolist(), "logits are not changed"
+    assert probs_V.dtype == np.float32 and (probs_V >= 0).all()
+    assert float(probs_V.sum()) == pytest.approx(1, abs=1e-5)
+    return probs_V
+
+
+def expected(request: Any, drafted: list[int], logits: list[float]) -> list[float]:
+    """The probabilities from their definition, in plain Python."""
+    p: SamplingParams = request.params
+    text = [*request.tokens, *drafted]
+    answer = text[request.prompt_length :]
+    x = [v + (p.logit_bias or {}).get(i, 0) for i, v in enumerate(logits)]
+    if len(answer) < p.min_tokens:
+        x = [-math.inf if i in request.end_ids else v for i, v in enumerate(x)]
+    for i in set(text):
+        x[i] = x[i] / p.repetition_penalty if x[i] > 0 else x[i] * p.repetition_penalty
+    for i, count in Counter(answer).items():
+        x[i] -= p.presence_penalty + count * p.frequency_penalty
+    if p.temperature == 0:
+        return [float(i == x.index(max(x))) for i in range(len(x))]
+    e = [math.exp((v - max(x)) / p.temperature) for v in x]
+    if 0 < p.top_k < len(e):
+        least = sorted(e, reverse=True)[p.top_k - 1]
+        e = [v if v >= least else 0.0 for v in e]
+    kept, mass = set(), 0.0
+    for i in sorted(range(len(e)), key=lambda i: -e[i]):
+        if mass < p.top_p * sum(e):
+            kept.add(i)
+        mass += e[i]
+    if p.top_p < 1:
+        e = [v if i in kept else 0.0 for i, v in enumerate(e)]
+    e = [v if v >= p.min_p * max(e) else 0.0 for v in e]
+    return [v / sum(e) for v in e]
+
+
+def check(request: Any, drafted: list[int] | None = None, logits: list[float] = LOGITS) -> None:
+    np.testing.assert_allclose(
+        got(request, drafted, logits), expected(request, drafted or [], logits), atol=2e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.1},
+        {"temperature": 3},
+        {"top_k": 1},
+        {"top_k": 3},
+        {"top_k": 8},
+        {"top_k": 10**9},
+        {"top_k": 0},
+        {"top_k": -1},
+        {"top_p": 0.5},
+        {"top_p": 1e-9},
+        {"top_p": 0.9999999},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"top_k": 4, "top_p": 0.8},
+        {"top_k": 5, "top_p": 0.95, "min_p": 0.1, "temperature": 0.7},
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.5},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100},
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": -2},
+        {"presence_penalty": -0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.3},
+        {"logit_bias": {0: -100, 6: 5.5}},
+        {"logit_bias": {3: -2.0}, "temperature": 0},
+        {"min_tokens": 4},
+        {"min_tokens": 4, "temperature": 0},
+        {"min_tokens": 3, "logit_bias": {3: 100}},
+    ],
+)
+@pytest.mark.parametrize("drafted", [[], [3], [3, 0, 3]])
+def test_each_parameter(fields: dict[str, Any], drafted: list[int]) -> None:
+    check(view([1, 5, 5], [0, 6], end_ids=(3,), **fields), drafted)
+
+
+@given(
+    logits=st.lists(st.integers(-40, 40), min_size=2, max_size=8, unique=True),
+    tokens=st.lists(st.integers(0, 1), max_size=4),
+    drafted=st.lists(st.integers(0, 1), max_size=3),
+    top_k=st.integers(-1, 9),
+    top_p=st.sampled_from([0.1, 0.37, 0.61, 0.93, 1.0]),
+    min_p=st.sampled_from([0.0, 0.013, 0.31]),
+    temperature=st.sampled_from([0.0, 0.31, 1.0, 2.7]),
+    penalties=st.tuples(*[st.sampled_from([0.0, 0.63, -0.41])] * 2),
+    repetition=st.sampled_from([1.0, 1.31, 0.83]),
+    bias=st.dictionaries(st.integers(0, 1), st.sampled_from([-3.3, 2.1, 50])),
+)
+def test_all_together(
+    logits: list[int],
+    tokens: list[int],
+    drafted: list[int],
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    temperature: float,
+    penalties: tuple[float, float],
+    repetition: float,
+    bias: dict[int, float],
+) -> None:
+    presence, frequency = penalties
+    request = view(
+        answer=tokens,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        temperature=temperature,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        repetition_penalty=repetition,
+        logit_bias=bias,
+    )
+    check(request, drafted, [value / 10 + 0.003 for value in logits])
+
+
+def test_equals_of_the_kth_stay() -> None:
+    probs_V = got(view(top_k=2), logits=[1.0, 3.0, 1.0, 0.0, 1.0])
+    assert np.flatnonzero(probs_V).tolist() == [0, 1, 2, 4]
+    assert probs_V[0] == probs_V[2] == probs_V[4]
+
+
+def test_top_p_keeps_the_token_that_crosses_the_line_and_of_equals_the_first() -> None:
+    even = [0.0, 0.0, 0.0, 0.0]
+    assert np.flatnonzero(got(view(top_p=0.5), logits=even)).tolist() == [0, 1]
+    assert np.flatnonzero(got(view(top_p=0.51), logits=even)).tolist() == [0, 1, 2]
+    assert np.flatnonzero(got(view(top_p=1.0), logits=even)).tolist() == [0, 1, 2, 3]
+    assert np.flatnonzero(got(view(top_p=1e-30), logits=LOGITS)).tolist() == [3]
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    logits = [math.log(p) for p in (0.4, 0.2, 0.2, 0.1, 0.1)]
+    # of 0.4 + 0.2 + 0.2, the first is half: 0.5 is met by it alone
+    assert np.flatnonzero(got(view(top_k=2, top_p=0.49), logits=logits)).tolist() == [0]
+    assert np.flatnonzero(got(view(top_k=2, top_p=0.51), logits=logits)).tolist() == [0, 1]
+
+
+def test_a_penalty_sees_the_drafted_tokens_before_its_position_only() -> None:
+    request = view([1], [2], presence_penalty=2.0)
+    base = got(view([1], [2]))
+    for drafted, penalised in (([], {2}), ([4], {2, 4}), ([4, 4, 7], {2, 4, 7})):
+        probs_V = got(request, drafted)
+        lower = {i for i in range(8) if probs_V[i] / base[i] < probs_V[3] / base[3] * 0.5}
+        assert lower == penalised
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-8, 1e-3])
+def test_a_very_low_temperature_is_greedy_and_finite(temperature: float) -> None:
+    probs_V = got(view(temperature=temperature))
+    assert probs_V.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
+    tied = got(view(temperature=temperature), logits=[1.0, 1.0, 0.0])
+    assert tied.tolist() == [0.5, 0.5, 0]
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    assert got(view(temperature=0), logits=[0.0, 2.0, 2.0]).tolist() == [0, 1, 0]
+
+
+def test_large_logits_do_not_overflow() -> None:
+    check(view(temperature=0.5), logits=[3e4, 3e4 - 1, -3e4])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(bad: float, temperature: float) -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        dense_probs(torch.tensor([0.0, bad, 1.0]), view(temperature=temperature), [])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_over_every_token_is_an_error(temperature: float) -> None:
+    request = view(end_ids=(0, 1), min_tokens=1, temperature=temperature)
+    with pytest.raises(FloatingPointError, match="no token is left"):
+        dense_probs(torch.tensor([0.0, 1.0]), request, [])
+
+
+def test_logprobs_are_the_models_own_likeliest_first_with_the_chosen_one() -> None:
+    logits_V = torch.tensor(LOGITS)
+    own = [v - math.log(sum(map(math.exp, LOGITS))) for v in LOGITS]
+    table = logprobs(logits_V, 6, 2)
+    assert list(table) == [3, 0, 6]
+    assert list(table.values()) == pytest.approx([own[3], own[0], own[6]], abs=1e-5)
+    assert list(logprobs(logits_V, 3, 2)) == [3, 0]
+    assert list(logprobs(logits_V, 5, 0)) == [5]
+    assert len(logprobs(logits_V, 5, 1000)) == len(LOGITS)
+    assert sum(map(math.exp, logprobs(logits_V, 5, 1000).values())) == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,228 @@
+"""Where an answer ends, and what a stream may tell before it is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers_tiny import write_bpe
+
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling.stop import Stopper, StopStrings
+from fastslow.engine.text.detokenizer import Detokenizer, hold_back
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
+
+END = 2  # <|im_end|>
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("bpe")
+    write_bpe(folder)
+    return load_tokenizer(folder)
+
+
+def bytes_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """One token for each byte: every stop string then spans tokens."""
+    single = {tokenizer.token_bytes(i): i for i in range(5, 261)}
+    return [single[bytes([b])] for b in text.encode()]
+
+
+def stopper(tokenizer: Tokenizer | None, room: int = 1000, **fields: Any) -> Stopper:
+    params = SamplingParams(max_tokens=room, **fields)
+    ends = frozenset({END, *params.stop_token_ids})
+    return Stopper(params, ends, room, Detokenizer(tokenizer) if tokenizer else None)
+
+
+def told(s: Stopper, runs: Sequence[Sequence[int]]) -> list[str]:
+    pieces = []
+    for run in runs:
+        kept = s.scan(run)
+        pieces.append(s.news())
+        if s.reason is not None:
+            break
+        assert kept == len(run)
+    return pieces
+
+
+@pytest.mark.parametrize("run", [1, 2, 3, 100])
+def test_a_stop_string_across_tokens_and_inside_runs(tokenizer: Tokenizer, run: int) -> None:
+    tokens = bytes_of(tokenizer, "one two STOP three")
+    s = stopper(tokenizer, stop="STOP")
+    pieces = told(s, [tokens[i : i + run] for i in range(0, len(tokens), run)])
+    assert s.text == "".join(pieces) == "one two "
+    assert (s.reason, s.matched) == ("stop", "STOP")
+
+
+def test_scan_counts_the_tokens_that_belong_to_the_answer(tokenizer: Tokenizer) -> None:
+    tokens = bytes_of(tokenizer, "ab!cd")
+    assert stopper(tokenizer, stop="!").scan(tokens) == 3
+    assert stopper(tokenizer).scan([*tokens[:2], END, *tokens[2:]]) == 3
+    assert stopper(tokenizer, room=4).scan(tokens) == 4
+    assert stopper(tokenizer).scan(tokens) == 5
+
+
+def test_a_stop_string_at_the_very_end_wins_over_the_length(tokenizer: Tokenizer) -> None:
+    tokens = bytes_of(tokenizer, "abc##")
+    s = stopper(tokenizer, room=len(tokens), stop="##")
+    s.scan(tokens)
+    assert (s.text, s.reason, s.matched) == ("abc", "stop", "##")
+
+
+def test_half_a_stop_string_at_the_end_is_told_in_the_end(tokenizer: Tokenizer) -> None:
+    s = stopper(tokenizer, room=4, stop="##")
+    assert told(s, [[t] for t in bytes_of(tokenizer, "abc#")]) == ["a", "b", "c", "#"]
+    assert (s.text, s.reason, s.matched) == ("abc#", "length", None)
+    s = stopper(tokenizer, stop="##")
+    assert told(s, [bytes_of(tokenizer, "abc#"), [END]]) == ["abc", "#"]
+    assert (s.reason, s.matched) == ("stop", END)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "kept", "met"),
+    [
+        ("xxabcd", ["abcd", "bc"], "xxa", "bc"),  # the first one complete
+        ("xxabc", ["abc", "bc", "c"], "xx", "abc"),  # complete at once: the first to begin
+        ("xxab", ["ab", "abc"], "xx", "ab"),
+        ("aaab", ["aab"], "a", "aab"),  # a false start inside it
+        ("ababac", ["abac"], "ab", "abac"),
+        ("x\n\ny", ["\n\n"], "x", "\n\n"),
+        ("日本語です", ["語"], "日本", "語"),
+    ],
+)
+def test_overlapping_stop_strings(
+    tokenizer: Tokenizer, text: str, stops: list[str], kept: str, met: str
+) -> None:
+    tokens = bytes_of(tokenizer, text)
+    for runs in ([tokens], [[t] for t in tokens]):
+        s = stopper(tokenizer, stop=stops)
+        pieces = told(s, runs)
+        assert (s.text, s.matched) == (kept, met)
+        assert "".join(pieces) == kept
+
+
+def test_a_token_that_holds_more_than_the_stop_string(tokenizer: Tokenizer) -> None:
+    longer = next(i for i in range(261, 320) if tokenizer.token_bytes(i).decode().strip().isalpha())
+    piece = tokenizer.token_bytes(longer).decode()
+    assert len(piece) > 1
+    s = stopper(tokenizer, stop=piece[1])
+    assert s.scan([longer]) == 1
+    assert (s.text, s.matched) == (piece[0], piece[1])
+
+
+def test_min_tokens_holds_off_end_tokens_and_stop_strings(tokenizer: Tokenizer) -> None:
+    x, bang = bytes_of(tokenizer, "x!")
+    s = stopper(tokenizer, min_tokens=3, stop="!")
+    assert (s.scan([bang, END, x]), s.reason) == (3, None)
+    assert s.scan([x, bang, x]) == 2
+    assert (s.text, s.reason) == ("!xx", "stop")
+    s = stopper(tokenizer, min_tokens=2)
+    assert s.scan([END, END, END, x]) == 3
+    assert (s.reason, s.matched) == ("stop", END)
+
+
+def test_a_stop_string_begun_before_min_tokens_counts_when_complete(tokenizer: Tokenizer) -> None:
+    s = stopper(tokenizer, min_tokens=3, stop="abc")
+    assert s.scan(bytes_of(tokenizer, "abcd")) == 3
+    assert s.text == ""
+
+
+def test_stop_token_ids_end_it_and_are_not_text(tokenizer: Tokenizer) -> None:
+    x, y = bytes_of(tokenizer, "xy")
+    s = stopper(tokenizer, stop_token_ids=[y])
+    assert s.scan([x, x, y, x]) == 3
+    assert (s.text, s.reason, s.matched) == ("xx", "stop", y)
+
+
+def test_half_a_character_is_held_back_and_told_at_the_end(tokenizer: Tokenizer) -> None:
+    tokens = bytes_of(tokenizer, "aé日")
+    s = stopper(tokenizer, room=5)
+    assert told(s, [[t] for t in tokens]) == ["a", "", "é", "", "\ufffd"]
+    assert s.text == "aé\ufffd"
+    s = stopper(tokenizer)
+    assert told(s, [tokens[:2], [END]]) == ["a", "\ufffd"]
+
+
+def test_an_end_from_outside_tells_what_was_held(tokenizer: Tokenizer) -> None:
+    s = stopper(tokenizer, stop="##")
+    s.scan(bytes_of(tokenizer, "ab#"))
+    assert s.news() == "ab"
+    s.finish("cancelled")
+    assert (s.news(), s.text, s.reason) == ("#", "ab#", "cancelled")
+    s.finish("error")
+    assert s.reason == "cancelled", "the first end counts"
+
+
+def test_without_a_tokenizer_there_is_no_text() -> None:
+    s = stopper(None, room=3)
+    assert s.scan([7, 8, 9, 10]) == 3
+    assert (s.text, s.news(), s.reason) == ("", "", "length")
+    assert stopper(None).scan([7, END, 9]) == 2
+
+
+@given(data=st.data())
+def test_however_it_is_cut_the_answer_is_the_same(
+    tokenizer: Tokenizer, data: st.DataObject
+) -> None:
+    text = data.draw(st.text("ab日", max_size=12))
+    stops = data.draw(st.lists(st.text("ab日", min_size=1, max_size=3), max_size=3))
+    least = data.draw(st.integers(0, 4))
+    tokens = [*bytes_of(tokenizer, text), END]
+    whole = stopper(tokenizer, stop=stops, min_tokens=least)
+    kept = whole.scan(tokens)
+    cut = stopper(tokenizer, stop=stops, min_tokens=least)
+    pieces, taken = [], 0
+    while cut.reason is None and taken < len(tokens):
+        run = tokens[taken : taken + data.draw(st.integers(1, 4))]
+        taken += cut.scan(run)
+        pieces.append(cut.news())
+    if whole.reason is None:  # min_tokens held off the end token
+        whole.finish("cancelled")
+        cut.finish("cancelled")
+        pieces.append(cut.news())
+    assert (taken, cut.text, cut.reason, cut.matched) == (
+        kept,
+        whole.text,
+        whole.reason,
+        whole.matched,
+    )
+    assert "".join(pieces) == whole.text
+    if not least and whole.reason == "stop" and isinstance(whole.matched, str):
+        assert text.startswith(whole.text + whole.matched)
+        assert not any(stop in whole.text for stop in stops)
+
+
+@given(data=st.data())
+def test_strings_are_found_as_by_a_plain_search(data: st.DataObject) -> None:
+    stops = data.draw(st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=6))
+    text = data.draw(st.text("ab", max_size=20))
+    strings, state = StopStrings(stops), 0
+    for end, letter in enumerate(text, 1):
+        state, seen = strings.step(state, letter), text[:end]
+        whole = max((s for s in stops if seen.endswith(s)), key=len, default=None)
+        assert strings.found.get(state) == whole
+        assert strings.held[state] == hold_back(seen, stops)
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (["x"] * 65, r"must have at most 64 items"),
+        ("x" * 1001, r"^stop\[0\]='x+\.\.\. must have at most 1000 characters"),
+        (["a", ""], r"^stop\[1\]='' must have at least 1 character"),
+        ([5], r"^stop\[0\]=5 must be a valid string"),
+    ],
+)
+def test_stop_strings_are_bounded(stop: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SamplingParams(stop=stop)
+
+
+@pytest.mark.parametrize("key", [True, 1.0])
+def test_a_bias_is_for_token_ids(key: Any) -> None:
+    with pytest.raises(ValueError, match="is no token id$"):
+        SamplingParams(logit_bias={key: 1.0})

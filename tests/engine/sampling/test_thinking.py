@@ -1,0 +1,287 @@
+"""Thinking budgets as a function of the text: what is forced, what is lifted, what counts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from thoughts import THINK, Bound, told
+from tokenizers_tiny import write_bpe, write_spm
+
+from fastslow.engine.text.thought import (
+    TagTokens,
+    ThoughtSplitter,
+    ThoughtTags,
+)
+from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.thoughts import Thought
+from fastslow.engine.types import LogitBoost, OneHot
+from fastslow.policies.thinking_budget import ThinkingBudget
+
+OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer
+A, B, C = 60, 61, 62  # ordinary tokens
+REASON = ThoughtTags("<reason>", "</reason>")  # several tokens each
+PROMPT = (7, 8, 9)
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("bpe")
+    write_bpe(folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("spm")
+    write_spm(folder, 600)
+    return load_tokenizer(folder)
+
+
+def forced(rules: Sequence[object]) -> list[int | None]:
+    return [rule.token if isinstance(rule, OneHot) else None for rule in rules]
+
+
+def outcome(bound: Bound, tokenizer: Tokenizer, answer: Sequence[int]) -> tuple[int, str | None]:
+    spent, ended, _ = bound.of(tokenizer, len(PROMPT)).outcome([*PROMPT, *answer])
+    return spent, ended
+
+
+def test_the_closing_tag_is_forced_after_so_many_tokens(bpe: Tokenizer) -> None:
+    for most in (0, 1, 3):
+        thought = [A] * most
+        bound = Bound(most, opened=True)
+        rules = told(bound.of(bpe, 3), PROMPT, [*thought, CLOSE, B, B])
+        assert forced(rules) == [None] * most + [CLOSE, None, None, None]
+        assert outcome(bound, bpe, [*thought, CLOSE, B]) == (most, "budget")
+        own = Bound(most)  # the same where the model opens the thought
+        rules = told(own.of(bpe, 3), PROMPT, [A, OPEN, *thought, CLOSE, B, B])
+        assert forced(rules) == [None] * (2 + most) + [CLOSE, None, None, None]
+        assert outcome(own, bpe, [A, OPEN, *thought, CLOSE, B]) == (most, "budget")
+
+
+def test_a_thought_that_ends_in_time_is_left_alone(bpe: Tokenizer) -> None:
+    bound = Bound(3, opened=True, closing="done")
+    rules = told(bound.of(bpe, 3), PROMPT, [A, A, CLOSE, B, B, B])
+    assert forced(rules) == [None] * 7
+    assert outcome(bound, bpe, [A, A, CLOSE, B, B]) == (2, "model")
+    assert outcome(bound, bpe, [A, A]) == (2, None)
+    assert outcome(Bound(3), bpe, [A, A]) == (0, None)
+
+
+def test_a_phrase_is_said_once_and_does_not_count(bpe: Tokenizer) -> None:
+    phrase = bpe.encode("\nI must answer now.\n", add_special=False)
+    bound = Bound(2, closing="\nI must answer now.\n", opened=True)
+    answer = [A, B, *phrase, CLOSE, C, OPEN, CLOSE, C]
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
+    ends = [*phrase, CLOSE]
+    assert forced(rules) == [None, None, *ends, None, None, CLOSE, None, None]
+    assert outcome(bound, bpe, answer) == (2, "budget")
+    assert bound.of(bpe, 3).ahead([*PROMPT, A]) == ()
+    assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B])) == ends
+    assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B, *ends[:2]])) == ends[2:]
+
+
+def test_a_phrase_may_hold_the_tag_and_the_beginning_of_the_answer(bpe: Tokenizer) -> None:
+    whole = "\nTime is up.\n</think>\n\nThe answer is"
+    ids = bpe.encode(whole, add_special=False)
+    bound = Bound(1, closing=whole, opened=True)
+    rules = told(bound.of(bpe, 3), PROMPT, [A, *ids, B])
+    assert forced(rules) == [None, *ids, None, None]
+    assert outcome(bound, bpe, [A, *ids, B]) == (1, "budget")
+
+
+def test_all_thoughts_share_the_budget(bpe: Tokenizer) -> None:
+    bound = Bound(3)
+    answer = [OPEN, A, A, CLOSE, B, OPEN, A, CLOSE, B, OPEN]
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
+    assert forced(rules) == [None] * 7 + [CLOSE, None, None, CLOSE]
+
+
+def test_tags_are_read_as_text_however_they_are_cut(bpe: Tokenizer) -> None:
+    opened = bpe.encode("<reason>", add_special=False)
+    closed = bpe.encode("</reason>", add_special=False)
+    assert len(opened) > 2 and len(closed) > 2
+    bound = Bound(2, tags=REASON, closing="so")
+    so = bpe.encode("so", add_special=False)
+    answer = [*opened, A, B, *so, *closed, C]
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
+    before = [None] * (len(opened) + 2)
+    assert forced(rules) == [*before, *so, *closed, None, None]
+    assert outcome(bound, bpe, answer) == (2, "budget")
+    spelt = [bpe.encode(x, add_special=False)[0] for x in "<think>"]  # not the special token
+    assert outcome(Bound(9), bpe, [*spelt, A, A, A, CLOSE]) == (3, "model")
+
+
+def test_a_tag_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:
+    closed = bpe.encode("</reason>", add_special=False)
+    bound = Bound(4, tags=REASON, closing="so", opened=True)
+    answer = [A, B, *closed, C]
+    rules = told(bound.of(bpe, 3), PROMPT, answer)
+    assert forced(rules) == [None] * 4 + [*closed[2:], None, None]
+    assert outcome(bound, bpe, answer) == (2, "budget"), "a tag is no thought"
+    free = Bound(4 + len(closed), tags=REASON, opened=True)
+    assert outcome(free, bpe, answer) == (2, "model")
+
+
+def test_a_soft_budget_lifts_the_closing_tag_towards_its_end(bpe: Tokenizer) -> None:
+    bound = Bound(6, soft=4, opened=True)
+    rules = told(bound.of(bpe, 3), PROMPT, [A] * 6)
+    assert rules[:2] == [None, None] and rules[6] == OneHot(CLOSE)
+    lifts = [rule for rule in rules[2:6] if isinstance(rule, LogitBoost)]
+    assert [lift.token for lift in lifts] == [CLOSE] * 4
+    steps = [lift.by for lift in lifts]
+    assert steps == sorted(steps) and 0 < steps[0] < steps[-1] == 12.0
+    thinking = bound.of(bpe, 3)
+    assert thinking.lifts([*PROMPT, A]), "a step may add as many tokens as a draft has"
+    assert not Bound(6, opened=True).of(bpe, 3).lifts([*PROMPT, A])
+    far = Bound(900, soft=4, opened=True).of(bpe, 3)
+    assert not far.lifts([*PROMPT, A]) and far.lifts([*PROMPT, *[A] * 840])
+    assert not thinking.lifts([*PROMPT, *[A] * 6]), "all is forced or free after this"
+    begun = bpe.encode("</reason>", add_special=False)
+    tagged = Bound(9, soft=9, tags=REASON, opened=True).of(bpe, 3)
+    lift = tagged.at([*PROMPT, A, *begun[:2]], [])
+    assert isinstance(lift, LogitBoost) and lift.token == begun[2]
+
+
+def test_a_text_that_went_on_otherwise_is_closed_where_it_stands(bpe: Tokenizer) -> None:
+    """As after a switch to a mode with less of a budget."""
+    bound = Bound(2, closing="so", opened=True)
+    so = bpe.encode("so", add_special=False)
+    thinking = bound.of(bpe, 3)
+    assert thinking.at([*PROMPT, A, A, B, B], []) == OneHot(so[0])
+    assert list(thinking.ahead([*PROMPT, A, A, B, B])) == [*so, CLOSE]
+
+
+@given(
+    parts=st.lists(st.sampled_from([OPEN, CLOSE, A, B, C, 20, 21, 22, 23]), max_size=30),
+    cut=st.integers(0, 30),
+    most=st.sampled_from([None, 0, 1, 4]),
+    soft=st.integers(0, 3),
+    early=st.booleans(),
+    opened=st.booleans(),
+    reason=st.booleans(),
+)
+def test_drafted_tokens_are_as_good_as_committed_ones(
+    bpe: Tokenizer,
+    parts: list[int],
+    cut: int,
+    most: int | None,
+    soft: int,
+    early: bool,
+    opened: bool,
+    reason: bool,
+) -> None:
+    bound = Bound(most, soft, early, "so", opened, REASON if reason else THINK)
+    at_once = bound.of(bpe, 3)
+    step_by_step = bound.of(bpe, 3)
+    committed = [*PROMPT, *parts[:cut]]
+    for i in range(len(parts[cut:]) + 1):
+        drafted = parts[cut : cut + i]
+        alone = bound.of(bpe, 3).at([*committed, *drafted], [])
+        assert at_once.at(committed, drafted) == alone
+        assert step_by_step.at([*committed, *drafted], []) == alone
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from(["<think>", "</think>", "<", "</th", "ink>", "word ", "\n", "你"]),
+        max_size=12,
+    ),
+    opened=st.booleans(),
+)
+def test_thoughts_are_where_the_splitter_sees_them(
+    bpe: Tokenizer, pieces: list[str], opened: bool
+) -> None:
+    text = "".join(pieces)
+    ids = bpe.encode(text, add_special=False)
+    spent, _, still_open = Bound(opened=opened).of(bpe, 0).outcome(ids)
+    splitter = ThoughtSplitter(THINK, opened)
+    splitter.push(text)
+    splitter.finish()
+    assert still_open == splitter._thinking
+    inside, thinking = 0, opened
+    for token in ids:  # whole tags are one token each, so that a plain count will do
+        if token in (OPEN, CLOSE):
+            thinking = token == OPEN
+        else:
+            inside += thinking
+    if "<" not in text.replace("<think>", "").replace("</think>", ""):
+        assert spent == inside + sum(1 for _ in _reopened(ids, opened))
+
+
+def _reopened(ids: Sequence[int], opened: bool) -> list[int]:
+    """Open tags inside a thought: the splitter drops them, the budget pays for them."""
+    found, thinking = [], opened
+    for i, token in enumerate(ids):
+        if token == OPEN and thinking:
+            found.append(i)
+        if token in (OPEN, CLOSE):
+            thinking = token == OPEN
+    return found
+
+
+def test_loops() -> None:
+    policy = ThinkingBudget(None, early_exit=True)
+
+    def judge(tokens: Sequence[int]) -> str | None:
+        return policy.judge(Thought(len(tokens), tuple(tokens)[-policy.reads :]))
+
+    for span in (1, 2, 7, 13, 64):
+        circle = list(range(100, 100 + span))
+        size = max(4 * span, 40)
+        going_on = (circle * 40)[:size]
+        assert judge([*range(20), *going_on]) == "loop", span
+        assert judge([*range(20), *going_on[1:]]) is None, span
+    assert judge([5] * 39) is None and judge([5] * 40) == "loop"
+    assert judge(list(range(65)) * 9) is None, "wider than is looked at"
+    shuffled = random.Random(0).choices(range(30), k=900)
+    assert all(judge(shuffled[:i]) is None for i in range(0, 900, 7))
+    assert ThinkingBudget(5000).judge(Thought(900, tuple([5] * 900))) is None
+
+
+def test_a_thought_settles_on_a_line_that_comes_the_third_time(bpe: Tokenizer) -> None:
+    bound = Bound(early_exit=True, opened=True)
+
+    def ends(text: str) -> str | None:
+        ids = bpe.encode(text, add_special=False)
+        rule = bound.of(bpe, 0).at(ids, [])
+        assert rule in (None, OneHot(CLOSE))
+        told = bound.of(bpe, 0).outcome([*ids, CLOSE])[1] if rule else None
+        return told
+
+    line = "So the answer is 42."
+    assert ends(f"{line}\nWait.\n{line}\nOr 41? No.\n  {line} \n") == "settled"
+    assert ends(f"{line}\nWait.\n{line}\nOr 41? No.\n{line}") is None, "the line is not over"
+    assert ends(f"{line}\n{line}\n") is None
+    assert ends(f"{line}\n{line}\n{line}\nAnd then") is None, "only where the line ends"
+    assert ends("---\n" * 3) is None, "too short to say anything"
+    assert Bound(opened=True).of(bpe, 0).at(bpe.encode(f"{line}\n" * 5), []) is None
+
+
+def test_early_exit_and_budget_say_what_ended_the_thought(bpe: Tokenizer) -> None:
+    answer = [A] * 40
+    early = Bound(90, early_exit=True, opened=True)
+    assert told(early.of(bpe, 3), PROMPT, answer)[40] == OneHot(CLOSE)
+    assert outcome(early, bpe, [*answer, CLOSE]) == (40, "loop")
+    assert outcome(Bound(40, early_exit=True, opened=True), bpe, [*answer, CLOSE])[1] == "budget"
+
+
+def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenizer) -> None:
+    tags = TagTokens(spm, ThoughtTags("[unused16]", "[unused17]"))
+    assert tags.close_ids == (spm.token_id("[unused17]"),)
+    for phrase in ("The answer", " The answer", "\nThe answer is: ", "回答。"):
+        ids = tags.closing(phrase)
+        assert b"".join(map(tags.spell, ids)).decode() == f"{phrase}[unused17]"
+    spaced = TagTokens(spm, ThoughtTags("<r>", "</r>"))
+    assert b"".join(map(spaced.spell, spaced.close_ids)) == b"</r>"
+
+
+def test_marks_that_the_text_does_not_show_have_no_bytes(bpe: Tokenizer) -> None:
+    tags = TagTokens(bpe, THINK)
+    assert tags.spell(OPEN) == b"<think>" and tags.spell(2) == b""
+    assert TagTokens(bpe, REASON).spell(OPEN) == b""

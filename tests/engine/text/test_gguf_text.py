@@ -1,0 +1,326 @@
+"""Tokenizers from a GGUF header give the ids of the ones that the file was made from."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import sentencepiece
+from gguf import TokenType
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    processors,
+    trainers,
+)
+from tokenizers import pre_tokenizers as pre
+
+from fastslow.engine.text.templates import load_template
+from fastslow.engine.text.tokenizer import load_tokenizer
+
+# The patterns in the tokenizer.json files that are published: of Llama 3, Qwen 2 and gpt-oss.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+WORDS = [
+    "the",
+    "quick",
+    "Brown",
+    "fox",
+    "JUMPS",
+    "don't",
+    "WE'LL",
+    "I'm",
+    "naïve",
+    "café",
+    "你好",
+    "世界",
+    "今天的天气很好",
+    "こんにちは",
+    "안녕하세요",
+    "привет",
+    "мир",
+    "😀",
+    "🇨🇳",
+    "½",
+    "①",
+    "12",
+    "3456",
+    "7890123",
+    "3.14159",
+    "0xFF",
+    "def",
+    "main():",
+    "return",
+    "x*x",
+    "{'a':",
+    "[1,2]}",
+    "//",
+    "<|im_end|>",
+    "<tool>",
+    "é",
+    "ﬁ",
+    "Ω",
+    "...",
+    "!!!",
+    "??",
+    "--",
+    "==",
+    "!=",
+    "//*",
+    "#$%^&",
+    "http://a.b/c?d=e",
+]
+WORDS += ["👩\u200d👩\u200d👧", "\u200b", "\ufeff"]
+GAPS = (" ", " ", " ", "  ", "    ", "\t", "\n", "\n\n", "\r\n", "", "\u00a0", "\u3000", "\x00")
+
+
+@cache
+def lines() -> list[str]:
+    """600 lines of mixed text: Chinese, emoji, code, spaces, digits, control characters."""
+    chance = random.Random(0)
+    made = []
+    for _ in range(600):
+        words = chance.choices(WORDS, k=chance.randint(1, 14))
+        odd = "".join(chr(chance.choice((chance.randrange(32), 0x4E00 + chance.randrange(9000)))))
+        text = "".join(word + chance.choice(GAPS) for word in words)
+        made.append(chance.choice(("", " ", "\n")) + text + (odd if chance.random() < 0.2 else ""))
+    return made
+
+
+def split(pattern: str) -> pre.PreTokenizer:
+    cut = pre.Split(Regex(pattern), behavior="isolated", invert=False)
+    return pre.Sequence([cut, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def llama3(library: Tokenizer) -> None:
+    library.model.ignore_merges = True
+    library.pre_tokenizer = split(LLAMA3)
+    library.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+
+
+def qwen2(library: Tokenizer) -> None:
+    library.normalizer = normalizers.NFC()
+    library.pre_tokenizer = split(QWEN2)
+
+
+def smollm(library: Tokenizer) -> None:
+    digits = pre.Digits(individual_digits=True)
+    library.pre_tokenizer = pre.Sequence([digits, pre.ByteLevel(add_prefix_space=False)])
+
+
+def gpt_4o(library: Tokenizer) -> None:
+    library.model.ignore_merges = True
+    library.pre_tokenizer = split(O200K)
+
+
+def gpt_2(library: Tokenizer) -> None:
+    library.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+
+
+KINDS: dict[str, Callable[[Tokenizer], None]] = {
+    "llama-bpe": llama3,
+    "qwen2": qwen2,
+    "deepseek-r1-qwen": qwen2,
+    "smollm": smollm,
+    "gpt-4o": gpt_4o,
+    "gpt-2": gpt_2,
+}
+
+
+def trained(kind: str) -> Tokenizer:
+    library = Tokenizer(models.BPE())
+    KINDS[kind](library)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        special_tokens=list(MARKS),
+        initial_alphabet=pre.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(lines(), trainer)
+    KINDS[kind](library)  # training makes the model anew
+    library.decoder = decoders.ByteLevel()
+    library.add_tokens([AddedToken("<tool>", normalized=False)])
+    return library
+
+
+def write(path: Path, add: Callable[[gguf.GGUFWriter], object]) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    add(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def add_bpe(writer: gguf.GGUFWriter, library: Tokenizer, kind: str) -> None:
+    """The header that llama.cpp's converter writes."""
+    import json
+
+    vocab = library.get_vocab(with_added_tokens=True)
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    types = [TokenType.CONTROL if t in MARKS else TokenType.NORMAL for t in tokens]
+    types[vocab["<tool>"]] = TokenType.USER_DEFINED
+    merges = json.loads(library.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_byte_level_ids_are_those_of_the_hugging_face_tokenizer(tmp_path: Path, kind: str) -> None:
+    library = trained(kind)
+    path = write(tmp_path / "m.gguf", lambda writer: add_bpe(writer, library, kind))
+    tokenizer = load_tokenizer(path)
+    for text in lines():
+        assert tokenizer.encode(text) == library.encode(text).ids, text
+        whole = tokenizer.encode(text, add_special=False)
+        assert whole == library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(whole, skip_special=False) == library.decode(
+            whole, skip_special_tokens=False
+        )
+    assert tokenizer.special_ids == {0, 1, 2}
+    assert tokenizer.eos_ids == {0, 2}  # <|im_end|> ends a turn, whatever the header says
+    assert tokenizer.bos_id == 0
+
+
+@cache
+def spm_model() -> bytes:
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line.replace("\x00", "") for line in lines()),
+        model_writer=made,
+        vocab_size=1100,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        user_defined_symbols=["<tool>"],
+        control_symbols=["<|im_end|>"],
+        character_coverage=0.99,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return made.getvalue()
+
+
+def add_spm(writer: gguf.GGUFWriter, prefix: bool = True) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_proto=spm_model())
+    every = range(library.piece_size())
+    kinds = {
+        TokenType.UNKNOWN: library.is_unknown,
+        TokenType.CONTROL: library.is_control,
+        TokenType.UNUSED: library.is_unused,
+        TokenType.BYTE: library.is_byte,
+    }
+    types = [next((k for k, of in kinds.items() if of(n)), TokenType.NORMAL) for n in every]
+    types[library.piece_to_id("<tool>")] = TokenType.USER_DEFINED
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([library.id_to_piece(n) for n in every])
+    writer.add_token_scores([library.get_score(n) for n in every])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_eot_token_id(library.piece_to_id("<|im_end|>"))
+    writer.add_add_space_prefix(prefix)
+
+
+def test_sentencepiece_ids_are_those_of_the_model(tmp_path: Path) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_proto=spm_model())
+    tokenizer = load_tokenizer(write(tmp_path / "m.gguf", add_spm))
+    end = library.piece_to_id("<|im_end|>")
+    for text in lines():
+        plain = text.replace("<|im_end|>", "|")  # the library itself finds no mark in a text
+        assert tokenizer.encode(plain) == [1, *library.encode(plain)], plain
+        ids = tokenizer.encode(plain, add_special=False)
+        assert tokenizer.decode(ids) == library.decode(ids)
+    assert tokenizer.encode("a<|im_end|>", add_special=False)[-1] == end
+    assert tokenizer.bos_id == 1 and tokenizer.eos_ids == {2, end}
+    assert {0, 1, 2, end} == tokenizer.special_ids
+
+
+def test_template_and_flags_come_from_the_header(tmp_path: Path) -> None:
+    library = trained("qwen2")
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        add_bpe(writer, library, "qwen2")
+        writer.add_add_bos_token(True)
+        writer.add_add_eos_token(True)
+        writer.add_chat_template("{{ bos_token }}{{ messages[0]['content'] }}!")
+
+    path = write(tmp_path / "m.gguf", add)
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.encode("the fox") == [0, *library.encode("the fox").ids, 0]
+    template = load_template(path, tokenizer)
+    assert template.render([{"role": "user", "content": "Hi"}]) == "<|endoftext|>Hi!"
+
+    def broken(writer: gguf.GGUFWriter) -> None:
+        add_bpe(writer, library, "qwen2")
+        writer.add_chat_template("{% if %}")
+
+    with pytest.raises(ValueError, match="tokenizer.chat_template line 1: "):
+        load_template(write(path, broken), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "tokenizer.ggml.pre",
+            "falcon",
+            "tokenizer.ggml.pre 'falcon' is not one of the known smol",
+        ),
+        (
+            "tokenizer.ggml.model",
+            "rwkv",
+            "tokenizer.ggml.model 'rwkv' is not one of the known llam",
+        ),
+        ("tokenizer.ggml.bos_token_id", 5000, "bos_token_id 5000 must be at most 8"),
+        ("tokenizer.ggml.token_type", [1, 2], "token_type .* must be a list of 8.. numbers"),
+        ("tokenizer.ggml.add_bos_token", "yes", "add_bos_token 'yes' must be true or false"),
+        ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens .* must be a list of texts"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_one_sentence(
+    tmp_path: Path, key: str, value: Any, message: str
+) -> None:
+    def add(writer: gguf.GGUFWriter) -> None:
+        add_bpe(writer, trained("smollm"), "smollm")
+        kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32}
+        kind = kinds.get(type(value), gguf.GGUFValueType.ARRAY)
+        writer.kv_data[0].pop(key, None)
+        writer.add_key_value(key, value, kind)
+
+    path = write(tmp_path / "m.gguf", add)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tokenizer(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
