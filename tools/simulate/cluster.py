@@ -123,7 +123,6 @@ class SimulatedCluster:
             deep=request.deep,
             prompt=prompt_text(request),
             prompt_tokens=request.prompt_tokens,
-            max_tokens=request.max_tokens or request.answer_tokens,
             latency_ms=request.latency_ms,
         )
         id = self._router.rank(asked)[0]

@@ -92,7 +92,6 @@ class SimulatedReplica:
         self._targets: Counter[float] = Counter()  # milliseconds, of all that run or wait
         self._last_target = math.inf, -math.inf  # the tightest, and when it was seen
         self._waited = 0.0  # by the newest that started
-        self._tokens_per_step: dict[str, float] = {}
         self._prompt_rate = 0.0
         self._alone = {mode: costs.step({mode: 1.0}, {}) for mode in costs.modes}
 
@@ -119,8 +118,6 @@ class SimulatedReplica:
         self._writing = [answer for answer in self._writing if not answer.over]
         for answer in over:
             mode = answer.request.mode
-            known = self._tokens_per_step.get(mode, answer.rate)
-            self._tokens_per_step[mode] = known + MEMORY * (answer.rate - known)
             answer.made, answer.end = answer.request.answer_tokens, now
             if answer.request.latency_ms is not None:
                 self._targets -= Counter((answer.request.latency_ms,))
@@ -140,14 +137,11 @@ class SimulatedReplica:
             for kind in (True, False)
         )
         requests = [one.request for one in (*running, *waiting)]
-        free = self._free() // self._costs.page_tokens
         return ReplicaReport(
             running=dict(Counter(one.request.mode for one in running)),
             waiting=dict(Counter(one.request.mode for one in waiting)),
             deep=sum(one.deep for one in requests),
             pages=self._costs.pages,
-            pages_free=max(0, int(free)),
-            tokens_per_step=dict(self._tokens_per_step),
             step_seconds={mode: max(step, alone) for mode, alone in self._alone.items()},
             queue_seconds=max(deep, quick) if waiting else self._waited,
             prompt_rate=self._prompt_rate,
