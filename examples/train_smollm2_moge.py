@@ -21,8 +21,8 @@ from fastslow.models.folder import require_vacant
 from fastslow.models.locate import resolve_model
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import Recipe
-from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
-from fastslow.tools.convert.options import ConvertOptions
+from fastslow.tools.convert import NeuronSplit, calibrate
+from fastslow.tools.job_options import ConvertOptions
 from fastslow.tools.progress import progress_bar
 
 
@@ -40,7 +40,7 @@ def train(
     """Convert, then train for `schedule.minutes`; returns `out`.
 
     Args:
-        dense_folder: see `fastslow.tools.convert.convert.convert`.
+        dense_folder: see `fastslow.tools.convert.convert`.
         out: folder to create.
         options: sizes and texts.
         schedule: how it is trained.

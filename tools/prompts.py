@@ -19,11 +19,7 @@ FIELDS = ("messages", "prompt", "turns", "question")
 
 def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[T]:
     """What `parse` makes of each JSON object of a file, one a line; empty lines are skipped. kind: what it
-    holds, for messages: "prompts".
-
-    Raises:
-        ValueError: the file cannot be read, or a line does not fit; file and line are named.
-    """
+    holds, for messages: "prompts". ValueError, which names file and line, for what does not fit."""
     for place, line in text_lines(path, kind):
         with naming(place):
             parsed = parse(json_object(line))
@@ -31,11 +27,8 @@ def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[
 
 
 def text_lines(path: Path, kind: str) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not empty, each with its place for messages: file and line.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
+    """The lines of a file that are not empty, each with its place for messages: file and line. ValueError:
+    the file cannot be read."""
     where = f"{kind} file {str(path)!r}"
     try:
         lines = path.read_text("utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
@@ -82,14 +75,10 @@ def check_text(text: str, where: str) -> str:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:
-    """The conversations to answer, in the order of the file.
+    """The conversations of a file, one JSON object a line: see `conversation`.
 
-    Args:
-        path: one JSON object a line, see `conversation`.
-        limit: how many to take, spread evenly over the file, which may be sorted by kind; None = all.
-
-    Raises:
-        ValueError: the file cannot be read, is empty, or has a bad line (its number is given).
+    limit: how many to take, spread evenly over the file, which may be sorted by kind; None = all.
+    ValueError: the file cannot be read, is empty, or has a bad line, whose number is given.
     """
     return spread(list(read_lines(path, "prompts", conversation)), limit, path)
 

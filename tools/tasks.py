@@ -41,15 +41,9 @@ def read_tasks(path: Path, limit: int | None = None, grading: str | None = None)
     """Graded tasks of a file of JSON lines, each with "answer", one of the fields that prompts files
     have ("prompt", "question", "messages", "turns") and, if it likes, "grading".
 
-    Args:
-        path: the file.
-        limit: how many to take, spread evenly over the file; None = all.
-        grading: of lines that have none; None: by number if the answer is or ends with a number
-            (GSM8K's "#### 12"), contains if it is a few words, exact if it is longer.
-
-    Raises:
-        ValueError: the file cannot be read, is empty, or has a bad line (its number is given); an
-            unknown grading.
+    limit: see `read_prompts`. grading: of lines that have none; None: by number if the answer is or ends
+    with a number (GSM8K's "#### 12"), contains if it is a few words, exact if it is longer. ValueError:
+    the file cannot be read, is empty, or has a bad line, whose number is given; an unknown grading.
     """
     if grading is not None:
         _check_grading(grading)

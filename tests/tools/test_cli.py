@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense, write_family, write_moge
+from cli_tools import run
 from gguf import GGMLQuantizationType
 from gguf_tools import matrices, write_gguf
 from tokenizers_tiny import write_bpe
@@ -21,7 +22,6 @@ from tokenizers_tiny import write_bpe
 from fastslow.output import Completion, Metrics, Piece
 from fastslow.policies.auto import LinearModeRouter
 from fastslow.tools.cli import screen
-from fastslow.tools.cli.app import main
 from fastslow.tools.cli.screen import StreamedAnswer, figures
 
 pytest_plugins = ("tiny_models",)
@@ -31,13 +31,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 VOCAB = 320
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def test_generate_streams_and_ends_with_figures(

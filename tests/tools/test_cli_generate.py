@@ -14,24 +14,18 @@ from typing import Any
 import pytest
 from chat_templates import TEMPLATES, write_marked
 from checkpoints import write_moge
+from cli_tools import run
 from head_tools import tiny_weights, write_head
 from tokenizers_tiny import write_bpe
 
 from fastslow.request.handle import RequestHandle
-from fastslow.tools.cli.answering.answer_options import GenerateCommand
+from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.cli.answering.prompt_file import PromptFile
-from fastslow.tools.cli.app import main
 
 pytest_plugins = ("tiny_models",)
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
 
 
 def generate(*arguments: object) -> int:
@@ -330,7 +324,6 @@ def test_a_closed_standard_input_is_one_sentence(command: tuple[str, ...]) -> No
             "text 'none.txt' cannot be read",
         ),
         (("corpus", "info", "none.safetensors"), "none.safetensors cannot be read"),
-        (("inspect", "abacus", "--routing", "none.jsonl"), "'none.jsonl' cannot be read"),
     ],
 )
 def test_a_file_that_is_not_there_is_named(
@@ -427,7 +420,7 @@ def test_ctrl_c_keeps_finished_answers_behind_an_unfinished_one(tmp_path: Path) 
     left = iter(handles)
     llm: Any = type("Engine", (), {"submit": lambda *_, **__: next(left)})()
     path = write_lines(tmp_path / "p.txt", *"abcd")
-    answers = PromptFile(path, GenerateCommand(), raw=False)._run(llm, [("a", {})] * 4)
+    answers = PromptFile(path, AnswerOptions(), raw=False)._run(llm, [("a", {})] * 4)
     shown = []
     with pytest.raises(KeyboardInterrupt):
         for index, _ in answers:

@@ -16,9 +16,8 @@ from tokenizers_tiny import write_bpe, write_spm
 from fastslow.models.dense import Dense
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import ExpertLayout, Recipe
-from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
-from fastslow.tools.convert.convert import calibration_texts, convert
-from fastslow.tools.convert.options import ConvertOptions
+from fastslow.tools.convert import NeuronSplit, calibrate, calibration_texts, convert
+from fastslow.tools.job_options import ConvertOptions
 
 GROUPS, EXPERTS, SHARED, WIDTH = 4, 4, 56, 8  # the defaults for 96 inner neurons
 QUICK = ConvertOptions(groups=GROUPS, experts=EXPERTS, tokens=300, fast=1)

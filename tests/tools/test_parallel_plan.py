@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import DENSE, FAMILIES, MOGE
+from cli_tools import run
 from pangu_v2_tools import MOE
-from test_cli import run
 
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps

@@ -21,8 +21,8 @@ from train_smollm2_moge import train
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import ExpertLayout, Recipe
-from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
-from fastslow.tools.convert.options import ConvertOptions
+from fastslow.tools.convert import NeuronSplit, calibrate
+from fastslow.tools.job_options import ConvertOptions
 from fastslow.tools.training_state import read_state
 
 QUICK = Schedule(row=24, rows=2, batch=4, written=200, rate=1e-2, warm_up=1)

@@ -21,10 +21,10 @@ from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.cli.app import main
+from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head import trainer as trainer_module
 from fastslow.tools.train_head.answers import AnswerStore, TrainText
 from fastslow.tools.train_head.batches import STRETCH, Shown, batches
-from fastslow.tools.train_head.config import TrainConfig
 from fastslow.tools.train_head.features import Shards, look
 from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
+from cli_tools import run
 from tune_tools import sample, write_prompts
 
 from fastslow.engine.host import machine as watch_module
@@ -17,13 +18,11 @@ from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.settings import read_settings
 from fastslow.tools.cli import screen
-from fastslow.tools.cli.app import main
 from fastslow.tools.cli.drafting.bench import _table as bench_table
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
-from fastslow.tools.tune.grid import Grid
-from fastslow.tools.tune.runner import TuneRunner
+from fastslow.tools.tune.runner import Grid, TuneRunner
 from fastslow.tools.tune.sample import Cell
 from fastslow.tools.tune.speculation import TuneResult, tune_speculation
 
@@ -54,13 +53,6 @@ def quick(llm: LLM, prompts: list[Conversation], **options: object) -> TuneResul
     given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "report": silent}
     settings = grid(DRAFTERS, [1, 3])
     return tune_speculation(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversation]) -> None:

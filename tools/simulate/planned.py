@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastslow.tools.plan.device import find_device
-from fastslow.tools.plan.published import calibrate, config_of, precision_of
+from fastslow.tools.plan.published import config_of, precision_of
 from fastslow.tools.plan.search import USABLE, DraftCost
-from fastslow.tools.plan.step import HOST, Efficiency, ForwardWork, Setting
+from fastslow.tools.plan.step import CARDS, HOST, Efficiency, ForwardWork, Setting
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 
 ROWS = tuple(sorted({1, 8192} | {n << k for n in (2, 3) for k in range(9)} | {1024, 2048, 4096}))
@@ -40,7 +40,7 @@ def planned_costs(
     Raises:
         ValueError: see `fastslow plan`; the weights do not fit.
     """
-    efficiency: Efficiency = HOST if device == "this-cpu" else calibrate()
+    efficiency: Efficiency = HOST if device == "this-cpu" else CARDS
     work = ForwardWork.of(config_of(model))
     precision = precision_of(model, weights, kv)
     setting = Setting(work, find_device(device), cards, precision, efficiency)

@@ -70,12 +70,8 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
 class Shards:
     """A folder of safetensors files with an index, grown text by text and taken up where it ends.
 
-    Args:
-        folder: made if it is not there.
-        layers: target layers that features come from.
-
-    Raises:
-        ValueError: the folder holds features of other layers, or a damaged index.
+    layers: of the target, that features come from. ValueError: the folder holds features of others, or
+    a damaged index.
     """
 
     def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from fastslow.draft.head.config import HeadConfig, read_head
 from fastslow.draft.head.target import fingerprint, read_ends
 from fastslow.engine.model.base import Model
+from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
 from fastslow.tools.train_head.batches import Shown, batches
-from fastslow.tools.train_head.config import TrainConfig
 from fastslow.tools.train_head.features import HiddenStates, Shards
 from fastslow.tools.train_head.trainer import Measured, Trainer
 from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights

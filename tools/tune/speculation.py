@@ -202,17 +202,11 @@ def tune_speculation(
     minutes: float = 10.0,
     report: Report,
 ) -> TuneResult:
-    """Find the fastest setting for these prompts.
+    """Find the fastest of the candidates for these prompts, which are run in a shuffled order.
 
-    Args:
-        prompts: they are run in a shuffled order.
-        candidates: settings to choose from.
-        minutes: for everything; a slow model may need more for the first run of each candidate.
-
-    Raises:
-        ValueError: batch or minutes out of range, too few prompts, a candidate or a prompt does not
-            fit the model, no answer is longer than a token.
-        KeyboardInterrupt: before anything was measured.
+    minutes: for everything; a slow model may need more for the first run of each candidate. ValueError:
+    batch or minutes out of range, too few prompts, a candidate or a prompt does not fit the model, no
+    answer is longer than a token. KeyboardInterrupt: before anything was measured.
     """
     check_limits(minutes)
     if not 1 <= batch <= len(prompts):

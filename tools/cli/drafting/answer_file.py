@@ -25,11 +25,8 @@ class AnswerTokens(NamedTuple):
 class AnswerFile:
     """Reads {"text": ...}, {"answer": ...} and {"messages": [...]} lines; other fields are ignored.
 
-    Of messages every assistant turn is an answer, and what stands before it its prompt.
-
-    Args:
-        tokenizer: of the model that gave, or will give, these answers.
-        template: of its chat.
+    Of messages every assistant turn is an answer, and what stands before it its prompt. tokenizer,
+    template: of the model that gave, or will give, these answers.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
@@ -38,11 +35,7 @@ class AnswerFile:
         self._end = self._end_ids()
 
     def read(self, path: Path) -> Iterator[AnswerTokens]:
-        """All answers of a file, in order, with a bar on a terminal.
-
-        Raises:
-            ValueError: the file cannot be read, or a line does not fit; the line is given.
-        """
+        """All answers of a file, in order. ValueError: it cannot be read, or a line does not fit."""
         for answers in read_lines(path, "answers", self._answers):
             yield from answers
 

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from fastslow.tools.cli.drafting.measure_options import MEASURED, TRIED, MeasureOptions
 from fastslow.tools.cli.options import (
     PROMPTS,
     check_writable,
     expand_options,
+    field,
     listed,
     numbers,
-    shown_option,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fastslow.tools.tune.grid import Grid
+    from fastslow.tools.tune.runner import Grid
+
+
+class BenchOptions(MeasureOptions):
+    """What is measured, and on what."""
+
+    prompts: Path = field(..., PROMPTS)
+    batch: str = field("1", "requests at a time, such as 1,8", TRIED)
+    modes: str = field("deep", "presets, such as deep,fast", TRIED)
+    repeat: int = field(3, "times that everything is run", MEASURED, ge=1)
+    out: Path | None = field(None, "JSON file for all samples", names="-o --out")
 
 
 @expand_options
-def bench(
-    prompts: Annotated[Path, PROMPTS],
-    options: MeasureOptions,
-    batch: Annotated[str, shown_option("Requests at a time, such as 1,8.", TRIED)] = "1",
-    modes: Annotated[str, shown_option("Presets, such as deep,fast.", TRIED)] = "deep",
-    repeat: Annotated[int, shown_option("Times that everything is run.", MEASURED, min=1)] = 3,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="JSON file for all samples.", show_default=False),
-    ] = None,
-) -> None:
+def bench(options: BenchOptions) -> None:
     """Measure drafters against plain decoding on your prompts, side by side.
 
     Examples:
@@ -46,23 +44,23 @@ def bench(
     All settings run on the same prompts in turns. Ctrl-C shows what there is until then.
     """
     sampling, _ = options.sampling(), options.drafting()  # what does not fit is known now
-    sizes, names = numbers("batch", batch), listed("modes", modes)
+    sizes, names = numbers("batch", options.batch), listed("modes", options.modes)
+    out = options.out
     if out is not None:
         check_writable(out)
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.machine import circumstances
     from fastslow.tools.prompts import read_prompts
-    from fastslow.tools.tune.grid import Grid
-    from fastslow.tools.tune.runner import TuneRunner
+    from fastslow.tools.tune.runner import Grid, TuneRunner
 
-    asked = read_prompts(prompts, options.limit)
+    asked = read_prompts(options.prompts, options.limit)
     quiet_log()
     stopped = False
     # remember: else each prompt would be drafted from its own answer
     with options.load(max_running=max(sizes), remember=False) as llm:
         grid = Grid(options.settings(llm), sizes, names)
         try:
-            grid.measure(TuneRunner(llm, sampling), asked, repeat)
+            grid.measure(TuneRunner(llm, sampling), asked, options.repeat)
         except KeyboardInterrupt:
             if not any(grid.samples.values()):
                 raise
