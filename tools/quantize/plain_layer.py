@@ -82,7 +82,7 @@ class PlainLayer:
         scale = self.tensors["mlp.router_scale"].flatten()
         groups = self.config.groups
         choice = choose(scores, scale, groups, torch.full((len(x_NH),), -1))
-        chosen(scores, choice.numbers)
+        chosen(scores, choice.numbers.long())
         y = self._mlp("mlp.shared_expert", x_NH, product)
         for e in range(self.config.experts):
             rows, group = (choice.numbers == e).nonzero(as_tuple=True)
