@@ -111,14 +111,6 @@ def test_every_step_is_true_and_the_last_one_is_the_answer() -> None:
             assert value(plan) == int(task.answer)
 
 
-def test_held_out_tasks_keep_the_shares_of_the_mix() -> None:
-    """Though there are few small tasks that differ: another kind has more of the size."""
-    easy = sum(len(task.steps) <= 45 for task in islice(held_out(2), 400)) / 400
-    rng = Random("mix")
-    drawn = sum(len(draw(rng).steps) <= 45 for _ in range(2000)) / 2000
-    assert abs(easy - drawn) < 0.12
-
-
 @pytest.mark.parametrize(
     ("left", "sign", "right", "steps"),
     [
@@ -139,12 +131,6 @@ def test_steps_look_like_this(left: int, sign: str, right: int, steps: str) -> N
     assert worked(left, sign, right, "x") == (steps, int(steps.rstrip("\n").rpartition("=")[2]))
 
 
-@pytest.mark.parametrize(("left", "sign", "right"), [(1, "-", 2), (-1, "+", 2), (1, "/", 2)])
-def test_what_has_no_steps_is_refused(left: int, sign: str, right: int) -> None:
-    with pytest.raises(ValueError, match=r"negative|sign"):
-        worked(left, sign, right)
-
-
 def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
     tested = {task.prompt for task in islice(held_out(7), 200)}
     assert len(tested) == 200  # each once
@@ -157,6 +143,7 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
     assert not tested & {task.prompt for task in drawn if not task.held_out}
 
 
+@pytest.mark.slow
 def test_tasks_come_as_graded_lines() -> None:
     script = Path(__file__).parents[2] / "examples" / "abacus" / "tasks.py"
     command = [sys.executable, str(script), "--count", "20", "--seed", "7"]

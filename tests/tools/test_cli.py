@@ -162,13 +162,6 @@ def test_a_call_on_the_command_line_changes_its_mode(
         assert said in capsys.readouterr().err
 
 
-def test_inspect_refuses_a_folder_without_a_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("inspect", tmp_path) == 2
-    assert "has no config.json" in capsys.readouterr().err
-
-
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     import fastslow
 

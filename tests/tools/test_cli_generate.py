@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,6 @@ import pytest
 from chat_templates import TEMPLATES, write_marked
 from checkpoints import write_moge
 from cli_tools import run
-from head_tools import tiny_weights, write_head
-from tokenizers_tiny import write_bpe
 
 from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
@@ -162,26 +159,6 @@ def test_a_request_that_fails_does_not_take_the_others_along(
     assert second["text"] == "5223" and "error" not in second
 
 
-@pytest.mark.slow
-def test_ctrl_c_keeps_the_answers_that_are_there(endless: Path, tmp_path: Path) -> None:
-    long = {"prompt": "Go on", "sampling": {"max_tokens": 60000}}
-    path = write_lines(tmp_path / "p.jsonl", {"prompt": "Hi", "sampling": {"max_tokens": 2}}, long)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastslow", "generate", "--raw", "--file", str(path)]
-        + ["--model", str(endless), "--drafter", "off"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
-    assert (first["index"], first["tokens"]) == (0, 2)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert rest == b"" and b"Traceback" not in errors
-
-
 def test_variables_of_the_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vocab = write_marked(tmp_path, TEMPLATES["qwen3"], ())
     write_moge(tmp_path, vocab=vocab, num_hidden_layers=1, hidden_size=32)
@@ -233,28 +210,6 @@ def test_tuned_settings_a_corpus_and_a_drafter(
     assert drafted["tuned"]["drafter"] == "suffix" and drafted["named"]["drafter"] == "ngram"
     assert drafted["off"]["drafted"] == 0
     assert drafted["corpus"]["accepted"] > drafted["tuned"]["accepted"]
-
-
-def test_a_head_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_bpe(tmp_path, None, 320)
-    write_moge(tmp_path, vocab=320)
-    head = write_head(tmp_path / "mine.safetensors", *tiny_weights(tmp_path))
-    options = ("--model", tmp_path, "--raw", "--max-tokens", 6)
-    assert run("generate", "Hello", *options, "--drafter", "head") == 2
-    assert "needs head=PATH" in capsys.readouterr().err
-    assert run("generate", "Hello", *options, "--drafter", "head", "--head", head) == 0
-    assert "drafter head" in capsys.readouterr().err
-
-
-def test_chat_takes_them_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tuned = tmp_path / "tuned.json"
-    tuned.write_text(json.dumps({"version": 1, "speculation": {"drafter": "ngram", "nodes": 3}}))
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{ASKED}\n"))
-    assert run("chat", *ABACUS, "--speculation", tuned, "--no-thinking") == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n" and "drafter ngram" in streams.err
 
 
 # What is refused

@@ -74,15 +74,6 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
         assert (held == copies[over]).all(), name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_rank_runs_as_many_experts_as_any_other(layout: str) -> None:
-    parallel = Parallel.parse(layout)
-    places = RankShard.all(config_of(MOGE), parallel)
-    assert {len(place.groups) for place in places} == {4 // parallel.ep}
-    for place in places:
-        assert place.experts == range(4 * place.groups.start, 4 * place.groups.stop)
-
-
 def test_h2p_on_eight_devices() -> None:
     """Attention DP2 x TP4, experts EP4 x TP2, shared TP8: arXiv 2505.21411."""
     places = RankShard.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))

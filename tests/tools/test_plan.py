@@ -11,6 +11,7 @@ import pytest
 from checkpoints import MOGE, write_dense
 from gguf import GGMLQuantizationType as Kind
 from gguf_tools import matrices, write_gguf
+from published_figures import PUBLISHED, PublishedRow
 from typer.testing import CliRunner
 
 from fastslow.tools.cli.app import app
@@ -46,11 +47,6 @@ def test_work_is_counted_from_the_tensors() -> None:
     assert work.attention == 4 * 48 * 40 * 128
 
 
-@pytest.mark.parametrize(("rows", "experts"), [(1, 8), (2, 15), (4, 26.5), (8, 42), (16, 56)])
-def test_rows_meet_as_many_experts_as_chance_has_it(rows: int, experts: float) -> None:
-    assert ForwardWork.of(config_of(PRO)).distinct(rows) == pytest.approx(experts, abs=0.7)
-
-
 def test_terms_are_bytes_and_operations_over_rates() -> None:
     s = setting()
     terms = s.decode(3, 2, 1000)
@@ -75,41 +71,18 @@ def test_prefill_hides_the_shorter_of_products_and_links() -> None:
     assert setting(efficiency=halved).prefill(4, 2048).binding == "compute"
 
 
-# arXiv 2505.21411, section 5.3, four cards: device, batch of all cards, tokens drafted (None: prefill),
-# milliseconds (of the step for each token that it brings; of the whole for prefill), tokens/s per card
-PUBLISHED: list[tuple[str, int, int | None, float, float]] = [
-    ("800i-a2", 1, 0, 18.4, 14),
-    ("800i-a2", 456, 0, 99.3, 1148),
-    # "batch 2" gives the published rate only as two for each data-parallel half
-    ("800i-a2", 4, None, 424.0, 4828),
-    ("800i-a2", 584, 1, 95.6, 1528),
-    ("300i-duo", 80, 0, 99.5, 201),
-    ("300i-duo", 128, 1, 99.7, 321),
-]
-
-
-@pytest.mark.parametrize(("device", "batch", "drafted", "milliseconds", "rate"), PUBLISHED)
-def test_published_figures(
-    device: str, batch: int, drafted: int | None, milliseconds: float, rate: float
-) -> None:
+@pytest.mark.parametrize("row", PUBLISHED)
+def test_published_figures(row: PublishedRow) -> None:
     """The first two rows made `CARDS`; every other decode row is within 15%, prefill within 20%."""
-    tokens = batch * (2048 if drafted is None else 1)
-    assert 1000 * tokens / milliseconds / 4 == pytest.approx(rate, rel=0.035)
-    s, mtp = setting(device, efficiency=CARDS), DraftCost(acceptance=0.7)
-    if drafted is None:
-        seconds, limit = s.prefill(batch, 2048).seconds, 0.20
+    tokens = row.batch * (2048 if row.drafted is None else 1)
+    assert 1000 * tokens / row.milliseconds / 4 == pytest.approx(row.rate, rel=0.035)
+    s, mtp = setting(row.device, efficiency=CARDS), DraftCost(acceptance=0.7)
+    if row.drafted is None:
+        seconds, limit = s.prefill(row.batch, 2048).seconds, 0.20
     else:
-        seconds = mtp.step(s, batch, drafted, 2048).seconds / mtp.tokens(drafted)
-        limit = 1e-6 if (device, drafted) == ("800i-a2", 0) else 0.15
-    assert 1000 * seconds == pytest.approx(milliseconds, rel=limit)
-
-
-def test_the_published_batch_of_584_needs_narrower_keys_or_shorter_texts() -> None:
-    """What docs/planner.md says of that row's memory."""
-    card = DEVICES["800i-a2"].memory
-    assert setting().memory(456, 2048) < card < setting().memory(584, 2048)
-    narrow = Setting(setting().work, DEVICES["800i-a2"], 4, Precision.of("w8a8", "int8"), WHOLE)
-    assert narrow.memory(584, 2048) < card
+        seconds = mtp.step(s, row.batch, row.drafted, 2048).seconds / mtp.tokens(row.drafted)
+        limit = 1e-6 if row in PUBLISHED[:2] else 0.15
+    assert 1000 * seconds == pytest.approx(row.milliseconds, rel=limit)
 
 
 def test_drafting() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_figures import PUBLISHED
 
-from fastslow.tools.plan.published import ROWS as PUBLISHED
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, compare, measured_times
 from fastslow.tools.simulate.planned import planned_costs

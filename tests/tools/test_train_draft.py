@@ -23,10 +23,10 @@ from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.cli.app import main
 from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head import trainer as trainer_module
-from fastslow.tools.train_head.answers import AnswerStore, TrainText
+from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import STRETCH, Shown, batches
 from fastslow.tools.train_head.features import Shards, look
-from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
+from fastslow.tools.train_head.train import TrainPlan, head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured
 from fastslow.tools.training_state import read_state
 
@@ -134,14 +134,6 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
     other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, other.train_config)
     with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
         train_head(other, bench.model, refuse, prompts(30))
-
-
-def test_answers_do_not_depend_on_where_they_were_resumed(bench: Bench, tmp_path: Path) -> None:
-    whole, parts = AnswerStore(tmp_path / "whole"), AnswerStore(tmp_path / "parts")
-    whole.write(prompts(20), asked(bench), tokens=8, chunk=20, greedy=0.5)
-    for count in (5, 12, 20):
-        parts.write(prompts(count), asked(bench), tokens=8, chunk=5, greedy=0.5)
-    assert whole.read() == parts.read() and len({t.greedy for t in whole.read()}) == 2
 
 
 def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:
@@ -275,11 +267,6 @@ def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
             assert torch.equal(batch.features[0], seen.features[rows])
             assert batch.after[0].tolist() == seen.tokens[first + 1 : first + STRETCH + 1].tolist()
             assert torch.equal(batch.before.features[0], seen.features[max(0, first - 50) : first])
-
-
-def test_layers() -> None:
-    assert default_layers(30) == (9, 19, 29)
-    assert default_layers(2) == (0, 1) and default_layers(1) == (0,)
 
 
 def test_bad_plans(bench: Bench, target: Path, tmp_path: Path) -> None:

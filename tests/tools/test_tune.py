@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoints import write_dense
 from cli_tools import run
-from tune_tools import sample, write_prompts
+from tune_tools import write_prompts
 
 from fastslow.engine.host import machine as watch_module
 from fastslow.engine.host.machine import Watch
@@ -17,8 +17,6 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.settings import read_settings
-from fastslow.tools.cli import screen
-from fastslow.tools.cli.drafting.bench import _table as bench_table
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
@@ -208,14 +206,6 @@ def test_ctrl_c_keeps_what_was_found(
     assert found.best == PLAIN or found.ratio(found.best) > 1
 
 
-def test_ctrl_c_before_anything_was_measured_is_ctrl_c(
-    llm: LLM, prompts: list[Conversation], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_after(0, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        quick(llm, prompts)
-
-
 def interrupt_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     count, real = itertools.count(), TuneRunner.run
 
@@ -314,19 +304,3 @@ def test_bad_input_is_one_line_and_exit_2(
     err = capsys.readouterr().err
     assert said in err
     assert err.splitlines()[-1].startswith("error: ")
-
-
-def test_a_table_keeps_names_apart_on_a_narrow_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    screen.console.cache_clear()
-    names = ("suffix|head", "suffix|self", "suffix|model")
-    grid = Grid([Speculation(drafter=n, model="m") for n in names], modes=("deep", "escalating"))
-    for cell in grid.samples:
-        grid.samples[cell].append(sample(0, drafted=80, accepted=40))
-    screen.show(bench_table(grid))
-    screen.console.cache_clear()
-    shown = capsys.readouterr().out
-    assert all(shown.count(f"{name}, model=m ") == 2 for name in names) and "…" not in shown
-    assert all(len(line) <= 80 for line in shown.splitlines())

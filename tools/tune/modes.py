@@ -21,7 +21,7 @@ from fastslow.policies.features import LABELS, count_words, features
 from fastslow.policies.mode_router import PromptFacts
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
-from fastslow.tools.tasks import Task
+from fastslow.tools.prompts import Task
 from fastslow.tools.tune import selector as fitting
 from fastslow.tools.tune.candidates import PLAIN, check_limits
 from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair

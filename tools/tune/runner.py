@@ -167,7 +167,6 @@ class Grid:
                 "ratio": self.ratio(cell),
                 "tokens_per_step": stats.tokens_per_step(samples),
                 "acceptance": stats.accepted_share(samples),
-                "acceptance_by_position": stats.acceptance(samples),
                 "samples": [asdict(sample) for sample in samples],
             }
             for cell, samples in self.samples.items()

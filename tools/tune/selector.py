@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.params import Escalation
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.tools.tasks import Task
+from fastslow.tools.prompts import Task
 
 F64s = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -74,7 +74,6 @@ class TuneResult:
             "ratio": self.ratio(self.best),
             "tokens_per_step": stats.tokens_per_step(best),
             "acceptance": stats.accepted_share(best),
-            "acceptance_by_position": stats.acceptance(best),
             **{name: getattr(self, name) for name in ("batch", "mode", "prompts")},
             "sampling": self.sampling.model_dump(mode="json", exclude_defaults=True),
             "stopped_early": self.stopped,

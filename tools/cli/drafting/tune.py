@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastslow.tools.cli.drafting.measure_options import MEASURED, MeasureOptions
+from fastslow.tools.cli.drafting.bench import MEASURED, MeasureOptions
 from fastslow.tools.cli.options import PROMPTS, check_writable, expand_options, field
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def tune(options: TuneOptions) -> None:
     from fastslow.settings import add_settings, check_settings, write_settings
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.progress import progress_bar
-    from fastslow.tools.prompts import read_prompts
-    from fastslow.tools.tasks import read_tasks
+    from fastslow.tools.prompts import read_prompts, read_tasks
     from fastslow.tools.tune.groups import tune_groups
     from fastslow.tools.tune.modes import tune_modes
     from fastslow.tools.tune.speculation import tune_speculation
