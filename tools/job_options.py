@@ -68,13 +68,6 @@ class TrainConfig(Params):
     moved: float = Field(
         default=0.5, description="share of these prompts that are moved away from the answer"
     )
-    stretches: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="share of the long prompts in which a stretch is taught like an answer: for prompts "
-        "with text that the target wrote",
-    )
     decay: float = Field(default=0.01, description="weight decay of the matrices")
     seed: int = Field(default=0, description="of order and shares")
     products: str = Field(

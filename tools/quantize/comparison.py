@@ -76,10 +76,9 @@ def record(
         "layers": [
             {
                 "drift": layer.drift,
-                "errors": {n: e for n, e in layer.errors.items() if ".experts." not in n},
-                "expert_errors": expert_errors(layer.errors),
+                "errors": layer.errors,
                 "expert_rows": layer.rows,
-                "smoothing": {n: s for n, s in layer.strengths.items() if ".experts." not in n},
+                "smoothing": layer.strengths,
                 "router": None
                 if (found := layer.alignment) is None
                 else {"before": found.before, "after": found.after, "ridge": found.ridge},
@@ -87,16 +86,6 @@ def record(
             for layer in made.layers
         ],
     }
-
-
-def expert_errors(errors: dict[str, float]) -> dict[int, float]:
-    """By expert that saw rows: the relative error of its products, root mean square."""
-    squares: dict[int, list[float]] = {}
-    for name, error in errors.items():
-        parts = name.split(".")
-        if parts[1:2] == ["experts"]:
-            squares.setdefault(int(parts[2]), []).append(error**2)
-    return {expert: fmean(some) ** 0.5 for expert, some in sorted(squares.items())}
 
 
 def table_of(facts: dict[str, Any]) -> Table:

@@ -33,12 +33,6 @@ class HiddenStates:
     mass: Tensor  # f32 [T], logsumexp of the target's logits
     start: int  # where the answer begins
 
-    def until(self, end: int, start: int) -> HiddenStates:
-        """The text up to a row, as if its answer began at `start`."""
-        return HiddenStates(
-            self.tokens[:end], self.features[:end], self.best[:end], self.mass[:end], start
-        )
-
 
 def look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> list[HiddenStates]:
     """Run the texts through the target, several in a forward."""

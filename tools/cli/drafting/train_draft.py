@@ -10,7 +10,7 @@ from fastslow.tools.cli.options import PROMPTS, ModelOptions, OptionFields, expa
 from fastslow.tools.job_options import TrainConfig
 
 DATA, TRAINING = "Data", "Training"
-TRAINED = OptionFields("tokens", "rate", "rows", "steps", "stretches", "seed", panel=TRAINING)
+TRAINED = OptionFields("tokens", "rate", "rows", "steps", "seed", panel=TRAINING)
 
 
 class HeadOptions(Params):
