@@ -21,7 +21,7 @@ from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Tree
-from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
+from fastslow.tools.train_head.train import draft_vocabulary, first_weights
 
 
 def tiny_weights(

@@ -176,6 +176,7 @@ def test_a_wrong_token_fails(liar: None, tmp_path: Path) -> None:
     assert "wrong: " in found.text() and "next: run it again with --dtype float32" in found.text()
 
 
+@pytest.mark.slow
 def test_a_near_tie_is_counted_and_does_not_fail(
     liar: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

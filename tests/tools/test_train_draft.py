@@ -96,6 +96,7 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     assert sum(r.spec_stats.accepted for r in requests) > 0.2 * drafted
 
 
+@pytest.mark.slow
 def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:
     first = plan(target, tmp_path / "one")
     train_head(first, bench.model, asked(bench), prompts(40))
