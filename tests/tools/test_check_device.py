@@ -48,12 +48,11 @@ def test_the_cpu_passes(tmp_path: Path) -> None:
     assert code == 0 and f"cpu passed\nreport in {path}" in text, text
     report = json.loads(path.read_text("utf-8"))
     assert report["passed"] and report["complete"] and report["versions"]["torch"]
-    exact, every, speed = report["parts"]
+    exact, every = report["parts"]
     assert set(every["figures"]["apart"]) == set(families_file.FAMILIES)
     assert every["figures"]["replays"] == 0, "the CPU records no steps"
     assert exact["figures"]["answers"] == 2 * 3 * len(drafters(Path("head")))
     assert exact["figures"]["wrong"] == [] and exact["figures"]["accepted"] > 100
-    assert set(speed["figures"]) == {"1", "8", "64"}
 
 
 @pytest.mark.slow
