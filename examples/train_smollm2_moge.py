@@ -20,8 +20,8 @@ from fastslow import LLM
 from fastslow.models.folder import require_vacant
 from fastslow.models.locate import resolve_model
 from fastslow.models.moge import write_moge
-from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
-from fastslow.tools.convert.options import ConvertOptions
+from fastslow.tools.convert import NeuronSplit, calibrate
+from fastslow.tools.job_options import ConvertOptions
 from fastslow.tools.progress import progress_bar
 from fastslow.tools.quantize.calibration import answered, prompts_of
 
@@ -38,7 +38,7 @@ def train(
     """Convert, then train for `schedule.minutes`; returns `out`.
 
     Args:
-        folder: a dense model, see `fastslow.tools.convert.convert.convert`.
+        folder: a dense model, see `fastslow.tools.convert.convert`.
         out: folder to create.
         options: sizes, and how many tokens the dense model writes to learn from.
         schedule: how it is trained.

@@ -21,8 +21,8 @@ from fastslow.draft.head.layer import HeadKV, HeadLayer, linear_for
 from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.head.target import read_ends
 from fastslow.draft.head.tree import GrowingTree, grow_trees
+from fastslow.tools.train_head.train import draft_vocabulary
 from fastslow.tools.train_head.unroll import Prefix, unroll
-from fastslow.tools.train_head.untrained import draft_vocabulary
 
 
 @pytest.fixture(scope="module")

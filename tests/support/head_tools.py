@@ -26,7 +26,7 @@ from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Tree
-from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
+from fastslow.tools.train_head.train import draft_vocabulary, first_weights
 
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 40, 6)]
 RUNNERS = ("torch", "kernels") if wanted() else ("torch",)

@@ -129,6 +129,7 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
     assert not tested & {task.prompt for task in drawn if not task.held_out}
 
 
+@pytest.mark.slow
 def test_tasks_come_as_graded_lines() -> None:
     script = Path(__file__).parents[2] / "examples" / "abacus" / "tasks.py"
     command = [sys.executable, str(script), "--count", "20", "--seed", "7"]

@@ -46,12 +46,6 @@ def test_only_the_answer_is_learnt(tokenizer: Tokenizer, writer: Writer) -> None
     assert learnt(tokenizer, writer, True) == f"{OPEN}{TASK.steps}{CLOSE}15[unused10]"
 
 
-def test_a_thought_closed_from_outside_is_no_lesson(tokenizer: Tokenizer, writer: Writer) -> None:
-    said = learnt(tokenizer, writer, True, cut=0.5)
-    assert said.startswith(f"{OPEN}7+8:") and said.endswith("15[unused10]")
-    assert CLOSE not in said and "\n" not in said
-
-
 def test_batches_repeat_and_hold_no_test(tokenizer: Tokenizer, writer: Writer) -> None:
     batch = writer.batch("seed", 8)
     again = writer.batch("seed", 8)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_figures import PUBLISHED
 
 from fastslow.tools.plan.device import find_device
-from fastslow.tools.plan.published import ROWS as PUBLISHED
-from fastslow.tools.plan.published import calibrate, config_of, precision_of
+from fastslow.tools.plan.published import config_of, precision_of
 from fastslow.tools.plan.replica_costs import planned_costs
-from fastslow.tools.plan.step import ForwardWork, Setting
+from fastslow.tools.plan.step import CARDS, ForwardWork, Setting
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, compare, measured_times
 from fastslow.tools.simulate.server_log import read_log
@@ -179,7 +179,7 @@ def test_costs_that_do_not_fit(change: str | dict[str, Any], words: str, tmp_pat
 def on_a2(cards: int) -> Setting:
     model = "openpangu-pro-moe-72b"
     work, precision = ForwardWork.of(config_of(model)), precision_of(model, "w8a8", "bf16")
-    return Setting(work, find_device("800i-a2"), cards, precision, calibrate())
+    return Setting(work, find_device("800i-a2"), cards, precision, CARDS)
 
 
 def test_planned_costs_are_the_planners() -> None:

@@ -20,8 +20,8 @@ from train_smollm2_moge import train
 from fastslow import LLM
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import ExpertLayout, Recipe
-from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
-from fastslow.tools.convert.options import ConvertOptions
+from fastslow.tools.convert import NeuronSplit, calibrate
+from fastslow.tools.job_options import ConvertOptions
 
 QUICK = Schedule(row=24, rows=2, rate=1e-2, warm_up=1)
 EXPERTS = 4

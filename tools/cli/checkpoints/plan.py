@@ -86,7 +86,7 @@ def plan(
     from fastslow.engine.host.gguf_file import is_gguf
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.plan.device import THIS_CPU, find_device
-    from fastslow.tools.plan.published import OWN, calibrate, config_of, precision_of
+    from fastslow.tools.plan.published import OWN, config_of, precision_of
     from fastslow.tools.plan.search import (
         DraftCost,
         best,
@@ -94,7 +94,7 @@ def plan(
         choose_nodes,
         fewest_cards,
     )
-    from fastslow.tools.plan.step import HOST, ForwardWork, Setting
+    from fastslow.tools.plan.step import CARDS, HOST, ForwardWork, Setting
 
     quiet_log()
     usual = OWN if is_gguf(Path(model)) else "bf16" if device == THIS_CPU else "w8a8"
@@ -107,7 +107,7 @@ def plan(
         raise ValueError(
             f"sequence={sequence} must be at most {config.context}, the model's context"
         )
-    efficiency = HOST if device == THIS_CPU else calibrate()
+    efficiency = HOST if device == THIS_CPU else CARDS
     work = ForwardWork.of(config)
     setting = Setting(work, find_device(device), cards or 1, precision, efficiency)
     setting.device.link(setting.cards)
