@@ -13,7 +13,7 @@ import pangu_v2_tools
 import pytest
 import texts
 import torch
-from checkpoints import DENSE, random_table, write_family
+from checkpoints import DENSE, MOGE, random_table, write_family
 from fake_cuda import RecordingOps
 from npu_tools import CHIPS, simulated
 from pairs import pairwise
@@ -45,6 +45,7 @@ ROUTED = replace(BASE, experts=8, moe_intermediate_size=32, mlp_only_layers=froz
 SOFTMAX, CHOSEN = Router("softmax", 3), Router("chosen", 3, bias=True)
 SIGMOID = Router("sigmoid", 3, scale=2.5, choice_bias=True)
 FAMILIES: dict[str, ModelConfig] = {
+    "moge": ModelConfig.from_json({**MOGE, "mlp_only_layers": [1]}),
     "head norms": replace(BASE, query_norm=True, key_norm=True, head_dim=32),
     "qkv bias": replace(BASE, qkv_bias=True),
     "windows": replace(BASE, windows=(24, 24, 24)),
@@ -66,7 +67,7 @@ FAMILIES: dict[str, ModelConfig] = {
         activation=ClampedSwiglu(limit=2.0),
     ),
 }
-ROUTED_NAMES = [name for name, config in FAMILIES.items() if config.router is not None]
+ROUTED_NAMES = [name for name, config in FAMILIES.items() if config.chosen]
 
 
 @pytest.fixture(params=DEVICES)
@@ -104,7 +105,7 @@ def test_logits(name: str, ops: PagedOps) -> None:
 @pytest.mark.parametrize(("name", "count"), pairwise(ROUTED_NAMES, (1, 2, 7)))
 def test_fewer_experts(name: str, count: int, ops: PagedOps) -> None:
     model, plain = load(FAMILIES[name], ops)
-    for wanted in (count, 0) if name == "sigmoid" else (count,):
+    for wanted in (count, 0) if name in ("moge", "sigmoid") else (count,):
         found = texts.logits(model, TOKENS[:30], [20, *[1] * 10], groups=wanted)
         near(found, texts.logits(plain, TOKENS[:30], groups=wanted))
 
