@@ -68,11 +68,6 @@ CASES = {
         frozenset({"case", "answers", "equal", "ties", "errors", "drafted", "accepted", "differ"}),
     ),
     "thinking": Case("--count 3 --out {out}", {"model", "draft", "tasks", "figures"}),
-    "soak": Case(
-        "--model {model} --dtype float32 --minutes 0.05 --threads 2 --jobs 9 --drop 1 --pages 64"
-        " --draft-model none -o {out}",
-        {"counts", "wrong", "memory"},
-    ),
     "serving": Case(
         "--model {model} --dtype float32 --clients 1,2 --least 1 --tokens 4 --repeat 1 --out {out}",
         {"model", "rows"},
@@ -149,7 +144,7 @@ def test_every_benchmark_is_run_here() -> None:
     assert scripts == {*CASES, *PRINTED, *OWN}
 
 
-SLOW = {"exact", "thinking", "soak", "serving"}
+SLOW = {"exact", "thinking", "serving"}
 
 
 @pytest.mark.parametrize(
@@ -293,20 +288,11 @@ def test_a_format_that_does_not_load_is_left_out(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["--load 0.2", "--faults"])
-def test_a_server_bears_load_and_faults(what: str, place: Place) -> None:
-    asked = "--model {model} --dtype float32 --out {out} " + what
-    assert place.run("serving", asked) == 0, place.file()["wrong"]
-    assert place.file()["found"] and not place.file()["wrong"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
         "killed --answers 60 --kills 1",
         "flood --seconds 2 --repeat 1 --flood 2",
-        "prefixes",
         "simulated --counts 1,2 --seconds 4 --warm 2 --repeat 1",
     ],
 )

@@ -82,8 +82,7 @@ def deploy_by_client(config: ServerConfig, place: Place) -> None:
         raise ValueError("--unix-socket is for a server in this process: leave it out with ray://")
     if not place.port:
         raise ValueError("--port 0 is for a server in this process: with ray:// give a number")
-    from fastslow.serve.ray.app import deploy
-    from fastslow.serve.ray.arguments import Arguments
+    from fastslow.serve.ray.app import Arguments, deploy
     from fastslow.tools.cli.screen import errors
 
     errors().print("The engines load on the cluster.", style="dim")

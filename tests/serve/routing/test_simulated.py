@@ -1,0 +1,80 @@
+"""The router before simulated replicas: of 8 places whose steps each answer makes longer, and of 256 places."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastslow.serve.engines.routing.settings import RoutingSettings
+from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
+from fastslow.tools.simulate.figures import (
+    ModeFigures,
+    by_mode,
+    possible_hit_rate,
+    simulated_times,
+)
+from fastslow.tools.simulate.planned import planned_costs
+from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
+
+STEPS = ModeSteps(rows=(1, 8, 512), seconds=(0.05, 0.085, 0.085))
+SMALL = ReplicaCosts(modes={"fast": STEPS, "deep": STEPS}, pages=20_000, max_running=8)
+LARGE = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4)
+
+
+def run(
+    costs: ReplicaCosts,
+    replicas: int,
+    recipe: TraceRecipe,
+    router: str = "fastslow",
+    **routing: float,
+) -> dict[str, ModeFigures]:
+    """Figures by mode."""
+    settings = ClusterSettings(replicas, router, routing=RoutingSettings(**routing))  # type: ignore[arg-type]
+    result = SimulatedCluster(make_trace(recipe), costs, settings).run()
+    return dict(by_mode(simulated_times(result)))
+
+
+def small(rate: float, deep: float, system_tokens: int = 100) -> TraceRecipe:
+    return TraceRecipe(
+        requests=600,
+        rate=rate,
+        deep=deep,
+        deep_tokens=400,
+        answer_tokens=10,
+        system_tokens=system_tokens,
+        question_tokens=30,
+        bots=6,
+        latency_ms=1000,
+    )
+
+
+@pytest.mark.parametrize("replicas", [2, 6, 20])
+def test_quick_ones_hardly_feel_a_flood_of_deep_ones(replicas: int) -> None:
+    alone = run(SMALL, replicas, small(1.4 * replicas, deep=0))["fast"].first[1]
+    flood = small(2 * replicas, deep=0.3)
+    ours, shared = (run(SMALL, replicas, flood, reserved_seconds=s) for s in (120.0, -1.0))
+    assert ours["fast"].first[1] <= 1.5 * alone < 15 * alone < shared["fast"].first[1]
+    assert ours["deep"].first[0] <= 3 * shared["deep"].first[0], "they have the other replicas"
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 10])
+def test_nine_tenths_of_the_prefixes_that_one_cache_would_find(replicas: int) -> None:
+    recipe = small(replicas, deep=0.1, system_tokens=400)
+    found = run(SMALL, replicas, recipe)["all"].hit_rate or 0.0
+    assert found >= 0.9 * possible_hit_rate(make_trace(recipe), SMALL.page_tokens) > 0.3
+
+
+def test_large_machines() -> None:
+    """One more answer hardly counts in their steps: prefixes decide, and deep requests go everywhere."""
+
+    def load(deep: float, deep_tokens: int) -> TraceRecipe:
+        return TraceRecipe(
+            requests=3000, rate=20, deep=deep, deep_tokens=deep_tokens, bots=40, latency_ms=200
+        )
+
+    ours, two = (run(LARGE, 6, load(0.5, 1500), router) for router in ("fastslow", "pow2"))
+    assert ours["deep"].first[1] <= 1.5 * two["deep"].first[1]
+    assert (ours["fast"].in_time or 0.0) >= 0.98
+    chats = load(0.15, 500)
+    found = run(LARGE, 3, chats)["all"].hit_rate or 0.0
+    assert found >= 0.9 * possible_hit_rate(make_trace(chats), LARGE.page_tokens)
