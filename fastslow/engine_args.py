@@ -25,8 +25,8 @@ from fastslow.request.options import Presets, SpeculationLike
 Build = TypeVar("Build", bound=Callable[..., None])
 
 
-class LLMOptions(TypedDict, total=False):
-    """The keyword arguments of `LLM`, for what passes them on; that says what they mean."""
+class ModelOptions(TypedDict, total=False):
+    """The keyword arguments of `LLM` that no call has, for what passes them on; that says what they mean."""
 
     dtype: str
     quantization: str
@@ -38,13 +38,18 @@ class LLMOptions(TypedDict, total=False):
     prompt_rows: int
     max_running: int
     prefix_caching: bool
-    speculation: SpeculationLike | None
     auto: ModeRouter | str | Path | None
     remember: bool | Literal["by_key"]
     modes: Presets | None
     thinking_tags: tuple[str, str] | None
     progress: bool
     parallel: str | Parallel | None
+
+
+class LLMOptions(ModelOptions, total=False):
+    """All of them."""
+
+    speculation: SpeculationLike | None
 
 
 class Kind(NamedTuple):

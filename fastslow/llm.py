@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex, cast
 
-from fastslow.advice import OutputBuilder
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
@@ -35,7 +34,8 @@ from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.cost_curve import step_seconds
 from fastslow.policies.speculation.step_cost import StepCostCurve
-from fastslow.request.builder import RequestBuilder
+from fastslow.request.builder import ModeFinder, RequestBuilder
+from fastslow.request.choice import OutputBuilder
 from fastslow.request.group import GroupParts, LoopWakeups, RequestGroup
 from fastslow.request.handle import (
     PieceStream,
@@ -47,7 +47,6 @@ from fastslow.request.handle import (
 )
 from fastslow.request.input_processor import InputProcessor
 from fastslow.request.keywords import GenerateCall, takes_lists, takes_options
-from fastslow.request.mode import ModeFinder
 from fastslow.request.options import (
     Conversation,
     GenerateOptions,
@@ -338,7 +337,8 @@ class LLM:
         """
         builder, asked = self._parts.builder, single_prompt("tokenize", prompt, self._inputs)
         builder.check(asked, options)
-        return builder.encode(asked, builder.modes.find(options.mode, asked).mode, options).tokens
+        mode = builder.modes.find(options.mode, asked).mode
+        return builder.inputs.encode(asked, mode, options).tokens
 
     def detokenize(self, tokens: Sequence[SupportsIndex]) -> str:
         """The text of token ids, with that of special tokens.

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from fastslow.advice import advice
 from fastslow.draft.registry import DRAFTERS
 from fastslow.output import Metrics
+from fastslow.request.choice import advice
 
 GOOD = Metrics("deep", "suffix", 0.1, 0.01, 50, 50, 200, 100, 0, [2] * 50, 0.0, 0.5, [0.5], 0, 0)
 

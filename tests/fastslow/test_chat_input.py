@@ -202,7 +202,7 @@ def test_the_log_is_off_in_an_application(folder: Path, wish: str) -> None:
         check=True,
     )
     assert "the app's own line" in done.stderr
-    assert ("| WARNING  | fastslow.request.chat_warnings" in done.stderr) is (wish == "on")
+    assert ("| WARNING  | fastslow.request.input_processor" in done.stderr) is (wish == "on")
     assert "FastslowWarning: the answer to a plain text is empty" in done.stderr
 
 
@@ -211,7 +211,7 @@ def test_the_command_line_says_it_once(
 ) -> None:
     bias = "fastslow.request.input_processor.InputProcessor.advise"
     told: list[str] = []
-    monkeypatch.setattr(bias, lambda self, *_: self._warnings.warn("ask with llm.chat(...)"))
+    monkeypatch.setattr(bias, lambda self, *_: self.said.warn("ask with llm.chat(...)"))
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: told.append(str(message)))
     logger.disable("fastslow")
     try:

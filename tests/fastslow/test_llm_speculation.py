@@ -99,7 +99,7 @@ def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
 def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastslow.advice.POOR", 2.0)  # whatever is accepted is hardly any
+    monkeypatch.setattr("fastslow.request.choice.POOR", 2.0)  # whatever is accepted is hardly any
     lines: list[str] = []
     sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
     wish = Speculation(drafter="self", nodes=8)
