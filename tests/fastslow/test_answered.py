@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
+from gate import open_llm
+from pairs import pairwise
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Completion, Decided, Mode, Output, Piece, ResumeState, SamplingParams
@@ -41,7 +43,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     write_bpe(folder, template, 320)
     (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
     write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    with LLM(folder, kv_memory="8MiB", progress=False) as llm:
+    with open_llm(folder) as llm:
         yield llm
 
 
@@ -98,13 +100,17 @@ def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: s
         assert "answered" not in first.sources[cut:]
 
 
-@pytest.mark.parametrize("speculation", ["off", "ngram", "self", "suffix|self"])
-@pytest.mark.parametrize("name", PARAMS)
-def test_streams_begin_with_all_that_there_is(llm: LLM, name: str, speculation: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "speculation", "mode"),
+    pairwise([*PARAMS], ["off", "ngram", "self", "suffix|self"], MODES),
+)
+def test_streams_begin_with_all_that_there_is(
+    llm: LLM, name: str, speculation: str, mode: str
+) -> None:
     wish = sampling(name)
-    _, whole = streamed(llm, wish, mode="short", speculation=speculation)
+    _, whole = streamed(llm, wish, mode=mode, speculation=speculation)
     tokens = [one.token_ids[:7] for one in whole.choices]
-    options = {"mode": "short", "speculation": speculation, "answered": ResumeState(tokens)}
+    options = {"mode": mode, "speculation": speculation, "answered": ResumeState(tokens)}
     pieces, output = streamed(llm, wish, **options)
     same(output, whole)
     for index, one in enumerate(output.choices):

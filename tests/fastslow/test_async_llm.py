@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from gate import SOON, Gate, SlowTokenizer, settled
-from tokenizers_tiny import write_bpe
+from gate import SOON, Gate, SlowTokenizer, open_llm, settled
 
 from fastslow import LLM, AsyncLLM, Busy, GenerationError, Output, Piece, SamplingParams
 from fastslow.admission import Admission
@@ -26,24 +24,9 @@ LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    return write_moge(folder, vocab=320, num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
 def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="8MiB", progress=False, max_running=2) as llm:
+    with open_llm(folder, max_running=2) as llm:
         yield llm
-
-
-@pytest.fixture
-def gate(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(llm, monkeypatch)
-    yield gate
-    gate.open()
-    assert settled(llm)
 
 
 async def until(true: Callable[[], bool]) -> None:

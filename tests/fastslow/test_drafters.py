@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from checkpoints import write_moge
 from engine_tools import write_kin
+from gate import open_llm
 from head_tools import tiny_weights, write_head
 from loguru import logger
 from tokenizers_tiny import write_bpe
@@ -47,7 +48,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+    with open_llm(folder) as llm:
         yield llm
 
 

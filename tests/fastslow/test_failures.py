@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
 from injected import LISTENERS, Caller, Failure, Injected, inject
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
@@ -29,13 +27,6 @@ AGAIN = Mode(groups=1, escalate=Escalation(below=1.0, window=2, how="restart"))
 ON = Mode(groups=1, escalate=Escalation(below=1.0, window=2, how="keep"))
 OVER = Mode(groups=1, escalate=Escalation(below=1.0, window=2, how="recompute"))
 QUICK = Mode(latency_ms=1e-3, may_shorten=("groups", "draft"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{{ messages[0]['content'] }}", VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
 
 
 def open_llm(folder: Path) -> LLM:
@@ -262,7 +253,7 @@ def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0)
 
 ERRORS = (RuntimeError, KeyError, MemoryError, SystemExit, KeyboardInterrupt)
 SCHEDULES = 200
-SOON = 20  # of them always run
+SOON = 8  # of them always run
 
 
 def schedule(seed: int, counts: dict[str, int]) -> tuple[Failure, int]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from checkpoints import write_dense, write_moge
+from checkpoints import write_dense
 from eagle_tools import write_eagle
+from gate import open_llm
 from head_tools import tiny_weights
 from loguru import logger
 from safetensors.torch import save_file
-from tokenizers_tiny import write_bpe
 
 from fastslow import drafters
 from fastslow.draft.head.config import read_metadata
@@ -26,17 +25,6 @@ from fastslow.tools.cli.app import app
 
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{{ messages }}", VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-
-
-def open_llm(folder: Path, **options: Any) -> LLM:
-    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
 
 
 def test_settings_that_tuning_wrote_are_taken_by_path(folder: Path, tmp_path: Path) -> None:
@@ -176,19 +164,6 @@ def test_a_call_learns_nothing_of_the_calls_with_other_keys(folder: Path) -> Non
             assert ask(llm, "victim") == ask(llm, None) == (unseen, 0)
             two = llm.generate([prompt, prompt], TEN, memory_key=["a", "victim"], progress=False)
             assert [out.metrics.cached_tokens for out in two] == [0, 48]
-
-
-@pytest.mark.parametrize("key", ["", "k" * 257, 5], ids=str)
-def test_a_memory_key_is_a_short_text(folder: Path, key: Any) -> None:
-    with open_llm(folder) as llm:
-        with pytest.raises(ValueError, match=r"^memory_key=.* must be text of 1 to 256 char"):
-            llm.generate("The", TEN, memory_key=key)
-        with pytest.raises(ValueError, match=r"^memory_key has 1 entries for 2 prompts$"):
-            llm.generate(["The", "A"], TEN, memory_key=["a"])
-        with pytest.raises(
-            ValueError, match=r"^remember='always' must be True, False or 'by_key'$"
-        ):
-            open_llm(folder, remember="always")
 
 
 def test_a_head_is_bound_to_the_weights_that_it_was_trained_for(

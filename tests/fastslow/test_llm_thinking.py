@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
+from gate import open_llm
 from loguru import logger
 from tokenizers_tiny import write_bpe, write_spm
 
@@ -40,10 +41,6 @@ def checkpoint(folder: Path, template: str, **presets: Any) -> Path:
     if presets:
         (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
     return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-
-
-def open_llm(folder: Path, **options: Any) -> LLM:
-    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
+from gate import open_llm
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams, Speculation
@@ -35,7 +36,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     folder: Path = tmp_path_factory.mktemp("moge")
     write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
     write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    with LLM(folder, kv_memory="8MiB", progress=False, remember=False, thinking_tags=TAGS) as llm:
+    with open_llm(folder, remember=False, thinking_tags=TAGS) as llm:
         yield llm
 
 

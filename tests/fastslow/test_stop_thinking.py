@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from gate import SOON, Gate, settled
+from gate import SOON, Gate, open_llm, settled
 from tokenizers_tiny import write_bpe
 
 from fastslow import (
@@ -40,7 +40,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>", 320)
     write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
     tags = ("<think>", "</think>")
-    with LLM(folder, kv_memory="8MiB", progress=False, thinking_tags=tags) as llm:
+    with open_llm(folder, thinking_tags=tags) as llm:
         yield llm
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
+from gate import open_llm
 
 from fastslow.engine.params import GrammarSpec, Mode, SamplingParams
 from fastslow.llm import LLM
@@ -19,23 +16,6 @@ from fastslow.llm import LLM
 VOCAB = 320
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)
 PROMPT = [5, 6, 7, 8] * 6
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, vocab_size=VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-
-
-def open_llm(folder: Path, **options: Any) -> LLM:
-    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder) as llm:
-        yield llm
 
 
 @pytest.mark.parametrize(
