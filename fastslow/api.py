@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from fastslow.engine_args import ModelOptions
 from fastslow.llm import LLM
@@ -15,6 +17,7 @@ from fastslow.request.keywords import GenerateCall, ListOptions
 from fastslow.request.options import Conversation, ListOf, Prompt, Sampling, Samplings
 
 DEFAULT = "smollm2-moge"
+Call = TypeVar("Call", bound=Callable[..., Any])
 Key = tuple[int, str, tuple[tuple[str, str], ...]]
 
 _loaded: dict[Key, LLM] = {}
@@ -37,6 +40,21 @@ class OneOffOptions(ListOptions, ModelOptions, total=False):
     model: str | Path
 
 
+def _shows(method: Any) -> Callable[[Call], Call]:
+    """Show the keywords of a method of `LLM`, and of `LLM`, in `help` and in editors that run code."""
+
+    def decorate(call: Call) -> Call:
+        _, *own = inspect.signature(method).parameters.values()
+        known = {one.name for one in own}
+        kind = inspect.Parameter.KEYWORD_ONLY
+        made = (one.replace(kind=kind) for one in inspect.signature(LLM).parameters.values())
+        shown = [*own, *(one for one in made if one.name not in known)]
+        call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
 @overload
 def generate(
     prompts: Prompt, sampling: Sampling = None, **options: Unpack[OneOffOptions]
@@ -45,6 +63,7 @@ def generate(
 def generate(
     prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[OneOffOptions]
 ) -> list[Output]: ...
+@_shows(LLM.generate)
 def generate(prompts: Any, sampling: Any = None, **options: Any) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.
 
@@ -69,6 +88,7 @@ def chat(
 def chat(
     messages: ListOf[Conversation], sampling: Samplings = None, **options: Unpack[OneOffOptions]
 ) -> list[Output]: ...
+@_shows(LLM.chat)
 def chat(messages: Any, sampling: Any = None, **options: Any) -> Any:
     """Answer a conversation, or one user message given as text, or a list of such; see `generate`."""
     llm, call = _llm(options)

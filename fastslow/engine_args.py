@@ -107,6 +107,7 @@ def _check(name: str, value: object) -> None:
     types, words = KINDS[name]
     stray = isinstance(value, bool) and bool not in types  # a bool is an int
     stray |= name == "remember" and value not in (True, False, "by_key")
+    stray |= "at least 1" in words and isinstance(value, int) and value < 1
     if stray or value == "" or not isinstance(value, types):
         raise ValueError(f"{name}={shown(value)} must be {words}")
 

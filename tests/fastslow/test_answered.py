@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from gate import open_llm
 from pairs import pairwise
-from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Completion, Decided, Mode, Output, Piece, ResumeState, SamplingParams
 
 OPEN, CLOSE = 3, 4  # <think>, </think>
 CHAT = [{"role": "user", "content": "The quick brown fox"}]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
+)
 PRESETS = {
     "modes": {
         "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
@@ -33,18 +32,6 @@ PARAMS: dict[str, dict[str, Any]] = {
     "grammar": {"grammar": {"regex": "[a-c]{2,4}é[0-9]{2}"}, "ignore_eos": False},
 }
 MODES = ("fast", "deep", "short")
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder: Path = tmp_path_factory.mktemp("moge")
-    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    template += "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
-    write_bpe(folder, template, 320)
-    (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    with open_llm(folder) as llm:
-        yield llm
 
 
 def sampling(name: str) -> SamplingParams:

@@ -171,29 +171,6 @@ def test_inspect_reads_the_header_of_a_gguf_alone(
     )
 
 
-def test_a_damaged_gguf_is_one_sentence_with_its_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "tiny.gguf"
-    write_gguf(file)
-    whole = file.read_bytes()
-    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
-    damages = {
-        "cut in the header": whole[:1000],
-        "cut in the weights": whole[:-1000],
-        "of another kind": b"PK" + whole[2:],
-        "with too many values": whole[:16] + b"\xff" * 8 + whole[24:],
-        "with a value missing": whole.replace(b"llama.block_count", b"llama.block_coumt"),
-        "empty": b"",
-    }
-    for name, content in damages.items():
-        file.write_bytes(content)
-        for command in (("generate", "Hello", "--model", file), ("inspect", file)):
-            assert run(*command) == 2, name
-            said = capsys.readouterr().err.splitlines()[-1]
-            assert said.startswith(f"error: {file}"), name
-
-
 def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])

@@ -21,13 +21,8 @@ from fastslow.llm import LLM
 from fastslow.policies.modes import builtin_modes, find_mode
 
 VOCAB = 320
+OPTIONS = {"max_model_len": 40}
 USER = {"role": "user", "content": "hi"}
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder, max_model_len=40) as llm:
-        yield llm
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +145,7 @@ def test_an_int_is_a_number_too() -> None:
         ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
         ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"),
         ([True, 1], r"^prompt token 0 is True, not an id"),
+        ([5, 2**64], r"^prompt token 1 is 18446744073709551616, not an id in 0\.\.319$"),
         ([1, 2.0], r"^prompt token 1 is 2.0, not an id"),
         ([1, None], r"^prompt token 1 is None, not an id"),
         ([1, "a"], r"^prompt token 1 is 'a', not an id"),
@@ -408,9 +404,9 @@ def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
         ({"kv_memory": -1}, r"kv_memory is -1 B, but one request"),
         ({"max_model_len": 513}, r"^max_model_len=513 is outside 2\.\.512$"),
         ({"max_model_len": 1}, r"^max_model_len=1 is outside 2\.\.512$"),
-        ({"prompt_rows": 0}, r"^prompt_rows=0 must be at least 1$"),
+        ({"prompt_rows": 0}, r"^prompt_rows=0 must be a whole number of at least 1$"),
         ({"prompt_rows": -(10**5000)}, r"^prompt_rows=<int> must be"),
-        ({"max_running": -3}, r"^max_running=-3 must be at least 1$"),
+        ({"max_running": -3}, r"^max_running=-3 must be a whole number of at least 1$"),
         ({"dtype": "float8"}, r"float8"),
         ({"device": "abacus"}, r"abacus"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import threading
 import time
@@ -16,9 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_moge
 from gate import open_llm, settled
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.types import Rows
@@ -42,14 +39,6 @@ PRESETS = {
 }
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 SAMPLED = SamplingParams(max_tokens=10, ignore_eos=True, temperature=1.0, seed=7)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
 
 
 def test_one_prompt_one_output(llm: LLM) -> None:

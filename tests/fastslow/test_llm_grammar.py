@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from fastslow.output import GenerationError
 
 VOCAB = 320
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-OPENING = CHATML + "<|im_start|>assistant\n{{ '<think>\\n' }}"
+TEMPLATE = CHATML + "<|im_start|>assistant\n{{ '<think>\\n' }}"
 POINT = {
     "type": "object",
     "properties": {
@@ -32,16 +31,7 @@ POINT = {
     "required": ["x", "on"],
     "additionalProperties": False,
 }
-DRAFTERS = ("off", "ngram", "self", "suffix", "auto")
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = tmp_path_factory.mktemp("model")
-    write_bpe(folder, OPENING, VOCAB)
-    write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-    with open_llm(folder) as made:
-        yield made
+BUDGET = {"base": "deep", "thinking_budget": 6}
 
 
 def asked(grammar: Any, **fields: Any) -> SamplingParams:
@@ -60,8 +50,17 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS)
-@pytest.mark.parametrize("mode", ["fast", "deep", {"base": "deep", "thinking_budget": 6}])
+@pytest.mark.parametrize(
+    ("mode", "drafter"),
+    [
+        ("fast", "ngram"),
+        ("fast", "auto"),
+        ("deep", "self"),
+        (BUDGET, "suffix"),
+        (BUDGET, "ngram"),
+        (BUDGET, "self"),
+    ],
+)
 def test_answers_keep_to_their_grammar(llm: LLM, mode: Any, drafter: str) -> None:
     batch = [asked(grammar) for grammar in KINDS]
     outs = llm.chat(["hello"] * len(KINDS), batch, mode=mode, speculation=drafter, progress=False)

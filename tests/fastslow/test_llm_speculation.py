@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,17 @@ from checkpoints import write_dense
 from eagle_tools import write_eagle
 from gate import open_llm
 from head_tools import tiny_weights
-from loguru import logger
 from safetensors.torch import save_file
 
 from fastslow import drafters
 from fastslow.draft.head.config import read_metadata
 from fastslow.draft.head.target import fingerprint
+from fastslow.draft.registry import DRAFTERS
 from fastslow.drafters import own_head
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
+from fastslow.output import Metrics
+from fastslow.request.choice import advice
 from fastslow.settings import write_settings
 from fastslow.tools.cli.app import app
 
@@ -85,20 +88,17 @@ def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
 
 
 def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     monkeypatch.setattr("fastslow.request.choice.POOR", 2.0)  # whatever is accepted is hardly any
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    wish = Speculation(drafter="self", nodes=8)
-    long = SamplingParams(max_tokens=60, ignore_eos=True)
-    try:
-        with open_llm(folder) as llm:
-            for _ in range(2):
-                llm.generate("The quick", long, speculation=wish)
-    finally:
-        logger.remove(sink)
-    assert len([line for line in lines if line.startswith("drafter self: ")]) == 1
+    with open_llm(folder) as llm:
+        for _ in range(2):
+            llm.generate(
+                "The quick",
+                SamplingParams(max_tokens=60, ignore_eos=True),
+                speculation=Speculation(drafter="self", nodes=8),
+            )
+    assert sum(line.startswith("drafter self: ") for line in logged) == 1
 
 
 def test_stored_answers_are_drafted_from(folder: Path, tmp_path: Path) -> None:
@@ -190,3 +190,25 @@ def test_every_builtin_model_of_the_table_has_a_head() -> None:
     for name in ("smollm2", "smollm2-moge"):
         shipped = drafters.SHIPPED / f"{name}.safetensors"
         assert read_metadata(shipped)["target"] and shipped.stat().st_size < 10 << 20
+
+
+GOOD = Metrics("deep", "suffix", 0.1, 0.01, 50, 50, 200, 100, 0, [2] * 50, 0.0, 0.5, [0.5], 0, 0)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_each_drafter_has_a_cause(name: str) -> None:
+    said = advice(replace(GOOD, drafter=name, accepted=1))
+    assert said is not None and f"Probably {DRAFTERS[name].likely_cause}. Try" in said
+
+
+def test_several_drafters_have_several_causes() -> None:
+    said = advice(replace(GOOD, drafter="suffix|head", accepted=0))
+    causes = [DRAFTERS[name].likely_cause for name in ("suffix", "head")]
+    assert said is not None and all(cause in said for cause in causes) and "0 of 200" in said
+    assert causes[0] in (advice(replace(GOOD, drafter="auto", accepted=0)) or "")
+
+
+def test_little_is_said_of_little() -> None:
+    assert advice(GOOD) is None
+    assert advice(replace(GOOD, drafted=50, accepted=0)) is None
+    assert advice(replace(GOOD, drafter="off", drafted=0, accepted=0)) is None

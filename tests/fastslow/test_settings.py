@@ -41,7 +41,7 @@ def run(*arguments: object) -> int:
 
 
 def load(folder: Path, **options: object) -> LLM:
-    return open_llm(folder, **options)  # type: ignore[arg-type]
+    return open_llm(folder, **options)
 
 
 def test_a_fingerprint_is_of_the_weights_not_of_the_folder(
