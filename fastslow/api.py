@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
-from fastslow.engine_args import ModelOptions
+from fastslow.engine_args import EngineArgs
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.request.keywords import GenerateCall, ListOptions
@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class OneOffOptions(ListOptions, ModelOptions, total=False):
+class OneOffOptions(ListOptions, EngineArgs, total=False):
     """The keywords of `generate` and `chat`: those of `LLM.generate`, and of `LLM`."""
 
     model: str | Path

@@ -25,7 +25,7 @@ from fastslow.request.options import Presets, SpeculationLike
 Build = TypeVar("Build", bound=Callable[..., None])
 
 
-class ModelOptions(TypedDict, total=False):
+class EngineArgs(TypedDict, total=False):
     """The keyword arguments of `LLM` that no call has, for what passes them on; that says what they mean."""
 
     dtype: str
@@ -46,7 +46,7 @@ class ModelOptions(TypedDict, total=False):
     parallel: str | Parallel | None
 
 
-class LLMOptions(ModelOptions, total=False):
+class LLMOptions(EngineArgs, total=False):
     """All of them."""
 
     speculation: SpeculationLike | None
