@@ -786,7 +786,7 @@ MUTATIONS = (
     ),
     swap(
         "a continued answer's mode is chosen again",
-        "fastslow/request/mode.py",
+        "fastslow/request/builder.py",
         "if decided is not None:",
         "if False:",
         ("tests/fastslow/test_answered.py",),

@@ -47,7 +47,7 @@ def llm(tmp_path: Path) -> Iterator[LLM]:
 def test_an_entry_is_all_that_a_drafter_needs_in_python(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
-    monkeypatch.setattr("fastslow.advice.POOR", 2.0)  # whatever is accepted is hardly any
+    monkeypatch.setattr("fastslow.request.choice.POOR", 2.0)  # whatever is accepted is hardly any
     plain, own = (
         llm.generate("one two", SIXTY, speculation="off"),
         Speculation(drafter="echo2", nodes=4),

@@ -113,7 +113,7 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**given: Any) -> None:
-        from fastslow.request.chat_warnings import FastslowWarning
+        from fastslow.output import FastslowWarning
 
         warnings.simplefilter("ignore", FastslowWarning)  # the log says it already
         given = {name: _at_home(v) if name in paths else v for name, v in given.items()}
