@@ -32,10 +32,9 @@ PATIENCE = 600  # seconds for the tests of one mutation
 ACCEPT = (
     "tests/engine/sampling/test_accept_exact.py",
     "tests/engine/sampling/test_accept_rules.py",
-    "tests/engine/sampling/test_accept.py",
 )
 PROMPTS = ("tests/draft/test_head_prompt.py",)
-STREAMS = ("tests/engine/sampling/test_accept.py",)
+STREAMS = ("tests/engine/sampling/test_rng.py",)
 SAMPLING = ("tests/engine/sampling/test_sampling.py",)
 PROBS = ("tests/engine/sampling/test_probs.py",)
 EXACT = ("tests/engine/core/test_exact.py",)
