@@ -412,7 +412,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "if not isinstance(decided, OneHot):",
         ),
     },
-    ("engine/sampling/thinking.py", ("tests/engine/sampling/test_thinking_probs.py",)): {
+    ("engine/sampling/thinking.py", ("tests/engine/sampling/test_probs.py",)): {
         "the closing tag is lifted by what is committed only": (
             "by = self._policy.lift(state.spent)",
             "by = self._policy.lift(self._state.spent)",
