@@ -11,7 +11,7 @@ from checkpoints import write_moge
 from engine_tools import write_kin
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule_tools import pages, request, run
+from schedule_tools import request, run, small_cache
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.router import DrafterRouter
@@ -55,7 +55,7 @@ class Timer:
 
 
 def scheduler(budget: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
-    return Scheduler(pages(), rows, running, budget)
+    return Scheduler(small_cache(), rows, running, budget)
 
 
 def test_without_a_target_nothing_is_limited() -> None:
