@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -53,9 +54,8 @@ def outcome(bound: Bound, tokenizer: Tokenizer, answer: Sequence[int]) -> tuple[
 
 PHRASE = "\nI must answer now.\n"
 WHOLE = "\nTime is up.\n</think>\n\nThe answer is"  # with the tag and the beginning of the answer
-Part = int | str | list[int | str]
 # A budget, an answer whose parts in lists are forced, and how much of it was thought and why it ended.
-ANSWERS: list[tuple[Bound, list[Part], tuple[int, str | None]]] = [
+ANSWERS: list[tuple[Bound, list[Any], tuple[int, str | None]]] = [
     *((Bound(n, opened=True), [*[A] * n, [CLOSE], B, B], (n, "budget")) for n in (0, 1, 3)),
     *((Bound(n), [A, OPEN, *[A] * n, [CLOSE], B, B], (n, "budget")) for n in (0, 1, 3)),
     (Bound(3, opened=True, closing="done"), [A, A, CLOSE, B, B, B], (2, "model")),
@@ -79,7 +79,7 @@ ANSWERS: list[tuple[Bound, list[Part], tuple[int, str | None]]] = [
 
 @pytest.mark.parametrize(("bound", "parts", "expected"), ANSWERS)
 def test_what_is_forced_and_what_counts(
-    bpe: Tokenizer, bound: Bound, parts: list[Part], expected: tuple[int, str | None]
+    bpe: Tokenizer, bound: Bound, parts: list[Any], expected: tuple[int, str | None]
 ) -> None:
     answer: list[int] = []
     rules: list[int | None] = []
