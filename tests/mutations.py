@@ -412,7 +412,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "if not isinstance(decided, OneHot):",
         ),
     },
-    ("engine/sampling/thinking.py", ("tests/engine/sampling/test_probs.py",)): {
+    ("engine/sampling/thinking.py", PROBS): {
         "the closing tag is lifted by what is committed only": (
             "by = self._policy.lift(state.spent)",
             "by = self._policy.lift(self._state.spent)",
@@ -719,28 +719,26 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
     ("tools/quantize/calibration.py", QUANTISED): {
         "calibration keeps every text": ("bool((short & (counts > 0)).any())", "True"),
     },
-    ("tools/simulate/step.py", SIMULATED): {
-        "a simulated prompt read without regard to a target": (
-            "if self.limit is None or answer.target is not None or self.left <= 0:",
-            "if True:",
-        ),
-    },
     ("tools/simulate/replica.py", SIMULATED): {
+        "a simulated prompt read without regard to a target": (
+            "if answer.request.latency_ms is None and limit is not None:",
+            "if False:",
+        ),
         "a simulated replica's cache never evicted": (
-            "self._cache.evict(math.ceil(need + self._cache.idle - self._costs.pages))",
+            "self._cache.evict(-self._free(idle=False))",
             "pass",
         ),
         "simulated replicas of a machine do not slow each other": (
-            "step.seconds * self._costs.slowed(self._others())",
-            "step.seconds",
+            "(seconds + costs.step(decode, prompts)) * costs.slowed(self._others())",
+            "seconds + costs.step(decode, prompts)",
         ),
-        "a simulated request that lost its pages starts from nothing": (
-            "victim.made = math.floor(victim.made + 1e-9)",
-            "victim.made = 0.0",
+        "a simulated request starts without room for its prompt": (
+            "if running and length - cached > self._free():",
+            "if False:",
         ),
         "a cached prefix read again in a simulation": (
-            "held, need, length - cached",
-            "held, need, length",
+            "answer.left = length - cached",
+            "answer.left = length",
         ),
     },
     ("engine/checkpoint/quantised.py", QUANT_FILES): {

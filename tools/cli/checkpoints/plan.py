@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, shown_option
+from fastslow.tools.cli.options import check_writable, expand_options, shown_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +65,12 @@ def plan(
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Keys and values: bf16, int8, float32.")] = "bf16",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file for the steps of a replica: `fastslow simulate run` reads it."
+        ),
+    ] = None,
 ) -> None:
     """Plan batch, draft length and memory of a model on a device: a roofline, checked against
     published figures (docs/planner.md). Nothing is loaded.
@@ -72,8 +78,11 @@ def plan(
     Examples:
       fastslow plan
       fastslow plan --cards 4 --sequence 2048 --latency-ms 100
+      fastslow plan --cards 4 --costs costs.json
       fastslow plan --model path/to/checkpoint --device this-cpu --batch 1 --acceptance 0.8
     """
+    if costs is not None:
+        check_writable(costs)
     from fastslow.engine.host.gguf_file import is_gguf
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.plan.device import THIS_CPU, find_device
@@ -112,6 +121,11 @@ def plan(
     on = f"{setting.cards} x {device}" + (", the fewest that hold it" if cards is None else "")
     bits = f" ({8 * precision.weight:.1f} bits)" if spelled == OWN else ""
     title = f"{model}, {spelled}{bits}, KV {kv}, {sequence} tokens a request, on {on}"
+    if costs is not None:
+        from fastslow.tools.plan.replica_costs import planned_costs
+        from fastslow.tools.simulate.costs import write_costs
+
+        write_costs(costs, planned_costs(setting, f"planned: {title}"))
     if as_json:
         record = _record(setting, choices, best(choices), prefill, sequence)
         console().out(json.dumps(record), highlight=False)
