@@ -817,7 +817,7 @@ MUTATIONS = (
         "serve/api/errors.py",
         '"busy", error.retry_after)',
         '"busy", SOON)',
-        ("tests/serve/test_errors.py",),
+        ("tests/serve/test_streams.py",),
     ),
     swap(
         "what is asked behind a pinned prefix is everybody's",
