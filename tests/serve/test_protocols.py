@@ -108,8 +108,12 @@ def test_events_of_responses_come_in_the_order_that_clients_expect(served_by: Cl
     assert events[0]["response"]["output"] == [] and events[0]["response"]["usage"] is None
 
 
-CALL = {"id": "x", "type": "function", "function": {"name": "clock", "arguments": '{"zone":"UTC"}'}}
-SAME = [
+CALL: dict[str, Any] = {
+    "id": "x",
+    "type": "function",
+    "function": {"name": "clock", "arguments": '{"zone":"UTC"}'},
+}
+SAME: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "a\nb"},
@@ -181,7 +185,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
                 "status": "completed",
                 "content": [{"type": "output_text", "text": "d", "annotations": []}],
             },
-            {"type": "function_call", "call_id": "x", **CALL["function"]},  # type: ignore[dict-item]
+            {"type": "function_call", "call_id": "x", **CALL["function"]},
             {"type": "function_call_output", "call_id": "x", "output": "noon"},
             {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": "?"},
             {"type": "message", "role": "user", "content": "e"},
@@ -204,10 +208,10 @@ def test_every_message_of_a_conversation_is_read(
         brief = {**conversation, "system": "Be brief."}
         assert served_by.ask(protocol, most=8, **brief, **GREEDY) == made
     elif protocol == "chat":
-        plain = [SAME[0], SAME[2], SAME[5]]
+        plain: Any = [SAME[0], SAME[2], SAME[5]]
         said = {"messages": [conversation["messages"][i] for i in (0, 2, 5)]}
-        count = served_by.http.post("/tokenize", json=said).json()
-        assert count["tokens"] == llm.chat(plain, SamplingParams(max_tokens=1)).prompt_token_ids
+        tokens = served_by.http.post("/tokenize", json=said).json()["tokens"]
+        assert tokens == llm.chat(plain, SamplingParams(max_tokens=1)).prompt_token_ids
 
 
 HIDDEN: list[tuple[str, dict[str, Any]]] = [
@@ -394,10 +398,11 @@ def test_bad_fields_are_the_client_s_error(
 ) -> None:
     with pytest.raises((anthropic.BadRequestError, openai.BadRequestError)) as caught:
         served_by.made(protocol, **fields)
-    body: Any = caught.value.body
+    refused: Any = caught.value
+    body = refused.body
     error = body["error"] if protocol == "messages" else body
     assert said in error["message"] and error["type"] == "invalid_request_error"
-    assert caught.value.request_id is not None
+    assert refused.request_id is not None
 
 
 def test_other_errors_have_the_clients_own_kinds(served_by: Clients) -> None:

@@ -94,9 +94,10 @@ def until(ready: Any) -> None:
     raise AssertionError("it did not happen within ten seconds")
 
 
+INVALID, LIMITED = "invalid_request_error", "rate_limit_error"
 ERRORS: list[tuple[Exception, int, str, str, str]] = [
-    (ValueError("top_k=1 is wrong"), 400, *(["invalid_request_error"] * 2), "invalid_prompt"),
-    (Busy("the queue is full", 7.2), 429, *(["rate_limit_error"] * 2), "rate_limit_exceeded"),
+    (ValueError("top_k=1 is wrong"), 400, INVALID, INVALID, "invalid_prompt"),
+    (Busy("the queue is full", 7.2), 429, LIMITED, LIMITED, "rate_limit_exceeded"),
     (NotReady("it starts"), 503, "server_error", "overloaded_error", "server_error"),
     (GenerationError("secret", []), 500, "server_error", "api_error", "server_error"),
     (ZeroDivisionError("secret"), 500, "server_error", "api_error", "server_error"),

@@ -110,7 +110,7 @@ def test_free_answers_are_those_of_a_chat(served_by: Clients) -> None:
 
 @with_some
 def test_tools_that_may_not_be_called_cost_nothing(served_by: Clients) -> None:
-    fields = {"most": 8, "temperature": 0, "thinking_budget": 3}
+    fields: dict[str, Any] = {"most": 8, "temperature": 0, "thinking_budget": 3}
     bare = served_by.ask("chat", **fields)
     for protocol in PATHS:
         none = served_by.ask(protocol, **fields, functions=FUNCTIONS, choice="none")

@@ -228,7 +228,8 @@ def said_in_response(made: Any) -> Said:
 def _streamed_response(gpt: openai.OpenAI, body: dict[str, Any]) -> Any:
     """The response that the last event has; its items must be those that the other events made."""
     items: dict[int, Any] = {}
-    asked, event = body.pop("input"), None
+    asked = body.pop("input")
+    event: Any = None
     for number, event in enumerate(
         gpt.responses.create(model="tiny", input=asked, stream=True, extra_body=body)
     ):
@@ -250,10 +251,9 @@ def _streamed_response(gpt: openai.OpenAI, body: dict[str, Any]) -> Any:
                 assert event.arguments == items[event.output_index][1]
             case "response.output_item.done":
                 items[event.output_index] = event.item
-    last: Any = event
-    assert last.type == f"response.{last.response.status}"
-    assert [*items.values()] == last.response.output
-    return last.response
+    assert event.type == f"response.{event.response.status}"
+    assert [*items.values()] == event.response.output
+    return event.response
 
 
 READ: dict[str, Any] = {
