@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -256,7 +256,7 @@ def _streamed_response(gpt: openai.OpenAI, body: dict[str, Any]) -> Any:
     return event.response
 
 
-READ: dict[str, Any] = {
+READ: dict[str, Callable[[Any], Said]] = {
     "chat": said_in_chat,
     "messages": said_in_message,
     "responses": said_in_response,
