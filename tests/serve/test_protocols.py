@@ -233,14 +233,14 @@ def test_the_thought_can_be_left_out(
 @pytest.mark.parametrize("protocol", PATHS)
 def test_answers_keep_to_a_schema(served_by: Clients, protocol: str) -> None:
     form: dict[str, Any] = {"schema": WHERE}
-    fields: dict[str, Any] = {
+    forms: dict[str, dict[str, Any]] = {
         "chat": {"response_format": {"type": "json_schema", "json_schema": {"name": "n", **form}}},
         "messages": {"output_config": {"format": {"type": "json_schema", **form}}},
         "responses": {
             "text": {"format": {"type": "json_schema", "name": "n", "strict": True, **form}}
         },
-    }[protocol]
-    fields |= {"thinking_budget": 3, "most": 200, "temperature": 1, "seed": 2}
+    }
+    fields = {"thinking_budget": 3, "most": 200, "temperature": 1, "seed": 2, **forms[protocol]}
     made = served_by.ask(protocol, **fields)
     assert made.end == "stop" and made.thought
     jsonschema.validate(json.loads(made.text), WHERE)
