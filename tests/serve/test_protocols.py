@@ -240,7 +240,13 @@ def test_answers_keep_to_a_schema(served_by: Clients, protocol: str) -> None:
             "text": {"format": {"type": "json_schema", "name": "n", "strict": True, **form}}
         },
     }
-    fields = {"thinking_budget": 3, "most": 200, "temperature": 1, "seed": 2, **forms[protocol]}
+    fields: dict[str, Any] = {
+        "thinking_budget": 3,
+        "most": 200,
+        "temperature": 1,
+        "seed": 2,
+        **forms[protocol],
+    }
     made = served_by.ask(protocol, **fields)
     assert made.end == "stop" and made.thought
     jsonschema.validate(json.loads(made.text), WHERE)
