@@ -140,14 +140,12 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "_biased(logits_V, request, 0, lift)",
         ),
     },
-    ("engine/model/attention.py", ("tests/engine/model/test_model_rows.py",)): {
-        "sibling seen in the tree mask": ("int(parents[path[-1]])", "path[-1] - 1"),
-    },
     ("engine/model/attention.py", PEERS): {
         "a window one token too wide": ("places < seen - window", "places < seen - window - 1"),
         "queries not normed": ("(self.query_norm, self.key_norm)", "(None, self.key_norm)"),
     },
     ("engine/model/attention.py", FAMILY_ROWS): {
+        "sibling seen in the tree mask": ("int(parents[path[-1]])", "path[-1] - 1"),
         "keys before a window cut off inside a block": (
             "- window) // block * block if window",
             "- window) if window",
@@ -594,7 +592,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
     ("fastslow/admission.py", ("tests/fastslow/test_async_llm.py",)): {
         "a full queue takes more": ("if missing > 0:", "if missing > 10**6:"),
     },
-    ("serve/api/errors.py", ("tests/serve/test_errors.py",)): {
+    ("serve/api/errors.py", ("tests/serve/test_streams.py",)): {
         "a busy server says nothing of when to come back": (
             '"busy", error.retry_after)',
             '"busy", SOON)',
