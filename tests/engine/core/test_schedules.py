@@ -105,6 +105,9 @@ class MarkerModel:
             logits_MV[0] = torch.nan
         return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
+    def layer_subset(self, layers: Sequence[int]) -> MarkerModel:
+        raise ValueError("it has one layer")
+
 
 class Faulty(BaseDrafter):
     """Another drafter, which fails once when told to, after it has done its work."""
