@@ -80,10 +80,6 @@ class PromptRequest(SamplingFields):
     user_profile_id: Ignored = Field(default=None, description=NO_EFFECT)
     workspace_id: Ignored = Field(default=None, description=NO_EFFECT)
 
-    def sampling(self) -> dict[str, Any]:
-        """Fields of `SamplingParams`, by their names there."""
-        return self.common_sampling()
-
     def efforts(self) -> dict[str, Effort | None]:
         wanted = None if self.output_config is None else self.output_config.effort
         return {**super().efforts(), "output_config.effort": wanted}
@@ -111,7 +107,7 @@ class MessagesRequest(PromptRequest):
 
     def sampling(self) -> dict[str, Any]:
         stop = self.stop_sequences or None
-        return {**self.common_sampling(), "max_tokens": self.max_tokens, "stop": stop}
+        return {**super().sampling(), "max_tokens": self.max_tokens, "stop": stop}
 
 
 def as_turns(

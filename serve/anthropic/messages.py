@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 from loguru import logger
 from pydantic_core import from_json
 
@@ -13,17 +13,14 @@ from fastslow.output import Completion, Output
 from fastslow.serve.anthropic.body import MessagesRequest, PromptRequest, as_turns
 from fastslow.serve.api.errors import ApiError, refused
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Caller, caller
-from fastslow.serve.api.turns import check_turns
+from fastslow.serve.api.limits import Who
 from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import ProtocolAnswer, answer, checked, metrics_of
 from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.tool_calls.offered import anthropic_choice, anthropic_tools
-from fastslow.serve.tool_calls.prepare import offered
 
 router = json_router()
-Who = Annotated[Caller, Depends(caller)]
 KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -48,30 +45,14 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
 
     def requests(self) -> list[GenerateRequest]:
         body = self.body
-        turns = as_turns(body.system, body.messages)
-        check_turns("messages", turns, self.settings)
-        ask = body.as_request(
-            self.id,
-            turns,
-            body.sampling(),
-            self.who,
-            self.card,
-            self.settings,
-            default_mode=self.mode,
-            streamed=isinstance(body, MessagesRequest) and bool(body.stream),
-        )
+        turns, tools = as_turns(body.system, body.messages), anthropic_tools(body.tools)
         choice, parallel = anthropic_choice(body.tool_choice)
-        ask, tools = offered(ask, anthropic_tools(body.tools), choice, parallel, self.card)
-        self._ask = ask
-        self._parts = AnswerParts(tools.parser(), not body.hides_thought)
-        self._head = {
-            "id": self.id,
-            "type": "message",
-            "role": "assistant",
-            "model": self.card.name,
-        }
+        self._ask, prepared = self.chat("messages", turns, tools, choice, parallel)
+        self._parts = AnswerParts(prepared.parser(), not body.hides_thought)
+        self._head = {"id": self.id, "type": "message", "role": "assistant"}
+        self._head["model"] = self.card.name
         self._begun = False
-        return [ask]
+        return [self._ask]
 
     async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
         one = outputs[0].choices[0]

@@ -339,7 +339,7 @@ class SamplingFields(FastslowFields):
         | None
     ) = None
 
-    def common_sampling(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
         """Fields of `SamplingParams`, by their names there."""
         names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias")
         seed = None if self.seed is None else self.seed % SEEDS

@@ -9,9 +9,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.engine import ModelCard
@@ -114,6 +114,9 @@ async def caller(request: Request) -> Caller:
     """The dependency of every route that asks the engine."""
     found = request.scope.get("state", {}).get("caller")
     return found if isinstance(found, Caller) else Caller()
+
+
+Who = Annotated[Caller, Depends(caller)]
 
 
 def _base(mode: str | Mapping[str, Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from loguru import logger
@@ -182,18 +183,22 @@ def event(value: Any, name: str = "") -> str:
     return f"event: {name}\ndata: {dumped(value)}\n\n" if name else f"data: {dumped(value)}\n\n"
 
 
-class Events(Protocol):
+class Events(ABC):
     """How a protocol writes an answer as events."""
 
     def begin(self) -> str:
         """What comes before the first piece."""
+        return ""
 
+    @abstractmethod
     async def write(self, pieces: Sequence[PlacedPiece]) -> str:
         """A bunch of pieces; "" where there is nothing to show of them."""
 
     def end(self) -> str:
         """What comes after the last one."""
+        return ""
 
+    @abstractmethod
     def failed(self, error: ApiError) -> str:
         """An error in the middle of the answer, with which it ends."""
 

@@ -6,18 +6,17 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request
+from fastapi import Request
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.limits import Caller, caller
+from fastslow.serve.api.limits import Caller, Who
 from fastslow.serve.http.body import json_router
 
 REMEMBERED = 1000  # of those that are over, for their traces
 router = json_router()
-Who = Annotated[Caller, Depends(caller)]
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,17 +13,20 @@ from fastapi import Request, Response
 
 from fastslow.output import Completion, Output
 from fastslow.serve.api.engine import Engine
-from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.errors import refused
 from fastslow.serve.api.fields import SamplingFields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Caller
-from fastslow.serve.http.answer import EventStream, PlacedPiece, all_whole, dumped, while_connected
+from fastslow.serve.api.turns import check_turns
+from fastslow.serve.http.answer import Events, EventStream, all_whole, dumped, while_connected
 from fastslow.serve.http.middleware import request_id
+from fastslow.serve.tool_calls.offered import Tool, ToolChoice
+from fastslow.serve.tool_calls.prepare import Prepared, offered
 
 B = TypeVar("B", bound=SamplingFields)
 
 
-class ProtocolAnswer(ABC, Generic[B]):
+class ProtocolAnswer(Events, Generic[B]):
     """One answer in the words of one protocol: of what it is made, and how it is written, whole or as events.
 
     Args:
@@ -46,6 +49,32 @@ class ProtocolAnswer(ABC, Generic[B]):
         self.card = self.engine.card
         self.mode = served_mode(body.model, self.card, self.settings)
 
+    def asked(self, prompt: Any, **options: Any) -> GenerateRequest:
+        """What the engine is asked for one prompt."""
+        own = {"default_mode": self.mode, "streamed": bool(getattr(self.body, "stream", False))}
+        options = {"id": self.id, **own, **options}
+        return self.body.as_request(
+            prompt=prompt,
+            sampling=self.body.sampling(),
+            who=self.who,
+            card=self.card,
+            settings=self.settings,
+            **options,
+        )
+
+    def chat(
+        self,
+        field: str,
+        turns: list[dict[str, Any]],
+        tools: Sequence[Tool],
+        choice: ToolChoice,
+        parallel: bool,
+        **options: Any,
+    ) -> tuple[GenerateRequest, Prepared]:
+        """What the engine is asked for a chat with tools; `field`: which holds it."""
+        check_turns(field, turns, self.settings)
+        return offered(self.asked(turns, **options), tools, choice, parallel, self.card)
+
     @abstractmethod
     def requests(self) -> list[GenerateRequest]:
         """What the engine is asked: once for each prompt. With tools it runs in a thread."""
@@ -60,24 +89,6 @@ class ProtocolAnswer(ABC, Generic[B]):
     def traced(self, traces: list[Any]) -> Any:
         """The traces of all prompts, as `trace` of the answer."""
         return traces[0]
-
-    # as `http.events.Events` has them
-
-    def begin(self) -> str:
-        """What comes before the first piece."""
-        return ""
-
-    @abstractmethod
-    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
-        """A bunch of pieces; "" where there is nothing to show of them."""
-
-    @abstractmethod
-    def end(self) -> str:
-        """What comes after the last piece."""
-
-    @abstractmethod
-    def failed(self, error: ApiError) -> str:
-        """An error in the middle of the answer, with which it ends."""
 
 
 async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: Caller) -> Response:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from fastslow.serve.observe.request_record import Observer, RequestRecord, tokens_of
+from fastslow.serve.observe.request_log import fields_of
+from fastslow.serve.observe.request_record import Observer, RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -29,6 +30,18 @@ ASKED = {
     "gen_ai.request.seed": "seed",
     "gen_ai.request.choice.count": "n",
 }
+NAMES = {
+    "method": "http.request.method",
+    "route": "http.route",
+    "status": "http.response.status_code",
+    "id": "fastslow.request.id",
+    "first_token_seconds": "gen_ai.response.time_to_first_chunk",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "tokens": "gen_ai.usage.output_tokens",
+    "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
+    "finish_reasons": "gen_ai.response.finish_reasons",
+}
+"""Fields of the log line that the conventions have a name for."""
 
 
 def tracing() -> list[Observer]:
@@ -106,42 +119,16 @@ class RequestSpans:
 
 
 def _attributes(record: RequestRecord, operation: str, model: str) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "gen_ai.operation.name": operation,
-        "gen_ai.provider.name": "fastslow",
-        "gen_ai.request.model": model,
-        "http.request.method": record.method,
-        "http.route": record.route,
-        "http.response.status_code": record.status,
-        "fastslow.request.id": record.id,
-        "fastslow.key": record.caller.name,
-        "fastslow.client_left": record.left,
-    }
-    if not record.answers:
-        return found
-    first = record.answers[0]
-    for attribute, field in ASKED.items():
-        value = first.ask.sampling.get(field)
-        if isinstance(value, int | float) and abs(value) < 1 << 63:
-            found[attribute] = value
-    tokens = [tokens_of(answer) for answer in record.answers]
-    found["gen_ai.usage.input_tokens"] = sum(prompt for prompt, _ in tokens)
-    found["gen_ai.usage.output_tokens"] = sum(made for _, made in tokens)
-    found["gen_ai.response.id"] = first.ask.id
-    if first.first is not None:
-        found["gen_ai.response.time_to_first_chunk"] = first.first - record.started
-    outputs = [answer.output for answer in record.answers if answer.output is not None]
-    choices = [choice for output in outputs for choice in output.choices]
-    metrics = [choice.metrics for choice in choices]
-    if not metrics:
-        return found
-    return found | {
-        "gen_ai.response.finish_reasons": [str(choice.finish_reason) for choice in choices],
-        "gen_ai.usage.cache_read.input_tokens": sum(o.metrics.cached_tokens for o in outputs),
-        "gen_ai.usage.reasoning.output_tokens": sum(one.thinking_tokens for one in metrics),
-        "fastslow.mode": metrics[0].mode,
-        "fastslow.drafter": metrics[0].drafter,
-        "fastslow.steps": sum(one.steps for one in metrics),
-        "fastslow.drafted": sum(one.drafted for one in metrics),
-        "fastslow.accepted": sum(one.accepted for one in metrics),
-    }
+    """What the log line has, by the conventions' names where there are some, and what was asked."""
+    fields = {**fields_of(record), "id": record.id}
+    found = {NAMES.get(name, f"fastslow.{name}"): value for name, value in fields.items()}
+    found |= {"gen_ai.operation.name": operation, "gen_ai.provider.name": "fastslow"}
+    found["gen_ai.request.model"] = model
+    if record.answers:
+        first = record.answers[0]
+        found["gen_ai.response.id"] = first.ask.id
+        for attribute, field in ASKED.items():
+            value = first.ask.sampling.get(field)
+            if isinstance(value, int | float) and abs(value) < 1 << 63:
+                found[attribute] = value
+    return found

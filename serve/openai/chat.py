@@ -3,69 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.errors import ApiError, openai_shape
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Caller, caller
-from fastslow.serve.api.turns import check_turns
-from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
+from fastslow.serve.api.limits import Who
+from fastslow.serve.http.answer import STREAMED, PlacedPiece
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
+from fastslow.serve.http.route import answer, metrics_of
 from fastslow.serve.openai.chat_body import ChatRequest, as_turns
-from fastslow.serve.openai.chunks import DONE, FINISH, Chunks, usage_of
+from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, usage_of
 from fastslow.serve.openai.logprobs import Places, chat_logprobs, prompt_logprobs, tokens_in
 from fastslow.serve.tool_calls.events import CallBegun, CallMore, Content, Event
 from fastslow.serve.tool_calls.offered import openai_choice, openai_tools
 from fastslow.serve.tool_calls.parser import ToolParser
-from fastslow.serve.tool_calls.prepare import offered
 
 router = json_router()
 
 
-class ChatAnswer(ProtocolAnswer[ChatRequest]):
+class ChatAnswer(ChunkedAnswer[ChatRequest]):
     """Messages; streamed, chunks of the role, of deltas, for each answer its end, at last the usage."""
 
-    prefix = "chatcmpl-"
+    prefix, kind = "chatcmpl-", "chat.completion.chunk"
 
     def requests(self) -> list[GenerateRequest]:
         body, settings = self.body, self.settings
         body.check_n(1, settings)
         body.check_stream()
-        turns = as_turns(body.messages)
-        check_turns("messages", turns, settings)
-        ask = body.as_request(
-            self.id,
-            turns,
-            body.sampling(),
-            self.who,
-            self.card,
-            settings,
-            default_mode=self.mode,
-            prediction=None if body.prediction is None else body.prediction.text,
-            streamed=bool(body.stream),
-        )
+        turns, tools = as_turns(body.messages), openai_tools(body.tools)
         choice, parallel = openai_choice(body.tool_choice), body.parallel_tool_calls is not False
-        ask, self._tools = offered(ask, openai_tools(body.tools), choice, parallel, self.card)
+        prediction = None if body.prediction is None else body.prediction.text
+        ask, self._tools = self.chat(
+            "messages", turns, tools, choice, parallel, prediction=prediction
+        )
         return [ask]
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
-        body = self.body
-        self._n = body.n or 1
-        self._top = requests[0].sampling.get(
-            "logprobs"
-        )  # likeliest tokens beside each; None = none
-        self._thoughts = self.settings.thoughts_as if body.shows_thought else ()
-        self._fields = {"id": self.id, "object": "chat.completion.chunk", "created": self.created}
-        self._fields["model"] = self.card.name
-        self._chunks = Chunks(self._fields, body.streams("include_usage"))
-        self._sources = body.streams("include_sources")
+        await super().prepare(requests)
+        # likeliest tokens beside each; None = none
+        self._top = requests[0].sampling.get("logprobs")
+        self._thoughts = self.settings.thoughts_as if self.body.shows_thought else ()
         self._calls = [self._new_calls() for _ in range(self._n)]
-        self._shown: set[int] = set()  # answers of which something was streamed
-        self._outputs: list[Output] = []
 
     async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
         (output,) = outputs
@@ -94,13 +74,7 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
                 await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
         if self._sources:
             await self.tokens.learn(token for _, piece in pieces for token in piece.token_ids)
-        return "".join([self._piece(piece) for _, piece in pieces])
-
-    def end(self) -> str:
-        return self._chunks.end(self._outputs) + DONE
-
-    def failed(self, error: ApiError) -> str:
-        return event(openai_shape(error)) + DONE
+        return "".join([self.piece(0, piece) for _, piece in pieces])
 
     def _new_calls(self) -> OpenAICalls | None:
         parser = self._tools.parser()
@@ -130,19 +104,9 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
             return None
         return {"content": chat_logprobs(ids, places, self._top, self.tokens), "refusal": None}
 
-    def _piece(self, piece: Piece) -> str:
-        text = ""
-        if piece.text or piece.reasoning or piece.token_ids:
-            self._shown.add(piece.index)
-            text = self._deltas(piece)
-        if piece.output is None:
-            return text
-        self._outputs.append(piece.output)
-        return text + "".join([self._end(i, one) for i, one in enumerate(piece.output.choices)])
-
-    def _deltas(self, piece: Piece) -> str:
+    def deltas(self, index: int, piece: Piece) -> str:
         """The chunk of a piece; two where a thought ends in it, so that no client has to separate them."""
-        index, content, calls = piece.index, piece.text, self._calls[piece.index]
+        content, calls = piece.text, self._calls[index]
         deltas: list[dict[str, Any]] = []
         if piece.reasoning and self._thoughts:
             deltas.append(dict.fromkeys(self._thoughts, piece.reasoning))
@@ -166,13 +130,10 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any = None) -> str:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        return self._chunks.chunk(choice)
+        return self.chunk(choice)
 
-    def _end(self, index: int, one: Completion) -> str:
-        """The last chunks of an answer; all of it, where nothing of it was streamed."""
+    def ended(self, index: int, one: Completion) -> str:
         text, finish, calls = "", FINISH[one.finish_reason], self._calls[index]
-        if index not in self._shown and (one.text or one.reasoning):
-            text = self._deltas(Piece(one.text, one.reasoning, index=index))
         if calls is not None:
             content, called = calls.finish()
             for delta in ({"content": content}, {"tool_calls": called}):
@@ -180,9 +141,7 @@ class ChatAnswer(ProtocolAnswer[ChatRequest]):
                     text += self._chunk(index, delta)
             if calls.whole and finish == "stop":
                 finish = "tool_calls"
-        last = {"index": index, "delta": {}, "logprobs": None}
-        last |= {"finish_reason": finish, "stop_reason": one.stop_reason}
-        return text + self._chunks.chunk(last, metrics=metrics_of(one))
+        return text + self.last_chunk(index, one, finish, delta={})
 
 
 class OpenAICalls:
@@ -234,8 +193,6 @@ class OpenAICalls:
 
 
 @router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
-async def chat_completions(
-    body: ChatRequest, request: Request, who: Annotated[Caller, Depends(caller)]
-) -> Response:
+async def chat_completions(body: ChatRequest, request: Request, who: Who) -> Response:
     """Answer a chat."""
     return await answer(ChatAnswer, body, request, who)

@@ -60,9 +60,9 @@ class OpenAIFields(AccountFields, SamplingFields):
     )
     metadata: Ignored = Field(default=None, description=NO_EFFECT)
 
-    def common_sampling(self) -> dict[str, Any]:
+    def sampling(self) -> dict[str, Any]:
         n = self.n if self.n is not None and self.n > 1 else None
-        return {**super().common_sampling(), "n": n, "stop": self.stop or None}
+        return {**super().sampling(), "n": n, "stop": self.stop or None}
 
     def check_n(self, prompts: int, settings: ServerSettings) -> None:
         """Refuse more answers than the settings allow, those to all prompts together."""
@@ -171,7 +171,7 @@ class ChatRequest(OpenAIFields):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs must be left out unless logprobs is true")
         return {
-            **self.common_sampling(),
+            **super().sampling(),
             "max_tokens": both[0] if both[1] is None else both[1],
             "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
         }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from fastslow.engine.sampling.stop import Reason
-from fastslow.output import Output
+from fastslow.output import Completion, Output, Piece
+from fastslow.serve.api.errors import ApiError, openai_shape
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.http.answer import event
+from fastslow.serve.http.route import ProtocolAnswer, metrics_of
+from fastslow.serve.openai.chat_body import OpenAIFields
+
+C = TypeVar("C", bound=OpenAIFields)
 
 DONE = "data: [DONE]\n\n"
 FINISH: dict[Reason, str] = {
@@ -40,26 +47,56 @@ def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
     }
 
 
-class Chunks:
-    """Writes the chunks of a streamed answer.
+class ChunkedAnswer(ProtocolAnswer[C]):
+    """An answer whose streamed form is chunks: of deltas, for each choice its end, at last the usage."""
 
-    Args:
-        fields: that all of them have.
-        usage: the last chunk has the usage, and in all others it is null.
-    """
+    kind: ClassVar[str]  # the chunks' `object`
 
-    def __init__(self, fields: dict[str, Any], usage: bool) -> None:
-        self._fields, self._usage = fields, usage
+    async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
+        body = self.body
+        self._n = body.n or 1
+        self._fields: dict[str, Any] = {"id": self.id, "object": self.kind}
+        self._fields |= {"created": self.created, "model": self.card.name}
+        self._usage = {"usage": None} if body.streams("include_usage") else {}
+        self._sources = body.streams("include_sources")
+        self._shown: set[int] = set()  # choices of which something was streamed
+        self._outputs: list[Output] = []
+
+    def end(self) -> str:
+        usage = {**self._fields, "choices": [], "usage": usage_of(self._outputs)}
+        return (event(usage) if self._usage else "") + DONE
+
+    def failed(self, error: ApiError) -> str:
+        return event(openai_shape(error)) + DONE
 
     def chunk(self, choice: dict[str, Any], **more: Any) -> str:
         """One with a choice, and further fields."""
-        made = {**self._fields, "choices": [choice]}
-        if self._usage:
-            made["usage"] = None
-        return event({**made, **more} if more else made)
+        return event({**self._fields, "choices": [choice], **self._usage, **more})
 
-    def end(self, outputs: Sequence[Output]) -> str:
-        """The usage, where it is wanted."""
-        if not self._usage:
-            return ""
-        return event({**self._fields, "choices": [], "usage": usage_of(outputs)})
+    def last_chunk(self, index: int, one: Completion, finish: str, **empty: Any) -> str:
+        """The one that says why a choice ended."""
+        last = {"index": index, **empty, "logprobs": None}
+        last |= {"finish_reason": finish, "stop_reason": one.stop_reason}
+        return self.chunk(last, metrics=metrics_of(one))
+
+    def piece(self, place: int, piece: Piece) -> str:
+        """The chunks of a piece of the answers to a prompt; at the end those of a choice of which nothing came."""
+        first, text = place * self._n, ""
+        if piece.text or piece.reasoning or piece.token_ids:
+            self._shown.add(first + piece.index)
+            text = self.deltas(first + piece.index, piece)
+        if piece.output is not None:
+            self._outputs.append(piece.output)
+            for index, one in enumerate(piece.output.choices, first):
+                if index not in self._shown and (one.text or one.reasoning):
+                    text += self.deltas(index, Piece(one.text, one.reasoning))
+                text += self.ended(index, one)
+        return text
+
+    @abstractmethod
+    def deltas(self, index: int, piece: Piece) -> str:
+        """The chunks of what a piece adds to a choice."""
+
+    @abstractmethod
+    def ended(self, index: int, one: Completion) -> str:
+        """The last chunks of a choice."""

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 from pydantic import Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, shown
 from fastslow.output import Completion, Output, Piece
 from fastslow.serve.api.config import ServerSettings
-from fastslow.serve.api.errors import ApiError, openai_shape
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Caller, caller
-from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
+from fastslow.serve.api.limits import Who
+from fastslow.serve.http.answer import STREAMED, PlacedPiece
 from fastslow.serve.http.body import json_router
-from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
+from fastslow.serve.http.route import answer, metrics_of
 from fastslow.serve.openai.chat_body import OpenAIFields
-from fastslow.serve.openai.chunks import DONE, FINISH, Chunks, usage_of
+from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, usage_of
 from fastslow.serve.openai.logprobs import Places, TextLogprobsWriter, prompt_logprobs, tokens_in
 
 router = json_router()
@@ -52,7 +51,7 @@ class CompletionRequest(OpenAIFields):
             raise ValueError("suffix is not supported: this server fills in no middle of a text")
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise ValueError(f"best_of={self.best_of} must be at most n={self.n or 1}")
-        made = {**self.common_sampling(), "max_tokens": self.max_tokens, "logprobs": self.logprobs}
+        made = {**super().sampling(), "max_tokens": self.max_tokens, "logprobs": self.logprobs}
         if self.echo and self.logprobs is not None:
             if self.stream:
                 raise ValueError("echo with logprobs must be asked without stream")
@@ -78,28 +77,21 @@ def _are_several(prompt: Prompts) -> bool:
     return not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], int))
 
 
-class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
+class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
     """Texts with their ends; streamed, chunks of text, for each answer its end, at last the usage."""
 
-    prefix = "cmpl-"
+    prefix, kind = "cmpl-", "text_completion"
 
     def requests(self) -> list[GenerateRequest]:
         body, settings = self.body, self.settings
         prompts = as_prompts(body.prompt, settings)
         body.check_n(len(prompts), settings)
         body.check_stream()
-        sampling = body.sampling()
         several = len(prompts) > 1
         return [
-            body.as_request(
-                f"{self.id}-{place}" if several else self.id,
+            self.asked(
                 prompt,
-                sampling,
-                self.who,
-                self.card,
-                settings,
-                default_mode=self.mode,
-                streamed=bool(body.stream),
+                id=f"{self.id}-{place}" if several else self.id,
                 allow_special=body.allow_special is True,
                 sampling_defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
             )
@@ -107,21 +99,15 @@ class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
         ]
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
-        body, prompts = self.body, [ask.prompt for ask in requests]
-        self._n = body.n or 1
+        await super().prepare(requests)
+        prompts = [ask.prompt for ask in requests]
         self._echoes = [""] * len(prompts)  # what stands before the answers to each prompt
-        if body.echo:
+        if self.body.echo:
             self._echoes = [
                 p if isinstance(p, str) else await self.engine.detokenize(list(p))  # type: ignore[arg-type]
                 for p in prompts
             ]
-        fields = {"id": self.id, "object": "text_completion", "created": self.created}
-        self._fields = {**fields, "model": self.card.name}
-        self._chunks = Chunks(self._fields, body.streams("include_usage"))
-        self._sources = body.streams("include_sources")
         self._writers: dict[int, TextLogprobsWriter] = {}  # of log-probabilities, by answer
-        self._shown: set[int] = set()  # answers of which something was streamed
-        self._outputs: list[Output] = []
 
     async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
         choices: list[dict[str, Any]] = []
@@ -151,13 +137,7 @@ class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
         if self.body.logprobs is not None:
             for _, piece in pieces:
                 await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
-        return "".join([self._piece(place, piece) for place, piece in pieces])
-
-    def end(self) -> str:
-        return self._chunks.end(self._outputs) + DONE
-
-    def failed(self, error: ApiError) -> str:
-        return event(openai_shape(error)) + DONE
+        return "".join([self.piece(place, piece) for place, piece in pieces])
 
     def _choice(self, index: int, output: Output, one: Completion, echo: str) -> dict[str, Any]:
         logprobs = None
@@ -185,18 +165,7 @@ class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
             self._writers[index] = TextLogprobsWriter(self.tokens, self.body.logprobs or 0)
         return self._writers[index].write(ids, places)
 
-    def _piece(self, place: int, piece: Piece) -> str:
-        first, text = place * self._n, ""
-        if piece.text or piece.reasoning or piece.token_ids:
-            self._shown.add(first + piece.index)
-            text = self._text(first + piece.index, piece)
-        if piece.output is None:
-            return text
-        self._outputs.append(piece.output)
-        ends = [self._end(first + i, one) for i, one in enumerate(piece.output.choices)]
-        return text + "".join(ends)
-
-    def _text(self, index: int, piece: Piece) -> str:
+    def deltas(self, index: int, piece: Piece) -> str:
         places = None if self.body.logprobs is None else piece.logprobs
         if not (piece.text or piece.reasoning or places or self._sources):
             return ""
@@ -211,20 +180,13 @@ class CompletionAnswer(ProtocolAnswer[CompletionRequest]):
 
     def _chunk(self, index: int, fields: dict[str, Any], logprobs: Any = None) -> str:
         choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": None}
-        return self._chunks.chunk(choice)
+        return self.chunk(choice)
 
-    def _end(self, index: int, one: Completion) -> str:
-        text = ""
-        if index not in self._shown and (one.text or one.reasoning):
-            text = self._text(index, Piece(one.text, one.reasoning))
-        last = {"index": index, "text": "", "logprobs": None}
-        last |= {"finish_reason": FINISH[one.finish_reason], "stop_reason": one.stop_reason}
-        return text + self._chunks.chunk(last, metrics=metrics_of(one))
+    def ended(self, index: int, one: Completion) -> str:
+        return self.last_chunk(index, one, FINISH[one.finish_reason], text="")
 
 
 @router.post("/v1/completions", response_model=None, responses=STREAMED)
-async def completions(
-    body: CompletionRequest, request: Request, who: Annotated[Caller, Depends(caller)]
-) -> Response:
+async def completions(body: CompletionRequest, request: Request, who: Who) -> Response:
     """Continue a text, or several."""
     return await answer(CompletionAnswer, body, request, who)

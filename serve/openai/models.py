@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Request
 from pydantic import Field, StrictBool, StrictInt
 
 from fastslow.engine.params import MOST, shown
@@ -15,7 +15,7 @@ from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError, refused
 from fastslow.serve.api.fields import MODE, Fields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Caller, caller
+from fastslow.serve.api.limits import Who
 from fastslow.serve.api.mode_fields import ModeFields
 from fastslow.serve.api.turns import characters
 from fastslow.serve.http.body import json_router
@@ -23,7 +23,6 @@ from fastslow.serve.openai.chat_body import ChatMessage, as_turns
 from fastslow.serve.tool_calls.offered import openai_tools
 
 router = json_router()
-Who = Annotated[Caller, Depends(caller)]
 MOST_IDS = 2**20
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 
 from fastslow.engine.params import shown
 from fastslow.output import Output
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Caller, caller
-from fastslow.serve.api.turns import check_turns
+from fastslow.serve.api.limits import Who
 from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
@@ -21,10 +20,8 @@ from fastslow.serve.openai.chunks import FINISH, usage_of
 from fastslow.serve.openai.responses_body import ResponsesRequest, as_turns
 from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.serve.tool_calls.offered import openai_choice, openai_tools
-from fastslow.serve.tool_calls.prepare import offered
 
 router = json_router()
-Who = Annotated[Caller, Depends(caller)]
 PREFIXES = {"thought": "rs", "text": "msg", "call": "fc"}
 CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 TEXTS = {
@@ -42,22 +39,11 @@ class ResponsesAnswer(ProtocolAnswer[ResponsesRequest]):
     def requests(self) -> list[GenerateRequest]:
         body = self.body
         body.check()
-        turns = as_turns(body.instructions, body.input)
-        check_turns("input", turns, self.settings)
-        ask = body.as_request(
-            self.id,
-            turns,
-            body.sampling(),
-            self.who,
-            self.card,
-            self.settings,
-            default_mode=self.mode,
-            streamed=bool(body.stream),
-        )
+        turns, tools = as_turns(body.instructions, body.input), openai_tools(body.tools)
         choice, parallel = openai_choice(body.tool_choice), body.parallel_tool_calls is not False
-        ask, tools = offered(ask, openai_tools(body.tools), choice, parallel, self.card)
+        ask, prepared = self.chat("input", turns, tools, choice, parallel)
         self._head = _head(self.id, self.card.name, body)
-        self._parts = AnswerParts(tools.parser(), not body.hides_thought)
+        self._parts = AnswerParts(prepared.parser(), not body.hides_thought)
         self._number = 0
         return [ask]
 
@@ -84,9 +70,6 @@ class ResponsesAnswer(ProtocolAnswer[ResponsesRequest]):
                 text += self._change(*changes[-1], status=whole["status"])
             text += self._event(f"response.{whole['status']}", response=whole)
         return text
-
-    def end(self) -> str:
-        return ""
 
     def failed(self, error: ApiError) -> str:
         return self._event("response.failed", response=_failed(self._head, self._parts, error))

@@ -105,7 +105,7 @@ class ResponsesRequest(AccountFields, SamplingFields):
 
     def sampling(self) -> dict[str, Any]:
         """Fields of `SamplingParams`, by their names there."""
-        return {**self.common_sampling(), "max_tokens": self.max_output_tokens}
+        return {**super().sampling(), "max_tokens": self.max_output_tokens}
 
     def grammars(self) -> list[tuple[str, dict[str, Any]]]:
         found = super().grammars()

@@ -8,12 +8,12 @@ import hashlib
 import re
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.api.limits import Caller, caller
+from fastslow.serve.api.limits import Who
 
 router = APIRouter()
 PATIENCE = 5.0  # seconds that an engine has for its figures
@@ -78,7 +78,7 @@ async def show(request: Request) -> Response:
 
 
 @router.get("/v1/stats")
-async def stats(request: Request, caller: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:
+async def stats(request: Request, who: Who) -> dict[str, Any]:
     """What the engine has done so far, and what it holds now: `EngineStats.to_dict()`."""
     try:
         return dict(await asyncio.wait_for(request.app.state.engine.stats(), PATIENCE))

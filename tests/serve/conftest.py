@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
+from browser import browser
+from fake_chat_server import FakeEngine, create_fake
 from fastapi import FastAPI
+from page_chat import Chat, fresh
 from serve_tools import NAME, open_tiny, served, write_tiny
 
 from fastslow.llm import LLM
@@ -39,3 +43,23 @@ def url(app: FastAPI) -> Iterator[str]:
 def http(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def page() -> Iterator[tuple[str, FakeEngine]]:
+    """The page's address, and the made-up engine that answers there."""
+    engine = FakeEngine()
+    with served(create_fake(engine)) as url:
+        yield url, engine
+
+
+@pytest.fixture(scope="session")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def chat(window: Any, page: tuple[str, FakeEngine]) -> Iterator[Chat]:
+    with fresh(window, *page) as chat:
+        yield chat

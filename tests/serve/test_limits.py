@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from serve_tools import call
 
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
@@ -156,43 +157,9 @@ def test_the_place_comes_back_after_an_answer_and_an_error() -> None:
     assert limits.running == 0
 
 
-async def call(app: FastAPI, path: str, pieces_until_gone: int) -> list[dict[str, Any]]:
-    """A client that goes away after so many pieces."""
-    sent: list[dict[str, Any]] = []
-    gone = asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if not sent and not gone.is_set() and not asked:
-            asked.append(1)
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-        if len(sent) >= pieces_until_gone:
-            gone.set()
-
-    asked: list[int] = []
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [],
-        "http_version": "1.1",
-        "scheme": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "client": ("127.0.0.1", 1),
-    }
-    await app(scope, receive, send)
-    return sent
-
-
 def test_the_place_comes_back_when_the_client_goes_away() -> None:
     limits = Limits()
-    sent = asyncio.run(call(served(limits), "/stream", 20))
+    sent = asyncio.run(call(served(limits), "POST", "/stream", leave_after=20))
     assert len(sent) >= 20 and limits.running == 0
 
 
@@ -200,7 +167,7 @@ def test_the_place_comes_back_when_the_task_is_cancelled() -> None:
     limits = Limits()
 
     async def run() -> None:
-        task = asyncio.create_task(call(served(limits), "/stream", 10**9))
+        task = asyncio.create_task(call(served(limits), "POST", "/stream"))
         while limits.running == 0:
             await asyncio.sleep(0)
         task.cancel()

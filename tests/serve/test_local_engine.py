@@ -71,12 +71,8 @@ def test_tokenising_runs_nothing(engine: LocalEngine, llm: LLM) -> None:
             made_request("a", CHAT, chat_template_kwargs={"enable_thinking": False})
         )
         assert own == fast
-        assert await engine.tokenize(made_request("a", [5, 6])) == [5, 6]
         with pytest.raises(ValueError, match="messages"):
             await engine.tokenize(made_request("a", [{"role": "x", "content": ""}]))
-        for wrong in ([320], [-1]):
-            with pytest.raises(ValueError, match=r"not an id in 0\.\.319"):
-                await engine.detokenize(wrong)
         assert llm.stats().steps == steps
 
     asyncio.run(main())

@@ -22,7 +22,7 @@ from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
 from fastslow.serve.http.middleware import RequestWatch
-from fastslow.serve.observe.logs import ServerLog, escaped
+from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.observe.request_log import RequestLog
 from fastslow.serve.observe.request_record import ObservedEngine
 
@@ -148,12 +148,6 @@ def test_nothing_a_client_sends_makes_a_line_of_its_own(
         assert text.count(" key=bot") == 1 and text.index('path="') < text.index(" key=bot")
     else:
         assert json.loads(text)["path"] == NASTY
-
-
-def test_escapes() -> None:
-    assert escaped("plain, é 漢") == "plain, é 漢"
-    assert escaped("a\nb\x1b") == "a\\nb\\x1b"
-    assert escaped("\ud800").isascii()
 
 
 def test_levels_formats_and_files_are_checked(tmp_path: Path, opened: Opened) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
+from serve_tools import call
 
 from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
@@ -103,26 +103,5 @@ def test_places_of_all_together() -> None:
 
 def test_a_body_that_does_not_come() -> None:
     app = create_app(FakeEngine(), ServerConfig(body_seconds=0.05))
-    sent: list[Any] = []
-
-    async def slow() -> None:
-        async def receive() -> dict[str, Any]:
-            if not sent and not asked:
-                asked.append(1)
-                return {"type": "http.request", "body": b"{", "more_body": True}
-            await asyncio.sleep(10)
-            raise AssertionError("it was waited for")
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        asked: list[int] = []
-        scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode()}
-        await app(
-            scope | {"query_string": b"", "headers": [(b"content-type", b"application/json")]},
-            receive,
-            send,
-        )
-
-    asyncio.run(slow())
+    sent = asyncio.run(call(app, "POST", CHAT, b"{", whole=False))
     assert sent[0]["status"] == 408

@@ -70,13 +70,6 @@ def test_the_same_caller_sees_that_it_asked_before(folder: Path) -> None:
     assert again["accepted"] > first["accepted"] + 20
 
 
-def test_a_salt_is_a_memory_of_its_own(folder: Path) -> None:
-    with open_llm(folder) as llm:
-        first = figures(llm, A.memory("one"), FIXED[0])
-        for other in (A.memory(), A.memory("two"), B.memory("one"), Caller().memory("one")):
-            assert figures(llm, other, FIXED[0]) == first
-
-
 def test_drafts_as_many_as_pay_come_from_nobody_else(folder: Path) -> None:
     """How many they are depends on times, so only what a memory gives is compared."""
     with open_llm(folder) as llm:

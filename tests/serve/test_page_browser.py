@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
-from browser import ALONE, browser, missing, until
-from fake_chat_server import FakeEngine, create_fake
+from browser import missing, until
 from fake_chat_texts import ANSWER
-from page_chat import ALT, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat, fresh
-from serve_tools import served
+from page_chat import ALT, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, FakeEngine]]:
-    engine = FakeEngine()
-    with served(create_fake(engine)) as url:
-        yield url, engine
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with browser(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
-
-
-@pytest.fixture
-def chat(window: Any, server: tuple[str, FakeEngine]) -> Iterator[Chat]:
-    with fresh(window, *server) as chat:
-        yield chat
-
-
-def test_the_browser_is_alone() -> None:
-    assert "--disable-background-networking" in ALONE
 
 
 def test_a_question_is_answered(chat: Chat) -> None:

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import browser, missing, until
-from fake_chat_server import FakeEngine, create_fake
+from browser import missing, until
 from fake_chat_texts import HOSTILE
-from page_chat import ANSWERED, ENTER, ESCAPE, TAB, Chat, fresh
-from serve_tools import served
+from page_chat import ANSWERED, ENTER, ESCAPE, TAB, Chat
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, FakeEngine]]:
-    engine = FakeEngine()
-    with served(create_fake(engine)) as url:
-        yield url, engine
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with browser(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
-
-
-@pytest.fixture
-def chat(window: Any, server: tuple[str, FakeEngine]) -> Iterator[Chat]:
-    with fresh(window, *server) as chat:
-        yield chat
 
 
 def test_errors_are_sentences_that_say_what_to_do(chat: Chat) -> None:

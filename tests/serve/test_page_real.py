@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import browser, missing, until
+from browser import missing, until
 from serve_tools import NAME, open_tiny, served, write_tiny
 
 from fastslow.serve.engines.local import LocalEngine
@@ -27,7 +27,7 @@ bodyFor = (...given) => ({...before(...given), ...more});
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def page(tmp_path_factory: pytest.TempPathFactory, window: Any) -> Iterator[Any]:
     folder = write_tiny(tmp_path_factory.mktemp("tiny"))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["max_position_embeddings"] = LONG  # so that there is time to stop an answer
@@ -35,8 +35,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with (
         open_tiny(folder, kv_memory="64MiB") as llm,
         served(create_app(LocalEngine(llm, NAME))) as url,
-        browser(tmp_path_factory.mktemp("profile")) as driver,
     ):
+        driver = window
         driver.get(url + "/")
         until(lambda: driver.find_elements("css selector", "#mode-list dt"), "it is loaded")
         driver.execute_script(MORE)

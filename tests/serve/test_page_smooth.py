@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import appear, browser, missing, until
-from fake_chat_server import FakeEngine, create_fake
-from serve_tools import served
+from browser import appear, missing, until
+from fake_chat_server import FakeEngine
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,15 +19,6 @@ WATCH = """
 window.times = []; let before = performance.now();
 (function watch(now) { times.push(now - before); before = now; requestAnimationFrame(watch); })(before);
 """
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str]]:
-    with (
-        served(create_fake(FakeEngine())) as url,
-        browser(tmp_path_factory.mktemp("profile")) as driver,
-    ):
-        yield driver, url
 
 
 def frame_times(driver: Any, url: str, message: str, colours: bool) -> list[float]:
@@ -47,45 +36,34 @@ def frame_times(driver: Any, url: str, message: str, colours: bool) -> list[floa
     return times
 
 
-@pytest.mark.parametrize("colours", [False, True], ids=["rendered", "coloured"])
 @pytest.mark.parametrize(
-    "message",
-    [f"long {TOKENS} {RATE}", f"wall {TOKENS} {RATE}", "code"],
+    ("message", "colours"),
+    [(f"long {TOKENS} {RATE}", False), (f"wall {TOKENS} {RATE}", True), ("code", False)],
     ids=["prose", "one line", "code"],
 )
 def test_a_long_answer_stays_smooth(
-    window: tuple[Any, str], message: str, colours: bool, capsys: pytest.CaptureFixture[str]
+    window: Any, page: tuple[str, FakeEngine], message: str, colours: bool
 ) -> None:
-    times = frame_times(*window, message, colours)
-    seconds = sum(times) / 1000
-    with capsys.disabled():
-        middle = sorted(times)[len(times) // 2]
-        over = sum(t > 50 for t in times)
-        print(
-            f"\n{message}, {'coloured' if colours else 'rendered'}: {len(times)} frames, median "
-            f"{middle:.1f} ms, {over} above 50 ms, longest {max(times):.0f} ms"
-        )
-    assert len(times) > LEAST_FRAMES * seconds
+    times = frame_times(window, page[0], message, colours)
+    assert len(times) > LEAST_FRAMES * sum(times) / 1000
     assert max(times) < LONGEST
-    driver, _ = window
     end = "const b = document.getElementById('scroll'); return b.scrollHeight - b.scrollTop - b.clientHeight"
-    assert driver.execute_script(end) < 48  # its end is in view
-    shown = driver.execute_script(
+    assert window.execute_script(end) < 48  # its end is in view
+    shown = window.execute_script(
         "return document.querySelector('.answer > div').textContent.length"
     )
-    said = driver.execute_script("return turns[0].answers[0].text.length")
+    said = window.execute_script("return turns[0].answers[0].text.length")
     assert shown >= 0.9 * said  # Markdown's marks are not shown
 
 
-def test_nothing_is_wider_than_a_phone(window: tuple[Any, str]) -> None:
-    driver, url = window
+def test_nothing_is_wider_than_a_phone(window: Any, page: tuple[str, FakeEngine]) -> None:
     for colours in (False, True):
-        frame_times(driver, url, "Explain binary search", colours)
-        appear(driver, 375, 720, "light")
-        wide = driver.execute_script(
+        frame_times(window, page[0], "Explain binary search", colours)
+        appear(window, 375, 720, "light")
+        wide = window.execute_script(
             "return [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length &&"
             " !n.closest('.scroller, pre, .unseen') && n.getBoundingClientRect().right > 376)"
             ".map(n => n.tagName + '.' + n.className)"
         )
-        appear(driver, 1280, 860, "light")
+        appear(window, 1280, 860, "light")
         assert wide == []

@@ -136,15 +136,6 @@ def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
-    async def missing() -> None:
-        await EngineClient(settings_of(tmp_path / "missing")).start()
-
-    with pytest.raises(ValueError, match="is no folder, no GGUF file and no built-in"):
-        asyncio.run(missing())
-
-
-@pytest.mark.slow
 def test_one_that_dies_while_it_loads_is_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

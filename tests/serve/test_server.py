@@ -121,6 +121,7 @@ def _gone(pid: int) -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -169,7 +170,10 @@ def test_addresses(tmp_path: Path) -> None:
     with listen("localhost", 0) as listener:
         assert address_of(listener).startswith("http://")
     with listen("0.0.0.0", 0) as listener:
-        assert address_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+        port = listener.getsockname()[1]
+        assert address_of(listener) == f"http://127.0.0.1:{port}"
+        with pytest.raises(ValueError, match=f"port {port} of 0.0.0.0 is taken"):
+            listen("0.0.0.0", port).__enter__()
     with pytest.raises(ValueError, match="cannot listen at host 'no such host', port 80"):
         listen("no such host", 80).__enter__()
     (tmp_path / "file").touch()

@@ -285,23 +285,23 @@ def test_ids_are_unique_and_fit_the_template() -> None:
     assert len(call.id) == 9 and call.id.isalnum()
 
 
-LONG = "x<[ {\\n" * 5_000
+LONG = "x<[ {\\n" * 1_000
 LONGS = {
     "arguments": (
         "hermes",
         f'<tool_call>{{"name": "f", "arguments": {{"a": "{LONG}"}}}}</tool_call>',
     ),
-    "brackets": ("hermes", '<tool_call>{"name": "f", "arguments": ' + '{"a": [1, 2]}, ' * 3000),
+    "brackets": ("hermes", '<tool_call>{"name": "f", "arguments": ' + '{"a": [1, 2]}, ' * 600),
     "late": ("hermes", f'<tool_call>{{"arguments": {{"a": "{LONG}"}}, "name": "f"}}'),
     "broken": ("hermes", f'<tool_call>{{"name": "f", "arguments": {{bad {LONG}</tool_call>'),
     "unfit": ("hermes", f'<tool_call>{{"x": "{LONG}'),
-    "content": ("hermes", "a <tool_cal <" * 3000),
-    "many": ("pangu", f"[unused11][{F5}][unused12]" * 600),
-    "bare": ("llama3", "; ".join([F5] * 800)),
+    "content": ("hermes", "a <tool_cal <" * 600),
+    "many": ("pangu", f"[unused11][{F5}][unused12]" * 100),
+    "bare": ("llama3", "; ".join([F5] * 150)),
     "channels": ("harmony", f"{MARK}f<|message|>{LONG}<|"),
     "header": ("harmony", f"{MARK}{LONG}"),
     "xml": ("qwen3-coder", f"<tool_call><function=f><parameter=a>{LONG}</parameter></function>"),
-    "spaces": ("hermes", "a" + " \n" * 15_000),
+    "spaces": ("hermes", "a" + " \n" * 3_000),
 }
 
 

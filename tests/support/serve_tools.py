@@ -69,6 +69,36 @@ def served(app: ASGIApp) -> Iterator[str]:
         thread.join(10)
 
 
+async def call(
+    app: ASGIApp,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    whole: bool = True,
+    leave_after: int = 10**9,
+) -> list[Any]:
+    """What an application sends to a client that leaves after some messages, or whose body is never whole."""
+    sent: list[Any] = []
+    gone, asked = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": not whole}]
+
+    async def receive() -> Any:
+        if asked:
+            return asked.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) >= leave_after:
+            gone.set()
+
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": b""}
+    scope |= {"raw_path": path.encode(), "headers": [(b"content-type", b"application/json")]}
+    scope |= {"http_version": "1.1", "scheme": "http", "client": ("127.0.0.1", 1)}
+    await app({**scope, "asgi": {"version": "3.0", "spec_version": "2.3"}}, receive, send)
+    return sent
+
+
 def events_of(text: str) -> list[Any]:
     """The data of server-sent events, without comments; the last one must be [DONE]."""
     blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
