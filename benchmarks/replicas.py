@@ -1,15 +1,13 @@
-"""Replicas on this machine: nothing is lost, fast stays fast, prefixes are found.
+"""Replicas on this machine: nothing is lost, fast stays fast, simulations come true.
 
     python benchmarks/replicas.py killed [--answers 2000] [--kills 2]
     python benchmarks/replicas.py flood
-    python benchmarks/replicas.py prefixes
     python benchmarks/replicas.py simulated [--counts 2,3] [--keep FOLDER]
 
 killed: 64 clients, mixed modes, greedy and seeded, streamed and not; replicas are killed with -9 meanwhile. Every
 answer must be there once, and be the one that an engine alone gives. flood: fast requests with a target, alone and
-beside clients of deep ones. prefixes: chats with shared system prompts; what the caches of all replicas hold, of what
-the cache of one engine would. simulated: requests at random moments on several numbers of replicas and in several
-rounds, and what `fastslow simulate` makes of them.
+beside clients of deep ones. simulated: requests at random moments on several numbers of replicas and in several rounds,
+and what `fastslow simulate` makes of them.
 
 All run the command `fastslow serve MODEL --replicas N` and ask it over HTTP. Exit code 1 where something is wrong.
 """
@@ -20,9 +18,9 @@ import sys
 from pathlib import Path
 
 from figures import console, options, write
-from serve_load import flood, killed, prefixes, simulated
+from serve_load import flood, killed, simulated
 
-PARTS = {"killed": killed, "flood": flood, "prefixes": prefixes, "simulated": simulated}
+PARTS = {"killed": killed, "flood": flood, "simulated": simulated}
 
 
 def main() -> int:

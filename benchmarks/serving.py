@@ -1,16 +1,11 @@
-"""The server against the bare engine; under load; and when things go wrong.
+"""The server against the bare engine.
 
     python benchmarks/serving.py [--clients 1,4,16,64] [--tokens 64] [--repeat 5] [--out serving.json]
-    python benchmarks/serving.py --load 5
-    python benchmarks/serving.py --faults
 
-The first form gives the share of the bare engine's tokens a second that clients of the server get, and what the server
+It gives the share of the bare engine's tokens a second that clients of the server get, and what the server
 adds to the time to the first token: what a client waits, less what the engine says that it took, over the same for the
 bare engine. Both run the same prompts, one round of each in turn. The bare engine is an `LLM` in a separate process,
 whose answers are read piece by piece.
-
-`--load` has 64 clients for some minutes, in mixed modes; 20% leave at some moment and 5% send what is wrong. `--faults`
-kills the engine, and reads one byte a second. Exit code 1 where something is wrong.
 """
 
 from __future__ import annotations
@@ -20,12 +15,10 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from figures import console, numbers, options, show, write
-from serve_load import faults, load
-from serve_load.clients import Reply, ask, chat
+from figures import numbers, options, show, write
+from serve_load.clients import TOPICS, Reply, ask, chat
 from serve_load.front import BareEngine, Front
 
 APART = 0.02  # seconds between the first requests of two clients
@@ -37,7 +30,7 @@ def prompts_for(turn: int, clients: int, each: int) -> Prompts:
     """For each client some prompts that nobody asked before."""
     return [
         [
-            f"Write a story of {load.TOPICS[(client + n) % len(load.TOPICS)]}, number {turn}.{client}.{n}."
+            f"Write a story of {TOPICS[(client + n) % len(TOPICS)]}, number {turn}.{client}.{n}."
             for n in range(each)
         ]
         for client in range(clients)
@@ -136,17 +129,6 @@ def compared(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     }
 
 
-def checked(args: argparse.Namespace, serving: Sequence[str]) -> int:
-    """Load or faults: the exit code."""
-    module = load if args.load is not None else faults
-    # small enough to be full of cached prefixes in the first minute: memory must not grow after that
-    found, wrong = module.run(args, [*serving, "--kv-memory", args.kv_memory])
-    write(args.out, model=args.model, found=found, wrong=wrong)
-    for line in wrong:
-        console().print(line)
-    return 1 if wrong else 0
-
-
 def main() -> int:
     parser = options(__doc__, "dtype", "quantization", "out", model="smollm2-moge", tokens=64)
     parser.add_argument("--clients", default="1,4,16,64", help="how many at a time")
@@ -155,15 +137,9 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5, help="rounds of each")
     parser.add_argument("--mode", default="fast")
     parser.add_argument("--speculation", default="off", help="a drafter, auto or off")
-    parser.add_argument("--load", type=float, metavar="MINUTES", help="clients of all kinds")
-    parser.add_argument("--faults", action="store_true", help="what goes wrong")
-    parser.add_argument("--kv-memory", default="512MiB", help="of the engine under load")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     given = {name: value for name in ("dtype", "quantization") if (value := getattr(args, name))}
     serving = ["--remember", "off", *(part for n, v in given.items() for part in (f"--{n}", v))]
-    if args.load is not None or args.faults:
-        return checked(args, serving)
     bare = BareEngine(args.model, given | {"progress": False, "remember": False})
     try:
         with Front(args.model, serving) as server:

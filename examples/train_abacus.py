@@ -1,12 +1,12 @@
 """Train abacus, a small MoGE model that thinks, or its draft model, from nothing.
 
-    python examples/train_abacus.py --out abacus                     # about 90 minutes, two cores
+    python examples/train_abacus.py --out abacus                     # about 90 minutes
     python examples/train_abacus.py --out abacus-draft --draft       # a few minutes
 
 The model learns on tasks that it makes up as it goes (`examples/abacus/`): half of them are worked
 out step by step between `[unused16]` and `[unused17]`, half are answered at once, as ` /no_think`
 asks for. In half of the samples only some of the expert groups run, so that fast modes work.
-Ctrl-C keeps what there is; `--resume` continues, also with more `--minutes`.
+Ctrl-C ends it early: the model is written as it is then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +24,6 @@ import torch
 from abacus.batches import END, Writer
 from abacus.folder import train_tokenizer, write_folder
 from abacus.moge import Shape
-from abacus.ranks import Rank, run_ranks
 from abacus.task import SHARE
 from abacus.trainer import Trainer
 
@@ -36,25 +34,16 @@ DRAFT = Shape(hidden=96, layers=3, heads=3, kv_heads=3, shared=256, groups=0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="Progress is kept in OUT/training."
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--draft", action="store_true", help="the dense draft model instead")
     parser.add_argument("--minutes", type=float, default=0, help="default 90, a draft 6")
     parser.add_argument("--every", type=float, default=3, help="minutes between two looks")
     parser.add_argument("--rows", type=int, default=16, help="of 256 tokens in a step (16)")
     parser.add_argument("--seed", type=int, default=0, help="of tokenizer, weights and tasks (0)")
-    parser.add_argument("--processes", type=int, default=2, help="that share the rows (2)")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to take, as a draft must")
-    parser.add_argument("--resume", action="store_true", help="continue from OUT/training")
     options = parser.parse_args()
     options.minutes = options.minutes or (6 if options.draft else 90)
-    run_ranks(partial(train, options), options.processes)
-
-
-def train(options: argparse.Namespace, rank: Rank) -> None:
-    """What each process does."""
     shape = DRAFT if options.draft else Shape()
     given: Path | None = options.tokenizer
     tokenizer_file = given.read_bytes() if given else train_tokenizer(options.seed)
@@ -65,13 +54,8 @@ def train(options: argparse.Namespace, rank: Rank) -> None:
     end = tokenizer.token_id(END)
     assert end is not None  # train_tokenizer puts it there
     writer = Writer(tokenizer, template, shape.groups)
-    trainer = Trainer(shape, writer, options.seed, options.rows // rank.count, rank)
-    work = options.out / "training"
-    if options.resume:
-        trainer.resume(work)
-    trainer.run(options.minutes, options.every, work)
-    if rank.rank > 0:
-        return
+    trainer = Trainer(shape, writer, options.seed, options.rows)
+    whole = trainer.run(options.minutes, options.every)
     write_folder(options.out, trainer.average, trainer.model.shape, tokenizer_file, end)
     facts = {
         "command": shlex.join(["python", "examples/train_abacus.py", *sys.argv[1:]]),
@@ -84,12 +68,11 @@ def train(options: argparse.Namespace, rank: Rank) -> None:
         "dense_until_step": trainer.done.split,
         "minutes": round(trainer.done.seconds / 60, 1),
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {rank.count} processes of one thread",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "curve": trainer.done.curve,
     }
     (options.out / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
-    more = f"; --resume continues from {work}" if rank.stopped else ""
-    print(f"wrote {options.out}{more}")
+    print(f"wrote {options.out}" + ("" if whole else ", trained for less than it should be"))
 
 
 if __name__ == "__main__":

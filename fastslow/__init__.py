@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
     from fastslow.engine.text.messages import Message
     from fastslow.llm import LLM
-    from fastslow.output import Completion, Decided, GenerationError, Metrics, Output, Piece
+    from fastslow.output import (
+        Completion,
+        Decided,
+        FastslowWarning,
+        GenerationError,
+        Metrics,
+        Output,
+        Piece,
+    )
     from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
-    from fastslow.request.chat_warnings import FastslowWarning
     from fastslow.request.handle import PieceStream, RequestHandle, as_completed
     from fastslow.request.options import Conversation, ModeLike, Presets, Prompt, SpeculationLike
     from fastslow.request.pin import PinnedPrefix
@@ -83,13 +90,12 @@ _MODULES = {
     "request.handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
     "request.pin": "PinnedPrefix",
-    "output": "Completion Decided GenerationError Metrics Output Piece",
+    "output": "Completion Decided FastslowWarning GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "Escalation Mode SamplingParams Speculation",
     "engine.text.messages": "Message",
     "policies.mode_router": "ModeChoice ModeRouter PromptFacts",
-    "request.chat_warnings": "FastslowWarning",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

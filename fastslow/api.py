@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, Unpack, overload
 
+from fastslow.engine_args import EngineArgs
 from fastslow.llm import LLM
 from fastslow.output import Output
-from fastslow.request.keywords import GenerateCall
-from fastslow.request.options import (
-    Conversation,
-    ListOf,
-    ModeLike,
-    Prompt,
-    Sampling,
-    Samplings,
-    SpeculationLike,
-)
+from fastslow.request.keywords import GenerateCall, ListOptions
+from fastslow.request.options import Conversation, ListOf, Prompt, Sampling, Samplings
 
 DEFAULT = "smollm2-moge"
+Call = TypeVar("Call", bound=Callable[..., Any])
 Key = tuple[int, str, tuple[tuple[str, str], ...]]
 
 _loaded: dict[Key, LLM] = {}
@@ -39,77 +34,70 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class OneOffOptions(ListOptions, EngineArgs, total=False):
+    """The keywords of `generate` and `chat`: those of `LLM.generate`, and of `LLM`."""
+
+    model: str | Path
+
+
+def _shows(method: Any) -> Callable[[Call], Call]:
+    """Show the keywords of a method of `LLM`, and of `LLM`, in `help` and in editors that run code."""
+
+    def decorate(call: Call) -> Call:
+        _, *own = inspect.signature(method).parameters.values()
+        known = {one.name for one in own}
+        kind = inspect.Parameter.KEYWORD_ONLY
+        made = (one.replace(kind=kind) for one in inspect.signature(LLM).parameters.values())
+        shown = [*own, *(one for one in made if one.name not in known)]
+        call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
 @overload
 def generate(
-    prompts: Prompt,
-    sampling: Sampling = None,
-    *,
-    model: str | Path = ...,
-    mode: ModeLike | None = ...,
-    speculation: SpeculationLike | None = ...,
-    timeout: float | None = ...,
-    progress: bool = ...,
-    **llm_options: Any,
+    prompts: Prompt, sampling: Sampling = None, **options: Unpack[OneOffOptions]
 ) -> Output: ...
 @overload
 def generate(
-    prompts: ListOf[Prompt],
-    sampling: Samplings = None,
-    *,
-    model: str | Path = ...,
-    mode: ModeLike | None | Sequence[ModeLike | None] = ...,
-    speculation: SpeculationLike | None | Sequence[SpeculationLike | None] = ...,
-    timeout: float | None | Sequence[float | None] = ...,
-    progress: bool = ...,
-    **llm_options: Any,
+    prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[OneOffOptions]
 ) -> list[Output]: ...
-def generate(
-    prompts: Any, sampling: Any = None, *, model: str | Path = DEFAULT, **options: Any
-) -> Any:
+@_shows(LLM.generate)
+def generate(prompts: Any, sampling: Any = None, **options: Any) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.
 
     A model with the same options is loaded once and kept until the process ends; a forked process loads
     its own. Use an `LLM` instead to choose when its memory is freed.
 
     Args:
-        prompts, sampling: as `LLM.generate` takes them.
-        model: a checkpoint folder or a built-in name.
-        options: keyword arguments of `LLM.generate`, such as mode, and of `LLM`, such as dtype. With
-            progress bars are drawn while the model loads, too.
-
-    Returns:
-        One `Output` for one prompt; for a list, a list in the same order.
-
-    Raises:
-        ValueError: one sentence about the first thing that does not fit.
-        GenerationError: the engine failed on a request; it holds all outputs.
+        prompts, sampling: as `LLM.generate` takes them; the result and the errors are its own, too.
+        options: `model`, a checkpoint folder or a built-in name; keyword arguments of `LLM.generate`, such as
+            mode and speculation, and of `LLM`, such as dtype. With progress bars are drawn while the model
+            loads, too.
     """
-    llm, call = _llm(str(model), options)
+    llm, call = _llm(options)
     return llm.generate(prompts, sampling, **call)
 
 
 @overload
 def chat(
-    messages: Conversation, sampling: Sampling = None, *, model: str | Path = ..., **options: Any
+    messages: Conversation, sampling: Sampling = None, **options: Unpack[OneOffOptions]
 ) -> Output: ...
 @overload
 def chat(
-    messages: ListOf[Conversation],
-    sampling: Samplings = None,
-    *,
-    model: str | Path = ...,
-    **options: Any,
+    messages: ListOf[Conversation], sampling: Samplings = None, **options: Unpack[OneOffOptions]
 ) -> list[Output]: ...
-def chat(
-    messages: Any, sampling: Any = None, *, model: str | Path = DEFAULT, **options: Any
-) -> Any:
+@_shows(LLM.chat)
+def chat(messages: Any, sampling: Any = None, **options: Any) -> Any:
     """Answer a conversation, or one user message given as text, or a list of such; see `generate`."""
-    llm, call = _llm(str(model), options)
+    llm, call = _llm(options)
     return llm.chat(messages, sampling, **call)
 
 
-def _llm(model: str, options: dict[str, Any]) -> tuple[LLM, dict[str, Any]]:
+def _llm(options: dict[str, Any]) -> tuple[LLM, dict[str, Any]]:
     """The model that is asked, and which of the options are for the call."""
+    model = str(options.pop("model", DEFAULT))
     call = {name: options.pop(name) for name in GenerateCall.model_fields if name in options}
     # a forked process has the parent's models, which do not answer there
     key = (

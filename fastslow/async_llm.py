@@ -6,7 +6,6 @@ import asyncio
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import NoReturn, Self, Unpack
 
 from fastslow.admission import Admission
@@ -30,6 +29,9 @@ class AsyncLLM:
     `async with AsyncLLM(model) as llm:` loads the model in a thread and closes it at the end, and so does
     `llm = await AsyncLLM.load(model)`, without the end. Prompts are tokenised in threads, too. Any number
     of tasks may ask. Calls belong to one event loop; handles that `submit` gives may be awaited in others.
+
+    Calls raise what those of `LLM` raise, and before anything is done `Busy` where too many wait, and
+    RuntimeError where it is not loaded, is drained, or closed.
 
     Args:
         model: as `LLM` takes it.
@@ -62,11 +64,7 @@ class AsyncLLM:
         max_waiting: int = MAX_WAITING,
         **options: Unpack[LLMOptions],
     ) -> Self:
-        """Load a model in a thread.
-
-        Raises:
-            ValueError, RuntimeError: as `LLM`.
-        """
+        """Load a model in a thread."""
         return await cls(model, max_waiting=max_waiting, **options).__aenter__()
 
     @classmethod
@@ -102,14 +100,7 @@ class AsyncLLM:
 
     @takes_options(GenerateOptions)
     async def generate(self, prompt: Prompt, options: GenerateOptions) -> Output:
-        """Answer one prompt. A task that is cancelled meanwhile cancels the request.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            Busy: too many wait; nothing was done.
-            GenerationError: the engine failed on the request.
-            RuntimeError: it is not loaded, is drained, or closed.
-        """
+        """Answer one prompt. A task that is cancelled meanwhile cancels the request."""
         return await self.begin(prompt, options)
 
     @takes_options(GenerateOptions)
@@ -120,12 +111,7 @@ class AsyncLLM:
     @takes_options(GenerateOptions)
     def stream(self, prompt: Prompt, options: GenerateOptions) -> PieceStream:
         """One prompt's answer in pieces, for `async for`; the request starts now. Leaving the loop, `aclose`
-        and cancelling the task end it.
-
-        Raises:
-            ValueError, Busy, RuntimeError: now, as `submit`.
-            ValueError, GenerationError, RuntimeError: in the loop, as `generate`.
-        """
+        and cancelling the task end it."""
         return aiter(self.begin(prompt, options))
 
     @takes_options(GenerateOptions)
@@ -135,13 +121,7 @@ class AsyncLLM:
 
     @takes_options(GenerateOptions)
     def submit(self, prompt: Prompt, options: GenerateOptions) -> RequestHandle:
-        """Start to answer one prompt; the handle can be awaited, iterated over and cancelled.
-
-        Raises:
-            ValueError: for what is seen without a tokenizer; awaiting the handle raises it for all else.
-            Busy: too many wait; nothing was done.
-            RuntimeError: it is not loaded, is drained, or closed.
-        """
+        """Start to answer one prompt; the handle can be awaited, iterated over and cancelled."""
         return self.begin(prompt, options)
 
     def begin(self, prompt: Prompt, options: GenerateOptions) -> RequestHandle:
@@ -206,12 +186,7 @@ class AsyncLLM:
             self._begin(await asyncio.to_thread(self._make))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __reduce__(self) -> NoReturn:

@@ -25,8 +25,8 @@ from fastslow.request.options import Presets, SpeculationLike
 Build = TypeVar("Build", bound=Callable[..., None])
 
 
-class LLMOptions(TypedDict, total=False):
-    """The keyword arguments of `LLM`, for what passes them on; that says what they mean."""
+class EngineArgs(TypedDict, total=False):
+    """The keyword arguments of `LLM` that no call has, for what passes them on; that says what they mean."""
 
     dtype: str
     quantization: str
@@ -38,13 +38,18 @@ class LLMOptions(TypedDict, total=False):
     prompt_rows: int
     max_running: int
     prefix_caching: bool
-    speculation: SpeculationLike | None
     auto: ModeRouter | str | Path | None
     remember: bool | Literal["by_key"]
     modes: Presets | None
     thinking_tags: tuple[str, str] | None
     progress: bool
     parallel: str | Parallel | None
+
+
+class LLMOptions(EngineArgs, total=False):
+    """All of them."""
+
+    speculation: SpeculationLike | None
 
 
 class Kind(NamedTuple):
@@ -102,6 +107,7 @@ def _check(name: str, value: object) -> None:
     types, words = KINDS[name]
     stray = isinstance(value, bool) and bool not in types  # a bool is an int
     stray |= name == "remember" and value not in (True, False, "by_key")
+    stray |= "at least 1" in words and isinstance(value, int) and value < 1
     if stray or value == "" or not isinstance(value, types):
         raise ValueError(f"{name}={shown(value)} must be {words}")
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, SupportsIndex, cast
 
-from fastslow.advice import OutputBuilder
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import DrafterFactory
@@ -25,7 +24,6 @@ from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
-from fastslow.engine.params import shown
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
 from fastslow.models.locate import find_tokenizer, resolve_model
@@ -35,7 +33,8 @@ from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.cost_curve import step_seconds
 from fastslow.policies.speculation.step_cost import StepCostCurve
-from fastslow.request.builder import RequestBuilder
+from fastslow.request.builder import ModeFinder, RequestBuilder
+from fastslow.request.choice import OutputBuilder
 from fastslow.request.group import GroupParts, LoopWakeups, RequestGroup
 from fastslow.request.handle import (
     PieceStream,
@@ -47,7 +46,6 @@ from fastslow.request.handle import (
 )
 from fastslow.request.input_processor import InputProcessor
 from fastslow.request.keywords import GenerateCall, takes_lists, takes_options
-from fastslow.request.mode import ModeFinder
 from fastslow.request.options import (
     Conversation,
     GenerateOptions,
@@ -137,9 +135,6 @@ class LLM:
     ) -> None:
         if parallel is not None:
             join()
-        for name, value in (("prompt_rows", prompt_rows), ("max_running", max_running)):
-            if value < 1:
-                raise ValueError(f"{name}={shown(value)} must be at least 1")
         memory = AnswerMemory(common=remember is True) if remember else None
         folder = resolve_model(model)
         load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
@@ -201,6 +196,7 @@ class LLM:
         Raises:
             ValueError: one sentence about the first thing that does not fit; nothing has run then.
             GenerationError: the engine failed on a request; it holds all outputs.
+            RuntimeError: this LLM is closed, as all calls raise.
         """
         progress = options.pop("progress", True)
         groups, single = groups_of(prompts, options, self._parts)
@@ -248,16 +244,11 @@ class LLM:
         Raises:
             ValueError: at once for what is seen without a tokenizer: types, ranges, unknown modes and
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
-            RuntimeError: this LLM is closed.
         """
         return self._start(group_of("submit", prompt, options, self._parts))
 
     def stats(self) -> EngineStats:
-        """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits.
-
-        Raises:
-            RuntimeError: this LLM is closed.
-        """
+        """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits."""
         return self._core.stats()
 
     def current_load(self) -> EngineLoad:
@@ -282,7 +273,7 @@ class LLM:
         Raises:
             ValueError: as `generate`; also where the mode chooses, or it has no full page, or too many.
             GenerationError: the engine failed to read it.
-            RuntimeError: this LLM is closed, or texts were forgotten meanwhile.
+            RuntimeError: texts were forgotten meanwhile.
         """
         options = GenerateOptions(
             speculation="off",
@@ -296,11 +287,7 @@ class LLM:
     def forget_prompts(self) -> None:
         """Forget the texts of all calls so far: the prefix cache, answers that are kept to draft from,
         and what drafters know of texts that are over. A corpus stays, and so does the share of drafts
-        that was accepted. Calls that run or wait go on, but nothing of them is shared later.
-
-        Raises:
-            RuntimeError: this LLM is closed.
-        """
+        that was accepted. Calls that run or wait continue, but nothing of them is shared later."""
         drafters, core = self._drafters, self._core
 
         def forget() -> None:
@@ -331,21 +318,14 @@ class LLM:
 
     @takes_options(GenerateOptions)
     def tokenize(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
-        """The token ids that a call with this prompt and these options would read; nothing runs.
-
-        Raises:
-            ValueError: as `generate`.
-        """
+        """The token ids that a call with this prompt and these options would read; nothing runs."""
         builder, asked = self._parts.builder, single_prompt("tokenize", prompt, self._inputs)
         builder.check(asked, options)
-        return builder.encode(asked, builder.modes.find(options.mode, asked).mode, options).tokens
+        mode = builder.modes.find(options.mode, asked).mode
+        return builder.inputs.encode(asked, mode, options).tokens
 
     def detokenize(self, tokens: Sequence[SupportsIndex]) -> str:
-        """The text of token ids, with that of special tokens.
-
-        Raises:
-            ValueError: an id is outside the vocabulary, or the model has no tokenizer.
-        """
+        """The text of token ids, with that of special tokens."""
         return self._inputs.text(tokens)
 
     def close(self) -> None:

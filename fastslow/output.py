@@ -181,6 +181,10 @@ class Piece:
     decided: Decided | None = None
 
 
+class FastslowWarning(UserWarning):
+    """A call does something else than was probably meant. It is in the log, too; an application's log is off."""
+
+
 class GenerationError(RuntimeError):
     """At least one request failed inside the engine; `outputs` holds all of them, the good ones too."""
 

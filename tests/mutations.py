@@ -32,16 +32,15 @@ PATIENCE = 600  # seconds for the tests of one mutation
 ACCEPT = (
     "tests/engine/sampling/test_accept_exact.py",
     "tests/engine/sampling/test_accept_rules.py",
-    "tests/engine/sampling/test_accept.py",
 )
 PROMPTS = ("tests/draft/test_head_prompt.py",)
-STREAMS = ("tests/engine/sampling/test_accept.py",)
+STREAMS = ("tests/engine/sampling/test_rng.py",)
 SAMPLING = ("tests/engine/sampling/test_sampling.py",)
 PROBS = ("tests/engine/sampling/test_probs.py",)
 EXACT = ("tests/engine/core/test_exact.py",)
 PEERS = ("tests/engine/model/test_families.py",)
 NEW_FAMILY = ("tests/engine/model/test_new_family.py::test_logprobs_are_the_references",)
-FAMILY_ROWS = ("tests/engine/model/test_family_rows.py",)
+FAMILY_ROWS = ("tests/engine/model/test_model_rows.py",)
 CONFIGS = ("tests/engine/model/test_model_config.py",)
 KEYS = ("tests/engine/core/test_exact.py::test_a_draft_models_keys_follow_what_was_accepted",)
 DRAFTS = ("tests/draft/test_draft_model.py",)
@@ -53,7 +52,7 @@ ESCALATION = ("tests/engine/core/test_escalation.py",)
 SIMULATED = ("tests/tools/test_simulate_replica.py",)
 QUANTISED = ("tests/tools/test_quant_make.py",)
 QUANT_FILES = ("tests/engine/model/test_quant_files.py",)
-INT8_KV = ("tests/engine/kv/test_kv_int8.py",)
+INT8_KV = ("tests/engine/kv/test_kv_storage.py",)
 CHATS = ("tests/engine/text/test_text_marks.py",)
 VOCABULARY = ("tests/fastslow/test_vocabulary.py::test_what_the_template_writes_is_checked",)
 STOP_STRINGS = ("tests/engine/sampling/test_stop.py",)
@@ -74,535 +73,749 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-def swap(name: str, file: str, old: str, new: str, tests: tuple[str, ...]) -> Mutation:
-    return Mutation(name, ((file, old, new),), tests)
-
-
-MUTATIONS = (
-    swap(
-        "q ignored",
-        "engine/sampling/accept/exact.py",
-        "draws.random() * float(q_V[x])",
-        "draws.random()",
-        ACCEPT,
-    ),
-    swap(
-        "residual skipped",
-        "engine/sampling/accept/exact.py",
-        "left_V = probs - q_V if mass == 1.0 else probs * np.float32(mass) - q_V",
-        "left_V = probs.copy()",
-        ACCEPT,
-    ),
-    swap(
-        "last token from all probabilities",
-        "engine/sampling/accept/exact.py",
-        "return path, pick(probs, draws)",
-        "return path, pick(target_probs[path[-1] + 1 if path else 0], draws)",
-        ACCEPT,
-    ),
-    swap(
-        "siblings judged by one draw",
-        "engine/sampling/accept/exact.py",
-        "kept = draws.random()",
-        "kept = place(len(path)).random()",
-        ACCEPT,
-    ),
-    swap(
-        "a child kept that is not the target's token",
-        "engine/sampling/accept/exact.py",
-        "parent == node and x == token",
-        "parent == node",
-        ACCEPT,
-    ),
-    swap(
-        "a followed token drawn at the first place",
-        "engine/sampling/accept/exact.py",
-        "draw(probs, place(depth))",
-        "draw(probs, place(0))",
-        ACCEPT,
-    ),
-    swap(
-        "block: what a branch owes forgotten",
-        "engine/sampling/accept/exact.py",
-        "owed, drafted = mass * weight(probs, x)",
-        "owed, drafted = weight(probs, x)",
-        ACCEPT,
-    ),
-    swap(
-        "block: a refusal taken for certain",
-        "engine/sampling/accept/exact.py",
-        "came = 1.0 - mass + rest",
-        "came = 1.0",
-        ACCEPT,
-    ),
-    swap(
-        "block: siblings judged by all probabilities",
-        "engine/sampling/accept/exact.py",
-        "probs, mass = left, rest / came",
-        "probs, mass = probs, rest / came",
-        ACCEPT,
-    ),
-    swap(
-        "drafts and acceptance share a stream",
-        "engine/sampling/rng.py",
-        "DRAFT = 2",
-        "DRAFT = 1",
-        STREAMS,
-    ),
-    swap(
-        "stream not addressed by depth",
-        "engine/core/engine_core.py",
-        "len(ready[b].tokens) + depth, Purpose.ACCEPT",
-        "len(ready[b].tokens), Purpose.ACCEPT",
-        PROBS,
-    ),
-    swap(
-        "penalty one position late",
+Edits = dict[str, tuple[str, str]]  # name -> code, broken code
+BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests that must notice
+    ("engine/sampling/accept/exact.py", ACCEPT): {
+        "q ignored": ("draws.random() * float(q_V[x])", "draws.random()"),
+        "residual skipped": (
+            "left_V = probs - q_V if mass == 1.0 else probs * np.float32(mass) - q_V",
+            "left_V = probs.copy()",
+        ),
+        "last token from all probabilities": (
+            "return path, pick(probs, draws)",
+            "return path, pick(target_probs[path[-1] + 1 if path else 0], draws)",
+        ),
+        "siblings judged by one draw": (
+            "kept = draws.random()",
+            "kept = place(len(path)).random()",
+        ),
+        "a child kept that is not the target's token": (
+            "parent == node and x == token",
+            "parent == node",
+        ),
+        "a followed token drawn at the first place": (
+            "draw(probs, place(depth))",
+            "draw(probs, place(0))",
+        ),
+        "block: what a branch owes forgotten": (
+            "owed, drafted = mass * weight(probs, x)",
+            "owed, drafted = weight(probs, x)",
+        ),
+        "block: a refusal taken for certain": ("came = 1.0 - mass + rest", "came = 1.0"),
+        "block: siblings judged by all probabilities": (
+            "probs, mass = left, rest / came",
+            "probs, mass = probs, rest / came",
+        ),
+    },
+    ("engine/sampling/rng.py", STREAMS): {
+        "drafts and acceptance share a stream": ("DRAFT = 2", "DRAFT = 1"),
+    },
+    ("engine/core/engine_core.py", PROBS): {
+        "stream not addressed by depth": (
+            "len(ready[b].tokens) + depth, Purpose.ACCEPT",
+            "len(ready[b].tokens), Purpose.ACCEPT",
+        ),
+    },
+    (
         "engine/sampling/probs.py",
-        "torch.tensor([*request.tokens, *drafted]",
-        "torch.tensor([*request.tokens, *drafted[:-1]]",
-        (*SAMPLING, *PROBS),
-    ),
-    swap(
-        "penalty counts a sibling's path",
-        "engine/core/target_probs.py",
-        "[*drafted[parent + 1], token]",
-        "[*drafted[-1], token]",
-        MIXED,
-    ),
-    swap(
-        "min_tokens blind to the draft",
-        "engine/sampling/probs.py",
-        "_biased(logits_V, request, len(drafted), lift)",
-        "_biased(logits_V, request, 0, lift)",
-        PROBS,
-    ),
-    swap(
-        "sibling seen in the tree mask",
-        "engine/model/attention.py",
-        "int(parents[path[-1]])",
-        "path[-1] - 1",
-        ("tests/engine/model/test_model_rows.py",),  # in float64: elsewhere the kernels run
-    ),
-    swap(
-        "a window one token too wide",
-        "engine/model/attention.py",
-        "places < seen - window",
-        "places < seen - window - 1",
-        PEERS,
-    ),
-    swap(
-        "keys before a window cut off inside a block",
-        "engine/model/attention.py",
-        "- window) // block * block if window",
-        "- window) if window",
-        FAMILY_ROWS,
-    ),
-    swap(
-        "queries not normed",
-        "engine/model/attention.py",
-        "(self.query_norm, self.key_norm)",
-        "(None, self.key_norm)",
-        PEERS,
-    ),
-    swap(
-        "a layer that should not rotate does",
-        "engine/model/decoder.py",
-        "rotates=n not in c.unrotated",
-        "rotates=True",
-        PEERS,
-    ),
-    swap(
-        "sink logits take no share",
-        "engine/backends/torch/reference.py",
-        "total = total + (sinks - top).exp_()[:, :, 0]",
-        "pass",
-        PEERS,
-    ),
-    swap(
-        "yarn's factor of attention left out",
-        "engine/model/rope.py",
-        "config.rope_scaling.attention_factor != 1",
-        "config.rope_scaling.attention_factor < 0",
-        PEERS,
-    ),
-    swap(
-        "weights of fewer experts not divided by their own sum",
-        "engine/model/moge.py",
-        "weights.masked_fill(idle, -torch.inf).softmax(-1)",
-        "weights.softmax(-1)",
-        FAMILY_ROWS,
-    ),
-    swap(
-        "norms read without their offset",
-        "engine/model/decoder.py",
-        "dtype=wide(self.dtype)).add_(offset)",
-        "dtype=wide(self.dtype))",
-        NEW_FAMILY,
-    ),
-    swap(
-        "attention scores not capped",
-        "engine/backends/torch/reference.py",
-        "scores = soft_cap(scores, keys.score_cap)",
-        "pass",
-        NEW_FAMILY,
-    ),
-    swap(
-        "embeddings that the kernels do not scale",
-        "engine/backends/cpu/kernels/step.cpp",
-        "x[k] *= s.embedding_scale",
-        "x[k] *= 1.0f",
-        NEW_FAMILY,
-    ),
-    swap(
-        "rows of heads left in the file's order",
-        "engine/model/decoder.py",
-        ".unflatten(0, (-1, c.head_dim))[:, c.rotary_order]",
-        ".unflatten(0, (-1, c.head_dim))",
-        NEW_FAMILY,
-    ),
-    swap(
-        "gates and ups of a fused tensor in one order",
-        "engine/checkpoint/fused.py",
-        "slice(place, None, len(sides))",
-        "slice(place * inner, (place + 1) * inner)",
-        PEERS,
-    ),
-    swap(
-        "an unknown field that changes the forward passes",
-        "engine/model/config_json.py",
-        "if self._strict or CHANGES.search(str(name).lower()):",
-        "if self._strict:",
-        CONFIGS,
-    ),
-    swap(
-        "sibling seen in the tree lists of the kernels",
-        "engine/backends/cpu/step.py",
-        "*(tails[parent] if parent >= 0 else ())",
-        "*(tails[-1] if parent >= 0 else ())",
-        EXACT,
-    ),
-    swap(
-        "rollback to the accepted path skipped",
-        "engine/kv/cache.py",
-        "places = [place for place, node in enumerate(accepted) if node != place]",
-        "places: list[int] = []",
-        EXACT,
-    ),
-    swap(
-        "rollback of the draft model's keys skipped",
-        "draft/model/kv.py",
-        "text.valid = _common_prefix(written, tokens[:-1])",
-        "text.valid = min(len(written), len(tokens) - 1)",
-        KEYS,
-    ),
-    swap(
-        "draft tree: a node does not see its parent",
-        "draft/model/runs.py",
-        "slots[path[:-1]]",
-        "slots[path[:0]]",
-        DRAFTS,
-    ),
-    swap(
-        "draft tree: a slot is taken twice",
-        "draft/model/runs.py",
-        "if slot not in used]",
-        "if slot >= 0]",
-        DRAFTS,
-    ),
-    swap(
-        "draft tree: a level short",
-        "draft/model/runs.py",
-        "self._best[: self.nodes - 1]",
-        "self._best[: self.nodes - 2]",
-        DRAFTS,
-    ),
-    swap(
-        "tokens not in common can be drafted",
-        "draft/model/vocab.py",
-        "NO_MASS = -1e30",
-        "NO_MASS = 0.0",
-        ACROSS,
-    ),
-    swap(
-        "a text is cut inside a character",
-        "draft/model/retokenized.py",
-        "if not begins_inside_character(tail)",
-        "if tail",
-        ACROSS,
-    ),
-    swap(
-        "a half written character is forgotten",
-        "draft/model/retokenized.py",
-        "if partial:\n            if not data",
-        "if not partial:\n            if not data",
-        ACROSS,
-    ),
-    swap(
-        "keys of skipped layers are written",
-        "engine/backends/cpu/decoder.py",
-        "kv.pointers[:, self._kv_layers]",
-        "kv.pointers",
-        ("tests/draft/test_draft_skip.py",),
-    ),
-    swap(
-        "groups not in the prefix root",
-        "engine/core/request.py",
-        "return groups, self.rope_length, self.memory_key",
-        "return 0, self.rope_length, self.memory_key",
-        MIXED,
-    ),
-    swap(
-        "a mode's experts do not run",
+        (
+            "tests/engine/sampling/test_sampling.py",
+            "tests/engine/sampling/test_probs.py",
+        ),
+    ): {
+        "penalty one position late": (
+            "torch.tensor([*request.tokens, *drafted]",
+            "torch.tensor([*request.tokens, *drafted[:-1]]",
+        ),
+    },
+    ("engine/core/target_probs.py", MIXED): {
+        "penalty counts a sibling's path": (
+            "[*drafted[parent + 1], token]",
+            "[*drafted[-1], token]",
+        ),
+    },
+    ("engine/sampling/probs.py", PROBS): {
+        "min_tokens blind to the draft": (
+            "_biased(logits_V, request, len(drafted), lift)",
+            "_biased(logits_V, request, 0, lift)",
+        ),
+    },
+    ("engine/model/attention.py", PEERS): {
+        "a window one token too wide": ("places < seen - window", "places < seen - window - 1"),
+        "queries not normed": ("(self.query_norm, self.key_norm)", "(None, self.key_norm)"),
+    },
+    ("engine/model/attention.py", FAMILY_ROWS): {
+        "sibling seen in the tree mask": ("int(parents[path[-1]])", "path[-1] - 1"),
+        "keys before a window cut off inside a block": (
+            "- window) // block * block if window",
+            "- window) if window",
+        ),
+    },
+    ("engine/model/decoder.py", PEERS): {
+        "a layer that should not rotate does": ("rotates=n not in c.unrotated", "rotates=True"),
+    },
+    ("engine/backends/torch/reference.py", PEERS): {
+        "sink logits take no share": ("total = total + (sinks - top).exp_()[:, :, 0]", "pass"),
+    },
+    ("engine/model/rope.py", PEERS): {
+        "yarn's factor of attention left out": (
+            "config.rope_scaling.attention_factor != 1",
+            "config.rope_scaling.attention_factor < 0",
+        ),
+    },
+    ("engine/model/moge.py", FAMILY_ROWS): {
+        "weights of fewer experts not divided by their own sum": (
+            "weights.masked_fill(idle, -torch.inf).softmax(-1)",
+            "weights.softmax(-1)",
+        ),
+    },
+    ("engine/model/decoder.py", NEW_FAMILY): {
+        "norms read without their offset": (
+            "dtype=wide(self.dtype)).add_(offset)",
+            "dtype=wide(self.dtype))",
+        ),
+        "rows of heads left in the file's order": (
+            ".unflatten(0, (-1, c.head_dim))[:, c.rotary_order]",
+            ".unflatten(0, (-1, c.head_dim))",
+        ),
+    },
+    ("engine/backends/torch/reference.py", NEW_FAMILY): {
+        "attention scores not capped": ("scores = soft_cap(scores, keys.score_cap)", "pass"),
+    },
+    ("engine/backends/cpu/kernels/step.cpp", NEW_FAMILY): {
+        "embeddings that the kernels do not scale": ("x[k] *= s.embedding_scale", "x[k] *= 1.0f"),
+    },
+    ("engine/checkpoint/fused.py", PEERS): {
+        "gates and ups of a fused tensor in one order": (
+            "slice(place, None, len(sides))",
+            "slice(place * inner, (place + 1) * inner)",
+        ),
+    },
+    ("engine/model/config_json.py", CONFIGS): {
+        "an unknown field that changes the forward passes": (
+            "if self._strict or CHANGES.search(str(name).lower()):",
+            "if self._strict:",
+        ),
+    },
+    ("engine/backends/cpu/step.py", EXACT): {
+        "sibling seen in the tree lists of the kernels": (
+            "*(tails[parent] if parent >= 0 else ())",
+            "*(tails[-1] if parent >= 0 else ())",
+        ),
+    },
+    ("engine/kv/cache.py", EXACT): {
+        "rollback to the accepted path skipped": (
+            "places = [place for place, node in enumerate(accepted) if node != place]",
+            "places: list[int] = []",
+        ),
+    },
+    ("draft/model/kv.py", KEYS): {
+        "rollback of the draft model's keys skipped": (
+            "text.valid = _common_prefix(written, tokens[:-1])",
+            "text.valid = min(len(written), len(tokens) - 1)",
+        ),
+    },
+    ("draft/model/runs.py", DRAFTS): {
+        "draft tree: a node does not see its parent": ("slots[path[:-1]]", "slots[path[:0]]"),
+        "draft tree: a slot is taken twice": ("if slot not in used]", "if slot >= 0]"),
+        "draft tree: a level short": (
+            "self._best[: self.nodes - 1]",
+            "self._best[: self.nodes - 2]",
+        ),
+    },
+    ("draft/model/vocab.py", ACROSS): {
+        "tokens not in common can be drafted": ("NO_MASS = -1e30", "NO_MASS = 0.0"),
+    },
+    ("draft/model/retokenized.py", ACROSS): {
+        "a text is cut inside a character": ("if not begins_inside_character(tail)", "if tail"),
+        "a half written character is forgotten": (
+            "if partial:\n            if not data",
+            "if not partial:\n            if not data",
+        ),
+    },
+    ("engine/backends/cpu/decoder.py", ("tests/draft/test_draft_skip.py",)): {
+        "keys of skipped layers are written": ("kv.pointers[:, self._kv_layers]", "kv.pointers"),
+    },
+    ("engine/core/request.py", MIXED): {
+        "groups not in the prefix root": (
+            "return groups, self.rope_length, self.memory_key",
+            "return 0, self.rope_length, self.memory_key",
+        ),
+    },
+    (
         "fastslow/request/builder.py",
-        "groups=mode.routed,",
-        "groups=mode.groups,",
         ("tests/fastslow/test_experts.py::test_a_count_for_each_request_of_a_batch",),
-    ),
-    swap(
-        "a latency target leaves nothing to run",
+    ): {
+        "a mode's experts do not run": ("groups=mode.routed,", "groups=mode.groups,"),
+    },
+    (
         "engine/core/engine_core.py",
-        "max(n, units.least) for n in",
-        "max(n, 0) for n in",
         ("tests/engine/core/test_experts.py::test_a_latency_target_leaves_out_experts",),
-    ),
-    swap(
-        "a model without shared experts may run none",
+    ): {
+        "a latency target leaves nothing to run": (
+            "max(n, units.least) for n in",
+            "max(n, 0) for n in",
+        ),
+    },
+    (
         "engine/model/routed_units.py",
-        "config.chosen, int(lonely))",
-        "config.chosen, 0)",
         ("tests/fastslow/test_experts.py::test_without_shared_experts_one_is_the_fewest",),
-    ),
-    swap(
-        "stop inside a run not cut",
-        "engine/core/engine_core.py",
-        "else request.stopper.scan(run, whole_at)",
-        "else max(request.stopper.scan(result.tokens[b]), len(result.tokens[b]))",
-        STOPS,
-    ),
-    swap(
-        "half a stop string is streamed",
-        "engine/sampling/stop.py",
-        "end = len(untold) - held",
-        "end = len(untold)",
-        STOP_STRINGS,
-    ),
-    swap(
-        "what a user spells is a mark",
-        "engine/text/chat_parts.py",
-        "sign.join(self.parts(text, role))",
-        "text",
-        CHATS,
-    ),
-    swap(
-        "ids beside the vocabulary are read",
-        "fastslow/request/input_processor.py",
-        "if max(ids, default=0) > last:",
-        "if max(ids, default=0) > last + 1:",
-        VOCABULARY,
-    ),
-    swap(
-        "logprobs of the row before",
-        "engine/core/target_probs.py",
-        "*(n + 1 for n in result.accepted_nodes[b])",
-        "*(n for n in result.accepted_nodes[b])",
-        LOGPROBS,
-    ),
-    swap(
-        "siblings at different positions",
-        "engine/core/layout.py",
-        "*(last + depth for depth in tree.depths)",
-        "*(last + 1 + i for i, _ in enumerate(tree.depths))",
-        EXACT,
-    ),
-    swap(
-        "one mode for the whole batch",
-        "engine/types.py",
-        "groups += [ALL_GROUPS if s.groups is None else s.groups] * size",
-        "groups += [ALL_GROUPS if segments[0].groups is None else segments[0].groups] * size",
-        MIXED,
-    ),
-    swap(
-        "a damaged packing is used",
-        "engine/backends/cpu/store.py",
-        "_sum(path, arena, hot) == mapped[arena.nbytes :].tobytes()",
-        "_sum(path, arena, hot)",
-        ("tests/engine/cpu/test_cpu_load.py",),
-    ),
-    swap(
-        "kernels that anybody may write to run",
-        "engine/backends/cpu/kernel_cache.py",
-        "if mode & 0o002 or",
-        "if False or",
-        ("tests/engine/cpu/test_kernel_cache.py",),
-    ),
-    swap(
-        "tokens outside the embedding are embedded",
-        "engine/backends/cpu/kernels/check.cpp",
-        'check_all("token", a.tokens, a.rows, 0, s.embedding_rows);',
-        'check_all("token", a.tokens, 0, 0, s.embedding_rows);',
-        ("tests/engine/cpu/test_kernel_checks.py",),
-    ),
-    swap(
-        "a screened logit is taken for exact",
-        "engine/backends/cpu/kernels/head.cpp",
-        "(errors * screened + norms * lost) * 1.001f",
-        "(errors * screened + norms * lost) * 0.0f",
-        ("tests/engine/cpu/test_only_best.py",),
-    ),
-    swap(
-        "nodes behind a refused one are judged",
-        "policies/speculation/acceptance.py",
-        "if parent < 0 or parent in accepted)",
-        "if True)",
-        ("tests/policies/test_length.py",),
-    ),
-    swap(
-        "drafters behind one name share their acceptance",
-        "policies/speculation/acceptance.py",
-        "return by, min(depth, self.tuning.deepest)",
-        "return 0, min(depth, self.tuning.deepest)",
-        ("tests/policies/test_length.py",),
-    ),
-    swap(
-        "a try in vain is repeated as soon as before",
+    ): {
+        "a model without shared experts may run none": (
+            "config.chosen, int(lonely))",
+            "config.chosen, 0)",
+        ),
+    },
+    ("engine/core/engine_core.py", STOPS): {
+        "stop inside a run not cut": (
+            "else request.stopper.scan(run, whole_at)",
+            "else max(request.stopper.scan(result.tokens[b]), len(result.tokens[b]))",
+        ),
+    },
+    ("engine/sampling/stop.py", STOP_STRINGS): {
+        "half a stop string is streamed": ("end = len(untold) - held", "end = len(untold)"),
+    },
+    ("engine/text/chat_parts.py", CHATS): {
+        "what a user spells is a mark": ("sign.join(self.parts(text, role))", "text"),
+    },
+    ("fastslow/request/input_processor.py", VOCABULARY): {
+        "ids beside the vocabulary are read": (
+            "if max(ids, default=0) > last:",
+            "if max(ids, default=0) > last + 1:",
+        ),
+    },
+    ("engine/core/target_probs.py", LOGPROBS): {
+        "logprobs of the row before": (
+            "*(n + 1 for n in result.accepted_nodes[b])",
+            "*(n for n in result.accepted_nodes[b])",
+        ),
+    },
+    ("engine/core/layout.py", EXACT): {
+        "siblings at different positions": (
+            "*(last + depth for depth in tree.depths)",
+            "*(last + 1 + i for i, _ in enumerate(tree.depths))",
+        ),
+    },
+    ("engine/types.py", MIXED): {
+        "one mode for the whole batch": (
+            "groups += [ALL_GROUPS if s.groups is None else s.groups] * size",
+            "groups += [ALL_GROUPS if segments[0].groups is None else segments[0].groups] * size",
+        ),
+    },
+    ("engine/backends/cpu/store.py", ("tests/engine/cpu/test_cpu_load.py",)): {
+        "a damaged packing is used": (
+            "_sum(path, arena, hot) == mapped[arena.nbytes :].tobytes()",
+            "_sum(path, arena, hot)",
+        ),
+    },
+    ("engine/backends/cpu/kernel_cache.py", ("tests/engine/cpu/test_kernel_cache.py",)): {
+        "kernels that anybody may write to run": ("if mode & 0o002 or", "if False or"),
+    },
+    ("engine/backends/cpu/kernels/check.cpp", ("tests/engine/cpu/test_kernel_checks.py",)): {
+        "tokens outside the embedding are embedded": (
+            'check_all("token", a.tokens, a.rows, 0, s.embedding_rows);',
+            'check_all("token", a.tokens, 0, 0, s.embedding_rows);',
+        ),
+    },
+    ("engine/backends/cpu/kernels/head.cpp", ("tests/engine/cpu/test_only_best.py",)): {
+        "a screened logit is taken for exact": (
+            "(errors * screened + norms * lost) * 1.001f",
+            "(errors * screened + norms * lost) * 0.0f",
+        ),
+    },
+    ("policies/speculation/acceptance.py", ("tests/policies/test_length.py",)): {
+        "nodes behind a refused one are judged": (
+            "if parent < 0 or parent in accepted)",
+            "if True)",
+        ),
+        "drafters behind one name share their acceptance": (
+            "return by, min(depth, self.tuning.deepest)",
+            "return 0, min(depth, self.tuning.deepest)",
+        ),
+    },
+    (
         "policies/speculation/backoff.py",
-        "math.ceil(min(growth * self._patience, longest))",
-        "math.ceil(min(self._patience, longest))",
-        ("tests/policies/test_backoff.py", "tests/draft/test_adaptive_draft.py"),
-    ),
-    swap(
-        "the gate never changes its mind",
-        "policies/speculation/ab_gate.py",
-        "self.drafting, self.rates = pays, []",
-        "self.rates = []",
-        ("tests/policies/test_ab_gate.py",),
-    ),
-    swap(
-        "steps that read prompts are compared",
-        "policies/speculation/ab_gate.py",
-        "if self._decides and pure and comparison",
-        "if self._decides and comparison",
-        ("tests/policies/test_ab_gate.py",),
-    ),
-    swap(
-        "drafters cost no time",
-        "policies/speculation/selection.py",
-        "price = self._tuning.ask_overhead * known.seconds.value",
-        "pass",
-        ("tests/draft/test_adaptive_draft.py",),
-    ),
-    swap(
-        "all drafters are asked where rows are dearest",
-        "policies/speculation/selection.py",
-        "if drafter > 0 and self._rows_cost_too_much(value):",
-        "if False:",
-        ("tests/draft/test_adaptive_draft.py",),
-    ),
-    swap(
-        "a step that was held up counts in full",
-        "policies/speculation/step_cost.py",
-        "ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)",
-        "pass",
-        ("tests/policies/test_length.py",),
-    ),
-    swap(
-        "drafted thoughts do not count",
-        "engine/sampling/thinking.py",
-        "state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])",
-        "state = self._after(tokens, drafted[:-1])",
-        BUDGETS,
-    ),
-    swap(
-        "a thought is closed one token late",
-        "policies/thinking_budget.py",
-        "thought.spent >= self._most:",
-        "thought.spent > self._most:",
-        BUDGETS,
-    ),
-    swap(
-        "the closing phrase is said twice",
-        "engine/sampling/thinking.py",
-        "said=state.said or forced)",
-        "said=False)",
-        ("tests/engine/sampling/test_thinking.py",),
-    ),
-    swap(
-        "the closing phrase counts as thought",
-        "engine/sampling/thinking.py",
-        "counted = state.thinking and not forced",
-        "counted = state.thinking",
-        ("tests/engine/sampling/test_thinking.py",),
-    ),
-    swap(
-        "a forced token is not forced where only the best is wanted",
-        "engine/sampling/probs.py",
-        "return OneHot(best) if forced is None else forced",
-        "return OneHot(best)",
-        BUDGETS,
-    ),
-    swap(
-        "a line is kept where the budget forced another token",
-        "engine/sampling/probs.py",
-        "if not isinstance(decided, OneHot) or isinstance(forced, OneHot):",
-        "if not isinstance(decided, OneHot):",
-        ("tests/engine/sampling/test_accept_stepwise.py",),
-    ),
-    swap(
-        "a soft budget is not seen where only the best is wanted",
-        "engine/sampling/probs.py",
-        "and (request.thinking is None or not request.thinking.lifts(request.tokens))",
-        "and True",
-        BUDGETS,
-    ),
-    swap(
-        "the closing tag is lifted by what is committed only",
-        "engine/sampling/thinking.py",
-        "by = self._policy.lift(state.spent)",
-        "by = self._policy.lift(self._state.spent)",
-        ("tests/engine/sampling/test_thinking_probs.py",),
-    ),
-    swap(
-        "a thought that the answer opens has a token more",
-        "engine/sampling/thinking.py",
-        "spent=state.spent - inside,",
-        "spent=state.spent - inside - 1,",
-        BUDGETS,
-    ),
-    swap(
-        "thinking off does not close thoughts",
-        "fastslow/request/answer_rules.py",
-        "if most is None and self._inputs.silences(mode) and prompt.chat:",
-        "if most is None and self._inputs.silences(mode) and not prompt.chat:",
-        ("tests/fastslow/test_llm_thinking.py",),
-    ),
-    swap(
-        "a model that cannot do without a thought is denied one",
-        "fastslow/request/input_processor.py",
-        'return mode.thinking == "off" and not self.switch.lessens',
-        'return mode.thinking == "off"',
-        ("tests/fastslow/test_llm_families.py",),
-    ),
-    swap(
-        "the least effort is the most",
-        "engine/text/switches.py",
-        "self.levels[-1 if on else 0]",
-        "self.levels[-1]",
-        ("tests/engine/text/test_text_switches.py",),
-    ),
-    swap(
-        "a word that is only left out is a switch",
-        "engine/text/switches.py",
-        "ways = plain, plain.replace",
-        "ways = plain.replace(SAID, said), plain.replace",
-        ("tests/engine/text/test_text_switches.py",),
-    ),
-    swap(
-        "commentary is the answer",
-        "engine/text/thought.py",
-        'not in ([], ["final"])',
-        '== ["analysis"]',
-        ("tests/engine/text/test_text_channels.py",),
+        (
+            "tests/policies/test_backoff.py",
+            "tests/draft/test_adaptive_draft.py",
+        ),
+    ): {
+        "a try in vain is repeated as soon as before": (
+            "math.ceil(min(growth * self._patience, longest))",
+            "math.ceil(min(self._patience, longest))",
+        ),
+    },
+    ("policies/speculation/ab_gate.py", ("tests/policies/test_ab_gate.py",)): {
+        "the gate never changes its mind": (
+            "self.drafting, self.rates = pays, []",
+            "self.rates = []",
+        ),
+        "steps that read prompts are compared": (
+            "if self._decides and pure and comparison",
+            "if self._decides and comparison",
+        ),
+    },
+    ("policies/speculation/selection.py", ("tests/draft/test_adaptive_draft.py",)): {
+        "drafters cost no time": (
+            "price = self._tuning.ask_overhead * known.seconds.value",
+            "pass",
+        ),
+        "all drafters are asked where rows are dearest": (
+            "if drafter > 0 and self._rows_cost_too_much(value):",
+            "if False:",
+        ),
+    },
+    ("policies/speculation/step_cost.py", ("tests/policies/test_length.py",)): {
+        "a step that was held up counts in full": (
+            "ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)",
+            "pass",
+        ),
+    },
+    ("engine/sampling/thinking.py", BUDGETS): {
+        "drafted thoughts do not count": (
+            "state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])",
+            "state = self._after(tokens, drafted[:-1])",
+        ),
+        "a thought that the answer opens has a token more": (
+            "spent=state.spent - inside,",
+            "spent=state.spent - inside - 1,",
+        ),
+    },
+    ("policies/thinking_budget.py", BUDGETS): {
+        "a thought is closed one token late": (
+            "thought.spent >= self._most:",
+            "thought.spent > self._most:",
+        ),
+    },
+    ("engine/sampling/thinking.py", ("tests/engine/sampling/test_thinking.py",)): {
+        "the closing phrase is said twice": ("said=state.said or forced)", "said=False)"),
+        "the closing phrase counts as thought": (
+            "counted = state.thinking and not forced",
+            "counted = state.thinking",
+        ),
+    },
+    ("engine/sampling/probs.py", BUDGETS): {
+        "a forced token is not forced where only the best is wanted": (
+            "return OneHot(best) if forced is None else forced",
+            "return OneHot(best)",
+        ),
+        "a soft budget is not seen where only the best is wanted": (
+            "and (request.thinking is None or not request.thinking.lifts(request.tokens))",
+            "and True",
+        ),
+    },
+    ("engine/sampling/probs.py", ("tests/engine/sampling/test_accept_stepwise.py",)): {
+        "a line is kept where the budget forced another token": (
+            "if not isinstance(decided, OneHot) or isinstance(forced, OneHot):",
+            "if not isinstance(decided, OneHot):",
+        ),
+    },
+    ("engine/sampling/thinking.py", PROBS): {
+        "the closing tag is lifted by what is committed only": (
+            "by = self._policy.lift(state.spent)",
+            "by = self._policy.lift(self._state.spent)",
+        ),
+    },
+    ("fastslow/request/answer_rules.py", ("tests/fastslow/test_llm_thinking.py",)): {
+        "thinking off does not close thoughts": (
+            "if most is None and self._inputs.silences(mode) and prompt.chat:",
+            "if most is None and self._inputs.silences(mode) and not prompt.chat:",
+        ),
+    },
+    ("fastslow/request/input_processor.py", ("tests/fastslow/test_llm_families.py",)): {
+        "a model that cannot do without a thought is denied one": (
+            'return mode.thinking == "off" and not self.switch.lessens',
+            'return mode.thinking == "off"',
+        ),
+    },
+    ("engine/text/switches.py", ("tests/engine/text/test_text_switches.py",)): {
+        "the least effort is the most": ("self.levels[-1 if on else 0]", "self.levels[-1]"),
+        "a word that is only left out is a switch": (
+            "ways = plain, plain.replace",
+            "ways = plain.replace(SAID, said), plain.replace",
+        ),
+    },
+    ("engine/text/thought.py", ("tests/engine/text/test_text_channels.py",)): {
+        "commentary is the answer": ('not in ([], ["final"])', '== ["analysis"]'),
+    },
+    ("engine/core/target_probs.py", ESCALATION): {
+        "an unsure run is not cut": ("size = confidence.keeps(values)", "size = len(values)"),
+    },
+    ("engine/core/scheduler.py", ESCALATION): {
+        "pages of two modes are published": (
+            "kv_from_previous_mode.length\n            ):\n                self._kv.stop_publishing(request.id)",
+            "kv_from_previous_mode.length\n            ):\n                pass",
+        ),
+    },
+    ("engine/core/request.py", ESCALATION): {
+        "a chunk runs over a change of groups": (
+            "return self.kv_from_previous_mode.length - self.computed",
+            "return self.pending",
+        ),
+    },
+    ("engine/core/layout.py", ESCALATION): {
+        "kept rows are computed again under the new groups": (
+            "groups=request.current_groups,",
+            "groups=request.groups,",
+        ),
+    },
+    ("fastslow/request/choice.py", ESCALATION): {
+        "a stream tells of an answer that is dropped": (
+            "if self.streaming and not unsure:",
+            "if self.streaming:",
+        ),
+    },
+    ("engine/core/engine_core.py", ("tests/fastslow/test_handle.py",)): {
+        "a request runs past its deadline": (
+            "if time.monotonic() >= self._next_deadline:",
+            "if time.monotonic() < 0:",
+        ),
+    },
+    ("fastslow/request/group.py", ("tests/fastslow/test_handle.py",)): {
+        "a task that is cancelled leaves its request running": (
+            "except BaseException:  # the task is cancelled, or its loop is gone",
+            "except ValueError:",
+        ),
+    },
+    (
+        "fastslow/request/handle.py",
+        (
+            "tests/fastslow/test_handle.py",
+            "tests/fastslow/test_llm.py",
+        ),
+    ): {
+        "a stream that is dropped goes on": (
+            '        if hasattr(self, "_group"):  # else it was never made\n            self.close()',
+            "        pass",
+        ),
+    },
+    ("engine/core/latency_budget.py", ("tests/engine/core/test_targets.py",)): {
+        "a request that was skipped long enough waits on": (
+            "return max(fits, min(rows, LEAST))",
+            "return fits",
+        ),
+        "a target cuts its own draft unasked": (
+            "if request.latency_target is not None and not request.may_cut_draft:",
+            "if False:",
+        ),
+    },
+    ("engine/core/scheduler.py", ("tests/engine/core/test_targets.py",)): {
+        "prompts with a target wait behind others": (
+            "return int(request.latency_target is None), request.pending > 1, request.priority",
+            "return 0, request.pending > 1, request.priority",
+        ),
+        "prompts of one token overtake all others": (
+            "request = min(self.waiting, key=_waiting_rank)",
+            "request = min(self.waiting, key=_running_rank)",
+        ),
+    },
+    ("engine/core/scheduler.py", ("tests/engine/core/test_priority.py",)): {
+        "the most urgent request loses its pages": (
+            "victim = max(beside, key=lambda r: (r.priority, r.arrival))",
+            "victim = max(beside, key=_age)",
+        ),
+        "a request of low priority waits for ever": ("oldest.priority = FIRST", "pass"),
+        "priority ignored where places are free": (
+            "return int(request.latency_target is None), request.pending > 1, request.priority",
+            "return int(request.latency_target is None), request.pending > 1, 0",
+        ),
+    },
+    ("fastslow/request/builder.py", ("tests/serve/test_engine_protocol.py",)): {
+        "priority lost on the way to the engine": ("priority=options.priority,", "priority=0,"),
+    },
+    ("draft/prediction.py", ("tests/fastslow/test_prediction.py",)): {
+        "a prediction drafted from inside the thought": (
+            "if thinking is not None and thinking.inside(request.tokens):",
+            "if thinking is not None and not request.tokens:",
+        ),
+    },
+    ("engine/sampling/probs.py", ("tests/engine/core/test_grammar_exact.py",)): {
+        "a grammar's mask ignored": (
+            "mask = None if request.grammar is None else request.grammar.at(request.tokens, drafted)",
+            "mask = None",
+        ),
+    },
+    ("engine/sampling/grammar.py", ("tests/engine/sampling/test_grammar.py",)): {
+        "a grammar begins inside the thought": (
+            "self._state = _Progress(start.first)",
+            "self._state = _Progress(None)",
+        ),
+    },
+    ("serve/api/limits.py", ("tests/serve/test_caller.py",)): {
+        "a cache salt shared by all keys": (
+            'return _derived(self.memory_key or OPEN, "salt", cache_salt)',
+            'return _derived(OPEN, "salt", cache_salt)',
+        ),
+    },
+    (
+        "serve/api/fields.py",
+        ("tests/serve/test_warm.py::test_the_first_request_of_every_caller_finds_it[local]",),
+    ): {
+        "a cache salt ignored": ("who.memory(self.cache_salt)", "who.memory(None)"),
+    },
+    ("fastslow/request/choice.py", ("tests/fastslow/test_handle.py",)): {
+        "pieces of n answers with one index": (
+            "logprobs, self._index, sources, decided)",
+            "logprobs, 0, sources, decided)",
+        ),
+    },
+    ("engine/core/engine_core.py", ("tests/engine/core/test_continued.py",)): {
+        "a continued answer draws its latest token again": (
+            "result.accepted_nodes[b], result.tokens[b] = [], [token]",
+            "pass",
+        ),
+    },
+    ("engine/core/scheduler.py", ("tests/engine/core/test_continued.py",)): {
+        "log-probabilities of a continued answer begin behind the prefix cache": (
+            "most = min(most, request.prompt_length - 1)",
+            "pass",
+        ),
+    },
+    ("fastslow/request/resume.py", ("tests/engine/core/test_continued.py",)): {
+        "a continued answer is not looked at for stops": (
+            "kept = request.stopper.scan(text)",
+            "kept = 0",
+        ),
+    },
+    ("fastslow/request/builder.py", ("tests/fastslow/test_answered.py",)): {
+        "a continued answer's mode is chosen again": ("if decided is not None:", "if False:"),
+    },
+    ("serve/engines/sent_pieces.py", ("tests/serve/test_continued_engine.py",)): {
+        "what was sent is sent again": ("return text[max(0, known) :]", "return text"),
+    },
+    ("serve/engines/local.py", ("tests/serve/test_continued_answers.py",)): {
+        "a closing engine cuts answers that another one would go on with": (
+            "if cut and ask.whole and",
+            "if False and",
+        ),
+    },
+    ("fastslow/admission.py", ("tests/fastslow/test_async_llm.py",)): {
+        "a full queue takes more": ("if missing > 0:", "if missing > 10**6:"),
+    },
+    ("serve/api/errors.py", ("tests/serve/test_streams.py",)): {
+        "a busy server says nothing of when to come back": (
+            '"busy", error.retry_after)',
+            '"busy", SOON)',
+        ),
+    },
+    ("engine/core/request.py", ("tests/fastslow/test_pin.py",)): {
+        "what is asked behind a pinned prefix is everybody's": (
+            "return groups, self.rope_length, self.memory_key",
+            "return groups, self.rope_length, None",
+        ),
+    },
+    ("fastslow/request/pin.py", ("tests/fastslow/test_pin.py",)): {
+        "a usual pin is open to every key": (
+            "opened = for_all if every_key else None",
+            "opened = for_all",
+        ),
+    },
+    ("engine/kv/prefix.py", ("tests/engine/kv/test_kv_for_all.py",)): {
+        "pages behind other pages of their text are shared": (
+            "if page is None or self._parent_of[page] != (pages[-1] if pages else -1):",
+            "if page is None:",
+        ),
+    },
+    ("engine/sampling/rng.py", ESCALATION): {
+        "a second answer is drawn as the first was": (
+            "return int(words[0]) >> 1\n\n\ndef draw",
+            "return seed\n\n\ndef draw",
+        ),
+    },
+    ("draft/model/kv.py", ("tests/engine/kv/test_prefix_root.py",)): {
+        "a draft model's pages do not know their rotary base": (
+            "return self.groups, self.rope_length, self.request.memory_key",
+            "return self.groups, 0, self.request.memory_key",
+        ),
+    },
+    ("draft/suffix/draft.py", ("tests/draft/test_suffix_draft.py",)): {
+        "answers are remembered for everybody": (
+            "self._memory.of(request.memory_key)",
+            "self._memory.of(None)",
+        ),
+    },
+    ("engine/sampling/accept/lossy.py", ("tests/engine/sampling/test_accept_stepwise.py",)): {
+        "a step is kept though one before it was refused": ("kept = node.alive and", "kept ="),
+    },
+    ("draft/head/draft.py", PROMPTS): {
+        "a prompt's rows stand one place off": (
+            "parts.append(features[end - sizes[-1] : end])",
+            "parts.append(features[end - sizes[-1] : end].roll(1, 0))",
+        ),
+        "each prompt token goes with its own row": (
+            "request.tokens[first + 1 : some.stop + 1]",
+            "request.tokens[first : some.stop]",
+        ),
+        "a prompt is dropped where rows wait": (
+            "                self._flush(state)\n            state.features.append(own)",
+            "                self.release([request.id])\n                state = self._state_at(request, first)\n            state.features.append(own)",
+        ),
+        "drafting from a row that was only read": (
+            "state.can_draft and state.end ==",
+            "state.end ==",
+        ),
+    },
+    (
+        "engine/core/layout.py",
+        (
+            "tests/draft/test_head_engine.py",
+            "tests/draft/test_head_prompt.py",
+        ),
+    ): {
+        "features of the verified rows from where their logits are": (
+            "verify_seen.append(looks + len(seen))",
+            "verify_seen.append(looks)",
+        ),
+    },
+    ("tools/train_head/unroll.py", ("tests/draft/test_head.py",)): {
+        "a chain in training forgets the prompt": ("tril(before - step)", "tril(-step)"),
+    },
+    ("tools/train_head/batches.py", PROMPTS): {
+        "a prompt's places begin where the answer's do": (
+            "torch.arange(-features.shape[1], 0)",
+            "torch.arange(features.shape[1])",
+        ),
+    },
+    (
+        "engine/backends/cpu/decoder.py",
+        (
+            "tests/engine/model/test_model.py::test_features_of_rows_without_logits",
+            "tests/draft/test_head_prompt.py",
+        ),
+    ): {
+        "kernels write the features of wanted logits": (
+            "seen = len(contexts), rows.feature_rows if features else rows.feature_rows[:0]",
+            "seen = len(contexts), rows.outputs if features else rows.feature_rows[:0]",
+        ),
+    },
+    ("policies/auto.py", ("tests/policies/test_auto.py",)): {
+        "a selector's means are forgotten": (
+            "weight * (seen[name] - self.means.get(name, 0.0))",
+            "weight * seen[name]",
+        ),
+    },
+    ("tools/tune/selector.py", ("tests/tools/test_tune_selector.py",)): {
+        "a fold tests what it was fitted to": (
+            "            fitted = fit(features_NF[others], wanted_N[others], weights_N[others])",
+            "            fitted = fit(features_NF, wanted_N, weights_N)",
+        ),
+    },
+    ("tools/quantize/smooth.py", QUANTISED): {
+        "smoothing folded on one side": (
+            'tensors[f"{name}.weight"] * columns',
+            'tensors[f"{name}.weight"]',
+        ),
+        "only the first reader's demand": ("torch.stack(demands).amax(0)", "demands[0]"),
+    },
+    ("tools/quantize/quantize_layer.py", QUANTISED): {
+        "a gate aligned at any price": ("if found > after:", "if found >= 0:"),
+        "rounding errors carried on with the wrong sign": (
+            "block[i + 1 :] -= factor",
+            "block[i + 1 :] += factor",
+        ),
+    },
+    ("tools/quantize/calibration.py", QUANTISED): {
+        "calibration keeps every text": ("bool((short & (counts > 0)).any())", "True"),
+    },
+    ("tools/simulate/replica.py", SIMULATED): {
+        "a simulated prompt read without regard to a target": (
+            "if answer.request.latency_ms is None and limit is not None:",
+            "if False:",
+        ),
+        "a simulated replica's cache never evicted": (
+            "self._cache.evict(-self._free(idle=False))",
+            "pass",
+        ),
+        "simulated replicas of a machine do not slow each other": (
+            "(seconds + costs.step(decode, prompts)) * costs.slowed(self._others())",
+            "seconds + costs.step(decode, prompts)",
+        ),
+        "a simulated request starts without room for its prompt": (
+            "if running and length - cached > self._free():",
+            "if False:",
+        ),
+        "a cached prefix read again in a simulation": (
+            "answer.left = length - cached",
+            "answer.left = length",
+        ),
+    },
+    ("engine/checkpoint/quantised.py", QUANT_FILES): {
+        "a static input's offset forgotten": (
+            " + offset * weight.double().sum(-1)",
+            " + 0 * offset",
+        ),
+    },
+    ("engine/backends/cpu/pieces.py", QUANT_FILES): {
+        "int8 outputs in the wrong order of scales": (
+            "scales = _ordered(matrix.scale_O.numpy(), self.order)",
+            "scales = _ordered(matrix.scale_O.numpy()[::-1].copy(), self.order)",
+        ),
+    },
+    ("engine/backends/cpu/kernels/score_int8.h", INT8_KV): {
+        "int8 values without their scales": (
+            "load<vf>(scores + k) * load<vf>(scales + k)",
+            "load<vf>(scores + k)",
+        ),
+    },
+    ("engine/backends/cpu/kv.py", INT8_KV): {
+        "moved int8 rows leave their scales behind": (
+            "self._scales()[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)",
+            "self._scales()",
+        ),
+    },
+    ("engine/checkpoint/checkpoint.py", LOADER): {
+        "4-bit blocks of any shape are taken": (
+            'file.get_slice(name), Expected((shape,), ("U8",))',
+            'file.get_slice(name), Expected((tuple(file.get_slice(name).get_shape()),), ("U8",))',
+        ),
+    },
+    ("engine/host/unfinished.py", UNFINISHED): {
+        "the work of a living process is swept": (
+            "        if not _take(lock, handle):",
+            "        if _take(lock, handle) is None:",
+        ),
+        "what another machine makes is swept": (
+            'ours = os.read(handle, 64) == _boot() != b""',
+            "ours = True",
+        ),
+    },
+    ("engine/host/gguf_file.py", GGUF): {
+        "tensors of a GGUF file may overlap": ("if begin < end:", "if begin < 0:"),
+    },
+    ("draft/head/runner.py", SHIPPED_HEAD): {
+        "a shipped head for any model of its width": (
+            "fitting.get(fingerprint(target)) if fitting else None",
+            "next(iter(fitting.values()), None)",
+        ),
+    },
+    ("engine/backends/cpu/kernels/file_kernel.h", GGUF_FORMATS): {
+        "a file's numbers keep what their zero adds": (
+            "return less << Form::ZERO;",
+            "return less;",
+        ),
+        "the second half of a Q6_K block has the first's scale": (
+            "scales.d[b * PARTS + i * PARTS / BLOCK][output]",
+            "scales.d[b * PARTS][output]",
+        ),
+    },
+    ("engine/backends/cpu/decoder.py", GGUF_FORMATS): {
+        "values are read as if they were in the keys' format": (
+            "found[name] = library.CMatrix(tiles, bias, run.format,",
+            "found[name] = library.CMatrix(tiles, bias, piece.runs[1].format,",
+        ),
+    },
+    ("engine/backends/cpu/library.py", GGUF_FORMATS): {
+        "a row of zeros is the file's first": (
+            "np.where(order < 0, 0, rows[order])",
+            "rows[np.maximum(order, 0)]",
+        ),
+    },
+}
+MUTATIONS = (
+    *(
+        Mutation(name, ((file, code, broken),), tests)
+        for (file, tests), edits in BROKEN.items()
+        for name, (code, broken) in edits.items()
     ),
     Mutation(
         "a preempted request keeps what was computed",
@@ -615,497 +828,6 @@ MUTATIONS = (
             ),
         ),
         MIXED,
-    ),
-    swap(
-        "an unsure run is not cut",
-        "engine/core/target_probs.py",
-        "size = confidence.keeps(values)",
-        "size = len(values)",
-        ESCALATION,
-    ),
-    swap(
-        "pages of two modes are published",
-        "engine/core/scheduler.py",
-        "kv_from_previous_mode.length\n            ):\n                self._kv.stop_publishing(request.id)",
-        "kv_from_previous_mode.length\n            ):\n                pass",
-        ESCALATION,
-    ),
-    swap(
-        "a chunk runs over a change of groups",
-        "engine/core/request.py",
-        "return self.kv_from_previous_mode.length - self.computed",
-        "return self.pending",
-        ESCALATION,
-    ),
-    swap(
-        "kept rows are computed again under the new groups",
-        "engine/core/layout.py",
-        "groups=request.current_groups,",
-        "groups=request.groups,",
-        ESCALATION,
-    ),
-    swap(
-        "a stream tells of an answer that is dropped",
-        "fastslow/request/choice.py",
-        "if self.streaming and not unsure:",
-        "if self.streaming:",
-        ESCALATION,
-    ),
-    swap(
-        "a request runs past its deadline",
-        "engine/core/engine_core.py",
-        "if time.monotonic() >= self._next_deadline:",
-        "if time.monotonic() < 0:",
-        ("tests/fastslow/test_handle.py",),
-    ),
-    swap(
-        "a task that is cancelled leaves its request running",
-        "fastslow/request/group.py",
-        "except BaseException:  # the task is cancelled, or its loop is gone",
-        "except ValueError:",
-        ("tests/fastslow/test_handle.py",),
-    ),
-    swap(
-        "a stream that is dropped goes on",
-        "fastslow/request/handle.py",
-        '        if hasattr(self, "_group"):  # else it was never made\n            self.close()',
-        "        pass",
-        ("tests/fastslow/test_handle.py", "tests/fastslow/test_llm.py"),
-    ),
-    swap(
-        "a request that was skipped long enough waits on",
-        "engine/core/latency_budget.py",
-        "return max(fits, min(rows, LEAST))",
-        "return fits",
-        ("tests/engine/core/test_targets.py",),
-    ),
-    swap(
-        "prompts with a target wait behind others",
-        "engine/core/scheduler.py",
-        "return int(request.latency_target is None), request.pending > 1, request.priority",
-        "return 0, request.pending > 1, request.priority",
-        ("tests/engine/core/test_targets.py",),
-    ),
-    swap(
-        "prompts of one token overtake all others",
-        "engine/core/scheduler.py",
-        "request = min(self.waiting, key=_waiting_rank)",
-        "request = min(self.waiting, key=_running_rank)",
-        ("tests/engine/core/test_targets.py",),
-    ),
-    swap(
-        "the most urgent request loses its pages",
-        "engine/core/scheduler.py",
-        "victim = max(beside, key=lambda r: (r.priority, r.arrival))",
-        "victim = max(beside, key=_age)",
-        ("tests/engine/core/test_priority.py",),
-    ),
-    swap(
-        "a request of low priority waits for ever",
-        "engine/core/scheduler.py",
-        "oldest.priority = FIRST",
-        "pass",
-        ("tests/engine/core/test_priority.py",),
-    ),
-    swap(
-        "priority ignored where places are free",
-        "engine/core/scheduler.py",
-        "return int(request.latency_target is None), request.pending > 1, request.priority",
-        "return int(request.latency_target is None), request.pending > 1, 0",
-        ("tests/engine/core/test_priority.py",),
-    ),
-    swap(
-        "priority lost on the way to the engine",
-        "fastslow/request/builder.py",
-        "priority=options.priority,",
-        "priority=0,",
-        ("tests/serve/test_engine_protocol.py",),
-    ),
-    swap(
-        "a prediction drafted from inside the thought",
-        "draft/prediction.py",
-        "if thinking is not None and thinking.inside(request.tokens):",
-        "if thinking is not None and not request.tokens:",
-        ("tests/fastslow/test_prediction.py",),
-    ),
-    swap(
-        "a grammar's mask ignored",
-        "engine/sampling/probs.py",
-        "mask = None if request.grammar is None else request.grammar.at(request.tokens, drafted)",
-        "mask = None",
-        ("tests/engine/core/test_grammar_exact.py",),
-    ),
-    swap(
-        "a grammar begins inside the thought",
-        "engine/sampling/grammar.py",
-        "self._state = _Progress(start.first)",
-        "self._state = _Progress(None)",
-        ("tests/engine/sampling/test_grammar.py",),
-    ),
-    swap(
-        "a cache salt shared by all keys",
-        "serve/api/limits.py",
-        'return _derived(self.memory_key or OPEN, "salt", cache_salt)',
-        'return _derived(OPEN, "salt", cache_salt)',
-        ("tests/serve/test_caller.py",),
-    ),
-    swap(
-        "a cache salt ignored",
-        "serve/api/fields.py",
-        "who.memory(self.cache_salt)",
-        "who.memory(None)",
-        ("tests/serve/test_warm.py::test_the_first_request_of_every_caller_finds_it[local]",),
-    ),
-    swap(
-        "pieces of n answers with one index",
-        "fastslow/request/choice.py",
-        "logprobs, self._index, sources, decided)",
-        "logprobs, 0, sources, decided)",
-        ("tests/fastslow/test_handle.py",),
-    ),
-    swap(
-        "a continued answer draws its latest token again",
-        "engine/core/engine_core.py",
-        "result.accepted_nodes[b], result.tokens[b] = [], [token]",
-        "pass",
-        ("tests/engine/core/test_continued.py",),
-    ),
-    swap(
-        "log-probabilities of a continued answer begin behind the prefix cache",
-        "engine/core/scheduler.py",
-        "most = min(most, request.prompt_length - 1)",
-        "pass",
-        ("tests/engine/core/test_continued.py",),
-    ),
-    swap(
-        "a continued answer is not looked at for stops",
-        "fastslow/request/resume.py",
-        "kept = request.stopper.scan(text)",
-        "kept = 0",
-        ("tests/engine/core/test_continued.py",),
-    ),
-    swap(
-        "a continued answer's mode is chosen again",
-        "fastslow/request/mode.py",
-        "if decided is not None:",
-        "if False:",
-        ("tests/fastslow/test_answered.py",),
-    ),
-    swap(
-        "what was sent is sent again",
-        "serve/engines/sent_pieces.py",
-        "return text[max(0, known) :]",
-        "return text",
-        ("tests/serve/test_continued_engine.py",),
-    ),
-    swap(
-        "a closing engine cuts answers that another one would go on with",
-        "serve/engines/local.py",
-        "if cut and ask.whole and",
-        "if False and",
-        ("tests/serve/test_continued_answers.py",),
-    ),
-    swap(
-        "a full queue takes more",
-        "fastslow/admission.py",
-        "if missing > 0:",
-        "if missing > 10**6:",
-        ("tests/fastslow/test_async_llm.py",),
-    ),
-    swap(
-        "a busy server says nothing of when to come back",
-        "serve/api/errors.py",
-        '"busy", error.retry_after)',
-        '"busy", SOON)',
-        ("tests/serve/test_streams.py",),
-    ),
-    swap(
-        "what is asked behind a pinned prefix is everybody's",
-        "engine/core/request.py",
-        "return groups, self.rope_length, self.memory_key",
-        "return groups, self.rope_length, None",
-        ("tests/fastslow/test_pin.py",),
-    ),
-    swap(
-        "a usual pin is open to every key",
-        "fastslow/request/pin.py",
-        "opened = for_all if every_key else None",
-        "opened = for_all",
-        ("tests/fastslow/test_pin.py",),
-    ),
-    swap(
-        "pages behind other pages of their text are shared",
-        "engine/kv/prefix.py",
-        "if page is None or self._parent_of[page] != (pages[-1] if pages else -1):",
-        "if page is None:",
-        ("tests/engine/kv/test_kv_for_all.py",),
-    ),
-    swap(
-        "a second answer is drawn as the first was",
-        "engine/sampling/rng.py",
-        "return int(words[0]) >> 1\n\n\ndef draw",
-        "return seed\n\n\ndef draw",
-        ESCALATION,
-    ),
-    swap(
-        "a draft model's pages do not know their rotary base",
-        "draft/model/kv.py",
-        "return self.groups, self.rope_length, self.request.memory_key",
-        "return self.groups, 0, self.request.memory_key",
-        ("tests/engine/kv/test_prefix_root.py",),
-    ),
-    swap(
-        "answers are remembered for everybody",
-        "draft/suffix/draft.py",
-        "self._memory.of(request.memory_key)",
-        "self._memory.of(None)",
-        ("tests/draft/test_suffix_draft.py",),
-    ),
-    swap(
-        "a target cuts its own draft unasked",
-        "engine/core/latency_budget.py",
-        "if request.latency_target is not None and not request.may_cut_draft:",
-        "if False:",
-        ("tests/engine/core/test_targets.py",),
-    ),
-    swap(
-        "a step is kept though one before it was refused",
-        "engine/sampling/accept/lossy.py",
-        "kept = node.alive and",
-        "kept =",
-        ("tests/engine/sampling/test_accept_stepwise.py",),
-    ),
-    swap(
-        "a prompt's rows stand one place off",
-        "draft/head/draft.py",
-        "parts.append(features[end - sizes[-1] : end])",
-        "parts.append(features[end - sizes[-1] : end].roll(1, 0))",
-        PROMPTS,
-    ),
-    swap(
-        "each prompt token goes with its own row",
-        "draft/head/draft.py",
-        "request.tokens[first + 1 : some.stop + 1]",
-        "request.tokens[first : some.stop]",
-        PROMPTS,
-    ),
-    swap(
-        "features of the verified rows from where their logits are",
-        "engine/core/layout.py",
-        "verify_seen.append(looks + len(seen))",
-        "verify_seen.append(looks)",
-        ("tests/draft/test_head_engine.py", *PROMPTS),
-    ),
-    swap(
-        "a prompt is dropped where rows wait",
-        "draft/head/draft.py",
-        "                self._flush(state)\n            state.features.append(own)",
-        "                self.release([request.id])\n                state = self._state_at(request, first)\n"
-        "            state.features.append(own)",
-        PROMPTS,
-    ),
-    swap(
-        "drafting from a row that was only read",
-        "draft/head/draft.py",
-        "state.can_draft and state.end ==",
-        "state.end ==",
-        PROMPTS,
-    ),
-    swap(
-        "a chain in training forgets the prompt",
-        "tools/train_head/unroll.py",
-        "tril(before - step)",
-        "tril(-step)",
-        ("tests/draft/test_head.py",),
-    ),
-    swap(
-        "a prompt's places begin where the answer's do",
-        "tools/train_head/batches.py",
-        "torch.arange(-features.shape[1], 0)",
-        "torch.arange(features.shape[1])",
-        PROMPTS,
-    ),
-    swap(
-        "kernels write the features of wanted logits",
-        "engine/backends/cpu/decoder.py",
-        "seen = len(contexts), rows.feature_rows if features else rows.feature_rows[:0]",
-        "seen = len(contexts), rows.outputs if features else rows.feature_rows[:0]",
-        ("tests/engine/model/test_model.py::test_features_of_rows_without_logits", *PROMPTS),
-    ),
-    swap(
-        "a selector's means are forgotten",
-        "policies/auto.py",
-        "weight * (seen[name] - self.means.get(name, 0.0))",
-        "weight * seen[name]",
-        ("tests/policies/test_auto.py",),
-    ),
-    swap(
-        "a fold tests what it was fitted to",
-        "tools/tune/selector.py",
-        "            fitted = fit(features_NF[others], wanted_N[others], weights_N[others])",
-        "            fitted = fit(features_NF, wanted_N, weights_N)",
-        ("tests/tools/test_tune_selector.py",),
-    ),
-    swap(
-        "smoothing folded on one side",
-        "tools/quantize/smooth.py",
-        'tensors[f"{name}.weight"] * columns',
-        'tensors[f"{name}.weight"]',
-        QUANTISED,
-    ),
-    swap(
-        "only the first reader's demand",
-        "tools/quantize/smooth.py",
-        "torch.stack(demands).amax(0)",
-        "demands[0]",
-        QUANTISED,
-    ),
-    swap(
-        "a gate aligned at any price",
-        "tools/quantize/quantize_layer.py",
-        "if found > after:",
-        "if found >= 0:",
-        QUANTISED,
-    ),
-    swap(
-        "calibration keeps every text",
-        "tools/quantize/calibration.py",
-        "bool((short & (counts > 0)).any())",
-        "True",
-        QUANTISED,
-    ),
-    swap(
-        "rounding errors carried on with the wrong sign",
-        "tools/quantize/quantize_layer.py",
-        "block[i + 1 :] -= factor",
-        "block[i + 1 :] += factor",
-        QUANTISED,
-    ),
-    swap(
-        "a simulated prompt read without regard to a target",
-        "tools/simulate/step.py",
-        "if self.limit is None or answer.target is not None or self.left <= 0:",
-        "if True:",
-        SIMULATED,
-    ),
-    swap(
-        "a simulated replica's cache never evicted",
-        "tools/simulate/replica.py",
-        "self._cache.evict(math.ceil(need + self._cache.idle - self._costs.pages))",
-        "pass",
-        SIMULATED,
-    ),
-    swap(
-        "simulated replicas of a machine do not slow each other",
-        "tools/simulate/replica.py",
-        "step.seconds * self._costs.slowed(self._others())",
-        "step.seconds",
-        SIMULATED,
-    ),
-    swap(
-        "a simulated request that lost its pages starts from nothing",
-        "tools/simulate/replica.py",
-        "victim.made = math.floor(victim.made + 1e-9)",
-        "victim.made = 0.0",
-        SIMULATED,
-    ),
-    swap(
-        "a cached prefix read again in a simulation",
-        "tools/simulate/replica.py",
-        "held, need, length - cached",
-        "held, need, length",
-        SIMULATED,
-    ),
-    swap(
-        "a static input's offset forgotten",
-        "engine/checkpoint/quantised.py",
-        " + offset * weight.double().sum(-1)",
-        " + 0 * offset",
-        QUANT_FILES,
-    ),
-    swap(
-        "int8 outputs in the wrong order of scales",
-        "engine/backends/cpu/pieces.py",
-        "scales = _ordered(matrix.scale_O.numpy(), self.order)",
-        "scales = _ordered(matrix.scale_O.numpy()[::-1].copy(), self.order)",
-        QUANT_FILES,
-    ),
-    swap(
-        "int8 values without their scales",
-        "engine/backends/cpu/kernels/score_int8.h",
-        "load<vf>(scores + k) * load<vf>(scales + k)",
-        "load<vf>(scores + k)",
-        INT8_KV,
-    ),
-    swap(
-        "moved int8 rows leave their scales behind",
-        "engine/backends/cpu/kv.py",
-        "self._scales()[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)",
-        "self._scales()",
-        INT8_KV,
-    ),
-    swap(
-        "4-bit blocks of any shape are taken",
-        "engine/checkpoint/checkpoint.py",
-        'file.get_slice(name), Expected((shape,), ("U8",))',
-        'file.get_slice(name), Expected((tuple(file.get_slice(name).get_shape()),), ("U8",))',
-        LOADER,
-    ),
-    swap(
-        "the work of a living process is swept",
-        "engine/host/unfinished.py",
-        "        if not _take(lock, handle):",
-        "        if _take(lock, handle) is None:",
-        UNFINISHED,
-    ),
-    swap(
-        "what another machine makes is swept",
-        "engine/host/unfinished.py",
-        'ours = os.read(handle, 64) == _boot() != b""',
-        "ours = True",
-        UNFINISHED,
-    ),
-    swap(
-        "tensors of a GGUF file may overlap",
-        "engine/host/gguf_file.py",
-        "if begin < end:",
-        "if begin < 0:",
-        GGUF,
-    ),
-    swap(
-        "a shipped head for any model of its width",
-        "draft/head/runner.py",
-        "fitting.get(fingerprint(target)) if fitting else None",
-        "next(iter(fitting.values()), None)",
-        SHIPPED_HEAD,
-    ),
-    swap(
-        "a file's numbers keep what their zero adds",
-        "engine/backends/cpu/kernels/file_kernel.h",
-        "return less << Form::ZERO;",
-        "return less;",
-        GGUF_FORMATS,
-    ),
-    swap(
-        "the second half of a Q6_K block has the first's scale",
-        "engine/backends/cpu/kernels/file_kernel.h",
-        "scales.d[b * PARTS + i * PARTS / BLOCK][output]",
-        "scales.d[b * PARTS][output]",
-        GGUF_FORMATS,
-    ),
-    swap(
-        "values are read as if they were in the keys' format",
-        "engine/backends/cpu/decoder.py",
-        "found[name] = library.CMatrix(tiles, bias, run.format,",
-        "found[name] = library.CMatrix(tiles, bias, piece.runs[1].format,",
-        GGUF_FORMATS,
-    ),
-    swap(
-        "a row of zeros is the file's first",
-        "engine/backends/cpu/library.py",
-        "np.where(order < 0, 0, rows[order])",
-        "rows[np.maximum(order, 0)]",
-        GGUF_FORMATS,
     ),
 )
 

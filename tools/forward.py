@@ -14,10 +14,8 @@ PAGE = 16
 
 
 def chain(text: Sequence[int], slots: Ints, start: int, stop: int, **how: Any) -> Segment:
-    """Rows `start` to `stop` of a text whose token n lies in slots[n]; those before were read.
-
-    how: the other fields of `Segment`.
-    """
+    """Rows `start` to `stop` of a text whose token n lies in slots[n]; those before were read. how: the
+    other fields of `Segment`."""
     return Segment(
         tokens=list(text[start:stop]),
         positions=range(start, stop),
@@ -31,13 +29,8 @@ def chain(text: Sequence[int], slots: Ints, start: int, stop: int, **how: Any) -
 def forward_texts(
     model: Model, texts: Sequence[Sequence[int]], layers: tuple[int, ...] = ()
 ) -> ModelOutput:
-    """Logits of every row of some texts, one text after the other, in one forward.
-
-    Args:
-        model: the model.
-        texts: token ids.
-        layers: whose outputs are given as features, too.
-    """
+    """Logits of every row of some texts, one text after the other, in one forward. layers: whose outputs
+    are given as features, too."""
     sizes = [len(text) for text in texts]
     kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
     segments, first = [], 0

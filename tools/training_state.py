@@ -13,10 +13,7 @@ from torch import Tensor
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested mappings and lists of tensors and JSON values, as of `state_dict`; atomic.
-
-    Tensors keep dtype and shape; tuples come back as lists.
-    """
+    """Write nested mappings and lists of tensors and JSON values; atomic. Tuples come back as lists."""
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_split(state, tensors))
     part = path.with_name(f"{path.name}.part")
@@ -25,11 +22,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path) -> Any:
-    """What `write_state` wrote.
-
-    Raises:
-        ValueError: the file was not written by it.
-    """
+    """What `write_state` wrote; ValueError for another file."""
     with safe_open(path, framework="pt") as file:
         tree = (file.metadata() or {}).get("state")
         if tree is None:

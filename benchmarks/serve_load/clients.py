@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 TAIL = 64 * 1024  # bytes of an answer's end that are kept
 WAIT = 120.0  # seconds after which a request hangs
+TOPICS = ("the sea", "old maps", "bread", "a lighthouse", "bees", "rivers", "clocks", "snow")
 
 
 @dataclass(slots=True)
@@ -37,11 +38,11 @@ class Reply:
 class Stream(asyncio.Protocol):
     """One request on one connection."""
 
-    def __init__(self, request: bytes, leave_after: float | None) -> None:
+    def __init__(self, request: bytes) -> None:
         loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = loop.create_future()
         self.reply = Reply()
-        self._request, self._leave_after = request, leave_after
+        self._request = request
         self._tail = bytearray()
         self._begin = 0.0
         self._transport: Any = None
@@ -50,8 +51,6 @@ class Stream(asyncio.Protocol):
         self._transport = transport
         self._begin = time.perf_counter()
         self._transport.write(self._request)
-        if self._leave_after is not None:
-            asyncio.get_running_loop().call_later(self._leave_after, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         reply = self.reply
@@ -109,11 +108,11 @@ class Stream(asyncio.Protocol):
             reply.ids += delta.get("token_ids") or ()
 
 
-def request_of(body: Mapping[str, Any] | bytes, path: str = "/v1/chat/completions") -> bytes:
+def request_of(body: Mapping[str, Any]) -> bytes:
     """A request as bytes; the server closes the connection after its answer."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    data = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + data
@@ -133,12 +132,8 @@ def chat(prompt: str, tokens: int, **fields: Any) -> dict[str, Any]:
     }
 
 
-async def ask(
-    address: str, body: Mapping[str, Any] | bytes, leave_after: float | None = None
-) -> Reply:
+async def ask(address: str, body: Mapping[str, Any]) -> Reply:
     """Send a request and read its answer.
-
-    leave_after: seconds after which the client is gone.
 
     Raises:
         TimeoutError: it hangs.
@@ -146,7 +141,7 @@ async def ask(
     loop, where = asyncio.get_running_loop(), urlsplit(address)
     assert where.hostname is not None and where.port is not None
     _, stream = await loop.create_connection(
-        lambda: Stream(request_of(body), leave_after), where.hostname, where.port
+        lambda: Stream(request_of(body)), where.hostname, where.port
     )
     await asyncio.wait_for(stream.over, WAIT)
     return stream.reply

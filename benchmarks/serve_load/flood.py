@@ -10,9 +10,8 @@ import time
 from typing import Any
 
 from figures import percentiles, show
-from serve_load.clients import ask, chat
+from serve_load.clients import TOPICS, ask, chat
 from serve_load.front import Front
-from serve_load.load import TOPICS
 
 TARGET_MS = 1000  # that fast requests ask for
 FAST_TOKENS, DEEP_TOKENS = 8, 128

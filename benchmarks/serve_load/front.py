@@ -7,7 +7,6 @@ import os
 import queue
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -81,11 +80,6 @@ class Front:
     @property
     def pid(self) -> int:
         return self.process.pid
-
-    @property
-    def engine(self) -> int:
-        """The process of its only engine: of those that it started, the largest."""
-        return max(descendants(self.pid), key=memory)
 
     @property
     def replicas(self) -> list[int]:
@@ -196,23 +190,6 @@ def thread_seconds(pid: int) -> dict[int, float]:
 def _seconds(stat: Path) -> float:
     fields = stat.read_text("utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def memory(pid: int | str = "self") -> float:
-    """MiB of a process that no file holds; 0: it is gone."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def growth(sizes: Sequence[float]) -> tuple[float, float, bool]:
-    """Medians of the second and the last fifth of a time, and whether memory grew between them."""
-    fifth = len(sizes) // 5
-    first = statistics.median(sizes[fifth : 2 * fifth + 1])
-    last = statistics.median(sizes[-max(1, fifth) :])
-    return first, last, last > 1.05 * first + 16
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -12,9 +12,8 @@ from collections import Counter
 from typing import Any
 
 from figures import percentiles, show
-from serve_load.clients import Reply, ask, chat
+from serve_load.clients import TOPICS, Reply, ask, chat
 from serve_load.front import Front
-from serve_load.load import TOPICS
 
 CLIENTS = 64
 MODES: tuple[Any, ...] = ("fast", "deep", {"base": "deep", "groups": 2})

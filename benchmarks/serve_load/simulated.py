@@ -25,12 +25,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from figures import console, numbers, show
-from serve_load.clients import Reply, ask, chat
+from serve_load.clients import TOPICS, Reply, ask, chat
 from serve_load.front import CpuSeconds, Front
-from serve_load.prefixes import BOTS, system_prompt
 
-from fastslow.engine.host.machine import cores
-from fastslow.tools.simulate.cluster import ClusterSettings, SimulatedCluster
+from fastslow.tools.simulate.cluster import SimulatedCluster
 from fastslow.tools.simulate.costs import ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, compare, measured_times, simulated_times
 from fastslow.tools.simulate.measured import shared_slowdown
@@ -39,6 +37,7 @@ from fastslow.tools.simulate.trace import TracedRequest, write_trace
 ALONE, COLD = 14, 4  # requests one by one, and those of them that do not count
 RUNNING = "16"  # most requests in a step that are measured: there are never more here
 LIMIT = 0.2  # that a 95th percentile may be off
+BOTS = 6  # system prompts
 SHARE_DEEP, TARGET_MS = 0.3, 1000
 FAST, DEEP = (8, 16, 24), (32, 64, 96)  # tokens of answers
 PAGE = 16  # tokens of a page of a replica, which holds whole pages of a prompt
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             for count in counts[:: -1 if turn % 2 else 1]:
                 trace, way, share, missing = _recorded(args, count, args.seed + turn)
                 after = _costs(args.model, out)
-                slowed = shared_slowdown(slowdown, share, cores())
+                slowed = shared_slowdown(slowdown, share, 1)
                 costs = between(before, after, first_seconds=way, slowdown=slowed)
                 recordings[count].append((trace, costs))
                 before, lost = after, lost + missing
@@ -97,9 +96,8 @@ def compared(replicas: int, rounds: Sequence[Recording]) -> list[Any]:
     simulated: list[AnswerTimes] = []
     for turn, (trace, costs) in enumerate(rounds):
         own = [r.model_copy(update={"id": f"{turn}/{r.id}"}) for r in trace]
-        settings = ClusterSettings(replicas, machine_replicas=replicas)
         measured += measured_times(own)
-        simulated += simulated_times(SimulatedCluster(own, costs, settings).run())
+        simulated += simulated_times(SimulatedCluster(own, costs, replicas, replicas).run())
     return list(compare(measured, simulated))
 
 
@@ -123,6 +121,16 @@ def _recorded(
         trace = [traced(front.address, n, one, one[0] >= args.warm) for n, one in whole]
     way = max(0.0, median(reply.first - reply.waited for reply in alone))
     return trace, way, share, len(seen) - len(whole)
+
+
+def system_prompt(bot: int) -> str:
+    """Some 300 tokens that all chats of a bot begin with."""
+    draw = random.Random(bot)
+    rules = (
+        f"Rule {n}: speak of {draw.choice(TOPICS)} when asked of {draw.choice(TOPICS)}."
+        for n in range(18)
+    )
+    return f"You are bot {bot}. " + " ".join(rules)
 
 
 def body_of(draw: random.Random, number: int) -> dict[str, Any]:

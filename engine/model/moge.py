@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -116,8 +115,8 @@ class Moge:
     """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
 
     The router, `gate`, runs in float32 (float64 for a float64 model). shared: None is no shared expert.
-    `watch` is shown each router's input and logits. `held_groups`, `held_experts`: the groups whose
-    experts, or the experts that are held, where other ranks hold the others; None = all.
+    `held_groups`, `held_experts`: the groups whose experts, or the experts that are held, where other
+    ranks hold the others; None = all.
     """
 
     ops: Ops
@@ -127,7 +126,6 @@ class Moge:
     shared: Mlp | None
     scale: Tensor | None  # [E] float32
     gate_bias: Tensor | None = field(default=None, kw_only=True)  # [E] float32
-    watch: Callable[[Tensor, Tensor], None] | None = field(default=None, kw_only=True)
     held_groups: range | None = field(default=None, kw_only=True)
     held_experts: range | None = field(default=None, kw_only=True)
 
@@ -138,8 +136,6 @@ class Moge:
             return y_PH
         sums = wide(x_PH.dtype)
         logits_PE = self.ops.linear(x_PH.to(sums), self.gate, self.gate_bias)
-        if self.watch is not None:
-            self.watch(x_PH, logits_PE)
         found = self._choose(logits_PE, torch.from_numpy(wanted).to(x_PH.device))
         numbers, weights = found.numbers.cpu().numpy(), found.weights
         if (held := self.held_groups) is not None:
@@ -173,10 +169,6 @@ class Moge:
             total = total + parts_PGH[:, g]
         return total.to(x_PH.dtype)
 
-    def ranks_by(self, logits_PE: Tensor) -> Tensor:
-        """Scores whose largest are chosen."""
-        return logits_PE
-
     def _first_held(self, experts: int) -> int:
         """The number of the first expert that is held, of all `experts`."""
         if self.held_groups is not None:
@@ -194,10 +186,6 @@ class BestOfAll(Moge):
     added to an expert's score for the choice alone, if anything is."""
 
     router: Router
-
-    def ranks_by(self, logits_PE: Tensor) -> Tensor:
-        scores = router_scores(logits_PE, self.router)
-        return scores if self.scale is None else scores + self.scale
 
     def _choose(self, logits_PE: Tensor, wanted_P: Tensor) -> ExpertChoice:
         return choose_best(logits_PE, self.router, self.scale, wanted_P)

@@ -1,15 +1,12 @@
-"""The training loop: learn, look at held-out tasks, save, continue from what was saved."""
+"""The training loop: learn, and look at held-out tasks."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import defaultdict
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +14,10 @@ from torch import nn
 
 from abacus.batches import LENGTH, Sample, Writer, pack
 from abacus.moge import Decoder, Packed, Shape, places, routers, split
-from abacus.ranks import Rank
 from abacus.tasks import LARGEST, held_out
-from fastslow.tools.progress import progress_bar, silent
+from fastslow.tools.progress import progress_bar
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.trainer import faster_dtype
-from fastslow.tools.training_state import read_state, write_state
 
 MATRIX_LR, LR = 0.007, 3e-3
 DECAY = 0.02  # of matrices
@@ -36,7 +31,7 @@ GROWTH = 3e6  # tokens until tasks have their full size
 
 @dataclass(slots=True)
 class Progressed:
-    """How far a training is; kept beside the weights."""
+    """How far a training is."""
 
     steps: int = 0
     tokens: int = 0
@@ -46,22 +41,19 @@ class Progressed:
 
 
 class Trainer:
-    """Trains one model; `keep` and `resume` work on a folder."""
+    """Trains one model."""
 
-    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int, rank: Rank) -> None:
+    def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int) -> None:
         torch.manual_seed(seed)
         self.done = Progressed()
         self._shape = shape
-        self._writer, self._seed, self._rows, self._rank = writer, seed, rows, rank
+        self._writer, self._seed, self._rows = writer, seed, rows
         self._take(Decoder(shape.dense()))
 
     def _take(self, model: Decoder) -> None:
         self.model = model
         self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
-        # rank 0 times it for all: replicas that multiply otherwise would drift apart
-        short = self._rank.broadcast(float(faster_dtype() == torch.bfloat16))
-        products = torch.bfloat16 if short else torch.float32
-        self._optimizers = optimizers(model, MATRIX_LR, LR, products)
+        self._optimizers = optimizers(model, MATRIX_LR, LR, faster_dtype())
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
 
     def _split(self) -> None:
@@ -87,34 +79,29 @@ class Trainer:
                 self._optimizers[0].state[p]["momentum"] = moved[name]
         self.done.split = self.done.steps
 
-    def run(self, minutes: float, every: float, folder: Path) -> None:
-        """Train until `minutes` have gone into it in all, looking and keeping every `every`."""
-        with progress_bar() if self._rank.rank == 0 else nullcontext(silent) as report:
-            last, looked, loss = time.monotonic(), self.done.seconds, 0.0
-            while (share := self._rank.broadcast(self._share(minutes))) < 1:
-                loss = self._step(share)
-                now = time.monotonic()
-                self.done.seconds += now - last
-                last = now
-                report(share, f"training, loss {loss:.3f}")
-                if self._rank.rank == 0 and self.done.seconds - looked >= every * 60:
-                    looked = self.done.seconds
-                    self._look(loss)
-                    self.keep(folder)
-        if self._rank.rank == 0:
-            if not self._rank.stopped:
-                self._look(loss)
-            self.keep(folder)
-
-    def _share(self, minutes: float) -> float:
-        return math.inf if self._rank.stopped else self.done.seconds / (minutes * 60)
+    def run(self, minutes: float, every: float) -> bool:
+        """Train for some minutes, looking every `every`. False: Ctrl-C has ended it early."""
+        began, looked, loss = time.monotonic(), 0.0, 0.0
+        try:
+            with progress_bar() as report:
+                while (share := self.done.seconds / (minutes * 60)) < 1:
+                    loss = self._step(share)
+                    self.done.seconds = time.monotonic() - began
+                    report(min(1.0, share), f"training, loss {loss:.3f}")
+                    if self.done.seconds - looked >= every * 60:
+                        looked = self.done.seconds
+                        self._look(loss)
+            self._look(loss)
+        except KeyboardInterrupt:
+            return False
+        return True
 
     def _step(self, share: float) -> float:
         done = self.done
         if self._shape.groups and done.split is None and share >= SPLIT:
             self._split()
         size = 2 + int((LARGEST - 2) * min(1.0, done.tokens / GROWTH))
-        own = f"train {self._seed} {done.steps} {self._rank.rank}"
+        own = f"train {self._seed} {done.steps}"
         batch = self._writer.batch(own, self._rows, size)
         young = done.steps - (done.split or 0) + 1
         rate = min(1.0, young / WARM, max(0.01, (1 - share) / FADE))
@@ -123,7 +110,6 @@ class Trainer:
             group["lr"] = full * rate
         loss, error = self.model.loss(batch, BALANCE)
         loss.backward()
-        self._rank.mean([p.grad for p in self.model.parameters() if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
@@ -133,7 +119,7 @@ class Trainer:
             for name, p in self.model.named_parameters():
                 self.average[name].lerp_(p, 1 - keep)
         done.steps += 1
-        done.tokens += self._rows * LENGTH * self._rank.count
+        done.tokens += self._rows * LENGTH
         return float(error)
 
     def _look(self, loss: float) -> None:
@@ -180,28 +166,6 @@ class Trainer:
         right = (logits.argmax(-1) == batch.targets) | (batch.targets < 0)
         judged: list[bool] = right.all(1).tolist()
         return judged
-
-    def keep(self, folder: Path) -> None:
-        """Weights, their average, the optimizers' state and how far it is."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "done": asdict(self.done),
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-        }
-        write_state(folder / "state.safetensors", state)
-
-    def resume(self, folder: Path) -> None:
-        """Go on from what `keep` wrote."""
-        state = read_state(folder / "state.safetensors")
-        self.done = Progressed(**state["done"])
-        if self.done.split is not None:
-            self._take(Decoder(self._shape))
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
 
 
 def optimizers(

@@ -45,8 +45,3 @@ def news(random: Random) -> str:
         p=random.choice(WORDS["countries"]),
         n=random.choice(WORDS["names"]),
     )
-
-
-def summary(random: Random, passage: str) -> str:
-    """A request to sum up the passage."""
-    return random.choice(WORDS["summaries"]).format(passage.strip())

@@ -6,34 +6,29 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from loguru import logger
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastslow.models.recipe import ExpertLayout
 from fastslow.tools.progress import Report, silent
-from fastslow.tools.training_state import read_state, write_state
-from smollm2_moge.student import Divergence, Student
-from smollm2_moge.teacher import POSITIONS, Teacher
-from smollm2_moge.texts import Prose, TextWriter
+from smollm2_moge.student import Student
+
+# pairs of a share of the groups and its probability; each row draws one
+MIX = (
+    (0.0, 0.05), (0.125, 0.03), (0.25, 0.24), (0.375, 0.05), (0.5, 0.18), (0.75, 0.05), (1.0, 0.40),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Schedule:
     """How long and how to train.
 
-    minutes: minutes of real time, writing of text included; the learning rate falls with this time,
-        because the machine may be shared.
+    minutes: of real time; the learning rates fall with this time, because the machine may be shared.
     rate: Adam's learning rate of the low-rank deltas; router and norms take `router_rate` and
         `norm_rate`.
     warm_up: steps of linear warm-up.
     row: tokens of a row; rows: rows of a step.
-    prose: share of steps on human text.
-    visits: times that written rows are visited before more are written.
-    written: tokens the dense model writes, in `rounds` rounds of `batch` rows.
-    mix: pairs of a share of the groups and its probability; each row draws one.
     """
 
     minutes: float = 80.0
@@ -43,71 +38,7 @@ class Schedule:
     warm_up: int = 20
     row: int = 288
     rows: int = 4
-    prose: float = 0.35
-    visits: int = 3
-    written: int = 166_000
-    batch: int = 96
-    mix: tuple[tuple[float, float], ...] = (
-        (0.0, 0.05), (0.125, 0.03), (0.25, 0.24), (0.375, 0.05), (0.5, 0.18), (0.75, 0.05),
-        (1.0, 0.40),
-    )  # fmt: skip
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.row * self.rows > POSITIONS:
-            raise ValueError(f"row * rows must be at most {POSITIONS}, got {self.row * self.rows}")
-
-
-def draw_groups(
-    rows: int, row: int, groups: int, mix: tuple[tuple[float, float], ...], source: random.Random
-) -> Tensor:
-    """Groups of every token, int64 [rows, row]; mostly one number a row.
-
-    Half of the rows without routed groups get all groups on every second token at random: a
-    drafter that runs the shared expert alone reads keys and values that all groups wrote.
-    """
-    shares, chances = zip(*mix, strict=True)
-    drawn = torch.zeros(rows, row, dtype=torch.int64)
-    for index in range(rows):
-        count = round(source.choices(shares, chances)[0] * groups)
-        if count == 0 and source.random() < 0.5:
-            drawn[index] = torch.randint(0, 2, (row,)) * groups
-        else:
-            drawn[index] = count
-    return drawn
-
-
-class Pool:
-    """Written rows with the teacher's final hidden states, visited in shuffled epochs."""
-
-    def __init__(self, row: int, hidden: int, visits: int, seed: int, dtype: torch.dtype) -> None:
-        self.visits = visits
-        self.tokens = torch.zeros(0, row, dtype=torch.int64)
-        self.hidden = torch.zeros(0, row, hidden, dtype=dtype)
-        self.random = random.Random(seed)
-        self.queue: list[int] = []
-
-    def add(self, tokens: Tensor, hidden: Tensor) -> None:
-        first = len(self.tokens)
-        self.tokens = torch.cat((self.tokens, tokens))
-        self.hidden = torch.cat((self.hidden, hidden))
-        for _ in range(self.visits):
-            fresh = list(range(first, len(self.tokens)))
-            self.random.shuffle(fresh)
-            self.queue += fresh
-
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
-        if len(self.queue) < count:
-            rest = list(range(len(self.tokens)))
-            self.random.shuffle(rest)
-            self.queue += rest
-        picked = [self.queue.pop(0) for _ in range(count)]
-        return self.tokens[picked], self.hidden[picked]
-
-
-def saved_layout(checkpoint: Path) -> ExpertLayout:
-    """The layout of the student in a training checkpoint."""
-    return ExpertLayout(**read_state(checkpoint)["layout"])
 
 
 class Distiller:
@@ -115,134 +46,72 @@ class Distiller:
 
     Args:
         student: the masked model; its dense model is the teacher.
-        schedule: times, rates and mixture.
-        prose: human text, or None for written text only.
-        writer: writes the rest.
-        checkpoint: file that a run saves to about every five minutes and continues from.
+        text: int64 [tokens], read in rows from random places.
+        schedule: times and rates.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        schedule: Schedule,
-        prose: Prose | None,
-        writer: TextWriter,
-        checkpoint: Path | None = None,
-    ) -> None:
-        self.student, self.schedule, self.prose, self.writer = student, schedule, prose, writer
-        self.checkpoint = checkpoint
-        self.teacher: Teacher = student.dense
-        self.random = random.Random(schedule.seed)
-        self.pool = Pool(
-            schedule.row,
-            student.config.hidden_size,
-            schedule.visits,
-            schedule.seed,
-            self.teacher.dtype,
-        )
-        self.tokens = 0
+    def __init__(self, student: Student, text: Tensor, schedule: Schedule) -> None:
+        if len(text) <= schedule.row:
+            raise ValueError(f"text must have more than {schedule.row} tokens, got {len(text)}")
+        self.student, self.text, self.schedule = student, text, schedule
         self.steps = 0
-        self.elapsed = 0.0
-        self.optimizer = self._optimizer()
-        self.bases = [group["lr"] for group in self.optimizer.param_groups]
-        if checkpoint is not None and checkpoint.is_file():
-            self._resume(checkpoint)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        rates: dict[float, list[Tensor]] = {}
-        for name, parameter in self.student.named_parameters():
+        self._random = random.Random(schedule.seed)
+        kinds: dict[float, list[Tensor]] = {}
+        for name, parameter in student.named_parameters():
             if name.endswith("router"):
-                rate = self.schedule.router_rate
-            elif name.endswith(("_a", "_b")):
-                rate = self.schedule.rate
+                rate = schedule.router_rate
             else:
-                rate = self.schedule.norm_rate
-            rates.setdefault(rate, []).append(parameter)
-        groups = [{"params": params, "lr": rate} for rate, params in rates.items()]
-        return torch.optim.Adam(groups, betas=(0.9, 0.98), foreach=True)
+                rate = schedule.rate if name.endswith(("_a", "_b")) else schedule.norm_rate
+            kinds.setdefault(rate, []).append(parameter)
+        groups = [{"params": params, "lr": rate} for rate, params in kinds.items()]
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98), foreach=True)
+        self._rates = list(kinds)
 
-    def _factor(self) -> float:
-        done = min(1.0, self.elapsed / (60 * self.schedule.minutes))
-        warm = min(1.0, (self.steps + 1) / self.schedule.warm_up)
-        return warm * max(0.005, 0.5 * (1 + math.cos(math.pi * done)))
-
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        plan = self.schedule
-        if self.prose is not None and self.random.random() < plan.prose:
-            # one prose step in four is a single long row: positions past `row` stay trained
-            long = self.random.random() < 0.25
-            tokens = (
-                self.prose.rows(1, plan.rows * plan.row)
-                if long
-                else self.prose.rows(plan.rows, plan.row)
-            )
-            return tokens, self.teacher.hidden(tokens)
-        return self.pool.take(plan.rows)
-
-    def step(self) -> float:
-        """One update; returns the mean divergence in nats per token."""
-        tokens, hidden = self._batch()
-        count = self.student.layout.experts.shape[1]
-        rows, row = tokens.shape
-        groups = draw_groups(rows, row, count, self.schedule.mix, self.random)
-        ours = self.student(tokens, groups)
-        loss: Tensor = Divergence.apply(  # type: ignore[no-untyped-call]
-            ours.flatten(0, 1), hidden.flatten(0, 1), self.teacher.head
-        )
+    def step(self, done: float = 0.0) -> float:
+        """One update, with `done` of the time over; returns the mean divergence in nats per token."""
+        plan, teacher = self.schedule, self.student.dense
+        starts = [self._random.randrange(len(self.text) - plan.row) for _ in range(plan.rows)]
+        tokens = torch.stack([self.text[start : start + plan.row] for start in starts])
+        hidden = self.student(tokens, self._groups())
+        loss = divergence(hidden @ teacher.head.T, teacher.hidden(tokens) @ teacher.head.T)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        factor = self._factor()
-        for group, base in zip(self.optimizer.param_groups, self.bases, strict=True):
-            group["lr"] = base * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        warm = min(1.0, (self.steps + 1) / plan.warm_up)
+        factor = warm * max(0.005, 0.5 * (1 + math.cos(math.pi * done)))
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        self.tokens += tokens.numel()
         return float(loss.detach())
-
-    def _write(self) -> None:
-        began = time.monotonic()
-        share = 0.2 / 0.75 if self.prose is not None else 0.3
-        tokens, hidden = self.writer.rows(self.schedule.batch, self.schedule.row, share)
-        self.pool.add(tokens, hidden)
-        logger.info("wrote {} tokens in {:.0f} s", tokens.numel(), time.monotonic() - began)
 
     def run(self, report: Report = silent) -> None:
         """Trains until the time is over; `report` is that of `progress_bar`."""
-        plan = self.schedule
-        began = time.monotonic() - self.elapsed
-        saved = time.monotonic()
-        while self.elapsed < 60 * plan.minutes:
-            rows = len(self.pool.tokens) * plan.row
-            # all rounds fall in the first two thirds of the time
-            short = len(self.pool.queue) < plan.rows and rows < plan.written
-            if rows == 0 or (short and self.elapsed < 40 * plan.minutes):
-                self._write()
-            loss = self.step()
-            now = time.monotonic()
-            self.elapsed = now - began
-            report(self.elapsed / (60 * plan.minutes), f"step {self.steps}, KL {loss:.3f}")
-            if self.checkpoint is not None and now - saved > 300:
-                self.save(self.checkpoint)
-                saved = now
-        if self.checkpoint is not None:
-            self.save(self.checkpoint)
+        began, done = time.monotonic(), 0.0
+        while done < 1:
+            loss = self.step(done)
+            done = (time.monotonic() - began) / (60 * self.schedule.minutes)
+            report(min(1.0, done), f"step {self.steps}, KL {loss:.3f}")
 
-    def save(self, path: Path) -> None:
-        """Writes parameters, optimiser state, written text and how far it is; atomic."""
-        state = {
-            "student": self.student.state_dict(),
-            "layout": vars(self.student.layout),
-            "optimizer": self.optimizer.state_dict(),
-            "pool": (self.pool.tokens, self.pool.hidden),
-            "done": (self.elapsed, self.steps, self.tokens),
-        }
-        write_state(path, state)
+    def _groups(self) -> Tensor:
+        """Groups of every token, int64 [rows, row]; mostly one number a row.
 
-    def _resume(self, path: Path) -> None:
-        state = read_state(path)
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.pool.add(*state["pool"])
-        self.elapsed, self.steps, self.tokens = state["done"]
-        logger.info("continued from {} at {:.1f} minutes", path, self.elapsed / 60)
+        Half of the rows without routed groups get all groups on every second token at random: a
+        drafter that runs the shared expert alone reads keys and values that all groups wrote.
+        """
+        groups, row = self.student.layout.experts.shape[1], self.schedule.row
+        shares, chances = zip(*MIX, strict=True)
+        drawn = []
+        for share in self._random.choices(shares, chances, k=self.schedule.rows):
+            count = round(share * groups)
+            mixed = count == 0 and self._random.random() < 0.5
+            drawn.append(
+                torch.randint(0, 2, (row,)) * groups if mixed else torch.full((row,), count)
+            )
+        return torch.stack(drawn)
+
+
+def divergence(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean KL(theirs || ours) in nats of logits [..., vocabulary]."""
+    log_q, log_p = (torch.log_softmax(one.flatten(0, -2).float(), -1) for one in (ours, theirs))
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

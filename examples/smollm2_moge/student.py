@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,38 +10,6 @@ from torch import Tensor
 
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe, delta_names, norm_names
 from smollm2_moge.teacher import Teacher, attend
-
-
-class Divergence(torch.autograd.Function):
-    """Mean KL(teacher || student) in nats over the vocabulary, from final hidden states.
-
-    The logits of all rows are never in memory: slices of rows are scored and their gradient with
-    respect to the student's hidden states is taken at once, while the slice is in cache.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, student_TH: Tensor, teacher_TH: Tensor, head_VH: Tensor, rows: int = 240
-    ) -> Tensor:
-        total = torch.zeros(())
-        grads = []
-        scale = 1.0 / student_TH.shape[0]
-        for ours, theirs in zip(
-            torch.split(student_TH, rows), torch.split(teacher_TH, rows), strict=True
-        ):
-            log_p = torch.log_softmax((theirs @ head_VH.T).float(), -1)
-            log_q = torch.log_softmax((ours @ head_VH.T).float(), -1)
-            p = log_p.exp()
-            total += (p * (log_p - log_q)).sum()
-            grads.append(log_q.exp_().sub_(p).mul_(scale).to(head_VH.dtype) @ head_VH)
-        ctx.save_for_backward(torch.cat(grads))
-        return total * scale
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None
-
 
 SHARPNESS = 2.0  # of the soft choice that only the backward pass sees
 
@@ -168,7 +135,7 @@ class Student(torch.nn.Module):
         for layer in range(self.config.layers):
             y = self.norm(x, f"{layer}_input_layernorm")
             parts = [self.linear(y, layer, name) for name in "qkv"]
-            mixed = attend(self.config, parts, dense.cos, dense.sin, layer, None)
+            mixed = attend(self.config, parts, dense.cos, dense.sin)
             x = x + self.linear(mixed, layer, "o")
             y = self.norm(x, f"{layer}_post_attention_layernorm")
             mask = self.gates[layer](y, groups_BT)
@@ -177,20 +144,6 @@ class Student(torch.nn.Module):
             h = F.silu(parts[0]) * parts[1] * F.pad(mask, (shared, 0), value=1.0)
             x = x + self.linear(h, layer, "down")
         return self.norm(x, "norm")
-
-
-def student_of(recipe: Recipe, dense: Teacher) -> Student:
-    """A student of `dense` with a recipe's parameters, to train on or to measure."""
-    recipe.check(dense.config)
-    rank = next(iter(recipe.deltas.values()))[0].shape[0] if recipe.deltas else 16
-    student = Student(dense, recipe.layout, rank)
-    with torch.no_grad():
-        for name, (a, b) in recipe.deltas.items():
-            student.params[f"{name}_a"].copy_(a)
-            student.params[f"{name}_b"].copy_(b)
-        for name, weight in recipe.norms.items():
-            student.params[name].copy_(weight)
-    return student
 
 
 def recipe_of(student: Student) -> Recipe:

@@ -1,4 +1,4 @@
-"""The dense model in plain torch: the teacher, and the writer of its own training text."""
+"""The dense model in plain torch: the teacher."""
 
 from __future__ import annotations
 
@@ -27,16 +27,6 @@ def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     return x_BHTD * cos_TD + torch.cat((-second, first), -1) * sin_TD
 
 
-class KV:
-    """Keys and values of B sequences of equal length: [layers, B, kv_heads, room, head_dim]."""
-
-    def __init__(self, config: ModelConfig, batch: int, room: int, dtype: torch.dtype) -> None:
-        shape = (config.layers, batch, config.kv_heads, room, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype)
-        self.values = torch.zeros(shape, dtype=dtype)
-        self.length = 0
-
-
 class Teacher(Dense):
     """A frozen dense model that runs; see `Dense`."""
 
@@ -52,47 +42,28 @@ class Teacher(Dense):
         return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_norm_eps)
 
     @torch.no_grad()
-    def hidden(self, tokens_BT: Tensor, kv: KV | None = None) -> Tensor:
-        """Final normed hidden states [B, T, hidden].
-
-        Args:
-            tokens_BT: int64 token ids.
-            kv: earlier keys and values, extended in place; None for a whole sequence.
-        """
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """Final normed hidden states [B, T, hidden] of int64 token ids."""
         x = self.embedding[tokens_BT]
         for layer in range(self.config.layers):
             name = f"model.layers.{layer}"
             y = self.norm(x, f"{name}.input_layernorm")
-            parts = [self.linear(y, layer, part) for part in "qkv"]
-            mixed = attend(self.config, parts, self.cos, self.sin, layer, kv)
+            mixed = attend(
+                self.config, [self.linear(y, layer, part) for part in "qkv"], self.cos, self.sin
+            )
             x = x + self.linear(mixed, layer, "o")
             y = self.norm(x, f"{name}.post_attention_layernorm")
             h = F.silu(self.linear(y, layer, "gate")) * self.linear(y, layer, "up")
             x = x + self.linear(h, layer, "down")
-        if kv is not None:
-            kv.length += tokens_BT.shape[1]
         return self.norm(x, "model.norm")
 
 
-def attend(
-    config: ModelConfig, parts: list[Tensor], cos: Tensor, sin: Tensor, layer: int, kv: KV | None
-) -> Tensor:
+def attend(config: ModelConfig, parts: list[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
     """Causal grouped-query attention over projected q, k, v [B, T, heads * head_dim]."""
     q, k, v = (torch.unflatten(p, -1, (-1, config.head_dim)).transpose(1, 2) for p in parts)
-    start = kv.length if kv is not None else 0
-    stop = start + q.shape[2]
-    cos_TD, sin_TD = cos[start:stop].to(q.dtype), sin[start:stop].to(q.dtype)
+    cos_TD, sin_TD = cos[: q.shape[2]].to(q.dtype), sin[: q.shape[2]].to(q.dtype)
     q, k = rotate(q, cos_TD, sin_TD), rotate(k, cos_TD, sin_TD)
-    if kv is not None:
-        kv.keys[layer, :, :, start:stop] = k
-        kv.values[layer, :, :, start:stop] = v
-        k, v = kv.keys[layer, :, :, :stop], kv.values[layer, :, :, :stop]
-    if kv is not None and q.shape[2] == 1:
-        # one decode row: fold the query heads of a KV head into rows, which copies no KV
-        rows = torch.unflatten(q, 1, (config.kv_heads, -1)).squeeze(3)
-        out = F.scaled_dot_product_attention(rows, k, v).flatten(1, 2).unsqueeze(2)
-    else:
-        repeat = config.heads // config.kv_heads
-        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    repeat = config.heads // config.kv_heads
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2).flatten(2)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from loguru import logger
-
 from fastslow.engine.params import GrammarSpec, Mode, shown
 from fastslow.engine.sampling.answer_start import (
     AnswerStart,
@@ -36,7 +34,6 @@ class ThinkingRules:
     def __init__(self, inputs: InputProcessor, vocab_size: int) -> None:
         self._inputs = inputs
         self._vocab_size = vocab_size
-        self._warned: set[str] = set()
 
     def make(self, prompt: EncodedPrompt, room: int, mode: Mode) -> Thinking | None:
         """For an answer of at most `room` tokens; None for a model that does not think.
@@ -50,9 +47,10 @@ class ThinkingRules:
         thoughts = self._inputs.analysis if prompt.tools else self._inputs.thoughts
         if thoughts is None:
             if most is not None or mode.early_exit:
-                self._warn_once(
+                self._inputs.said.note(
                     f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
-                    "name them in fastslow.json or as thinking_tags"
+                    "name them in fastslow.json or as thinking_tags",
+                    "WARNING",
                 )
             return None
         if most is None and self._inputs.silences(mode) and prompt.chat:
@@ -65,16 +63,12 @@ class ThinkingRules:
                 f"closing={shown(phrase)} holds token id {outside}, outside the vocabulary"
             )
         if most and most + len(closing) >= room:
-            self._warn_once(
+            self._inputs.said.note(
                 f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
-                f"max_tokens={room}"
+                f"max_tokens={room}",
+                "WARNING",
             )
         return Thinking(thoughts, prompt.opened, len(prompt.tokens), policy, closing)
-
-    def _warn_once(self, warning: str) -> None:
-        if warning not in self._warned:
-            self._warned.add(warning)
-            logger.warning(warning)
 
 
 class Compiler(Protocol):

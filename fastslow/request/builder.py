@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
 
@@ -25,15 +26,95 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.policies.mode_router import ModeChoice
+from fastslow.engine.text.messages import check_messages
+from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.output import Decided
+from fastslow.policies.auto import choose
+from fastslow.policies.features import count_words
+from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
+from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
-from fastslow.request.mode import ModeFinder
-from fastslow.request.options import GenerateOptions, Prompt, SpeculationLike
+from fastslow.request.options import GenerateOptions, ModeLike, Prompt, SpeculationLike
 from fastslow.settings import read_settings
 
 STEPWISE = "lossy-stepwise"
+
+
+class Chosen(NamedTuple):
+    """A mode, and why a router took it; None where the call names it."""
+
+    mode: Mode
+    why: ModeChoice | None = None
+
+
+class ModeFinder:
+    """Finds the modes of calls.
+
+    Args:
+        presets: by name.
+        router: chooses a preset for calls of mode "auto".
+        units: what modes may run fewer of.
+        tokenizer: shows a router the text of token ids.
+        busy: requests in the engine, as a share of those that run at a time.
+    """
+
+    def __init__(
+        self,
+        presets: Mapping[str, Mode],
+        router: ModeRouter,
+        units: RoutedUnits,
+        tokenizer: Tokenizer | None,
+        busy: Callable[[], float],
+    ) -> None:
+        self._presets = presets
+        self._router = router
+        self._units = units
+        self._tokenizer = tokenizer
+        self._busy = busy
+
+    def given(self, wish: ModeLike | None) -> Mode:
+        """The mode that a call names or gives; `auto` where a router chooses later.
+
+        Raises:
+            ValueError: see `find_mode`.
+        """
+        if callable(wish):
+            return Mode(auto=True)
+        return find_mode("deep" if wish is None else wish, self._presets, self._units)
+
+    def find(self, wish: ModeLike | None, prompt: Prompt, decided: Decided | None = None) -> Chosen:
+        """The mode of a prompt. `decided`: what was chosen before, where the answer has begun.
+
+        Raises:
+            ValueError: see `find_mode` and `choose`.
+        """
+        given = self.given(wish)
+        if not given.auto:
+            return Chosen(given)
+        if decided is not None:
+            before = ModeChoice(decided.mode, decided.why)
+            choice = choose(lambda _: before, PromptFacts(""), self._presets)
+        else:
+            router = wish if callable(wish) else self._router
+            choice = choose(router, self._facts(prompt, given.latency_ms), self._presets)
+        return Chosen(in_either(self._presets[choice.mode], given), choice)
+
+    def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
+        """What a router sees of a prompt. Invalid prompts are refused later, by `encode`."""
+        turns, every = 0, ""
+        if isinstance(prompt, str):
+            every = text = prompt
+        elif prompt and all(isinstance(part, Mapping) for part in prompt):
+            chat = [(m["role"], m["content"]) for m in check_messages(prompt)]  # type: ignore[arg-type]
+            every = " ".join(content for _, content in chat)
+            text = next((content for role, content in reversed(chat) if role == "user"), every)
+            turns = max(0, sum(role != "system" for role, _ in chat) - 1)
+        else:
+            ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
+            every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
+        return PromptFacts(text, turns, count_words(every), latency_ms, self._busy())
 
 
 class Candidate(NamedTuple):
@@ -159,20 +240,10 @@ class RequestBuilder:
                 answered.begin(first.request, n, mode, plans[0].room, self.units)
         return BuiltChoices(candidates, decided)
 
-    def encode(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
-        """A prompt as a request in a mode reads it.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-        """
-        return self.inputs.encode(
-            prompt, mode, options.allow_special, options.chat_template_kwargs, options.keep_thoughts
-        )
-
     def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
         params = options.sampling_in(mode)
         self.inputs.check_params(params)
-        encoded = self.encode(prompt, mode, options)
+        encoded = self.inputs.encode(prompt, mode, options)
         return _Plan(
             prompt=encoded,
             params=params,
@@ -238,8 +309,12 @@ class RequestBuilder:
         escalation: EscalationTarget | None = None,
     ) -> Request:
         prompt, params, mode, settings = plan.prompt, plan.params, plan.mode, plan.speculation
-        max_len = len(prompt.tokens) + plan.room - 1
-        self._check_fits(max_len)
+        max_len, kv = len(prompt.tokens) + plan.room - 1, self._core.kv
+        if not kv.fits(max_len):
+            raise ValueError(
+                f"a text of {max_len} tokens needs {kv.pages_for(max_len)} KV pages; there are "
+                f"{kv.pages}: raise kv_memory or lower max_tokens"
+            )
         end_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             end_ids |= self._eos_ids
@@ -289,14 +364,6 @@ class RequestBuilder:
         )
         self._drafters.use(drafter, request)
         return request
-
-    def _check_fits(self, max_len: int) -> None:
-        kv = self._core.kv
-        if not kv.fits(max_len):
-            raise ValueError(
-                f"a text of {max_len} tokens needs {kv.pages_for(max_len)} KV pages; there are "
-                f"{kv.pages}: raise kv_memory or lower max_tokens"
-            )
 
     def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
         if settings.accept == STEPWISE:

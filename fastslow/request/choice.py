@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
 
+from loguru import logger
+
+from fastslow.draft.registry import AUTO, DRAFTERS, split_names
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -16,7 +19,10 @@ from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece
 from fastslow.policies.mode_router import ModeChoice
 from fastslow.request.builder import Candidate
-from fastslow.request.input_processor import EncodedPrompt
+from fastslow.request.input_processor import EncodedPrompt, InputProcessor
+
+ENOUGH = 100  # drafted tokens, before advice is given
+POOR = 0.02  # of them accepted
 
 
 class ChoiceState:
@@ -240,11 +246,36 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def gathered(choices: Sequence[ChoiceState]) -> Output:
-    """The output of a prompt whose choices are over."""
-    first, asked = choices[0].request, choices[0].prompt
-    prompt_logprobs = None
-    if first.params.prompt_logprobs is not None:
-        prompt_logprobs = [None, *first.prompt_logprobs]
-    completions = [choice.completion() for choice in choices]
-    return Output(asked.text, list(asked.tokens), completions, prompt_logprobs)
+def advice(metrics: Metrics) -> str | None:
+    """One sentence where acceptance stays near zero, with its likely cause; else None."""
+    if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
+        return None
+    names = split_names(metrics.drafter.replace("auto", AUTO))
+    causes = "; or ".join(DRAFTERS[name].likely_cause for name in names if name in DRAFTERS)
+    return (
+        f"drafter {metrics.drafter}: {metrics.accepted} of {metrics.drafted} drafted tokens were "
+        f"accepted. Probably {causes}. Try `fastslow tune` on your prompts, or speculation='off'"
+    )
+
+
+class OutputBuilder:
+    """Makes the output of a prompt whose choices are over, and says what its callers may want to know; once
+    each. `inputs` read the prompts."""
+
+    def __init__(self, inputs: InputProcessor) -> None:
+        self._inputs = inputs
+        self._advised: set[str] = set()  # drafters
+
+    def __call__(self, each: Sequence[ChoiceState]) -> Output:
+        first, asked = each[0].request, each[0].prompt
+        prompt_logprobs = None
+        if first.params.prompt_logprobs is not None:
+            prompt_logprobs = [None, *first.prompt_logprobs]
+        answers = [choice.completion() for choice in each]
+        for answer in answers:
+            hint = advice(answer.metrics)
+            if hint is not None and answer.metrics.drafter not in self._advised:
+                self._advised.add(answer.metrics.drafter)
+                logger.warning(hint)
+        self._inputs.advise(asked, answers[0])
+        return Output(asked.text, list(asked.tokens), answers, prompt_logprobs)

@@ -85,7 +85,8 @@ class GroupParts(NamedTuple):
 class RequestGroup:
     """All requests of one prompt, until their output is made. Any thread may call it.
 
-    The engine's thread wakes the threads and event loops that wait; no other thread stands between.
+    The engine's thread wakes the threads and event loops that wait; no other thread stands between. In a forked
+    process, where no news comes, all that wait raise RuntimeError.
 
     Args:
         prompt, options: of the call, which is checked at a glance.
@@ -178,11 +179,7 @@ class RequestGroup:
         self.worker.cancel(requests)
 
     def stop_thinking(self) -> Future[bool]:
-        """Have the thoughts of all choices closed from the next step on; whether there was one.
-
-        Raises:
-            RuntimeError: it runs in another process.
-        """
+        """Have the thoughts of all choices closed from the next step on; whether there was one."""
         with suppress(RuntimeError):  # a closed engine has ended it
             if self._queued and not self.done:
                 each = self._choices
@@ -201,11 +198,7 @@ class RequestGroup:
                 choice.streaming = True
 
     def when_done(self, call: Callable[[], None]) -> None:
-        """Call a function once it is done, from any thread; it must be quick.
-
-        Raises:
-            RuntimeError: it runs in another process, from which no news comes.
-        """
+        """Call a function once it is done, from any thread; it must be quick."""
         if self.done:  # as a copy in a forked process may be
             call()
             return
@@ -217,11 +210,7 @@ class RequestGroup:
         call()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until it is done; False where the time is over before.
-
-        Raises:
-            RuntimeError: it runs in another process, as it does for all that wait.
-        """
+        """Wait until it is done; False where the time is over before."""
         if self.done:  # as a copy in a forked process may be
             return True
         self._home.check()
@@ -237,9 +226,7 @@ class RequestGroup:
 
     async def next_in_loop(self, ready: Callable[[], bool]) -> Piece | None:
         """The same in an event loop."""
-        with suppress(
-            IndexError
-        ):  # what has arrived needs no lock: most of a loop's time is spent here
+        with suppress(IndexError):  # what has arrived needs no lock, and that is nearly always so
             piece = self._pieces.popleft()
             if piece.output is None:
                 return piece

@@ -60,14 +60,10 @@ class RequestHandle:
 
     def trace(self, index: int = 0) -> dict[str, Any] | None:
         """What each step has done so far, where the call said `trace=True`; else None, and before the
-        engine has the request.
+        engine has the request. `index`: which of n answers.
 
-        Args:
-            index: which of n answers.
-
-        Returns:
-            `steps`, the first and the last 500, and how many were `left_out` between them. The guide
-            says what a step has.
+        It has `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+        says what a step has.
         """
         return self._group.traced(index)
 
@@ -132,11 +128,7 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
     @property
     def output(self) -> Output | None:
         """The answer: whole, or as far as it was made when the stream was closed; None before that. Just
-        after `close` it waits until the step that runs is over.
-
-        Raises:
-            GenerationError, RuntimeError: as `RequestHandle.result`.
-        """
+        after `close` it waits until the step that runs is over, and raises what `RequestHandle.result` does."""
         if not self._left and not self._group.done:
             return None
         return RequestHandle(self._group).result()
@@ -152,11 +144,7 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         return self
 
     def __next__(self) -> Piece:
-        """Wait for the next piece.
-
-        Raises:
-            ValueError, GenerationError, RuntimeError: as `RequestHandle.result`.
-        """
+        """Wait for the next piece; it raises what `RequestHandle.result` does."""
         self._begin()
         piece = self._group.next(self._ready)
         if piece is None or self._left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,35 @@ from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kept_thoughts
 from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch
-from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, Variables, load_template
+from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, load_template
 from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, find_tags
-from fastslow.engine.text.tool_formats import ToolCalls
+from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.output import Completion
-from fastslow.request.chat_warnings import ChatWarnings
-from fastslow.request.options import Prompt
+from fastslow.output import Completion, FastslowWarning
+from fastslow.request.options import GenerateOptions, Prompt
 
+MOST_SAID = 100  # things: clients may name any number of modes
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
+
+
+class SaidOnce:
+    """Says each thing once, for one model."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def warn(self, said: str) -> None:
+        """A `FastslowWarning`, which the log has, too."""
+        if self.note(said, "WARNING"):
+            warnings.warn(said, FastslowWarning, stacklevel=2)
+
+    def note(self, said: str, level: str = "INFO") -> bool:
+        """A line of the log; whether it is the first time."""
+        if said in self._said or len(self._said) >= MOST_SAID:
+            return False
+        self._said.add(said)
+        logger.log(level, "{}", said)
+        return True
 
 
 class EncodedPrompt(NamedTuple):
@@ -75,7 +96,7 @@ class InputProcessor:
         self.tool_calls = ToolCalls()
         self._config = config
         self._template: ChatTemplate | None = None
-        self._warnings = ChatWarnings()
+        self.said = SaidOnce()
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
@@ -100,7 +121,7 @@ class InputProcessor:
         chats = self._template is not None and not isinstance(self._template, PlainTemplate)
         plain = prompt.text is not None and not prompt.chat
         if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
-            self._warnings.warn(
+            self.said.warn(
                 "the answer to a plain text is empty: this model expects its chat template, so ask with "
                 "llm.chat(...) or fastslow.chat(...)"
             )
@@ -146,25 +167,16 @@ class InputProcessor:
         self,
         prompt: Prompt,
         mode: Mode,
-        allow_special: bool = False,
-        chat_template_kwargs: Variables | None = None,
-        keep_thoughts: bool = False,
+        options: GenerateOptions,
     ) -> EncodedPrompt:
-        """Token ids of one prompt; messages go through the chat template.
-
-        Where a chat must not think, but its template opens a thought, the prompt closes the thought.
-        Texts and token ids are taken as they are. `allow_special`: special tokens that a text or a
-        message spells are marks, not text. `chat_template_kwargs`: variables of the template.
-        `keep_thoughts`: those of earlier turns stay in the prompt.
+        """Token ids of one prompt; messages go through the chat template, and texts and token ids are taken as
+        they are. Where a chat must not think, but its template opens a thought, the prompt closes the thought.
 
         Raises:
             ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
         """
-        if not isinstance(allow_special, bool):
-            raise ValueError(f"allow_special={shown(allow_special)} must be True or False")
-        variables = self.variables(chat_template_kwargs)
-        encoded = self._encoded(prompt, mode, allow_special, variables, keep_thoughts)
-        if variables and not encoded.chat:
+        encoded = self._encoded(prompt, mode, options)
+        if options.chat_template_kwargs and not encoded.chat:
             raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
         if not encoded.tokens:
             raise ValueError(f"prompt={shown(prompt)} is empty: give at least one token")
@@ -200,20 +212,6 @@ class InputProcessor:
             ValueError: an id is outside the vocabulary, or there is no tokenizer.
         """
         return self._need_tokenizer().decode(self._ids(tokens), skip_special=False)
-
-    def variables(self, given: object) -> Variables:
-        """Those that a call gives the chat template.
-
-        Raises:
-            ValueError: no names and values.
-        """
-        if given is None:
-            return {}
-        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise ValueError(
-                f"chat_template_kwargs={shown(given)} must be a dict of the chat template's variables by name"
-            )
-        return given
 
     def check_params(self, params: SamplingParams) -> None:
         """Token ids must be in the model's vocabulary; stop strings need a tokenizer."""
@@ -274,14 +272,7 @@ class InputProcessor:
             )
         return ids
 
-    def _encoded(
-        self,
-        prompt: Prompt,
-        mode: Mode,
-        allow_special: bool,
-        variables: Variables,
-        keep_thoughts: bool,
-    ) -> EncodedPrompt:
+    def _encoded(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
         if isinstance(prompt, BYTES):
             raise ValueError(
                 f"prompt must be text, token ids or messages, not {type(prompt).__name__}"
@@ -291,35 +282,33 @@ class InputProcessor:
                 raise ValueError("prompt='' is empty: give at least one character")
             self._need_tokenizer()
             opened = self.tags is not None and self.tags.opened_by(prompt)
-            parts = [prompt] if allow_special else self._marks.parts(prompt)
+            parts = [prompt] if options.allow_special else self._marks.parts(prompt)
             if len(parts) > 1:
-                self._warnings.warn(
+                self.said.warn(
                     "a prompt spells special tokens, which are read as text: give messages to chat, or "
                     "allow_special=True where the text is your own"
                 )
             return EncodedPrompt(self._text_ids(parts), prompt, opened=opened)
         if all(isinstance(part, Mapping) for part in prompt) and prompt:
-            return self._chat(list(prompt), mode, allow_special, variables, keep_thoughts)  # type: ignore[arg-type]
+            return self._chat(list(prompt), mode, options)  # type: ignore[arg-type]
         ids = self._ids(prompt)
         return EncodedPrompt(ids, None, opened=self._ends_in_thought(ids))
 
-    def _chat(
-        self,
-        messages: list[Message],
-        mode: Mode,
-        allow_special: bool,
-        variables: Variables,
-        keep_thoughts: bool,
-    ) -> EncodedPrompt:
+    def _chat(self, messages: list[Message], mode: Mode, options: GenerateOptions) -> EncodedPrompt:
         self._need_tokenizer()
         assert self._template is not None  # loaded with the tokenizer
         turns = check_messages(messages)
-        marks = None if allow_special else self._marks
+        marks = None if options.allow_special else self._marks
+        variables = options.chat_template_kwargs or {}
         chat = partial(chat_parts, self._template, turns, mode.thinking, marks, variables)
         try:
-            *begun, end = chat(kept_thoughts(self.tags, self._template) if keep_thoughts else None)
+            keeps = options.keep_thoughts
+            *begun, end = chat(kept_thoughts(self.tags, self._template) if keeps else None)
         except ThoughtsLost:
-            self._warnings.of_thoughts()
+            self.said.note(
+                "the chat template writes earlier turns in a way that thoughts cannot be put back into: "
+                "keep_thoughts changes no prompt"
+            )
             *begun, end = chat()
         prefix, opened = turns[-1].get("prefix") is True, False
         opens = False
@@ -331,14 +320,30 @@ class InputProcessor:
             if self.silences(mode) and opened:
                 end, opened = self.tags.shut(end) if self.tags.open else end, False
         if mode.thinking == "off" and self.switch.kind == "none":
-            self._warnings.of_no_switch(mode.name, self._template, self.tags, opens)
+            self._say_no_switch(mode.name, self._template, opens)
         parts = [*begun, end]
         self._measure_text(sum(map(len, parts)))  # a template may write more than the messages hold
         ids = self._text_ids(parts, self._template.add_special)
         tools = bool(variables.get("tools"))
-        if tools:
-            self._warnings.of_tools(self._template)
+        if tools and not self._template.reads_tools:
+            unknown = "the chat template knows no tools: a text in front of the chat describes them"
+            self.said.note(f"{unknown}; calls are read as {self._template.calls.begin}")
+        elif tools and self._template.calls is GENERIC:
+            unknown = "how the chat template writes calls of tools is not known"
+            self.said.note(f"{unknown}; calls are read as {self._template.calls.begin}")
         return EncodedPrompt(ids, "".join(parts), True, opened, prefix, tools)
+
+    def _say_no_switch(self, mode: str, template: ChatTemplate, opens: bool) -> None:
+        """Nothing in the template turns thinking off; `opens`: it opens a thought itself."""
+        if opens or any(tag in template.source for tag in self.tags or () if tag):
+            self.said.warn(
+                f"mode {mode!r} asks for no thinking, but the chat template has no switch for it: a thought "
+                "is closed as soon as it is opened"
+            )
+        else:
+            self.said.note(
+                f"the chat template has no thinking switch: mode {mode!r} changes no prompt"
+            )
 
     def _measure_tokens(self, count: int) -> None:
         if count >= self.context:

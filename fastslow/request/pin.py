@@ -88,7 +88,7 @@ class PrefixPinner:
         mode, why = builder.modes.find(options.mode, prompt)
         if why is not None:
             raise ValueError("pin needs one mode, and this one chooses: name a preset")
-        each = [builder.encode(one, mode, options).tokens for one in _continued(prompt)]
+        each = [builder.inputs.encode(one, mode, options).tokens for one in _continued(prompt)]
         tokens = [same[0] for same in takewhile(lambda x: len(set(x)) == 1, zip(*each))]
         tokens = tokens[: self._whole_pages(len(tokens))]
         reads = mode.model_copy(update={"escalate": None, "latency_ms": None})  # and does no more

@@ -100,8 +100,6 @@ class ProcessReplicas:
             if any(one.runs for one in self._replicas):
                 self._watching = asyncio.create_task(self._watch())
                 return next(one for one in self._replicas if one.runs).client.card
-        if any(one.cancelled() for one in tries):
-            raise NotReady("the server is closing")
         errors = [error for one in tries if (error := one.exception()) is not None]
         raise errors[0] if errors else RuntimeError("the replicas ended while they loaded")
 
@@ -180,7 +178,6 @@ class ProcessReplicas:
                 logger.error("replica {} is given up: {}", one.name, why)
                 self._failed_at = time.monotonic()
                 self._replicas.remove(one)
-        self._reports.keep([one.name for one in self._replicas])
 
     def _scale(self, present: list[_Replica]) -> None:
         reports = [one.report for one in present if one.runs and one.report is not None]

@@ -36,15 +36,17 @@ class ReplicaSettings:
     hung_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("least", "most"):
-            if not 1 <= getattr(self, name) <= MOST:
-                raise ValueError(f"replicas={getattr(self, name)} must be from 1 to {MOST}")
+        for name, value, most in (
+            ("replicas", self.least, MOST),
+            ("replicas", self.most, MOST),
+            ("replica_cpus", self.cpus, MOST_CPUS),
+        ):
+            if not 1 <= value <= most:
+                raise ValueError(f"{name}={value} must be from 1 to {most}")
         if self.least > self.most:
             raise ValueError(
                 f"replicas={self.least}:{self.most} must name the smaller number first"
             )
-        if not 1 <= self.cpus <= MOST_CPUS:
-            raise ValueError(f"replica_cpus={self.cpus} must be from 1 to {MOST_CPUS}")
 
     @classmethod
     def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:

@@ -26,24 +26,15 @@ class StatsSum:
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._gone: dict[str, Any] = {}
 
-    def with_missing(
-        self, found: Mapping[str, Mapping[str, Any]], missing: int
-    ) -> dict[str, Mapping[str, Any]]:
-        """Figures, and what those told before that are missing now.
-
-        Args:
-            found: what replicas say now.
-            missing: how many have not said anything.
-        """
-        silent = [id for id in self.answered if id not in found]
-        return {id: self.answered[id] for id in silent[:missing]} | dict(found)
-
-    def of(self, answered: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def of(self, found: Mapping[str, Mapping[str, Any]], missing: int = 0) -> dict[str, Any]:
         """`EngineStats.to_dict()` of all together, with those of each replica under "replicas".
 
         Args:
-            answered: what replicas say now, by their ids.
+            found: what replicas say now, by their ids.
+            missing: how many have not said anything: what they said before counts.
         """
+        silent = [id for id in self.answered if id not in found]
+        answered = {id: self.answered[id] for id in silent[:missing]} | dict(found)
         self.gone += len(set(self.answered) - set(answered))
         self.answered = answered
         for id in [id for id in self._latest if id not in answered]:

@@ -89,11 +89,18 @@ class RoutedEngine(CalledEngine):
         self._numbers = count()
         self._sum = StatsSum()
         self._missing = 0  # replicas that did not send their figures
+        self._starting: asyncio.Future[ModelCard] | None = None
         self._looking: asyncio.Task[None] | None = None
         self.gave_up = replicas.gave_up
 
     async def start(self) -> None:
-        self._card = await self._replicas.start()
+        self._starting = asyncio.ensure_future(self._replicas.start())
+        try:
+            self._card = await self._starting
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+            raise NotReady(self.why_not_ready) from None
         self._look()
         self._looking = asyncio.create_task(self._keep_looking())
 
@@ -165,14 +172,18 @@ class RoutedEngine(CalledEngine):
                 STATS,
             )
         self._missing = missing
-        sums = self._sum.of(self._sum.with_missing(found, missing))
+        sums = self._sum.of(found, missing)
         running, starting = len(self._replicas.running), self._replicas.starting
         return sums | {"replicas_running": running, "replicas_starting": starting}
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
+        if self._starting is not None:
+            self._starting.cancel()
         await self._answers_over(drain)
-        await self._cancel_all()
+        # all at once, and each for a few seconds: a replica that hangs says nothing, and its answers end with it
+        cancels = (self.cancel(id) for id in list(self._running))
+        await asyncio.gather(*cancels, return_exceptions=True)
         await self._answers_over(LAST)
         if self._looking is not None:
             self._looking.cancel()
@@ -229,18 +240,6 @@ class RoutedEngine(CalledEngine):
         found = {name: one for name, one in answers if not isinstance(one, BaseException)}
         return found, len(names) - len(found)
 
-    async def _cancel_all(self) -> None:
-        """Cancel what runs, all at once: a replica that hangs says nothing, and its answers end with it."""
-        calls = [asyncio.ensure_future(self.cancel(id)) for id in list(self._running)]
-        if not calls:
-            return
-        done, silent = await asyncio.wait(calls, timeout=LAST)
-        for call in silent:
-            call.cancel()
-        for call in done:
-            if (error := call.exception()) is not None:
-                logger.debug("an answer could not be cancelled: {}", error)
-
     async def _answers_over(self, seconds: float) -> None:
         """Wait until all answers are over, but not for longer."""
         end = asyncio.get_running_loop().time() + seconds
@@ -259,5 +258,5 @@ class RoutedEngine(CalledEngine):
             self._chooser.set_replicas(self._known)
             logger.info("{} replicas run, {} start", len(self._known), self._replicas.starting)
         for name, report in self._known.items():
-            if report is not None and before.get(name) is not report:
+            if report is not None and report is not before.get(name):
                 self._chooser.report(name, report)

@@ -8,18 +8,20 @@ from typing import Any
 
 from fastapi import FastAPI
 from loguru import logger
+from pydantic import Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
+from fastslow.serve.api.config import Count, ServerConfig
 from fastslow.serve.api.keys import known_keys
 from fastslow.serve.engines.continued_engine import ContinuedEngine
+from fastslow.serve.engines.replica_settings import ReplicaSettings
 from fastslow.serve.engines.routed_engine import RoutedEngine
 from fastslow.serve.http.app import create_app
 from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.observe.tracing import tracing
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.arguments import Arguments
 from fastslow.serve.ray.cluster import join, leave
 from fastslow.serve.ray.deployments import APPLICATION, FoundDeployment, engines
 from fastslow.serve.ray.messages import failure_in
@@ -29,6 +31,16 @@ SERVER = "server"  # the deployment's name
 MOST_REQUESTS = (
     10_000  # of a server at the same time; its own limits are below, and say what is wrong
 )
+
+
+class Arguments(ServerConfig):
+    """The arguments of an application for `serve run`, as they stand in its config file: a `ServerConfig` on a
+    cluster. Files lie on each node."""
+
+    servers: Count = Field(default=1, description="HTTP servers in front of the engines")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="variables of the processes, such as OMP_NUM_THREADS"
+    )
 
 
 class Ingress:
@@ -78,7 +90,7 @@ def build(given: dict[str, Any]) -> Application:
     """
     arguments = Arguments(**given)
     environment = QUIET | arguments.log_environment | arguments.environment
-    handle = engines(arguments.engine, arguments.each, environment)
+    handle = engines(arguments.engine, ReplicaSettings.of(arguments), environment)
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name=SERVER,
         num_replicas=arguments.servers,

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -139,16 +140,8 @@ def _reach(address: str) -> None:
 
 def first_line(error: Exception) -> str:
     """The first line of an error, as Ray's have many. Where it ends with a colon, the last line has the reason."""
-    if any(words in _with_causes(error) for words in NO_TOKEN):
+    with_causes = "".join(traceback.format_exception(error))
+    if any(words in with_causes for words in NO_TOKEN):
         return f"it asks for its token: {NEEDS_TOKEN}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]} {lines[-1].strip()}" if lines[0].endswith(":") and lines[1:] else lines[0]
-
-
-def _with_causes(error: BaseException | None) -> str:
-    """The texts of an error and of those that it came from."""
-    found = []
-    while error is not None:
-        found.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(found)

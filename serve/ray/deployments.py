@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from loguru import logger
 from ray import serve
@@ -26,9 +26,8 @@ APPLICATION, DEPLOYMENT = "fastslow", "engine"  # their names in Ray Serve
 SPARE = 1000  # calls at a replica beyond the answers that its engine takes: it says itself that it is busy
 REPORTS = 1.0  # seconds between two reports of a replica to routers
 ATTEMPTS = 3  # to start each replica, when none has ever started
-ROUTER = (
-    "fastslow.serve.ray.router:NamedReplicaRouter"  # by their names: Ray's processes import them
-)
+# by their names: Ray's processes import them
+ROUTER = "fastslow.serve.ray.router:NamedReplicaRouter"
 SCALING = "fastslow.serve.ray.scaling:QueueScaling"
 
 
@@ -47,26 +46,31 @@ class DeploymentState:
     failed: Exception | None = None
 
 
-class Deployment(Protocol):
-    """A deployment of engines.
+class FoundDeployment:
+    """Engines of the application that this process belongs to: Ray Serve starts and ends them.
 
-    Attributes:
-        name: of its application.
+    Args:
+        handle: of their deployment.
+        name: of the application.
     """
 
-    name: str
+    def __init__(self, handle: Any, name: str) -> None:
+        self._handle = handle
+        self.name = name
 
     async def open(self) -> Any:
-        """Its handle."""
+        """The handle."""
+        return self._handle
 
     async def look(self) -> DeploymentState:
-        """Its replicas now."""
+        """The replicas now."""
+        return await asyncio.to_thread(state_now, self.name)
 
     async def close(self) -> None:
         """Leave it."""
 
 
-class OwnDeployment:
+class OwnDeployment(FoundDeployment):
     """Engines that this process deploys, and removes at its end.
 
     Args:
@@ -74,7 +78,6 @@ class OwnDeployment:
         settings: of each engine.
         replicas: how many, and what each takes.
         environment: variables of their processes.
-        name: of the application.
     """
 
     def __init__(
@@ -82,14 +85,13 @@ class OwnDeployment:
         cluster: Cluster,
         settings: EngineSettings,
         replicas: ReplicaSettings,
-        environment: Mapping[str, str] | None = None,
-        name: str = APPLICATION,
+        environment: Mapping[str, str] = {},
     ) -> None:
+        super().__init__(None, APPLICATION)
         self._cluster = cluster
         self._settings = settings
         self._replicas = replicas
-        self._environment = QUIET | dict(environment or {})
-        self.name = name
+        self._environment = {**QUIET, **environment}
         self._deployed = self._own_serve = False
 
     async def open(self) -> Any:
@@ -131,28 +133,6 @@ class OwnDeployment:
                 serve.shutdown()  # as it runs without HTTP proxies, others would have no use for it
         except Exception as error:  # noqa: BLE001 - the cluster may be gone
             logger.warning("the replicas could not be ended: {}", error)
-
-
-class FoundDeployment:
-    """Engines of the application that this process belongs to: Ray Serve starts and ends them.
-
-    Args:
-        handle: of their deployment.
-        name: of the application.
-    """
-
-    def __init__(self, handle: Any, name: str) -> None:
-        self._handle = handle
-        self.name = name
-
-    async def open(self) -> Any:
-        return self._handle
-
-    async def look(self) -> DeploymentState:
-        return await asyncio.to_thread(state_now, self.name)
-
-    async def close(self) -> None:
-        """Ray Serve ends them."""
 
 
 def engines(

@@ -17,72 +17,42 @@ from fastslow.serve.engines.process.messages import Failure, error_of, failure_o
 MARK = re.compile(r"\[fastslow-failure:([A-Za-z0-9_=-]+)\]")
 
 
-class Accepted(Struct, tag=True, array_like=True):
-    """The first item of an answer, before the engine has begun it.
+class Reply(Struct, array_like=True):
+    """An item of an answer, or what a call gave.
 
     Attributes:
-        replica: its id, as routers know it.
+        replica: the id of the replica that answers, as routers know it.
+        pieces: what the answer has come to since the item before; none in the first item, which is sent before
+            the engine begins.
+        value: what the call gave.
+        failure: why the answer ends after these pieces, or why the call failed.
     """
 
     replica: str
-
-
-class Bunch(Struct, tag=True, array_like=True):
-    """A later item: what the answer has come to since the item before.
-
-    Attributes:
-        failure: the answer ends after these pieces, and this is why.
-    """
-
-    pieces: list[Piece]
+    pieces: list[Piece] = []
+    value: Any = None
     failure: Failure | None = None
 
 
-class Returned(Struct, array_like=True):
-    """What a call gave, or why it failed.
-
-    Attributes:
-        replica: the id of the replica that answers.
-    """
-
-    replica: str
-    value: Any
-    failure: Failure | None = None
-
-
-_item: msgspec.msgpack.Decoder[Accepted | Bunch] = msgspec.msgpack.Decoder(Accepted | Bunch)
-_returned: msgspec.msgpack.Decoder[Returned] = msgspec.msgpack.Decoder(Returned)
-_list: msgspec.msgpack.Decoder[list[Any]] = msgspec.msgpack.Decoder(list[Any])
-
-
-def item_of(data: bytes) -> Accepted | Bunch:
-    """An item of an answer."""
-    return _item.decode(data)
-
-
-def returned_of(data: bytes) -> Returned:
-    """The result of a call."""
-    return _returned.decode(data)
+reply_of = msgspec.msgpack.Decoder(Reply).decode
 
 
 def packed_arguments(arguments: Sequence[Any]) -> bytes:
-    """The arguments of a method of `Engine`; a request is the first one.
+    """The arguments of a method of `Engine`.
 
     Raises:
         ValueError: a client's value cannot be sent.
     """
-    return packed([_plain(one) for one in arguments])
-
-
-def _plain(argument: Any) -> Any:
-    return argument.to_fields() if isinstance(argument, GenerateRequest) else argument
+    return packed(
+        [one.to_fields() if isinstance(one, GenerateRequest) else one for one in arguments]
+    )
 
 
 def arguments_of(data: bytes) -> list[Any]:
     """The arguments again. An object among them is a request."""
     return [
         GenerateRequest.from_fields(one) if isinstance(one, dict) else one
-        for one in _list.decode(data)
+        for one in msgspec.msgpack.decode(data)
     ]
 
 

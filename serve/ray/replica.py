@@ -16,7 +16,7 @@ from fastslow.serve.engines.process.connection import AnswerStream
 from fastslow.serve.engines.process.messages import KINDS, Failure, failure_of, packed
 from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.observe.logs import ServerLog
-from fastslow.serve.ray.messages import Accepted, Bunch, Returned, arguments_of, load_failure
+from fastslow.serve.ray.messages import Reply, arguments_of, load_failure
 from fastslow.serve.ray.scaling import autoscaling_stats
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ class EngineReplica:
 
     async def stream(self, name: str, request: bytes) -> AsyncGenerator[bytes, None]:
         """The items of an answer. Whoever leaves the loop cancels the request."""
-        yield packed(Accepted(self._id))
+        yield packed(Reply(self._id))
         answer = AnswerStream(NOBODY)
         filling = asyncio.create_task(self._fill(answer, request))
         try:
             while (pieces := await _taken(answer)) != []:
-                yield packed(Bunch(pieces or []))
+                yield packed(Reply(self._id, pieces or []))
                 await asyncio.wait([filling], timeout=BUNCH)
         except Exception as error:  # noqa: BLE001 - it is the client's
-            yield packed(Bunch([], _failure(error)))
+            yield packed(Reply(self._id, failure=_failure(error)))
         finally:
             filling.cancel()
             with suppress(asyncio.CancelledError):
@@ -66,11 +66,12 @@ class EngineReplica:
         """Any other method of `Engine`, and its card."""
         try:
             if method == "card":
-                return packed(Returned(self._id, to_builtins(self._engine.card)))
-            value = await called(self._engine, method, arguments_of(arguments))
-            return packed(Returned(self._id, value))
+                value: Any = to_builtins(self._engine.card)
+            else:
+                value = await called(self._engine, method, arguments_of(arguments))
+            return packed(Reply(self._id, value=value))
         except Exception as error:  # noqa: BLE001 - it is the client's
-            return packed(Returned(self._id, None, _failure(error)))
+            return packed(Reply(self._id, failure=_failure(error)))
 
     async def check_health(self) -> None:
         """Ray asks this every few seconds, and replaces a replica that raises or does not answer. A long step

@@ -19,8 +19,8 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import error_of
 from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
 from fastslow.serve.ray.cluster import first_line
-from fastslow.serve.ray.deployments import Deployment, DeploymentState
-from fastslow.serve.ray.messages import Accepted, Bunch, item_of, packed_arguments, returned_of
+from fastslow.serve.ray.deployments import DeploymentState, FoundDeployment
+from fastslow.serve.ray.messages import Reply, packed_arguments, reply_of
 from fastslow.serve.ray.router import RUNNING
 
 LOST = (RayError, RayServeException, RpcError)  # what Ray raises where a replica is not there
@@ -41,11 +41,10 @@ class RayReplicas:
         deployment: the engines.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: FoundDeployment) -> None:
         self._deployment = deployment
         self._handle: Any = None
         self._stream: Any = None
-        self._closing = asyncio.Event()
         self._abandoned: set[asyncio.Task[None]] = set()
         self._reports = ReportReader()
         self._latest: Mapping[str, Mapping[str, Any]] = {}  # as the router has it
@@ -58,10 +57,11 @@ class RayReplicas:
     def running(self) -> Mapping[str, ReplicaReport | None]:
         latest = RUNNING.get(self._deployment.name, {})
         if latest is not self._latest:
-            self._latest, before = latest, self._known
-            self._reports.keep(latest)
+            before, self._latest = self._latest, latest
             self._known = {
-                id: self._reports.read(id, values) or before.get(id)
+                id: self._known.get(id)
+                if before.get(id) == values
+                else self._reports.read(id, values)
                 for id, values in latest.items()
             }
         return self._known
@@ -71,14 +71,7 @@ class RayReplicas:
         return self.state.starting
 
     async def start(self) -> ModelCard:
-        opening = asyncio.ensure_future(self._deployment.open())
-        closing = asyncio.ensure_future(self._closing.wait())
-        await asyncio.wait({opening, closing}, return_when=asyncio.FIRST_COMPLETED)
-        closing.cancel()
-        if not opening.done():  # Ray may try for minutes
-            opening.cancel()
-            raise NotReady("the server is closing")
-        self._handle = opening.result()
+        self._handle = await self._deployment.open()
         self._stream = self._handle.options(method_name="stream", stream=True)
         card = await self._first_card()
         self._looking = asyncio.create_task(self._look())
@@ -89,10 +82,7 @@ class RayReplicas:
         taken, over, accepted = asyncio.ensure_future(anext(response)), False, False
         try:
             async with asyncio.timeout(PATIENCE):
-                first = item_of(await asyncio.shield(taken))
-            assert isinstance(first, Accepted)
-            if first.replica != name:
-                raise NotReady("the replica is gone", refused=True)
+                _check(name, reply_of(await asyncio.shield(taken)))
             accepted = True
             while True:
                 # where a machine is cut off, its connection just stands still, and Ray needs a minute
@@ -100,12 +90,10 @@ class RayReplicas:
                     data = await anext(response, None)
                 if data is None:
                     break
-                bunch = item_of(data)
-                assert isinstance(bunch, Bunch)
-                for piece in bunch.pieces:
+                item = reply_of(data)
+                for piece in item.pieces:
                     yield piece
-                if bunch.failure is not None:
-                    raise error_of(bunch.failure)
+                _check(name, item)
             over = True
         except TimeoutError:
             response.cancel()
@@ -127,15 +115,11 @@ class RayReplicas:
             data = await handle.remote(name, method, packed_arguments(arguments))
         except LOST as error:
             raise _lost(error, False) from None
-        returned = returned_of(data)
-        if name and returned.replica != name:
-            raise NotReady("the replica is gone", refused=True)
-        if returned.failure is not None:
-            raise error_of(returned.failure)
-        return returned.value
+        reply = reply_of(data)
+        _check(name or reply.replica, reply)
+        return reply.value
 
     async def close(self) -> None:
-        self._closing.set()
         if self._abandoned:
             await asyncio.wait(self._abandoned, timeout=LAST)
         ending = [*self._abandoned, *filter(None, [self._looking])]
@@ -155,7 +139,7 @@ class RayReplicas:
         """The card of the first replica that runs. One that ends before it answers is no failure: Ray starts
         another one."""
         silent_since: float | None = None
-        while not self._closing.is_set():
+        while True:
             try:
                 self.state = await self._deployment.look()
                 if self.state.failed is not None:
@@ -173,11 +157,10 @@ class RayReplicas:
                     raise RuntimeError(f"no replica answers: {first_line(error)}") from None
                 logger.warning("no replica answers yet: {}", first_line(error))
             await asyncio.sleep(LOADING)
-        raise NotReady("the server is closing")
 
     async def _wait_for_router(self) -> None:
         async with asyncio.timeout(CALL):
-            while not self.running and not self._closing.is_set():
+            while not self.running:
                 await asyncio.sleep(LOADING)
 
     def _abandon(self, response: Any, first: asyncio.Future[bytes]) -> None:
@@ -202,6 +185,17 @@ class RayReplicas:
                 continue
             if self.state.failed is not None and not self.gave_up.done():
                 self.gave_up.set_result(f"no replica can be started: {self.state.failed}")
+
+
+def _check(name: str, reply: Reply) -> None:
+    """Raises:
+    NotReady: another replica answers than the named one.
+    Exception: what went wrong there.
+    """
+    if reply.replica != name:
+        raise NotReady("the replica is gone", refused=True)
+    if reply.failure is not None:
+        raise error_of(reply.failure)
 
 
 async def _cancel_once_taken(response: Any, first: asyncio.Future[bytes]) -> None:

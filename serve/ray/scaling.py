@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.report import QueueReport, ReplicaReport
 from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
 
-DEEP, DEEP_SECONDS, QUICK_SECONDS = "deep", "deep_queue_seconds", "quick_queue_seconds"
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaQueues:
-    """What of a report scaling needs."""
-
-    deep: int
-    deep_queue_seconds: float
-    quick_queue_seconds: float
+FIELDS = [field.name for field in fields(QueueReport)]
 
 
 def autoscaling_stats(report: ReplicaReport) -> dict[str, float]:
     """What a replica's `record_autoscaling_stats` gives; `QueueScaling` reads it."""
-    return {
-        DEEP: float(report.deep),
-        DEEP_SECONDS: report.deep_queue_seconds,
-        QUICK_SECONDS: report.quick_queue_seconds,
-    }
+    return {name: float(getattr(report, name)) for name in FIELDS}
 
 
 class QueueScaling:
-    """The policy class for `AutoscalingPolicy(policy_function=QueueScaling, policy_kwargs=...)`.
+    """The policy class for `AutoscalingPolicy(policy_function=QueueScaling)`.
 
     It waits by itself before it changes anything, so the deployment's `upscale_delay_s` and
     `downscale_delay_s` must be 0. Metrics should be young: its `look_back_period_s` and `metrics_interval_s`
     about a second.
-
-    Args:
-        settings: fields of `ScalingSettings`, but for `least` and `most`: the deployment has its own.
     """
-
-    def __init__(self, **settings: float) -> None:
-        self._settings = settings
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """How many replicas there should be, and what Ray is to remember."""
         settings = ScalingSettings(
             least=max(1, context.capacity_adjusted_min_replicas),
             most=max(1, context.capacity_adjusted_max_replicas),
-            **self._settings,
         )
         wanted, state = replicas_wanted(
             _queues(context.aggregated_metrics or {}),
@@ -63,13 +43,10 @@ class QueueScaling:
         return wanted, {"queues": asdict(state)}
 
 
-def _queues(metrics: Mapping[str, Mapping[Any, float]]) -> list[ReplicaQueues]:
+def _queues(metrics: Mapping[str, Mapping[Any, float]]) -> list[QueueReport]:
     """By replica, of those that report all of it."""
-    deep, deep_seconds, quick_seconds = (
-        metrics.get(name, {}) for name in (DEEP, DEEP_SECONDS, QUICK_SECONDS)
-    )
+    ids = set.intersection(*(set(metrics.get(name, {})) for name in FIELDS))
     return [
-        ReplicaQueues(int(deep[id]), deep_seconds[id], quick_seconds[id])
-        for id in deep
-        if id in deep_seconds and id in quick_seconds
+        QueueReport(**{name: metrics[name][id] for name in FIELDS})  # type: ignore[arg-type]
+        for id in ids
     ]

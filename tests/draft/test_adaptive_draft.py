@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from head_tools import node_paths
 
 from fastslow.draft.base import BaseDrafter
+from fastslow.draft.merge import MAX_DRAFTERS, merge_trees
 from fastslow.draft.several import AdaptiveDrafter
-from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
+from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.tuning import TUNING
 
+SURE = Tree([5, 5, 5], [-1, 0, 1], scores=[0.9, 0.8, 0.7])
+UNSURE = Tree([6], [-1], scores=[0.1])
+CHAIN = Tree.chain([8, 8])
+
+
+class Watch:
+    """Time that only moves when a drafter takes some."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
 
 class Says(BaseDrafter):
-    """Proposes one tree for whoever may have nodes; notes what it is told."""
+    """Proposes one tree for whoever may have nodes; notes what it sees. Takes its time."""
 
-    def __init__(self, tree: Tree, features: tuple[int, ...] = ()) -> None:
-        self.tree = tree
-        self.features = features
+    def __init__(self, tree: Tree, seconds: float = 0.0, features: tuple[int, ...] = ()) -> None:
+        self.tree, self.seconds, self.features = tree, seconds, features
+        self.watch: Watch | None = None
         self.asked = 0
         self.told: list[torch.Tensor | None] = []
         self.gone: list[int] = []
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        if self.watch is not None:
+            self.watch.now += self.seconds
         self.asked += sum(n > 0 for n in nodes)
         return [self.tree if n else Tree() for n in nodes]
 
@@ -40,233 +59,157 @@ class Says(BaseDrafter):
         self.gone += requests
 
 
-def adaptive(
-    drafters: Sequence[Drafter],
-    value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
-    now: Callable[[], float] = time.perf_counter,
-) -> AdaptiveDrafter:
-    return AdaptiveDrafter(drafters, AdaptiveSelection(len(drafters), value), now)
-
-
-def selection_of(best: AdaptiveDrafter) -> AdaptiveSelection:
-    assert isinstance(best.selection, AdaptiveSelection)
-    return best.selection
+def adaptive(*drafters: Says, token: float | None = None, row: float = 0.0) -> AdaptiveDrafter:
+    """`token`: seconds that a token is worth, shared by a batch; None: no time is looked at."""
+    watch = Watch()
+    for drafter in drafters:
+        drafter.watch = watch
+    value = None if token is None else lambda batch: MarginalValue(token / len(batch), row)
+    return AdaptiveDrafter(drafters, AdaptiveSelection(len(drafters), value), watch)
 
 
 def known(best: AdaptiveDrafter) -> Any:
     """What request 0 knows of each drafter."""
-    return selection_of(best)._requests[0].gains
+    assert isinstance(best.selection, AdaptiveSelection)
+    return best.selection._requests[0].gains
 
 
 def view(number: int = 0) -> Any:
     return SimpleNamespace(id=number, tokens=[1, 2])
 
 
-def value_of(row: float) -> Callable[[Sequence[RequestView]], MarginalValue]:
-    return lambda batch: MarginalValue(1.0, row)
+def step(best: AdaptiveDrafter, accepted: int, count: int = 1) -> list[list[int]]:
+    """The trees of a batch of `count`, of each of which so many nodes are accepted."""
+    views = [view(n) for n in range(count)]
+    trees = best.propose(views, [4] * count)
+    paths = [list(range(min(accepted, len(tree.tokens)))) for tree in trees]
+    said = [[*(tree.tokens[n] for n in path), 7] for tree, path in zip(trees, paths)]
+    best.commit(views, AcceptResult(paths, said), None)
+    return [list(tree.tokens) for tree in trees]
 
 
-def step(best: AdaptiveDrafter, accepted: int) -> list[int]:
-    tree = best.propose([view()], [4])[0]
-    path = list(range(min(accepted, len(tree.tokens))))
-    best.commit([view()], AcceptResult([path], [said(tree, path)]), None)
-    return list(tree.tokens)
-
-
-def said(tree: Tree, path: list[int]) -> list[int]:
-    """What a step gives: the accepted tokens, and one more."""
-    return [*(tree.tokens[node] for node in path), 7]
-
-
-class Watch:
-    """Time that only moves when the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Slow(Says):
-    """Takes its time whenever it is asked."""
-
-    def __init__(self, tree: Tree, watch: Watch, seconds: float, features: tuple[int, ...] = ()):
-        super().__init__(tree, features)
-        self.watch, self.seconds = watch, seconds
-
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        self.watch.now += self.seconds
-        return super().propose(batch, nodes)
-
-
-SURE = Tree([5, 5, 5], [-1, 0, 1], scores=[0.9, 0.8, 0.7])
-UNSURE = Tree([6], [-1], scores=[0.1])
-CHAIN = Tree.chain([8, 8])
-
-
-def test_a_sure_draft_spares_the_others() -> None:
+def test_a_sure_draft_spares_the_others_and_an_unsure_one_does_not() -> None:
     cheap, dear = Says(SURE), Says(CHAIN)
-    assert step(adaptive([cheap, dear]), 3) == [5, 5, 5]
+    assert step(adaptive(cheap, dear), 3) == [[5, 5, 5]]
     assert (cheap.asked, dear.asked) == (1, 0)
-
-
-def test_an_unsure_one_does_not() -> None:
-    assert step(adaptive([Says(UNSURE), Says(CHAIN)]), 2) == [8, 8]
-    assert step(adaptive([Says(Tree()), Says(CHAIN)]), 2) == [8, 8]
-    assert step(adaptive([Says(UNSURE), Says(Tree())]), 0) == [6]
+    assert step(adaptive(Says(UNSURE), Says(CHAIN)), 2) == [[8, 8]]
+    assert step(adaptive(Says(Tree()), Says(CHAIN)), 2) == [[8, 8]]
+    assert step(adaptive(Says(UNSURE), Says(Tree())), 0) == [[6]]
 
 
 def test_promises_that_are_not_kept_are_not_believed() -> None:
-    best = adaptive([Says(SURE), Says(CHAIN)])
-    spoke = [step(best, 0)[0] for _ in range(20)]
+    best = adaptive(Says(SURE), Says(CHAIN))
+    spoke = [step(best, 0)[0][0] for _ in range(20)]
     assert spoke[0] == 5 and 8 in spoke, "the sure one was never right"
 
 
 def test_who_brings_nothing_is_not_asked_any_more() -> None:
     kept, dear = Says(UNSURE), Says(CHAIN)
-    best = adaptive([kept, dear])
+    best = adaptive(kept, dear)
     for _ in range(60):
         step(best, 0)
-    before = dear.asked
-    kept.tree = SURE
-    for _ in range(5):
-        assert step(best, 3) == [5, 5, 5]
+    before, kept.tree = dear.asked, SURE
+    assert [step(best, 3) for _ in range(5)] == [[[5, 5, 5]]] * 5
     assert dear.asked == before
 
 
-def test_everyone_hears_of_every_step_and_of_ends() -> None:
-    one, two = Says(SURE, (1,)), Says(CHAIN, (0, 2))
-    best = adaptive([one, two])
+def test_every_drafter_hears_of_every_step_and_of_ends() -> None:
+    one, two = Says(SURE, 0.0, (1,)), Says(CHAIN, 0.0, (0, 2))
+    best = adaptive(one, two)
     assert best.features == (0, 1, 2)
     best.propose([view()], [4])
     best.commit([view()], AcceptResult([[0]], [[5, 7]]), torch.tensor([[10.0, 11.0, 12.0]] * 2))
     assert one.told[0] is not None and one.told[0].tolist() == [[11.0]] * 2
     assert two.told[0] is not None and two.told[0].tolist() == [[10.0, 12.0]] * 2
     best.release([0])
-    assert one.gone == two.gone == [0] and not selection_of(best)._requests
+    assert one.gone == two.gone == [0]
+    assert isinstance(best.selection, AdaptiveSelection) and not best.selection._requests
 
 
-def step_all(best: AdaptiveDrafter, count: int, accepted: int) -> list[list[int]]:
-    views = [view(n) for n in range(count)]
-    trees = best.propose(views, [4] * count)
-    accepted_nodes = [list(range(min(accepted, len(tree.tokens)))) for tree in trees]
-    tokens = [said(tree, path) for tree, path in zip(trees, accepted_nodes)]
-    best.commit(views, AcceptResult(accepted_nodes, tokens), None)
-    return [list(tree.tokens) for tree in trees]
-
-
-def test_time_is_charged_to_who_took_it() -> None:
-    """A token gains one second; the second drafter takes five, and the first one is still asked."""
-    watch = Watch()
-    cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 5.0, (3,))
-    best = adaptive([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
+@pytest.mark.parametrize(
+    ("seconds", "row", "accepted", "least", "most"),
+    [
+        pytest.param(5.0, 0.0, 1, 2, 10, id="takes five tokens' time: tried now and then"),
+        pytest.param(0.5, 0.0, 2, 300, 300, id="its time pays"),
+        pytest.param(0.01, 0.9 * TUNING.max_row_price, 2, 300, 300, id="rows are not dear"),
+        pytest.param(0.01, 0.5, 2, 0, 0, id="rows are dear: only the first is asked"),
+    ],
+)
+def test_a_second_drafter_is_asked_where_it_pays(
+    seconds: float, row: float, accepted: int, least: int, most: int
+) -> None:
+    cheap, dear = Says(UNSURE, 0.001), Says(CHAIN, seconds, (3,))
+    best = adaptive(cheap, dear, token=1.0, row=row)
     for _ in range(300):
-        step_all(best, 1, 1)
-    assert cheap.asked == 300
-    assert 2 <= dear.asked <= 10, "tried now and then"
+        step(best, accepted)
+    assert row > TUNING.max_row_price or cheap.asked == 300
+    assert least <= dear.asked <= most
+    assert best.features == (3,) or not most or seconds > 1
 
 
-def test_a_drafter_is_asked_where_its_time_pays() -> None:
-    watch = Watch()
-    cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.5)
-    best = adaptive([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
-    last = [step_all(best, 1, 2)[0] for _ in range(50)][-1]
-    assert last == [8, 8] and dear.asked == 50
-
-
-def test_rows_count_against_a_draft() -> None:
-    """Two nodes of which one is accepted: a token, less two rows of 0.6 tokens each."""
-    asked = {}
-    for row in (0.1, 0.6):
-        watch = Watch()
-        only = Slow(CHAIN, watch, 0.01)
-        best = adaptive([only], value_of(row), watch)
-        for _ in range(200):
-            step_all(best, 1, 1)
-        asked[row] = only.asked
-    assert asked[0.1] == 200 and asked[0.6] < 30
+@pytest.mark.parametrize(("row", "least", "most"), [(0.1, 200, 200), (0.6, 1, 29)])
+def test_rows_count_against_a_draft(row: float, least: int, most: int) -> None:
+    """Two nodes of which one is accepted: a token, less two rows."""
+    only = Says(CHAIN, 0.01)
+    best = adaptive(only, token=1.0, row=row)
+    for _ in range(200):
+        step(best, 1)
+    assert least <= only.asked <= most
 
 
 def test_what_never_pays_is_tried_for_one_request_at_a_time_and_reads_nothing() -> None:
-    watch = Watch()
-    cheap, dear = Slow(UNSURE, watch, 0.0), Slow(CHAIN, watch, 50.0, (3,))
-    best = adaptive([cheap, dear], lambda batch: MarginalValue(1.0, 0.0), watch)
+    cheap, dear = Says(UNSURE), Says(CHAIN, 50.0, (3,))
+    best = adaptive(cheap, dear, token=8.0)
     for _ in range(30):
-        step_all(best, 8, 0)
-    before, read = dear.asked, 0
+        step(best, 0, 8)
+    read = 0
     for _ in range(300):
         dear.asked = 0
-        step_all(best, 8, 0)
-        before += dear.asked
+        step(best, 0, 8)
         assert dear.asked <= 1
         read += best.features == (3,)
     assert read < 30, "features are gathered shortly before it is tried"
 
 
-def test_a_batch_of_another_size_is_another_case() -> None:
-    watch = Watch()
-    dear = Slow(CHAIN, watch, 0.5)
-    best = adaptive([dear], lambda batch: MarginalValue(1.0 / len(batch), 0.0), watch)
+def test_a_batch_of_another_size_is_another_case_and_a_new_request_is_not() -> None:
+    dear = Says(CHAIN, 0.5)
+    best = adaptive(dear, token=1.0)
     for _ in range(60):
-        step_all(best, 8, 0)
+        step(best, 0, 8)
     dear.asked = 0
-    assert step_all(best, 1, 2) == [[8, 8]], "of a single request nothing is known yet"
+    assert step(best, 2) == [[8, 8]], "nothing is known of one request"
     for _ in range(20):
-        step_all(best, 1, 2)
+        step(best, 2)
     assert dear.asked == 21
-
-
-def test_a_new_request_begins_with_what_others_saw() -> None:
-    watch = Watch()
-    dear = Slow(CHAIN, watch, 0.5)
-    best = adaptive([dear], lambda batch: MarginalValue(1.0, 0.0), watch)
+    best = adaptive(dear, token=1.0)
     for _ in range(40):
         step(best, 0)
     dear.asked = 0
     best.propose([view(99)], [4])
-    assert dear.asked == 0
+    assert dear.asked == 0, "it begins with what others saw"
 
 
 def test_a_tree_says_who_made_it() -> None:
-    best = adaptive([Says(Tree()), Says(CHAIN)])
-    tree = best.propose([view()], [4])[0]
+    tree = adaptive(Says(Tree()), Says(CHAIN)).propose([view()], [4])[0]
     assert tree.drafter_ids == [2, 2] and tree.only([0]).drafter_ids == [2]
-
-
-def test_where_rows_are_dear_only_the_first_is_asked() -> None:
-    asked = {}
-    for row in (0.1, 0.5):
-        watch = Watch()
-        cheap, dear = Slow(UNSURE, watch, 0.001), Slow(CHAIN, watch, 0.01, (3,))
-        best = adaptive([cheap, dear], value_of(row), watch)
-        for _ in range(300):
-            step_all(best, 2, 2)
-        asked[row] = dear.asked
-        assert best.features == ((3,) if row < TUNING.max_row_price else ())
-    assert asked[0.1] == 600 and asked[0.5] == 0
 
 
 def test_what_several_say_is_drafted_side_by_side() -> None:
     """They agree on 5 and part after it; what they hold apart is judged apart."""
     one = Tree([5, 6], [-1, 0], scores=[0.6, 0.3])
     two = Tree([5, 8, 9], [-1, 0, -1], scores=[0.5, 0.35, 0.1])
-    watch = Watch()
-    asked = Slow(one, watch, 0.001), Slow(two, watch, 0.001)
-    best = adaptive(asked, lambda batch: MarginalValue(1.0, 0.0), watch)
+    best = adaptive(Says(one, 0.001), Says(two, 0.001), token=1.0)
     tree = best.propose([view()], [8])[0]
     assert [*zip(tree.tokens, tree.parents)] == [(5, -1), (8, 0), (6, 0), (9, -1)]
     assert tree.scores is not None and tree.scores == sorted(tree.scores, reverse=True)
     assert tree.drafter_ids is not None and len(set(tree.drafter_ids)) == 3
     best.commit([view()], AcceptResult([[0, 1]], [[5, 8, 7]]), None)
     gains = [gain.tokens.value for gain in known(best)]
-    assert gains == [1.0, 1.5], (
-        "each is judged by what it held: one and two tokens, and a prior of 1"
-    )
+    assert gains == [1.0, 1.5], "each by what it held: one and two tokens, and a prior of 1"
 
 
 def test_a_node_that_was_cut_is_judged_by_what_came() -> None:
-    best = adaptive([Says(SURE)])
+    best = adaptive(Says(SURE))
     best.propose([view()], [4])
     best.commit([view()], AcceptResult([[0]], [[5, 5]]), None)
     assert known(best)[0].tokens.value == 1.5, "two of its tokens came, though one was run"
@@ -274,10 +217,56 @@ def test_a_node_that_was_cut_is_judged_by_what_came() -> None:
 
 def test_a_sampled_tree_is_drafted_alone() -> None:
     drawn = Tree([4], [-1], np.full((1, 10), 0.1, dtype=np.float32))
-    assert step(adaptive([Says(UNSURE), Says(drawn)]), 1) == [4]
-    best = adaptive([Says(drawn), Says(SURE)])
-    spoke = [step(best, 0)]
+    assert step(adaptive(Says(UNSURE), Says(drawn)), 1) == [[4]]
+    best = adaptive(Says(drawn), Says(SURE))
+    spoke = step(best, 0)
     assert [gain.tokens.count for gain in known(best)] == [2, 1], "who was not drafted"
-    spoke += [step(best, 0) for _ in range(3)]
+    spoke += [tree for _ in range(3) for tree in step(best, 0)]
     assert [4] in spoke and [5, 5, 5] in spoke
     assert all(len(set(tokens)) == 1 for tokens in spoke)
+
+
+def grown(random: Random, nodes: int) -> Tree:
+    """A tree of few tokens, so that two have much in common."""
+    tokens, parents, scores = list[int](), list[int](), list[float]()
+    for _ in range(nodes):
+        parent, token = random.randint(-1, len(tokens) - 1), random.randint(0, 2)
+        if (parent, token) not in zip(parents, tokens):
+            tokens.append(token)
+            parents.append(parent)
+            scores.append((scores[parent] if parent >= 0 else 1.0) * random.random())
+    return Tree(tokens, parents, scores=scores)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: int) -> None:
+    random = Random(seed)
+    parts = [(number, grown(random, random.randint(1, 12))) for number in range(3)]
+    whole = merge_trees(parts, 100)
+    wanted = [set(node_paths(tree)) for _, tree in parts]
+    paths = node_paths(whole)
+    assert set(paths) == set().union(*wanted)
+    assert whole.scores is not None and whole.drafter_ids is not None
+    for node, path in enumerate(paths):
+        parent, ids = whole.parents[node], whole.drafter_ids[node]
+        assert 0 <= whole.scores[node] <= (whole.scores[parent] if parent >= 0 else 1.0)
+        holders, others = ids % (1 << MAX_DRAFTERS), ids >> MAX_DRAFTERS
+        for number, _ in parts:
+            assert bool(holders >> number & 1) == (path in wanted[number])
+            beside = any(p[:-1] == path[:-1] for p in wanted[number])
+            assert bool(others >> number & 1) == (beside and path not in wanted[number])
+    for parent in range(-1, len(whole.tokens)):
+        children = [s for s, p in zip(whole.scores, whole.parents) if p == parent]
+        assert sum(children) <= (whole.scores[parent] if parent >= 0 else 1.0) + 1e-9
+    few = merge_trees(parts, 4)
+    assert len(few.tokens) == min(4, len(whole.tokens)) and few.scores is not None
+    assert sorted(few.scores) == sorted(whole.scores)[-len(few.tokens) :]
+
+
+def test_where_they_agree_a_node_is_surer_and_the_likeliest_path_comes_first() -> None:
+    one, two = Tree([5], [-1], scores=[0.5]), Tree([5], [-1], scores=[0.6])
+    assert merge_trees([(0, one), (1, two)], 4).scores == pytest.approx([0.8])
+    alone = merge_trees([(1, two)], 4)
+    assert alone.scores == [0.6] and alone.drafter_ids == [2]
+    one, two = (Tree([a, a + 1], [-1, 0], scores=[s, s - 0.1]) for a, s in ((1, 0.3), (7, 0.6)))
+    assert list(merge_trees([(0, one), (1, two)], 4).tokens) == [7, 8, 1, 2]

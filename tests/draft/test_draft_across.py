@@ -37,25 +37,23 @@ STORY = " ".join(SENTENCES)
 
 
 @pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("bpe")
-    write_bpe(folder, vocab_size=400)
-    return load_tokenizer(folder)
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """`small` has the bytes and marks of `bpe` and fewer merges."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name, size in (("bpe", 400), ("small", 300), ("spm", 600)):
+        (folder / name).mkdir()
+        (write_spm if name == "spm" else write_bpe)(folder / name, vocab_size=size)
+    return {path.name: load_tokenizer(path) for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """The same bytes and marks as `bpe`, fewer merges."""
-    folder = tmp_path_factory.mktemp("small")
-    write_bpe(folder, vocab_size=300)
-    return load_tokenizer(folder)
+@pytest.fixture
+def bpe(texts: dict[str, Tokenizer]) -> Tokenizer:
+    return texts["bpe"]
 
 
-@pytest.fixture(scope="module")
-def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("spm")
-    write_spm(folder, vocab_size=600)
-    return load_tokenizer(folder)
+@pytest.fixture
+def spm(texts: dict[str, Tokenizer]) -> Tokenizer:
+    return texts["spm"]
 
 
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
@@ -67,8 +65,10 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> bytes:
 
 
 @pytest.mark.parametrize("pair", [("bpe", "spm"), ("spm", "bpe"), ("bpe", "small")], ids=str)
-def test_a_followed_text_is_the_same_text(pair: tuple[str, str], request: Any) -> None:
-    target, own = (request.getfixturevalue(name) for name in pair)
+def test_a_followed_text_is_the_same_text(
+    pair: tuple[str, str], texts: dict[str, Tokenizer]
+) -> None:
+    target, own = (texts[name] for name in pair)
     ids = target.encode(STORY * 3, add_special=False)
     retokenizer = TextRetokenizer(target, ByteVocab(own), special_map(target, own))
     cut = settled = 0
@@ -89,15 +89,10 @@ def test_a_followed_text_is_the_same_text(pair: tuple[str, str], request: Any) -
 
 
 def test_marks_keep_their_meaning() -> None:
-    target = Pieces(
-        ["<s>", "<user>", "<end>", "<x>", "a", "b"],
-        ["<s>", "<user>", "<end>", "<x>"],
-        "<s>",
-        "<end>",
-    )
-    own = Pieces(
-        ["b", "a", "<eos>", "<user>", "<bos>"], ["<eos>", "<user>", "<bos>"], "<bos>", "<eos>", True
-    )
+    marks = ["<s>", "<user>", "<end>", "<x>"]
+    target = Pieces([*marks, "a", "b"], marks, "<s>", "<end>")
+    marks = ["<eos>", "<user>", "<bos>"]
+    own = Pieces(["b", "a", *marks], marks, "<bos>", "<eos>", True)
     assert special_map(target, own) == {0: 4, 1: 3, 2: 2}
     assert special_map(own, target) == {4: 0, 3: 1, 2: 2}
     text = [0, 1, 4, 5, 3, 5, 2, 4]
@@ -107,13 +102,11 @@ def test_marks_keep_their_meaning() -> None:
     assert list(shared.text(request(text))) == read
     assert list(shared.text(request(text[1:], 1)))[:2] == [4, 3], "its own beginning, if none came"
     retokenizer = DraftRetokenizer(own, ByteVocab(target))
+    deaf = DraftRetokenizer(own, ByteVocab(Pieces(["a", "b"])))
     assert retokenizer.encode([1, 0], b"") == ([4, 5], True)
     assert retokenizer.encode([1, 2, 0], b"") == ([4, 2], False), "nothing after the end"
     assert retokenizer.encode([1, 3, 0], b"") == ([4, 1, 5], True)
-    deaf = DraftRetokenizer(own, ByteVocab(Pieces(["a", "b"])))
-    assert deaf.encode([1, 3, 0], b"") == ([0], False), (
-        "a mark that the target lacks ends the draft"
-    )
+    assert deaf.encode([1, 3, 0], b"") == ([0], False), "a mark that the target lacks ends it"
 
 
 def test_what_is_told_again_is_the_same_text(bpe: Tokenizer, spm: Tokenizer) -> None:
@@ -126,6 +119,13 @@ def test_what_is_told_again_is_the_same_text(bpe: Tokenizer, spm: Tokenizer) -> 
                 told, goes_on = retokenizer.encode(ids[first : first + 12], b"")
                 assert goes_on
                 assert text_of(target, told) == split_utf8(said)[0].encode()
+    half = ByteVocab(bpe).encode_bytes("界".encode()[:2])
+    assert half
+    ids = [*bpe.encode("\n", add_special=False), *half]
+    told, goes_on = retokenizer.encode(ids, b"")
+    assert goes_on and text_of(spm, told) == b"\n", "a draft that ends inside a character"
+    broken = [*ids, *bpe.encode("a", add_special=False)]  # what no tokenizer can spell
+    assert retokenizer.encode(broken, b"") == ([], False)
 
 
 def test_a_half_written_character_is_finished(bpe: Tokenizer, spm: Tokenizer) -> None:
@@ -142,20 +142,8 @@ def test_a_half_written_character_is_finished(bpe: Tokenizer, spm: Tokenizer) ->
     assert retokenizer.encode([], b"\xe5") == ([], True)
 
 
-def test_a_draft_that_ends_inside_a_character(bpe: Tokenizer, spm: Tokenizer) -> None:
-    retokenizer = DraftRetokenizer(bpe, ByteVocab(spm))
-    half = ByteVocab(bpe).encode_bytes("界".encode()[:2])
-    assert half
-    ids = [*bpe.encode("\n", add_special=False), *half]
-    told, goes_on = retokenizer.encode(ids, b"")
-    assert goes_on and text_of(spm, told) == b"\n"
-    broken = [*ids, *bpe.encode("a", add_special=False)]  # what no tokenizer can spell
-    assert retokenizer.encode(broken, b"") == ([], False)
-
-
 class Speaker:
-    """A draft model that says a fixed text, in its own tokens, and keeps what it read. It knows
-    how far it is from the keys that it wrote."""
+    """A draft model that says a fixed text from where its keys say that it is; keeps what it read."""
 
     dtype = torch.float32
     device = torch.device("cpu")
@@ -169,36 +157,29 @@ class Speaker:
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         logits_MV = torch.zeros(len(rows.outputs), self.config.vocab_size)
         logits_MV[:, -2] = 9.0  # of no token
-        assert len(rows.contexts) == 1
-        slots = torch.from_numpy(rows.slots)
-        kv.k[0][slots, 0, 0] = torch.from_numpy(rows.tokens).float()
-        before = kv.k[0][torch.from_numpy(rows.contexts[0]), 0, 0].long().tolist()
+        (context,) = rows.contexts
+        kv.k[0][torch.from_numpy(rows.slots), 0, 0] = torch.from_numpy(rows.tokens).float()
+        before = kv.k[0][torch.from_numpy(context), 0, 0].long().tolist()
         self.read.append(rows.tokens.tolist())
         text = [*before, *rows.tokens.tolist()]
-        for place in range(len(self.says), -1, -1):  # how much of its text was said already
-            if text[len(text) - place :] == self.says[:place]:
-                logits_MV[:, self.says[place] if place < len(self.says) else 0] = 5.0
-                break
+        said = max(n for n in range(len(self.says) + 1) if text[len(text) - n :] == self.says[:n])
+        logits_MV[:, [*self.says, 0][said]] = 5.0
         return ModelOutput(logits_MV, None, best_tokens(logits_MV, rows.only_best))
 
 
 def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
-    """spm goes on with a text whose tokens bpe cuts elsewhere; what was read stays read."""
+    """spm continues a text whose tokens bpe cuts elsewhere; what was read stays read."""
     begun, rest = "Every expert answers", " when its group is asked, and the router decides."
-    own = ByteVocab(spm)
-    model: Any = Speaker(spm, own.encode(rest) or [])
+    model: Any = Speaker(spm, ByteVocab(spm).encode(rest) or [])
     kv = cache_for(model, 64)
     drafter = RetokenizedDraft(model, OwnKV(kv), bpe, spm)
-    answer = bpe.encode(begun, add_special=False)
     want = bpe.encode(rest, add_special=False)
-    asked = request(answer)
+    asked = request(bpe.encode(begun, add_special=False))
     right = 0
     for nodes in (3, 5, 4):
         told = list(drafter.propose([asked], [nodes])[0].tokens)
         assert 0 < len(told) <= nodes
-        kept = 0
-        while kept < len(told) and told[kept] == want[kept]:
-            kept += 1
+        kept = next((n for n, (a, b) in enumerate(zip(told, want)) if a != b), len(told))
         right += kept
         asked.tokens += want[: kept + 1]
         want = want[kept + 1 :]
@@ -223,16 +204,11 @@ def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> 
 def test_a_request_of_nothing_but_unknown_marks() -> None:
     target, own = Pieces(["<x>", "a"], ["<x>"]), Pieces(["a", "b"])
     model: Any = Speaker(own, [0, 1])
-    drafters = (
-        RetokenizedDraft(model, OwnKV(cache_for(model)), target, own),
-        ModelDraft(
-            model,
-            OwnKV(cache_for(model)),
-            probs_at,
-            vocab_map=SharedTokens(ByteVocab(target), ByteVocab(own), 2),
-        ),
-    )
-    for drafter in drafters:
+    shared, kvs = SharedTokens(ByteVocab(target), ByteVocab(own), 2), [OwnKV(cache_for(model))] * 2
+    for drafter in (
+        RetokenizedDraft(model, kvs[0], target, own),
+        ModelDraft(model, kvs[1], probs_at, vocab_map=shared),
+    ):
         assert not drafter.propose([request([0, 0])], [3])[0].tokens
 
 
@@ -255,16 +231,16 @@ def test_the_law_of_tokens_in_common() -> None:
     assert not shared._texts
 
 
-def test_pairs_choose_their_way(bpe: Tokenizer, small: Tokenizer, spm: Tokenizer) -> None:
+def test_pairs_choose_their_way(texts: dict[str, Tokenizer]) -> None:
     def across(target: Any, own: Any) -> Any:
         model: Any = Speaker(own, [0])
         kv = OwnKV(cache_for(model, 4))
         return model_draft_across(model, kv, probs_at, target, own, target.vocab_size)
 
+    bpe, small, spm = (texts[name] for name in ("bpe", "small", "spm"))
     assert isinstance(across(bpe, bpe), ModelDraft)
     assert isinstance(across(bpe, spm), RetokenizedDraft)
     nearly = Pieces(letters(40)), Pieces([*letters(43)[3:]][::-1])
     assert overlap(ByteVocab(nearly[0]), ByteVocab(nearly[1])) == 37 / 40
     assert isinstance(across(*nearly), ModelDraft)
-    assert overlap(ByteVocab(bpe), ByteVocab(small)) < 1
-    assert overlap(ByteVocab(bpe), ByteVocab(bpe)) == 1
+    assert overlap(ByteVocab(bpe), ByteVocab(small)) < 1 == overlap(ByteVocab(bpe), ByteVocab(bpe))

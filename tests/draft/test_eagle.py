@@ -1,29 +1,47 @@
-"""Published EAGLE-3 heads, in both layouts: the logits of a plain forward, along chains and trees."""
+"""Published EAGLE-3 heads, in both layouts: a plain forward's logits, in torch and on the kernels; bad files."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from eagle_tools import SHAPES, ReferenceEagle, eagle_config, eagle_text, exact_head, write_eagle
+from eagle_tools import (
+    SHAPES,
+    ReferenceEagle,
+    eagle_config,
+    eagle_text,
+    eagle_weights,
+    exact_head,
+    write_eagle,
+    write_files,
+)
 from engine_tools import write_kin
+from kernel_tools import compiled
+from torch import Tensor
 
 from fastslow.draft.head.eagle import EagleConfig
-from fastslow.draft.head.runner import TorchRunner, load_head
+from fastslow.draft.head.eagle_file import embedding_of, read_eagle
+from fastslow.draft.head.runner import KernelRunner, TorchRunner, load_head
+from fastslow.draft.head.target import HeadlessEnds
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
+from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.config import ModelConfig
 
-FIELDS: dict[str, Any] = {"vocab_size": 12, "num_hidden_layers": 2}
+Fields = dict[str, Any]
 LAYOUTS = ("original", "speculators")
+FORMS = (Format.FLOAT32, Format.INT4)
+NOTHING = TreeLimits([0], 1, 1, [0.0])
+IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_kin(tmp_path_factory.mktemp("eagle") / "target", **FIELDS)
+    made = tmp_path_factory.mktemp("eagle") / "target"
+    return write_kin(made, vocab_size=12, num_hidden_layers=2)
 
 
 @pytest.mark.parametrize(
@@ -35,17 +53,16 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=str,
 )
 def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
-    tmp_path: Path, target: Path, layout: str, fields: dict[str, Any]
+    tmp_path: Path, target: Path, layout: str, fields: Fields
 ) -> None:
     folder = write_eagle(tmp_path / "head", target, layout, **fields)
     head, plain = exact_head(folder, target), ReferenceEagle(folder, target)
     features, after = eagle_text(head)
     runner = TorchRunner(head)
-    number = runner.open(0)
-    half = len(after) // 2
+    number, half = runner.open(0), len(after) // 2
     runner.read(NewRows([number], [half], after[:half], features[:half]))
     rows = NewRows([number], [len(after) - half], after[half:], features[half:])
-    assert not runner.grow(rows, TreeLimits([0], 1, 1, [0.0]))[0].tokens
+    assert not runner.grow(rows, NOTHING)[0].tokens
     assert runner.vocab_ids(number).tolist() == plain.tokens
     drafted: list[int] = []
     for token in (3, 11, 0, 7):
@@ -56,50 +73,298 @@ def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
         drafted.append(token)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_trees_scores_are_those_of_its_paths(tmp_path: Path, target: Path, layout: str) -> None:
-    folder = write_eagle(tmp_path / "head", target, layout, norm_before_residual=True)
-    head, plain = exact_head(folder, target), ReferenceEagle(folder, target)
-    features, after = eagle_text(head)
-    runner = TorchRunner(head)
-    number = runner.open(0)
-    rows = NewRows([number], [len(after)], after, features)
-    tree = runner.grow(rows, TreeLimits([14], 3, 4, [0.0]))[0]
-    assert len(tree.tokens) == 14 and len(set(tree.parents)) > 4
-    plain.check_scores(tree, features, after, rel=1e-3)
-
-
-def test_as_it_runs_it_says_nearly_the_same(tmp_path: Path, target: Path) -> None:
-    """In whatever numbers the products run in."""
-    folder = write_eagle(tmp_path / "head", target)
-    runner, plain = load_head(folder, target), ReferenceEagle(folder, target)
-    features, after = eagle_text(exact_head(folder, target))
-    number = runner.open(0)
-    runner.grow(NewRows([number], [len(after)], after, features), TreeLimits([0], 1, 1, [0.0]))
-    runner.advance([number], [3])
-    wanted = plain.chain(features, after, [3])[-1]
-    found = torch.from_numpy(runner.logits(number)).double()
-    assert F.cosine_similarity(found, wanted, 0) > 0.98
-
-
 @pytest.mark.parametrize(
-    ("fields", "layers"),
+    ("fields", "count", "layers"),
     [
-        ({"eagle_aux_hidden_state_layer_ids": [1, 3, 6]}, (0, 2, 5)),
-        ({"eagle_aux_hidden_state_layer_ids": None}, (1, 2, 2)),
-        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 5]}}, (1, 3, 5)),
+        ({"eagle_aux_hidden_state_layer_ids": [1, 3, 6]}, 6, (0, 2, 5)),
+        ({"eagle_aux_hidden_state_layer_ids": None}, 8, (1, 3, 4)),
+        ({"eagle_aux_hidden_state_layer_ids": None}, 6, None),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 5]}}, 6, (1, 3, 5)),
     ],
     ids=str,
 )
 def test_which_layers_are_read(
-    tmp_path: Path, target: Path, fields: dict[str, Any], layers: tuple[int, ...]
+    target: Path, fields: Fields, count: int, layers: tuple[int, ...] | None
 ) -> None:
     """Published numbers count inputs of layers: 1 is what comes out of the first one."""
-
-    six = replace(ModelConfig.from_folder(target), layers=6)
+    config = replace(ModelConfig.from_folder(target), layers=count)
     raw = {**eagle_config(target), **fields}
-    if layers == (1, 2, 2):
+    if layers is None:
         with pytest.raises(ValueError, match="its usual ones are not in a target of 6 layers"):
-            EagleConfig.from_json(raw, six)
-        six, layers = replace(six, layers=8), (1, 3, 4)
-    assert EagleConfig.from_json(raw, six).shape.layers == layers
+            EagleConfig.from_json(raw, config)
+    else:
+        assert EagleConfig.from_json(raw, config).shape.layers == layers
+
+
+def on_kernels(folder: Path, target: Path, form: Format) -> KernelRunner:
+    config, weights = read_eagle(folder, ModelConfig.from_folder(target))
+    ends = HeadlessEnds(embedding_of(folder, config, target))
+    return KernelRunner(config.shape, weights, ends, form, config.paired())
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        *((fields, FORMS[n % 2]) for n, fields in enumerate(SHAPES)),
+        ({"model_type": "qwen3"}, FORMS[0]),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, FORMS[1]),
+    ],
+    ids=str,
+)
+def test_the_kernels_have_the_logits_of_torch_and_a_texts_bits_are_its_own(
+    tmp_path: Path, target: Path, fields: Fields, form: Format
+) -> None:
+    """Whatever runs beside a text, and however its rows came."""
+    folder = write_eagle(tmp_path / "head", target, "speculators", **fields)
+    plain, fast = TorchRunner(exact_head(folder, target)), on_kernels(folder, target, form)
+    features, after = eagle_text(exact_head(folder, target), 40)
+    reference, alone = plain.open(3), fast.open(3)
+    for runner, number in ((plain, reference), (fast, alone)):
+        runner.read(NewRows([number], [30], after[:30], features[:30]))
+        runner.grow(NewRows([number], [10], after[30:], features[30:]), NOTHING)
+    beside, other = fast.open(3), fast.open(9)
+    fast.read(NewRows([beside], [17], after[:17], features[:17]))
+    both = torch.cat((features[17:], features[:5]))
+    rows = NewRows([beside, other], [23, 5], [*after[17:], *after[:5]], both)
+    fast.grow(rows, TreeLimits([0, 0], 1, 1, [0.0, 0.0]))
+    for token in (3, 11, 0, 7):
+        wanted, found = (
+            torch.from_numpy(r.logits(n)).clone() for r, n in ((plain, reference), (fast, alone))
+        )
+        # keys are bfloat16, and so is nothing else of the float32 form
+        assert (found - wanted).norm() < (0.02 if form is Format.FLOAT32 else 0.3) * wanted.norm()
+        plain.advance([reference], [token])
+        fast.advance([alone], [token])
+        fast.advance([beside, other], [token, token])
+        assert fast.logits(alone).tolist() == fast.logits(beside).tolist()
+
+
+@compiled
+def test_what_the_kernels_do_not_have_runs_in_torch(
+    tmp_path: Path, target: Path, logged: list[str]
+) -> None:
+    folder = write_eagle(tmp_path / "head", target, "speculators")
+    assert type(load_head(folder, target)) is KernelRunner
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    folder = write_eagle(tmp_path / "yarn", target, "speculators", rope_scaling=yarn)
+    assert type(load_head(folder, target)) is TorchRunner
+    assert any("runs in plain torch" in line for line in logged)
+
+
+@compiled
+def test_shapes_that_do_not_fit_the_kernels_are_refused(tmp_path: Path, target: Path) -> None:
+    config, weights = read_eagle(
+        write_eagle(tmp_path / "head", target), ModelConfig.from_folder(target)
+    )
+    ends = HeadlessEnds(embedding_of(tmp_path / "head", config, target))
+    paired = config.paired()
+    assert paired is not None
+    for wrong, sentence in (
+        ({"level": 7}, "features of 64 are no multiple of level=7"),
+        ({"frequencies": paired.frequencies[1:]}, "frequencies must be 8 of float64, not 7"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            KernelRunner(config.shape, weights, ends, paired=paired._replace(**wrong))
+
+
+@pytest.mark.parametrize("kind", ["torch", pytest.param("kernels", marks=compiled)])
+@pytest.mark.parametrize(
+    ("layout", "fields"),
+    [("original", {}), ("speculators", {"norm_before_residual": True, "norm_output": True})],
+    ids=str,
+)
+def test_a_trees_scores_are_those_of_its_paths(
+    tmp_path: Path, target: Path, layout: str, fields: Fields, kind: str
+) -> None:
+    folder = write_eagle(tmp_path / "head", target, layout, **fields)
+    plain, exact = ReferenceEagle(folder, target), exact_head(folder, target)
+    runner = TorchRunner(exact) if kind == "torch" else on_kernels(folder, target, FORMS[0])
+    features, after = eagle_text(exact)
+    number = runner.open(0)
+    runner.add_tokens(number, after)
+    assert runner.vocab_ids(number).tolist() == plain.tokens, "it has no other tokens to draft"
+    rows = NewRows([number], [len(after)], after, features)
+    tree = runner.grow(rows, TreeLimits([14], 3, 4, [0.0]))[0]
+    assert len(tree.tokens) == 14 and len(set(tree.parents)) > 4
+    # the kernels' keys are bfloat16
+    plain.check_scores(tree, features, after, rel=1e-3 if kind == "torch" else 3e-2)
+
+
+def refused(folder: Path, target: Path) -> str:
+    with pytest.raises(ValueError, match=f"^head {folder}") as caught:
+        load_head(folder, target)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(folder)) + 500
+    return str(caught.value)
+
+
+ORIGINAL: list[tuple[Fields, str]] = [
+    ({"hidden_size": 64}, "of a target with hidden_size 64, this one has 32"),
+    ({"vocab_size": 90}, "of a target with vocab_size 90, this one has 12"),
+    ({"draft_vocab_size": 13}, "draft_vocab_size 13 must be at most 12"),
+    ({IDS: [1, 3]}, "layer_ids [1, 3] are not all outputs of the target's 2 layers"),
+    ({IDS: [0]}, "layer_ids [0] are not all"),
+    ({IDS: None}, "are not in a target of 2 layers"),
+    ({IDS: "1"}, "must be whole numbers"),
+    ({"eagle_config": {"use_aux_hidden_state": False}}, "only true is"),
+    ({"eagle_config": 3}, "eagle_config must be an object"),
+    ({"architectures": ["MedusaModel"]}, "'MedusaModel' is no EAGLE-3 head"),
+    ({"num_hidden_layers": 2}, "num_hidden_layers 2 is not supported"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+    ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads 3"),
+    ({"model_type": "gemma"}, "model_type 'gemma' of the layer is not one of"),
+    ({"fc_norm": True, "norm_before_fc": True}, "exclude each other"),
+    ({"norm_output": "yes"}, "norm_output 'yes' must be true or false"),
+]
+SPECULATORS: list[tuple[Fields, str]] = [
+    ({"speculators_model_type": "peagle"}, "'peagle' is not supported, only"),
+    ({"transformer_layer_config": None}, "must be an object, got None"),
+    ({"target_hidden_size": 16}, "hidden_size 16, this one has 32"),
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields", "sentence"),
+    [(layout, *case) for layout, cases in zip(LAYOUTS, (ORIGINAL, SPECULATORS)) for case in cases],
+    ids=str,
+)
+def test_a_config_that_does_not_fit(
+    tmp_path: Path, target: Path, layout: str, fields: Fields, sentence: str
+) -> None:
+    config = eagle_config(target, layout)
+    folder = write_files(tmp_path / "head", {**config, **fields}, eagle_weights(config))
+    assert sentence in refused(folder, target)
+
+
+MID = "midlayer.self_attn.q_proj.weight"
+SOME = torch.arange(10)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "sentence"),
+    [
+        ("fc.weight", None, "it lacks tensor fc.weight of shape [32, 64]"),
+        ("d2t", None, "it lacks tensor d2t of shape [10]"),
+        (MID, torch.zeros(64, 32), f"tensor {MID} is [64, 32], not [64, 64]"),
+        ("t2d", torch.ones(11).bool(), "tensor t2d is [11], not [12]"),
+        ("t2d", torch.ones(12).bool(), "t2d and d2t name different tokens"),
+        ("d2t", 0 * SOME + 3, "d2t leads to token 12, outside the target's"),
+        ("d2t", 0 * SOME - 9, "d2t leads to token -9, outside the target's"),
+        ("d2t", -SOME, "d2t leads to some token twice"),
+        ("d2t", 0.0 * SOME, "d2t is of torch.float32, and must hold whole"),
+        ("norm.weight", torch.ones(32, dtype=torch.int8), "is of torch.int8, and must hold floats"),
+        ("midlayer.mlp.router.weight", torch.ones(2), "an unexpected tensor midlayer.mlp.router"),
+        ("embed_tokens.weight", torch.ones(9, 32), "is [9, 32], not [12, 32]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, target: Path, name: str, tensor: Tensor | None, sentence: str
+) -> None:
+    config = eagle_config(target)
+    weights = eagle_weights(config) | {"d2t": 0 * SOME, "t2d": torch.arange(12) < 10}
+    if tensor is None:
+        del weights[name]
+    else:
+        weights[name] = tensor
+    assert sentence in refused(write_files(tmp_path / "head", config, weights), target)
+
+
+def test_a_head_of_its_own_width_needs_its_own_embedding(tmp_path: Path, target: Path) -> None:
+    fields: Fields = {"hidden_size": 48, "target_hidden_size": 32}
+    without = write_eagle(tmp_path / "without", target, **fields)
+    assert "lacks tensor embed_tokens.weight" in refused(without, target)
+    config = eagle_config(target, "speculators", **fields)
+    weights = eagle_weights(config, embedding=True) | {"verifier_norm.weight": torch.ones(32)}
+    runner = load_head(write_files(tmp_path / "with", config, weights), target)
+    assert runner.config.hidden == 48, "what is of the verifier is left out"
+
+
+def test_files_that_are_damaged_or_of_another_kind(tmp_path: Path, target: Path) -> None:
+    folder = write_eagle(tmp_path / "head", target)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-40])
+    assert "cannot be read" in refused(folder, target)
+    (folder / "model.safetensors").unlink()
+    assert "it has no model.safetensors" in refused(folder, target)
+    torch.save(eagle_weights(eagle_config(target)), folder / "pytorch_model.bin")
+    said = refused(folder, target)
+    assert "pytorch_model.bin is not loaded" in said
+    command = said.partition('python -c "')[2].removesuffix('"`')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(command)  # noqa: S102 - what the sentence tells the user to run
+    assert load_head(folder, target).vocab_size == 12
+    (folder / "config.json").write_text("{")
+    assert "is not valid JSON" in refused(folder, target)
+    (folder / "config.json").unlink()
+    assert "it has no config.json, so it is no published head" in refused(folder, target)
+
+
+@pytest.fixture(scope="module")
+def eagle3() -> Any:
+    """The torchaudio that comes with it is not needed, and may be of another torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchaudio", None)
+        return pytest.importorskip("speculators.models.eagle3")
+
+
+def module_of(eagle3: Any, config: Fields) -> Any:
+    made = eagle3.Eagle3SpeculatorConfig(**config)
+    made.transformer_layer_config._attn_implementation = "eager"
+    return eagle3.Eagle3DraftModel(made).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["original", "speculators"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "llama"},
+        {"model_type": "qwen3"},
+        {"model_type": "llama", "norm_before_residual": True, "attention_bias": True},
+        {"model_type": "llama", "norm_before_fc": True, "norm_output": True},
+        {"model_type": "llama", "fc_norm": True, "mlp_bias": True},
+    ],
+    ids=str,
+)
+def test_the_logits_are_those_of_its_own_module(
+    tmp_path: Path, eagle3: Any, layout: str, fields: Fields
+) -> None:
+    """Of the `speculators` library: every row of a text, and a chain of tokens after each."""
+    target = write_kin(tmp_path / "target", vocab_size=12, num_hidden_layers=4)
+    fields = {**fields, "eagle_aux_hidden_state_layer_ids": [1, 2, 4]}
+    config = eagle_config(target, "speculators", **fields)
+    weights = eagle_weights(config, embedding=True)
+    module = module_of(eagle3, config)
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    assert not unexpected and all(name.startswith("verifier_") for name in missing)
+    ours = eagle_config(target, layout, **fields)
+    if layout == "speculators":
+        folder = tmp_path / "head"
+        module.save_pretrained(folder)
+    else:
+        named = {n.replace("layers.0.", "midlayer."): w for n, w in weights.items()}
+        folder = write_files(tmp_path / "head", ours, named)
+    head = exact_head(folder, target)
+    features, after = eagle_text(head)
+    seen: list[torch.Tensor] = []
+    module.lm_head.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+    with torch.no_grad():
+        module(
+            features[None],
+            torch.tensor([after]),
+            torch.zeros(1, len(after), dtype=torch.long),
+            ttt_steps=4,
+        )
+    assert len(seen) == 4
+    runner = TorchRunner(head)
+    for row in range(len(after)):
+        number = runner.open(0)
+        rows = NewRows([number], [row + 1], after[: row + 1], features[: row + 1])
+        runner.grow(rows, NOTHING)
+        for step in range(4):
+            found = torch.from_numpy(runner.logits(number))
+            assert (found - seen[step][row]).abs().max() < 1e-4, (row, step)
+            following = after[row + 1 + step] if row + 1 + step < len(after) else 0
+            runner.advance([number], [following])

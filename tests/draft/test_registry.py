@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from loguru import logger
 from serve_tools import client_of, open_tiny, write_tiny
 
 from fastslow.draft.base import BaseDrafter
@@ -46,19 +45,18 @@ def llm(tmp_path: Path) -> Iterator[LLM]:
 
 
 def test_an_entry_is_all_that_a_drafter_needs_in_python(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
-    monkeypatch.setattr("fastslow.advice.POOR", 2.0)  # whatever is accepted is hardly any
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    plain = llm.generate("one two", SIXTY, speculation="off")
-    for wish in (Speculation(drafter="echo2", nodes=4), "suffix|echo2", "echo2+ngram"):
+    monkeypatch.setattr("fastslow.request.choice.POOR", 2.0)  # whatever is accepted is hardly any
+    plain, own = (
+        llm.generate("one two", SIXTY, speculation="off"),
+        Speculation(drafter="echo2", nodes=4),
+    )
+    for wish in (own, "suffix|echo2", "echo2+ngram", own):
         out = llm.generate("one two", SIXTY, speculation=wish)
         assert out.token_ids == plain.token_ids
-    out = llm.generate("one two", SIXTY, speculation=Speculation(drafter="echo2", nodes=4))
     assert out.metrics.drafter == "echo2" and out.metrics.drafted >= 100
-    logger.remove(sink)
-    (said,) = [line for line in lines if line.startswith("drafter echo2: ")]
+    (said,) = [line for line in logged if line.startswith("drafter echo2: ")]
     assert f"Probably {CAUSE}. Try" in said
     with pytest.raises(ValueError, match=r"unknown; did you mean 'echo2'\?$"):
         llm.generate("one two", SIXTY, speculation="ecko2")
@@ -85,12 +83,9 @@ def rows(page: str) -> dict[str, str]:
     return dict(found[[name for name, _ in found].index(next(iter(DRAFTERS))) :])
 
 
-def test_the_pages_list_the_registry() -> None:
+def test_pages_the_command_line_and_the_server_list_the_registry() -> None:
     assert {n: kind.help for n, kind in DRAFTERS.items()}.items() <= rows("README.md").items()
     assert DRAFTERS.keys() <= rows("docs/guide/drafting.md").keys()
-
-
-def test_the_command_line_and_the_server_list_the_registry() -> None:
     field = FastslowFields.model_json_schema()["properties"]["speculation"]["description"]
     option = AnswerOptions.model_fields["speculation"].description
     assert all(f"{name} ({kind.help})" in field for name, kind in DRAFTERS.items())

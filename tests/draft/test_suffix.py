@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from head_tools import node_paths
 from kernel_tools import compiled
 from loguru import logger
 
 from fastslow.draft.suffix import corpus as corpus_module
 from fastslow.draft.suffix.corpus import BisectSearch, Corpus, KernelSearch, save
-from fastslow.draft.suffix.documents import Documents, depths, sort_places
+from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 from fastslow.draft.suffix.sources import (
     END,
@@ -73,16 +74,6 @@ def listed(found: SuffixMatch) -> list[list[int]]:
     return [list(run) for run in found.runs]
 
 
-def test_places_are_sorted_by_what_stands_before_them() -> None:
-    tokens = [*story(1, 150), END, *story(1, 150), END, *story(2, 40), END]
-    order = sort_places(np.array(tokens, np.int32), LETTERS, depths(LETTERS))
-    keys = [[LETTERS if t == END else t for t in tokens[p : p + MAX_MATCH]] for p in order]
-    assert sorted(order.tolist()) == list(range(len(tokens)))
-    # Behind an END texts may lie in any order: no search looks there.
-    keys = [key[: key.index(LETTERS) + 1] if LETTERS in key else key for key in keys]
-    assert keys == sorted(keys)
-
-
 @pytest.fixture(params=[pytest.param("kernels", marks=compiled), "python"])
 def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a corpus is searched."""
@@ -91,17 +82,15 @@ def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return str(request.param)
 
 
-def test_the_kernels_search_where_they_run(tmp_path: Path, searched: str) -> None:
-    corpus = stored(tmp_path, [[0, 1, 2]])
-    assert isinstance(corpus._search, {"kernels": KernelSearch, "python": BisectSearch}[searched])
-
-
 def test_where_no_kernels_run_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def no_compiler() -> ctypes.CDLL:
+        raise RuntimeError("no compiler")
+
     lines: list[str] = []
     sink = logger.add(lines.append, format="{level} {message}", level="INFO")
-    monkeypatch.setattr(library, "kernels", _no_compiler)
+    monkeypatch.setattr(library, "kernels", no_compiler)
     for level in ("off", "native"):
         monkeypatch.setenv(library.VARIABLE, level)
         corpus_module._kernels.cache_clear()
@@ -113,17 +102,13 @@ def test_where_no_kernels_run_the_log_says_so(
     assert lines == [f"INFO {said}: they are switched off\n", f"WARNING {said}: no compiler\n"]
 
 
-def _no_compiler() -> ctypes.CDLL:
-    raise RuntimeError("no compiler")
-
-
-@pytest.mark.usefixtures("searched")
-@pytest.mark.parametrize("seed", range(4))
-def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int, searched: str) -> None:
     draw = random.Random(seed)
     documents = [story(seed * 100 + n, draw.randrange(1, 90)) for n in range(12)]
     documents += documents[:3]
     corpus = stored(tmp_path, documents)
+    assert isinstance(corpus._search, {"kernels": KernelSearch, "python": BisectSearch}[searched])
     asked = 0
     for text in [*documents, story(999 + seed, 120)]:
         for end in range(1, len(text), 3):
@@ -139,10 +124,13 @@ def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int) -> N
                 assert len(got) == MAX_PLACES and all(run in runs for run in got)
             asked += found.length == MAX_MATCH
     assert asked, "no text was as long as the longest match"
+    for unknown in ([LETTERS], [10_000], [-1]):
+        assert corpus.find(unknown, 5) == SuffixMatch()
+    assert corpus.find([9_999, documents[0][0]], 5).runs, "of a text the known end is looked up"
 
 
 @compiled
-@pytest.mark.parametrize("letters", [2, 6, 300])
+@pytest.mark.parametrize("letters", [2, 300])
 def test_the_kernels_find_what_python_finds(tmp_path: Path, letters: int) -> None:
     """The same runs of too many, too: 300 letters are not in the order of their bytes."""
     made, vocab = Documents(), {str(i): i for i in range(letters)}
@@ -150,22 +138,28 @@ def test_the_kernels_find_what_python_finds(tmp_path: Path, letters: int) -> Non
     for text in texts:
         made.add(text)
     save(tmp_path / "c", made, vocab, depths(letters))
-    corpus = Corpus(tmp_path / "c", vocab)
-    kernels, python = corpus._search, BisectSearch(read_sealed(tmp_path / "c"))
+    kernels = Corpus(tmp_path / "c", vocab)._search
+    python = BisectSearch(read_sealed(tmp_path / "c"))
     assert kernels.find([*[END] * 40, texts[0][0]], 9).length == 1, "an end matches nothing"
     asked, many = 0, 0
     for text in [*texts[:5], *(story(n, 400, letters) for n in range(100, 105))]:
-        for end in range(1, len(text)):
+        for end in range(1, len(text), 2):
             recent = text[max(0, end - MAX_MATCH - 3) : end]
-            ahead = end % 50
-            found = kernels.find(recent, ahead)
-            assert found == python.find(recent, ahead)
+            found = kernels.find(recent, end % 49)
+            assert found == python.find(recent, end % 49)
             asked, many = asked + bool(found.runs), many + (not found.whole)
-    assert asked > 1000 and many > 50
+    assert asked > 500 and many > 20
+
+
+def check_tokens(corpus: Corpus, texts: list[list[int]]) -> None:
+    for text in texts:
+        for end in range(1, len(text)):
+            for run in corpus.find(text[max(0, end - MAX_MATCH) : end], 20).runs:
+                assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)
 
 
 @pytest.mark.usefixtures("searched")
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_corpus_that_is_not_sorted_says_tokens_all_the_same(tmp_path: Path, seed: int) -> None:
     """Whoever can write a file can seal it; wrong drafts are refused, what is no token may crash."""
     texts = [story(n, 80) for n in range(6)]
@@ -175,19 +169,7 @@ def test_a_corpus_that_is_not_sorted_says_tokens_all_the_same(tmp_path: Path, se
     order = draw.permutation(arrays["order"])
     buckets = np.sort(draw.integers(0, len(order) + 1, (LETTERS, 2)), axis=1).astype(np.int32)
     write_sealed(tmp_path / "d", {**arrays, "order": order, "buckets": buckets}, facts)
-    corpus = Corpus(tmp_path / "d", VOCAB)
-    for text in texts:
-        for end in range(1, len(text)):
-            for run in corpus.find(text[max(0, end - MAX_MATCH) : end], 20).runs:
-                assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)
-
-
-@pytest.mark.usefixtures("searched")
-def test_a_corpus_knows_tokens_that_it_never_saw(tmp_path: Path) -> None:
-    corpus = stored(tmp_path, [[0, 1, 2], [3]])
-    for unknown in ([5], [0, 5], [2], [10_000], [-1]):
-        assert corpus.find(unknown, 5) == SuffixMatch()
-    assert listed(corpus.find([9_999, 0], 5)) == [[1, 2]]
+    check_tokens(Corpus(tmp_path / "d", VOCAB), texts)
 
 
 def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
@@ -204,33 +186,24 @@ def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
     assert earlier.find([0, 1, 2, 3], 9) == SuffixMatch(4, [[4, 5]])
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_own_text_finds_the_longest_match_as_it_grows(seed: int) -> None:
-    text = story(seed, 2500, letters=40)
+def test_own_text_finds_the_longest_match_as_it_grows() -> None:
+    text = story(0, 2500, letters=40)
     own, grown = OwnText(), list[int]()
     lengths = set()
-    for end in [*range(1, 200), *range(1000, 1100, 7), *range(2000, 2500, 31)]:
+    for end in [*range(1, 150), *range(1000, 1100, 7), *range(2000, 2500, 31)]:
         grown += text[len(grown) : end]
         own.read(grown)
         found = own.find(grown[-MAX_MATCH:], 3)
         length, runs = matches([grown], grown[-MAX_MATCH:])
         if found.whole:
             assert found.length == (length if length > 1 else 0)
-        if found.length and found.whole:
-            assert sorted(map(list, found.runs)) == sorted(_looped(run, 3) for run in runs)
+        if found.length and found.whole:  # a loop goes on
+            assert sorted(map(list, found.runs)) == sorted((run * 3)[:3] for run in runs)
         lengths.add(found.length)
     assert {0, 2, 5, MAX_MATCH} <= lengths
-
-
-def _looped(run: list[int], length: int) -> list[int]:
-    return (run * length)[:length]
-
-
-def test_a_loop_goes_on() -> None:
-    own = OwnText()
-    own.read([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])
-    found = own.find([9, 1, 2, 3, 1, 2, 3, 1, 2, 3], 7)
-    assert found.runs[0] == [1, 2, 3, 1, 2, 3, 1]
+    own, loop = OwnText(), [9, 1, 2, 3, 1, 2, 3, 1, 2, 3]
+    own.read(loop)
+    assert own.find(loop, 7).runs[0] == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_earlier_answers_make_room_for_new_ones() -> None:
@@ -244,14 +217,12 @@ def test_earlier_answers_make_room_for_new_ones() -> None:
     gone = earlier.find(texts[0][:12], 100)
     assert all(run[:5] != texts[0][12:17] for run in gone.runs)
 
-
-def test_a_long_answer_leaves_three_quarters_of_the_ring() -> None:
+    # a long answer leaves three quarters of the ring
     earlier = EarlierAnswers(256)
     earlier.add([7, 8, 9])
     earlier.add(list(range(1000, 3000)))
-    assert earlier.find([7, 8], 5).runs == [[9]]
-    assert earlier.find([2997, 2998], 5).runs == [[2999]]
-    assert not earlier.find([1500, 1501], 5).runs
+    found = [earlier.find(recent, 5).runs for recent in ([7, 8], [2997, 2998], [1500, 1501])]
+    assert found == [[[9]], [[2999]], []]
 
 
 class Told:
@@ -274,14 +245,8 @@ def certain(value: float = 1.0) -> MatchConfidence:
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
-    found: dict[int, tuple[int, ...]] = {}
-    for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
-        assert parent < i
-        above = found[parent] if parent >= 0 else ()
-        found[i] = (*above, token)
     said = list(tree.scores or ())
-    scores = {found[i]: score for i, score in enumerate(said)}
-    assert scores == pytest.approx(
+    assert dict(zip(node_paths(tree), said)) == pytest.approx(
         {
             (1,): 3 / 4, (6,): 1 / 4, (1, 2): 1 / 2, (1, 5): 1 / 4,
             (1, 2, 3): 1 / 4, (1, 2, 4): 1 / 4,
@@ -309,24 +274,13 @@ def test_runs_are_narrowed_and_trust_learns_from_them() -> None:
     runs = MatchRuns([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
     runs.advance([1, 2, 7, 8], confidence)
     assert (runs.runs, runs.at) == ([], 3)
-    assert (
-        confidence.of(4) > before[4]
-        and confidence.of(5) > before[5]
-        and confidence.of(6) < before[6]
-    )
-    assert [confidence.of(n) for n in (3, 7, 8)] == [before[n] for n in (3, 7, 8)]
+    assert [np.sign(confidence.of(n) - before[n]) for n in range(3, 9)] == [0, 1, 1, -1, 0, 0]
     runs = MatchRuns([Told(MAX_MATCH, [[1]])], [0], 9)
     runs.advance([1, 2], confidence)
     assert confidence.of(MAX_MATCH) == confidence.of(MAX_MATCH + 50) > before[MAX_MATCH]
-
-
-def test_trust_follows_what_it_sees() -> None:
-    confidence = MatchConfidence()
     for i in range(5000):
         confidence.learn(2, i % 10 == 0)
-        confidence.learn(20, True)
     assert confidence.of(2) == pytest.approx(0.1, abs=0.02)
-    assert confidence.of(20) == pytest.approx(1.0, abs=0.01)
     for _ in range(600):
         confidence.learn(2, True)
     assert confidence.of(2) > 0.5, "what is long past counts less"
@@ -336,11 +290,12 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
     documents = [story(n, 80) for n in range(3)]
     corpus = stored(tmp_path, documents)
     compared = 0
-    for seed in range(20):
+    for seed in range(10):
         text = [*story(seed, 30), *documents[seed % 3][seed : seed + 40]]
         for end in range(20, len(text) - 3):
-            runs = MatchRuns([corpus], text[:end][-MAX_MATCH:], 500)
-            if runs.length + 3 > MAX_MATCH or not corpus.find(text[:end][-MAX_MATCH:], 1).whole:
+            recent = text[:end][-MAX_MATCH:]
+            runs = MatchRuns([corpus], recent, 500)
+            if runs.length + 3 > MAX_MATCH or not corpus.find(recent, 1).whole:
                 continue
             runs.advance(text[end : end + 3], MatchConfidence())
             again = MatchRuns([corpus], text[: end + 3][-MAX_MATCH:], 500)
@@ -349,7 +304,7 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
                 left = sorted(list(run[runs.at :]) for run in runs.runs if len(run) > runs.at)
                 assert left == sorted(map(list, again.runs))
                 compared += 1
-    assert compared > 20
+    assert compared > 10
 
 
 @pytest.mark.usefixtures("searched")
@@ -357,17 +312,13 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
 def test_a_corpus_that_is_written_over_in_use_says_tokens_all_the_same(
     tmp_path: Path, name: str
 ) -> None:
-    """It was checked when it was opened; a wild number in it then was an address in the kernels."""
-    texts = [story(n, 80) for n in range(6)]
+    """A wild number was an address in the kernels once."""
+    texts = [story(n, 80) for n in range(3)]
     corpus = stored(tmp_path, texts)
     sealed = read_sealed(tmp_path / "c")
     at, count = sealed.offsets[name], sealed.arrays[name].size
-    edge = len(sealed.arrays["tokens"]) - 1
-    for value in (2**31 - 1, -(2**31), LETTERS, edge, 0):
+    for value in (2**31 - 1, -(2**31), LETTERS, len(sealed.arrays["tokens"]) - 1, 0):
         with (tmp_path / "c").open("r+b") as file:
             file.seek(at)
             file.write(np.full(count, value, np.int32).tobytes())
-        for text in texts:
-            for end in range(1, len(text)):
-                for run in corpus.find(text[:end], 20).runs:
-                    assert len(run) <= 20 and all(0 <= token < LETTERS for token in run)
+        check_tokens(corpus, texts)

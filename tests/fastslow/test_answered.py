@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
+from pairs import pairwise
 
 from fastslow import LLM, Completion, Decided, Mode, Output, Piece, ResumeState, SamplingParams
 
 OPEN, CLOSE = 3, 4  # <think>, </think>
 CHAT = [{"role": "user", "content": "The quick brown fox"}]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
+)
 PRESETS = {
     "modes": {
         "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
@@ -31,18 +32,6 @@ PARAMS: dict[str, dict[str, Any]] = {
     "grammar": {"grammar": {"regex": "[a-c]{2,4}é[0-9]{2}"}, "ignore_eos": False},
 }
 MODES = ("fast", "deep", "short")
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder: Path = tmp_path_factory.mktemp("moge")
-    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    template += "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
-    write_bpe(folder, template, 320)
-    (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    with LLM(folder, kv_memory="8MiB", progress=False) as llm:
-        yield llm
 
 
 def sampling(name: str) -> SamplingParams:
@@ -98,13 +87,17 @@ def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: s
         assert "answered" not in first.sources[cut:]
 
 
-@pytest.mark.parametrize("speculation", ["off", "ngram", "self", "suffix|self"])
-@pytest.mark.parametrize("name", PARAMS)
-def test_streams_begin_with_all_that_there_is(llm: LLM, name: str, speculation: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "speculation", "mode"),
+    pairwise([*PARAMS], ["off", "ngram", "self", "suffix|self"], MODES),
+)
+def test_streams_begin_with_all_that_there_is(
+    llm: LLM, name: str, speculation: str, mode: str
+) -> None:
     wish = sampling(name)
-    _, whole = streamed(llm, wish, mode="short", speculation=speculation)
+    _, whole = streamed(llm, wish, mode=mode, speculation=speculation)
     tokens = [one.token_ids[:7] for one in whole.choices]
-    options = {"mode": "short", "speculation": speculation, "answered": ResumeState(tokens)}
+    options = {"mode": mode, "speculation": speculation, "answered": ResumeState(tokens)}
     pieces, output = streamed(llm, wish, **options)
     same(output, whole)
     for index, one in enumerate(output.choices):

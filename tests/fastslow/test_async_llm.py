@@ -7,43 +7,20 @@ import gc
 import inspect
 import pickle
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
 from gate import SOON, Gate, SlowTokenizer, settled
-from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, AsyncLLM, Busy, GenerationError, Output, Piece, SamplingParams
 from fastslow.admission import Admission
 from fastslow.engine_args import LLMOptions
 
+OPTIONS = {"max_running": 2}
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    return write_moge(folder, vocab=320, num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="8MiB", progress=False, max_running=2) as llm:
-        yield llm
-
-
-@pytest.fixture
-def gate(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(llm, monkeypatch)
-    yield gate
-    gate.open()
-    assert settled(llm)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -106,7 +83,7 @@ def test_it_is_loaded_in_a_thread_and_closed(folder: Path) -> None:
 
 def test_its_options_are_those_of_an_llm() -> None:
     asked = inspect.signature(LLM).parameters
-    assert list(LLMOptions.__annotations__) == [name for name in asked if name != "model"]
+    assert {"model", *LLMOptions.__annotations__} == {*asked}
     for name, kind in LLMOptions.__annotations__.items():
         assert asked[name].annotation == kind.__forward_arg__
 
@@ -127,7 +104,7 @@ def test_leaving_in_any_way_cancels(llm: LLM, gate: Gate) -> None:
         async def read() -> list[Piece]:
             return [piece async for piece in served.stream("The quick", LONG)]
 
-        async for _ in ended(gate, served.stream("The quick", LONG, speculation="off")):
+        async for _ in served.stream("The quick", LONG, speculation="off"):
             break
         await until(lambda: served.answers == 0)
         stream = served.stream("The quick", LONG, speculation="off")
@@ -144,10 +121,6 @@ def test_leaving_in_any_way_cancels(llm: LLM, gate: Gate) -> None:
         del dropped
         gc.collect()
         await until(lambda: served.answers == 0)
-
-    async def ended(gate: Gate, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
-        async for piece in pieces:
-            yield piece
 
     before = llm.stats().ended.get("cancelled", 0)
     gate.open()
@@ -275,7 +248,7 @@ def test_an_engine_that_fails_and_one_that_is_closed(
         raise RuntimeError("the device is gone")
 
     async def main() -> None:
-        async with running(folder) as served:
+        async with AsyncLLM(folder, kv_memory="4MiB", progress=False) as served:
             with monkeypatch.context() as patch:
                 patch.setattr(served.llm.model, "forward", fail)
                 with pytest.raises(GenerationError, match="the device is gone"):
@@ -290,12 +263,6 @@ def test_an_engine_that_fails_and_one_that_is_closed(
             pickle.dumps(served)
 
     asyncio.run(main())
-
-
-@asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[AsyncLLM]:
-    async with AsyncLLM(folder, kv_memory="4MiB", progress=False) as served:
-        yield served
 
 
 # The loop

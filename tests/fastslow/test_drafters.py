@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from checkpoints import write_moge
 from engine_tools import write_kin
+from gate import open_llm
 from head_tools import tiny_weights, write_head
-from loguru import logger
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.draft import HeadDraft
@@ -47,7 +47,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+    with open_llm(folder) as llm:
         yield llm
 
 
@@ -105,11 +105,9 @@ def test_draft_models_go_with_their_last_drafter(llm: LLM, small: Path) -> None:
     assert out.token_ids == plain and out.metrics.drafted > 0, "it is loaded again"
 
 
-def test_a_drafter_that_is_used_stays(llm: LLM) -> None:
+def test_a_drafter_that_is_used_stays(llm: LLM, logged: list[str]) -> None:
     """Where all are used, a request with other settings gets no drafts, and the log says so."""
     plain = llm.generate(PROMPT, TEN, speculation="off").token_ids
-    warnings: list[str] = []
-    sink = logger.add(warnings.append, level="WARNING")
     with ExitStack() as stack:
         streams = []
         for n in range(MOST + 3):
@@ -121,7 +119,6 @@ def test_a_drafter_that_is_used_stays(llm: LLM) -> None:
         drafted = [out.metrics.drafted > 0 for out in outs if out is not None]
         assert drafted == [True] * MOST + [False] * 3
         assert {out.metrics.drafter for out in outs[MOST:] if out is not None} == {"off"}
-    logger.remove(sink)
-    assert sum("32 drafters are in use" in line for line in warnings) == 1
+    assert sum("32 drafters are in use" in line for line in logged) == 1
     again = llm.generate(PROMPT, TEN, speculation=wish)
     assert again.token_ids == plain and again.metrics.drafted > 0, "now there is room"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_family, write_moge
+from gate import open_llm
 from pangu_v2_tools import write_moe
 from tokenizers_tiny import write_bpe
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="8MiB", progress=False) as made:
+    with open_llm(folder) as made:
         yield made
 
 
@@ -132,7 +133,7 @@ def test_drafter_self_runs_shared_experts_alone_by_default(llm: LLM) -> None:
 def test_groups_have_their_own_field(tmp_path: Path) -> None:
     write_bpe(tmp_path, None, VOCAB)
     write_moge(tmp_path, vocab=VOCAB, num_hidden_layers=1)
-    with LLM(tmp_path, kv_memory="8MiB", progress=False) as llm:
+    with open_llm(tmp_path) as llm:
         with pytest.raises(ValueError, match=r"experts=2 must be left out: .* field groups"):
             llm.generate(TEXTS[0], PARAMS, mode=Mode(experts=2))
         with pytest.raises(ValueError, match=r"^speculation experts=2 must be left out"):
@@ -192,7 +193,7 @@ def test_a_file_of_modes_and_the_command_line(
 def test_without_shared_experts_one_is_the_fewest(tmp_path: Path) -> None:
     write_bpe(tmp_path, None, VOCAB)
     write_family(tmp_path, "qwen3_moe", vocab=VOCAB, num_experts_per_tok=8)
-    with LLM(tmp_path, kv_memory="8MiB", progress=False) as llm:
+    with open_llm(tmp_path) as llm:
         plain = llm.generate(list(TEXTS), PARAMS, mode=experts(1), speculation="off")
         drafted = llm.generate(list(TEXTS), PARAMS, mode=experts(1), speculation="self")
         assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
+from gate import open_llm, settled
 from injected import LISTENERS, Caller, Failure, Injected, inject
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
@@ -31,27 +30,19 @@ OVER = Mode(groups=1, escalate=Escalation(below=1.0, window=2, how="recompute"))
 QUICK = Mode(latency_ms=1e-3, may_shorten=("groups", "draft"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{{ messages[0]['content'] }}", VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-
-
-def open_llm(folder: Path) -> LLM:
-    return LLM(folder, kv_memory="64KiB", progress=False, max_model_len=128, max_running=4)
+OPTIONS: dict[str, Any] = {"kv_memory": "64KiB", "max_model_len": 128, "max_running": 4}
 
 
 @pytest.fixture
 def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder) as llm:
+    with open_llm(folder, **OPTIONS) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def right(folder: Path) -> list[int]:
     """What plain decoding says."""
-    with open_llm(folder) as llm:
+    with open_llm(folder, **OPTIONS) as llm:
         return llm.generate("one two", TEN, speculation="off").token_ids
 
 
@@ -69,12 +60,7 @@ def well(llm: LLM, right: list[int]) -> bool:
     if asked.error is not None:
         raise asked.error
     assert asked.value == right
-    for _ in range(500):
-        if llm._core.idle and llm._kv.requests == 0:
-            break
-        time.sleep(0.01)
-    llm._kv.check_integrity()
-    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
+    return settled(llm)
 
 
 def test_a_request_that_cannot_be_queued_is_told_and_the_batch_goes_on(
@@ -123,7 +109,7 @@ def test_an_escalation_that_fails_is_told(
 def test_whatever_ends_a_step_every_caller_hears_of_it(
     folder: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = open_llm(folder)
+    llm = open_llm(folder, **OPTIONS)
     started = llm.stream("one two", SamplingParams(max_tokens=100, ignore_eos=True))
     next(started)
     monkeypatch.setattr(llm._core.scheduler, "next", failing(error))
@@ -193,7 +179,7 @@ def test_a_drafter_lets_go_later_of_what_it_kept(
 
 
 def test_close_from_a_listener_does_not_wait_for_itself(folder: Path) -> None:
-    llm = open_llm(folder)
+    llm = open_llm(folder, **OPTIONS)
     options = GenerateOptions(sampling=TEN)
     [[candidate]] = llm._parts.builder.build("one two", options, time.monotonic()).candidates
     candidate.request.listener = lambda _: llm._worker.close()
@@ -232,7 +218,7 @@ def outputs(value: Any) -> list[Output]:
 def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0) -> Injected:
     """All callers at once, the `first` one first, and one failure among them."""
     with pytest.MonkeyPatch.context() as patch:
-        llm = open_llm(folder)
+        llm = open_llm(folder, **OPTIONS)
         assert llm.generate("one two", LONG).token_ids[:10] == right  # to draft from
         injected = inject(llm, patch)
         injected.failure = failure
@@ -262,7 +248,7 @@ def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0)
 
 ERRORS = (RuntimeError, KeyError, MemoryError, SystemExit, KeyboardInterrupt)
 SCHEDULES = 200
-SOON = 20  # of them always run
+SOON = 8  # of them always run
 
 
 def schedule(seed: int, counts: dict[str, int]) -> tuple[Failure, int]:

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from gate import SOON, Gate, SlowTokenizer, settled
-from tokenizers_tiny import write_bpe
+from gate import SOON, Gate, SlowTokenizer, open_llm, settled
 
 from fastslow import (
     LLM,
@@ -40,27 +38,6 @@ from fastslow.request.options import GenerateOptions
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="8MiB", progress=False) as llm:
-        yield llm
-
-
-@pytest.fixture
-def gate(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(llm, monkeypatch)
-    yield gate
-    gate.open()
-    assert settled(llm)
 
 
 def test_a_handle_gives_what_generate_gives(llm: LLM) -> None:
@@ -100,13 +77,6 @@ def test_pieces_of_a_handle_join_to_the_answer(llm: LLM, gate: Gate) -> None:
     assert [t for piece in (first, *others) for t in piece.token_ids] == out.token_ids
     assert "".join(piece.text for piece in (first, *others)) == out.text
     assert list(handle) == [], "all pieces were taken"
-
-
-def test_pieces_of_an_answer_that_is_there(llm: LLM) -> None:
-    handle = llm.submit("The quick", TEN)
-    out = handle.result(SOON)
-    text, last = list(handle)
-    assert (text.text, text.token_ids, last.output) == (out.text, out.token_ids, out)
 
 
 @pytest.mark.parametrize("wish", ["off", "ngram"])
@@ -165,16 +135,6 @@ def test_leaving_a_stream_of_n_answers_ends_all(llm: LLM) -> None:
     assert settled(llm)
 
 
-@pytest.mark.parametrize("wish", ["off", "ngram"])
-def test_logprobs_in_pieces(llm: LLM, wish: str) -> None:
-    params = TEN.model_copy(update={"logprobs": 2})
-    *pieces, last = llm.stream("The quick", params, speculation=wish)
-    assert last.output is not None and last.output.logprobs is not None
-    assert all(p.logprobs and len(p.logprobs) == len(p.token_ids) for p in pieces)
-    assert [table for p in pieces for table in p.logprobs or ()] == last.output.logprobs
-    assert all(piece.logprobs is None for piece in llm.stream("The quick", TEN))
-
-
 # Leaving
 
 
@@ -187,7 +147,7 @@ def test_cancelling_gives_the_answer_so_far(llm: LLM, gate: Gate) -> None:
     out = handle.result(SOON)
     assert out.finish_reason == "cancelled" and 3 <= len(out.token_ids) < 400
     whole = llm.generate("The quick", TEN, speculation="off")
-    assert whole.text.startswith(out.text) and out.text
+    assert out.token_ids == whole.token_ids[: len(out.token_ids)] and out.text
 
 
 def test_a_stream_that_is_left_gives_the_answer_so_far(llm: LLM) -> None:
@@ -204,13 +164,6 @@ def test_a_stream_that_is_left_gives_the_answer_so_far(llm: LLM) -> None:
     unread.close()
     assert unread.output is not None and unread.output.finish_reason == "cancelled"
     assert unread.output.token_ids == [] and list(unread) == []
-
-
-def test_leaving_a_loop_over_a_handle_cancels_it(llm: LLM) -> None:
-    handle = llm.submit("The quick", LONG)
-    for _ in handle:
-        break
-    assert handle.result(SOON).finish_reason == "cancelled"
 
 
 def test_a_handle_that_is_dropped_runs_on(llm: LLM, gate: Gate) -> None:
@@ -237,18 +190,6 @@ def test_a_stream_may_be_closed_from_another_thread(llm: LLM, gate: Gate) -> Non
     assert not reader.is_alive()
     assert stream.output is not None and stream.output.finish_reason == "cancelled"
     assert all(piece.output is None for piece in pieces)
-
-
-def test_another_thread_cancels_while_one_iterates(llm: LLM, gate: Gate) -> None:
-    handle = llm.submit("The quick", LONG, speculation="off")
-    with ThreadPoolExecutor(1) as pool:
-        pieces = pool.submit(lambda: list(handle))
-        assert gate.reached.acquire(timeout=SOON)
-        gate.steps(2)
-        handle.cancel()
-        gate.open()
-        *_, last = pieces.result(SOON)
-    assert last.output is not None and last.output.finish_reason == "cancelled"
 
 
 def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
@@ -278,7 +219,7 @@ def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
 
 
 def test_a_handle_lets_go_of_the_model(folder: Path) -> None:
-    llm = LLM(folder, kv_memory="4MiB", progress=False)
+    llm = open_llm(folder)
     handle, stream = llm.submit("The quick", TEN), llm.stream("The", TEN)
     handle.result(SOON)
     list(stream)
@@ -336,7 +277,7 @@ def test_an_engine_that_fails(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_closed_llm_takes_nothing_and_ends_all(folder: Path) -> None:
-    llm = LLM(folder, kv_memory="4MiB", progress=False)
+    llm = open_llm(folder)
     handles = [llm.submit("The quick", LONG) for _ in range(20)]
     llm.close()
     for handle in handles:
@@ -462,7 +403,7 @@ def test_a_loop_that_is_gone_before_the_answer(llm: LLM, gate: Gate) -> None:
 
 
 def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any) -> None:
-    with LLM(folder, kv_memory="4MiB", progress=False, max_running=1) as llm:
+    with open_llm(folder, max_running=1) as llm:
         gate = Gate(llm, monkeypatch)
         endless = llm.submit([5, 6], LONG, speculation="off")
         assert gate.reached.acquire(timeout=SOON)
@@ -489,7 +430,7 @@ def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any)
 
 
 def test_a_timeout_ends_a_prompt_that_is_read(folder: Path, monkeypatch: Any) -> None:
-    with LLM(folder, kv_memory="4MiB", progress=False, prompt_rows=4) as llm:
+    with open_llm(folder, prompt_rows=4) as llm:
         gate = Gate(llm, monkeypatch)
         handle = llm.submit([5] * 100, TEN, timeout=0.1)
         assert gate.reached.acquire(timeout=SOON)
@@ -577,7 +518,7 @@ def test_the_bar_counts_what_is_done(llm: LLM, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with LLM(folder, kv_memory="4MiB", progress=False, max_running=1) as llm:
+    with open_llm(folder, max_running=1) as llm:
         fresh = llm.stats()
         assert (fresh.running, fresh.waiting, fresh.steps, fresh.ended) == (0, 0, 0, {})
         assert fresh.pages_free == fresh.pages > 0 and fresh.prefix_hit_rate == 0.0

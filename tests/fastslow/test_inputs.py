@@ -12,35 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import write_dense, write_moge
+from gate import open_llm
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.engine.params import Mode, Params, SamplingParams, Speculation
+from fastslow.engine.params import Mode, Params, SamplingParams, Speculation, shown
 from fastslow.llm import LLM
 from fastslow.policies.modes import builtin_modes, find_mode
 
 VOCAB = 320
+OPTIONS = {"max_model_len": 40}
 USER = {"role": "user", "content": "hi"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="2MiB", max_model_len=40, progress=False) as llm:
-        yield llm
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     """Without routed groups, and without a tokenizer."""
     folder = write_dense(tmp_path_factory.mktemp("dense"), num_hidden_layers=1)
-    with LLM(folder, kv_memory="2MiB", max_model_len=40, progress=False) as llm:
+    with open_llm(folder, max_model_len=40) as llm:
         yield llm
 
 
@@ -54,67 +43,56 @@ def refused(pattern: str, call: Any, *arguments: Any, **options: Any) -> None:
     assert type(caught.value) is ValueError, type(caught.value)
 
 
+OUTSIDE: dict[str, tuple[Any, ...]] = {  # values of another type, or out of bounds
+    "max_tokens": (0, -5, "5", 5.0, True, None),
+    "min_tokens": (-1,),
+    "temperature": (-0.1, 101, math.nan, math.inf, "hot", False),
+    "top_k": (-2, 2.5),
+    "top_p": (0, 1.01, "x"),
+    "min_p": (-0.1, 1.5, []),
+    "repetition_penalty": (0, 1e-40, 101),
+    "presence_penalty": (2.1, "1"),
+    "frequency_penalty": (-2.1, None),
+    "logit_bias": ([1, 2],),
+    "stop": (5,),
+    "stop_token_ids": (3,),
+    "ignore_eos": (1,),
+    "seed": (-1, 2**63, 1.0),
+    "n": (0, 129),
+    "logprobs": (-1, 1001, True),
+    "prompt_logprobs": (-1, "2"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_bounds_of_sampling_parameters(name: str) -> None:
+    for value in OUTSIDE[name]:
+        refused(rf"^{name}={re.escape(repr(value))} must be ", SamplingParams, **{name: value})
+
+
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
         ({"max_tokens": 0}, r"^max_tokens=0 must be greater than or equal to 1$"),
-        ({"max_tokens": -5}, r"^max_tokens=-5 must"),
         ({"max_tokens": "5"}, r"^max_tokens='5' must be a valid integer$"),
-        ({"max_tokens": 5.0}, r"^max_tokens=5.0 must be a valid integer$"),
-        ({"max_tokens": True}, r"^max_tokens=True must be a valid integer$"),
-        ({"max_tokens": None}, r"^max_tokens=None must"),
-        ({"min_tokens": -1}, r"^min_tokens=-1 must be greater than or equal to 0$"),
+        ({"max_tokens": 10**5000}, r"^max_tokens=<int> must be"),
         ({"min_tokens": 6, "max_tokens": 5}, r"^min_tokens=6 exceeds max_tokens=5$"),
-        ({"temperature": -0.1}, r"^temperature=-0.1 must be greater than or equal to 0$"),
-        ({"temperature": 101}, r"^temperature=101 must be less than or equal to 100$"),
-        ({"temperature": float("nan")}, r"^temperature=nan must be a finite number$"),
-        ({"temperature": float("inf")}, r"^temperature=inf must"),
-        ({"temperature": "hot"}, r"^temperature='hot' must be a valid number$"),
-        ({"temperature": False}, r"^temperature=False must be a valid number$"),
-        ({"top_k": -2}, r"^top_k=-2 must be greater than or equal to -1$"),
-        ({"top_k": 2.5}, r"^top_k=2.5 must be a valid integer$"),
-        ({"top_p": 0}, r"^top_p=0 must be greater than 0$"),
-        ({"top_p": 1.01}, r"^top_p=1.01 must be less than or equal to 1$"),
-        ({"top_p": "x"}, r"^top_p='x' must"),
-        ({"min_p": -0.1}, r"^min_p=-0.1 must be greater than or equal to 0$"),
-        ({"min_p": 1.5}, r"^min_p=1.5 must be less than or equal to 1$"),
-        ({"min_p": []}, r"^min_p=\[\] must be a valid number$"),
-        ({"repetition_penalty": 0}, r"^repetition_penalty=0 must be greater than or equal to 0.01"),
-        ({"repetition_penalty": 1e-40}, r"^repetition_penalty=1e-40 must"),
-        ({"repetition_penalty": 101}, r"^repetition_penalty=101 must be less than or equal to 100"),
-        ({"presence_penalty": 2.1}, r"^presence_penalty=2.1 must be less than or equal to 2$"),
-        ({"presence_penalty": "1"}, r"^presence_penalty='1' must"),
-        ({"frequency_penalty": -2.1}, r"^frequency_penalty=-2.1 must be greater than or equal to"),
-        ({"frequency_penalty": None}, r"^frequency_penalty=None must be a valid number$"),
+        ({"temperature": math.nan}, r"^temperature=nan must be a finite number$"),
+        ({"seed": 2**63}, r"^seed=9223372036854775808 must be less than 9223372036854775808$"),
         ({"logit_bias": {1: 101}}, r"^logit_bias\[1\]=101 must be less than or equal to 100$"),
         ({"logit_bias": {1: "x"}}, r"^logit_bias\[1\]='x' must be a valid number$"),
         ({"logit_bias": {"cat": 1}}, r"^logit_bias\.cat='cat' must be a valid integer"),
-        ({"logit_bias": [1, 2]}, r"^logit_bias=\[1, 2\] must be a valid dictionary$"),
         ({"stop": ""}, r"^stop\[0\]='' must have at least 1 character$"),
         ({"stop": ["a", ""]}, r"^stop\[1\]='' must have at least 1 character$"),
         ({"stop": [1]}, r"^stop\[0\]=1 must be a valid string$"),
-        ({"stop": 5}, r"^stop=5 must be"),
         ({"stop_token_ids": [-1]}, r"^stop_token_ids\[0\]=-1 must be greater than or equal to 0$"),
-        ({"stop_token_ids": ["a"]}, r"^stop_token_ids\[0\]='a' must be a valid integer$"),
-        ({"stop_token_ids": 3}, r"^stop_token_ids=3 must be"),
-        ({"ignore_eos": 1}, r"^ignore_eos=1 must be a valid boolean$"),
-        ({"seed": -1}, r"^seed=-1 must be greater than or equal to 0$"),
-        ({"seed": 2**63}, r"^seed=9223372036854775808 must be less than 9223372036854775808$"),
-        ({"seed": 1.0}, r"^seed=1.0 must be a valid integer$"),
-        ({"n": 0}, r"^n=0 must be greater than or equal to 1$"),
-        ({"n": 129}, r"^n=129 must be less than or equal to 128$"),
-        ({"logprobs": -1}, r"^logprobs=-1 must be greater than or equal to 0$"),
-        ({"logprobs": 1001}, r"^logprobs=1001 must be less than or equal to 1000$"),
-        ({"logprobs": True}, r"^logprobs=True must be a valid integer$"),
-        ({"prompt_logprobs": -1}, r"^prompt_logprobs=-1 must"),
-        ({"prompt_logprobs": "2"}, r"^prompt_logprobs='2' must"),
         ({"temprature": 1.0}, r"^field 'temprature' is unknown; did you mean 'temperature'\?$"),
         ({"xyzzy": 1.0}, r"^field 'xyzzy' is unknown; known: .*top_p"),
         ({"top_k": "k" * 500}, r"^top_k='k+\.\.\. must be a valid integer$"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: shown(value)[:40],
 )
-def test_sampling_parameters(fields: dict[str, Any], pattern: str) -> None:
+def test_sentences_of_sampling_parameters(fields: dict[str, Any], pattern: str) -> None:
     refused(pattern, SamplingParams, **fields)
 
 
@@ -167,12 +145,12 @@ def test_an_int_is_a_number_too() -> None:
         ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
         ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"),
         ([True, 1], r"^prompt token 0 is True, not an id"),
+        ([5, 2**64], r"^prompt token 1 is 18446744073709551616, not an id in 0\.\.319$"),
         ([1, 2.0], r"^prompt token 1 is 2.0, not an id"),
         ([1, None], r"^prompt token 1 is None, not an id"),
         ([1, "a"], r"^prompt token 1 is 'a', not an id"),
         ([[1], 2], r"^prompt token 0 is \[1\], not an id"),
         ([[1], [10**30]], r"not an id in 0\.\.319$"),
-        ([[[1]]], r"^prompt token 0 is \[1\], not an id"),
         (5, r"^prompt must be text.*, not int$"),
         (None, r"^prompt must be text.*, not NoneType$"),
         (b"hi", r"^prompt must be text.*, not bytes$"),
@@ -189,7 +167,7 @@ def test_an_int_is_a_number_too() -> None:
         ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
         ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: shown(value)[:40],
 )
 def test_prompts(llm: LLM, prompt: Any, pattern: str) -> None:
     refused(pattern, llm.generate, prompt)
@@ -261,8 +239,12 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
             )
             for value in (0, -1, True, "5", math.nan, math.inf, 1e300)
         ),
+        ({"timeout": 10**5000}, "^timeout=<int> must be seconds"),
         ({"timeout": [1.0, 2.0]}, r"^timeout has 2 entries for 1 prompts$"),
         ({"speculation": ["off"] * 3}, r"^speculation has 3 entries for 1 prompts$"),
+        ({"memory_key": "k" * 257}, r"^memory_key=.* must be text of 1 to 256 .* and has 257$"),
+        ({"memory_key": ""}, r"^memory_key='' must be text of 1 to 256 characters, or None$"),
+        ({"memory_key": 5}, r"^memory_key=5 must be text"),
         ({"speculation": "model"}, r"^drafter='model' needs model=PATH"),
         (
             {"speculation": Speculation(drafter="self", groups=5)},
@@ -273,7 +255,7 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
             r"^model='/no/such/folder' is no folder, no GGUF file and no built-in",
         ),
     ],
-    ids=lambda value: str(value)[:50],
+    ids=lambda value: shown(value)[:40],
 )
 def test_options(llm: LLM, options: dict[str, Any], pattern: str) -> None:
     refused(pattern, llm.generate, "hello", **options)
@@ -326,7 +308,7 @@ def test_any_sequence_is_a_list(llm: LLM) -> None:
     assert [(out.prompt, out.metrics.mode) for out in outs] == [("a", "fast"), ("b c", "deep")]
     many = llm.chat
     chats = many(Lines("hi", Lines(USER), [USER, USER]), few)
-    assert [out.prompt for out in chats] == ["hi", "hi", "hihi"]
+    assert [out.prompt for out in chats] == ["hi ", "hi ", "hi hi "]
 
 
 def test_what_cannot_fit_is_refused_before_it_is_tokenised(
@@ -356,20 +338,6 @@ def test_the_length_of_ids_comes_first(llm: LLM) -> None:
     refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, ids)
 
 
-def test_lists_must_be_as_long_as_the_prompts(llm: LLM) -> None:
-    for name, value in (("sampling", None), ("mode", "fast"), ("speculation", "off")):
-        refused(
-            rf"^{name} has 3 entries for 2 prompts$",
-            llm.generate,
-            ["a", "b"],
-            **{name: [value] * 3},
-        )
-
-
-def test_streams_take_one_prompt(llm: LLM) -> None:
-    refused(r"^stream takes one prompt", llm.stream, ["a", "b"])
-
-
 def test_what_a_dense_model_without_a_tokenizer_cannot_do(dense: LLM) -> None:
     refused(r"has no tokenizer: give the prompt as token ids", dense.generate, "text")
     refused(r"has no tokenizer", dense.chat, "text")
@@ -390,65 +358,28 @@ def test_every_number_of_groups_up_to_all_is_taken(groups: int) -> None:
     refused(r"groups=9 is outside 0\.\.8$", find_mode, Mode(groups=9), builtin_modes(units), units)
 
 
-def test_a_draft_model_with_another_vocabulary(llm: LLM, tmp_path: Path) -> None:
+def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
+    """Other tokens are translated; a padded vocabulary with the same tokens is drafted from as it is."""
+    for name, tokens, vocab in (("size", 0, 96), ("narrow", 320, 300), ("wide", 320, 384)):
+        (tmp_path / name).mkdir()
+        if tokens:
+            write_bpe(tmp_path / name, vocab_size=tokens)
+        write_dense(tmp_path / name, vocab=vocab, num_hidden_layers=1)
     write_bpe(tmp_path / "pieces", vocab_size=300)
     write_moge(tmp_path / "pieces", vocab=VOCAB, num_hidden_layers=1)
-    write_dense(tmp_path / "size", vocab=96)
-    wish = Speculation(drafter="model", model=str(tmp_path / "size"))
-    pattern = "^draft model .*size' cannot draft for this target: its vocab_size is 96, .* 320"
-    refused_long(pattern, llm, wish)
-    # other tokens are translated
-    wish = Speculation(drafter="model", model=str(tmp_path / "pieces"), nodes=3)
+    for name, said in (
+        ("size", "its vocab_size is 96, .* 320"),
+        ("narrow", "token ids reach to 319, and .* is 300"),
+    ):
+        wish = Speculation(drafter="model", model=str(tmp_path / name))
+        with pytest.raises(ValueError, match=f"^draft model .*{name}' cannot draft .*: {said}"):
+            llm.generate("hello", speculation=wish)
     few = SamplingParams(max_tokens=6)
-    drafted = llm.generate("The quick", few, speculation=wish)
-    assert drafted.token_ids == llm.generate("The quick", few, speculation="off").token_ids
-    assert drafted.metrics.drafted > 0
-
-
-def test_a_draft_model_of_another_family_and_other_padding(llm: LLM, tmp_path: Path) -> None:
-    """Dense beside a mixture; one tokenizer, so every token is drafted as it is."""
-    write_bpe(tmp_path / "wide", vocab_size=320)
-    write_dense(tmp_path / "wide", vocab=VOCAB + 64, num_hidden_layers=1)
-    few = SamplingParams(max_tokens=6)
-    for width in (1, 3):
-        wish = Speculation(drafter="model", model=str(tmp_path / "wide"), nodes=3, width=width)
+    plain = llm.generate("The quick", few, speculation="off").token_ids
+    for name, width in (("pieces", 1), ("wide", 1), ("wide", 3)):
+        wish = Speculation(drafter="model", model=str(tmp_path / name), nodes=3, width=width)
         drafted = llm.generate("The quick", few, speculation=wish)
-        assert drafted.token_ids == llm.generate("The quick", few, speculation="off").token_ids
-        assert drafted.metrics.drafted > 0
-    (tmp_path / "narrow").mkdir()
-    write_bpe(tmp_path / "narrow", vocab_size=320)
-    write_dense(tmp_path / "narrow", vocab=300, num_hidden_layers=1)
-    wish = Speculation(drafter="model", model=str(tmp_path / "narrow"))
-    refused_long(
-        "^draft model .*narrow' cannot draft .*: token ids reach to 319, and .* is 300", llm, wish
-    )
-
-
-def refused_long(pattern: str, llm: LLM, wish: Speculation) -> None:
-    with pytest.raises(ValueError, match=pattern) as caught:
-        llm.generate("hello", speculation=wish)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "pattern"),
-    [
-        ({"kv_memory": 1000}, r"kv_memory is 1000 B, but one request with a context of 512 tokens"),
-        ({"kv_memory": "3 bananas"}, r"kv_memory is '3 bananas', but must be like 2GiB"),
-        ({"kv_memory": 1.5}, r"kv_memory is a share of 1.5, but must be above 0 and at most 1"),
-        ({"kv_memory": -1}, r"kv_memory is -1 B, but one request"),
-        ({"max_model_len": 513}, r"^max_model_len=513 is outside 2\.\.512$"),
-        ({"max_model_len": 1}, r"^max_model_len=1 is outside 2\.\.512$"),
-        ({"prompt_rows": 0}, r"^prompt_rows=0 must be at least 1$"),
-        ({"prompt_rows": 1.5}, r"^prompt_rows=1.5 must be"),
-        ({"max_running": -3}, r"^max_running=-3 must be at least 1$"),
-        ({"dtype": "float8"}, r"float8"),
-        ({"device": "abacus"}, r"abacus"),
-    ],
-    ids=str,
-)
-def test_settings_of_the_engine(folder: Path, options: dict[str, Any], pattern: str) -> None:
-    refused(pattern, LLM, folder, progress=False, **options)
+        assert drafted.token_ids == plain and drafted.metrics.drafted > 0
 
 
 @pytest.mark.parametrize(
@@ -463,13 +394,26 @@ def test_settings_of_the_engine(folder: Path, options: dict[str, Any], pattern: 
         ({"prompt_rows": None}, r"^prompt_rows=None must be a whole number"),
         ({"parallel": 3}, r"^parallel=3 must be a Parallel, a text such as 'ep=8,tp=1', or None$"),
         ({"kv_memory": True}, r"^kv_memory=True must be bytes"),
+        ({"remember": "always"}, r"^remember='always' must be True, False or 'by_key'$"),
         ({"max_runing": 3}, r"^option 'max_runing' is unknown; did you mean 'max_running'\?$"),
         ({"temperature": 3}, r"^option 'temperature' belongs into sampling=SamplingParams"),
+        ({"model": "smollm2-mog"}, r"did you mean 'smollm2-moge'\?$"),
+        ({"kv_memory": 1000}, r"kv_memory is 1000 B, but one request with a context of 512 tokens"),
+        ({"kv_memory": "3 bananas"}, r"kv_memory is '3 bananas', but must be like 2GiB"),
+        ({"kv_memory": 1.5}, r"kv_memory is a share of 1.5, but must be above 0 and at most 1"),
+        ({"kv_memory": -1}, r"kv_memory is -1 B, but one request"),
+        ({"max_model_len": 513}, r"^max_model_len=513 is outside 2\.\.512$"),
+        ({"max_model_len": 1}, r"^max_model_len=1 is outside 2\.\.512$"),
+        ({"prompt_rows": 0}, r"^prompt_rows=0 must be a whole number of at least 1$"),
+        ({"prompt_rows": -(10**5000)}, r"^prompt_rows=<int> must be"),
+        ({"max_running": -3}, r"^max_running=-3 must be a whole number of at least 1$"),
+        ({"dtype": "float8"}, r"float8"),
+        ({"device": "abacus"}, r"abacus"),
     ],
-    ids=str,
+    ids=lambda value: shown(value)[:40],
 )
-def test_arguments_of_the_engine(options: dict[str, Any], pattern: str) -> None:
-    refused(pattern, LLM, **options)
+def test_arguments_of_the_engine(folder: Path, options: dict[str, Any], pattern: str) -> None:
+    refused(pattern, LLM, **{"model": folder, "progress": False, **options})
 
 
 def test_every_argument_of_the_engine_refuses_another_type() -> None:
@@ -477,10 +421,6 @@ def test_every_argument_of_the_engine_refuses_another_type() -> None:
     assert len(names) > 10
     for name in names:
         refused(rf"^{name}=", LLM, **{name: 1j})
-
-
-def test_an_unknown_model_name_tells_the_nearest() -> None:
-    refused(r"did you mean 'smollm2-moge'\?$", LLM, "smollm2-mog")
 
 
 def test_requests_in_flight_do_not_notice_a_refused_one(llm: LLM) -> None:
@@ -523,23 +463,11 @@ def test_messages_show_a_value_in_short(llm: LLM, value: Any) -> None:
     refused(r"^messages\[0\].role is ", llm.generate, [{"role": value, "content": "x"}])
 
 
-def test_numbers_of_thousands_of_digits(llm: LLM) -> None:
-    for timeout in (10**400, 10**5000):
-        refused("^timeout=.* must be seconds", llm.submit, "hello", timeout=timeout)
-    refused("^max_tokens=<int> must be", SamplingParams, max_tokens=10**5000)
-    refused("^prompt_rows=<int> must be", LLM, "x", prompt_rows=-(10**5000))
-
-
-def test_a_memory_key_is_named_as_it_is(llm: LLM) -> None:
-    refused("^memory_key=5 must be text", llm.submit, "hello", memory_key=5)
-    refused("or None, and has 257$", llm.submit, "hello", memory_key="k" * 257)
-
-
 def test_fields_of_speculation(llm: LLM, folder: Path) -> None:
     few = SamplingParams(max_tokens=3)
     out = llm.generate("hello", few, speculation={"drafter": "ngram"})
     assert out.metrics.drafter == "ngram"
     refused("^model=5 must be", llm.submit, "hello", speculation={"model": 5})
     refused("^field 'x' is unknown", llm.submit, "hello", speculation={"x": 5})
-    with LLM(folder, kv_memory="2MiB", progress=False, speculation={"drafter": "ngram"}) as other:
+    with open_llm(folder, speculation={"drafter": "ngram"}) as other:
         assert other.generate("hello", few).metrics.drafter == "ngram"

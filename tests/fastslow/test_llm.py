@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import threading
 import time
@@ -16,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
+from gate import open_llm, settled
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.types import Rows
@@ -41,34 +39,6 @@ PRESETS = {
 }
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 SAMPLED = SamplingParams(max_tokens=10, ignore_eos=True, temperature=1.0, seed=7)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-
-
-def open_llm(folder: Path, **options: Any) -> LLM:
-    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder) as llm:
-        yield llm
-
-
-def settled(llm: LLM) -> bool:
-    """Wait until nothing runs; whether all pages are back."""
-    for _ in range(500):
-        if llm._core.idle and llm._kv.requests == 0:
-            break
-        time.sleep(0.01)
-    llm._kv.check_integrity()
-    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
 
 
 def test_one_prompt_one_output(llm: LLM) -> None:
@@ -247,15 +217,6 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
             call("The", params)
 
 
-def test_the_context_manager_closes(folder: Path) -> None:
-    with open_llm(folder) as llm:
-        unread = llm.stream("The", TEN)
-    with pytest.raises(RuntimeError, match="closed"):
-        next(unread)
-    with pytest.raises(RuntimeError, match="closed"):
-        llm.generate("The")
-
-
 @pytest.fixture
 def broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
     """Logits are NaN for texts that hold POISON; a step fails where two POISONs are read."""
@@ -292,35 +253,6 @@ def test_an_error_in_one_request_leaves_the_others_alone(broken: LLM, wish: str)
     with pytest.raises(GenerationError, match="not finite"):
         list(broken.stream([5, POISON], TEN))
     assert settled(broken)
-
-
-def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(broken: LLM) -> None:
-    with pytest.raises(GenerationError, match="the device is gone"):
-        broken.generate([POISON, POISON], TEN)
-    assert len(broken.generate("The quick", TEN).token_ids) == 10
-    assert settled(broken)
-
-
-def test_who_has_ended_hears_of_it_when_a_drafter_fails_to_let_go(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with open_llm(folder) as llm:
-        fine = llm.generate("The quick", TEN).token_ids
-        release = llm._core.drafter.release
-
-        def fail(requests: Any) -> None:
-            monkeypatch.setattr(llm._core.drafter, "release", release)
-            raise RuntimeError("the drafter is gone")
-
-        monkeypatch.setattr(llm._core.drafter, "release", fail)
-        heard: list[list[int]] = []
-        asking = threading.Thread(
-            target=lambda: heard.append(llm.generate("The quick", TEN).token_ids), daemon=True
-        )
-        asking.start()
-        asking.join(60)  # who never hears would wait for ever
-        assert heard == [fine]
-        assert llm.generate("The quick", TEN).token_ids == fine and settled(llm)
 
 
 def test_thoughts_are_split_from_answers(llm: LLM) -> None:

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from checkpoints import write_dense, write_moge
+from checkpoints import write_dense
 from eagle_tools import write_eagle
+from gate import open_llm
 from head_tools import tiny_weights
-from loguru import logger
 from safetensors.torch import save_file
-from tokenizers_tiny import write_bpe
 
 from fastslow import drafters
 from fastslow.draft.head.config import read_metadata
 from fastslow.draft.head.target import fingerprint
+from fastslow.draft.registry import DRAFTERS
 from fastslow.drafters import own_head
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
+from fastslow.output import Metrics
+from fastslow.request.choice import advice
 from fastslow.settings import write_settings
 from fastslow.tools.cli.app import app
 
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{{ messages }}", VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-
-
-def open_llm(folder: Path, **options: Any) -> LLM:
-    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
 
 
 def test_settings_that_tuning_wrote_are_taken_by_path(folder: Path, tmp_path: Path) -> None:
@@ -97,20 +88,17 @@ def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
 
 
 def test_drafts_that_are_hardly_accepted_are_spoken_of_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
-    monkeypatch.setattr("fastslow.advice.POOR", 2.0)  # whatever is accepted is hardly any
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="WARNING")
-    wish = Speculation(drafter="self", nodes=8)
-    long = SamplingParams(max_tokens=60, ignore_eos=True)
-    try:
-        with open_llm(folder) as llm:
-            for _ in range(2):
-                llm.generate("The quick", long, speculation=wish)
-    finally:
-        logger.remove(sink)
-    assert len([line for line in lines if line.startswith("drafter self: ")]) == 1
+    monkeypatch.setattr("fastslow.request.choice.POOR", 2.0)  # whatever is accepted is hardly any
+    with open_llm(folder) as llm:
+        for _ in range(2):
+            llm.generate(
+                "The quick",
+                SamplingParams(max_tokens=60, ignore_eos=True),
+                speculation=Speculation(drafter="self", nodes=8),
+            )
+    assert sum(line.startswith("drafter self: ") for line in logged) == 1
 
 
 def test_stored_answers_are_drafted_from(folder: Path, tmp_path: Path) -> None:
@@ -178,19 +166,6 @@ def test_a_call_learns_nothing_of_the_calls_with_other_keys(folder: Path) -> Non
             assert [out.metrics.cached_tokens for out in two] == [0, 48]
 
 
-@pytest.mark.parametrize("key", ["", "k" * 257, 5], ids=str)
-def test_a_memory_key_is_a_short_text(folder: Path, key: Any) -> None:
-    with open_llm(folder) as llm:
-        with pytest.raises(ValueError, match=r"^memory_key=.* must be text of 1 to 256 char"):
-            llm.generate("The", TEN, memory_key=key)
-        with pytest.raises(ValueError, match=r"^memory_key has 1 entries for 2 prompts$"):
-            llm.generate(["The", "A"], TEN, memory_key=["a"])
-        with pytest.raises(
-            ValueError, match=r"^remember='always' must be True, False or 'by_key'$"
-        ):
-            open_llm(folder, remember="always")
-
-
 def test_a_head_is_bound_to_the_weights_that_it_was_trained_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,3 +190,25 @@ def test_every_builtin_model_of_the_table_has_a_head() -> None:
     for name in ("smollm2", "smollm2-moge"):
         shipped = drafters.SHIPPED / f"{name}.safetensors"
         assert read_metadata(shipped)["target"] and shipped.stat().st_size < 10 << 20
+
+
+GOOD = Metrics("deep", "suffix", 0.1, 0.01, 50, 50, 200, 100, 0, [2] * 50, 0.0, 0.5, [0.5], 0, 0)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_each_drafter_has_a_cause(name: str) -> None:
+    said = advice(replace(GOOD, drafter=name, accepted=1))
+    assert said is not None and f"Probably {DRAFTERS[name].likely_cause}. Try" in said
+
+
+def test_several_drafters_have_several_causes() -> None:
+    said = advice(replace(GOOD, drafter="suffix|head", accepted=0))
+    causes = [DRAFTERS[name].likely_cause for name in ("suffix", "head")]
+    assert said is not None and all(cause in said for cause in causes) and "0 of 200" in said
+    assert causes[0] in (advice(replace(GOOD, drafter="auto", accepted=0)) or "")
+
+
+def test_little_is_said_of_little() -> None:
+    assert advice(GOOD) is None
+    assert advice(replace(GOOD, drafted=50, accepted=0)) is None
+    assert advice(replace(GOOD, drafter="off", drafted=0, accepted=0)) is None

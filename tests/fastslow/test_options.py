@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+import fastslow
 from fastslow import LLM, AsyncLLM, Decided, ResumeState
+from fastslow.api import DEFAULT, OneOffOptions
 from fastslow.request.keywords import GenerateCall, ListOptions
 from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -34,6 +36,15 @@ def test_every_call_shows_every_option(call: Any) -> None:
     assert {one.name for one in options} == set(expected)
     assert options[0].name == "sampling" and prompt.kind is options[0].kind
     assert all(f"{name}: {field.description}" in call.__doc__ for name, field in expected.items())
+
+
+@pytest.mark.parametrize("name", ["generate", "chat"])
+def test_one_off_calls_show_the_options_of_calls_and_of_models(name: str) -> None:
+    call, method = getattr(fastslow, name), getattr(LLM, name)
+    shown = inspect.signature(call).parameters
+    assert {*inspect.signature(method).parameters} - {"self"} < {*shown}
+    assert shown["model"].default == DEFAULT and {"mode", "speculation", "dtype"} < {*shown}
+    assert {"mode", "speculation", "model", "dtype"} < {*OneOffOptions.__annotations__}
 
 
 def test_type_checkers_know_the_options_of_lists() -> None:

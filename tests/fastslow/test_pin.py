@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
@@ -22,13 +20,6 @@ TEMPLATE = (
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 PREFIX = list(range(10, 75))  # four pages of 16, and one token
 SYSTEM = [{"role": "system", "content": "You answer in one short sentence, and you never say why."}]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
 
 
 def open_llm(folder: Path, **options: Any) -> LLM:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.prediction import TRIES, PredictionDraft
 from fastslow.engine.types import PREDICTION
 
-TAGS = ("<think>", "</think>")
+OPTIONS = {"remember": False, "thinking_tags": ("<think>", "</think>")}
 GREEDY = SamplingParams(max_tokens=48, ignore_eos=True)
 SEEDED = SamplingParams(max_tokens=48, ignore_eos=True, temperature=0.9, seed=11)
 WISHES: list[Any] = [
@@ -28,15 +24,6 @@ WISHES: list[Any] = [
     Speculation(drafter="self", nodes=6, width=2),
 ]
 PROMPT = [5, 6, 7, 8, 9]
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder: Path = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    with LLM(folder, kv_memory="8MiB", progress=False, remember=False, thinking_tags=TAGS) as llm:
-        yield llm
 
 
 def nothing_left(llm: LLM) -> bool:

@@ -14,11 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
+from gate import open_llm
 
 from fastslow.engine.params import SamplingParams
-from fastslow.llm import LLM
 
 SUPPORT = Path(__file__).parents[1] / "support"
 VOCAB = 320
@@ -26,13 +24,6 @@ PATIENCE = 120  # seconds for a process
 WAIT = 60  # seconds for an answer
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 slow = partial(pytest.param, marks=pytest.mark.slow)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{{ messages[0]['content'] }}", VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -135,7 +126,7 @@ def _get(url: str) -> str:
 
 
 def test_an_answer_in_flight_of_a_dropped_llm_ends(folder: Path) -> None:
-    llm = LLM(folder, kv_memory="4MiB", progress=False)
+    llm = open_llm(folder)
     params = SamplingParams(max_tokens=490, ignore_eos=True)
     handle = llm.submit("one two", params)
     left = llm.stream("one two", params)
@@ -149,7 +140,7 @@ def test_an_answer_in_flight_of_a_dropped_llm_ends(folder: Path) -> None:
 
 
 def test_a_broken_llm_that_is_dropped_is_freed(folder: Path) -> None:
-    llm = LLM(folder, kv_memory="4MiB", progress=False)
+    llm = open_llm(folder)
     llm.generate("one two", SamplingParams(max_tokens=3), speculation="self")
 
     def fail() -> None:

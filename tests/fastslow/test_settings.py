@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from loguru import logger
+from gate import open_llm
 from tune_tools import write_model, write_prompts
 
 from fastslow.engine.checkpoint.identity import model_digest
@@ -41,7 +41,7 @@ def run(*arguments: object) -> int:
 
 
 def load(folder: Path, **options: object) -> LLM:
-    return LLM(folder, kv_memory="4MiB", progress=False, **options)  # type: ignore[arg-type]
+    return open_llm(folder, **options)
 
 
 def test_a_fingerprint_is_of_the_weights_not_of_the_folder(
@@ -95,28 +95,21 @@ def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path
     assert path.read_text("utf-8") == before
 
 
-def test_a_file_of_an_older_version_is_taken_with_a_word(mine: Path, tmp_path: Path) -> None:
+def test_a_file_of_an_older_version_is_taken_with_a_word(
+    mine: Path, tmp_path: Path, logged: list[str]
+) -> None:
     path = tmp_path / "tuned.json"
     write_settings(path, "a model", NGRAM, {})
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
-    try:
-        assert read_settings(path, mine) == NGRAM
-        assert read_settings(path, mine) == NGRAM
-    finally:
-        logger.remove(sink)
-    assert len(lines) == 1 and "names model 'a model' without a fingerprint" in lines[0]
+    assert read_settings(path, mine) == read_settings(path, mine) == NGRAM
+    assert len(logged) == 1 and "names model 'a model' without a fingerprint" in logged[0]
     with pytest.raises(ValueError, match="names model 'a model', and this is 'mine'"):
         add_settings(path, "mine", mine, modes={})
 
 
-def test_presets_written_by_hand_fit_any_model(mine: Path, other: Path, tmp_path: Path) -> None:
+def test_presets_written_by_hand_fit_any_model(
+    mine: Path, other: Path, tmp_path: Path, logged: list[str]
+) -> None:
     path = tmp_path / "my.json"
     path.write_text(json.dumps({"modes": {"bot": {"base": "fast"}}}))
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
-    try:
-        assert "bot" in load_modes(mine, FOUR, path) and "bot" in load_modes(other, FOUR, path)
-    finally:
-        logger.remove(sink)
-    assert lines == []
+    assert "bot" in load_modes(mine, FOUR, path) and "bot" in load_modes(other, FOUR, path)
+    assert logged == []

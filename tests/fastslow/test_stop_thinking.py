@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
 from gate import SOON, Gate, settled
-from tokenizers_tiny import write_bpe
 
 from fastslow import (
     LLM,
@@ -22,6 +18,8 @@ from fastslow import (
     Speculation,
 )
 
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
+OPTIONS = {"thinking_tags": ("<think>", "</think>")}
 PHRASE = " so"
 LONG = SamplingParams(max_tokens=80, ignore_eos=True)
 SEEDED = SamplingParams(max_tokens=80, ignore_eos=True, temperature=0.9, seed=5)
@@ -32,16 +30,6 @@ WISHES: list[Any] = [
     Speculation(drafter="self", nodes=5),
     Speculation(drafter="suffix|self", nodes=4),
 ]
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder: Path = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>", 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    tags = ("<think>", "</think>")
-    with LLM(folder, kv_memory="8MiB", progress=False, thinking_tags=tags) as llm:
-        yield llm
 
 
 class Stop:

@@ -1,41 +1,25 @@
-"""What each step of a request did, told to whoever asks for it."""
+"""What callers hear of an answer: each step, where its tokens came from, counts by drafter and by mode."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
+from gate import open_llm
 
 from fastslow.engine.core import step_trace
-from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.params import Escalation, GrammarSpec, Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
 
 VOCAB = 320
+SIXTY = SamplingParams(max_tokens=60, ignore_eos=True)
 LONG = SamplingParams(max_tokens=40, ignore_eos=True)
 PROMPT = [5, 6, 7, 8] * 6
 SELF = Speculation(drafter="self", groups=3, nodes=5)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, vocab_size=VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
-
-
-def open_llm(folder: Path, **options: Any) -> LLM:
-    return LLM(folder, **{"kv_memory": "4MiB", "progress": False, **options})
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder) as llm:
-        yield llm
 
 
 def traced(llm: LLM, prompt: Any, params: SamplingParams, **options: Any) -> tuple[Any, list[Any]]:
@@ -150,3 +134,82 @@ def test_an_answer_that_changes_its_mode_has_the_steps_of_both(llm: LLM, how: An
     assert (len(tokens) > 40) == (how == "restart")
     assert any(step.get("ended") in ("unsure", "escalated") for step in steps) or how == "restart"
     assert {step["groups"] for step in steps} == {1, out.metrics.groups}
+
+
+@pytest.mark.parametrize(
+    ("wish", "names"),
+    [
+        ("off", set()),
+        ("auto", {"suffix"}),
+        ("self", {"self"}),
+        ("suffix|self", {"suffix", "self"}),
+        ("ngram+self", {"ngram", "self"}),
+    ],
+)
+def test_sources_and_counts_by_drafter(llm: LLM, wish: str, names: set[str]) -> None:
+    out = llm.generate(PROMPT, SIXTY, speculation=wish)
+    choice, metrics = out.choices[0], out.metrics
+    counted = Counter(choice.sources)
+    assert counted.total() == 60 and counted["target"] == metrics.steps
+    assert set(counted) - {"target"} <= names and set(metrics.by_drafter) <= names
+    if wish in ("auto", "self"):
+        assert set(metrics.by_drafter) == names
+        assert metrics.by_drafter[names.copy().pop()].accepted == metrics.accepted
+    assert {n: c.accepted for n, c in metrics.by_drafter.items() if c.accepted} == {
+        n: c for n, c in counted.items() if n != "target"
+    }
+    assert sum(c.drafted for c in metrics.by_drafter.values()) == metrics.drafted
+    assert 0 <= metrics.queue_seconds <= metrics.ttft
+    record = json.loads(json.dumps(out.to_dict()))["choices"][0]
+    assert record["sources"] == choice.sources
+    for name, counts in metrics.by_drafter.items():
+        told = record["metrics"]["by_drafter"][name]
+        assert told["accepted_at"] == counts.accepted_at and told["drafted"] == counts.drafted
+
+
+def test_pieces_say_where_their_tokens_came_from(llm: LLM) -> None:
+    *pieces, last = llm.stream(PROMPT, SIXTY, speculation="self")
+    assert last.output is not None and last.sources == []
+    assert all(len(piece.sources) == len(piece.token_ids) for piece in pieces)
+    assert [x for piece in pieces for x in piece.sources] == last.output.choices[0].sources
+
+
+def test_stats_by_mode_and_drafter(folder: Path) -> None:
+    with open_llm(folder) as llm:
+        fast, deep = Mode(name="fast", groups=1), Mode(name="deep")
+        asked = [(fast, "self"), (deep, "ngram"), (fast, "off"), (fast, "self")]
+        outs = [llm.generate(PROMPT, SIXTY, mode=m, speculation=s).metrics for m, s in asked]
+        llm.generate(PROMPT, SIXTY, mode=Mode(name="brief"), timeout=1e-9)
+        while not llm._core.idle:
+            time.sleep(0.01)
+        stats = llm.stats()
+    assert set(stats.modes) == {"fast", "deep", "brief"}
+    brief = stats.modes["brief"]
+    assert (brief.requests, brief.tokens, brief.queued.count, brief.whole.count) == (1, 0, 0, 0)
+    mine = [metrics for metrics in outs if metrics.mode == "fast"]
+    mode = stats.modes["fast"]
+    assert (mode.requests, mode.tokens, mode.prefix_hits) == (3, 180, 2)
+    for field in ("steps", "drafted", "accepted", "prompt_tokens", "cached_tokens"):
+        assert getattr(mode, field) == sum(getattr(metrics, field) for metrics in mine), field
+    assert mode.accepted_at[0] <= mode.offered_at[0] == mode.drafts <= mode.steps
+    assert sum(mode.accepted_at) == mode.accepted
+    assert mode.queued.seconds == pytest.approx(sum(m.queue_seconds for m in mine))
+    assert mode.first_token.seconds == pytest.approx(sum(m.ttft for m in mine))
+    assert mode.each_token.mean == pytest.approx(sum(m.tpot for m in mine) / 3)
+    assert (mode.first_token.count, mode.each_token.count, mode.whole.count) == (3, 3 * 59, 3)
+    assert mode.whole.seconds >= mode.first_token.seconds + mode.each_token.seconds - 1e-6
+    drafts = stats.drafters["self"]
+    assert drafts.offered_at[0] == sum(m.by_drafter["self"].offered_at[0] for m in mine[::2])
+    assert sum(drafts.accepted_at) == drafts.accepted
+    record = json.loads(json.dumps(stats.to_dict()))
+    assert record["modes"]["fast"]["queued"] == {"count": 3, "seconds": mode.queued.seconds}
+
+
+@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
+def test_what_a_grammar_forces_is_forced(llm: LLM, wish: str) -> None:
+    only = SamplingParams(max_tokens=40, grammar=GrammarSpec(choice=["yes, of course, why not"]))
+    out = llm.generate("hello", only, speculation=wish)
+    assert out.text == "yes, of course, why not" and out.finish_reason == "stop"
+    assert out.choices[0].sources.count("forced") >= len(out.token_ids) - 1
+    free = SamplingParams(max_tokens=40, grammar=GrammarSpec(regex="[a-z]{10,20}"))
+    assert "forced" not in llm.generate("hello", free, speculation=wish).choices[0].sources[:9]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -73,15 +73,8 @@ TUNED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What lies in a case's folder, and how it is used.
-
-    Attributes:
-        make: writes `model/` or another target, and what lies beside it.
-        target: what `LLM` is given.
-        options: keyword arguments of `LLM`; "@name" is a path in the folder.
-        drafters: fields of the `Speculation` to try beside the usual ones; "@name" as above.
-        odd: writes a new one for each case, which may stay undamaged; `make` is then a usual one.
-    """
+    """How a case's folder is written and used; "@name" is a path in it. `drafters`: fields of the
+    `Speculation` to try beside the usual ones. `odd`: writes a new model for each case."""
 
     make: Callable[[Path], Any]
     target: str = "model"
@@ -174,14 +167,13 @@ def _across(folder: Path) -> None:
 def _with_blocks(folder: Path) -> Path:
     """As a GGUF in Q4_1 becomes one: a block of 32 inputs is a scale, a minimum and 16 bytes."""
     _chatty(folder, torch_dtype="bfloat16", tie_word_embeddings=True)
-    table = checkpoints.tensors(json.loads((folder / "config.json").read_text()))
-    blocks = {}
-    for name, tensor in table.items():
+    blocks, draws = {}, np.random.default_rng(0)
+    for name, tensor in checkpoints.tensors(
+        json.loads((folder / "config.json").read_text())
+    ).items():
         if name.endswith("_proj.weight"):
             rows, inputs = tensor.shape
-            raw = np.random.default_rng(0).integers(
-                0, 256, (rows, inputs // 32, 20), dtype=np.uint8
-            )
+            raw = draws.integers(0, 256, (rows, inputs // 32, 20), dtype=np.uint8)
             raw[:, :, :4].view(np.float16)[:] = (0.01, -0.08)
             blocks[name] = torch.from_numpy(raw.reshape(rows, -1))
     save_file(blocks, folder / "q4_1.safetensors")
@@ -190,11 +182,8 @@ def _with_blocks(folder: Path) -> Path:
 
 def _with_corpus(folder: Path) -> None:
     _chatty(folder)
-    vocab = load_tokenizer(folder).vocab()
-    stored = documents.Documents()
-    for seed in range(3):
-        random = np.random.default_rng(seed)
-        some = random.integers(5, 320, 12).tolist()
+    vocab, stored = load_tokenizer(folder).vocab(), documents.Documents()
+    for some in np.random.default_rng(0).integers(5, 320, (3, 12)).tolist():
         stored.add(some[4:], some[:4])
     rounds = documents.depths(corpus.vocab_size(vocab))
     corpus.save(folder.with_name("corpus.safetensors"), stored, vocab, rounds)
@@ -221,34 +210,25 @@ def _gguf(folder: Path) -> None:
     """A one-layer llama; its projections of 32 inputs are in Q4_1."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he", "Ġt"]
-    writer = gguf.GGUFWriter(folder.with_name("m.gguf"), "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(128)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_rope_freq_base(1000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["h e", "Ġ t"])
+    source = _dense(folder.with_name("source"), vocab=len(tokens), num_hidden_layers=1)
+
+    def vocabulary(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(tokens)
+        writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
+        writer.add_token_merges(["h e", "Ġ t"])
+        _marked(writer)
+
+    kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q4_1)
+    gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
+    _drop(source)
+
+
+def _marked(writer: gguf.GGUFWriter) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(MARKS)
-    for name, shape in _gguf_shapes(len(tokens)):
-        values = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 0.2
-        if name.startswith("blk") and len(shape) == 2:
-            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
-            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def _gguf_mixture(folder: Path) -> None:
@@ -267,24 +247,12 @@ def _gguf_mixture(folder: Path) -> None:
         writer.add_token_list([model.id_to_piece(n) for n in every])
         writer.add_token_scores([model.get_score(n) for n in every])
         writer.add_token_types([next((k for k, of in kinds.items() if of(n)), 1) for n in every])
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
-        writer.add_chat_template(MARKS)
+        _marked(writer)
 
     kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
     for name in ("text", "source"):
         _drop(folder.with_name(name))
-
-
-def _gguf_shapes(vocab: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from (("token_embd.weight", (vocab, 32)), ("output_norm.weight", (32,)))
-    for name in ("attn_norm", "ffn_norm"):
-        yield f"blk.0.{name}.weight", (32,)
-    for name, rows in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32)):
-        yield f"blk.0.{name}.weight", (rows, 32)
-    for name in ("ffn_gate", "ffn_up", "ffn_down"):
-        yield f"blk.0.{name}.weight", (32, 32)
 
 
 KINDS: dict[str, Kind] = {

@@ -50,12 +50,12 @@ def mutate(folder: Path, random: Random) -> list[str]:
         if not files:
             break
         by_kind = sorted({path.suffix for path in files})
-        suffix = random.choice(
-            by_kind
-        )  # one of many JSON files is as likely as the one tensor file
+        suffix = random.choice(by_kind)  # one of many JSON files is as likely as the tensor file
         path = random.choice([path for path in files if path.suffix == suffix])
         able = [change for ends, change in CHANGES if path.name.endswith(ends)]
-        change = random.choice(able) if able and random.random() < 0.75 else random.choice(BLIND)
+        if not able or random.random() < 0.25:
+            able = [blind, blind, moved]
+        change = random.choice(able)
         try:
             told = change(path, random)
         except Exception as error:  # noqa: BLE001 - a file may have become anything
@@ -85,23 +85,21 @@ def _changed(value: Any, random: Random) -> str:
     places = list(_places(value, random.choice((1, 2, 3, 9))))  # a vocabulary has most places
     container, key = random.choice(places)
     what = random.choice(("set", "set", "set", "set", "drop", "copy", "rename", "add"))
-    told = f"{what} {key!r}"
     if what == "set":
         container[key] = _value(random, container[key])
-        told += f" = {str(container[key])[:40]!r}"
-    elif what == "drop":
+        return f"set {key!r} = {str(container[key])[:40]!r}"
+    if what == "drop":
         del container[key]
     elif what == "copy":
         other, place = random.choice(places)
         container[key] = other[place]
-        told += f" from {place!r}"
     elif isinstance(container, list):
         container.append(_value(random, container[key]))
     elif what == "rename":
         container[random.choice((*WORDS, str(key)[:-1], f"{key}x"))] = container.pop(key)
     else:
         container[random.choice(WORDS)] = _value(random, container[key])
-    return told
+    return f"{what} {key!r}"
 
 
 def _written(value: Any) -> str:
@@ -127,143 +125,99 @@ def json_twice(path: Path, random: Random) -> str:
     return repr(key)
 
 
-def _header(data: bytes) -> tuple[dict[str, Any], bytes]:
+def _header(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
     size = struct.unpack_from("<Q", data)[0]
     return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
-def _joined(header: dict[str, Any], body: bytes) -> bytes:
+def _write(path: Path, header: dict[str, Any], body: bytes, random: Random) -> None:
+    """With a right seal where it is a corpus, mostly: it is looked at further."""
     text = _written(header).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + body
+    data = bytearray(struct.pack("<Q", len(text)) + text + body)
+    found = data.find(sealed.MARK)
+    if found >= 0 and random.random() < 0.8:
+        place = found + len(sealed.MARK)
+        digest = sealed._digest(memoryview(bytes(data)), place)  # type: ignore[arg-type]
+        data[place : place + len(digest)] = digest
+    path.write_bytes(data)
 
 
 def tensor_header(path: Path, random: Random) -> str:
-    """Any place of a safetensors header, its metadata too."""
-    header, body = _header(path.read_bytes())
-    told = _changed(header, random)
-    path.write_bytes(_joined(header, body))
-    return told + _seal(path, random)
-
-
-def tensor_facts(path: Path, random: Random) -> str:
-    """JSON inside the metadata of a safetensors file, as a draft head has it."""
-    header, body = _header(path.read_bytes())
-    facts = header["__metadata__"]
-    name = random.choice([name for name in sorted(facts) if facts[name].startswith("{")])
-    value = json.loads(facts[name])
-    told = _changed(value, random)
-    facts[name] = _written(value)
-    path.write_bytes(_joined(header, body))
+    """Any place of a safetensors header, or of JSON in its metadata, as a draft head has it; or the
+    header's length."""
+    header, body = _header(path)
+    facts = header.get("__metadata__", {})
+    names = [name for name in sorted(facts) if str(facts[name]).startswith("{")]
+    if random.random() < 0.15:
+        data = bytearray(path.read_bytes())
+        size = struct.unpack_from("<Q", data)[0]
+        new = random.choice((0, 1, size - 1, size + 8, len(data), 10**8, 2**31, 2**63, 2**64 - 1))
+        struct.pack_into("<Q", data, 0, new)
+        path.write_bytes(data)
+        return f"{new}"
+    if names and random.random() < 0.7:
+        value = json.loads(facts[name := random.choice(names)])
+        told = _changed(value, random)
+        facts[name] = _written(value)
+    else:
+        told = _changed(header, random)
+    _write(path, header, body, random)
     return told
 
 
-def tensor_length(path: Path, random: Random) -> str:
-    """The length of the header."""
-    data = bytearray(path.read_bytes())
-    size = struct.unpack_from("<Q", data)[0]
-    new = random.choice((0, 1, size - 1, size + 8, len(data), 10**8, 2**31, 2**63, 2**64 - 1))
-    struct.pack_into("<Q", data, 0, new)
-    path.write_bytes(data)
-    return f"{new}"
-
-
-def tensor_traded(path: Path, random: Random) -> str:
-    """Two tensors change places, dtypes or shapes."""
-    header, body = _header(path.read_bytes())
-    one, two = random.choices([name for name in header if name != "__metadata__"], k=2)
-    for field in random.choice(
-        (("dtype",), ("shape",), ("data_offsets",), ("shape", "data_offsets"))
-    ):
-        header[one][field], header[two][field] = header[two][field], header[one][field]
-    path.write_bytes(_joined(header, body))
-    return f"{one} {two}" + _seal(path, random)
-
-
-def tensor_reshaped(path: Path, random: Random) -> str:
-    """A shape or dtype that still has the same number of bytes."""
-    header, body = _header(path.read_bytes())
-    name = random.choice([name for name in header if name != "__metadata__"])
-    shape, size = header[name]["shape"], math.prod(header[name]["shape"])
-    header[name]["shape"] = random.choice(
-        ([size], [1, size], [size, 1], shape[::-1], [*shape, 1], [1, *shape], [size, 1, 1])
-    )
-    same = ({"F32", "I32", "U32"}, {"BF16", "F16", "I16"}, {"I8", "U8", "BOOL"}, {"F64", "I64"})
-    kin = next((sorted(kinds) for kinds in same if header[name]["dtype"] in kinds), None)
-    if kin is not None and random.random() < 0.5:
-        header[name]["shape"], header[name]["dtype"] = shape, random.choice(kin)
-    path.write_bytes(_joined(header, body))
-    return f"{name} {header[name]}" + _seal(path, random)
+def tensor_entry(path: Path, random: Random) -> str:
+    """One tensor less or more, two that trade places, dtypes or shapes, or another shape or dtype of
+    the same bytes."""
+    header, body = _header(path)
+    names = [name for name in header if name != "__metadata__"]
+    name, other = random.choices(names, k=2)
+    entry, what = header[name], random.choice(("drop", "add", "trade", "shape", "shape", "dtype"))
+    if what == "drop":
+        del header[name]
+    elif what == "add":
+        shape = random.choice(([0], [0, 2**40], [1] * 60, [2**40, 0], []))
+        empty = {"dtype": "F32", "shape": shape, "data_offsets": [len(body)] * 2}
+        header[random.choice((f"{name}x", *WORDS))] = empty
+    elif what == "trade":
+        for field in random.choice((["dtype"], ["shape"], ["data_offsets"], [*entry])):
+            entry[field], header[other][field] = header[other][field], entry[field]
+    elif what == "shape":
+        shape, size = entry["shape"], math.prod(entry["shape"])
+        shapes = ([size], [1, size], [size, 1], shape[::-1], [*shape, 1], [1, *shape], [size, 1, 1])
+        entry["shape"] = random.choice(shapes)
+    else:
+        same = ({"F32", "I32", "U32"}, {"BF16", "F16", "I16"}, {"I8", "U8", "BOOL"}, {"F64", "I64"})
+        entry["dtype"] = random.choice(sorted(k for s in same if entry["dtype"] in s for k in s))
+    _write(path, header, body, random)
+    return f"{what} {name} {header.get(name)}"
 
 
 def tensor_values(path: Path, random: Random) -> str:
     """Numbers of a tensor: not finite, huge, tiny, negative, or any."""
-    data = bytearray(path.read_bytes())
-    header, body = _header(bytes(data))
+    header, body = _header(path)
     name = random.choice([name for name in header if name != "__metadata__"])
-    first, last = (len(data) - len(body) + at for at in header[name]["data_offsets"])
+    first, last = header[name]["data_offsets"]
     step = random.choice((4, 64, last - first))
     at = random.randrange(first, max(first + 1, last - step))
-    fill = random.choice(
-        (
-            b"\0",
-            b"\xff",
-            b"\x7f",
-            b"\x80",
-            b"\0\0\x80\x7f",
-            b"\x80\x7f",
-            b"\0\0\xc0\x7f",
-            b"\x01",
-            None,
-        )
+    fills = (
+        b"\0",
+        b"\xff",
+        b"\x7f",
+        b"\x80",
+        b"\0\0\x80\x7f",
+        b"\x80\x7f",
+        b"\0\0\xc0\x7f",
+        b"\x01",
     )
-    some = random.randbytes(step) if fill is None else (fill * step)[:step]
-    data[at : at + step] = some[: last - at]
-    path.write_bytes(data)
-    return f"{name} {step} {fill!r}" + _seal(path, random)
+    fill = random.choice((*fills, random.randbytes(step or 1)))
+    some = (fill * step)[:step][: last - at]
+    _write(path, header, body[:at] + some + body[at + len(some) :], random)
+    return f"{name} {step} {fill[:8]!r}"
 
 
-def tensor_more(path: Path, random: Random) -> str:
-    """One tensor less, or one more: empty, or with many axes."""
-    header, body = _header(path.read_bytes())
-    name = random.choice([name for name in header if name != "__metadata__"])
-    if random.random() < 0.5:
-        del header[name]
-    else:
-        shape = random.choice(([0], [0, 2**40], [1] * 60, [2**40, 0], []))
-        header[random.choice((f"{name}x", *WORDS))] = {
-            "dtype": "F32", "shape": shape, "data_offsets": [len(body), len(body)]
-        }  # fmt: skip
-    path.write_bytes(_joined(header, body))
-    return name + _seal(path, random)
-
-
-def _seal(path: Path, random: Random) -> str:
-    """A corpus with a right seal is looked at further."""
-    data = bytearray(path.read_bytes())
-    found = data.find(sealed.MARK)
-    if found < 0 or random.random() < 0.2:
-        return ""
-    place = found + len(sealed.MARK)
-    digest = sealed._digest(memoryview(bytes(data)), place)  # type: ignore[arg-type]
-    data[place : place + len(digest)] = digest
-    path.write_bytes(data)
-    return " sealed"
-
-
-SIZES = {
-    0: 1,
-    1: 1,
-    2: 2,
-    3: 2,
-    4: 4,
-    5: 4,
-    6: 4,
-    7: 1,
-    10: 8,
-    11: 8,
-    12: 8,
-}  # of GGUF's value types
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of GGUF
 
 
 def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
@@ -271,38 +225,41 @@ def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
     tensors, fields = struct.unpack_from("<QQ", data, 8)
     yield from (("magic", 0, 4), ("version", 4, 4), ("tensors", 8, 8), ("fields", 16, 8))
     at = 24
-    for _ in range(fields):
+
+    def text() -> str:
+        nonlocal at
         size = struct.unpack_from("<Q", data, at)[0]
-        key = data[at + 8 : at + 8 + size].decode()
-        yield f"{key} length", at, 8
         at += 8 + size
+        if at > len(data):
+            raise ValueError("an earlier damage made it longer than the file")
+        return data[at - size : at].decode()
+
+    for _ in range(fields):
+        yield "length", at, 8
+        key = text()
         yield f"{key} type", at, 4
         kind, at = struct.unpack_from("<I", data, at)[0], at + 4
         count = 1
         if kind == 9:
-            yield f"{key} element", at, 4
-            yield f"{key} count", at + 4, 8
+            yield from ((f"{key} element", at, 4), (f"{key} count", at + 4, 8))
             kind, count = struct.unpack_from("<IQ", data, at)
             at += 12
         for n in range(count):
-            size = struct.unpack_from("<Q", data, at)[0] if kind == 8 else 0
             if n < 4:
                 yield f"{key} value", at, 8 if kind == 8 else SIZES[kind]
-            at += 8 + size if kind == 8 else SIZES[kind]
-            if at > len(data):
-                raise ValueError("an earlier damage made it longer than the file")
+            if kind == 8:
+                text()
+            else:
+                at += SIZES[kind]
     for _ in range(tensors):
-        size = struct.unpack_from("<Q", data, at)[0]
-        key = data[at + 8 : at + 8 + size].decode()
-        yield f"{key} length", at, 8
-        at += 8 + size
-        yield f"{key} axes", at, 4
+        yield "length", at, 8
+        key = text()
         axes = struct.unpack_from("<I", data, at)[0]
+        yield f"{key} axes", at, 4
         for n in range(min(axes, 8)):  # an earlier damage may have made it larger
             yield f"{key} size", at + 4 + 8 * n, 8
         at += 4 + 8 * axes
-        yield f"{key} type", at, 4
-        yield f"{key} offset", at + 4, 8
+        yield from ((f"{key} type", at, 4), (f"{key} offset", at + 4, 8))
         at += 12
 
 
@@ -324,108 +281,85 @@ def gguf_text(path: Path, random: Random) -> str:
     old = random.choice(
         (b"llama", b"gpt2", b"smollm", b"blk.0", b"attn_q", b"weight", b"tokenizer")
     )
-    places = [n for n in range(len(data)) if data.startswith(old, n)]
-    at = random.choice(places)
+    at = random.choice([n for n in range(len(data)) if data.startswith(old, n)])
     new = bytes(random.choices(b"abc.\xff\0q0", k=len(old)))
     path.write_bytes(data[:at] + new + data[at + len(old) :])
     return f"{old!r} -> {new!r}"
 
 
 def template_snippet(path: Path, random: Random) -> str:
+    """In a template, or in that of a tokenizer_config.json."""
     text, snippet = path.read_text("utf-8"), random.choice(SNIPPETS)
-    at = random.choice((0, len(text), text.find("{% for"), random.randrange(len(text) + 1)))
-    path.write_text(text[:at] + snippet + text[at:], "utf-8")
+    if path.suffix == ".json":
+        value = json.loads(text)
+        value["chat_template"] = snippet + str(value.get("chat_template", ""))
+        text = json.dumps(value)
+        path.with_name("chat_template.jinja").unlink(missing_ok=True)
+    else:
+        at = random.choice((0, len(text), text.find("{% for"), random.randrange(len(text) + 1)))
+        text = text[:at] + snippet + text[at:]
+    path.write_text(text, "utf-8")
     return snippet
 
 
-def template_field(path: Path, random: Random) -> str:
-    """The template in a tokenizer_config.json."""
-    value = json.loads(path.read_text("utf-8"))
-    template = random.choice(SNIPPETS) + str(value.get("chat_template", ""))
-    value["chat_template"] = template
-    path.write_text(json.dumps(value), "utf-8")
-    path.with_name("chat_template.jinja").unlink(missing_ok=True)
-    return template[:40]
-
-
-def flip(path: Path, random: Random) -> str:
+def blind(path: Path, random: Random) -> str:
+    """Bytes that are flipped, blanked, cut off or added."""
     data = bytearray(path.read_bytes())
-    places = [random.randrange(min(len(data), random.choice((64, 4096, 10**9)))) for _ in range(8)]
-    for at in places[: random.choice((1, 1, 2, 8))]:
-        data[at] = random.choice((data[at] ^ 1 << random.randrange(8), random.randrange(256)))
-    path.write_bytes(data)
-    return f"{places}"
-
-
-def cut(path: Path, random: Random) -> str:
-    data = path.read_bytes()
-    size = random.choice((0, 1, 7, 8, 9, len(data) - 1, random.randrange(len(data) + 1)))
-    path.write_bytes(data[:size])
-    return f"{size}"
-
-
-def lengthen(path: Path, random: Random) -> str:
-    more = random.choice(
-        (b"\0", b" ", b"}", b"\n{}", random.randbytes(64), b"\0" * 5000, b"[" * 10**6)
+    at, what = (
+        random.randrange(len(data) + 1),
+        random.choice(("flip", "flip", "blank", "cut", "add")),
     )
-    path.write_bytes(path.read_bytes() + more)
-    return f"{more[:8]!r}"
-
-
-def blank(path: Path, random: Random) -> str:
-    data = bytearray(path.read_bytes())
-    at, size = random.randrange(len(data) + 1), random.choice((1, 16, 512))
-    data[at : at + size] = random.choice((b"\0", b"\xff")) * len(data[at : at + size])
+    if what == "flip":
+        most = min(len(data), random.choice((64, 4096, 10**9)))
+        for at in random.choices(range(most), k=random.choice((1, 1, 2, 8))):
+            data[at] = random.choice((data[at] ^ 1 << random.randrange(8), random.randrange(256)))
+    elif what == "blank":
+        size = len(data[at : at + random.choice((1, 16, 512))])
+        data[at : at + size] = random.choice((b"\0", b"\xff")) * size
+    elif what == "cut":
+        at = random.choice((0, 1, 7, 8, 9, len(data) - 1, at))
+        del data[at:]
+    else:
+        more = (b"\0", b" ", b"}", b"\n{}", random.randbytes(64), b"\0" * 5000, b"[" * 10**6)
+        data += random.choice(more)
     path.write_bytes(data)
-    return f"{at} {size}"
+    return f"{what} {at}"
 
 
-def gone(path: Path, random: Random) -> str:
-    path.unlink()
-    return ""
+NAMES = (
+    "model.safetensors", "draft_head.safetensors", "q4_1.safetensors", "tokenizer.json",
+    "tokenizer.model", "fastslow.json", "config.json", "added_tokens.json", "chat_template.jinja",
+    "quant_model_description.json", "model.safetensors.index.json",
+)  # fmt: skip
 
 
-def as_folder(path: Path, random: Random) -> str:
-    path.unlink()
-    path.mkdir()
-    return ""
-
-
-def as_link(path: Path, random: Random) -> str:
+def moved(path: Path, random: Random) -> str:
+    """The file is gone, a folder, a link, or there under another name, too, which may mean something."""
+    what = random.choice(("gone", "folder", "link", "copy"))
+    name = random.choice((f"x{path.name}", *NAMES))
+    if what == "copy":
+        if name != path.name:
+            shutil.copyfile(path, path.with_name(name))
+        return name
     others = [str(p) for p in sorted(path.parent.iterdir()) if p != path]
     path.unlink()
-    target = random.choice((path.name, "nowhere", "/dev/null", "/dev/zero", ".", *others))
-    path.symlink_to(target)
-    return Path(target).name
+    if what == "folder":
+        path.mkdir()
+    elif what == "link":
+        name = random.choice((path.name, "nowhere", "/dev/null", "/dev/zero", ".", *others))
+        path.symlink_to(name)
+        what += f" to {Path(name).name}"
+    return what
 
 
-def doubled(path: Path, random: Random) -> str:
-    """Under another name, too, which may mean something."""
-    name = random.choice(
-        (f"x{path.name}", "model.safetensors", "draft_head.safetensors", "q4_1.safetensors",
-         "tokenizer.json", "tokenizer.model", "fastslow.json", "config.json", "added_tokens.json",
-         "quant_model_description.json", "model.safetensors.index.json", "chat_template.jinja")
-    )  # fmt: skip
-    if path.with_name(name) != path:
-        shutil.copyfile(path, path.with_name(name))
-    return name
-
-
-BLIND: tuple[Callable[[Path, Random], str], ...] = (
-    flip, flip, flip, cut, lengthen, blank, gone, as_folder, as_link, doubled
-)  # fmt: skip
-CHANGES: tuple[tuple[str | tuple[str, ...], Callable[[Path, Random], str]], ...] = (
+CHANGES: tuple[tuple[str, Callable[[Path, Random], str]], ...] = (
     *[(".json", json_value)] * 4,
     (".json", json_twice),
-    ("tokenizer_config.json", template_field),
+    ("tokenizer_config.json", template_snippet),
     (".jinja", template_snippet),
-    *[(".safetensors", tensor_header)] * 2,
-    *[("draft_head.safetensors", tensor_facts)] * 4,
-    (".safetensors", tensor_length),
-    (".safetensors", tensor_traded),
-    (".safetensors", tensor_reshaped),
+    *[(".safetensors", tensor_header)] * 4,
+    *[(".safetensors", tensor_entry)] * 3,
     (".safetensors", tensor_values),
-    (".safetensors", tensor_more),
     *[(".gguf", gguf_number)] * 3,
     (".gguf", gguf_text),
 )

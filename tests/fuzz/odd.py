@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,8 +14,6 @@ import torch
 from safetensors.torch import save_file
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.head.config import HeadConfig
-
 HEADS = ((1, 1), (2, 1), (6, 2), (3, 3), (64, 1), (65, 1), (130, 1), (128, 2), (256, 1))
 SCALINGS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -26,48 +24,50 @@ SCALINGS: tuple[dict[str, Any] | None, ...] = (
 )  # fmt: skip
 
 
+SIZES: dict[str, Sequence[Any]] = {
+    "head_dim": (4, 6, 8, 16, 18, 64, 130),
+    "hidden_size": (1, 4, 31, 32, 33, 36, 64, 100),
+    "num_hidden_layers": (1, 2, 3),
+    "intermediate_size": (1, 3, 32, 33, 100),
+    "max_position_embeddings": (16, 40, 100, 128, 4096),
+    "vocab": (1, 2, 9, 63, 320, 320, 321, 1000),
+    "torch_dtype": ("float32", "bfloat16", "bfloat16", "float16", "float64"),
+    "tie_word_embeddings": (True, True, False, False, False),
+    "rope_scaling": SCALINGS,
+    "seed": range(1000),
+}
+EXPERTS: dict[str, Sequence[Any]] = {
+    "moe_intermediate_size": (1, 16, 33),
+    "shared_expert_intermediate_size": (1, 32, 40),
+    "mlp_only_layers": ([], [0]),
+}
+
+
 def odd_model(folder: Path, random: Random) -> Path:
     """A MoGE, dense or openPangu Embedded model."""
-    heads, kv_heads = random.choice(HEADS)
-    vocab = random.choice((1, 2, 9, 63, 320, 320, 321, 1000))
-    fields: dict[str, Any] = {
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": random.choice((4, 6, 8, 16, 18, 64, 130)),
-        "hidden_size": random.choice((1, 4, 31, 32, 33, 36, 64, 100)),
-        "num_hidden_layers": random.choice((1, 2, 3)),
-        "intermediate_size": random.choice((1, 3, 32, 33, 100)),
-        "max_position_embeddings": random.choice((16, 40, 100, 128, 4096)),
-        "vocab": vocab,
-        "torch_dtype": random.choice(("float32", "bfloat16", "bfloat16", "float16", "float64")),
-        "tie_word_embeddings": random.random() < 0.4,
-        "rope_scaling": random.choice(SCALINGS),
-        "eos_token_id": min(2, vocab - 1),
-        "seed": random.randrange(1000),
-    }
+    fields: dict[str, Any] = {name: random.choice(sizes) for name, sizes in SIZES.items()}
+    fields["num_attention_heads"], fields["num_key_value_heads"] = random.choice(HEADS)
+    fields["eos_token_id"] = min(2, fields["vocab"] - 1)
     if random.random() < 0.5:
         groups = random.choice((1, 2, 3))
+        fields |= {name: random.choice(sizes) for name, sizes in EXPERTS.items()}
         fields |= {
             "num_experts_per_tok": groups,
             "num_experts": groups * random.choice((1, 2, 5, 40)),
-            "moe_intermediate_size": random.choice((1, 16, 33)),
-            "shared_expert_intermediate_size": random.choice((1, 32, 40)),
-            "mlp_only_layers": random.choice(([], [0])),
         }
         checkpoints.write_moge(folder, sharded=False, **fields)
     else:
         family = random.choice(("LlamaForCausalLM", "PanguEmbeddedForCausalLM"))
         checkpoints.write_dense(folder, family, **fields)
-    if vocab >= 320:
+    if fields["vocab"] >= 320:
         write_bpe(folder)
     return folder
 
 
 def odd_head(folder: Path, random: Random) -> None:
     """A draft head of odd sizes for a usual model."""
-    checkpoints.write_dense(
-        folder, vocab=320, hidden_size=32, torch_dtype=random.choice(("float32", "bfloat16"))
-    )
+    dtype = random.choice(("float32", "bfloat16"))
+    checkpoints.write_dense(folder, vocab=320, hidden_size=32, torch_dtype=dtype)
     write_bpe(folder)
     made, weights = head_tools.tiny_weights(folder, random.choice(((0,), (1,), (0, 1), (1, 0))), 10)
     heads, kv_heads = random.choice(HEADS)
@@ -82,17 +82,12 @@ def odd_head(folder: Path, random: Random) -> None:
         rope_theta=random.choice((1e-300, 1.0, 1e4, 1e308)),
         eps=random.choice((1e-300, 1e-5, 1e308)),
     )
-    for name, tensor in _weights(config, random):
-        if tensor.shape != weights[name].shape:
-            weights[name] = tensor
-    tokens = weights["tokens"] = weights["tokens"].long()
-    wrong = (-1, -(2**31), int(tokens[0]), 319, 320, 2**31, 2**62)
-    if random.random() < 0.4:
-        tokens[random.randrange(len(tokens))] = random.choice(wrong)
-    save_file(weights, folder / "draft_head.safetensors", config.metadata())
-
-
-def _weights(config: HeadConfig, random: Random) -> Iterator[tuple[str, torch.Tensor]]:
     draws = torch.Generator().manual_seed(random.randrange(1000))
     for name, shape in config.shapes().items():
-        yield name, torch.randn(shape, generator=draws) * 0.2
+        if weights[name].shape != shape:
+            weights[name] = torch.randn(shape, generator=draws) * 0.2
+    tokens = weights["tokens"] = weights["tokens"].long()
+    if random.random() < 0.4:
+        wrong = (-1, -(2**31), int(tokens[0]), 319, 320, 2**31, 2**62)
+        tokens[random.randrange(len(tokens))] = random.choice(wrong)
+    save_file(weights, folder / "draft_head.safetensors", config.metadata())

@@ -11,7 +11,7 @@ from kernel_tools import compiled
 from run import Plan, fuzz, sanitized
 from trial import Trial
 
-FEW, SOME = 40, 500
+FEW, SOME = 24, 500
 CASES, SEED = "FASTSLOW_FUZZ_CASES", "FASTSLOW_FUZZ_SEED"
 
 
@@ -31,9 +31,9 @@ def test_what_is_damaged_works_before(folder: Path, name: str) -> None:
 
 
 def test_a_few_damaged_checkpoints(folder: Path) -> None:
-    tally = fuzz(Plan(folder, range(FEW), seed=7, sanitize=False), processes=1)
-    assert not tally.findings
-    assert tally.ran == FEW and tally.refused > FEW // 2 and tally.answered
+    outcome = fuzz(Plan(folder, range(FEW), seed=7, sanitize=False), processes=1)
+    assert not outcome.findings
+    assert outcome.ran == FEW and outcome.refused > FEW // 2 and outcome.answered
 
 
 @pytest.mark.slow
@@ -42,6 +42,6 @@ def test_many_damaged_checkpoints_under_the_sanitizers(folder: Path) -> None:
     if sanitized() is None:
         pytest.skip("the compiler has no address sanitizer")
     cases, seed = (int(os.environ.get(*given)) for given in ((CASES, f"{SOME}"), (SEED, "0")))
-    tally = fuzz(Plan(folder, range(cases), seed))
-    assert not tally.findings
-    assert tally.ran == cases and tally.answered > cases // 10
+    outcome = fuzz(Plan(folder, range(cases), seed))
+    assert not outcome.findings
+    assert outcome.ran == cases and outcome.answered > cases // 10

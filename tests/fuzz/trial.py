@@ -23,12 +23,7 @@ class Finding(Exception):
 
 
 class Trial:
-    """Uses one folder.
-
-    Attributes:
-        refused: the sentences with which something was refused.
-        answers: how many there were.
-    """
+    """Uses one folder; keeps the sentences with which something was refused, and counts answers."""
 
     def __init__(self, folder: Path, kind: Kind) -> None:
         self._folder = folder
@@ -39,13 +34,10 @@ class Trial:
     def run(self) -> None:
         """Load, answer, close. Raises `Finding`."""
         options: dict[str, Any] = {k: self._path(v) for k, v in self._kind.options}
-        llm = self._tried(
-            LLM, self._folder / self._kind.target, progress=False, kv_memory="64MiB", **options
-        )
-        if llm is None:
-            llm = self._tried(  # most of all contexts are too long for this memory
-                LLM, self._folder / self._kind.target, progress=False, max_model_len=64, **options
-            )
+        target = self._folder / self._kind.target
+        llm = self._tried(LLM, target, progress=False, kv_memory="64MiB", **options)
+        if llm is None:  # most of all contexts are too long for this memory
+            llm = self._tried(LLM, target, progress=False, max_model_len=64, **options)
         if llm is None:
             return
         try:
@@ -82,31 +74,22 @@ class Trial:
         """What a call gives; None where it was refused as it should be."""
         try:
             return what(*arguments, **options)
-        except ValueError as error:  # pydantic's own is one
-            self._judge(error)
-        except GenerationError as error:
-            if not str(error).endswith(
-                NOT_FINITE
-            ):  # numbers of a checkpoint are looked at when they run
-                raise Finding(f"the engine failed on a request: {error}") from error
-            self.refused.append(str(error))
+        except Exception as error:
+            said, where = str(error), "".join(traceback.format_exception(error)[-12:])
+            if isinstance(error, GenerationError) and said.endswith(NOT_FINITE):
+                self.refused.append(said)  # numbers of a checkpoint are looked at when they run
+            elif not isinstance(error, ValueError) or isinstance(error, UnicodeError):
+                raise Finding(f"uncaught {type(error).__name__}: {error}\n{where}") from error
+            elif len(said) > LONGEST or "\n" in said:
+                raise Finding(f"no sentence: {said[:600]!r}\n{where}") from error
+            else:
+                self.refused.append(said)
         except BaseException as error:  # a library's panic is no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            where = "".join(traceback.format_exception(error)[-12:])
-            raise Finding(f"uncaught {type(error).__name__}: {error}\n{where}") from error
+            raise Finding(f"uncaught {type(error).__name__}: {error}") from error
         return None
 
-    def _judge(self, error: ValueError) -> None:
-        said = str(error)
-        self.refused.append(said)
-        where = "".join(traceback.format_exception(error)[-8:])
-        if isinstance(error, UnicodeError):
-            raise Finding(f"uncaught {type(error).__name__}: {error}\n{where}")
-        if len(said) > LONGEST or "\n" in said:
-            raise Finding(f"no sentence: {said[:600]!r}\n{where}")
-
     def _path(self, value: Any) -> Any:
-        if isinstance(value, str) and value.startswith("@"):
-            return str(self._folder / value[1:])
-        return value
+        at = isinstance(value, str) and value.startswith("@")
+        return str(self._folder / value[1:]) if at else value

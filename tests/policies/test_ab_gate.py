@@ -42,16 +42,10 @@ def played(
     return taken / always, taken / never
 
 
-@pytest.mark.parametrize("gain", [0.8, 0.9, 0.95])
-def test_drafts_that_lose_hardly_cost_anything(gain: float) -> None:
-    _, over_plain = played(lambda step: gain, lambda step: 1.0)
-    assert over_plain < 1.03
-
-
-@pytest.mark.parametrize("gain", [1.05, 1.2, 2.0])
-def test_drafts_that_pay_stay(gain: float) -> None:
-    over_drafting, _ = played(lambda step: gain, lambda step: 1.0)
-    assert over_drafting < 1.03
+@pytest.mark.parametrize("gain", [0.8, 0.95, 1.05, 2.0])
+def test_it_comes_close_to_the_better_way(gain: float) -> None:
+    over_drafting, over_plain = played(lambda step: gain, lambda step: 1.0)
+    assert (over_plain if gain < 1 else over_drafting) < 1.03
 
 
 def test_a_machine_whose_speed_changes_says_nothing_about_drafts() -> None:

@@ -39,23 +39,34 @@ FAST = [
 ]
 
 
-@pytest.mark.parametrize("text", DEEP)
-def test_tasks_are_thought_over(text: str) -> None:
-    assert BUILT_IN(PromptFacts(text)).mode == "deep"
+@pytest.mark.parametrize(
+    ("text", "mode"), [*((t, "deep") for t in DEEP), *((t, "fast") for t in FAST)]
+)
+def test_tasks_are_thought_over_and_a_line_says_why(text: str, mode: str) -> None:
+    choice = BUILT_IN(PromptFacts(text))
+    name, _, rest = choice.why.partition(": ")
+    assert name == choice.mode == mode
+    terms, _, result = rest.rpartition(" = ")
+    total = sum(float(x) for x in re.findall(r"[+-]\d+\.\d", terms))
+    score = float(result.split()[0])
+    assert total == pytest.approx(score, abs=0.05 * (1 + terms.count(",")))
+    assert (score > 0) == (mode == "deep") or abs(score) < 0.05
 
 
-@pytest.mark.parametrize("text", FAST)
-def test_talk_is_fast(text: str) -> None:
-    assert BUILT_IN(PromptFacts(text)).mode == "fast"
-
-
-def test_the_callers_target_and_a_full_engine_speak_for_fast() -> None:
-    text = "Why is the sky blue?"
-    assert BUILT_IN(PromptFacts(text, latency_ms=100)).mode == "fast"
-    assert BUILT_IN(PromptFacts(text, latency_ms=5000)).mode == "deep"
-    assert BUILT_IN(PromptFacts(text, busy=0.9)).mode == "deep"
-    choice = BUILT_IN(PromptFacts(text, busy=2.0))
-    assert choice.mode == "fast" and "load -1.0" in choice.why
+@pytest.mark.parametrize(
+    ("facts", "mode", "why"),
+    [
+        ({"latency_ms": 100}, "fast", ""),
+        ({"latency_ms": 5000}, "deep", ""),
+        ({"busy": 0.9}, "deep", ""),
+        ({"busy": 2.0}, "fast", "load -1.0"),
+    ],
+)
+def test_the_callers_target_and_a_full_engine_speak_for_fast(
+    facts: dict[str, Any], mode: str, why: str
+) -> None:
+    choice = BUILT_IN(PromptFacts("Why is the sky blue?", **facts))
+    assert choice.mode == mode and why in choice.why
 
 
 @given(st.text(max_size=300), st.integers(0, 50), st.floats(0, 10))
@@ -73,29 +84,13 @@ def test_long_numbers_count_by_their_squares(text: str, expected: float) -> None
     assert features(PromptFacts(text))["long_numbers"] == pytest.approx(expected)
 
 
-def test_a_document_between_does_not_look_like_a_task() -> None:
+def test_words_and_what_a_document_adds() -> None:
+    assert (count_words("one two, 3 four"), count_words("为什么天空")) == (4, 5)
     article = "The minister said that 3 of 5 plans were == to be dropped; why, nobody knew. " * 60
     seen = features(
         PromptFacts(f"Sum up this text. {article} Thank you very much indeed. " + "x" * 400)
     )
-    assert seen["length"] > 9 and seen["numbers"] < 1.5
-
-
-def test_words_are_counted_in_any_script() -> None:
-    assert count_words("one two, 3 four") == 4
-    assert count_words("为什么天空") == 5
-
-
-def test_a_line_says_why_and_adds_up() -> None:
-    for text in (*DEEP, *FAST):
-        choice = BUILT_IN(PromptFacts(text))
-        name, _, rest = choice.why.partition(": ")
-        assert name == choice.mode
-        terms, _, result = rest.rpartition(" = ")
-        total = sum(float(x) for x in re.findall(r"[+-]\d+\.\d", terms))
-        score = float(result.split()[0])
-        assert total == pytest.approx(score, abs=0.05 * (1 + terms.count(",")))
-        assert (score > 0) == (choice.mode == "deep") or abs(score) < 0.05
+    assert seen["length"] > 9 and seen["numbers"] < 1.5, "it does not look like a task"
 
 
 def test_means_and_threshold() -> None:
@@ -108,37 +103,27 @@ def test_means_and_threshold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("text", "says"),
     [
         ({"weights": {"lenght": 1.0}}, "'lenght' is unknown; did you mean 'length'"),
         ({"weights": {}, "bias": "x"}, "bias='x' must be"),
         ({"weights": {}, "code": "import os"}, "field 'code' is unknown"),
-    ],
-)
-def test_a_bad_selector_is_refused(fields: dict[str, Any], says: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        LinearModeRouter(**fields)
-    path = tmp_path / "tuned.json"
-    path.write_text(json.dumps({"auto": fields}), "utf-8")
-    with pytest.raises(ValueError, match=re.escape(says)):
-        read_selector(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
         ("{", "is not valid JSON"),
         ("[]", "must hold a JSON object"),
         ('{"auto": 3}', "auto Input should be a valid dictionary"),
+        (None, "cannot be read"),
     ],
 )
-def test_a_bad_file_is_refused(text: str, says: str, tmp_path: Path) -> None:
+def test_a_bad_selector_is_refused(text: Any, says: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    path.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=says):
+    if isinstance(text, dict):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            LinearModeRouter(**text)
+        text = json.dumps({"auto": text})
+    if text is not None:
+        path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=re.escape(says)):
         read_selector(path)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_selector(tmp_path / "absent.json")
 
 
 def test_a_chooser_must_name_a_preset() -> None:
@@ -164,28 +149,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
 
 
+QUIET: dict[str, Any] = {"kv_memory": "4MiB", "speculation": "off", "progress": False}
+
+
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, kv_memory="4MiB", speculation="off", progress=False) as llm:
+    with LLM(folder, **QUIET) as llm:
         yield llm
 
 
-def test_an_answer_is_that_of_the_mode_taken(llm: LLM) -> None:
-    for text, mode in (("hi", "fast"), ("What is 37*48?", "deep")):
-        out = llm.chat(text, FEW, mode="auto")
-        assert out.metrics.mode == mode
-        assert out.metrics.decision.startswith(f"{mode}: ")
-        assert out.token_ids == llm.chat(text, FEW, mode=mode).token_ids
-    assert llm.chat("hi", FEW, mode="fast").metrics.decision == ""
-
-
-def test_modes_of_a_batch_are_those_alone(llm: LLM) -> None:
-    prompts = [[{"role": "user", "content": t}] for t in (DEEP + FAST + DEEP)[:16]]
-    modes = ["auto", "fast", "deep", "auto"] * 4
-    batched = llm.generate(prompts, FEW, mode=modes, progress=False)
-    alone = [llm.generate(p, FEW, mode=m) for p, m in zip(prompts, modes)]
-    assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
-    assert [o.metrics.mode for o in batched] == [o.metrics.mode for o in alone]
+def test_answers_are_those_of_the_mode_taken_in_any_batch(llm: LLM) -> None:
+    texts = (DEEP + FAST)[3:11]
+    prompts = [[{"role": "user", "content": t}] for t in texts]
+    batched = llm.generate(prompts, FEW, mode=["auto", "auto", "fast", "deep"] * 2, progress=False)
+    for n, (prompt, out) in enumerate(zip(prompts, batched)):
+        mode = out.metrics.mode
+        assert out.token_ids == llm.generate(prompt, FEW, mode=mode).token_ids
+        wanted = ("deep" if texts[n] in DEEP else "fast") if n % 4 < 2 else ["fast", "deep"][n % 2]
+        assert mode == wanted
+        assert (
+            out.metrics.decision.startswith(f"{mode}: ") if n % 4 < 2 else not out.metrics.decision
+        )
 
 
 def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:
@@ -218,7 +202,25 @@ def test_a_wrong_chooser_disturbs_nobody(llm: LLM) -> None:
     assert llm.chat("hi", FEW, mode="auto").metrics.mode == "fast"
 
 
-def test_what_is_no_chooser_is_refused(folder: Path) -> None:
+def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -> None:
+    """By a file, a function, or what the checkpoint brings."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    path = tmp_path / "fastslow.json"
+    selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5).model_dump()
+
+    def modes(folder: Path, **options: Any) -> list[str]:
+        with LLM(folder, **QUIET, **options) as llm:
+            return [llm.chat(text, FEW, mode="auto").metrics.mode for text in ("Why 7?", "hi 77")]
+
+    path.write_text(json.dumps({"auto": selector}), "utf-8")
+    assert modes(folder, auto=path) == modes(tmp_path) == ["fast", "deep"]
+    assert modes(folder, auto=lambda _: "deep") == ["deep", "deep"]
+    path.write_text(json.dumps({"auto": None, "modes": {}}), "utf-8")
+    assert modes(tmp_path) == ["deep", "fast"]
+    path.write_text('{"auto": {"weights": {"luck": 1}}}', "utf-8")
+    with pytest.raises(ValueError, match=r"fastslow.json: auto .*'luck' is unknown"):
+        LLM(tmp_path, **QUIET)
     wrongs: tuple[Any, ...] = (5, {"weights": {}})
     for wrong in wrongs:
         with pytest.raises(
@@ -227,40 +229,9 @@ def test_what_is_no_chooser_is_refused(folder: Path) -> None:
             LLM(folder, auto=wrong, progress=False)
 
 
-def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tuned.json"
-    selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
-    path.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
-    options: dict[str, Any] = {"kv_memory": "4MiB", "speculation": "off", "progress": False}
-    with LLM(folder, auto=path, **options) as llm:
-        assert llm.chat("Why 7?", FEW, mode="auto").metrics.mode == "fast"
-        assert llm.chat("hi 77", FEW, mode="auto").metrics.mode == "deep"
-    with LLM(folder, auto=lambda _: "deep", **options) as llm:
-        assert llm.chat("hi", FEW, mode="auto").metrics.mode == "deep"
-
-
-def test_what_the_preset_itself_says_holds_in_either_mode(folder: Path, tmp_path: Path) -> None:
-    for file in folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    own = {"modes": {"auto": {"latency_ms": 60000, "sampling": {"max_tokens": 2}}}}
-    (tmp_path / "fastslow.json").write_text(json.dumps(own), "utf-8")
-    with LLM(tmp_path, kv_memory="4MiB", speculation="off", progress=False) as llm:
+def test_what_the_preset_itself_says_holds_in_either_mode(folder: Path) -> None:
+    auto = {"latency_ms": 60000, "sampling": {"max_tokens": 2}}
+    with LLM(folder, modes={"auto": auto}, **QUIET) as llm:
         for text in ("hi", "What is 37*48?"):
             out = llm.chat(text, mode="auto")
             assert len(out.token_ids) <= 2 and out.metrics.target_ms == 60000
-    assert Mode(name="auto").groups is None
-
-
-def test_a_checkpoint_may_bring_its_own_selector(folder: Path, tmp_path: Path) -> None:
-    for file in folder.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    options: dict[str, Any] = {"kv_memory": "4MiB", "speculation": "off", "progress": False}
-    selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
-    for brought, modes in ((selector.model_dump(), ["fast", "deep"]), (None, ["deep", "fast"])):
-        (tmp_path / "fastslow.json").write_text(json.dumps({"auto": brought, "modes": {}}), "utf-8")
-        with LLM(tmp_path, **options) as llm:
-            asked = ("Why 7?", "hi 77")
-            assert [llm.chat(text, FEW, mode="auto").metrics.mode for text in asked] == modes
-    (tmp_path / "fastslow.json").write_text('{"auto": {"weights": {"luck": 1}}}', "utf-8")
-    with pytest.raises(ValueError, match=r"fastslow.json: auto .*'luck' is unknown"):
-        LLM(tmp_path, **options)

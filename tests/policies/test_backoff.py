@@ -19,17 +19,25 @@ def tries(backoff: Backoff, turns: int, growth: float = 2) -> list[int]:
     return found
 
 
-def test_waits_double_up_to_the_longest() -> None:
-    assert tries(Backoff(2, 8, wait=0), 40) == [0, 3, 8, 17, 26, 35]
-    assert tries(Backoff(2, 8, wait=2), 20) == [2, 7, 16]
-    assert tries(Backoff(3, 8, wait=5), 20) == [5, 12], "the first wait may be longer than usual"
+@pytest.mark.parametrize(
+    ("backoff", "turns", "growth", "tried"),
+    [
+        (Backoff(2, 8, wait=0), 40, 2, [0, 3, 8, 17, 26, 35]),
+        (Backoff(2, 8, wait=2), 20, 2, [2, 7, 16]),
+        pytest.param(Backoff(3, 8, wait=5), 20, 2, [5, 12], id="the first may be longer"),
+        pytest.param(Backoff(3, 3, wait=3), 13, 1, [3, 7, 11], id="a wait need not grow"),
+    ],
+)
+def test_waits_grow_up_to_the_longest(
+    backoff: Backoff, turns: int, growth: float, tried: list[int]
+) -> None:
+    assert tries(backoff, turns, growth) == tried
 
 
-def test_a_wait_need_not_grow_or_end_at_the_usual_longest() -> None:
-    assert tries(Backoff(3, 3, wait=3), 13, growth=1) == [3, 7, 11]
+def test_a_wait_is_rounded_up_and_may_be_longer_once() -> None:
     backoff = Backoff(2, 8, wait=2)
     backoff.again(1.6)
-    assert backoff.wait == 4, "rounded up"
+    assert backoff.wait == 4
     backoff.again(10, most=20)
     assert backoff.wait == 20
 

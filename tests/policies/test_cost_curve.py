@@ -28,13 +28,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "step_times"
 
 
-def test_row_counts_ascend_from_one(model: Model, kept: Path) -> None:
+def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path) -> None:
     rows, seconds = step_seconds(model, None, "tiny")
     assert rows == cost_curve.ROWS and len(seconds) == len(rows) and min(seconds) > 0
-
-
-def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path) -> None:
-    step_seconds(model, None, "tiny")
     (path,) = kept.iterdir()
     path.write_text(json.dumps({"rows": [1, 2], "seconds": [0.5, 0.6]}), "utf-8")
     assert step_seconds(model, None, "tiny") == ((1, 2), (0.5, 0.6))
@@ -42,18 +38,15 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
     assert len(list(kept.iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"rows": [2], "seconds": [1]}', '{"rows": [1, 1], "seconds": [1, 1]}']
-    + ['{"rows": [1], "seconds": [-1]}', '{"rows": [1, 2], "seconds": [1]}']
-    + ['{"rows": [1], "seconds": [Infinity]}', '{"rows": [Infinity], "seconds": [1]}']
-    + ['{"rows": [1, 2], "seconds": [1, NaN]}', "[" * 100_000],
-)
-def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path, text: str) -> None:
+def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path) -> None:
     step_seconds(model, None, "tiny")
     (path,) = kept.iterdir()
-    path.write_text(text, "utf-8")
-    assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
+    pairs = ["[2], [1]", "[1, 1], [1, 1]", "[1], [-1]", "[1, 2], [1]", "[1], [Infinity]"]
+    pairs += ["[Infinity], [1]", "[1, 2], [1, NaN]"]
+    texts = ['{"rows": ' + pair.replace("], [", '], "seconds": [') + "}" for pair in pairs]
+    for text in ("", "[]", "{}", "[" * 100_000, *texts):
+        path.write_text(text, "utf-8")
+        assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
 
 
 def test_what_was_measured_on_a_busy_machine_is_not_kept(

@@ -79,12 +79,17 @@ def test_a_drafter_that_takes_time_drafts_less_far() -> None:
 
 def test_nodes_behind_a_refused_one_are_not_judged() -> None:
     model = AcceptanceModel()
+    assert (model.chance(1, 0.95), model.chance(1, 0.1)) == (0.95, 0.1), "until more is known"
     bias = RequestBias(model)
     before = model.chance(3, None)
     for _ in range(20):
         bias.learn(Tree.chain([1, 2, 3]), [0])
     assert model.chance(1, None) > 0.9 and model.chance(2, None) < 0.2
     assert model.chance(3, None) == before
+    mine = RequestBias(model)
+    for _ in range(10):
+        mine.learn(NODE, [])
+    assert mine.chance(1, None) < model.chance(1, None) - 0.1, "it leans away from what others see"
 
 
 def test_siblings_are_judged_together() -> None:
@@ -109,19 +114,13 @@ def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
     assert sure > 0.9 and unsure < 0.1
 
 
-def test_what_tokens_and_rows_are_worth() -> None:
+def test_what_tokens_and_rows_are_worth_where_modes_are_mixed() -> None:
     costs = StepCosts(lambda groups: StepCostCurve([1, 2, 4, 8], [1.0, 1.2, 2.0, 3.0]))
     assert costs.value(None, 1) == pytest.approx((1.0, 1 / 3))
     assert costs.value(None, 2) == pytest.approx((0.6, 0.3))
-
-
-def test_a_step_of_several_modes_goes_by_the_one_with_most_groups() -> None:
-    def measure(groups: int | None) -> StepCostCurve:
-        return StepCostCurve([1], [8.0 if groups is None else float(groups)])
-
-    controller = SpeculationController(measure)
+    controller = SpeculationController(lambda groups: StepCostCurve([1], [float(groups or 8)]))
     few, more, all_of_them = (view(groups) for groups in (2, 3, None))
-    assert controller.value([few, more]).token == 3.0
+    assert controller.value([few, more]).token == 3.0, "the one with most groups decides"
     assert controller.value([few, all_of_them, more]).token == 8.0
 
 
@@ -138,21 +137,6 @@ def test_requests_of_one_drafter_share_what_they_learn() -> None:
         assert (chance < before[0] / 2) == learnt
     assert controller.policy(Speculation(nodes=3), "suffix").plan(REQUEST, 1) == 3
     assert controller.policy(Speculation(drafter="off", nodes=3), "off").plan(REQUEST, 1) == 0
-
-
-def test_a_request_leans_away_from_what_others_see() -> None:
-    model = AcceptanceModel()
-    for _ in range(100):
-        RequestBias(model).learn(Tree.chain([1]), [0])
-    mine = RequestBias(model)
-    for _ in range(10):
-        mine.learn(Tree.chain([1]), [])
-    assert mine.chance(1, None) < model.chance(1, None) - 0.1
-
-
-def test_scores_count_until_more_is_known() -> None:
-    sure, unsure = AcceptanceModel().chance(1, 0.95), AcceptanceModel().chance(1, 0.1)
-    assert sure == 0.95 and unsure == 0.1
 
 
 def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
@@ -172,11 +156,8 @@ def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
 
 def test_a_step_that_was_held_up_hardly_counts() -> None:
     curve = StepCostCurve([1, 4], [1.0, 1.2])
-    for _ in range(16):
-        curve.note(1, 1.0)
-    curve.note(1, 1000.0)
-    for _ in range(15):
-        curve.note(1, 1.0)
+    for step in range(32):
+        curve.note(1, 1000.0 if step == 16 else 1.0)
     assert curve.seconds(1) == pytest.approx(1.0, rel=0.05)
 
 
@@ -193,42 +174,29 @@ def test_a_curve_grows_with_rows_whatever_noise_says() -> None:
         StepCostCurve([1, 2], [1.0])
 
 
+def run(length: AdaptiveLength, accepted: int, curve: StepCostCurve) -> int:
+    """A step of one request; how many nodes ran."""
+    asked = length.plan(REQUEST, 1)
+    tree = Tree.chain(list(range(asked)))
+    nodes = admit([length.survival(tree)], [asked], 1, curve)[0]
+    length.record(tree.only(nodes), list(range(min(accepted, len(nodes)))))
+    return len(nodes)
+
+
 def test_drafts_that_are_refused_stop_and_are_tried_again() -> None:
-    length, _ = policy(StepCostCurve([1, 2, 128], [1.0, 1.3, 40.0]))
-    ran: list[int] = []
-    for _ in range(600):
-        asked = length.plan(REQUEST, 1)
-        tree = Tree.chain(list(range(asked)))
-        nodes = admit([length.survival(tree)], [asked], 1, FLAT_AT_ONE)[0]
-        tree = tree.only(nodes)
-        length.record(tree, [])
-        ran.append(len(nodes))
-    late = ran[-300:]
+    curve = StepCostCurve([1, 2, 128], [1.0, 1.3, 40.0])
+    length, _ = policy(curve)
+    late = [run(length, 0, curve) for _ in range(600)][-300:]
     assert 0 < sum(late) <= 5 and max(late) == 1
 
 
-FLAT_AT_ONE = StepCostCurve([1, 2, 128], [1.0, 1.3, 40.0])
-
-
 def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
+    slope = StepCostCurve([1, 2, 9, 128], [1.0, 1.15, 1.9, 30.0])
     length, _ = policy(FLAT)
-
-    def step(accepted: int) -> int:
-        asked = length.plan(REQUEST, 1)
-        tree = Tree.chain(list(range(asked)))
-        nodes = admit([length.survival(tree)], [asked], 1, SLOPE)[0]
-        length.record(tree.only(nodes), list(range(min(accepted, len(nodes)))))
-        return len(nodes)
-
-    assert step(8) > 0
-    assert [step(8) for _ in range(20)][-1] == 8
-    for _ in range(60):
-        step(0)
-    assert step(0) == 0
-    assert max(step(8) for _ in range(300)) == 8
-
-
-SLOPE = StepCostCurve([1, 2, 9, 128], [1.0, 1.15, 1.9, 30.0])
+    assert run(length, 8, slope) > 0
+    assert [run(length, 8, slope) for _ in range(20)][-1] == 8
+    assert [run(length, 0, slope) for _ in range(61)][-1] == 0
+    assert max(run(length, 8, slope) for _ in range(300)) == 8
 
 
 def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
@@ -241,7 +209,7 @@ def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
     assert 0 < sum(asked[-500:]) <= 4
 
 
-def test_what_is_left_of_a_tree_keeps_its_shape() -> None:
+def test_what_is_left_of_a_tree_keeps_its_shape_and_how_far_it_holds_a_text() -> None:
     probs = np.arange(8, dtype=np.float32).reshape(4, 2)
     tree = Tree([5, 6, 7, 8], [-1, -1, 1, 2], probs, [0.9, 0.8, 0.7, 0.6])
     left = tree.only([1, 2])
@@ -249,9 +217,5 @@ def test_what_is_left_of_a_tree_keeps_its_shape() -> None:
     assert left.probs is not None and left.probs.tolist() == [[2.0, 3.0], [4.0, 5.0]]
     assert left.scores == [0.8, 0.7]
     assert tree.only([0, 1, 2, 3]) is tree and tree.only([]).tokens == []
-
-
-def test_how_far_a_tree_holds_a_text() -> None:
-    tree = Tree([1, 2, 3], [-1, -1, 1])
-    for tokens, path in (([], []), ([9], []), ([1, 3], [0]), ([2, 3, 4], [1, 2]), ([2, 3], [1, 2])):
-        assert tree.match(tokens) == path
+    texts: list[list[int]] = [[], [9], [5, 7], [6, 7, 4], [6, 7]]
+    assert [tree.match(text) for text in texts] == [[], [], [0], [1, 2], [1, 2]]

@@ -29,13 +29,6 @@ QUICK = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, 320)
-    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-
-
 def run(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, *arguments])
@@ -45,20 +38,15 @@ def run(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_an_example_runs(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, said = QUICK[name]
-    printed = run(name, [str(folder), *arguments], capsys)
-    for words in said:
-        assert words in printed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["customer_service_bot.py", "tune_acceptance.py", "embed_in_app.py", "quickstart.py"]
-)
-def test_an_example_runs_with_the_built_in_model(
-    name: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("built_in", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_example_runs(
+    name: str, built_in: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = run(name, [], capsys)
-    for words in QUICK[name][1]:
-        assert words in printed or words == "3 of 3"
+    arguments, said = QUICK[name]
+    if not built_in:
+        write_bpe(tmp_path, TEMPLATE, 320)
+        write_moge(tmp_path, vocab=320, num_hidden_layers=2, hidden_size=32)
+        arguments = [str(tmp_path), *arguments]
+    printed = run(name, [] if built_in else arguments, capsys)
+    for words in said:
+        assert words in printed or (built_in and words == "3 of 3")

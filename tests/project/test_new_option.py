@@ -69,6 +69,12 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_pages_edits_fit(copy: Path) -> None:
+    texts = [path.read_text("utf-8") for path in (copy / "fastslow").rglob("*.py")]
+    assert sum("no_drafts" in text for text in texts) == 2
+
+
+@pytest.mark.slow
 def test_a_new_option_is_two_edits(copy: Path) -> None:
     own = {**os.environ, "PYTHONPATH": str(copy)}
     done = subprocess.run(

@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Output, SamplingParams
 from fastslow.output import Completion
@@ -21,15 +19,6 @@ from fastslow.output import Completion
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tests/support/public_program.py"
 TRAINING = ("train_abacus.py", "train_smollm2_moge.py")  # makes a model, so it knows more
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(
-        folder, "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}", 320
-    )
-    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
 
 
 def checked(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,8 +68,8 @@ def test_a_type_checker_sees_what_is_wrong(tmp_path: Path) -> None:
     assert lines == set(range(3, 3 + len(MISTAKES))), said
 
 
-def test_a_program_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(PROGRAM))["main"](str(folder))
+def test_a_program_runs(tiny_chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(PROGRAM))["main"](str(tiny_chat))
     assert "tokens/s" in capsys.readouterr().out
 
 
@@ -92,9 +81,9 @@ def test_examples_import_nothing_else_of_ours(path: Path) -> None:
     assert not inside or path.name in TRAINING
 
 
-def test_an_output_is_plain_json(folder: Path) -> None:
+def test_an_output_is_plain_json(tiny_chat: Path) -> None:
     params = SamplingParams(max_tokens=6, n=2, logprobs=2, prompt_logprobs=1, logit_bias={5: -100})
-    with LLM(folder) as llm:
+    with LLM(tiny_chat) as llm:
         out = llm.generate("one two", params, speculation="ngram")
     record = out.to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -115,8 +104,8 @@ def test_an_output_is_plain_json(folder: Path) -> None:
     assert metrics["prompt_tokens"] == record["prompt_tokens"]
 
 
-def test_an_answer_of_one_step_has_a_speed(folder: Path) -> None:
-    with LLM(folder) as llm:
+def test_an_answer_of_one_step_has_a_speed(tiny_chat: Path) -> None:
+    with LLM(tiny_chat) as llm:
         started = time.monotonic()
         metrics = llm.generate("one two", SamplingParams(max_tokens=1)).metrics
         spent = time.monotonic() - started
@@ -125,8 +114,8 @@ def test_an_answer_of_one_step_has_a_speed(folder: Path) -> None:
     assert metrics.tokens_per_second == 1 / metrics.run_seconds
 
 
-def test_what_json_has_no_word_for(folder: Path) -> None:
-    with LLM(folder) as llm:
+def test_what_json_has_no_word_for(tiny_chat: Path) -> None:
+    with LLM(tiny_chat) as llm:
         choice = llm.generate("one", SamplingParams(max_tokens=1)).choices[0]
     never = Completion("", "", [3], "stop", 3, [{3: float("-inf"), 4: -0.5}], choice.metrics)
     assert never.to_dict()["logprobs"] == [{"3": None, "4": -0.5}]

@@ -6,6 +6,7 @@ from typing import Any
 
 from fake_engine import FakeEngine
 from metrics_client import client, scraped
+from routing_tools import figures_of
 
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.engines.replica_stats import MOST_GONE, StatsSum
@@ -19,31 +20,29 @@ SERIES = {
 }
 
 
-def of_one(n: int) -> dict[str, int]:
-    return {"running": n, "waiting": n + 1, "pages": 100, "pages_used": n + 2, "tokens": 10 * n}
-
-
 def test_sums_stay_and_the_gone_are_counted() -> None:
     sums = StatsSum()
-    both = sums.of({"a": of_one(1), "b": of_one(2)})
-    assert (both["tokens"], both["running"], both["replicas_gone"]) == (30, 3, 0)
-    assert set(both["replicas"]) == {"a", "b"}
-    one = sums.of({"b": of_one(2)})
-    assert (one["tokens"], one["running"], one["replicas_gone"]) == (30, 2, 1)
-    assert set(one["replicas"]) == {"b"}
-    again = sums.of({"b": of_one(2), "c": of_one(3)})
-    assert (again["tokens"], again["pages"], again["replicas_gone"]) == (60, 200, 1)
-    assert sums.of({})["replicas_gone"] == 3
+    for there, tokens, running, gone in (
+        ({"a": 1, "b": 2}, 30, 3, 0),
+        ({"b": 2}, 30, 2, 1),
+        ({"b": 2, "c": 3}, 60, 5, 1),
+        ({}, 60, 0, 3),
+    ):
+        found = sums.of({id: figures_of(n) for id, n in there.items()})
+        assert (found["tokens"], found["running"], found["replicas_gone"]) == (
+            tokens,
+            running,
+            gone,
+        )
+        assert set(found["replicas"]) == set(there) and found["pages"] == 100 * len(there)
 
 
 def test_figures_of_many_that_are_gone_take_no_more_room() -> None:
     sums = StatsSum()
     for n in range(MOST_GONE + 50):
-        sums.of({f"replica {n}": of_one(1)})
+        sums.of({f"replica {n}": figures_of(1)})
     assert len(sums._latest) == MOST_GONE + 1
-    last = sums.of({})
-    assert (last["tokens"], last["running"]) == (10 * (MOST_GONE + 50), 0)
-    assert last["replicas_gone"] == MOST_GONE + 50
+    assert sums.of({})["tokens"] == 10 * (MOST_GONE + 50)
 
 
 class Several(FakeEngine):
@@ -56,7 +55,7 @@ class Several(FakeEngine):
     async def stats(self) -> dict[str, Any]:
         if not self.there:
             raise NotReady("no replica runs")
-        each = {id: of_one(n) for n, id in enumerate(self.ids)}
+        each = {id: figures_of(n) for n, id in enumerate(self.ids)}
         now = {"replicas_running": len(each), "replicas_starting": 1, "replicas_gone": self.gone}
         return {**await super().stats(), "replicas": each, **now}
 
@@ -70,29 +69,24 @@ def test_each_replica_has_series_until_it_is_gone() -> None:
     with client(engine) as ours:
         found = scraped(ours)
         for name, field in SERIES.items():
-            wanted = {id: of_one(n)[field] for n, id in enumerate(engine.ids)}
+            wanted = {id: figures_of(n)[field] for n, id in enumerate(engine.ids)}
             assert by_replica(found, name) == wanted
         assert found["fastslow:replicas", (("state", "running"),)] == 2
         assert found["fastslow:replicas", (("state", "starting"),)] == 1
         engine.ids, engine.gone = ["b", "c"], 1
-        found = scraped(ours)
-        assert set(by_replica(found, "fastslow:replica_kv_pages")) == {"b", "c"}
-        assert found["fastslow:replicas_gone_total", ()] == 1
-        engine.there = False
-        found = scraped(ours)
-        assert not any(by_replica(found, name) for name in SERIES)
-        assert found["fastslow:replicas_gone_total", ()] == 1
+        for there in (True, False):
+            engine.there = there
+            found = scraped(ours)
+            for name in SERIES:
+                assert set(by_replica(found, name)) == ({"b", "c"} if there else set())
+            assert found["fastslow:replicas_gone_total", ()] == 1
 
 
 def test_their_number_is_bounded_but_not_by_those_that_were() -> None:
     engine = Several([])
     with client(engine) as ours:
+        assert not by_replica(scraped(ours), "fastslow:replica_requests_running")
         for day in range(3):
             engine.ids = [f"{day} {n:04}" for n in range(MOST_VALUES + 5)]
             shown = by_replica(scraped(ours), "fastslow:replica_requests_running")
             assert set(shown) == set(engine.ids[:MOST_VALUES])
-
-
-def test_one_engine_has_no_replicas() -> None:
-    with client(FakeEngine()) as ours:
-        assert not any("replica" in name for name, _ in scraped(ours))

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 from processes_served import address, command, wait_ready
-from ray_engines import descendants, kill, living
+from ray_engines import descendants, living
 from serve_engines import LONG, answer_of, asked, settings_of, until, write_served
 
+from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.engines.process.client import EngineClient, Restarts
 from fastslow.serve.engines.process_replicas import ProcessReplicas
@@ -91,7 +91,7 @@ def test_a_replica_of_two_ranks_ends_with_its_ranks_and_comes_again(folder: Path
         assert ranks, "they are processes of the replica"
         running = asyncio.create_task(answer_of(engine, asked("long", LONG)))
         await until(lambda: bool(engine._running))
-        kill(replica)
+        os.kill(replica, signal.SIGKILL)
         with pytest.raises(NotReady):
             await running
         await until(lambda: not living(ranks), SOON)
@@ -115,59 +115,103 @@ def test_a_replica_that_is_given_up_is_replaced_while_another_one_runs(
         await until(lambda: len(replicas.running) == 2, SOON)
         poor = replicas._replicas[0]
         poor.client._restarts = Restarts(most=1)
-        kill(poor.client.pid or 0)
+        os.kill(poor.client.pid or 0, signal.SIGKILL)
         await until(lambda: len(replicas.running) == 2 and poor not in replicas._replicas, SOON)
         assert any("is given up" in line for line in logged) and not engine.gave_up.done()
         for one in replicas._replicas:
             one.client._restarts = Restarts(most=1)
         monkeypatch.setattr("fastslow.serve.engines.process_replicas.AGAIN", 60.0)
         for pid in replicas.pids:
-            kill(pid)
+            os.kill(pid, signal.SIGKILL)
         assert await asyncio.wait_for(engine.gave_up, SOON) == "no replica can be started"
         await engine.close()
 
     asyncio.run(main())
 
 
-def test_a_model_that_does_not_fit_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing(EngineClient):
-        async def start(self) -> None:
-            raise ValueError("groups=9 is too much")
+class Client(EngineClient):
+    """Does not start."""
 
-    monkeypatch.setattr("fastslow.serve.engines.process_replicas.EngineClient", Failing)
+    made: ClassVar[list[EngineSettings]] = []
+    seconds = 0.0
 
+    def __init__(self, settings: EngineSettings, **options: Any) -> None:
+        super().__init__(settings, **options)
+        self.made.append(settings)
+
+    async def start(self) -> None:
+        await asyncio.sleep(self.seconds)
+        raise ValueError("groups=9 is too much")
+
+
+@pytest.fixture
+def no_start(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+    monkeypatch.setattr("fastslow.serve.engines.process_replicas.EngineClient", Client)
+    monkeypatch.setattr(Client, "made", [])
+    return Client
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [
+        ({"device": "cuda"}, [[0], [1]]),
+        ({"device": "npu", "parallel": "ep=2"}, [[0, 1], [2, 3]]),
+        ({"device": "cpu"}, [None, None]),
+    ],
+)
+def test_a_model_that_does_not_fit_ends_the_start_of_replicas_with_devices_for_each(
+    no_start: type[Client], options: dict[str, Any], devices: list[list[int] | None]
+) -> None:
     async def main() -> None:
-        engine = RoutedEngine(ProcessReplicas(settings_of(Path("x")), ReplicaSettings(2, 2)))
+        settings = settings_of(Path("x"), **options)
+        engine = RoutedEngine(ProcessReplicas(settings, ReplicaSettings(2, 2)))
         with pytest.raises(ValueError, match=r"^groups=9 is too much$"):
             await engine.start()
         await engine.close()
 
     asyncio.run(main())
+    assert [one.devices for one in no_start.made] == devices
 
 
-def test_each_replica_has_devices_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[EngineSettings] = []
+def test_a_server_that_closes_while_replicas_load_does_not_wait(
+    no_start: type[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(no_start, "seconds", 30.0)
 
-    class Noted(EngineClient):
-        def __init__(self, settings: EngineSettings, **options: Any) -> None:
-            super().__init__(settings, **options)
-            made.append(settings)
+    async def main() -> None:
+        engine = RoutedEngine(ProcessReplicas(settings_of(Path("x")), ReplicaSettings(2, 2)))
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0.01)
+        await engine.close()
+        with pytest.raises(NotReady, match="the server is closing"):
+            await starting
 
-        async def start(self) -> None:
-            raise ValueError("no such device")
+    asyncio.run(asyncio.wait_for(main(), 5))
 
-    monkeypatch.setattr("fastslow.serve.engines.process_replicas.EngineClient", Noted)
 
-    async def main(device: str, **options: Any) -> list[Any]:
-        settings = settings_of(Path("x"), device=device, **options)
-        made.clear()
-        with pytest.raises(ValueError, match="no such device"):
-            await ProcessReplicas(settings, ReplicaSettings(2, 2)).start()
-        return [one.devices for one in made]
+def test_what_the_operator_gives() -> None:
+    def of(shared: int | None = None, **fields: Any) -> ReplicaSettings:
+        return ReplicaSettings.of(ServerConfig(**fields), shared)
 
-    assert asyncio.run(main("cuda")) == [[0], [1]]
-    assert asyncio.run(main("npu", parallel="ep=2")) == [[0, 1], [2, 3]]
-    assert asyncio.run(main("cpu")) == [None, None]
+    assert of(8, replicas="2").cpus == 4 and of(2, replicas="1:4").cpus == 1
+    assert of(replicas="2", options={"parallel": "ep=2"}).cpus == 2
+    assert of(8, replica_cpus=3).cpus == 3 and of(drain_seconds=5).drain == 5.0
+    two = of(options={"parallel": "ep=2", "device": "npu:0"})
+    assert two.resources == {"NPU": 2.0}
+    some = of(replica_resources="NPU=1, fast_disk=0.5", options={"device": "cuda"})
+    assert some.resources == {"NPU": 1.0, "fast_disk": 0.5}
+    for name, text, sentence in (
+        ("replicas", "4:1", "must name the smaller number first"),
+        ("replicas", "0", "must be from 1 to 10000"),
+        ("replicas", "x", "must be a number such as 2, or a range such as 1:4"),
+        *(
+            ("replica_resources", text, "must be names with amounts above 0, such as NPU=1")
+            for text in ("GPU", "GPU=0", "GPU=nan", "=1", "GPU=1e9")
+        ),
+        ("replica_resources", "CPU=2", "names CPU: give replica_cpus for that"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            of(None, **{name: text})
 
 
 def test_an_engine_sees_its_devices_among_those_of_the_server(
@@ -181,26 +225,6 @@ def test_an_engine_sees_its_devices_among_those_of_the_server(
     assert os.environ[VISIBLE["cuda"]] == "GPU-7"
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=GPU-7 has no device of number 1"):
         _see("cuda", [1])
-
-
-def test_a_server_that_closes_while_replicas_load_does_not_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Slow(EngineClient):
-        async def start(self) -> None:
-            await asyncio.sleep(30)
-
-    monkeypatch.setattr("fastslow.serve.engines.process_replicas.EngineClient", Slow)
-
-    async def main() -> None:
-        engine = RoutedEngine(ProcessReplicas(settings_of(Path("x")), ReplicaSettings(2, 2)))
-        starting = asyncio.create_task(engine.start())
-        await asyncio.sleep(0.01)
-        await engine.close()
-        with pytest.raises(NotReady, match="the server is closing"):
-            await starting
-
-    asyncio.run(asyncio.wait_for(main(), 5))
 
 
 def outside(pids: list[int]) -> set[str]:
@@ -219,14 +243,6 @@ def outside(pids: list[int]) -> set[str]:
             if fields[3] == "0A" and fields[9] in inodes:
                 found.add(fields[1].partition(":")[0])
     return found - {"0100007F", "00000000000000000000000001000000"}
-
-
-def all_gone(pids: list[int], seconds: float = 30) -> bool:
-    """Whether soon none of these lives."""
-    end = time.monotonic() + seconds
-    while living(pids) and time.monotonic() < end:
-        time.sleep(0.2)
-    return not living(pids)
 
 
 @pytest.mark.slow
@@ -249,19 +265,18 @@ def test_the_command_serves_and_leaves_no_process(folder: Path, end: signal.Sign
         else:
             server.send_signal(end)
         assert server.wait(PATIENCE) == (-end if end == signal.SIGKILL else 0)
-        assert all_gone(pids)
+        asyncio.run(until(lambda: not living(pids)))
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    with command(tmp_path / "missing", "--port", 0, "--replicas", 2) as server:
-        _, told = server.communicate(timeout=PATIENCE)
-        assert server.returncode == 2 and "missing" in told and "Traceback" not in told
-
-
-@pytest.mark.slow
-def test_an_address_where_nobody_is(folder: Path) -> None:
-    options: list[Any] = ["--port", 0, "--replicas", 2, "--address", "127.0.0.1:9"]
-    with command(folder, *options) as server:
-        _, told = server.communicate(timeout=PATIENCE)
-        assert server.returncode == 1 and "nothing is reached at the address" in told
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ([], 2, "missing"),
+        (["--address", "127.0.0.1:9"], 1, "nothing is reached at the address"),
+    ],
+)
+def test_what_is_not_there(tmp_path: Path, options: list[str], code: int, said: str) -> None:
+    with command(tmp_path / "missing", "--port", 0, "--replicas", 2, *options) as server:
+        _, printed = server.communicate(timeout=PATIENCE)
+        assert server.returncode == code and said in printed and "Traceback" not in printed

@@ -9,12 +9,11 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from ray_engines import kill, started_cluster
+from ray_engines import started_cluster
 from serve_engines import (
     LONG,
     answer_of,
@@ -84,21 +83,22 @@ def opened(
             def pids() -> list[int]:
                 return here[0].pids
 
-        async def start() -> tuple[RoutedEngine, Engine]:
-            several = RoutedEngine(replicas())
-            with pytest.raises(NotReady, match="^the model is loading$"):
-                print(several.card)
-            await several.start()
-            return several, await settings.open()
-
-        several, local = runner.run(start())
+        several = runner.run(_routed(replicas))
+        with pytest.raises(NotReady, match="^the model is loading$"):
+            print(several.card)
+        runner.run(several.start())
+        local = runner.run(settings.open())
+        one = Opened(runner, several, local, pids)
         try:
-            one = Opened(runner, several, local, pids)
             runner.run(until(one.both_run, SOON))
             yield one
         finally:
             runner.run(local.close())
             runner.run(several.close())
+
+
+async def _routed(replicas: Callable[[], Any]) -> RoutedEngine:
+    return RoutedEngine(replicas())
 
 
 def test_answers_are_those_of_one_engine(opened: Opened) -> None:
@@ -123,14 +123,14 @@ def test_answers_are_those_of_one_engine(opened: Opened) -> None:
 
 def test_errors_keep_their_kinds(opened: Opened, logged: list[str]) -> None:
     async def main() -> None:
-        with pytest.raises(ValueError, match="^max_tokens"):
-            await answer_of(opened.several, asked(tokens=0))
-        with pytest.raises(ValueError, match="^mode"):
-            await answer_of(opened.several, asked(mode="dep"))
-        with pytest.raises(ValueError, match="outside of 64 bits"):
-            await answer_of(opened.several, asked(sampling={"seed": 2**70}))
-        with pytest.raises(ValueError, match="116 answers that may wait and run"):
-            await answer_of(opened.several, asked(sampling={"n": 117}))
+        for ask, said in (
+            (asked(tokens=0), "^max_tokens"),
+            (asked(mode="dep"), "^mode"),
+            (asked(sampling={"seed": 2**70}), "outside of 64 bits"),
+            (asked(sampling={"n": 117}), "116 answers that may wait and run"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                await answer_of(opened.several, ask)
         with pytest.raises(ValueError, match="not an id in 0..319"):
             await opened.several.detokenize([10**6])
 
@@ -204,10 +204,16 @@ def test_nothing_is_left_of_a_flood_whose_clients_leave(opened: Opened) -> None:
     opened.runner.run(main())
 
 
-def test_a_killed_replica_is_continued_and_replaced(opened: Opened) -> None:
+@pytest.mark.parametrize(
+    "end", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
+def test_a_replica_that_ends_or_hangs_is_continued_and_replaced(
+    opened: Opened, end: signal.Signals
+) -> None:
     async def main() -> None:
         several = opened.several
         continued = ContinuedEngine(several)
+        await until(opened.both_run, SOON)
         names = list(several._replicas.running)
 
         def on_both(ask: GenerateRequest, n: int) -> GenerateRequest:
@@ -217,13 +223,12 @@ def test_a_killed_replica_is_continued_and_replaced(opened: Opened) -> None:
         asks = [on_both(ask, n) for n, ask in enumerate(asks)]
         longs = [on_both(asked(f"{n}", LONG), n) for n in range(4)]
         right = [_plain(await answer_of(opened.local, ask)) for ask in asks]
-        before = opened.pids()
-        counted = (await several.stats())["tokens"]
+        before, stats = opened.pids(), await several.stats()
         plain = [asyncio.create_task(answer_of(several, ask)) for ask in longs]
         others = [asyncio.create_task(answer_of(continued, ask)) for ask in asks]
         await until(lambda: len(several._running) == 8)
         await asyncio.sleep(0.1)
-        kill(before[0])
+        os.kill(before[0], end)
         ended = await asyncio.gather(*plain, return_exceptions=True)
         lost = [error for error in ended if isinstance(error, BaseException)]
         whole = [output for output in ended if isinstance(output, Output)]
@@ -231,60 +236,19 @@ def test_a_killed_replica_is_continued_and_replaced(opened: Opened) -> None:
         assert all(len(output.token_ids) == LONG for output in whole)
         assert [_plain(output) for output in await asyncio.gather(*others)] == right
         assert continued.retried + continued.continued > 0 and not continued.given_up
-        await until(opened.both_run, SOON)
-        assert len(opened.pids()) == 2 and before[0] not in opened.pids()
-        stats = await several.stats()
-        assert stats["tokens"] >= counted and stats["replicas_gone"] == 1
+
+        async def replaced() -> bool:
+            there = opened.pids()
+            return await opened.both_run() and len(there) == 2 and before[0] not in there
+
+        await until(replaced, SOON)
+        after = await several.stats()
+        assert after["tokens"] >= stats["tokens"]
+        assert after["replicas_gone"] == stats["replicas_gone"] + 1
         again = [await answer_of(several, asked(f"again {n}")) for n in range(4)]
         assert all(len(output.token_ids) == 8 for output in again)
 
     opened.runner.run(main())
-
-
-@pytest.mark.slow
-def test_a_hung_replica_is_replaced_and_its_answer_continued(opened: Opened) -> None:
-    async def main() -> None:
-        several = opened.several
-        continued = ContinuedEngine(several)
-        ask = asked("long", 3000, sampling={"temperature": 0})
-        right = await answer_of(continued, ask)
-        pids = await _pids_by_name(opened)
-        pieces, busy = [], 0
-        async for piece in continued.stream(ask):
-            pieces.append(piece)
-            if len(pieces) == 4:
-                busy = pids[several._running["long"]]
-                os.kill(busy, signal.SIGSTOP)
-        assert pieces[-1].output is not None and continued.continued == 1
-        assert pieces[-1].output.token_ids == right.token_ids
-        assert "".join(piece.text for piece in pieces) == right.text
-
-        async def replaced() -> bool:
-            return await opened.both_run() and bool(set(opened.pids()) - set(pids.values()))
-
-        await until(replaced, SOON)
-        assert len((await answer_of(several, asked("after"))).token_ids) == 8
-
-    opened.runner.run(main())
-
-
-async def _pids_by_name(opened: Opened) -> dict[str, int]:
-    """The process of each replica: the one that works while the replica answers."""
-    found: dict[str, int] = {}
-    number = 0
-    while len(found) < 2:
-        number += 1
-        before = {pid: _ticks(pid) for pid in opened.pids()}
-        await answer_of(opened.several, asked(f"who {number}", LONG, f"{number}"))
-        busy = max(before, key=lambda pid: _ticks(pid) - before[pid])
-        found[opened.several._recent[f"who {number}"]] = busy
-    return found
-
-
-def _ticks(pid: int) -> int:
-    """What a process has worked, in ticks of the system's clock."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def _plain(output: Output) -> list[tuple[str, str, list[int], str | None]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import pytest
 from fake_engine import TINY
-from routing_tools import report
+from routing_tools import figures_of, report
 from serve_engines import answer_of, asked, pieces_of
 
 from fastslow.output import Piece
@@ -65,20 +65,25 @@ class FakeReplicas:
         self.closed += 1
 
 
-Test = Callable[[RoutedEngine, FakeReplicas], Awaitable[None]]
+Test = Callable[[RoutedEngine, FakeReplicas], Coroutine[Any, Any, None]]
 
 
-def with_replicas(test: Test, *names: str) -> None:
-    async def main() -> None:
-        replicas = FakeReplicas(*names)
-        engine = RoutedEngine(replicas)
-        await engine.start()
-        try:
-            await test(engine, replicas)
-        finally:
-            await engine.close()
+def with_replicas(*names: str) -> Callable[[Test], None]:
+    """Run the function that is decorated."""
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    def run(test: Test) -> None:
+        async def main() -> None:
+            replicas = FakeReplicas(*names)
+            engine = RoutedEngine(replicas)
+            await engine.start()
+            try:
+                await test(engine, replicas)
+            finally:
+                await engine.close()
+
+        asyncio.run(asyncio.wait_for(main(), 20))
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +95,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_requests_spread_and_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routed_engine, "RECENT", 3)
 
-    async def test(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+    @with_replicas("a", "b", "c")
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
         streams = [engine.stream(asked(str(n))) for n in range(6)]
         assert [await anext(stream) for stream in streams] == PIECES[:1] * 6
         assert sorted(replicas.asked) == ["a", "a", "b", "b", "c", "c"]
@@ -101,11 +107,10 @@ def test_requests_spread_and_are_remembered(monkeypatch: pytest.MonkeyPatch) -> 
         assert not engine._chooser._sent
         assert await pieces_of(engine, asked("whole")) == PIECES
 
-    with_replicas(test, "a", "b", "c")
-
 
 def test_a_busy_replica_is_asked_later() -> None:
-    async def test(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+    @with_replicas("a", "b")
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
         busy = report(time.time(), running={"fast": 16}, waiting={"fast": 9}, queue_seconds=3.0)
         replicas.running = {"a": busy, "b": report(time.time())}
         await asyncio.sleep(0.05)
@@ -113,11 +118,10 @@ def test_a_busy_replica_is_asked_later() -> None:
             await pieces_of(engine, asked(str(n)))
         assert replicas.asked == ["b"] * 5
 
-    with_replicas(test, "a", "b")
-
 
 def test_what_is_said_of_a_request_is_asked_of_its_replica() -> None:
-    async def test(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+    @with_replicas("a", "b")
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
         replicas.does = lambda name, method, id: name == "b"
         stream = engine.stream(asked("one"))
         await anext(stream)
@@ -129,22 +133,20 @@ def test_what_is_said_of_a_request_is_asked_of_its_replica() -> None:
         assert await engine.cancel("of another server"), "all are asked"
         assert replicas.calls[-2:] == [("a", "cancel"), ("b", "cancel")]
 
-    with_replicas(test, "a", "b")
-
 
 def test_a_request_that_none_knows_where_one_hangs() -> None:
-    async def test(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+    @with_replicas("a", "b")
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
         replicas.does, replicas.hangs = lambda name, method, id: True, "b"
         assert await engine.cancel("x"), "the other one has it"
         replicas.does = lambda name, method, id: False
         with pytest.raises(NotReady, match=r"a replica did not answer within 0\.05 s"):
             await engine.cancel("x")
 
-    with_replicas(test, "a", "b")
-
 
 def test_an_error_names_its_replica_and_one_that_ends_each_replica_is_given_up() -> None:
-    async def test(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+    @with_replicas("a", "b")
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
         replicas.error = NotReady("it ended")
         with pytest.raises(NotReady) as raised:
             await pieces_of(engine, asked("one"))
@@ -155,11 +157,10 @@ def test_an_error_names_its_replica_and_one_that_ends_each_replica_is_given_up()
         assert len(replicas.asked) == 4 and len(set(replicas.asked[1:3])) == 2
         assert not engine._running
 
-    with_replicas(test, "a", "b")
-
 
 def test_where_none_runs_it_says_how_many_start() -> None:
-    async def test(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+    @with_replicas()
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
         with pytest.raises(NotReady, match="^no replica runs, 1 are starting$"):
             await pieces_of(engine, asked())
         for call in (engine.stats, lambda: engine.detokenize([1])):
@@ -168,35 +169,25 @@ def test_where_none_runs_it_says_how_many_start() -> None:
         replicas.running = {"new": None}
         assert engine.ready and await pieces_of(engine, asked()) == PIECES
 
-    with_replicas(test)
-
-
-def of_one(n: int) -> dict[str, int]:
-    return {"running": n, "waiting": n + 1, "pages": 100, "pages_used": n + 2, "tokens": 10 * n}
-
 
 def test_a_replica_that_hangs_counts_with_its_last_figures(logged: list[str]) -> None:
-    async def test(engine: RoutedEngine, replicas: FakeReplicas) -> None:
-        more = 0
-        replicas.does = lambda name, method: of_one("ab".index(name) + 1 + more)
-        replicas.hangs = "ab"
+    @with_replicas("a", "b")
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+        replicas.does = lambda name, method: figures_of("ab".index(name) + 1 + more)
+        replicas.hangs, more = "ab", 0
         with pytest.raises(NotReady, match=r"no replica sent its figures within 0\.05 s"):
             await engine.stats()
-        replicas.hangs = "b"
-        assert (await engine.stats())["tokens"] == 10, "of the other one alone"
-        replicas.hangs = ""
-        assert (await engine.stats())["tokens"] == 30
-        replicas.hangs, more = "b", 1
-        logged.clear()
-        for _ in range(3):
+        for hangs, more, tokens in (  # noqa: B007 - `does` reads it
+            ("b", 0, 10),
+            ("", 0, 30),
+            *[("b", 1, 40)] * 3,
+            ("ab", 1, 40),
+        ):
+            replicas.hangs = hangs
             found = await engine.stats()
-            assert found["tokens"] == 20 + 20 and set(found["replicas"]) == {"a", "b"}
-            assert found["replicas_gone"] == 0 and found["replicas_running"] == 2
-        assert len(logged) == 1 and "their last ones count" in logged[0]
-        replicas.hangs = "ab"
-        assert (await engine.stats())["tokens"] == 40
-
-    with_replicas(test, "a", "b")
+            assert found["tokens"] == tokens and found["replicas_gone"] == 0
+            assert found["replicas_running"] == 2
+        assert len(logged) == 3 and all("their last ones count" in line for line in logged[1:])
 
 
 def test_figures_come_before_those_who_ask_leave() -> None:

@@ -18,8 +18,7 @@ from fastslow.serve.api.engine import Engine
 from fastslow.serve.engines.process.client import EngineClient, Restarts
 from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.http.app import create_app
-from fastslow.tools.cli.serve_options import Place, complete
-from fastslow.tools.cli.warm_file import read_warm
+from fastslow.tools.cli.serve_options import Place, complete, read_warm
 
 SYSTEM = "You answer in one short sentence, and you never say why. " * 3
 

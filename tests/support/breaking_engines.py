@@ -1,15 +1,15 @@
-"""Engines that end in the middle of answers, for tests of what goes on behind that."""
+"""Engines that end in the middle of answers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fake_engine import FakeEngine, metrics
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.engine import NotReady, WrappedEngine
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
 
@@ -34,11 +34,11 @@ class Break:
 
 
 class ScriptedReplicas(FakeEngine):
-    """Answers with the same tokens in every try, which go on behind those that were answered.
+    """Answers with the same tokens in every try, which continue after those that were answered.
 
     Args:
         answer: the tokens of each of n answers.
-        breaks: one for each try; those behind the last are whole.
+        breaks: one for each try; later tries are whole.
     """
 
     def __init__(self, answer: Sequence[Sequence[Token]], breaks: Sequence[Break] = ()) -> None:
@@ -66,22 +66,13 @@ class ScriptedReplicas(FakeEngine):
     def output(self, ask: GenerateRequest) -> Output:
         choices = []
         for index, tokens in enumerate(self.answer):
-            known = self._known(ask, index)
-            sources = [
-                "answered" if place < known else token.source for place, token in enumerate(tokens)
-            ]
-            choices.append(
-                Completion(
-                    "".join(token.text for token in tokens),
-                    "".join(token.reasoning for token in tokens),
-                    [token.id for token in tokens],
-                    "stop",
-                    None,
-                    None,
-                    metrics(tokens=len(tokens)),
-                    sources=sources,
-                )
+            known, whole = self._known(ask, index), _piece(tokens, index)
+            figures = metrics(tokens=len(tokens))
+            made = Completion(
+                whole.text, whole.reasoning, whole.token_ids, "stop", None, None, figures
             )
+            sources = ["answered"] * known + whole.sources[known:]
+            choices.append(replace(made, sources=sources))
         return Output("a prompt", [1, 2, 3], choices)
 
     def _pieces(self, ask: GenerateRequest, sizes: Sequence[int]) -> list[Piece]:
@@ -119,54 +110,33 @@ def _piece(part: Sequence[Token], index: int) -> Piece:
     )
 
 
-class Replicas(FakeEngine):
-    """Two engines that are alike. One that answers ends after so many pieces, as often as it is told to.
+class Replicas(WrappedEngine):
+    """Two engines that are alike. The first tries end after some pieces.
 
     Args:
         engines: by name.
-        after: pieces after which the first tries end; later ones do not.
+        after: pieces after which a try ends; later tries do not end.
     """
 
     def __init__(self, engines: dict[str, LocalEngine], after: Sequence[int] = ()) -> None:
-        super().__init__()
+        super().__init__(engines["a"])
         self.engines = engines
         self.after = list(after)
         self.names: list[str] = []  # of those that were asked
 
-    @property
-    def card(self) -> ModelCard:
-        return next(iter(self.engines.values())).card
-
     async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        self.asked.append(ask)
         name = next((name for name in self.engines if name not in ask.avoid), "a")
         self.names.append(name)
-        after = self.after.pop(0) if self.after else None
-        count = 0
-        if after == 0:
-            raise NotReady("the replica ended", name)
+        after, count = self.after.pop(0) if self.after else None, 0
         try:
+            if after == 0:
+                raise NotReady("the replica ended")
             async with aclosing(self.engines[name].stream(ask)) as pieces:
                 async for piece in pieces:
                     yield piece
                     count += 1
                     if count == after:
-                        raise NotReady("the replica ended", name)
+                        raise NotReady("the replica ended")
         except NotReady as error:
             error.replica = name
             raise
-
-    async def cancel(self, id: str) -> bool:
-        return any([await engine.cancel(id) for engine in self.engines.values()])
-
-    async def stop_thinking(self, id: str) -> bool:
-        return any([await engine.stop_thinking(id) for engine in self.engines.values()])
-
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
-        return await self.engines["a"].tokenize(ask)
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        return await self.engines["a"].detokenize(tokens)
-
-    async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
-        return await self.engines["a"].token_bytes(tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,10 @@ import pytest
 from fastslow import LLM
 
 SOON = 20.0  # seconds in which all of a test should be over
+
+
+def open_llm(folder: Path, **options: Any) -> LLM:
+    return LLM(folder, **{"kv_memory": "8MiB", "progress": False, **options})
 
 
 class Gate:
@@ -60,4 +65,5 @@ def settled(llm: LLM) -> bool:
     deadline = time.monotonic() + SOON
     while time.monotonic() < deadline and not (llm._core.idle and llm._kv.requests == 0):
         time.sleep(0.005)
+    llm._kv.check_integrity()
     return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages

@@ -1,4 +1,4 @@
-"""Random blocks of GGUF's types, of every bit pattern, for tests."""
+"""Random blocks of GGUF's types, of every bit pattern, and products on the kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.formats import GGUF_FORMATS
+from fastslow.engine.backends.cpu.formats import GGUF_FORMATS, Format
 
 Array = NDArray[Any]
 # Where a block has scales in half precision, and their sizes where its weights are about zero.
@@ -69,3 +69,14 @@ def packed(name: str, blocks: Array, inputs: int) -> Array:
     tiles = room[-room.ctypes.data % 64 :][: len(room) - 64]
     library.pack_gguf(tiles, form, [blocks], order, inputs)
     return tiles
+
+
+def product(form: Format, tiles: Array, outputs: int, x: Array) -> Array:
+    """Rows times packed weights, on the kernels."""
+    x = np.ascontiguousarray(x, np.float32)
+    count, inputs = x.shape
+    out = np.full((count, outputs), np.nan, np.float32)
+    library.kernels().fs_product(
+        form, tiles.ctypes.data, outputs, inputs, x.ctypes.data, count, out.ctypes.data
+    )
+    return out

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer
+from kernel_tools import wanted
+from numpy.typing import NDArray
 from reference_model import ReferenceModel
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +26,10 @@ from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
 from fastslow.draft.head.target import read_ends
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Tree
-from fastslow.tools.train_head.untrained import draft_vocabulary, first_weights
+from fastslow.tools.train_head.train import draft_vocabulary, first_weights
+
+PROMPTS = [tuple(np.random.default_rng(n).integers(3, 12, n).tolist()) for n in (3, 21, 9, 40, 6)]
+RUNNERS = ("torch", "kernels") if wanted() else ("torch",)
 
 
 def tiny_weights(
@@ -37,19 +45,15 @@ def tiny_weights(
     return config, weights
 
 
-def tiny_head(target: Path, layers: tuple[int, ...] = (0, 1), size: int = 10) -> TrainedHead:
-    """As it drafts, in int8 where that runs."""
-    config, weights = tiny_weights(target, layers, size)
-    return TrainedHead(config, weights, read_ends(target))
-
-
 def tiny_runner(
-    target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), size: int = 10
+    target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), **fields: Any
 ) -> HeadRunner:
-    """The same head in torch, or on the kernels."""
+    """A head in torch, in int8 where that runs, or on the kernels; `fields` are of its config."""
+    config, weights = tiny_weights(target, layers)
+    config = replace(config, **fields)
     if kind == "torch":
-        return TorchRunner(tiny_head(target, layers, size))
-    return KernelRunner(*tiny_weights(target, layers, size), read_ends(target))
+        return TorchRunner(TrainedHead(config, weights, read_ends(target)))
+    return KernelRunner(config, weights, read_ends(target))
 
 
 def exact_layer(config: HeadConfig, weights: dict[str, Tensor], head_DH: Tensor) -> HeadLayer:
@@ -66,16 +70,25 @@ def write_head(path: Path, config: HeadConfig, weights: dict[str, Tensor]) -> Pa
 
 def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[int, ...]) -> None:
     """Three sampled tokens, 400 times: their distribution is the target's, of all 12 tokens."""
-    params = SamplingParams(max_tokens=5, temperature=1.0, ignore_eos=True)
+    params = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
+    runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
+    texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
+    chi_square_fits(sampled_law(folder, prompt, params), texts)
+
+
+@cache
+def sampled_law(
+    folder: Path, prompt: tuple[int, ...], params: SamplingParams, length: int = 3
+) -> NDArray[np.float64]:
+    """Of all texts of `length` tokens after a prompt, by a model of 12 tokens."""
     plain = ReferenceModel(folder)
 
-    def probs(begun: tuple[int, ...]) -> Any:
+    @cache
+    def probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
         text = [*prompt, *begun]
         return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
-    runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
-    texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(text_probs(probs, 12, 3), texts)
+    return text_probs(probs, 12, length)
 
 
 def node_paths(tree: Tree) -> list[tuple[int, ...]]:

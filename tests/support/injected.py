@@ -32,7 +32,7 @@ STEP = (
     *("read_features", "committed_features"),
 )
 POLICY = ("plan", "survival", "record")
-LISTENERS = ("Request.tell", "ChoiceState._on_step")  # who never hears cannot be told
+LISTENERS = ("Request.notify", "ChoiceState._on_step")  # who never hears cannot be told
 
 
 @dataclass
@@ -86,7 +86,7 @@ def inject(llm: LLM, patch: pytest.MonkeyPatch) -> Injected:
         "AdaptiveLength": (AdaptiveLength, POLICY),
         "Stopper": (Stopper, ("scan", "finish", "news")),
         "Confidence": (Confidence, ("take", "keeps")),
-        "Request": (Request, ("tell",)),
+        "Request": (Request, ("notify",)),
         "ChoiceState": (ChoiceState, ("_on_step",)),
         "EngineTotals": (EngineTotals, ("add",)),
     }

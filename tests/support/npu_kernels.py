@@ -88,23 +88,16 @@ def npu_moe_init_routing_v2(
     x: Tensor,
     expert_idx: Tensor,
     *,
-    scale: Tensor | None = None,
-    offset: Tensor | None = None,
     active_num: int = -1,
-    expert_capacity: int = -1,
     expert_num: int = -1,
-    drop_pad_mode: int = 0,
     expert_tokens_num_type: int = 0,
     expert_tokens_num_flag: bool = False,
-    quant_mode: int = -1,
     active_expert_range: Any = (),
-    row_idx_type: int = 0,
-    x_dtype: int | None = None,
+    **others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows copied by ascending expert, earlier rows first; `row_idx` says where (row, k) went."""
     assert x.dtype in CHIP.floats(torch.float32) and expert_idx.dtype == torch.int32
-    assert scale is None and offset is None and quant_mode == -1 and drop_pad_mode == 0
-    assert row_idx_type == 0 and expert_tokens_num_flag and expert_tokens_num_type in (0, 1)
+    assert not others and expert_tokens_num_flag and expert_tokens_num_type in (0, 1)
     rows, each = expert_idx.shape
     first, last = active_expert_range
     assert 0 <= first < last <= expert_num <= 10240 and active_num == rows * each
@@ -126,30 +119,18 @@ def npu_grouped_matmul(
     x: list[Tensor],
     weight: list[Tensor],
     *,
-    bias: Any = None,
     scale: list[Tensor] | None = None,
-    offset: Any = None,
-    antiquant_scale: Any = None,
-    antiquant_offset: Any = None,
     per_token_scale: list[Tensor] | None = None,
     group_list: Tensor | None = None,
-    activation_input: Any = None,
-    activation_quant_scale: Any = None,
-    activation_quant_offset: Any = None,
     split_item: int = 0,
     group_type: int | None = None,
     group_list_type: int = 0,
-    act_type: int = 0,
-    tuning_config: Any = None,
     output_dtype: int | None = None,
-    x_dtype: int | None = None,
-    weight_dtype: int | None = None,
-    scale_dtype: int | None = None,
-    per_token_scale_dtype: int | None = None,
+    **others: Any,
 ) -> list[Tensor]:
     """Group e's rows times weight[e]. What belongs to no group is not written."""
     assert len(x) == len(weight) == 1 and split_item in (2, 3) and group_type == 0
-    assert bias is None and offset is None and act_type == 0
+    assert not others
     (rows,), (experts,) = x, weight
     assert group_list is not None and group_list.dtype == torch.int64
     assert len(group_list) == len(experts) <= 1024 and rows.is_contiguous()
@@ -219,12 +200,10 @@ def npu_scatter_pa_kv_cache(
     value_cache: Tensor,
     slot_mapping: Tensor,
     *,
-    compress_lens: Tensor | None = None,
-    compress_seq_offsets: Tensor | None = None,
-    seq_lens: Tensor | None = None,
     cache_mode: str | None = "PA_NZ",
+    **others: Any,
 ) -> None:
-    assert not CHIP.small and cache_mode == "Norm"
+    assert not CHIP.small and not others and cache_mode == "Norm"
     assert key.is_contiguous() and value.is_contiguous()
     assert key.dtype == key_cache.dtype and slot_mapping.dtype in (torch.int32, torch.int64)
     blocks, size = key_cache.shape[:2]
@@ -309,17 +288,9 @@ def npu_fused_infer_attention_score(
     return out, weights if given.get("softmax_lse_flag") else undefined(weights)
 
 
-def npu_dynamic_quant(
-    input: Tensor,
-    *,
-    smooth_scales: Tensor | None = None,
-    group_index: Tensor | None = None,
-    dst_type: int | None = None,
-    quant_mode: str = "pertoken",
-    dst_type_max: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    assert not CHIP.small and input.dtype in CHIP.floats() and quant_mode == "pertoken"
-    assert smooth_scales is None and group_index is None
+def npu_dynamic_quant(input: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+    """Per token."""
+    assert not CHIP.small and not others and input.dtype in CHIP.floats()
     step = input.float().abs().amax(-1) / 127
     rows = (input.float() / step.clamp_min(1e-30)[:, None]).round().clamp(-127, 127)
     return rows.to(torch.int8), step
@@ -330,13 +301,11 @@ def npu_quant_matmul(
     x2: Tensor,
     scale: Tensor,
     *,
-    offset: Tensor | None = None,
     pertoken_scale: Tensor | None = None,
-    bias: Tensor | None = None,
     output_dtype: int | None = None,
     **others: Any,
 ) -> Tensor:
-    assert not CHIP.small and not others and offset is None and bias is None
+    assert not CHIP.small and not others
     assert x1.dtype == x2.dtype == torch.int8 and x1.shape[1] == x2.shape[0]
     assert scale.dtype == torch.float32 and scale.shape == x2.shape[1:]
     assert pertoken_scale is not None and pertoken_scale.dtype == torch.float32

@@ -1,7 +1,6 @@
 """A torch_npu module without an NPU: its operators run on the CPU, its graphs record and replay.
 
-An NPU tensor is a CPU tensor. What that hides, a mix-up of the two in one call, the layer with the
-real wheel sees (`test_npu_wheel.py`).
+An NPU tensor is a CPU tensor: a mix-up of the two in one call is not seen.
 """
 
 from __future__ import annotations

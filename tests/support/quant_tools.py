@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.engine.model.int8 import QuantLinear
-from fastslow.tools.quantize.options import QuantizeOptions
+from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.quantize.quantize import quantize
 
 TINY = QuantizeOptions(tokens=192, least=4, most=512)

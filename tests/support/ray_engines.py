@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from processes_served import free_port
@@ -20,11 +21,14 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 180  # seconds
 
 
+@dataclass
 class StartedCluster:
-    """A cluster of the tests' own, with the ports at which it listens."""
+    """A cluster of the tests, with the ports at which it listens."""
 
-    def __init__(self, pid: int, port: int, client: int, environment: dict[str, str]) -> None:
-        self.pid, self.port, self.client, self.environment = pid, port, client, environment
+    pid: int
+    port: int
+    client: int
+    environment: dict[str, str]
 
     @property
     def address(self) -> str:
@@ -101,11 +105,6 @@ def descendants(pid: int) -> list[int]:
         return False
 
     return sorted(child for child in parents if below(child))
-
-
-def kill(pid: int) -> None:
-    """End a process as the loss of its machine does."""
-    os.kill(pid, signal.SIGKILL)
 
 
 def _command(pid: int) -> str:

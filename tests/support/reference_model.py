@@ -1,19 +1,31 @@
-"""The models once more, as plainly as can be: token by token, float64, from the raw tensors."""
+"""The models once more, as plainly as can be: a whole text at once, in float64, from the raw files.
+
+It knows Llama, grouped experts, openPangu Pro MoE V2, and what `test_new_family.py` adds. The other families are
+held against transformers (`test_families.py`).
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
+
+Weighted = list[tuple[float, int]]  # experts that run, with their weights
 
 
 class ReferenceModel:
-    """Reads a checkpoint folder; `logits` runs a whole text without a cache."""
+    """Of a checkpoint folder; keeps no cache."""
+
+    norm_offset = 0.0  # what is added to norm weights
+    embedding_scale = 1.0
+    activation: Callable[[Tensor], Tensor] = staticmethod(F.silu)
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -22,103 +34,137 @@ class ReferenceModel:
             self.tensors |= {name: t.double() for name, t in load_file(file).items()}
 
     def logits(self, tokens: list[int], groups: int | None = None, max_len: int = 0) -> Tensor:
-        """float64 [T, V], row t after tokens[: t + 1]."""
-        hidden = [self.tensors["model.embed_tokens.weight"][t] for t in tokens]
+        """[T, V], row t after tokens[: t + 1]."""
+        head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
+        last = self.norm("model.norm", self.hidden(tokens, groups, max_len))
+        return self._capped("final_logit_softcapping", self.linear(head, last))
+
+    def hidden(self, tokens: list[int], groups: int | None = None, max_len: int = 0) -> Tensor:
+        """[T, H] before the last norm."""
+        x = self.tensors["model.embed_tokens.weight"][tokens] * self.embedding_scale
         for n in range(self.config["num_hidden_layers"]):
-            hidden = self._layer(n, hidden, groups, max_len)
-        head = self.tensors.get("lm_head.weight", self.tensors["model.embed_tokens.weight"])
-        return torch.stack([head @ self._norm("model.norm", x) for x in hidden])
+            x = self.layer(n, x, groups, max_len)
+        return x
 
-    def _layer(
-        self, n: int, hidden: list[Tensor], groups: int | None, max_len: int
-    ) -> list[Tensor]:
+    def layer(self, n: int, x: Tensor, groups: int | None = None, max_len: int = 0) -> Tensor:
         layer = f"model.layers.{n}"
-        normed = [self._norm(f"{layer}.input_layernorm", x) for x in hidden]
-        seen = self._attention(f"{layer}.self_attn", normed, max_len)
-        hidden = [x + y for x, y in zip(hidden, seen, strict=True)]
-        routed = f"{layer}.mlp.gate.weight" in self.tensors
-        out = []
-        for x in hidden:
-            y = self._norm(f"{layer}.post_attention_layernorm", x)
-            moved = (
-                self._moge(f"{layer}.mlp", y, groups) if routed else self._mlp(f"{layer}.mlp", y)
-            )
-            out.append(x + moved)
-        return out
+        fresh = self.norm(f"{layer}.input_layernorm", x)
+        moved = self._attention(f"{layer}.self_attn", fresh, max_len)
+        for block in ("mlp", "feedforward"):  # V2's name, and Gemma's
+            if f"{layer}.post_{block}_layernorm.weight" in self.tensors:
+                x = x + self.norm(f"{layer}.post_attention_layernorm", moved)
+                fresh = self.norm(f"{layer}.pre_{block}_layernorm", x)
+                moved = self._feed_forward(f"{layer}.mlp", fresh, groups)
+                return x + self.norm(f"{layer}.post_{block}_layernorm", moved)
+        x = x + moved
+        fresh = self.norm(f"{layer}.post_attention_layernorm", x)
+        return x + self._feed_forward(f"{layer}.mlp", fresh, groups)
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        mean = sum(float(v) ** 2 for v in x) / len(x)
-        return x / math.sqrt(mean + self.config["rms_norm_eps"]) * self.tensors[f"{name}.weight"]
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """RMS norm; nothing where the model has no such norm."""
+        if f"{name}.weight" not in self.tensors:
+            return x
+        size = (x.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
+        scaled: Tensor = x / size * (self.norm_offset + self.tensors[f"{name}.weight"])
+        return scaled
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        y = self.tensors[f"{name}.weight"] @ x
-        bias = self.tensors.get(f"{name}.bias")
-        return y if bias is None else y + bias
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return x @ self.tensors[f"{name}.weight"].T + self.tensors.get(f"{name}.bias", 0)
+
+    def _capped(self, field: str, x: Tensor) -> Tensor:
+        cap = self.config.get(field)
+        return x if cap is None else cap * torch.tanh(x / cap)
 
     def _mlp(self, name: str, x: Tensor) -> Tensor:
-        gate = self._linear(f"{name}.gate_proj", x)
-        return self._linear(
-            f"{name}.down_proj", gate * torch.sigmoid(gate) * self._linear(f"{name}.up_proj", x)
-        )
+        gate, up = (self.linear(f"{name}.{side}_proj", x) for side in ("gate", "up"))
+        return self.linear(f"{name}.down_proj", type(self).activation(gate) * up)
 
-    def _moge(self, name: str, x: Tensor, groups: int | None) -> Tensor:
-        scores = (self.tensors[f"{name}.gate.weight"] @ x).tolist()
-        top = max(scores)
-        exps = [math.exp(s - top) for s in scores]
-        total = sum(exps)
+    def _feed_forward(self, name: str, x: Tensor, groups: int | None) -> Tensor:
+        if f"{name}.gate.weight" not in self.tensors:
+            return self._mlp(name, x)
+        grouped = f"{name}.router_scale" in self.tensors
+        choose = self._best_of_groups if grouped else self._best_of_all
+        moved = self._mlp(f"{name}.shared_expert{'' if grouped else 's'}", x)
+        for row, y in zip(x, moved, strict=True):
+            for weight, e in choose(name, row, groups):
+                y += weight * self._mlp(f"{name}.experts.{e}", row)
+        return moved
+
+    def _best_of_groups(self, name: str, x: Tensor, groups: int | None) -> Weighted:
+        """The first of the best of each group, of which the heaviest run."""
+        probs = self.linear(f"{name}.gate", x).softmax(-1).tolist()
         scale = self.tensors[f"{name}.router_scale"].flatten().tolist()
         count = self.config["num_experts_per_tok"]
-        size = len(scores) // count
-        chosen = []
+        size, chosen = len(probs) // count, []
         for g in range(count):
-            best = g * size
-            for e in range(g * size, (g + 1) * size):
-                if exps[e] > exps[best]:
-                    best = e
-            chosen.append((-exps[best] / total * scale[best], g, best))
-        keep = sorted(chosen)[: count if groups is None else groups]
-        y = self._mlp(f"{name}.shared_expert", x)
-        for weight, _, e in keep:
-            y = y - weight * self._mlp(f"{name}.experts.{e}", x)
-        return y
+            best = max(range(g * size, (g + 1) * size), key=lambda e: probs[e])
+            chosen.append((-probs[best] * scale[best], best))
+        return [(-weight, e) for weight, e in sorted(chosen)[: count if groups is None else groups]]
 
-    def _attention(self, name: str, normed: list[Tensor], max_len: int) -> list[Tensor]:
-        heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
-        dim = self.config["head_dim"]
-        rates = self._rates(max_len)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        out = []
-        for t, x in enumerate(normed):
-            q = self._linear(f"{name}.q_proj", x).view(heads, dim)
-            q = torch.stack([_turn(head, t, rates) for head in q])
-            k = self._linear(f"{name}.k_proj", x).view(kv_heads, dim)
-            keys.append(torch.stack([_turn(head, t, rates) for head in k]))
-            values.append(self._linear(f"{name}.v_proj", x).view(kv_heads, dim))
-            mixed = []
-            for h in range(heads):
-                own = h // (heads // kv_heads)
-                scores = torch.stack([q[h] @ past[own] for past in keys]) / math.sqrt(dim)
-                weights = torch.softmax(scores, 0)
-                mixed.append(sum(w * v[own] for w, v in zip(weights, values, strict=True)))
-            out.append(self._linear(f"{name}.o_proj", torch.cat(mixed)))
+    def _best_of_all(self, name: str, x: Tensor, running: int | None) -> Weighted:
+        """By sigmoid scores; a bias counts for the choice alone."""
+        scores = self.linear(f"{name}.gate", x).sigmoid()
+        shifted = scores + self.tensors.get(f"{name}.gate.e_score_correction_bias", 0)
+        order = sorted(range(len(scores)), key=lambda e: -float(shifted[e]))
+        chosen = order[: self.config["num_experts_per_tok"]][:running]
+        total = sum(float(scores[e]) for e in chosen) if self.config["norm_topk_prob"] else 1.0
+        factor = self.config["routed_scaling_factor"]
+        return [(float(scores[e]) / total * factor, e) for e in chosen]
+
+    def _attention(self, name: str, x: Tensor, max_len: int) -> Tensor:
+        c, count = self.config, len(x)
+        heads, kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
+        if "v_channels" in c:
+            dim = c["qk_nope_dim"] + c["qk_rope_dim"]
+            sizes = [heads * dim, kv_heads * dim, kv_heads * c["v_channels"]]
+            sides = torch.split(self.linear(f"{name}.qkv_proj", x), sizes, -1)
+        else:
+            sides = tuple(self.linear(f"{name}.{side}_proj", x) for side in "qkv")
+        q, k, v = (y.view(count, n, -1) for y, n in zip(sides, (heads, kv_heads, kv_heads)))
+        q = self._turned(self.norm(f"{name}.q_norm", q), max_len)
+        k = self._turned(self.norm(f"{name}.k_layernorm", k), max_len)
+        sinks = c.get("param_sink_number", 0)
+        if sinks:  # in front of every text, and never rotated
+            nothing = torch.zeros(sinks, *v.shape[1:], dtype=v.dtype)
+            learned = self.norm(f"{name}.k_layernorm", self.tensors[f"{name}.param_sink_key"])
+            k = torch.cat((learned, k))
+            v = torch.cat((self.tensors.get(f"{name}.param_sink_value", nothing), v))
+        k, v = (y.repeat_interleave(heads // kv_heads, 1) for y in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
+        scores = self._capped("attn_logit_softcapping", scores)
+        later = torch.ones(count, count + sinks).triu(1 + sinks).bool()
+        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+        seen = torch.einsum("hqk,khd->qhd", weights, v).reshape(count, -1)
+        return self.linear(f"{name}.o_proj", seen)
+
+    def _turned(self, x: Tensor, max_len: int) -> Tensor:
+        """[T, heads, dim], each position turned by its angles."""
+        c, dim, out = self.config, x.shape[-1], x.clone()
+        part = c.get("qk_rope_dim") or c.get("partial")
+        layout = c.get("rotary_layout") or ("interleaved-first" if part else "halves-first")
+        width = part or dim
+        first = dim - width if layout == "halves-last" else 0
+        for i, rate in enumerate(self._rates(width, max_len)):
+            a, b = first + i, first + width // 2 + i
+            if layout == "interleaved-first":
+                a, b = 2 * i, 2 * i + 1
+            angle = torch.arange(len(x))[:, None].double() * rate
+            out[..., a] = x[..., a] * angle.cos() - x[..., b] * angle.sin()
+            out[..., b] = x[..., b] * angle.cos() + x[..., a] * angle.sin()
         return out
 
-    def _rates(self, max_len: int) -> list[float]:
-        dim, theta = self.config["head_dim"], self.config["rope_theta"]
-        scaling = self.config.get("rope_scaling") or {}
+    def _rates(self, width: int, max_len: int) -> list[float]:
+        theta, scaling = self.config["rope_theta"], self.config.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         factor = scaling.get("factor", 1.0)
         if kind == "dynamic":
             longest = self.config["max_position_embeddings"]
             grown = factor * max(max_len, longest) / longest - (factor - 1)
-            theta = theta * grown ** (dim / (dim - 2))
-        rates = [1 / theta ** (i / dim) for i in range(0, dim, 2)]
+            theta = theta * grown ** (width / (width - 2))
+        rates = [1 / theta ** (i / width) for i in range(0, width, 2)]
         if kind == "linear":
             return [rate / factor for rate in rates]
-        if kind == "llama3":
-            return [_llama3(rate, scaling) for rate in rates]
-        return rates
+        return [_llama3(rate, scaling) for rate in rates] if kind == "llama3" else rates
 
 
 def _llama3(rate: float, scaling: dict[str, Any]) -> float:
@@ -132,13 +178,3 @@ def _llama3(rate: float, scaling: dict[str, Any]) -> float:
         return rate
     smooth: float = (original / wave - low) / (high - low)
     return (1 - smooth) * rate / factor + smooth * rate
-
-
-def _turn(head: Tensor, position: int, rates: list[float]) -> Tensor:
-    half = len(rates)
-    out = torch.empty_like(head)
-    for i, rate in enumerate(rates):
-        c, s = math.cos(position * rate), math.sin(position * rate)
-        out[i] = head[i] * c - head[i + half] * s
-        out[i + half] = head[i + half] * c + head[i] * s
-    return out

@@ -31,7 +31,6 @@ def request(prompt: str = "", **fields: Any) -> RoutedRequest:
         "mode": "fast",
         "deep": False,
         "prompt_tokens": len(prompt) // 4,
-        "max_tokens": 100,
     }
     return RoutedRequest(prompt=prompt, **values | fields)
 
@@ -53,8 +52,6 @@ def report(at: float, **fields: Any) -> ReplicaReport:
         "waiting": {},
         "deep": 0,
         "pages": 1000,
-        "pages_free": 1000,
-        "tokens_per_step": {},
         "step_seconds": {"fast": 0.05},
         "queue_seconds": 0.0,
         "prompt_rate": 1000.0,
@@ -68,3 +65,8 @@ def chooser_of(ids: Sequence[str], clock: Clock, **settings: Any) -> ReplicaChoo
     chooser = ReplicaChooser(RoutingSettings(seed=1, **settings), clock)
     chooser.set_replicas(ids)
     return chooser
+
+
+def figures_of(n: int) -> dict[str, int]:
+    """Of a replica's `stats`: all of them differ with the number."""
+    return {"running": n, "waiting": n + 1, "pages": 100, "pages_used": n + 2, "tokens": 10 * n}

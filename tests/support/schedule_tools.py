@@ -33,16 +33,11 @@ def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Reque
     return Request(**{**given, **fields})
 
 
-def pages(count: int = 200) -> KVCache:
-    return KVCache(
-        layers=1,
-        kv_heads=1,
-        head_dim=4,
-        pages=count,
-        page_size=4,
-        dtype=torch.float32,
-        device="cpu",
-    )
+def small_cache(pages: int = 200, **fields: Any) -> KVCache:
+    """A cache on the CPU; the fields are those of `KVCache`."""
+    shape: dict[str, Any] = {"layers": 2, "kv_heads": 1, "head_dim": 2, "page_size": 4}
+    place = {"dtype": torch.float32, "device": "cpu"}
+    return KVCache(**{**shape, **place, "pages": pages, **fields})
 
 
 def run(step: Scheduler) -> dict[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Ints, Rows, Segment
+from fastslow.engine.types import Ints, ModelOutput, Rows, Segment
 
 
 def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
@@ -64,3 +64,15 @@ def logits(
         parts.append(model.forward(rows, kv).logits)
         start += size
     return torch.cat(parts)
+
+
+def single_tokens(
+    model: Model, tokens: Sequence[int], only_best: Sequence[int] | Ints
+) -> ModelOutput:
+    """A step of texts of one token each. only_best: of which no logits are wanted."""
+    kv, none = storage(model, len(tokens)), np.empty(0, dtype=np.int64)
+    rows = [
+        Segment([token], [0], [-1], np.array([i]), none, None, [0], 0, bool(only_best[i]))
+        for i, token in enumerate(tokens)
+    ]
+    return model.forward(Rows.of(rows), kv)

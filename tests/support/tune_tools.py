@@ -45,6 +45,5 @@ def sample(part: int, turn: int = 0, **fields: Any) -> Sample:
         "drafted": 0,
         "accepted": 0,
         "forwards": 100,
-        "acceptance": (),
     }
     return Sample(part=part, turn=turn, **{**given, **fields})

@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 from abacus.story import PEOPLE
-from abacus.task import Task, graded, worked
+from abacus.task import Task, worked
 from abacus.tasks import KINDS, draw, held_out
 
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -111,34 +111,6 @@ def test_every_step_is_true_and_the_last_one_is_the_answer() -> None:
             assert value(plan) == int(task.answer)
 
 
-def test_held_out_tasks_keep_the_shares_of_the_mix() -> None:
-    """Though there are few small tasks that differ: another kind has more of the size."""
-    easy = sum(len(task.steps) <= 45 for task in islice(held_out(2), 400)) / 400
-    rng = Random("mix")
-    drawn = sum(len(draw(rng).steps) <= 45 for _ in range(2000)) / 2000
-    assert abs(easy - drawn) < 0.12
-
-
-@pytest.mark.parametrize(
-    ("left", "sign", "right", "steps"),
-    [
-        (4827, "+", 396, "4827+396:7+6+0=13,2+9+1=12,8+3+1=12,4+0+1=5;x=5223\n"),
-        (1003, "-", 998, "1003-998:13-8-0=5,10-9-1=0,10-9-1=0,1-0-1=0;x=5\n"),
-        (
-            48,
-            "*",
-            36,
-            (
-                "48*36\n48*6:8*6+0=48,4*6+4=28;=288\n48*3:8*3+0=24,4*3+2=14;=144\n"
-                "288+1440:8+0+0=8,8+4+0=12,2+4+1=7,0+1+0=1;x=1728\n"
-            ),
-        ),
-    ],
-)
-def test_steps_look_like_this(left: int, sign: str, right: int, steps: str) -> None:
-    assert worked(left, sign, right, "x") == (steps, int(steps.rstrip("\n").rpartition("=")[2]))
-
-
 @pytest.mark.parametrize(("left", "sign", "right"), [(1, "-", 2), (-1, "+", 2), (1, "/", 2)])
 def test_what_has_no_steps_is_refused(left: int, sign: str, right: int) -> None:
     with pytest.raises(ValueError, match=r"negative|sign"):
@@ -157,6 +129,7 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
     assert not tested & {task.prompt for task in drawn if not task.held_out}
 
 
+@pytest.mark.slow
 def test_tasks_come_as_graded_lines() -> None:
     script = Path(__file__).parents[2] / "examples" / "abacus" / "tasks.py"
     command = [sys.executable, str(script), "--count", "20", "--seed", "7"]
@@ -166,12 +139,3 @@ def test_tasks_come_as_graded_lines() -> None:
     ]
     assert set(json.loads(lines[0])) == {"prompt", "answer", "kind", "steps"}
     assert len(KINDS) == 6
-
-
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [("42", True), ("It is 42.", True), ("41 or 42", True), ("42 or 41", False), ("", False),
-     ("420", False), ("-42", False)],
-)  # fmt: skip
-def test_the_last_number_counts(text: str, right: bool) -> None:
-    assert graded(text, "42") is right

@@ -9,7 +9,6 @@ import torch
 from abacus.batches import CLOSE, LENGTH, OPEN, Writer, pack
 from abacus.folder import write_folder
 from abacus.moge import Decoder, Packed, Shape
-from abacus.ranks import Rank
 from abacus.task import Task
 from abacus.trainer import Trainer
 from reference_model import ReferenceModel
@@ -45,12 +44,6 @@ def learnt(tokenizer: Tokenizer, writer: Writer, thinking: bool, cut: float = 1.
 def test_only_the_answer_is_learnt(tokenizer: Tokenizer, writer: Writer) -> None:
     assert learnt(tokenizer, writer, False) == "15[unused10]"
     assert learnt(tokenizer, writer, True) == f"{OPEN}{TASK.steps}{CLOSE}15[unused10]"
-
-
-def test_a_thought_closed_from_outside_is_no_lesson(tokenizer: Tokenizer, writer: Writer) -> None:
-    said = learnt(tokenizer, writer, True, cut=0.5)
-    assert said.startswith(f"{OPEN}7+8:") and said.endswith("15[unused10]")
-    assert CLOSE not in said and "\n" not in said
 
 
 def test_batches_repeat_and_hold_no_test(tokenizer: Tokenizer, writer: Writer) -> None:
@@ -96,7 +89,7 @@ def test_it_is_the_model_that_the_engine_runs(tmp_path: Path, writer: Writer, gr
 
 @torch.no_grad()
 def test_a_split_model_computes_what_the_dense_one_did(writer: Writer) -> None:
-    trainer = Trainer(TINY, writer, 0, 1, Rank(0, 1))
+    trainer = Trainer(TINY, writer, 0, 1)
     sample = writer.sample(TASK, True, TINY.groups)
     batch = Packed(*(part[:, : len(sample.tokens)] for part in pack([sample], 1)))
     before, _ = trainer.model(batch)
@@ -109,22 +102,11 @@ def test_a_split_model_computes_what_the_dense_one_did(writer: Writer) -> None:
     assert changed < 0.2 * (fewer - before).abs().mean()
 
 
-def test_a_resumed_training_goes_on_as_if_nothing_had_been(tmp_path: Path, writer: Writer) -> None:
-    shares = (0.0, 0.1, 0.6, 0.7, 0.8)  # a mixture from the third step on
-    whole = Trainer(TINY, writer, 0, 1, Rank(0, 1))
-    for share in shares:
-        whole._step(share)
-    for stop in (1, 4):
-        half = Trainer(TINY, writer, 0, 1, Rank(0, 1))
-        for share in shares[:stop]:
-            half._step(share)
-        half.keep(tmp_path)
-        other = Trainer(TINY, writer, 0, 1, Rank(0, 1))
-        other.resume(tmp_path)
-        for share in shares[stop:]:
-            other._step(share)
-        assert other.done == whole.done and whole.done.split == 2
-        for name, tensor in whole.model.state_dict().items():
-            assert torch.equal(other.model.state_dict()[name], tensor), name
-        for name, tensor in whole.average.items():
-            assert torch.equal(other.average[name], tensor), name
+def test_training_splits_once_and_repeats(writer: Writer) -> None:
+    one, other = (Trainer(TINY, writer, 0, 1) for _ in range(2))
+    for trainer in (one, other):
+        errors = [trainer._step(share) for share in (0.0, 0.1, 0.6, 0.7)]
+        assert trainer.done.split == 2 and trainer.done.steps == 4 and min(errors) > 0
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], tensor), name
+        assert not torch.equal(one.average[name], tensor) or not tensor.any(), name

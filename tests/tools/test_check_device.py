@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,11 @@ def test_the_cpu_passes(tmp_path: Path) -> None:
     assert code == 0 and f"cpu passed\nreport in {path}" in text, text
     report = json.loads(path.read_text("utf-8"))
     assert report["passed"] and report["complete"] and report["versions"]["torch"]
-    exact, every, speed = report["parts"]
+    exact, every = report["parts"]
     assert set(every["figures"]["apart"]) == set(families_file.FAMILIES)
     assert every["figures"]["replays"] == 0, "the CPU records no steps"
     assert exact["figures"]["answers"] == 2 * 3 * len(drafters(Path("head")))
     assert exact["figures"]["wrong"] == [] and exact["figures"]["accepted"] > 100
-    assert set(speed["figures"]) == {"1", "8", "64"}
 
 
 @pytest.mark.slow
@@ -177,6 +175,7 @@ def test_a_wrong_token_fails(liar: None, tmp_path: Path) -> None:
     assert "wrong: " in found.text() and "next: run it again with --dtype float32" in found.text()
 
 
+@pytest.mark.slow
 def test_a_near_tie_is_counted_and_does_not_fail(
     liar: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,12 +184,6 @@ def test_a_near_tie_is_counted_and_does_not_fail(
     assert found.figures["wrong"] == []
     assert found.figures["near_ties"] == found.figures["answers"] / 2
     assert "parted at a near tie (best logits within 100)" in found.text()
-
-
-def test_the_limits_of_near_ties(tmp_path: Path) -> None:
-    assert plan_for(tmp_path).slack(torch.bfloat16) == 0, "the CPU's kernels promise the same bits"
-    gpu = replace(plan_for(tmp_path), device="cuda")
-    assert gpu.slack(torch.float32) < gpu.slack(torch.float16) < gpu.slack(torch.bfloat16) <= 0.25
 
 
 def _good(plan: CheckPlan) -> Finding:
@@ -238,8 +231,3 @@ def test_ctrl_c_ends_it_with_what_there_is(tmp_path: Path, monkeypatch: pytest.M
 def test_what_cannot_be_checked_is_refused(arguments: list[str], said: str) -> None:
     code, text = check(*arguments)
     assert code == 2 and said in text and "Traceback" not in text
-
-
-def test_a_part_that_holds_carries_no_advice() -> None:
-    assert Finding("speed", True, advice="look there").record()["advice"] == ""
-    assert Finding("speed", False, advice="look there").record()["advice"] == "look there"

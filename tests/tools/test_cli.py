@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense, write_family, write_moge
+from cli_tools import run
 from gguf import GGMLQuantizationType
 from gguf_tools import matrices, write_gguf
 from tokenizers_tiny import write_bpe
@@ -21,7 +22,6 @@ from tokenizers_tiny import write_bpe
 from fastslow.output import Completion, Metrics, Piece
 from fastslow.policies.auto import LinearModeRouter
 from fastslow.tools.cli import screen
-from fastslow.tools.cli.app import main
 from fastslow.tools.cli.screen import StreamedAnswer, figures
 
 pytest_plugins = ("tiny_models",)
@@ -31,13 +31,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 VOCAB = 320
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def test_generate_streams_and_ends_with_figures(
@@ -167,13 +160,6 @@ def test_a_call_on_the_command_line_changes_its_mode(
     ):
         assert run("generate", "Once", *options, *wrong) == 2
         assert said in capsys.readouterr().err
-
-
-def test_inspect_refuses_a_folder_without_a_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("inspect", tmp_path) == 2
-    assert "has no config.json" in capsys.readouterr().err
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,20 +155,6 @@ def test_turns_that_the_memory_does_not_hold_are_dropped(
     assert "the oldest question and answer is" in capsys.readouterr().err
 
 
-def test_a_refused_question_leaves_the_history_alone() -> None:
-    engine = Engine("one", "two")
-    real = engine.stream
-
-    def refusing(turns: Any, **call: Any) -> Any:
-        if turns[-1]["content"] == "bad":
-            raise ValueError("no")
-        return real(turns, **call)
-
-    engine.stream = refusing  # type: ignore[method-assign]
-    talk(engine, ["first", "bad", "second"])
-    assert [turn["content"] for turn in engine.asked[1]] == ["first", "one", "second"]
-
-
 def _cut_at(engine: Engine, *cut: int) -> None:
     """The answers of these numbers end at the context's limit, without a text."""
     real, count = engine.stream, iter(range(9))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,24 +13,16 @@ from typing import Any
 import pytest
 from chat_templates import TEMPLATES, write_marked
 from checkpoints import write_moge
-from head_tools import tiny_weights, write_head
-from tokenizers_tiny import write_bpe
+from cli_tools import run
 
 from fastslow.request.handle import RequestHandle
-from fastslow.tools.cli.answering.answer_options import GenerateCommand
+from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.cli.answering.prompt_file import PromptFile
-from fastslow.tools.cli.app import main
 
 pytest_plugins = ("tiny_models",)
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
 
 
 def generate(*arguments: object) -> int:
@@ -168,26 +159,6 @@ def test_a_request_that_fails_does_not_take_the_others_along(
     assert second["text"] == "5223" and "error" not in second
 
 
-@pytest.mark.slow
-def test_ctrl_c_keeps_the_answers_that_are_there(endless: Path, tmp_path: Path) -> None:
-    long = {"prompt": "Go on", "sampling": {"max_tokens": 60000}}
-    path = write_lines(tmp_path / "p.jsonl", {"prompt": "Hi", "sampling": {"max_tokens": 2}}, long)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastslow", "generate", "--raw", "--file", str(path)]
-        + ["--model", str(endless), "--drafter", "off"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
-    assert (first["index"], first["tokens"]) == (0, 2)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert rest == b"" and b"Traceback" not in errors
-
-
 def test_variables_of_the_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vocab = write_marked(tmp_path, TEMPLATES["qwen3"], ())
     write_moge(tmp_path, vocab=vocab, num_hidden_layers=1, hidden_size=32)
@@ -239,28 +210,6 @@ def test_tuned_settings_a_corpus_and_a_drafter(
     assert drafted["tuned"]["drafter"] == "suffix" and drafted["named"]["drafter"] == "ngram"
     assert drafted["off"]["drafted"] == 0
     assert drafted["corpus"]["accepted"] > drafted["tuned"]["accepted"]
-
-
-def test_a_head_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_bpe(tmp_path, None, 320)
-    write_moge(tmp_path, vocab=320)
-    head = write_head(tmp_path / "mine.safetensors", *tiny_weights(tmp_path))
-    options = ("--model", tmp_path, "--raw", "--max-tokens", 6)
-    assert run("generate", "Hello", *options, "--drafter", "head") == 2
-    assert "needs head=PATH" in capsys.readouterr().err
-    assert run("generate", "Hello", *options, "--drafter", "head", "--head", head) == 0
-    assert "drafter head" in capsys.readouterr().err
-
-
-def test_chat_takes_them_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tuned = tmp_path / "tuned.json"
-    tuned.write_text(json.dumps({"version": 1, "speculation": {"drafter": "ngram", "nodes": 3}}))
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{ASKED}\n"))
-    assert run("chat", *ABACUS, "--speculation", tuned, "--no-thinking") == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n" and "drafter ngram" in streams.err
 
 
 # What is refused
@@ -330,7 +279,6 @@ def test_a_closed_standard_input_is_one_sentence(command: tuple[str, ...]) -> No
             "text 'none.txt' cannot be read",
         ),
         (("corpus", "info", "none.safetensors"), "none.safetensors cannot be read"),
-        (("inspect", "abacus", "--routing", "none.jsonl"), "'none.jsonl' cannot be read"),
     ],
 )
 def test_a_file_that_is_not_there_is_named(
@@ -427,7 +375,7 @@ def test_ctrl_c_keeps_finished_answers_behind_an_unfinished_one(tmp_path: Path) 
     left = iter(handles)
     llm: Any = type("Engine", (), {"submit": lambda *_, **__: next(left)})()
     path = write_lines(tmp_path / "p.txt", *"abcd")
-    answers = PromptFile(path, GenerateCommand(), raw=False)._run(llm, [("a", {})] * 4)
+    answers = PromptFile(path, AnswerOptions(), raw=False)._run(llm, [("a", {})] * 4)
     shown = []
     with pytest.raises(KeyboardInterrupt):
         for index, _ in answers:

@@ -14,11 +14,9 @@ from safetensors.torch import load_file
 from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.models.dense import Dense
-from fastslow.models.moge import write_moge
-from fastslow.models.recipe import ExpertLayout, Recipe
-from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
-from fastslow.tools.convert.convert import calibration_texts, convert
-from fastslow.tools.convert.options import ConvertOptions
+from fastslow.models.recipe import ExpertLayout
+from fastslow.tools.convert import NeuronSplit, calibrate, calibration_texts, convert
+from fastslow.tools.job_options import ConvertOptions
 
 GROUPS, EXPERTS, SHARED, WIDTH = 4, 4, 56, 8  # the defaults for 96 inner neurons
 QUICK = ConvertOptions(groups=GROUPS, experts=EXPERTS, tokens=300, fast=1)
@@ -122,13 +120,6 @@ def test_texts_are_up_to_half_of_what_is_read(folder: Path, tmp_path: Path) -> N
     assert texts == list(calibration_texts(folder, options)), "the seed says what is drawn"
 
 
-def test_writing_a_model_prints_nothing_to_standard_output(
-    folder: Path, layout: ExpertLayout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_moge(folder, Recipe.untrained(layout), tmp_path / "moge")
-    assert capsys.readouterr().out == ""
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -160,7 +151,3 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ValueError, match="new or empty"):
         convert(tmp_path / "mlp_bias", tmp_path / "full")
-
-
-def test_the_default_split_of_a_known_size() -> None:
-    assert NeuronSplit.of(1536, 8, 8, None, None) == NeuronSplit(8, 8, 896, 64)

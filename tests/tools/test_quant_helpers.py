@@ -1,4 +1,4 @@
-"""What stands beside a W8A8 model: heads, routers that are looked at, the architecture with extras."""
+"""What stands beside a W8A8 model: heads, the architecture with extras."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.mtp import has_mtp_layer
 from fastslow.engine.backends.loader import load_model
-from fastslow.tools.routing import load_decoder, router_scores
 
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
 PROMPTS = [[5, 6, 7, 5, 6], [9], [3, 4, 5, 6, 7, 8, 9, 10, 11]]
@@ -86,8 +85,3 @@ def test_a_head_drafts_for_a_quantised_target(w8a8: Path, tmp_path: Path) -> Non
         asked = Speculation(drafter="head", head=str(head), nodes=3)
         outs = llm.generate(PROMPTS, PARAMS, speculation=asked)
         assert [o.token_ids for o in outs] == said and sum(o.metrics.drafted for o in outs) > 0
-
-
-def test_routers_of_a_quantised_model_are_looked_at(w8a8: Path) -> None:
-    scores = next(router_scores(load_decoder(w8a8, progress=False), [([3, 4, 5], 3)]))
-    assert scores.logits.shape == (3, 3, 16) and scores.logits.isfinite().all()

@@ -20,9 +20,9 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
 from fastslow.engine.model.tensors import parameters
 from fastslow.tools.cli.app import main
+from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.quantize.calibration import balanced_texts, prompts_of
 from fastslow.tools.quantize.comparison import compare
-from fastslow.tools.quantize.options import QuantizeOptions
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.quantize import int8_embedding, planned, quantize
 from fastslow.tools.quantize.quantize_layer import (

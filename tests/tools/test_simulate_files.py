@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_figures import PUBLISHED
 
-from fastslow.tools.plan.published import ROWS as PUBLISHED
+from fastslow.tools.plan.device import find_device
+from fastslow.tools.plan.published import config_of, precision_of
+from fastslow.tools.plan.replica_costs import planned_costs
+from fastslow.tools.plan.step import CARDS, ForwardWork, Setting
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, compare, measured_times
-from fastslow.tools.simulate.planned import planned_costs
 from fastslow.tools.simulate.server_log import read_log
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 from fastslow.tools.simulate.trace import TracedRequest, read_trace, write_trace
@@ -29,12 +32,9 @@ WHOLE = TracedRequest(
     latency_ms=150.0,
     tokens_per_step=1.5,
     rows_per_step=3.0,
-    priority=-2,
-    memory_key="key",
     first_seconds=0.1,
     end_seconds=0.9,
     cached_tokens=96,
-    replica="r1",
 )
 SHORT: dict[str, Any] = {
     "arrival": 0.5,
@@ -60,13 +60,9 @@ LINE = {"arrival": 0, "mode": "fast", "prompt_tokens": 10, "answer_tokens": 5}
     [
         ("{", "line 2: no JSON"),
         ("[]", r"line 2: a line is an object, not \[\]"),
-        ("[" * 100_000, "line 2: no JSON"),
         ({"mod": "fast"}, "line 2: field 'mod' is unknown.*mode"),
         ({"arrival": -1}, "line 2: arrival=-1 must be greater than or equal to 0"),
-        ({"arrival": 1e308}, "line 2: arrival=1e\\+308 must be less than or equal to"),
-        ({"arrival": float("nan")}, "line 2: arrival=nan must be a finite number"),
         ({"prompt_tokens": 1.5}, "line 2: prompt_tokens=1.5 must be a valid integer"),
-        ({"mode": ""}, "line 2: mode='' must have at least 1 character"),
         ({"mode": "all"}, "line 2: mode='all' names the figures of all modes"),
         ({"prefix": [["a"]]}, r"line 2: field 'prefix\[0\]\[1\]' is missing"),
         ({"prefix": [["a", 11]]}, "line 2: prefix has 11 tokens, more than prompt_tokens=10"),
@@ -86,9 +82,6 @@ def test_files_that_are_no_traces(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="empty.jsonl has no request"):
         read_trace(tmp_path / "empty.jsonl")
-    (tmp_path / "missing.jsonl").write_text('{"arrival": 0}\n')
-    with pytest.raises(ValueError, match="line 1: field 'mode' is missing"):
-        read_trace(tmp_path / "missing.jsonl")
     (tmp_path / "twice.jsonl").write_text(2 * (json.dumps(LINE | {"id": "x"}) + "\n"))
     with pytest.raises(ValueError, match="id='x' names two requests"):
         read_trace(tmp_path / "twice.jsonl")
@@ -125,10 +118,7 @@ def test_a_made_trace_is_as_it_was_asked_for() -> None:
     ("more", "words"),
     [
         ({"rate": -1}, "rate=-1 must be greater"),
-        ({"turns": 1e308}, "turns=1e.308 must be less"),
-        ({"latency_ms": float("nan")}, "latency_ms=nan must be a finite number"),
         ({"rate": 1e-6}, "rate=1e-06 must be at least 2e-05: 2000 requests"),
-        ({"rate": 1000, "think_seconds": 1e6}, "think_seconds=1e.06 must be at most"),
     ],
 )
 def test_a_recipe_that_does_not_fit(more: dict[str, Any], words: str) -> None:
@@ -158,24 +148,19 @@ def test_a_step_of_one_kind_is_its_curve_and_of_several_lies_between() -> None:
     assert both == pytest.approx(0.22 + 0.02) and 0.13 < both < 0.26
     assert costs.step({"fast": 2, "deep": 2}, {}) == both
     assert costs.step({"deep": 20}, {}) == pytest.approx(0.38 + 10 * 0.02)
-    assert costs.most_rows({"fast": 1.0, "deep": 1.0}, 0.27) == 4
-    assert costs.most_rows({"deep": 1.0}, 0.1) == 0
+    assert costs.most_rows({"fast", "deep"}, 0.27) == 4 and costs.most_rows({"deep"}, 0.1) == 0
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ("[]", "must hold a JSON object"),
-        ({"modes": {}}, "modes={} must have at least 1"),
-        ({"modes": {"fast": 7}}, "modes.fast=7 must be"),
         (
             {"modes": {"fast": {"rows": [1], "seconds": [0]}}},
             r"fast.seconds\[0\]=0 must be greater",
         ),
         ({"modes": {"fast": {"rows": [2], "seconds": [1]}}}, "rows must ascend from 1"),
         ({"modes": {"fast": {"rows": [1, 2], "seconds": [1]}}}, "seconds has 1 numbers for 2 rows"),
-        ({"modes": {"fast": {"rows": [1]}}}, "field 'modes.fast.seconds' is missing"),
-        ({"pages": "many"}, "pages='many' must be a valid integer"),
         ({"prompt_rows": 2}, "prompt_rows=2 must be at least max_running=64"),
         ({"slowdown": [0.9]}, r"slowdown\[0\]=0.9 must be greater than or equal to 1"),
         ({"page": 1}, "field 'page' is unknown.*pages"),
@@ -191,8 +176,14 @@ def test_costs_that_do_not_fit(change: str | dict[str, Any], words: str, tmp_pat
         read_costs(tmp_path / "c.json")
 
 
+def on_a2(cards: int) -> Setting:
+    model = "openpangu-pro-moe-72b"
+    work, precision = ForwardWork.of(config_of(model)), precision_of(model, "w8a8", "bf16")
+    return Setting(work, find_device("800i-a2"), cards, precision, CARDS)
+
+
 def test_planned_costs_are_the_planners() -> None:
-    costs = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4, max_running=512)
+    costs = planned_costs(on_a2(4), "planned")
     small, large, prefill = PUBLISHED[0], PUBLISHED[1], PUBLISHED[2]
     for row in (small, large):
         step = costs.step({"deep": row.batch}, {}) + costs.context_seconds * row.batch * 2048
@@ -201,11 +192,8 @@ def test_planned_costs_are_the_planners() -> None:
     assert 4000 * one == pytest.approx(prefill.milliseconds, rel=0.25)
     assert costs.step({"fast": 64}, {}) < costs.step({"deep": 64}, {})
     assert 900_000 < costs.pages * costs.page_tokens < 1_000_000
-    drafted = planned_costs("openpangu-pro-moe-72b", "800i-a2", 4, nodes=1)
-    assert drafted.modes["deep"].tokens_per_step == pytest.approx(1.7)
-    assert drafted.step({"deep": 64}, {}) > costs.step({"deep": 64}, {})
-    with pytest.raises(ValueError, match="cards=1: .* does not fit into 1 x 800i-a2"):
-        planned_costs("openpangu-pro-moe-72b", "800i-a2", 1)
+    with pytest.raises(ValueError, match="cards=1: the weights do not fit into 1 x 800i-a2"):
+        planned_costs(on_a2(1))
 
 
 # A server's log
@@ -258,12 +246,13 @@ def test_logged_texts_show_what_is_shared(tmp_path: Path) -> None:
     assert three.prefix == () and all(tokens == 32 for _, tokens in one.prefix)
 
 
-def test_a_log_without_requests(tmp_path: Path) -> None:
+def test_a_log_without_requests_or_with_a_wrong_one(tmp_path: Path) -> None:
+    for wrong in ({"answers": 5}, {"seconds": 1e308}, {"time": 7}, {"tokens_per_step": None}):
+        (tmp_path / "serve.log").write_text(logged(1, **wrong))
+        with pytest.raises(ValueError, match="line 1: not a server's line"):
+            read_log(tmp_path / "serve.log")
     (tmp_path / "serve.log").write_text('{"message": "ready"}\n')
     with pytest.raises(ValueError, match="has no answered request: .*--log-format json"):
-        read_log(tmp_path / "serve.log")
-    (tmp_path / "serve.log").write_text("2026-11-26 ready\n")
-    with pytest.raises(ValueError, match="line 1: no JSON"):
         read_log(tmp_path / "serve.log")
 
 

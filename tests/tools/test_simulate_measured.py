@@ -6,14 +6,14 @@ import itertools
 import multiprocessing
 import signal
 import time
-from contextlib import suppress
+from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import pytest
 import torch
 
-from fastslow.tools.simulate import neighbours
+from fastslow.tools.simulate import measured
 from fastslow.tools.simulate.measured import (
     StepMeter,
     measured_costs,
@@ -101,6 +101,9 @@ class Beside:
     def __init__(self) -> None:
         self.running = 0
 
+    def __len__(self) -> int:
+        return 3
+
     def run_only(self, count: int) -> None:
         self.running = count
 
@@ -116,7 +119,7 @@ def test_the_slowdown_of_a_machine_whose_speed_changes(
         return (1.0, 1.5, 1.4, 2.0)[beside.running] * drift ** next(times)
 
     monkeypatch.setattr(StepMeter, "probe", probe)
-    found = measured_slowdown(engine(), "fast", beside, 3)  # type: ignore[arg-type]
+    found = measured_slowdown(engine(), "fast", beside)  # type: ignore[arg-type]
     assert found == pytest.approx((1.5, 1.5, 2.0), rel=0.005)
     assert found[0] <= found[1] <= found[2] and beside.running == 0
 
@@ -133,143 +136,87 @@ def test_the_slowdown_of_a_machine_whose_speed_changes(
     ],
 )
 def test_other_programs_take_their_part_of_the_cores(
-    slowdown: tuple[float, ...], share: float, cores: float, found: tuple[float, ...]
+    slowdown: tuple[float, ...],
+    share: float,
+    cores: float,
+    found: tuple[float, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert shared_slowdown(slowdown, share, cores) == pytest.approx(found)
+    monkeypatch.setattr(measured, "cores", lambda: cores)
+    assert shared_slowdown(slowdown, share, 1) == pytest.approx(found)
 
 
 # Other engines
 
-answer: Any = neighbours._answer
+
+def beside(*given: Any) -> None:
+    """Loaded, and does at once what it is asked."""
+    place, wanted, states = given[3], given[5], given[6]
+    while True:
+        states[place] = measured.RUNS if place < wanted.value else measured.RESTS
+        time.sleep(0.001)
 
 
-class Pipe:
-    """To its parent: what that says at each look, None = nothing; then it is gone."""
-
-    def __init__(self, *heard: bool | None) -> None:
-        self.heard = list(heard)
-        self.said = 0
-
-    def poll(self, seconds: float | None) -> bool:
-        assert seconds in (0.0, None)
-        if self.heard and self.heard[0] is None:
-            self.heard.pop(0)
-            assert seconds == 0.0, "nobody would wake it"
-            return False
-        return True
-
-    def recv(self) -> bool | None:
-        if not self.heard:
-            raise EOFError
-        return self.heard.pop(0)
-
-    def send(self, value: bool) -> None:
-        self.said += value
-
-
-class Engine:
-    """Counts what it is asked."""
-
-    asked: ClassVar[list[list[list[int]]]] = []
-    model = SimpleNamespace(config=SimpleNamespace(vocab_size=50))
-
-    def __init__(self, model: str, max_model_len: int) -> None:
-        self.max_model_len = max_model_len
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def generate(self, prompts: list[list[int]], *args: Any, **more: Any) -> None:
-        self.asked.append(prompts)
-
-
-def test_they_end_with_their_parent_and_ctrl_c_is_not_for_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A process that is killed cannot end its children, and these would compute for ever."""
-    handled: list[tuple[int, Any]] = []
-    threads: list[int] = []
-    monkeypatch.setattr(Engine, "asked", [])
-    monkeypatch.setattr(neighbours, "LLM", Engine)
-    monkeypatch.setattr(signal, "signal", lambda *given: handled.append(given))
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    pipe = Pipe(True, None, None)
-    answer("model", {"max_model_len": 40}, "fast", 3, pipe)
-    assert threads == [3] and len(Engine.asked) == 4 and pipe.said == 2
-    assert {len(prompt) for prompts in Engine.asked for prompt in prompts} == {
-        40 - neighbours.ANSWER
-    }
-    assert handled == [(signal.SIGINT, signal.SIG_IGN)]
-
-
-def test_they_rest_when_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "asked", [])
-    monkeypatch.setattr(neighbours, "LLM", Engine)
-    monkeypatch.setattr(signal, "signal", lambda *given: None)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    pipe = Pipe(False, True, None, False)
-    answer("model", {"max_model_len": 40}, "fast", 1, pipe)
-    assert len(Engine.asked) == 3 and pipe.said == 4  # once loaded, and once for each word
+def deaf(*given: Any) -> None:
+    given[6][given[3]] = measured.RESTS
+    time.sleep(60)
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, target: Any) -> None:
     """Processes that do something else than to answer."""
-    monkeypatch.setattr(neighbours, "_answer", target)
+    monkeypatch.setattr(measured, "_run_beside", target)
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
 
 
-def echo(*given: Any) -> None:
-    """Loaded, and does at once what it is asked."""
-    pipe = given[-1]
-    pipe.send(True)
-    with suppress(EOFError):
-        while True:
-            pipe.recv()
-            pipe.send(True)
-
-
-def deaf(*given: Any) -> None:
-    given[-1].send(True)
-    time.sleep(60)
-
-
 def test_one_that_ends_or_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, echo)
-    with neighbours.neighbours(2, "model", {}, "fast") as others:
+    fake(monkeypatch, beside)
+    with measured.neighbours(2, "model", {}, "fast") as others:
         for count in (0, 2, 1):
             others.run_only(count)
-        child = multiprocessing.active_children()[0]
-        child.kill()
-        child.join()
+        others.processes[0].kill()
+        others.processes[0].join()
         with pytest.raises(RuntimeError, match="has ended"):
             others.run_only(1)
     assert not multiprocessing.active_children()
     fake(monkeypatch, deaf)
-    monkeypatch.setattr(neighbours, "REST", 0.05)
     hangs = pytest.raises(RuntimeError, match="has ended, or hangs")
-    with neighbours.neighbours(1, "model", {}, "fast") as others, hangs:
-        others.run_only(0)
-    assert not multiprocessing.active_children()
-
-
-def test_one_that_does_not_load_its_model_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with measured.neighbours(1, "model", {}, "fast") as others, hangs:
+        others.run_only(1, 0.05)
     fake(monkeypatch, lambda *given: None)
-    not_loaded = pytest.raises(RuntimeError, match="did not load the model")
-    with not_loaded, neighbours.neighbours(1, "no-such-model", {}, "fast"):
+    ended = pytest.raises(RuntimeError, match="has ended")
+    with ended, measured.neighbours(1, "no-such-model", {}, "fast"):
         pass
     assert not multiprocessing.active_children()
 
 
+def test_they_rest_when_they_are_asked_to_and_end_with_their_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that is killed cannot end its children, and these would compute for ever."""
+    asked: list[Any] = []
+    alive = iter([True, True, True, False])
+    wanted, states, handled = SimpleNamespace(value=1), [measured.LOADING], []
+
+    def answer(llm: Any, mode: str, prompts: Any, tokens: int) -> None:
+        asked.append((len(prompts[0]), states[0], wanted.value))
+        wanted.value = 0  # from the second look on
+
+    known = SimpleNamespace(model=engine().model, max_model_len=40)
+    monkeypatch.setattr(measured, "LLM", lambda model, **options: nullcontext(known))
+    monkeypatch.setattr(measured, "_answer", answer)
+    monkeypatch.setattr(signal, "signal", lambda *given: handled.append(given))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    parent = SimpleNamespace(is_alive=lambda: next(alive))
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    run_beside: Any = measured._run_beside
+    run_beside("model", {}, "fast", 0, 1, wanted, states)
+    assert asked == [(40 - measured.STEPS, measured.LOADING, 1)] and states == [measured.RESTS]
+    assert handled == [(signal.SIGINT, signal.SIG_IGN)]  # Ctrl-C is for the parent
+
+
 def test_more_than_the_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "free_memory", lambda device: 1 << 20)
-    with (
-        pytest.raises(
-            ValueError, match=r"beside=64: .* need some [1-9].* GiB, and 0.0 GiB are free"
-        ),
-        neighbours.neighbours(64, "model", {}, "fast"),
-    ):
+    monkeypatch.setattr(measured, "free_memory", lambda device: 1 << 20)
+    said = r"beside=64: .* need some [1-9].* GiB, and 0.0 GiB are free"
+    with pytest.raises(ValueError, match=said), measured.neighbours(64, "model", {}, "fast"):
         pass

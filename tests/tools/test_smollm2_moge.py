@@ -1,7 +1,8 @@
-"""The example that made smollm2-moge: a student that equals its written model, its training, its regrouping."""
+"""The example that made smollm2-moge: a student that equals its written model, its training."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,22 +11,19 @@ import torch
 import torch.nn.functional as F
 from checkpoints import write_dense
 from safetensors.torch import load_file
-from smollm2_moge.distill import Distiller, Schedule, saved_layout
-from smollm2_moge.regroup import regroup
-from smollm2_moge.student import Divergence, Student, recipe_of, run_mask
+from smollm2_moge.distill import Distiller, Schedule, divergence
+from smollm2_moge.student import Student, recipe_of, run_mask
 from smollm2_moge.teacher import Teacher, attend, rotary
-from smollm2_moge.texts import TextWriter
 from tokenizers_tiny import write_bpe
 from train_smollm2_moge import train
 
-from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow import LLM
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import ExpertLayout, Recipe
-from fastslow.tools.convert.calibrate import NeuronSplit, calibrate
-from fastslow.tools.convert.options import ConvertOptions
-from fastslow.tools.training_state import read_state
+from fastslow.tools.convert import NeuronSplit, calibrate
+from fastslow.tools.job_options import ConvertOptions
 
-QUICK = Schedule(row=24, rows=2, batch=4, written=200, rate=1e-2, warm_up=1)
+QUICK = Schedule(row=24, rows=2, rate=1e-2, warm_up=1)
 EXPERTS = 4
 
 
@@ -91,7 +89,7 @@ def plain_hidden(dense: Teacher, out: Path, tokens: torch.Tensor, groups: int) -
         base = f"model.layers.{n}"
         y = norm(x, f"{base}.input_layernorm")
         weights = [tensors[f"{base}.self_attn.{name}_proj.weight"] for name in "qkvo"]
-        mixed = attend(config, [y @ w.T for w in weights[:3]], cos, sin, n, None)
+        mixed = attend(config, [y @ w.T for w in weights[:3]], cos, sin)
         x = x + mixed @ weights[3].T
         y = norm(x, f"{base}.post_attention_layernorm")
         x = x + plain_moge(y[0], tensors, f"{base}.mlp", groups)
@@ -130,54 +128,33 @@ def test_lower_groups_win_ties() -> None:
     ]  # fmt: skip
 
 
-def test_the_hand_written_gradient_equals_autograd() -> None:
+def test_distillation_brings_the_student_closer(dense: Teacher) -> None:
     torch.manual_seed(0)
-    ours, theirs, head = torch.randn(9, 6).requires_grad_(), torch.randn(9, 6), torch.randn(30, 6)
-    loss = Divergence.apply(ours, theirs, head, 4)  # type: ignore[no-untyped-call]
-    (gradient,) = torch.autograd.grad(loss, ours)
-    log_q = torch.log_softmax(ours @ head.T, -1)
-    log_p = torch.log_softmax(theirs @ head.T, -1)
-    plain = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    torch.testing.assert_close(loss, plain)
-    torch.testing.assert_close(gradient, torch.autograd.grad(plain, ours)[0])
+    text = torch.randint(0, dense.config.vocab_size, (QUICK.row + 1,))
+    student = Student(dense, layout_of(dense), rank=4)
+    trainer, tokens = Distiller(student, text, QUICK), text[None, : QUICK.row]
+
+    @torch.no_grad()
+    def loss() -> float:
+        ours = student(tokens, torch.full_like(tokens, 4))
+        return float(divergence(ours @ dense.head.T, dense.hidden(tokens) @ dense.head.T))
+
+    before = loss()
+    for _ in range(40):
+        trainer.step()
+    assert loss() < 0.6 * before
+    same = torch.randn(3, 4, 7)
+    assert float(divergence(same, same)) == pytest.approx(0.0, abs=1e-6)
+    p, q = (torch.tensor([[[a, 1 - a]]]).log() for a in (0.25, 0.5))
+    assert float(divergence(q, p)) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
 
 @pytest.mark.slow
-def test_distillation_brings_the_student_closer_and_resumes(dense: Teacher, tmp_path: Path) -> None:
-    layout = layout_of(dense)
-    writer = TextWriter(dense, load_tokenizer(dense.folder))
-    student, saved = Student(dense, layout, rank=4), tmp_path / "run.safetensors"
-    plan = replace(QUICK, minutes=1.0, visits=40)
-    trainer = Distiller(student, plan, None, writer, saved)
-    trainer.pool.add(*writer.rows(4, plan.row))
-    losses = [trainer.step() for _ in range(24)]
-    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
-    trainer.save(saved)
-    again = Distiller(Student(dense, saved_layout(saved), rank=4), plan, None, writer, saved)
-    assert (again.steps, again.tokens) == (24, 24 * 48)
-    for old, new in zip(student.parameters(), again.student.parameters(), strict=True):
-        assert torch.equal(old, new)
-    assert again.step() < sum(losses[:6]) / 6
-
-
-@pytest.mark.slow
-def test_a_run_distils_until_its_minutes_are_over(
-    folder: Path, dense: Teacher, tmp_path: Path
-) -> None:
-    options, run = ConvertOptions(groups=4, experts=4), tmp_path / "run"
-    plan = replace(QUICK, minutes=0.02)
-    train(folder, tmp_path / "moge", options, plan, checkpoint=run, calibration_rows=4)
-    seconds, steps, _ = read_state(run)["done"]
-    assert seconds >= 1.2 and steps > 0
-    recipe, plan = tmp_path / "recipe", replace(QUICK, minutes=0.03)
-    train(folder, tmp_path / "more", options, plan, checkpoint=run, recipe_file=recipe)
-    assert read_state(run)["done"][1] > steps
-    Recipe.load(recipe).check(dense.config)
-
-
-def test_written_hidden_states_are_the_teachers(dense: Teacher) -> None:
-    tokens, hidden = TextWriter(dense, load_tokenizer(dense.folder), seed=3).rows(3, 30)
-    torch.testing.assert_close(hidden, dense.hidden(tokens), rtol=1e-3, atol=1e-3)
+def test_a_model_is_made(folder: Path, tmp_path: Path) -> None:
+    options = ConvertOptions(groups=4, experts=4, tokens=300)
+    out = train(folder, tmp_path / "moge", options, replace(QUICK, minutes=0.02))
+    with LLM(out, progress=False) as llm:
+        assert llm.generate([[1, 2, 3]], mode="fast")[0].token_ids
 
 
 def test_recipe_survives_saving(dense: Teacher, tmp_path: Path) -> None:
@@ -213,67 +190,7 @@ def test_broken_recipes_are_refused(folder: Path, dense: Teacher, tmp_path: Path
     assert not (tmp_path / "moge").exists()
 
 
-# Regrouping
-
-LAYERS, GROUPS, PER_GROUP, POOL, WIDTH, SHARED, HIDDEN, RANK = 2, 2, 4, 6, 4, 8, 16, 3
-INNER = SHARED + GROUPS * POOL
-
-
-def grouped_recipe() -> Recipe:
-    source = torch.Generator().manual_seed(0)
-    order = torch.stack([torch.randperm(INNER, generator=source) for _ in range(LAYERS)])
-    picks = torch.rand(LAYERS, GROUPS, PER_GROUP, POOL, generator=source).topk(WIDTH, -1).indices
-    layout = ExpertLayout(
-        shared=order[:, :SHARED].sort(dim=1).values,
-        pools=order[:, SHARED:].view(LAYERS, GROUPS, POOL),
-        experts=picks.sort(-1).values,
-        router=torch.randn(LAYERS, GROUPS * PER_GROUP, HIDDEN, generator=source),
-        scale=torch.ones(LAYERS, GROUPS * PER_GROUP),
-    )
-    deltas = {}
-    for layer in range(LAYERS):
-        for name, rows, columns in (
-            ("q", HIDDEN, HIDDEN),
-            ("gate", INNER, HIDDEN),
-            ("up", INNER, HIDDEN),
-            ("down", HIDDEN, INNER),
-        ):
-            a = torch.randn(RANK, columns, generator=source)
-            deltas[f"{layer}_{name}"] = (a, torch.randn(rows, RANK, generator=source))
-    return Recipe(layout, deltas, {})
-
-
-def by_neuron(recipe: Recipe, layer: int, name: str) -> torch.Tensor:
-    """A delta of the FFN as a matrix whose neurons are in the dense model's order."""
-    a, b = recipe.deltas[f"{layer}_{name}"]
-    full = b @ a
-    back = recipe.layout.order(layer).argsort()
-    return full[:, back] if name == "down" else full[back]
-
-
-@pytest.mark.parametrize(("moved", "width"), [(0, 4), (1, 4), (2, 3), (4, 1)])
-def test_neurons_move_and_their_deltas_with_them(moved: int, width: int) -> None:
-    before = grouped_recipe()
-    after = regroup(before, moved, width)
-    after.layout.check(INNER)
-    assert after.layout.shared.shape == (LAYERS, SHARED + GROUPS * moved)
-    assert after.layout.experts.shape == (LAYERS, GROUPS, PER_GROUP, width)
-    assert after.layout.pools.equal(before.layout.pools[..., moved:])
-    for layer in range(LAYERS):
-        for name in ("gate", "up", "down"):
-            torch.testing.assert_close(
-                by_neuron(after, layer, name), by_neuron(before, layer, name), rtol=0, atol=0
-            )
-        assert after.deltas[f"{layer}_q"] is before.deltas[f"{layer}_q"]
-
-
-@pytest.mark.parametrize(("moved", "width"), [(-1, 2), (3, 4), (6, 0), (0, 0)])
-def test_what_does_not_fit_is_refused(moved: int, width: int) -> None:
-    with pytest.raises(ValueError, match=f"moved={moved} and width={width} must fit a pool of 6"):
-        regroup(grouped_recipe(), moved, width)
-
-
-def test_the_shipped_recipe_is_regrouped() -> None:
+def test_the_shipped_recipe() -> None:
     path = Path(__file__).parents[2] / "fastslow/models/data/smollm2_moge.safetensors"
     assert path.stat().st_size < 16 * 2**20
     layout = Recipe.load(path).layout

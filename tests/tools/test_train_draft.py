@@ -21,12 +21,12 @@ from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.cli.app import main
+from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head import trainer as trainer_module
-from fastslow.tools.train_head.answers import AnswerStore, TrainText
-from fastslow.tools.train_head.batches import STRETCH, Shown, batches
-from fastslow.tools.train_head.config import TrainConfig
+from fastslow.tools.train_head.answers import TrainText
+from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
-from fastslow.tools.train_head.train import TrainPlan, default_layers, head_quality, train_head
+from fastslow.tools.train_head.train import TrainPlan, head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured
 from fastslow.tools.training_state import read_state
 
@@ -96,6 +96,7 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     assert sum(r.spec_stats.accepted for r in requests) > 0.2 * drafted
 
 
+@pytest.mark.slow
 def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:
     first = plan(target, tmp_path / "one")
     train_head(first, bench.model, asked(bench), prompts(40))
@@ -134,14 +135,6 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
     other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, other.train_config)
     with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
         train_head(other, bench.model, refuse, prompts(30))
-
-
-def test_answers_do_not_depend_on_where_they_were_resumed(bench: Bench, tmp_path: Path) -> None:
-    whole, parts = AnswerStore(tmp_path / "whole"), AnswerStore(tmp_path / "parts")
-    whole.write(prompts(20), asked(bench), tokens=8, chunk=20, greedy=0.5)
-    for count in (5, 12, 20):
-        parts.write(prompts(count), asked(bench), tokens=8, chunk=5, greedy=0.5)
-    assert whole.read() == parts.read() and len({t.greedy for t in whole.read()}) == 2
 
 
 def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:
@@ -251,37 +244,6 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
 
 
-def test_stretches_of_long_prompts_are_taught(bench: Bench) -> None:
-    """Rows of the prompt stand where an answer's would, and the rows before them are seen."""
-    text = TrainText([3 + n % 9 for n in range(STRETCH + 90)], STRETCH + 60)
-    (seen,) = look(bench.model, [text], (0, 1))
-    short = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8], 2)], (0, 1))
-    places = set()
-    for seed in range(9):
-        found = list(batches([seen], 64, Shown(1.0, 50, stretches=1.0), 32, Random(seed)))
-        (only,) = [batch for batch in found if batch.tokens == STRETCH - 1]
-        places.add(float(only.features[0, 0, 0]))
-    assert len(places) > 3, "not the same rows each time"
-    for share, count in ((0.0, 2), (1.0, 3)):
-        shown = Shown(1.0, 50, stretches=share)
-        found = list(batches([seen, *short], 64, shown, 32, Random(1)))
-        taught = [batch for batch in found if batch.tokens == STRETCH - 1]
-        assert len(found) == count and len(taught) == share
-        for batch in taught:
-            first = next(
-                n for n in range(60) if torch.equal(batch.features[0, 0], seen.features[n])
-            )
-            rows = slice(first, first + STRETCH)
-            assert torch.equal(batch.features[0], seen.features[rows])
-            assert batch.after[0].tolist() == seen.tokens[first + 1 : first + STRETCH + 1].tolist()
-            assert torch.equal(batch.before.features[0], seen.features[max(0, first - 50) : first])
-
-
-def test_layers() -> None:
-    assert default_layers(30) == (9, 19, 29)
-    assert default_layers(2) == (0, 1) and default_layers(1) == (0,)
-
-
 def test_bad_plans(bench: Bench, target: Path, tmp_path: Path) -> None:
     made = plan(target, tmp_path)
     with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
@@ -298,14 +260,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
     out = tmp_path / "head.safetensors"
     arguments = ["--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64]
-    arguments += ["--stretches", 0.25]
     options = [*arguments, "--answer", 12, "--dtype", "float32", "--vocabulary", 100]
     with pytest.raises(SystemExit) as stopped:
         main(["train-draft", *map(str, options)])
     assert stopped.value.code == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
     state = read_state(tmp_path / "head.work" / "checkpoint.safetensors")
-    assert state["training"]["stretches"] == 0.25
+    assert state["training"]["rows"] == 64
     head = load_head(out, folder)
     assert head.config.layers == (0, 1)
     text = head.open(0)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
-from tune_tools import sample, write_prompts
+from cli_tools import run
+from tune_tools import write_prompts
 
 from fastslow.engine.host import machine as watch_module
 from fastslow.engine.host.machine import Watch
@@ -16,14 +17,10 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.settings import read_settings
-from fastslow.tools.cli import screen
-from fastslow.tools.cli.app import main
-from fastslow.tools.cli.drafting.bench import _table as bench_table
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
-from fastslow.tools.tune.grid import Grid
-from fastslow.tools.tune.runner import TuneRunner
+from fastslow.tools.tune.runner import Grid, TuneRunner
 from fastslow.tools.tune.sample import Cell
 from fastslow.tools.tune.speculation import TuneResult, tune_speculation
 
@@ -54,13 +51,6 @@ def quick(llm: LLM, prompts: list[Conversation], **options: object) -> TuneResul
     given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "report": silent}
     settings = grid(DRAFTERS, [1, 3])
     return tune_speculation(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversation]) -> None:
@@ -216,14 +206,6 @@ def test_ctrl_c_keeps_what_was_found(
     assert found.best == PLAIN or found.ratio(found.best) > 1
 
 
-def test_ctrl_c_before_anything_was_measured_is_ctrl_c(
-    llm: LLM, prompts: list[Conversation], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_after(0, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        quick(llm, prompts)
-
-
 def interrupt_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     count, real = itertools.count(), TuneRunner.run
 
@@ -322,19 +304,3 @@ def test_bad_input_is_one_line_and_exit_2(
     err = capsys.readouterr().err
     assert said in err
     assert err.splitlines()[-1].startswith("error: ")
-
-
-def test_a_table_keeps_names_apart_on_a_narrow_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    screen.console.cache_clear()
-    names = ("suffix|head", "suffix|self", "suffix|model")
-    grid = Grid([Speculation(drafter=n, model="m") for n in names], modes=("deep", "escalating"))
-    for cell in grid.samples:
-        grid.samples[cell].append(sample(0, drafted=80, accepted=40))
-    screen.show(bench_table(grid))
-    screen.console.cache_clear()
-    shown = capsys.readouterr().out
-    assert all(shown.count(f"{name}, model=m ") == 2 for name in names) and "…" not in shown
-    assert all(len(line) <= 80 for line in shown.splitlines())

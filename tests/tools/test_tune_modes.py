@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_tools import run
 from tune_tools import write_prompts
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
-from fastslow.tools.cli.app import main
 from fastslow.tools.progress import silent
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.groups import GroupsFound, GroupsRow, TextReader, tune_groups
@@ -29,9 +29,7 @@ def tasks(tmp_path: Path) -> Path:
 
 
 def tune(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", *map(str, arguments)])
-    return int(ended.value.code or 0)
+    return run("tune", *arguments)
 
 
 def test_modes(tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from fastslow.engine.params import Speculation
 from fastslow.settings import read_settings, write_settings
-from fastslow.tools.prompts import read_prompts
-from fastslow.tools.tasks import read_tasks
+from fastslow.tools.prompts import read_prompts, read_tasks
 from fastslow.tools.tune.candidates import family, grid, label, read_lengths
 
 
@@ -139,15 +138,3 @@ def test_bad_settings_are_refused_in_one_sentence(tmp_path: Path, content: str, 
         read_settings(path)
     assert "tuned.json" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_settings_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none.json' cannot be read"):
-        read_settings(tmp_path / "none.json")
-
-
-def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"prompt": "one", "answer": "1"}\n')
-    assert read_prompts(path)[0][0]["content"] == "one"
-    assert read_tasks(path)[0].prompt[0]["content"] == "one"

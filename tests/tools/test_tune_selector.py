@@ -14,7 +14,7 @@ import pytest
 from fastslow.engine.params import Escalation
 from fastslow.policies.auto import read_selector
 from fastslow.settings import add_settings, read_settings
-from fastslow.tools.tasks import Task, last_number, read_tasks
+from fastslow.tools.prompts import Task, read_tasks
 from fastslow.tools.tune.modes import ModesFound, find
 from fastslow.tools.tune.selector import (
     GradedAnswer,
@@ -211,9 +211,3 @@ def test_bad_tasks_are_refused(line: Callable[[], str], says: str, tmp_path: Pat
     path.write_text(line(), "utf-8")
     with pytest.raises(ValueError, match=says):
         read_tasks(path)
-
-
-def test_numbers() -> None:
-    assert last_number("1,234.50 and no more") == last_number("1234.5")
-    assert last_number("none") is None
-    assert last_number("12.") == 12

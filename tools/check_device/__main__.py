@@ -11,14 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import DTYPES
-from fastslow.engine.params import SamplingParams
-from fastslow.llm import LLM
-from fastslow.tools.check_device.exactness import TARGET, exactness
+from fastslow.tools.check_device.exactness import exactness
 from fastslow.tools.check_device.families import families
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.cli.screen import quiet_log
@@ -26,33 +23,9 @@ from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import progress_bar, silent
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-BATCHES = (1, 8, 64)
 
 
-def speed(plan: CheckPlan) -> Finding:
-    """Tokens per second of plain decoding, with a model so small that the host counts, too."""
-    found = Finding("speed: plain decoding with abacus")
-    tokens = 8 if plan.quick else 64
-    how = {"device": plan.device, "dtype": plan.dtype, "max_model_len": 128}
-    with LLM(TARGET, **how, remember=False, progress=False) as llm:  # type: ignore[arg-type]
-        sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
-        vocabulary = llm.model.config.vocab_size
-        for place, batch in enumerate(BATCHES):
-            plan.say(place / len(BATCHES), f"{batch} at a time")
-            seconds = []
-            for n in range(3):  # the first one warms up
-                asked = np.random.default_rng(n).integers(5, vocabulary, (batch, 32)).tolist()
-                started = time.perf_counter()
-                answers = llm.generate(asked, sampling, speculation="off", progress=False)
-                seconds.append(time.perf_counter() - started)
-                found.passed &= all(len(x.token_ids) == tokens for x in answers)
-            found.figures[str(batch)] = rate = batch * tokens / min(seconds[1:])
-            found.lines.append(f"batch {batch}: {rate:.0f} tokens/s")
-    found.advice = "an answer has the wrong length: report this file"
-    return found
-
-
-PARTS: tuple[Callable[[CheckPlan], Finding], ...] = (exactness, families, speed)
+PARTS: tuple[Callable[[CheckPlan], Finding], ...] = (exactness, families)
 
 
 def check_device(
@@ -70,7 +43,6 @@ def check_device(
     \b
     exact     every drafter says what plain decoding says, in fast and deep mode, in mixed batches
     families  a small model of every family computes what plain torch computes, recorded steps included
-    speed     tokens per second of plain decoding at 1, 8 and 64 requests
 
     \b
     python -m fastslow.tools.check_device cuda

@@ -19,7 +19,7 @@ from fastslow.models.locate import resolve_model
 from fastslow.output import Completion
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.prompts import read_prompts
-from fastslow.tools.train_head.untrained import first_weights
+from fastslow.tools.train_head.train import first_weights
 
 TARGET, DRAFT = "abacus", "abacus-draft"
 COMBINED = ("ngram+self", "suffix+model", "suffix|head", "ngram|model")

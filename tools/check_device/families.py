@@ -20,8 +20,8 @@ from fastslow.engine.types import Rows
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.forward import chain
 
+# Of the logits' own spread, on average. What a device does wrongly moves them by about all of it.
 APART = {torch.bfloat16: 0.1, torch.float16: 0.06, torch.float32: 1e-3, torch.float64: 1e-3}
-"""Of the logits' own spread, on average. What a device does wrongly moves them by about all of it."""
 ROWS = 190  # longer than every window, and than a block of keys
 SIZES = (150, *[1] * 20, 20)
 COMMON: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""OptionFields of commands, made from the models that they fill: name, type, default and help come from the field."""
+"""Options of commands, made from the models that they fill: name, type, default and help come from the field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import (
@@ -18,10 +17,8 @@ from typing import (
     Literal,
     TextIO,
     Union,
-    cast,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 import typer
@@ -82,8 +79,6 @@ def filled(model: type[Any], given: Mapping[str, Any], which: OptionFields | Non
     Raises:
         ValueError: a value does not fit; one sentence.
     """
-    if is_dataclass(model):
-        return cast(type[Any], model)(**{f.name: given[f.name] for f in fields(model)})
     which = which or OptionFields()
     values: dict[str, Any] = {}
     for field, option in (which.names or dict.fromkeys(model.model_fields)).items():
@@ -112,18 +107,13 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
         if found is not None:
             groups[name] = found
             shown += options_of(*found)
-        elif is_dataclass(kind := parameter.annotation):
-            groups[name] = (cast(type[Any], kind), None)
-            kinds = get_type_hints(kind, include_extras=True)  # inherited ones from their files
-            fields_of = inspect.signature(cast(type[Any], kind)).parameters.values()
-            shown += [field.replace(annotation=kinds[field.name]) for field in fields_of]
         else:
             shown.append(parameter)
     paths = {p.name for p in shown if p.name in PATHS or Path in _kinds(p.annotation)}
 
     @wraps(command)
     def run(**given: Any) -> None:
-        from fastslow.request.chat_warnings import FastslowWarning
+        from fastslow.output import FastslowWarning
 
         warnings.simplefilter("ignore", FastslowWarning)  # the log says it already
         given = {name: _at_home(v) if name in paths else v for name, v in given.items()}
@@ -234,7 +224,7 @@ def option(help: str, panel: str | None = None, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
-PROMPTS = option("JSON lines, each with prompt, messages, turns or question.", None, "--prompts")
+PROMPTS = "prompts, JSON lines with prompt, messages, turns or question"
 
 
 def shown_option(
@@ -244,11 +234,20 @@ def shown_option(
     return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
 
 
-def field(default: Any, description: str, panel: str | None = None, **how: Any) -> Any:
-    """A field of a model whose option has its own panel. how: further arguments of `Field`."""
-    return Field(
-        default=default, description=description, json_schema_extra={"panel": panel}, **how
-    )
+def field(
+    default: Any, description: str, panel: str | None = None, *, names: str = "", **how: Any
+) -> Any:
+    """A field of a model whose option has its own panel.
+
+    Args:
+        default: `...` where there is none.
+        names: of the option, such as "--out -o"; without any `--` and the field's name.
+        how: further arguments of `Field`.
+    """
+    extra: dict[str, Any] = {"panel": panel}
+    if names:
+        extra["names"] = names.split()
+    return Field(default=default, description=description, json_schema_extra=extra, **how)
 
 
 MODEL = "Model"

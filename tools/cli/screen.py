@@ -82,14 +82,9 @@ def _cut(answer: Output | Completion, context: int) -> str:
 
 
 class StreamedAnswer:
-    """Prints the pieces of one answer and keeps them.
+    """Prints the pieces of one answer, and keeps all that has come as `text` and `reasoning`.
 
-    Args:
-        answer: where the answer goes; None = nowhere.
-        thought: where the thought goes.
-
-    Attributes:
-        text, reasoning: all that has come so far.
+    answer, thought: where they go; None = nowhere.
     """
 
     def __init__(self, answer: Console | None, thought: Console | None) -> None:

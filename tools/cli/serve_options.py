@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from fastslow.engine.checked import Params
 from fastslow.engine.host.files import read_object
+from fastslow.engine.params import shown
 from fastslow.serve.api.config import HOW, LOAD, SEVERAL, WHO, ServerConfig, ServerSettings
 from fastslow.tools.cli.options import OptionFields, field
-from fastslow.tools.cli.warm_file import read_warm
 
 LISTEN = "Where it listens"
+LARGEST = 4 * 2**20  # bytes of a file of --warm
 ON_A_PANEL = [
     name
     for name, info in ServerConfig.model_fields.items()
@@ -25,11 +27,7 @@ SETTINGS = OptionFields("default_mode", "keep_thoughts", panel=HOW)
 
 
 class Place(Params):
-    """Where this command's own server listens, and the files that it reads.
-
-    Raises:
-        ValueError: options contradict each other.
-    """
+    """Where this command's own server listens, and the files that it reads."""
 
     host: str = field("127.0.0.1", "address to listen at; 0.0.0.0 = all of this machine's", LISTEN)
     port: Annotated[int, Field(ge=0, le=65535)] = field(
@@ -75,10 +73,7 @@ class Place(Params):
 
 def complete(config: ServerConfig, settings: ServerSettings, place: Place) -> ServerConfig:
     """The whole configuration: with limits and warm prompts from their files; options stand above files.
-
-    Raises:
-        ValueError: a file cannot be read, or a field does not fit.
-    """
+    ValueError: a file cannot be read, or a field does not fit."""
     path = place.settings
     if path is not None and not path.exists():
         raise ValueError(f"--settings {path} does not exist")
@@ -93,3 +88,35 @@ def complete(config: ServerConfig, settings: ServerSettings, place: Place) -> Se
         for mode in place.warm_mode or [limits.default_mode]
     ]
     return config.model_copy(update={"settings": limits, "warm": tuple(warm)})
+
+
+def read_warm(path: Path) -> list[dict[str, Any]]:
+    """The messages of a file: JSON in OpenAI's form, or the text of a system prompt, without the line break
+    that editors put at its end. ValueError: one sentence about what does not fit."""
+    text = _text(path)
+    if path.suffix != ".json":
+        if not text.strip():
+            raise ValueError(f"--warm {shown(str(path))} is empty")
+        return [{"role": "system", "content": text.removesuffix("\n")}]
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--warm {shown(str(path))} is not JSON: {error}") from None
+    messages = found.get("messages") if isinstance(found, dict) else found
+    if not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)):
+        raise ValueError(
+            f"--warm {shown(str(path))} must hold a list of messages, or an object with `messages`"
+        )
+    return messages
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:  # a UnicodeError is one, too
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"--warm {shown(str(path))} cannot be read: {reason}") from None

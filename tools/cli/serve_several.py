@@ -18,9 +18,7 @@ CLIENT = "ray://"  # how addresses of Ray Client begin
 
 
 def check_several(config: ServerConfig, address: str | None, in_process: bool) -> None:
-    """Raises:
-    ValueError: options contradict each other.
-    """
+    """ValueError if options contradict each other."""
     given = {
         "replicas": config.replicas,
         "address": address,
@@ -70,20 +68,15 @@ def open_several(config: ServerConfig, address: str | None) -> tuple[Engine, Sta
 
 
 def deploy_by_client(config: ServerConfig, place: Place) -> None:
-    """Deploy the whole server on a cluster that only Ray Client reaches, and say where it is.
-
-    Raises:
-        ValueError: an option is for a server in this process.
-        RuntimeError: Ray or the engine failed.
-    """
+    """Deploy the whole server on a cluster that only Ray Client reaches, and say where it is. ValueError: an
+    option is for a server in this process. RuntimeError: Ray or the engine failed."""
     if place.api_key:
         raise ValueError("--api-key is for a server in this process: with ray:// give --api-keys")
     if place.unix_socket is not None:
         raise ValueError("--unix-socket is for a server in this process: leave it out with ray://")
     if not place.port:
         raise ValueError("--port 0 is for a server in this process: with ray:// give a number")
-    from fastslow.serve.ray.app import deploy
-    from fastslow.serve.ray.arguments import Arguments
+    from fastslow.serve.ray.app import Arguments, deploy
     from fastslow.tools.cli.screen import errors
 
     errors().print("The engines load on the cluster.", style="dim")

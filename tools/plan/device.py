@@ -31,11 +31,7 @@ class Device:
     mesh: bool = False  # whether it has such a link to each of the others at once
 
     def link(self, cards: int) -> float:
-        """Bytes per second that a card sends in a collective of `cards`.
-
-        Raises:
-            ValueError: several cards of a device that has no links.
-        """
+        """Bytes per second that a card sends in a collective of `cards`; ValueError: there are no links."""
         if cards == 1:
             return float("inf")
         if self.peer is None:
@@ -57,11 +53,7 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """The device of a name; "this-cpu" is probed, which takes a second.
-
-    Raises:
-        ValueError: an unknown name (the nearest known one is named).
-    """
+    """The device of a name; "this-cpu" is probed, which takes a second. ValueError for an unknown one."""
     if name == THIS_CPU:
         return probe()
     if name not in DEVICES:

@@ -18,18 +18,12 @@ class DraftCost:
     """A drafter's cost and its acceptance."""
 
     acceptance: float  # chance that a drafted token is accepted if those before it were
-    drafter: str = (
-        "mtp"  # a layer of the model and its head for each token; free: looked up in text
-    )
+    drafter: str = "mtp"  # a layer and the head for each token; free: looked up in text
 
     @classmethod
     def of(cls, acceptance: float, drafter: str) -> DraftCost:
         """acceptance: per position, below 1; from 1 on tokens per step t of long drafts, which are
-        1 / (1 - a), so that a = 1 - 1/t.
-
-        Raises:
-            ValueError: a negative acceptance, an unknown drafter.
-        """
+        1 / (1 - a), so that a = 1 - 1/t. ValueError: a negative acceptance, an unknown drafter."""
         if not acceptance >= 0:  # nor nan
             raise ValueError(f"acceptance={acceptance} must be a number of at least 0")
         if drafter not in DRAFTERS:

@@ -42,14 +42,11 @@ class ShardPlan:
     def of(
         cls, config: ModelConfig, parallel: Parallel, dtype: torch.dtype, device: str = "auto"
     ) -> ShardPlan:
-        """Place every tensor of the config.
+        """Place every tensor of the config. ValueError: the model cannot be shared so, or has a tensor that
+        no rule cuts.
 
-        Args:
-            device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A
-                CPU wants its matrices packed, so a tied head lies there beside the embedding.
-
-        Raises:
-            ValueError: the model cannot be shared so, or has a tensor that no rule cuts.
+        device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A CPU
+        wants its matrices packed, so a tied head lies there beside the embedding.
         """
         shapes = tensor_shapes(config)
         kind = choose_device(device).kind if device == "auto" else device

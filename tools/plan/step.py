@@ -23,8 +23,9 @@ class Efficiency:
 
 
 # Memory and links are stated: what reads of large arrays and large messages mostly achieve. The other
-# two are what two published figures give, see `published.calibrate`.
-STATED = Efficiency(memory=0.8, compute=1.0, link=0.8, layer=0.0)
+# two are solved from two published figures of openPangu Pro MoE 72B on 800I A2 (arXiv 2505.21411, section
+# 5.3): a small step is all fixed cost, a large one adds products. docs/planner.md compares the rest.
+CARDS = Efficiency(memory=0.8, compute=0.30953516, link=0.8, layer=312.994267e-6)
 # Of a probed CPU: the same share of the memory; of the products what the kernels' bfloat16 step of 128
 # rows reached of torch's square product (two cores of an AMD EPYC, Zen 5).
 HOST = Efficiency(memory=0.8, compute=0.65, link=1.0, layer=0.0)

@@ -88,12 +88,9 @@ def balanced_texts(
     """Take texts until they are `enough` tokens and every expert of every layer saw `least` of them.
 
     Past `enough`, a text stays only if it brings tokens to an expert that is short of them. It ends,
-    too, when the texts do, or `most` tokens were looked at.
-
-    Args:
-        embed: token ids -> rows [N, H] in float32.
-        layer: number -> the layer's tensors in float32, read anew for every few texts.
-        note: called after every few texts with the tokens kept, and how many experts starve.
+    too, when the texts do, or `most` tokens were looked at. embed: token ids -> rows [N, H] in float32.
+    layer: number -> the layer's tensors in float32, read anew for every few texts. note: called after
+    every few texts with the tokens kept, and how many experts starve.
     """
     found = Calibration(counts=torch.zeros(config.layers, config.experts, dtype=torch.int64))
     looked = 0

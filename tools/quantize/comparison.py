@@ -13,11 +13,8 @@ from rich.table import Table
 
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.base import Model
-from fastslow.engine.params import SamplingParams
-from fastslow.llm import LLM
 from fastslow.tools.forward import forward_texts
 from fastslow.tools.quantize.quantize import QuantizedCheckpoint
-from fastslow.tools.tasks import Task
 
 FILE = "quantization_report.json"
 
@@ -62,20 +59,8 @@ def compare(source: Model, quantised: Model, texts: Sequence[Sequence[int]]) -> 
     return Comparison(tokens, math.exp(first), math.exp(second), kl, same / places)
 
 
-def accuracies(llms: Sequence[LLM], tasks: Sequence[Task], tokens: int) -> list[float]:
-    """The share of tasks that greedy answers of at most `tokens` tokens solve, of each model."""
-    prompts = [task.prompt for task in tasks]
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.0)
-    outputs = [llm.generate(prompts, sampling) for llm in llms]
-    return [fmean(task.right(o.text) for task, o in zip(tasks, outs)) for outs in outputs]
-
-
 def record(
-    made: QuantizedCheckpoint,
-    least: int,
-    compared: Comparison | None,
-    memory: list[int],
-    accuracy: list[float],
+    made: QuantizedCheckpoint, least: int, compared: Comparison | None, memory: list[int]
 ) -> dict[str, Any]:
     """For programs: bytes, shares, nats; empty parts were not measured."""
     return {
@@ -88,14 +73,12 @@ def record(
             "starved": made.calibration.starved(least),
         },
         "compared": None if compared is None else asdict(compared),
-        "accuracy": accuracy,
         "layers": [
             {
                 "drift": layer.drift,
-                "errors": {n: e for n, e in layer.errors.items() if ".experts." not in n},
-                "expert_errors": expert_errors(layer.errors),
+                "errors": layer.errors,
                 "expert_rows": layer.rows,
-                "smoothing": {n: s for n, s in layer.strengths.items() if ".experts." not in n},
+                "smoothing": layer.strengths,
                 "router": None
                 if (found := layer.alignment) is None
                 else {"before": found.before, "after": found.after, "ridge": found.ridge},
@@ -103,16 +86,6 @@ def record(
             for layer in made.layers
         ],
     }
-
-
-def expert_errors(errors: dict[str, float]) -> dict[int, float]:
-    """By expert that saw rows: the relative error of its products, root mean square."""
-    squares: dict[int, list[float]] = {}
-    for name, error in errors.items():
-        parts = name.split(".")
-        if parts[1:2] == ["experts"]:
-            squares.setdefault(int(parts[2]), []).append(error**2)
-    return {expert: fmean(some) ** 0.5 for expert, some in sorted(squares.items())}
 
 
 def table_of(facts: dict[str, Any]) -> Table:
@@ -129,8 +102,6 @@ def table_of(facts: dict[str, Any]) -> Table:
         table.add_row("perplexity", *(f"{x:.4f}" for x in both), f"{both[1] / both[0]:.4f}")
         table.add_row(f"KL, {found['tokens']} tokens", "", f"{found['kl']:.5f} nats")
         table.add_row("same likeliest token", "", f"{found['agreement']:.2%}")
-    if facts["accuracy"]:
-        table.add_row("graded tasks solved", *(f"{x:.2%}" for x in facts["accuracy"]))
     table.add_row("calibration", "", f"{facts['calibration']['tokens']} tokens")
     table.add_row("experts with too few tokens", "", str(len(facts["calibration"]["starved"])))
     drifts = [layer["drift"] for layer in facts["layers"]]

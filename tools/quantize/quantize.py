@@ -17,9 +17,9 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
 from fastslow.engine.model.tensors import decoder_layer, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
+from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
-from fastslow.tools.quantize.options import QuantizeOptions
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer
 from fastslow.tools.quantize.writer import CheckpointWriter
@@ -110,12 +110,8 @@ def quantize(
     report: Report = silent,
 ) -> QuantizedCheckpoint:
     """Write the W8A8 of a float checkpoint to a folder that is new or empty. texts: calibration, token ids,
-    as many as are needed.
-
-    Raises:
-        ValueError: the source is quantised already, of an architecture that is not known, or
-            has numbers that are not finite, the folder is not free, or there are no texts.
-    """
+    as many as are needed. ValueError: the source is quantised already, of an architecture that is not
+    known, or has numbers that are not finite, the folder is not free, or there are no texts."""
     require_vacant(out)
     options = options or QuantizeOptions()
     if Scheme.from_folder(source) is not None:

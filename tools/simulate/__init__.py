@@ -1,1 +1,1 @@
-"""Many replicas without machines: recorded or made requests through the real router, with planned or measured steps."""
+"""Replicas without machines: recorded or made requests through the real router, with planned or measured steps."""

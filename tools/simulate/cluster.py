@@ -1,55 +1,30 @@
-"""Many simulated replicas and one router: events in the order of their time."""
+"""Many simulated replicas and the server's router: events in the order of their time."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from hashlib import blake2b
 from random import Random
 
 from fastslow.serve.engines.routing.chooser import ReplicaChooser
-from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.serve.engines.routing.settings import RoutingSettings
-from fastslow.tools.simulate.answer import AnswerState
 from fastslow.tools.simulate.costs import MOST_OTHERS, ReplicaCosts
-from fastslow.tools.simulate.replica import SimulatedReplica
-from fastslow.tools.simulate.routers import ComparedRouter, PowerOfTwo, check_router, prompt_text
+from fastslow.tools.simulate.replica import AnswerState, SimulatedReplica
 from fastslow.tools.simulate.trace import TracedRequest
 
 BEGIN = 1.0e9  # of the simulated clock, in seconds since 1970: routers take times near 0 for none
 REPORT_SECONDS = 1.0  # between two reports of a replica
 MOST_REPORTS = 1e8  # each is an event: more take hours
 MOST_REPLICAS = 10_000
+CHARACTERS = 4  # of a token, as English has them
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSettings:
-    """What is simulated besides the trace and the costs.
-
-    Attributes:
-        replicas: how many there are.
-        router: "fastslow" or "pow2".
-        machine_replicas: that share a machine and slow each other's steps, as the costs say.
-        routing: settings of the server's router.
-        seed: of all chance.
-    """
-
-    replicas: int
-    router: str = "fastslow"
-    machine_replicas: int = 1
-    routing: RoutingSettings = field(default_factory=RoutingSettings)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, most in (("replicas", MOST_REPLICAS), ("machine_replicas", MOST_OTHERS)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name}={getattr(self, name)} must be between 1 and {most}")
-        check_router(self.router)
-
-
-@dataclass(slots=True)
 class ClusterResult:
     """What came of a simulation.
 
@@ -58,101 +33,86 @@ class ClusterResult:
         replica_seconds: that replicas were there for; after the last arrival only their steps count, since a
             cluster in use would have further requests.
         busy_seconds: of these, in steps.
-        preempted: requests that lost their pages for a while.
     """
 
-    answers: list[AnswerState] = field(default_factory=list)
-    replica_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    preempted: int = 0
+    answers: list[AnswerState]
+    replica_seconds: float
+    busy_seconds: float
 
 
 class SimulatedCluster:
-    """A trace through a router to replicas.
+    """A trace through the server's router to replicas.
 
     Args:
         trace: by arrival, each with an id that no other has.
         costs: of every replica.
-        settings: see there.
+        replicas: how many there are.
+        machine_replicas: that share a machine and slow each other's steps, as the costs say.
+        seed: of all chance.
 
     Raises:
-        ValueError: a request has a mode without costs, or does not fit into a replica's pages; or the
-            simulation would hardly end.
+        ValueError: a number is out of range; a request has a mode without costs, or does not fit into a
+            replica's pages; or the simulation would hardly end.
     """
 
     def __init__(
-        self, trace: Sequence[TracedRequest], costs: ReplicaCosts, settings: ClusterSettings
+        self,
+        trace: Sequence[TracedRequest],
+        costs: ReplicaCosts,
+        replicas: int,
+        machine_replicas: int = 1,
+        seed: int = 0,
     ) -> None:
-        _check(trace, costs, settings)
-        self.settings = settings
-        self._trace, self._costs = trace, costs
+        _check(trace, costs, replicas, machine_replicas)
+        self.replicas = replicas
+        self._trace, self._costs, self._seed = trace, costs, seed
         self._now = trace[0].arrival
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._replicas = {f"replica-{n}": self._replica(n) for n in range(settings.replicas)}
-        routing = replace(settings.routing, seed=settings.seed)
-        self._router: ComparedRouter = ReplicaChooser(routing, self._clock)
-        if settings.router == "pow2":
-            self._router = PowerOfTwo(self._length, Random(settings.seed))
+        self._replicas: dict[str, SimulatedReplica] = {}
+        for number in range(replicas):
+            first = number // machine_replicas * machine_replicas  # on its machine
+            beside = [f"replica-{n}" for n in range(first, first + machine_replicas) if n != number]
+            others = partial(self._running, beside)
+            self._replicas[f"replica-{number}"] = SimulatedReplica(costs, others)
+        self._router = ReplicaChooser(RoutingSettings(seed=seed), self._clock)
         self._router.set_replicas(self._replicas)
-        self._result = ClusterResult()
+        self._answers: list[AnswerState] = []
 
     def run(self) -> ClusterResult:
         """Simulate until every request is over."""
-        result, random = self._result, Random(self.settings.seed)
+        random, first = Random(self._seed), self._now
         for id in self._replicas:
             self._at(self._now + random.random() * REPORT_SECONDS, partial(self._report, id))
-        for answer in self._states():
-            self._pass_until(answer.request.arrival)
-            self._send(answer)
-        seconds = self._now - self._trace[0].arrival
-        busy = [replica.busy_until(self._now) for replica in self._replicas.values()]
-        while len(result.answers) < len(self._trace):
-            self._next()
-        replicas = self._replicas.values()
-        result.busy_seconds = sum(replica.busy_until(self._now) for replica in replicas)
-        result.replica_seconds = seconds * len(replicas) + result.busy_seconds - sum(busy)
-        result.preempted = sum(replica.preempted for replica in replicas)
-        return result
-
-    def _replica(self, number: int) -> SimulatedReplica:
-        size = self.settings.machine_replicas
-        first = number // size * size  # on its machine
-        beside = [f"replica-{n}" for n in range(first, first + size) if n != number]
-
-        def others() -> int:
-            return sum(self._replicas[id].runs for id in beside if id in self._replicas)
-
-        return SimulatedReplica(self._costs, others)
-
-    def _pass_until(self, time: float) -> None:
-        """All that happens before a time."""
-        while self._events[0][0] < time:
-            self._next()
-        self._now = time
-
-    def _next(self) -> None:
-        self._now, _, event = heapq.heappop(self._events)
-        event()
-
-    def _states(self) -> list[AnswerState]:
-        found = []
         for age, request in enumerate(self._trace):
             cost = self._costs.mode(request.mode)
             rate = request.tokens_per_step or cost.tokens_per_step
-            found.append(
-                AnswerState(request, age, rate, request.rows_per_step or cost.rows_per_step)
-            )
-        return found
+            rows = request.rows_per_step or cost.rows_per_step
+            while self._events[0][0] < request.arrival:
+                self._next()
+            self._now = request.arrival
+            self._send(AnswerState(request, age, rate, rows))
+        seconds, busy = (self._now - first) * len(self._replicas), self._busy()
+        while len(self._answers) < len(self._trace):
+            self._next()
+        return ClusterResult(self._answers, seconds + self._busy() - busy, self._busy())
+
+    def _busy(self) -> float:
+        return sum(replica.busy_until(self._now) for replica in self._replicas.values())
+
+    def _running(self, ids: Sequence[str]) -> int:
+        """How many of these are in a step; the last machine may have fewer replicas."""
+        return sum(self._replicas[id].runs for id in ids if id in self._replicas)
 
     def _clock(self) -> float:
         return BEGIN + self._now
 
-    def _length(self, id: str) -> int:
-        return self._replicas[id].answers
-
     def _at(self, time: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._order), event))
+
+    def _next(self) -> None:
+        self._now, _, event = heapq.heappop(self._events)
+        event()
 
     def _send(self, answer: AnswerState) -> None:
         """To the replica that the router ranks first."""
@@ -163,16 +123,11 @@ class SimulatedCluster:
             deep=request.deep,
             prompt=prompt_text(request),
             prompt_tokens=request.prompt_tokens,
-            max_tokens=request.max_tokens or request.answer_tokens,
             latency_ms=request.latency_ms,
-            memory_key=request.memory_key,
         )
         id = self._router.rank(asked)[0]
         self._router.routed(asked, id)
-        if self._costs.first_seconds:
-            self._at(self._now + self._costs.first_seconds, partial(self._arrive, answer, id))
-        else:
-            self._arrive(answer, id)
+        self._at(self._now + self._costs.first_seconds, partial(self._arrive, answer, id))
 
     def _arrive(self, answer: AnswerState, id: str) -> None:
         replica = self._replicas[id]
@@ -186,7 +141,7 @@ class SimulatedCluster:
         over = replica.wake(self._now)
         for answer in over:
             self._router.ended(answer.request.id)
-        self._result.answers += over
+        self._answers += over
         if replica.runs:
             self._at(replica.wakes, partial(self._wake, replica))
 
@@ -195,8 +150,22 @@ class SimulatedCluster:
         self._at(self._now + REPORT_SECONDS, partial(self._report, id))
 
 
-def _check(trace: Sequence[TracedRequest], costs: ReplicaCosts, settings: ClusterSettings) -> None:
+def _check(
+    trace: Sequence[TracedRequest], costs: ReplicaCosts, replicas: int, machine_replicas: int
+) -> None:
     """ValueError: a request cannot be answered, or the simulation would hardly end."""
+    numbers = {
+        "replicas": (replicas, MOST_REPLICAS),
+        "machine_replicas": (machine_replicas, MOST_OTHERS),
+    }
+    for name, (value, most) in numbers.items():
+        if not 1 <= value <= most:
+            raise ValueError(f"{name}={value} must be between 1 and {most}")
+    if machine_replicas > 1 and not costs.slowdown:
+        raise ValueError(
+            f"machine_replicas={machine_replicas} needs costs with a slowdown: "
+            "`fastslow simulate measure --beside N` measures it"
+        )
     if not trace:
         raise ValueError("the trace has no request")
     for one in trace:
@@ -206,16 +175,30 @@ def _check(trace: Sequence[TracedRequest], costs: ReplicaCosts, settings: Cluste
             raise ValueError(
                 f"request {one.id!r} needs {pages} pages of {costs.page_tokens} tokens, and a replica has {costs.pages}"
             )
-    if settings.machine_replicas > 1 and not costs.slowdown:
-        raise ValueError(
-            f"machine_replicas={settings.machine_replicas} needs costs with a slowdown: "
-            "`fastslow simulate measure --beside N` measures it"
-        )
     steps = max(one.answer_tokens + one.prompt_tokens / costs.prompt_rows for one in trace)
     longest = steps * max(cost.seconds[0] for cost in costs.modes.values())
     span = trace[-1].arrival - trace[0].arrival + longest
-    if span / REPORT_SECONDS * settings.replicas > MOST_REPORTS:
+    if span / REPORT_SECONDS * replicas > MOST_REPORTS:
         raise ValueError(
-            f"{settings.replicas} replicas for the {span:.3g} s of this trace are too much work: "
+            f"{replicas} replicas for the {span:.3g} s of this trace are too much work: "
             "take a shorter trace, or fewer replicas"
         )
+
+
+def prompt_text(request: TracedRequest) -> str:
+    """The beginning of a prompt, for the router, which compares texts: as long as the prompt's, and alike where
+    its pieces are."""
+    parts, room = [], MOST_CHARACTERS
+    for name, tokens in request.text():
+        parts.append(_text(name, min(CHARACTERS * tokens, room)))
+        room -= len(parts[-1])
+        if room <= 0:
+            break
+    return "".join(parts)
+
+
+@lru_cache(10_000)
+def _text(name: str, characters: int) -> str:
+    """Text that only this name has."""
+    word = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+    return (word * (characters // len(word) + 1))[:characters]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from fastslow.engine.host.files import read_object
 from fastslow.engine.params import Params, nearest, shown
+from fastslow.tools.simulate.trace import PerStep
 
 MOST_ROWS = 16_384  # of a step; more take as much longer as they are more
 MOST_OTHERS = 64  # replicas beside one on its machine
@@ -21,8 +22,8 @@ MOST_STEP = 3600.0  # seconds of a step at a point of a curve
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 PerToken = Annotated[float, Field(ge=0, le=1)]  # seconds
-PerStep = Annotated[float, Field(ge=1, le=1000)]
 Curve = tuple[Annotated[float, Field(gt=0, le=MOST_STEP)], ...]
+Factor = Annotated[float, Field(ge=1, le=1e6)]
 
 
 class ModeSteps(Params):
@@ -71,19 +72,16 @@ class ReplicaCosts(Params):
 
     modes: Annotated[dict[str, ModeSteps], Field(min_length=1, max_length=64)]
     pages: Count
-    page_tokens: Count = 16
+    page_tokens: Annotated[int, Field(ge=1, le=65_536)] = 16
     max_running: Count = 64
     prompt_rows: Count = 512
     context_seconds: PerToken = 0.0
     attention_seconds: PerToken = 0.0
     first_seconds: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    slowdown: Annotated[
-        tuple[Annotated[float, Field(ge=1, le=1e6)], ...], Field(max_length=MOST_OTHERS)
-    ] = ()
+    slowdown: Annotated[tuple[Factor, ...], Field(max_length=MOST_OTHERS)] = ()
     source: str = ""
-    # by mode: seconds of 0, 1, 2, ... rows that decode, and of rows of prompts
+    # by mode, the dearest first: seconds of 0, 1, 2, ... rows that decode, and of rows of prompts
     _curves: dict[str, tuple[list[float], list[float]]] = PrivateAttr(default_factory=dict)
-    _order: dict[str, int] = PrivateAttr(default_factory=dict)  # the dearest mode first
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -96,12 +94,12 @@ class ReplicaCosts(Params):
 
     def model_post_init(self, _context: object) -> None:
         """Lay out the curves."""
+        curves = {}
         for name, cost in self.modes.items():
             decode = _table(cost.rows, cost.seconds)
             prompt = _table(cost.rows, cost.prompt_seconds) if cost.prompt_seconds else decode
-            self._curves[name] = decode, prompt
-        dearest = sorted(self.modes, key=lambda name: -self._curves[name][0][64])
-        self._order.update({name: place for place, name in enumerate(dearest)})
+            curves[name] = decode, prompt
+        self._curves.update(sorted(curves.items(), key=lambda item: -item[1][0][64]))
 
     def mode(self, name: str) -> ModeSteps:
         """The costs of a mode.
@@ -120,24 +118,24 @@ class ReplicaCosts(Params):
         add on its own curve. So a step of one kind is exact, and one of several lies between the curves.
         """
         total, below = 0.0, 0.0
-        for rows, prompts in ((decode, False), (prompt, True)):
-            for name in sorted(rows, key=self._order.__getitem__) if len(rows) > 1 else rows:
-                curve = self._curves[name][prompts]
-                above = below + rows[name]
-                total += _at(curve, above) - (_at(curve, below) if below else 0.0)
-                below = above
+        for place, rows in enumerate((decode, prompt)):
+            for name, curves in self._curves.items():
+                if more := rows.get(name, 0.0):
+                    curve = curves[place]
+                    total += _at(curve, below + more) - (_at(curve, below) if below else 0.0)
+                    below += more
         return total
+
+    def most_rows(self, modes: Collection[str], seconds: float) -> int:
+        """How many rows of the dearest of these modes fit into a step of some seconds."""
+        dearest = next(name for name in self._curves if name in modes)
+        return max(0, bisect_right(self._curves[dearest][0], seconds) - 1)
 
     def slowed(self, others: int) -> float:
         """What a step takes beside others of the machine, times what it takes alone."""
         if not others or not self.slowdown:
             return 1.0
         return self.slowdown[min(others, len(self.slowdown)) - 1]
-
-    def most_rows(self, modes: Iterable[str], seconds: float) -> int:
-        """How many rows of the dearest of these modes fit into a step of some seconds."""
-        dearest = min(modes, key=self._order.__getitem__)
-        return max(0, bisect_right(self._curves[dearest][0], seconds) - 1)
 
 
 def read_costs(path: Path) -> ReplicaCosts:
@@ -163,8 +161,7 @@ def _table(rows: tuple[int, ...], seconds: tuple[float, ...]) -> list[float]:
     """Seconds of 0, 1, 2, ... rows. Beyond the last point a row adds what it added before that."""
     # fewer rows never take longer than more: such a measurement was disturbed
     curve = np.minimum.accumulate(np.array(seconds, dtype=np.float64)[::-1])[::-1]
-    at = np.arange(MOST_ROWS + 2)
-    last = rows[-1]
+    at, last = np.arange(MOST_ROWS + 2), rows[-1]
     slope = (curve[-1] - curve[-2]) / (last - rows[-2]) if len(rows) > 1 else curve[-1]
     table: Any = np.where(at > last, curve[-1] + slope * (at - last), np.interp(at, rows, curve))
     table[0] = 0.0

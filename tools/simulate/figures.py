@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastslow.tools.simulate.cluster import ClusterResult
-from fastslow.tools.simulate.prefix_cache import SimulatedPrefixCache
+from fastslow.tools.simulate.replica import PrefixCache
 from fastslow.tools.simulate.trace import ALL, TracedRequest
 
 SHARES = 50, 95, 99  # percentiles
@@ -66,23 +66,19 @@ class ClusterFigures:
     """One simulation.
 
     Attributes:
-        router: its name.
         replicas: how many.
         modes: figures by mode, and of all.
         possible_hit_rate: what one cache without a limit would find.
         replica_hours, hours_per_million: that replicas were there for; the same for a million answered tokens.
         busy: share of these in which steps ran.
-        preempted: requests that lost their pages for a while.
     """
 
-    router: str
     replicas: int
     modes: dict[str, ModeFigures]
     possible_hit_rate: float
     replica_hours: float
     hours_per_million: float
     busy: float
-    preempted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,32 +98,26 @@ class ComparedFigure:
     off: float
 
 
-def figures(
-    router: str, replicas: int, result: ClusterResult, possible_hit_rate: float
-) -> ClusterFigures:
+def figures(replicas: int, result: ClusterResult, possible_hit_rate: float) -> ClusterFigures:
     """The figures of a simulation."""
     tokens = sum(answer.request.answer_tokens for answer in result.answers)
     hours = result.replica_seconds / 3600
     return ClusterFigures(
-        router=router,
         replicas=replicas,
         modes=by_mode(simulated_times(result)),
         possible_hit_rate=possible_hit_rate,
         replica_hours=hours,
         hours_per_million=1e6 * hours / tokens,
         busy=result.busy_seconds / result.replica_seconds if result.replica_seconds else 0.0,
-        preempted=result.preempted,
     )
 
 
 def simulated_times(result: ClusterResult) -> list[AnswerTimes]:
     """The times of a simulation's answers."""
-    found = []
-    for answer in result.answers:
-        assert answer.first is not None and answer.end is not None, "it is over"
-        times = answer.first - answer.request.arrival, answer.end - answer.request.arrival
-        found.append(AnswerTimes(answer.request, *times, answer.cached))
-    return found
+    return [
+        AnswerTimes(a.request, a.first - a.request.arrival, a.end - a.request.arrival, a.cached)
+        for a in result.answers
+    ]
 
 
 def measured_times(trace: Iterable[TracedRequest]) -> list[AnswerTimes]:
@@ -165,15 +155,12 @@ def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
 
 def possible_hit_rate(trace: Sequence[TracedRequest], page: int) -> float:
     """What one cache without a limit would find, if each prompt and answer were there when the next request
-    comes."""
-    cache = SimulatedPrefixCache(page)
-    cached = 0
+    comes. page: tokens that are found only together."""
+    cache, cached = PrefixCache(), 0
     for one in trace:
-        root = one.mode, one.memory_key
-        own = one.prompt_tokens - one.shared_tokens + one.answer_tokens
-        text = (*one.prefix, (one.id, own))
-        cached += cache.match(root, text, one.prompt_tokens - 1)[1]
-        cache.publish(root, text, [])
+        found = cache.match(one.mode, one.text())[1]
+        cached += min(found, one.prompt_tokens - 1) // page * page
+        cache.publish(one.mode, one.text(one.answer_tokens), [])
     return cached / sum(one.prompt_tokens for one in trace)
 
 
@@ -202,9 +189,8 @@ def compare(
             ("first token", wanted.first, ours[mode].first),
             ("each later one", wanted.each, ours[mode].each),
         ):
-            for share in COMPARED if there and here else ():
-                place = SHARES.index(share)
-                pair = there[place], here[place]
-                off = pair[1] / pair[0] - 1 if pair[0] else 0.0
-                found.append(ComparedFigure(mode, what, share, *pair, off))
+            for share, one, other in zip(SHARES, there, here, strict=False):
+                if share in COMPARED:
+                    off = other / one - 1 if one else 0.0
+                    found.append(ComparedFigure(mode, what, share, one, other, off))
     return found

@@ -10,9 +10,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from fastslow.engine.params import shown
 from fastslow.serve.observe.request_log import MOST_SHOWN
-from fastslow.tools.simulate.routers import CHARACTERS
+from fastslow.tools.simulate.cluster import CHARACTERS
 from fastslow.tools.simulate.trace import Pieces, TracedRequest, json_lines
 
 BLOCK = 256  # characters of a prompt that make one piece
@@ -49,32 +48,29 @@ def read_log(
         ValueError: it cannot be read, a line is no JSON, or no request can be used.
     """
     deep = f"modes that count as deep: all but {', '.join(sorted(quick))}"
-    notes = dict.fromkeys(("max_tokens, priorities and memory keys are not in a log", deep))
+    notes = dict.fromkeys(("max_tokens are not in a log", deep))
     if latency_ms is None:
         notes["latency targets are not in a log: none is taken (--latency-ms)"] = None
     found = LoggedTrace(notes=notes)
-    timed: list[tuple[float, dict[str, Any]]] = []
+    timed: list[tuple[float, TracedRequest]] = []
     for number, line in json_lines(path):
-        if not isinstance(line, Mapping):
-            raise ValueError(f"{path}, line {number}: a line is an object, not {shown(line)}")
         try:
             if reason := _unusable(line):
                 found.left_out[reason] += 1
                 continue
             arrival = datetime.fromisoformat(line["time"]).timestamp() - line["seconds"]
-            values = _values(line, quick, latency_ms, found.notes)
-            TracedRequest(arrival=0.0, **values)
+            request = _request(line, line["mode"] not in quick, latency_ms, found.notes)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"{path}, line {number}: not a server's line: {error}") from None
-        timed.append((arrival, values))
+        timed.append((arrival, request))
     if not timed:
         raise ValueError(
             f"{path} has no answered request: the server has to write JSON (--log-format json)"
         )
     timed.sort(key=lambda one: one[0])
-    for place, (arrival, values) in enumerate(timed):
-        values["id"] = f"{values['id']}#{place}"
-        found.requests.append(TracedRequest(arrival=round(arrival - timed[0][0], 4), **values))
+    for place, (arrival, request) in enumerate(timed):
+        own = {"id": f"{request.id}#{place}", "arrival": round(arrival - timed[0][0], 4)}
+        found.requests.append(request.model_copy(update=own))
     return found
 
 
@@ -91,29 +87,26 @@ def _unusable(line: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _values(
-    line: Mapping[str, Any],
-    quick: frozenset[str],
-    latency_ms: float | None,
-    notes: dict[str, None],
-) -> dict[str, Any]:
-    """The fields of a request but its arrival."""
-    deep = line["mode"] not in quick
+def _request(
+    line: Mapping[str, Any], deep: bool, latency_ms: float | None, notes: dict[str, None]
+) -> TracedRequest:
+    """A request of the log; it arrives at 0."""
     per_step = max(1.0, line["tokens_per_step"])
-    return {
-        "mode": line["mode"],
-        "prompt_tokens": line["prompt_tokens"],
-        "answer_tokens": line["tokens"],
-        "id": str(line["answers"][0])[:150],
-        "deep": deep,
-        "prefix": _prefix(line, notes),
-        "latency_ms": None if deep else latency_ms,
-        "tokens_per_step": per_step,
-        "rows_per_step": 1 + line.get("drafted", 0) / max(1.0, line["tokens"] / per_step),
-        "first_seconds": line["first_token_seconds"],
-        "end_seconds": line["seconds"],
-        "cached_tokens": line.get("cached_tokens"),
-    }
+    return TracedRequest(
+        arrival=0.0,
+        mode=line["mode"],
+        prompt_tokens=line["prompt_tokens"],
+        answer_tokens=line["tokens"],
+        id=str(line["answers"][0])[:150],
+        deep=deep,
+        prefix=_prefix(line, notes),
+        latency_ms=None if deep else latency_ms,
+        tokens_per_step=per_step,
+        rows_per_step=1 + line.get("drafted", 0) / max(1.0, line["tokens"] / per_step),
+        first_seconds=line["first_token_seconds"],
+        end_seconds=line["seconds"],
+        cached_tokens=line.get("cached_tokens"),
+    )
 
 
 def _prefix(line: Mapping[str, Any], notes: dict[str, None]) -> Pieces:

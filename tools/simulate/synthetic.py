@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from random import Random
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from fastslow.engine.params import Params
-from fastslow.tools.simulate.trace import LATENCY_MS, MOST_TOKENS, TracedRequest
+from fastslow.tools.simulate.trace import MOST_TOKENS, Milliseconds, TracedRequest
 
 MOST_ANSWER, MOST_QUESTION = 32_768, 100_000  # tokens
 MOST_SECONDS = 1e8  # of a made trace: three years
-MOST_EARLIER = 2e6  # chats that began before its zero
+PAUSE = 30.0  # mean seconds of a user between two questions
+QUESTION = 60  # tokens of a question, in the median
 SPREAD = 0.8  # of the logarithm of lengths
 LONGEST = 3  # times the mean, that few chats are longer than
 
@@ -21,34 +23,26 @@ Answer = Annotated[int, Field(ge=1, le=MOST_ANSWER)]
 
 
 class TraceRecipe(Params):
-    """What a made trace is like. Lengths are medians of lognormal ones.
+    """What a made trace is like. Lengths are medians of lognormal ones."""
 
-    Attributes:
-        requests: how many.
-        rate: requests a second, on average.
-        deep: share of the requests that think: single questions without a target, in mode "deep".
-        bots: system prompts, each shared by its chats; some are used more than others.
-        system_tokens: of a system prompt.
-        turns: mean questions of a chat, each of which repeats what was said before.
-        think_seconds: mean pause of a user between two questions.
-        question_tokens, answer_tokens: of a chat's turn.
-        deep_tokens: of a deep answer, thought included.
-        latency_ms: target of quick requests; None = none.
-        seed: the same one gives the same trace.
-    """
-
-    requests: Annotated[int, Field(ge=1, le=2_000_000)] = 2_000
-    rate: Annotated[float, Field(ge=1e-6, le=1e6)] = 4.0
-    deep: Annotated[float, Field(ge=0, le=1)] = 0.2
-    bots: Annotated[int, Field(ge=1, le=100_000)] = 20
-    system_tokens: Annotated[int, Field(ge=0, le=100_000)] = 1_000
-    turns: Annotated[float, Field(ge=1, le=1_000)] = 4.0
-    think_seconds: Annotated[float, Field(ge=0, le=1e6)] = 30.0
-    question_tokens: Annotated[int, Field(ge=1, le=MOST_QUESTION)] = 60
-    answer_tokens: Answer = 150
-    deep_tokens: Answer = 2_000
-    latency_ms: Annotated[float, Field(ge=LATENCY_MS[0], le=LATENCY_MS[1])] | None = None
-    seed: int = 0
+    requests: int = Field(default=2_000, ge=1, le=2_000_000, description="how many")
+    rate: float = Field(default=4.0, ge=1e-6, le=2e4, description="requests a second, on average")
+    deep: float = Field(
+        default=0.2, ge=0, le=1, description="share of requests that think, in mode deep"
+    )
+    deep_tokens: Answer = Field(default=2_000, description="median of deep answers, with thoughts")
+    answer_tokens: Answer = Field(default=150, description="median of a chat's answers")
+    bots: int = Field(
+        default=20, ge=1, le=100_000, description="system prompts, each shared by its chats"
+    )
+    system_tokens: int = Field(
+        default=1_000, ge=0, le=100_000, description="length of a system prompt"
+    )
+    turns: float = Field(default=4.0, ge=1, le=1_000, description="mean questions of a chat")
+    latency_ms: Milliseconds | None = Field(
+        default=None, description="latency target of quick requests; default: none"
+    )
+    seed: int = Field(default=0, description="the same seed gives the same trace")
 
     @model_validator(mode="after")
     def _can_be_made(self) -> Self:
@@ -56,12 +50,6 @@ class TraceRecipe(Params):
             raise ValueError(
                 f"rate={self.rate:g} must be at least {self.requests / MOST_SECONDS:g}: "
                 f"{self.requests} requests would take more than {MOST_SECONDS:g} s"
-            )
-        if LONGEST * self.rate * self.think_seconds > MOST_EARLIER:
-            raise ValueError(
-                f"think_seconds={self.think_seconds:g} must be at most "
-                f"{MOST_EARLIER / LONGEST / self.rate:g} at rate={self.rate:g}: too many chats would "
-                "be under way at once"
             )
         return self
 
@@ -83,17 +71,18 @@ def make_trace(recipe: TraceRecipe) -> list[TracedRequest]:
 def _requests(recipe: TraceRecipe, seconds: float) -> list[TracedRequest]:
     """All requests of some seconds."""
     random = Random(recipe.seed)
-    before = LONGEST * recipe.think_seconds * recipe.turns
+    before = LONGEST * PAUSE * recipe.turns
     found: list[TracedRequest] = []
     chats = recipe.rate * (1 - recipe.deep) / recipe.turns
-    for chat, start in enumerate(_arrivals(random, chats, seconds + before)):
-        found += _chat(random, recipe, start - before, chat, seconds)
-    for place, start in enumerate(_arrivals(random, recipe.rate * recipe.deep, seconds)):
+    for chat, start in enumerate(list(_arrivals(random, chats, seconds + before))):
+        turns = _chat(random, recipe, start - before, chat)
+        found += [turn for turn in turns if 0 <= turn.arrival <= seconds]
+    for place, start in enumerate(list(_arrivals(random, recipe.rate * recipe.deep, seconds))):
         found.append(
             TracedRequest(
                 arrival=round(start, 6),
                 mode="deep",
-                prompt_tokens=_length(random, 3 * recipe.question_tokens, MOST_QUESTION),
+                prompt_tokens=_length(random, 3 * QUESTION, MOST_QUESTION),
                 answer_tokens=_length(random, recipe.deep_tokens, MOST_ANSWER),
                 id=f"deep-{place}",
                 deep=True,
@@ -102,48 +91,39 @@ def _requests(recipe: TraceRecipe, seconds: float) -> list[TracedRequest]:
     return sorted(found, key=lambda one: (one.arrival, one.id))
 
 
-def _arrivals(random: Random, rate: float, until: float) -> list[float]:
+def _arrivals(random: Random, rate: float, until: float) -> Iterator[float]:
     """Poisson arrivals."""
-    found: list[float] = []
     now = random.expovariate(rate) if rate else math.inf
     while now <= until:
-        found.append(now)
+        yield now
         now += random.expovariate(rate)
-    return found
 
 
-def _chat(
-    random: Random, recipe: TraceRecipe, start: float, chat: int, until: float
-) -> list[TracedRequest]:
+def _chat(random: Random, recipe: TraceRecipe, now: float, chat: int) -> Iterator[TracedRequest]:
     """The turns of one chat. How long the answers take is not known yet: pauses are from question to question."""
     bot = min(int(random.paretovariate(1.0)) - 1, recipe.bots - 1)
     said = ((f"bot-{bot}", recipe.system_tokens),) if recipe.system_tokens else ()
-    turns, now = [], start
     for turn in range(1_000):
-        question = _length(random, recipe.question_tokens, MOST_QUESTION)
+        question = _length(random, QUESTION, MOST_QUESTION)
         answer = _length(random, recipe.answer_tokens, MOST_ANSWER)
         length = sum(tokens for _, tokens in said) + question
         if length > MOST_TOKENS:
             break
         id = f"chat-{chat}-{turn}"
-        if 0 <= now <= until:
-            turns.append(
-                TracedRequest(
-                    arrival=round(now, 6),
-                    mode="fast",
-                    prompt_tokens=length,
-                    answer_tokens=answer,
-                    id=id,
-                    prefix=said,
-                    latency_ms=recipe.latency_ms,
-                )
+        if now >= 0:
+            yield TracedRequest(
+                arrival=round(now, 6),
+                mode="fast",
+                prompt_tokens=length,
+                answer_tokens=answer,
+                id=id,
+                prefix=said,
+                latency_ms=recipe.latency_ms,
             )
         said = (*said, (id, question + answer))
         if random.random() >= 1 - 1 / recipe.turns:
             break
-        if recipe.think_seconds:
-            now += random.expovariate(1 / recipe.think_seconds)
-    return turns
+        now += random.expovariate(1 / PAUSE)
 
 
 def _length(random: Random, median: int, most: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,12 +14,12 @@ from fastslow.engine.params import Params, shown
 ALL = "all"  # what figures of all modes are called; no mode has this name
 MOST_BYTES = 64 * 2**20  # of a line
 MOST_TOKENS = 10_000_000  # of a prompt or an answer
-LATENCY_MS = 0.001, 1e9
 
 Name = Annotated[str, Field(max_length=200)]
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 PerStep = Annotated[float, Field(ge=1, le=1000)]
+Milliseconds = Annotated[float, Field(ge=0.001, le=1e9)]
 Pieces = tuple[tuple[Name, Tokens], ...]
 
 
@@ -31,20 +30,17 @@ class TracedRequest(Params):
         arrival: seconds from the trace's own zero.
         mode: the name of its mode.
         prompt_tokens, answer_tokens: how long both are.
-        id: its name; later prompts that continue it begin with the pieces of its own prompt, and then
-            with a piece of this name.
+        id: its name; a later prompt that continues it begins with the pieces of its prompt, and then with a
+            piece of this name.
         deep: whether it thinks.
-        prefix: pieces that its prompt begins with, each (name, tokens). Requests of one mode and memory key
-            share keys and values as far as their pieces are the same.
+        prefix: pieces that its prompt begins with, each (name, tokens). Requests of a mode share keys and
+            values as far as their pieces are the same.
         max_tokens: the most that it may answer; 0 = not known.
         latency_ms: its target; None = it has none.
         tokens_per_step: that it got from a step; None = what is usual for its mode.
         rows_per_step: its last token and drafted ones; None = what is usual for its mode.
-        priority: requests with a smaller number go first.
-        memory_key: whose cached prefixes it shares.
         first_seconds, end_seconds: from its arrival to its first token and to its end, as measured.
         cached_tokens: of its prompt, found in a cache, as measured.
-        replica: that answered it.
     """
 
     arrival: Seconds
@@ -55,15 +51,12 @@ class TracedRequest(Params):
     deep: bool = False
     prefix: Annotated[Pieces, Field(max_length=100_000)] = ()
     max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
-    latency_ms: Annotated[float, Field(ge=LATENCY_MS[0], le=LATENCY_MS[1])] | None = None
+    latency_ms: Milliseconds | None = None
     tokens_per_step: PerStep | None = None
     rows_per_step: PerStep | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    memory_key: Name = ""
     first_seconds: Seconds | None = None
     end_seconds: Seconds | None = None
     cached_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
-    replica: Name = ""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -80,6 +73,11 @@ class TracedRequest(Params):
         """Tokens of the prompt that other requests may share."""
         return sum(tokens for _, tokens in self.prefix)
 
+    def text(self, answered: int = 0) -> Pieces:
+        """The pieces of the prompt and of some tokens of the answer; the last one is the request's own."""
+        own = self.prompt_tokens - self.shared_tokens + answered
+        return (*self.prefix, (self.id, own)) if own else self.prefix
+
 
 def read_trace(path: Path) -> list[TracedRequest]:
     """The requests of a file of JSON lines, by arrival; those without an id are numbered.
@@ -88,14 +86,11 @@ def read_trace(path: Path) -> list[TracedRequest]:
         ValueError: it cannot be read, or a line is wrong; one sentence with the line's number.
     """
     found: dict[str, TracedRequest] = {}
-    numbers = count(1)
     for number, values in json_lines(path):
         try:
-            if not isinstance(values, dict):
-                raise ValueError(f"a line is an object, not {shown(values)}")
             request = TracedRequest(**values)
             if not request.id:
-                request = request.model_copy(update={"id": f"#{next(numbers)}"})
+                request = request.model_copy(update={"id": f"#{number}"})
             if request.id in found:
                 raise ValueError(f"id={shown(request.id)} names two requests of the trace")
         except ValueError as error:
@@ -113,22 +108,26 @@ def write_trace(path: Path, requests: Iterable[TracedRequest]) -> None:
             file.write(json.dumps(request.model_dump(exclude_defaults=True)) + "\n")
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The numbers and values of a file's lines, without empty ones.
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The numbers and objects of a file's lines, without empty ones.
 
     Raises:
-        ValueError: it cannot be read, or a line is no JSON.
+        ValueError: it cannot be read, or a line is no JSON object.
     """
     try:
         with path.open("rb") as file:
-            lines = iter(lambda: file.readline(MOST_BYTES + 1), b"")
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), 1):
+                where = f"{path}, line {number}"
                 if len(line) > MOST_BYTES:
-                    raise ValueError(f"{path}, line {number}: longer than {MOST_BYTES:,} bytes")
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise ValueError(f"{path}, line {number}: no JSON: {error}") from None
+                    raise ValueError(f"{where}: longer than {MOST_BYTES:,} bytes")
+                if not line.strip():
+                    continue
+                try:
+                    values = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{where}: no JSON: {error}") from None
+                if not isinstance(values, dict):
+                    raise ValueError(f"{where}: a line is an object, not {shown(values)}")
+                yield number, values
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None

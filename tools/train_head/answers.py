@@ -34,11 +34,8 @@ class TrainText(NamedTuple):
 
 
 class AnswerStore:
-    """A file of answers, one JSON object a line, that grows and is taken up again where it ends.
-
-    Args:
-        path: of the file. A last line that was cut off is dropped.
-    """
+    """A file of answers, one JSON object a line, that grows and is taken up again where it ends; a last
+    line that was cut off is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,10 +67,8 @@ class AnswerStore:
     ) -> None:
         """Answer the prompts that are not answered yet: of those of every earlier call the first ones are.
 
-        Args:
-            tokens: most tokens of an answer.
-            greedy: share of answers at temperature 0; the others are drawn at 0.7 to 1.
-            chunk: prompts asked at once and written at once.
+        tokens: most of an answer. greedy: share of answers at temperature 0; the others are drawn at 0.7
+        to 1. chunk: prompts asked at once and written at once.
         """
         done = len(self.read())
         while done < len(prompts):

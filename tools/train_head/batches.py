@@ -15,7 +15,6 @@ from fastslow.tools.train_head.features import HiddenStates
 
 PROMPT_COST = 4  # rows of a prompt that take the room of one that teaches
 ALIKE = 128  # prompts whose lengths differ by less may share a batch
-STRETCH = 224  # rows of a prompt that are taught like an answer
 
 
 class Shown(NamedTuple):
@@ -29,7 +28,6 @@ class Shown(NamedTuple):
     share: float
     rows: int
     moved: float = 0.0
-    stretches: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +120,9 @@ def _before(cuts: Sequence[BatchCut]) -> Before:
 def batches(
     texts: Sequence[HiddenStates], rows: int, shown: Shown, hidden: int, random: Random
 ) -> Iterator[Batch]:
-    """All texts once, and stretches of their prompts, in random order, about `rows` padded rows a
-    batch, those of prompts counted as a quarter. hidden: H of the target."""
-    taught = [*texts, *_stretches(texts, shown.stretches, random)]
-    cuts = [_cut(text, shown, random) for text in taught if len(text.tokens) - text.start >= 3]
+    """All texts once, in random order, about `rows` padded rows a batch, those of prompts counted as a
+    quarter. hidden: H of the target."""
+    cuts = [_cut(text, shown, random) for text in texts if len(text.tokens) - text.start >= 3]
     cuts.sort(key=lambda cut: (cut.shown // ALIKE, cut.rows + random.random()))
     groups: list[list[BatchCut]] = [[]]
     for cut in cuts:
@@ -138,17 +135,6 @@ def batches(
     for group in groups:
         if group:
             yield batch_of(group, hidden)
-
-
-def _stretches(
-    texts: Sequence[HiddenStates], share: float, random: Random
-) -> Iterator[HiddenStates]:
-    """Texts that end within a prompt: their answers are some of its rows."""
-    for text in texts:
-        room = text.start - STRETCH
-        if share and room > 0 and random.random() < share:
-            start = random.randint(1, room)
-            yield text.until(start + STRETCH, start)
 
 
 def _cut(text: HiddenStates, shown: Shown, random: Random) -> BatchCut:

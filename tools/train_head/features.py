@@ -33,12 +33,6 @@ class HiddenStates:
     mass: Tensor  # f32 [T], logsumexp of the target's logits
     start: int  # where the answer begins
 
-    def until(self, end: int, start: int) -> HiddenStates:
-        """The text up to a row, as if its answer began at `start`."""
-        return HiddenStates(
-            self.tokens[:end], self.features[:end], self.best[:end], self.mass[:end], start
-        )
-
 
 def look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> list[HiddenStates]:
     """Run the texts through the target, several in a forward."""
@@ -70,12 +64,8 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
 class Shards:
     """A folder of safetensors files with an index, grown text by text and taken up where it ends.
 
-    Args:
-        folder: made if it is not there.
-        layers: target layers that features come from.
-
-    Raises:
-        ValueError: the folder holds features of other layers, or a damaged index.
+    layers: of the target, that features come from. ValueError: the folder holds features of others, or
+    a damaged index.
     """
 
     def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:

@@ -21,13 +21,9 @@ STEP = 0.2  # root mean square of an update at rate 1, about that of AdamW
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters [n, m], or stacks of them [N, n, m]; Nesterov's momentum.
+    """For parameters [n, m], or stacks of them [N, n, m]; Nesterov's momentum, decoupled weight decay.
 
-    Args:
-        parameters: as above; those without a gradient stay.
-        lr: rate of AdamW that the steps' size is matched to.
-        decay: weight decay, decoupled.
-        dtype: of the products.
+    lr: rate of AdamW that the steps' size is matched to. dtype: of the products.
     """
 
     def __init__(
@@ -39,11 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update.
-
-        Args:
-            closure: makes the gradients first.
-        """
+        """One update; `closure` makes the gradients first."""
         if closure is not None:
             with torch.enable_grad():
                 closure()
@@ -72,12 +64,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """About U V^T of each matrix U S V^T of a stack [N, n, m], by Newton and Schulz: singular values
-    between 0.5 and 1.3.
-
-    Args:
-        matrices: float32.
-        dtype: of the products; the result is float32 again.
-    """
+    between 0.5 and 1.3. dtype: of the products; matrices and result are float32."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(dtype)

@@ -20,8 +20,8 @@ from torch import Tensor
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.target import Ends
+from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
-from fastslow.tools.train_head.config import TrainConfig
 from fastslow.tools.train_head.features import HiddenStates
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
@@ -100,9 +100,7 @@ class Measured:
 class Trainer:
     """Works on the sum of each step's cross entropy with the target's probabilities.
 
-    Args:
-        weights: of `HeadConfig.shapes`, trained in place.
-        checkpoint: file to continue from, if it is there, and to save to.
+    weights: of `HeadConfig.shapes`. checkpoint: file to continue from, if it is there, and to save to.
     """
 
     def __init__(
@@ -233,7 +231,7 @@ class Trainer:
         self, texts: Callable[[Random], Iterator[Sequence[HiddenStates]]]
     ) -> Iterator[Batch]:
         c = self.train_config
-        shown = Shown(c.prompts, self.config.prompt, c.moved, c.stretches)
+        shown = Shown(c.prompts, self.config.prompt, c.moved)
         while self.tokens < c.tokens:
             before = self.tokens
             for group in texts(self.random):

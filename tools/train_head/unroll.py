@@ -37,12 +37,9 @@ def unroll(
     """The head's hidden states of step 1, 2, ..., each [B, T, H].
 
     Row t of any step guesses what follows the token after row t. The first k-1 rows of step k have
-    no chain before them and mean nothing.
-
-    Args:
-        features, embedded: [B, T, F] of the rows, and [B, T, H] of the token after each row.
-        visible: bool [B, T], rows that are no padding.
-        prefix: rows that every step sees before these.
+    no chain before them and mean nothing. features, embedded: [B, T, F] of the rows, and [B, T, H] of
+    the token after each row. visible: bool [B, T], rows that are no padding. prefix: rows that every
+    step sees before these.
     """
     T = features.shape[1]
     cos, sin = rotation(layer.config, torch.arange(T))

@@ -25,11 +25,7 @@ def check_limits(minutes: float, keep: float = 1.0) -> None:
 
 
 def read_lengths(text: str) -> list[Length]:
-    """Lengths from a command line: "0,2,4,adaptive".
-
-    Raises:
-        ValueError: an entry is neither a number in 0..64 nor "adaptive".
-    """
+    """Lengths from a command line: "0,2,4,adaptive". ValueError for another entry."""
     lengths: list[Length] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part != ADAPTIVE and not (part.isascii() and part.isdigit()):

@@ -67,11 +67,10 @@ class GroupsFound:
 
     def record(self) -> dict[str, Any]:
         """For the settings file."""
-        return {
-            **{name: getattr(self, name) for name in ("prompts", "places", "keep")},
-            self.units.name: [self._named(row) for row in self.rows],
-            **self.circumstances,
-        }
+        noun = self.units.name
+        rows = [{noun if k == "count" else k: v for k, v in asdict(x).items()} for x in self.rows]
+        counts = {"prompts": self.prompts, "places": self.places, "keep": self.keep}
+        return {**counts, noun: rows, **self.circumstances}
 
     def headline(self) -> str:
         """What is proposed, in a sentence."""
@@ -103,10 +102,6 @@ class GroupsFound:
             )
         return table
 
-    def _named(self, row: GroupsRow) -> dict[str, Any]:
-        figures = asdict(row)
-        return {self.units.name: figures.pop("count"), **figures}
-
 
 def tune_groups(
     llm: LLM,
@@ -122,11 +117,8 @@ def tune_groups(
     prompts.
 
     The model answers each prompt with all of them, without thinking. The same texts are then read with
-    fewer, and the probabilities of each next token compared.
-
-    Raises:
-        ValueError: a dense model, something out of range, a prompt that does not fit.
-        KeyboardInterrupt: before a prompt was compared.
+    fewer, and the probabilities of each next token compared. ValueError: a dense model, something out of
+    range, a prompt that does not fit. KeyboardInterrupt: before a prompt was compared.
     """
     units = RoutedUnits.of(llm.model.config)
     if not units.most:

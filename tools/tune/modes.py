@@ -21,7 +21,7 @@ from fastslow.policies.features import LABELS, count_words, features
 from fastslow.policies.mode_router import PromptFacts
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
-from fastslow.tools.tasks import Task
+from fastslow.tools.prompts import Task
 from fastslow.tools.tune import selector as fitting
 from fastslow.tools.tune.candidates import PLAIN, check_limits
 from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
@@ -148,18 +148,11 @@ def tune_modes(
     batch: int = 1,
     report: Report,
 ) -> ModesFound:
-    """Fit what decides between two modes.
+    """Fit what decides between two modes, names of presets, the cheaper one first.
 
-    Args:
-        tasks: graded; they are run in a shuffled order.
-        modes: names of presets, the cheaper one first.
-        keep: the selector and the threshold are the cheapest that keep this share of what the better
-            mode is better by.
-        minutes: for the answers of both modes.
-
-    Raises:
-        ValueError: something is out of range, a preset is unknown, or too few tasks were answered.
-        KeyboardInterrupt: before enough was answered.
+    keep: the selector and the threshold are the cheapest that keep this share of what the better mode is
+    better by. minutes: for the answers of both modes. ValueError: something is out of range, a preset is
+    unknown, or too few tasks were answered. KeyboardInterrupt: before enough was answered.
     """
     if len(tasks) < FEWEST:
         raise ValueError(f"{len(tasks)} graded tasks are too few: give at least {FEWEST}")
@@ -182,11 +175,7 @@ def tune_modes(
 def find(
     model: str, modes: tuple[str, str], pairs: list[Pair], keep: float, stopped: bool = False
 ) -> ModesFound:
-    """What answers that are there say; see `tune_modes`. stopped: some are missing, by Ctrl-C.
-
-    The selector stands between the cheap mode and the better one, or, where that is quicker, between
-    the cheap mode that escalates and the better one.
-    """
+    """What answers that are there say; see `tune_modes`. stopped: some are missing, by Ctrl-C."""
     names = list(LABELS)
     seen = [features(situation(pair.task)) for pair in pairs]
     features_NF = np.array([[one[name] for name in names] for one in seen])
@@ -199,18 +188,12 @@ def find(
     auto = fitting.judge(features_NF, wanted_N, outcomes, keep)
     fitted = fitting.fit(features_NF, wanted_N, outcomes.counts)
     escalation, escalating = fitting.judge_escalation(pairs, outcomes, keep)
-    below, between = outcomes, modes
-    if escalation is not None:
-        checked = outcomes.giving_up(*fitting.given_up(pairs, escalation))
-        both = fitting.judge(features_NF, wanted_N, outcomes, keep, checked)
-        if both.seconds < auto.seconds and both.accuracy >= min(outcomes.aim(keep), auto.accuracy):
-            auto, below, between = both, checked, (ESCALATING, modes[1])
     scores = fitting.held_out_scores(features_NF, wanted_N, outcomes.counts)
-    cut = fitting.cheapest(scores, below, outcomes.aim(keep))
+    cut = fitting.cheapest(scores, outcomes, outcomes.aim(keep))
     varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
     selector = LinearModeRouter(
-        between=between,
+        between=modes,
         weights={names[i]: float(fitted.weights[i]) for i in known}
         | {n: w for n, w in BUILT_IN.weights.items() if n in ("urgency", "load")},
         means={names[i]: float(fitted.means[i]) for i in known},

@@ -34,12 +34,7 @@ class ChartLine(NamedTuple):
 
 @dataclass(slots=True)
 class Chart:
-    """Lines over columns.
-
-    Attributes:
-        names: of the columns, whose x is 0, 1, 2, ...
-        level: a dashed line across, and what is written on it.
-    """
+    """Lines over columns, whose x is 0, 1, 2, ...; `level`: a dashed line, and what is written on it."""
 
     title: str
     x_title: str
@@ -69,10 +64,8 @@ class Chart:
 def page(circumstances: Mapping[str, Any], conditions: Mapping[str, str], **values: Any) -> str:
     """The page that `report.html` makes of the values; text in them is escaped.
 
-    Args:
-        circumstances: see `machine.circumstances`.
-        conditions: how it was measured, besides.
-        values: subject, headline, warnings, tiles, code, columns, rows (the best one first), chart.
+    conditions: how it was measured, besides. values: subject, headline, warnings, tiles, code, columns,
+    rows (the best one first), chart.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

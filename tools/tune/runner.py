@@ -1,17 +1,23 @@
-"""Runs cells on the user's prompts and measures them."""
+"""Runs cells on the user's prompts and measures them, one by one or as a grid."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from loguru import logger
 
 from fastslow.engine.host.machine import Watch
+from fastslow.engine.host.progress import bar
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.tools.prompts import Conversation
-from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune import sample as stats
+from fastslow.tools.tune.candidates import PLAIN, label
 from fastslow.tools.tune.sample import Cell, Sample, sample_of
 
 T = TypeVar("T")
@@ -36,11 +42,8 @@ class TuneRunner:
         self._sampling = sampling
 
     def check(self, prompts: Sequence[Conversation], modes: Iterable[str]) -> None:
-        """Have all prompts looked at, so that none is refused after minutes of measuring.
-
-        Raises:
-            ValueError: one does not fit the model in one of the modes; its number is given.
-        """
+        """Have all prompts looked at, so that none is refused after minutes of measuring. ValueError: one
+        does not fit the model in one of the modes; its number is given."""
         for mode in modes:
             for number, prompt in enumerate(prompts, 1):
                 try:  # a stream checks its prompt at once, and runs nothing until it is read
@@ -49,11 +52,8 @@ class TuneRunner:
                     raise ValueError(f"prompt {number}: {error}") from error
 
     def warm_up(self, cells: Iterable[Cell], prompt: Conversation) -> None:
-        """Run a few tokens of each cell, so that what is made on first use is there.
-
-        Raises:
-            ValueError: a cell does not fit the model.
-        """
+        """Run a few tokens of each cell, so that what is made on first use is there. ValueError: a cell
+        does not fit the model."""
         few = self._sampling.model_copy(update={"max_tokens": WARM_TOKENS, "min_tokens": 0})
         for cell in cells:
             self._answer(cell, [prompt], few)
@@ -103,3 +103,71 @@ def shuffled(cells: Sequence[T], round: int) -> list[T]:
     order = list(cells)
     random.Random(round).shuffle(order)
     return order
+
+
+@dataclass(slots=True)
+class Grid:
+    """Drafters with their lengths, at several batch sizes, in several modes, each beside plain decoding."""
+
+    settings: Sequence[Speculation]
+    batches: Sequence[int] = (1,)
+    modes: Sequence[str] = ("deep",)
+    samples: dict[Cell, list[Sample]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for mode in self.modes:
+            for batch in self.batches:
+                for setting in (PLAIN, *self.settings):
+                    self.samples[Cell(setting, batch, mode)] = []
+
+    def measure(self, runner: TuneRunner, prompts: Sequence[Conversation], repeat: int) -> None:
+        """Run every cell on every part of the prompts, `repeat` times over; prompts that fill no part,
+        which every batch size divides, are left out.
+
+        All cells run on a part before the next part's turn, each time in another order: a machine
+        that slows down slows all of them. After Ctrl-C `samples` keeps what was measured. ValueError: too
+        few prompts, or a prompt or a cell does not fit the model.
+        """
+        size = math.lcm(*self.batches)
+        if len(prompts) < size:
+            batches = ", ".join(map(str, self.batches))
+            raise ValueError(
+                f"batch sizes {batches} need at least {size} prompts; there are {len(prompts)}"
+            )
+        whole = len(prompts) // size * size
+        if left := len(prompts) - whole:
+            logger.info("the last {} prompts are left out: parts have {}", left, size)
+        parts = [prompts[start : start + size] for start in range(0, whole, size)]
+        cells = list(self.samples)
+        runner.check(prompts, self.modes)
+        runner.warm_up(cells, prompts[0])
+        jobs = [
+            (turn, number, cell)
+            for turn in range(repeat)
+            for number in range(len(parts))
+            for cell in shuffled(cells, turn * len(parts) + number)
+        ]
+        for turn, number, cell in bar(jobs, "Measuring"):
+            self.samples[cell].append(runner.run(cell, parts[number], number, turn))
+
+    def ratio(self, cell: Cell) -> float | None:
+        """How many times plain decoding in its mode and batch size; None before both were measured."""
+        found = stats.ratio(self.samples[cell], self.samples[cell._replace(setting=PLAIN)])
+        return found if math.isfinite(found) else None
+
+    def record(self) -> list[dict[str, Any]]:
+        """For programs: one entry a cell. Rates are tokens a second, times seconds."""
+        return [
+            {
+                "label": label(cell.setting),
+                "speculation": cell.setting.model_dump(mode="json"),
+                "batch": cell.batch,
+                "mode": cell.mode,
+                "tokens_per_second": stats.rate(samples),
+                "ratio": self.ratio(cell),
+                "tokens_per_step": stats.tokens_per_step(samples),
+                "acceptance": stats.accepted_share(samples),
+                "samples": [asdict(sample) for sample in samples],
+            }
+            for cell, samples in self.samples.items()
+        ]

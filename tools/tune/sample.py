@@ -38,7 +38,6 @@ class Sample:
     drafted: int
     accepted: int
     forwards: int  # of the model in this time
-    acceptance: tuple[tuple[float, int], ...]  # by position: share accepted, weight
     others: float | None = None  # share of the machine that other processes took
 
     @property
@@ -66,7 +65,6 @@ def sample_of(
         drafted=sum(m.drafted for m in every),
         accepted=sum(m.accepted for m in every),
         forwards=sum(forwards),
-        acceptance=tuple(_by_position(every)),
         others=others,
     )
 
@@ -75,21 +73,6 @@ def _seconds(batch: Sequence[Metrics]) -> float:
     """From the first token of the batch to the last; its requests were submitted at once."""
     ends = [m.ttft + m.tpot * (m.tokens - 1) for m in batch]
     return max(ends) - min(m.ttft for m in batch)
-
-
-def _by_position(metrics: Sequence[Metrics]) -> list[tuple[float, int]]:
-    # An answer has shares, not counts: answers weigh by what was drafted for them.
-    return _means([[(share, m.drafted) for share in m.acceptance] for m in metrics])
-
-
-def _means(rows: Sequence[Sequence[tuple[float, int]]]) -> list[tuple[float, int]]:
-    """Averages over rows of shares with weights: at each place the mean share, and the sum of weights."""
-    found = []
-    for depth in range(max(map(len, rows), default=0)):
-        there = [row[depth] for row in rows if len(row) > depth]
-        weight = sum(w for _, w in there)
-        found.append((sum(s * w for s, w in there) / weight if weight else 0.0, weight))
-    return found
 
 
 def rate(samples: Samples) -> float:
@@ -152,11 +135,6 @@ def accepted_share(samples: Samples) -> float | None:
     """The accepted share of what was drafted; None where nothing was."""
     drafted = sum(s.drafted for s in samples)
     return sum(s.accepted for s in samples) / drafted if drafted else None
-
-
-def acceptance(samples: Samples) -> list[float]:
-    """By position: of the drafts that reached it, the share accepted to it."""
-    return [share for share, _ in _means([s.acceptance for s in samples])]
 
 
 def seconds_per_step(samples: Samples) -> float:

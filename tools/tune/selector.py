@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.params import Escalation
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.tools.tasks import Task
+from fastslow.tools.prompts import Task
 
 F64s = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -130,15 +130,10 @@ class Outcomes:
 
     def of(self, goes_N: Bools, before_N: F64s | None = None) -> Figures:
         """Figures where some tasks go to the better mode, after some seconds in the cheap one."""
-        taken = self.giving_up(goes_N, np.zeros(len(goes_N)) if before_N is None else before_N)
-        right, seconds = taken.cheap_right.mean(), taken.cheap_seconds.mean()
-        return Figures(float(right), float(seconds), float(goes_N.mean()))
-
-    def giving_up(self, goes_N: Bools, before_N: F64s) -> Outcomes:
-        """Outcomes if some cheap answers are given up after `before_N` seconds, for the better mode."""
+        before = np.zeros(len(goes_N)) if before_N is None else before_N
         right = np.where(goes_N, self.good_right, self.cheap_right)
-        seconds = np.where(goes_N, before_N + self.good_seconds, self.cheap_seconds)
-        return Outcomes(right, self.good_right, seconds, self.good_seconds)
+        seconds = np.where(goes_N, before + self.good_seconds, self.cheap_seconds)
+        return Figures(float(right.mean()), float(seconds.mean()), float(goes_N.mean()))
 
     def only(self, places: Sequence[int]) -> Outcomes:
         """The outcomes of some tasks."""
@@ -189,30 +184,23 @@ def cheapest(scores_N: F64s, outcomes: Outcomes, aim: float) -> float:
     return min(able)[1] if able else cuts[-1]
 
 
-def judge(
-    features_NF: F64s,
-    wanted_N: Bools,
-    outcomes: Outcomes,
-    keep: float,
-    below: Outcomes | None = None,
-) -> Figures:
+def judge(features_NF: F64s, wanted_N: Bools, outcomes: Outcomes, keep: float) -> Figures:
     """What a fitted selector gives on tasks that neither its weights nor its threshold have seen: each
     fold's threshold is chosen on the other folds' own held-out scores.
 
-    wanted_N: tasks that gain by the better mode. below: outcomes below the threshold; None = those of
-    the cheap mode.
+    wanted_N: tasks that gain by the better mode.
     """
-    below = outcomes if below is None else below
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
     for own, others in _folds(count):
         if not own or not others:
             continue
         inner = held_out_scores(features_NF[others], wanted_N[others], counts[others])
-        cut = cheapest(inner, below.only(others), outcomes.only(others).aim(keep))
+        some = outcomes.only(others)
+        cut = cheapest(inner, some, some.aim(keep))
         fitted = fit(features_NF[others], wanted_N[others], counts[others])
         goes[own] = fitted.score(features_NF[own]) > cut
-    return below.of(goes)
+    return outcomes.of(goes)
 
 
 WINDOWS = (1, 4, 16)

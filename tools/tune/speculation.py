@@ -74,7 +74,6 @@ class TuneResult:
             "ratio": self.ratio(self.best),
             "tokens_per_step": stats.tokens_per_step(best),
             "acceptance": stats.accepted_share(best),
-            "acceptance_by_position": stats.acceptance(best),
             **{name: getattr(self, name) for name in ("batch", "mode", "prompts")},
             "sampling": self.sampling.model_dump(mode="json", exclude_defaults=True),
             "stopped_early": self.stopped,
@@ -202,17 +201,11 @@ def tune_speculation(
     minutes: float = 10.0,
     report: Report,
 ) -> TuneResult:
-    """Find the fastest setting for these prompts.
+    """Find the fastest of the candidates for these prompts, which are run in a shuffled order.
 
-    Args:
-        prompts: they are run in a shuffled order.
-        candidates: settings to choose from.
-        minutes: for everything; a slow model may need more for the first run of each candidate.
-
-    Raises:
-        ValueError: batch or minutes out of range, too few prompts, a candidate or a prompt does not
-            fit the model, no answer is longer than a token.
-        KeyboardInterrupt: before anything was measured.
+    minutes: for everything; a slow model may need more for the first run of each candidate. ValueError:
+    batch or minutes out of range, too few prompts, a candidate or a prompt does not fit the model, no
+    answer is longer than a token. KeyboardInterrupt: before anything was measured.
     """
     check_limits(minutes)
     if not 1 <= batch <= len(prompts):

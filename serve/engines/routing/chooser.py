@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from random import Random
 
@@ -33,6 +33,9 @@ class ReplicaChooser:
     Args:
         settings: see there.
         clock: seconds since 1970, as replicas write into their reports.
+
+    Attributes:
+        reserved: replicas that take no deep request now, as long as there are others.
     """
 
     def __init__(self, settings: RoutingSettings, clock: Callable[[], float]) -> None:
@@ -43,17 +46,12 @@ class ReplicaChooser:
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
         self._order: list[str] = []  # the first ones are reserved
-        self._reserved: frozenset[str] = frozenset()
+        self.reserved: frozenset[str] = frozenset()
         self._urgent_at = -math.inf  # when a quick request with a target was last seen
         self._looked = -math.inf  # when reports were last searched for such requests
         self._sent: OrderedDict[str, Sent] = OrderedDict()  # by request, the oldest first
         self._newest = 0.0  # report, when it came
         self._characters = settings.page_characters  # of a token
-
-    @property
-    def reserved(self) -> frozenset[str]:
-        """Replicas that take no deep request now, as long as there are others."""
-        return self._reserved
 
     def set_replicas(self, ids: Iterable[str]) -> None:
         """There are these now. What was known of others is forgotten."""
@@ -66,7 +64,7 @@ class ReplicaChooser:
                 self._loads[id] = ReplicaLoad(self._settings)
         self._ids = list(there)
         self._order = sorted(there, key=_place)
-        self._reserve(bool(self._reserved))
+        self._reserve(bool(self.reserved))
 
     def report(self, id: str, report: ReplicaReport) -> None:
         """A replica says how it is; one that is not there is not heard."""
@@ -86,8 +84,8 @@ class ReplicaChooser:
         costs = {id: self._cost(request, id, held, now) for id in looked}
         best = sorted(looked, key=costs.__getitem__)
         ranked = best + self._rest(set(best))
-        if request.deep and self._reserved:
-            ranked.sort(key=self._reserved.__contains__)
+        if request.deep and self.reserved:
+            ranked.sort(key=self.reserved.__contains__)
         if request.avoid:
             ranked.sort(key=frozenset(request.avoid).__contains__)
         return ranked
@@ -130,22 +128,15 @@ class ReplicaChooser:
         settings = self._settings
         if len(self._ids) <= settings.few:
             return self._random.sample(self._ids, len(self._ids))
-        looked = dict.fromkeys(held)
-        count = len(self._reserved)
-        self._draw(looked, self._order[count:] if request.deep else self._ids, settings.choices)
+        looked = list(held)
+        count = len(self.reserved)
+        pools = [self._order[count:] if request.deep else self._ids]
         if request.urgent:
-            self._draw(looked, self._order[:count], settings.choices)
-        return list(looked)
-
-    def _draw(self, looked: dict[str, None], pool: Sequence[str], count: int) -> None:
-        """Add replicas of a pool by chance, that are not there yet where there are any."""
-        for _ in range(count * self._settings.attempts):
-            if count == 0 or not pool:
-                return
-            id = pool[self._random.randrange(len(pool))]
-            if id not in looked:
-                looked[id] = None
-                count -= 1
+            pools.append(self._order[:count])
+        for pool in pools:
+            others = [id for id in pool if id not in looked]
+            looked += self._random.sample(others, min(settings.choices, len(others)))
+        return looked
 
     def _cost(self, request: RoutedRequest, id: str, held: dict[str, int], now: float) -> float:
         load = self._loads[id]
@@ -181,7 +172,7 @@ class ReplicaChooser:
         most = len(self._order) - 1
         share = round(self._settings.reserved_share * len(self._order))
         count = min(max(1, share), most) if wanted and most > 0 else 0
-        self._reserved = frozenset(self._order[:count])
+        self.reserved = frozenset(self._order[:count])
 
     def _learn_characters(self, request: RoutedRequest) -> None:
         """How long tokens are, of prompts that were seen whole."""

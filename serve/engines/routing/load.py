@@ -29,11 +29,10 @@ class ReplicaLoad:
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._settings = settings
+        self.heard_at: float | None = None  # when the latest report came, on this router's clock
         self._report: ReplicaReport | None = None
         self._at = 0.0  # of the report, at most when it came
-        self._heard_at = 0.0  # when it came
         self._mine: dict[str, Sent] = {}
-        self._own = _Count()  # this router's there
         self._since = _Count()  # all: as reported, and as it changed
         self._unread = 0.0  # tokens of prompts that it has to read, as far as this router knows,
         self._unread_at = 0.0  # at this time: it goes on to read
@@ -43,22 +42,17 @@ class ReplicaLoad:
     @property
     def answers(self) -> int:
         """All that it answers, or that wait there."""
-        return max(self._own.answers, self._since.answers)
+        return max(len(self._mine), self._since.answers)
 
     @property
     def urgent(self) -> int:
         """Of them, quick requests with a target."""
-        return max(self._own.urgent, self._since.urgent)
-
-    @property
-    def heard_at(self) -> float | None:
-        """When its latest report came, on this router's clock: its own clock may be another."""
-        return None if self._report is None else self._heard_at
+        return max(sum(sent.urgent for sent in self._mine.values()), self._since.urgent)
 
     def report(self, report: ReplicaReport, now: float) -> None:
         """It says how it is."""
         self._report = report
-        self._at, self._heard_at = min(report.at, now), now  # its clock may run ahead
+        self._at, self.heard_at = min(report.at, now), now  # its clock may run ahead
         self._step = _step(report) or self._settings.step_seconds
         self._rate = report.prompt_rate or self._settings.prompt_rate
         self._since = _Count(report.answers, report.deep, report.urgent)
@@ -71,7 +65,6 @@ class ReplicaLoad:
     def sent(self, request_id: str, sent: Sent) -> None:
         """A request goes there."""
         self._mine[request_id] = sent
-        self._own.add(sent, 1)
         self._since.add(sent, 1)
         self._unread, self._unread_at = self._to_read(sent.at) + sent.unread, sent.at
 
@@ -79,7 +72,6 @@ class ReplicaLoad:
         """It is over, or went elsewhere."""
         sent = self._mine.pop(request_id, None)
         if sent is not None:
-            self._own.add(sent, -1)
             self._since.add(sent, -1)
 
     def seconds(self, request: RoutedRequest, cached: float, now: float) -> float:
@@ -96,7 +88,8 @@ class ReplicaLoad:
         if request.urgent:
             # engines let it pass answers that wait, but where all places are taken it waits for an end
             if self.answers >= places:
-                steps += settings.deep_steps * max(self._own.deep, self._since.deep)
+                mine = sum(sent.deep for sent in self._mine.values())
+                steps += settings.deep_steps * max(mine, self._since.deep)
         elif report is not None and any(report.waiting.values()):
             queued = report.queue_seconds
         reading = (max(0.0, request.prompt_tokens - cached) + self._to_read(now)) / self._rate

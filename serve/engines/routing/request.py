@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ class RoutedRequest:
         deep: whether it may take long: its mode thinks.
         prompt: the text that its prompt begins with, roles included, at most MOST_CHARACTERS.
         prompt_tokens: of the whole prompt; estimated where the text is not tokenised.
-        max_tokens: the most that it may answer.
         latency_ms: its target, if it has one.
         memory_key: KV is shared only between requests of one key.
         avoid: replicas that just failed on it.
@@ -36,7 +35,6 @@ class RoutedRequest:
     deep: bool
     prompt: str
     prompt_tokens: int
-    max_tokens: int
     latency_ms: float | None = None
     memory_key: str = ""
     avoid: tuple[str, ...] = ()
@@ -58,15 +56,12 @@ def routed_of(request: GenerateRequest, card: ModelCard) -> RoutedRequest:
     base = str(fields.get("base") or DEFAULT) if fields else str(mode or DEFAULT)
     preset = card.modes.get(base, {})
     prompt, tokens = _seen(request.prompt)
-    usual = request.options.sampling_defaults.get("max_tokens")
-    most = request.sampling.get("max_tokens", usual)
     return RoutedRequest(
         id=request.id,
         mode=_name(base, fields),
         deep=may_take_long({**preset, **fields}),
         prompt=prompt,
         prompt_tokens=tokens,
-        max_tokens=min(most, card.context) if isinstance(most, int) else card.context,
         latency_ms=fields.get("latency_ms", preset.get("latency_ms")),
         memory_key=request.options.memory_key or "",
         avoid=tuple(request.avoid),
@@ -89,27 +84,17 @@ def _name(base: str, fields: Mapping[str, Any]) -> str:
 
 def _seen(prompt: str | Sequence[int] | Sequence[Mapping[str, object]]) -> tuple[str, int]:
     """What a prompt begins with, as text; and how many tokens it may be."""
-    if isinstance(prompt, str):
-        return prompt[:MOST_CHARACTERS], len(prompt) // CHARACTERS + 1
-    parts: list[str] = []
-    size = count = 0
-    for part in _texts(prompt):
-        if size < MOST_CHARACTERS:
-            parts.append(part[: MOST_CHARACTERS - size])
-        size += len(part)
-        count += 1
-    numbers = bool(prompt) and isinstance(prompt[0], int)
-    return "".join(parts), count if numbers else size // CHARACTERS + 1
+    if prompt and isinstance(prompt[0], int):
+        return "".join(f"{n} " for n in prompt[:MOST_CHARACTERS])[:MOST_CHARACTERS], len(prompt)
+    text = prompt if isinstance(prompt, str) else "".join(map(_text_of, prompt))
+    return text[:MOST_CHARACTERS], len(text) // CHARACTERS + 1
 
 
-def _texts(prompt: Sequence[int] | Sequence[Mapping[str, object]]) -> Iterator[str]:
-    for part in prompt:
-        if isinstance(part, int):
-            yield f"{part} "
-            continue
-        content = part.get("content") if isinstance(part, Mapping) else part
-        if isinstance(content, list):
-            content = "\n".join(
-                str(one.get("text", "")) for one in content if isinstance(one, Mapping)
-            )
-        yield f"{part.get('role') if isinstance(part, Mapping) else ''}\n{content or ''}\n"
+def _text_of(message: Any) -> str:
+    if not isinstance(message, Mapping):
+        return f"\n{message or ''}\n"
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = (str(one.get("text", "")) for one in content if isinstance(one, Mapping))
+        content = "\n".join(texts)
+    return f"{message.get('role')}\n{content or ''}\n"

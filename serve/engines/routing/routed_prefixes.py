@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -24,14 +23,13 @@ class Match(NamedTuple):
 class _Held:
     """What one replica has read: the characters of each block, the least recently used one first."""
 
-    bit: int  # of the masks
     room: float = math.inf  # characters
     size: int = 0  # likewise, of all blocks
     blocks: OrderedDict[int, int] = field(default_factory=OrderedDict)
 
 
 class RoutedPrefixes:
-    """Chained hashes of blocks of characters, each with a mask of the replicas that have read it.
+    """Chained hashes of blocks of characters, each with the replicas that have read it.
 
     A block's hash covers all text before it and whose KV it is: KV is shared within one mode and memory
     key only. A replica that has a block has all those before it, since the deepest ones are dropped first.
@@ -50,9 +48,7 @@ class RoutedPrefixes:
         self._random = random
         self._ends = _block_ends(settings)
         self._replicas: dict[str, _Held] = {}
-        self._ids: list[str | None] = []  # by bit
-        self._masks: dict[int, int] = {}
-        self._recent: OrderedDict[str, tuple[RoutedRequest, list[int]]] = OrderedDict()
+        self._readers: dict[int, set[str]] = {}  # by block
 
     def __len__(self) -> int:
         """Blocks, counted for each replica that has them."""
@@ -60,19 +56,16 @@ class RoutedPrefixes:
 
     def match(self, request: RoutedRequest, most: int) -> list[Match]:
         """The replicas that have read most of the prompt, at most so many, the best first."""
-        masks = []
-        for block in self._blocks(request):
-            mask = self._masks.get(block)
-            if mask is None:
-                break
-            masks.append(mask)
+        known = list(zip(self._blocks(request), self._ends))
         found: list[Match] = []
-        seen = 0
-        for place in range(len(masks) - 1, -1, -1):
-            new = masks[place] & ~seen
-            if new:
-                seen |= new
-                found += [Match(id, self._ends[place]) for id in self._some(new, most - len(found))]
+        seen: set[str] = set()
+        for block, end in reversed(known):
+            readers = self._readers.get(block, seen)
+            if len(readers) > len(seen):  # who has read this far has read all before it, too
+                new = sorted(readers - seen)
+                seen = readers
+                some = self._random.sample(new, min(len(new), most - len(found)))
+                found += [Match(id, end) for id in some]
                 if len(found) >= most:
                     break
         return found
@@ -89,75 +82,50 @@ class RoutedPrefixes:
     def add(self, request: RoutedRequest, id: str) -> None:
         """The prompt goes to a replica, which reads it."""
         held = self._replicas.get(id) or self._new(id)
-        mask, blocks, ends = 1 << held.bit, held.blocks, self._ends
         hashes = self._blocks(request)
         for place in range(len(hashes) - 1, -1, -1):  # so that the deepest are the first to go
             block = hashes[place]
-            if block in blocks:
-                blocks.move_to_end(block)
+            if block in held.blocks:
+                held.blocks.move_to_end(block)
                 continue
-            size = ends[place] - (ends[place - 1] if place else 0)
-            blocks[block] = size
+            size = self._ends[place] - (self._ends[place - 1] if place else 0)
+            held.blocks[block] = size
             held.size += size
-            self._masks[block] = self._masks.get(block, 0) | mask
-        self._trim(held)
+            self._readers.setdefault(block, set()).add(id)
+        self._trim(id, held)
 
     def resize(self, id: str, characters: float) -> None:
         """A replica's cache holds so much text."""
         held = self._replicas.get(id) or self._new(id)
         held.room = characters
-        self._trim(held)
+        self._trim(id, held)
 
     def forget(self, id: str) -> None:
         """A replica is gone, and its cache with it."""
         held = self._replicas.pop(id, None)
         if held is not None:
             held.room = 0
-            self._trim(held)
-            self._ids[held.bit] = None
+            self._trim(id, held)
 
     def _new(self, id: str) -> _Held:
-        if None in self._ids:
-            bit = self._ids.index(None)
-            self._ids[bit] = id
-        else:
-            bit = len(self._ids)
-            self._ids.append(id)
-        held = self._replicas[id] = _Held(bit)
+        held = self._replicas[id] = _Held()
         if len(self) > self._settings.most_blocks // 2:
-            for other in self._replicas.values():  # the shares are smaller now
-                self._trim(other)
+            for other in self._replicas.items():  # the shares are smaller now
+                self._trim(*other)
         return held
 
-    def _trim(self, held: _Held) -> None:
+    def _trim(self, id: str, held: _Held) -> None:
         """Drop what a replica no longer has, or what is above its share of the index."""
         share = self._settings.most_blocks // max(1, len(self._replicas))
         while held.blocks and (held.size > held.room or len(held.blocks) > share):
             block, size = held.blocks.popitem(last=False)
             held.size -= size
-            left = self._masks[block] & ~(1 << held.bit)
-            if left:
-                self._masks[block] = left
-            else:
-                del self._masks[block]
-
-    def _some(self, mask: int, most: int) -> Iterator[str]:
-        """At most so many replicas of a mask, beginning at a random one."""
-        start = self._random.randrange(len(self._ids))
-        for part, base in ((mask >> start, start), (mask & ((1 << start) - 1), 0)):
-            while part and most > 0:
-                lowest = part & -part
-                id = self._ids[base + lowest.bit_length() - 1]
-                assert id is not None, "a replica that is gone has no bits"
-                yield id
-                part ^= lowest
-                most -= 1
+            self._readers[block].remove(id)
+            if not self._readers[block]:
+                del self._readers[block]
 
     def _blocks(self, request: RoutedRequest) -> list[int]:
         """The hash of each whole block of the prompt."""
-        known = self._recent.get(request.id)
-        if known is not None and known[0] == request:
-            return known[1]
         text = request.prompt
         start, block, hashes = 0, hash((request.mode, request.memory_key)), []
         for end in self._ends:
@@ -166,9 +134,6 @@ class RoutedPrefixes:
             block = hash((block, text[start:end]))
             hashes.append(block)
             start = end
-        self._recent[request.id] = request, hashes
-        if len(self._recent) > self._settings.recent:
-            self._recent.popitem(last=False)
         return hashes
 
 

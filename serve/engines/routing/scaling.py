@@ -5,18 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-
-class Queues(Protocol):
-    """What a replica says of its queues; a `ReplicaReport` does."""
-
-    @property
-    def deep(self) -> int: ...
-    @property
-    def deep_queue_seconds(self) -> float: ...
-    @property
-    def quick_queue_seconds(self) -> float: ...
+from fastslow.serve.engines.routing.report import QueueReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +23,8 @@ class ScalingSettings:
     start_seconds: float = 300.0  # in which new ones have to report, before more are asked for
     down_seconds: float = 300.0  # that they are short before there are fewer: a start takes minutes
     most_growth: float = (
-        2.0  # times as many at once: queues tell that there are too few, not how many
+        2.0  # times as many at once: queues say that there are too few, not how many
     )
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.most:
-            raise ValueError(f"least={self.least} must be 1 or more, and at most most={self.most}")
-        for name in ("quick_queue_seconds", "deep_queue_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        if not self.most_growth > 1:
-            raise ValueError(f"most_growth={self.most_growth} must be above 1")
-        if not 0 <= self.calm < 1:
-            raise ValueError(f"calm={self.calm} must be from 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +37,7 @@ class ScalingState:
 
 
 def replicas_wanted(
-    reports: Collection[Queues],
+    reports: Collection[QueueReport],
     present: int,
     state: ScalingState,
     settings: ScalingSettings,
@@ -109,7 +88,7 @@ def _more(
     return min(wanted, settings.most), replace(state, busy_since=now, grown_at=now)
 
 
-def _pressure(reports: Collection[Queues], settings: ScalingSettings) -> float:
+def _pressure(reports: Collection[QueueReport], settings: ScalingSettings) -> float:
     """The seconds that requests wait over those that they may, of the kind that is worse off.
 
     Deep ones wait at some replicas while others are kept for quick ones, which more replicas do not change.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pangu_v2_tools
 import pytest
 import texts
 import torch
-from checkpoints import random_table, write_family
+from checkpoints import DENSE, MOGE, random_table, write_family
 from fake_cuda import RecordingOps
-from family_models import FAMILIES, PlainModel
 from npu_tools import CHIPS, simulated
+from pairs import pairwise
 from test_cli import TEMPLATE
 from tokenizers_tiny import write_bpe
 from torch import Tensor
@@ -26,10 +27,12 @@ from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
-from fastslow.engine.backends.device import DeviceChoice, paged_ops_for
+from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.decoder import Decoder, Weights
+from fastslow.engine.model.shape import ClampedSwiglu, Router
 from fastslow.engine.types import Rows, Segment
 from fastslow.request.options import Prompt
 
@@ -37,6 +40,34 @@ CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
 DEVICES = ("cuda", *CHIPS)
 LONG: dict[str, Any] = {"max_position_embeddings": 1024}
+BASE = ModelConfig.from_json({**DENSE, "num_hidden_layers": 3})
+ROUTED = replace(BASE, experts=8, moe_intermediate_size=32, mlp_only_layers=frozenset({1}))
+SOFTMAX, CHOSEN = Router("softmax", 3), Router("chosen", 3, bias=True)
+SIGMOID = Router("sigmoid", 3, scale=2.5, choice_bias=True)
+FAMILIES: dict[str, ModelConfig] = {
+    "moge": ModelConfig.from_json({**MOGE, "mlp_only_layers": [1]}),
+    "head norms": replace(BASE, query_norm=True, key_norm=True, head_dim=32),
+    "qkv bias": replace(BASE, qkv_bias=True),
+    "windows": replace(BASE, windows=(24, 24, 24)),
+    "windows in turn": replace(BASE, windows=(0, 140, 7)),
+    "unrotated": replace(BASE, unrotated=frozenset({1}), tie_word_embeddings=True),
+    "sinks": replace(BASE, sink_logits=True),
+    "softmax": replace(ROUTED, router=SOFTMAX, query_norm=True, key_norm=True),
+    "softmax as it is": replace(ROUTED, router=replace(SOFTMAX, normed=False)),
+    "sigmoid": replace(ROUTED, router=SIGMOID, shared_intermediate_size=32),
+    "gpt-oss": replace(
+        ROUTED,
+        mlp_only_layers=frozenset(),
+        router=CHOSEN,
+        qkv_bias=True,
+        out_bias=True,
+        expert_bias=True,
+        sink_logits=True,
+        windows=(20, 0, 20),
+        activation=ClampedSwiglu(limit=2.0),
+    ),
+}
+ROUTED_NAMES = [name for name, config in FAMILIES.items() if config.chosen]
 
 
 @pytest.fixture(params=DEVICES)
@@ -48,11 +79,13 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
         yield paged_ops_for(DeviceChoice("npu", CPU))
 
 
-def load(config: ModelConfig, ops: PagedOps) -> tuple[PagedDecoder, PlainModel]:
-    table = random_table(config)
-    return PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__)), PlainModel(
-        config, table
-    )
+def load(
+    config: ModelConfig, ops: PagedOps, dtype: torch.dtype = torch.float32
+) -> tuple[PagedDecoder, Decoder]:
+    """The model, and plain torch in float64, which `test_families.py` holds against transformers."""
+    read = random_table(config).__getitem__
+    plain = Decoder(Weights(config, ops_for("cpu"), torch.float64, CPU, read))
+    return PagedDecoder(Stacked(config, ops, dtype, CPU, read)), plain
 
 
 def near(found: Tensor, wanted: Tensor) -> None:
@@ -63,24 +96,18 @@ def near(found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits(name: str, ops: PagedOps) -> None:
     model, plain = load(FAMILIES[name], ops)
-    wanted = plain.logits(TOKENS)
-    near(texts.logits(model, TOKENS, [140, *[1] * 6, 10, *[1] * 4, 10]), wanted)
+    wanted = texts.logits(plain, TOKENS)
     scattered = np.random.default_rng(1).permutation(400)[:170]
-    near(texts.logits(model, TOKENS, [150, 1, 19], slots=scattered), wanted)
+    sizes = [140, *[1] * 6, 10, *[1] * 4, 10]
+    near(texts.logits(model, TOKENS, sizes, slots=scattered), wanted)
 
 
-@pytest.mark.parametrize("wanted", [1, 2, 7])
-@pytest.mark.parametrize("name", [n for n, c in FAMILIES.items() if c.router is not None])
-def test_fewer_experts(name: str, wanted: int, ops: PagedOps) -> None:
+@pytest.mark.parametrize(("name", "count"), pairwise(ROUTED_NAMES, (1, 2, 7)))
+def test_fewer_experts(name: str, count: int, ops: PagedOps) -> None:
     model, plain = load(FAMILIES[name], ops)
-    tokens = TOKENS[:30]
-    found = texts.logits(model, tokens, [20, *[1] * 10], groups=wanted)
-    near(found, plain.logits(tokens, wanted))
-
-
-def test_shared_experts_alone(ops: PagedOps) -> None:
-    model, plain = load(FAMILIES["sigmoid"], ops)
-    near(texts.logits(model, TOKENS[:20], groups=0), plain.logits(TOKENS[:20], 0))
+    for wanted in (count, 0) if name in ("moge", "sigmoid") else (count,):
+        found = texts.logits(model, TOKENS[:30], [20, *[1] * 10], groups=wanted)
+        near(found, texts.logits(plain, TOKENS[:30], groups=wanted))
 
 
 @pytest.mark.parametrize("name", ["windows", "windows in turn", "sinks", "gpt-oss"])
@@ -110,8 +137,9 @@ def test_trees(name: str, ops: PagedOps) -> None:
         while at >= 0:
             path.append(TOKENS[known + at])
             at = parents[at]
-        near(found[node][None], plain.logits([*TOKENS[:known], *path[::-1]])[-1:])
-    near(found[7:], plain.logits(TOKENS[:12], 2))
+        line = [*TOKENS[:known], *path[::-1]]
+        near(found[node][None], texts.logits(plain, line)[-1:])
+    near(found[7:], texts.logits(plain, TOKENS[:12], groups=2))
 
 
 def test_steps_are_recorded(ops: PagedOps) -> None:
@@ -119,7 +147,7 @@ def test_steps_are_recorded(ops: PagedOps) -> None:
     for name, chips in (("head norms", 3), ("sinks", 2), ("windows in turn", 1)):
         model, plain = load(FAMILIES[name], ops)
         found = texts.logits(model, TOKENS, [130, *[1] * 40])
-        near(found, plain.logits(TOKENS))
+        near(found, texts.logits(plain, TOKENS))
         lacks = (not ops.windows) + (not ops.merges)
         assert (model.recorder.replays > 30) == (lacks < chips), name
 
@@ -127,12 +155,10 @@ def test_steps_are_recorded(ops: PagedOps) -> None:
 @pytest.mark.parametrize("name", ["softmax", "gpt-oss"])
 def test_mixtures_in_bfloat16_are_recorded(name: str) -> None:
     """Routing, biases and windows wait for nothing on a GPU."""
-    table = random_table(FAMILIES[name])
-    weights = Stacked(FAMILIES[name], RecordingOps(CPU), torch.bfloat16, CPU, table.__getitem__)
-    model = PagedDecoder(weights)
+    model, plain = load(FAMILIES[name], RecordingOps(CPU), torch.bfloat16)
     found = texts.logits(model, TOKENS[:80], [40, *[1] * 40]).double()
     assert model.recorder.replays == 39
-    wanted = PlainModel(FAMILIES[name], table).logits(TOKENS[:80])
+    wanted = texts.logits(plain, TOKENS[:80])
     assert (found - wanted).abs().mean() < 0.1 * wanted.std()
 
 
@@ -154,19 +180,16 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="need head_dim of at most 128, not 192"):
             ops.check(config, torch.float32)
         return
-    with floats(folder, config) as read:
-        model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
+    if isinstance(ops, RecordingOps):
+        with floats(folder, config) as read:
+            model: Any = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
+    else:  # as it is loaded
+        model = load_model(folder, "float32", "npu")
+        assert isinstance(model, PagedDecoder)
     plain = load_model(folder, "float64", "cpu")
     for wanted in (None, 1, 0):
         found = texts.logits(model, tokens, [40, *[1] * 10, 10], groups=wanted)
         near(found, texts.logits(plain, tokens, groups=wanted).double())
-
-
-@pytest.mark.parametrize("chip", CHIPS)
-def test_pangu_v2_is_loaded(chip: str, tmp_path: Path) -> None:
-    folder = pangu_v2_tools.write_moe(tmp_path)
-    with simulated(chip):
-        assert isinstance(load_model(folder, "float32", "npu"), PagedDecoder)
 
 
 @contextmanager

@@ -54,17 +54,6 @@ def near(found: Tensor, wanted: Tensor) -> None:
     assert torch.equal(found.argmax(-1), wanted.argmax(-1))
 
 
-@pytest.mark.parametrize("groups", [None, 0, 2])
-def test_logits_are_those_of_the_cpu(moge: Path, groups: int | None) -> None:
-    tokens = texts.tokens_of(160)
-    model = load(moge, "float32")
-    wanted = texts.logits(load_model(moge, "float32", "cpu"), tokens, groups=groups)
-    near(texts.logits(model, tokens, groups=groups), wanted)
-    near(texts.logits(model, tokens, [130, 1, 1, 9, 1, 18], groups=groups), wanted)
-    scattered = np.random.default_rng(1).permutation(400)[:160]
-    near(texts.logits(model, tokens, [150, 1, 9], groups=groups, slots=scattered), wanted)
-
-
 def test_recorded_steps(tmp_path: Path) -> None:
     """Nothing in a step waits for the host; a text grows past the widths of its block tables."""
     folder = write_dense(tmp_path)

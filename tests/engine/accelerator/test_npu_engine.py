@@ -96,8 +96,10 @@ def test_a_mixed_batch(moge: Pair) -> None:
         assert npu_kernels.calls[name] > 0, name
 
 
-@pytest.mark.parametrize("drafter", ["off", "ngram", "model", "told", "self0"])
-@pytest.mark.parametrize("groups", [None, 0], ids=["deep", "fast"])
+@pytest.mark.parametrize(
+    ("drafter", "groups"),
+    [("off", None), ("ngram", 0), ("model", None), ("told", 0), ("self0", None)],
+)
 def test_small_batches_are_recorded_and_replayed(
     moge: Pair, drafter: str, groups: int | None
 ) -> None:

@@ -1,9 +1,10 @@
-"""int8 weights and rows on the simulated A2; chips that do not run them multiply the weights out."""
+"""Weights on simulated NPUs: int8 where a chip runs it, and a router's, which are not rounded."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import npu_kernels
 import pytest
@@ -13,14 +14,17 @@ from checkpoints import write, write_moge
 from npu_tools import CHIPS, simulated
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp
 from fastslow.engine.backends.accelerator.weights import Mixture, Stacked
 from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.moge import ExpertChoice
 
 TOKENS = texts.tokens_of(60)
 
@@ -92,3 +96,31 @@ def test_experts_are_all_of_one_kind(folders: tuple[Path, dict[str, QuantLinear]
         pytest.raises(ValueError, match=r"layers\.0\.mlp: some experts are int8 and some are not"),
     ):
         on_npu(folder, some, torch.bfloat16)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_routers_weights_are_not_rounded(name: str) -> None:
+    """Neither those that it multiplies by nor those that it gives: two experts that are each other's
+    negative nearly cancel, and what is left is the difference of their weights."""
+    with simulated(name, exact=False):
+        ops: Any = paged_ops_for(choose_device("npu"))
+        x = random(3, 32).to(ops.dtypes[0])
+        router = random(4, 32, seed=1)
+        assert torch.equal(ops.route(x, router), F.linear(x.float(), router))
+        up = random(1, 32, 32, seed=2).to(x.dtype)
+        down = random(1, 16, 32, seed=3).to(x.dtype)
+        both = DeviceMlp(
+            DeviceMatrix(ops.pack_experts(torch.cat((up, up)))),
+            DeviceMatrix(ops.pack_experts(torch.cat((down, -down)))),
+        )
+        experts = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
+        weights = torch.tensor([[0.5001, 0.5]] * 3)
+        none = torch.zeros_like(x)
+        found = ops.experts(x, ExpertChoice(experts, weights), both, none)
+        alone = torch.tensor([[1.0, 0.0]] * 3)
+        one = ops.experts(x, ExpertChoice(experts, alone), both, none)
+        torch.testing.assert_close(found.float(), one.float() * 1e-4, rtol=0.02, atol=1e-6)

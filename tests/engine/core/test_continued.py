@@ -117,20 +117,8 @@ def test_what_is_cut_says_different_things(moge: Bench) -> None:
     assert min(len(answer(r)) for r in whole.values()) > 3
 
 
-@pytest.mark.parametrize("drafter", ["off", "forked", "tree"])
-def test_cut_answers_beside_others_under_pressure(moge: Bench, drafter: str) -> None:
-    cuts = []
-    for ask in kinds(moge).values():
-        cuts += every_cut(moge, replace(ask, drafter=drafter))[::3]
-    requests = continued(moge, cuts, UNDER_PRESSURE)
-    check(moge, cuts, requests)
-    assert sum(r.spec_stats.preemptions for r in requests) > 0
-    assert sum(r.spec_stats.cached for r in requests) > 0, "prompts are found in the prefix cache"
-    assert all(r.spec_stats.cached <= r.prompt_length for r in requests)
-
-
 @pytest.mark.parametrize(("drafter", "setting"), [("off", PLENTY), ("forked", UNDER_PRESSURE)])
-def test_logprobs_of_what_was_answered_are_told_again(
+def test_cut_answers_and_their_logprobs_beside_others(
     moge: Bench, drafter: str, setting: Setting
 ) -> None:
     cuts = []
@@ -138,9 +126,12 @@ def test_logprobs_of_what_was_answered_are_told_again(
         told = ask.params.model_copy(update={"logprobs": 3, "prompt_logprobs": 2})
         if name == "greedy":
             told = told.model_copy(update={"prompt_logprobs": None})
-        cuts += every_cut(moge, replace(ask, params=told, drafter=drafter))
+        cuts += every_cut(moge, replace(ask, params=told, drafter=drafter))[::2]
     requests = continued(moge, cuts, setting)
     check(moge, cuts, requests)
+    pressed = sum(r.spec_stats.preemptions for r in requests) > 0
+    assert pressed == (setting is UNDER_PRESSURE)
+    assert all(r.spec_stats.cached <= r.prompt_length for r in requests)
     for (ask, cut), request in zip(cuts, requests, strict=True):
         whole = moge.alone(ask)
         assert len(request.logprobs) == len(whole.logprobs) == len(answer(whole))
@@ -150,7 +141,14 @@ def test_logprobs_of_what_was_answered_are_told_again(
             assert ours == pytest.approx(theirs, abs=1e-4)
 
 
-@pytest.mark.parametrize("drafter", ["off", "self1", "tree"])
+def test_prompts_of_cut_answers_are_found_in_the_prefix_cache(moge: Bench) -> None:
+    cuts = [cut for ask in kinds(moge).values() for cut in every_cut(moge, ask)[::3]]
+    requests = continued(moge, cuts, UNDER_PRESSURE)
+    check(moge, cuts, requests)
+    assert sum(r.spec_stats.cached for r in requests) > 0
+
+
+@pytest.mark.parametrize("drafter", ["off", "tree"])
 def test_what_was_answered_stays_though_it_would_not_be_said_again(
     moge: Bench, drafter: str
 ) -> None:

@@ -40,18 +40,13 @@ from fastslow.engine.types import Floats, RequestView, Tree
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
+def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("models"), "moge")
 
 
 @pytest.fixture(scope="module")
-def moge(folder: Path) -> Bench:
-    return make_bench(folder, "moge")
-
-
-@pytest.fixture(scope="module")
-def dense(folder: Path) -> Bench:
-    return make_bench(folder, "dense")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("models"), "dense")
 
 
 class OddDraft(OracleDraft):
@@ -63,33 +58,21 @@ class OddDraft(OracleDraft):
 
 MODES = (None, 0, 1, 2)
 ALONE = pairwise(EVERY, MODES, PROMPTS[:3])
+ON_DENSE = [(drafter, None, prompt) for drafter in DENSE_DRAFTERS for prompt in PROMPTS[:3]]
 
 
-@pytest.mark.parametrize("drafter", EVERY)
-def test_every_drafter_in_every_mode_alone(moge: Bench, drafter: str) -> None:
-    drafted = accepted = 0
-    for groups, prompt in [row[1:] for row in ALONE if row[0] == drafter]:
-        sums = check(moge, [Ask(prompt, params(), drafter, groups=groups)])
-        drafted += sums["drafted"]
-        accepted += sums["accepted"]
+@pytest.mark.parametrize(
+    ("kind", "drafter"), [*(("moge", d) for d in EVERY), *(("dense", d) for d in DENSE_DRAFTERS)]
+)
+def test_every_drafter_alone(request: pytest.FixtureRequest, kind: str, drafter: str) -> None:
+    bench: Bench = request.getfixturevalue(kind)
+    rows = [row for row in (ALONE if kind == "moge" else ON_DENSE) if row[0] == drafter]
+    asks = [Ask(prompt, params(), drafter, groups=groups) for _, groups, prompt in rows]
+    assert len({tuple(answer(bench.alone(ask))) for ask in asks}) == len(asks)
+    sums = [check(bench, [ask]) for ask in asks]
+    drafted, accepted = (sum(s[name] for s in sums) for name in ("drafted", "accepted"))
     assert accepted > 0
     assert drafted > accepted or drafter == "told", "some drafts must be refused"
-
-
-def test_modes_and_prompts_that_say_the_same_would_prove_nothing(moge: Bench) -> None:
-    asks = [Ask(prompt, params(), groups=groups) for groups in MODES for prompt in PROMPTS[:3]]
-    assert len({tuple(answer(moge.alone(ask))) for ask in asks}) == len(asks)
-
-
-@pytest.mark.parametrize("drafter", DENSE_DRAFTERS)
-def test_every_drafter_on_a_dense_model(dense: Bench, drafter: str) -> None:
-    drafted = accepted = 0
-    for prompt in PROMPTS[:3]:
-        sums = check(dense, [Ask(prompt, params(), drafter)])
-        drafted += sums["drafted"]
-        accepted += sums["accepted"]
-    assert accepted > 0
-    assert drafted > accepted or drafter == "told"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,18 +104,10 @@ def test_a_mixed_batch(moge: Bench, name: str) -> None:
     assert sums["preempted"] > 0 or "few" not in name
 
 
-def test_a_mixed_batch_in_bfloat16(folder: Path) -> None:
-    narrow = make_bench(folder / "narrow", "moge", "bfloat16")
+def test_a_mixed_batch_in_bfloat16(tmp_path: Path) -> None:
+    narrow = make_bench(tmp_path, "moge", "bfloat16")
     sums = check(narrow, mixed(narrow), *SETTINGS["few pages, prefix hit"])
     assert 0 < sums["accepted"] < sums["drafted"]
-
-
-def test_a_dense_mixed_batch_under_pressure(dense: Bench) -> None:
-    drafters = ("off", "ngram", "model", "random", "erring", "forked", "ngram+model", "sampled")
-    asks = [Ask(PROMPTS[n % 5], params(max_tokens=20 + n), d) for n, d in enumerate(drafters)]
-    sums = check(dense, asks, Setting(pages=26, prompt_rows=7), warm=True)
-    assert 0 < sums["accepted"] < sums["drafted"]
-    assert sums["preempted"] > 0
 
 
 def test_seeded_samples_do_not_depend_on_the_neighbours(moge: Bench) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from schedule_tools import pages, request, run
+from schedule_tools import request, run, small_cache
 
 from fastslow import LLM, SamplingParams
 from fastslow.engine.core.latency_budget import PATIENCE, LatencyBudget, RunEverything
@@ -15,7 +15,7 @@ from fastslow.engine.core.scheduler import OVERTAKEN, Scheduler
 
 
 def scheduler(rows: int = 512, running: int = 8, count: int = 200) -> Scheduler:
-    return Scheduler(pages(count), rows, running, LatencyBudget(RunEverything()))
+    return Scheduler(small_cache(count), rows, running, LatencyBudget(RunEverything()))
 
 
 def test_the_most_urgent_starts_first_and_of_equals_the_oldest() -> None:

@@ -11,7 +11,7 @@ from checkpoints import write_moge
 from engine_tools import write_kin
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule_tools import pages, request, run
+from schedule_tools import request, run, small_cache
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.router import DrafterRouter
@@ -55,13 +55,7 @@ class Timer:
 
 
 def scheduler(budget: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
-    return Scheduler(pages(), rows, running, budget)
-
-
-def test_without_a_target_nothing_is_limited() -> None:
-    step = scheduler(LatencyBudget(Linear()))
-    step.add(request(0, prompt=100))
-    assert run(step) == {0: 100}
+    return Scheduler(small_cache(), rows, running, budget)
 
 
 def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
@@ -72,13 +66,6 @@ def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
     found = run(step)
     assert found[1] == 50 and found.get(0, 0) == 0
     assert run(step) == {0: 29, 1: 1}, "29 + 1 rows take 30, three quarters of 40"
-
-
-def test_who_came_later_with_a_target_is_taken_in_first() -> None:
-    step = scheduler(LatencyBudget(Linear()), rows=60)
-    step.add(request(0, prompt=200))
-    step.add(request(1, prompt=50, latency_target=400.0))
-    assert run(step) == {1: 50, 0: 10}
 
 
 def test_others_bring_what_the_tightest_target_leaves() -> None:

@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
+from itertools import cycle
 
+import gguf_rows
 import numpy as np
 import pytest
+from gguf_rows import Array, product
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from pairs import pairwise
 
-from fastslow.engine.backends.cpu.formats import Format
-from fastslow.engine.backends.cpu.library import TILE, kernels
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.formats import GGUF_FORMATS, Format
+from fastslow.engine.backends.cpu.library import TILE
 
-Array = NDArray[Any]
 FLOATS = [Format.FLOAT32, Format.BFLOAT16, Format.FLOAT16]
 INTEGERS = [Format.INT8, Format.INT4]
-FORMATS = [*FLOATS, *INTEGERS]  # that floats are packed in; for the others see test_gguf_formats.py
+FORMATS = [*FLOATS, *INTEGERS]  # that floats are packed in
 BLOCK = 32
 # A float32 sum of K products, rounded once or twice each, is within K of these of their sizes.
 UNIT = 2.0**-23
 SHAPES = [(1, 1), (33, 17), (64, 48), (70, 577), (32, 1600)]
 
 
-@pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    return kernels()
-
-
-def aligned(count: int) -> Array:
-    """`count` zero bytes on a 64-byte boundary."""
-    room = np.zeros(count + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + count]
-
-
-def packed(library: ctypes.CDLL, form: Format, weights: Array) -> Array:
+def packed(form: Format, weights: Array) -> Array:
     outputs, inputs = weights.shape
-    tiles = aligned(-(-outputs // TILE) * library.fs_tile_bytes(form, inputs))
+    room = np.zeros(-(-outputs // TILE) * library.tile_bytes(form, inputs) + 64, np.uint8)
+    tiles = room[-room.ctypes.data % 64 :][: len(room) - 64]
     weights = np.ascontiguousarray(weights, np.float32)
-    library.fs_pack(form, tiles.ctypes.data, weights.ctypes.data, outputs, inputs)
+    library.kernels().fs_pack(form, tiles.ctypes.data, weights.ctypes.data, outputs, inputs)
     return tiles
 
 
-def product(library: ctypes.CDLL, form: Format, tiles: Array, outputs: int, x: Array) -> Array:
-    x = np.ascontiguousarray(x, np.float32)
-    count, inputs = x.shape
-    out = np.full((count, outputs), np.nan, np.float32)
-    library.fs_product(
-        form, tiles.ctypes.data, outputs, inputs, x.ctypes.data, count, out.ctypes.data
-    )
-    return out
-
-
-def multiply(library: ctypes.CDLL, form: Format, weights: Array, x: Array) -> Array:
-    return product(library, form, packed(library, form, weights), len(weights), x)
+def multiply(form: Format, weights: Array, x: Array) -> Array:
+    return product(form, packed(form, weights), len(weights), x)
 
 
 def some(outputs: int, inputs: int, rows: int, seed: int = 0) -> tuple[Array, Array]:
@@ -96,11 +75,9 @@ def weight_steps(form: Format, weights: Array) -> Array:
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("form", FLOATS)
-def test_floats_are_summed_right(
-    library: ctypes.CDLL, form: Format, outputs: int, inputs: int
-) -> None:
+def test_floats_are_summed_right(form: Format, outputs: int, inputs: int) -> None:
     weights, x = some(outputs, inputs, 13)
-    out = multiply(library, form, weights, x)
+    out = multiply(form, weights, x)
     if form == Format.BFLOAT16:
         weights, x = bfloat16(weights), bfloat16(x)
     if form == Format.FLOAT16:
@@ -112,12 +89,10 @@ def test_floats_are_summed_right(
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("form", INTEGERS)
-def test_integers_are_within_half_a_step(
-    library: ctypes.CDLL, form: Format, outputs: int, inputs: int
-) -> None:
+def test_integers_are_within_half_a_step(form: Format, outputs: int, inputs: int) -> None:
     """Every factor is off by half a step at most, and d and m by half precision's rounding."""
     weights, x = some(outputs, inputs, 13)
-    out = multiply(library, form, weights, x)
+    out = multiply(form, weights, x)
     of_x = spread(np.abs(in_blocks(x)).max(2) / 127, inputs) / 2
     of_w = weight_steps(form, weights) / 2
     if form == Format.INT4:
@@ -130,10 +105,10 @@ def test_integers_are_within_half_a_step(
 
 @pytest.mark.parametrize("form", INTEGERS)
 @pytest.mark.parametrize("inputs", [48, 576, 1600])
-def test_integers_err_as_rounding_does(library: ctypes.CDLL, form: Format, inputs: int) -> None:
+def test_integers_err_as_rounding_does(form: Format, inputs: int) -> None:
     """Rounding to a step spreads by step / sqrt(12): more than that is a wrong scale somewhere."""
     weights, x = some(96, inputs, 24)
-    error = multiply(library, form, weights, x) - x.astype(np.float64) @ weights.T
+    error = multiply(form, weights, x) - x.astype(np.float64) @ weights.T
     of_x = spread(np.abs(in_blocks(x)).max(2) / 127, inputs) ** 2 / 12
     of_w = weight_steps(form, weights) ** 2 / 12
     expected = (x**2) @ of_w.T + of_x @ (weights.T**2)
@@ -143,9 +118,7 @@ def test_integers_err_as_rounding_does(library: ctypes.CDLL, form: Format, input
 @pytest.mark.parametrize(
     ("form", "inputs", "sign"), pairwise(INTEGERS, (16, 32, 80, 1600), (-1, 1))
 )
-def test_whole_numbers_are_exact(
-    library: ctypes.CDLL, form: Format, inputs: int, sign: int
-) -> None:
+def test_whole_numbers_are_exact(form: Format, inputs: int, sign: int) -> None:
     """All steps are 1, and the largest factors meet: nothing saturates or wraps."""
     random = np.random.default_rng(1)
     low, high = (-127, 127) if form == Format.INT8 else (0, 15)
@@ -155,38 +128,52 @@ def test_whole_numbers_are_exact(
     x = random.integers(-127, 128, (9, inputs)).astype(np.float32)
     x[:3] = sign * 127
     x[:, 0::32] = sign * 127
-    assert (multiply(library, form, weights, x) == x @ weights.T).all()
+    assert (multiply(form, weights, x) == x @ weights.T).all()
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=12)
+def example(kind: Format | str, outputs: int, inputs: int, seed: int = 0) -> tuple[Format, Array]:
+    """A format, or a type of GGUF's, with packed weights."""
+    if isinstance(kind, Format):
+        return kind, packed(kind, some(outputs, inputs, 1, seed)[0])
+    blocks = gguf_rows.like_weights(kind, outputs, inputs, seed)
+    return GGUF_FORMATS[kind], gguf_rows.packed(kind, blocks, inputs)
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, *gguf_rows.TYPES])
+@settings(max_examples=10)
 @given(data=st.data())
-def test_a_row_is_the_same_among_any(
-    library: ctypes.CDLL, form: Format, data: st.DataObject
-) -> None:
+def test_a_row_is_the_same_among_any(kind: Format | str, data: st.DataObject) -> None:
     inputs = data.draw(st.integers(1, 700))  # more than the longest stretch of a pass
-    outputs = data.draw(st.integers(1, 70))
-    weights, x = some(outputs, inputs, 17, data.draw(st.integers(0, 1000)))
-    tiles = packed(library, form, weights)
-    alone = np.concatenate([product(library, form, tiles, outputs, row[None]) for row in x])
+    if isinstance(kind, str):
+        inputs = gguf_rows.block_inputs(kind) * data.draw(st.integers(1, 5))
+    outputs, seed = data.draw(st.integers(1, 70)), data.draw(st.integers(0, 1000))
+    form, tiles = example(kind, outputs, inputs, seed)
+    x = some(1, inputs, 17, seed)[1]
+    alone = np.concatenate([product(form, tiles, outputs, row[None]) for row in x])
     for count in range(2, len(x) + 1):
         first = data.draw(st.integers(0, len(x) - count))
-        among = product(library, form, tiles, outputs, x[first : first + count])
+        among = product(form, tiles, outputs, x[first : first + count])
         kept = alone[first : first + count]
         assert (among.view(np.int32) == kept.view(np.int32)).all(), count
 
 
 # Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.
 @pytest.mark.parametrize(
-    ("form", "bits"),
-    list(zip(FORMATS, (0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF))),
+    ("kind", "bits"),
+    list(
+        zip(
+            [*FORMATS, *gguf_rows.TYPES],
+            cycle((0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF)),
+        )
+    ),
 )
-def test_a_row_that_is_not_finite_shows_it_alone(
-    library: ctypes.CDLL, form: Format, bits: int
-) -> None:
-    weights, x = some(40, 80, 5)
-    good = multiply(library, form, weights, x)
-    x.view(np.uint32)[2, 70] = bits
-    out = multiply(library, form, weights, x)
+def test_a_row_that_is_not_finite_shows_it_alone(kind: Format | str, bits: int) -> None:
+    inputs = 80 if isinstance(kind, Format) else 2 * gguf_rows.block_inputs(kind)
+    form, tiles = example(kind, 40, inputs)
+    x = some(1, inputs, 5)[1]
+    good = product(form, tiles, 40, x)
+    x.view(np.uint32)[2, 50] = bits
+    out = product(form, tiles, 40, x)
     assert not np.isfinite(out[2]).any()
     assert (np.delete(out, 2, 0) == np.delete(good, 2, 0)).all()
+    assert (product(form, tiles, 40, 0 * np.nan_to_num(x)) == 0).all() or isinstance(kind, Format)

@@ -11,7 +11,6 @@ import pytest
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu import library as library_module
 
 ROOT = Path(__file__).parents[3]
 KERNEL_TESTS = [
@@ -19,17 +18,16 @@ KERNEL_TESTS = [
     "engine/cpu/test_family_kernels.py",
     "engine/cpu/test_gguf_formats.py",
     "engine/model/test_model.py",
+    "engine/model/test_model_rows.py",
     "engine/cpu/test_only_best.py",
     "engine/cpu/test_head_screen.py",
     "engine/cpu/test_kernel_checks.py",
-    "engine/kv/test_kv_tiles.py",
-    "engine/kv/test_kv_int8.py",
+    "engine/kv/test_kv_storage.py",
     "draft/test_draft_kernels.py",
     "draft/test_eagle_kernels.py",
     "draft/test_head_checks.py",
     "draft/test_suffix.py",
 ]
-ROW_TESTS = "engine/model/test_model_rows.py::test_tree_rows_equal_plain_decoding"
 
 
 def run(level: str, *tests: str, **variables: str) -> None:
@@ -65,7 +63,7 @@ def has_avx2() -> bool:
 def test_other_chips(level: str) -> None:
     if level == "avx2" and not has_avx2():
         pytest.skip("this chip has no AVX2")
-    run(level, *KERNEL_TESTS, ROW_TESTS, OMP_NUM_THREADS="2")
+    run(level, *KERNEL_TESTS, OMP_NUM_THREADS="2")
 
 
 @pytest.mark.slow
@@ -80,7 +78,6 @@ def test_sanitizers(level: str) -> None:
     run(
         f"{level}+sanitize",
         *KERNEL_TESTS,
-        ROW_TESTS,
         OMP_NUM_THREADS="2",
         LD_PRELOAD=" ".join(map(str, found)),
         # Python leaks on purpose; gcc 12 misaligns 64-byte locals on its fake stack
@@ -90,7 +87,7 @@ def test_sanitizers(level: str) -> None:
 
 @compiled
 def test_where_there_is_a_compiler_the_kernels_run() -> None:
-    assert library_module.available()
+    assert library.available()
 
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

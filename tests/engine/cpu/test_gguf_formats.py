@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from pathlib import Path
 
 import checkpoints
@@ -11,9 +10,7 @@ import numpy as np
 import pytest
 import texts
 import torch
-from gguf_rows import TYPES, Array
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from gguf_rows import TYPES, Array, product
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
@@ -29,22 +26,6 @@ from fastslow.engine.model.int8 import no_int8
 pytestmark = compiled
 BLOCK = 32
 UNIT = 2.0**-23  # a float32 sum of K products is within a few K of these of their sizes
-
-
-def product(name: str, tiles: Array, outputs: int, x: Array) -> Array:
-    x = np.ascontiguousarray(x, np.float32)
-    count, inputs = x.shape
-    out = np.full((count, outputs), np.nan, np.float32)
-    library.kernels().fs_product(
-        GGUF_FORMATS[name],
-        tiles.ctypes.data,
-        outputs,
-        inputs,
-        x.ctypes.data,
-        count,
-        out.ctypes.data,
-    )
-    return out
 
 
 def sizes(name: str) -> list[tuple[int, int]]:
@@ -96,7 +77,7 @@ def test_products_are_those_of_the_numbers(name: str) -> None:
         x = (
             x.reshape(13, -1, BLOCK) * 2.0 ** random.integers(-9, 9, (13, inputs // BLOCK, 1))
         ).reshape(13, -1)
-        out = product(name, gguf_rows.packed(name, blocks, inputs), outputs, x)
+        out = product(GGUF_FORMATS[name], gguf_rows.packed(name, blocks, inputs), outputs, x)
         weights = gguf_rows.floats(name, blocks).T.astype(np.float64)
         # before minima are taken off, sums are larger than their products
         bound = (
@@ -110,47 +91,14 @@ def test_products_are_those_of_the_numbers(name: str) -> None:
         assert (np.abs(out - x @ weights) <= bound).all()
 
 
-@pytest.mark.parametrize("name", TYPES)
-@settings(max_examples=8)
-@given(data=st.data())
-def test_a_row_is_the_same_among_any(name: str, data: st.DataObject) -> None:
-    inputs = gguf_rows.block_inputs(name) * data.draw(st.integers(1, 5))
-    outputs = data.draw(st.integers(1, 70))
-    tiles = gguf_rows.packed(name, gguf_rows.like_weights(name, outputs, inputs), inputs)
-    x = np.random.default_rng(data.draw(st.integers(0, 1000))).standard_normal((17, inputs))
-    alone = np.concatenate([product(name, tiles, outputs, row[None]) for row in x])
-    for count in range(2, len(x) + 1):
-        first = data.draw(st.integers(0, len(x) - count))
-        among = product(name, tiles, outputs, x[first : first + count])
-        assert (among.view(np.int32) == alone[first : first + count].view(np.int32)).all(), count
-
-
-@pytest.mark.parametrize(
-    ("name", "bits"), list(zip(TYPES, cycle((0x7F800000, 0xFF800000, 0x7FC00000))))
-)
-def test_a_row_that_is_not_finite_shows_it_alone(name: str, bits: int) -> None:
-    inputs = 2 * gguf_rows.block_inputs(name)
-    tiles = gguf_rows.packed(name, gguf_rows.like_weights(name, 40, inputs), inputs)
-    x = np.random.default_rng(5).standard_normal((5, inputs)).astype(np.float32)
-    good = product(name, tiles, 40, x)
-    x.view(np.uint32)[2, 50] = bits
-    out = product(name, tiles, 40, x)
-    assert not np.isfinite(out[2]).any()
-    assert (np.delete(out, 2, 0) == np.delete(good, 2, 0)).all()
-    assert (product(name, tiles, 40, 0 * np.nan_to_num(x)) == 0).all()
-
-
 def test_q4_1_and_int4_are_the_same_products() -> None:
     """A 4-bit file makes the tokens that its blocks made as an int4 model."""
     blocks = gguf_rows.like_weights("Q4_1", 64, 96)
     tiles = gguf_rows.packed("Q4_1", blocks, 96)
     x = np.random.default_rng(1).standard_normal((9, 96)).astype(np.float32)
-    found = product("Q4_1", tiles, 64, x)
+    found = product(Format.Q4_1, tiles, 64, x)
     library.pack_gguf(tiles, Format.INT4, [blocks], np.arange(64), 96)
-    out = np.empty_like(found)
-    library.kernels().fs_product(
-        Format.INT4, tiles.ctypes.data, 64, 96, x.ctypes.data, len(x), out.ctypes.data
-    )
+    out = product(Format.INT4, tiles, 64, x)
     assert (found.view(np.int32) == out.view(np.int32)).all()
 
 

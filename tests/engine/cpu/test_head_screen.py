@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
-import numpy as np
 import pytest
 import texts
 import torch
 from kernel_tools import compiled
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Ints, ModelOutput, Rows, Segment
+from fastslow.engine.types import ModelOutput
 
 pytestmark = compiled
 HIDDEN = 96
@@ -84,14 +84,7 @@ def write(folder: Path, kind: str, size: int) -> Path:
 
 
 def step(model: Model, tokens: list[int], only_best: bool) -> ModelOutput:
-    """Texts of one token each."""
-    kv = texts.storage(model, len(tokens))
-    none: Ints = np.empty(0, dtype=np.int64)
-    rows = [
-        Segment([token], [0], [-1], np.array([i]), none, None, [0], 0, only_best)
-        for i, token in enumerate(tokens)
-    ]
-    return model.forward(Rows.of(rows), kv)
+    return texts.single_tokens(model, tokens, [only_best] * len(tokens))
 
 
 def plain(logits: Tensor) -> list[int]:
@@ -117,11 +110,10 @@ def test_among_rows_that_nothing_bounds_one_that_is_not_finite_shows(
     tmp_path: Path, sick: float
 ) -> None:
     folder = write(tmp_path, "few", SIZES[0])
-    config = {**checkpoints.DENSE, "vocab_size": SIZES[0], "hidden_size": HIDDEN}
-    table = checkpoints.tensors(config, seed=SIZES[0])
-    table["lm_head.weight"] = few(table["lm_head.weight"])
+    table = load_file(folder / "model.safetensors")
     table["lm_head.weight"][50, 3] = sick
-    model = load_model(checkpoints.write(folder, config, table), "bfloat16")
+    save_file(table, folder / "model.safetensors")
+    model = load_model(folder, "bfloat16")
     assert (
         step(model, texts.tokens_of(ROWS, 0, SIZES[0]), only_best=True).best.tolist() == [-1] * ROWS
     )

@@ -52,48 +52,30 @@ def flip(path: Path) -> None:
     rewrite(path, bytes(data))
 
 
-def cut(path: Path) -> None:
-    rewrite(path, path.read_bytes()[:-5])
-
-
-def empty(path: Path) -> None:
-    rewrite(path, b"")
-
-
-def replaced_by_link(path: Path) -> None:
-    other = path.with_name("other")
-    path.rename(other)
-    path.symlink_to(other)
-
-
-def replaced_by_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def replaced_by_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def given_away(path: Path) -> None:
-    os.chown(path, STRANGER, -1)
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.rename(path.with_name("other"))
+    make(path)
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (flip, "it is damaged"),
-    (cut, "it is damaged"),
-    (empty, "it is damaged"),
+    (lambda path: rewrite(path, path.read_bytes()[:-5]), "it is damaged"),
+    (lambda path: rewrite(path, b""), "it is damaged"),
     (lambda path: path.chmod(0o777), r"others may write to it \(mode 777\)"),
-    (replaced_by_link, "symbolic links"),
-    (replaced_by_folder, "it is no file"),
-    (replaced_by_fifo, "it is no file"),
+    (lambda path: replace(path, lambda p: p.symlink_to(p.with_name("other"))), "symbolic links"),
+    (lambda path: replace(path, os.mkdir), "it is no file"),
+    (lambda path: replace(path, os.mkfifo), "it is no file"),
 ]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [*DAMAGE, pytest.param(given_away, "belongs to another user", marks=as_root)],
+    [
+        *DAMAGE,
+        pytest.param(
+            lambda path: os.chown(path, STRANGER, -1), "belongs to another user", marks=as_root
+        ),
+    ],
 )
 def test_a_library_that_may_not_run_is_compiled_anew(
     root: Path, logged: list[str], change: Callable[[Path], object], reason: str

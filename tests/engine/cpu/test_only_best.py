@@ -18,7 +18,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best
-from fastslow.engine.types import Ints, ModelOutput, Rows, Segment
+from fastslow.engine.types import Ints, ModelOutput
 
 VOCAB = 1000  # not whole tiles
 FORMATS = [("float32", "none"), ("bfloat16", "none")]
@@ -43,18 +43,8 @@ def write(folder: Path, spread: float = 1.0, sick: float | None = None) -> Path:
 
 
 def run(model: Model, only_best: Ints, seed: int = 0) -> ModelOutput:
-    """One text per mark, a token each, after a text of its own."""
-    count = len(only_best)
-    tokens = texts.tokens_of(count, seed, VOCAB)
-    kv = texts.storage(model, count)
-    none = np.empty(0, dtype=np.int64)
-    rows = Rows.of(
-        [
-            Segment([token], [0], [-1], np.array([i]), none, None, [0], 0, bool(only_best[i]))
-            for i, token in enumerate(tokens)
-        ]
-    )
-    return model.forward(rows, kv)
+    """One text for each mark."""
+    return texts.single_tokens(model, texts.tokens_of(len(only_best), seed, VOCAB), only_best)
 
 
 @pytest.mark.parametrize(("dtype", "quantization"), FORMATS)

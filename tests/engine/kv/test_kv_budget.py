@@ -54,28 +54,15 @@ def test_too_little_for_one_request_is_refused_with_numbers() -> None:
             pages(share)
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("2GiB", 2 * GIB), ("1.5 gib", 3 * GIB // 2), ("500MB", 5 * 10**8), ("2G", 2 * 10**9)]
-    + [("4096", 4096), ("4096B", 4096)],
-)
-def test_amounts_in_text(text: str, count: int) -> None:
-    assert parse_bytes(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "much", "-1GiB", "2XB", "GiB", "50%"])
-def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be like 2GiB"):
-        parse_bytes(text)
-
-
-def test_bytes_for_people() -> None:
-    assert [format_bytes(n) for n in (1, 1536, 3 * GIB, 5 * 1024 * GIB)] == [
-        "1 B",
-        "1.5 KiB",
-        "3.0 GiB",
-        "5.0 TiB",
-    ]
+def test_amounts_in_text() -> None:
+    amounts = {"2GiB": 2 * GIB, "1.5 gib": 3 * GIB // 2, "500MB": 5 * 10**8, "2G": 2 * 10**9}
+    amounts |= {"4096": 4096, "4096B": 4096}
+    assert [parse_bytes(text) for text in amounts] == list(amounts.values())
+    for text in ("", "much", "-1GiB", "2XB", "GiB", "50%"):
+        with pytest.raises(ValueError, match="must be like 2GiB"):
+            parse_bytes(text)
+    said = [format_bytes(n) for n in (1, 1536, 3 * GIB, 5 * 1024 * GIB)]
+    assert said == ["1 B", "1.5 KiB", "3.0 GiB", "5.0 TiB"]
 
 
 def test_a_container_limit_bounds_free_memory(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from schedule_tools import small_cache
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
@@ -15,19 +16,6 @@ from fastslow.engine.kv.pages import PagePool
 from fastslow.engine.kv.storage import KVShape, KVStorage
 
 TEXT = list(range(100, 116))
-
-
-def make(pages: int = 8, *, prefix_caching: bool = True) -> KVCache:
-    return KVCache(
-        layers=2,
-        kv_heads=1,
-        head_dim=2,
-        pages=pages,
-        page_size=4,
-        dtype=torch.float32,
-        device="cpu",
-        prefix_caching=prefix_caching,
-    )
 
 
 def run(cache: KVCache, request: int, tokens: list[int], root: object = None) -> int:
@@ -40,7 +28,7 @@ def run(cache: KVCache, request: int, tokens: list[int], root: object = None) ->
 
 
 def test_full_pages_are_shared_and_the_last_row_is_left_to_run() -> None:
-    cache = make()
+    cache = small_cache(8)
     assert run(cache, 0, TEXT[:10]) == 0
     assert cache.open(1, TEXT[:10], None, 9) == 8
     assert cache.slots(1, 0, 8).tolist() == cache.slots(0, 0, 8).tolist()
@@ -48,15 +36,8 @@ def test_full_pages_are_shared_and_the_last_row_is_left_to_run() -> None:
     assert cache.open(3, TEXT[:10], None, 0) == 0
 
 
-def test_a_mode_shares_nothing_with_another_mode() -> None:
-    cache = make()
-    run(cache, 0, TEXT[:8], root=None)
-    assert cache.open(1, TEXT, 0, 15) == 0
-    assert cache.open(2, TEXT, None, 15) == 8
-
-
 def test_two_who_compute_the_same_text_end_up_with_one_copy() -> None:
-    cache = make()
+    cache = small_cache(8)
     for request in (0, 1):
         cache.open(request, TEXT, None, 15)
         assert cache.reserve(request, 16)
@@ -69,7 +50,7 @@ def test_two_who_compute_the_same_text_end_up_with_one_copy() -> None:
 
 
 def test_least_recently_used_texts_go_first_and_from_their_end() -> None:
-    cache = make(pages=6)
+    cache = small_cache(pages=6)
     run(cache, 0, TEXT[:8])
     run(cache, 1, [1] * 8)
     cache.close(0)
@@ -84,7 +65,7 @@ def test_least_recently_used_texts_go_first_and_from_their_end() -> None:
 
 
 def test_rejected_rows_are_never_published() -> None:
-    cache = make()
+    cache = small_cache(8)
     cache.open(0, TEXT[:3], None, 2)
     assert cache.reserve(0, 8)
     cache.commit(0, 3, [], TEXT[:4])  # five nodes written, none accepted
@@ -118,24 +99,22 @@ def test_pages_come_in_runs_with_room_to_grow() -> None:
 
 
 def test_misuse_is_refused() -> None:
-    cache = make()
+    cache = small_cache(8)
     run(cache, 0, TEXT[:6])
-    with pytest.raises(ValueError, match="request 0 is already open"):
-        cache.open(0, TEXT, None, 0)
-    with pytest.raises(ValueError, match="length 5 is outside 6..8"):
-        cache.advance(0, 5, TEXT)
-    with pytest.raises(ValueError, match="length 9 is outside 6..8"):
-        cache.advance(0, 9, TEXT)
-    with pytest.raises(ValueError, match="length 8 is outside 6..7"):
-        cache.advance(0, 8, TEXT[:7])
-    with pytest.raises(ValueError, match="base 5 is among the 6 valid"):
-        cache.commit(0, 5, [0], TEXT)
-    with pytest.raises(ValueError, match="do not ascend"):
-        cache.commit(0, 6, [1, 0], TEXT)
-    with pytest.raises(ValueError, match="positions 6:9 are outside the 8 held"):
-        cache.commit(0, 6, [2], TEXT)
+    refused: dict[str, Callable[[], object]] = {
+        "request 0 is already open": lambda: cache.open(0, TEXT, None, 0),
+        "length 5 is outside 6..8": lambda: cache.advance(0, 5, TEXT),
+        "length 9 is outside 6..8": lambda: cache.advance(0, 9, TEXT),
+        "length 8 is outside 6..7": lambda: cache.advance(0, 8, TEXT[:7]),
+        "base 5 is among the 6 valid": lambda: cache.commit(0, 5, [0], TEXT),
+        "do not ascend": lambda: cache.commit(0, 6, [1, 0], TEXT),
+        "positions 6:9 are outside the 8 held": lambda: cache.commit(0, 6, [2], TEXT),
+    }
+    for said, misuse in refused.items():
+        with pytest.raises(ValueError, match=said):
+            misuse()
     with pytest.raises(ValueError, match="pages is 0"):
-        make(pages=0)
+        small_cache(pages=0)
     with pytest.raises(KeyError):
         cache.close(7)
     cache.check_integrity()
@@ -187,7 +166,7 @@ FAULTS: dict[str, Callable[[KVCache], object]] = {
 
 @pytest.mark.parametrize("message", FAULTS)
 def test_seeded_faults_are_seen(message: str) -> None:
-    cache = make(pages=12)
+    cache = small_cache(pages=12)
     run(cache, 0, TEXT[:10])
     run(cache, 1, TEXT[:9])
     cache.open(2, [3], None, 0)

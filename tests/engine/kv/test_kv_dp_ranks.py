@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from schedule_tools import small_cache
 
 from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
@@ -16,17 +17,8 @@ class TwoRanks(KVStorage):
     dp_ranks = 2
 
 
-def cache(pages: int = 8, storage: type[KVStorage] = TwoRanks) -> KVCache:
-    return KVCache(
-        layers=2,
-        kv_heads=1,
-        head_dim=2,
-        pages=pages,
-        page_size=4,
-        dtype=torch.float32,
-        device="cpu",
-        storage=storage,
-    )
+def cache(pages: int = 8) -> KVCache:
+    return small_cache(pages, storage=TwoRanks)
 
 
 def test_requests_go_where_there_is_most_room_and_stay() -> None:
@@ -74,13 +66,8 @@ def test_what_fits_is_what_one_rank_holds() -> None:
     with pytest.raises(ValueError, match="is already open"):
         kv.open(0, [1], None, 0)
         kv.open(0, [1], None, 0)
-    sizes: dict[str, Any] = {
-        "page_bytes": 10,
-        "page_size": 4,
-        "context": 16,
-        "max_requests": 4,
-        "device": "cpu",
-    }
+    sizes: dict[str, Any] = {"page_bytes": 10, "page_size": 4, "context": 16, "max_requests": 4}
+    sizes["device"] = "cpu"
     assert page_budget(80, **sizes, dp_ranks=2) == 8
     with pytest.raises(ValueError, match="16 tokens on each of 2 data-parallel ranks needs 80 B"):
         page_budget(79, **sizes, dp_ranks=2)

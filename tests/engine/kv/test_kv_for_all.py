@@ -5,24 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
+from schedule_tools import small_cache
 
 from fastslow.engine.kv.cache import KVCache
 
-PAGE = 4
 ALL = "all"
-
-
-def small(pages: int = 24) -> KVCache:
-    return KVCache(
-        layers=1,
-        kv_heads=1,
-        head_dim=2,
-        pages=pages,
-        page_size=PAGE,
-        dtype=torch.float32,
-        device="cpu",
-    )
 
 
 def read(cache: KVCache, request: int, tokens: list[int], root: str, most: int = 99) -> int:
@@ -34,7 +21,7 @@ def read(cache: KVCache, request: int, tokens: list[int], root: str, most: int =
 
 
 def test_the_longer_of_two_ways_counts() -> None:
-    cache, text = small(), list(range(12))
+    cache, text = small_cache(24), list(range(12))
     read(cache, 0, text[:8], "me")  # two pages of its own
     read(cache, 1, text, "nobody")
     assert cache.pin(0, text, "nobody", 4, ALL) == 12
@@ -53,7 +40,7 @@ def test_the_longer_of_two_ways_counts() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_any_order_of_calls_keeps_the_books(seed: int) -> None:
     chance = random.Random(seed)
-    cache = small()
+    cache = small_cache(24)
     opened: dict[int, str] = {}
     pins: set[int] = set()
     texts = [[0] * n + [chance.randrange(2) for _ in range(6)] for n in (0, 3, 6, 9, 12)]

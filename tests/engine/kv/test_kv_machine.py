@@ -10,8 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-from fastslow.engine.kv.cache import KVCache
+from schedule_tools import small_cache
 
 PAGES, PAGE_SIZE = 12, 4
 
@@ -41,15 +40,7 @@ class Held:
 class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.cache = KVCache(
-            layers=2,
-            kv_heads=1,
-            head_dim=2,
-            pages=PAGES,
-            page_size=PAGE_SIZE,
-            dtype=torch.float32,
-            device="cpu",
-        )
+        self.cache = small_cache(PAGES)
         self.held: dict[int, Held] = {}
         self.opened = 0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from schedule_tools import small_cache
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
@@ -23,16 +24,9 @@ PAGE = 16
 def cache(
     storage: type[KVStorage] = KVStorage, pages: int = 8, dtype: Any = torch.float32
 ) -> KVCache:
-    return KVCache(
-        layers=2,
-        kv_heads=2,
-        head_dim=8,
-        pages=pages,
-        page_size=PAGE if storage.tile else 128,
-        dtype=dtype,
-        device="cpu",
-        storage=storage,
-    )
+    size = PAGE if storage.tile else 128
+    shape = {"kv_heads": 2, "head_dim": 8, "page_size": size}
+    return small_cache(pages, **shape, dtype=dtype, storage=storage)
 
 
 def spilling(folder: Path, kv: KVCache, pages: int = 100) -> PageFile:
@@ -121,39 +115,24 @@ def test_texts_that_branch_have_their_own_rows(tmp_path: Path, seed: int) -> Non
     assert hits > 10 and kv.free_pages == kv.pages
 
 
-def test_a_full_disk_ends_the_spilling_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_ends_the_spilling_and_what_cannot_be_read_back_is_a_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
     kv = cache()
     spill = spilling(tmp_path, kv)
-    write(kv, 0, list(range(120)))
-    kv.close(0)
-    write(kv, 1, [500 + n for n in range(40)])
-    kv.close(1)
-    held = len(spill)
-    assert held > 0
-
-    monkeypatch.setattr(spill, "_file", Broken(full=True))
-    write(kv, 2, [900 + n for n in range(120)])
-    kv.close(2)
-    assert len(spill) == 0
+    for request, size in ((0, 120), (1, 40 if full else 120)):
+        write(kv, request, [500 * request + n for n in range(size)])
+        kv.close(request)
+    assert len(spill) > 0
+    monkeypatch.setattr(spill, "_file", Broken(full))
+    if full:
+        write(kv, 2, [900 + n for n in range(120)])
+        kv.close(2)
+        assert len(spill) == 0
     assert write(kv, 3, list(range(120)))[0] == 0
     kv.check_integrity()
-
-
-def test_what_cannot_be_read_back_is_a_miss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kv = cache()
-    spill = spilling(tmp_path, kv)
-    write(kv, 0, list(range(120)))
-    kv.close(0)
-    write(kv, 1, [500 + n for n in range(120)])
-    kv.close(1)
-    monkeypatch.setattr(spill, "_file", Broken(full=False))
-    assert write(kv, 2, list(range(120)))[0] == 0
-    kv.check_integrity()
-    kv.close(2)
+    kv.close(3)
     assert kv.free_pages == kv.pages and len(spill) == 0
 
 

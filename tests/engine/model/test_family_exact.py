@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pangu_v2_tools
 import pytest
 import torch
-from checkpoints import FAMILIES, random_tensors, write
-from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, cache_for
+from checkpoints import FAMILIES, tensors, write
+from engine_tools import PLENTY, Ask, Bench, Make, RandomDraft, Setting, answer, cache_for
 from family_tools import KERNELS, load
+from pairs import pairwise
+from pangu_v2_tools import MOE
 
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.head import load_mtp
+from fastslow.draft.head.runner import TorchRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
@@ -20,35 +26,32 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 VOCAB = 24
 FIELDS: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 3, "intermediate_size": 32}
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, VOCAB, n).tolist()) for n in (3, 21, 9, 14)]
-DRAFTERS = ("ngram", "random", "skip", "kin", "tree", "fewer")
 FEW = Setting(prompt_rows=5, pages=26)
-
-
-def near(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's weights, a little changed: mostly it says the same."""
-    random = torch.Generator().manual_seed(1)
-    return {
-        name: weight + 0.03 * weight.std() * torch.randn(weight.shape, generator=random)
-        for name, weight in random_tensors(config).items()
-    }
-
-
-QUICK = ("qwen2", "gpt_oss")  # the others wait for the slow tests
-ALL = [
-    pytest.param((name, kernels), marks=() if name in QUICK else pytest.mark.slow)
-    for name in FAMILIES
-    for kernels in KERNELS
+QUICK = ("qwen2", "gpt_oss", "pangu_v2")  # the others wait for the slow tests
+BENCHES = [(family, kernels) for family in (*FAMILIES, "pangu_v2") for kernels in KERNELS]
+PAIRS = (("ngram", "random"), ("skip", "kin"), ("tree", "fewer"), ("mtp", "mtp tree"))
+CASES = [
+    pytest.param(*case, marks=() if case[0][0] in QUICK else pytest.mark.slow, id=str(case))
+    for case in pairwise(BENCHES, PAIRS, ("plenty", "few pages, chunks, prefix hits"))
+    if case[0][0] == "pangu_v2" or "mtp" not in case[1]
 ]
 
 
-@pytest.fixture(scope="module", params=ALL, ids=str)
+@pytest.fixture(scope="module")
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     family, kernels = request.param
-    config, folder = {**FAMILIES[family], **FIELDS}, tmp_path_factory.mktemp(family)
+    second, folder = family == "pangu_v2", tmp_path_factory.mktemp(family)
+    config = {**(MOE if second else FAMILIES[family]), **FIELDS}
     if family == "qwen2":
         config["max_window_layers"] = 1
-    model = load(write(folder / "own", config, random_tensors(config)), kernels)
-    kin = load(write(folder / "kin", config, near(config)), kernels)
+    table = (pangu_v2_tools.tensors if second else tensors)(config)
+    random = torch.Generator().manual_seed(1)
+    near = {  # mostly it says the same
+        name: weight + 0.03 * weight.abs().mean() * torch.randn(weight.shape, generator=random)
+        for name, weight in table.items()
+    }
+    model = load(write(folder / "own", config, table), kernels)
+    kin = load(write(folder / "kin", config, near), kernels)
 
     def fewer(kv: Any) -> ModelDraft:
         """The model itself with one expert, on its own keys."""
@@ -58,17 +61,19 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         best = only_best if width == 1 else None
         return ModelDraft(kin, OwnKV(cache_for(kin)), probs_at, only_best=best, width=width)
 
-    return Bench(
-        model,
-        {
-            "ngram": lambda kv: NgramDraft(2, 1),
-            "random": lambda kv: RandomDraft(),
-            "skip": lambda kv: ModelDraft(model.layer_subset([0, 2]), BorrowedKV(kv), probs_at),
-            "kin": lambda kv: of_kin(1),
-            "tree": lambda kv: of_kin(3),
-            "fewer": fewer,
-        },
-    )
+    drafters: dict[str, Make] = {
+        "ngram": lambda kv: NgramDraft(2, 1),
+        "random": lambda kv: RandomDraft(),
+        "skip": lambda kv: ModelDraft(model.layer_subset([0, 2]), BorrowedKV(kv), probs_at),
+        "kin": lambda kv: of_kin(1),
+        "tree": lambda kv: of_kin(3),
+        "fewer": fewer,
+    }
+    if second:
+        head = TorchRunner(load_mtp(folder / "own", torch.float32))
+        drafters["mtp"] = lambda kv: HeadDraft(head, probs_at)
+        drafters["mtp tree"] = lambda kv: HeadDraft(head, probs_at, width=3, depth=3)
+    return Bench(model, drafters)
 
 
 def asks(bench: Bench, kinds: tuple[str, ...], **params: Any) -> list[Ask]:
@@ -87,25 +92,16 @@ def check(bench: Bench, wanted: list[Ask], setting: Setting, warm: bool) -> None
     assert sum(r.spec_stats.cached for r in requests) > 0 or not warm
 
 
-@pytest.mark.parametrize("kind", DRAFTERS)
-@pytest.mark.parametrize(
-    ("setting", "warm"),
-    [(PLENTY, False), (FEW, True)],
-    ids=["plenty", "few pages, chunks, prefix hits"],
-)
+@pytest.mark.parametrize(("bench", "kinds", "setting"), CASES, indirect=["bench"])
 def test_greedy_answers_are_those_of_plain_decoding(
-    bench: Bench, kind: str, setting: Setting, warm: bool
+    bench: Bench, kinds: tuple[str, str], setting: str
 ) -> None:
-    check(bench, asks(bench, (kind,) * 4), setting, warm)
+    warm = setting != "plenty"
+    check(bench, asks(bench, kinds * 2), FEW if warm else PLENTY, warm)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_mixed_drafters_in_one_batch(bench: Bench, temperature: float) -> None:
-    """With a temperature, two runs of a seed are the same whatever runs beside."""
-    kinds = ("kin", "tree", "random", "off")
-    wanted = asks(bench, kinds, temperature=temperature)
-    if not temperature:
-        check(bench, wanted, FEW, warm=True)
-        return
+@pytest.mark.parametrize("bench", [(f, f != "qwen2") for f in QUICK], indirect=True, ids=str)
+def test_a_seed_gives_one_answer_in_any_batch(bench: Bench) -> None:
+    wanted = asks(bench, ("kin", "tree", "random", "off"), temperature=1.0)
     together = [answer(r) for r in bench.run(wanted, FEW)]
     assert together == [answer(bench.run([ask])[0]) for ask in wanted]

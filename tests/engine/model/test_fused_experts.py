@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import texts
 import torch
-from checkpoints import FAMILIES, random_tensors
+from checkpoints import FAMILIES, tensors
 from family_tools import load
 from torch import Tensor
 
@@ -23,7 +23,7 @@ FIRST = "model.layers.0.mlp.experts"
 
 def whole(packed: bool) -> dict[str, Tensor]:
     """The tensors of CONFIG as files have them."""
-    table = random_tensors(CONFIG)
+    table = tensors(CONFIG)
     random = torch.Generator().manual_seed(5)
     count, hidden, inner = 8, CONFIG["hidden_size"], CONFIG["intermediate_size"]
     for n in range(2):
@@ -57,7 +57,7 @@ def whole(packed: bool) -> dict[str, Tensor]:
 
 def test_one_tensor_or_many_are_the_same_model(tmp_path: Path) -> None:
     one = checkpoints.write(tmp_path / "one", CONFIG, whole(packed=False), shards=3)
-    many = checkpoints.write(tmp_path / "many", CONFIG, random_tensors(CONFIG))
+    many = checkpoints.write(tmp_path / "many", CONFIG, tensors(CONFIG))
     tokens = texts.tokens_of(20)
     got, expected = (texts.logits(load(f, False), tokens) for f in (one, many))
     assert torch.equal(got, expected)

@@ -39,8 +39,10 @@ def assert_same_probs(folder: Path, groups: int | None = None, max_len: int = 0)
     torch.testing.assert_close(exact.log_softmax(-1), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("groups", [None, 0, 1, 3, 4, 8])
-@pytest.mark.parametrize("dense_layers", [None, [1]])
+@pytest.mark.parametrize(
+    ("groups", "dense_layers"),
+    [(None, None), (0, [1]), (1, None), (3, [1]), (4, None), (8, [1])],
+)
 def test_moge_runs_the_asked_for_groups(
     tmp_path: Path, groups: int | None, dense_layers: list[int] | None
 ) -> None:
@@ -113,27 +115,6 @@ def test_rope_parameters_of_newer_configs_mean_the_same(tmp_path: Path) -> None:
     assert torch.equal(texts.logits(load_model(old), tokens), texts.logits(load_model(new), tokens))
 
 
-def test_only_wanted_rows_have_logits_and_features(tmp_path: Path) -> None:
-    model = load_model(checkpoints.write_moge(tmp_path))
-    tokens = texts.tokens_of(7)
-    every = texts.chunk(tokens, 0, 7, slots := np.arange(7))
-    some = texts.chunk(tokens, 0, 7, slots)
-    some.outputs = [4, 1]
-    none = texts.chunk(tokens, 0, 7, slots)
-    none.outputs = []
-    kv = texts.storage(model, 7)
-    full = model.forward(Rows.of([every]), kv, features=(2, 0))
-    part = model.forward(Rows.of([some]), kv, features=(2, 0))
-    assert full.features is not None and part.features is not None
-    assert part.features.shape == (2, 2 * model.config.hidden_size)
-    assert torch.equal(part.logits, full.logits[[4, 1]])
-    assert torch.equal(part.features, full.features[[4, 1]])
-    empty = model.forward(Rows.of([none]), kv)
-    assert empty.logits.shape == (0, model.config.vocab_size) and empty.features is None
-    first = model.forward(Rows.of([every]), kv, features=(0,)).features
-    assert first is not None and torch.equal(first, full.features[:, 64:])
-
-
 @pytest.mark.parametrize("kernels", [True, False])
 def test_features_of_rows_without_logits(
     tmp_path: Path, kernels: bool, monkeypatch: pytest.MonkeyPatch
@@ -162,10 +143,13 @@ def test_features_of_rows_without_logits(
         found, blind = model.forward(some, kv, (2, 0)), model.forward(some, kv)
         assert found.features is not None and full.features is not None
         assert torch.equal(found.features, full.features[places])
+        assert found.features.shape[1] == 2 * model.config.hidden_size
+        last = model.forward(some, kv, (0,)).features
+        assert last is not None and torch.equal(last, full.features[places, 64:])
         assert torch.equal(found.logits, full.logits[[8, 39, 14]])
         assert torch.equal(found.logits, blind.logits) and blind.features is None
         none = model.forward(rows(([], [5]), ([], []), ([], [29])), kv, (1,))
-        assert none.features is not None and len(none.logits) == 0
+        assert none.features is not None and none.logits.shape == (0, model.config.vocab_size)
         assert torch.equal(none.features, _alone(model, 9, 30)[[5, 38]])
 
 

@@ -1,74 +1,178 @@
-"""A row's bits do not depend on the rows beside it, nor on how its text was cut up."""
+"""A row's bits do not depend on the rows beside it, nor on how its text was cut up: every family in every format."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 import texts
 import torch
+from checkpoints import FAMILIES, write_dense, write_family, write_moge
+from family_tools import load
 from kernel_tools import wanted
+from pairs import pairwise
+from pangu_v2_tools import write_moe
 
-from fastslow.engine.backends.cpu.formats import QUANTIZATIONS
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows, Segment
 
-DTYPES = ["float32", "bfloat16", "float64", "int8", "int4", "int8 KV"]
-
-
-def load(kind: str, form: str, factory: pytest.TempPathFactory) -> Model:
-    """A model in a dtype or, where there are kernels for it, a quantization."""
-    folder = factory.mktemp(kind)
-    if kind == "moge":
-        checkpoints.write_moge(folder, mlp_only_layers=[1])
-    else:
-        checkpoints.write_dense(folder, attention_bias=True)
-    if form not in (*QUANTIZATIONS, "int8 KV"):
-        return load_model(folder, form)
-    if not wanted():
-        pytest.skip("the CPU kernels are not available")
-    if form == "int8 KV":
-        return load_model(folder, "bfloat16", kv_dtype="int8")
-    return load_model(folder, quantization=form)
-
-
+KINDS: dict[str, Callable[..., Path]] = {
+    "moge": partial(write_moge, mlp_only_layers=[1]),
+    "dense": partial(write_dense, attention_bias=True),
+    **{family: partial(write_family, family=family) for family in FAMILIES},
+    "wide window": partial(write_family, family="mistral", sliding_window=133),
+    "one kv head": partial(
+        write_family, family="mistral", num_key_value_heads=1, sliding_window=21
+    ),
+    "odd head": partial(write_family, family="qwen3", head_dim=36, num_attention_heads=6),
+    "not normed": partial(
+        write_family, family="qwen3_moe", norm_topk_prob=False, decoder_sparse_step=2
+    ),
+    "long windows": partial(
+        write_family, family="gpt_oss", sliding_window=150, num_local_experts=40
+    ),
+    "pangu v2": partial(write_moe, v_channels=12),
+    "many sinks": partial(write_moe, v_channels=12, param_sink_number=300),
+}
+KERNELS = ("float32", "bfloat16", "int8", "int4", "int8 KV")
+TORCH = ("torch float32", "torch bfloat16", "torch float64")
+COUNTS = (0, 1, 2, 3)  # of groups or experts: which of `counts` the text itself runs
+CONTEXTS = (1, 8, 126, 250)
+# Plain torch is slow, so only the plainest models run on it in every dtype.
+CASES = pairwise(list(KINDS), KERNELS if wanted() else TORCH, CONTEXTS, COUNTS)
+CASES += pairwise(list(KINDS)[:2], TORCH, CONTEXTS, COUNTS)
+CASES += [(kind, TORCH[i % 3], CONTEXTS[i % 4], COUNTS[i // 4]) for i, kind in enumerate(KINDS)]
+PARENTS = [-1, 0, 0, 1, 2, 2, 5, 0, 3, 6]
+DEPTHS = [0, 1, 1, 2, 2, 2, 3, 1, 3, 4]
+LENGTHS = (1, 131, 60, 40, 20)  # of the requests beside a tree
 # One by one at the beginning, and where rows 128 and 256 are passed.
-ALONE = [*[1] * 4, 116, *[1] * 16, 112, *[1] * 16, 26]
+ALONE = [*[1] * 3, 122, *[1] * 6, 122, *[1] * 6, 21]
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def moge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load("moge", request.param, tmp_path_factory)
+def made(folder: Path, kind: str, form: str) -> Model:
+    KINDS[kind](folder)
+    if form.startswith("torch"):
+        return load(folder, False, form.removeprefix("torch "))
+    options: dict[str, Any] = {"dtype": form}
+    if form.startswith("int"):
+        options = {"kv_dtype": "int8", "dtype": "bfloat16"}
+        options = options if form == "int8 KV" else {"quantization": form}
+    model = load_model(folder, progress=False, **options)
+    assert isinstance(model, CpuDecoder)
+    return model
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load("dense", request.param, tmp_path_factory)
+def counts(model: Model) -> list[int | None]:
+    """How many groups or experts requests may run."""
+    if not model.config.chosen:
+        return [None]
+    return [None, 2, 1, 3] if model.config.router else [None, 0, 2, 1]
 
 
-@pytest.fixture(scope="module", params=[(k, d) for k in ("moge", "dense") for d in DTYPES])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    kind, form = request.param
-    return load(kind, form, tmp_path_factory)
+@pytest.mark.parametrize(("kind", "form", "context", "count"), CASES)
+def test_a_row_is_the_same_among_any(
+    tmp_path: Path, kind: str, form: str, context: int, count: int
+) -> None:
+    model = made(tmp_path, kind, form)
+    own = counts(model)[count % len(counts(model))]
+    _check_cuts(model, own)
+    _check_tree(model, context, own)
 
 
-@pytest.mark.parametrize("groups", [None, 0, 2])
-def test_one_chunk_pieces_and_one_by_one_agree(model: Model, groups: int | None) -> None:
-    count = sum(ALONE)  # over two attention blocks and two cuts of a prompt chunk
-    tokens = texts.tokens_of(count)
+def _check_cuts(model: Model, groups: int | None) -> None:
+    """Over two attention blocks and two cuts of a prompt chunk."""
+    tokens = texts.tokens_of(sum(ALONE))
     whole = texts.logits(model, tokens, groups=groups)
     assert torch.equal(whole, texts.logits(model, tokens, ALONE, groups=groups))
-    assert torch.equal(whole, texts.logits(model, tokens, [3, 126, 1, 5, 155], groups=groups))
+    slots = np.random.default_rng(1).permutation(400)[: len(tokens)]
+    pieces = [3, 126, 1, 5, len(tokens) - 135]
+    assert torch.equal(whole, texts.logits(model, tokens, pieces, groups=groups, slots=slots))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        pieces = [257, 1, len(tokens) - 258]
+        assert torch.equal(whole, texts.logits(model, tokens, pieces, groups=groups))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_tree(model: Model, context: int, groups: int | None) -> None:
+    """Every node equals its path decoded token by token. Beside it prompts and decoding steps run in other
+    modes, and are not changed by it either."""
+    text, nodes = texts.tokens_of(context, seed=2), texts.tokens_of(len(PARENTS), seed=3)
+    places = np.random.default_rng(4).permutation(1000)
+    kv, slots, free = texts.storage(model, 1000), places[:context], places[300:]
+    model.forward(Rows.of([texts.chunk(text, 0, context, slots, groups)]), kv)
+    depths, modes = [context + depth for depth in DEPTHS], counts(model)
+    places, free = free[: len(nodes)], free[len(nodes) :]
+    segments = [Segment(nodes, depths, PARENTS, places, slots, groups, range(len(nodes)))]
+    wanted = []
+    for i, length in enumerate(LENGTHS):
+        other, mode = texts.tokens_of(length, seed=i), modes[i % len(modes)]
+        places, free, known = free[:length], free[length:], (length - 1) * (i % 2)
+        if known:
+            model.forward(Rows.of([texts.chunk(other, 0, known, places, mode)]), kv)
+        segments.append(texts.chunk(other, known, length, places, mode))
+        wanted.append(texts.logits(model, other, groups=mode)[known:])
+    segments = [*segments[1:3], segments[0], *segments[3:]]
+    found = list(
+        model.forward(Rows.of(segments), kv).logits.split([len(s.tokens) for s in segments])
+    )
+    tree = found.pop(2)
+    assert torch.equal(torch.cat(found), torch.cat(wanted))
+    for node in range(len(nodes)):
+        path = [node]
+        while PARENTS[path[-1]] >= 0:
+            path.append(PARENTS[path[-1]])
+        line = text + [nodes[i] for i in reversed(path)]
+        alone = texts.logits(model, line, [context] + [1] * len(path), groups)
+        assert torch.equal(tree[node], alone[-1]), node
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("form", ["torch float32", "float32"])
+def test_a_row_that_runs_no_expert_has_numbers(tmp_path: Path, family: str, form: str) -> None:
+    """As rows of padding do: only the hidden state is left. The kernels pad no rows and refuse it."""
+    if form == "float32" and not wanted():
+        pytest.skip("no kernels here")
+    model = made(tmp_path, family, form)
+    if isinstance(model, CpuDecoder):
+        with pytest.raises(ValueError, match="row 0 runs no expert, and the model has no shared"):
+            texts.logits(model, texts.tokens_of(5), groups=0)
+        return
+    assert texts.logits(model, texts.tokens_of(5), groups=0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("case", "count", "kernels"),
+    pairwise(
+        (("qwen3_moe", {}), ("qwen3_moe", {"norm_topk_prob": False}), ("gpt_oss", {})),
+        (1, 2, 3),
+        (False, True),
+    ),
+)
+def test_fewer_experts_are_a_model_that_has_no_more(
+    tmp_path: Path, case: tuple[str, dict[str, Any]], count: int, kernels: bool
+) -> None:
+    """The best of the row, their weights divided by their own sum where the model does so."""
+    tokens, (family, fields) = texts.tokens_of(30), case
+    wide = write_family(tmp_path / "wide", family, **fields)
+    narrow = write_family(tmp_path / "narrow", family, **fields, num_experts_per_tok=count)
+    got = texts.logits(load(wide, kernels), tokens, groups=count)
+    torch.testing.assert_close(got, texts.logits(load(narrow, kernels), tokens), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 15, 17, 40])
 def test_few_rows_late_in_a_text(tmp_path: Path, rows: int) -> None:
     """Where several threads share one text's keys, a step has the most phases; in all its sizes."""
-    model = load_model(checkpoints.write_moge(tmp_path), "bfloat16")
+    model = load_model(write_moge(tmp_path), "bfloat16")
     tokens = texts.tokens_of(600)
     whole = texts.logits(model, tokens, [560, 40])
     before = torch.get_num_threads()
@@ -81,75 +185,9 @@ def test_few_rows_late_in_a_text(tmp_path: Path, rows: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_slots_do_not_matter(model: Model) -> None:
-    tokens = texts.tokens_of(150)
-    scattered = np.random.default_rng(1).permutation(400)[:150]
-    whole = texts.logits(model, tokens)
-    assert torch.equal(whole, texts.logits(model, tokens, slots=scattered))
-    assert torch.equal(whole, texts.logits(model, tokens, [70, 1, 1, 78], slots=scattered))
-    assert torch.equal(whole, texts.logits(model, tokens, [149, 1], slots=np.arange(9, 159)))
-
-
-@pytest.mark.parametrize("context", [1, 30, 126, 250])
-def test_tree_rows_equal_plain_decoding(model: Model, context: int) -> None:
-    """Every node equals its path decoded token by token, beside requests of other lengths."""
-    parents = [-1, 0, 0, 1, 2, 2, 5, 0, 3, 6]
-    depths = [0, 1, 1, 2, 2, 2, 3, 1, 3, 4]
-    text, nodes = texts.tokens_of(context, seed=2), texts.tokens_of(len(parents), seed=3)
-    others = [texts.tokens_of(n, seed=n) for n in (1, 3, 60, 131, 20)]
-    places = np.random.default_rng(4).permutation(1000)
-    kv = texts.storage(model, 1000)
-    slots, free = places[:context], places[300:]
-    model.forward(Rows.of([texts.chunk(text, 0, context, slots)]), kv)
-    tree = Segment(
-        nodes,
-        [context + d for d in depths],
-        parents,
-        free[: len(nodes)],
-        slots,
-        None,
-        range(len(nodes)),
-    )
-    segments, free = [], free[len(nodes) :]
-    for i, other in enumerate(others):
-        segments.append(texts.chunk(other, 0, len(other), free[: len(other)], [None, 0, 2][i % 3]))
-        free = free[len(other) :]
-    segments.insert(2, tree)
-    out = model.forward(Rows.of(segments), kv).logits
-    start = len(others[0]) + len(others[1])
-    for node in range(len(nodes)):
-        path = [node]
-        while parents[path[-1]] >= 0:
-            path.append(parents[path[-1]])
-        alone = texts.logits(
-            model, text + [nodes[i] for i in reversed(path)], [context] + [1] * len(path)
-        )
-        assert torch.equal(out[start + node], alone[-1]), node
-
-
-def test_neighbours_in_other_modes_do_not_matter(moge: Model) -> None:
-    """Decoding steps of many requests with mixed groups equal each request's own."""
-    modes = [None, 0, 1, 2, 3, None, 0, 4, None]
-    lengths = [4, 40, 17, 131, 9, 128, 6, 129, 260]
-    kv = texts.storage(moge, sum(lengths))
-    stops = np.cumsum(lengths)
-    all_tokens = [texts.tokens_of(n, seed=n) for n in lengths]
-    all_slots = [np.arange(stop - n, stop) for n, stop in zip(lengths, stops, strict=True)]
-    requests = list(zip(all_tokens, all_slots, modes, lengths, strict=True))
-    for tokens, slots, groups, n in requests:
-        moge.forward(Rows.of([texts.chunk(tokens, 0, n - 3, slots, groups)]), kv)
-    for back in (3, 2, 1):
-        step = [
-            texts.chunk(tokens, n - back, n - back + 1, slots, groups)
-            for tokens, slots, groups, n in requests
-        ]
-        out = moge.forward(Rows.of(step), kv).logits
-        for row, (tokens, _, groups, n) in zip(out, requests, strict=True):
-            assert torch.equal(row, texts.logits(moge, tokens, groups=groups)[n - back])
-
-
-def test_a_neighbours_nan_stays_its_own(dense: Model) -> None:
-    tokens = texts.tokens_of(10)
+@pytest.mark.parametrize("form", ["torch float64", *(KERNELS[1:] if wanted() else ())])
+def test_a_neighbours_nan_stays_its_own(tmp_path: Path, form: str) -> None:
+    dense, tokens = made(tmp_path, "dense", form), texts.tokens_of(10)
     kv: KVStorage = texts.storage(dense, 300)
     rows = kv.read(np.arange(10, 300))
     kv.write(np.arange(10, 300), *(torch.full_like(side, torch.nan) for side in rows))
@@ -170,19 +208,14 @@ def test_a_neighbours_nan_stays_its_own(dense: Model) -> None:
 
 def test_each_request_keeps_its_own_max_len(tmp_path: Path) -> None:
     scaling = {"rope_type": "dynamic", "factor": 4.0}
-    folder = checkpoints.write_dense(tmp_path, rope_scaling=scaling, max_position_embeddings=16)
-    model = load_model(folder)
+    model = load_model(write_dense(tmp_path, rope_scaling=scaling, max_position_embeddings=16))
     assert model.config.context == 64
-    tokens = texts.tokens_of(12)
-    kv = texts.storage(model, 36)
-    max_lens = (0, 24, 64)
-    rows = Rows.of(
-        [
-            texts.chunk(tokens, 0, 12, np.arange(12 * i, 12 * i + 12), max_len=max_len)
-            for i, max_len in enumerate(max_lens)
-        ]
-    )
-    out = model.forward(rows, kv).logits.split(12)
+    tokens, max_lens, kv = texts.tokens_of(12), (0, 24, 64), texts.storage(model, 36)
+    rows = [
+        texts.chunk(tokens, 0, 12, np.arange(12 * i, 12 * i + 12), max_len=max_len)
+        for i, max_len in enumerate(max_lens)
+    ]
+    out = model.forward(Rows.of(rows), kv).logits.split(12)
     for got, max_len in zip(out, max_lens, strict=True):
         assert torch.equal(got, texts.logits(model, tokens, [5, 1, 6], max_len=max_len))
     assert not torch.equal(out[0], out[1]) and not torch.equal(out[1], out[2])

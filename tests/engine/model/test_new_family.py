@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from checkpoints import write
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, answer
 from family_tools import load
+from reference_model import ReferenceModel
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,6 +51,7 @@ CONFIG: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 512,
+    "rope_theta": 10000.0,
     "rms_norm_eps": 1e-5,
     "hidden_act": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
@@ -94,65 +97,12 @@ def table(config: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-class Reference:
-    """A whole text at once in float64, from the raw tensors and the fields of config.json."""
+class Reference(ReferenceModel):
+    """What differs from Llama, once more."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-        self.tensors = {name: tensor.double() for name, tensor in table(config).items()}
-
-    def logprobs(self, tokens: list[int]) -> Tensor:
-        """[T, V]."""
-        c, embedding = self.config, self.tensors["model.embed_tokens.weight"]
-        x = embedding[tokens] * math.sqrt(c["hidden_size"])
-        for n in range(c["num_hidden_layers"]):
-            name = f"model.layers.{n}"
-            moved = self._attention(f"{name}.self_attn", self._norm(f"{name}.input_layernorm", x))
-            x = x + self._norm(f"{name}.post_attention_layernorm", moved)
-            fresh = self._norm(f"{name}.pre_feedforward_layernorm", x)
-            gate, up = (self._linear(f"{name}.mlp.{side}_proj", fresh) for side in ("gate", "up"))
-            moved = self._linear(f"{name}.mlp.down_proj", F.gelu(gate, approximate="tanh") * up)
-            x = x + self._norm(f"{name}.post_feedforward_layernorm", moved)
-        logits = self._norm("model.norm", x) @ embedding.T
-        return self._capped(logits, "final_logit_softcapping").log_softmax(-1)
-
-    def _capped(self, x: Tensor, field: str) -> Tensor:
-        cap = self.config.get(field)
-        return x if cap is None else cap * torch.tanh(x / cap)
-
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        size: Tensor = (x.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
-        return x / size * (1 + self.tensors[f"{name}.weight"])
-
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return x @ self.tensors[f"{name}.weight"].T + self.tensors.get(f"{name}.bias", 0)
-
-    def _attention(self, name: str, x: Tensor) -> Tensor:
-        c, count = self.config, len(x)
-        q, k, v = (self._linear(f"{name}.{side}_proj", x) for side in "qkv")
-        q = self._turned(self._norm(f"{name}.q_norm", q.view(count, -1, c["head_dim"])))
-        k = self._turned(k.view(count, -1, c["head_dim"]))
-        group = c["num_attention_heads"] // c["num_key_value_heads"]
-        k = k.repeat_interleave(group, 1)
-        v = v.view(count, c["num_key_value_heads"], -1).repeat_interleave(group, 1)
-        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(c["head_dim"])
-        scores = self._capped(scores, "attn_logit_softcapping")
-        later = torch.ones(count, count).triu(1).bool()
-        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
-        seen = torch.einsum("hqk,khd->qhd", weights, v).reshape(count, -1)
-        return self._linear(f"{name}.o_proj", seen)
-
-    def _turned(self, x: Tensor) -> Tensor:
-        """The first `partial` dims in pairs side by side; or all of them, in pairs half a head apart."""
-        partial = self.config.get("partial")
-        width, out = partial or x.shape[-1], x.clone()
-        for i in range(width // 2):
-            a, b = (2 * i, 2 * i + 1) if partial else (i, width // 2 + i)
-            angle = torch.arange(len(x))[:, None].double() * 10000.0 ** (-2 * i / width)
-            cos, sin = angle.cos(), angle.sin()
-            out[..., a] = x[..., a] * cos - x[..., b] * sin
-            out[..., b] = x[..., b] * cos + x[..., a] * sin
-        return out
+    norm_offset = 1.0
+    embedding_scale = math.sqrt(CONFIG["hidden_size"])
+    activation = staticmethod(partial(F.gelu, approximate="tanh"))
 
 
 def on_accelerator(folder: Path, dtype: str) -> Model:
@@ -181,7 +131,7 @@ def test_logprobs_are_the_references(backend: str, variant: str, tmp_path: Path)
         with pytest.raises(ValueError, match="soft caps of attention scores do not run"):
             BACKENDS[backend](folder, "float32")
         return
-    wanted = Reference(config).logprobs(TOKENS)
+    wanted = Reference(folder).logits(TOKENS).log_softmax(-1)
     found = texts.logits(BACKENDS[backend](folder, "float32"), TOKENS, [140, *[1] * 10])
     torch.testing.assert_close(found.double().log_softmax(-1), wanted, rtol=0, atol=1e-4)
     rounded = texts.logits(BACKENDS[backend](folder, "bfloat16"), TOKENS).double()

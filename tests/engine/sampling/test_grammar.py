@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from grammar_tools import GrammarKit, kit_in
+from spellings import Pieces
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import GrammarSpec
@@ -19,38 +20,11 @@ from fastslow.engine.text.thought import (
     ThoughtSplitter,
     ThoughtTags,
 )
-from fastslow.engine.text.vocabulary import Tokenizer
 
 VOCAB = 320
 OPEN, CLOSE, END = 3, 4, 2
 PROMPT = [7, 8, 9]
 YES = GrammarSpec(choice=["yes", "no"])
-
-
-class Words(Tokenizer):
-    """A vocabulary as a test spells it; a text is cut into the longest words."""
-
-    def __init__(self, words: Sequence[str], special: Sequence[int] = ()) -> None:
-        self.words = list(words)
-        super().__init__({i: w.encode() for i, w in enumerate(words)}, special, 0)
-        self.bos_id, self.eos_ids = None, frozenset({0})
-
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
-        ids = []
-        while text:
-            best = max((w for w in self.words if w and text.startswith(w)), key=len)
-            ids.append(self.words.index(best))
-            text = text[len(best) :]
-        return ids
-
-    def vocab(self) -> dict[str, int]:
-        return {word: i for i, word in enumerate(self.words)}
-
-    def token_id(self, piece: str) -> int | None:
-        return self.words.index(piece) if piece in self.words else None
-
-    def piece(self, token_id: int) -> str | None:
-        return self.words[token_id]
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +125,13 @@ def follow(grammar: Grammar, tokens: Sequence[int]) -> bool:
 
 LETTERS = ["<end>", *"abcdenoysthik<>/", "\n", "\n\n", " ", "yes", "no", "</think>", "<think>"]
 MERGED = [">\n\n", ">yes", ">\n\nno", ">maybe", "k>", "k>no", "\nyes", " yes", "x</think>\n\nyes"]
-WORDS = Words([*LETTERS, *MERGED], [0])
+WORDS = Pieces([*LETTERS, *MERGED], ["<end>"], eos="<end>")
 
 
 def by_words(opened: bool, spec: GrammarSpec = YES, special: bool = False) -> Grammar:
-    tokenizer = Words(WORDS.words, [0, *([22, 23] if special else [])])
-    kit = GrammarKit(tokenizer, len(WORDS.words), ThoughtTags("<think>", "</think>"))
+    marks = ["<end>", *(["</think>", "<think>"] if special else [])]
+    tokenizer = Pieces(WORDS.pieces, marks, eos="<end>")
+    kit = GrammarKit(tokenizer, len(WORDS.pieces), ThoughtTags("<think>", "</think>"))
     return kit.grammar(spec, frozenset({0}), len(PROMPT), opened)
 
 
@@ -184,7 +159,7 @@ def by_words(opened: bool, spec: GrammarSpec = YES, special: bool = False) -> Gr
 )
 def test_an_answer_begins_behind_the_thought(pieces: list[str], fits: bool) -> None:
     grammar = by_words(opened=True)
-    tokens = [WORDS.words.index(piece) for piece in pieces]
+    tokens = [WORDS.pieces.index(piece) for piece in pieces]
     assert follow(grammar, tokens) is fits
     if fits:
         last = pieces[-1]
@@ -197,7 +172,7 @@ def test_an_answer_begins_behind_the_thought(pieces: list[str], fits: bool) -> N
 
 @pytest.mark.parametrize("special", [False, True])
 def test_a_model_may_open_a_thought_first(special: bool) -> None:
-    words = WORDS.words
+    words = WORDS.pieces
 
     def fits(*pieces: str) -> bool:
         return follow(by_words(False, special=special), [words.index(p) for p in pieces])
@@ -212,9 +187,9 @@ def test_a_model_may_open_a_thought_first(special: bool) -> None:
 def test_an_answer_may_spell_a_tag() -> None:
     spec = GrammarSpec(regex="a<think>b</think>")
     grammar = by_words(True, spec)
-    tokens = [WORDS.words.index("</think>"), WORDS.words.index("a")]
+    tokens = [WORDS.pieces.index("</think>"), WORDS.pieces.index("a")]
     tokens += grammar.ahead(PROMPT, tokens, 40)
-    assert "".join(WORDS.words[t] for t in tokens) == "</think>a<think>b</think>"
+    assert "".join(WORDS.pieces[t] for t in tokens) == "</think>a<think>b</think>"
     assert follow(grammar, tokens) and grammar.whole_at(PROMPT, tokens) == len(tokens)
     for size in range(1, 9):  # however the stream is cut
         split = ThoughtSplitter(ThoughtTags("<think>", "</think>"), True, once=True)
@@ -225,20 +200,9 @@ def test_an_answer_may_spell_a_tag() -> None:
         assert "".join(p[1] for p in parts) == "a<think>b</think>"
 
 
-CHANNELS = Words(
-    [
-        "<end>",
-        "<|start|>",
-        "<|channel|>",
-        "<|message|>",
-        "<|end|>",
-        "analysis",
-        "final",
-        "assistant",
-    ]
-    + ["yes", "no", "\n", "commentary", " json", "a"],
-    [0, 1, 2, 3, 4],
-)
+MARKS = ["<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>"]
+SAID = ["analysis", "final", "assistant", "yes", "no", "\n", "commentary", " json", "a"]
+CHANNELS = Pieces([*MARKS, *SAID], MARKS, eos="<end>")
 
 
 @pytest.mark.parametrize(
@@ -265,11 +229,11 @@ CHANNELS = Words(
 def test_in_channels_the_answer_is_the_final_one(prompt: str, pieces: str, fits: bool) -> None:
     tokenizer = CHANNELS
     tags = TagTokens(tokenizer, HARMONY)
-    kit = GrammarKit(tokenizer, len(tokenizer.words), HARMONY)
-    start = BehindChannels(Spellings(tokenizer, tags, len(tokenizer.words)), prompt)
+    kit = GrammarKit(tokenizer, len(tokenizer.pieces), HARMONY)
+    start = BehindChannels(Spellings(tokenizer, tags, len(tokenizer.pieces)), prompt)
     words = [" json" if p == "json" else p for p in pieces.split()]
     grammar = Grammar(start, kit.compiler.matcher(YES), frozenset({0}), len(PROMPT))
-    assert follow(grammar, [tokenizer.words.index(p) for p in words]) is fits
+    assert follow(grammar, [tokenizer.pieces.index(p) for p in words]) is fits
     if fits and prompt.endswith("assistant"):
         split = ChannelSplitter(once=True)
         assert split.push("".join(words))[1] in ("yes", "no")

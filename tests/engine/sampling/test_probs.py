@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,50 +11,108 @@ from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer
 from numpy.typing import NDArray
 from probs_tools import EOS, LENGTH, MANY, PROMPT, RUNS, VOCAB, bench, folder, logits, params
+from spellings import Pieces, letters
+from thoughts import Bound
+
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.text.thought import ThoughtTags
 
 __all__ = ["bench", "folder", "logits"]  # fixtures
-PLAIN = params(temperature=1.3)
+OPEN, CLOSE, SO = 9, 10, 11
+WORDS = letters(VOCAB)
+TAGS = ThoughtTags(WORDS[OPEN], WORDS[CLOSE])
+SOFT = Bound(6, 6, opened=True, tags=TAGS)
+LATE = Bound(2, 1, closing=WORDS[SO], opened=True, tags=TAGS)
+HARD = Bound(1, closing=WORDS[SO], opened=True, tags=TAGS)
+OWN = Bound(1, tags=TAGS)  # where the answer opens the thought
+PENALTIES = {"presence_penalty": 1.2, "frequency_penalty": 0.8, "repetition_penalty": 1.5}
+
+
+class Case(NamedTuple):
+    drafter: str
+    groups: int | None
+    asked: SamplingParams
+    bound: Bound | None = None
+    rule: str = "token"
+
+
+HOT = params(temperature=1.5)
 CASES = {
-    "ngram": ("ngram", None, PLAIN),
-    "model": ("model", None, PLAIN),
-    "self": ("self", None, PLAIN),
-    "tokens in common": ("common", None, PLAIN),
-    "told again": ("retold", 2, PLAIN),
-    "chosen tree": ("chosen tree", None, PLAIN),
-    "sampled tree": ("sampled tree", None, PLAIN),
-    "first, fast mode": ("ngram+self", 2, PLAIN),
-    "top_p": ("model", None, params(top_p=0.8, temperature=1.5)),
-    "top_k": ("sampled tree", None, params(top_k=4, temperature=1.5)),
-    "min_p": ("self", None, params(min_p=0.1, temperature=1.5)),
-    "penalties": (
-        "chosen tree",
-        None,
-        params(presence_penalty=1.2, frequency_penalty=0.8, repetition_penalty=1.5),
+    "ngram": Case("ngram", None, params(temperature=1.3)),
+    "told again": Case("retold", 2, params(temperature=1.3)),
+    "top_p": Case("model", None, params(top_p=0.8, temperature=1.5)),
+    "top_k": Case("sampled tree", None, params(top_k=4, temperature=1.5)),
+    "min_p": Case("self", None, params(min_p=0.1, temperature=1.5)),
+    "penalties": Case("chosen tree", None, params(**PENALTIES)),
+    "penalties, sampled": Case("self", 2, params(frequency_penalty=1.8, repetition_penalty=1.4)),
+    "logit_bias": Case("sampled tree", 2, params(logit_bias={3: 2.5, 7: -4.0, 5: 1.0})),
+    "min_tokens": Case("model", None, params(min_tokens=1, ignore_eos=False, temperature=2.0)),
+    "soft, model": Case("model", None, HOT, SOFT),
+    "soft, chosen tree": Case("chosen tree", None, HOT, SOFT),
+    "soft, sampled tree, block": Case("sampled tree", 2, HOT, SOFT, "block"),
+    "soft, model, block": Case("model", None, HOT, LATE, "block"),
+    "hard, self": Case("self", None, HOT, HARD),
+    "hard, tokens in common, block": Case("common", None, HOT, HARD, "block"),
+    "late, fast mode": Case("ngram+self", 2, HOT, LATE),
+    "its own thought, sampled tree": Case(
+        "sampled tree", None, params(temperature=1.5, logit_bias={OPEN: 4.0}), OWN, "block"
     ),
-    "penalties, sampled": ("self", 2, params(frequency_penalty=1.8, repetition_penalty=1.4)),
-    "logit_bias": ("sampled tree", 2, params(logit_bias={3: 2.5, 7: -4.0, 5: 1.0})),
-    "min_tokens": ("model", None, params(min_tokens=1, ignore_eos=False, temperature=2.0)),
 }
+
+
+def thought(bound: Bound, begun: tuple[int, ...]) -> tuple[int | None, float]:
+    """The token that a budget forces next, -1 after a text that it forbids; and the lift of CLOSE.
+
+    Computed plainly: walks the answer and keeps a few integers.
+    """
+    thinking, spent, said = bound.opened, 0, False
+    ends = [*([SO] if bound.closing else []), CLOSE]
+    assert bound.most is not None
+
+    def due() -> list[int]:
+        return [] if not thinking or spent < (bound.most or 0) else ([CLOSE] if said else ends)
+
+    todo = due()
+    for token in begun:
+        if todo:
+            if token != todo[0]:
+                return -1, 0.0
+            todo, said = todo[1:], True
+            thinking = token != CLOSE
+        elif thinking and token != CLOSE:
+            spent += 1
+            todo = due()
+        else:
+            thinking = token == OPEN
+            todo = due()
+    soft = spent - (bound.most - bound.soft) + 1
+    lifted = thinking and bound.soft and soft > 0
+    return (todo[0] if todo else None), 12 * soft / bound.soft if lifted else 0.0
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_law_of_drafted_tokens(
     bench: Bench, logits: Callable[[tuple[int, ...], int | None], list[float]], name: str
 ) -> None:
-    drafter, groups, asked = CASES[name]
-    runs = MANY.get(name, RUNS)
+    case = CASES[name]
+    asked, runs = case.asked, MANY.get(name, RUNS)
     ends = () if asked.ignore_eos else (EOS,)
-
-    ended = np.zeros(VOCAB)
-    ended[EOS] = 1.0  # an answer that ended is filled up with end tokens
+    bench.tokenizer = Pieces(WORDS) if case.bound else None
 
     def next_probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
+        only, lift = thought(case.bound, begun) if case.bound else (None, 0.0)
         if set(begun) & set(ends):
-            return ended
-        after = logits(begun, groups)
-        return plain_probs(after, [*PROMPT, *begun], len(PROMPT), asked, ends)
+            only = EOS  # an answer that ended is filled up with end tokens
+        if only is not None:
+            return np.array([float(token == only) for token in range(VOCAB)])
+        values = list(logits(begun, case.groups))
+        values[CLOSE] += lift
+        return plain_probs(values, [*PROMPT, *begun], len(PROMPT), asked, ends)
 
-    asks = [Ask(PROMPT, asked, drafter, 4, groups, seed) for seed in range(runs)]
+    asks = [
+        Ask(PROMPT, asked, case.drafter, 4, case.groups, seed, case.bound, case.rule)
+        for seed in range(runs)
+    ]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
     drafted = sum(r.spec_stats.drafted for r in requests)
     accepted = sum(r.spec_stats.accepted for r in requests)
@@ -62,6 +121,24 @@ def test_the_law_of_drafted_tokens(
     joint = text_probs(next_probs, VOCAB, LENGTH)
     chi_square_fits(joint.sum(0), [text[1:] for text in texts])
     chi_square_fits(joint.sum(2), [text[:2] for text in texts])
-    for place in range(LENGTH):
-        rest = tuple(axis for axis in range(LENGTH) if axis != place)
-        chi_square_fits(joint.sum(rest), [(text[place],) for text in texts])
+    for r in requests:
+        if r.thinking is not None and case.bound is not None:
+            assert r.thinking.outcome(r.tokens)[0] <= (case.bound.most or 0)
+
+
+def test_a_lossy_rule_keeps_to_the_budget_all_the_same(bench: Bench) -> None:
+    bench.tokenizer = Pieces(WORDS)
+    hot = params(temperature=1.5, max_tokens=12)
+    bound = Bound(3, closing=WORDS[SO] * 2, opened=True, tags=TAGS)
+    asks = [
+        Ask(PROMPT, hot, drafter, 5, None, n, bound, "lossy-typical")
+        for drafter in ("sampled tree", "self", "chosen tree")
+        for n in range(20)
+    ]
+    over = 0
+    for request in bench.run(asks):
+        said = answer(request)[: answer(request).index(CLOSE)]
+        if len(said) >= 3 and CLOSE not in answer(request)[:3]:
+            assert said[3:] == [SO, SO]
+            over += 1
+    assert over > 10

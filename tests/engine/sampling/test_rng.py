@@ -13,7 +13,7 @@ def test_a_place_has_its_own_stream_and_always_the_same() -> None:
         (seed, position, purpose)
         for seed in (0, 1, 2**63 - 1)
         for position in (0, 1, 100_000)
-        for purpose in Purpose
+        for purpose in Purpose.__members__.values()
     ]
     draws = [tuple(stream(*place).random(3)) for place in places]
     assert len(set(draws)) == len(places)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from distributions import plain_probs
 from engine_tools import dense_probs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,71 +49,28 @@ def got(
     return probs_V
 
 
-def expected(request: Any, drafted: list[int], logits: list[float]) -> list[float]:
-    """The probabilities from their definition, in plain Python."""
-    p: SamplingParams = request.params
-    text = [*request.tokens, *drafted]
-    answer = text[request.prompt_length :]
-    x = [v + (p.logit_bias or {}).get(i, 0) for i, v in enumerate(logits)]
-    if len(answer) < p.min_tokens:
-        x = [-math.inf if i in request.end_ids else v for i, v in enumerate(x)]
-    for i in set(text):
-        x[i] = x[i] / p.repetition_penalty if x[i] > 0 else x[i] * p.repetition_penalty
-    for i, count in Counter(answer).items():
-        x[i] -= p.presence_penalty + count * p.frequency_penalty
-    if p.temperature == 0:
-        return [float(i == x.index(max(x))) for i in range(len(x))]
-    e = [math.exp((v - max(x)) / p.temperature) for v in x]
-    if 0 < p.top_k < len(e):
-        least = sorted(e, reverse=True)[p.top_k - 1]
-        e = [v if v >= least else 0.0 for v in e]
-    kept, mass = set(), 0.0
-    for i in sorted(range(len(e)), key=lambda i: -e[i]):
-        if mass < p.top_p * sum(e):
-            kept.add(i)
-        mass += e[i]
-    if p.top_p < 1:
-        e = [v if i in kept else 0.0 for i, v in enumerate(e)]
-    e = [v if v >= p.min_p * max(e) else 0.0 for v in e]
-    return [v / sum(e) for v in e]
-
-
 def check(request: Any, drafted: list[int] | None = None, logits: list[float] = LOGITS) -> None:
-    np.testing.assert_allclose(
-        got(request, drafted, logits), expected(request, drafted or [], logits), atol=2e-6
-    )
+    text, start = [*request.tokens, *(drafted or [])], request.prompt_length
+    expected = plain_probs(logits, text, start, request.params, request.end_ids)
+    np.testing.assert_allclose(got(request, drafted, logits), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"temperature": 0.0},
-        {"temperature": 0.1},
-        {"temperature": 3},
-        {"top_k": 1},
-        {"top_k": 3},
-        {"top_k": 8},
-        {"top_k": 10**9},
-        {"top_k": 0},
-        {"top_k": -1},
-        {"top_p": 0.5},
-        {"top_p": 1e-9},
-        {"top_p": 0.9999999},
-        {"min_p": 0.2},
-        {"min_p": 1.0},
+        *({"temperature": heat} for heat in (0.0, 0.1, 3)),
+        *({"top_k": count} for count in (-1, 0, 1, 3, 8, 10**9)),
+        *({"top_p": share} for share in (1e-9, 0.5, 0.9999999)),
+        *({"min_p": share} for share in (0.2, 1.0)),
+        *({"repetition_penalty": factor} for factor in (0.01, 0.5, 1.7, 100)),
         {"top_k": 4, "top_p": 0.8},
         {"top_k": 5, "top_p": 0.95, "min_p": 0.1, "temperature": 0.7},
-        {"repetition_penalty": 1.7},
-        {"repetition_penalty": 0.5},
-        {"repetition_penalty": 0.01},
-        {"repetition_penalty": 100},
         {"presence_penalty": 1.5},
         {"frequency_penalty": -2},
         {"presence_penalty": -0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.3},
         {"logit_bias": {0: -100, 6: 5.5}},
         {"logit_bias": {3: -2.0}, "temperature": 0},
-        {"min_tokens": 4},
-        {"min_tokens": 4, "temperature": 0},
+        *({"min_tokens": 4, "temperature": heat} for heat in (0, 1)),
         {"min_tokens": 3, "logit_bias": {3: 100}},
     ],
 )
@@ -126,39 +83,23 @@ def test_each_parameter(fields: dict[str, Any], drafted: list[int]) -> None:
     logits=st.lists(st.integers(-40, 40), min_size=2, max_size=8, unique=True),
     tokens=st.lists(st.integers(0, 1), max_size=4),
     drafted=st.lists(st.integers(0, 1), max_size=3),
-    top_k=st.integers(-1, 9),
-    top_p=st.sampled_from([0.1, 0.37, 0.61, 0.93, 1.0]),
-    min_p=st.sampled_from([0.0, 0.013, 0.31]),
-    temperature=st.sampled_from([0.0, 0.31, 1.0, 2.7]),
-    penalties=st.tuples(*[st.sampled_from([0.0, 0.63, -0.41])] * 2),
-    repetition=st.sampled_from([1.0, 1.31, 0.83]),
-    bias=st.dictionaries(st.integers(0, 1), st.sampled_from([-3.3, 2.1, 50])),
+    fields=st.fixed_dictionaries(
+        {
+            "top_k": st.integers(-1, 9),
+            "top_p": st.sampled_from([0.1, 0.37, 0.61, 0.93, 1.0]),
+            "min_p": st.sampled_from([0.0, 0.013, 0.31]),
+            "temperature": st.sampled_from([0.0, 0.31, 1.0, 2.7]),
+            "presence_penalty": st.sampled_from([0.0, 0.63, -0.41]),
+            "frequency_penalty": st.sampled_from([0.0, 0.63, -0.41]),
+            "repetition_penalty": st.sampled_from([1.0, 1.31, 0.83]),
+            "logit_bias": st.dictionaries(st.integers(0, 1), st.sampled_from([-3.3, 2.1, 50])),
+        }
+    ),
 )
 def test_all_together(
-    logits: list[int],
-    tokens: list[int],
-    drafted: list[int],
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    temperature: float,
-    penalties: tuple[float, float],
-    repetition: float,
-    bias: dict[int, float],
+    logits: list[int], tokens: list[int], drafted: list[int], fields: dict[str, Any]
 ) -> None:
-    presence, frequency = penalties
-    request = view(
-        answer=tokens,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        temperature=temperature,
-        presence_penalty=presence,
-        frequency_penalty=frequency,
-        repetition_penalty=repetition,
-        logit_bias=bias,
-    )
-    check(request, drafted, [value / 10 + 0.003 for value in logits])
+    check(view(answer=tokens, **fields), drafted, [value / 10 + 0.003 for value in logits])
 
 
 def test_equals_of_the_kth_stay() -> None:

@@ -49,28 +49,45 @@ def told(s: Stopper, runs: Sequence[Sequence[int]]) -> list[str]:
     return pieces
 
 
-@pytest.mark.parametrize("run", [1, 2, 3, 100])
-def test_a_stop_string_across_tokens_and_inside_runs(tokenizer: Tokenizer, run: int) -> None:
-    tokens = bytes_of(tokenizer, "one two STOP three")
-    s = stopper(tokenizer, stop="STOP")
-    pieces = told(s, [tokens[i : i + run] for i in range(0, len(tokens), run)])
-    assert s.text == "".join(pieces) == "one two "
-    assert (s.reason, s.matched) == ("stop", "STOP")
+# Wishes, an answer ($ is the end token), how many of its tokens count, its text, why it ended and by what.
+ENDS: list[tuple[dict[str, Any], str, int, str, str | None, str | int | None]] = [
+    ({"stop": "STOP"}, "one two STOP three", 12, "one two ", "stop", "STOP"),
+    ({"stop": "!"}, "ab!cd", 3, "ab", "stop", "!"),
+    ({}, "ab$!cd", 3, "ab", "stop", END),
+    ({"room": 4}, "ab!cd", 4, "ab!c", "length", None),
+    ({}, "ab!cd", 5, "ab!cd", None, None),
+    ({"room": 5, "stop": "##"}, "abc##", 5, "abc", "stop", "##"),  # wins over the length
+    ({"stop": ["abcd", "bc"]}, "xxabcd", 5, "xxa", "stop", "bc"),  # the first one complete
+    ({"stop": ["abc", "bc", "c"]}, "xxabc", 5, "xx", "stop", "abc"),  # the first to begin
+    ({"stop": ["ab", "abc"]}, "xxab", 4, "xx", "stop", "ab"),
+    ({"stop": ["aab"]}, "aaab", 4, "a", "stop", "aab"),  # a false start inside it
+    ({"stop": ["abac"]}, "ababac", 6, "ab", "stop", "abac"),
+    ({"stop": ["\n\n"]}, "x\n\ny", 3, "x", "stop", "\n\n"),
+    ({"stop": ["語"]}, "日本語です", 9, "日本", "stop", "語"),
+    ({"min_tokens": 3, "stop": "!"}, "!$xx!x", 5, "!xx", "stop", "!"),
+    ({"min_tokens": 2}, "$$$x", 3, "", "stop", END),
+    ({"min_tokens": 3, "stop": "abc"}, "abcd", 3, "", "stop", "abc"),  # begun before
+]
 
 
-def test_scan_counts_the_tokens_that_belong_to_the_answer(tokenizer: Tokenizer) -> None:
-    tokens = bytes_of(tokenizer, "ab!cd")
-    assert stopper(tokenizer, stop="!").scan(tokens) == 3
-    assert stopper(tokenizer).scan([*tokens[:2], END, *tokens[2:]]) == 3
-    assert stopper(tokenizer, room=4).scan(tokens) == 4
-    assert stopper(tokenizer).scan(tokens) == 5
-
-
-def test_a_stop_string_at_the_very_end_wins_over_the_length(tokenizer: Tokenizer) -> None:
-    tokens = bytes_of(tokenizer, "abc##")
-    s = stopper(tokenizer, room=len(tokens), stop="##")
-    s.scan(tokens)
-    assert (s.text, s.reason, s.matched) == ("abc", "stop", "##")
+@pytest.mark.parametrize(("wishes", "said", "count", "text", "reason", "matched"), ENDS)
+def test_where_an_answer_ends(
+    tokenizer: Tokenizer,
+    wishes: dict[str, Any],
+    said: str,
+    count: int,
+    text: str,
+    reason: str | None,
+    matched: str | int | None,
+) -> None:
+    parts = [bytes_of(tokenizer, part) for part in said.split("$")]
+    tokens = [token for part in parts for token in (*part, END)][:-1]
+    assert stopper(tokenizer, **wishes).scan(tokens) == count
+    for run in (1, 2, 3, 100):  # every stop string spans tokens
+        s = stopper(tokenizer, **wishes)
+        pieces = told(s, [tokens[i : i + run] for i in range(0, len(tokens), run)])
+        assert (s.text, s.reason, s.matched) == (text, reason, matched)
+        assert "".join(pieces) == text
 
 
 def test_half_a_stop_string_at_the_end_is_told_in_the_end(tokenizer: Tokenizer) -> None:
@@ -82,29 +99,6 @@ def test_half_a_stop_string_at_the_end_is_told_in_the_end(tokenizer: Tokenizer) 
     assert (s.reason, s.matched) == ("stop", END)
 
 
-@pytest.mark.parametrize(
-    ("text", "stops", "kept", "met"),
-    [
-        ("xxabcd", ["abcd", "bc"], "xxa", "bc"),  # the first one complete
-        ("xxabc", ["abc", "bc", "c"], "xx", "abc"),  # complete at once: the first to begin
-        ("xxab", ["ab", "abc"], "xx", "ab"),
-        ("aaab", ["aab"], "a", "aab"),  # a false start inside it
-        ("ababac", ["abac"], "ab", "abac"),
-        ("x\n\ny", ["\n\n"], "x", "\n\n"),
-        ("日本語です", ["語"], "日本", "語"),
-    ],
-)
-def test_overlapping_stop_strings(
-    tokenizer: Tokenizer, text: str, stops: list[str], kept: str, met: str
-) -> None:
-    tokens = bytes_of(tokenizer, text)
-    for runs in ([tokens], [[t] for t in tokens]):
-        s = stopper(tokenizer, stop=stops)
-        pieces = told(s, runs)
-        assert (s.text, s.matched) == (kept, met)
-        assert "".join(pieces) == kept
-
-
 def test_a_token_that_holds_more_than_the_stop_string(tokenizer: Tokenizer) -> None:
     longer = next(i for i in range(261, 320) if tokenizer.token_bytes(i).decode().strip().isalpha())
     piece = tokenizer.token_bytes(longer).decode()
@@ -112,23 +106,6 @@ def test_a_token_that_holds_more_than_the_stop_string(tokenizer: Tokenizer) -> N
     s = stopper(tokenizer, stop=piece[1])
     assert s.scan([longer]) == 1
     assert (s.text, s.matched) == (piece[0], piece[1])
-
-
-def test_min_tokens_holds_off_end_tokens_and_stop_strings(tokenizer: Tokenizer) -> None:
-    x, bang = bytes_of(tokenizer, "x!")
-    s = stopper(tokenizer, min_tokens=3, stop="!")
-    assert (s.scan([bang, END, x]), s.reason) == (3, None)
-    assert s.scan([x, bang, x]) == 2
-    assert (s.text, s.reason) == ("!xx", "stop")
-    s = stopper(tokenizer, min_tokens=2)
-    assert s.scan([END, END, END, x]) == 3
-    assert (s.reason, s.matched) == ("stop", END)
-
-
-def test_a_stop_string_begun_before_min_tokens_counts_when_complete(tokenizer: Tokenizer) -> None:
-    s = stopper(tokenizer, min_tokens=3, stop="abc")
-    assert s.scan(bytes_of(tokenizer, "abcd")) == 3
-    assert s.text == ""
 
 
 def test_stop_token_ids_end_it_and_are_not_text(tokenizer: Tokenizer) -> None:

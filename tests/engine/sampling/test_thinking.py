@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,70 +52,52 @@ def outcome(bound: Bound, tokenizer: Tokenizer, answer: Sequence[int]) -> tuple[
     return spent, ended
 
 
-def test_the_closing_tag_is_forced_after_so_many_tokens(bpe: Tokenizer) -> None:
-    for most in (0, 1, 3):
-        thought = [A] * most
-        bound = Bound(most, opened=True)
-        rules = told(bound.of(bpe, 3), PROMPT, [*thought, CLOSE, B, B])
-        assert forced(rules) == [None] * most + [CLOSE, None, None, None]
-        assert outcome(bound, bpe, [*thought, CLOSE, B]) == (most, "budget")
-        own = Bound(most)  # the same where the model opens the thought
-        rules = told(own.of(bpe, 3), PROMPT, [A, OPEN, *thought, CLOSE, B, B])
-        assert forced(rules) == [None] * (2 + most) + [CLOSE, None, None, None]
-        assert outcome(own, bpe, [A, OPEN, *thought, CLOSE, B]) == (most, "budget")
+PHRASE = "\nI must answer now.\n"
+WHOLE = "\nTime is up.\n</think>\n\nThe answer is"  # with the tag and the beginning of the answer
+# A budget, an answer whose parts in lists are forced, and how much of it was thought and why it ended.
+ANSWERS: list[tuple[Bound, list[Any], tuple[int, str | None]]] = [
+    *((Bound(n, opened=True), [*[A] * n, [CLOSE], B, B], (n, "budget")) for n in (0, 1, 3)),
+    *((Bound(n), [A, OPEN, *[A] * n, [CLOSE], B, B], (n, "budget")) for n in (0, 1, 3)),
+    (Bound(3, opened=True, closing="done"), [A, A, CLOSE, B, B, B], (2, "model")),
+    (Bound(3, opened=True, closing="done"), [A, A], (2, None)),
+    (Bound(3), [A, A], (0, None)),
+    (
+        Bound(2, closing=PHRASE, opened=True),
+        [A, B, [PHRASE, CLOSE], C, OPEN, [CLOSE]],
+        (2, "budget"),
+    ),
+    (Bound(1, closing=WHOLE, opened=True), [A, [WHOLE], B], (1, "budget")),
+    (Bound(3), [OPEN, A, A, CLOSE, B, OPEN, A, [CLOSE], B, OPEN, [CLOSE]], (3, "budget")),
+    (
+        Bound(2, tags=REASON, closing="so"),
+        ["<reason>", A, B, ["so", "</reason>"], C],
+        (2, "budget"),
+    ),
+    (Bound(9), [*"<think>", A, A, A, CLOSE], (3, "model")),  # not the special token
+]
 
 
-def test_a_thought_that_ends_in_time_is_left_alone(bpe: Tokenizer) -> None:
-    bound = Bound(3, opened=True, closing="done")
-    rules = told(bound.of(bpe, 3), PROMPT, [A, A, CLOSE, B, B, B])
-    assert forced(rules) == [None] * 7
-    assert outcome(bound, bpe, [A, A, CLOSE, B, B]) == (2, "model")
-    assert outcome(bound, bpe, [A, A]) == (2, None)
-    assert outcome(Bound(3), bpe, [A, A]) == (0, None)
+@pytest.mark.parametrize(("bound", "parts", "expected"), ANSWERS)
+def test_what_is_forced_and_what_counts(
+    bpe: Tokenizer, bound: Bound, parts: list[Any], expected: tuple[int, str | None]
+) -> None:
+    answer: list[int] = []
+    rules: list[int | None] = []
+    for part in parts:
+        for some in part if isinstance(part, list) else [part]:
+            ids = [some] if isinstance(some, int) else bpe.encode(some, add_special=False)
+            answer += ids
+            rules += ids if isinstance(part, list) else [None] * len(ids)
+    assert forced(told(bound.of(bpe, len(PROMPT)), PROMPT, answer)) == [*rules, None]
+    assert outcome(bound, bpe, answer) == expected
 
 
-def test_a_phrase_is_said_once_and_does_not_count(bpe: Tokenizer) -> None:
-    phrase = bpe.encode("\nI must answer now.\n", add_special=False)
-    bound = Bound(2, closing="\nI must answer now.\n", opened=True)
-    answer = [A, B, *phrase, CLOSE, C, OPEN, CLOSE, C]
-    rules = told(bound.of(bpe, 3), PROMPT, answer)
-    ends = [*phrase, CLOSE]
-    assert forced(rules) == [None, None, *ends, None, None, CLOSE, None, None]
-    assert outcome(bound, bpe, answer) == (2, "budget")
+def test_a_phrase_is_known_ahead(bpe: Tokenizer) -> None:
+    ends = [*bpe.encode(PHRASE, add_special=False), CLOSE]
+    bound = Bound(2, closing=PHRASE, opened=True)
     assert bound.of(bpe, 3).ahead([*PROMPT, A]) == ()
     assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B])) == ends
     assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B, *ends[:2]])) == ends[2:]
-
-
-def test_a_phrase_may_hold_the_tag_and_the_beginning_of_the_answer(bpe: Tokenizer) -> None:
-    whole = "\nTime is up.\n</think>\n\nThe answer is"
-    ids = bpe.encode(whole, add_special=False)
-    bound = Bound(1, closing=whole, opened=True)
-    rules = told(bound.of(bpe, 3), PROMPT, [A, *ids, B])
-    assert forced(rules) == [None, *ids, None, None]
-    assert outcome(bound, bpe, [A, *ids, B]) == (1, "budget")
-
-
-def test_all_thoughts_share_the_budget(bpe: Tokenizer) -> None:
-    bound = Bound(3)
-    answer = [OPEN, A, A, CLOSE, B, OPEN, A, CLOSE, B, OPEN]
-    rules = told(bound.of(bpe, 3), PROMPT, answer)
-    assert forced(rules) == [None] * 7 + [CLOSE, None, None, CLOSE]
-
-
-def test_tags_are_read_as_text_however_they_are_cut(bpe: Tokenizer) -> None:
-    opened = bpe.encode("<reason>", add_special=False)
-    closed = bpe.encode("</reason>", add_special=False)
-    assert len(opened) > 2 and len(closed) > 2
-    bound = Bound(2, tags=REASON, closing="so")
-    so = bpe.encode("so", add_special=False)
-    answer = [*opened, A, B, *so, *closed, C]
-    rules = told(bound.of(bpe, 3), PROMPT, answer)
-    before = [None] * (len(opened) + 2)
-    assert forced(rules) == [*before, *so, *closed, None, None]
-    assert outcome(bound, bpe, answer) == (2, "budget")
-    spelt = [bpe.encode(x, add_special=False)[0] for x in "<think>"]  # not the special token
-    assert outcome(Bound(9), bpe, [*spelt, A, A, A, CLOSE]) == (3, "model")
 
 
 def test_a_tag_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:

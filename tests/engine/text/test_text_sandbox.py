@@ -155,7 +155,7 @@ def test_namespaces_hide_what_they_hold() -> None:
 def test_no_template_takes_the_machines_memory() -> None:
     """All of them once more with the usual limits, where a single one of them would break this one."""
     code = (
-        "import resource, sys; sys.path[:0] = ['tests/engine']\n"
+        "import resource, sys; sys.path[:0] = ['tests/engine/text']\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
         "import test_text_sandbox as t\n"
         "for source in t.GREEDY[7:]:\n"

@@ -1,8 +1,10 @@
-"""What an engine says of itself to routers."""
+"""What an engine says of itself to routers, and what of it is believed."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +13,13 @@ import pytest
 from checkpoints import write_moge
 from gate import SOON, Gate, settled
 from requests_made import made_request
+from routing_tools import report
 from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, SamplingParams
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.engines.routing.report import ReplicaReport
+from fastslow.serve.engines.routing.report import ReportReader
 from fastslow.serve.engines.routing.request import may_take_long
 
 CHAT = [{"role": "user", "content": "hello, how are you"}]
@@ -44,7 +47,7 @@ def test_it_tells_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.Mon
     engine = LocalEngine(llm, "tiny")
     first = engine.report()
     assert (first.answers, first.deep, first.urgent) == (0, 0, 0)
-    assert first.pages == first.pages_free == llm.stats().pages
+    assert first.pages == llm.stats().pages
     gate = Gate(llm, monkeypatch)
     soon = {"base": "fast", "latency_ms": 5000.0}
     modes = ["deep", {"base": "deep", "thinking_budget": 5}, "fast", soon]
@@ -70,12 +73,32 @@ def test_it_tells_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.Mon
     told = engine.report()
     assert told.answers == told.deep == told.urgent == 0
     assert told.deep_queue_seconds == told.quick_queue_seconds == 0
-    assert set(told.step_seconds) == set(told.tokens_per_step)
     assert {"fast", "deep"} <= set(told.step_seconds)
-    assert all(tokens >= 1 for tokens in told.tokens_per_step.values())
     assert all(0 < seconds < SOON for seconds in told.step_seconds.values())
     assert told.prompt_rate > 0 and told.queue_seconds > 0
-    assert ReplicaReport.from_dict(told.to_dict()) == told
+    assert ReportReader().read("a", json.loads(json.dumps(told.to_dict()))) == told
+
+
+DAMAGES: dict[str, tuple[object, str]] = {
+    "deep": (-1, "`int` >= 0.*deep"),
+    "pages": ("many", "Expected `int`, got `str`.*pages"),
+    "running": ({"fast": 0.5}, "running"),
+    "at": (float("inf"), "`float` <=.*at"),
+    "page_tokens": (0, "page_tokens"),
+}
+
+
+def test_a_damaged_report_counts_as_none_and_is_logged_once(logged: list[str]) -> None:
+    for name, (value, said) in DAMAGES.items():
+        reader, good = ReportReader(), report(1.0).to_dict()
+        logged.clear()
+        for _ in range(2):
+            assert reader.read("a", good | {name: value}) is None
+        assert len(logged) == 1 and re.search(said, logged[0])
+        assert reader.read("a", good) == report(1.0)
+        assert reader.read("a", {key: one for key, one in good.items() if key != "at"}) is None
+        assert "missing required field `at`" in logged[-1]
+    assert ReportReader().read("a", {}) is None and len(logged) == 2
 
 
 @pytest.mark.parametrize(

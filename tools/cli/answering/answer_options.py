@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
 from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields, field
@@ -93,15 +95,11 @@ class AnswerOptions(ModelOptions):
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def call(self, llm: LLM, asked: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Keyword arguments of `LLM.stream`.
+        """Keyword arguments of `LLM.stream`. ValueError: there is no such preset, or the model has fewer
+        groups or experts.
 
-        Args:
-            llm: the model.
-            asked: a preset or the fields of a mode, which the command line's options change too where
-                these fields do not say otherwise; None = the mode that the command line says.
-
-        Raises:
-            ValueError: there is no such preset, or the model has fewer groups or experts.
+        asked: a preset or the fields of a mode, which the command line's options change too where these
+        fields do not say otherwise; None = the mode that the command line says.
         """
         from fastslow.engine.model.routed_units import RoutedUnits
         from fastslow.policies.modes import find_mode
@@ -158,8 +156,33 @@ class AnswerOptions(ModelOptions):
 
 
 class GenerateCommand(AnswerOptions):
-    """How `generate` answers."""
+    """What `generate` answers, and how.
 
+    Raises:
+        ValueError: options contradict each other.
+    """
+
+    prompt: str | None = Field(
+        None,
+        description="what to ask; - reads standard input",
+        json_schema_extra={"argument": True},
+    )
+    file: Path | None = field(
+        None,
+        "many prompts: a text file with one a line, or JSON lines (.jsonl) with prompt or messages; mode, "
+        "sampling and chat_template_kwargs of a line are optional",
+    )
+    raw: bool = field(False, "continue the text: no template")
+    as_json: bool = field(False, "one JSON object at the end", names="--json")
     sampling: Annotated[
         SamplingParams, OptionFields(*SAMPLING, "n", "logprobs", panel=DRAW, defaults=False)
     ] = SamplingParams()
+
+    def model_post_init(self, context: object) -> None:
+        super().model_post_init(context)
+        if self.raw and self.system is not None:
+            raise ValueError("--system needs the chat template, which --raw leaves out")
+        if self.sampling.logprobs is not None and self.file is None and not self.as_json:
+            raise ValueError("--logprobs are for programs: add --json, or give --file")
+        if (self.prompt is None) == (self.file is None):
+            raise ValueError("give a PROMPT (- is standard input) or --file, and not both")

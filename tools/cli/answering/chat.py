@@ -82,18 +82,8 @@ def read_message() -> str:
 
 
 class Chat:
-    """The conversation, and its commands.
-
-    Args:
-        llm: answers.
-        options: of the command line.
-
-    Attributes:
-        failed: a question was refused, or the engine failed on it.
-
-    Raises:
-        ValueError: the command line does not fit the model.
-    """
+    """The conversation, and its commands. `failed`: a question was refused, or the engine failed on it.
+    ValueError: the command line does not fit the model."""
 
     def __init__(self, llm: LLM, options: AnswerOptions) -> None:
         self._llm = llm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,22 +19,7 @@ if TYPE_CHECKING:
 
 
 @expand_options
-def generate(
-    options: GenerateCommand,
-    prompt: Annotated[
-        str | None, typer.Argument(help="What to ask; - reads standard input.", show_default=False)
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Many prompts: a text file with one a line, or JSON lines (.jsonl) with prompt or "
-            "messages; mode, sampling and chat_template_kwargs of a line are optional.",
-            show_default=False,
-        ),
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no template.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
-) -> None:
+def generate(options: GenerateCommand) -> None:
     """Answer one prompt, as it is made, or a file of prompts as JSON lines.
 
     Standard output gets the answer alone. The thought, and a last line that says what speculation did,
@@ -54,30 +39,23 @@ def generate(
 
     Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C.
     """
-    if raw and options.system is not None:
-        raise ValueError("--system needs the chat template, which --raw leaves out")
-    if options.sampling.logprobs is not None and file is None and not as_json:
-        raise ValueError("--logprobs are for programs: add --json, or give --file")
-    if (prompt is None) == (file is None):
-        raise ValueError("give a PROMPT (- is standard input) or --file, and not both")
     from fastslow.tools.cli.screen import quiet_log
     from fastslow.tools.prompts import check_text
 
     quiet_log()
-    if file is not None:
-        _answer_file(file, options, raw, as_json)
+    if options.file is not None:
+        _answer_file(options.file, options)
         return
-    text = _standard_input() if prompt == "-" else prompt or ""
-    if not (text if raw else text.strip()):
-        where = "standard input" if prompt == "-" else "PROMPT"
+    typed = options.prompt != "-"
+    where = "PROMPT" if typed else "standard input"
+    text = options.prompt or "" if typed else _standard_input()
+    if not (text if options.raw else text.strip()):
         raise ValueError(f"{where} is empty: there is nothing to answer")
-    check_text(text, "standard input" if prompt == "-" else "PROMPT")
-    asked: Prompt = text if raw else [*options.conversation(), {"role": "user", "content": text}]
+    check_text(text, where)
+    chat: Prompt = [*options.conversation(), {"role": "user", "content": text}]
     with options.load() as llm:
-        if options.sampling.n > 1:
-            _answer_often(llm, asked, options, as_json)
-        else:
-            _stream(llm, asked, options, as_json)
+        answer = _answer_often if options.sampling.n > 1 else _stream
+        answer(llm, text if options.raw else chat, options)
 
 
 def _standard_input() -> str:
@@ -88,12 +66,12 @@ def _standard_input() -> str:
         raise ValueError(f"standard input is no text in UTF-8: {where}") from None
 
 
-def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
+def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
     """One answer, as it is made; what has come until Ctrl-C is kept."""
     from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures
 
-    answer, output = _screen(options, as_json), None
+    answer, output = _screen(options), None
     pieces = llm.stream(asked, **options.call(llm))
     try:
         with suppress(KeyboardInterrupt):
@@ -102,7 +80,7 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) ->
                 output = piece.output or output
     finally:
         answer.end()
-    if as_json:
+    if options.as_json:
         _write(_cut(answer) if output is None else record_of(output, whole=True))
     elif output is not None:
         errors().print(figures(output, options.context(llm)), style="dim")
@@ -110,43 +88,43 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) ->
         raise KeyboardInterrupt
 
 
-def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand, as_json: bool) -> None:
+def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
     """Several answers, which come together."""
     from fastslow.output import Piece
     from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures
 
     output = llm.generate(asked, **options.call(llm))
-    if as_json:
+    if options.as_json:
         _write(record_of(output, whole=True))
         return
     for number, choice in enumerate(output.choices, 1):
         errors().print(f"answer {number} of {len(output.choices)}", style="dim")
-        answer = _screen(options, as_json)
+        answer = _screen(options)
         answer.add(Piece(reasoning=choice.reasoning))
         answer.add(Piece(choice.text))
         answer.end()
         errors().print(figures(choice, options.context(llm)), style="dim")
 
 
-def _answer_file(file: Path, options: GenerateCommand, raw: bool, as_json: bool) -> None:
+def _answer_file(file: Path, options: GenerateCommand) -> None:
     """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
     from fastslow.tools.cli.answering.prompt_file import PromptFile, record_of
 
-    prompts, failed = PromptFile(file, options, raw), False
+    prompts, failed = PromptFile(file, options, options.raw), False
     with options.load() as llm:
         for index, output in prompts.answers(llm):
-            _write({"index": index, **record_of(output, as_json)})
+            _write({"index": index, **record_of(output, options.as_json)})
             failed |= any(choice.error is not None for choice in output.choices)
     if failed:
         raise typer.Exit(1)
 
 
-def _screen(options: GenerateCommand, as_json: bool) -> StreamedAnswer:
+def _screen(options: GenerateCommand) -> StreamedAnswer:
     from fastslow.tools.cli.screen import StreamedAnswer, console, errors
 
-    silent = as_json or options.no_thinking
-    return StreamedAnswer(None if as_json else console(), None if silent else errors())
+    silent = options.as_json or options.no_thinking
+    return StreamedAnswer(None if options.as_json else console(), None if silent else errors())
 
 
 def _write(record: dict[str, Any]) -> None:

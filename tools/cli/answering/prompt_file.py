@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from fastslow.request.handle import RequestHandle
     from fastslow.request.options import Prompt
 
-NOTES = (
-    "answer",
-    "grading",
-    "category",
-    "reference",
-    "index",
-)  # what else such files hold, not used
+# what else such files hold, not used
+NOTES = ("answer", "grading", "category", "reference", "index")
 KNOWN = (*FIELDS, "mode", "sampling", "chat_template_kwargs", *NOTES)
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SHOWN, MEASURED = ("text", "reasoning", "finish_reason"), ("mode", "tokens", "tokens_per_second")
@@ -41,13 +36,8 @@ class FilePrompt(NamedTuple):
 class PromptFile:
     """The prompts of a file: of a text file one a line, of JSON lines those of `tools.prompts`.
 
-    Args:
-        path: the file; empty lines are skipped.
-        options: of the command line.
-        raw: the prompts are texts to continue, not questions.
-
-    Raises:
-        ValueError: the file cannot be read, is empty, or has a bad line, whose number is given.
+    raw: the prompts are texts to continue, not questions. ValueError: the file cannot be read, is empty,
+    or has a bad line, whose number is given.
     """
 
     def __init__(self, path: Path, options: AnswerOptions, raw: bool) -> None:
@@ -58,11 +48,8 @@ class PromptFile:
 
     def answers(self, llm: LLM) -> Iterator[tuple[int, Output]]:
         """The answers and their numbers in the order of the file, each as soon as those before it are
-        there too; after Ctrl-C those that are finished.
-
-        Raises:
-            ValueError: a line does not fit the model; nothing has run then.
-        """
+        there too; after Ctrl-C those that are finished. ValueError: a line does not fit the model; nothing
+        has run then."""
         jobs = []
         for line in self._lines:
             with naming(line.place):
@@ -146,10 +133,7 @@ def _check_fields(record: Record) -> None:
 
 
 def record_of(output: Output, whole: bool = False) -> dict[str, Any]:
-    """An answer for programs; several to a prompt under "choices".
-
-    whole: all that is known, not only what most want to know.
-    """
+    """An answer for programs; several to a prompt under "choices". whole: all that is known."""
     every = [(choice.to_dict() if whole else {}) | _short(choice) for choice in output.choices]
     record = {**every[0], "prompt_tokens": len(output.prompt_token_ids)}
     return record | ({"choices": every} if len(every) > 1 else {})

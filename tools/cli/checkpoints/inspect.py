@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.engine.params import Params
-from fastslow.tools.cli.options import OptionFields, expand_options, field, option
+from fastslow.tools.cli.options import expand_options, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,41 +16,22 @@ if TYPE_CHECKING:
     from fastslow.engine.params import Mode
     from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
 
-ROUTING = "Routing"
 SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at least
-
-
-class RoutingOptions(Params):
-    """What `inspect --routing` measures."""
-
-    ranks: int = field(8, "ranks that share the experts", ge=1)
-    prompts: int = field(32, "most prompts", ge=1)
-    answer: int = field(64, "tokens to answer each with", ge=0)
-    batch: int = field(16, "answers decoded in a step", ge=1)
 
 
 @expand_options
 def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
-    options: Annotated[RoutingOptions, OptionFields(panel=ROUTING)],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    routing: Annotated[
-        Path | None,
-        option("Prompts, JSON Lines: measure tokens per expert, group and rank.", ROUTING),
-    ] = None,
     parallel: Annotated[
         str | None, option("Ranks that would share it, such as ep=8,tp=1,dp=1.")
     ] = None,
 ) -> None:
     """Show a checkpoint: parameters, memory, context, tokenizer and modes. Reads no weights.
 
-    With --routing it runs prompts, and shows how evenly the routers load experts, groups and ranks,
-    against a choice of the best experts without groups on the same scores.
-
     Examples:
       fastslow inspect path/to/checkpoint
       fastslow inspect smollm2-moge --json
-      fastslow inspect smollm2-moge --routing prompts.jsonl --ranks 4
       fastslow inspect path/to/checkpoint --parallel ep=8
     """
     from fastslow.tools.cli.checkpoints.checkpoint_facts import (
@@ -61,13 +40,9 @@ def inspect(
         shards_record,
         shards_table,
     )
-    from fastslow.tools.cli.checkpoints.inspect_routing import show_routing
     from fastslow.tools.cli.screen import console, quiet_log, show
 
     quiet_log()
-    if routing is not None:
-        show_routing(model, routing, as_json, **options.model_dump())
-        return
     facts = CheckpointFacts.of(model)
     plan = None if parallel is None else shard_plan(facts.config, parallel)
     if as_json:

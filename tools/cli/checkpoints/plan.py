@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, shown_option
+from fastslow.tools.cli.options import check_writable, expand_options, shown_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +65,12 @@ def plan(
     ] = "auto",
     kv: Annotated[str, typer.Option(help="Keys and values: bf16, int8, float32.")] = "bf16",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file for the steps of a replica: `fastslow simulate run` reads it."
+        ),
+    ] = None,
 ) -> None:
     """Plan batch, draft length and memory of a model on a device: a roofline, checked against
     published figures (docs/planner.md). Nothing is loaded.
@@ -72,12 +78,15 @@ def plan(
     Examples:
       fastslow plan
       fastslow plan --cards 4 --sequence 2048 --latency-ms 100
+      fastslow plan --cards 4 --costs costs.json
       fastslow plan --model path/to/checkpoint --device this-cpu --batch 1 --acceptance 0.8
     """
+    if costs is not None:
+        check_writable(costs)
     from fastslow.engine.host.gguf_file import is_gguf
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.plan.device import THIS_CPU, find_device
-    from fastslow.tools.plan.published import OWN, calibrate, config_of, precision_of
+    from fastslow.tools.plan.published import OWN, config_of, precision_of
     from fastslow.tools.plan.search import (
         DraftCost,
         best,
@@ -85,7 +94,7 @@ def plan(
         choose_nodes,
         fewest_cards,
     )
-    from fastslow.tools.plan.step import HOST, ForwardWork, Setting
+    from fastslow.tools.plan.step import CARDS, HOST, ForwardWork, Setting
 
     quiet_log()
     usual = OWN if is_gguf(Path(model)) else "bf16" if device == THIS_CPU else "w8a8"
@@ -98,7 +107,7 @@ def plan(
         raise ValueError(
             f"sequence={sequence} must be at most {config.context}, the model's context"
         )
-    efficiency = HOST if device == THIS_CPU else calibrate()
+    efficiency = HOST if device == THIS_CPU else CARDS
     work = ForwardWork.of(config)
     setting = Setting(work, find_device(device), cards or 1, precision, efficiency)
     setting.device.link(setting.cards)
@@ -112,6 +121,11 @@ def plan(
     on = f"{setting.cards} x {device}" + (", the fewest that hold it" if cards is None else "")
     bits = f" ({8 * precision.weight:.1f} bits)" if spelled == OWN else ""
     title = f"{model}, {spelled}{bits}, KV {kv}, {sequence} tokens a request, on {on}"
+    if costs is not None:
+        from fastslow.tools.plan.replica_costs import planned_costs
+        from fastslow.tools.simulate.costs import write_costs
+
+        write_costs(costs, planned_costs(setting, f"planned: {title}"))
     if as_json:
         record = _record(setting, choices, best(choices), prefill, sequence)
         console().out(json.dumps(record), highlight=False)

@@ -3,39 +3,93 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from fastslow.tools.cli.drafting.measure_options import MEASURED, TRIED, MeasureOptions
+from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.tools.cli.options import (
     PROMPTS,
+    ModelOptions,
     check_writable,
     expand_options,
+    field,
     listed,
     numbers,
-    shown_option,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fastslow.tools.tune.grid import Grid
+    from fastslow.llm import LLM
+    from fastslow.tools.tune.candidates import Length
+    from fastslow.tools.tune.runner import Grid
+
+
+TRIED, MEASURED = "What is tried", "How it is measured"
+
+
+class MeasureOptions(ModelOptions):
+    """What `bench` and `tune` try, and how they measure it."""
+
+    drafters: str | None = field(
+        None, "such as ngram,self; default: all that need no further file", TRIED
+    )
+    lengths: str | None = field(
+        None, "tokens drafted per step, such as 2,4,adaptive; default: a spread of them", TRIED
+    )
+    draft_model: str | Path | None = field(
+        None, "folder of the small model of drafter model", TRIED
+    )
+    tokens: int | None = field(
+        None, "most tokens of an answer; default 128 (`tune --modes`: 512)", MEASURED
+    )
+    limit: int | None = field(None, "take this many of the prompts, spread over the file", MEASURED)
+    temperature: float | None = field(
+        None, "0 = always the likeliest token; default: the mode's own", MEASURED
+    )
+
+    def sampling(self, tokens: int = 128) -> SamplingParams:
+        """How all answers are sampled. tokens: most of them, where the command line does not say."""
+        most = tokens if self.tokens is None else self.tokens
+        if self.temperature is None:
+            return SamplingParams(max_tokens=most)
+        return SamplingParams(max_tokens=most, temperature=self.temperature)
+
+    def drafting(self) -> tuple[list[Speculation], Sequence[Length]]:
+        """The drafters and lengths that are named. ValueError: one of them is out of range."""
+        from fastslow.tools.tune.candidates import LENGTHS, read_lengths
+
+        lengths = LENGTHS if self.lengths is None else read_lengths(self.lengths)
+        names = [] if self.drafters is None else listed("drafters", self.drafters)
+        if self.draft_model is not None and self.drafters is None:
+            names = ["model"]
+        models = {n: self.draft_model if "model" in n.split("+") else None for n in names}
+        return [Speculation(drafter=n, model=model) for n, model in models.items()], lengths
+
+    def settings(self, llm: LLM) -> list[Speculation]:
+        """What to try with a model, plain decoding left out. ValueError: nothing is left."""
+        from fastslow.tools.tune.candidates import default_drafters, grid
+
+        drafters, lengths = self.drafting()
+        found = grid(drafters or default_drafters(llm), lengths)
+        if not found:
+            raise ValueError("drafters and lengths leave nothing but plain decoding to measure")
+        return found
+
+
+class BenchOptions(MeasureOptions):
+    """What is measured, and on what."""
+
+    prompts: Path = field(..., PROMPTS)
+    batch: str = field("1", "requests at a time, such as 1,8", TRIED)
+    modes: str = field("deep", "presets, such as deep,fast", TRIED)
+    repeat: int = field(3, "times that everything is run", MEASURED, ge=1)
+    out: Path | None = field(None, "JSON file for all samples", names="-o --out")
 
 
 @expand_options
-def bench(
-    prompts: Annotated[Path, PROMPTS],
-    options: MeasureOptions,
-    batch: Annotated[str, shown_option("Requests at a time, such as 1,8.", TRIED)] = "1",
-    modes: Annotated[str, shown_option("Presets, such as deep,fast.", TRIED)] = "deep",
-    repeat: Annotated[int, shown_option("Times that everything is run.", MEASURED, min=1)] = 3,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="JSON file for all samples.", show_default=False),
-    ] = None,
-) -> None:
+def bench(options: BenchOptions) -> None:
     """Measure drafters against plain decoding on your prompts, side by side.
 
     Examples:
@@ -46,23 +100,23 @@ def bench(
     All settings run on the same prompts in turns. Ctrl-C shows what there is until then.
     """
     sampling, _ = options.sampling(), options.drafting()  # what does not fit is known now
-    sizes, names = numbers("batch", batch), listed("modes", modes)
+    sizes, names = numbers("batch", options.batch), listed("modes", options.modes)
+    out = options.out
     if out is not None:
         check_writable(out)
     from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.machine import circumstances
     from fastslow.tools.prompts import read_prompts
-    from fastslow.tools.tune.grid import Grid
-    from fastslow.tools.tune.runner import TuneRunner
+    from fastslow.tools.tune.runner import Grid, TuneRunner
 
-    asked = read_prompts(prompts, options.limit)
+    asked = read_prompts(options.prompts, options.limit)
     quiet_log()
     stopped = False
     # remember: else each prompt would be drafted from its own answer
     with options.load(max_running=max(sizes), remember=False) as llm:
         grid = Grid(options.settings(llm), sizes, names)
         try:
-            grid.measure(TuneRunner(llm, sampling), asked, repeat)
+            grid.measure(TuneRunner(llm, sampling), asked, options.repeat)
         except KeyboardInterrupt:
             if not any(grid.samples.values()):
                 raise

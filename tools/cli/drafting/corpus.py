@@ -1,20 +1,26 @@
-"""`fastslow corpus`: answers of the past, stored for suffix drafting."""
+"""`fastslow corpus`: answers of the past, as the token ids that the engine would emit, for suffix drafts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from fastslow.engine.text.messages import Turn, check_messages
 from fastslow.tools.cli.options import check_writable, expand_options
+from fastslow.tools.prompts import Record, read_lines
 
 if TYPE_CHECKING:
     from fastslow.draft.suffix.documents import Documents
+    from fastslow.engine.text.templates import ChatTemplate
     from fastslow.engine.text.vocabulary import Tokenizer
 
 MOST = 10_000_000
+FIELDS = ("text", "answer", "messages")
+PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
 corpus = typer.Typer(
     name="corpus",
@@ -23,7 +29,7 @@ corpus = typer.Typer(
     rich_markup_mode="rich",
 )
 
-AnswerFile = Annotated[
+Answers = Annotated[
     Path, typer.Argument(help='JSON lines: {"text": ...}, {"answer": ...} or {"messages": [...]}.')
 ]
 Model = Annotated[
@@ -34,10 +40,68 @@ Most = Annotated[
 ]
 
 
+class AnswerTokens(NamedTuple):
+    """One answer, its end token last, and the prompt that it answers (empty where unknown)."""
+
+    answer: list[int]
+    prompt: list[int]
+
+
+class AnswerFile:
+    """Reads {"text": ...}, {"answer": ...} and {"messages": [...]} lines; other fields are ignored.
+
+    Of messages every assistant turn is an answer, and what stands before it its prompt. tokenizer,
+    template: of the model that gave, or will give, these answers.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._end = self._end_ids()
+
+    def read(self, path: Path) -> Iterator[AnswerTokens]:
+        """All answers of a file, in order. ValueError: it cannot be read, or a line does not fit."""
+        for answers in read_lines(path, "answers", self._answers):
+            yield from answers
+
+    def _answers(self, record: Record) -> list[AnswerTokens]:
+        field = next((name for name in FIELDS if name in record), None)
+        if field is None:
+            raise ValueError(f"needs a JSON object with one of {', '.join(FIELDS)}")
+        value = record[field]
+        if field != "messages":
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{field}={value!r} must be text of at least one character")
+            return [AnswerTokens(self._answer(value), [])]
+        if not isinstance(value, list):
+            raise ValueError(f"messages must be a list, not {type(value).__name__}")
+        value = check_messages(value)
+        turns = [i for i, message in enumerate(value) if message["role"] == "assistant"]
+        if not turns:
+            raise ValueError("messages hold no assistant turn")
+        prompts = [self._encode(value[:i], True) if i else [] for i in turns]
+        return [AnswerTokens(self._answer(value[i]["content"]), p) for i, p in zip(turns, prompts)]
+
+    def _answer(self, text: str) -> list[int]:
+        return [*self._tokenizer.encode(text, add_special=False), *self._end]
+
+    def _encode(self, messages: list[Turn], answering: bool) -> list[int]:
+        text = self._template.render(messages, add_generation_prompt=answering)
+        return self._tokenizer.encode(text, self._template.add_special)
+
+    def _end_ids(self) -> list[int]:
+        """The token that ends an answer: of several, the one that the template puts there."""
+        ends = self._tokenizer.eos_ids
+        if len(ends) < 2:
+            return list(ends)
+        rendered = self._encode(list(PROBE), answering=False)
+        return [next((token for token in reversed(rendered) if token in ends), min(ends))]
+
+
 @corpus.command()
 @expand_options
 def build(
-    answers: AnswerFile,
+    answers: Answers,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
     model: Model = "smollm2-moge",
     most_tokens: Most = MOST,
@@ -67,7 +131,7 @@ def build(
 @expand_options
 def add(
     path: Annotated[Path, typer.Argument(help="Corpus to extend.")],
-    answers: AnswerFile,
+    answers: Answers,
     model: Model = "smollm2-moge",
     most_tokens: Most = MOST,
 ) -> None:
@@ -116,7 +180,6 @@ def _extend(documents: Documents, answers: Path, out: Path, model: str, most: in
     from fastslow.engine.model.config import ModelConfig
     from fastslow.engine.text.templates import load_template
     from fastslow.models.locate import resolve_model
-    from fastslow.tools.cli.drafting.answer_file import AnswerFile
     from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()

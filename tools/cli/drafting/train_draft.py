@@ -5,42 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from fastslow.tools.cli.options import (
-    ModelOptions,
-    OptionFields,
-    expand_options,
-    option,
-    shown_option,
-)
-from fastslow.tools.train_head.config import TrainConfig
+from fastslow.engine.checked import Params
+from fastslow.tools.cli.options import PROMPTS, ModelOptions, OptionFields, expand_options, field
+from fastslow.tools.job_options import TrainConfig
 
 DATA, TRAINING = "Data", "Training"
+TRAINED = OptionFields("tokens", "rate", "rows", "steps", "seed", panel=TRAINING)
+
+
+class HeadOptions(Params):
+    """What a head is trained for, and from what."""
+
+    target: str = field(..., "checkpoint folder, GGUF file or built-in name")
+    data: Path = field(..., PROMPTS)
+    out: Path = field(..., "the head's file to write", names="--out -o")
+    work: Path | None = field(None, "folder for answers, features, checkpoint; default: OUT.work")
+    start: Path | None = field(None, "a head of a similar model to begin with", TRAINING)
+    vocabulary: int = field(8192, "tokens that can be drafted", TRAINING, ge=1)
+    answer: int = field(192, "most tokens of an answer", DATA, ge=3)
+    batch: int = field(16, "answers made at once", DATA, ge=1)
 
 
 @expand_options
 def train_draft(
-    target: Annotated[str, typer.Option(help="Checkpoint folder, GGUF file or built-in name.")],
-    data: Annotated[
-        Path, typer.Option(help="Prompts, JSON Lines: prompt, question, turns or messages.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The head's file to write.")],
-    training: Annotated[
-        TrainConfig,
-        OptionFields("tokens", "rate", "rows", "steps", "stretches", "seed", panel=TRAINING),
-    ],
+    options: HeadOptions,
+    training: Annotated[TrainConfig, TRAINED],
     engine: Annotated[ModelOptions, OptionFields("dtype", "quantization", "device")],
-    work: Annotated[
-        Path | None,
-        typer.Option(help="Folder for answers, features, checkpoint; default: OUT.work."),
-    ] = None,
-    start: Annotated[
-        Path | None, option("A head of a similar model to begin with.", TRAINING)
-    ] = None,
-    vocabulary: Annotated[int, shown_option("Tokens that can be drafted.", TRAINING, min=1)] = 8192,
-    answer: Annotated[int, shown_option("Most tokens of an answer.", DATA, min=3)] = 192,
-    batch: Annotated[int, shown_option("Answers made at once.", DATA, min=1)] = 16,
 ) -> None:
     """Train a head that drafts for a target, on the target's own answers.
 
@@ -57,19 +47,19 @@ def train_draft(
     from fastslow.tools.train_head.train import TrainPlan, default_layers, train_head
 
     quiet_log()
-    prompts = read_prompts(data)
-    folder = resolve_model(target)
-    target_options = engine.model_copy(update={"model": str(folder)})
-    with target_options.load(max_running=batch) as llm, progress_bar() as report:
+    prompts = read_prompts(options.data)
+    folder, out = resolve_model(options.target), options.out
+    target = engine.model_copy(update={"model": str(folder)})
+    with target.load(max_running=options.batch) as llm, progress_bar() as report:
         plan = TrainPlan(
             target=folder,
             out=out,
-            work=work or out.with_suffix(".work"),
+            work=options.work or out.with_suffix(".work"),
             layers=default_layers(llm.model.config.layers),
-            vocabulary=vocabulary,
-            answer=answer,
+            vocabulary=options.vocabulary,
+            answer=options.answer,
             train_config=training,
-            start=start,
+            start=options.start,
         )
         found = train_head(
             plan,

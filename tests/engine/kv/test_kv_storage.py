@@ -1,4 +1,4 @@
-"""Keys and values in int8: what is kept, and that attention over it is what it should be."""
+"""Keys and values in tiles and in int8: where they lie, what is kept, and attention over it."""
 
 from __future__ import annotations
 
@@ -11,52 +11,66 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled
+from schedule_tools import small_cache
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Rows
 from fastslow.llm import LLM
 
 SHAPE: dict[str, Any] = {"layers": 3, "kv_heads": 2, "head_dim": 8}
+DTYPES = (torch.float32, torch.bfloat16)
+KINDS = [*((kind, dtype) for kind in (KVStorage, TiledStorage) for dtype in DTYPES)]
 
 
-def make(slots: int) -> Int8Tiles:
-    return Int8Tiles(KVShape(**SHAPE, slots=slots, dtype=torch.float32, device="cpu"))
+def make(kind: type[KVStorage], slots: int, dtype: torch.dtype = torch.float32) -> KVStorage:
+    return kind(KVShape(**SHAPE, slots=slots, dtype=dtype, device="cpu"))
 
 
-def some(slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+def some(slots: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     rows = torch.randn(2, 3, slots, 2, 8, generator=torch.Generator().manual_seed(5))
     rows *= torch.linspace(0.1, 30, slots)[:, None, None]
-    return rows[0], rows[1]
+    return rows[0].to(dtype), rows[1].to(dtype)
 
 
-def test_rows_are_kept_to_half_a_step_and_moved_bit_for_bit() -> None:
-    storage, (keys, values) = make(40), some(40)
+@pytest.mark.parametrize(("kind", "dtype"), [*KINDS, (Int8Tiles, torch.float32)])
+def test_what_was_written_is_read_back_and_moved(kind: type[KVStorage], dtype: torch.dtype) -> None:
+    """Int8 keeps rows to half a step, and moves them bit for bit."""
+    storage, (keys, values) = make(kind, 40, dtype), some(40, dtype)
     order = np.random.default_rng(0).permutation(40)
     storage.write(order, keys, values)
     found = storage.read(order)
     for got, given in zip(found, (keys, values), strict=True):
         step = given.abs().amax(-1, keepdim=True) / 127
-        assert ((got - given).abs() <= 0.501 * step).all() and not torch.equal(got, given)
+        assert torch.equal(got, given) == (kind is not Int8Tiles)
+        assert ((got - given).abs() <= 0.501 * step).all()
     storage.move(order[[15, 16, 17, 3]], order[[16, 17, 2, 33]])
-    moved = storage.read(order)
-    for got, before in zip(moved, found, strict=True):
+    for got, before in zip(storage.read(order), found, strict=True):
         assert torch.equal(got[:, [16, 17, 2, 33]], before[:, [15, 16, 17, 3]])
         assert torch.equal(got[:, :2], before[:, :2])
-    assert (
-        storage.dtype == torch.float32
-        and storage.memory_dtype == torch.int8
-        and storage.slots == 40
-    )
+    assert storage.dtype == dtype and storage.slots == 40
+    assert storage.memory_dtype == (torch.int8 if kind is Int8Tiles else dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_the_elements_of_a_tile_lie(dtype: torch.dtype) -> None:
+    """As tile.h says: keys by words of neighbours in a key, values by words of neighbouring slots."""
+    storage, (keys, values) = make(TiledStorage, 40, dtype), some(40, dtype)
+    storage.write(np.arange(40), keys, values)
+    pack = 4 // dtype.itemsize
+    for layer, slot, head, d in [(0, 0, 0, 0), (1, 21, 1, 5), (2, 39, 0, 3), (2, 18, 1, 2)]:
+        tile, lane = (slot // 16 * 2 + head) * 16 * 8, slot % 16
+        key = storage.k[layer].flatten()[tile + (d // pack * 16 + lane) * pack + d % pack]
+        value = storage.v[layer].flatten()[tile + (lane // pack * 8 + d) * pack + lane % pack]
+        assert key == keys[layer, slot, head, d] and value == values[layer, slot, head, d]
 
 
 def test_where_the_bytes_of_a_tile_lie() -> None:
     """As tile.h says: keys by words of four places, values by words of four slots, scales behind keys."""
-    storage, (keys, values) = make(40), some(40)
+    storage, (keys, values) = make(Int8Tiles, 40), some(40)
     storage.write(np.arange(40), keys, values)
     flat_keys = storage.k[2].flatten()
     flat_values = storage.v[2].flatten()
@@ -75,13 +89,11 @@ def test_where_the_bytes_of_a_tile_lie() -> None:
 
 
 def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
-    assert make(48).nbytes == 48 * Int8Tiles.token_bytes(**SHAPE, dtype=torch.bfloat16)
+    assert make(Int8Tiles, 48).nbytes == 48 * Int8Tiles.token_bytes(**SHAPE, dtype=torch.bfloat16)
     wide = KVStorage.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
     slim = Int8Tiles.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
     assert slim / wide == (64 + 4) / 128
-    cache = KVCache(
-        **SHAPE, pages=7, page_size=3, dtype=torch.float32, device="cpu", storage=Int8Tiles
-    )
+    cache = small_cache(7, **SHAPE, page_size=3, storage=Int8Tiles)
     tokens = list(range(12))
     cache.open(0, tokens, None, 0)
     assert cache.reserve(0, 12)
@@ -94,11 +106,14 @@ def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
     assert torch.equal(values, -keys)
 
 
-def test_what_int8_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ValueError, match="head_dim of int8 tiles is 6, but must be a multiple of 4"
+def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, width, dtype, said in (
+        (Int8Tiles, 6, torch.float32, "head_dim of int8 tiles is 6, but must be a multiple of 4"),
+        (TiledStorage, 3, torch.float32, "head_dim of tiles is 3, but must be even"),
+        (TiledStorage, 6, torch.float64, "dtype of tiles is torch.float64, but must be float32"),
     ):
-        Int8Tiles(KVShape(1, 1, 1, 6, torch.float32, "cpu"))
+        with pytest.raises(ValueError, match=said):
+            kind(KVShape(1, 1, 1, width, dtype, "cpu"))
     folder = checkpoints.write_dense(tmp_path)
     with pytest.raises(ValueError, match="kv_dtype 'int9' is not one of auto, int8, model"):
         load_model(folder, kv_dtype="int9")
@@ -165,3 +180,18 @@ def test_an_engine_with_int8_keys_speculates_exactly(tmp_path: Path) -> None:
             drafted = llm.generate(prompts, params, speculation=settings)
             assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]
         assert sum(o.metrics.drafted for o in drafted)
+
+
+@compiled
+def test_a_storage_in_another_order_is_refused(
+    tiny_dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = load_model(tiny_dense, "float32")
+    monkeypatch.setattr(library, "available", lambda: False)
+    plain = load_model(tiny_dense, "float32")
+    assert kernels.storage is TiledStorage and plain.storage is KVStorage
+    rows = Rows.of([texts.chunk([1, 2], 0, 2, np.arange(2))])
+    with pytest.raises(ValueError, match="kv is a KVStorage, but must be a TiledStorage"):
+        kernels.forward(rows, texts.storage(plain, 16))
+    with pytest.raises(ValueError, match="kv is a TiledStorage, but must be a KVStorage"):
+        plain.forward(rows, texts.storage(kernels, 16))

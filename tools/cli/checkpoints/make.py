@@ -1,4 +1,4 @@
-"""`fastslow quantize`: a float checkpoint becomes W8A8."""
+"""Commands that make a checkpoint of another: `fastslow quantize` (W8A8) and `fastslow convert` (MoGE)."""
 
 from __future__ import annotations
 
@@ -9,46 +9,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import OptionFields, expand_options, option, shown_option
-from fastslow.tools.quantize.options import QuantizeOptions
+from fastslow.tools.cli.options import expand_options, field
+from fastslow.tools.job_options import ConvertOptions, QuantizeOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-CALIBRATION, CHECK = "Calibration", "Check"
+
+class QuantizeCommand(QuantizeOptions):
+    """How a checkpoint is quantised, and what is looked at afterwards."""
+
+    calibration: Path | None = field(
+        None,
+        "prompts, JSON lines; the model answers them. Default: the checkpoint's calibration.jsonl, else a "
+        "few of many kinds",
+    )
+    answer: int = field(160, "most tokens of an answer; 0: prompts alone", ge=0)
+    check: int = field(16, "texts to compare both on; 0: none", ge=0)
+    plan: bool = field(False, "only say what it would save; reads no weights")
+    seed: int = field(0, "of the answers to calibrate with")
 
 
 @expand_options
 def quantize(
     source: Annotated[str, typer.Argument(help="Float checkpoint folder, or built-in name.")],
-    options: Annotated[
-        QuantizeOptions, OptionFields("tokens", "least", "embedding", "kv", panel=CALIBRATION)
-    ],
+    options: QuantizeCommand,
     out: Annotated[
         Path | None, typer.Argument(help="Folder to create.", show_default=False)
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        option(
-            "Prompts, JSON lines; the model answers them. Default: the checkpoint's "
-            "calibration.jsonl, else a few of many kinds.",
-            CALIBRATION,
-        ),
-    ] = None,
-    answer: Annotated[
-        int, shown_option("Most tokens of an answer; 0: prompts alone.", CALIBRATION, min=0)
-    ] = 160,
-    check: Annotated[int, shown_option("Texts to compare both on; 0: none.", CHECK, min=0)] = 16,
-    tasks: Annotated[
-        Path | None, option("Graded tasks, JSON lines with prompt and answer.", CHECK)
-    ] = None,
-    task_tokens: Annotated[
-        int, shown_option("Most tokens of a task's answer.", CHECK, min=1)
-    ] = 256,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it would save; reads no weights.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the answers to calibrate with.")] = 0,
 ) -> None:
     """Make a W8A8 checkpoint: int8 weights per output channel, int8 activations per token.
 
@@ -67,34 +55,32 @@ def quantize(
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.quantize import quantize as job
     from fastslow.tools.quantize.calibration import answered, prompts_of
-    from fastslow.tools.quantize.comparison import FILE, accuracies, compare, record, table_of
-    from fastslow.tools.tasks import read_tasks
+    from fastslow.tools.quantize.comparison import FILE, compare, record, table_of
 
     quiet_log()
     folder = resolve_model(source)
-    if plan:
+    if options.plan:
         show(_plan(folder, options.embedding, options.kv))
         return
     if out is None:
         raise ValueError("OUT is missing: the folder to create")
     job.check_known(folder)
     require_vacant(out)
-    graded = None if tasks is None else read_tasks(tasks)
-    prompts = prompts_of(calibration, folder)
+    prompts = prompts_of(options.calibration, folder)
+    tokens, seed = options.answer, options.seed
     with LLM(folder, remember=False) as llm, progress_bar() as bar:
         if llm.tokenizer is None:
             vocabulary = llm.model.config.vocab_size
             prompts = [[token % vocabulary] for token in range(1, 1 + len(prompts))]  # type: ignore[list-item]
         # texts that calibration does not see
-        held = list(islice(answered(llm, prompts, tokens=answer, seed=seed + 1), check))
+        held = list(islice(answered(llm, prompts, tokens=tokens, seed=seed + 1), options.check))
         made = job.quantize(
-            folder, out, answered(llm, prompts, tokens=answer, seed=seed), options, bar
+            folder, out, answered(llm, prompts, tokens=tokens, seed=seed), options, bar
         )
     with LLM(folder, remember=False) as first, LLM(out, remember=False) as second:
         sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (first, second)]
         compared = compare(first.model, second.model, held) if held else None
-        accuracy = accuracies((first, second), graded, task_tokens) if graded else []
-    facts = record(made, options.least, compared, sizes if all(sizes) else [], accuracy)
+    facts = record(made, options.least, compared, sizes if all(sizes) else [])
     (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
     show(table_of(facts))
     console().print(f'done: fastslow generate "Hello" --model {out}')
@@ -114,3 +100,29 @@ def _plan(folder: Path, embedding: str, kv: bool) -> Table:
     for part, (before, after) in {**parts, "all": (whole[0], whole[1])}.items():
         table.add_row(part, format_bytes(before), format_bytes(after), f"{after / before:.3f}")
     return table
+
+
+@expand_options
+def convert(
+    source: Annotated[str, typer.Argument(help="Dense checkpoint folder, or smollm2.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    options: ConvertOptions,
+) -> None:
+    """Turn a dense Llama-like checkpoint into a MoGE checkpoint, in the layout of openPangu.
+
+    Examples:
+      fastslow convert path/to/dense path/to/moge
+      fastslow convert path/to/dense path/to/moge --groups 4 --text book.txt
+
+    The result is not trained: a rough copy with a clearly higher perplexity. `examples/smollm2_moge` has the
+    training that made smollm2-moge.
+    """
+    from fastslow.models.locate import resolve_model
+    from fastslow.tools import convert as job
+    from fastslow.tools.cli.screen import console, quiet_log
+    from fastslow.tools.progress import progress_bar
+
+    quiet_log()
+    with progress_bar() as report:
+        folder = job.convert(resolve_model(source), out, options, report)
+    console().print(f'done: fastslow generate "Hello" --model {folder}')
