@@ -178,7 +178,7 @@ def test_thoughts_stay_in_the_prompt(engine: Engine, run: Run) -> None:
         (asked(prompt=[999999]), "999999"),
         (asked(prompt="one " * 9000), "4096"),
         (asked(sampling={"seed": 2**70}), "seed=|64 bits"),
-        (asked(prompt="one \ud800"), ""),
+        (asked(prompt="one \ud800"), "."),
     ],
 )
 def test_what_does_not_fit_is_a_value_error(
