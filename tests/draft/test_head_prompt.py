@@ -178,8 +178,11 @@ def test_a_prompt_is_not_forgotten(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_who_has_missed_rows_does_not_draft_from_old_ones(folder: Path, kind: str) -> None:
-    told = Told(tiny_runner(folder, kind, prompt=SHOWN), PROMPTS[1])
+@pytest.mark.parametrize("width", [1, 3])
+def test_who_has_missed_rows_does_not_draft_from_old_ones(
+    folder: Path, kind: str, width: int
+) -> None:
+    told = Told(tiny_runner(folder, kind, prompt=SHOWN), PROMPTS[1], width)
     told.read(range(20))
     told.say(5)
     assert told.draft()[0]
