@@ -100,11 +100,12 @@ def test_pieces_join_to_the_answer(llm: LLM, wish: str, prompt: str) -> None:
 def test_leaving_a_stream_gives_its_pages_back(llm: LLM) -> None:
     params = SamplingParams(max_tokens=400, ignore_eos=True)
     for left in (1, 3):
+        before = llm.stats().ended.get("cancelled", 0)
         stream = llm.stream("The quick", params)
         list(islice(stream, left))
         assert llm._kv.requests == 1
         del stream
-        assert settled(llm)
+        assert settled(llm) and llm.stats().ended.get("cancelled", 0) == before + 1
     llm.stream("The quick", params)  # dropped unread: nothing runs at all
     assert llm._core.idle
 
