@@ -161,8 +161,9 @@ class Engine:
     """A core with every drafter, driven as the engine's thread drives it."""
 
     def __init__(self, pages: int, rows: int, running: int) -> None:
-        self.model = model = MarkerModel()
-        small = MarkerModel()
+        self.model = MarkerModel()
+        model: Any = self.model
+        small: Any = MarkerModel()
         self.kv = cache_for(model, pages, page_size=2)
         self.small_kv = cache_for(small, 20, page_size=2)
         borrowed = ModelDraft(model, BorrowedKV(self.kv), probs_at, groups=0)
