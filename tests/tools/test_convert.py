@@ -143,7 +143,7 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     for name, overrides in (
         ("mlp_bias", {"mlp_bias": True}),
         ("hidden_act", {"hidden_act": "gelu"}),
-        ("rope_scaling", {"rope_scaling": {"rope_type": "yarn"}}),
+        ("rope_scaling", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
     ):
         with pytest.raises(ValueError, match=name):
             convert(dense_folder(tmp_path / name, **overrides), tmp_path / "moge")

@@ -57,7 +57,7 @@ NAME = "llama.block_count"
         ("tensors", 2**40, "1099511627776 tensors are more than there is room for"),
         ("tensors", 1000, "no sound GGUF file"),
         ("fields", 2**63, "9223372036854775808 fields are more than there is room for"),
-        (f"{NAME} length", 2**62, "a field's name reaches past the end"),
+        ("length", 2**62, "a field's name reaches past the end"),
         (f"{NAME} type", 77, "field llama.block_count is of the unknown type 77"),
         (f"{NAME} value", 50_000_000, "num_hidden_layers 50000000 must be at most 4096"),
         (f"{NAME} value", 2, "lacks tensor model.layers.1"),
