@@ -130,6 +130,7 @@ class ClampedSwiglu:
     limit: float = 7.0
 
 
+ACTIVATIONS = "silu", "gelu_tanh"
 Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
 """What an MLP makes of gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
 
@@ -244,6 +245,11 @@ class DecoderShape:
         if not 0 <= self.value_dim <= self.head_dim:
             raise ValueError(
                 f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
+            )
+        if not isinstance(self.activation, ClampedSwiglu) and self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation {shown(self.activation)} is not one of {', '.join(ACTIVATIONS)}, and no "
+                "ClampedSwiglu"
             )
         if self.rotary_layout not in ROTARY_LAYOUTS:
             raise ValueError(

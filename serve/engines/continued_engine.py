@@ -42,7 +42,7 @@ class Retries:
 
 
 @dataclass(slots=True)
-class _Broken:
+class _ContinuedRequest:
     """One request on its way, and what became of it."""
 
     request: GenerateRequest
@@ -81,7 +81,7 @@ class ContinuedEngine(WrappedEngine):
     def __init__(self, engine: Engine, retries: Retries = Retries()) -> None:
         super().__init__(engine)
         self._retries = retries
-        self._running: dict[str, _Broken] = {}
+        self._running: dict[str, _ContinuedRequest] = {}
         self._closing = False
         self.retried = self.continued = self.given_up = 0
 
@@ -91,7 +91,7 @@ class ContinuedEngine(WrappedEngine):
         return int(getattr(self.engine, "restarts", 0))
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        own = _Broken(replace(request, whole=True), time.monotonic(), self.engine.ready)
+        own = _ContinuedRequest(replace(request, whole=True), time.monotonic(), self.engine.ready)
         self._running[request.id] = own
         try:
             while True:
@@ -152,7 +152,7 @@ class ContinuedEngine(WrappedEngine):
             await asyncio.sleep(self._retries.pause(tries))
             tries += 1
 
-    async def _try(self, own: _Broken) -> AsyncGenerator[Piece, None]:
+    async def _try(self, own: _ContinuedRequest) -> AsyncGenerator[Piece, None]:
         """Ask once; the pieces are those that were not sent yet."""
         request, sent, own.came = own.request, own.sent, False
         if own.since is not None:
@@ -169,7 +169,7 @@ class ContinuedEngine(WrappedEngine):
                     yield fresh
         raise NotReady("the engine ended before the answer was there")
 
-    def _pause(self, own: _Broken, error: Exception) -> float:
+    def _pause(self, own: _ContinuedRequest, error: Exception) -> float:
         """How long to wait before the next try.
 
         Raises:
@@ -200,7 +200,7 @@ class ContinuedEngine(WrappedEngine):
             pause = max(pause, min(error.retry_after, self._retries.longest))
         return pause
 
-    def _hopeless(self, own: _Broken, error: Exception, now: float) -> str | None:
+    def _hopeless(self, own: _ContinuedRequest, error: Exception, now: float) -> str | None:
         """Why it is not requested again."""
         assert own.since is not None
         if own.cancelled.is_set():
@@ -217,14 +217,14 @@ class ContinuedEngine(WrappedEngine):
             return f"no other engine took it within {self._retries.seconds:g} s"
         return None
 
-    def _give_up(self, own: _Broken, why: str, error: Exception) -> None:
+    def _give_up(self, own: _ContinuedRequest, why: str, error: Exception) -> None:
         self.given_up += 1
         logger.error("request {} is given up: {}", own.request.id, why)
         if isinstance(error, Busy) and not own.sent.tokens:
             raise error
         raise NotReady(f"the engine ended in the middle of the request; {why}") from None
 
-    def _notify(self, own: _Broken, error: Exception) -> None:
+    def _notify(self, own: _ContinuedRequest, error: Exception) -> None:
         tokens, replica = own.sent.tokens, getattr(error, "replica", "")
         where = f"engine {replica}" if replica else "its engine"
         if tokens:
@@ -238,7 +238,7 @@ class ContinuedEngine(WrappedEngine):
             logger.warning("request {}: {} ended; another engine is asked", own.request.id, where)
 
 
-def _asked_again(own: _Broken) -> GenerateRequest:
+def _asked_again(own: _ContinuedRequest) -> GenerateRequest:
     """The request for another engine, after what was sent, and for the time that is left."""
     request, timeout = own.request, own.request.options.timeout
     if timeout is not None:
@@ -248,7 +248,7 @@ def _asked_again(own: _Broken) -> GenerateRequest:
     return replace(asked, avoid=tuple(own.failed))
 
 
-def _whole(own: _Broken, output: Output) -> Output:
+def _whole(own: _ContinuedRequest, output: Output) -> Output:
     """The output as it would be if nothing had ended: its times are those that the client saw."""
     if not own.asked_again and not own.continued:
         return output
@@ -257,7 +257,7 @@ def _whole(own: _Broken, output: Output) -> Output:
     return replace(output, choices=choices)
 
 
-def _whole_choice(own: _Broken, index: int, choice: Completion, now: float) -> Completion:
+def _whole_choice(own: _ContinuedRequest, index: int, choice: Completion, now: float) -> Completion:
     sent, metrics = own.sent.choices.get(index), choice.metrics
     lost = own.try_started - own.started
     ttft, tpot = metrics.ttft + lost, metrics.tpot

@@ -18,7 +18,12 @@ from requests_made import made_request
 from fastslow.output import Decided, GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries, _Broken, _whole
+from fastslow.serve.engines.continued_engine import (
+    ContinuedEngine,
+    Retries,
+    _ContinuedRequest,
+    _whole,
+)
 from fastslow.serve.engines.sent_pieces import SentChoice, SentPieces
 
 QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
@@ -247,20 +252,20 @@ def test_the_figures_of_a_continued_answer(first: float | None, kept: bool) -> N
     metrics = replace(choice.metrics, queue_seconds=0.2, target_ms=5000.0, target_kept=not kept)
     output = replace(plain, choices=[replace(choice, metrics=metrics)])
     now = monotonic()
-    own = _Broken(ASK, now - 10, continued=1, try_started=now - 1)
+    own = _ContinuedRequest(ASK, now - 10, continued=1, try_started=now - 1)
     if first is not None:
         own.sent.choices[0] = SentChoice(tokens=[5], first=now - 10 + first)
     made = _whole(own, output).choices[0].metrics
     assert made.queue_seconds == pytest.approx(9.2)
     assert made.ttft == pytest.approx(first or metrics.ttft + 9)
     assert made.target_kept is kept
-    assert _whole(_Broken(ASK, now - 10), output) is output
+    assert _whole(_ContinuedRequest(ASK, now - 10), output) is output
 
 
 @pytest.mark.parametrize(("longest", "pause"), [(2.0, 0.5), (0.3, 0.3)])
 def test_a_full_engine_says_when_to_ask_again(longest: float, pause: float) -> None:
     engine = ContinuedEngine(ScriptedReplicas([ANSWER]), Retries(first=0.001, longest=longest))
-    own = _Broken(ASK, monotonic(), asked_again=1, since=monotonic())
+    own = _ContinuedRequest(ASK, monotonic(), asked_again=1, since=monotonic())
     assert engine._pause(own, Busy("the queue is full", 0.5)) == pause
 
 

@@ -159,3 +159,9 @@ def test_drafts_change_no_token(backend: str, tmp_path: Path) -> None:
     requests = bench.run(asks, PLENTY)
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in asks]
     assert sum(r.spec_stats.accepted for r in requests) > 0
+
+
+def test_an_activation_that_nothing_runs_is_refused() -> None:
+    shape = ModelConfig.from_json(CONFIG)
+    with pytest.raises(ValueError, match="activation 'relu' is not one of silu, gelu_tanh"):
+        replace(shape, activation="relu").check()  # type: ignore[arg-type]
