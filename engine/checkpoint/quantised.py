@@ -49,7 +49,7 @@ class Scheme:
         described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
-            if method == STACKED_METHOD:
+            if method == STACKED_METHOD and ModelConfig.from_json(raw).stacked_experts:
                 return None  # `fused_tensors` reads them
             if method != METHOD:
                 raise ValueError(

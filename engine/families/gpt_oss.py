@@ -12,6 +12,7 @@ from fastslow.engine.families.reading import (
     window_of,
     windows_by_type,
 )
+from fastslow.engine.host.files import shown
 from fastslow.engine.model.config_json import (
     MOST_EXPERTS,
     MOST_WIDTH,
@@ -39,6 +40,10 @@ def read(raw: ConfigJson) -> DecoderShape:
     shape = decoder(raw, theta=THETA, head_dim=64, dense=False)
     if not (raw.get("rope_scaling") or raw.get("rope_parameters")):
         shape = replace(shape, rope_scaling=RopeScaling.read(YARN, shape.max_positions))
+    if shape.activation != "silu":
+        raise ValueError(
+            f"hidden_act {shown(raw.get('hidden_act'))} is not supported, only 'silu' is"
+        )
     window = window_of(raw, 128)
     usual = [FULL if n % 2 else SLIDING for n in range(shape.layers)]
     bias = boolean(raw, "attention_bias", True)

@@ -5,6 +5,7 @@ The families themselves stand above, in `engine/families`: nothing in here knows
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,7 @@ class Family:
 
 _registered: dict[str, Family] = {}  # by architecture
 _to_load: list[Callable[[], Sequence[Family]]] = []
+_loading = threading.RLock()  # two threads may open their first model at once
 
 
 def register(*families: Family) -> None:
@@ -114,8 +116,9 @@ def register_on_use(load: Callable[[], Sequence[Family]]) -> None:
 
 
 def _known() -> dict[str, Family]:
-    while _to_load:
-        _registered.update({name: f for f in _to_load.pop(0)() for name in f.architectures})
+    with _loading:
+        while _to_load:
+            _registered.update({name: f for f in _to_load.pop(0)() for name in f.architectures})
     return _registered
 
 

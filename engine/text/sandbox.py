@@ -19,7 +19,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
 CHARACTERS = 2**25  # in all values that are made, and in the output
@@ -29,10 +29,10 @@ ITEM = 64  # characters that a value counts for beside its text
 LOOK = 16 * ITEM  # characters between two looks at the clock
 BITS = 2**14  # of an integer
 INDENT = 16  # of JSON
-WIDE = re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)|\{[^{}]*:[^{}]*(\d{5}|\{)")
+WIDE = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*(\d{5}|\*)|\{[^{}]*:[^{}]*(\d{5}|\{)")
 WIDTH = 9_999  # of a field in a format: WIDE finds the wider ones, and those that are arguments
 SLOW = {"pprint", "striptags", "urlize", "wordwrap", "xmlattr"}  # filters that no chat needs
-HIDDEN = {"encode", "expandtabs", "maketrans", "striptags", "translate"}  # methods of texts
+HIDDEN = {"encode", "expandtabs", "maketrans", "striptags", "to_bytes", "translate"}  # methods
 FREE = {"count", "d", "default", "first", "last", "length", "test"}  # filters that make nothing
 GROWING = {"format", "indent", "replace"}  # filters whose result may be far longer than the text
 
@@ -98,6 +98,12 @@ def _made(value: Any) -> Any:
     return value
 
 
+@pass_context  # else constants would be written while the template is compiled, without limits
+def _written(_: Context, value: Any) -> Any:
+    """A value that goes into the output."""
+    return _made(value)
+
+
 def _seen(value: Any, characters: int = ITEM) -> Any:
     """A value that is used, or the start of a body that writes so much text of the template's own."""
     _charge(characters)
@@ -119,13 +125,24 @@ def _growth(name: str, text: str, given: Sequence[Any]) -> int:
             if WIDE.search(text):
                 raise jinja2.TemplateRuntimeError(f"a format is wider than {WIDTH}")
             return (text.count("%") + text.count("{")) * (WIDTH + _size(given))
-        case "replace", [str() as old, str() as new, *_]:
-            return text.count(old) * len(new)
+        case "replace", _:
+            parts = _texts(given)  # named ones may come in another order
+            return max((text.count(a) * len(b) for a in parts for b in parts), default=0)
+        case "round", _:
+            return numbers**2
+        case "sum", _ if any(isinstance(x, Sized) and not isinstance(x, str) for x in given):
+            raise jinja2.TemplateRuntimeError("sum adds numbers")
         case "join", [Sized() as values, *_]:
             return len(text) * len(values) + _size(values)
         case "indent", _:
-            return (text.count("\n") + 1) * (numbers + sum(len(x) for x in given if type(x) is str))
+            return (text.count("\n") + 1) * (numbers + sum(map(len, _texts(given))))
     return numbers
+
+
+def _texts(given: Sequence[Any]) -> list[str]:
+    """What a filter writes of its arguments, but for numbers."""
+    _charge(_size(list(given)))
+    return [x if isinstance(x, str) else str(x) for x in given if not isinstance(x, int | None)]
 
 
 def _within(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,7 +156,7 @@ def _within(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name == "join":
             value = list(value)
             given = (*given[:first], value, *given[first + 1 :])
-            text, others = next((x for x in others if isinstance(x, str)), ""), [value]
+            text, others = max(_texts(others), key=len, default=""), [value]
         _charge(ITEM + (_growth(name, text, others) if others else 0))
         result = function(*given, **named)
         return result if name in FREE else _made(result)
@@ -206,7 +223,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,  # what is worked out while it is compiled would not be limited
-            finalize=_made,
+            finalize=_written,
             extensions=[loopcontrols, _GenerationTag],
         )
         usual: dict[str, Any] = {**self.filters, "tojson": _tojson}
@@ -220,7 +237,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        hidden = isinstance(obj, str | bytes) and attr in HIDDEN
+        hidden = isinstance(obj, str | bytes | int) and attr in HIDDEN
         return not hidden and super().is_safe_attribute(obj, attr, value)
 
     def call(self, context: Context, called: Any, /, *given: Any, **named: Any) -> Any:

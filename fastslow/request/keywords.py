@@ -141,6 +141,13 @@ def _with_keywords(
         refuse_unknown(fields, known)
         return method(owner, asked, read(fields))
 
+    if inspect.iscoroutinefunction(method):
+        whole = called
+
+        @wraps(method)
+        async def called(owner: object, *given: Any, **fields: Any) -> Any:
+            return await whole(owner, *given, **fields)
+
     annotations = {
         name: str(text).removeprefix("Annotated[").rpartition(", ")[0] or text
         for kind in reversed(model.__mro__)

@@ -185,7 +185,9 @@ class GenerateOptions(ClientOptions, Params):
         if isinstance(given, SamplingParams) and own is None and not self.sampling_defaults:
             return given
         layers = (self.sampling_defaults, own, given)
-        return SamplingParams(**{k: v for layer in layers for k, v in _fields(layer).items()})
+        # a class of the caller's may have defaults of its own
+        kind = type(given) if isinstance(given, SamplingParams) else SamplingParams
+        return kind(**{k: v for layer in layers for k, v in _fields(layer).items()})
 
     def given(self) -> dict[str, Any]:
         """The fields that were given, as they were."""

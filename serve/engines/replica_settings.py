@@ -24,7 +24,7 @@ class ReplicaSettings:
         resources: what else a replica on a Ray cluster takes, all its ranks together: GPU, NPU or own names.
         drain: seconds that running answers have when a replica is to end.
         health_seconds: between two checks whether a replica lives.
-        hung_seconds: that it has to answer a check; then it is replaced.
+        hung_seconds: that it has to answer a check; then it is replaced. On one machine after three such checks.
     """
 
     least: int = 1

@@ -171,7 +171,7 @@ def dumped(value: Any) -> str:
     try:
         made = _encoder.encode(value).decode()
     except OverflowError:  # a client's number of more than 64 bits comes back in the answer
-        made = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        made = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if not made.isascii():
         for separator in SEPARATORS:
             made = made.replace(separator, f"\\u{ord(separator):04x}")

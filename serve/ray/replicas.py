@@ -210,7 +210,7 @@ async def _cancel_once_taken(response: Any, first: asyncio.Future[bytes]) -> Non
 
 def _silent(name: str, accepted: bool) -> NotReady:
     if not accepted:
-        return NotReady(f"no replica took the request within {PATIENCE:g} s")
+        return NotReady(f"no replica took the request within {PATIENCE:g} s", refused=True)
     logger.warning("replica {} said nothing for {:g} s", name, SILENT)
     return NotReady("the replica fell silent in the middle of the request")
 

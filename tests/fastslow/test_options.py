@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fastslow
-from fastslow import LLM, AsyncLLM, Decided, ResumeState
+from fastslow import LLM, AsyncLLM, Decided, Mode, ResumeState, SamplingParams
 from fastslow.api import DEFAULT, OneOffOptions
 from fastslow.request.keywords import GenerateCall, ListOptions
 from fastslow.request.options import GenerateOptions
@@ -77,3 +77,18 @@ def test_keywords_that_do_not_fit(abacus: LLM) -> None:
     with pytest.raises(TypeError, match="submit takes prompt and sampling; all else by name"):
         abacus.submit("a", None, "deep")  # type: ignore[call-overload]
     assert abacus.tokenize(prompt="1 + 1") == abacus.tokenize("1 + 1")  # type: ignore[call-overload]
+
+
+def test_calls_that_are_awaited_are_coroutine_functions() -> None:
+    assert inspect.iscoroutinefunction(AsyncLLM.generate)
+    assert inspect.iscoroutinefunction(AsyncLLM.chat)
+    assert not inspect.iscoroutinefunction(AsyncLLM.submit)
+
+
+def test_a_class_of_sampling_parameters_keeps_its_own_defaults() -> None:
+    class Short(SamplingParams):
+        max_tokens: int = 7
+
+    mode = Mode(name="cool", sampling=SamplingParams(temperature=0.5))
+    merged = GenerateOptions(sampling=Short(top_p=0.9)).sampling_in(mode)
+    assert (merged.max_tokens, merged.temperature, merged.top_p) == (7, 0.5, 0.9)

@@ -166,7 +166,7 @@ class EngineConnection(asyncio.Protocol):
         """
         data = frame(message)
         if self._transport is None or self._transport.is_closing():
-            raise NotReady("the engine is not there")
+            raise NotReady("the engine is not there", refused=True)
         self._transport.write(data)
 
     def ask(self, ask: GenerateRequest, patience: float) -> tuple[int, AnswerStream]:

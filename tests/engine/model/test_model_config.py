@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import checkpoints
@@ -10,6 +14,7 @@ import pytest
 import torch
 from loguru import logger
 
+from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import active_parameters, parameters
 
@@ -268,3 +273,33 @@ def test_scaled_context_and_end_ids() -> None:
     config = ModelConfig.from_json(raw)
     assert config.context == 2048
     assert config.eos_ids == (2, 7) and config.bos_id == 1
+
+
+def test_gpt_oss_has_its_own_activation_alone() -> None:
+    raw = {**checkpoints.FAMILIES["gpt_oss"], "vocab_size": 96, "hidden_act": "gelu_pytorch_tanh"}
+    with pytest.raises(ValueError, match="hidden_act 'gelu_pytorch_tanh' is not supported"):
+        ModelConfig.from_json(raw)
+
+
+def test_two_threads_may_open_their_first_model_at_once() -> None:
+    program = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from threading import Barrier\n"
+        "import fastslow\n"
+        "from fastslow.engine.model.family import family_of\n"
+        "begin = Barrier(4)\n"
+        "def look(_):\n"
+        "    begin.wait()\n"
+        "    return family_of('LlamaForCausalLM')\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    assert len(set(map(id, pool.map(look, range(4))))) == 1\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_only_stacked_experts_are_in_mxfp4(tmp_path: Path) -> None:
+    raw = {**checkpoints.DENSE, "architectures": ["LlamaForCausalLM"], "vocab_size": 96}
+    raw |= {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="quant_method 'mxfp4', which is not the known"):
+        Scheme.from_folder(tmp_path)
