@@ -115,7 +115,8 @@ def test_answers_are_those_of_one_engine(opened: Opened) -> None:
             found = await asyncio.gather(*(answer_of(opened.several, ask) for ask in asks))
             assert [_plain(output) for output in found] == right
         pieces = await pieces_of(opened.several, asks[0])
-        assert len(pieces) > 2 and pieces[-1].output is not None
+        # what was answered before is drafted, so few steps may make all of it
+        assert len(pieces) > 1 and pieces[-1].output is not None
         assert "".join(piece.text for piece in pieces) == pieces[-1].output.text
 
     opened.runner.run(main())
@@ -135,7 +136,9 @@ def test_errors_keep_their_kinds(opened: Opened, logged: list[str]) -> None:
             await opened.several.detokenize([10**6])
 
     opened.runner.run(main())
-    assert not logged, "they are no news"
+    # the second replica may begin meanwhile
+    said = [line for line in logged if "replicas run" not in line]
+    assert not said, "they are no news"
 
 
 def test_calls(opened: Opened) -> None:
