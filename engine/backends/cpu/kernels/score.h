@@ -132,7 +132,7 @@ void score(const T* keys, int dim, const Scalar<T>* const* q, float* const* out,
 }
 
 // cap * tanh(x / cap) of some numbers in their place, of whole vectors.
-inline void soft_cap(float* x, int first, int count, float cap) {
+__attribute__((noinline, cold)) inline void soft_cap(float* x, int first, int count, float cap) {
     const vf by = splat(2.0f / cap);
     for (int k = first / LANES * LANES; k < count; k += W)
         store(x + k, (splat(1.0f) - splat(2.0f) / (exp(load<vf>(x + k) * by) + 1.0f)) * cap);

@@ -24,7 +24,7 @@ int tiles_per_chunk(int tiles, int threads) {
 
 // h = neuron(gate, up), a vector at a time.
 template <class Neuron>
-static void each_neuron(const float* gate_up, float* h, Neuron neuron) {
+__attribute__((always_inline)) static inline void each_neuron(const float* gate_up, float* h, Neuron neuron) {
     for (int i = 0; i < TILE / 2; i += W)
         store(h + i, neuron(load<vf>(gate_up + i), load<vf>(gate_up + TILE / 2 + i)));
 }
