@@ -176,7 +176,7 @@ class Speculation(Params):
 
 
 class Escalation(Params):
-    """When an answer goes on in another mode: its running confidence, the geometric mean of the
+    """When an answer continues in another mode: its running confidence, the geometric mean of the
     probabilities that the model gave to its latest tokens, falls below a threshold."""
 
     below: Annotated[Number, Field(ge=0, le=1)] = Field(

@@ -234,7 +234,7 @@ def is_loopback(host: str) -> bool:
 class KeyRing:
     """Keys of a file, and single ones that were given at the start.
 
-    The file is read again when it changes. While it is broken or gone, the keys that were read last go on to
+    The file is read again when it changes. While it is broken or gone, the keys that were read last still
     count, and the log says so once.
 
     Args:

@@ -35,7 +35,7 @@ class ReplicaLoad:
         self._mine: dict[str, Sent] = {}
         self._since = _Count()  # all: as reported, and as it changed
         self._unread = 0.0  # tokens of prompts that it has to read, as far as this router knows,
-        self._unread_at = 0.0  # at this time: it goes on to read
+        self._unread_at = 0.0  # at this time: it still reads
         self._step = settings.step_seconds
         self._rate = settings.prompt_rate
 
