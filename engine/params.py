@@ -210,7 +210,6 @@ class Mode(Params):
     """How a request thinks: how many experts run, whether it reasons, its defaults.
 
     With `base` it is another mode with some fields changed: `Mode(base="deep", thinking_budget=64)`.
-    Fields that are not given are then those of the base.
     """
 
     name: Name = Field(default="custom", description="shown in metrics")

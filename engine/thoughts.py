@@ -27,19 +27,15 @@ class ThinkingPolicy(Protocol):
         """Why the thought is to be closed now; None = it may go on."""
 
     def lift(self, spent: int) -> float:
-        """What is added to the closing tag's logit after so many tokens; 0 = nothing."""
+        """What is added to the closing tag's logit after `spent` tokens; 0 = nothing."""
 
     def lifts(self, spent: range) -> bool:
         """Whether `lift` is other than 0 anywhere in the range."""
 
 
 class CutThought:
-    """Another policy, and beside it: a thought ends at so many tokens, because its caller said so.
-
-    Args:
-        policy: that held before; None = nothing ended the thought.
-        most: tokens, over all thoughts of the answer.
-    """
+    """The policy that held before, and beside it: a thought ends after `most` tokens, counted over all
+    thoughts of the answer, because its caller said so."""
 
     def __init__(self, policy: ThinkingPolicy | None, most: int) -> None:
         self._policy = policy

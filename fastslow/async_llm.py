@@ -9,8 +9,7 @@ from time import monotonic
 from typing import NoReturn, Self, Unpack
 
 from fastslow.admission import Admission
-from fastslow.engine.core.load import EngineLoad
-from fastslow.engine.core.stats import EngineStats
+from fastslow.engine.core.stats import EngineLoad, EngineStats
 from fastslow.engine.params import shown
 from fastslow.engine_args import LLMOptions
 from fastslow.llm import LLM

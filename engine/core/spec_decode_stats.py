@@ -11,10 +11,8 @@ from fastslow.engine.types import Tree
 
 @dataclass(slots=True)
 class DraftCounts:
-    """What one drafter drafted, and what the target accepted of it.
-
-    A node that several drafters proposed counts for the one that was asked first.
-    """
+    """What one drafter drafted, and what the target accepted of it. A node that several drafters proposed
+    counts for the one that was asked first."""
 
     drafted: int = 0  # nodes that were verified
     accepted: int = 0
@@ -69,18 +67,17 @@ class SpecDecodeStats:
 
     @property
     def offered_at(self) -> list[int]:
-        """Steps whose draft was so deep, by position."""
+        """By position, the steps whose draft reached it."""
         return _at_least(self.depths)
 
     @property
     def accepted_at(self) -> list[int]:
-        """Of them, those in which it was accepted to there."""
+        """Of them, those in which the draft was accepted to there."""
         reached = _at_least(self.runs)
         return reached + [0] * (max(self.depths, default=0) - len(reached))
 
     def add(self, drafter: str, tree: Tree, accepted: Sequence[int]) -> None:
-        """One step: what was drafted, by which drafter where the tree does not say, and the nodes
-        that were accepted."""
+        """A step's tree, its drafter where the tree does not name them, and its accepted nodes."""
         self.steps += 1
         self.runs.append(len(accepted))
         if not tree.tokens:
@@ -94,18 +91,13 @@ class SpecDecodeStats:
         if sources is not None and sources.count(sources[0]) == len(sources):  # as mostly
             drafter, sources = sources[0], None
         if sources is None:
-            self._of(drafter).add_chain(len(tree.tokens), depth, len(accepted))
+            counts = self.by_drafter.setdefault(drafter, DraftCounts())
+            counts.add_chain(len(tree.tokens), depth, len(accepted))
             return
         for name in set(sources):
             mine = [d for d, source in zip(tree.depths, sources, strict=True) if source == name]
             taken = (tree.depths[node] for node in accepted if sources[node] == name)
-            self._of(name).add_nodes(mine, taken)
-
-    def _of(self, name: str) -> DraftCounts:
-        counts = self.by_drafter.get(name)
-        if counts is None:
-            counts = self.by_drafter[name] = DraftCounts()
-        return counts
+            self.by_drafter.setdefault(name, DraftCounts()).add_nodes(mine, taken)
 
 
 def _at_least(values: Sequence[int]) -> list[int]:

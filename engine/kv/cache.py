@@ -98,11 +98,6 @@ class KVCache:
         return self._tables[request].rank
 
     @property
-    def cached_pages(self) -> int:
-        """Pages that a new request could share."""
-        return sum(len(rank.prefix) for rank in self._ranks)
-
-    @property
     def requests(self) -> int:
         """Requests that are open."""
         return len(self._tables)
@@ -134,7 +129,6 @@ class KVCache:
         most this many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing. mode: its name, by
         which evicted pages are counted. for_all: the root of pinned pages that are open to all, see `pin`.
         Returns how many tokens are valid already, a multiple of the page size.
-        Raises ValueError if the request is open.
         """
         if request in self._tables:
             raise ValueError(f"request {request} is already open")
@@ -158,10 +152,8 @@ class KVCache:
         return table.valid
 
     def reserve(self, request: int, length: int) -> bool:
-        """Hold pages for all positions below `length`, evicting cached pages if need be.
-
-        Returns False, and changes nothing, if there are not enough pages.
-        """
+        """Hold pages for all positions below `length`, evicting cached pages if need be. Returns False, and
+        changes nothing, if there are not enough."""
         table = self._tables[request]
         need = self.pages_for(length) - len(table.pages)
         if need <= 0:
@@ -184,18 +176,15 @@ class KVCache:
         return self._tables[request].valid
 
     def slots(self, request: int, start: int, stop: int) -> Ints:
-        """Slots of positions start .. stop-1, i64 [stop - start].
-
-        A view: ask again after `reserve`, `advance` or `commit`. Raises ValueError for positions
-        that are not reserved.
-        """
+        """Slots of positions start .. stop-1, i64 [stop - start]. A view: ask again after `reserve`, `advance`
+        or `commit`. ValueError for positions that are not reserved."""
         return self._tables[request].slots(start, stop)
 
     def advance(self, request: int, length: int, tokens: Sequence[int]) -> None:
         """The rows of all positions below `length` are right now, as after a prompt chunk.
 
-        tokens: the request's text, at least `length` of it. Raises ValueError if that would
-        shrink what is valid, or passes what is reserved or known of the text.
+        tokens: the request's text, at least `length` of it. ValueError if that shrinks what is valid, or
+        passes what is reserved or known of the text.
         """
         self._validate(request, self._tables[request], length, tokens)
 
@@ -212,8 +201,8 @@ class KVCache:
         Drafters with a cache roll it back themselves: see `OwnKV` of `draft/model/kv.py`.
 
         accepted: nodes, root to leaf, ascending. Rows below `base` must be right where they are.
-        tokens: the request's text, with the accepted tokens. Raises ValueError as `advance` does,
-        and for nodes that do not ascend or leave what is reserved.
+        tokens: the request's text, with the accepted tokens. ValueError as of `advance`, and for nodes that
+        do not ascend or leave what is reserved.
         """
         table = self._tables[request]
         if base < table.valid:
@@ -231,7 +220,7 @@ class KVCache:
         self._give_back(self._tables.pop(request))
 
     def stop_publishing(self, request: int) -> None:
-        """Do not share what the request writes from now on: its root does not describe it."""
+        """Do not share what the request writes from now on."""
         self._tables[request].digest = None
 
     def check_pin(self, pages: int, spare: int) -> None:
@@ -279,7 +268,7 @@ class KVCache:
             self._pins_changed()
 
     def clear_prefix(self) -> None:
-        """Forget all cached pages, pinned ones too; nothing that open requests wrote is published any more."""
+        """Forget all cached pages, pinned ones too. Nothing of open requests is published any more."""
         for number in list(self._pins):
             self.unpin(number)
         if self.spill is not None:
@@ -345,7 +334,10 @@ class KVCache:
         for page in pool.evict(count):
             if self.spill is not None:
                 self.spill.store(index.key(page), page)
-            self._count_evicted(index.forget(page))
+            mode = index.forget(page)
+            if mode not in self.evicted and len(self.evicted) >= MOST_MODES:
+                mode = "other"
+            self.evicted[mode] = self.evicted.get(mode, 0) + 1
 
     def _give_back(self, table: PageTable) -> None:
         pool, index = self._ranks[table.rank]
@@ -359,11 +351,6 @@ class KVCache:
         for n, rank in enumerate(self._ranks):
             open_ones = [t for t in pins if t.rank == n and t.for_all is not None]
             rank.prefix.open_to_all((t.for_all, page) for t in open_ones for page in t.pages)
-
-    def _count_evicted(self, mode: str) -> None:
-        if mode not in self.evicted and len(self.evicted) >= MOST_MODES:
-            mode = "other"
-        self.evicted[mode] = self.evicted.get(mode, 0) + 1
 
     def _validate(self, request: int, table: PageTable, length: int, tokens: Sequence[int]) -> None:
         limit = min(table.room, len(tokens))

@@ -49,9 +49,7 @@ class PagePool:
 
     def take(self, count: int, after: int | None = None) -> list[int]:
         """`count` free pages, now referenced once; those next to page `after` where they are free.
-
-        Raises ValueError if fewer are free: evict first.
-        """
+        ValueError if fewer are free: evict first."""
         if count > self._free:
             raise ValueError(f"{count} pages asked for, {self._free} are free")
         taken: list[int] = []
@@ -108,7 +106,7 @@ class PagePool:
         for run in np.argsort(-lengths, kind="stable"):
             start, length = int(starts[run]), int(lengths[run])
             used = min(count - len(chosen), length)
-            # The table whose pages end where this run starts may grow: leave it half of the slack.
+            # The table whose pages end where this run starts may grow: leave it half of the room.
             first = start + (length - used) // 2 if start else 0
             chosen += range(first, first + used)
             if len(chosen) == count:
@@ -127,19 +125,8 @@ class PageTable:
     """
 
     __slots__ = (
-        *(
-            "_slots",
-            "digest",
-            "first",
-            "for_all",
-            "mode",
-            "page_size",
-            "pages",
-            "rank",
-            "root",
-            "sealed",
-            "valid",
-        ),
+        *("_slots", "digest", "first", "for_all", "mode", "page_size"),
+        *("pages", "rank", "root", "sealed", "valid"),
     )
 
     def __init__(

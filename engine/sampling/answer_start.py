@@ -18,18 +18,13 @@ Kind = Literal["head", "thought", "gap", "turn", "header", "body"]
 
 
 class ScanState(NamedTuple):
-    """A place in the text before an answer.
+    """A place in the text before an answer."""
 
-    Attributes:
-        kind: head: nothing was said; thought: between the tags; gap: after them. In channels a turn
-            has a header and a body.
-        tail: bytes said of a tag that may have begun, or of a header.
-        left: blanks that may still be left out before the answer.
-    """
-
+    # head: nothing was said; thought: between the tags; gap: after them; in channels a turn has a
+    # header and a body
     kind: Kind
-    tail: bytes = b""
-    left: int = 0
+    tail: bytes = b""  # said of a tag that may have begun, or of a header
+    left: int = 0  # blanks that may still be left out before the answer
 
     @property
     def free(self) -> bool:
@@ -38,19 +33,11 @@ class ScanState(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What may come at a place.
+    """What may come at a place."""
 
-    Attributes:
-        answer: the answer may begin here.
-        tokens: [n] ids that may come besides, where their remainder_tokens fit; in free text all others may come
-            too, and these only where their remainder_tokens fit.
-        remainder_tokens: [n] of each token, the one that spells only what belongs to the answer; EMPTY where
-            nothing does, UNFIT where no token spells it.
-    """
-
-    answer: bool
-    tokens: Ids
-    remainder_tokens: Ids
+    answer: bool  # it may begin here
+    tokens: Ids  # [n] may come where their remainders fit; in free text all others may come, too
+    remainder_tokens: Ids  # [n] each spells what of a token belongs to the answer; or EMPTY, UNFIT
 
 
 class AnswerStart(Protocol):
@@ -59,8 +46,8 @@ class AnswerStart(Protocol):
     first: ScanState | None  # None: it begins at once
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
-        """The place after one more token; or where the answer begins in it, the token that spells only
-        what belongs to the answer; None: it does not fit."""
+        """The place after one more token, or where the answer begins in it, the token that spells only
+        what belongs to the answer. None: it does not fit."""
 
     def options(self, place: ScanState) -> Options:
         """What may come at a place."""
@@ -71,7 +58,7 @@ class Spellings:
 
     Args:
         tokenizer: of the model.
-        tags: its thinking tags in these tokens, if it thinks.
+        tags: its thinking tags, if it thinks.
         columns: of the model's logits; tokens beyond are never said.
     """
 
@@ -100,12 +87,8 @@ class Spellings:
 
 
 class AtOnce:
-    """No thought comes before the answer.
-
-    Args:
-        spellings: of the model.
-        spaces: that the first token may begin with, and the text of the answer does not show.
-    """
+    """No thought comes before the answer. `spaces`: that the first token may begin with, and the answer's
+    text does not show."""
 
     def __init__(self, spellings: Spellings, spaces: int = 0) -> None:
         self._gap = Gap(spellings, b" ")
@@ -153,13 +136,8 @@ class Gap:
 
 
 class BehindTags:
-    """The answer comes after a thought between tags, or at once if the model opens none.
-
-    Args:
-        spellings: of the model, which thinks.
-        opened: the text begins inside the thought.
-        spaces: see `AtOnce`; of an answer without a thought.
-    """
+    """The answer comes after a thought between tags, or at once if the model opens none. `opened`: the text
+    begins inside the thought. `spaces`: see `AtOnce`; of an answer without a thought."""
 
     def __init__(self, spellings: Spellings, opened: bool, spaces: int = 0) -> None:
         assert spellings.tags is not None, "a model without tags does not think"
@@ -168,9 +146,9 @@ class BehindTags:
         self._spaces = Gap(spellings, b" ")
         self._newlines, self._blanks = Gap(spellings, b"\n"), NEWLINES
         self._known: dict[ScanState, Options] = {}
-        self.first: ScanState | None = (
-            ScanState("thought") if opened else ScanState("head", left=spaces)
-        )
+        self.first: ScanState | None = ScanState("head", left=spaces)
+        if opened:
+            self.first = ScanState("thought")
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
         if place.kind == "gap":
@@ -218,12 +196,7 @@ class BehindTags:
 
 
 class BehindAnalysis(BehindTags):
-    """The answer is all messages after the analysis, with their headers: a call is a message too.
-
-    Args:
-        spellings: of a model with channels.
-        opened: the text begins inside the analysis.
-    """
+    """The answer is all messages after the analysis, with their headers: a call is a message too."""
 
     def __init__(self, spellings: Spellings, opened: bool) -> None:
         super().__init__(spellings, opened)
@@ -231,12 +204,8 @@ class BehindAnalysis(BehindTags):
 
 
 class BehindChannels:
-    """The answer is the body of a turn in channel "final", or without a channel.
-
-    Args:
-        spellings: of a model with channels.
-        prompt: text that the prompt ends in, with special tokens.
-    """
+    """The answer is the body of a turn in channel "final", or without a channel. `prompt`: text that the
+    prompt ends in, with special tokens."""
 
     def __init__(self, spellings: Spellings, prompt: str) -> None:
         self._spellings = spellings
@@ -266,23 +235,23 @@ class BehindChannels:
     def _at_end(self, prompt: str) -> ScanState | None:
         """The place that a prompt ends in."""
         last = max(MARKS, key=prompt.rfind)
-        place = prompt.rfind(last)
+        place, start = prompt.rfind(last), max(prompt.rfind(START), 0)
         if place < 0:
             return None
         if last == END:
             return ScanState("turn")
         if last != BODY:
-            return ScanState("header", prompt[max(prompt.rfind(START), 0) :].encode())
-        found = self._body(prompt[max(prompt.rfind(START), 0) : place])
+            return ScanState("header", prompt[start:].encode())
+        found = self._body(prompt[start:place])
         return None if found.kind == "gap" else found
 
 
 def _options(answer: bool, found: Mapping[int, ScanState | int | None]) -> Options:
     """`found`: where each of the tokens leads, as `AnswerStart.step` says it."""
-    remainder_tokens = [
+    remainders = [
         EMPTY if isinstance(to, ScanState) else UNFIT if to is None else to for to in found.values()
     ]
-    return Options(answer, np.array(list(found), np.int64), np.array(remainder_tokens, np.int64))
+    return Options(answer, np.array(list(found), np.int64), np.array(remainders, np.int64))
 
 
 def _goes_past(data: bytes, close: bytes) -> bool:

@@ -62,9 +62,9 @@ class Stopper:
 
     Args:
         params: stop strings and min_tokens.
-        end_ids: token ids that end the answer.
+        end_ids: tokens that end the answer.
         room: most tokens that may be answered.
-        detokenizer: a fresh one, or None for a model without a tokenizer (then no text).
+        detokenizer: a fresh one; None: there is no text.
     """
 
     def __init__(
@@ -95,10 +95,8 @@ class Stopper:
         return self._text[0] if self._text else ""
 
     def scan(self, tokens: Sequence[int], whole_at: int | None = None) -> int:
-        """Take tokens in order until the answer is over; returns how many of them belong to it.
-
-        whole_at: after this many of them the answer is whole, and over.
-        """
+        """Take tokens in order until the answer is over, at the latest after `whole_at` of them. Returns how
+        many of them belong to it."""
         for kept, token in enumerate(tokens, 1):
             self._count += 1
             whole = kept == whole_at
@@ -121,17 +119,14 @@ class Stopper:
 
     def news(self) -> str:
         """Text not streamed yet, without a tail that may turn out to be a stop string."""
-        untold = "".join(self._unnotified)
+        fresh = "".join(self._unnotified)
         held = self._strings.held[self._state] if self._strings and self.reason is None else 0
-        end = len(untold) - held
-        self._unnotified = [untold[end:]]
-        return untold[:end]
+        end = len(fresh) - held
+        self._unnotified = [fresh[end:]]
+        return fresh[:end]
 
     def _read(self, token: int) -> None:
-        if self._detokenizer is not None:
-            self._extend(self._detokenizer.push([token]))
-
-    def _extend(self, fresh: str) -> None:
+        fresh = self._detokenizer.push([token]) if self._detokenizer is not None else ""
         if not fresh:
             return
         self._text.append(fresh)
@@ -147,13 +142,9 @@ class Stopper:
         if hits and self._count >= self._params.min_tokens:
             place, stop = min(hits)
             self.reason, self.matched = "stop", stop
-            self._cut(place)
-
-    def _cut(self, length: int) -> None:
-        """Drop the text after `end` characters, and what of it was not sent."""
-        text = self.text
-        self._unnotified = ["".join(self._unnotified)[: length - len(text)]]
-        self._text, self._length = [text[:length]], length
+            text = self.text
+            self._unnotified = ["".join(self._unnotified)[: place - len(text)]]
+            self._text, self._length = [text[:place]], place
 
     def _end(self, reason: Reason, matched: str | int | None) -> None:
         self.reason, self.matched = reason, matched

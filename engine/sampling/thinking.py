@@ -50,7 +50,7 @@ class Thinking:
         tags: the model's.
         opened: the answer begins inside a thought.
         prompt_length: tokens before the answer.
-        policy: decides; None = thoughts are only counted.
+        policy: None = thoughts are only counted.
         closing: tokens of the closing phrase and tag.
     """
 
@@ -98,9 +98,8 @@ class Thinking:
         return self._after(tokens, ()).thinking
 
     def close(self, tokens: Sequence[int]) -> bool:
-        """Have the thought that `tokens` end in closed from the next token on, as a budget does that is
-        used up there. Later thoughts are closed as they open. For the time between two steps. False:
-        `tokens` do not end inside a thought."""
+        """Have the thought that `tokens` end in closed from the next token on, as a used-up budget does.
+        Later thoughts are closed as they open. Call it between two steps. False: there is no thought."""
         state = self._after(tokens, ())
         if not state.thinking:
             return False
@@ -153,7 +152,7 @@ class Thinking:
         return self._judged(state, b"\n" in data)
 
     def _past_tags(self, state: _State, ended: Ended | None) -> _State:
-        """The state after the tags that the latest token completes, which open and close thoughts."""
+        """The state after the tags that the latest token completes."""
         text = b"".join(piece.data for piece in state.tail)
         while tag := self._tags.close if state.thinking else self._tags.open:
             place = text.find(tag)

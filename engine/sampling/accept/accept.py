@@ -27,22 +27,15 @@ def accept(
     rng: RngAt,
     rules: Sequence[Rule],
 ) -> AcceptResult:
-    """Verify every request's tree.
+    """Verify every request's tree by its rule: the accepted nodes, root to leaf, and their tokens with one
+    more from the target.
 
     Args:
-        trees: one for each request.
+        trees: one for each request, as are target and rules.
         target: of each request, the probabilities after its last committed token, then after each node.
         rng: gives the uniform numbers, where there is something to draw.
-        rules: one for each request.
-
-    Returns:
-        Accepted nodes of each request, root to leaf, and their tokens with one more from the target.
-
-    Raises:
-        ValueError: there are more or fewer rules than requests.
+        rules: of acceptance.
     """
-    if len(rules) != len(trees):
-        raise ValueError(f"rules has {len(rules)} entries, and the batch has {len(trees)} requests")
     result = AcceptResult()
     for b, (tree, target_probs, rule) in enumerate(zip(trees, target, rules, strict=True)):
         path, last = rule(tree, target_probs, partial(rng, b))

@@ -43,16 +43,8 @@ def weight(probs: Probs, token: int) -> float:
 
 
 def residual(probs: Probs, mass: float, q_V: Floats) -> tuple[Probs, float]:
-    """What is left of `mass * probs` after q_V: max(mass * probs - q, 0).
-
-    Args:
-        probs: f32 [V], or one token.
-        mass: 0 to 1.
-        q_V: f32 [V], the probabilities that the rejected node was sampled from.
-
-    Returns:
-        What is left, divided by its sum, and that sum. Where the sum is 0 the first is of no use.
-    """
+    """What is left of `mass * probs` after q_V, by which the rejected node was sampled: max(mass * probs - q,
+    0) divided by its sum, and that sum. Where the sum is 0 the first is of no use."""
     if isinstance(probs, OneHot):
         return probs, max(mass - float(q_V[probs.token]), 0.0)
     left_V = probs - q_V if mass == 1.0 else probs * np.float32(mass) - q_V

@@ -25,19 +25,10 @@ class LossyTypical:
     Args:
         epsilon: a probability above this is always enough; above 0, below 1.
         delta: share of exp(-entropy) that is enough; above 0, at most 1.
-
-    Raises:
-        ValueError: one of them is outside its limits.
     """
 
     epsilon: float = 0.09
     delta: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.epsilon < 1.0:
-            raise ValueError(f"epsilon={self.epsilon} must be above 0 and below 1")
-        if not 0.0 < self.delta <= 1.0:
-            raise ValueError(f"delta={self.delta} must be above 0 and at most 1")
 
     def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
         bars: dict[int, float] = {}  # what is asked of a node's children, where that is unclear
@@ -96,17 +87,10 @@ class LossyStepwise:
     Args:
         ends: tokens that end a step, such as all that hold a newline.
         least: above 0, at most 1.
-
-    Raises:
-        ValueError: `least` is outside its limits.
     """
 
     ends: frozenset[int]
     least: float = 0.6
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.least <= 1.0:
-            raise ValueError(f"least={self.least} must be above 0 and at most 1")
 
     def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
         path = self._kept(tree, target_probs)
