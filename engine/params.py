@@ -17,7 +17,11 @@ from fastslow.engine.checked import shown as shown  # noqa: PLC0414
 from fastslow.engine.grammar_spec import GrammarSpec as GrammarSpec  # noqa: PLC0414
 
 Number = StrictFloat  # takes an int too, but neither a bool nor text
+MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
+Count = Annotated[StrictInt, Field(ge=0, le=MOST)]
+Positive = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Thinking = Literal["off", "on", "auto"]
+Accept = Literal["auto", "token", "block", "reproducible", "lossy-typical", "lossy-stepwise"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
 LONGEST_NAME, LONGEST_TEXT = 256, 1000
@@ -25,7 +29,6 @@ Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
 
-MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
 CHANGED = "*"  # ends the name of a preset that a call changed
 LATENCY_MS = 0.001, 86_400_000  # up to a day
 MOST_PRIORITY = 1000  # that a call may give, and its negative
@@ -34,10 +37,8 @@ MOST_PRIORITY = 1000  # that a call may give, and its negative
 class SamplingParams(Params):
     """How tokens are drawn and when an answer ends. The names are those of vLLM and OpenAI."""
 
-    max_tokens: Annotated[StrictInt, Field(ge=1, le=MOST)] = Field(
-        default=256, description="most tokens to answer"
-    )
-    min_tokens: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
+    max_tokens: Positive = Field(default=256, description="most tokens to answer")
+    min_tokens: Count = Field(
         default=0, description="end tokens and stop strings are ignored before this many tokens"
     )
     temperature: Annotated[Number, Field(ge=0, le=100)] = Field(
@@ -132,12 +133,10 @@ class Speculation(Params):
         default=None,
         description="drafted per step, at most; None = as many as pay, from step to step",
     )
-    accept: Literal["auto", "token", "block", "reproducible", "lossy-typical", "lossy-stepwise"] = (
-        Field(
-            default="auto",
-            description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
-            "answer, whatever is drafted. Only lossy-typical and lossy-stepwise may change what is said",
-        )
+    accept: Accept = Field(
+        default="auto",
+        description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
+        "answer, whatever is drafted. Only lossy-typical and lossy-stepwise may change what is said",
     )
     step_score: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=0.6,
@@ -147,18 +146,17 @@ class Speculation(Params):
     model: str | Path | None = Field(
         default=None, description="the draft model's folder, for drafter 'model'"
     )
-    groups: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
+    groups: Count = Field(
         default=0, description="routed groups that drafter 'self' runs; 0 = shared experts only"
     )
-    experts: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    experts: Count | None = Field(
         default=None,
         description="the same for a model whose experts are in no groups; None = shared experts only, "
         "or a quarter of the routed ones where there are none",
     )
-    layers: (
-        Annotated[tuple[Annotated[StrictInt, Field(ge=0, le=MOST)], ...], Field(max_length=10_000)]
-        | None
-    ) = Field(default=None, description="layers that drafter 'self' runs; None = all")
+    layers: Annotated[tuple[Count, ...], Field(max_length=10_000)] | None = Field(
+        default=None, description="layers that drafter 'self' runs; None = all"
+    )
     head: str | Path | None = Field(
         default=None,
         description="a trained head's file, or the folder of a published EAGLE-3 head; "
@@ -192,7 +190,7 @@ class Escalation(Params):
         "keep: the KV of the first mode stays, which is lossy; restart: the answer is dropped and the "
         "other mode begins anew, with its thinking",
     )
-    within: Annotated[StrictInt, Field(ge=1, le=MOST)] | None = Field(
+    within: Positive | None = Field(
         default=None,
         description="look at the answer's first so many tokens only, which a stream holds back where "
         "the answer may be dropped; None = at all of them",
@@ -221,20 +219,20 @@ class Mode(Params):
         description="another preset is taken for each request, by what is asked; the other fields "
         "given hold in all of them",
     )
-    groups: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    groups: Count | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"
     )
-    experts: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    experts: Count | None = Field(
         default=None,
         description="routed experts per token of a model without groups; None = all that its router "
         "chooses, 0 = shared experts only, where it has some",
     )
     thinking: Thinking = Field(default="auto", description="off, on, or auto: the model decides")
-    thinking_budget: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    thinking_budget: Count | None = Field(
         default=None,
         description="most tokens between the thinking tags, then the thought is closed; None = any",
     )
-    thinking_soft: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
+    thinking_soft: Count = Field(
         default=0,
         description="last so many tokens of the budget, over which the closing tag becomes likelier; "
         "0 = the budget is hard only",

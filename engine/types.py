@@ -93,13 +93,10 @@ class Tree:
 
 
 class OneHot(NamedTuple):
-    """Probability 1 for one token, as at temperature 0: V numbers that need not be written out.
-
-    `probs` f32 [V]: what they would be at temperature 1, where a rule scores by that.
-    """
+    """Probability 1 for one token, as at temperature 0: V numbers that need not be written out."""
 
     token: int
-    probs: Floats | None = None
+    probs: Floats | None = None  # [V] at temperature 1, where a rule scores by them
 
 
 Probs = Floats | OneHot

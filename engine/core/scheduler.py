@@ -7,6 +7,7 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from fastslow.engine.core.latency_budget import LEAST, PATIENCE, LatencyBudget
@@ -16,6 +17,7 @@ from fastslow.engine.params import MOST_PRIORITY
 
 OVERTAKEN = 8  # more urgent requests that start in a row before the oldest that waits
 FIRST = -MOST_PRIORITY - 1  # before all of them
+_age, _priority = attrgetter("arrival"), attrgetter("priority")
 
 
 class ScheduledChunk(NamedTuple):
@@ -205,8 +207,8 @@ class Scheduler:
             most = min(most, request.prompt_length - 1)
         elif kept is not None:  # later rows run other groups than the prefix key says
             most = min(most, kept.length)
-        root, open_root = request.root, request.shared_root
-        cached = self._kv.open(request.id, tokens, root, most, request.mode, open_root)
+        root, for_all = request.root, request.shared_root
+        cached = self._kv.open(request.id, tokens, root, most, request.mode, for_all)
         if kept is not None and cached < kept.length:
             end = kept.length
         chunk = min(end - cached, rows)
@@ -231,14 +233,6 @@ def _goes_first(request: Request) -> bool:
     return request.latency_target is not None or request.skipped_steps >= PATIENCE
 
 
-def _age(request: Request) -> int:
-    return request.arrival
-
-
-def _priority(request: Request) -> int:
-    return request.priority
-
-
 def _running_rank(request: Request) -> tuple[int, bool, int]:
     """Sort key: those that were skipped long enough, those with a latency target, all others; among these,
     decoding before prefill, then the most urgent. Equals stay in their order."""
@@ -248,7 +242,6 @@ def _running_rank(request: Request) -> tuple[int, bool, int]:
 
 
 def _waiting_rank(request: Request) -> tuple[int, int, int]:
-    """The same, but of equals the oldest. How much a request has to read does not count: else many
-    with little to read would keep out one with much."""
+    """The same, but of equals the oldest. Many with little to read do not keep out one with much."""
     first, _, priority = _running_rank(request)
     return first, priority, request.arrival

@@ -40,7 +40,7 @@ class Worker:
     Args:
         core: what the thread steps.
         closed: called in the thread when it ends because `close` or `end` was called.
-        around: entered before each step, and before each thing that a caller asks; left after it.
+        around: entered before each step and each errand of a caller, and left after it.
     """
 
     def __init__(

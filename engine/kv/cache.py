@@ -33,9 +33,9 @@ class KVCache:
     Not thread-safe: call it from the engine's thread only. Methods raise KeyError for a request
     that is not open.
 
-    layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`.
-    pages: how many pages there are (see `budget.page_budget`). page_size: tokens in a page.
-    prefix_caching: whether pages are published at all. storage: the order of the rows.
+    layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`. pages: of all
+    ranks (see `page_budget`). page_size: tokens in a page. prefix_caching: whether pages are published at
+    all. storage: the order of the rows.
 
     Where attention is data parallel (`storage.dp_ranks` above 1), each rank has an equal share of the
     pages, and what does not divide is left out. A request gets a rank when it is opened: of those with
@@ -56,13 +56,7 @@ class KVCache:
         prefix_caching: bool = True,
         storage: type[KVStorage] = KVStorage,
     ) -> None:
-        for name, value in (("pages", pages), ("page_size", page_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
         each = pages // storage.dp_ranks
-        if not each:
-            count = storage.dp_ranks
-            raise ValueError(f"pages is {pages}, but must be at least 1 for each of {count} ranks")
         self.page_size = page_size
         slots = each * storage.dp_ranks * page_size
         self.storage = storage(KVShape(layers, slots, kv_heads, head_dim, dtype, device))

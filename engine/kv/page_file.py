@@ -25,14 +25,8 @@ class PageFile:
     The file has no name: the system frees it when the process ends, however it ends, and no other user
     finds the texts in it. It is read and written, not mapped: a full disk is then an error and no signal.
 
-    Args:
-        storage: whose pages are kept.
-        page_size: tokens in a page.
-        most_bytes: how large the file may become.
-        folder: where it lies.
-
-    Raises ValueError where the storage's pages cannot be taken as they are, or the disk or the size is too
-    small.
+    Raises ValueError where the storage's pages cannot be taken as they are, and where the folder's disk or
+    `most_bytes` is too small.
     """
 
     def __init__(self, storage: KVStorage, page_size: int, most_bytes: int, folder: Path) -> None:

@@ -54,13 +54,8 @@ class AnswerStart(Protocol):
 
 
 class Spellings:
-    """The tokens of a model by their bytes, as far as thoughts and blanks need them. Made once.
-
-    Args:
-        tokenizer: of the model.
-        tags: its thinking tags, if it thinks.
-        columns: of the model's logits; tokens beyond are never said.
-    """
+    """The tokens of a model by their bytes, as far as thoughts and blanks need them. Made once. `columns`: of
+    the model's logits; tokens beyond are never said."""
 
     def __init__(self, tokenizer: Tokenizer, tags: TagTokens | None, columns: int) -> None:
         self.spell = tokenizer.token_bytes if tags is None else tags.spell
@@ -87,36 +82,21 @@ class Spellings:
 
 
 class AtOnce:
-    """No thought comes before the answer. `spaces`: that the first token may begin with, and the answer's
-    text does not show."""
+    """The answer comes at once, or after blanks that do not belong to it: at most `most`."""
 
-    def __init__(self, spellings: Spellings, spaces: int = 0) -> None:
-        self._gap = Gap(spellings, b" ")
-        self.first = ScanState("gap", left=spaces) if spaces else None
-
-    def step(self, place: ScanState, token: int) -> ScanState | int | None:
-        return self._gap.step(place, token)
-
-    def options(self, place: ScanState) -> Options:
-        return self._gap.options(place.left)
-
-
-class Gap:
-    """Blanks before the answer that do not belong to it."""
-
-    def __init__(self, spellings: Spellings, blank: bytes) -> None:
+    def __init__(self, spellings: Spellings, most: int = 0, blank: bytes = b" ") -> None:
         self._spellings = spellings
         self._blank = blank
         self._known: dict[int, Options] = {}
+        self.first = ScanState("gap", left=most) if most else None
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
-        """As of an `AnswerStart`, in a gap."""
         data = self._spellings.spell(token)
         blank = place.left and data.startswith(self._blank)
         return self.past(data, place.left) if blank else token
 
     def past(self, data: bytes, left: int) -> ScanState | int | None:
-        """The same for the end of a token, of which `left` blanks may be left out."""
+        """`step` for the end of a token, of which `left` blanks may be left out."""
         rest = data.lstrip(self._blank)
         left -= len(data) - len(rest)
         if left < 0:
@@ -126,25 +106,23 @@ class Gap:
         token = self._spellings.remainder_token(rest)
         return None if token == UNFIT else token
 
-    def options(self, left: int) -> Options:
-        """What may come where `left` blanks may be left out."""
-        if left not in self._known:
-            place = ScanState("gap", left=left)
-            tokens = self._spellings.blanks[self._blank] if left else []
-            self._known[left] = _options(True, {t: self.step(place, t) for t in tokens})
-        return self._known[left]
+    def options(self, place: ScanState) -> Options:
+        if place.left not in self._known:
+            tokens = self._spellings.blanks[self._blank] if place.left else []
+            self._known[place.left] = _options(True, {t: self.step(place, t) for t in tokens})
+        return self._known[place.left]
 
 
 class BehindTags:
     """The answer comes after a thought between tags, or at once if the model opens none. `opened`: the text
-    begins inside the thought. `spaces`: see `AtOnce`; of an answer without a thought."""
+    begins inside the thought. `spaces`: most of them before an answer without a thought."""
 
     def __init__(self, spellings: Spellings, opened: bool, spaces: int = 0) -> None:
         assert spellings.tags is not None, "a model without tags does not think"
         self._spellings = spellings
         self._open, self._close = spellings.tags.open, spellings.tags.close
-        self._spaces = Gap(spellings, b" ")
-        self._newlines, self._blanks = Gap(spellings, b"\n"), NEWLINES
+        self._spaces = AtOnce(spellings)
+        self._newlines, self._blanks = AtOnce(spellings, blank=b"\n"), NEWLINES
         self._known: dict[ScanState, Options] = {}
         self.first: ScanState | None = ScanState("head", left=spaces)
         if opened:
@@ -168,7 +146,7 @@ class BehindTags:
 
     def options(self, place: ScanState) -> Options:
         if place.kind == "gap":
-            return self._newlines.options(place.left)
+            return self._newlines.options(place)
         if place not in self._known:
             found: dict[int, ScanState | int | None] = {}
             if place.kind == "thought":

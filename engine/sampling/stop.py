@@ -17,16 +17,11 @@ class StopStrings:
 
     A state is the longest end of the text that begins one of the strings; 0 is none. A character of
     text costs the same however many strings there are, and however long.
-
-    Attributes:
-        held: by state, how many characters at the text's end may be the beginning of a string; a
-            whole string is not a beginning of itself.
-        found: states at which a string is whole -> the longest such string.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._next: dict[tuple[int, str], int] = {}
-        self.found: dict[int, str] = {}
+        self.found: dict[int, str] = {}  # the longest string that is whole at a state
         depth = [0]
         for string in strings:
             state = 0
@@ -37,6 +32,7 @@ class StopStrings:
                 state = after
             self.found[state] = string
         begun = {state for state, _ in self._next}
+        # By state, how many characters at the text's end may begin a string, without a whole one.
         self.held = list(depth)
         self._shorter = [0] * len(depth)  # the next longest such end of the text
         for (before, letter), state in sorted(self._next.items(), key=lambda edge: depth[edge[1]]):
@@ -58,14 +54,8 @@ stop_strings = lru_cache(8)(StopStrings)  # shared by the answers and calls that
 
 
 class Stopper:
-    """One request's text as it grows, and why it ended.
-
-    Args:
-        params: stop strings and min_tokens.
-        end_ids: tokens that end the answer.
-        room: most tokens that may be answered.
-        detokenizer: a fresh one; None: there is no text.
-    """
+    """One request's text as it grows, and why it ended. `room`: most tokens that may be answered. Without a
+    detokenizer there is no text."""
 
     def __init__(
         self,

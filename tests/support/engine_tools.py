@@ -144,10 +144,7 @@ class Bench:
         return ask.bound.of(self.tokenizer, len(ask.tokens))
 
     def run(
-        self,
-        asks: Sequence[Ask],
-        setting: Setting = PLENTY,
-        warm: Sequence[Ask] = (),
+        self, asks: Sequence[Ask], setting: Setting = PLENTY, warm: Sequence[Ask] = ()
     ) -> list[Request]:
         """Answers to all asks in one batch; those of `warm` were answered by the same engine before."""
         core = self.core(setting)
@@ -231,7 +228,17 @@ def dense_probs(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[
     return one_hot
 
 
-class OracleDraft(BaseDrafter):
+class TreeDraft(BaseDrafter):
+    """Drafts for each request alone."""
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
+
+    def _tree(self, request: RequestView, nodes: int) -> Tree:
+        raise NotImplementedError
+
+
+class OracleDraft(TreeDraft):
     """Knows the answers, by request, and errs where `errs` says so: long runs, cut anywhere.
 
     Args:
@@ -251,9 +258,6 @@ class OracleDraft(BaseDrafter):
         self._errs = errs
         self._forked = forked
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        return [self._tree(r, n) for r, n in zip(batch, nodes)]
-
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         place = len(request.tokens)
         known = self._answers.get(request.id, [])[place : place + nodes]
@@ -270,11 +274,8 @@ def _other(token: int) -> int:
     return token - 1 if token > 4 else token + 5
 
 
-class RandomDraft(BaseDrafter):
+class RandomDraft(TreeDraft):
     """Trees of any shape from the request's own latest tokens: chosen, siblings may be the same."""
-
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
@@ -283,7 +284,7 @@ class RandomDraft(BaseDrafter):
         return Tree(tokens, [int(draws.integers(-1, i)) for i in range(nodes)])
 
 
-class SampledDraft(BaseDrafter):
+class SampledDraft(TreeDraft):
     """Sampled trees: at each depth `width` siblings, all drawn from the same q.
 
     Args:
@@ -294,9 +295,6 @@ class SampledDraft(BaseDrafter):
     def __init__(self, q: Callable[[Sequence[int]], Floats], width: int = 1) -> None:
         self._q = q
         self._width = width
-
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = list(request.tokens)

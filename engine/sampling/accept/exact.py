@@ -94,9 +94,7 @@ def follow_target(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Acce
 
     The token at a place depends on the target's probabilities there and on one uniform number of
     that place's own stream, with a draft or without. So a seed gives the same *tokens* for every
-    drafter and budget as in plain decoding, provided that the logits are the same bits. One uniform
-    number and the inverse distribution function do this in one pass over V (the Gumbel trick would
-    need V numbers). The function is summed in float64, where steps of float32 stay apart.
+    drafter and budget as in plain decoding, provided that the logits are the same bits.
 
     For *chosen* nodes no exact rule can do better: none keeps a run of tokens more often than the
     target says it. For *sampled* nodes it keeps a node with probability sum(p * q) and not

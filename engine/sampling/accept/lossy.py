@@ -21,14 +21,10 @@ class LossyTypical:
     the target is unsure, less is asked of a token. The accepted tokens end at the deepest kept node,
     the likeliest of them if there are several; one token of the target comes after it. Only the
     request's own tree and probabilities matter (Cai et al. 2024, arXiv 2401.10774).
-
-    Args:
-        epsilon: a probability above this is always enough; above 0, below 1.
-        delta: share of exp(-entropy) that is enough; above 0, at most 1.
     """
 
-    epsilon: float = 0.09
-    delta: float = 0.3
+    epsilon: float = 0.09  # a probability above this is always enough
+    delta: float = 0.3  # share of exp(-entropy) that is enough
 
     def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
         bars: dict[int, float] = {}  # what is asked of a node's children, where that is unclear
@@ -83,14 +79,10 @@ class LossyStepwise:
     tokens. With drafter "self" the fast mode writes and the deep mode checks, one forward a draft.
     After SpecReason (Pan et al. 2025, arXiv 2504.07891), where the target gives a rating; its
     probabilities, used instead, cost nothing. Only the request's own tree and probabilities matter.
-
-    Args:
-        ends: tokens that end a step, such as all that hold a newline.
-        least: above 0, at most 1.
     """
 
-    ends: frozenset[int]
-    least: float = 0.6
+    ends: frozenset[int]  # such as all tokens that hold a newline
+    least: float = 0.6  # above 0, at most 1
 
     def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
         path = self._kept(tree, target_probs)

@@ -10,6 +10,7 @@ import torch
 from engine_tools import RandomDraft, answer, cache_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schedule_tools import request as new_request
 
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.model.draft import ModelDraft
@@ -190,19 +191,17 @@ class Engine:
         switch: Switch,
         target: float | None = None,
     ) -> Request:
-        params = SamplingParams(max_tokens=room)
-        request = Request(
-            id=len(self.requests),
+        ends = frozenset({EOS})
+        request = new_request(
+            len(self.requests),
+            len(prompt),
+            room,
             tokens=list(prompt),
-            prompt_length=len(prompt),
-            params=params,
             speculation=Speculation(drafter=drafter),
             policy=FixedLength(0 if drafter == "off" else 4),
-            stopper=Stopper(params, frozenset({EOS}), room, None),
+            stopper=Stopper(SamplingParams(max_tokens=room), ends, room, None),
             groups=groups,
-            seed=len(self.requests),
-            max_len=len(prompt) + room - 1,
-            end_ids=frozenset({EOS}),
+            end_ids=ends,
             listener=self._hear,
             latency_target=target,
         )
