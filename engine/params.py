@@ -1,7 +1,8 @@
-"""What a user may ask for: sampling, speculation, mode. Every field is described and bounded."""
+"""What a user may ask for: grammar, sampling, speculation, mode. Every field is described and bounded."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -14,7 +15,6 @@ from fastslow.engine.checked import kept_as
 from fastslow.engine.checked import nearest as nearest  # noqa: PLC0414
 from fastslow.engine.checked import sentence as sentence  # noqa: PLC0414
 from fastslow.engine.checked import shown as shown  # noqa: PLC0414
-from fastslow.engine.grammar_spec import GrammarSpec as GrammarSpec  # noqa: PLC0414
 
 Number = StrictFloat  # takes an int too, but neither a bool nor text
 MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
@@ -32,6 +32,59 @@ Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
 CHANGED = "*"  # ends the name of a preset that a call changed
 LATENCY_MS = 0.001, 86_400_000  # up to a day
 MOST_PRIORITY = 1000  # that a call may give, and its negative
+LONGEST_GRAMMAR, MOST_CHOICES = 262_144, 1000  # characters, texts
+GrammarText = Annotated[str, Field(min_length=1, max_length=LONGEST_GRAMMAR)]
+Choices = Annotated[tuple[GrammarText, ...], Field(min_length=1, max_length=MOST_CHOICES)]
+
+
+class GrammarSpec(Params):
+    """What an answer has to look like: exactly one of the fields. A schema is kept as its JSON text."""
+
+    json_schema: Annotated[str | bool | Mapping[str, Any] | None, kept_as(GrammarText | None)] = (
+        Field(
+            default=None, description="a JSON schema, or its text: the answer is JSON of that form"
+        )
+    )
+    json_object: Literal[True] | None = Field(default=None, description="any JSON object")
+    regex: GrammarText | None = Field(
+        default=None, description="the whole answer matches this expression"
+    )
+    choice: Annotated[Sequence[str] | None, kept_as(Choices | None)] = Field(
+        default=None, description="the answer is one of these texts"
+    )
+    lark: GrammarText | None = Field(
+        default=None, description="a grammar in llguidance's form of Lark"
+    )
+    gbnf: GrammarText | None = Field(
+        default=None, description="a grammar in the GBNF of llama.cpp, or in Lark"
+    )
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        if value is None or isinstance(value, str):
+            return value
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"it is no JSON ({shown(str(error))})") from None
+
+    @property
+    def kind(self) -> str:
+        """The field that is given."""
+        return self._given()[0]
+
+    def model_post_init(self, _context: object) -> None:
+        given = self._given()
+        if len(given) != 1:
+            raise ValueError(
+                f"a grammar has exactly one of {', '.join(type(self).model_fields)}; given are {given or None}"
+            )
+        if sum(map(len, self.choice or ())) > LONGEST_GRAMMAR:
+            raise ValueError(f"choice holds more than {LONGEST_GRAMMAR} characters")
+
+    def _given(self) -> list[str]:
+        return [name for name, value in self if value is not None]
 
 
 class SamplingParams(Params):
@@ -74,7 +127,7 @@ class SamplingParams(Params):
     stop_token_ids: Annotated[Sequence[int], kept_as(tuple[TokenId, ...])] = Field(
         default=(), description="token ids that end the answer, besides the model's own"
     )
-    ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")
+    ignore_eos: StrictBool = Field(default=False, description="do not end at the model's end token")
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = Field(
         default=None,
         description="keys every draw, with its place in the text: same seed, same answer",
@@ -90,7 +143,7 @@ class SamplingParams(Params):
         default=None, description="the same for each token of the prompt"
     )
     grammar: Annotated[GrammarSpec | Mapping[str, Any] | None, kept_as(GrammarSpec | None)] = Field(
-        default=None, description="what the answer, behind a thought, has to look like"
+        default=None, description="what the answer, after a thought, has to look like"
     )
 
     @field_validator("stop", mode="before")
@@ -178,12 +231,12 @@ class Escalation(Params):
     probabilities that the model gave to its latest tokens, falls below a threshold."""
 
     below: Annotated[Number, Field(ge=0, le=1)] = Field(
-        description="go on in the other mode where the running confidence is below this"
+        description="change to the other mode where the running confidence is below this"
     )
     window: Annotated[StrictInt, Field(ge=1, le=65_536)] = Field(
         default=16, description="latest tokens that the running confidence is a mean over"
     )
-    to: Name = Field(default="deep", description="the mode to go on in")
+    to: Name = Field(default="deep", description="the mode to change to")
     how: Literal["recompute", "keep", "restart"] = Field(
         default="recompute",
         description="recompute: the text is read again with the other mode's experts, which is exact; "
@@ -192,15 +245,14 @@ class Escalation(Params):
     )
     within: Positive | None = Field(
         default=None,
-        description="look at the answer's first so many tokens only, which a stream holds back where "
+        description="look at this many first tokens only, which a stream holds back where "
         "the answer may be dropped; None = at all of them",
     )
 
     def model_post_init(self, _context: object) -> None:
         if self.within is not None and self.within < self.window:
             raise ValueError(
-                f"within={self.within} must be at least window={self.window}: no mean over so many "
-                "tokens comes before"
+                f"within={self.within} must be at least window={self.window}: earlier there is no mean"
             )
 
 
@@ -234,7 +286,7 @@ class Mode(Params):
     )
     thinking_soft: Count = Field(
         default=0,
-        description="last so many tokens of the budget, over which the closing tag becomes likelier; "
+        description="last tokens of the budget, over which the closing tag becomes likelier; "
         "0 = the budget is hard only",
     )
     closing: Text | None = Field(
@@ -258,7 +310,7 @@ class Mode(Params):
         "groups, are lossy",
     )
     escalate: Escalation | None = Field(
-        default=None, description="go on in another mode where the model is unsure; None = never"
+        default=None, description="change to another mode where the model is unsure; None = never"
     )
     description: Text = Field(default="", description="one line for people")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastslow.engine.checked import shown
-from fastslow.engine.grammar_spec import GrammarSpec
+from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import Ended, GrammarError
 from fastslow.engine.sampling.json_schema import check_embedded, check_schema
 from fastslow.engine.text.vocabulary import Tokenizer

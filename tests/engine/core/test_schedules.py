@@ -111,7 +111,7 @@ class MarkerModel:
 
 
 class Faulty(BaseDrafter):
-    """Another drafter, which fails once when told to, after it has done its work."""
+    """Another drafter, which fails once where a test says so, after it has done its work."""
 
     def __init__(self, inner: Drafter) -> None:
         self._inner = inner
@@ -263,7 +263,7 @@ class Engine:
 
 
 def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
-    """After a text each of whose rows ran so many groups."""
+    """After a text, by the groups that each of its rows ran."""
     state = 0
     for place, (token, g) in enumerate(zip(text, groups, strict=True)):
         state = mixed(state, token, place, ALL_GROUPS if g is None else g)
@@ -293,7 +293,7 @@ def plain(
 
 
 class Doubt(NamedTuple):
-    """Leave the mode after so many unsure tokens in a row, for so many groups."""
+    """Leave the mode after `window` unsure tokens in a row, for other groups."""
 
     window: int
     to: int | None

@@ -94,7 +94,7 @@ class CacheMachine(RuleBasedStateMachine):
         pick=picks, nodes=st.lists(st.tuples(tokens_, picks), max_size=7), leaf=picks, bonus=tokens_
     )
     def step(self, pick: int, nodes: list[tuple[int, int]], leaf: int, bonus: int) -> None:
-        """Verify a random tree behind the last token, and accept the path to a random node."""
+        """Verify a random tree after the last token, and accept the path to a random node."""
         request = self.pick(pick)
         held = self.held[request]
         base = len(held.tokens)

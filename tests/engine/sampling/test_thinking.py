@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from thoughts import THINK, Bound, told
 from tokenizers_tiny import write_bpe, write_spm
 
+from fastslow.engine.sampling.thinking import Thought
 from fastslow.engine.text.thought import (
     TagTokens,
     ThoughtSplitter,
@@ -19,7 +20,6 @@ from fastslow.engine.text.thought import (
 )
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.thoughts import Thought
 from fastslow.engine.types import LogitBoost, OneHot
 from fastslow.policies.thinking_budget import ThinkingBudget
 
