@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schedule_tools import request as new_request
 
-from fastslow.draft.base import BaseDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
@@ -30,12 +29,9 @@ from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.types import (
     ALL_GROUPS,
-    AcceptResult,
     Drafter,
     ModelOutput,
-    RequestView,
     Rows,
-    Tree,
 )
 from fastslow.policies.speculation.planner import FixedLength
 
@@ -110,29 +106,16 @@ class MarkerModel:
         raise ValueError("it has one layer")
 
 
-class Faulty(BaseDrafter):
-    """Another drafter, which fails once where a test says so, after it has done its work."""
+def fail_once(drafter: Drafter, method: str) -> None:
+    """Have a drafter fail the next time that it is called so, after it has done its work."""
+    real = getattr(drafter, method)
 
-    def __init__(self, inner: Drafter) -> None:
-        self._inner = inner
-        self.fault: str | None = None
+    def failing(*arguments: Any) -> None:
+        setattr(drafter, method, real)
+        real(*arguments)
+        raise RuntimeError(f"the drafter fails to {method}")
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        trees = self._inner.propose(batch, nodes)
-        self._fail("propose")
-        return trees
-
-    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: Any) -> None:
-        self._inner.commit(batch, result, features)
-        self._fail("commit")
-
-    def release(self, requests: Collection[int]) -> None:
-        self._inner.release(requests)
-
-    def _fail(self, place: str) -> None:
-        if self.fault == place:
-            self.fault = None
-            raise RuntimeError(f"the drafter fails to {place}")
+    setattr(drafter, method, failing)
 
 
 @dataclass
@@ -175,8 +158,7 @@ class Engine:
             "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
             "ngram+self": FallbackDrafter(NgramDraft(), borrowed),
         }
-        each = DrafterRouter({Speculation(drafter=name): drafter for name, drafter in made.items()})
-        self.drafter = Faulty(each)
+        self.drafter = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
         self.requests: list[Request] = []
         self.switches: list[Switch] = []
@@ -221,7 +203,7 @@ class Engine:
         if fault in ("forward", "nan"):
             self.model.fault = fault
         else:
-            self.drafter.fault = fault
+            fail_once(self.drafter, fault)
 
     def step(self) -> None:
         for request, switch in zip(self.requests, self.switches):

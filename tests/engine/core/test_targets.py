@@ -46,14 +46,6 @@ class Linear(RunEverything):
         return self.draft
 
 
-class Timer:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def scheduler(budget: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
     return Scheduler(small_cache(), rows, running, budget)
 
@@ -91,13 +83,13 @@ def test_rows_of_few_groups_cost_less() -> None:
 
 
 def test_steps_stay_short_for_a_while() -> None:
-    timer = Timer()
-    budget = LatencyBudget(Linear(), timer)
+    now = [100.0]
+    budget = LatencyBudget(Linear(), lambda: now[0])
     budget.begin([request(0, latency_target=40.0)])
-    timer.now += LATER - 1
+    now[0] += LATER - 1
     budget.begin([request(1)])
     assert budget.rows(request(1)) == 30
-    timer.now += 2
+    now[0] += 2
     budget.begin([request(1)])
     assert budget.rows(request(1)) == WIDEST and not budget.limited
 
@@ -130,7 +122,7 @@ def test_only_one_turn_a_step() -> None:
 
 
 def test_a_remembered_target_stops_nobody() -> None:
-    step = scheduler(LatencyBudget(Linear(fixed=100.0), Timer()))
+    step = scheduler(LatencyBudget(Linear(fixed=100.0), lambda: 100.0))
     step.add(request(0, prompt=1, room=1, latency_target=1.0))
     run(step)
     assert not step.running
