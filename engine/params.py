@@ -21,7 +21,7 @@ MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of suc
 Count = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Positive = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Thinking = Literal["off", "on", "auto"]
-Accept = Literal["auto", "token", "block", "reproducible", "lossy-typical", "lossy-stepwise"]
+Accept = Literal["auto", "token", "block", "reproducible", "lossy-stepwise"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
 LONGEST_NAME, LONGEST_TEXT = 256, 1000
@@ -189,7 +189,7 @@ class Speculation(Params):
     accept: Accept = Field(
         default="auto",
         description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
-        "answer, whatever is drafted. Only lossy-typical and lossy-stepwise may change what is said",
+        "answer, whatever is drafted. Only lossy-stepwise may change what is said",
     )
     step_score: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=0.6,

@@ -78,7 +78,7 @@ def test_a_published_head_drafts(folder: Path, tmp_path: Path, layout: str) -> N
             llm.generate("The", TEN, speculation=Speculation(drafter="head", head=other))
 
 
-@pytest.mark.parametrize("rule", ["token", "block", "lossy-typical"])
+@pytest.mark.parametrize("rule", ["token", "block", "lossy-stepwise"])
 def test_every_rule_of_acceptance_answers(folder: Path, rule: str) -> None:
     with open_llm(folder) as llm:
         sampled = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.8)

@@ -23,11 +23,9 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
-from fastslow.engine.sampling.grammar import Grammar
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter, Floats, OneHot, RequestView, Tree
@@ -104,8 +102,9 @@ class Bench:
         end_ids = frozenset(ask.params.stop_token_ids)
         if not ask.params.ignore_eos:
             end_ids |= frozenset(self.model.config.eos_ids)
-        detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
-        room = ask.params.max_tokens
+        words, room, grammar = self.tokenizer, ask.params.max_tokens, None
+        if ask.grammar is not None:
+            grammar = self.kit.grammar(ask.grammar, end_ids, len(ask.tokens), ask.thinks)
         return Request(
             id=number,
             tokens=list(ask.tokens),
@@ -113,14 +112,14 @@ class Bench:
             params=ask.params,
             speculation=Speculation(drafter=ask.drafter),
             policy=FixedLength(0 if ask.drafter == "off" else ask.nodes),
-            stopper=Stopper(ask.params, end_ids, room, detokenizer),
+            stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None),
             groups=ask.groups,
             seed=ask.seed,
             max_len=len(ask.tokens) + room - 1,
             rope_length=self.model.config.rope_length(len(ask.tokens) + room - 1),
             end_ids=end_ids,
-            thinking=self._thinking(ask),
-            grammar=self._grammar(ask, end_ids),
+            thinking=ask.bound.of(words, len(ask.tokens)) if ask.bound and words else None,
+            grammar=grammar,
             rule=RULES[ask.rule],
             reproducible=ask.rule == "reproducible",
             **more,
@@ -131,17 +130,6 @@ class Bench:
         """For asks under a grammar."""
         assert self.tokenizer is not None
         return GrammarKit(self.tokenizer, self.model.config.vocab_size)
-
-    def _grammar(self, ask: Ask, end_ids: frozenset[int]) -> Grammar | None:
-        if ask.grammar is None:
-            return None
-        return self.kit.grammar(ask.grammar, end_ids, len(ask.tokens), ask.thinks)
-
-    def _thinking(self, ask: Ask) -> Thinking | None:
-        if ask.bound is None:
-            return None
-        assert self.tokenizer is not None
-        return ask.bound.of(self.tokenizer, len(ask.tokens))
 
     def run(
         self, asks: Sequence[Ask], setting: Setting = PLENTY, warm: Sequence[Ask] = ()

@@ -14,7 +14,6 @@ from fastslow.engine.sampling.accept.exact import (
     follow_target,
     tokenwise,
 )
-from fastslow.engine.sampling.accept.lossy import LossyTypical
 from fastslow.engine.types import AcceptResult, Tree
 
 RngAt = Callable[[int, int], np.random.Generator]
@@ -48,7 +47,6 @@ RULES: dict[str, Rule] = {
     "token": tokenwise,
     "block": block,
     "reproducible": follow_target,
-    "lossy-typical": LossyTypical(),
 }
-"""What a user may ask for, by name. All but those that say so are exact. "lossy-stepwise" is made for
-each model, since it knows which tokens end a step: `LossyStepwise`."""
+"""The exact rules that a user may ask for, by name. "lossy-stepwise" is made for each model, since it knows
+which tokens end a step: `LossyStepwise`."""

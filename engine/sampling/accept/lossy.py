@@ -1,4 +1,4 @@
-"""Typical and stepwise acceptance: lossy, and named so."""
+"""Stepwise acceptance: lossy, and named so."""
 
 from __future__ import annotations
 
@@ -6,57 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, TargetProbsAt, token_at, weight
 from fastslow.engine.types import OneHot, Probs, Tree
-
-
-@dataclass(frozen=True, slots=True)
-class LossyTypical:
-    """A rule that keeps any drafted token which is not unlikely. NOT exact: answers have other
-    probabilities than the target's, nearer to its likely tokens. (At temperature 0 it is exact.)
-
-    Node x is kept if p(x) > min(epsilon, delta * exp(-entropy(p))) and its parent is kept: where
-    the target is unsure, less is asked of a token. The accepted tokens end at the deepest kept node,
-    the likeliest of them if there are several; one token of the target comes after it. Only the
-    request's own tree and probabilities matter (Cai et al. 2024, arXiv 2401.10774).
-    """
-
-    epsilon: float = 0.09  # a probability above this is always enough
-    delta: float = 0.3  # share of exp(-entropy) that is enough
-
-    def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
-        bars: dict[int, float] = {}  # what is asked of a node's children, where that is unclear
-        ranks: list[tuple[int, float] | None] = [(0, 0.0)]  # root, nodes: depth and log-likelihood
-        for x, parent in zip(tree.tokens, tree.parents):
-            above, p = ranks[parent + 1], weight(target_probs[parent + 1], x)
-            if above is not None and p <= self.epsilon and parent not in bars:
-                bars[parent] = self.delta * math.exp(-_entropy(target_probs[parent + 1]))
-            if above is None or (p <= self.epsilon and p <= bars[parent]):
-                ranks.append(None)
-            else:
-                ranks.append((above[0] + 1, above[1] + math.log(p)))
-        _, last = max((rank, -i) for i, rank in enumerate(ranks) if rank is not None)
-        path = _branch(tree, -last - 1)
-        return path, token_at(target_probs[-last], place, len(path))
-
-
-def _branch(tree: Tree, node: int) -> list[int]:
-    """The nodes from the root to this one; [] for -1."""
-    nodes: list[int] = []
-    while node >= 0:
-        nodes.append(node)
-        node = tree.parents[node]
-    return nodes[::-1]
-
-
-def _entropy(probs: Probs) -> float:
-    """In nats."""
-    if isinstance(probs, OneHot):
-        return 0.0
-    likely = probs[probs > 0.0]
-    return -float((likely * np.log(likely)).sum(dtype=np.float64))
 
 
 class _StepNode(NamedTuple):
@@ -110,7 +61,11 @@ class LossyStepwise:
                 if kept and depth > deepest:
                     best, deepest = i, depth
             nodes.append(node)
-        return _branch(tree, best)
+        path: list[int] = []
+        while best >= 0:
+            path.append(best)
+            best = tree.parents[best]
+        return path[::-1]
 
 
 def probability(probs: Probs, token: int) -> float:

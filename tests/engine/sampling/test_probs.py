@@ -214,21 +214,3 @@ def test_the_law_of_drafted_tokens(
     for r in requests:
         if r.thinking is not None and case.bound is not None:
             assert r.thinking.outcome(r.tokens)[0] <= (case.bound.most or 0)
-
-
-def test_a_lossy_rule_keeps_to_the_budget_all_the_same(bench: Bench) -> None:
-    bench.tokenizer = Pieces(WORDS)
-    hot = params(temperature=1.5, max_tokens=12)
-    bound = Bound(3, closing=WORDS[SO] * 2, opened=True, tags=TAGS)
-    asks = [
-        Ask(PROMPT, hot, drafter, 5, None, n, bound, "lossy-typical")
-        for drafter in ("sampled tree", "self", "chosen tree")
-        for n in range(20)
-    ]
-    over = 0
-    for request in bench.run(asks):
-        said = answer(request)[: answer(request).index(CLOSE)]
-        if len(said) >= 3 and CLOSE not in answer(request)[:3]:
-            assert said[3:] == [SO, SO]
-            over += 1
-    assert over > 10
