@@ -117,23 +117,16 @@ class EngineTotals:
     """Counters of the engine's thread, which alone writes them; they grow when a request ends."""
 
     steps: int = 0
-    tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
     ended: Counter[Reason] = field(default_factory=Counter)
     drafters: dict[str, DrafterStats] = field(default_factory=dict)
     modes: dict[str, ModeStats] = field(default_factory=dict)
 
     def add(self, request: Request) -> None:
         """A request that ran or waited is over."""
-        reason, spec = request.stopper.reason, request.spec_stats
+        reason = request.stopper.reason
         if reason is not None and reason != "escalated":  # its successor ends for both
             self.ended[reason] += 1
-        self.tokens += request.made
-        if spec.began:
-            self.prompt_tokens += request.prompt_length
-            self.cached_tokens += spec.cached
-        for name, counts in spec.by_drafter.items():
+        for name, counts in request.spec_stats.by_drafter.items():
             _entry(self.drafters, name, DrafterStats).add(counts)
         _entry(self.modes, request.mode, ModeStats).add(request)
 
@@ -141,15 +134,16 @@ class EngineTotals:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
         modes = _copied(self.modes)
+        each = list(modes.values())
         for name, evicted in dict(kv.evicted).items():
             modes.setdefault(name, ModeStats()).evicted_pages = evicted
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             steps=self.steps,
-            tokens=self.tokens,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
+            tokens=sum(mode.tokens for mode in each),
+            prompt_tokens=sum(mode.prompt_tokens for mode in each),
+            cached_tokens=sum(mode.cached_tokens for mode in each),
             pages=pages,
             pages_used=pages - free,
             pages_free=empty,

@@ -148,7 +148,7 @@ class _Reader:
         self._items = 0  # of the arrays so far
 
     def file(self) -> GgufFile:
-        if self._take(4, "its magic") != MAGIC:
+        if self._numbers("4s", "its magic") != (MAGIC,):
             raise ValueError("it does not begin with GGUF")
         (version,) = self._numbers("I", "its version")
         if version not in VERSIONS:
@@ -241,11 +241,8 @@ class _Reader:
         return self._memory[begin : begin + size].decode("utf-8")
 
     def _numbers(self, form: str, what: str) -> tuple[Any, ...]:
-        return struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
-
-    def _take(self, size: int, what: str) -> bytes:
-        begin = self._skip(size, MOST_HEADER, what)
-        return self._memory[begin : begin + size]
+        begin = self._skip(struct.calcsize(f"<{form}"), MOST_HEADER, what)
+        return struct.unpack_from(f"<{form}", self._memory, begin)
 
     def _skip(self, size: int, most: int, what: str) -> int:
         """Where the next bytes begin; they count as read."""

@@ -138,8 +138,8 @@ class KVCache:
 
         best = max(range(len(found)), key=order) if len(found) > 1 else 0
         shared, digest = found[best]
-        table = self._sharing(root, shared, digest if self.prefix_caching else None, best, mode)
-        table.for_all = for_all
+        own = digest if self.prefix_caching else None
+        table = self._sharing(root, shared, own, best, mode, for_all)
         self._tables[request] = table
         if self.spill is not None and self.prefix_caching:
             self._restore(table, self.spill, tokens, most)
@@ -250,8 +250,7 @@ class KVCache:
         shared, digest = found[best]
         held = {page for table in self._pins.values() if table.rank == best for page in table.pages}
         self.check_pin(len(set(shared) - held), spare)
-        table = self._pins[number] = self._sharing(root, shared, digest, best, "")
-        table.for_all = for_all
+        table = self._pins[number] = self._sharing(root, shared, digest, best, "", for_all)
         self._pins_changed()
         return table.valid
 
@@ -282,13 +281,18 @@ class KVCache:
             integrity.check(pool, index, tables)
 
     def _sharing(
-        self, root: Hashable, shared: Sequence[int], digest: bytes | None, rank: int, mode: str
+        self,
+        root: Hashable,
+        shared: Sequence[int],
+        digest: bytes | None,
+        rank: int,
+        mode: str,
+        for_all: Hashable,
     ) -> PageTable:
         """A table that begins with published pages."""
         pool = self._ranks[rank].pool
-        table = PageTable(
-            self.page_size, root, digest, rank, rank * pool.pages * self.page_size, mode
-        )
+        first = rank * pool.pages * self.page_size
+        table = PageTable(self.page_size, root, digest, rank, first, mode, for_all)
         for page in shared:
             pool.hold(page)
         table.extend(shared)
