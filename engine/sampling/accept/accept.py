@@ -21,10 +21,7 @@ RngAt = Callable[[int, int], np.random.Generator]
 
 
 def accept(
-    trees: Sequence[Tree],
-    target: Sequence[TargetProbsAt],
-    rng: RngAt,
-    rules: Sequence[Rule],
+    trees: Sequence[Tree], target: Sequence[TargetProbsAt], rng: RngAt, rules: Sequence[Rule]
 ) -> AcceptResult:
     """Verify every request's tree by its rule: the accepted nodes, root to leaf, and their tokens with one
     more from the target.
@@ -43,10 +40,6 @@ def accept(
     return result
 
 
-RULES: dict[str, Rule] = {
-    "token": tokenwise,
-    "block": block,
-    "reproducible": follow_target,
-}
+RULES: dict[str, Rule] = {"token": tokenwise, "block": block, "reproducible": follow_target}
 """The exact rules that a user may ask for, by name. "lossy-stepwise" is made for each model, since it knows
 which tokens end a step: `LossyStepwise`."""

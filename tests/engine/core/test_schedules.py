@@ -27,12 +27,7 @@ from fastslow.engine.params import Escalation, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.types import (
-    ALL_GROUPS,
-    Drafter,
-    ModelOutput,
-    Rows,
-)
+from fastslow.engine.types import ALL_GROUPS, Drafter, ModelOutput, Rows
 from fastslow.policies.speculation.planner import FixedLength
 
 EOS = 2

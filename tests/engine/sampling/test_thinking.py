@@ -13,11 +13,7 @@ from thoughts import THINK, Bound, told
 from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.sampling.thinking import Thought
-from fastslow.engine.text.thought import (
-    TagTokens,
-    ThoughtSplitter,
-    ThoughtTags,
-)
+from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
