@@ -33,6 +33,7 @@ CHANGED = "*"  # ends the name of a preset that a call changed
 LATENCY_MS = 0.001, 86_400_000  # up to a day
 MOST_PRIORITY = 1000  # that a call may give, and its negative
 LONGEST_GRAMMAR, MOST_CHOICES = 262_144, 1000  # characters, texts
+Schema = str | bool | Mapping[str, Any]
 GrammarText = Annotated[str, Field(min_length=1, max_length=LONGEST_GRAMMAR)]
 Choices = Annotated[tuple[GrammarText, ...], Field(min_length=1, max_length=MOST_CHOICES)]
 
@@ -40,10 +41,8 @@ Choices = Annotated[tuple[GrammarText, ...], Field(min_length=1, max_length=MOST
 class GrammarSpec(Params):
     """What an answer has to look like: exactly one of the fields. A schema is kept as its JSON text."""
 
-    json_schema: Annotated[str | bool | Mapping[str, Any] | None, kept_as(GrammarText | None)] = (
-        Field(
-            default=None, description="a JSON schema, or its text: the answer is JSON of that form"
-        )
+    json_schema: Annotated[Schema | None, kept_as(GrammarText | None)] = Field(
+        default=None, description="a JSON schema, or its text: the answer is JSON of that form"
     )
     json_object: Literal[True] | None = Field(default=None, description="any JSON object")
     regex: GrammarText | None = Field(

@@ -64,9 +64,7 @@ class EngineCore:
         self._totals = EngineTotals()
         self._meter = LoadMeter()
         self._next_deadline = math.inf  # no request's is before it
-        self._unnotified: dict[
-            int, Request
-        ] = {}  # their callers do not know yet that they are over
+        self._unnotified: dict[int, Request] = {}  # whose callers do not know that they are over
         self._over: set[int] = set()  # which the drafter has to let go
 
     @property
@@ -135,10 +133,8 @@ class EngineCore:
         if ready:
             pure = all(item.ready and item.chunk == 1 for item in work)
             seconds = time.perf_counter() - drafted
-            timing = StepTiming(
-                rows, seconds, drafted - started, sum(map(len, result.tokens)), pure
-            )
-            self.cost_model.note(ready, timing)
+            made = sum(map(len, result.tokens))
+            self.cost_model.note(ready, StepTiming(rows, seconds, drafted - started, made, pure))
         self._meter.note(work, ready, rows, time.perf_counter() - started)
         for request in ready:
             request.spec_stats.draft_seconds += drafted - started

@@ -91,13 +91,18 @@ class SpecDecodeStats:
         if sources is not None and sources.count(sources[0]) == len(sources):  # as mostly
             drafter, sources = sources[0], None
         if sources is None:
-            counts = self.by_drafter.setdefault(drafter, DraftCounts())
-            counts.add_chain(len(tree.tokens), depth, len(accepted))
+            self._of(drafter).add_chain(len(tree.tokens), depth, len(accepted))
             return
         for name in set(sources):
             mine = [d for d, source in zip(tree.depths, sources, strict=True) if source == name]
             taken = (tree.depths[node] for node in accepted if sources[node] == name)
-            self.by_drafter.setdefault(name, DraftCounts()).add_nodes(mine, taken)
+            self._of(name).add_nodes(mine, taken)
+
+    def _of(self, name: str) -> DraftCounts:
+        counts = self.by_drafter.get(name)
+        if counts is None:
+            counts = self.by_drafter[name] = DraftCounts()
+        return counts
 
 
 def _at_least(values: Sequence[int]) -> list[int]:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from schedule_tools import small_cache
@@ -15,7 +14,7 @@ from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.pages import PagePool
-from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.kv.storage import KVStorage
 
 TEXT = list(range(100, 116))
 
@@ -74,17 +73,6 @@ def test_rejected_rows_are_never_published() -> None:
     assert len(_prefix(cache)) == 0 and cache.valid(0) == 3
     cache.commit(0, 4, [1], TEXT[:6])
     assert len(_prefix(cache)) == 1 and cache.valid(0) == 5
-
-
-def test_moves_may_overlap() -> None:
-    storage = KVStorage(KVShape(2, 5, 1, 1, torch.float32, "cpu"))
-    for rows in (*storage.k, *storage.v):
-        rows.copy_(torch.arange(5.0).reshape(5, 1, 1))
-    storage.move(np.array([0, 1, 2]), np.array([1, 2, 0]))
-    for rows in (*storage.k, *storage.v):
-        assert rows.flatten().tolist() == [2, 0, 1, 3, 4]
-    token = KVStorage.token_bytes(layers=2, kv_heads=1, head_dim=1, dtype=torch.float32)
-    assert storage.nbytes == 5 * token
 
 
 def test_pages_come_in_runs_with_room_to_grow() -> None:

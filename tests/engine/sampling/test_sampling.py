@@ -127,15 +127,6 @@ def test_what_is_kept(fields: dict[str, Any], logits: list[float], kept: list[in
     assert len(set(equals)) == 1
 
 
-def test_a_penalty_sees_the_drafted_tokens_before_its_position_only() -> None:
-    request = view([1], [2], presence_penalty=2.0)
-    base = got(view([1], [2]))
-    for drafted, penalised in (([], {2}), ([4], {2, 4}), ([4, 4, 7], {2, 4, 7})):
-        probs_V = got(request, drafted)
-        lower = {i for i in range(8) if probs_V[i] / base[i] < probs_V[3] / base[3] * 0.5}
-        assert lower == penalised
-
-
 def test_large_logits_do_not_overflow() -> None:
     check(view(temperature=0.5), logits=[3e4, 3e4 - 1, -3e4])
 
