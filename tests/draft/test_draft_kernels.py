@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import write_kin
-from head_tools import exact_layer, node_paths, tiny_weights
+from head_tools import node_paths, tiny_weights
 from kernel_tools import compiled
 
 from fastslow.draft.head import runner as runner_module
+from fastslow.draft.head.config import read_ends, stored_ends
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
-from fastslow.draft.head.target import read_ends, stored_ends
 from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
@@ -38,16 +38,15 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(
     target: Path, form: Format = Format.INT8, window: int = 512, size: int = 40
 ) -> tuple[KernelRunner, TorchRunner]:
-    """The same head on the kernels and with float32 products."""
+    """The same head on the kernels and in torch."""
     config, weights = tiny_weights(target, size=size)
     config = replace(config, window=window)
     # as in a file; torch then computes with what is left of them
     weights = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
     ends = read_ends(target)
-    head = TrainedHead(config, weights, ends)
-    plain = {name: w.float() for name, w in weights.items()}
-    head._layer = exact_layer(config, plain, ends.head[head.vocab.ids])
-    return KernelRunner(config, weights, ends, form), TorchRunner(head)
+    return KernelRunner(config, weights, ends, form), TorchRunner(
+        TrainedHead(config, weights, ends)
+    )
 
 
 def rows(seed: int = 0, count: int = ROWS) -> tuple[torch.Tensor, list[int]]:

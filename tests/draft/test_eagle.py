@@ -15,7 +15,7 @@ from eagle_tools import (
     eagle_config,
     eagle_text,
     eagle_weights,
-    exact_head,
+    plain_head,
     write_eagle,
     write_files,
 )
@@ -23,10 +23,9 @@ from engine_tools import write_kin
 from kernel_tools import compiled
 from torch import Tensor
 
-from fastslow.draft.head.eagle import EagleConfig
-from fastslow.draft.head.eagle_file import embedding_of, read_eagle
+from fastslow.draft.head.config import StoredEnds
+from fastslow.draft.head.eagle import EagleConfig, embedding_of, read_eagle
 from fastslow.draft.head.runner import KernelRunner, TorchRunner, load_head
-from fastslow.draft.head.target import HeadlessEnds
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.config import ModelConfig
@@ -56,7 +55,7 @@ def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
     tmp_path: Path, target: Path, layout: str, fields: Fields
 ) -> None:
     folder = write_eagle(tmp_path / "head", target, layout, **fields)
-    head, plain = exact_head(folder, target), ReferenceEagle(folder, target)
+    head, plain = plain_head(folder, target), ReferenceEagle(folder, target)
     features, after = eagle_text(head)
     runner = TorchRunner(head)
     number, half = runner.open(0), len(after) // 2
@@ -98,7 +97,7 @@ def test_which_layers_are_read(
 
 def on_kernels(folder: Path, target: Path, form: Format) -> KernelRunner:
     config, weights = read_eagle(folder, ModelConfig.from_folder(target))
-    ends = HeadlessEnds(embedding_of(folder, config, target))
+    ends = StoredEnds(embedding_of(folder, config, target))
     return KernelRunner(config.shape, weights, ends, form, config.paired())
 
 
@@ -117,8 +116,8 @@ def test_the_kernels_have_the_logits_of_torch_and_a_texts_bits_are_its_own(
 ) -> None:
     """Whatever runs beside a text, and however its rows came."""
     folder = write_eagle(tmp_path / "head", target, "speculators", **fields)
-    plain, fast = TorchRunner(exact_head(folder, target)), on_kernels(folder, target, form)
-    features, after = eagle_text(exact_head(folder, target), 40)
+    plain, fast = TorchRunner(plain_head(folder, target)), on_kernels(folder, target, form)
+    features, after = eagle_text(plain_head(folder, target), 40)
     reference, alone = plain.open(3), fast.open(3)
     for runner, number in ((plain, reference), (fast, alone)):
         runner.read(NewRows([number], [30], after[:30], features[:30]))
@@ -157,7 +156,7 @@ def test_shapes_that_do_not_fit_the_kernels_are_refused(tmp_path: Path, target: 
     config, weights = read_eagle(
         write_eagle(tmp_path / "head", target), ModelConfig.from_folder(target)
     )
-    ends = HeadlessEnds(embedding_of(tmp_path / "head", config, target))
+    ends = StoredEnds(embedding_of(tmp_path / "head", config, target))
     paired = config.paired()
     assert paired is not None
     for wrong, sentence in (
@@ -178,7 +177,7 @@ def test_a_trees_scores_are_those_of_its_paths(
     tmp_path: Path, target: Path, layout: str, fields: Fields, kind: str
 ) -> None:
     folder = write_eagle(tmp_path / "head", target, layout, **fields)
-    plain, exact = ReferenceEagle(folder, target), exact_head(folder, target)
+    plain, exact = ReferenceEagle(folder, target), plain_head(folder, target)
     runner = TorchRunner(exact) if kind == "torch" else on_kernels(folder, target, FORMS[0])
     features, after = eagle_text(exact)
     number = runner.open(0)
@@ -346,7 +345,7 @@ def test_the_logits_are_those_of_its_own_module(
     else:
         named = {n.replace("layers.0.", "midlayer."): w for n, w in weights.items()}
         folder = write_files(tmp_path / "head", ours, named)
-    head = exact_head(folder, target)
+    head = plain_head(folder, target)
     features, after = eagle_text(head)
     seen: list[torch.Tensor] = []
     module.lm_head.register_forward_hook(lambda _, __, out: seen.append(out[0]))

@@ -18,9 +18,8 @@ from kernel_tools import compiled
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import HeadConfig, read_head
+from fastslow.draft.head.config import HeadConfig, read_ends, read_head
 from fastslow.draft.head.runner import KernelRunner, load_head
-from fastslow.draft.head.target import read_ends
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 
 VOCABULARY, HIDDEN = 90, 64

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from eagle_tools import exact_head, write_eagle
+from eagle_tools import plain_head, write_eagle
 from engine_tools import Ask, Bench, Make, Setting, answer, write_kin
 from head_tools import PROMPTS, RUNNERS, View, check_sampled_answers, tiny_runner
 
@@ -88,7 +88,7 @@ def bench(folder: Path) -> Bench:
         "eagle chain": head(load_head(original, folder)),
         "speculators best chain": head(load_head(speculators, folder), **best),
         "narrow tree": head(load_head(narrow, folder), **tree),
-        "eagle torch tree": head(TorchRunner(exact_head(original, folder)), **tree),
+        "eagle torch tree": head(TorchRunner(plain_head(original, folder)), **tree),
         "blind tree": head(tiny_runner(folder), **tree),
         "other layers": head(tiny_runner(folder, "torch", (1,), prompt=5)),
     }

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from engine_tools import Ask, Bench, Setting, finish, write_kin
-from head_tools import PROMPTS, RUNNERS, View, exact_layer, tiny_runner, tiny_weights
+from head_tools import PROMPTS, RUNNERS, View, tiny_runner, tiny_weights
 
 from fastslow.draft.base import BaseDrafter
+from fastslow.draft.head.config import read_ends
 from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, TorchRunner
 from fastslow.draft.head.state import FinishedTexts
-from fastslow.draft.head.target import read_ends
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
@@ -285,7 +285,6 @@ def test_drafting_computes_what_training_computed(folder: Path, model: Model) ->
     config, weights = tiny_weights(folder)
     ends = read_ends(folder)
     head = TrainedHead(replace(config, prompt=SHOWN), weights, ends)
-    head._layer = exact_layer(config, weights, ends.head[head.vocab.ids])
     tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
     (seen,) = look(model, [TrainText(tokens, 40)], (0, 1))
     batch = batch_of([BatchCut(seen, SHOWN)], config.hidden)

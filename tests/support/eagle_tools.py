@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.draft.head.eagle import EagleHead
-from fastslow.draft.head.eagle_file import embedding_of, read_eagle
+from fastslow.draft.head.eagle import embedding_of, read_eagle
+from fastslow.draft.head.head import EagleHead
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Tree
 
@@ -142,11 +141,9 @@ def write_files(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]
     return folder
 
 
-def exact_head(folder: Path, target: Path) -> EagleHead:
-    """With float32 products."""
+def plain_head(folder: Path, target: Path) -> EagleHead:
     config, weights = read_eagle(folder, ModelConfig.from_folder(target))
-    embedding = embedding_of(folder, config, target)
-    return EagleHead(config, weights, embedding, lambda name, x: F.linear(x, weights[name].float()))
+    return EagleHead(config, weights, embedding_of(folder, config, target))
 
 
 def eagle_text(head: EagleHead, count: int = 7) -> tuple[Tensor, list[int]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer
 from kernel_tools import wanted
@@ -19,11 +18,9 @@ from reference_model import ReferenceModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
+from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig, read_ends
 from fastslow.draft.head.head import TrainedHead
-from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
-from fastslow.draft.head.target import read_ends
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Tree
 from fastslow.tools.train_head.train import draft_vocabulary, first_weights
@@ -48,19 +45,12 @@ def tiny_weights(
 def tiny_runner(
     target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), **fields: Any
 ) -> HeadRunner:
-    """A head in torch, in int8 where that runs, or on the kernels; `fields` are of its config."""
+    """A head in torch or on the kernels; `fields` are of its config."""
     config, weights = tiny_weights(target, layers)
     config = replace(config, **fields)
     if kind == "torch":
         return TorchRunner(TrainedHead(config, weights, read_ends(target)))
     return KernelRunner(config, weights, read_ends(target))
-
-
-def exact_layer(config: HeadConfig, weights: dict[str, Tensor], head_DH: Tensor) -> HeadLayer:
-    """The same head with float32 products."""
-    matrices = {**weights, "head": head_DH}
-    norms = {name: weights[name] for name in NORMS}
-    return HeadLayer(config, norms, lambda name, x: F.linear(x, matrices[name].float()))
 
 
 def write_head(path: Path, config: HeadConfig, weights: dict[str, Tensor]) -> Path:
