@@ -12,11 +12,6 @@ from fastslow.engine.types import Drafter
 def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = False) -> list[str]:
     """The drafters that `settings.drafter` names, in order; see `build_drafter`.
 
-    Args:
-        settings: what a request asked for.
-        units: what the target may run fewer of.
-        has_head: whether the target has a head.
-
     Raises:
         ValueError: an unknown name (the message gives the nearest known one), or settings that a drafter's
             `DrafterKind.check` refuses.
@@ -38,16 +33,12 @@ def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = Fa
 
 
 def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
-    """Make the drafter that a request asked for.
+    """Make the drafter that a request asked for; the loaders of `deps` raise ValueError if something does
+    not fit.
 
     "a+b" asks b where a has no draft; "a|b" asks each where it pays, and merges their trees where
     both have scores, else takes the more promising one. "auto" is AUTO_WITH_HEAD where the model has a
-    head, whose trees are then AUTO_WIDTH wide, else AUTO. The time of drafters counts where the
-    engine chooses the length.
-
-    Args:
-        settings: what a request asked for.
-        deps: the engine's parts; its loaders raise ValueError if something does not fit.
+    head, whose trees are then AUTO_WIDTH wide, else AUTO.
     """
     names = check_drafter(settings, RoutedUnits.of(deps.target.config), deps.has_head)
     made = [DRAFTERS[name].make(settings, deps) for name in names]

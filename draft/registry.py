@@ -37,34 +37,22 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class DrafterDeps:
-    """The parts of an engine that drafters are made of.
+    """The parts of an engine that drafters are made of."""
 
-    Attributes:
-        target: the model that verifies.
-        cache: the target's KV.
-        load_model: the draft model at a path.
-        load_head: the trained head at a path; None = the target's: trained for it, or in its checkpoint.
-        load_corpus: the stored answers at a path.
-        memory: the engine's earlier answers; None = they are not stored.
-        has_head: whether the target has a head.
-        selection: (number of drafters, settings) -> what decides which of them are asked.
-        marginal_value: of a token and of a row in a batch's step; None = unknown.
-    """
-
-    target: Model
-    cache: KVCache
-    load_model: Callable[[str], LoadedModel]
-    load_head: Callable[[Path | None], HeadRunner]
+    target: Model  # verifies
+    cache: KVCache  # the target's
+    load_model: Callable[[str], LoadedModel]  # the draft model at a path
+    load_head: Callable[[Path | None], HeadRunner]  # at a path; None: the target's own
     load_corpus: Callable[[Path], Corpus]
-    memory: AnswerMemory | None
-    has_head: bool
-    selection: Callable[[int, Speculation], DrafterSelection]
+    memory: AnswerMemory | None  # earlier answers; None: they are not stored
+    has_head: bool  # the target has a head
+    selection: Callable[[int, Speculation], DrafterSelection]  # for a number of drafters
     marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterKind:
-    """What the house knows of a drafter. A new drafter is one entry of `DRAFTERS`.
+    """What the house knows of a drafter.
 
     Attributes:
         make: makes it from a request's settings and the parts of the engine.

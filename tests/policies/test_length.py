@@ -168,10 +168,6 @@ def test_a_curve_grows_with_rows_whatever_noise_says() -> None:
     # what took longer than more rows was held up, and does not make those look dear
     held_up = StepCostCurve([1, 2, 4, 8], [1.0, 1.1, 5.0, 1.5])
     assert held_up.seconds(4) == 1.5 and held_up.seconds(2) == 1.1
-    with pytest.raises(ValueError, match="must ascend from 1"):
-        StepCostCurve([2, 4], [1.0, 1.0])
-    with pytest.raises(ValueError, match="positive seconds"):
-        StepCostCurve([1, 2], [1.0])
 
 
 def run(length: AdaptiveLength, accepted: int, curve: StepCostCurve) -> int:
