@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,72 +297,3 @@ def test_files_that_are_damaged_or_of_another_kind(tmp_path: Path, target: Path)
     assert "is not valid JSON" in refused(folder, target)
     (folder / "config.json").unlink()
     assert "it has no config.json, so it is no published head" in refused(folder, target)
-
-
-@pytest.fixture(scope="module")
-def eagle3() -> Any:
-    """The torchaudio that comes with it is not needed, and may be of another torch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torchaudio", None)
-        return pytest.importorskip("speculators.models.eagle3")
-
-
-def module_of(eagle3: Any, config: Fields) -> Any:
-    made = eagle3.Eagle3SpeculatorConfig(**config)
-    made.transformer_layer_config._attn_implementation = "eager"
-    return eagle3.Eagle3DraftModel(made).eval()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["original", "speculators"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"model_type": "llama"},
-        {"model_type": "qwen3"},
-        {"model_type": "llama", "norm_before_residual": True, "attention_bias": True},
-        {"model_type": "llama", "norm_before_fc": True, "norm_output": True},
-        {"model_type": "llama", "fc_norm": True, "mlp_bias": True},
-    ],
-    ids=str,
-)
-def test_the_logits_are_those_of_its_own_module(
-    tmp_path: Path, eagle3: Any, layout: str, fields: Fields
-) -> None:
-    """Of the `speculators` library: every row of a text, and a chain of tokens after each."""
-    target = write_kin(tmp_path / "target", vocab_size=12, num_hidden_layers=4)
-    fields = {**fields, "eagle_aux_hidden_state_layer_ids": [1, 2, 4]}
-    config = eagle_config(target, "speculators", **fields)
-    weights = eagle_weights(config, embedding=True)
-    module = module_of(eagle3, config)
-    missing, unexpected = module.load_state_dict(weights, strict=False)
-    assert not unexpected and all(name.startswith("verifier_") for name in missing)
-    ours = eagle_config(target, layout, **fields)
-    if layout == "speculators":
-        folder = tmp_path / "head"
-        module.save_pretrained(folder)
-    else:
-        named = {n.replace("layers.0.", "midlayer."): w for n, w in weights.items()}
-        folder = write_files(tmp_path / "head", ours, named)
-    head = plain_head(folder, target)
-    features, after = eagle_text(head)
-    seen: list[torch.Tensor] = []
-    module.lm_head.register_forward_hook(lambda _, __, out: seen.append(out[0]))
-    with torch.no_grad():
-        module(
-            features[None],
-            torch.tensor([after]),
-            torch.zeros(1, len(after), dtype=torch.long),
-            ttt_steps=4,
-        )
-    assert len(seen) == 4
-    runner = TorchRunner(head)
-    for row in range(len(after)):
-        number = runner.open(0)
-        rows = NewRows([number], [row + 1], after[: row + 1], features[: row + 1])
-        runner.grow(rows, NOTHING)
-        for step in range(4):
-            found = torch.from_numpy(runner.logits(number))
-            assert (found - seen[step][row]).abs().max() < 1e-4, (row, step)
-            following = after[row + 1 + step] if row + 1 + step < len(after) else 0
-            runner.advance([number], [following])
