@@ -667,7 +667,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "verify_seen.append(looks)",
         ),
     },
-    ("tools/train_head/unroll.py", ("tests/draft/test_head.py",)): {
+    ("tools/train_head/unroll.py", PROMPTS): {
         "a chain in training forgets the prompt": ("tril(before - step)", "tril(-step)"),
     },
     ("tools/train_head/batches.py", PROMPTS): {

@@ -23,16 +23,10 @@ class LockstepDraft(BaseDrafter, ABC):
     device, which may differ from the target's.
 
     Args:
-        kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
-
-    Raises:
-        ValueError: the KV is on another device than the model.
+        kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself; on the model's device.
     """
 
     def __init__(self, model: Model, kv: DraftKV) -> None:
-        device, found = model.device, kv.cache.storage.device
-        if found.type != device.type or device.index not in (None, found.index):
-            raise ValueError(f"the draft's KV is on {found}, but must be on {device}")
         self._model = model
         self._kv = kv
 

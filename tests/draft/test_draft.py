@@ -159,6 +159,7 @@ def test_a_bad_drafter_is_named_and_does_not_keep_the_others(
         ({"drafter": "ngram+"}, 8, r"'ngram\+' is unknown"),
         ({"drafter": "self"}, 0, "'self' needs a model with routed groups"),
         ({"drafter": "ngram+model"}, 8, "'model' needs model=PATH"),
+        ({"drafter": "ngram+self|suffix"}, 8, r".* must join names by \+ or by \|, not by both$"),
         ({"drafter": "head"}, 8, "'head' needs head=PATH"),
     ],
     ids=str,
@@ -169,14 +170,8 @@ def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
 
 
 def test_settings_that_do_not_fit() -> None:
-    units = RoutedUnits("groups", 8)
     with pytest.raises(ValueError, match=r"^speculation groups=9 is outside 0\.\.8$"):
-        check_drafter(Speculation(drafter="self", groups=9), units)
-    with pytest.raises(ValueError, match=r"must join names by \+ or by \|, not by both$"):
-        check_drafter(Speculation(drafter="ngram+self|suffix"), units)
-
-
-@pytest.mark.parametrize("made", [None, [[1, 2]]])
-def test_what_is_no_list_of_trees_is_refused(made: Any) -> None:
-    with pytest.raises(ValueError, match="and a list of Tree is needed"):
-        counted(made, 1)
+        check_drafter(Speculation(drafter="self", groups=9), RoutedUnits("groups", 8))
+    for made in (None, [[1, 2]]):
+        with pytest.raises(ValueError, match="and a list of Tree is needed"):
+            counted(made, 1)  # type: ignore[arg-type]

@@ -252,12 +252,3 @@ def test_a_full_context_is_not_drafted_for_and_a_batch_takes_one_forward_a_token
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
     drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
     assert model.forwards == [20, 3, 2]
-
-
-def test_the_kv_must_be_where_the_model_is() -> None:
-    """The draft model has a device of its own: nothing of it may lie where the target is."""
-    model: Any = Digest()
-    kv = OwnKV(cache_for(model, 4))
-    model.device = torch.device("cuda", 1)
-    with pytest.raises(ValueError, match=r"^the draft's KV is on cpu, but must be on cuda:1$"):
-        ModelDraft(model, kv, probs_at)

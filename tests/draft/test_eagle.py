@@ -18,7 +18,7 @@ from eagle_tools import (
     write_eagle,
     write_files,
 )
-from engine_tools import write_kin
+from head_tools import check_scores
 from kernel_tools import compiled
 from torch import Tensor
 
@@ -34,12 +34,6 @@ LAYOUTS = ("original", "speculators")
 FORMS = (Format.FLOAT32, Format.INT4)
 NOTHING = TreeLimits([0], 1, 1, [0.0])
 IDS = "eagle_aux_hidden_state_layer_ids"
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("eagle") / "target"
-    return write_kin(made, vocab_size=12, num_hidden_layers=2)
 
 
 @pytest.mark.parametrize(
@@ -150,22 +144,6 @@ def test_what_the_kernels_do_not_have_runs_in_torch(
     assert any("runs in plain torch" in line for line in logged)
 
 
-@compiled
-def test_shapes_that_do_not_fit_the_kernels_are_refused(tmp_path: Path, target: Path) -> None:
-    config, weights = read_eagle(
-        write_eagle(tmp_path / "head", target), ModelConfig.from_folder(target)
-    )
-    ends = StoredEnds(embedding_of(tmp_path / "head", config, target))
-    paired = config.paired()
-    assert paired is not None
-    for wrong, sentence in (
-        ({"level": 7}, "features of 64 are no multiple of level=7"),
-        ({"frequencies": paired.frequencies[1:]}, "frequencies must be 8 of float64, not 7"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            KernelRunner(config.shape, weights, ends, paired=paired._replace(**wrong))
-
-
 @pytest.mark.parametrize("kind", ["torch", pytest.param("kernels", marks=compiled)])
 @pytest.mark.parametrize(
     ("layout", "fields"),
@@ -176,17 +154,16 @@ def test_a_trees_scores_are_those_of_its_paths(
     tmp_path: Path, target: Path, layout: str, fields: Fields, kind: str
 ) -> None:
     folder = write_eagle(tmp_path / "head", target, layout, **fields)
-    plain, exact = ReferenceEagle(folder, target), plain_head(folder, target)
-    runner = TorchRunner(exact) if kind == "torch" else on_kernels(folder, target, FORMS[0])
-    features, after = eagle_text(exact)
+    head = plain_head(folder, target)
+    runner = TorchRunner(head) if kind == "torch" else on_kernels(folder, target, FORMS[0])
+    features, after = eagle_text(head)
     number = runner.open(0)
     runner.add_tokens(number, after)
-    assert runner.vocab_ids(number).tolist() == plain.tokens, "it has no other tokens to draft"
+    assert runner.vocab_ids(number).tolist() == head.vocab.ids.tolist(), "it drafts no others"
     rows = NewRows([number], [len(after)], after, features)
     tree = runner.grow(rows, TreeLimits([14], 3, 4, [0.0]))[0]
     assert len(tree.tokens) == 14 and len(set(tree.parents)) > 4
-    # the kernels' keys are bfloat16
-    plain.check_scores(tree, features, after, rel=1e-3 if kind == "torch" else 3e-2)
+    check_scores(runner, number, tree)
 
 
 def refused(folder: Path, target: Path) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_tools import write_kin
 from head_tools import tiny_weights, write_head
 from safetensors.torch import save_file
 
@@ -19,13 +18,7 @@ from fastslow.draft.head.layer import HeadKV, HeadLayer
 from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.tools.train_head.train import draft_vocabulary
-from fastslow.tools.train_head.unroll import Prefix, unroll
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("head") / "target"
-    return write_kin(made, vocab_size=12, num_hidden_layers=2)
+from fastslow.tools.train_head.unroll import unroll
 
 
 @pytest.fixture(scope="module")
@@ -72,46 +65,6 @@ def test_drafting_computes_what_training_unrolled(
     fresh = slice(cut, cut + 2)
     hidden = head.read(features[fresh], after[fresh], [context], [2])
     assert torch.allclose(hidden[0], steps[0][cut + 1], atol=1e-4)
-
-
-@pytest.mark.parametrize("window", [512, 6])
-def test_a_prefix_is_rows_that_no_chain_starts_from(plain: TrainedHead, window: int) -> None:
-    """Training with a prompt in front of the rows that teach equals training on the whole text."""
-    layer = in_window(plain, window)._layer
-    features, after = rows(11, plain)
-    embedded = plain._embedding[torch.tensor(after)].float()
-    whole = unroll(layer, features[None], embedded[None], torch.ones(1, 11, dtype=torch.bool), 4)
-    prefix = Prefix(
-        torch.cat((features[7:9], features[:5]))[None],
-        torch.cat((embedded[7:9], embedded[:5]))[None],
-        torch.arange(-7, 0)[None],
-        (torch.arange(7) >= 2)[None],
-    )
-    there = torch.ones(1, 6, dtype=torch.bool)
-    parts = unroll(layer, features[None, 5:], embedded[None, 5:], there, 4, prefix)
-    for step, (one, other) in enumerate(zip(whole, parts)):
-        assert torch.allclose(one[0, 5 + step :], other[0, step:], atol=1e-5), step
-
-
-@pytest.mark.parametrize("window", [512, 4])
-def test_a_node_of_a_tree_sees_its_own_path(plain: TrainedHead, window: int) -> None:
-    config = replace(plain.config, window=window)
-    features, after = rows(5, plain)
-
-    def begun() -> tuple[HeadKV, torch.Tensor]:
-        context = HeadKV(config, 0)
-        return context, plain.read(features, after, [context], [5])
-
-    tree, root = begun()
-    first = plain.step(root[[0, 0]], [3, 4], [tree], [[-1, -1]])
-    second = plain.step(first[[1, 0, 1]], [5, 6, 7], [tree], [[1, 0, 1]])
-    for node, path in enumerate(([4, 5], [3, 6], [4, 7])):
-        chain, hidden = begun()
-        for depth, token in enumerate(path):
-            hidden = plain.step(hidden, [token], [chain], [[depth - 1]])
-        if window == 512:  # a window counts rows, and a tree has more of them
-            assert torch.allclose(second[node], hidden[0], atol=1e-5)
-        assert second[node].isfinite().all()
 
 
 def test_trees_keep_the_likeliest_paths(plain: TrainedHead) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import write_kin
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from safetensors.torch import save_file
@@ -22,12 +21,6 @@ from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 
 VOCABULARY, HIDDEN = 90, 64
 FAR = 10**12
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    fields: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": HIDDEN}
-    return write_kin(tmp_path_factory.mktemp("checks") / "target", vocab_size=VOCABULARY, **fields)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +49,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_shape_beyond_the_limits_is_refused(
-    target: Path, tmp_path: Path, field: str, value: Any, sentence: str
+    wide_target: Path, tmp_path: Path, field: str, value: Any, sentence: str
 ) -> None:
-    config, weights = tiny_weights(target)
+    config, weights = tiny_weights(wide_target)
     fields = asdict(config) | {"layers": list(config.layers), field: value}
     path = tmp_path / "head.safetensors"
     save_file(weights, path, {"kind": "fastslow-head", "config": json.dumps(fields)})
@@ -78,24 +71,24 @@ def test_a_shape_beyond_the_limits_is_refused(
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
-    target: Path, tmp_path: Path, name: str, change: Callable[[Tensor], Any], sentence: str
+    wide_target: Path, tmp_path: Path, name: str, change: Callable[[Tensor], Any], sentence: str
 ) -> None:
-    config, weights = tiny_weights(target)
+    config, weights = tiny_weights(wide_target)
     changed = {n: t for n, t in (weights | {name: change(weights[name])}).items() if t is not None}
     with pytest.raises(ValueError, match=sentence):
-        load_head(write_head(tmp_path / "h", config, changed), target)
+        load_head(write_head(tmp_path / "h", config, changed), wide_target)
 
 
-def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> None:
-    config, weights = tiny_weights(target)
+def test_a_head_of_another_target_is_refused(wide_target: Path, tmp_path: Path) -> None:
+    config, weights = tiny_weights(wide_target)
     wide = replace(config, hidden=96)
     shapes = {name: torch.zeros(shape) for name, shape in wide.shapes().items()}
     path = write_head(tmp_path / "wide.safetensors", wide, shapes | {"tokens": weights["tokens"]})
     with pytest.raises(ValueError, match="is of a target with hidden_size=96 and a vocabulary"):
-        load_head(path, target)
+        load_head(path, wide_target)
     path = write_head(tmp_path / "deep.safetensors", replace(config, layers=(0, 7)), weights)
     with pytest.raises(ValueError, match="reads layer 7 of its target, which has 2"):
-        load_head(path, target)
+        load_head(path, wide_target)
 
 
 @compiled
@@ -109,12 +102,12 @@ def test_a_head_of_another_target_is_refused(target: Path, tmp_path: Path) -> No
     ],
 )
 def test_the_kernels_refuse_such_heads_themselves(
-    target: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, tokens: int, sentence: str
+    wide_target: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, tokens: int, sentence: str
 ) -> None:  # fmt: skip
-    config, _ = tiny_weights(target)
+    config, _ = tiny_weights(wide_target)
     config = replace(config, **changes)
     monkeypatch.setattr(HeadConfig, "check", lambda self: None)
-    ends = read_ends(target)
+    ends = read_ends(wide_target)
     if tokens:
         ends = replace(ends, head=torch.cat([ends.head, ends.head]))  # has rows for any of them
     weights = {name: torch.zeros(shape) for name, shape in config.shapes().items()}
@@ -125,8 +118,8 @@ def test_the_kernels_refuse_such_heads_themselves(
 
 
 @compiled
-def test_calls_that_reach_outside_are_refused_and_the_next_one_drafts(target: Path) -> None:
-    head = KernelRunner(*tiny_weights(target), read_ends(target))
+def test_calls_that_reach_outside_are_refused_and_the_next_one_drafts(wide_target: Path) -> None:
+    head = KernelRunner(*tiny_weights(wide_target), read_ends(wide_target))
     torch.manual_seed(0)
     features = torch.randn(3, 2 * HIDDEN)
     text = head.open(0)

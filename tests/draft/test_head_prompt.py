@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Ask, Bench, Setting, finish, write_kin
+from engine_tools import Ask, Bench, Setting, finish
 from head_tools import PROMPTS, RUNNERS, View, tiny_runner, tiny_weights
 
 from fastslow.draft.base import BaseDrafter
@@ -36,14 +36,8 @@ SHOWN = 16
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("prompt") / "target"
-    return write_kin(made, routed=0.3, vocab_size=12, num_hidden_layers=2)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return load_model(folder, "float32", "cpu", progress=False)
+def model(target: Path) -> Model:
+    return load_model(target, "float32", "cpu", progress=False)
 
 
 class Watch(HeadDraft):
@@ -80,11 +74,11 @@ class Watch(HeadDraft):
     "setting", [Setting(), Setting(pages=26, max_running=4, prompt_rows=7)], ids=str
 )
 def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
-    model: Model, folder: Path, setting: Setting
+    model: Model, target: Path, setting: Setting
 ) -> None:
-    one = Watch(tiny_runner(folder, RUNNERS[-1], prompt=SHOWN), probs_at)
-    two = Watch(tiny_runner(folder, "torch", (1,), prompt=5), probs_at)
-    none = Watch(tiny_runner(folder), probs_at)
+    one = Watch(tiny_runner(target, RUNNERS[-1], prompt=SHOWN), probs_at)
+    two = Watch(tiny_runner(target, "torch", (1,), prompt=5), probs_at)
+    none = Watch(tiny_runner(target), probs_at)
     own = Bench(model, {"one": lambda kv: one, "two": lambda kv: two, "none": lambda kv: none})
     names, params = ("one", "two", "off", "none"), SamplingParams(max_tokens=24, ignore_eos=True)
     some = [Ask(p, params, names[n % 4]) for n, p in enumerate((*PROMPTS, PROMPTS[3]))]
@@ -138,10 +132,10 @@ class Told:
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(folder: Path, kind: str) -> None:
+def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(target: Path, kind: str) -> None:
     found = []
     for cuts in ([0, 39], [0, 25, 39], [0, 24, 25, 26, 38, 39], [*range(40)]):
-        told = Told(tiny_runner(folder, kind, prompt=SHOWN), PROMPTS[3])
+        told = Told(tiny_runner(target, kind, prompt=SHOWN), PROMPTS[3])
         told.read(*map(range, cuts[:-1], cuts[1:]))
         assert not told.drafter.propose([told.view], [8])[0].tokens, "no row to draft from yet"
         for said in ((4, 5), (6,)):
@@ -151,19 +145,19 @@ def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(folder: Path, kind: str)
     for n, (tokens, scores) in enumerate(found):
         assert tokens == found[n % 2][0] and scores == pytest.approx(found[n % 2][1], rel=1e-4)
         assert kind == "torch" or scores == found[n % 2][1], "to the bit"
-    blind = Told(tiny_runner(folder, kind), PROMPTS[3])
+    blind = Told(tiny_runner(target, kind), PROMPTS[3])
     blind.read(range(39))
     blind.say(4, 5)
     assert blind.draft() != found[0], "a prompt that is seen changes the draft"
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_a_prompt_is_not_forgotten(folder: Path, kind: str) -> None:
+def test_a_prompt_is_not_forgotten(target: Path, kind: str) -> None:
     """Neither where nobody drafts for long, nor where rows are missing behind it."""
     for missing in (0, 3):
         drafts = []
         for shown in (SHOWN, 0):
-            told = Told(tiny_runner(folder, kind, prompt=shown, window=1024), PROMPTS[3])
+            told = Told(tiny_runner(target, kind, prompt=shown, window=1024), PROMPTS[3])
             told.read(range(39))
             text = told.drafter._states[7].text if shown else None
             told.view.tokens += [5] * missing  # nobody gathered features
@@ -180,9 +174,9 @@ def test_a_prompt_is_not_forgotten(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("width", [1, 3])
 def test_who_has_missed_rows_does_not_draft_from_old_ones(
-    folder: Path, kind: str, width: int
+    target: Path, kind: str, width: int
 ) -> None:
-    told = Told(tiny_runner(folder, kind, prompt=SHOWN), PROMPTS[1], width)
+    told = Told(tiny_runner(target, kind, prompt=SHOWN), PROMPTS[1], width)
     told.read(range(20))
     told.say(5)
     assert told.draft()[0]
@@ -199,10 +193,10 @@ def test_who_has_missed_rows_does_not_draft_from_old_ones(
 @pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_text_that_goes_on_from_another_takes_its_rows_over(
-    folder: Path, kind: str, ended: bool
+    target: Path, kind: str, ended: bool
 ) -> None:
     """They lie in the prefix cache, so the target shows them to nobody again."""
-    told = Told(tiny_runner(folder, kind, prompt=64), PROMPTS[3])
+    told = Told(tiny_runner(target, kind, prompt=64), PROMPTS[3])
     told.read(range(39))
     told.say(4, 5)
     told.say(6)
@@ -217,7 +211,7 @@ def test_a_text_that_goes_on_from_another_takes_its_rows_over(
         told.read(range(cached, 46))
         told.say(8)
         found[cached] = told.draft()
-    cold = Told(tiny_runner(folder, kind, prompt=64), text)
+    cold = Told(tiny_runner(target, kind, prompt=64), text)
     cold.read(range(46))
     cold.say(8)
     expected = cold.draft()
@@ -237,8 +231,8 @@ def test_a_text_that_goes_on_from_another_takes_its_rows_over(
 
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("why", ["forgotten", "another key"])
-def test_rows_are_not_taken_over_from_a_text_of(folder: Path, why: str, ended: bool) -> None:
-    runner = tiny_runner(folder, "torch", prompt=64)
+def test_rows_are_not_taken_over_from_a_text_of(target: Path, why: str, ended: bool) -> None:
+    runner = tiny_runner(target, "torch", prompt=64)
     assert isinstance(runner, TorchRunner)
     told = Told(runner, PROMPTS[3])
     told.read(range(39))
@@ -260,8 +254,8 @@ def test_rows_are_not_taken_over_from_a_text_of(folder: Path, why: str, ended: b
     assert kept[-1] == told.view.tokens and len(kept) == (1 if why == "forgotten" else 2)
 
 
-def test_only_some_rows_of_ended_texts_are_finished(folder: Path) -> None:
-    runner = tiny_runner(folder, "torch", prompt=64)
+def test_only_some_rows_of_ended_texts_are_finished(target: Path) -> None:
+    runner = tiny_runner(target, "torch", prompt=64)
     assert isinstance(runner, TorchRunner)
     told = Told(runner, PROMPTS[1])
     told.drafter._finished = FinishedTexts(50)
@@ -272,7 +266,7 @@ def test_only_some_rows_of_ended_texts_are_finished(folder: Path) -> None:
         told.drafter.release([number])
         assert not told.drafter._states and len(runner._texts) == min(number - 6, 2)
     assert [state.tokens[0] for state in told.drafter._finished] == [10, 11]
-    blind = tiny_runner(folder, "torch", prompt=0)
+    blind = tiny_runner(target, "torch", prompt=0)
     assert isinstance(blind, TorchRunner)
     told = Told(blind, PROMPTS[1])
     told.say(5)
@@ -280,10 +274,10 @@ def test_only_some_rows_of_ended_texts_are_finished(folder: Path) -> None:
     assert not blind._texts
 
 
-def test_drafting_computes_what_training_computed(folder: Path, model: Model) -> None:
+def test_drafting_computes_what_training_computed(target: Path, model: Model) -> None:
     """A text with a prompt, in the rows and places of a batch, and as a drafter sees it."""
-    config, weights = tiny_weights(folder)
-    ends = read_ends(folder)
+    config, weights = tiny_weights(target)
+    ends = read_ends(target)
     head = TrainedHead(replace(config, prompt=SHOWN), weights, ends)
     tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
     (seen,) = look(model, [TrainText(tokens, 40)], (0, 1))

@@ -1,32 +1,20 @@
-"""Modes as presets, and how far to draft."""
+"""Modes as presets."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-from fastslow.engine.types import Policy, Tree
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
-from fastslow.policies.speculation.planner import FixedLength
 
 GROUPS, DENSE = RoutedUnits("groups", 8), RoutedUnits("groups", 0)
 EXPERTS, LONELY = RoutedUnits("experts", 8), RoutedUnits("experts", 8, least=1)
-
-
-def test_a_fixed_length_plans_the_same_whatever_runs() -> None:
-    policy: Policy = FixedLength(5)
-    request: Any = SimpleNamespace(groups=None)
-    for running in (1, 8):
-        assert policy.plan(request, running) == 5
-        policy.record(Tree.chain([1, 2]), [0])
-        assert policy.survival(Tree.chain([1, 2])) is None
 
 
 def test_fast_runs_a_quarter_of_the_groups_and_deep_all(tmp_path: Path) -> None:
@@ -224,6 +212,11 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
         assert words["experts"] == "4 of 8" and "groups" not in words
         assert meaning(modes["deep"], units)["experts"] == "all 8"
         assert meaning(modes["auto"], units)["experts"] == "as the preset that is taken"
+        for count, kept in ((1, 1), (7, 7), (8, None), (None, None)):
+            assert find_mode({"base": "fast", "experts": count}, modes, units).routed == kept
+    assert (
+        "experts (lossy)" in meaning(Mode(latency_ms=9, may_shorten=("experts",)), units)["latency"]
+    )
     assert builtin_modes(RoutedUnits("experts", 1, least=1))["fast"].routed is None
     assert builtin_modes(RoutedUnits("experts", 1))["fast"].experts == 0
 
@@ -237,6 +230,7 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
         (EXPERTS, {"experts": 9}, r"experts=9 is outside 0\.\.8$"),
         (LONELY, {"experts": 0}, r"experts=0 is outside 1\.\.8: no shared expert would"),
         (EXPERTS, {"experts": 2, "groups": 2}, "groups=2 and experts=2 are both given: groups is"),
+        (LONELY, {"base": "fast", "groups": 2}, "groups=2 must be left out"),
         (LONELY, {"may_shorten": ["groups"]}, "may_shorten='groups' must be 'experts'"),
         (GROUPS, {"may_shorten": ["experts"]}, "may_shorten='experts' must be 'groups'"),
     ],
@@ -250,18 +244,6 @@ def test_counts_that_do_not_fit(
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=says):
         load_modes(presets(tmp_path, {"modes": {"x": fields}}), units)
-
-
-def test_a_count_of_all_experts_is_none() -> None:
-    modes = builtin_modes(LONELY)
-    for count in (1, 7):
-        assert find_mode({"base": "fast", "experts": count}, modes, LONELY).routed == count
-    assert find_mode({"base": "fast", "experts": 8}, modes, LONELY).experts is None
-    assert find_mode({"base": "fast", "experts": None}, modes, LONELY).experts is None
-    with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=2 must be left out"):
-        find_mode({"base": "fast", "groups": 2}, modes, LONELY)
-    cut = Mode(latency_ms=9, may_shorten=("experts",))
-    assert "experts (lossy)" in meaning(cut, LONELY)["latency"]
 
 
 def test_counts_to_compare() -> None:

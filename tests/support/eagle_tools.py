@@ -7,15 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.draft.head.eagle import embedding_of, read_eagle
 from fastslow.draft.head.head import EagleHead
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.types import Tree
 
 LAYER: dict[str, Any] = {
     "hidden_act": "silu",
@@ -84,16 +83,8 @@ def eagle_weights(
         "fc": (hidden, count * theirs, ""),
         "lm_head": (draft, hidden, ""),
     }
-    norms = dict.fromkeys(
-        [
-            *(
-                f"{prefix}{x}"
-                for x in ("input_layernorm", "hidden_norm", "post_attention_layernorm")
-            ),
-            "norm",
-        ],
-        hidden,
-    )
+    names = ("input_layernorm", "hidden_norm", "post_attention_layernorm")
+    norms = dict.fromkeys([*(f"{prefix}{name}" for name in names), "norm"], hidden)
     if c.get("model_type") == "qwen3":
         norms |= dict.fromkeys((f"{prefix}self_attn.{x}_norm" for x in "qk"), c["head_dim"])
     if config.get("norm_before_fc"):
@@ -181,20 +172,6 @@ class ReferenceEagle:
         normed = outs if self._top.get("norm_output") else [self._norm("norm", x) for x in outs]
         return torch.stack([self._w["lm_head.weight"] @ x for x in normed])
 
-    def check_scores(self, tree: Tree, features: Tensor, after: list[int], rel: float) -> None:
-        """Every node's score is the chance of its path, up to `rel` of it."""
-        assert tree.scores is not None
-        for node, score in enumerate(tree.scores):
-            path: list[int] = []
-            at = node
-            while at >= 0:
-                path.insert(0, tree.tokens[at])
-                at = tree.parents[at]
-            log_q = torch.log_softmax(self.chain(features, after, path[:-1]), -1)
-            places = [self.tokens.index(token) for token in path]
-            chance = float(log_q[range(len(path)), places].sum().exp())
-            assert score == pytest.approx(chance, rel=rel)
-
     def _fused(self, row: Tensor) -> Tensor:
         if self._top.get("norm_before_fc"):
             row = self._norm("input_norm", row)
@@ -244,6 +221,4 @@ class ReferenceEagle:
         return x / math.sqrt(mean + self._layer["rms_norm_eps"]) * self._w[f"{name}.weight"]
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        y = self._w[f"{name}.weight"] @ x
-        bias = self._w.get(f"{name}.bias")
-        return y if bias is None else y + bias
+        return F.linear(x, self._w[f"{name}.weight"], self._w.get(f"{name}.bias"))

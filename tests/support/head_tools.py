@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer
@@ -21,6 +22,7 @@ from torch import Tensor
 from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig, read_ends
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
+from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Tree
 from fastslow.tools.train_head.train import draft_vocabulary, first_weights
@@ -79,6 +81,20 @@ def sampled_law(
         return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
     return text_probs(probs, 12, length)
+
+
+def check_scores(runner: HeadRunner, text: int, tree: Tree) -> None:
+    """A node's score is the likelihood of its path, by the text's chain."""
+    assert tree.scores is not None and max(tree.parents) >= 0
+    nothing = NewRows([text], [0], [], torch.empty(0))
+    for path, score in zip(node_paths(tree), tree.scores):
+        runner.grow(nothing, TreeLimits([0], 1, 1, [0.0]))  # the chain begins anew
+        likely = 1.0
+        for token in path:
+            probs = torch.softmax(torch.from_numpy(runner.logits(text)), -1)
+            likely *= float(probs[runner.vocab_ids(text).tolist().index(token)])
+            runner.advance([text], [token])
+        assert score == pytest.approx(likely, rel=1e-4)
 
 
 def node_paths(tree: Tree) -> list[tuple[int, ...]]:
