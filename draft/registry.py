@@ -1,4 +1,4 @@
-"""The drafters that can be asked for by name. A new one is one entry of `DRAFTERS`.
+"""The drafters that can be asked for by name. A new drafter is an entry of `DRAFTERS`.
 
 The command line and the server read the names, so nothing heavy is imported before a drafter is made.
 """

@@ -1,4 +1,4 @@
-"""Every request its own drafter, all in one batch."""
+"""Hands each request of a batch to its own drafter."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class DraftHead(ABC):
 
         Args:
             features: [R, F] of the rows, text by text.
-            after: R tokens, each the one after its row.
+            after: R tokens, each what comes after its row.
             sizes: rows of each text, at least 1.
         """
         x, q = self.store(features, after, kvs, sizes)
@@ -76,7 +76,7 @@ class DraftHead(ABC):
         Args:
             hidden: [R, H], the head's output before each token.
             after: R tokens just drafted.
-            parents: per text, the draft row before each of its new rows; -1 = the last committed one.
+            parents: per text, the draft row before each of its new rows; -1 = the last committed row.
         """
         sizes = [len(p) for p in parents]
         positions = [p for kv, rows in zip(kvs, parents) for p in kv.draft_positions(rows)]

@@ -119,7 +119,7 @@ def has_mtp_layer(folder: Path) -> bool:
 
 
 def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:
-    """The head in a target's own checkpoint, which holds one, on the CPU; float64 becomes float32."""
+    """The head in the checkpoint of a target that has such a layer, on the CPU; float64 becomes float32."""
     config = ModelConfig.from_folder(folder)
     dtype = torch.float32 if dtype == torch.float64 else dtype
     with floats(folder, config) as read:

@@ -62,11 +62,11 @@ class HeadRunner(Protocol):
         """These tokens can be drafted for a text from now on."""
 
     def vocab_ids(self, text: int) -> Ints:
-        """[D + E] token ids in the order of the logits: the shared ones, and the text's own."""
+        """[D + E] token ids in the order of the logits: shared tokens, then the text's own."""
 
     def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
-        """Add rows, then give each text's tree of its likeliest nodes. A text may get no row; one that
-        never had a row gets no tree."""
+        """Add rows, then give each text's tree of its likeliest nodes. A text may get no row; a
+        text that never had a row gets no tree."""
 
     def advance(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
         """Append one token to each text's chain."""
@@ -203,7 +203,7 @@ class TorchRunner:
 
 
 def _tip(text: _HeadText) -> Tensor:
-    """There is one as soon as `grow` took a row."""
+    """Known as soon as `grow` took a row."""
     assert text.tip is not None
     return text.tip
 

@@ -64,7 +64,7 @@ class HeadState:
         tokens: of the text; the engine adds to them.
         first: rows from this position to `position` are held without a gap.
         features, after: committed rows that the runner does not have yet, and the token after each.
-        can_draft: whether the last known row is one to draft from.
+        can_draft: whether the last known row can be drafted from.
         key: only texts with the same key may reuse its rows.
         shared: whether any may.
     """
@@ -110,7 +110,7 @@ class FinishedTexts:
         return iter(self._states)
 
     def add(self, state: HeadState) -> list[HeadState]:
-        """Give the texts that are dropped for a new one."""
+        """Give the texts that are dropped for a new text."""
         state.features, state.after = [], []
         self._states.append(state)
         self._rows += state.position

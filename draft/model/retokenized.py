@@ -43,7 +43,7 @@ class TextRetokenizer:
         return len(self._settled)
 
     def update(self, tokens: Sequence[int]) -> list[int]:
-        """The whole text in the draft model's tokens; it begins like the last one."""
+        """The whole text in the draft model's tokens; it begins as it did last time."""
         for place in range(self._done, len(tokens)):
             self._read(tokens[place], first=place == 0)
         self._done = len(tokens)
@@ -241,8 +241,8 @@ def model_draft_across(
     """A drafter for two vocabularies: by tokens where nearly all are in both, else by text.
 
     By tokens, drafts can be sampled, and branch, and nothing is encoded while drafting; but the
-    draft model cannot draft tokens of one vocabulary alone, and drafts two tokens where the target has
-    one, which is rejected. By text, any pair works, but nodes are chosen at every temperature.
+    draft model cannot draft tokens of one vocabulary alone, and two drafted tokens where the target has a
+    single token are rejected. By text, any pair works, but nodes are chosen at every temperature.
     """
     theirs, ours = ByteVocab(target), ByteVocab(own)
     share = overlap(theirs, ours)

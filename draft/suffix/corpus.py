@@ -177,7 +177,7 @@ class KernelSearch:
     each Python line and object of a lookup comes from memory again: they are few, and memory is reused."""
 
     def __init__(self, sealed: Sealed, kernels: ctypes.CDLL) -> None:
-        self._sealed = sealed  # holds the memory behind the addresses
+        self._sealed = sealed  # holds the memory at the addresses
         arrays = sealed.arrays
         given = [
             library.address(name, arrays[name], library.INT32, arrays[name].size)

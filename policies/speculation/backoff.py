@@ -1,4 +1,4 @@
-"""When to try again what did not pay, and the one running mean of the controller."""
+"""When to try again what did not pay, and the running mean of the controller."""
 
 from __future__ import annotations
 

@@ -83,6 +83,6 @@ class SpeculationController:
 
 
 def _most_groups(batch: Sequence[RequestView]) -> int | None:
-    """A step of several modes goes by the one that runs most groups."""
+    """In a step of several modes, the mode with most groups decides."""
     groups = [request.groups for request in batch]
     return None if None in groups else max(g for g in groups if g is not None)

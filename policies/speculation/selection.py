@@ -122,7 +122,7 @@ class AdaptiveSelection:
                         request.add(drafter, tree, value.row / value.token)
         for request in requests:
             request.proposals = _compatible(request.proposals)
-        return [[(one.drafter, one.tree) for one in request.proposals] for request in requests]
+        return [[(made.drafter, made.tree) for made in request.proposals] for request in requests]
 
     def awake(self, drafter: int) -> bool:
         return self._drafters[drafter].backoff.wait <= self._tuning.waking
@@ -135,10 +135,10 @@ class AdaptiveSelection:
             request = self._requests.get(view.id)
             if request is None:
                 continue
-            for one in request.proposals:
-                held = len(one.tree.match(tokens))  # with nodes that were cut before the step
-                for gain in (request.gains[one.drafter], self._drafters[one.drafter].gain):
-                    gain.learn(held, one, self._tuning.most_calibration)
+            for made in request.proposals:
+                held = len(made.tree.match(tokens))  # with nodes that were cut before the step
+                for gain in (request.gains[made.drafter], self._drafters[made.drafter].gain):
+                    gain.learn(held, made, self._tuning.most_calibration)
             request.proposals = []
 
     def release(self, requests: Collection[int]) -> None:
@@ -193,8 +193,8 @@ def _compatible(proposals: Sequence[_Proposal]) -> list[_Proposal]:
     """The proposals that can be merged into one tree, or a single one that promises more."""
     if not proposals:
         return []
-    best = max(proposals, key=lambda one: one.promise)
-    return [one for one in proposals if _mergeable(one.tree)] if _mergeable(best.tree) else [best]
+    best = max(proposals, key=lambda made: made.promise)
+    return [p for p in proposals if _mergeable(p.tree)] if _mergeable(best.tree) else [best]
 
 
 def _mergeable(tree: Tree) -> bool:

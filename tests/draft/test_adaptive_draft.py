@@ -31,7 +31,7 @@ class Says(BaseDrafter):
         self.tree, self.seconds, self.features = tree, seconds, features
         self.clock = [0.0]  # moves when a drafter takes its time
         self.asked = 0
-        self.told: list[torch.Tensor | None] = []
+        self.shown: list[torch.Tensor | None] = []
         self.gone: list[int] = []
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
@@ -42,7 +42,7 @@ class Says(BaseDrafter):
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        self.told.append(features)
+        self.shown.append(features)
 
     def release(self, requests: Collection[int]) -> None:
         self.gone += requests
@@ -62,7 +62,7 @@ def view(number: int = 0) -> Any:
 
 
 def step(best: Any, accepted: int, count: int = 1) -> list[list[int]]:
-    """The trees of a batch of `count`, of each of which so many nodes are accepted."""
+    """The trees of a batch of `count`, with this many nodes of each accepted."""
     views = [view(n) for n in range(count)]
     trees = best.propose(views, [4] * count)
     paths = [list(range(min(accepted, len(tree.tokens)))) for tree in trees]
@@ -92,8 +92,8 @@ def test_every_drafter_hears_of_every_step_and_of_ends() -> None:
     assert best.features == (0, 1, 2)
     best.propose([view()], [4])
     best.commit([view()], AcceptResult([[0]], [[5, 7]]), torch.tensor([[10.0, 11.0, 12.0]] * 2))
-    assert one.told[0] is not None and one.told[0].tolist() == [[11.0]] * 2
-    assert two.told[0] is not None and two.told[0].tolist() == [[10.0, 12.0]] * 2
+    assert one.shown[0] is not None and one.shown[0].tolist() == [[11.0]] * 2
+    assert two.shown[0] is not None and two.shown[0].tolist() == [[10.0, 12.0]] * 2
     best.release([0])
     assert one.gone == two.gone == [0]
     assert not best.selection._requests

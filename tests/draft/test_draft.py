@@ -46,17 +46,17 @@ def test_ngram_keeps_up_with_texts_that_grow_apart_and_forgets_them() -> None:
     drafter = NgramDraft()
     story = [n * n % 11 % 4 for n in range(120)]
     for stop in (1, 2, 3, 7, 8, *range(20, 120)):
-        told = story[:stop]
+        begun = story[:stop]
         wanted = next(
             (
-                told[end : end + 3]
+                begun[end : end + 3]
                 for size in (4, 3, 2)
                 for end in range(stop - 1, size - 1, -1)
-                if told[end - size : end] == told[-size:]
+                if begun[end - size : end] == begun[-size:]
             ),
             [],
         )
-        assert chains(drafter.propose([text(told, 7)], [3])) == [wanted]
+        assert chains(drafter.propose([text(begun, 7)], [3])) == [wanted]
     a, b = text([1, 2, 3, 1, 2], 0), text([1, 2, 4, 1, 2], 1)
     assert chains(drafter.propose([a, b, text([9], 2)], [1, 1, 1])) == [[3], [4], []]
     drafter.release([0, 99])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +13,11 @@ from safetensors.torch import save_file
 
 from fastslow.draft.head.config import read_ends, read_head
 from fastslow.draft.head.head import TrainedHead
-from fastslow.draft.head.layer import HeadKV, HeadLayer
+from fastslow.draft.head.layer import HeadKV
 from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.tools.train_head.train import draft_vocabulary
 from fastslow.tools.train_head.unroll import unroll
-
-
-@pytest.fixture(scope="module")
-def plain(target: Path) -> TrainedHead:
-    return TrainedHead(*tiny_weights(target), read_ends(target))
 
 
 def rows(count: int, head: TrainedHead, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
@@ -32,22 +26,15 @@ def rows(count: int, head: TrainedHead, seed: int = 0) -> tuple[torch.Tensor, li
     return features, torch.randint(12, (count,), generator=random).tolist()
 
 
-def in_window(plain: TrainedHead, window: int) -> TrainedHead:
-    config = replace(plain.config, window=window)
-    head = copy(plain)
-    head.config = config
-    head._layer = HeadLayer(config, plain._layer._norms, plain._layer._linear)
-    return head
-
-
 @pytest.mark.parametrize(
     ("first", "cut", "window"), [(0, 1, 512), (0, 4, 6), (0, 9, 512), (0, 9, 6), (4, 7, 512)]
 )
 def test_drafting_computes_what_training_unrolled(
-    plain: TrainedHead, first: int, cut: int, window: int
+    target: Path, first: int, cut: int, window: int
 ) -> None:
     """A context that begins late is a text whose first rows are invisible."""
-    head = in_window(plain, window)
+    config, weights = tiny_weights(target)
+    head = TrainedHead(replace(config, window=window), weights, read_ends(target))
     features, after = rows(14, head)
     embedded = head._embedding[torch.tensor(after)].float()
     visible = (torch.arange(14) >= first)[None]
@@ -67,7 +54,8 @@ def test_drafting_computes_what_training_unrolled(
     assert torch.allclose(hidden[0], steps[0][cut + 1], atol=1e-4)
 
 
-def test_trees_keep_the_likeliest_paths(plain: TrainedHead) -> None:
+def test_trees_keep_the_likeliest_paths(target: Path) -> None:
+    plain = TrainedHead(*tiny_weights(target), read_ends(target))
     features, after = rows(5, plain)
     kv = HeadKV(plain.config, 0)
     hidden = plain.read(features, after, [kv], [5])

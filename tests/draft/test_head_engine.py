@@ -20,7 +20,7 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
+from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 
 HEADS = tuple(f"{runner} {way}" for runner in RUNNERS for way in ("chain", "best chain", "tree"))
@@ -48,21 +48,14 @@ class Both(AdaptiveDrafter):
         return trees
 
 
-def both(runner: HeadRunner) -> Both:
-    parts: list[Drafter] = [
-        SuffixDraft(min_score=0.0),
-        HeadDraft(runner, probs_at, width=3, depth=3),
-    ]
-    return Both(parts, AskAll(len(parts)))
-
-
 def head(runner: HeadRunner, **settings: Any) -> Make:
     return lambda kv: HeadDraft(runner, probs_at, **settings)
 
 
 @pytest.fixture(scope="module")
 def bench(target: Path) -> Bench:
-    tree, best = {"width": 3, "depth": 3}, {"only_best": only_best}
+    tree: dict[str, Any] = {"width": 3, "depth": 3}
+    best = {"only_best": only_best}
     drafters: dict[str, Make] = {}
     for name in RUNNERS:
         own = tiny_runner(target, name, prompt=16)
@@ -73,7 +66,9 @@ def bench(target: Path) -> Bench:
     drafters[JOINED[1]] = lambda kv: AdaptiveDrafter(
         [NgramDraft(2, 1), HeadDraft(own, probs_at)], AdaptiveSelection(2)
     )
-    drafters[JOINED[2]] = lambda kv: both(own)
+    drafters[JOINED[2]] = lambda kv: Both(
+        [SuffixDraft(min_score=0.0), HeadDraft(own, probs_at, **tree)], AskAll(2)
+    )
     original = write_eagle(target.parent / "original", target)
     fields = {"norm_before_residual": True, "embedding": True}
     speculators = write_eagle(target.parent / "speculators", target, "speculators", **fields)

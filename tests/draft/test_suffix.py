@@ -200,7 +200,7 @@ def test_earlier_answers_make_room_for_new_ones() -> None:
     assert found == [[[9]], [[2999]], []]
 
 
-class Told:
+class Fixed:
     """A source that answers with given runs."""
 
     def __init__(self, length: int, runs: list[list[int]], whole: bool = True) -> None:
@@ -218,7 +218,7 @@ def certain(value: float = 1.0) -> MatchConfidence:
 
 
 def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
-    runs = MatchRuns([Told(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
+    runs = MatchRuns([Fixed(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
     said = list(tree.scores or ())
     assert dict(zip(node_paths(tree), said)) == pytest.approx(
@@ -235,8 +235,8 @@ def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
 
 
 def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
-    short, long, other = Told(2, [[7]]), Told(5, [[1], [2]]), Told(5, [[1]], whole=False)
-    runs = MatchRuns([short, long, other, Told(0, [])], [0], 9)
+    short, long, other = Fixed(2, [[7]]), Fixed(5, [[1], [2]]), Fixed(5, [[1]], whole=False)
+    runs = MatchRuns([short, long, other, Fixed(0, [])], [0], 9)
     assert (runs.length, runs.runs) == (5, [[1], [2], [1]])
     assert not runs.enough_for(1), "a sample of few is looked up again"
     assert MatchRuns([short, long], [0], 9).enough_for(1)
@@ -246,11 +246,11 @@ def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
 def test_runs_are_narrowed_and_trust_learns_from_them() -> None:
     confidence = MatchConfidence()
     before = [confidence.of(n) for n in range(MAX_MATCH + 1)]
-    runs = MatchRuns([Told(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
+    runs = MatchRuns([Fixed(4, [[1, 2, 3], [1, 2, 9], [1, 5]])], [0], 9)
     runs.advance([1, 2, 7, 8], confidence)
     assert (runs.runs, runs.at) == ([], 3)
     assert [np.sign(confidence.of(n) - before[n]) for n in range(3, 9)] == [0, 1, 1, -1, 0, 0]
-    runs = MatchRuns([Told(MAX_MATCH, [[1]])], [0], 9)
+    runs = MatchRuns([Fixed(MAX_MATCH, [[1]])], [0], 9)
     runs.advance([1, 2], confidence)
     assert confidence.of(MAX_MATCH) == confidence.of(MAX_MATCH + 50) > before[MAX_MATCH]
     for i in range(5000):

@@ -99,16 +99,13 @@ def test_answers_are_remembered_for_their_own_key(common: bool) -> None:
     assert found == [[4, 9], [5, 9], [], [6, 9] if common else []]
 
 
-def test_keys_are_few_and_the_one_not_used_for_longest_goes() -> None:
+def test_keys_are_few_and_the_least_recently_used_key_goes() -> None:
     memory = AnswerMemory(keys=2, tokens=256)
     drafter = SuffixDraft(memory=memory, min_score=0.0)
-    say(drafter, "a", 4, 9)
-    say(drafter, "b", 5, 9)
-    assert heard(drafter, "a") == [4, 9]
-    say(drafter, "c", 6, 9)
-    assert [heard(drafter, key, n) for n, key in enumerate("abc")] == [[4, 9], [], [6, 9]]
-    for n in range(500):
-        say(drafter, f"key {n}", 5, 9)
+    for key, token in (("a", 4), ("b", 5), ("c", 6)):
+        say(drafter, key, token, 9)
+        assert heard(drafter, "a") == [4, 9]
+    assert [heard(drafter, key) for key in "bc"] == [[], [6, 9]]
     assert len(memory._by_key) == 2
 
 
