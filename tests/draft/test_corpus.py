@@ -69,7 +69,11 @@ def test_a_file_that_is_flipped_or_cut_anywhere_is_refused(path: Path) -> None:
     Corpus(path, VOCAB)
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_other_files_and_other_vocabularies_are_refused(path: Path, tmp_path: Path) -> None:
+    for other in ({**VOCAB, "a": 1, "b": 0}, {**VOCAB, "z": 8}, {}):
+        with pytest.raises(ValueError, match="another vocabulary of 8 ids; build it again"):
+            Corpus(path, other)
+    Corpus(path, dict(reversed(VOCAB.items())))
     with pytest.raises(ValueError, match="absent cannot be read: "):
         Corpus(tmp_path / "absent", VOCAB)
     save_file({"tokens": np.zeros(3, np.int32)}, tmp_path / "plain")
@@ -81,14 +85,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     write_sealed(tmp_path / "kind", {"tokens": np.zeros(3, np.float32)}, {"format": FORMAT})
     with pytest.raises(ValueError, match="header that cannot be understood"):
         Corpus(tmp_path / "kind", VOCAB)
-
-
-def test_another_vocabulary_is_refused(path: Path) -> None:
-    swapped = {**VOCAB, "a": 1, "b": 0}
-    for other in (swapped, {**VOCAB, "z": 8}, {}):
-        with pytest.raises(ValueError, match="another vocabulary of 8 ids; build it again"):
-            Corpus(path, other)
-    Corpus(path, dict(reversed(VOCAB.items())))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,10 @@ def next_probs(text: Sequence[int], temperature: float = 1.0) -> list[float]:
     return torch.softmax(next_logits(text).double() / temperature, dim=-1).tolist()
 
 
+def warm_probs(text: Sequence[int]) -> list[float]:
+    return next_probs(text, WARM["temperature"])
+
+
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
     return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=4000)
 
@@ -93,9 +97,7 @@ def likeliest(
     text: Sequence[int],
     nodes: int,
     width: int,
-    probs_of: Callable[[Sequence[int]], Sequence[float]] = lambda x: next_probs(
-        x, WARM["temperature"]
-    ),
+    probs_of: Callable[[Sequence[int]], Sequence[float]] = warm_probs,
 ) -> set[tuple[int, ...]]:
     """Likeliest first, one node at a time, each path computed from its beginning."""
     heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]

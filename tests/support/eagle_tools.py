@@ -192,14 +192,13 @@ class ReferenceEagle:
         at = len(keys)
         keys.append(self._turned(k, at))
         values.append(v)
-        seen = []
-        for head, query in enumerate(self._turned(q, at)):
-            theirs = head * len(k) // len(q)
-            known = torch.stack([key[theirs] for key in keys])
-            weights = torch.softmax(known @ query / math.sqrt(size), 0)
-            seen.append(weights @ torch.stack([value[theirs] for value in values]))
+        known, said = (
+            torch.stack(x).repeat_interleave(len(q) // len(k), 1) for x in (keys, values)
+        )
+        scores = (known * self._turned(q, at)).sum(-1) / math.sqrt(size)  # [rows, heads]
+        seen = (torch.softmax(scores, 0)[..., None] * said).sum(0).flatten()
         residual = normed if self._top.get("norm_before_residual") else state
-        x = residual + self._linear(f"{p}.self_attn.o_proj", torch.cat(seen))
+        x = residual + self._linear(f"{p}.self_attn.o_proj", seen)
         y = self._norm(f"{p}.post_attention_layernorm", x)
         gate = self._linear(f"{p}.mlp.gate_proj", y)
         moved = gate * torch.sigmoid(gate) * self._linear(f"{p}.mlp.up_proj", y)
@@ -207,14 +206,11 @@ class ReferenceEagle:
         return self._norm("norm", x) if self._top.get("norm_output") else x
 
     def _turned(self, heads: Tensor, position: int) -> Tensor:
-        half = heads.shape[-1] // 2
-        turned = heads.clone()
-        for n in range(half):
-            angle = position * self._layer["rope_theta"] ** (-n / half)
-            cos, sin = math.cos(angle), math.sin(angle)
-            turned[:, n] = heads[:, n] * cos - heads[:, n + half] * sin
-            turned[:, n + half] = heads[:, n + half] * cos + heads[:, n] * sin
-        return turned
+        a, b = heads.chunk(2, -1)
+        powers = torch.arange(a.shape[-1], dtype=torch.float64) / a.shape[-1]
+        angles = position * self._layer["rope_theta"] ** -powers
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         mean = float((x * x).mean())
