@@ -324,11 +324,11 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
         ),
     },
     ("policies/speculation/acceptance.py", ("tests/policies/test_length.py",)): {
-        "nodes behind a refused one are judged": (
+        "nodes after a rejected node are judged": (
             "if parent < 0 or parent in accepted)",
             "if True)",
         ),
-        "drafters behind one name share their acceptance": (
+        "drafters of one name share their acceptance": (
             "return by, min(depth, self.tuning.deepest)",
             "return 0, min(depth, self.tuning.deepest)",
         ),

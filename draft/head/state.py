@@ -110,7 +110,7 @@ class FinishedTexts:
         return iter(self._states)
 
     def add(self, state: HeadState) -> list[HeadState]:
-        """Give the texts that are dropped for a new text."""
+        """Keep a text; gives the texts that are dropped for it."""
         state.features, state.after = [], []
         self._states.append(state)
         self._rows += state.position
