@@ -35,6 +35,7 @@ class TextRetokenizer:
         self._inside = False  # whether it continues their text, so that no space goes before it
         self._no_text = True  # no text was read yet
         self._done = 0  # tokens of the target that were read
+        self.max_len = 0  # of the text in the draft model's tokens; 0: not known
         self.partial = b""  # bytes of a last character that is not whole, and so not in the tokens
 
     @property
@@ -200,12 +201,10 @@ class RetokenizedDraft(LockstepDraft):
         self._retokenizer = DraftRetokenizer(own, ByteVocab(target))
         self._special = special_map(target, own)
         self._texts: dict[int, TextRetokenizer] = {}
-        self._max_len: dict[int, int] = {}
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
             self._texts.pop(request, None)
-            self._max_len.pop(request, None)
         super().release(requests)
 
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
@@ -220,10 +219,9 @@ class RetokenizedDraft(LockstepDraft):
         all_known = self._retokenizer.own.vocab_size == self._model.config.vocab_size
         # the longest text in its tokens, guessed once: a rotary base may depend on it
         ratio = len(tokens) / len(request.tokens)
-        guess = math.ceil(max(request.max_len, len(request.tokens)) * ratio)
-        max_len = self._max_len.setdefault(request.id, guess)
-        rope = self._model.config.rope_length(max_len)
-        draft = DraftText(request, tokens, stable, None, max_len, rope, all_known)
+        text.max_len = text.max_len or math.ceil(max(request.max_len, len(request.tokens)) * ratio)
+        rope = self._model.config.rope_length(text.max_len)
+        draft = DraftText(request, tokens, stable, None, text.max_len, rope, all_known)
         if not self._kv.prepare(draft, room):
             return None
         return RetokenizedRun(draft, nodes, room, self._retokenizer, text.partial)

@@ -8,13 +8,11 @@ import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.draft.suffix.documents import Documents
@@ -49,10 +47,8 @@ class Corpus:
         self.path = Path(path)
         sealed = _load(self.path, vocab)
         self.largest = int(sealed.arrays["tokens"].max())
-        kernels = _kernels()
-        self._search: Source = (
-            BisectSearch(sealed) if kernels is None else KernelSearch(sealed, kernels)
-        )
+        made = KernelSearch if library.available() else BisectSearch
+        self._search: Source = made(sealed)
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         """See `Source.find`. Of more than MAX_PLACES places, some in equal steps are taken. For one
@@ -158,25 +154,11 @@ def _inside(array: NDArray[Any], low: int, high: int) -> bool:
     return not array.size or bool(low <= array.min() and array.max() <= high)
 
 
-@cache
-def _kernels() -> ctypes.CDLL | None:
-    """None where they do not run; one line in the log gives the cost and the reason."""
-    cost = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
-    if library.level() == "off":
-        logger.info("{}: they are switched off", cost)
-        return None
-    try:
-        return library.kernels()
-    except RuntimeError as error:
-        logger.warning("{}: {}", cost, error)
-        return None
-
-
 class KernelSearch:
     """One call of the kernels a search. Between two drafts a model's weights pass through the caches, so
     each Python line and object of a lookup comes from memory again: they are few, and memory is reused."""
 
-    def __init__(self, sealed: Sealed, kernels: ctypes.CDLL) -> None:
+    def __init__(self, sealed: Sealed) -> None:
         self._sealed = sealed  # holds the memory at the addresses
         arrays = sealed.arrays
         given = [
@@ -185,7 +167,7 @@ class KernelSearch:
         ]
         counts = len(arrays["tokens"]), len(arrays["order"])
         places = library.CPlaces(*given, *counts, int(arrays["tokens"].max()) + 1)
-        self._find = kernels.fs_find_runs
+        self._find = library.kernels().fs_find_runs
         self._places = ctypes.byref(places)
         self._make_room(0)
 

@@ -9,8 +9,8 @@ import pytest
 from head_tools import View
 
 from fastslow.draft.base import BaseDrafter
-from fastslow.draft.build import check_drafter
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.registry import check_drafter
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter, counted
 from fastslow.engine.model.routed_units import RoutedUnits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import random
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from head_tools import node_paths
 from kernel_tools import compiled
 
-from fastslow.draft.suffix import corpus as corpus_module
 from fastslow.draft.suffix.corpus import BisectSearch, Corpus, KernelSearch, save
 from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.sealed import read_sealed
@@ -24,7 +22,6 @@ from fastslow.draft.suffix.sources import (
     SuffixMatch,
 )
 from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
-from fastslow.engine.backends.cpu import library
 
 LETTERS = 6
 VOCAB = {chr(97 + i): i for i in range(LETTERS)}
@@ -77,25 +74,8 @@ def listed(found: SuffixMatch) -> list[list[int]]:
 def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a corpus is searched."""
     if request.param == "python":
-        monkeypatch.setattr(corpus_module, "_kernels", lambda: None)
+        monkeypatch.setattr("fastslow.draft.suffix.corpus.library.available", lambda: False)
     return str(request.param)
-
-
-def test_where_no_kernels_run_the_log_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
-) -> None:
-    def no_compiler() -> ctypes.CDLL:
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(library, "kernels", no_compiler)
-    for level in ("off", "native"):
-        monkeypatch.setenv(library.VARIABLE, level)
-        corpus_module._kernels.cache_clear()
-        for _ in range(2):
-            assert isinstance(stored(tmp_path, [[0, 1, 2]])._search, BisectSearch)
-    corpus_module._kernels.cache_clear()
-    said = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
-    assert logged == [f"{said}: they are switched off\n", f"{said}: no compiler\n"]
 
 
 @pytest.mark.parametrize("seed", range(2))
