@@ -62,6 +62,7 @@ class HeadDraft:
         self._finished = FinishedTexts(MAX_FINISHED_ROWS)
         # of all tokens; used again, since filling V numbers takes as long as a small product
         self._logits = np.full(runner.vocab_size, NO_MASS, dtype=np.float32)
+        self._logits_V = torch.from_numpy(self._logits)
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
@@ -214,7 +215,7 @@ class HeadDraft:
                 logits = self._runner.logits(chain.state.text)
                 ids = self._runner.vocab_ids(chain.state.text)
                 self._logits[ids] = logits
-                chain.extend(torch.from_numpy(self._logits), logits, self._target_probs)
+                chain.extend(self._logits_V, logits, self._target_probs)
                 self._logits[ids] = NO_MASS
             active = [chain for chain in active if len(chain.drafted) < chain.nodes]
             if active:

@@ -44,8 +44,7 @@ class Corpus:
     """
 
     def __init__(self, path: str | Path, vocab: Mapping[str, int]) -> None:
-        self.path = Path(path)
-        sealed = _load(self.path, vocab)
+        sealed = _load(Path(path), vocab)
         self.largest = int(sealed.arrays["tokens"].max())
         made = KernelSearch if library.available() else BisectSearch
         self._search: Source = made(sealed)
