@@ -190,12 +190,8 @@ DRAFTERS: dict[str, DrafterKind] = {
 
 
 def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = False) -> list[str]:
-    """The drafters that `settings.drafter` names, in order; see `build_drafter`.
-
-    Raises:
-        ValueError: an unknown name (the message gives the nearest known one), or settings that a drafter's
-            `DrafterKind.check` refuses.
-    """
+    """The drafters that `settings.drafter` names, in order; see `build_drafter`. ValueError for an unknown
+    name, with the nearest known name, or for settings that a drafter's `DrafterKind.check` refuses."""
     from fastslow.engine.params import nearest
 
     if settings.drafter == "auto":

@@ -109,11 +109,7 @@ numbers) say the same as others here; they are for fitted ones."""
 
 def read_selector(path: str | Path, folder: Path | None = None) -> LinearModeRouter:
     """The selector in a settings file of `fastslow tune --modes`, for the model in a folder; None = any.
-
-    Raises:
-        ValueError: one sentence with the file and what is wrong with it, or that it was found with
-            another model.
-    """
+    ValueError in one sentence about the file, or that it was found with another model."""
     named = f"settings file {str(path)!r}"
     if not Path(path).is_file():
         raise ValueError(f"{named} cannot be read: there is no such file")
@@ -145,11 +141,8 @@ def _selector(given: Any, named: str) -> LinearModeRouter:
 
 
 def choose(router: ModeRouter, facts: PromptFacts, presets: Mapping[str, Mode]) -> ModeChoice:
-    """The preset that a mode router takes, checked, with a line that says why.
-
-    Raises:
-        ValueError: it names no preset, or one that would choose again.
-    """
+    """The preset that a mode router takes, with a line that says why. ValueError where it names no preset, or
+    a preset that would choose again."""
     chosen = router(facts)
     if isinstance(chosen, str):
         name = getattr(router, "__name__", type(router).__name__)

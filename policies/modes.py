@@ -76,13 +76,9 @@ def load_modes(
 
 
 def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], units: RoutedUnits) -> Mode:
-    """A mode by name, or the caller's own, checked against the model. A preset with changes and without
-    a name has the preset's name and a star.
-
-    Raises:
-        ValueError: an unknown name (the message gives the nearest), a field that does not fit, or
-            a number of groups or experts that the model does not have.
-    """
+    """A mode by name, or the caller's own. A preset with changes and without a name has the preset's name and
+    a star. ValueError for an unknown name (with the nearest), a field that does not fit, or a number of
+    groups or experts that the model does not have."""
     if isinstance(mode, str):
         return _named(mode, presets)
     if not isinstance(mode, Mode | Mapping):

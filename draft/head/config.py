@@ -103,11 +103,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """Config and weights of a head's file, checked.
-
-    Raises:
-        ValueError: one sentence about what is wrong with the file.
-    """
+    """Config and weights of a head's file; ValueError in one sentence about what is wrong with it."""
     try:
         with opened(path) as file:
             config = HeadConfig.from_metadata(file.metadata())

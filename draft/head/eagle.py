@@ -196,12 +196,8 @@ def _window(inner: Mapping[str, Any]) -> int:
 
 
 def read_eagle(folder: Path, target: ModelConfig) -> tuple[EagleConfig, dict[str, Tensor]]:
-    """Config and weights of a head for a target, checked. `_parts` names the weights; "tokens" are the D that
-    it drafts.
-
-    Raises:
-        ValueError: one sentence about what is wrong with the files, or does not fit the target.
-    """
+    """Config and weights of a head; `_parts` names the weights, "tokens" are the D that it drafts. ValueError
+    in one sentence about what is wrong with the files, or does not fit the target."""
     try:
         raw = read_object(folder / "config.json")
         if not raw:

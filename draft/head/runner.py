@@ -221,12 +221,8 @@ def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
 
 
 def load_head(path: Path, target: Path) -> HeadRunner:
-    """The head in a file, or a published one in a folder, for the target in a checkpoint folder; on the
-    CPU, wherever the target runs.
-
-    Raises:
-        ValueError: one sentence about a file that is no head, or one of another target.
-    """
+    """The head in a file, or a published head in a folder, for the target in a checkpoint folder. ValueError
+    in one sentence about a file that is no head, or a head of another target."""
     if path.is_dir():
         return _load_published(path, target)
     if path.name == "config.json":

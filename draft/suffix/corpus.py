@@ -38,14 +38,11 @@ class Corpus:
 
     Raises:
         ValueError: no such file, damaged, not a corpus, or of another vocabulary.
-
-    Attributes:
-        largest: of its token ids.
     """
 
     def __init__(self, path: str | Path, vocab: Mapping[str, int]) -> None:
         sealed = _load(Path(path), vocab)
-        self.largest = int(sealed.arrays["tokens"].max())
+        self.largest = int(sealed.arrays["tokens"].max())  # of its token ids
         made = KernelSearch if library.available() else BisectSearch
         self._search: Source = made(sealed)
 
@@ -58,15 +55,8 @@ class Corpus:
 def save(
     path: str | Path, documents: Documents, vocab: Mapping[str, int], rounds: Iterable[int]
 ) -> None:
-    """Index answers and write them to `path`, whole or not at all.
-
-    Args:
-        vocab: of the tokenizer that made the ids.
-        rounds: `depths(vocab_size(vocab))`, perhaps with a bar around it.
-
-    Raises:
-        ValueError: there is no answer.
-    """
+    """Index answers and write them to `path`, whole or not at all; ValueError where there is no answer.
+    `vocab` is of the tokenizer that made the ids; `rounds` are its `depths`, perhaps with a bar around."""
     if not len(documents):
         raise ValueError(f"{path} would hold no answer")
     facts = {
@@ -87,10 +77,7 @@ def unpack(path: Path, vocab: Mapping[str, int]) -> Documents:
 
 def describe(path: str | Path) -> dict[str, str | int]:
     """Check a corpus's seal, and give its format, vocabulary (a digest), vocab_size, documents and tokens.
-
-    Raises:
-        ValueError: no such file, damaged, or not a corpus.
-    """
+    ValueError where it is damaged or no corpus."""
     facts = _read(Path(path)).facts
     digits = {name for name, value in facts.items() if value.isdecimal() and len(value) < 20}
     return {name: int(value) if name in digits else value for name, value in facts.items()}

@@ -50,11 +50,8 @@ def write_sealed(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[
 
 
 def read_sealed(path: Path) -> Sealed:
-    """Map a file and check its seal; reads all of it once.
-
-    Raises:
-        ValueError: there is no such file, or it is not exactly what was written.
-    """
+    """Map a file and check its seal; reads all of it once. ValueError where there is no such file, or it is
+    not exactly what was written."""
     try:
         with open_file(path) as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
