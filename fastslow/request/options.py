@@ -176,11 +176,7 @@ class GenerateOptions(ClientOptions, Params):
     )
 
     def sampling_in(self, mode: Mode) -> SamplingParams:
-        """The call's fields, then the mode's where the call gives none, then the defaults.
-
-        Raises:
-            ValueError: the fields do not fit, or contradict each other.
-        """
+        """The call's fields, then the mode's where the call gives none, then the defaults."""
         own, given = mode.sampling, self.sampling
         if isinstance(given, SamplingParams) and own is None and not self.sampling_defaults:
             return given
@@ -210,11 +206,7 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
 
 
 def as_wait(timeout: object) -> float | None:
-    """How long a call waits, as locks take it.
-
-    Raises:
-        ValueError: it is no number of seconds.
-    """
+    """How long a call waits, as locks take it."""
     if timeout is None:
         return None
     if not _are_seconds(timeout):
@@ -223,11 +215,7 @@ def as_wait(timeout: object) -> float | None:
 
 
 def as_messages(messages: Any) -> list[Message]:
-    """A text is one user message.
-
-    Raises:
-        ValueError: neither a text nor a list of messages.
-    """
+    """A text is one user message."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     if _is_chat(messages):
@@ -238,11 +226,7 @@ def as_messages(messages: Any) -> list[Message]:
 
 
 def as_prompts(conversations: Any) -> Any:
-    """One conversation, or a list of them, as `LLM.generate` takes it.
-
-    Raises:
-        ValueError: see `as_messages`.
-    """
+    """One conversation, or a list of them, as `LLM.generate` takes it."""
     several = isinstance(conversations, Sequence) and not isinstance(conversations, str)
     several = several and not _is_chat(conversations)
     if several and all(isinstance(one, Sequence) for one in conversations):
@@ -251,9 +235,8 @@ def as_prompts(conversations: Any) -> Any:
 
 
 def _are_seconds(value: object) -> TypeGuard[float]:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and value <= LONGEST
-    )  # so nan are not
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and value <= LONGEST  # type: ignore[operator] # so nan are not
 
 
 def _is_chat(value: Any) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-import fastslow
 from fastslow import LLM, SamplingParams
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -114,23 +113,6 @@ def busy() -> None:
     over.set()
     for thread in threads:
         thread.join()
-
-
-def shared() -> None:
-    """`fastslow.generate` in a child: the parent's models stay there; its lock may be held."""
-
-    def answer() -> list[int]:
-        out = fastslow.generate("one two", FEW, model=FOLDER, kv_memory="4MiB", progress=False)
-        return out.token_ids
-
-    right = answer()
-    with fastslow.api._loading:  # as another thread would that loads
-        pid = os.fork()
-    if pid == 0:
-        signal.alarm(PATIENCE)
-        assert answer() == right == answer()
-        sys.exit(0)
-    assert os.waitpid(pid, 0)[1] == 0 and answer() == right
 
 
 def ranks() -> None:
