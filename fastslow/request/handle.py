@@ -150,8 +150,7 @@ class PieceStream(_AnswerInTheMaking, Iterator[Piece], AsyncIterator[Piece]):
         return piece
 
     def __del__(self) -> None:
-        if hasattr(self, "_group"):  # else it was never made
-            self.close()
+        self.close()
 
     def _begin(self) -> None:
         if not self._begun and not self._left:
