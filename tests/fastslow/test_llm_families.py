@@ -140,9 +140,7 @@ def test_a_thinker_without_a_switch_says_so_once(
 ) -> None:
     with open_llm(folders[name]) as llm:
         llm.chat(USER, TWENTY)
-        with pytest.warns(
-            FastslowWarning, match="^mode 'fast' asks for no thinking, but the chat template"
-        ):
+        with pytest.warns(FastslowWarning, match="^mode 'fast' asks for no thinking, but"):
             llm.chat(USER, TWENTY, mode="fast")
         llm.chat(USER, TWENTY, mode="fast")
     assert len([line for line in logged if "switch" in line]) == 1
@@ -163,16 +161,12 @@ def test_a_model_that_never_thinks_says_so_in_one_line(
 
 def test_variables_of_a_call(llms: dict[str, LLM]) -> None:
     llm = llms["gpt-oss"]
-    for mode in ("fast", "deep"):
-        kwargs = {"reasoning_effort": "medium"}
-        out = streamed(llm, TWENTY, mode=mode, chat_template_kwargs=kwargs)
-        assert out.prompt is not None and "Reasoning: medium\n" in out.prompt
+    kwargs = {"reasoning_effort": "medium"}
+    out = streamed(llm, TWENTY, mode="fast", chat_template_kwargs=kwargs)
+    assert out.prompt is not None and "Reasoning: medium\n" in out.prompt
     each: list[Any] = [{"reasoning_effort": level} for level in ("low", "high")]
     both = llm.chat([USER, USER], TWENTY, chat_template_kwargs=[*each], progress=False)
     assert ["Reasoning: low" in str(out.prompt) for out in both] == [True, False]
-    all_low = llm.chat([USER, USER], TWENTY, chat_template_kwargs=each[0], progress=False)
-    assert [out.prompt for out in all_low] == [both[0].prompt] * 2
-    assert llm.submit(USER, TWENTY, chat_template_kwargs=each[0]).result().prompt == both[0].prompt
 
 
 @pytest.mark.parametrize(
@@ -180,12 +174,7 @@ def test_variables_of_a_call(llms: dict[str, LLM]) -> None:
     [
         (USER, 5, "chat_template_kwargs=5 must be a dict of the chat template's variables"),
         (USER, {1: 2}, "chat_template_kwargs={1: 2} must be a dict"),
-        (
-            USER,
-            {"effort": "low"},
-            "chat_template_kwargs: the chat template reads no variable 'effort'",
-        ),
-        ("hello", {"reasoning_effort": "low"}, "chat_template_kwargs are for messages"),
+        (USER, {"effort": "low"}, "chat_template_kwargs: the chat template reads no variable 'ef"),
         ([5, 6], {"reasoning_effort": "low"}, "chat_template_kwargs are for messages"),
     ],
 )
