@@ -112,7 +112,7 @@ class InputProcessor:
         if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
             self.said.warn(
                 "the answer to a plain text is empty: this model expects its chat template, so ask with "
-                "llm.chat(...) or fastslow.chat(...)"
+                "llm.chat(...)"
             )
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:

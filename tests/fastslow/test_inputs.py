@@ -177,13 +177,10 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
         ({"sampling": 0}, r"^sampling=0 must be SamplingParams, or None$"),
         ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
         (
-            {"sampling": SamplingParams(logit_bias={VOCAB: 1.0})},
-            r"^logit_bias: token id 320 is outside the vocabulary 0\.\.319$",
+            {"sampling": {"logit_bias": {VOCAB: 1.0}}},
+            r"^logit_bias: token id 320 is outside the voc",
         ),
-        (
-            {"sampling": SamplingParams(stop_token_ids=(5, 999))},
-            r"^stop_token_ids: token id 999 is outside the vocabulary 0\.\.319$",
-        ),
+        ({"sampling": {"stop_token_ids": (5, 999)}}, r"^stop_token_ids: token id 999 is outside"),
         ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
         ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: auto, deep, fast$"),
         ({"mode": 5}, r"^mode=5 must be a name or a Mode, not int$"),
@@ -191,27 +188,21 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
         ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
         (
             {"speculation": ""},
-            r"^drafter='' is unknown; known: auto, head, model, ngram, off, self, suffix$",
+            r"^drafter='' is unknown; known: auto, head, model, ngram, off, self",
         ),
         ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
-        *(
-            (
-                {"timeout": value},
-                rf"^timeout={re.escape(repr(value))} must be seconds, above 0 and at most 1e\+09, or None$",
-            )
-            for value in (0, True, "5", math.nan, 1e300)
-        ),
-        ({"timeout": 10**5000}, "^timeout=<int> must be seconds"),
+        ({"timeout": 0}, r"^timeout=0 must be seconds, above 0 and at most 1e\+09, or None$"),
+        *(({"timeout": x}, "^timeout=.* must be") for x in (True, "5", math.nan, 1e300, 10**5000)),
         ({"memory_key": "k" * 257}, r"^memory_key=.* must be text of 1 to 256 .* and has 257$"),
         ({"memory_key": ""}, r"^memory_key='' must be text of 1 to 256 characters, or None$"),
         ({"speculation": "model"}, r"^drafter='model' needs model=PATH"),
         (
-            {"speculation": Speculation(drafter="self", groups=5)},
+            {"speculation": {"drafter": "self", "groups": 5}},
             r"^speculation groups=5 is outside 0\.\.4$",
         ),
         (
-            {"speculation": Speculation(drafter="model", model="/no/such/folder")},
-            r"^model='/no/such/folder' is no folder, no GGUF file and no built-in",
+            {"speculation": {"drafter": "model", "model": "/no/such"}},
+            r"^model='/no/such' is no folder",
         ),
     ],
     ids=lambda value: shown(value)[:40],

@@ -109,13 +109,6 @@ def test_a_corpus_with_such_tokens_is_refused(llm: LLM, tmp_path: Path) -> None:
         llm.generate([5, 6], FEW, speculation=Speculation(drafter="suffix", corpus=tmp_path / "c"))
 
 
-def test_a_draft_model_with_such_tokens_is_refused(tmp_path: Path) -> None:
-    target, draft = write(tmp_path / "target"), write(tmp_path / "draft", NEW)
-    said = "token ids reach to 320, and a vocab_size is 320$"
-    with open_llm(target) as llm, pytest.raises(ValueError, match=said):
-        llm.generate([5], FEW, speculation=Speculation(drafter="model", model=draft))
-
-
 def test_a_post_processor_with_an_id_that_no_piece_has(tmp_path: Path) -> None:
     folder = write(tmp_path, NEW)
     path = folder / "tokenizer.json"
