@@ -6,14 +6,14 @@ import asyncio
 import gc
 import pickle
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gate import SOON, Gate, SlowTokenizer, settled
 
-from fastslow import LLM, AsyncLLM, Busy, GenerationError, Output, Piece, SamplingParams
+from fastslow import LLM, AsyncLLM, Busy, Piece, SamplingParams
 from fastslow.admission import Admission
 
 OPTIONS = {"max_running": 2}
@@ -212,28 +212,6 @@ def test_draining_lets_what_runs_finish_and_then_cancels(
         assert all(handle.result(0).finish_reason == reason for handle in handles)
         with pytest.raises(ValueError, match="^timeout="):
             await served.drain("x")  # type: ignore[arg-type]
-
-    asyncio.run(main())
-
-
-def test_an_engine_that_fails_and_one_that_is_closed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("the device is gone")
-
-    async def main() -> None:
-        async with AsyncLLM(folder, kv_memory="4MiB", progress=False) as served:
-            with monkeypatch.context() as patch:
-                patch.setattr(served.llm.model, "forward", fail)
-                with pytest.raises(GenerationError, match="the device is gone"):
-                    await served.generate("hello", TEN)
-            left: list[Awaitable[Output]] = [served.submit([5, i], LONG) for i in range(5)]
-        for handle in left:
-            try:
-                assert (await handle).finish_reason in ("cancelled", "length")
-            except RuntimeError as error:  # the engine did not have it yet
-                assert "this LLM is closed" in str(error)
 
     asyncio.run(main())
 

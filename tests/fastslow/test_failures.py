@@ -150,17 +150,6 @@ def test_a_listener_that_raises_leaves_nobody_waiting(
     assert well(llm, right)
 
 
-def test_forgetting_that_fails_raises(
-    llm: LLM, right: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llm._kv, "clear_prefix", failing(RuntimeError("the books are locked")))
-    with pytest.raises(RuntimeError, match="^the books are locked$"):
-        llm.forget_prompts()
-    monkeypatch.setattr(llm._kv, "clear_prefix", failing(SystemExit(3)))
-    asked = Caller(llm.forget_prompts)
-    assert asked.ended(WAIT) and "SystemExit" in str(asked.error)
-
-
 def test_close_from_a_listener_does_not_wait_for_itself(folder: Path) -> None:
     llm = open_llm(folder, **OPTIONS)
     options = GenerateOptions(sampling=TEN)

@@ -8,7 +8,6 @@ import math
 import os
 import threading
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -221,19 +220,6 @@ def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
     assert (out.finish_reason, out.token_ids) == ("cancelled", [])
 
 
-def test_a_handle_lets_go_of_the_model(folder: Path) -> None:
-    llm = open_llm(folder)
-    handle, stream = llm.submit("The quick", TEN), llm.stream("The", TEN)
-    handle.result(SOON)
-    list(stream)
-    held = weakref.ref(llm._parts.builder)
-    llm.close()
-    del llm
-    gc.collect()
-    assert held() is None
-    assert handle.result().text is not None
-
-
 # What is wrong
 
 
@@ -268,20 +254,6 @@ def test_an_engine_that_fails(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None
                 ask()
     assert list(handle) == [] and settled(llm)
     assert llm.submit("hello", TEN).result(SOON).finish_reason == "length"
-
-
-def test_a_closed_llm_takes_nothing_and_ends_all(folder: Path) -> None:
-    llm = open_llm(folder)
-    handles = [llm.submit("The quick", LONG) for _ in range(20)]
-    llm.close()
-    for handle in handles:
-        try:
-            assert handle.result(SOON).finish_reason in ("cancelled", "length")
-        except RuntimeError as error:
-            assert "closed" in str(error)
-    for ask in (lambda: llm.submit("The"), llm.stats):
-        with pytest.raises(RuntimeError, match="^this LLM is closed; make a new one$"):
-            ask()
 
 
 # Event loops

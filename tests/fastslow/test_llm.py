@@ -201,16 +201,22 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
     while llm._kv.requests < 4:
         time.sleep(0.001)
     model = weakref.ref(llm.model)
+    submitted = [llm.submit("The quick", params) for _ in range(20)]
     llm.close()
     llm.close()
     for thread in waiting:
         thread.join(10)
+    for handle in submitted:
+        try:
+            assert handle.result(10).finish_reason in ("cancelled", "length")
+        except RuntimeError as error:  # the engine did not have it yet
+            assert "closed" in str(error)
     assert [o.finish_reason for o in outs] == ["cancelled"] * 3
     *_, last = stream
     assert last.output is not None and last.output.finish_reason == "cancelled"
     gc.collect()
     assert model() is None, "the model is still held"
-    for call in (llm.generate, llm.chat, llm.stream):
+    for call in (llm.generate, llm.chat, llm.stream, llm.submit):
         with pytest.raises(RuntimeError, match="^this LLM is closed; make a new one$"):
             call("The", params)
 

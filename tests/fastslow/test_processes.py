@@ -1,4 +1,4 @@
-"""Forked and spawned processes, and cells of notebooks."""
+"""Forked processes, and cells of notebooks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_llm_answers_in_its_own_process_and_a_new_one_in_a_forked_one(folder:
 @forks
 @pytest.mark.parametrize(
     ("what", "kernels"),
-    [*((what, "native") for what in ("drop", "busy", "ranks", "spawn", "notebook"))]
+    [*((what, "native") for what in ("drop", "busy", "ranks", "notebook"))]
     + [(what, "off") for what in ("fork", "drop", "busy", "notebook")],
 )
 def test_what_programs_do_with_processes(folder: Path, what: str, kernels: str) -> None:

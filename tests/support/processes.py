@@ -1,10 +1,9 @@
-"""What a process does that forks, spawns, or runs a notebook's cell: started by the tests with a model's
+"""What a process does that forks, or runs a notebook's cell: started by the tests with a model's
 folder and the name of one of these functions."""
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import sys
@@ -128,22 +127,6 @@ def ranks() -> None:
     in_child(lambda: None)
     assert ask(llm) == right
     llm.close()
-
-
-def _spawned(folder: str) -> list[int]:
-    global FOLDER
-    FOLDER = folder
-    with make() as llm:
-        return ask(llm)
-
-
-def spawn() -> None:
-    """A spawned process answers, as a pool's does."""
-    with make() as llm:
-        right = ask(llm)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(_spawned, (FOLDER,)) == right
-        assert ask(llm) == right
 
 
 def notebook() -> None:
