@@ -156,28 +156,6 @@ def _with_keywords(
 ) -> Callable[..., Any]:
     known = model.model_fields
     owner, first, _ = inspect.signature(method).parameters.values()
-    names = first.name, "sampling"
-
-    @wraps(method)
-    def called(owner: object, *given: Any, **fields: Any) -> Any:
-        if len(given) > len(names):
-            raise TypeError(f"{method.__name__} takes {names[0]} and sampling; all else by name")
-        for name, value in zip(names, given):
-            if fields.setdefault(name, value) is not value:
-                raise TypeError(f"{method.__name__} got {name} twice")
-        if names[0] not in fields:
-            raise TypeError(f"{method.__name__} is missing {names[0]}")
-        prompt = fields.pop(names[0])
-        refuse_unknown(fields, known)
-        return method(owner, prompt, read(fields))
-
-    if inspect.iscoroutinefunction(method):
-        whole = called
-
-        @wraps(method)
-        async def called(owner: object, *given: Any, **fields: Any) -> Any:
-            return await whole(owner, *given, **fields)
-
     annotations = {
         name: str(text).removeprefix("Annotated[").rpartition(", ")[0] or text
         for kind in reversed(model.__mro__)
@@ -193,9 +171,24 @@ def _with_keywords(
         )
         for name, field in ordered
     ]
+    signature = inspect.Signature([owner, first, *keywords])
+
+    @wraps(method)
+    def called(owner: object, *given: Any, **fields: Any) -> Any:
+        refuse_unknown(fields, (first.name, *known))
+        (_, (_, prompt), *others) = signature.bind(owner, *given, **fields).arguments.items()
+        return method(owner, prompt, read(dict(others)))
+
+    if inspect.iscoroutinefunction(method):
+        whole = called
+
+        @wraps(method)
+        async def called(owner: object, *given: Any, **fields: Any) -> Any:
+            return await whole(owner, *given, **fields)
+
     options = (f"    {name}: {field.description}." for name, field in known.items())
     called.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *options])
-    called.__signature__ = inspect.Signature([owner, first, *keywords])  # type: ignore[attr-defined]
+    called.__signature__ = signature  # type: ignore[attr-defined]
     return called
 
 
