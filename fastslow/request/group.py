@@ -10,12 +10,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from threading import Condition
 from time import monotonic
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import HomeProcess
-from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.builder import RequestBuilder
 from fastslow.request.choice import ChoiceState
@@ -276,15 +275,6 @@ class RequestGroup:
         """Whatever besides the tokens changes the KV of its prompt; and the same for every memory key."""
         request = self._choices[0].request
         return request.root, request.shared_root
-
-    def traced(self, index: int) -> dict[str, Any] | None:
-        """The steps of one of the answers, where they are noted."""
-        traces = self.traces
-        if not traces:
-            return None
-        if index not in range(len(traces)):
-            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
-        return traces[index].to_dict()
 
     def _abandon(self) -> None:
         for choice in self._choices:

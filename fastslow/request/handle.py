@@ -29,7 +29,10 @@ class _AnswerInTheMaking:
         It has `steps`, the first and the last 500, and how many were `left_out` between them. The guide
         says what a step has.
         """
-        return self._group.traced(index)
+        traces = self._group.traces
+        if traces and index not in range(len(traces)):
+            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
+        return traces[index].to_dict() if traces else None
 
     def stop_thinking(self) -> bool:
         """Have the thought that runs closed from the next step on, as a thinking budget does, so that the

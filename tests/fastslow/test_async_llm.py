@@ -234,7 +234,7 @@ def test_a_step_wakes_a_loop_once(llm: LLM, gate: Gate, monkeypatch: pytest.Monk
 
         tasks = [asyncio.create_task(read(token)) for token in (6, 7)]
         await until(lambda: gate.reached.acquire(blocking=False))
-        while llm.stats().running < 2 or len(got) < 3:  # both have told of their first token
+        while llm.stats().running < 2 or len(got) < 3:  # both streamed their first token
             await step()
             await asyncio.sleep(0.005)
         loop, calls = asyncio.get_running_loop(), 0

@@ -196,25 +196,25 @@ def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0)
         injected.failure = failure
         todo = calls(llm)
         asked = [Caller(call) for call in todo[first:] + todo[:first]]
-        told = f"after {failure}"
+        after = f"after {failure}"
         for one in asked:
-            assert one.ended(WAIT), f"a caller still waits {told}"
+            assert one.ended(WAIT), f"a caller still waits {after}"
             if one.error is None:
                 for output in outputs(one.value):
-                    assert output.finish_reason == "length", told
+                    assert output.finish_reason == "length", after
             else:
-                assert failure is not None and injected.fired, told
+                assert failure is not None and injected.fired, after
                 kind = type(failure.error).__name__
-                assert kind in str(one.error) or "injected" in str(one.error), told
+                assert kind in str(one.error) or "injected" in str(one.error), after
         # in a pause pages are looked at
         time.sleep(0.2 if failure is None or "integrity" in failure.name else 0)
         injected.failure = None
         try:
-            assert well(llm, right), f"pages are lost {told}"
+            assert well(llm, right), f"pages are lost {after}"
         except RuntimeError as error:
-            assert str(error).startswith("this LLM is broken ("), told
+            assert str(error).startswith("this LLM is broken ("), after
         closing = Caller(llm.close)
-        assert closing.ended(WAIT) and closing.error is None, told
+        assert closing.ended(WAIT) and closing.error is None, after
     return injected
 
 

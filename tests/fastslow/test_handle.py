@@ -460,7 +460,7 @@ def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_process_is_told_that_a_handle_is_of_its_parent(llm: LLM, gate: Gate) -> None:
+def test_a_forked_process_cannot_use_its_parents_handle(llm: LLM, gate: Gate) -> None:
     handle = llm.submit("The quick", TEN)
     assert gate.reached.acquire(timeout=SOON)
     waits: list[Callable[[], object]] = [
@@ -470,14 +470,14 @@ def test_a_forked_process_is_told_that_a_handle_is_of_its_parent(llm: LLM, gate:
     ]
     child = os.fork()
     if child == 0:
-        told = 0
+        refused = 0
         for wait in waits:
             with suppress(TimeoutError):
                 try:
                     wait()
                 except RuntimeError as error:
-                    told += "make a new LLM here" in str(error)
-        os._exit(told + 10 * handle.done)
+                    refused += "make a new LLM here" in str(error)
+        os._exit(refused + 10 * handle.done)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(waits)
     gate.open()
     assert len(handle.result(SOON).token_ids) == 10

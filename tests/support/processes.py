@@ -50,7 +50,7 @@ def in_child(work: Callable[[], object]) -> None:
 
 
 def fork() -> None:
-    """The parent's LLM is refused, a new one answers, and the parent goes on; twice, and in a grandchild."""
+    """The parent's LLM is refused, a new one answers, and the parent runs on; twice, and in a grandchild."""
     llm = make()
     right = ask(llm)
     stream = llm.stream("one two", SamplingParams(max_tokens=200, ignore_eos=True))
