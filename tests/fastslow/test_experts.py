@@ -15,6 +15,7 @@ from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.engine.params import Escalation
+from fastslow.tools.cli.app import main
 
 VOCAB, CHOSEN = 320, 4
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -126,13 +127,21 @@ def test_groups_have_their_own_field(tmp_path: Path) -> None:
         assert (out.metrics.groups, out.metrics.experts) == (1, None)
 
 
-def test_a_file_of_modes(folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_modes_and_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"modes": {"fast": {"experts": 3}, "bot": {"base": "fast"}}}))
     with open_llm(folder, modes=own) as llm:
         out = llm.generate(TEXTS[0], PARAMS, mode="bot")
         assert out.metrics.experts == 3
         assert llm.generate(TEXTS[0], PARAMS, mode=experts(3)).token_ids == out.token_ids
+    given = ["--experts", "1", "--drafter", "self", "--draft-experts", "1", "--max-tokens", "4"]
+    command = ["generate", "Hello", "--model", str(folder), "--modes", str(own), "--mode", "bot"]
+    with pytest.raises(SystemExit, match="^0$"):
+        main([*command, *given, "--kv-memory", "8MiB", "--json"])
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert (metrics["experts"], metrics["drafter"]) == (1, "self")
 
 
 def test_without_shared_experts_one_is_the_fewest(tmp_path: Path) -> None:
