@@ -1,4 +1,4 @@
-"""Built-in models: fetched, checked, made once from their GGUF file."""
+"""Built-in models: fetched, checked, made once from their GGUF file, asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.models import locate
 from fastslow.models.dense import Dense
 from fastslow.models.folder import fresh_folder
@@ -139,3 +141,45 @@ def test_the_first_of_two_writers_wins_and_a_failed_one_leaves_nothing(tmp_path:
     with pytest.raises(KeyError), fresh_folder(tmp_path / "broken"):
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# As people meet it
+
+QUESTIONS = ("What is the capital of France?", "Count from one to ten.", "Say hello to Anna.")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[LLM]:
+    with LLM("smollm2-moge", dtype="float32", kv_memory="2GiB", progress=False) as model:
+        yield model
+
+
+@pytest.mark.slow
+def test_it_knows_the_capital_of_france(smollm2: LLM) -> None:
+    assert smollm2.has_head
+    for mode in ("deep", "fast"):
+        assert "Paris" in smollm2.chat(QUESTIONS[0], SamplingParams(max_tokens=24), mode=mode).text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["deep", "fast", Mode(name="shared", groups=0)])
+@pytest.mark.parametrize("speculation", [Speculation(drafter="self", nodes=5), "ngram+self"])
+def test_drafts_change_no_token(smollm2: LLM, mode: str | Mode, speculation: str | Speculation) -> None:
+    sampling = SamplingParams(max_tokens=24)
+    for question in QUESTIONS:
+        plain = smollm2.chat(question, sampling, mode=mode, speculation="off")
+        drafted = smollm2.chat(question, sampling, mode=mode, speculation=speculation)
+        assert drafted.token_ids == plain.token_ids
+
+
+@pytest.mark.slow
+def test_fewer_groups_cost_likelihood_in_order(smollm2: LLM) -> None:
+    text = "The sun rose over the hills, and the farmer went out to feed the animals."
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    totals = []
+    for groups in (None, 4, 0):
+        out = smollm2.generate(text, sampling, mode=Mode(name="some", groups=groups))
+        assert out.prompt_logprobs is not None
+        pairs = zip(out.prompt_token_ids[1:], out.prompt_logprobs[1:])
+        totals.append(sum(table[token] for token, table in pairs if table))
+    assert totals == sorted(totals, reverse=True)
