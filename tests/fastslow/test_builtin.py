@@ -164,7 +164,9 @@ def test_it_knows_the_capital_of_france(smollm2: LLM) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["deep", "fast", Mode(name="shared", groups=0)])
 @pytest.mark.parametrize("speculation", [Speculation(drafter="self", nodes=5), "ngram+self"])
-def test_drafts_change_no_token(smollm2: LLM, mode: str | Mode, speculation: str | Speculation) -> None:
+def test_drafts_change_no_token(
+    smollm2: LLM, mode: str | Mode, speculation: str | Speculation
+) -> None:
     sampling = SamplingParams(max_tokens=24)
     for question in QUESTIONS:
         plain = smollm2.chat(question, sampling, mode=mode, speculation="off")
