@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from loguru import logger
@@ -46,6 +46,13 @@ MOST_MODELS = 4  # of them with a draft model, which have pages of their own
 OFF = Speculation(drafter="off")
 
 
+class Closed:
+    """Stands in for the parts of a closed LLM; every access raises RuntimeError."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("this LLM is closed; make a new one")
+
+
 class DrafterFactory:
     """Speculation settings -> drafter, for one target.
 
@@ -78,7 +85,7 @@ class DrafterFactory:
         self._keys = OrderedDict[Speculation, Speculation]()  # the last used at the end
         self._users: dict[Speculation, WeakSet[Request]] = {}
         self._controller = controller
-        self._told = self._closed = False
+        self._told = False
         self.folder = folder
         self._tokenizer = tokenizer
         self._options = options
@@ -115,8 +122,6 @@ class DrafterFactory:
         """The settings without the fields that need no other drafter; makes the drafter on first use."""
         if settings.drafter == "off":
             return OFF
-        if self._closed:
-            raise RuntimeError("this LLM is closed; make a new one")
         names = check_drafter(settings, self._units, self._deps.has_head)
         # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
@@ -154,11 +159,10 @@ class DrafterFactory:
 
     def clear(self) -> None:
         """Let go of all drafters and their models."""
-        self._closed = True
         self.made.clear()
         self._stays = None
-        for part in ("_deps", "_controller", "between_steps"):
-            self.__dict__.pop(part, None)
+        self._deps = self._controller = cast(Any, Closed())
+        self.between_steps = lambda _: None
 
     def _make_room(self, has_cache: bool) -> bool:
         """Let drafters go until one more fits, with a KV cache beside the target's or without."""

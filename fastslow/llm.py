@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self, SupportsIndex, cast
 
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
-from fastslow.drafters import DrafterFactory
+from fastslow.drafters import Closed, DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
@@ -272,11 +272,11 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        if not isinstance(self.model, _Closed):
+        if not isinstance(self.model, Closed):
             self._tokenising.shutdown(wait=False)
             device = self.model.device
-            self.model = self._kv = self._core = self._inputs = cast(Any, _Closed())
-            self._pinner = self._parts = cast(Any, _Closed())
+            self.model = self._kv = self._core = self._inputs = cast(Any, Closed())
+            self._pinner = self._parts = cast(Any, Closed())
             self._drafters.clear()
             give_back(device)
 
@@ -293,13 +293,6 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Closed:
-    """Stands in for the parts of a closed LLM; every access raises RuntimeError."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise RuntimeError("this LLM is closed; make a new one")
 
 
 def _let_go(worker: Worker, drafters: DrafterFactory) -> None:
