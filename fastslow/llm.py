@@ -14,8 +14,7 @@ from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import Closed, DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.load import EngineLoad
-from fastslow.engine.core.stats import EngineStats
+from fastslow.engine.core.stats import EngineLoad, EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar

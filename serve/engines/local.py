@@ -12,7 +12,7 @@ from typing import Any
 from loguru import logger
 
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
-from fastslow.engine.core.request import StepNotes
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
@@ -35,7 +35,7 @@ class TraceLog:
 
     def __init__(self, most: int = MOST_TRACES) -> None:
         self._most = most
-        self._kept: OrderedDict[str, Sequence[StepNotes]] = OrderedDict()
+        self._kept: OrderedDict[str, Sequence[StepTrace]] = OrderedDict()
 
     def keep(self, id: str, handle: RequestHandle) -> None:
         """A request is over, or about to be; its answer is let go of."""

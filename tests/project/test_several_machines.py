@@ -1,4 +1,4 @@
-"""The example of several machines: an answer goes on when a host is lost, and no host is left behind."""
+"""The example of several machines: an answer continues when a host is lost, and no host stays."""
 
 from __future__ import annotations
 

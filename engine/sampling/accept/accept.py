@@ -14,7 +14,6 @@ from fastslow.engine.sampling.accept.exact import (
     follow_target,
     tokenwise,
 )
-from fastslow.engine.sampling.accept.lossy import LossyTypical
 from fastslow.engine.types import AcceptResult, Tree
 
 RngAt = Callable[[int, int], np.random.Generator]
@@ -22,27 +21,17 @@ RngAt = Callable[[int, int], np.random.Generator]
 
 
 def accept(
-    trees: Sequence[Tree],
-    target: Sequence[TargetProbsAt],
-    rng: RngAt,
-    rules: Sequence[Rule],
+    trees: Sequence[Tree], target: Sequence[TargetProbsAt], rng: RngAt, rules: Sequence[Rule]
 ) -> AcceptResult:
-    """Verify every request's tree.
+    """Verify every request's tree by its rule: the accepted nodes, root to leaf, and their tokens with one
+    more from the target.
 
     Args:
-        trees: one for each request.
+        trees: one for each request, as are target and rules.
         target: of each request, the probabilities after its last committed token, then after each node.
         rng: gives the uniform numbers, where there is something to draw.
-        rules: one for each request.
-
-    Returns:
-        Accepted nodes of each request, root to leaf, and their tokens with one more from the target.
-
-    Raises:
-        ValueError: there are more or fewer rules than requests.
+        rules: of acceptance.
     """
-    if len(rules) != len(trees):
-        raise ValueError(f"rules has {len(rules)} entries, and the batch has {len(trees)} requests")
     result = AcceptResult()
     for b, (tree, target_probs, rule) in enumerate(zip(trees, target, rules, strict=True)):
         path, last = rule(tree, target_probs, partial(rng, b))
@@ -51,11 +40,6 @@ def accept(
     return result
 
 
-RULES: dict[str, Rule] = {
-    "token": tokenwise,
-    "block": block,
-    "reproducible": follow_target,
-    "lossy-typical": LossyTypical(),
-}
-"""What a user may ask for, by name. All but those that say so are exact. "lossy-stepwise" is made for
-each model, since it knows which tokens end a step: `LossyStepwise`."""
+RULES: dict[str, Rule] = {"token": tokenwise, "block": block, "reproducible": follow_target}
+"""The exact rules that a user may ask for, by name. "lossy-stepwise" is made for each model, since it knows
+which tokens end a step: `LossyStepwise`."""

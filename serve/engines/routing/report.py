@@ -12,7 +12,7 @@ from loguru import logger
 from fastslow.engine.params import CHANGED
 
 if TYPE_CHECKING:  # routers import no torch
-    from fastslow.engine.core.load import EngineLoad
+    from fastslow.engine.core.stats import EngineLoad
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
