@@ -5,13 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastslow.engine.families.reading import (
-    FULL,
-    SLIDING,
-    decoder,
-    window_of,
-    windows_by_type,
-)
+from fastslow.engine.families.reading import FULL, SLIDING, decoder, window_of, windows_by_type
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config_json import (
     MOST_EXPERTS,

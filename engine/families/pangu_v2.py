@@ -45,8 +45,7 @@ RENAMES = (
 
 
 def read(raw: ConfigJson) -> DecoderShape:
-    """A sigmoid router over one group of experts. `qk_rope_dim` of a head's dims are rotated, and its values
-    have `v_channels`."""
+    """`qk_rope_dim` of a head's dims are rotated, and its values have `v_channels`."""
     dense = dense_layers(raw)
     shape = decoder(raw, dense=bool(dense))
     experts = integer(raw, "num_experts", most=MOST_EXPERTS)

@@ -34,11 +34,9 @@ def decoder(
     head_dim: int | None = None,
     dense: bool = True,
 ) -> DecoderShape:
-    """A dense decoder as Llama is, without biases.
+    """A dense decoder as Llama is, without biases. dense: some layer has a dense MLP.
 
-    theta, tied, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads.
-    dense: some layer has a dense MLP.
-    """
+    theta, tied, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads."""
     if not boolean(raw, "is_causal", True):
         raise ValueError("is_causal false is not supported: a row sees no later one")
     architectures = raw.get("architectures")
@@ -89,7 +87,6 @@ def _head_dim(raw: ConfigJson, hidden: int, heads: int) -> int | None:
 
 
 def _rope(raw: ConfigJson, theta: float, positions: int) -> tuple[float, RopeScaling | None]:
-    """The base and the scaling, from fields in the old place or in `rope_parameters`."""
     places = [raw.inside(name) for name in ("rope_scaling", "rope_parameters")]
     rope = places[0] or places[1]
     based = [place for place in (*places, raw) if "rope_theta" in place] or [raw]
@@ -111,8 +108,7 @@ def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True)
 
 
 def windows_by_type(raw: ConfigJson, window: int, usual: list[str]) -> tuple[int, ...]:
-    """Every layer's window from `layer_types`; empty where all see all. usual: the types that hold
-    where the field is missing."""
+    """Every layer's window from `layer_types`, which is `usual` where missing; empty where all see all."""
     types = raw.get("layer_types")
     types = usual if types is None else types
     if not isinstance(types, list) or len(types) != len(usual):

@@ -33,20 +33,17 @@ class Line:
     seen: Ints
 
     def within(self, window: int, block: int) -> Line:
-        """Without the whole blocks of keys that lie before the window of its first row: a row's sums run
-        over the same blocks whichever row is the first."""
+        """Without the whole blocks of keys before its first row's window, so that sums keep their blocks."""
         unseen = max(0, int(self.seen[0]) - window) // block * block if window else 0
         return Line(self.rows, self.slots[unseen:], self.seen - unseen)
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """L lines of P rows each that are computed as one batch.
+    """L lines of P rows each, computed as one batch.
 
-    gather: int64 [L * P], the row of the step that each row is, padding repeats one; None: all rows
-    of the step in order. scatter and rows: int64 [R], the entries of [L * P] that are real, and the
-    rows that they give.
-    """
+    gather: int64 [L * P], the row of the step that each row is, padding repeats the last; None: all in order.
+    scatter, rows: int64 [R], the entries of [L * P] that are real, and the rows that they give."""
 
     count: int
     gather: Tensor | None
@@ -71,7 +68,7 @@ def lines_of(rows: Rows) -> Iterator[Line]:
 
 
 def _paths(parents: Ints) -> Iterator[tuple[Ints, int]]:
-    """The rows from the root to every leaf, and how many at the end of them no earlier leaf had."""
+    """The rows from the root to every leaf, and how many at its end no earlier leaf had."""
     count = len(parents)
     if np.array_equal(parents, np.arange(-1, count - 1)):
         if count:
@@ -96,10 +93,9 @@ def layout(
     device: torch.device,
     window: int = 0,
 ) -> list[Lines]:
-    """The calls of attention that a step makes, alike for every layer of this window (0: sees all).
+    """The calls of attention that a step makes, alike for all layers of this window (0: sees all).
 
-    padded: rows of the step with padding. group: query heads per KV head. dtype: of the scores.
-    """
+    padded: rows of the step with padding. group: query heads per KV head. dtype: of the scores."""
     alike: dict[tuple[int, int], list[Line]] = defaultdict(list)
     for whole in lines_of(rows):
         line = whole.within(window, ops.block)
@@ -154,7 +150,7 @@ def _keys(
 
 
 def as_run(slots: Ints) -> slice | None:
-    """The slice that these slots are, if they are one ascending run of at least one."""
+    """The slice that these slots are, if they are one ascending run."""
     if not len(slots):
         return None
     first = int(slots[0])
@@ -239,7 +235,6 @@ class Attention:
         return turned[:, : c.heads], turned[:, c.heads :], mixed[:, c.heads + c.kv_heads :]
 
     def out_proj(self, seen_PI: Tensor) -> Tensor:
-        """[P, hidden] from what the heads saw, [P, heads * head_dim]."""
         return self.ops.linear(seen_PI, self.out, self.out_bias)
 
     def _attend(self, q_PHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, step: Step) -> Tensor:

@@ -38,8 +38,7 @@ class ModelConfig(DecoderShape):
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Read `folder`/config.json, or the header of a GGUF file. ValueError in one sentence for whatever does
-        not fit."""
+        """Read `folder`/config.json, or the header of a GGUF file. ValueError in one sentence."""
         if is_gguf(folder):
             try:
                 return cls.from_json(header_config(folder))
@@ -101,7 +100,6 @@ def header_config(path: Path) -> dict[str, Any]:
 
 
 def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None:
-    """What only the tensors say."""
     if (embedding := tensors.get("token_embd.weight")) is None:
         raise ValueError("the file lacks tensor token_embd.weight")
     raw["vocab_size"] = embedding.shape[0]
@@ -123,7 +121,6 @@ def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None
 
 
 def _check_heads(raw: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> None:
-    """ValueError for heads that rotate in part, or whose values have another size."""
     dim = raw.get("head_dim")
     hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
     if dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:

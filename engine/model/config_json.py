@@ -133,17 +133,10 @@ NOTHING = ("", "default", "none", "null", "silu", "rope", "full_attention")  # w
 class ConfigJson(Mapping[str, Any]):
     """Fields, as a dict, which remembers which of them were read.
 
-    What a family reads it knows. Of the rest, `check_rest` refuses a field whose name says that it changes
-    the forward, unless its value says that it does not: a model that runs without it answers
-    wrongly, and nobody sees why. Wholly unknown names are logged: fine-tunes carry notes of all kinds, and
-    refusing them all would refuse models that run right.
-
-    Args:
-        raw: the fields.
-        owner: what reads them, for messages.
-        prefix: what messages write before a name.
-        strict: refuse whatever is not read and does something.
-    """
+    `check_rest` refuses an unread field whose name says that it changes the forward, unless its value says
+    that it does not: a model that runs without it answers wrongly, and nobody sees why. Unknown names are
+    logged: fine-tunes carry notes of all kinds. owner: what reads them, for messages. prefix: what messages
+    write before a name. strict: refuse whatever is not read and does something."""
 
     def __init__(
         self, raw: Mapping[str, Any], owner: object, prefix: str = "", strict: bool = False
@@ -165,11 +158,7 @@ class ConfigJson(Mapping[str, Any]):
         return len(self._raw)
 
     def inside(self, name: str) -> ConfigJson:
-        """The fields of an object in here, of which none may stay unread; none where it is missing.
-
-        Raises:
-            ValueError: it is no object.
-        """
+        """The fields of an object in here, of which none may stay unread; none where it is missing."""
         value = self.get(name)
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"{name} must be an object, got {shown(value)}")
@@ -193,7 +182,6 @@ class ConfigJson(Mapping[str, Any]):
 
 
 def _neutral(name: str, value: object) -> bool:
-    """Whether the value says that the field does nothing."""
     if isinstance(value, str):
         return value.lower() in NOTHING
     if isinstance(value, list):

@@ -61,15 +61,10 @@ GGUF_EXPERTS = {  # [experts, out, in] each; * is the expert's number
 class GgufNames:
     """How GGUF files spell a family.
 
-    Attributes:
-        architecture: `general.architecture`.
-        layer: from what stands after "blk.N." to what stands after "model.layers.N.", both without
-            the ending ".weight" or ".bias", which stays.
-        interleaved: rows of q and k lie in pairs (2i, 2i + 1) of a head, not half a head apart.
-        fields: header keys after "<architecture>." that only this family has, and the fields of config.json that
-            they stand for; "a.b" is field b of object a.
-        given: fields that hold for all such files, whose header does not say so.
-    """
+    architecture: `general.architecture`. layer: from what stands after "blk.N." to what stands after
+    "model.layers.N.", both without ".weight" or ".bias". interleaved: rows of q and k lie in pairs
+    (2i, 2i + 1) of a head, not half a head apart. fields: further header keys after "<architecture>.", and the
+    fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files."""
 
     architecture: str
     layer: Mapping[str, str]
@@ -85,14 +80,9 @@ def as_spelled(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Architectures that one function reads.
+    """Architectures, as config.json names them, that one function reads: fields of config.json to a shape.
 
-    Attributes:
-        architectures: as config.json names them.
-        read: the shape, from the fields of config.json. ValueError for what it does not know.
-        gguf: how GGUF files spell it; None where they do not.
-        spelled: config.json's fields in one spelling, where there are several.
-    """
+    read raises ValueError for what it does not know. gguf: how GGUF files spell it; None where they do not."""
 
     architectures: tuple[str, ...]
     read: Callable[[ConfigJson], DecoderShape]
@@ -123,11 +113,7 @@ def _known() -> dict[str, Family]:
 
 
 def family_of(architecture: object) -> Family:
-    """The family of an architecture in config.json.
-
-    Raises:
-        ValueError: none has it.
-    """
+    """The family of an architecture in config.json. ValueError: none has it."""
     known = _known()
     family = known.get(architecture) if isinstance(architecture, str) else None
     if family is None:
@@ -142,11 +128,7 @@ def architecture_in(raw: Mapping[str, Any]) -> object:
 
 
 def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
-    """The family of a GGUF file, and how the file spells it.
-
-    Raises:
-        ValueError: none has its architecture.
-    """
+    """The family of a GGUF file, and how the file spells it. ValueError: none has its architecture."""
     architecture = str(file.fields.get(GGUF_ARCHITECTURE))
     spelled = {f.gguf.architecture: (f, f.gguf) for f in _known().values() if f.gguf is not None}
     if architecture not in spelled:

@@ -16,10 +16,7 @@ TINY = 1e-36  # below it a scale's inverse overflows: such a row is zeros
 
 @dataclass(frozen=True, slots=True)
 class QuantLinear:
-    """y = (x @ weight.T) * scale.
-
-    weight_OI: int8 [O, I]. scale_O: float32 [O].
-    """
+    """y = (x @ weight.T) * scale: int8 [O, I] and float32 [O]."""
 
     weight_OI: Tensor
     scale_O: Tensor
@@ -28,8 +25,7 @@ class QuantLinear:
     def of(cls, weight_OI: Tensor) -> Self:
         """Round a float matrix: symmetric, the largest number of each row becomes 127.
 
-        Scales are numbers that bfloat16 holds, so that files can store them in two bytes.
-        """
+        Scales are numbers that bfloat16 holds, so that files can store them in two bytes."""
         weight = weight_OI.float()
         scale = (weight.abs().amax(-1) / LARGEST).bfloat16().float()
         inverse = torch.where(scale > TINY, 1 / scale, 0.0)
@@ -59,10 +55,9 @@ def no_int8(name: str) -> QuantLinear | None:
 
 
 def quantise_tokens(x_TI: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [T, I] and float32 [T]: each row by its own largest number, rounded to nearest even.
+    """int8 [T, I] and float32 [T]: each row by its largest number, rounded to nearest even.
 
-    A row that is not finite is zeros with a scale that is not finite, so all that comes of it shows.
-    """
+    A row that is not finite is zeros with a scale that is not finite, so all that comes of it shows."""
     x = x_TI.float()
     most = x.abs().amax(-1)
     scale = torch.where(most > TINY, most / LARGEST, torch.where(most <= TINY, 0.0, most))

@@ -30,9 +30,8 @@ def soft_cap(x: Tensor, cap: float) -> Tensor:
 class Sinks:
     """Keys and values that every row of a layer sees before its text.
 
-    k, v: [kv_heads, S, D], S a multiple of the attention block. bias: [1, 1, S / block, 1, block],
-    0 for a sink and -inf for padding.
-    """
+    k, v: [kv_heads, S, D], S a multiple of the attention block. bias: [1, 1, S / block, 1, block], 0 for a
+    sink and -inf for padding."""
 
     k: Tensor
     v: Tensor
@@ -53,12 +52,10 @@ class Sinks:
 class Keys:
     """Which KV slots L lines of attention read.
 
-    slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the
-    attention block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where
-    it does not; every row sees at least one. P rows of a line, G query heads per KV head. sinks:
-    what stands before the text in this layer. sink_logits: [heads] in the dtype of scores, what every
-    row has beside its keys, without a value. score_cap: see `DecoderShape`.
-    """
+    slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the attention
+    block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where it does not; every
+    row sees at least one. P rows of a line, G query heads per KV head. sink_logits: [heads] in the dtype of
+    scores, what every row has beside its keys, without a value. score_cap: see `DecoderShape`."""
 
     slots: slice | Tensor
     bias: Tensor
@@ -69,10 +66,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Routed experts of a layer: weights of each, as `Ops.pack` gave them, gates and ups below each other.
-
-    gate_up_bias, down_bias: [E, 2F] and [E, H].
-    """
+    """Routed experts of a layer, as `Ops.pack` gave them, gates and ups below each other; biases [E, 2F], [E, H]."""
 
     gate_up: Sequence[Tensor]
     down: Sequence[Tensor]
@@ -85,9 +79,7 @@ class Experts:
 class Dispatch:
     """Where rows go in a grouped product: the run (expert, start, stop) owns those sorted rows.
 
-    rows: int64 [R], the input row that each sorted row copies. Starts and stops are multiples of
-    the device's `rows`.
-    """
+    rows: int64 [R], the input row that each sorted row copies. Starts and stops are multiples of `Ops.rows`."""
 
     rows: Tensor
     runs: Sequence[tuple[int, int, int]]
@@ -96,8 +88,7 @@ class Dispatch:
 class Ops(Protocol):
     """The building blocks; `engine.backends.torch.reference` describes each. Letters: T rows, I in, O out.
 
-    A row's bits never depend on the rows beside it.
-    """
+    A row's bits never depend on the rows beside it."""
 
     rows: int
     """Matrix products see row counts that are multiples of this."""

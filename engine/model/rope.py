@@ -24,8 +24,7 @@ def inverse_frequencies(config: DecoderShape, max_len: int = 0) -> Tensor:
     """float64 [head_dim / 2], radians per position, on the CPU.
 
     max_len: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
-    request keeps one base from its first token to its last; <= 0 means unscaled.
-    """
+    request keeps one base from its first token to its last; <= 0 means unscaled."""
     turning = _turning(config, max_len)
     still = torch.zeros(config.head_dim // 2 - len(turning), dtype=torch.float64)
     return torch.cat(
@@ -75,12 +74,10 @@ def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
 def rotation(
     config: DecoderShape, positions: Ints, max_len: Ints, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines, each [T, 1, head_dim] in `dtype` (float32 or float64).
+    """Cosines and signed sines, each [T, 1, head_dim] in `dtype`, times yarn's attention factor.
 
-    positions and max_len: int64 [T], per row. The first half of the sines is negated, so that a
-    rotation is `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half"). Both are multiplied by
-    yarn's attention factor.
-    """
+    positions and max_len: int64 [T]. The first half of the sines is negated, so that a rotation is
+    `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half")."""
     max_lens = max_len.tolist() if config.dynamic_rope else [0]
     frequencies = torch.stack([inverse_frequencies(config, r) for r in max_lens]).to(device, dtype)
     angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies

@@ -18,9 +18,8 @@ EVERY_STEP = 8  # up to this number of experts each count is compared; then powe
 class RoutedUnits(NamedTuple):
     """The field of a mode that counts what runs for a token, and its range.
 
-    name: "experts" where a token takes the best of all experts, else "groups". most: what the model
-    itself runs, 0 for a dense one. least: 1 where there is no shared expert to run alone.
-    """
+    name: "experts" where a token takes the best of all experts, else "groups". most: what the model itself
+    runs, 0 for a dense one. least: 1 where there is no shared expert to run alone."""
 
     name: Unit
     most: int
@@ -28,14 +27,12 @@ class RoutedUnits(NamedTuple):
 
     @classmethod
     def of(cls, config: ModelConfig) -> RoutedUnits:
-        """Those of a model."""
         lonely = config.chosen > 0 and not config.shared_intermediate_size
         return cls("groups" if config.router is None else "experts", config.chosen, int(lonely))
 
     @property
     def drafted(self) -> int:
-        """How many run where the model drafts for itself and nobody says: none beside the shared
-        experts, or a quarter where there are no shared ones."""
+        """How many run where the model drafts for itself: the shared experts alone, or a quarter without them."""
         return max(1, self.most // 4) if self.least else 0
 
     @property
@@ -51,13 +48,9 @@ class RoutedUnits(NamedTuple):
         return {self.name: self.most if count is None else count} if self.most else {}
 
     def checked(self, what: str, groups: int | None, experts: int | None) -> int | None:
-        """The count that is given in either field; None = all.
+        """The count that is given in either field; None = all. what: whose fields they are, for the message.
 
-        what: whose fields they are, for the message.
-
-        Raises:
-            ValueError: it is given in the other kind's field, or out of range.
-        """
+        ValueError: it is given in the other kind's field, or out of range."""
         name: Unit = "experts" if groups is None else "groups"
         count = experts if groups is None else groups
         if count is None:

@@ -21,14 +21,11 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 class RopeScaling:
     """How rotary frequencies are stretched: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
 
-    llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`,
-    those below original_max_positions / high_frequency_factor are left alone, and those between are
-    blended. yarn (Peng et al., arXiv 2309.00071): pairs that turn more than `fast_turns` times in
-    original_max_positions are left alone, those that turn less than `slow_turns` times are stretched,
-    and those between are blended, between whole pairs where `whole_pairs`; cosines and sines are
-    multiplied by `attention_factor`. factors: each pair's frequency is divided by its own, as a GGUF file
-    has them of a model scaled in the way of llama3.
-    """
+    llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`, those
+    below original_max_positions / high_frequency_factor are left alone, those between are blended. yarn (Peng
+    et al., arXiv 2309.00071): the same by turns in original_max_positions, between `slow_turns` and
+    `fast_turns`, between whole pairs where `whole_pairs`; cosines and sines are multiplied by
+    `attention_factor`. factors: each pair's frequency is divided by its factor, as GGUF files have them."""
 
     kind: str
     factor: float
@@ -108,11 +105,9 @@ def _stretch(factor: float, mscale: float) -> float:
 class Router:
     """How a token chooses its routed experts in a mixture without groups.
 
-    kind: "softmax": probabilities over all experts, of which the `top_k` largest are chosen; "chosen":
-    the `top_k` largest logits are chosen, and softmax is over these; "sigmoid": of each logit, and what
-    `choice_bias` adds counts for the choice alone. normed: the chosen weights are divided by their sum.
-    scale: what they are multiplied with then. bias: added to the logits.
-    """
+    kind: "softmax": over all experts, of which the `top_k` largest are chosen; "chosen": over the `top_k`
+    largest logits; "sigmoid": of each logit. choice_bias: a bias counts for the choice alone. normed: the
+    chosen weights are divided by their sum. scale: what they are multiplied with then. bias: of the logits."""
 
     kind: str
     top_k: int
@@ -137,31 +132,25 @@ Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """Sizes are in elements, positions in tokens.
+    """Sizes are in elements, positions in tokens. 0 or empty: the model has no such part.
 
     Attributes:
-        groups: 0 where there are none to choose among: a dense model, or one group of experts (`router`).
-            A MoGE model runs one routed expert per group and token.
-        intermediate_size: width of dense MLPs; 0 where no layer has one.
-        dtype: the checkpoint's own, as config.json spells it.
-        query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim], one
-            for all heads).
-        windows: of each layer, how many tokens a row sees, itself and those just before it; 0 sees all;
-            empty: all layers see all.
+        groups: a MoGE model runs one routed expert per group and token; 0 with a `router`.
+        intermediate_size: width of dense MLPs.
+        dtype: the checkpoint's, as config.json spells it.
+        query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim]).
+        windows: of each layer, how many tokens a row sees, itself included; 0 sees all.
         unrotated: layers whose queries and keys are not rotated.
         sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
-        expert_bias: routed experts have biases.
         norm_offset: what is added to the weights of all norms; 1 where files hold them less 1.
         post_norms: the outputs of attention and MLP are normed before they are added, too.
         embedding_scale: embeddings are multiplied with it where they enter the first layer.
-        value_dim: of a head's values, at most head_dim; 0: head_dim.
-        rotary_dim: dims of a head that are rotated; 0: all.
-        rotary_layout: which: the first or the last; pairs lie side by side ("interleaved"), or half of
-            the rotated dims apart ("halves").
+        value_dim, rotary_dim: dims of a head's values, and those that are rotated; 0: head_dim.
+        rotary_layout: the first or the last dims; pairs lie side by side ("interleaved"), or half of the
+            rotated dims apart ("halves").
         qkv_fused: the file has one matrix `qkv_proj` for queries, keys and values.
-        sinks: learned keys that every token sees before its text.
-        sink_values: their values are learned, too; else they are zeros.
-        score_cap, logit_cap: scores of attention, or logits x, become cap * tanh(x / cap); 0: they do not.
+        sinks: learned keys that every token sees before its text. sink_values: their values are learned, too.
+        score_cap, logit_cap: scores of attention, or logits x, become cap * tanh(x / cap).
         mtp_layers: layers for multi-token prediction after the others; None: a family without.
         stacked_experts: a file may hold all experts of a layer in one tensor, gates and ups in turn.
         renames: parts of tensors' names in files, and what stands for them here.
@@ -272,18 +261,16 @@ class DecoderShape:
 
     @property
     def value_width(self) -> int:
-        """Dims of a head's values."""
         return self.value_dim or self.head_dim
 
     @property
     def rotary_width(self) -> int:
-        """Dims of a head that are rotated."""
         return self.rotary_dim or self.head_dim
 
     @property
     def rotary_order(self) -> list[int]:
-        """Which dim of the file's heads each dim is here, where pairs lie half a head apart and dims that
-        stand still have frequency 0. Moving dims of queries and keys alike changes no score."""
+        """Which dim of the file's heads each dim is here, where pairs lie half a head apart and dims that stand still
+        have frequency 0. Moving dims of queries and keys alike changes no score."""
         turning, half = self.rotary_width // 2, self.head_dim // 2
         first = self.head_dim - 2 * turning if self.rotary_layout == "halves-last" else 0
         if self.rotary_layout == "interleaved-first":
@@ -302,7 +289,6 @@ class DecoderShape:
 
     @property
     def qkv_names(self) -> tuple[str, ...]:
-        """The matrices that hold queries, keys and values, without `_proj`."""
         return ("qkv",) if self.qkv_fused else ("q", "k", "v")
 
     @property
@@ -311,14 +297,12 @@ class DecoderShape:
         return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
 
     def rope_length(self, max_len: int) -> int:
-        """What decides the rotary base of a request that may become so long: equal numbers, equal keys.
-        Texts that fit max_positions all have one base."""
+        """What decides the rotary base of a request that may become this long: equal numbers, equal keys."""
         return max(max_len, self.max_positions) if self.dynamic_rope else 0
 
     @property
     def context(self) -> int:
-        """The longest text in tokens; linear and dynamic scaling multiply max_positions, and yarn
-        the length that the model was trained for before."""
+        """The longest text in tokens."""
         scaling = self.rope_scaling
         if scaling is None or scaling.kind in ("llama3", "factors"):
             return self.max_positions
@@ -340,5 +324,5 @@ class DecoderShape:
         return self.windows[layer] if self.windows else 0
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values of one token, over all layers."""
+        """Over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize

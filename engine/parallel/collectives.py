@@ -28,13 +28,7 @@ Traffic = Counter[str]  # bytes sent by this rank, by one of NAMES
 
 
 class Collectives:
-    """Ranks that share rows.
-
-    Args:
-        group: of torch.distributed; None where it is this rank alone.
-        size: ranks.
-        traffic: where bytes are counted.
-    """
+    """Ranks that share rows; group None: this rank alone."""
 
     def __init__(self, group: dist.ProcessGroup | None, size: int, traffic: Traffic) -> None:
         self._group = group
@@ -53,10 +47,8 @@ class Collectives:
     def reduce_scatter(self, partial_PH: Tensor, name: str) -> Tensor:
         """[P / size, H]: this rank's rows of the sum over all ranks.
 
-        The parts are exchanged as they are and added on this rank, in the order of the ranks and in float32
-        (float64 for float64): the bits of a row depend neither on what a library's own reduction
-        does nor on the rows beside it, for the bytes of a reduction.
-        """
+        The parts are exchanged as they are and added here, in the order of the ranks and in float32 (float64 for
+        float64): the bits of a row depend neither on a library's reduction nor on the rows beside it."""
         if self.size == 1:
             return partial_PH
         self._traffic[name] += partial_PH.nbytes // self.size * (self.size - 1)

@@ -34,13 +34,7 @@ _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 class ShardReader:
     """Reads the tensors of a rank's local config: what it asks for whole is this rank's slice.
 
-    Args:
-        shard: whose shard.
-        read: gives a slice of a tensor of the whole model.
-
-    Attributes:
-        nbytes: read so far.
-    """
+    read: gives a slice of a tensor of the whole model."""
 
     def __init__(self, shard: RankShard, read: Callable[[str, tuple[slice, ...]], Tensor]) -> None:
         self._shard = shard
@@ -64,7 +58,6 @@ class ShardReader:
 
 @contextmanager
 def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
-    """Reads a rank's shard of a checkpoint from memory-mapped files that stay open."""
     with checkpoint.reader(progress, _held(shard)) as read:
         yield ShardReader(shard, read)
 
@@ -119,15 +112,10 @@ def _held(shard: RankShard) -> int:
 class RowPartition:
     """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
-    Data-parallel ranks lie in a row, each with its requests' rows and then padding;
-    rank r keeps rows r * each .. (r + 1) * each of the residual stream.
-
-    Attributes:
-        each: rows of a rank.
-        places: int64 [T], where each row lies.
-        tokens, groups: int64 [P]; padding is token 0 and runs no routed expert.
-        own: this data-parallel rank's rows, slots counted from its first; None = it has none.
-    """
+    Data-parallel ranks lie in a row, each with its requests' rows and then padding; rank r keeps rows
+    r * each .. (r + 1) * each of the residual stream. places: int64 [T], where each row lies. tokens, groups:
+    int64 [P]; padding is token 0 and runs no routed expert. own: this data-parallel rank's rows, slots
+    counted from its first; None = it has none."""
 
     each: int
     places: Ints
@@ -160,7 +148,6 @@ class RowPartition:
 
 
 def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
-    """The rows of some requests, without outputs."""
     if not len(requests):
         return None
     spans = [(int(rows.starts[b]), int(rows.starts[b + 1])) for b in requests]
@@ -183,16 +170,9 @@ def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
 class ShardDecoder:
     """The shard of a decoder that one rank runs (H2P; Pangu Pro MoE, arXiv 2505.21411).
 
-    The residual stream is divided by rows: a rank keeps, norms and adds only its own. Around attention
-    the ranks of one copy of it gather their normed rows and scatter the partial sums of their heads;
-    around the MLP all ranks do. The head is cut by vocabulary.
-
-    Args:
-        shard: of this rank.
-        weights: its shard, see `shard_weights`.
-        dp_group: the ranks of its copy of attention, in order.
-        everyone: all ranks.
-    """
+    The residual stream is divided by rows: a rank keeps, norms and adds only its own. Around attention the
+    ranks of one copy of it (`dp_group`) gather their normed rows and scatter the partial sums of their heads;
+    around the MLP all ranks do. The head is cut by vocabulary."""
 
     def __init__(
         self, shard: RankShard, weights: Weights, dp_group: Collectives, everyone: Collectives
@@ -208,8 +188,7 @@ class ShardDecoder:
     ) -> ModelOutput | None:
         """As `Decoder.forward`, on all ranks at once with the same rows; None but on rank 0.
 
-        kv: this rank's heads, slots of its data-parallel rank. layers: those that run.
-        """
+        kv: this rank's heads, slots of its data-parallel rank. layers: those that run."""
         partition = RowPartition.of(rows, self.shard, kv.slots)
         x_nH = self._embed(partition)
         step = self._step(partition)
@@ -259,7 +238,6 @@ class ShardDecoder:
         return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
 
     def _step(self, partition: RowPartition) -> Step | None:
-        """What the layers share in this copy of attention; None where it has no rows."""
         if partition.own is None:
             return None
         w, size = self.weights, partition.each * self.shard.attention
@@ -273,12 +251,7 @@ class ShardDecoder:
         holders: Ints,
         only_best: NDArray[np.bool_],
     ) -> ModelOutput | None:
-        """The step's output on rank 0, None on the others.
-
-        mine_mH: last rows of those wanted rows that this rank keeps.
-        features_SF: what `_features` gave.
-        holders: of all M wanted rows, the rank that keeps each.
-        """
+        """On rank 0. mine_mH: wanted rows that this rank keeps. holders: of all M, the rank that keeps each."""
         w = self.weights
         if not len(holders):
             none = np.empty(0, dtype=np.int64)
@@ -298,11 +271,7 @@ class ShardDecoder:
         return ModelOutput(soft_cap(whole, w.config.logit_cap), features_SF, best)
 
     def _features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
-        """[S, F] on rank 0, None on the others.
-
-        mine_sF: of those rows to see that this rank keeps.
-        holders: of all S, the rank that keeps each.
-        """
+        """[S, F] on rank 0, None on the others; the arguments as in `_output`."""
         if not len(holders):
             return mine_sF if self.shard.rank == 0 else None
         most, places = _laid(holders)
@@ -312,7 +281,6 @@ class ShardDecoder:
         return None if parts is None else torch.cat(parts).index_select(0, at)
 
     def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
-        """[M, H] on every rank, in the order in which they are wanted."""
         padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
         return self.everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
 

@@ -29,12 +29,8 @@ _numbers = itertools.count()
 class ShardedStorage(KVStorage):
     """Rank 0's own rows, and commands for the other ranks to do the same with theirs.
 
-    Slots are counted over all data-parallel ranks, one's after the other's; `slots`, `k` and `v` are
-    of rank 0's share and heads. Orders wait in `commands` and go out with the next step.
-
-    Attributes:
-        number: by which the other ranks know this storage.
-    """
+    Slots are counted over all data-parallel ranks, one's after the other's; `slots`, `k` and `v` are of rank
+    0's share and heads. Commands wait and go out with the next step. number: by which ranks know this storage."""
 
     tile = 0
     shard: ClassVar[RankShard]
@@ -55,13 +51,7 @@ class ShardedStorage(KVStorage):
 
 
 def sharded_storage(own: RankShard, waiting: deque[Command], shared: bool) -> type[ShardedStorage]:
-    """The storage of one model.
-
-    Args:
-        own: of rank 0.
-        waiting: commands that go out with the next step.
-        shared: whether all ranks' rows lie in one memory, as on a CPU.
-    """
+    """The storage of one model; shared: whether all ranks' rows lie in one memory, as on a CPU."""
 
     class Storage(ShardedStorage):
         shard = own
@@ -73,13 +63,7 @@ def sharded_storage(own: RankShard, waiting: deque[Command], shared: bool) -> ty
 
 
 class ParallelModel:
-    """Rank 0's shard; every step goes to the other ranks first.
-
-    Args:
-        worker: of rank 0.
-        rank_group: the other ranks, all loaded.
-        dtype: of keys, values and features.
-    """
+    """Rank 0's shard; every step goes to the other ranks first, which have loaded theirs."""
 
     def __init__(self, worker: ShardWorker, rank_group: RankGroup, dtype: torch.dtype) -> None:
         self.config: ModelConfig = worker.shard.config
@@ -104,11 +88,7 @@ class ParallelModel:
         return self._rank_group.pids
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """As `Decoder.forward`.
-
-        Raises:
-            RankError: a rank failed or is gone. No later step will run.
-        """
+        """As `Decoder.forward`. RankError: a rank failed or is gone, and no later step will run."""
         check_step(rows, kv, self._storage, features, self.layers)
         assert isinstance(kv, ShardedStorage)
         self._check_dp_ranks(rows, kv.slots)
@@ -124,7 +104,6 @@ class ParallelModel:
         return output
 
     def layer_subset(self, layers: Sequence[int]) -> ParallelModel:
-        """See `Model.layer_subset`."""
         kept = object.__new__(ParallelModel)
         kept.__dict__.update(self.__dict__)
         kept.layers = check_layers(layers, self.layers)

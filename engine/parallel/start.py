@@ -45,14 +45,8 @@ def load_parallel(
 ) -> ParallelModel:
     """The model in `folder` on `parallel.ranks` ranks, of which this process is the first.
 
-    Under torchrun the other ranks are its processes, else this process starts them, and they end with
-    it. The other arguments are those of `load_model`.
-
-    Raises:
-        ValueError: the model cannot be shared so, torchrun started another number of ranks, this
-            process is in a process group already, or a quantization or another kv_dtype is asked for.
-        RankError: a rank failed.
-    """
+    Under torchrun the other ranks are its processes, else this process starts them, and they end with it. The
+    other arguments are those of `load_model`. ValueError: the model cannot be shared so. RankError: a rank failed."""
     config = ModelConfig.from_folder(folder)
     shard = RankShard.all(config, parallel)[0]
     found = choose_device(device)
@@ -115,7 +109,6 @@ def _say(shard: RankShard, device: torch.device) -> None:
 
 
 def _started(ranks: int) -> tuple[RankGroup, Store]:
-    """Processes on this machine."""
     room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # no other user may read it
     listener, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
     threads, undo = _settle(ranks)
@@ -155,10 +148,7 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
 
 
 def _settle(ranks: int) -> tuple[int, Callable[[], None]]:
-    """Threads of each rank; and how to set back what this changes for all of them.
-
-    The ranks of one machine talk through its loopback, whatever its name resolves to.
-    """
+    """Threads of each rank, which talk through the loopback; and how to set back what this changes."""
     threads, asked = torch.get_num_threads(), os.environ.get(_INTERFACE)
     if sys.platform == "linux":
         os.environ[_INTERFACE] = "lo"

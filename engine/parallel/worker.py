@@ -37,12 +37,7 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import (
-    ShardDecoder,
-    shard_reader,
-    shard_weights,
-    weight_bytes,
-)
+from fastslow.engine.parallel.decoder import ShardDecoder, shard_reader, shard_weights, weight_bytes
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 from fastslow.engine.types import Ints
 
@@ -69,17 +64,7 @@ class RankFacts:
 
 
 class ShardWorker:
-    """Runs a rank's shard.
-
-    Args:
-        shard: the rank's.
-        folder: of the checkpoint.
-        dtype: to run in.
-        device: of this rank.
-        progress: draw a bar while reading.
-
-    The process group must stand; all ranks make theirs at once.
-    """
+    """Runs a rank's shard of a checkpoint. The process group must stand; all ranks make theirs at once."""
 
     def __init__(
         self,
@@ -107,7 +92,6 @@ class ShardWorker:
         self.storages: dict[int, KVStorage] = {}
 
     def run(self, command: Command) -> None:
-        """Do on this rank what rank 0 does."""
         parts = split(command.values)
         number = int(parts[0][0]) if parts else -1
         if command.kind is CommandKind.OPEN:
@@ -144,11 +128,7 @@ class ShardWorker:
 
 
 def move(shard: RankShard, kv: KVStorage, src: Ints, dst: Ints) -> None:
-    """Copy the rows of this data-parallel rank; see `KVStorage.move`.
-
-    Raises:
-        ValueError: a row would leave its data-parallel rank.
-    """
+    """Copy the rows of this data-parallel rank. ValueError: a row would leave its data-parallel rank."""
     if (src // kv.slots != dst // kv.slots).any():
         raise ValueError("rows of keys and values cannot move between data-parallel ranks")
     own = src // kv.slots == shard.dp_rank
@@ -162,14 +142,7 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 @dataclass(frozen=True, slots=True)
 class RankJob:
-    """A model shared by ranks; all fields are JSON.
-
-    Attributes:
-        folder: of the checkpoint, the same path for all ranks.
-        parallel: fields of `Parallel`.
-        dtype: a torch dtype's name.
-        device: cpu, cuda or npu.
-    """
+    """A model shared by ranks; all fields are JSON. parallel: fields of `Parallel`. dtype: a torch dtype's name."""
 
     folder: str
     parallel: dict[str, Any]
@@ -178,10 +151,7 @@ class RankJob:
 
     @contextmanager
     def process_group(self, rank: int, local: int, store: Store) -> Iterator[None]:
-        """Join the process group of all ranks; left if the block fails.
-
-        local: the rank among those of this machine, which picks its device.
-        """
+        """Join the process group of all ranks; left if the block fails. local: which device here."""
         parallel = Parallel(**self.parallel)
         if self.device != "cpu":
             torch.get_device_module(self.device).set_device(local)
@@ -199,7 +169,6 @@ class RankJob:
             raise
 
     def worker(self, rank: int, local: int, progress: bool) -> ShardWorker:
-        """This rank's shard of the model, loaded. The process group must stand."""
         config = ModelConfig.from_folder(Path(self.folder))
         shard = RankShard.all(config, Parallel(**self.parallel))[rank]
         device = torch.device("cpu" if self.device == "cpu" else f"{self.device}:{local}")
@@ -209,15 +178,7 @@ class RankJob:
 def worker_loop(
     address: tuple[str, int], token: str, rank: int, local: int, store: Store
 ) -> NoReturn:
-    """Serve rank 0 at `address` until it is done; then the process ends.
-
-    Args:
-        address: where rank 0 listens.
-        token: that it knows its ranks by.
-        rank: of this process.
-        local: among those of this machine.
-        store: in which the ranks meet.
-    """
+    """Serve rank 0, which knows its ranks by `token`, until it is done; then the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
     logger.enable("fastslow")  # a process of our own, with nobody else's log in it
     logger.remove()

@@ -11,10 +11,7 @@ from fastslow.engine.text.vocabulary import Tokenizer
 def hold_back(text: str, stops: Iterable[str]) -> int:
     """Number of characters at the end of `text` that may be the beginning of one of `stops`.
 
-    The longest such end; a whole stop string is not a beginning of itself. A stream may emit
-    `text[:len(text) - hold_back(text, stops)]` and no stop string will begin inside it, provided
-    `text` holds none already.
-    """
+    A stream may emit the text before: no stop string begins inside it, if `text` holds none already."""
     return max((_overlap(text, stop) for stop in stops), default=0)
 
 
@@ -28,24 +25,16 @@ class Detokenizer:
     """An incremental `Tokenizer.decode`.
 
     However the ids are split over pushes, what `push` and at last `finish` return joins to
-    `tokenizer.decode(ids, skip_special)`. Bytes that may still become a character are held back;
-    bytes that no longer can are U+FFFD at once. The state is at most three bytes and a count, so a
-    push costs its own ids, and a copy for looking ahead (`copy.copy`) nothing.
-    """
+    `tokenizer.decode(ids, skip_special)`. Bytes that may still become a character are held back; bytes that no
+    longer can are U+FFFD at once. The state is at most three bytes and a count."""
 
     __slots__ = ("_hidden", "_leading", "_pending", "_tokenizer")
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        keep: frozenset[int] = frozenset(),
-        after: Sequence[int] = (),
+        self, tokenizer: Tokenizer, keep: frozenset[int] = frozenset(), after: Sequence[int] = ()
     ) -> None:
-        """`keep`: special ids that are shown all the same, such as `ThoughtTags.ids`.
-
-        `after`: ids before the text (a prompt, or its end). They are not emitted; with
-        them a SentencePiece text keeps the space between itself and them.
-        """
+        """`keep`: special ids that are shown all the same. `after`: ids before the text, which are not emitted;
+        with them a SentencePiece text keeps the space between itself and them."""
         self._tokenizer = tokenizer
         self._hidden = tokenizer.special_ids - keep
         self._leading = tokenizer.leading_spaces

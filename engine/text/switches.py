@@ -25,13 +25,8 @@ Render = Callable[[Chat, Mapping[str, object]], str | None]
 class ThinkingSwitch(NamedTuple):
     """What a template offers to turn thinking off, or down.
 
-    Attributes:
-        kind: "flag": variables that are true or false; "effort": a variable with levels; "word": a
-            word in a message; "none": nothing.
-        names: of the variables, or the word.
-        levels: from the least effort to the most.
-        role: whose latest message gets the word.
-    """
+    kind: "flag": variables that are true or false; "effort": a variable with levels, from the least to the
+    most; "word": a word in a role's latest message; "none": nothing. names: of the variables, or the word."""
 
     kind: Literal["flag", "effort", "word", "none"] = "none"
     names: tuple[str, ...] = ()
@@ -64,13 +59,10 @@ class ThinkingSwitch(NamedTuple):
 
 
 def find_switch(render: Render, source: str) -> ThinkingSwitch:
-    """The switch of a template: what changes its text. A flag is taken before levels, and these before
-    a word.
+    """The switch of a template: what changes its text. A flag is taken before levels, and these before a word.
 
-    Args:
-        render: messages and variables to text; None where the template refuses them.
-        source: the template's; what it does not name is not tried.
-    """
+    render: messages and variables to text; None where the template refuses them. What `source` does not name
+    is not tried."""
 
     def texts(variables: Mapping[str, object]) -> list[str | None]:
         return [render(chat, variables) for chat in CHATS]

@@ -12,11 +12,8 @@ from fastslow.engine.text.vocabulary import Tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: `tokenizer.json` if there is one, else the
-    SentencePiece `tokenizer.model`; or of a GGUF file. Only data is read: no pickle, no code.
-
-    Raises ValueError if there is neither, or if a file is broken.
-    """
+    """The tokenizer of a checkpoint folder, `tokenizer.json` or `tokenizer.model`, or of a GGUF file. Only data
+    is read: no pickle, no code. ValueError if there is none, or if a file is broken."""
     found = _load(Path(folder))
     give_back()  # of a large vocabulary more was made on the way than is kept
     return found
@@ -52,8 +49,7 @@ def _of_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
 
 
 def same_vocabulary(a: Tokenizer, b: Tokenizer) -> str | None:
-    """None if both have the same pieces with the same ids, else one sentence that says where they
-    differ. A draft model's tokens mean the same to its target only then."""
+    """None if both have the same pieces with the same ids, else one sentence that says where they differ."""
     if a.vocab_size != b.vocab_size:
         return f"the vocabularies have {a.vocab_size} and {b.vocab_size} ids"
     for number in range(a.vocab_size):

@@ -40,8 +40,7 @@ def assert_same_probs(folder: Path, groups: int | None = None, max_len: int = 0)
 
 
 @pytest.mark.parametrize(
-    ("groups", "dense_layers"),
-    [(None, None), (0, [1]), (1, None), (3, [1]), (4, None), (8, [1])],
+    ("groups", "dense_layers"), [(None, None), (0, [1]), (1, None), (3, [1]), (4, None), (8, [1])]
 )
 def test_moge_runs_the_asked_for_groups(
     tmp_path: Path, groups: int | None, dense_layers: list[int] | None

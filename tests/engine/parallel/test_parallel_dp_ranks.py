@@ -18,12 +18,7 @@ from fastslow.engine.parallel.model import ParallelModel
 from fastslow.engine.types import Rows
 from fastslow.tools.plan.shards import ShardPlan
 
-ENDS = (
-    "embedding reduce-scatter",
-    "outputs all-gather",
-    "logits gather",
-    "features gather",
-)
+ENDS = ("embedding reduce-scatter", "outputs all-gather", "logits gather", "features gather")
 
 
 @pytest.fixture(scope="module")

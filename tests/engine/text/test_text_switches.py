@@ -46,11 +46,7 @@ EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high
             EFFORT._replace(levels=("none", "high")),
             "reasoning_effort: none, high",
         ),
-        (
-            "nemotron",
-            ThinkingSwitch("word", ("/no_think",)),
-            "/no_think in the user message",
-        ),
+        ("nemotron", ThinkingSwitch("word", ("/no_think",)), "/no_think in the user message"),
         (
             "system-word",
             ThinkingSwitch("word", ("/no_think",), role="system"),
@@ -76,10 +72,7 @@ def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said:
             "{% if not (thinking or enable_thinking) %}no{% endif %}",
             ThinkingSwitch("flag", ("enable_thinking", "thinking")),
         ),
-        (
-            "{{ raise_exception('always thinks') if enable_thinking is false }}",
-            ThinkingSwitch(),
-        ),
+        ("{{ raise_exception('always thinks') if enable_thinking is false }}", ThinkingSwitch()),
         (
             "{{ thinking }}{{ enable_thinking }}",
             ThinkingSwitch("flag", ("enable_thinking", "thinking")),
