@@ -6,9 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,6 @@ class ShardReader:
         self._shard = shard
         self._read = read
         self._shapes = tensor_shapes(shard.config)
-        self.nbytes = 0
 
     def __call__(self, name: str) -> Tensor:
         """A tensor by its local name, in which experts are counted from the first held."""
@@ -51,9 +49,7 @@ class ShardReader:
         parts = [self._read(name, part) for part in self._shard.parts(name, shape)]
         if not parts:
             return torch.zeros(shape)  # a bias that another rank adds
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.nbytes += tensor.numel() * tensor.element_size()
-        return tensor
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @contextmanager
@@ -82,25 +78,6 @@ def shard_weights(
         elif shard.parallel.ep > 1:
             layer.mlp.held_experts = shard.experts
     return weights
-
-
-def weight_bytes(weights: Weights) -> int:
-    """Bytes that the weights take; one tensor under two names counts once."""
-    found: dict[int, Tensor] = {}
-    _collect(weights, found)
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
-
-
-def _collect(value: Any, found: dict[int, Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found[id(value)] = value
-    elif isinstance(value, list):
-        for part in value:
-            _collect(part, found)
-    elif is_dataclass(value):
-        for field in fields(value):
-            if field.name not in ("read", "config", "ops"):
-                _collect(getattr(value, field.name), found)
 
 
 def _held(shard: RankShard) -> int:
@@ -201,22 +178,20 @@ class ShardDecoder:
         w = self.weights
 
         def attend(fresh_nH: Tensor, n: int) -> Tensor:
-            fresh_PH = self.dp_group.all_gather(fresh_nH, "attention all-gather")
+            fresh_PH = self.dp_group.all_gather(fresh_nH)
             if step is None:
                 part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
             else:
                 padded_PH = _pad(fresh_PH, w.ops.rows)
                 part_PH = w.layers[n].attention(padded_PH, kv.k[n], kv.v[n], step)
-            return self.dp_group.reduce_scatter(
-                part_PH[: len(fresh_PH)], "attention reduce-scatter"
-            )
+            return self.dp_group.reduce_scatter(part_PH[: len(fresh_PH)])
 
         def mlp(fresh_nH: Tensor, n: int) -> Tensor:
-            fresh_PH = self.everyone.all_gather(fresh_nH, "mlp all-gather")
+            fresh_PH = self.everyone.all_gather(fresh_nH)
             padded_PH = _pad(fresh_PH, w.ops.rows)
             groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
             part_PH = w.layers[n].mlp(padded_PH, groups)[: len(fresh_PH)]
-            return self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
+            return self.everyone.reduce_scatter(part_PH)
 
         for n in layers:
             x_nH = w.through(w.layers[n], x_nH, partial(attend, n=n), partial(mlp, n=n))
@@ -235,7 +210,7 @@ class ShardDecoder:
         at = torch.from_numpy(np.where(held, partition.tokens - ids.start, 0)).to(table.device)
         rows_PH = self.weights.embed(at)
         rows_PH.mul_(torch.from_numpy(held).to(table.device, table.dtype)[:, None])
-        return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
+        return self.everyone.reduce_scatter(rows_PH)
 
     def _step(self, partition: RowPartition) -> Step | None:
         if partition.own is None:
@@ -263,7 +238,7 @@ class ShardDecoder:
         if only_best.all():
             return self._best(last_MH, features_SF)
         logits_MV = self._logits(last_MH)
-        parts = self.everyone.gather(logits_MV, "logits gather")
+        parts = self.everyone.gather(logits_MV)
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
@@ -276,13 +251,13 @@ class ShardDecoder:
             return mine_sF if self.shard.rank == 0 else None
         most, places = _laid(holders)
         padded = F.pad(mine_sF, (0, 0, 0, most - len(mine_sF)))
-        parts = self.everyone.gather(padded, "features gather")
+        parts = self.everyone.gather(padded)
         at = torch.from_numpy(places).to(mine_sF.device)
         return None if parts is None else torch.cat(parts).index_select(0, at)
 
     def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
         padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
-        return self.everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
+        return self.everyone.all_gather(padded).index_select(0, at)
 
     def _logits(self, last_MH: Tensor) -> Tensor:
         """[M, share of V] in the model's dtype; the last share is padded."""
@@ -297,7 +272,7 @@ class ShardDecoder:
         top = logits.max(-1)
         found = (top.values, top.indices + ids.start, logits.isfinite().all(-1))
         found_M3 = torch.stack([part.double() for part in found], -1)
-        parts = self.everyone.gather(found_M3, "logits gather")
+        parts = self.everyone.gather(found_M3)
         if parts is None:
             return None
         found_RM3 = torch.stack(parts).cpu().numpy()

@@ -24,7 +24,7 @@ def open_model(
     shared = wanted(parallel, folder)
     if shared is None:
         return load_model(folder, **options)
-    from fastslow.engine.parallel.start import load_parallel
+    from fastslow.engine.parallel.model import load_parallel
 
     model = load_parallel(folder, shared, **options)
     ranks.callback(model.close)

@@ -27,7 +27,7 @@ from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.parallel.collectives import NAMES, Collectives, Traffic, into_one
+from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.commands import (
     Command,
     CommandKind,
@@ -37,30 +37,11 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import ShardDecoder, shard_reader, shard_weights, weight_bytes
+from fastslow.engine.parallel.decoder import ShardDecoder, shard_reader, shard_weights
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 from fastslow.engine.types import Ints
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class RankFacts:
-    """Of one rank. Sizes in bytes.
-
-    Attributes:
-        pid: of its process.
-        weights: that it holds.
-        read: of the checkpoint, while loading.
-        kv: of all its storages.
-        sent: to other ranks so far, by collective.
-    """
-
-    pid: int
-    weights: int
-    read: int
-    kv: int
-    sent: dict[str, int]
 
 
 class ShardWorker:
@@ -76,24 +57,21 @@ class ShardWorker:
     ) -> None:
         self.shard = shard
         self.device = device
-        self._traffic = Traffic()
         ranks = torch.arange(shard.parallel.ranks).view(shard.dp_ranks, shard.attention)
         patience = timedelta(seconds=shard.parallel.timeout)
         dp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=patience)
-        everyone = Collectives(dist.group.WORLD, shard.parallel.ranks, self._traffic)
+        everyone = Collectives(dist.group.WORLD, shard.parallel.ranks)
         checkpoint = Checkpoint.open(folder, shard.config)
         with shard_reader(checkpoint, shard, progress) as read:
             weights = shard_weights(shard, ops_for(device.type), dtype, device, read)
-        self._read = read.nbytes
-        self._weights = weight_bytes(weights)
         self.decoder = ShardDecoder(
-            shard, weights, Collectives(dp_group, shard.attention, self._traffic), everyone
+            shard, weights, Collectives(dp_group, shard.attention), everyone
         )
         self.storages: dict[int, KVStorage] = {}
 
     def run(self, command: Command) -> None:
         parts = split(command.values)
-        number = int(parts[0][0]) if parts else -1
+        number = int(parts[0][0])
         if command.kind is CommandKind.OPEN:
             layers, slots, dtype = parts[1].tolist()
             heads, dim = self.shard.kv_heads, self.shard.config.head_dim
@@ -107,24 +85,6 @@ class ShardWorker:
         elif command.kind is CommandKind.FORWARD:
             rows, kv = unpack_rows(parts[3]), self.storages[number]
             self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())
-        elif command.kind is CommandKind.REPORT:
-            self.report()
-
-    def report(self, kv: int | None = None) -> list[RankFacts]:
-        """Every rank's facts, on every rank; all must ask at once.
-
-        kv: bytes of this rank's storages, None = of those that it was asked to open.
-        """
-        held = sum(s.nbytes for s in self.storages.values()) if kv is None else kv
-        sent = [self._traffic[name] for name in NAMES]
-        own = torch.tensor([os.getpid(), self._weights, self._read, held, *sent])
-        own = own.to(self.device)
-        whole = own.new_empty(self.shard.parallel.ranks * len(own))
-        into_one(whole, own)
-        return [
-            RankFacts(pid, weights, read, kept, dict(zip(NAMES, bytes_sent)))
-            for pid, weights, read, kept, *bytes_sent in whole.view(-1, len(own)).tolist()
-        ]
 
 
 def move(shard: RankShard, kv: KVStorage, src: Ints, dst: Ints) -> None:

@@ -15,7 +15,7 @@ from checkpoints import write_dense, write_moge
 from parallel_tools import SOON, gone, open_llm
 
 from fastslow import LLM, Parallel, SamplingParams
-from fastslow.engine.parallel import start
+from fastslow.engine.parallel import model as parallel_model
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.output import GenerationError
@@ -80,13 +80,13 @@ def test_an_llm_that_cannot_be_built_leaves_no_rank(
     tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[ParallelModel] = []
-    real = start.load_parallel
+    real = parallel_model.load_parallel
 
     def load(*arguments: Any, **options: Any) -> ParallelModel:
         opened.append(real(*arguments, **options))
         return opened[0]
 
-    monkeypatch.setattr(start, "load_parallel", load)
+    monkeypatch.setattr(parallel_model, "load_parallel", load)
     with pytest.raises(ValueError, match="kv_memory is 1.0 KiB"):
         open_llm(tiny_moge, kv_memory="1KiB")
     assert gone(opened[0].pids.values())
@@ -112,7 +112,7 @@ def test_an_llm_that_cannot_be_built_leaves_no_rank(
 def test_what_does_not_fit_is_refused_before_any_rank_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: Any, fields: Any, sentence: str
 ) -> None:
-    monkeypatch.setattr(start, "_started", lambda *_: pytest.fail("a rank was started"))
+    monkeypatch.setattr(parallel_model, "_started", lambda *_: pytest.fail("a rank was started"))
     write = write_dense if fields.pop("dense", False) else write_moge
     with pytest.raises(ValueError, match=sentence):
         open_llm(write(tmp_path, **fields), parallel)
