@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastslow.draft.registry import AUTO, AUTO_WITH_HEAD, DRAFTERS, DrafterDeps, split_names
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Speculation, nearest
 from fastslow.engine.types import Drafter
 

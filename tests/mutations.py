@@ -143,6 +143,10 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
     ("engine/model/attention.py", PEERS): {
         "a window one token too wide": ("places < seen - window", "places < seen - window - 1"),
         "queries not normed": ("(self.query_norm, self.key_norm)", "(None, self.key_norm)"),
+        "yarn's factor of attention left out": (
+            "config.rope_scaling.attention_factor != 1",
+            "config.rope_scaling.attention_factor < 0",
+        ),
     },
     ("engine/model/attention.py", FAMILY_ROWS): {
         "sibling seen in the tree mask": ("int(parents[path[-1]])", "path[-1] - 1"),
@@ -156,12 +160,6 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
     },
     ("engine/backends/torch/reference.py", PEERS): {
         "sink logits take no share": ("total = total + (sinks - top).exp_()[:, :, 0]", "pass"),
-    },
-    ("engine/model/rope.py", PEERS): {
-        "yarn's factor of attention left out": (
-            "config.rope_scaling.attention_factor != 1",
-            "config.rope_scaling.attention_factor < 0",
-        ),
     },
     ("engine/model/moge.py", FAMILY_ROWS): {
         "weights of fewer experts not divided by their own sum": (
@@ -191,7 +189,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "slice(place * inner, (place + 1) * inner)",
         ),
     },
-    ("engine/model/config_json.py", CONFIGS): {
+    ("engine/model/family.py", CONFIGS): {
         "an unknown field that changes the forward passes": (
             "if self._strict or CHANGES.search(str(name).lower()):",
             "if self._strict:",
@@ -258,7 +256,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
         ),
     },
     (
-        "engine/model/routed_units.py",
+        "engine/model/config.py",
         ("tests/fastslow/test_experts.py::test_without_shared_experts_one_is_the_fewest",),
     ): {
         "a model without shared experts may run none": (

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.checkpoint.checkpoint import Checkpoint, floats
+from fastslow.engine.model.attention import rotation
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import LayerWeights, Weights
 from fastslow.engine.model.ops import Ops, soft_cap
-from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.tensors import mtp_shapes
 from fastslow.engine.types import ALL_GROUPS, Ints
 

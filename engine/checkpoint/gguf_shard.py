@@ -17,8 +17,7 @@ from torch import Tensor
 from fastslow.engine.host.files import shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
 from fastslow.engine.model.config import ROPE_FACTORS
-from fastslow.engine.model.config_json import MOST_EXPERTS
-from fastslow.engine.model.family import GGUF_TOP, GgufNames, gguf_family
+from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf_family
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 

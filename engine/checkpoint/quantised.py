@@ -14,7 +14,7 @@ from torch import Tensor
 from fastslow.engine.checkpoint.fused import FLOATS, STACKED_METHOD, Expected
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import Shapes, tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"

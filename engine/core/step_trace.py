@@ -13,7 +13,7 @@ from typing import Any
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.sampling.probs import forced_at
 from fastslow.engine.types import ANSWERED, FORCED, TARGET, AcceptResult, OneHot, Tree
 

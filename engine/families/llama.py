@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from fastslow.engine.families.reading import FULL, SLIDING, decoder, window_of, windows_by_type
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import ConfigJson, boolean, integer
-from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
+from fastslow.engine.model.family import GGUF_LAYER, ConfigJson, Family, GgufNames, boolean, integer
 from fastslow.engine.model.shape import DecoderShape
 
 

@@ -8,8 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastslow.engine.families.reading import decoder, dense_layers
-from fastslow.engine.model.config_json import MOST_EXPERTS, MOST_WIDTH, ConfigJson, boolean, integer
-from fastslow.engine.model.family import Family
+from fastslow.engine.model.family import (
+    MOST_EXPERTS,
+    MOST_WIDTH,
+    ConfigJson,
+    Family,
+    boolean,
+    integer,
+)
 from fastslow.engine.model.shape import DecoderShape
 
 

@@ -14,18 +14,18 @@ from typing import Any
 
 from fastslow.engine.families.reading import decoder, dense_layers
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import (
+from fastslow.engine.model.family import (
     MOST_EXPERTS,
     MOST_LAYERS,
     MOST_WIDTH,
     ConfigJson,
+    Family,
     boolean,
     count,
     integer,
     number,
     text,
 )
-from fastslow.engine.model.family import Family
 from fastslow.engine.model.shape import DecoderShape, Router
 
 MOST_SINKS = 65_536

@@ -12,20 +12,18 @@ from fastslow.engine.families.reading import (
     window_of,
     windows_by_type,
 )
-from fastslow.engine.model.config_json import (
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
-    boolean,
-    count,
-    integer,
-)
 from fastslow.engine.model.family import (
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
     GGUF_LAYER,
+    MOST_EXPERTS,
+    MOST_WIDTH,
+    ConfigJson,
     Family,
     GgufNames,
+    boolean,
+    count,
+    integer,
 )
 from fastslow.engine.model.shape import DecoderShape, Router
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import (
+from fastslow.engine.model.family import (
     LEAST_EPS,
     LEAST_THETA,
     MOST_EPS,
     MOST_HEAD_DIM,
     MOST_HEADS,
     MOST_LAYERS,
+    MOST_STRETCH,
     MOST_THETA,
     MOST_WIDTH,
     ConfigJson,
@@ -23,6 +28,7 @@ from fastslow.engine.model.shape import Activation, DecoderShape, RopeScaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 KNOWN_ACTIVATIONS = " and ".join(map(repr, ACTIVATIONS))
 
 
@@ -94,9 +100,71 @@ def _rope(raw: ConfigJson, theta: float, positions: int) -> tuple[float, RopeSca
     if partial != 1:
         raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
     base = number(based[0], "rope_theta", theta, LEAST_THETA, MOST_THETA)
-    scaling = RopeScaling.read(rope, positions)
+    scaling = rope_scaling(rope, positions)
     rope.check_rest()
     return base, scaling
+
+
+def rope_scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
+    """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
+    older = rope.get("type")
+    kind = rope.get("rope_type") or older or "default"
+    if kind in ("default", "none"):
+        return None
+    if kind not in SCALINGS:
+        raise ValueError(
+            f"rope_scaling type {shown(kind)} is not one of the known {', '.join(SCALINGS)}"
+        )
+    if kind == "factors":
+        each = rope.get("factors")
+        some = each if isinstance(each, list) else []
+        read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
+        return RopeScaling(kind, 1.0, factors=tuple(read))
+    factor = number(rope, "factor", most=MOST_STRETCH)
+    if factor < 1:
+        raise ValueError(f"rope_scaling factor {factor} must be at least 1")
+    if kind == "llama3":
+        return _llama3(rope, factor)
+    if kind == "yarn":
+        return _yarn(rope, factor, max_positions)
+    rope.get("original_max_position_embeddings")  # often there, and means nothing
+    return RopeScaling(kind, factor)
+
+
+def _llama3(rope: Mapping[str, Any], factor: float) -> RopeScaling:
+    low = number(rope, "low_freq_factor", most=MOST_STRETCH)
+    high = number(rope, "high_freq_factor", most=MOST_STRETCH)
+    if high <= low:
+        raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
+    original = integer(rope, "original_max_position_embeddings")
+    return RopeScaling("llama3", factor, low, high, original)
+
+
+def _yarn(rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeScaling:
+    """With the defaults of transformers; a field of 0 counts as missing there."""
+    fast = number(rope, "beta_fast", 32.0, most=MOST_STRETCH)
+    slow = number(rope, "beta_slow", 1.0, most=MOST_STRETCH)
+    if fast <= slow:
+        raise ValueError(f"beta_fast {fast} must be above beta_slow {slow}")
+    mscale, of_all = (
+        number(rope, name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
+    )
+    usual = _stretch(factor, 1.0)
+    if mscale and of_all:
+        usual = _stretch(factor, mscale) / _stretch(factor, of_all)
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_positions=integer(rope, "original_max_position_embeddings", max_positions),
+        fast_turns=fast,
+        slow_turns=slow,
+        whole_pairs=boolean(rope, "truncate", True),
+        attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
+    )
+
+
+def _stretch(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
 
 
 def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True) -> int:

@@ -16,9 +16,17 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Attention, Step
 from fastslow.engine.model.base import LayeredModel, best_tokens, check_step
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear, ReadQuant, no_int8
 from fastslow.engine.model.moge import BestOfAll, Mlp, Moge
-from fastslow.engine.model.ops import Experts, Ops, Sinks, soft_cap, wide
+from fastslow.engine.model.ops import (
+    Experts,
+    Ops,
+    QuantLinear,
+    ReadQuant,
+    Sinks,
+    no_int8,
+    soft_cap,
+    wide,
+)
 from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.model.tensors import layer_norms
 from fastslow.engine.types import Ints, ModelOutput, Rows

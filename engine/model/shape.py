@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import MOST, MOST_STRETCH, boolean, integer, number
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
 ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,68 +31,6 @@ class RopeScaling:
     whole_pairs: bool = True
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
-
-    @classmethod
-    def read(cls, rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
-        """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
-        older = rope.get("type")
-        kind = rope.get("rope_type") or older or "default"
-        if kind in ("default", "none"):
-            return None
-        if kind not in KINDS:
-            raise ValueError(
-                f"rope_scaling type {shown(kind)} is not one of the known {', '.join(KINDS)}"
-            )
-        if kind == "factors":
-            each = rope.get("factors")
-            some = each if isinstance(each, list) else []
-            read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
-            return cls(kind, 1.0, factors=tuple(read))
-        factor = number(rope, "factor", most=MOST_STRETCH)
-        if factor < 1:
-            raise ValueError(f"rope_scaling factor {factor} must be at least 1")
-        if kind == "llama3":
-            return cls._llama3(rope, factor)
-        if kind == "yarn":
-            return cls._yarn(rope, factor, max_positions)
-        rope.get("original_max_position_embeddings")  # often there, and means nothing
-        return cls(kind, factor)
-
-    @classmethod
-    def _llama3(cls, rope: Mapping[str, Any], factor: float) -> RopeScaling:
-        low = number(rope, "low_freq_factor", most=MOST_STRETCH)
-        high = number(rope, "high_freq_factor", most=MOST_STRETCH)
-        if high <= low:
-            raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
-        original = integer(rope, "original_max_position_embeddings")
-        return cls("llama3", factor, low, high, original)
-
-    @classmethod
-    def _yarn(cls, rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeScaling:
-        """With the defaults of transformers; a field of 0 counts as missing there."""
-        fast = number(rope, "beta_fast", 32.0, most=MOST_STRETCH)
-        slow = number(rope, "beta_slow", 1.0, most=MOST_STRETCH)
-        if fast <= slow:
-            raise ValueError(f"beta_fast {fast} must be above beta_slow {slow}")
-        mscale, of_all = (
-            number(rope, name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
-        )
-        usual = _stretch(factor, 1.0)
-        if mscale and of_all:
-            usual = _stretch(factor, mscale) / _stretch(factor, of_all)
-        return cls(
-            "yarn",
-            factor,
-            original_max_positions=integer(rope, "original_max_position_embeddings", max_positions),
-            fast_turns=fast,
-            slow_turns=slow,
-            whole_pairs=boolean(rope, "truncate", True),
-            attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
-        )
-
-
-def _stretch(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,62 +134,6 @@ class DecoderShape:
     mtp_layers: int | None = None
     stacked_experts: bool = False
     renames: tuple[tuple[str, str], ...] = ()
-
-    def check(self) -> None:
-        """ValueError in one sentence where parts do not fit each other."""
-        scaling = self.rope_scaling
-        if (
-            scaling is not None
-            and scaling.kind == "factors"
-            and (len(scaling.factors) != self.rotary_width // 2)
-        ):
-            raise ValueError(
-                f"rope_scaling has {len(scaling.factors)} factors, but half a head of "
-                f"{self.rotary_width} rotates"
-            )
-        if self.context > MOST:
-            raise ValueError(
-                f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
-                f"at most {MOST}"
-            )
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "
-                f"{self.kv_heads}"
-            )
-        if self.head_dim % 2 or self.head_dim < 4:
-            raise ValueError(f"head_dim {self.head_dim} must be an even number of at least 4")
-        if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
-            raise ValueError(
-                f"rotary_dim {self.rotary_dim} must be even and at most {self.head_dim}"
-            )
-        if not 0 <= self.value_dim <= self.head_dim:
-            raise ValueError(
-                f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
-            )
-        if not isinstance(self.activation, ClampedSwiglu) and self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation {shown(self.activation)} is not one of {', '.join(ACTIVATIONS)}, and no "
-                "ClampedSwiglu"
-            )
-        if self.rotary_layout not in ROTARY_LAYOUTS:
-            raise ValueError(
-                f"rotary_layout {shown(self.rotary_layout)} is not one of {', '.join(ROTARY_LAYOUTS)}"
-            )
-        if self.groups and self.experts % self.groups:
-            raise ValueError(
-                f"num_experts {self.experts} must be a multiple of num_experts_per_tok "
-                f"{self.groups}, one expert per group"
-            )
-        if self.router is not None and self.router.top_k > self.experts:
-            raise ValueError(
-                f"num_experts_per_tok {self.router.top_k} must be at most num_experts {self.experts}"
-            )
-        if any(n >= self.layers for n in self.mlp_only_layers):
-            raise ValueError(
-                f"mlp_only_layers {shown(sorted(self.mlp_only_layers))} must be below "
-                f"num_hidden_layers {self.layers}"
-            )
 
     @property
     def value_width(self) -> int:

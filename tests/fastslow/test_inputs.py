@@ -15,7 +15,7 @@ from checkpoints import write_dense, write_moge
 from gate import open_llm
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode, Params, SamplingParams, Speculation, shown
 from fastslow.llm import LLM
 from fastslow.policies.modes import builtin_modes, find_mode

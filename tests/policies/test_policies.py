@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.types import Policy, Tree
 from fastslow.policies.meaning import meaning

@@ -22,8 +22,8 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.identity import model_digest
+from fastslow.engine.model.attention import inverse_frequencies
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.rope import inverse_frequencies
 
 # No file says these of a model; what it does not say is left at the family's usual value.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -34,8 +34,7 @@ from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.families.reading import decoder
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.config_json import ConfigJson, number
-from fastslow.engine.model.family import Family, register
+from fastslow.engine.model.family import ConfigJson, Family, number, register
 from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.params import SamplingParams

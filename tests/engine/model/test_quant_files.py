@@ -24,7 +24,7 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import QuantKind, Scheme
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8, quantise_tokens
+from fastslow.engine.model.ops import QuantLinear, int8_product, pack_int8, quantise_tokens
 
 DESCRIPTION = "quant_model_description.json"
 
