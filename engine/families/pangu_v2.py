@@ -1,22 +1,14 @@
-"""openPangu Pro MoE V2 (openPangu-R-72B): learned sinks, norms of keys and after sublayers, partial rotation,
-one group of experts, a layer that drafts.
-
-Two spellings are known: the published config.json's (`num_experts`, `mlp_only_layers`,
-`num_mtp_layers`) and the one of public inference code (`n_routed_experts`, `first_k_dense_replace`,
-`num_nextn_predict_layers`).
-"""
+"""openPangu Pro MoE V2 (openPangu-R-72B): learned sinks, norms of keys and after sublayers, partial rotation, one
+group of experts, a layer that drafts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from fastslow.engine.families.reading import decoder, dense_layers
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     MOST_EXPERTS,
-    MOST_LAYERS,
     MOST_WIDTH,
     ConfigJson,
     Family,
@@ -30,10 +22,6 @@ from fastslow.engine.model.shape import DecoderShape, Router
 
 MOST_SINKS = 65_536
 MOST_SCALE = 1e6
-OTHER_NAMES = (
-    *("n_routed_experts", "num_nextn_predict_layers", "n_shared_experts"),
-    *("first_k_dense_replace", "qk_nope_dim"),
-)
 FIRST, LAST = "interleaved-first", "halves-last"  # the first is that of Huawei's own inference code
 RENAMES = (
     (".mlp.shared_experts.", ".mlp.shared_expert."),
@@ -46,12 +34,10 @@ RENAMES = (
 
 def read(raw: ConfigJson) -> DecoderShape:
     """`qk_rope_dim` of a head's dims are rotated, and its values have `v_channels`."""
-    dense = dense_layers(raw)
-    shape = decoder(raw, dense=bool(dense))
-    experts = integer(raw, "num_experts", most=MOST_EXPERTS)
-    top_k = integer(raw, "num_experts_per_tok")
-    if top_k > experts:
-        raise ValueError(f"num_experts_per_tok {top_k} must be at most num_experts {experts}")
+    dense, head_dim = dense_layers(raw), None
+    if raw.get("qk_nope_dim") is not None:
+        head_dim = integer(raw, "qk_nope_dim") + integer(raw, "qk_rope_dim")
+    shape = decoder(raw, head_dim=head_dim, dense=bool(dense))
     rotary = integer(raw, "qk_rope_dim", default=shape.head_dim)
     if rotary % 2 or rotary > shape.head_dim:
         raise ValueError(f"qk_rope_dim {rotary} must be even and at most {shape.head_dim}")
@@ -66,14 +52,14 @@ def read(raw: ConfigJson) -> DecoderShape:
             raise ValueError(f"{field} True is not supported with this architecture")
     return replace(
         shape,
-        experts=experts,
+        experts=integer(raw, "num_experts", most=MOST_EXPERTS),
         moe_intermediate_size=integer(raw, "moe_intermediate_size", most=MOST_WIDTH),
         shared_intermediate_size=integer(raw, "shared_expert_intermediate_size", most=MOST_WIDTH),
         mlp_only_layers=dense,
         key_norm=True,
         router=Router(
             "sigmoid",
-            top_k,
+            integer(raw, "num_experts_per_tok"),
             normed=boolean(raw, "norm_topk_prob", True),
             scale=number(raw, "routed_scaling_factor", 1.0, most=MOST_SCALE),
             choice_bias=boolean(raw, "router_enable_expert_bias", False),
@@ -90,26 +76,4 @@ def read(raw: ConfigJson) -> DecoderShape:
     )
 
 
-def published(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in the published spelling, with `head_dim` of the two parts that it has."""
-    fields = {
-        name: value
-        for theirs, name in (
-            ("n_routed_experts", "num_experts"),
-            ("num_nextn_predict_layers", "num_mtp_layers"),
-        )
-        if (value := raw.get(theirs)) is not None
-    }
-    if raw.get("n_shared_experts") is not None:
-        shared = integer(raw, "n_shared_experts") * integer(raw, "moe_intermediate_size")
-        fields["shared_expert_intermediate_size"] = shared
-    if raw.get("first_k_dense_replace") is not None:
-        layers = integer(raw, "num_hidden_layers", most=MOST_LAYERS)
-        fields["mlp_only_layers"] = list(range(count(raw, "first_k_dense_replace", most=layers)))
-    if raw.get("qk_nope_dim") is not None:
-        fields["head_dim"] = integer(raw, "qk_nope_dim") + integer(raw, "qk_rope_dim")
-    kept = {k: v for k, v in raw.items() if v is not None and k not in OTHER_NAMES}
-    return {**fields, **kept}
-
-
-FAMILY = Family(("PanguProMoEV2ForCausalLM",), read, spelled=published)
+FAMILY = Family(("PanguProMoEV2ForCausalLM",), read)

@@ -21,7 +21,7 @@ from fastslow.engine.model.family import (
     gguf_family,
 )
 from fastslow.engine.model.shape import ACTIVATIONS, ROTARY_LAYOUTS, ClampedSwiglu, DecoderShape
-from fastslow.engine.text.tokenizer_config import GgufVocabulary
+from fastslow.engine.text.tokenizer_files.config import GgufVocabulary
 
 ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by
 OWN_DTYPES = {"F32": "float32", "F16": "float16"}  # a file of other numbers runs as bfloat16 does
@@ -68,7 +68,7 @@ class ModelConfig(DecoderShape):
         """From the fields of a config.json. ValueError names the field, its value, the limit."""
         name = architecture_in(raw)
         family = family_of(name)
-        known = ConfigJson(family.spelled(raw), name)
+        known = ConfigJson(raw, name)
         shape = family.read(known)
         known.check_rest()
         config = cls(**{field.name: getattr(shape, field.name) for field in fields(shape)})

@@ -259,11 +259,6 @@ class GgufNames:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-def as_spelled(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields as they are."""
-    return raw
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
     """Architectures, as config.json names them, that one function reads: fields of config.json to a shape.
@@ -273,7 +268,6 @@ class Family:
     architectures: tuple[str, ...]
     read: Callable[[ConfigJson], DecoderShape]
     gguf: GgufNames | None = None
-    spelled: Callable[[Mapping[str, Any]], Mapping[str, Any]] = as_spelled
 
 
 _registered: dict[str, Family] = {}  # by architecture

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 from jinja2 import meta
@@ -19,7 +19,7 @@ from fastslow.engine.params import Thinking, shown
 from fastslow.engine.text.messages import Turn, as_texts, check_messages
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.switches import ThinkingSwitch, find_switch
-from fastslow.engine.text.tokenizer_config import Settings, read_data, settings_of
+from fastslow.engine.text.tokenizer_files.config import Settings, read_data, settings_of
 from fastslow.engine.text.tool_formats import GENERIC, PANGU, ToolFormat, format_of, plain_turns
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
@@ -214,7 +214,7 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
     if is_pangu(tokenizer) and "no_think" not in template.source:
         return WordSwitch(template, NO_THINK, architecture.startswith("PanguEmbedded"))
     if template.switch.kind == "word":
-        return WordSwitch(template, f" {template.switch.names[0]}", role=template.switch.role)
+        return WordSwitch(template, f" {template.switch.names[0]}")
     return template
 
 
@@ -278,17 +278,10 @@ class PanguTemplate(ChatTemplate):
 
 
 class WordSwitch(ChatTemplate):
-    """Another template, with a word at the end of the latest message of a role."""
+    """Another template, with a word at the end of the user's latest message."""
 
-    def __init__(
-        self,
-        inner: ChatTemplate,
-        off: str,
-        auto: bool = False,
-        role: Literal["user", "system"] = "user",
-    ) -> None:
-        """`off`: the word, with the space before it. `auto`: the model knows " /auto_think" too. `role`: whose
-        message it is; a chat without it gets one of the system, but none of the user."""
+    def __init__(self, inner: ChatTemplate, off: str, auto: bool = False) -> None:
+        """`off`: the word, with the space before it. `auto`: the model knows " /auto_think" too."""
         self._inner = inner
         self.add_special = inner.add_special
         self.source = inner.source
@@ -297,7 +290,7 @@ class WordSwitch(ChatTemplate):
         self._words: dict[Thinking, str] = {"off": off}
         if auto:
             self._words["auto"] = AUTO_THINK
-        self._switch = ThinkingSwitch("word", (off.strip(),), role=role)
+        self._switch = ThinkingSwitch("word", (off.strip(),))
 
     @property
     def switch(self) -> ThinkingSwitch:
@@ -315,13 +308,10 @@ class WordSwitch(ChatTemplate):
         self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
     ) -> str:
         """A switch that the caller wrote is not doubled, and "auto" does not overrule it."""
-        word, role = self._words.get(thinking, ""), self._switch.role
         turns = [dict(message) for message in messages]
-        turn = next((turn for turn in reversed(turns) if turn["role"] == role), None)
-        if turn is None and role == "system" and word:
-            turns.insert(0, {"role": role, "content": word.strip()})
-        elif turn is not None and not self._switched(turn["content"], thinking):
-            turn["content"] += word
+        turn = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+        if turn is not None and not self._switched(turn["content"], thinking):
+            turn["content"] += self._words.get(thinking, "")
         return self._inner.render(turns, thinking, prompted, variables)
 
     def _switched(self, content: str, thinking: Thinking) -> bool:

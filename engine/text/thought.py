@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastslow.engine.host.files import read_object, shown
-from fastslow.engine.text.detokenizer import hold_back
 from fastslow.engine.text.templates import ChatTemplate
-from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer, is_unicode
+from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer, hold_back, is_unicode
 
 LONGEST_TAG = 256  # characters
 PRESETS = "fastslow.json"  # in a checkpoint's folder

@@ -7,7 +7,11 @@ from pathlib import Path
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.tokenizer_config import GgufVocabulary, read_settings, read_vocabulary
+from fastslow.engine.text.tokenizer_files.config import (
+    GgufVocabulary,
+    read_settings,
+    read_vocabulary,
+)
 from fastslow.engine.text.vocabulary import Tokenizer
 
 
@@ -25,11 +29,11 @@ def _load(folder: Path) -> Tokenizer:
         made: Tokenizer = read_vocabulary(folder, _of_gguf)
         return made
     if is_file(path := folder / "tokenizer.json"):
-        from fastslow.engine.text.hf import HfTokenizer
+        from fastslow.engine.text.tokenizer_files.hf import HfTokenizer
 
         return HfTokenizer.read(path, read_settings(folder))
     if is_file(path := folder / "tokenizer.model"):
-        from fastslow.engine.text.spm import SpmTokenizer
+        from fastslow.engine.text.tokenizer_files.spm import SpmTokenizer
 
         return SpmTokenizer.read(path, read_settings(folder))
     raise ValueError(f"{folder} has neither tokenizer.json nor tokenizer.model")
@@ -37,10 +41,10 @@ def _load(folder: Path) -> Tokenizer:
 
 def _of_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     if vocabulary.model == "gpt2":
-        from fastslow.engine.text.hf import HfTokenizer, build_bpe
+        from fastslow.engine.text.tokenizer_files.hf import HfTokenizer, build_bpe
 
         return HfTokenizer(build_bpe(vocabulary), vocabulary.settings())
-    from fastslow.engine.text.spm import SpmTokenizer, build_spm
+    from fastslow.engine.text.tokenizer_files.spm import SpmTokenizer, build_spm
 
     try:
         return SpmTokenizer(build_spm(vocabulary), vocabulary.settings())

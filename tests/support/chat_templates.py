@@ -96,13 +96,6 @@ NEMOTRON = """\
     {{- '<turn>assistant: <think>' ~ ('\\n' if ns.think else '</think>') }}
 {%- endif %}
 """
-SYSTEM_WORD = """\
-{%- set quiet = messages[0].role == 'system' and messages[0].content.endswith('/no_think') %}
-{%- for message in messages %}
-    {{- message.role ~ ': ' ~ message.content.replace('/no_think', '') ~ '\\n' }}
-{%- endfor %}
-{{- 'assistant: ' ~ ('<think></think>' if quiet else '') }}
-"""
 GPT_OSS = """\
 {%- macro header() -%}
     {{- 'Current date: ' + strftime_now('%Y-%m-%d') + '\\n\\n' }}
@@ -210,7 +203,6 @@ TEMPLATES = {
     "qwen3-2507-instruct": INSTRUCT,
     "smollm3": SMOLLM3,
     "nemotron": NEMOTRON,
-    "system-word": SYSTEM_WORD,
     "gpt-oss": GPT_OSS,
     "r1-distill": R1_DISTILL,
     "magistral": MAGISTRAL,

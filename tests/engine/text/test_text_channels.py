@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import Bound, told
 
-from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.thought import (
     HARMONY,
     ChannelSplitter,
@@ -21,7 +20,7 @@ from fastslow.engine.text.thought import (
     splitter,
 )
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
 
 ANALYSIS, COMMENTARY, FINAL = (

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_tiny import write_bpe, write_spm
 
-from fastslow.engine.text.detokenizer import Detokenizer, hold_back
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer, hold_back
 
 TEXTS = ["Hello there", "你好，世界。", "🙂 👩‍👩‍👧 e\u0301 ﷽", "   spaces", "\ufffd real", "\x00\n"]
 

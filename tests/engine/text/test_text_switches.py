@@ -47,11 +47,6 @@ EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high
             "reasoning_effort: none, high",
         ),
         ("nemotron", ThinkingSwitch("word", ("/no_think",)), "/no_think in the user message"),
-        (
-            "system-word",
-            ThinkingSwitch("word", ("/no_think",), role="system"),
-            "/no_think in the system message",
-        ),
         *((name, ThinkingSwitch(), "none") for name in ("qwen3-2507-thinking", "r1-distill")),
         *((name, ThinkingSwitch(), "none") for name in ("qwen3-2507-instruct", "llama")),
         *((name, ThinkingSwitch(), "none") for name in ("magistral", "seed")),
@@ -120,7 +115,6 @@ Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
                 "user: hi\n<turn>assistant: <think>\n",
             ),
         ),
-        ("system-word", ("assistant: <think></think>", "assistant: ", "assistant: ")),
     ],
 )
 def test_what_off_auto_and_on_write(tmp_path: Path, name: str, ends: tuple[str, ...]) -> None:
@@ -161,7 +155,7 @@ def test_prompts_are_those_of_transformers(name: str, thinking: Thinking) -> Non
     source = TEMPLATES[name]
     template = jinja(source)
     for chat in CHATS:
-        if name in ("deepseek", "system-word") and SAID in chat:
+        if name == "deepseek" and SAID in chat:
             continue
         given: dict[str, Any] = {**template.switch.variables(thinking)}
         theirs, _ = render_jinja_template(

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_tiny import write_spm
 
-from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, tags_for
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 
 TAGS = ThoughtTags("<think>", "</think>")
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, processors
 from tokenizers_tiny import PANGU, SPECIAL, rewrite, write_bpe, write_spm
 
-from fastslow.engine.text.hf import LONG
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
+from fastslow.engine.text.tokenizer_files.hf import LONG
 from fastslow.engine.text.vocabulary import Tokenizer
 
 TEXTS = [

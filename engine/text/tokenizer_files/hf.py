@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from fastslow.engine.host.files import read_object, shown
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.tokenizer_config import (
+from fastslow.engine.text.tokenizer_files.config import (
     CONTROL,
     LLAMA3,
     PREFIX,

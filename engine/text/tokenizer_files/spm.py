@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from fastslow.engine.text.tokenizer_config import (
+from fastslow.engine.text.tokenizer_files.config import (
     PREFIX,
     GgufVocabulary,
     Settings,
