@@ -18,6 +18,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.tools.cli.app import app
+from fastslow.tools.plan.published import KNOWN
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
@@ -94,24 +95,6 @@ def test_inspect_names_its_experts(tmp_path: Path) -> None:
 
 def test_the_published_model_counts_as_published() -> None:
     """openPangu-R-72B-2512: "74B-A15B", by its public config.json."""
-    raw = {
-        **MOE,
-        "vocab_size": 153600,
-        "hidden_size": 4608,
-        "intermediate_size": 10240,
-        "num_hidden_layers": 50,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 4,
-        "qk_nope_dim": 128,
-        "qk_rope_dim": 64,
-        "v_channels": 128,
-        "mlp_only_layers": [0, 1, 2, 3],
-        "num_experts": 80,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 1280,
-        "shared_expert_intermediate_size": 2560,
-        "param_sink_number": 128,
-    }
-    config = ModelConfig.from_json(raw)
+    config = ModelConfig.from_json(KNOWN["openpangu-r-72b"])
     assert round(parameters(config) / 1e9) == 74
     assert round(active_parameters(config) / 1e9) == 15
