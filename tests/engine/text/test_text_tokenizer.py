@@ -158,6 +158,9 @@ def test_bos_as_the_configuration_says(tmp_path: Path) -> None:
 def test_bos_of_a_post_processor(tmp_path: Path) -> None:
     write_bpe(tmp_path)
     path, config = tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"
+    edit(config, add_bos_token=True)  # which the configuration alone adds
+    assert load_tokenizer(tmp_path).encode("a")[0] == 0
+    edit(config, add_bos_token=False)
     library = tokenizers.Tokenizer.from_file(str(path))
     library.post_processor = processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
