@@ -100,20 +100,16 @@ def counted(model: ParallelModel) -> Counter[str]:
     return sent
 
 
-def weight_bytes(value: Any) -> int:
+def weight_bytes(weights: Any) -> int:
     """Bytes of the tensors in weights; one tensor under two names counts once."""
-    found: dict[int, Tensor] = {}
+    return sum({id(x): x.nbytes for x in _tensors(weights)}.values())
 
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            found[id(value)] = value
-        elif isinstance(value, list):
-            for part in value:
-                collect(part)
-        elif is_dataclass(value):
-            for field in fields(value):
-                if field.name not in ("read", "config", "ops"):
-                    collect(getattr(value, field.name))
 
-    collect(value)
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list):
+        yield from (x for part in value for x in _tensors(part))
+    elif is_dataclass(value):
+        names = {field.name for field in fields(value)} - {"read", "config", "ops"}
+        yield from (x for name in names for x in _tensors(getattr(value, name)))

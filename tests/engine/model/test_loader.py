@@ -19,14 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastslow.engine.backends.cpu.library import build
-from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint import checkpoint
-from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.host.files import cache_folder
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Weights
-from fastslow.engine.model.tensors import tensor_shapes
 
 NORM, NORM_8 = "model.norm.weight", torch.ones(64).to(torch.float8_e4m3fn)
 CACHE_SCALE = "model.layers.0.self_attn.k_proj.kv_cache_scale"
@@ -54,20 +49,6 @@ def with_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     change(index["weight_map"])
     (folder / INDEX).write_text(json.dumps(index))
     return folder
-
-
-def test_every_tensor_is_read_once(tmp_path: Path) -> None:
-    folder = checkpoints.write_moge(tmp_path, mlp_only_layers=[1])
-    config = ModelConfig.from_folder(folder)
-    names: list[str] = []
-    with Checkpoint.open(folder, config).reader(progress=False) as read:
-
-        def noted(name: str) -> Tensor:
-            names.append(name)
-            return read(name)
-
-        Weights(config, ops_for("cpu"), torch.float32, torch.device("cpu"), noted)
-    assert sorted(names) == sorted(tensor_shapes(config))
 
 
 def test_a_tied_head_and_rotary_constants_may_be_in_the_file(tmp_path: Path) -> None:

@@ -14,17 +14,9 @@ import gguf
 import pytest
 import sentencepiece
 from gguf import TokenType
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as pre
+from tokenizers.trainers import BpeTrainer
 
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -97,7 +89,7 @@ def set_up(library: Tokenizer, kind: str) -> None:
 def trained(kind: str) -> Tokenizer:
     library = Tokenizer(models.BPE())
     set_up(library, kind)
-    trainer = trainers.BpeTrainer(
+    trainer = BpeTrainer(
         vocab_size=1200,
         special_tokens=list(MARKS),
         initial_alphabet=pre.ByteLevel.alphabet(),

@@ -14,7 +14,6 @@ from thoughts import Bound, told
 from fastslow.engine.text.thought import (
     HARMONY,
     ChannelSplitter,
-    TagTokens,
     ThoughtSplitter,
     ThoughtTags,
     splitter,
@@ -174,10 +173,3 @@ def test_commentary_counts_among_the_thought(bpe: Tokenizer) -> None:
     free = Bound(99, tags=HARMONY).of(bpe, 0)
     assert free.outcome([*said, *ids(bpe, CLOSE)]) == (2 + len(between) + 2, "model", False)
     assert Bound(99, tags=HARMONY).of(bpe, 0).outcome(ids(bpe, f"{FINAL}so")) == (0, None, False)
-
-
-def test_closing_tokens_are_marks(bpe: Tokenizer) -> None:
-    tokens = TagTokens(bpe, HARMONY)
-    assert [bpe.piece(n) for n in tokens.close_ids][:2] == ["<|end|>", "<|start|>"]
-    assert tokens.close_ids == tuple(ids(bpe, CLOSE))
-    assert tokens.spell(bpe.token_id("<|return|>") or 0) == b""

@@ -34,6 +34,7 @@ BOTH = ThinkingSwitch("flag", ("enable_thinking", "thinking"))
 EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high"))
 NONE, WORD = ThinkingSwitch(), ThinkingSwitch("word", ("/no_think",))
 SWITCHED = ["qwen3", "smollm3", "glm", "deepseek", "gpt-oss", "mistral-effort", "nemotron"]
+LOWER, UPPER = ("low", "medium"), ("medium", "high")
 NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
 
@@ -65,14 +66,9 @@ def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said:
         ("{{ raise_exception('always thinks') if enable_thinking is false }}", NONE),
         ("{{ thinking }}{{ enable_thinking }}", BOTH),
         ("{{ strftime_now('%f') }}{{ 1 if thinking else 2 }}", BOTH._replace(names=("thinking",))),
-        (  # "none" is for templates that name it
-            "{{ 'deep' if reasoning_effort == 'high' else 'flat' }}",
-            EFFORT._replace(levels=("medium", "high")),
-        ),
-        (
-            "{{ 1 if reasoning_effort in ['low', 'minimal'] else 2 }}",
-            EFFORT._replace(levels=("low", "medium")),
-        ),
+        # "none" is for templates that name it
+        ("{{ 'deep' if reasoning_effort == 'high' else 'flat' }}", EFFORT._replace(levels=UPPER)),
+        ("{{ 1 if reasoning_effort in ['low', 'minimal'] else 2 }}", EFFORT._replace(levels=LOWER)),
         ("{{ reasoning_effort | upper if reasoning_effort }}", EFFORT),
         ("{{ messages[0].content }} try /no_think", NONE),
         ("{{ messages[0].content | replace('/no_think', '') }}", NONE),

@@ -31,20 +31,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("bpe")
-    write_bpe(folder)
-    return load_tokenizer(folder)
-
-
-@pytest.fixture(scope="module")
-def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("spm")
-    write_spm(folder)
-    return load_tokenizer(folder)
-
-
 def edit(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
 

@@ -154,10 +154,7 @@ BAD_CHATS: list[tuple[Any, str]] = [
     ([{"role": ["user"], "content": "x"}], "role is "),
     ([{"role": "user", "content": {}}], "content is a dict; it must be a string"),
     ([{"role": "user", "content": [1]}], "content[0] is a int; a part must have a type"),
-    (
-        [{"role": "user", "content": [{"type": "image_url"}]}],
-        "[0].type is 'image_url'; this engine",
-    ),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "[0].type is 'image_url'; this"),
     ([{"role": "user", "content": [{"type": "text"}]}], "[0].text is a NoneType"),
     ([{**USER, "prefix": True}], "[0].prefix is true, but only"),
     ([{"role": "assistant", "content": "x", "prefix": True}, USER], "but only the last"),
