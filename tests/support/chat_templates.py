@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from tokenizers_tiny import write_bpe
+from tokenizers_tiny import edit, write_bpe
 
 CHATML = """\
 {%- for message in messages %}
@@ -232,8 +231,5 @@ def write_marked(folder: Path, template: str, marks: tuple[str, ...] = (), eos: 
     tokenizer.add_special_tokens(list(marks))
     tokenizer.save(str(path))
     if eos:
-        path = folder / "tokenizer_config.json"
-        path.write_text(
-            json.dumps(json.loads(path.read_text("utf-8")) | {"eos_token": eos}), "utf-8"
-        )
+        edit(folder / "tokenizer_config.json", eos_token=eos)
     return int(tokenizer.get_vocab_size())

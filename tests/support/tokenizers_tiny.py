@@ -98,3 +98,8 @@ def rewrite(folder: Path, **fields: Any) -> None:
     for name, value in fields.items():
         file[name] = {**file[name], **value} if isinstance(file[name], dict) else value
     path.write_text(json.dumps(file), "utf-8")
+
+
+def edit(path: Path, **fields: Any) -> None:
+    """Other fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")

@@ -119,10 +119,9 @@ def test_what_does_not_fit_is_refused_before_any_rank_starts(
 
 
 def test_quantization_is_for_one_rank(tiny_moge: Path) -> None:
-    with pytest.raises(ValueError, match="quantization 'int8' runs on one rank only"):
-        open_llm(tiny_moge, quantization="int8")
-    with pytest.raises(ValueError, match="kv_dtype 'int8' runs on one rank only"):
-        open_llm(tiny_moge, kv_dtype="int8")
+    for option in ("quantization", "kv_dtype"):
+        with pytest.raises(ValueError, match=f"{option} 'int8' runs on one rank only"):
+            open_llm(tiny_moge, **{option: "int8"})
 
 
 def test_torchrun_must_have_started_as_many_ranks(

@@ -21,7 +21,7 @@ from exact_tools import SETTINGS, check, mixed
 from head_tools import tiny_weights, write_head
 from parallel_tools import SOON, bench_on, counted, gone, ranks, weight_bytes
 from test_cli import TEMPLATE
-from tokenizers_tiny import write_bpe
+from tokenizers_tiny import edit, write_bpe
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.engine.parallel.model import ParallelModel
@@ -68,9 +68,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that talks, and answers until it is stopped."""
     made = tmp_path_factory.mktemp("spoken")
     write_bpe(made, TEMPLATE, 320)
-    settings = json.loads((made / "tokenizer_config.json").read_text())
-    del settings["eos_token"]
-    (made / "tokenizer_config.json").write_text(json.dumps(settings))
+    edit(made / "tokenizer_config.json", eos_token=None)
     write_moge(made, vocab=320, eos_token_id=None, max_position_embeddings=65536)
     config, weights = tiny_weights(made, (0, 2), 64)
     write_head(made / "draft_head.safetensors", config, weights)
@@ -92,11 +90,8 @@ def test_the_public_face_with_every_drafter(spoken: Path, layout: str) -> None:
     modes: list[str | Mode] = ["fast", "deep", Mode(name="shared", groups=0)]
 
     def answers(llm: LLM) -> dict[str, list[Any]]:
-        given = {"mode": modes, "sampling": sampling}
-        return {
-            str(wish): [o.token_ids for o in llm.generate(prompts, speculation=wish, **given)]
-            for wish in wishes
-        }
+        found = {w: llm.generate(prompts, sampling, mode=modes, speculation=w) for w in wishes}
+        return {str(wish): [out.token_ids for out in outs] for wish, outs in found.items()}
 
     options: dict[str, Any] = {"dtype": "float32", "kv_memory": "16MiB", "max_model_len": 256}
     options |= {"prompt_rows": 7, "progress": False}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers_tiny import write_bpe, write_spm
+from tokenizers_tiny import edit, write_bpe, write_spm
 
 from fastslow.engine.params import Thinking
 from fastslow.engine.text.templates import ChatTemplate, load_template
@@ -31,9 +30,7 @@ CHATML = (
 
 def jinja(folder: Path, source: object) -> ChatTemplate:
     write_bpe(folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text("utf-8")) | {"chat_template": source}
-    path.write_text(json.dumps(config), "utf-8")
+    edit(folder / "tokenizer_config.json", chat_template=source)
     return load_template(folder, load_tokenizer(folder))
 
 

@@ -14,7 +14,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, processors
-from tokenizers_tiny import PANGU, SPECIAL, rewrite, write_bpe, write_spm
+from tokenizers_tiny import PANGU, SPECIAL, edit, rewrite, write_bpe, write_spm
 
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -29,10 +29,6 @@ TEXTS = [
     "a\nb\tc\x00",
     "▁x",
 ]
-
-
-def edit(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
 
 
 @pytest.mark.parametrize("text", TEXTS)
