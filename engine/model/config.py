@@ -3,7 +3,7 @@ fewer of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -77,59 +77,46 @@ class ModelConfig(DecoderShape):
 
     def check(self) -> None:
         """ValueError in one sentence where parts do not fit each other."""
-        scaling = self.rope_scaling
-        if (
-            scaling is not None
-            and scaling.kind == "factors"
-            and (len(scaling.factors) != self.rotary_width // 2)
-        ):
-            raise ValueError(
-                f"rope_scaling has {len(scaling.factors)} factors, but half a head of "
-                f"{self.rotary_width} rotates"
-            )
+        if wrong := next(self._misfits(), None):
+            raise ValueError(wrong)
+
+    def _misfits(self) -> Iterator[str]:
+        rope, width = self.rope_scaling, self.rotary_width
+        if rope is not None and rope.kind == "factors" and len(rope.factors) != width // 2:
+            yield f"rope_scaling has {len(rope.factors)} factors, but half a head of {width} rotates"
         if self.context > MOST:
-            raise ValueError(
+            yield (
                 f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
                 f"at most {MOST}"
             )
         if self.heads % self.kv_heads:
-            raise ValueError(
+            yield (
                 f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "
                 f"{self.kv_heads}"
             )
         if self.head_dim % 2 or self.head_dim < 4:
-            raise ValueError(f"head_dim {self.head_dim} must be an even number of at least 4")
+            yield f"head_dim {self.head_dim} must be an even number of at least 4"
         if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
-            raise ValueError(
-                f"rotary_dim {self.rotary_dim} must be even and at most {self.head_dim}"
-            )
+            yield f"rotary_dim {self.rotary_dim} must be even and at most {self.head_dim}"
         if not 0 <= self.value_dim <= self.head_dim:
-            raise ValueError(
-                f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
-            )
+            yield f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
         if not isinstance(self.activation, ClampedSwiglu) and self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation {shown(self.activation)} is not one of {', '.join(ACTIVATIONS)}, and no "
-                "ClampedSwiglu"
-            )
+            known = ", ".join(ACTIVATIONS)
+            yield f"activation {shown(self.activation)} is not one of {known}, and no ClampedSwiglu"
         if self.rotary_layout not in ROTARY_LAYOUTS:
-            raise ValueError(
-                f"rotary_layout {shown(self.rotary_layout)} is not one of {', '.join(ROTARY_LAYOUTS)}"
-            )
+            known = ", ".join(ROTARY_LAYOUTS)
+            yield f"rotary_layout {shown(self.rotary_layout)} is not one of {known}"
         if self.groups and self.experts % self.groups:
-            raise ValueError(
+            yield (
                 f"num_experts {self.experts} must be a multiple of num_experts_per_tok "
                 f"{self.groups}, one expert per group"
             )
         if self.router is not None and self.router.top_k > self.experts:
-            raise ValueError(
-                f"num_experts_per_tok {self.router.top_k} must be at most num_experts {self.experts}"
-            )
+            top_k = self.router.top_k
+            yield f"num_experts_per_tok {top_k} must be at most num_experts {self.experts}"
         if any(n >= self.layers for n in self.mlp_only_layers):
-            raise ValueError(
-                f"mlp_only_layers {shown(sorted(self.mlp_only_layers))} must be below "
-                f"num_hidden_layers {self.layers}"
-            )
+            named = shown(sorted(self.mlp_only_layers))
+            yield f"mlp_only_layers {named} must be below num_hidden_layers {self.layers}"
 
 
 def header_config(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Annotated
@@ -225,29 +226,28 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 
 
 def _check(config: ModelConfig, parallel: Parallel) -> None:
+    attention_ranks(config, parallel)
+    if wrong := next(_misfits(config, parallel), None):
+        raise ValueError(wrong)
+
+
+def _misfits(config: ModelConfig, parallel: Parallel) -> Iterator[str]:
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
     if ep > 1 and not config.experts:
-        raise ValueError(
-            f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"
-        )
+        yield f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"
     if config.groups % ep:
-        raise ValueError(
-            f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
-        )
+        yield f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
     if config.experts % ep:
-        raise ValueError(
-            f"ep={ep} does not divide the {config.experts} experts: a rank holds whole ones"
-        )
-    attention_ranks(config, parallel)
+        yield f"ep={ep} does not divide the {config.experts} experts: a rank holds whole ones"
     for name, size, by, count in (
         ("moe_intermediate_size", config.moe_intermediate_size, "tp * dp", inner),
         ("shared_expert_intermediate_size", config.shared_intermediate_size, "the ranks", ranks),
         ("intermediate_size", config.intermediate_size, "the ranks", ranks),
     ):
         if size % count:
-            raise ValueError(f"{name} {size} must be a multiple of {by}, which are {count}")
+            yield f"{name} {size} must be a multiple of {by}, which are {count}"
     if config.vocab_size <= (ranks - 1) * -(-config.vocab_size // ranks):
-        raise ValueError(f"vocab_size {config.vocab_size} is too small for {ranks} ranks")
+        yield f"vocab_size {config.vocab_size} is too small for {ranks} ranks"
 
 
 def _even(size: int, parts: int, part: int) -> tuple[int, int]:

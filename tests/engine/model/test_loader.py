@@ -204,7 +204,12 @@ def test_peak_memory_stays_near_the_model(
         shutil.copytree(compiled, tmp_path / "cache" / "kernels")
         monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FASTSLOW_KERNELS", kernels)
-    size = {"vocab": 8192, "hidden_size": 512, "moe_intermediate_size": 768, "num_experts": 20}
+    size: dict[str, Any] = {
+        "vocab": 8192,
+        "hidden_size": 512,
+        "moe_intermediate_size": 768,
+        "num_experts": 20,
+    }
     layers = 4 if dtype == "bfloat16" else 2
     folder = checkpoints.write_moge(tmp_path, num_hidden_layers=layers, torch_dtype=dtype, **size)
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -109,7 +109,7 @@ def test_special_tokens_are_parsed_in_text(bpe: Tokenizer, spm: Tokenizer) -> No
 
 
 def test_special_ids(bpe: Tokenizer, spm: Tokenizer) -> None:
-    assert (bpe.bos_id, bpe.eos_ids) == (0, {bpe.token_id("<|im_end|>")})
+    assert bpe.bos_id == 0 and bpe.eos_ids == {bpe.token_id("<|im_end|>")}
     assert bpe.special_ids == {bpe.token_id(piece) for piece in SPECIAL}
     assert spm.special_ids == {spm.token_id(piece) for piece in (*PANGU, "<unk>", "<s>", "</s>")}
 
