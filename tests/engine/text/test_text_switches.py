@@ -117,14 +117,6 @@ def test_levels_of_effort(tmp_path: Path) -> None:
     assert not FLAG.lessens and not ThinkingSwitch().lessens
 
 
-def test_a_word_of_the_callers_own_holds() -> None:
-    quiet = {"role": "system", "content": "Be kind. /no_think"}
-    for thinking in MODES:
-        text = jinja(TEMPLATES["smollm3"]).render([quiet, USER], thinking)
-        assert "Mode: /no_think" in text and "Be kind.<|im_end|>" in text
-        assert text.endswith("<think>\n\n</think>\n")
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("thinking", MODES)
 def test_prompts_are_those_of_transformers(name: str, thinking: Thinking) -> None:
