@@ -1,5 +1,6 @@
-"""openPangu Pro MoE V2 (openPangu-R-72B): learned sinks, norms of keys and after sublayers, partial rotation, one
-group of experts, a layer that drafts."""
+"""openPangu Pro MoE (72B): a shared expert, and routed ones in groups of which each runs one (MoGE: Tang et al., arXiv
+2505.21411). And V2 (openPangu-R-72B): learned sinks, norms of keys and after sublayers, partial rotation, one group of
+experts, a layer that drafts."""
 
 from __future__ import annotations
 
@@ -32,12 +33,29 @@ RENAMES = (
 )
 
 
-def read(raw: ConfigJson) -> DecoderShape:
+def _experts(shape: DecoderShape, raw: ConfigJson) -> DecoderShape:
+    return replace(
+        shape,
+        experts=integer(raw, "num_experts", most=MOST_EXPERTS),
+        moe_intermediate_size=integer(raw, "moe_intermediate_size", most=MOST_WIDTH),
+        shared_intermediate_size=integer(raw, "shared_expert_intermediate_size", most=MOST_WIDTH),
+        mlp_only_layers=dense_layers(raw),
+    )
+
+
+def _moge(raw: ConfigJson) -> DecoderShape:
+    """`num_experts_per_tok` is the number of groups."""
+    shape = _experts(decoder(raw, dense=bool(dense_layers(raw))), raw)
+    groups, bias = integer(raw, "num_experts_per_tok"), boolean(raw, "bias", True)
+    return replace(shape, groups=groups, qkv_bias=bias, out_bias=bias)
+
+
+def _v2(raw: ConfigJson) -> DecoderShape:
     """`qk_rope_dim` of a head's dims are rotated, and its values have `v_channels`."""
-    dense, head_dim = dense_layers(raw), None
+    head_dim = None
     if raw.get("qk_nope_dim") is not None:
         head_dim = integer(raw, "qk_nope_dim") + integer(raw, "qk_rope_dim")
-    shape = decoder(raw, head_dim=head_dim, dense=bool(dense))
+    shape = _experts(decoder(raw, head_dim=head_dim, dense=bool(dense_layers(raw))), raw)
     rotary = integer(raw, "qk_rope_dim", default=shape.head_dim)
     if rotary % 2 or rotary > shape.head_dim:
         raise ValueError(f"qk_rope_dim {rotary} must be even and at most {shape.head_dim}")
@@ -52,10 +70,6 @@ def read(raw: ConfigJson) -> DecoderShape:
             raise ValueError(f"{field} True is not supported with this architecture")
     return replace(
         shape,
-        experts=integer(raw, "num_experts", most=MOST_EXPERTS),
-        moe_intermediate_size=integer(raw, "moe_intermediate_size", most=MOST_WIDTH),
-        shared_intermediate_size=integer(raw, "shared_expert_intermediate_size", most=MOST_WIDTH),
-        mlp_only_layers=dense,
         key_norm=True,
         router=Router(
             "sigmoid",
@@ -76,4 +90,5 @@ def read(raw: ConfigJson) -> DecoderShape:
     )
 
 
-FAMILY = Family(("PanguProMoEV2ForCausalLM",), read)
+MOGE = Family(("PanguProMoEForCausalLM",), _moge)
+V2 = Family(("PanguProMoEV2ForCausalLM",), _v2)
