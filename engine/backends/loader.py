@@ -37,7 +37,7 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
-from fastslow.engine.model.int8 import no_int8
+from fastslow.engine.model.ops import no_int8
 from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Literal
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.vocabulary import Detokenizer
 
 Reason = Literal["stop", "length", "cancelled", "timeout", "error", "escalated"]
 

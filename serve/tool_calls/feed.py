@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from fastslow.engine.text.detokenizer import hold_back
+from fastslow.engine.text.vocabulary import hold_back
 
 T = TypeVar("T")
 Reading = Generator[None, None, T]  # yields where it needs more text

@@ -26,8 +26,7 @@ from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.engine.types import Drafter, Floats, OneHot, RequestView, Tree
 from fastslow.policies.speculation.planner import FixedLength
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import parameters
 from fastslow.tools.cli.app import main
 from fastslow.tools.job_options import QuantizeOptions

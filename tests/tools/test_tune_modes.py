@@ -10,7 +10,7 @@ import torch
 from cli_tools import run
 from tune_tools import write_prompts
 
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.progress import silent

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.torch.reference import ReferenceOps
+from fastslow.engine.model.attention import rotation
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import choose
-from fastslow.engine.model.rope import rotation
 
 ROUTER = "mlp.gate"
 OPS = ReferenceOps()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import LARGEST, TINY, QuantLinear, quantise_tokens
+from fastslow.engine.model.ops import LARGEST, TINY, QuantLinear, quantise_tokens
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.smooth import SAMPLES, ChannelStats, Site, sites_of, smooth_site
 

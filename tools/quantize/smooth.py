@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear, quantise_tokens
+from fastslow.engine.model.ops import QuantLinear, quantise_tokens
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastslow.engine.checkpoint.checkpoint import INDEX, SINGLE
 from fastslow.engine.checkpoint.quantised import DESCRIPTION, KV_TYPE, METHOD, QuantKind
 from fastslow.engine.host.files import read_object
-from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.ops import QuantLinear
 
 SHARD = 4 << 30  # bytes
 LEFT_OUT = (".safetensors", ".index.json", "_report.json")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import kv_cache_for
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.engine.types import Rows
 from fastslow.llm import LLM

@@ -28,10 +28,10 @@ from fastslow.engine.backends.accelerator.step import (
 )
 from fastslow.engine.backends.accelerator.weights import Mixture, Stacked, StackedLayer
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import LayeredModel, check_step
 from fastslow.engine.model.moge import ExpertChoice, choose, choose_best
 from fastslow.engine.model.ops import soft_cap
-from fastslow.engine.model.rope import Rotary
 from fastslow.engine.types import ModelOutput, Rows
 
 TAIL = 1 << 16  # slots that a tail reads at once

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, Front, PagedOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Read, run_heads, run_out
-from fastslow.engine.model.int8 import ReadQuant, no_int8
-from fastslow.engine.model.ops import wide
+from fastslow.engine.model.ops import ReadQuant, no_int8, wide
 from fastslow.engine.model.tensors import layer_norms
 
 

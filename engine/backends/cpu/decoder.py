@@ -26,9 +26,9 @@ from fastslow.engine.backends.cpu.pieces import MatrixRuns, PackedMatrix
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
+from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.rope import Rotary
 from fastslow.engine.model.shape import Activation, ClampedSwiglu
 from fastslow.engine.types import ModelOutput, Rows
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.kv.storage import KVShape, KVStorage, lazy_zeros
-from fastslow.engine.model.int8 import quantise_tokens
+from fastslow.engine.model.ops import quantise_tokens
 from fastslow.engine.types import Ints
 
 LANES = 16  # slots of a tile; kernels/tile.h has the same

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.backends.cpu.library import TILE
-from fastslow.engine.model.int8 import QuantLinear, ReadQuant
+from fastslow.engine.model.ops import QuantLinear, ReadQuant
 from fastslow.engine.types import Ints
 
 Bytes = NDArray[np.uint8]

@@ -11,8 +11,16 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8
-from fastslow.engine.model.ops import Dispatch, Experts, Keys, soft_cap, wide
+from fastslow.engine.model.ops import (
+    Dispatch,
+    Experts,
+    Keys,
+    QuantLinear,
+    int8_product,
+    pack_int8,
+    soft_cap,
+    wide,
+)
 from fastslow.engine.model.shape import Activation, ClampedSwiglu
 
 GELU_SCALE, GELU_CUBE = 1.5957691216057308, 0.044715  # 2 * sqrt(2 / pi)

@@ -23,8 +23,8 @@ from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear
 from fastslow.engine.model.moge import ExpertChoice
+from fastslow.engine.model.ops import QuantLinear
 
 TOKENS = texts.tokens_of(60)
 

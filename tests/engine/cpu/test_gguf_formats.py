@@ -21,7 +21,7 @@ from fastslow.engine.backends.cpu.pieces import MatrixRuns, Sources
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import no_int8
+from fastslow.engine.model.ops import no_int8
 
 pytestmark = compiled
 BLOCK = 32

@@ -101,7 +101,7 @@ class AnswerOptions(ModelOptions):
         asked: a preset or the fields of a mode, which the command line's options change too where these
         fields do not say otherwise; None = the mode that the command line says.
         """
-        from fastslow.engine.model.routed_units import RoutedUnits
+        from fastslow.engine.model.config import RoutedUnits
         from fastslow.policies.modes import find_mode
 
         units = RoutedUnits.of(llm.model.config)

@@ -12,8 +12,7 @@ from rich.table import Table
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.kv.budget import format_bytes
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import ModelConfig, RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode

@@ -97,7 +97,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     """A column for each mode, a row for each side of it."""
     from rich.table import Column, Table
 
-    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.model.config import RoutedUnits
     from fastslow.engine.model.tensors import active_parameters
     from fastslow.policies.meaning import meaning
     from fastslow.tools.cli.checkpoints.checkpoint_facts import billions
