@@ -13,8 +13,7 @@ from typing import Annotated
 import torch
 import typer
 from smollm2_moge.distill import Distiller, Schedule
-from smollm2_moge.student import Student, recipe_of
-from smollm2_moge.teacher import Teacher
+from smollm2_moge.student import Student, Teacher, recipe_of
 
 from fastslow import LLM
 from fastslow.models.folder import require_vacant

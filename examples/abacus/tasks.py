@@ -16,23 +16,22 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from abacus.arithmetic import chain, difference, product, total
-from abacus.program import program
-from abacus.story import story
+from abacus.kinds import chain, difference, product, program, story, total
 from abacus.task import Task
 
 # Shares of sizes 1 to 6. As it is with what people ask, four tasks in five can be done in the head.
 SIZES = (18, 12, 3, 2, 1, 1)
 LARGEST = len(SIZES)
 TRIES = 300  # for a held-out task of a kind and size, which one in 32 is: where that fails, hardly any is left
-KINDS: dict[Callable[[Random, int], Task], int] = {  # shares of the mix
+Kind = Callable[[Random, int], Task]
+KINDS: dict[Kind, int] = {
     total: 4,
     difference: 4,
     product: 3,
     chain: 3,
     story: 3,
     program: 3,
-}
+}  # shares
 
 
 def draw(rng: Random, size: int = LARGEST, shares: Sequence[int] = SIZES) -> Task:

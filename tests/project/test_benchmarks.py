@@ -9,18 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import probe
+import figures
 import pytest
 import texts
 import torch
 from drafting import layers_of
+from exact import Judge
 from figures import middle
 from head_tools import tiny_weights, write_head
 from kernel_tools import wanted
-from near_tie import Judge
-from peer.engines import EngineClient, EngineError, read_names
-from serve_load.front import CpuSeconds
-from serve_load.simulated import other_share
+from peer.engines import read_names
 from tune_tools import write_model, write_prompts
 
 from fastslow.engine.backends.cpu import library
@@ -66,26 +64,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Little memory is read to know the bandwidth; as many threads afterwards as before."""
-    monkeypatch.setattr(probe, "PROBE_BYTES", 2**20)
-    probe._block.cache_clear()
+    monkeypatch.setattr(figures, "PROBE_BYTES", 2**20)
+    figures._block.cache_clear()
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    probe._block.cache_clear()
+    figures._block.cache_clear()
 
 
 class Place:
     """Where a benchmark finds its files."""
 
     def __init__(self, model: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.out = folder / "figures.json"
-        self.patch = patch
-        self._names = {
-            "model": model,
-            "folder": folder,
-            "out": self.out,
-            "prompts": write_prompts(folder / "prompts.jsonl", 4),
-        }
+        self.out, self.patch = folder / "figures.json", patch
+        prompts = write_prompts(folder / "prompts.jsonl", 4)
+        self._names = {"model": model, "folder": folder, "out": self.out, "prompts": prompts}
         for name in ("old", "new"):  # two checkouts
             (folder / name).mkdir()
             (folder / name / "fastslow").symlink_to(BENCHMARKS.parent / "fastslow")
@@ -209,15 +202,6 @@ def test_an_engine_is_measured_in_a_process_of_its_own(
     assert "lookup copy" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
-    child = EngineClient(Path(sys.executable), "nothing", {}, tmp_path / "log")
-    with pytest.raises(EngineError, match="load: (it ended with code 1|the process is gone), see"):
-        child.ask("load", options={})
-    child.close()
-    assert "No module named peer.nothing" in (tmp_path / "log").read_text("utf-8")
-
-
 def test_names_of_engines_and_contended_samples() -> None:
     assert read_names("fastslow:int4,openvino") == [("fastslow", "int4"), ("openvino", "file")]
     with pytest.raises(ValueError, match="engine 'llama' is unknown"):
@@ -238,26 +222,13 @@ def test_a_format_that_does_not_load_is_left_out(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
-    [
-        "killed --answers 60 --kills 1",
-        "flood --seconds 2 --repeat 1 --flood 2",
-        "simulated --counts 1,2 --seconds 4 --warm 2 --repeat 1",
-    ],
+    ["killed --answers 60 --kills 1", "flood --seconds 2 --repeat 1 --flood 2"],
 )
 def test_replicas_are_measured(part: str, place: Place) -> None:
     place.run("replicas", part + " --model {model} --out {out}")
     assert place.file()["found"]
     if part.startswith("killed"):
         assert not place.file()["wrong"]
-
-
-def test_what_all_but_the_engines_compute() -> None:
-    """One process ended meanwhile, and one replica was not there yet."""
-    begun = CpuSeconds({1: {10: 5.0, 11: 1.0}}, {2: 3.0, 3: 9.0})
-    ended = CpuSeconds({1: {10: 15.0, 11: 2.0, 12: 0.5}, 4: {}, 5: {50: 2.0}}, {2: 4.5, 6: 1.0})
-    assert other_share(begun, ended) == pytest.approx((1.0 + 0.5 + 1.5 + 1.0) / (10.0 + 2.0))
-    with pytest.raises(RuntimeError, match="no replica computed"):
-        other_share(begun, begun)
 
 
 @pytest.mark.slow

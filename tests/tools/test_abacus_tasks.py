@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from abacus.story import PEOPLE
+from abacus.kinds import PEOPLE
 from abacus.task import Task, worked
 from abacus.tasks import KINDS, draw, held_out
 
