@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastslow.engine.backends.accelerator.cuda import CudaOps
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BlockTables
 from fastslow.engine.backends.accelerator.ops import Graph
 from fastslow.engine.model.config import ModelConfig
 

@@ -18,8 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastslow.engine.backends.accelerator import cuda as cuda_module
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.kv import BLOCK
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables
 from fastslow.engine.backends.accelerator.ops import AttentionShape, LayerKV
 from fastslow.engine.backends.accelerator.step import PagedStep, Staging, StepPlan, device_tables
 from fastslow.engine.backends.accelerator.weights import Stacked

@@ -7,17 +7,13 @@ import pytest
 from layout_cases import BLOCK, CASES, text
 from pairs import pairwise
 
-from fastslow.engine.backends.accelerator import layout as layout_file
-from fastslow.engine.backends.accelerator.layout import (
-    AttentionLayout,
-    BlockTables,
-    attention_layout,
-)
+from fastslow.engine.backends.accelerator import kv as layout_file
+from fastslow.engine.backends.accelerator.kv import BlockTables, HostLayout, attention_layout
 from fastslow.engine.backends.accelerator.recorded import SIZES, fill_runs, padded_size
 from fastslow.engine.types import Ints, Rows
 
 
-def seen_slots(rows: Rows, layout: AttentionLayout) -> dict[int, list[int]]:
+def seen_slots(rows: Rows, layout: HostLayout) -> dict[int, list[int]]:
     """What each row of the step sees, as slots, out of the layout alone."""
     found: dict[int, list[int]] = {}
 
