@@ -745,7 +745,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             " + 0 * offset",
         ),
     },
-    ("engine/backends/cpu/pieces.py", QUANT_FILES): {
+    ("engine/backends/cpu/formats.py", QUANT_FILES): {
         "int8 outputs in the wrong order of scales": (
             "scales = _ordered(matrix.scale_O.numpy(), self.order)",
             "scales = _ordered(matrix.scale_O.numpy()[::-1].copy(), self.order)",

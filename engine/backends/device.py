@@ -22,11 +22,8 @@ class DeviceChoice(NamedTuple):
 
 
 def choose_device(device: str | torch.device) -> DeviceChoice:
-    """The device that a name means; "auto" is an NPU or a GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: one sentence about a device that this version or this machine does not have.
-    """
+    """The device that a name means; "auto" is an NPU or a GPU where there is one, else the CPU. ValueError for a
+    device that this version or this machine does not have."""
     if device == "auto":
         device = "npu" if _has_npu() else "cuda" if torch.cuda.is_available() else "cpu"
     kind = str(device).partition(":")[0]
@@ -86,11 +83,7 @@ def ops_for(kind: str) -> Ops:
 
 
 def paged_ops_for(place: DeviceChoice) -> PagedOps:
-    """The building blocks of `engine.backends.accelerator.decoder.PagedDecoder` for an accelerator.
-
-    Raises:
-        ValueError: an NPU whose chip is not known.
-    """
+    """The building blocks of `engine.backends.accelerator.decoder.PagedDecoder`; ValueError for an unknown chip."""
     if place.kind == "cuda":
         from fastslow.engine.backends.accelerator.cuda import CudaOps
 

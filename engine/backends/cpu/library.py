@@ -44,7 +44,6 @@ from fastslow.engine.host.files import shown
 __all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defined here
 TILE = 32
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
-PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
 INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(
     np.dtype,
     (np.int64, np.int32, np.int8, np.uint64, np.uint8, np.bool_, np.float32, np.float64),
@@ -180,8 +179,6 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_model_new": (c_int, [POINTER(CShape), POINTER(CLayer), POINTER(c_void_p)]),
     "fs_model_delete": (None, [c_void_p]),
     "fs_step": (c_int, [c_void_p, POINTER(StepArgs)]),
-    "fs_part_seconds": (None, [c_void_p, Int32, c_void_p]),
-    "fs_experts_read": (c_int64, [c_void_p]),
     "fs_screened": (c_int, [c_void_p]),
     "fs_draft_new": (
         c_int,
@@ -219,11 +216,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @cache
 def kernels() -> ctypes.CDLL:
-    """The library for this chip, compiled on first use.
-
-    Raises:
-        RuntimeError: it cannot be compiled or loaded; the sentence says what to do.
-    """
+    """The library for this chip, compiled on first use, or RuntimeError: what to do."""
     library = load(level())
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name)

@@ -14,10 +14,16 @@ from gguf_rows import TYPES, Array, product
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
-from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
-from fastslow.engine.backends.cpu.formats import EMBEDDING, GGUF_FORMATS, Format, Formats
-from fastslow.engine.backends.cpu.pieces import MatrixRuns, Sources
+from fastslow.engine.backends.cpu.formats import (
+    EMBEDDING,
+    GGUF_FORMATS,
+    Format,
+    Formats,
+    MatrixRuns,
+    Sources,
+)
+from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
