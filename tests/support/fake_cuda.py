@@ -22,14 +22,8 @@ DEVICE = torch.device("cuda", 1)
 
 
 class FakeCuda:
-    """Two GPUs, of which number 0 is the current one.
-
-    Attributes:
-        current: the current device.
-        stream: the current stream.
-        log: (what, current device) in order.
-        failing: what a capture raises when it ends, as CUDA does; None: it works.
-    """
+    """Two GPUs, of which number 0 is the current one. log: (what, current device) in order. failing: what a
+    capture raises when it ends, as CUDA does; None: it works."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         self.capability = capability
@@ -72,7 +66,6 @@ class FakeCuda:
             "current_device": lambda: self.current,
             "device_count": lambda: 2,
             "is_available": lambda: True,
-            "empty_cache": lambda: self.say("empty_cache"),
         }
         for name, value in made.items():
             patch.setattr(torch.cuda, name, value)

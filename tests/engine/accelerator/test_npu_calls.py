@@ -86,17 +86,10 @@ def test_every_call_binds(file: str) -> None:
     [
         ("epsilon=eps)[0]", "eps=eps)[0]"),
         ("torch_npu.npu_swiglu", "torch_npu.npu_silu_and_mul"),
-        ("sparse_mode=3 if causal else 0,", "sparse_mode=3, causal=causal,"),
-        ("actual_seq_lengths_kv=blocks.seq_lens", "actual_seq_kvlen=blocks.seq_lens"),
-        ("group_list=groups_E", "group_lists=groups_E"),
-        (
-            "            x_TH,\n            experts_TG,\n            scale",
-            "            x_TH,\n            scale",
-        ),
+        ("            x_TH,\n            experts_TG,\n", "            x_TH,\n"),
         ("auto_dispatch_capture=self", "auto_capture=self"),
-        ("torch_npu.npu.graph_pool_handle", "torch_npu.npu.graph_pool"),
     ],
-    ids=range(8),
+    ids=range(4),
 )
 def test_a_wrong_call_is_seen(right: str, wrong: str) -> None:
     source = (ROOT / FILES[0]).read_text("utf-8")

@@ -131,7 +131,6 @@ def test_the_kernels_run_the_padded_shapes_before_they_are_recorded(
     model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel that is loaded, or that takes its workspace, while a graph is recorded may fail."""
-    kv = texts.storage(model, 16 * BLOCK)
     run, ran = model._run, []
 
     def noted(step: Any, *rest: Any) -> Any:
@@ -139,7 +138,7 @@ def test_the_kernels_run_the_padded_shapes_before_they_are_recorded(
         return run(step, *rest)
 
     monkeypatch.setattr(model, "_run", noted)
-    decode(model, kv, 3, 2)
+    decode(model, texts.storage(model, 16 * BLOCK), 3, 2)
     assert ran == [(3, False), (4, False), (4, True)]
 
 
@@ -154,9 +153,8 @@ def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -
         kept.append((out.features, out.features.clone(), out.logits, out.logits.clone()))
     assert model.recorder.replays == 5
     assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept)
-    cpu = PagedDecoder  # features of the same rows, unrecorded
-    whole = Rows.of([texts.chunk(TOKENS, 0, 6, slots)])
-    again = cpu(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
+    whole = Rows.of([texts.chunk(TOKENS, 0, 6, slots)])  # unrecorded
+    again = PagedDecoder(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
     assert again is not None
     torch.testing.assert_close(torch.cat([k[0] for k in kept]), again, atol=1e-4, rtol=1e-4)
 

@@ -158,15 +158,10 @@ def test_a_row_is_the_same_among_any(kind: Format | str, data: st.DataObject) ->
 
 
 # Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.
-@pytest.mark.parametrize(
-    ("kind", "bits"),
-    list(
-        zip(
-            [*FORMATS, *gguf_rows.TYPES],
-            cycle((0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF)),
-        )
-    ),
-)
+SICK = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(("kind", "bits"), list(zip([*FORMATS, *gguf_rows.TYPES], cycle(SICK))))
 def test_a_row_that_is_not_finite_shows_it_alone(kind: Format | str, bits: int) -> None:
     inputs = 80 if isinstance(kind, Format) else 2 * gguf_rows.block_inputs(kind)
     form, tiles = example(kind, 40, inputs)
