@@ -18,7 +18,6 @@ from exact import Judge
 from figures import middle
 from head_tools import tiny_weights, write_head
 from kernel_tools import wanted
-from peer.engines import read_names
 from tune_tools import write_model, write_prompts
 
 from fastslow.engine.backends.cpu import library
@@ -202,10 +201,7 @@ def test_an_engine_is_measured_in_a_process_of_its_own(
     assert "lookup copy" in capsys.readouterr().out
 
 
-def test_names_of_engines_and_contended_samples() -> None:
-    assert read_names("fastslow:int4,openvino") == [("fastslow", "int4"), ("openvino", "file")]
-    with pytest.raises(ValueError, match="engine 'llama' is unknown"):
-        read_names("llama")
+def test_contended_samples_are_left_out() -> None:
     samples = [{"rate": float(n), "contended": n > 3} for n in range(1, 6)]
     assert middle(samples) == "2.0 (n=3)", "contended ones are left out where enough are not"
     assert middle(samples[1:]) == "~3.5 (n=4)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import npu_sim
@@ -58,7 +59,9 @@ class FakeCuda:
             "stream": self.use,
             "current_stream": lambda: self.stream,
             "set_stream": lambda stream: setattr(self, "stream", stream),
-            "Event": lambda: FakeEvent(self),
+            "Event": lambda: SimpleNamespace(
+                record=lambda: self.say("record"), synchronize=lambda: self.say("synchronize")
+            ),
             "graph_pool_handle": pool,
             "CUDAGraph": lambda: FakeGraph(self),
             "graph": self.graph,
@@ -115,17 +118,6 @@ class FakeStream:
 
     def wait_stream(self, other: FakeStream) -> None:
         self._cuda.say("wait")
-
-
-class FakeEvent:
-    def __init__(self, cuda: FakeCuda) -> None:
-        self._cuda = cuda
-
-    def record(self) -> None:
-        self._cuda.say("record")
-
-    def synchronize(self) -> None:
-        self._cuda.say("synchronize")
 
 
 class FakeGraph:
