@@ -34,14 +34,9 @@ def train(
     schedule: Schedule,
     prompts: Path | None = None,
 ) -> Path:
-    """Convert, then train for `schedule.minutes`; returns `out`.
+    """Convert a dense model, then train for `schedule.minutes`; returns `out`, the folder that is made.
 
-    Args:
-        folder: a dense model, see `fastslow.tools.convert.convert`.
-        out: folder to create.
-        options: sizes, and how many tokens the dense model writes to learn from.
-        schedule: how it is trained.
-        prompts: that the dense model answers; None = a few of many kinds.
+    prompts: that the dense model answers; None = a few of many kinds.
     """
     require_vacant(out)
     torch.manual_seed(options.seed)

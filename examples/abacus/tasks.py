@@ -8,8 +8,10 @@ prints held-out tasks, one JSON object a line: prompt, answer, kind, steps.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="of the numbers drawn (default 7)")
     options = parser.parse_args()
     for task in islice(held_out(options.seed), options.count):
-        print(task.line())
+        print(json.dumps(asdict(task), ensure_ascii=False))
 
 
 if __name__ == "__main__":

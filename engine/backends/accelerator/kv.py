@@ -310,10 +310,8 @@ def _trunk(parents: Ints) -> int:
 
 
 def _seen(parents: Ints, before: int) -> NDArray[np.bool_]:
-    """[rows, before + rows]: every row sees the slots before, its ancestors and itself.
-
-    parents: below 0 for a row whose parent is not among these.
-    """
+    """[rows, before + rows]: every row sees the slots before, its ancestors and itself. A parent below 0 is not among
+    these rows."""
     count = len(parents)
     seen = np.zeros((count, before + count), dtype=np.bool_)
     seen[:, :before] = True

@@ -21,10 +21,8 @@ from fastslow.engine.types import Ints
 
 
 class DeviceMatrix(NamedTuple):
-    """A weight in the device's own form, as `PagedOps.pack` gives it.
-
-    scale: float32 [O] of an int8 weight per output channel, or [E, O] of experts; None: not int8.
-    """
+    """A weight in the device's own form, as `PagedOps.pack` gives it. scale: float32 [O] of an int8 weight per output
+    channel, or [E, O] of experts; None: not int8."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -33,10 +31,7 @@ class DeviceMatrix(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeviceTables:
-    """Runs on the device: what the kernels want as host integers, and as tensors.
-
-    tensors: what `PagedOps.attention_metadata` gave. query_ends, seq_lens, window: see `BlockTables`.
-    """
+    """`BlockTables` on the device: host integers, and the tensors that `PagedOps.attention_metadata` gave."""
 
     query_ends: list[int]
     seq_lens: list[int]
@@ -52,10 +47,8 @@ class DeviceMlp(NamedTuple):
 
 
 class Front(NamedTuple):
-    """What every row of a layer sees before its text, without a place in it.
-
-    logits: float32 [heads], weight without a value; or keys and values [N, kv_heads, D].
-    """
+    """What every row of a layer sees before its text, without a place in it: logits float32 [heads], weight without
+    a value; or keys and values [N, kv_heads, D]."""
 
     logits: Tensor | None = None
     keys: Tensor | None = None
@@ -249,11 +242,8 @@ class PagedOps(ABC):
 
     @abstractmethod
     def record(self, run: Callable[[], None]) -> Graph:
-        """Run it once, which sets up what the kernels keep for such shapes, then record what it does.
-
-        Raises:
-            RuntimeError: it cannot be recorded.
-        """
+        """Run it once, which sets up what the kernels keep for such shapes, then record what it does; RuntimeError
+        where it cannot be recorded."""
 
 
 def merged(parts: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:

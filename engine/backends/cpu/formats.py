@@ -81,10 +81,8 @@ class Formats:
     tiles: Format | None = None
 
     def matrix(self, names: Sequence[str]) -> Format:
-        """Of matrices below each other: a checkpoint's own only where all of them have it.
-
-        Those of a file that are unlike each other are taken to float32, which has all their numbers.
-        """
+        """Of matrices below each other: a checkpoint's own only where all of them have it. Those of a file that are
+        unlike each other are taken to float32, which has all their numbers."""
         if self.types:
             found = {self.types.get(name, self.layers) for name in names}
             if len(found) > 1:
@@ -153,10 +151,8 @@ class Sources:
 def pack_rows(
     into: Bytes, form: Format, inputs: int, order: Ints, rows: Callable[[Tensor], Tensor]
 ) -> None:
-    """Pack a matrix into memory. rows: gives those of some numbers; `order` -1 is a row of zeros.
-
-    A few tiles at a time: a whole matrix in float32 may be larger than what it is packed to.
-    """
+    """Pack a matrix into memory. rows: gives those of some numbers; `order` -1 is a row of zeros. A few tiles at a
+    time: a whole matrix in float32 may be larger than what it is packed to."""
     step = max(TILE, (1 << 22) // inputs // TILE * TILE)
     tile = library.tile_bytes(form, inputs)
     for first in range(0, len(order), step):

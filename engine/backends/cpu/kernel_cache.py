@@ -40,11 +40,7 @@ SAFE = {
 
 
 def level() -> str:
-    """What FASTSLOW_KERNELS asks for: native, avx2, plain, one of them with +sanitize, or off.
-
-    Raises:
-        ValueError: it asks for something else.
-    """
+    """What FASTSLOW_KERNELS asks for: native, avx2, plain, one of them with +sanitize, or off; else ValueError."""
     wanted = os.environ.get(VARIABLE, "native")
     if wanted != "off" and wanted.removesuffix("+sanitize") not in LEVELS:
         known = ", ".join([*LEVELS, "off"])

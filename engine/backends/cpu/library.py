@@ -67,23 +67,18 @@ def check_limits(**sizes: int) -> None:
 
 
 def _check_range(name: str, number: int, half: int) -> int:
-    """The number, if its C type holds it."""
     if not -half <= number < half:
         raise ValueError(f"{name}={number} must be in {-half}..{half - 1}")
     return number
 
 
 class Int32(c_int32):
-    """An argument of 32 bits."""
-
     @classmethod
     def from_param(cls, value: Any) -> c_int32:
         return c_int32(_check_range("argument", operator.index(value), HALVES[c_int32]))
 
 
 class Int64(c_int64):
-    """An argument of 64 bits."""
-
     @classmethod
     def from_param(cls, value: Any) -> c_int64:
         return c_int64(_check_range("argument", operator.index(value), HALVES[c_int64]))
@@ -236,10 +231,8 @@ def check(failed: int, action: str) -> None:
 
 
 def address(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int) -> int:
-    """Where an array's memory lies, a quarter of what `array.ctypes.data` takes.
-
-    ValueError unless it holds `size` elements of a dtype, one after the other.
-    """
+    """Where an array's memory lies, in a quarter of the time of `array.ctypes.data`; ValueError unless it holds
+    `size` elements of a dtype, one after the other."""
     # numpy has one object for each of these dtypes, and comparing objects is quicker
     same = array.dtype is dtype or array.dtype == dtype
     if not same or array.size != size or not array.flags.c_contiguous:
@@ -325,11 +318,8 @@ def pack_gguf(
     order: NDArray[np.int64],
     inputs: int,
 ) -> None:
-    """Pack rows of blocks, bit for bit, without a copy of them.
-
-    parts: each [outputs, bytes of a row], one below the other. order: which of all their rows, whole tiles
-    of them; -1 is a row of zeros.
-    """
+    """Pack rows of blocks, bit for bit. parts: each [outputs, bytes of a row], one below the other. order: which of
+    all their rows, whole tiles of them; -1 is a row of zeros."""
     size = block_bytes(form, inputs)
     found = [address("rows of blocks", part, UINT8, len(part) * size) for part in parts]
     at = _room(into, form, order, inputs)
@@ -375,8 +365,7 @@ def available() -> bool:
     try:
         kernels()
     except RuntimeError as error:
-        logger.warning(
-            "plain torch runs instead of the CPU kernels, several times slower: {}", error
-        )
+        said = "plain torch runs instead of the CPU kernels, several times slower: {}"
+        logger.warning(said, error)
         return False
     return True

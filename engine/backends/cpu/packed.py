@@ -39,10 +39,8 @@ ALIGN, PAGE = 64, 4096  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Where each piece lies in one run of memory.
-
-    hot: bytes that every step reads from; the rest, from a new page on, is cold.
-    """
+    """Where each piece lies in one run of memory. hot: bytes that every step reads from; the rest, from a new page
+    on, is cold."""
 
     pieces: dict[str, Piece]
     offsets: dict[str, int]
@@ -252,10 +250,8 @@ def head_matrices(
 
 
 def gate_up_order(neurons: int) -> Ints:
-    """Sixteen gates and then their sixteen ups: a tile holds both sides of a product.
-
-    The source has all gates and then all ups.
-    """
+    """Sixteen gates and then their sixteen ups, of a source that has all gates and then all ups: a tile holds both
+    sides of a product."""
     gates = _padded(np.arange(neurons), HALF).reshape(-1, 1, HALF)
     ups = np.where(gates < 0, -1, gates + neurons)
     return np.concatenate([gates, ups], axis=1).reshape(-1)

@@ -105,8 +105,7 @@ SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets anoth
 
 
 def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
-    """Where the packed form of a checkpoint folder or a GGUF file is kept, named by its contents; None where
-    it is too small."""
+    """Where the packed form of a checkpoint is kept, named by its contents; None where it is too small."""
     if arena.nbytes < SMALL:
         return None
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
@@ -170,8 +169,7 @@ class PackedFile:
     cold: NDArray[np.uint8] | OpenFile
 
     def address(self, offset: int, size: int) -> int | None:
-        """Where bytes of the arena lie in memory; None where they do not. ValueError where they end
-        after it."""
+        """Where bytes of the arena lie in memory; None where they do not."""
         side, at = (self.hot, 0) if offset < len(self.hot) else (self.cold, len(self.hot))
         if isinstance(side, OpenFile):
             if os.fstat(side.number).st_size < offset + size:
