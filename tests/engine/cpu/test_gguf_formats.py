@@ -142,7 +142,8 @@ class Made:
         self.blocks: dict[str, Array] = {}
         for seed, (key, name) in enumerate(self.names.items()):
             if name in TYPES:
-                self.blocks[key] = gguf_rows.like_weights(name, *table[key].shape, seed)
+                outputs, inputs = table[key].shape
+                self.blocks[key] = gguf_rows.like_weights(name, outputs, inputs, seed)
                 table[key] = torch.from_numpy(gguf_rows.floats(name, self.blocks[key]))
             else:
                 dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[name]
