@@ -48,7 +48,7 @@ class Play:
 
     def __init__(self, hosts: dict[str, Host], model: str, log: Path) -> None:
         self._hosts, self._model, self._log = hosts, model, log
-        # who has no token cannot use Ray's ports, which run whatever they are sent
+        # a program without the token cannot use Ray's ports, which run whatever they are sent
         token = log.parent / "token"
         token.write_text(secrets.token_hex(32))
         self._environment = ["RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={token}"]

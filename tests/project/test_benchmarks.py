@@ -48,12 +48,12 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
 }
 FIGURES = {"drafting": "cells", "thinking": "figures"}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
-OWN = {"checkouts", "replicas", "peers"}  # have tests of their own
+OWN = {"checkouts", "replicas", "peers"}  # have separate tests
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a head of its own."""
+    """With a draft head."""
     folder = write_model(tmp_path_factory.mktemp("tiny") / "model", max_position_embeddings=4096)
     config, weights = tiny_weights(folder, (0, 2), 64)
     write_head(folder / "draft_head.safetensors", config, weights)
@@ -177,7 +177,7 @@ def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> No
 
 
 @pytest.mark.slow
-def test_an_engine_is_measured_in_a_process_of_its_own(
+def test_an_engine_is_measured_in_a_separate_process(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file.gguf").touch()  # only other engines read it

@@ -1,6 +1,6 @@
 """A `torch.cuda` without a GPU: the current device, streams, events and graphs, and what was asked of them.
 
-Tensors stay on the CPU, so numbers are right; `log` tells what a GPU would have been told, in order.
+Tensors stay on the CPU, so numbers are right; `log` has what would have reached a GPU, in order.
 """
 
 from __future__ import annotations

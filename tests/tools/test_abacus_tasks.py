@@ -39,7 +39,7 @@ def printed(code: str) -> str:
     return shown.getvalue().strip()
 
 
-def told(story: str) -> int:
+def counted(story: str) -> int:
     """The number at the end of a story, from its words alone."""
     *sentences, question = re.split(r"(?<=[.])\s", story)
     hero = next(name for name in PEOPLE if f"does {name} have" in question)
@@ -67,7 +67,7 @@ def answer(task: Task) -> str:
         case "program":
             return printed(task.prompt.partition("\n")[2])
         case "story":
-            return str(told(task.prompt))
+            return str(counted(task.prompt))
     return str(value(re.sub(r"[^\d+*()\s-]", "", task.prompt)))
 
 

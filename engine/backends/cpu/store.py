@@ -87,7 +87,7 @@ def shrink(keep: Path) -> None:
     total, removed = sum(packing.size for packing in every), []
     for packing in reversed(every):
         if total > most and packing.path != keep:
-            packing.path.unlink(missing_ok=True)  # who has it mapped keeps it
+            packing.path.unlink(missing_ok=True)  # a process that has it mapped keeps it
             total -= packing.size
             removed.append(packing.model.name if packing.model else packing.path.name)
     if removed:
@@ -269,7 +269,7 @@ def create(
         os.replace(made, path)
         for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
             if old != path:
-                old.unlink(missing_ok=True)  # who has it mapped keeps it
+                old.unlink(missing_ok=True)  # a process that has it mapped keeps it
         shrink(path)
     except OSError as error:
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)

@@ -1,4 +1,4 @@
-"""The GPU's building blocks by their numbers, on CPU tensors; and what a GPU is told, on a fake one."""
+"""The GPU's building blocks by their numbers, on CPU tensors; and what reaches a GPU, on a fake GPU."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def test_all_work_is_on_the_models_own_gpu(
     model = load(tiny_dense)
     run = model._run
 
-    def told(*given: Any) -> Any:
+    def noted(*given: Any) -> Any:
         cuda.say("run")
         return run(*given)
 
-    model._run = told
+    model._run = noted
     near(texts.logits(model, TOKENS, DECODING), expected)
     assert model.recorder.replays == 9
     for what in ("run", "capture", "replay", "record", "synchronize", "wait"):
@@ -76,18 +76,18 @@ def test_all_work_is_on_the_models_own_gpu(
     assert cuda.current == 0
 
 
-def test_a_step_is_recorded_on_a_stream_of_its_own_once_its_shapes_ran_there(
+def test_a_step_is_recorded_on_a_separate_stream_once_its_shapes_ran_there(
     cuda: FakeCuda, tiny_dense: Path
 ) -> None:
     """And what other threads do meanwhile, as allocating for a draft model, does not break it."""
     model = load(tiny_dense)
     main, run, ran = cuda.stream, model._run, []
 
-    def told(step: PagedStep, *rest: Any) -> Any:
+    def noted(step: PagedStep, *rest: Any) -> Any:
         ran.append((len(step.tokens), cuda.stream is main, cuda.capturing))
         return run(step, *rest)
 
-    model._run = told
+    model._run = noted
     kv, slots = texts.storage(model, 4 * BLOCK), np.arange(0, 4 * BLOCK, BLOCK)
     for _ in range(3):
         parts = [texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(3)]
@@ -106,9 +106,9 @@ def test_a_capture_that_fails_is_not_tried_again(
     cuda.failing = RuntimeError("operation failed due to a previous error during capture\nmore")
     near(texts.logits(model, TOKENS, DECODING), expected)
     assert cuda.said.count("capture") == 1 and cuda.said.count("replay") == 0
-    assert model.recorder.failed == 1 and cuda.stream is main, "steps go on where they were"
-    told = [line for line in logged if "cannot be recorded" in line]
-    assert len(told) == 1 and "previous error" in told[0] and "more" not in told[0]
+    assert model.recorder.failed == 1 and cuda.stream is main, "steps continue where they were"
+    lines = [line for line in logged if "cannot be recorded" in line]
+    assert len(lines) == 1 and "previous error" in lines[0] and "more" not in lines[0]
     cuda.failing = None
     near(texts.logits(model, TOKENS, DECODING), expected)  # on another cache
     assert model.recorder.replays == 9 and cuda.pools == [0, 1], "a pool that failed is left"
@@ -134,10 +134,10 @@ def test_grouped_products_only_where_the_chip_has_them(
     exact = texts.logits(load_model(tiny_moge, "float32", "cpu", progress=False), TOKENS)
     assert (found - exact).abs().mean() < 0.1 * exact.std()
     assert bool(calls) == fast == (model.recorder.replays > 0)
-    told = [line for line in logged if "one by one" in line]
+    lines = [line for line in logged if "one by one" in line]
     major, minor = cuda.capability
-    assert len(told) == (0 if fast else 1)
-    assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in told[0]
+    assert len(lines) == (0 if fast else 1)
+    assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in lines[0]
 
 
 def attention(
@@ -223,7 +223,7 @@ def laid(case: str = "all kinds") -> PagedStep:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_steps_numbers_go_to_the_device_in_one_copy_that_nobody_waits_for(case: str) -> None:
+def test_a_steps_numbers_go_to_the_device_in_one_copy_without_a_wait(case: str) -> None:
     step = laid(case)
     with Crossings() as crossings:
         step.to(torch.device("meta"), Staging(CudaOps(CPU)))
@@ -287,7 +287,7 @@ def test_trees_beside_chains(tiny_moge: Path, name: str) -> None:
 
 
 def test_another_texts_nan_stays_its_own(tiny_moge: Path) -> None:
-    """Blocks are read whole, and what a failed request left behind a text's end is not finite."""
+    """Blocks are read whole, and what a failed request left after a text's end is not finite."""
     model, tokens = load(tiny_moge, ops=RecordingOps(CPU)), texts.tokens_of(12)
     kv = texts.storage(model, 128)
     rest = np.arange(12, 128)

@@ -30,7 +30,7 @@ KERNEL_TESTS = [
 
 
 def run(level: str, *tests: str, **variables: str) -> None:
-    """Run tests in a process of its own, whose kernels are of another level."""
+    """Run tests in a separate process, whose kernels are of another level."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *(str(ROOT / "tests" / test) for test in tests)],
@@ -70,7 +70,7 @@ def test_other_chips(level: str) -> None:
 @pytest.mark.parametrize("level", ["native", "plain"])
 def test_sanitizers(level: str) -> None:
     compiler = library.find_compiler()
-    # the second: without it the first finds nothing behind an exception that kernels throw
+    # the second: without it the first finds nothing after an exception that kernels throw
     found = [where(compiler, name) for name in ("libasan.so", "libstdc++.so")]
     if not all(path.is_absolute() for path in found):
         pytest.skip(f"{compiler} has no address sanitizer")

@@ -31,7 +31,7 @@ pytestmark = compiled
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of its own, in which even small models are kept packed."""
+    """A new cache folder, in which even small models are kept packed."""
     folder = tmp_path / "cache"
     folder.mkdir()
     library.kernels()  # from the cache that all tests share

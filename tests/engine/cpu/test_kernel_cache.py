@@ -25,7 +25,7 @@ as_root = pytest.mark.skipif(
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, and sources that compile in no time."""
+    """A new cache, and sources that compile in no time."""
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "answer.cpp").write_text(ANSWER)

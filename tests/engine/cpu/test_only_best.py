@@ -35,7 +35,7 @@ if wanted():
 
 
 def write(folder: Path, spread: float = 1.0, sick: float | None = None) -> Path:
-    """A dense checkpoint with a head of its own, in which every token has a twin further on.
+    """A dense checkpoint with an untied head, in which every token has a twin further on.
 
     spread: how much the last norm stretches some inputs of the head, against which int8 is coarse.
     sick: a value for one weight of the head.
