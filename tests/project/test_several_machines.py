@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster.network import why_not
+from network import why_not
 from serve_engines import write_served
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "several_machines.py"

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 import httpx
 import pytest
 from checkpoints import write_moge
-from cluster.network import Host, Network, why_not
 from guide_desk import MODEL, PATIENCE, Desk, needs_programs, write_program
+from network import Host, Network, why_not
 from pages import Block, blocks
 from serve_tools import TEMPLATE, VOCAB
 from tokenizers_tiny import write_bpe
