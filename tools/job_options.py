@@ -9,6 +9,8 @@ from pydantic import Field
 
 from fastslow.engine.checked import Params
 
+PROMPTS = "prompts, JSON lines with prompt, messages, turns or question"
+
 
 class QuantizeOptions(Params):
     """How a checkpoint is quantised; also options of `fastslow quantize`."""
@@ -37,17 +39,33 @@ class ConvertOptions(Params):
         description="FFN neurons of a routed expert; default: about 4/5 of its group's pool",
     )
     fast: int = Field(default=2, ge=0, description="groups that the preset fast runs")
-    text: tuple[Path, ...] = Field(
-        default=(),
-        description="text file to calibrate with; may be repeated. Without any the model's own answers "
-        "are all that it reads",
-    )
     tokens: int = Field(default=24_576, ge=1, description="tokens to calibrate with")
     seed: int = Field(default=0, description="of all random choices")
 
     def model_post_init(self, _context: object) -> None:
         if self.fast > self.groups:
             raise ValueError(f"fast={self.fast} must be at most groups={self.groups}")
+
+
+class HeadOptions(Params):
+    """What a head is trained for, and from what; also options of `fastslow train-draft`."""
+
+    target: str = Field(description="checkpoint folder, GGUF file or built-in name")
+    data: Path = Field(description=PROMPTS)
+    out: Path = Field(
+        description="the head's file to write", json_schema_extra={"names": ["--out", "-o"]}
+    )
+    work: Path | None = Field(
+        default=None, description="folder for answers, features, checkpoint; default: OUT.work"
+    )
+    vocabulary: int = Field(default=8192, ge=1, description="tokens that can be drafted")
+    answer: int = Field(default=192, ge=3, description="most tokens of an answer")
+    batch: int = Field(default=16, ge=1, description="answers made at once")
+
+    @property
+    def work_folder(self) -> Path:
+        """The folder that keeps what was done."""
+        return self.work or self.out.with_suffix(".work")
 
 
 class TrainConfig(Params):

@@ -27,7 +27,6 @@ from fastslow.tools.check_device import families as families_file
 from fastslow.tools.check_device.exactness import drafters, exactness
 from fastslow.tools.check_device.families import families
 from fastslow.tools.check_device.finding import CheckPlan, Finding
-from fastslow.tools.progress import silent
 
 
 def check(*arguments: str) -> tuple[int, str]:
@@ -39,7 +38,7 @@ def check(*arguments: str) -> tuple[int, str]:
 
 
 def plan_for(folder: Path, device: str = "cpu") -> CheckPlan:
-    return CheckPlan(device, "auto", True, folder, silent)
+    return CheckPlan(device, "auto", True, folder)
 
 
 def test_the_cpu_passes(tmp_path: Path) -> None:
@@ -198,24 +197,29 @@ def _stopped(plan: CheckPlan) -> Finding:
     raise KeyboardInterrupt
 
 
-def test_a_part_that_raises_fails_and_the_others_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("parts", "code", "said", "passed"),
+    [
+        ((_broken, _good), 1, "RuntimeError: the kernel is gone", [False, True]),
+        ((_good, _stopped, _good), 130, "stopped", [True]),
+    ],
+)
+def test_the_report_has_what_was_checked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: tuple[Any, ...],
+    code: int,
+    said: str,
+    passed: list[bool],
 ) -> None:
-    monkeypatch.setattr(command, "PARTS", (_broken, _good))
+    """A part that raises fails, and the others run; Ctrl-C ends it with what there is."""
+    monkeypatch.setattr(command, "PARTS", parts)
     path = tmp_path / "report.json"
-    code, text = check("cpu", "--json", str(path))
-    assert code == 1 and "RuntimeError: the kernel is gone" in text and "good: passed" in text
+    ended, text = check("cpu", "--json", str(path))
+    assert ended == code and said in text and "good: passed" in text
     report = json.loads(path.read_text("utf-8"))
-    assert not report["passed"] and [x["passed"] for x in report["parts"]] == [False, True]
-
-
-def test_ctrl_c_ends_it_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "PARTS", (_good, _stopped, _good))
-    path = tmp_path / "report.json"
-    code, text = check("cpu", "--json", str(path))
-    assert code == 130 and "stopped" in text
-    report = json.loads(path.read_text("utf-8"))
-    assert not report["passed"] and not report["complete"] and len(report["parts"]) == 1
+    assert not report["passed"] and report["complete"] == (code == 1)
+    assert [x["passed"] for x in report["parts"]] == passed
 
 
 @pytest.mark.parametrize(

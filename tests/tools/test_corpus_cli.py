@@ -78,14 +78,11 @@ def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> N
     path = write(tmp_path / "a", {"text": "one\u2028two"}, {"messages": CHAT})
     (end,) = tokenizer.eos_ids
     found = list(answers.read(path))
-    assert [one.answer[-1] for one in found] == [end] * 3
-    assert [tokenizer.decode(one.answer) for one in found] == [
-        "one\u2028two",
-        "On its way.",
-        "Today.",
-    ]
-    assert found[0].prompt == []
-    prompt = tokenizer.decode(found[2].prompt, skip_special=False)
+    assert [answer[-1] for answer, _ in found] == [end] * 3
+    said = [tokenizer.decode(answer) for answer, _ in found]
+    assert said == ["one\u2028two", "On its way.", "Today."]
+    assert found[0][1] == []
+    prompt = tokenizer.decode(found[2][1], skip_special=False)
     assert prompt.endswith("assistant: On its way.<|im_end|><|im_start|>user: When?<|im_end|>"
                            "<|im_start|>assistant: ")  # fmt: skip
 
@@ -97,7 +94,7 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == {0, 2}
     answers = AnswerFile(tokenizer, load_template(tmp_path, tokenizer))
     path = write(tmp_path / "a", {"text": "x"})
-    assert next(answers.read(path)).answer[-1] == tokenizer.token_id("<|im_end|>") == 2
+    assert next(answers.read(path))[0][-1] == tokenizer.token_id("<|im_end|>") == 2
 
 
 @pytest.mark.parametrize(

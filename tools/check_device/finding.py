@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ class CheckPlan:
     dtype: str  # of the model
     quick: bool  # few texts, for tests
     folder: Path  # for what the checks write; it goes with them
-    say: Callable[[float, str], None]  # the share of this part that is done, and what runs now
 
     def slack(self, dtype: torch.dtype) -> float:
         """How close two best logits are a near tie. The CPU's kernels promise the same bits."""

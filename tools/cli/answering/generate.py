@@ -80,8 +80,11 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
                 output = piece.output or output
     finally:
         answer.end()
-    if options.as_json:
-        _write(_cut(answer) if output is None else record_of(output, whole=True))
+    if options.as_json and output is not None:
+        _write(record_of(output, whole=True))
+    elif options.as_json:
+        got = {name: getattr(answer, name) for name in ("text", "reasoning", "token_ids")}
+        _write({**got, "finish_reason": "cancelled"})
     elif output is not None:
         errors().print(figures(output, options.context(llm)), style="dim")
     if output is None:
@@ -109,11 +112,11 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
 
 def _answer_file(file: Path, options: GenerateCommand) -> None:
     """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
-    from fastslow.tools.cli.answering.prompt_file import PromptFile, record_of
+    from fastslow.tools.cli.answering.prompt_file import answers, read_file, record_of
 
-    prompts, failed = PromptFile(file, options, options.raw), False
+    lines, failed = read_file(file, options), False
     with options.load() as llm:
-        for index, output in prompts.answers(llm):
+        for index, output in answers(llm, lines, options):
             _write({"index": index, **record_of(output, options.as_json)})
             failed |= any(choice.error is not None for choice in output.choices)
     if failed:
@@ -131,13 +134,3 @@ def _write(record: dict[str, Any]) -> None:
     from fastslow.tools.cli.screen import console
 
     console().out(json.dumps(record, ensure_ascii=False), highlight=False)
-
-
-def _cut(answer: StreamedAnswer) -> dict[str, Any]:
-    """What is known of an answer that Ctrl-C ended."""
-    return {
-        "text": answer.text,
-        "reasoning": answer.reasoning,
-        "token_ids": answer.token_ids,
-        "finish_reason": "cancelled",
-    }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, option
+from fastslow.tools.cli.options import expand_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +24,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     parallel: Annotated[
-        str | None, option("Ranks that would share it, such as ep=8,tp=1,dp=1.")
+        str | None, typer.Option(help="Ranks that would share it, such as ep=8,tp=1,dp=1.")
     ] = None,
 ) -> None:
     """Show a checkpoint: parameters, memory, context, tokenizer and modes. Reads no weights.
@@ -34,25 +34,20 @@ def inspect(
       fastslow inspect smollm2-moge --json
       fastslow inspect path/to/checkpoint --parallel ep=8
     """
-    from fastslow.tools.cli.checkpoints.checkpoint_facts import (
-        CheckpointFacts,
-        shard_plan,
-        shards_record,
-        shards_table,
-    )
+    from fastslow.tools.cli.checkpoints import checkpoint_facts
     from fastslow.tools.cli.screen import console, quiet_log, show
 
     quiet_log()
-    facts = CheckpointFacts.of(model)
-    plan = None if parallel is None else shard_plan(facts.config, parallel)
+    facts = checkpoint_facts.CheckpointFacts.of(model)
+    shards = None if parallel is None else checkpoint_facts.shards_record(facts.config, parallel)
     if as_json:
-        record = facts.record() | ({} if plan is None else {"parallel": shards_record(plan)})
+        record = facts.record() | ({} if shards is None else {"parallel": shards})
         console().out(json.dumps(record, ensure_ascii=False), highlight=False)
         return
     for table in facts.tables():
         show(table)
-    if plan is not None:
-        show(shards_table(plan))
+    if shards is not None:
+        show(checkpoint_facts.shards_table(shards))
 
 
 @expand_options

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.tools.cli.options import (
-    PROMPTS,
     ModelOptions,
     check_writable,
     expand_options,
@@ -17,6 +16,7 @@ from fastslow.tools.cli.options import (
     listed,
     numbers,
 )
+from fastslow.tools.job_options import PROMPTS
 
 if TYPE_CHECKING:
     from rich.table import Table
