@@ -696,8 +696,8 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
     },
     ("tools/tune/selector.py", ("tests/tools/test_tune_selector.py",)): {
         "a fold tests what it was fitted to": (
-            "            fitted = fit(features_NF[others], wanted_N[others], weights_N[others])",
-            "            fitted = fit(features_NF, wanted_N, weights_N)",
+            "        fitted = fit(features_NF[others], wanted_N[others], weights_N[others])",
+            "        fitted = fit(features_NF, wanted_N, weights_N)",
         ),
     },
     ("tools/quantize/smooth.py", QUANTISED): {

@@ -44,7 +44,7 @@ def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> list[Pair]:
             [{"role": "user", "content": f"What is {number} + 1?"}], str(number + 1), "number"
         )
         logprobs = (SURE, SURE if easy else UNSURE, SURE, SURE)
-        pairs.append(Pair(task, GradedAnswer(easy, 0.1, 4, logprobs), GradedAnswer(True, 1.0, 40)))
+        pairs.append(Pair(task, GradedAnswer(easy, 0.1, logprobs), GradedAnswer(True, 1.0)))
     return pairs
 
 
@@ -134,7 +134,7 @@ def test_who_is_given_up_and_when() -> None:
 
 @pytest.fixture(scope="module")
 def found() -> ModesFound:
-    return find("tiny <b>", ("fast", "deep"), made_up(300, tells=0.95), keep=0.9)
+    return find(made_up(300, tells=0.95), keep=0.9)
 
 
 def test_found_keeps_the_gain_in_less_time(found: ModesFound) -> None:
@@ -145,7 +145,7 @@ def test_found_keeps_the_gain_in_less_time(found: ModesFound) -> None:
         assert found.of_time(way) < 0.75
     assert found.escalation is not None and found.escalation.how == "restart"
     assert found.selector.weights["digits"] > 0
-    assert found.grading == {"number": 300}
+    assert found.settings()["measured_modes"]["grading"] == {"number": 300}
 
 
 def test_the_table_has_every_way_to_choose(found: ModesFound) -> None:
@@ -154,9 +154,9 @@ def test_the_table_has_every_way_to_choose(found: ModesFound) -> None:
 
 
 def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
-    pairs = [Pair(p.task, p.cheap, GradedAnswer(p.cheap.right, 1.0, 40)) for p in made_up(100)]
-    found = find("tiny", ("fast", "deep"), pairs, keep=0.9)
-    assert found.figures["auto"].good == 0.0 and found.escalation is None
+    pairs = [Pair(p.task, p.cheap, GradedAnswer(p.cheap.right, 1.0)) for p in made_up(100)]
+    found = find(pairs, keep=0.9)
+    assert found.figures["auto"].share_in_better_mode == 0.0 and found.escalation is None
     assert "is no better than" in found.headline()
     assert found.table().row_count == 5
 

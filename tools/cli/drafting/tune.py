@@ -94,8 +94,8 @@ def tune(options: TuneOptions) -> None:
     with load as llm, progress_bar() as progress:
         how["report"] = progress
         if options.modes:
-            found: Any = tune_modes(llm, model, graded, keep=options.keep, batch=batch, **how)
-            parts = {**found.settings(), "measured_modes": found.record()}
+            found: Any = tune_modes(llm, graded, keep=options.keep, batch=batch, **how)
+            parts = found.settings()
         elif options.groups:
             found = tune_groups(llm, model, asked, keep=options.keep, **how)
             parts, said = _groups_settings(found, llm.modes["fast"].routed, old, out)
