@@ -708,7 +708,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
         "only the first reader's demand": ("torch.stack(demands).amax(0)", "demands[0]"),
     },
     ("tools/quantize/quantize_layer.py", QUANTISED): {
-        "a gate aligned at any price": ("if found > after:", "if found >= 0:"),
+        "a gate aligned at any price": ("if found > most:", "if found >= 0:"),
         "rounding errors carried on with the wrong sign": (
             "block[i + 1 :] -= factor",
             "block[i + 1 :] += factor",

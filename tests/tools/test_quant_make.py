@@ -89,8 +89,8 @@ def test_smoothing_makes_int8_better_where_channels_differ() -> None:
     site = next(iter(sites_of(CONFIG, 0, tensors)))
     none = torch.ones(CONFIG.hidden_size)
     before = error(site, tensors, seen, none)
-    strength, columns = smooth_site(site, tensors, seen)
-    assert strength > 0 and columns is not None and columns[5] > columns.median()
+    columns = smooth_site(site, tensors, seen)
+    assert columns is not None and columns[5] > columns.median()
     seen.rows = {name: seen.rows[name] / columns for name in site.consumers}
     assert error(site, tensors, seen, none) < 0.5 * before
 
@@ -127,18 +127,18 @@ def test_an_aligned_gate_chooses_as_before() -> None:
     turn = torch.eye(32) + 0.15 * torch.randn(32, 32, generator=random)
     goal = F.linear(x, gate)
     found = align(gate, x @ turn, goal, 4)
-    assert found.before < 0.7 and found.after > 0.97 and found.ridge is not None
-    assert agreement(F.linear(x @ turn, found.gate_EH), goal, 4) > 0.97
-    same = align(gate, x, goal, 4)
-    assert same.ridge is None and same.gate_EH is gate and same.after == same.before == 1.0
+    assert agreement(F.linear(x @ turn, gate), goal, 4) < 0.7
+    assert agreement(F.linear(x @ turn, found), goal, 4) > 0.97
+    assert align(gate, x, goal, 4) is gate, "there is nothing to gain"
 
 
 def test_a_gate_that_would_fit_noise_stays() -> None:
     random = torch.Generator().manual_seed(0)
     gate, x = torch.randn(16, 64, generator=random), torch.randn(40, 64, generator=random)
-    noisy = x + 0.5 * torch.randn(40, 64, generator=random)
-    found = align(gate, noisy, F.linear(x, gate), 4)
-    assert found.after >= found.before
+    noisy, goal = x + 0.5 * torch.randn(40, 64, generator=random), F.linear(x, gate)
+    found = align(gate, noisy, goal, 4)
+    mine, old = (agreement(F.linear(noisy[1::2], g), goal[1::2], 4) for g in (found, gate))
+    assert mine >= old, "on rows that it was not fitted to"
 
 
 def test_rounding_keeps_products_rather_than_numbers() -> None:
@@ -163,8 +163,6 @@ def test_a_layer_in_int8_is_near_the_float_one() -> None:
     assert torch.equal(float_NH, exact)
     assert 0 < made.drift == pytest.approx(float((int8_NH - exact).norm() / exact.norm()))
     assert made.drift < 0.1
-    assert made.alignment is not None and made.alignment.after >= made.alignment.before
-    assert sum(made.rows) == 47 * CONFIG.groups and len(made.rows) == CONFIG.experts
     assert f"{ROUTER}.weight" in made.tensors and ROUTER not in made.matrices
     keys, values = kv_scales(made.kv)
     assert len(keys) == len(values) == CONFIG.kv_heads * CONFIG.head_dim
@@ -301,9 +299,8 @@ def test_the_command_quantises_and_reports(
     said = capsys.readouterr().out
     assert "perplexity" in said and "drift of a layer" in said and f"--model {out}" in said
     record = json.loads((out / "quantization_report.json").read_text())
-    assert record["bytes"] < record["source_bytes"] and len(record["layers"]) == 2
+    assert record["bytes"] < record["source_bytes"] and len(record["drift"]) == 2
     assert record["compared"]["agreement"] > 0.5 and record["compared"]["kl"] > 0
-    assert len(record["layers"][0]["expert_rows"]) == 16
 
 
 def test_a_checkpoint_may_bring_its_own_prompts(tmp_path: Path) -> None:

@@ -113,23 +113,6 @@ def test_a_drafter_that_looks_at_text_has_prompts_read_for_itself(
     ]
 
 
-@pytest.mark.parametrize(
-    ("shares", "kept"),
-    [([0.95, 0.3], 0.3), ([0.95, 0.99], 0.95), ([0.4], 0.4), ([None], None)],
-)
-def test_a_run_that_others_stalled_is_made_again_once(
-    llm: LLM,
-    prompts: list[Conversation],
-    monkeypatch: pytest.MonkeyPatch,
-    shares: list[float | None],
-    kept: float | None,
-) -> None:
-    left = iter(shares)
-    monkeypatch.setattr(Watch, "others", lambda self: next(left))
-    assert TuneRunner(llm, FEW).run(Cell(PLAIN), prompts[:1], 0, 0).others == kept
-    assert list(left) == []
-
-
 def test_time_on_the_processors_is_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

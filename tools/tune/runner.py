@@ -23,8 +23,6 @@ from fastslow.tools.tune.sample import Cell, Sample, sample_of
 T = TypeVar("T")
 
 WARM_TOKENS = 8
-STALLED = 0.8  # others may take this share of the machine before a run is made again
-TRIES = 2
 
 
 class TuneRunner:
@@ -59,18 +57,12 @@ class TuneRunner:
             self._answer(cell, [prompt], few)
 
     def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
-        """Answer the prompts, `cell.batch` at a time; again if other programs left hardly any of the
-        machine. part, turn: number of this part of the user's prompts, and which time it is run."""
+        """Answer the prompts, `cell.batch` at a time. part, turn: number of this part of the user's prompts,
+        and which time it is run."""
         read = self._sampling.model_copy(update={"max_tokens": 1, "min_tokens": 0})
         if _looks(cell.setting):  # what comes from the prefix cache is never shown
             self._llm.forget_prompts()
         self._answer(cell, prompts, read)
-        tries: list[Sample] = []
-        while len(tries) < TRIES and all(map(_stalled, tries)):
-            tries.append(self._measure(cell, prompts, part, turn))
-        return min(tries, key=lambda sample: sample.others or 0.0)
-
-    def _measure(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
         watch = Watch()
         batches = []
         for start in range(0, len(prompts), cell.batch):
@@ -91,11 +83,6 @@ class TuneRunner:
 def _looks(setting: Speculation) -> bool:
     """Whether its drafters may look at the text of prompts."""
     return setting.drafter == "auto" or "head" in setting.drafter
-
-
-def _stalled(sample: Sample) -> bool:
-    """Whether a run says more about other programs than about itself."""
-    return sample.others is not None and sample.others > STALLED
 
 
 def shuffled(cells: Sequence[T], round: int) -> list[T]:

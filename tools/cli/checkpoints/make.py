@@ -39,7 +39,7 @@ def quantize(
       fastslow quantize path/to/model path/to/w8a8 --calibration mine.jsonl --kv
 
     What changed is measured and shown: perplexity, KL, likeliest tokens, memory. quantization_report.json in the
-    new folder has each layer and expert.
+    new folder also has the drift of each layer.
     """
     from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant

@@ -28,11 +28,6 @@ class TuneOptions(MeasureOptions):
         names="--groups --experts",
     )
     tasks: Path | None = field(None, "graded tasks of --modes: JSON lines with prompt and answer")
-    grading: str | None = field(
-        None,
-        "exact, number (the last one) or contains; default: by the look of the answer",
-        MEASURED,
-    )
     keep: float = field(0.9, "share of deep's gain, or agreement with it, to keep", MEASURED)
     minutes: float = field(10.0, "time for everything", MEASURED)
     batch: int = field(1, "requests at a time that you expect", MEASURED)
@@ -82,7 +77,7 @@ def tune(options: TuneOptions) -> None:
     from fastslow.tools.tune.speculation import tune_speculation
 
     limit, batch = options.limit, options.batch
-    graded = [] if options.tasks is None else read_tasks(options.tasks, limit, options.grading)
+    graded = [] if options.tasks is None else read_tasks(options.tasks, limit)
     asked = [] if options.prompts is None else read_prompts(options.prompts, limit)
     quiet_log()
     model, out, folder, said = options.model, options.out, options.folder, ""
