@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastslow.engine.checked import Params, sentence
+from fastslow.tools.job_options import field
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
@@ -204,17 +205,6 @@ def shown_option(
 ) -> Any:
     """An option whose default is shown; `min` and `max` bound a number."""
     return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
-
-
-def field(
-    default: Any, description: str, panel: str | None = None, *, names: str = "", **how: Any
-) -> Any:
-    """A field of a model, for `options_of`. names: of the option, such as "--out -o"; without any `--` and
-    the field's name. how: further arguments of `Field`."""
-    extra: dict[str, Any] = {"panel": panel}
-    if names:
-        extra["names"] = names.split()
-    return Field(default=default, description=description, json_schema_extra=extra, **how)
 
 
 MODEL = "Model"

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields, field
+from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields
+from fastslow.tools.job_options import field
 from fastslow.tools.prompts import check_text, json_object, naming
 
 if TYPE_CHECKING:

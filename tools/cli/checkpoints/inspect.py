@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,14 +34,13 @@ def inspect(
       fastslow inspect path/to/checkpoint --parallel ep=8
     """
     from fastslow.tools.cli.checkpoints import checkpoint_facts
-    from fastslow.tools.cli.screen import console, quiet_log, show
+    from fastslow.tools.cli.screen import quiet_log, show, write_json
 
     quiet_log()
     facts = checkpoint_facts.CheckpointFacts.of(model)
     shards = None if parallel is None else checkpoint_facts.shards_record(facts.config, parallel)
     if as_json:
-        record = facts.record() | ({} if shards is None else {"parallel": shards})
-        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        write_json(facts.record() | ({} if shards is None else {"parallel": shards}))
         return
     for table in facts.tables():
         show(table)
@@ -74,13 +72,12 @@ def modes(
       fastslow generate "How many?" --modes mine.json --mode brief
     """
     from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
-    from fastslow.tools.cli.screen import console, quiet_log, show
+    from fastslow.tools.cli.screen import console, quiet_log, show, write_json
 
     quiet_log()
     facts = CheckpointFacts.of(model, own)
     if as_json:
-        record = facts.record()["modes"]
-        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        write_json(facts.record()["modes"])
         return
     presets = list(facts.modes.values())
     beside = max(1, (console().width - SIDES) // COLUMN)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, field
-from fastslow.tools.job_options import ConvertOptions, QuantizeOptions
+from fastslow.tools.cli.options import expand_options
+from fastslow.tools.job_options import ConvertOptions, QuantizeOptions, field
 
 
 class QuantizeCommand(QuantizeOptions):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastslow.engine.checked import Params
-from fastslow.tools.cli.options import check_writable, expand_options, field
+from fastslow.tools.cli.options import check_writable, expand_options
+from fastslow.tools.job_options import field
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def plan(options: PlanOptions) -> None:
     """
     if options.costs is not None:
         check_writable(options.costs)
-    from fastslow.tools.cli.screen import console, quiet_log, show
+    from fastslow.tools.cli.screen import console, quiet_log, show, write_json
     from fastslow.tools.plan import search
     from fastslow.tools.plan.device import DEVICES
     from fastslow.tools.plan.published import config_of
@@ -99,8 +99,7 @@ def plan(options: PlanOptions) -> None:
 
         write_costs(options.costs, planned_costs(setting, f"planned: {title}"))
     if options.as_json:
-        record = _record(setting, choices, top, prefill, sequence)
-        console().out(json.dumps(record), highlight=False)
+        write_json(_record(setting, choices, top, prefill, sequence))
         return
     console().print(title)
     show(_table(choices, top))

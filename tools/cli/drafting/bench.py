@@ -12,11 +12,10 @@ from fastslow.tools.cli.options import (
     ModelOptions,
     check_writable,
     expand_options,
-    field,
     listed,
     numbers,
 )
-from fastslow.tools.job_options import PROMPTS
+from fastslow.tools.job_options import PROMPTS, field
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -139,11 +138,11 @@ def info(
     """Check a corpus and show what it holds."""
     from fastslow.draft.suffix.corpus import describe
     from fastslow.engine.kv.budget import format_bytes
-    from fastslow.tools.cli.screen import console
+    from fastslow.tools.cli.screen import console, write_json
 
     facts = describe(path)
     if as_json:
-        console().out(json.dumps(facts), highlight=False)
+        write_json(facts)
         return
     console().print(f"answers     {facts['documents']:,}")
     console().print(f"tokens      {facts['tokens']:,}")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastslow.tools.cli.drafting.bench import MEASURED, MeasureOptions
-from fastslow.tools.cli.options import check_writable, expand_options, field
-from fastslow.tools.job_options import PROMPTS
+from fastslow.tools.cli.options import check_writable, expand_options
+from fastslow.tools.job_options import PROMPTS, field
 
 if TYPE_CHECKING:
     from fastslow.tools.tune.groups import GroupsFound
