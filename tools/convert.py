@@ -115,11 +115,8 @@ def clusters(size_TN: Tensor, count: int, rounds: int, seed: int) -> Tensor:
 
 
 def choose_experts(energy_TN: Tensor, width: int, count: int, rounds: int, seed: int) -> Tensor:
-    """Neuron positions [count, width] of one pool's experts, chosen to capture token energy.
-
-    k-means gives the first experts; then tokens move to the expert that captures most of their
-    energy and each expert takes the neurons of most energy for its tokens, a few times.
-    """
+    """Neuron positions [count, width] of one pool's experts: k-means gives the first ones; then, a few times,
+    tokens move to the expert that captures most of their energy, and experts take their tokens' neurons."""
     centres = clusters(energy_TN.sqrt(), count, rounds, seed)
     owner = (energy_TN.sqrt() @ centres.T).argmax(1)
     for _ in range(rounds):
@@ -143,11 +140,8 @@ def fit_router(input_TH: Tensor, target_TE: Tensor, ridge: float) -> Tensor:
 
 
 def routing_goal(log_energy_TGE: Tensor) -> Tensor:
-    """What router scores should be: best expert of a group first, strong groups first.
-
-    The spread between a group's experts is small beside that between groups, so each is scaled to
-    unit deviation before they are added. What tokens and groups have in common is left out.
-    """
+    """What router scores should be: best expert of a group first, strong groups first. The spread in a group
+    is small beside that between groups, so each is scaled to unit deviation."""
     within = log_energy_TGE - log_energy_TGE.mean(-1, keepdim=True)
     between = log_energy_TGE.mean(-1, keepdim=True)
     between = between - between.mean(1, keepdim=True)
@@ -165,13 +159,11 @@ def calibrate(
     done: Callable[[int], None] = lambda layer: None,
 ) -> ExpertLayout:
     """Ranks the neurons of every FFN, deals them to pools and clusters pools into experts, layer by
-    layer while the dense model reads the texts once.
+    layer while the dense model reads the texts once. Memory: one layer's inner neurons for all tokens.
 
     The shared expert has the neurons of largest mean (|h| * ||down column||)^2; the others are dealt
-    to the pools in turn, in rank order. Memory: one layer's inner neurons for all tokens.
-
-    The layout's router picks, in each group, the expert that captures most energy, and its scales
-    bring the mean weight to 1. rounds: of k-means and of refinement. done: called after each layer.
+    to the pools in turn, in rank order. The router picks, in each group, the expert that captures most
+    energy. rounds: of k-means and of refinement. done: called after each layer.
     """
     config, layers = dense.config, []
     lengths = [len(text) for text in texts]

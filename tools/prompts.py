@@ -80,8 +80,8 @@ def check_text(text: str, where: str) -> str:
 def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:
     """The conversations of a file, one JSON object a line: see `conversation`.
 
-    limit: how many to take, spread evenly over the file, which may be sorted by kind; None = all.
-    ValueError: the file cannot be read, is empty, or has a bad line, whose number is given.
+    limit: how many to take, spread evenly over the file; None = all. ValueError: the file cannot be read, is
+    empty, or has a bad line, whose number is given.
     """
     return spread(list(read_lines(path, "prompts", conversation)), limit, path)
 

@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +80,7 @@ def check_device(
     if report is not None:
         record: dict[str, Any] = {**machine, "device": device, "dtype": dtype, "quick": quick}
         record |= {"complete": complete, "passed": complete and not failed}
-        record["parts"] = [x.record() for x in findings]
+        record["parts"] = [asdict(x) for x in findings]
         report.write_text(json.dumps(record, indent=1), "utf-8")
         print(f"report in {report}")
     if failed or not complete:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,3 @@ class Finding:
         word = "passed" if self.passed else "FAILED"
         shown = [f"{self.name}: {word} ({self.seconds:.1f} s)", *(f"  {x}" for x in self.lines)]
         return "\n".join(shown if self.passed else [*shown, f"  next: {self.advice}"])
-
-    def record(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"advice": "" if self.passed else self.advice}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from fastslow.engine.params import sentence
 from fastslow.serve.api.keys import KeyFile, KeyLimits, add_key, remove_key, usual_file
 from fastslow.tools.cli.options import OptionFields, expand_options
+from fastslow.tools.cli.screen import show as show_table
+from fastslow.tools.cli.screen import write_json
 
 keys = typer.Typer(
     name="keys",
@@ -79,17 +79,15 @@ def show(
     Example:
       fastslow keys list
     """
-    every = KeyFile.read(file or usual_file()).keys
     table = Table("name", "made", "limits")
-    for key in every:
+    for key in KeyFile.read(file or usual_file()).keys:
         limits = key.limits.model_dump(mode="json", exclude_none=True)
         if as_json:
-            record = {"name": key.name, "created": key.created, "limits": limits}
-            typer.echo(json.dumps(record))
+            write_json({"name": key.name, "created": key.created, "limits": limits})
         made = time.strftime("%Y-%m-%d", time.gmtime(key.created))
         table.add_row(key.name, made, ", ".join(f"{k} {v}" for k, v in limits.items()) or "none")
     if not as_json:
-        Console().print(table)
+        show_table(table)
 
 
 @keys.command()

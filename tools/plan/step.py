@@ -91,14 +91,13 @@ class ForwardWork:
         )
 
     def distinct(self, rows: float) -> float:
-        """Routed experts of a layer that `rows` rows meet, if each chooses on its own:
-        E (1 - (1 - k/E)^rows), which holds for one of each group and for the best k alike."""
+        """Routed experts of a layer that `rows` rows meet, if each chooses by itself: E (1 - (1 - k/E)^rows)."""
         if not self.experts:
             return 0.0
         return self.experts * (1 - float((1 - self.chosen / self.experts) ** rows))
 
     def only(self, layers: int) -> ForwardWork:
-        """As many layers of the average kind, with the same head: a draft layer is one."""
+        """Some layers of the average kind, with the same head: a draft layer is one."""
         share = layers / self.layers
         names = ("always", "expert", "kv", "attention")
         parts = {name: getattr(self, name) * share for name in names}
@@ -153,18 +152,13 @@ class Setting:
         return replace(self, work=work)
 
     def decode(self, requests: float, rows: float, context: float) -> Terms:
-        """One step of some requests, each with `rows` rows (its last token and drafted ones).
-
-        context: tokens before them, of each request.
-        """
+        """One step of some requests, each with `rows` rows (its last token and drafted ones) after
+        `context` tokens."""
         return self._terms(requests * rows, requests, requests * rows, context)
 
     def prefill(self, requests: float, tokens: float) -> Terms:
-        """Prompts of `tokens` each in one step; a row sees half of its prompt on average.
-
-        The two halves of the work take turns, so that collectives run beside products and the
-        longer of the two counts.
-        """
+        """Prompts of `tokens` each in one step; a row sees half of its prompt on average. Collectives run
+        beside products, and the longer of the two counts."""
         t = self._terms(requests * tokens, 0, requests, tokens / 2)
         slow = max(t.compute, t.links)
         return Terms(t.weights, t.kv, *((slow, 0.0) if slow == t.compute else (0.0, slow)), t.fixed)

@@ -101,11 +101,8 @@ class ChannelStats:
 
 
 def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength: float) -> Tensor:
-    """The smoothing vector of a site, float32 [P], powers of two around 1.
-
-    largest: max|x| per channel of each consumer that saw rows. One that saw none asks for nothing:
-    it is quantised by its weights alone.
-    """
+    """The smoothing vector of a site, float32 [P], powers of two around 1. largest: max|x| per channel of each
+    consumer that saw rows; one that saw none asks for nothing."""
     demands = []
     for name in site.consumers:
         if name not in largest:
@@ -124,11 +121,8 @@ def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength
 
 
 def error(site: Site, tensors: Tensors, seen: ChannelStats, smooth: Tensor) -> float:
-    """Mean over rows of the squared error of the site's products, relative to their size.
-
-    Inputs are taken in int8 both per token and in blocks of 32, since devices differ in that. The
-    router is not counted: it stays in float.
-    """
+    """Mean over rows of the squared error of the site's products, relative to their size. Inputs are taken in
+    int8 both per token and in blocks of 32, since devices differ in that. The router stays in float."""
     columns = site.columns(smooth)
     wrong, size = 0.0, 0
     for name in site.consumers:

@@ -18,12 +18,8 @@ ALIKE = 128  # prompts whose lengths differ by less may share a batch
 
 
 class Shown(NamedTuple):
-    """What the head sees of prompts: the fields of `TrainConfig`.
-
-    Of a text outside `share` it sees the last prompt row alone, as a drafter does whose target gives
-    features of verified rows only. Prompts are moved since long ones are rare, and a head should find
-    things in them too.
-    """
+    """What the head sees of prompts: the fields of `TrainConfig`. Of a text outside `share` it sees the last
+    row alone. Prompts are moved since long ones are rare, and a head should find things in them too."""
 
     share: float
     rows: int

@@ -33,11 +33,8 @@ SHAPE = (256, 512, 1024)
 
 @cache
 def faster_dtype() -> torch.dtype:
-    """bfloat16 where its products take no longer than those of float32, else float32.
-
-    Chips without instructions for bfloat16 take several times as long with it, and torch does not
-    tell which those are, so both are timed (some tenths of a second, once).
-    """
+    """bfloat16 where its products take no longer than those of float32, else float32: timed, since torch does
+    not tell which chips have instructions for it."""
     plain, short = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
     chosen = torch.bfloat16 if short <= plain else torch.float32
     logger.info("training in {}: products in bfloat16 take {:.1f} x float32", chosen, short / plain)

@@ -62,11 +62,8 @@ class Chart:
 
 
 def page(circumstances: Mapping[str, Any], conditions: Mapping[str, str], **values: Any) -> str:
-    """The page that `report.html` makes of the values; text in them is escaped.
-
-    conditions: how it was measured, besides. values: subject, headline, warnings, tiles, code, columns,
-    rows (the best one first), chart.
-    """
+    """The page that `report.html` makes of the values (subject, headline, warnings, tiles, code, columns, rows,
+    chart); text in them is escaped. conditions: how it was measured, besides."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -26,13 +26,10 @@ WARM_TOKENS = 8
 
 
 class TuneRunner:
-    """Measures cells with one model.
+    """Measures cells with one model, which nobody else uses and which does not remember answers.
 
     The prompts of a cell are read before its time is taken, so its figures are those of decoding. A
     drafter that looks at text has them read each time for itself: it sees them, as it does in use.
-
-    llm: no other caller may use it meanwhile. It should not remember answers (`remember=False`): the same
-    prompts are answered again and again.
     """
 
     def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
@@ -40,8 +37,7 @@ class TuneRunner:
         self._sampling = sampling
 
     def check(self, prompts: Sequence[Conversation], modes: Iterable[str]) -> None:
-        """Have all prompts looked at, so that none is refused after minutes of measuring. ValueError: one
-        does not fit the model in one of the modes; its number is given."""
+        """ValueError if a prompt does not fit the model in one of the modes; its number is given."""
         for mode in modes:
             for number, prompt in enumerate(prompts, 1):
                 try:  # a stream checks its prompt at once, and runs nothing until it is read
@@ -50,8 +46,7 @@ class TuneRunner:
                     raise ValueError(f"prompt {number}: {error}") from error
 
     def warm_up(self, cells: Iterable[Cell], prompt: Conversation) -> None:
-        """Run a few tokens of each cell, so that what is made on first use is there. ValueError: a cell
-        does not fit the model."""
+        """Run a few tokens of each cell, so that what is made on first use is there."""
         few = self._sampling.model_copy(update={"max_tokens": WARM_TOKENS, "min_tokens": 0})
         for cell in cells:
             self._answer(cell, [prompt], few)
@@ -108,13 +103,9 @@ class Grid:
                     self.samples[Cell(setting, batch, mode)] = []
 
     def measure(self, runner: TuneRunner, prompts: Sequence[Conversation], repeat: int) -> None:
-        """Run every cell on every part of the prompts, `repeat` times over; prompts that fill no part,
-        which every batch size divides, are left out.
-
-        All cells run on a part before the next part's turn, each time in another order: a machine
-        that slows down slows all of them. After Ctrl-C `samples` keeps what was measured. ValueError: too
-        few prompts, or a prompt or a cell does not fit the model.
-        """
+        """Run every cell on every part of the prompts, `repeat` times over, in changing order; prompts that
+        fill no part, which every batch size divides, are left out. After Ctrl-C `samples` keeps what was
+        measured. ValueError: too few prompts, or a prompt or a cell does not fit the model."""
         size = math.lcm(*self.batches)
         if len(prompts) < size:
             batches = ", ".join(map(str, self.batches))

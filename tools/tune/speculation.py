@@ -160,13 +160,10 @@ class TuneResult:
         ]
 
     def _note(self, setting: Speculation) -> str:
-        """Why a row that looks faster is not the best, and which dropped out."""
-        out = setting not in self.finalists and not is_plain(setting) and setting != self.best
-        if self.ratio(setting) <= self.ratio(self.best):
-            return "dropped out" if out else ""
-        if out:
-            return "dropped out: faster in these runs, which are too few to tell"
-        return f"within {TIE:.0%}: the adaptive length is taken, which holds at other loads, too"
+        if setting not in self.finalists and not is_plain(setting) and setting != self.best:
+            return "dropped out"
+        faster = self.ratio(setting) > self.ratio(self.best)
+        return f"within {TIE:.0%}: the adaptive length holds at other loads, too" if faster else ""
 
     def _chart(self) -> Chart:
         """Tokens a second against length, a line a drafter, and where drafting breaks even."""
