@@ -97,7 +97,7 @@ class CheckpointFacts:
         }
 
     def tables(self) -> Iterator[Table]:
-        """For people: shape, memory, modes."""
+        """For people: shape, memory."""
         shape = Table.grid(padding=(0, 2))
         for name, value in self._shape().items():
             shape.add_row(name, value)
@@ -109,18 +109,6 @@ class CheckpointFacts:
             sizes = map(format_bytes, (cost["weights"], token, token * self.config.context))
             memory.add_row(f"{name} (its own)" if name == own else name, *sizes)
         yield memory
-        units = RoutedUnits.of(self.config)
-        modes = Table("mode", units.name, "thinking", "active per token", "description")
-        for mode in self.modes.values():
-            running = units.running(mode.routed)
-            shown = f"{running[units.name]} of {units.most}" if running else "dense"
-            active = billions(active_parameters(self.config, mode.routed))
-            thinking: str = mode.thinking
-            if mode.auto:
-                words = meaning(mode, units)
-                shown, thinking, active = words[units.name], words["thinking"], "-"
-            modes.add_row(mode.name, shown, thinking, active, mode.description)
-        yield modes
 
     def _shape(self) -> dict[str, str]:
         c = self.config

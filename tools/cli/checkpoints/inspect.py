@@ -44,6 +44,7 @@ def inspect(
         return
     for table in facts.tables():
         show(table)
+    _show_modes(facts)
     if shards is not None:
         show(checkpoint_facts.shards_table(shards))
 
@@ -72,13 +73,19 @@ def modes(
       fastslow generate "How many?" --modes mine.json --mode brief
     """
     from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
-    from fastslow.tools.cli.screen import console, quiet_log, show, write_json
+    from fastslow.tools.cli.screen import quiet_log, write_json
 
     quiet_log()
     facts = CheckpointFacts.of(model, own)
     if as_json:
         write_json(facts.record()["modes"])
         return
+    _show_modes(facts)
+
+
+def _show_modes(facts: CheckpointFacts) -> None:
+    from fastslow.tools.cli.screen import console, show
+
     presets = list(facts.modes.values())
     beside = max(1, (console().width - SIDES) // COLUMN)
     for first in range(0, len(presets), beside):
