@@ -69,25 +69,9 @@ def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversatio
 
 
 def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
-    long: list[Conversation] = [[{"role": "user", "content": "A prompt of its own. " * 12}]]
-    watched: list[int] = []
-    runner, answer = TuneRunner(llm, FEW), TuneRunner._answer
-
-    class Watched(TuneRunner):
-        def _answer(self, *arguments: object) -> object:  # type: ignore[override]
-            outputs = answer(runner, *arguments)  # type: ignore[arg-type]
-            watched.extend(output.metrics.cached_tokens for output in outputs)
-            return outputs
-
-    Watched(llm, FEW).run(Cell(PLAIN), long, part=0, turn=0)
-    assert watched[0] == 0
-    assert watched[1] > 100
-
-
-def test_a_drafter_that_looks_at_text_has_prompts_read_for_itself(
-    llm: LLM, prompts: list[Conversation]
-) -> None:
-    """Its figures would else be those of one that never saw them."""
+    """By a drafter that looks at text each time for itself: its figures would else be those of one that
+    never saw them."""
+    prompt: Conversation = [{"role": "user", "content": "A prompt that nobody asked. " * 12}]
     found: list[tuple[str, bool]] = []
 
     class Watched(TuneRunner):
@@ -95,22 +79,18 @@ def test_a_drafter_that_looks_at_text_has_prompts_read_for_itself(
             self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams
         ) -> list[Output]:
             outputs = super()._answer(cell, prompts, sampling)
+            cached = outputs[0].metrics.cached_tokens
             if sampling.max_tokens == 1:
-                found.append((cell.setting.drafter, not outputs[0].metrics.cached_tokens))
+                found.append((cell.setting.drafter, not cached))
+            else:
+                assert cached > 100
             return outputs
 
-    runner = Watched(llm, FEW)
-    llm.forget_prompts()
-    auto = Speculation(drafter="auto")
+    runner, auto = Watched(llm, FEW), Speculation(drafter="auto")
     for setting in (PLAIN, NGRAM, auto, PLAIN, auto):
-        runner.run(Cell(setting), prompts[:1], 0, 0)
-    assert found == [
-        ("off", True),
-        ("ngram", False),
-        ("auto", True),
-        ("off", False),
-        ("auto", True),
-    ]
+        runner.run(Cell(setting), [prompt], 0, 0)
+    names = ("off", "ngram", "auto", "off", "auto")
+    assert found == list(zip(names, (True, False, True, False, True)))
 
 
 def test_time_on_the_processors_is_told_apart(
@@ -234,29 +214,28 @@ def test_bench_shows_and_writes(
     assert {"tokens", "seconds", "others"} <= set(first["samples"][0])
 
 
+@pytest.mark.parametrize("runs", [None, 5])
 def test_tune_writes_both_files(
-    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path,
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    runs: int | None,
 ) -> None:
+    """Stopped by Ctrl-C it does so, too, and exits with 130."""
+    if runs is not None:
+        interrupt_after(runs, monkeypatch)
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 0.02)
     files = ("--model", tiny, "--prompts", questions, "-o", out, "--report", report)
-    assert run("tune", *files, *options) == 0
+    assert run("tune", *files, *options) == (0 if runs is None else 130)
     assert "plain decoding" in capsys.readouterr().out
-    setting = read_settings(out)
-    assert label(setting) in json.loads(out.read_text("utf-8"))["measured"]["settings"]
-    assert report.read_text("utf-8").startswith("<!doctype html>")
-
-
-def test_a_stopped_tune_writes_both_files_and_says_130(
-    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_after(5, monkeypatch)
-    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
-    files = ("--model", tiny, "--prompts", questions, "-o", out, "--report", report)
-    assert run("tune", *files, "--lengths", "2", "--tokens", 8) == 130
-    read_settings(out)
-    assert json.loads(out.read_text("utf-8"))["measured"]["stopped_early"] is True
-    assert "stopped early" in report.read_text("utf-8")
+    measured = json.loads(out.read_text("utf-8"))["measured"]
+    assert measured["stopped_early"] == (runs is not None)
+    assert label(read_settings(out)) in measured["settings"]
+    page = report.read_text("utf-8")
+    assert page.startswith("<!doctype html>") and ("stopped early" in page) == (runs is not None)
 
 
 @pytest.mark.parametrize(
