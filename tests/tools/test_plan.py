@@ -159,25 +159,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert s.memory(batch, context) <= room < setting(cards=s.cards - 1).memory(batch, context)
 
 
-@pytest.mark.parametrize(
-    ("batch", "costs"),
-    [
-        (1, (1.44, 1.83, 2.17, 2.72, 3.15)),
-        (4, (1.45, 1.72, 1.87, 2.02, 2.07)),
-        (8, (1.29, 1.39, 1.42, 1.44, 1.44)),
-        (16, (1.10, 1.12, 1.12, 1.12, 1.12)),
-    ],
-)
-def test_weights_of_a_verify_step(batch: int, costs: tuple[float, ...]) -> None:
-    """Against a plain step, for 1, 2, 3, 5 and 7 drafted tokens; computed by hand from
-    U(T) = 64 (1 - (7/8)^T), 7.8 B weights that are always read and 0.99 B of an expert."""
-    work, device = ForwardWork.of(config_of(PRO)), DEVICES["800i-a2"]
-    s = Setting(work, device, 4, Precision("bf16", "bf16"), WHOLE)
-    plain = s.decode(batch, 1, 0).weights
-    found = [s.decode(batch, nodes + 1, 0).weights / plain for nodes in (1, 2, 3, 5, 7)]
-    assert found == pytest.approx(costs, abs=0.006)
-
-
 def test_the_72b_counts_as_arithmetic_has_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from checkpoints import write_dense
 from cli_tools import run
+from pangu_v2_tools import write_moe
+from tokenizers_tiny import write_bpe
 from tune_tools import write_prompts
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
-from fastslow.tools.progress import silent
-from fastslow.tools.prompts import read_prompts
-from fastslow.tools.tune.groups import GroupsFound, GroupsRow, likeliest, tune_groups
+from fastslow.tools.tune.groups import GroupsFound, GroupsRow, likeliest
 
 pytest_plugins = ("tiny_models",)
 
@@ -81,9 +82,6 @@ def test_groups(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_experts_of_a_model_without_groups(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pangu_v2_tools import write_moe
-    from tokenizers_tiny import write_bpe
-
     model, out = tmp_path / "model", tmp_path / "tuned.json"
     model.mkdir()
     write_bpe(model, None, 320)
@@ -113,20 +111,21 @@ def test_experts_of_a_model_without_groups(
         ([], "--prompts is missing"),
         (["--modes", "--groups"], "give one of them"),
         (["--modes", "--tasks", "absent.jsonl"], "cannot be read"),
+        (["--modes", "--tasks", "few.jsonl"], "1 graded tasks are too few"),
     ],
 )
 def test_what_is_missing_is_told(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    says: str,
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert tune(*arguments) == 2
+    monkeypatch.chdir(tmp_path)
+    Path("few.jsonl").write_text('{"prompt": "x", "answer": 1}', "utf-8")
+    assert tune(*arguments, "--model", tiny, "--kv-memory", "4MiB") == 2
     assert says in capsys.readouterr().err
-
-
-def test_too_few_tasks(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "few.jsonl"
-    path.write_text('{"prompt": "x", "answer": 1}', "utf-8")
-    assert tune("--modes", "--tasks", path, "--model", tiny, "--kv-memory", "4MiB") == 2
-    assert "1 graded tasks are too few" in capsys.readouterr().err
 
 
 def test_the_likeliest_tokens_of_a_greedy_answer_are_its_own(tiny: Path) -> None:
@@ -137,18 +136,13 @@ def test_the_likeliest_tokens_of_a_greedy_answer_are_its_own(tiny: Path) -> None
         assert likeliest(llm, text, len(out.prompt_token_ids), few) == out.token_ids
 
 
-def test_a_dense_model_has_no_groups(tiny: Path, tmp_path: Path) -> None:
-    from checkpoints import write_dense
-    from tokenizers_tiny import write_bpe
-
+def test_a_dense_model_has_no_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bpe(tmp_path, None, 320)
     write_dense(tmp_path, vocab=320)
-    prompts = read_prompts(write_prompts(tmp_path / "p.jsonl"))
-    with (
-        LLM(tmp_path, kv_memory="4MiB", progress=False) as llm,
-        pytest.raises(ValueError, match="is dense"),
-    ):
-        tune_groups(llm, "d", prompts, sampling=SamplingParams(), report=silent)
+    prompts = write_prompts(tmp_path / "p.jsonl")
+    out, small = tmp_path / "t.json", ("--kv-memory", "4MiB")
+    assert tune("--groups", "--prompts", prompts, "--model", tmp_path, "-o", out, *small) == 2
+    assert "is dense" in capsys.readouterr().err
 
 
 def found(*rows: tuple[float, float]) -> GroupsFound:
