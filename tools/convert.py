@@ -30,10 +30,7 @@ def convert(
 
     The FFN neurons that matter most become the shared expert; the others are dealt to one pool
     for each group, and each pool gives overlapping experts found by clustering tokens of the model's own
-    answers.
-
-    Raises:
-        ValueError: the model is of another kind, or a number does not fit it.
+    answers. ValueError: the model is of another kind, or a number does not fit it.
     """
     require_vacant(out)
     options = options or ConvertOptions()

@@ -19,6 +19,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.int8 import QuantLinear
 from fastslow.tools.job_options import QuantizeOptions
+from fastslow.tools.plan.published import KNOWN
 from fastslow.tools.quantize.calibration import balanced_texts, prompts_of
 from fastslow.tools.quantize.comparison import compare
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
@@ -33,19 +34,7 @@ from fastslow.tools.quantize.quantize_layer import (
 from fastslow.tools.quantize.smooth import ChannelStats, Site, error, sites_of, smooth_site, vector
 
 MOGE = {**checkpoints.MOGE, "bias": True}
-PANGU_72B = {
-    **checkpoints.MOGE,
-    "vocab_size": 153376,
-    "hidden_size": 5120,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "num_experts": 64,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 1344,
-    "shared_expert_intermediate_size": 5376,
-}
+PANGU_72B = KNOWN["openpangu-pro-moe-72b"]
 CONFIG = ModelConfig.from_json(MOGE)
 LENGTHS = [30, 17]
 

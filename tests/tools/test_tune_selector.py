@@ -47,16 +47,6 @@ def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> list[Pair]:
     return pairs
 
 
-def outcomes(pairs: list[Pair]) -> Outcomes:
-    columns = (
-        [p.cheap.right for p in pairs],
-        [p.good.right for p in pairs],
-        [p.cheap.seconds for p in pairs],
-        [p.good.seconds for p in pairs],
-    )
-    return Outcomes(*(np.array(column) for column in columns))
-
-
 def test_logistic_regression_finds_what_made_the_data() -> None:
     random_ = np.random.default_rng(0)
     x = random_.normal(3.0, 2.0, (4000, 3))
@@ -100,7 +90,7 @@ def test_a_fold_is_scored_by_the_others() -> None:
 def test_the_cheapest_threshold_that_keeps_enough() -> None:
     pairs = made_up(200)
     scores = np.array([float(not pair.cheap.right) for pair in pairs])
-    every = outcomes(pairs)
+    every = Outcomes.of_pairs(pairs)
     cut = cheapest(scores, every, every.aim(1.0))
     assert 0 < cut < 1
     figures = every.of(scores > cut)
@@ -115,8 +105,8 @@ def test_judging_on_held_out_folds() -> None:
     pairs = made_up(300, tells=0.9)
     wanted = np.array([p.gains for p in pairs])
     digits = np.array([[float(len(p.task.answer)), 1.0] for p in pairs])
-    figures = judge(digits, wanted, outcomes(pairs), keep=0.8)
-    every = outcomes(pairs)
+    figures = judge(digits, wanted, Outcomes.of_pairs(pairs), keep=0.8)
+    every = Outcomes.of_pairs(pairs)
     low, high = every.cheap.accuracy, every.good.accuracy
     assert figures.accuracy >= low + 0.7 * (high - low)
     assert figures.seconds < 0.75 * every.good.seconds

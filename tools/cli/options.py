@@ -27,13 +27,10 @@ PATHS = ("model", "own", "source", "target")  # arguments of type str that may b
 
 
 class OptionFields:
-    """Which fields of a model become options, and their panel: the metadata of an `Annotated` model.
+    """Which fields of a model become options: the metadata of an `Annotated` model.
 
-    Args:
-        names: the fields; none = all.
-        panel: of the help, for fields that name no panel themselves.
-        defaults: whether the help shows the fields' defaults.
-        renamed: field -> name of the option, where the field's own name is taken.
+    names: the fields; none = all. panel: of the help, for fields that name none. defaults: whether the help
+    shows the fields' defaults. renamed: field -> name of the option, where the field's name is taken.
     """
 
     def __init__(
@@ -66,11 +63,8 @@ def options_of(model: type[BaseModel], which: OptionFields = ALL) -> list[inspec
 
 
 def filled(model: type[Any], given: Mapping[str, Any], which: OptionFields = ALL) -> Any:
-    """The model with what the command line gave; `model_fields_set` says which fields these are.
-
-    Raises:
-        ValueError: a value does not fit; one sentence.
-    """
+    """The model with what the command line gave; `model_fields_set` says which fields these are. ValueError: a
+    value does not fit; one sentence."""
     values: dict[str, Any] = {}
     for name, option, _, nested in which.of(model):
         if nested:

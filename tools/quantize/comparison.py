@@ -21,18 +21,13 @@ FILE = "quantization_report.json"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models on the same texts.
+    """Two models on the same texts."""
 
-    tokens: whose probability was looked at. perplexity: of the source, and of the quantised model.
-    kl: mean of KL(source || quantised), nats a token. agreement: share of places where both think the
-    same token likeliest.
-    """
-
-    tokens: int
+    tokens: int  # whose probability was looked at
     source_perplexity: float
-    perplexity: float
-    kl: float
-    agreement: float
+    perplexity: float  # of the quantised model
+    kl: float  # mean of KL(source || quantised), nats a token
+    agreement: float  # share of places where both think the same token likeliest
 
 
 @torch.inference_mode()

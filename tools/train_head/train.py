@@ -83,15 +83,9 @@ def train_head(
     report: Report = silent,
     on_update: Callable[[Measured], None] = lambda measured: None,
 ) -> HeadQuality:
-    """Make a head; returns its quality on answers held out.
-
-    Args:
-        model, ask: the target, for features and for answers.
-        prompts: the same ones when the work is taken up again.
-
-    Raises:
-        ValueError: too few prompts, or the work is of another target.
-    """
+    """Make a head; returns its quality on answers held out. model, ask: the target, for features and for
+    answers. prompts: the same ones when the work is taken up again. ValueError: too few prompts, or the
+    work is of another target."""
     if len(prompts) < 2:
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
     work, layers = options.work_folder, default_layers(model.config.layers)
@@ -164,11 +158,8 @@ def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int, least: i
 def first_weights(
     folder: Path, layers: tuple[int, ...], tokens: Tensor, seed: int = 0
 ) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """An untrained f32 head: its output is the last of the fused `layers`, its own layer adds nothing yet.
-
-    It takes the target's heads and widths, of a MoGE layer the shared expert's. tokens: int32 [D],
-    the draft vocabulary.
-    """
+    """An untrained f32 head: its output is the last of the fused `layers`, its own layer adds nothing yet. It
+    takes the target's heads and widths. tokens: int32 [D], the draft vocabulary."""
     c = ModelConfig.from_folder(folder)
     config = HeadConfig(
         hidden=c.hidden_size,

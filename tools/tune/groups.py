@@ -16,7 +16,7 @@ from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
-from fastslow.tools.tune.candidates import PLAIN, check_limits
+from fastslow.tools.tune.candidates import PLAIN
 
 ROUNDS = 5  # answers whose time counts, for each number, interleaved
 TIMED = SamplingParams(max_tokens=16, ignore_eos=True)
@@ -116,7 +116,6 @@ def tune_groups(
     units = RoutedUnits.of(llm.model.config)
     if not units.most:
         raise ValueError(f"{model} is dense: it has no routed experts to choose from")
-    check_limits(minutes, keep)
     started = time.monotonic()
     found = GroupsFound(model, units, [GroupsRow(n) for n in units.steps], 0, 0, keep)
     try:

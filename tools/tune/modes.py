@@ -23,7 +23,7 @@ from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Task
 from fastslow.tools.tune import selector as fitting
-from fastslow.tools.tune.candidates import PLAIN, check_limits
+from fastslow.tools.tune.candidates import PLAIN
 from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
@@ -136,7 +136,6 @@ def tune_modes(
     """
     if len(tasks) < FEWEST:
         raise ValueError(f"{len(tasks)} graded tasks are too few: give at least {FEWEST}")
-    check_limits(minutes, keep)
     if not 1 <= batch <= len(tasks):
         raise ValueError(f"batch={batch} is outside 1..{len(tasks)}, the number of tasks")
     order = list(tasks)
@@ -160,11 +159,7 @@ def find(pairs: list[Pair], keep: float, stopped: bool = False) -> ModesFound:
     seen = [features(situation(pair.task)) for pair in pairs]
     features_NF = np.array([[one[name] for name in names] for one in seen])
     wanted_N = np.array([pair.gains for pair in pairs])
-    sides = [pair.cheap for pair in pairs], [pair.good for pair in pairs]
-    outcomes = Outcomes(
-        *(np.array([answer.right for answer in side]) for side in sides),
-        *(np.array([answer.seconds for answer in side]) for side in sides),
-    )
+    outcomes = Outcomes.of_pairs(pairs)
     auto = fitting.judge(features_NF, wanted_N, outcomes, keep)
     fitted = fitting.fit(features_NF, wanted_N, outcomes.counts)
     escalation, escalating = fitting.judge_escalation(pairs, outcomes, keep)

@@ -124,6 +124,15 @@ class Outcomes:
     cheap_seconds: F64s
     good_seconds: F64s
 
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[Pair]) -> Outcomes:
+        """What both modes did on each task."""
+        sides = [pair.cheap for pair in pairs], [pair.good for pair in pairs]
+        return cls(
+            *(np.array([answer.right for answer in side]) for side in sides),
+            *(np.array([answer.seconds for answer in side]) for side in sides),
+        )
+
     def of(self, goes_N: Bools, before_N: F64s | None = None) -> Figures:
         """Figures where some tasks go to the better mode, after some seconds in the cheap one."""
         good_seconds = self.good_seconds if before_N is None else before_N + self.good_seconds

@@ -21,7 +21,7 @@ from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune import sample as stats
-from fastslow.tools.tune.candidates import PLAIN, check_limits, family, is_plain, label
+from fastslow.tools.tune.candidates import PLAIN, family, is_plain, label
 from fastslow.tools.tune.halving import TIE, SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell, Sample
@@ -195,10 +195,9 @@ def tune_speculation(
     """Find the fastest of the candidates for these prompts, which are run in a shuffled order.
 
     minutes: for everything; a slow model may need more for the first run of each candidate. ValueError:
-    batch or minutes out of range, too few prompts, a candidate or a prompt does not fit the model, no
+    batch out of range, too few prompts, a candidate or a prompt does not fit the model, no
     answer is longer than a token. KeyboardInterrupt: before anything was measured.
     """
-    check_limits(minutes)
     if not 1 <= batch <= len(prompts):
         raise ValueError(f"batch={batch} is outside 1..{len(prompts)}, the number of prompts")
     order = list(prompts)

@@ -37,13 +37,8 @@ USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
 
 
 class AnswerOptions(ModelOptions):
-    """How `generate` and `chat` answer; checked as far as that goes without a model.
-
-    `changes`, `drafts` and `sampling` hold what the command line gave: see their `model_fields_set`.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
+    """How `generate` and `chat` answer; checked as far as that goes without a model. `changes`, `drafts` and
+    `sampling` hold what the command line gave: see their `model_fields_set`."""
 
     mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", HOW)
     modes: str | Path | None = field(None, "JSON file with presets of your own", HOW)
@@ -157,11 +152,7 @@ class AnswerOptions(ModelOptions):
 
 
 class GenerateCommand(AnswerOptions):
-    """What `generate` answers, and how.
-
-    Raises:
-        ValueError: options contradict each other.
-    """
+    """What `generate` answers, and how. ValueError: options contradict each other."""
 
     prompt: str | None = Field(
         None,

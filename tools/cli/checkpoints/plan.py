@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from fastslow.tools.plan.search import PlanChoice
     from fastslow.tools.plan.step import Setting, Terms
 
-NAMES = {"weights": "weights", "kv": "KV", "compute": "compute", "links": "links", "fixed": "fixed"}
-
 
 class PlanOptions(Params):
     """A model, the cards, and what a request is like."""
@@ -135,7 +133,7 @@ def _table(choices: Sequence[PlanChoice], top: PlanChoice) -> Table:
 
 def _part(terms: Terms) -> str:
     share = getattr(terms, terms.binding) / terms.seconds
-    return f"{NAMES[terms.binding]} {share:.0%}"
+    return f"{terms.binding.replace('kv', 'KV')} {share:.0%}"
 
 
 def _record(

@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 
 
 class TuneOptions(MeasureOptions):
-    """What is tuned, and on what.
-
-    Raises:
-        ValueError: options contradict each other, or a file is missing or cannot be written.
-    """
+    """What is tuned, and on what. ValueError: options contradict each other, or a file is missing or cannot be
+    written."""
 
     prompts: Path | None = field(None, PROMPTS)
     modes: bool = field(False, "tune the choice between fast and deep instead")
@@ -28,8 +25,10 @@ class TuneOptions(MeasureOptions):
         names="--groups --experts",
     )
     tasks: Path | None = field(None, "graded tasks of --modes: JSON lines with prompt and answer")
-    keep: float = field(0.9, "share of deep's gain, or agreement with it, to keep", MEASURED)
-    minutes: float = field(10.0, "time for everything", MEASURED)
+    keep: float = field(
+        0.9, "share of deep's gain, or agreement with it, to keep", MEASURED, gt=0, le=1
+    )
+    minutes: float = field(10.0, "time for everything", MEASURED, gt=0, le=1440)
     batch: int = field(1, "requests at a time that you expect", MEASURED)
     mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", MEASURED)
     out: Path = field(Path("tuned.json"), "settings file to write", names="-o --out")
