@@ -21,7 +21,6 @@ from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.job_options import HeadOptions, TrainConfig
-from fastslow.tools.train_head import trainer as trainer_module
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
@@ -162,20 +161,6 @@ def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
     (want,) = torch.autograd.grad(plain, hidden)
     assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
     assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
-
-
-@pytest.mark.parametrize(("short", "chosen"), [(0.5, torch.bfloat16), (4.0, torch.float32)])
-def test_training_multiplies_in_the_faster_dtype(
-    monkeypatch: pytest.MonkeyPatch, short: float, chosen: torch.dtype
-) -> None:
-    """Chips without instructions for bfloat16 take several times as long with it."""
-    times = {torch.float32: 1.0, torch.bfloat16: short}
-    monkeypatch.setattr(trainer_module, "_seconds", lambda dtype: times[dtype])
-    trainer_module.faster_dtype.cache_clear()
-    try:
-        assert trainer_module.faster_dtype() == chosen
-    finally:
-        trainer_module.faster_dtype.cache_clear()
 
 
 def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
