@@ -27,8 +27,7 @@ from quant_tools import export, quantised
 from safetensors.torch import load_file
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.draft.head.head import load_mtp
-from fastslow.draft.head.mtp import has_mtp_layer
+from fastslow.draft.head.mtp import has_mtp_layer, load_mtp
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft

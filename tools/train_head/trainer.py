@@ -19,9 +19,8 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig, opened
+from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig, opened
 from fastslow.draft.head.layer import HeadLayer
-from fastslow.draft.head.target import Ends
 from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
 from fastslow.tools.train_head.features import HiddenStates
