@@ -23,7 +23,6 @@ from fastslow.tools.tune.selector import (
     fit,
     given_up,
     held_out_scores,
-    judge,
     thresholds,
 )
 
@@ -99,17 +98,6 @@ def test_the_cheapest_threshold_that_keeps_enough() -> None:
         every.cheap_right, every.cheap_right, every.cheap_seconds, every.good_seconds
     )
     assert cheapest(scores, nothing, nothing.aim(0.9)) == thresholds(scores)[-1], "no gain: never"
-
-
-def test_judging_on_held_out_folds() -> None:
-    pairs = made_up(300, tells=0.9)
-    wanted = np.array([p.gains for p in pairs])
-    digits = np.array([[float(len(p.task.answer)), 1.0] for p in pairs])
-    figures = judge(digits, wanted, Outcomes.of_pairs(pairs), keep=0.8)
-    every = Outcomes.of_pairs(pairs)
-    low, high = every.cheap.accuracy, every.good.accuracy
-    assert figures.accuracy >= low + 0.7 * (high - low)
-    assert figures.seconds < 0.75 * every.good.seconds
 
 
 def test_who_is_given_up_and_when() -> None:

@@ -13,8 +13,6 @@ from rich.table import Table
 from fastslow.engine.params import sentence
 from fastslow.serve.api.keys import KeyFile, KeyLimits, add_key, remove_key, usual_file
 from fastslow.tools.cli.options import OptionFields, expand_options
-from fastslow.tools.cli.screen import show as show_table
-from fastslow.tools.cli.screen import write_json
 
 keys = typer.Typer(
     name="keys",
@@ -79,15 +77,17 @@ def show(
     Example:
       fastslow keys list
     """
+    from fastslow.tools.cli import screen
+
     table = Table("name", "made", "limits")
     for key in KeyFile.read(file or usual_file()).keys:
         limits = key.limits.model_dump(mode="json", exclude_none=True)
         if as_json:
-            write_json({"name": key.name, "created": key.created, "limits": limits})
+            screen.write_json({"name": key.name, "created": key.created, "limits": limits})
         made = time.strftime("%Y-%m-%d", time.gmtime(key.created))
         table.add_row(key.name, made, ", ".join(f"{k} {v}" for k, v in limits.items()) or "none")
     if not as_json:
-        show_table(table)
+        screen.show(table)
 
 
 @keys.command()

@@ -32,10 +32,8 @@ def plain(tensors: Mapping[str, Tensor]) -> Product:
 
 @dataclass(frozen=True)
 class PlainLayer:
-    """Layer `n` of a model, from float32 tensors.
-
-    Rows of texts lie one after the other, [N, H]; `lengths` says how many each text has.
-    """
+    """Layer `n` of a model, from float32 tensors. Rows of texts lie one after the other, [N, H]; `lengths` says
+    how many each text has."""
 
     config: ModelConfig
     n: int

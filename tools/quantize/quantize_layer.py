@@ -18,11 +18,9 @@ RIDGES = (0.003, 0.03, 0.3)  # of the mean square of a channel
 
 
 def align(gate_EH: Tensor, x_NH: Tensor, scores_NE: Tensor, groups: int) -> Tensor:
-    """The gate that agrees best with the float model's scores on every other row.
-
-    x: the rows that the quantised model brings. The rest of the rows is what it is fitted to. The
-    old gate stays unless another one, in numbers that bfloat16 holds, agrees more.
-    """
+    """The gate that agrees best with the float model's scores on every other row; it is fitted to the rest.
+    x: the rows that the quantised model brings. The old gate stays unless another one, in numbers that
+    bfloat16 holds, agrees more."""
     fit, held = slice(0, None, 2), slice(1, None, 2)
     goal, rest = scores_NE[held], x_NH[held]
     best, most = gate_EH, agreement(F.linear(rest, gate_EH), goal, groups)
@@ -53,11 +51,8 @@ BLOCK = 32  # columns whose corrections are gathered before the rest is touched
 
 
 def round_matrix(weight_OI: Tensor, gram_II: Tensor | None) -> QuantLinear:
-    """int8 with a scale per row, which is that of `QuantLinear.of`.
-
-    gram: float32 [I, I], mean of the products of the inputs' channels; None where no inputs are
-    known: the numbers are rounded to their nearest.
-    """
+    """int8 with a scale per row, which is that of `QuantLinear.of`. gram: float32 [I, I], mean of the products of
+    the inputs' channels; None where no inputs are known: numbers are rounded to their nearest."""
     plain = QuantLinear.of(weight_OI)
     if gram_II is None or not (factor := _factor(gram_II)).numel():
         return plain

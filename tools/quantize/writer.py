@@ -23,10 +23,7 @@ OWN = ("config.json", DESCRIPTION)
 
 @dataclass(slots=True)
 class CheckpointWriter:
-    """Takes tensors in file order and writes them to `folder` in shards.
-
-    kv: scales of keys and values are among them.
-    """
+    """Takes tensors in file order and writes them to `folder` in shards. kv: with scales of keys and values."""
 
     folder: Path
     kv: bool = False

@@ -28,8 +28,7 @@ class TrainText(NamedTuple):
 
 
 class AnswerStore:
-    """A file of answers, one JSON object a line, that grows and is taken up again where it ends; a last
-    line that was cut off is dropped."""
+    """A file of answers, one JSON object a line, that grows; a last line that was cut off is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -91,12 +91,9 @@ class AnswerOptions(ModelOptions):
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def call(self, llm: LLM, asked: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Keyword arguments of `LLM.stream`. ValueError: there is no such preset, or the model has fewer
-        groups or experts.
-
-        asked: a preset or the fields of a mode, which the command line's options change too where these
-        fields do not say otherwise; None = the mode that the command line says.
-        """
+        """Keyword arguments of `LLM.stream`. asked: a preset or the fields of a mode, which the command line's
+        options change too where these fields do not say otherwise; None = the command line's mode.
+        ValueError: there is no such preset, or the model has fewer groups or experts."""
         from fastslow.engine.model.routed_units import RoutedUnits
         from fastslow.policies.modes import find_mode
 
