@@ -44,7 +44,7 @@ def inspect(
         return
     for table in facts.tables():
         show(table)
-    _show_modes(facts)
+    _show_modes(facts, short=True)
     if shards is not None:
         show(checkpoint_facts.shards_table(shards))
 
@@ -83,17 +83,17 @@ def modes(
     _show_modes(facts)
 
 
-def _show_modes(facts: CheckpointFacts) -> None:
+def _show_modes(facts: CheckpointFacts, short: bool = False) -> None:
     from fastslow.tools.cli.screen import console, show
 
     presets = list(facts.modes.values())
     beside = max(1, (console().width - SIDES) // COLUMN)
     for first in range(0, len(presets), beside):
-        show(_table(facts, presets[first : first + beside]))
+        show(_table(facts, presets[first : first + beside], short))
 
 
-def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
-    """A column for each mode, a row for each side of it."""
+def _table(facts: CheckpointFacts, presets: Sequence[Mode], short: bool) -> Table:
+    """A column for each mode, a row for each side of it. short: experts and thinking alone."""
     from rich.table import Column, Table
 
     from fastslow.engine.model.routed_units import RoutedUnits
@@ -107,7 +107,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     table = Table(Column(no_wrap=True), *names, show_lines=True)
     if any(mode.description for mode in presets):
         table.add_row("", *(mode.description or "-" for mode in presets))
-    for side in words[0]:
+    for side in (units.name, "thinking") if short else words[0]:
         table.add_row(side, *(each[side] for each in words))
         if side == units.name:
             active = [active_parameters(facts.config, mode.routed) for mode in presets]

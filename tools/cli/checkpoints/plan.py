@@ -39,7 +39,7 @@ class PlanOptions(Params):
         0.7, "of a drafted token, below 1; or tokens per step of long drafts, from 1", ge=0
     )
     drafter: Literal["mtp", "free"] = field(
-        "mtp", "mtp: a layer and the head per drafted token; free: found in text"
+        "mtp", "what drafts: mtp (a layer and the head per token) or free (found in text)"
     )
     weights: Literal["w8a8", "bf16"] = field("w8a8", "format of the weights")
     kv: Literal["bf16", "int8"] = field("bf16", "format of keys and values")
