@@ -103,6 +103,12 @@ def test_json_lines_bring_their_own_mode_and_sampling(
     assert (deep["text"], deep["mode"], fast["mode"]) == ("5223", "deep", "fast")
     assert (short["tokens"], short["finish_reason"], len(short["logprobs"])) == (3, "length", 3)
     assert bounded["mode"] == "deep*" and len(bounded["reasoning"]) < len(deep["reasoning"])
+    modes: list[Any] = ["deep", {"base": "deep"}, {"base": "deep", "thinking": "on"}]
+    write_lines(path, *({"prompt": ASKED, "mode": mode} for mode in modes))
+    assert generate("--file", path, "--thinking", "off") == 0
+    first, second, own = records(capsys)
+    assert [(one["mode"], one["reasoning"]) for one in (first, second)] == [("deep*", "")] * 2
+    assert "4827+396" in own["reasoning"], "what the line says goes first"
 
 
 @pytest.mark.parametrize(
@@ -286,18 +292,6 @@ def test_the_home_folder_is_found_in_every_path(
     assert "brief" in json.loads(capsys.readouterr().out)
     assert run("corpus", "info", "~/none.safetensors") == 2
     assert f"{tmp_path / 'none.safetensors'} cannot be read" in capsys.readouterr().err
-
-
-def test_a_lines_mode_gets_the_options_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    modes: list[Any] = ["deep", {"base": "deep"}, {"base": "deep", "thinking": "on"}]
-    path = write_lines(tmp_path / "p.jsonl", *({"prompt": ASKED, "mode": mode} for mode in modes))
-    assert generate("--file", path, "--thinking", "off") == 0
-    first, second, own = records(capsys)
-    assert [first["mode"], second["mode"]] == ["deep*"] * 2
-    assert (first["reasoning"], second["reasoning"]) == ("", "")
-    assert "4827+396" in own["reasoning"], "what the line says goes first"
 
 
 def test_bytes_that_are_no_text_are_refused(

@@ -54,53 +54,37 @@ def test_modes(tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFi
 FITTED = {"auto": {}, "measured_modes": {"tasks": 9}}
 
 
-def test_groups(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "tuned.json"
+@pytest.mark.parametrize("noun", ["groups", "experts"])
+def test_groups(noun: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or experts, of a model without groups."""
+    model, out = tiny, tmp_path / "tuned.json"
+    if noun == "experts":
+        model = tmp_path / "model"
+        write_bpe(model, None, 320)
+        write_moe(model, vocab_size=320, num_hidden_layers=2)
     out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}} | FITTED), "utf-8")
     code = tune(
-        *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", tiny),
+        *(f"--{noun}", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
         *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out),
         *("--kv-memory", "4MiB"),
     )
     assert code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "token places, which is few" in said or "no smaller number" in said
+    assert f" {noun}" in said and (" groups" in said) == (noun == "groups")
     kept = json.loads(out.read_text("utf-8"))
     assert kept["speculation"] == {"drafter": "off"}, "what was there stays"
-    changed = kept["modes"]["fast"]["groups"] != len(kept["measured_groups"]["groups"]) // 4
+    rows, proposed = kept[f"measured_{noun}"][noun], kept["modes"]["fast"][noun]
+    most = len(rows) - 1
+    changed = proposed != len(rows) // 4  # of what fast runs by itself
     assert ("measured_modes" in kept, "was fitted to a fast mode" in said) == (not changed, changed)
-    rows = kept["measured_groups"]["groups"]
-    assert rows[-1]["agreement"] == 1.0 and all(row["seconds"] > 0 for row in rows)
-    assert [row["groups"] for row in rows] == list(range(len(rows)))
-    assert rows[0]["agreement"] < 1
-    with LLM(tiny, modes=str(out), kv_memory="4MiB", progress=False) as llm:
-        proposed = kept["modes"]["fast"]["groups"]
-        assert llm.modes["fast"].groups == (None if proposed == rows[-1]["groups"] else proposed)
-        assert llm.modes["fast"].thinking == "off", "other fields are the built-in ones"
-
-
-def test_experts_of_a_model_without_groups(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model, out = tmp_path / "model", tmp_path / "tuned.json"
-    model.mkdir()
-    write_bpe(model, None, 320)
-    write_moe(model, vocab_size=320, num_hidden_layers=2)
-    out.write_text(json.dumps({"version": 1} | FITTED), "utf-8")
-    code = tune(
-        *("--experts", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
-        *("--limit", 2, "--tokens", 4, "-o", out, "--kv-memory", "4MiB"),
-    )
-    said = " ".join(capsys.readouterr().out.split())
-    assert code == 0 and "experts" in said and "groups" not in said
-    kept = json.loads(out.read_text("utf-8"))
-    rows = kept["measured_experts"]["experts"]
-    assert [row["experts"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["agreement"] < rows[-1]["agreement"] == 1.0
-    proposed = kept["modes"]["fast"]["experts"]
-    assert ("measured_modes" in kept) == (proposed == 1), "fast runs one of three by itself"
+    assert [row[noun] for row in rows] == list(range(most + 1))
+    assert all(row["seconds"] > 0 for row in rows)
     with LLM(model, modes=str(out), kv_memory="4MiB", progress=False) as llm:
-        assert llm.modes["fast"].routed == (None if proposed == 3 else proposed)
+        fast = llm.modes["fast"]
+        assert fast.routed == (None if proposed == most else proposed)
+        assert fast.thinking == "off", "other fields are the built-in ones"
 
 
 @pytest.mark.parametrize(
