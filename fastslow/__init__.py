@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastslow.admission import Busy as Busy
+    from fastslow.api import chat as chat
+    from fastslow.api import generate as generate
     from fastslow.async_llm import AsyncLLM as AsyncLLM
     from fastslow.engine.core.stats import EngineStats as EngineStats
     from fastslow.engine.model.family import Family
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "admission": "Busy",
     "request.resume": "ResumeState",
+    "api": "chat generate",
     "async_llm": "AsyncLLM",
     "request.options": "Conversation ModeLike Presets Prompt SpeculationLike",
     "request.handle": "PieceStream RequestHandle as_completed",

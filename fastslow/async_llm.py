@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import fields
 from functools import partial
 from time import monotonic
-from typing import Self
+from typing import Any, Self
 
 from fastslow.admission import Admission
 from fastslow.engine.core.load import EngineLoad
@@ -43,6 +43,11 @@ class AsyncLLM:
         self._admission = Admission(0, 0)
         self._handles: set[RequestHandle] = set()  # not over yet
         self._open = True
+
+    @classmethod
+    async def load(cls, *given: Any, **options: Any) -> Self:
+        """Load a model in a thread, with the arguments of the class; `close` ends it."""
+        return await cls(*given, **options).__aenter__()
 
     @classmethod
     def around(cls, llm: LLM, max_waiting: int = MAX_WAITING) -> Self:

@@ -12,6 +12,7 @@ from checkpoints import write_moge
 from gate import open_llm
 from tokenizers_tiny import write_bpe
 
+import fastslow
 from fastslow import LLM, FastslowWarning, Message, SamplingParams
 
 VOCAB = 320
@@ -133,3 +134,15 @@ def test_nothing_is_said_where_there_is_nothing_to_say(folder: Path, tmp_path: P
             llm.generate("Why?", FEW)
         with open_llm(tmp_path) as llm:
             llm.generate("Why?", ENDS)
+
+
+def test_one_off_calls(folder: Path, llm: LLM) -> None:
+    options: dict[str, Any] = {"model": folder, "kv_memory": "4MiB", "progress": False}
+    out = fastslow.chat("Hello", FEW, mode="fast", **options)
+    assert out.token_ids == llm.chat("Hello", FEW, mode="fast").token_ids
+    several = fastslow.generate(["Hello", user(INJECTED)], FEW, allow_special=True, **options)
+    assert several[0].token_ids == llm.generate("Hello", FEW).token_ids
+    assert marks(several[1].prompt_token_ids) == [1, 2, 1, 2, 1]
+    assert len(fastslow.api._loaded) == 1, "the second call finds the model of the first"
+    with pytest.raises(ValueError, match="option 'dtyp' is unknown"):
+        fastslow.chat("Hello", dtyp="bfloat16", **options)
