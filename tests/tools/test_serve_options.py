@@ -131,21 +131,18 @@ def test_what_does_not_fit_is_told(arguments: list[str], said: str) -> None:
 
 @pytest.mark.parametrize("name", ["replicas", "address", "replica_resources"])
 def test_an_empty_value_is_no_default(name: str) -> None:
-    fields = {"replicas": "2", "address": None, name: ""}
+    fields: dict[str, Any] = {"replicas": "2", "address": None, name: ""}
     address = fields.pop("address")
     with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} is empty: "):
-        check_several(ServerConfig(**fields), address, False)  # type: ignore[arg-type]
+        check_several(ServerConfig(**fields), address, False)
 
 
-@pytest.mark.parametrize("text", ["auto", "127.0.0.1:6379", "[::1]:1", "ray://a-node:65535"])
-def test_addresses(text: str) -> None:
-    check_several(ServerConfig(replicas="2"), text, False)
-    assert is_by_client(text) == text.startswith("ray")
-
-
-@pytest.mark.parametrize(
-    "text", ["nowhere", "http://x:1", "ray://", "ray://x", ":1", "x:0", "x:65536", "x:1a", "x:²"]
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="^--address=.* must be auto, HOST:PORT or ray://HOST:PO"):
-        check_several(ServerConfig(replicas="2"), text, False)
+def test_addresses() -> None:
+    several = ServerConfig(replicas="2")
+    for text in ("auto", "127.0.0.1:6379", "[::1]:1", "ray://a-node:65535"):
+        check_several(several, text, False)
+        assert is_by_client(text) == text.startswith("ray")
+    hosts, ports = ("nowhere", "http://x:1", "ray://", "ray://x", ":1"), ("0", "65536", "1a", "²")
+    for text in (*hosts, *(f"x:{port}" for port in ports)):
+        with pytest.raises(ValueError, match="^--address=.* must be auto, HOST:PORT or ray://HOST"):
+            check_several(several, text, False)

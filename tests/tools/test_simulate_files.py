@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from published_figures import PUBLISHED
 
-from fastslow.tools.plan.device import find_device
-from fastslow.tools.plan.published import config_of, precision_of
+from fastslow.tools.plan.device import DEVICES
+from fastslow.tools.plan.published import config_of
 from fastslow.tools.plan.replica_costs import planned_costs
-from fastslow.tools.plan.step import CARDS, ForwardWork, Setting
+from fastslow.tools.plan.step import CARDS, ForwardWork, Precision, Setting
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, read_costs, write_costs
 from fastslow.tools.simulate.figures import AnswerTimes, compare, measured_times
 from fastslow.tools.simulate.server_log import read_log
@@ -178,8 +178,8 @@ def test_costs_that_do_not_fit(change: str | dict[str, Any], words: str, tmp_pat
 
 def on_a2(cards: int) -> Setting:
     model = "openpangu-pro-moe-72b"
-    work, precision = ForwardWork.of(config_of(model)), precision_of(model, "w8a8", "bf16")
-    return Setting(work, find_device("800i-a2"), cards, precision, CARDS)
+    work, precision = ForwardWork.of(config_of(model)), Precision("w8a8", "bf16")
+    return Setting(work, DEVICES["800i-a2"], cards, precision, CARDS)
 
 
 def test_planned_costs_are_the_planners() -> None:

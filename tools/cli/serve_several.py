@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -95,8 +96,5 @@ def deploy_by_client(config: ServerConfig, place: Place) -> None:
 
 def _is_address(text: str) -> bool:
     """Whether it can be that of a cluster."""
-    if text == "auto":
-        return True
-    host, _, port = text.removeprefix(CLIENT).rpartition(":")
-    fits = port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65_536
-    return fits and bool(host) and "/" not in host
+    found = re.fullmatch(rf"(?:{CLIENT})?[^/]+:([1-9][0-9]{{0,4}})", text)
+    return text == "auto" or (found is not None and int(found[1]) < 65_536)
