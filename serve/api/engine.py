@@ -80,7 +80,7 @@ class Engine(Protocol):
     def why_not_ready(self) -> str:
         """One sentence; "" while it is ready."""
 
-    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
         above 1 pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
 
@@ -102,7 +102,7 @@ class Engine(Protocol):
     async def stats(self) -> Mapping[str, Any]:
         """`EngineStats.to_dict()`."""
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+    async def tokenize(self, request: GenerateRequest) -> list[int]:
         """The token ids of a request's prompt, in its mode.
 
         Raises:
@@ -156,8 +156,8 @@ class CalledEngine(ABC):
         stats: Mapping[str, Any] = await self.call("stats")
         return stats
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
-        tokens: list[int] = await self.call("tokenize", ask)
+    async def tokenize(self, request: GenerateRequest) -> list[int]:
+        tokens: list[int] = await self.call("tokenize", request)
         return tokens
 
     async def detokenize(self, tokens: list[int]) -> str:
@@ -189,8 +189,8 @@ class WrappedEngine(CalledEngine):
     def why_not_ready(self) -> str:
         return self.engine.why_not_ready
 
-    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        return self.engine.stream(ask)
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        return self.engine.stream(request)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         return await called(self.engine, method, arguments)

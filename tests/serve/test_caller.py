@@ -111,8 +111,6 @@ def test_what_is_beyond_them_is_refused(
         ({"base": "fast", "thinking": "off"}, 2, 2),
         ("deep", 10, 10),
         (None, 10, 10),
-        ({"sampling": {"max_tokens": 4}}, 10, None),
-        ({"sampling": {"max_tokens": 40}}, 10, 10),
         ("not there", 10, 10),  # the engine says what is wrong
     ],
 )
@@ -121,8 +119,3 @@ def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int 
         admitted(made_request("1", "x", mode=mode), max_tokens=most).sampling.get("max_tokens")
         == given
     )
-
-
-def test_the_most_tokens_leave_a_number_that_is_none_to_the_engine() -> None:
-    ask = made_request("1", "x", sampling={"max_tokens": "many"})
-    assert admitted(ask, max_tokens=10) is ask

@@ -132,10 +132,6 @@ def test_an_answer_tells_mode_drafts_and_what_was_predicted(http: httpx.Client) 
         assert details["accepted_prediction_tokens"] == predicted["accepted"]
         assert details["rejected_prediction_tokens"] == metrics["prediction_rejected"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == metrics["cached_tokens"] > 0
-        told = metrics["speculative_decoding"]  # vLLM's shape
-        assert told["num_draft_tokens"] == metrics["drafted"] > 0
-        assert sum(told["acceptance_histogram"]) == told["num_spec_steps"] == metrics["steps"]
-        assert sum(i * n for i, n in enumerate(told["acceptance_histogram"])) == metrics["accepted"]
     auto = ask(http, mode="auto")["metrics"]
     assert auto["mode"] in ("fast", "deep") and auto["decision"]
 

@@ -62,7 +62,8 @@ def test_echo_and_logprobs_of_the_prompt(http: httpx.Client, llm: LLM) -> None:
     assert told["text_offset"][0] == 0 and told["text_offset"] == sorted(told["text_offset"])
     assert told["text_offset"][len(out.prompt_token_ids)] == len(prompt)
     for offset, token in zip(told["text_offset"], told["tokens"]):
-        assert token.startswith(("bytes:", "<|")) or choice["text"][offset:].startswith(token)
+        rest = choice["text"][offset:].lstrip("\ufffd")  # bytes that are no character
+        assert token.startswith(("bytes:", "<|")) or rest.startswith(token)
 
 
 def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -> None:
@@ -73,13 +74,6 @@ def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -
     parts = [chunk["choices"][0]["logprobs"] for chunk in events_of(answer.text)]
     for name in ("tokens", "text_offset"):
         assert [value for part in parts if part for value in part[name]] == whole[name]
-
-
-def test_vllm_s_prompt_logprobs(http: httpx.Client) -> None:
-    choice = ask(http, **GREEDY, prompt=[80, 81, 82], prompt_logprobs=0)["choices"][0]
-    first, second, third = choice["prompt_logprobs"]
-    assert first is None and list(second) == ["81"] and list(third) == ["82"]
-    assert second["81"]["logprob"] < 0 and isinstance(second["81"]["decoded_token"], str)
 
 
 @pytest.mark.parametrize(

@@ -70,16 +70,6 @@ def test_a_further_request_behind_one_with_an_offer(address: tuple[str, int]) ->
     assert b"HTTP/1.1 404" in rest
 
 
-def test_a_stream_of_unknown_length_in_older_http(address: tuple[str, int]) -> None:
-    head, body = said(address, b"GET /parts HTTP/1.0\r\n\r\n")
-    assert b"transfer-encoding" not in head and b"content-length" not in head
-    assert b"connection: close" in head and body == b"one two three"
-    head, body = said(address, b"GET /nothing HTTP/1.0\r\n\r\n")
-    assert b"content-length: 22" in head and body == b'{"detail":"Not Found"}'
-    head, body = said(address, b"GET /parts HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
-    assert b"transfer-encoding: chunked" in head and body.startswith(b"4\r\none ")
-
-
 RUBBISH = {
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "HTTP/2 at once": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",

@@ -20,7 +20,7 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Limits
 from fastslow.serve.http.middleware import RequestWatch
 from fastslow.serve.observe.request_record import ObservedEngine
-from fastslow.serve.observe.tracing import ENDPOINTS, RequestSpans, tracing
+from fastslow.serve.observe.tracing import ENDPOINTS, spans_to, tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "a prompt that nobody else may read"
@@ -34,8 +34,7 @@ def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[Rea
 
     @app.post("/v1/chat/completions")
     async def chat() -> dict[str, str]:
-        sampling = {"max_tokens": 9, "temperature": 0.5, "seed": 3, "n": 2, "stop": "x"}
-        async for _ in observed.stream(made_request("chatcmpl-1", SECRET, sampling)):
+        async for _ in observed.stream(made_request("chatcmpl-1", SECRET)):
             pass
         return {}
 
@@ -43,7 +42,7 @@ def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[Rea
     async def health() -> dict[str, str]:
         return {}
 
-    app.add_middleware(RequestWatch, observers=[RequestSpans(provider)])
+    app.add_middleware(RequestWatch, observers=[spans_to(provider)])
     with TestClient(app, raise_server_exceptions=False) as client:
         client.post("/v1/chat/completions", headers=headers or {})
         client.get("/health")
@@ -57,11 +56,7 @@ def test_a_span_for_each_request_that_asks_the_model() -> None:
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": "tiny",
-        "gen_ai.request.max_tokens": 9,
-        "gen_ai.request.temperature": 0.5,
-        "gen_ai.request.seed": 3,
-        "gen_ai.request.choice.count": 2,
-        "gen_ai.response.id": "chatcmpl-1",
+        "fastslow.answers": ("chatcmpl-1",),
         "gen_ai.response.finish_reasons": ("stop",),
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 6,
@@ -75,27 +70,6 @@ def test_a_span_for_each_request_that_asks_the_model() -> None:
     known = {value for value in vars(gen_ai_attributes).values() if isinstance(value, str)}
     assert {name for name in found if name.startswith("gen_ai.")} <= known
     assert SECRET not in span.to_json()
-
-
-def test_events_are_in_order_and_inside_the_span() -> None:
-    (span,) = spans(FakeEngine(in_pieces))
-    assert [event.name for event in span.events] == [
-        "queued",
-        "started",
-        "first token",
-        "last token",
-    ]
-    times = {event.name: event.timestamp for event in span.events}
-    assert span.start_time is not None and span.end_time is not None
-    inside = [
-        span.start_time,
-        times["queued"],
-        times["first token"],
-        times["last token"],
-        span.end_time,
-    ]
-    assert inside == sorted(inside)
-    assert times["started"] - times["queued"] == pytest.approx(0.1e9, rel=0.01)
 
 
 def test_a_trace_goes_on_where_the_client_began_it() -> None:
