@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from browser import missing, until
-from fake_chat_texts import HOSTILE
+from fake_chat import HOSTILE
 from page_chat import ANSWERED, ENTER, ESCAPE, TAB, Chat
 
 pytestmark = [
@@ -31,7 +31,7 @@ def test_errors_are_sentences_that_say_what_to_do(chat: Chat) -> None:
     assert chat.text(".answer .rendered") == "later"
     for word, sentence in {
         "wrong": "temperature=1000 must be at most 100.",
-        "off": "The connection ended in the middle of the answer. What came is kept; try again.",
+        "off": "The connection broke in the middle of the answer. What came is kept; try again.",
         "error": "the engine ended in the middle of the request",
     }.items():
         chat.ask(word)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from browser import until
-from fake_chat_server import FakeEngine
+from fake_chat import ChatEngine
 
 ENTER, ESCAPE, TAB, SPACE, ALT, CONTROL, SHIFT = (
     "\ue007",
@@ -27,7 +27,7 @@ EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an 
 class Chat:
     """The page, and its server."""
 
-    def __init__(self, driver: Any, url: str, engine: FakeEngine) -> None:
+    def __init__(self, driver: Any, url: str, engine: ChatEngine) -> None:
         self.driver, self.url, self.engine = driver, url, engine
 
     def open(self) -> None:
@@ -67,7 +67,7 @@ class Chat:
 
 
 @contextmanager
-def fresh(window: Any, url: str, engine: FakeEngine) -> Iterator[Chat]:
+def fresh(window: Any, url: str, engine: ChatEngine) -> Iterator[Chat]:
     """The page without a past. At the end: no error was logged, and nobody else was called."""
     engine.busy, engine.key = 0, None
     engine.bodies.clear()
