@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,22 +157,3 @@ def test_a_full_disk_costs_lines_and_nothing_else(
             assert ask(ours, SECRET).status_code == 200
     log.close()
     assert "No space left on device" in capfd.readouterr().err
-
-
-def test_a_slow_disk_holds_up_nobody(
-    path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.write
-
-    def slow(number: int, data: bytes) -> int:
-        time.sleep(0.02)
-        return real(number, data)
-
-    log = opened()
-    monkeypatch.setattr(os, "write", slow)
-    started = time.monotonic()
-    for n in range(50):
-        logger.info("line {}", n)
-    assert time.monotonic() - started < 0.5
-    log.close()
-    assert [line["message"] for line in lines(path)] == [f"line {n}" for n in range(50)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browser import missing, until
-from fake_chat import ANSWER
+from fake_chat import ANSWER, SOURCES
 from page_chat import ALT, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat
 
 pytestmark = [
@@ -138,25 +138,8 @@ def test_colours_say_where_tokens_came_from(chat: Chat) -> None:
     chat.ask("echo one two three four five six seven eight nine ten")
     chat.ended()
     kinds = [span.get_attribute("class") for span in chat.all(".answer .coloured span")]
-    expected = [
-        "target",
-        "suffix",
-        "suffix",
-        "target",
-        "head",
-        "head",
-        "head",
-        "target",
-        "target",
-        "prediction",
-    ]
-    assert kinds == [f"s-{name}" for name in expected]
-    assert [s.text for s in chat.all("#legend > span")] == [
-        "target",
-        "suffix",
-        "head",
-        "prediction",
-    ]
+    assert kinds == [f"s-{name}" for name in SOURCES]
+    assert [s.text for s in chat.all("#legend > span")] == list(dict.fromkeys(SOURCES))
     chat.run("document.querySelectorAll('.coloured')[1].focus()")
     for _ in range(3):
         chat.press(ARROW_RIGHT)

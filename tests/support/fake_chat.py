@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 import sys
 import time
@@ -268,41 +267,27 @@ class ChatEngine(FakeEngine):
 
 def figures_at(call: int) -> dict[str, Any]:
     """Those of a server with some load, at the `call`-th look."""
-    wave = 0.5 + 0.5 * math.sin(call / 9)
-    used = int(120 + 260 * wave)
-    cached = min(1024 - used, 6 * call)
-    modes = {
-        name: {
-            "requests": count,
-            "tokens": 30 * count,
-            "steps": 12 * count,
-            "drafted": 40 * count,
-            "accepted": 18 * count,
-            "prompt_tokens": 90 * count,
-            "cached_tokens": 61 * count,
-            "first_token": {"count": count, "seconds": seconds * count},
-        }
-        for name, count, seconds in (
-            ("fast", 31 * call, 0.04),
-            ("deep", 12 * call, 0.31),
-            ("auto", 7 * call, 0.18),
-        )
-    }
+    one = {"requests": 1, "tokens": 30, "steps": 12, "drafted": 40, "accepted": 18}
+    one |= {"prompt_tokens": 90, "cached_tokens": 61}
+    modes = {}
+    for name, seconds in (("fast", 0.04), ("deep", 0.31), ("auto", 0.18)):
+        modes[name] = {field: value * call for field, value in one.items()}
+        modes[name]["first_token"] = {"count": call, "seconds": seconds * call}  # type: ignore[assignment]
     return {
-        "running": int(2 + 6 * wave),
-        "waiting": int(max(0, 14 * wave - 9)),
+        "running": 2 + call % 7,
+        "waiting": call % 3,
         "steps": 300 * call,
-        "tokens": int(900 * call - 900 * math.cos(call / 9)),
+        "tokens": 900 * call,
         "prompt_tokens": 4000 * call,
         "cached_tokens": 2600 * call,
         "pages": 1024,
-        "pages_used": used,
-        "pages_cached": cached,
-        "pages_free": 1024 - used - cached,
+        "pages_used": 320,
+        "pages_cached": 200,
+        "pages_free": 504,
         "ended": {"stop": 44 * call, "length": 4 * call, "cancelled": 2 * call},
         "drafters": {
-            "suffix": {"offered": 400 * call, "accepted": int(184 * call)},
-            "head": {"offered": 250 * call, "accepted": int(177 * call)},
+            "suffix": {"offered": 400 * call, "accepted": 184 * call},
+            "head": {"offered": 250 * call, "accepted": 177 * call},
         },
         "modes": modes,
     }
