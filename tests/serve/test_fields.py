@@ -147,30 +147,32 @@ def test_a_model_with_levels_of_effort_gets_its_own() -> None:
         )
 
 
-def test_thoughts_are_kept_by_the_template_s_own_switch() -> None:
-    assert options_of(KEEPS, keep_thoughts=True).chat_template_kwargs == {"clear_thinking": False}
-    assert options_of(KEEPS, keep_thoughts=False).chat_template_kwargs == {"clear_thinking": True}
-    assert options_of(KEEPS).chat_template_kwargs is None
-    assert not options_of(KEEPS, keep_thoughts=True).keep_thoughts, "once is enough"
-    own = options_of(KEEPS, keep_thoughts=True, chat_template_kwargs={"clear_thinking": True})
-    assert own.chat_template_kwargs == {"clear_thinking": True}
+KEPT, LEFT = {"clear_thinking": False}, {"clear_thinking": True}
 
 
-def test_thoughts_are_kept_by_the_engine_where_the_template_has_no_switch() -> None:
-    ask = options_of(keep_thoughts=True)
-    assert ask.keep_thoughts and ask.chat_template_kwargs is None
-    assert not options_of().keep_thoughts
-
-
-def test_the_server_keeps_thoughts_where_a_request_says_nothing() -> None:
-    keeps = ServerSettings(keep_thoughts=True)
-    assert options_of(settings=keeps).keep_thoughts
-    assert not options_of(settings=keeps, keep_thoughts=False).keep_thoughts
-    assert options_of(KEEPS, keeps).chat_template_kwargs == {"clear_thinking": False}
-    fields = SharedFields()
+@pytest.mark.parametrize(
+    ("card", "usual", "fields", "keeps", "variables"),
+    [
+        (CARD, False, {}, False, None),
+        (CARD, False, {"keep_thoughts": True}, True, None),
+        (CARD, True, {}, True, None),
+        (CARD, True, {"keep_thoughts": False}, False, None),
+        (KEEPS, False, {}, False, None),
+        (KEEPS, False, {"keep_thoughts": True}, False, KEPT),
+        (KEEPS, False, {"keep_thoughts": False}, False, LEFT),
+        (KEEPS, True, {}, False, KEPT),
+        (KEEPS, False, {"keep_thoughts": True, "chat_template_kwargs": LEFT}, False, LEFT),
+    ],
+)
+def test_thoughts_are_kept_by_the_template_s_own_switch_or_else_by_the_engine(
+    card: ModelCard, usual: bool, fields: dict[str, Any], keeps: bool, variables: Any
+) -> None:
+    settings = ServerSettings(keep_thoughts=usual)
+    found = options_of(card, settings, **fields)
+    assert (found.keep_thoughts, found.chat_template_kwargs) == (keeps, variables)
     for prompt in ("a text", [1, 2]):
-        ask = fields.as_request(prompt, Caller(), KEEPS, keeps, id="id").options
-        assert not ask.keep_thoughts and ask.chat_template_kwargs is None
+        made = SharedFields().as_request(prompt, Caller(), card, settings, id="id").options
+        assert not made.keep_thoughts and made.chat_template_kwargs is None
 
 
 def test_grammars_under_every_name() -> None:
