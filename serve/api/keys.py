@@ -172,7 +172,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def known_keys(path: Path | None = None, single: Sequence[str] = ()) -> KeyRing | None:
-    """The keys that a server asks for; None: it is open.
+    """The keys that a server needs; None: it is open.
 
     Args:
         path: the keys file; None = the usual one, if it is there.
@@ -192,7 +192,7 @@ def environment_without_key() -> dict[str, str]:
 
 
 def warn_if_open(keys: KeyRing | None, host: str) -> None:
-    """Say it loudly where other machines can reach a server that asks for no key."""
+    """Say it loudly where other machines can reach a server without keys."""
     if keys is None and not is_loopback(host):
         logger.warning(
             "THE SERVER IS OPEN: whoever reaches {} may use the model without a key. Make one with "

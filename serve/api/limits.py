@@ -1,4 +1,4 @@
-"""Who asks, and how much: the caller of a request, and the rates of each API key and of all together."""
+"""The caller of a request, and the limits of each API key and of all together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyLimits, StoredKey
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
-ORDINARY = "deep"  # the mode of who names none
+ORDINARY = "deep"  # the mode where a request names none
 # fields of a mode that say for how long it thinks; others make another mode of it, which may cost more
 FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms"})
 NO_LIMITS = KeyLimits()
@@ -107,7 +107,7 @@ def _refusal(param: str, message: str) -> ApiError:
 
 
 async def caller(request: Request) -> Caller:
-    """The dependency of every route that asks the engine."""
+    """The dependency of every route that uses the engine."""
     found = request.scope.get("state", {}).get("caller")
     return found if isinstance(found, Caller) else Caller()
 

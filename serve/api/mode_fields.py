@@ -163,7 +163,7 @@ def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(mode, str):
         return {"base": mode}
     if own := next((name for name in mode if name in OWN), None):
-        raise ValueError(f"mode.{own} must be left out: a request has fields of its own for it")
+        raise ValueError(f"mode.{own} must be left out: the request itself has such a field")
     if not isinstance(mode.get("base"), str | None):
         raise ValueError(f"mode.base={shown(mode['base'])} must be a preset's name")
     return {name: value for name, value in mode.items() if value is not None or name != "base"}

@@ -86,7 +86,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=list(EXPOSED),
         )
-    # a page of the web has no key; without keys only the pages that are named may ask for work
+    # a page of the web has no key; without keys only the pages that are named may use it
     origins = None if keys is not None else config.allow_origins
     hosts = allowed_hosts(config.allow_hosts, host, keys is not None)
     watchers = [app.state.metrics.take, RequestLog(config.log_texts), *observers]

@@ -37,7 +37,7 @@ HEADERS = {  # where the answer does not set them itself
     "cache-control": "no-store",
 }
 NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"  # for all that is no page
-# Without a key, whoever asks: what health checks, scrapers and the page's first load need. All else needs one.
+# What needs no key: for health checks, scrapers and the page's first load.
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/version", "/metrics"})
 BEARER = "bearer "
 CHALLENGE = {"www-authenticate": "Bearer"}
@@ -129,11 +129,11 @@ class RequestWatch:
 
 
 class RequestAccess:
-    """Finds the caller of a request, as `scope["state"]["caller"]`; holds a place for it while it asks for work;
+    """Finds the caller of a request, as `scope["state"]["caller"]`; holds a place for it while it works;
     waits for its body no longer than is allowed. HEAD is answered as GET is, without the body.
 
     Args:
-        keys: None = everybody may ask.
+        keys: None = everybody is let in.
         limits: of callers, and of all together.
         body_seconds: from the request's start to the end of its body.
     """

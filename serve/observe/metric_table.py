@@ -86,8 +86,8 @@ counter fastslow:refusals{reason}  Requests without an answer: busy, not_ready, 
 counter fastslow:http_requests{method,route,status}  HTTP requests; status 0: nothing was sent.
 gauge fastslow:http_requests_running  Requests that hold a place.
 counter fastslow:clients_left  Requests whose client went away before the end.
-counter fastslow:key_requests{key}  Requests by API key; only where it is asked for.
-counter fastslow:key_tokens{key,kind}  Tokens of prompts and answers by API key; only where it is asked for.
+counter fastslow:key_requests{key}  Requests by API key; only with --metrics-by-key.
+counter fastslow:key_tokens{key,kind}  Tokens of prompts and answers by API key; only with --metrics-by-key.
 """
 
 

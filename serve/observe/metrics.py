@@ -127,7 +127,7 @@ class MetricRegistry:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """All metrics, as text or as OpenMetrics, whichever is asked for."""
+    """All metrics, as text or as OpenMetrics, whichever the client accepts."""
     found: ServerMetrics = request.app.state.metrics
     await found.look()
     encode, kind = choose_encoder(request.headers.get("accept", ""))

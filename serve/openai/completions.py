@@ -53,7 +53,7 @@ class CompletionRequest(OpenAIFields):
         if not self.echo or self.logprobs is None:
             return super().sampling()
         if self.stream:
-            raise ValueError("echo with logprobs must be asked without stream")
+            raise ValueError("echo with logprobs must be without stream")
         return super().sampling() | {"prompt_logprobs": self.logprobs}
 
 

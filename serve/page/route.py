@@ -61,7 +61,7 @@ def page() -> Page:
 
 @router.get("/", include_in_schema=False)
 async def show(request: Request) -> Response:
-    """The page. A browser asks each time and gets it again only where it has changed."""
+    """The page. A browser looks each time and gets it again only where it has changed."""
     own = page()
     headers = {
         "ETag": own.etag,

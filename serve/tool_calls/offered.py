@@ -125,7 +125,7 @@ def anthropic_choice(given: Mapping[str, Any] | None) -> tuple[ToolChoice, bool]
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
     """Those that may be called."""
     if not tools and (choice.mode == "required" or choice.names):
-        raise ValueError("tool_choice asks for a call, but there are no tools")
+        raise ValueError("tool_choice wants a call, but there are no tools")
     names = [tool.name for tool in tools]
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise ValueError(f"tools: two functions are named {twice}")

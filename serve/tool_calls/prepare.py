@@ -1,4 +1,4 @@
-"""What a request with tools asks of the engine, and what reads its answers."""
+"""What tools change in a request, and what reads its answers."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class ToolSupport:
 
 
 def _schema_of(tool: Tool, place: str) -> dict[str, Any]:
-    """The schema of a tool's arguments, with the library's options. What a tool that is not strict asks
-    beyond the library's keywords is left out, and the log says so.
+    """The schema of a tool's arguments, with the library's options. Keywords that the library does not
+    know are left out of a tool that is not strict, and the log says so.
     """
     options = WRITTEN if tool.strict else {**WRITTEN, "lenient": True}
     schema = {"type": "object", **tool.parameters, "x-guidance": options}

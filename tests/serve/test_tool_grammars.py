@@ -196,7 +196,7 @@ def test_no_tools_no_change(speaker: Speaker) -> None:
         ToolSupport(TOOLS, ToolChoice("none"), True, card),
     ):
         assert (prepared.variables, prepared.sampling, prepared.parser()) == ({}, {}, None)
-    with pytest.raises(ValueError, match="asks for a call, but there are no tools"):
+    with pytest.raises(ValueError, match="wants a call, but there are no tools"):
         ToolSupport([], ToolChoice("required"), True, card)
 
 

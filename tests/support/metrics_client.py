@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -21,7 +20,7 @@ def client(engine: FakeEngine | None = None, observers: Any = (), **config: Any)
     return TestClient(app, raise_server_exceptions=False)
 
 
-def ask(ours: TestClient, prompt: str = "x", **fields: Any) -> httpx.Response:
+def ask(ours: TestClient, prompt: str = "x", **fields: Any) -> Any:
     return ours.post(ASK, json={"prompt": prompt, **fields})
 
 
