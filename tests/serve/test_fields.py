@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,15 +20,8 @@ from fastslow.serve.openai.models import TokenizeRequest
 
 MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}
 CARD = ModelCard("m", 0, 4096, MODES, "groups", 8, thinks=True, has_head=False)
-LEVELS = ModelCard(
-    "m", 0, 4096, MODES, "", 0, thinks=True, has_head=False, efforts=("low", "medium", "high")
-)
-KEEPS = ModelCard(
-    *("m", 0, 4096, MODES, "", 0),
-    thinks=True,
-    has_head=False,
-    keeps_thoughts=("clear_thinking", False),
-)
+LEVELS = replace(CARD, efforts=("low", "medium", "high"))
+KEEPS = replace(CARD, keeps_thoughts=("clear_thinking", False))
 CHAT = [{"role": "user", "content": "hi"}]
 
 

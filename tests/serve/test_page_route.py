@@ -42,21 +42,11 @@ def test_it_loads_nothing() -> None:
     assert not re.search(r"<script[^>]+src|\bimport\s*\(|\bimport\s+[\w{*]", TEXT)
 
 
-@pytest.mark.parametrize(
-    "risky",
-    [
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "eval(",
-        "new Function",
-        "DOMParser",
-        "srcdoc",
-    ],
-)
-def test_no_text_can_become_html_or_code(risky: str) -> None:
-    assert risky not in "".join(SCRIPTS)
+RISKY = "innerHTML|outerHTML|insertAdjacentHTML|document.write|eval(|new Function|DOMParser|srcdoc"
+
+
+def test_no_text_can_become_html_or_code() -> None:
+    assert not [risky for risky in RISKY.split("|") if risky in "".join(SCRIPTS)]
 
 
 def test_markup_has_no_inline_handlers_or_styles() -> None:

@@ -10,15 +10,8 @@ from typing import Any
 from browser import until
 from fake_chat import ChatEngine
 
-ENTER, ESCAPE, TAB, SPACE, ALT, CONTROL, SHIFT = (
-    "\ue007",
-    "\ue00c",
-    "\ue004",
-    "\ue00d",
-    "\ue00a",
-    "\ue009",
-    "\ue008",
-)
+ENTER, ESCAPE, TAB, SPACE = "\ue007", "\ue00c", "\ue004", "\ue00d"
+ALT, CONTROL, SHIFT = "\ue00a", "\ue009", "\ue008"
 ARROW_RIGHT, NULL = "\ue014", "\ue000"
 ANSWERED = ".answer > .rendered, .answer > .coloured"
 EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an error
