@@ -37,7 +37,6 @@ class CompletionRequest(OpenAIFields):
     prompt: Prompts
     logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
     echo: StrictBool | None = Field(default=None, description="begin with the prompt")
-    suffix: str | None = Field(default=None, description="not supported: must be left out")
     best_of: Annotated[StrictInt, Field(ge=1)] | None = Field(
         default=None, description="at most n: this server leaves none of the answers out"
     )
@@ -46,8 +45,6 @@ class CompletionRequest(OpenAIFields):
     )
 
     def sampling(self) -> dict[str, Any]:
-        if self.suffix is not None and self.suffix != "":
-            raise ValueError("suffix is not supported: this server fills in no middle of a text")
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise ValueError(f"best_of={self.best_of} must be at most n={self.n or 1}")
         if not self.echo or self.logprobs is None:

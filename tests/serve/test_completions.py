@@ -79,7 +79,7 @@ def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"suffix": "end"}, "suffix is not supported"),
+        ({"suffix": "end"}, "field 'suffix' is unknown"),
         ({"best_of": 2}, "best_of=2 must be at most n=1"),
         ({"prompt": []}, "prompt is empty"),
         ({"prompt": ["a", ""]}, "prompt is empty"),
