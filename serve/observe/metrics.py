@@ -6,7 +6,7 @@ import asyncio
 from bisect import bisect_left
 from collections import Counter as Sums
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -298,6 +298,7 @@ class ServerMetrics:
         return ">".join(parts) if all(part in known for part in parts) else OWN
 
 
+@cache
 def _of(source: str) -> list[Metric]:
     return [metric for metric in TABLE if metric.source == source]
 

@@ -29,7 +29,7 @@ HEADS = {
 }
 STRUCTURE, IN_STRING = re.compile(r'["{}\[\]]'), re.compile(r'["\\]')
 PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>\n")
-VALUE_ENDS, FUNCTION_ENDS = "\n</parameter>", re.compile(r"\s*</function>")
+VALUE_ENDS, FUNCTION_ENDS = "\n</parameter>\n", re.compile(r"\s*</function>")
 BETWEEN = " \t\r\n}],;"  # after the arguments of a call
 
 
@@ -91,6 +91,7 @@ class ToolParser:
         return False
 
     def _call(self) -> bool:
+        """After a mark: the head of a call, or text that only looks like a call."""
         found = HEADS[self.form.kind].match(self._text)
         if found and found[1] in self._functions:
             self._name, self._text = found[1], self._text[found.end() :]

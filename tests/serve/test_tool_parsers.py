@@ -240,7 +240,7 @@ LONGS = {
     "header": ("harmony", f"{MARK}{LONG}"),
     "xml": (
         "qwen3-coder",
-        f"<tool_call><function=f>\n<parameter=a>\n{LONG}\n</parameter></function>",
+        f"<tool_call><function=f>\n<parameter=a>\n{LONG}\n</parameter>\n</function>",
     ),
     "spaces": ("hermes", "a" + " \n" * 30_000),
 }
