@@ -60,7 +60,8 @@ async def all_whole(engine: Engine, requests: Sequence[GenerateRequest]) -> list
         ApiError: a request does not fit.
         Busy, NotReady, GenerationError: as `Engine.stream`.
     """
-    pieces, outputs = Pieces(engine, requests), {}
+    pieces = Pieces(engine, requests)
+    outputs: dict[int, Output] = {}
     try:
         while (bunch := await pieces.take(None)) is not None:
             outputs |= {place: piece.output for place, piece in bunch if piece.output is not None}

@@ -156,7 +156,7 @@ class ServerMetrics:
     def take(self, record: RequestRecord) -> None:
         """A request is over."""
         labels = {"method": record.method, "route": record.route, "status": str(record.status)}
-        self._counts.add("fastslow:http_requests", **labels)
+        self._counts.add("fastslow:http_requests", 1, **labels)
         self._counts.add("fastslow:clients_left", record.left)
         for answer in record.answers:
             self._take_answer(answer, record.started)
@@ -261,7 +261,7 @@ class ServerMetrics:
         for metric in _of("choice"):
             own = {label: labels[label] for label in metric.labels}
             counts.add(metric.name, getattr(one, metric.field), **own)
-        counts.add("fastslow:answers", **labels)
+        counts.add("fastslow:answers", 1, **labels)
         reason = REASONS.get(choice.finish_reason, "error")
         counts.add("vllm:request_success", finished_reason=reason)
         counts.labelled("vllm:request_queue_time_seconds").observe(one.queue_seconds)

@@ -135,7 +135,7 @@ STORED: dict[str, Any] = {
 @pytest.mark.parametrize("name", STORED)
 def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
     for colours in (False, True):
-        wrong = {"colours": colours, "mode": 5, "settings": []}
+        wrong: dict[str, Any] = {"colours": colours, "mode": 5, "settings": []}
         stored = {"turns": STORED[name], "preferences": wrong}
         for key, value in stored.items():
             chat.driver.execute_script(
