@@ -144,9 +144,6 @@ class RequestAccess:
         self._app, self._keys, self._limits, self._seconds = app, keys, limits, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket" and self._keys is not None:
-            await send({"type": "websocket.close", "code": 1008})
-            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

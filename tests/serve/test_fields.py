@@ -192,18 +192,6 @@ def test_defaults_give_way_to_the_mode_and_the_client() -> None:
     assert (params.temperature, params.max_tokens, params.top_k) == (0.7, 7, 5)
 
 
-def test_salts_are_apart_by_caller_and_by_salt() -> None:
-    keys = {
-        options_of(cache_salt="a").memory_key,
-        options_of(cache_salt="b").memory_key,
-        options_of().memory_key,
-        SharedFields(cache_salt="a")
-        .as_request(CHAT, Caller("x", "x"), CARD, ServerSettings(), id="id")
-        .options.memory_key,
-    }
-    assert len(keys) == 4
-
-
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
