@@ -50,7 +50,7 @@ OFFERS = {
 
 @pytest.mark.parametrize("offer", OFFERS)
 @pytest.mark.parametrize("cut", [0, 20, 9])
-def test_a_body_behind_an_offer_of_another_protocol_is_read(
+def test_a_body_after_an_offer_of_another_protocol_is_read(
     address: tuple[str, int], offer: str, cut: int
 ) -> None:
     begun = b"POST /body HTTP/1.1\r\n" + HOST + OFFERS[offer]
@@ -61,7 +61,7 @@ def test_a_body_behind_an_offer_of_another_protocol_is_read(
     assert said(address, chunked)[1] == b'{"body":"hello","host":"localhost"}'
 
 
-def test_a_further_request_behind_one_with_an_offer(address: tuple[str, int]) -> None:
+def test_a_further_request_after_an_offer(address: tuple[str, int]) -> None:
     offer = OFFERS["Java"].replace(b", close", b"")
     first = b"POST /body HTTP/1.1\r\n" + HOST + offer + b"Content-Length: 2\r\n\r\nhi"
     last = b"GET /nothing HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"

@@ -83,7 +83,7 @@ def test_texts_only_where_they_are_asked_for(path: Path, opened: Opened) -> None
     assert line["prompts"] == [SECRET] and line["texts"] == ["part 0 part 1 part 2 "]
 
 
-def test_an_error_is_told_without_the_values_of_variables(path: Path, opened: Opened) -> None:
+def test_an_error_is_logged_without_the_values_of_variables(path: Path, opened: Opened) -> None:
     async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         prompt = request.prompt
         if prompt:

@@ -44,7 +44,7 @@ def test_a_key_with_limits(path: Path) -> None:
         assert None not in memories and memories[0] == memories[1] != memories[2]
         text = client.get("/metrics").text
         assert 'fastslow:key_requests_total{key="bot",model_name="tiny"} 3.0' in text
-        for status in (401, 429):  # refused before the route was found, and still told by it
+        for status in (401, 429):  # refused before the route was found, and still labelled with it
             assert f'route="{CHAT}",status="{status}"' in text
         assert client.get("/v1/models", headers=bot).status_code == 200
         assert first.headers["x-content-type-options"] == "nosniff"

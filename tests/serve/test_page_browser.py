@@ -80,7 +80,7 @@ def test_auto_says_what_it_chose_and_why(chat: Chat) -> None:
     assert "chosen by auto" in chat.text(".answer header")
 
 
-def test_two_modes_are_compared_and_one_goes_on(chat: Chat) -> None:
+def test_two_modes_are_compared_and_one_is_continued(chat: Chat) -> None:
     chat.mode("deep")
     chat.ask("echo same")
     chat.ended()

@@ -330,13 +330,13 @@ def test_what_is_asked_of_a_response_comes_back(served_by: Clients) -> None:
     given |= {"text": {"format": {"type": "json_object"}}}
     more = {"include": ["reasoning.encrypted_content"], "store": True, "cache_salt": "responses"}
     made = [served_by.made("responses", most=40, **given, **more) for _ in range(2)]
-    told = made[0].to_dict()
-    assert {name: told[name] for name in given if name not in ("text", "reasoning")} == {
+    whole = made[0].to_dict()
+    assert {name: whole[name] for name in given if name not in ("text", "reasoning")} == {
         name: given[name] for name in given if name not in ("text", "reasoning")
     }
-    assert (told["text"]["format"]["type"], told["reasoning"]["effort"]) == ("json_object", "low")
-    assert told["max_output_tokens"] == 40 and told["store"] is False
-    assert told["id"].startswith("resp_")
+    assert (whole["text"]["format"]["type"], whole["reasoning"]["effort"]) == ("json_object", "low")
+    assert whole["max_output_tokens"] == 40 and whole["store"] is False
+    assert whole["id"].startswith("resp_")
     cached = [one.usage.input_tokens_details.cached_tokens for one in made]
     assert cached[0] == 0 < cached[1]
 

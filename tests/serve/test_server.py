@@ -1,4 +1,4 @@
-"""The server's life, in a process of its own: it loads, serves, drains, ends."""
+"""The server's life, in another process: it loads, serves, drains, ends."""
 
 from __future__ import annotations
 

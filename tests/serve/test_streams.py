@@ -126,13 +126,15 @@ def test_what_the_engine_raises(
                 *_, last = events_of(answer.text)
             case _:
                 last = answer.json()
-        told = last["error"]
-        if "type" in told:
-            assert told["type"] == (claude if path == "/v1/messages" else kind)
+        shown = last["error"]
+        if "type" in shown:
+            assert shown["type"] == (claude if path == "/v1/messages" else kind)
         else:
-            assert told["code"] == gpt
-        assert ("known-1" in told["message"]) is (status == 500) and "secret" not in told["message"]
-        assert status == 500 or told["message"] == str(error)
+            assert shown["code"] == gpt
+        assert ("known-1" in shown["message"]) is (status == 500) and "secret" not in shown[
+            "message"
+        ]
+        assert status == 500 or shown["message"] == str(error)
 
 
 def test_the_official_clients_raise_what_comes_in_a_stream(address: str, engine: Scripted) -> None:

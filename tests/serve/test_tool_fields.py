@@ -102,7 +102,7 @@ def test_bad_choices_of_the_other_protocol_are_refused(given: Any) -> None:
         anthropic_choice(given)
 
 
-def test_names_are_known_and_told_apart() -> None:
+def test_names_are_known_and_differ() -> None:
     tools = [Tool("get"), Tool("put")]
     assert callable_tools(tools, ToolChoice(names=("put",))) == tools[1:]
     with pytest.raises(ValueError, match="two functions are named get"):
