@@ -14,10 +14,11 @@ import anthropic
 import httpx
 import openai
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, output
 from hypothesis import given
 from hypothesis import strategies as st
 from pairs import pairwise
+from requests_made import made_request
 from serve_tools import events_of, named_events_of, served
 
 from fastslow.output import GenerationError, Piece
@@ -25,7 +26,7 @@ from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyRing, add_key
-from fastslow.serve.http.answer import dumped, event
+from fastslow.serve.http.answer import Pieces, dumped, event
 from fastslow.serve.http.app import create_app
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
@@ -190,6 +191,21 @@ def test_a_silent_stream_has_pings(
             if seen.count(ping) == 3:
                 break
     assert any(first in line for line in seen[: seen.index(ping)]), "it comes before the first ping"
+
+
+def test_the_slower_of_two_answers_is_waited_for_without_turns() -> None:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        await asyncio.sleep(0.2 if request.prompt == "slow" else 0)
+        yield Piece(output=output())
+
+    async def bunches() -> int:
+        requests = [made_request("1", "quick"), made_request("2", "slow")]
+        pieces, count = Pieces(FakeEngine(script), requests), 0
+        while await pieces.take(60) is not None:
+            count += 1
+        return count
+
+    assert asyncio.run(bunches()) <= 3
 
 
 def test_a_client_that_takes_nothing_is_left(address: str, engine: Scripted) -> None:
