@@ -197,6 +197,7 @@ def test_the_slower_of_two_answers_is_waited_for_without_turns() -> None:
     async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         await asyncio.sleep(0.2 if request.prompt == "slow" else 0)
         yield Piece(output=output())
+        await asyncio.sleep(0.01)  # it ends later than its last piece comes
 
     async def bunches() -> int:
         requests = [made_request("1", "quick"), made_request("2", "slow")]
