@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from fastslow.serve.http.middleware import LOOPBACK, RequestWatch, host_name
+from fastslow.serve.http.middleware import LOOPBACK, RequestWatch
 
 
 def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = None) -> TestClient:
@@ -38,14 +37,6 @@ def test_headers() -> None:
     assert page["cache-control"] == "max-age=9" and page["x-frame-options"] == "DENY"
     assert "access-control-allow-origin" not in found
     assert client().get("/not-there").headers["x-content-type-options"] == "nosniff"
-
-
-@pytest.mark.parametrize(
-    ("host", "name"),
-    [("a.b:80", "a.b"), ("A.b", "a.b"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("", ""), ("[", "")],
-)
-def test_names(host: str, name: str) -> None:
-    assert host_name(host) == name
 
 
 def test_hosts() -> None:

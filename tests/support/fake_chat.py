@@ -1,7 +1,6 @@
 """The real server in front of an engine without a model: long answers, slow ones, errors, hostile texts.
 
-What a chat gets is said by the first word of its last message, see `script`. For people:
-`python tests/support/fake_chat.py 8090`
+What a chat gets is said by the first word of its last message, see `script`.
 """
 
 from __future__ import annotations
@@ -9,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
-import uvicorn
 from fake_engine import FakeEngine, output
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -323,7 +320,3 @@ class FakeChat:
             await send(message)
 
         await self._app(scope, noted, cut)
-
-
-if __name__ == "__main__":
-    uvicorn.run(FakeChat(ChatEngine()), port=int(sys.argv[1]), log_level="warning")
