@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from browser import browser
-from fake_chat_server import FakeEngine, create_fake
+from fake_chat import ChatEngine, FakeChat
 from fastapi import FastAPI
 from page_chat import Chat, fresh
 from serve_tools import NAME, open_tiny, served, write_tiny
@@ -46,10 +46,10 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def page() -> Iterator[tuple[str, FakeEngine]]:
+def page() -> Iterator[tuple[str, ChatEngine]]:
     """The page's address, and the made-up engine that answers there."""
-    engine = FakeEngine()
-    with served(create_fake(engine)) as url:
+    engine = ChatEngine()
+    with served(FakeChat(engine)) as url:
         yield url, engine
 
 
@@ -60,6 +60,6 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def chat(window: Any, page: tuple[str, FakeEngine]) -> Iterator[Chat]:
+def chat(window: Any, page: tuple[str, ChatEngine]) -> Iterator[Chat]:
     with fresh(window, *page) as chat:
         yield chat
