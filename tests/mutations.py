@@ -723,7 +723,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "if False:",
         ),
         "a simulated replica's cache never evicted": (
-            "self._cache.evict(-self._free(idle=False))",
+            "self._cache.trim(self._room())",
             "pass",
         ),
         "simulated replicas of a machine do not slow each other": (
@@ -731,8 +731,8 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "seconds + costs.step(decode, prompts)",
         ),
         "a simulated request starts without room for its prompt": (
-            "if running and length - cached > self._free():",
-            "if False:",
+            " or (running and length > self._room()):",
+            ":",
         ),
         "a cached prefix read again in a simulation": (
             "answer.left = length - cached",

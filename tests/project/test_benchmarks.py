@@ -20,7 +20,7 @@ from kernel_tools import wanted
 from near_tie import Judge
 from peer.engines import EngineClient, EngineError, read_names
 from serve_load.front import CpuSeconds
-from serve_load.simulated import other_share
+from serve_load.simulated import other_share, shared_slowdown
 from tune_tools import write_model, write_prompts
 
 from fastslow.engine.backends.cpu import library
@@ -258,6 +258,12 @@ def test_what_all_but_the_engines_compute() -> None:
     assert other_share(begun, ended) == pytest.approx((1.0 + 0.5 + 1.5 + 1.0) / (10.0 + 2.0))
     with pytest.raises(RuntimeError, match="no replica computed"):
         other_share(begun, begun)
+
+
+def test_other_programs_take_their_part_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, found in ((2.0, (1.2, 1.8)), (4.0, (1.0, 1.5)), (1.0, (1.2, 1.8))):
+        monkeypatch.setattr("serve_load.simulated.cores", lambda cores=cores: cores)
+        assert shared_slowdown((1.0, 1.5), 0.2) == pytest.approx(found)
 
 
 @pytest.mark.slow

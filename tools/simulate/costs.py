@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,11 +18,10 @@ from fastslow.tools.simulate.trace import PerStep
 
 MOST_ROWS = 16_384  # of a step; more take as much longer as they are more
 MOST_OTHERS = 64  # replicas beside one on its machine
-MOST_STEP = 3600.0  # seconds of a step at a point of a curve
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 PerToken = Annotated[float, Field(ge=0, le=1)]  # seconds
-Curve = tuple[Annotated[float, Field(gt=0, le=MOST_STEP)], ...]
+Curve = tuple[Annotated[float, Field(gt=0, le=3600)], ...]
 Factor = Annotated[float, Field(ge=1, le=1e6)]
 
 
@@ -58,7 +57,6 @@ class ReplicaCosts(Params):
     """One replica as a machine.
 
     Attributes:
-        modes: name -> what its steps take.
         pages, page_tokens: of keys and values.
         max_running: most requests in a step.
         prompt_rows: most rows of text in a step.
@@ -96,8 +94,8 @@ class ReplicaCosts(Params):
         """Lay out the curves."""
         curves = {}
         for name, cost in self.modes.items():
-            decode = _table(cost.rows, cost.seconds)
-            prompt = _table(cost.rows, cost.prompt_seconds) if cost.prompt_seconds else decode
+            decode = curve_of(cost.rows, cost.seconds)
+            prompt = curve_of(cost.rows, cost.prompt_seconds) if cost.prompt_seconds else decode
             curves[name] = decode, prompt
         self._curves.update(sorted(curves.items(), key=lambda item: -item[1][0][64]))
 
@@ -157,7 +155,7 @@ def write_costs(path: Path, costs: ReplicaCosts) -> None:
     path.write_text(json.dumps(costs.model_dump(), indent=1) + "\n", "utf-8")
 
 
-def _table(rows: tuple[int, ...], seconds: tuple[float, ...]) -> list[float]:
+def curve_of(rows: Sequence[int], seconds: Sequence[float]) -> list[float]:
     """Seconds of 0, 1, 2, ... rows. Beyond the last point a row adds what it added before that."""
     # fewer rows never take longer than more: such a measurement was disturbed
     curve = np.minimum.accumulate(np.array(seconds, dtype=np.float64)[::-1])[::-1]

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from fastslow.engine.params import Params, shown
 
 ALL = "all"  # what figures of all modes are called; no mode has this name
-MOST_BYTES = 64 * 2**20  # of a line
 MOST_TOKENS = 10_000_000  # of a prompt or an answer
 
 Name = Annotated[str, Field(max_length=200)]
@@ -28,14 +27,11 @@ class TracedRequest(Params):
 
     Attributes:
         arrival: seconds from the trace's own zero.
-        mode: the name of its mode.
-        prompt_tokens, answer_tokens: how long both are.
         id: its name; a later prompt that continues it begins with the pieces of its prompt, and then with a
             piece of this name.
         deep: whether it thinks.
         prefix: pieces that its prompt begins with, each (name, tokens). Requests of a mode share keys and
             values as far as their pieces are the same.
-        max_tokens: the most that it may answer; 0 = not known.
         latency_ms: its target; None = it has none.
         tokens_per_step: that it got from a step; None = what is usual for its mode.
         rows_per_step: its last token and drafted ones; None = what is usual for its mode.
@@ -50,7 +46,6 @@ class TracedRequest(Params):
     id: Name = ""
     deep: bool = False
     prefix: Annotated[Pieces, Field(max_length=100_000)] = ()
-    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
     latency_ms: Milliseconds | None = None
     tokens_per_step: PerStep | None = None
     rows_per_step: PerStep | None = None
@@ -88,9 +83,7 @@ def read_trace(path: Path) -> list[TracedRequest]:
     found: dict[str, TracedRequest] = {}
     for number, values in json_lines(path):
         try:
-            request = TracedRequest(**values)
-            if not request.id:
-                request = request.model_copy(update={"id": f"#{number}"})
+            request = TracedRequest(**{"id": f"#{number}"} | values)
             if request.id in found:
                 raise ValueError(f"id={shown(request.id)} names two requests of the trace")
         except ValueError as error:
@@ -116,12 +109,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), 1):
-                where = f"{path}, line {number}"
-                if len(line) > MOST_BYTES:
-                    raise ValueError(f"{where}: longer than {MOST_BYTES:,} bytes")
+            for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
+                where = f"{path}, line {number}"
                 try:
                     values = json.loads(line)
                 except (ValueError, RecursionError) as error:
