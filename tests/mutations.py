@@ -581,7 +581,10 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
         "a continued answer's mode is chosen again": ("if decided is not None:", "if False:"),
     },
     ("serve/engines/sent_pieces.py", ("tests/serve/test_continued_engine.py",)): {
-        "what was sent is sent again": ("return text[max(0, known) :]", "return text"),
+        "what was sent is sent again": (
+            "text = piece.text[max(0, sent.text - sent.came_text) :]",
+            "text = piece.text",
+        ),
     },
     ("serve/engines/local.py", ("tests/serve/test_continued_answers.py",)): {
         "a closing engine cuts answers that another one would go on with": (

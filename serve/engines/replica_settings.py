@@ -10,7 +10,7 @@ from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.engines.settings import device_kind
 
-MOST, MOST_CPUS = 10_000, 1024
+MOST = 10_000
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 
 
@@ -35,19 +35,6 @@ class ReplicaSettings:
     health_seconds: float = 1.0
     hung_seconds: float = 10.0
 
-    def __post_init__(self) -> None:
-        for name, value, most in (
-            ("replicas", self.least, MOST),
-            ("replicas", self.most, MOST),
-            ("replica_cpus", self.cpus, MOST_CPUS),
-        ):
-            if not 1 <= value <= most:
-                raise ValueError(f"{name}={value} must be from 1 to {most}")
-        if self.least > self.most:
-            raise ValueError(
-                f"replicas={self.least}:{self.most} must name the smaller number first"
-            )
-
     @classmethod
     def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:
         """From what the operator gives.
@@ -64,12 +51,11 @@ class ReplicaSettings:
         ranks = ranks_of(options)
         cpus = config.replica_cpus
         if cpus is None:
-            cpus = ranks if cores is None else max(1, cores // max(1, most))
+            cpus = ranks if cores is None else max(1, cores // most)
         device = {"cuda": "GPU", "npu": "NPU"}.get(device_kind(options))
+        resources = {} if device is None else {device: float(ranks)}
         if config.replica_resources is not None:
             resources = resources_of(config.replica_resources)
-        else:
-            resources = {} if device is None else {device: float(ranks)}
         return cls(least, most, cpus, resources, config.drain_seconds)
 
 
@@ -79,13 +65,18 @@ def counts(text: str) -> tuple[int, int]:
     Raises:
         ValueError: it is neither.
     """
-    least, colon, most = text.partition(":")
-    numbers = [part.strip() for part in ((least, most) if colon else (least, least))]
+    least, colon, most = (part.strip() for part in text.partition(":"))
+    numbers = least, most if colon else least
     if not all(part.isascii() and part.isdecimal() and len(part) < 9 for part in numbers):
         raise ValueError(
             f"replicas={shown(text)} must be a number such as 2, or a range such as 1:4"
         )
-    return int(numbers[0]), int(numbers[1])
+    few, many = map(int, numbers)
+    if not 1 <= few <= MOST or not 1 <= many <= MOST:
+        raise ValueError(f"replicas={text} must be from 1 to {MOST}")
+    if few > many:
+        raise ValueError(f"replicas={text} must name the smaller number first")
+    return few, many
 
 
 def resources_of(text: str) -> dict[str, float]:
@@ -123,15 +114,3 @@ def ranks_of(options: Mapping[str, Any]) -> int:
     from fastslow.engine.parallel.sharding import Parallel  # with torch
 
     return Parallel.parse(asked).ranks
-
-
-def running_of(options: Mapping[str, Any]) -> int:
-    """Most answers that an engine runs, by the keyword arguments of its `LLM`.
-
-    Raises:
-        ValueError: its `max_running` is none.
-    """
-    given = options.get("max_running", MOST_RUNNING)
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise ValueError(f"max_running={shown(given)} must be a whole number of at least 1")
-    return given

@@ -15,10 +15,10 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from fastslow.serve.engines.replica_settings import ReplicaSettings, ranks_of, running_of
+from fastslow.serve.engines.replica_settings import MOST_RUNNING, ReplicaSettings, ranks_of
 from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.cluster import CLOSING, Cluster, ray_logs
+from fastslow.serve.ray.cluster import CLOSING, Cluster, in_thread, ray_logs
 from fastslow.serve.ray.messages import failure_in
 from fastslow.serve.ray.replica import EngineReplica
 
@@ -33,26 +33,15 @@ SCALING = "fastslow.serve.ray.scaling:QueueScaling"
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """How many replicas there are now.
+    """How many replicas there are now."""
 
-    Attributes:
-        running: that take requests.
-        starting: that load.
-        failed: why no replica will ever run, else None.
-    """
-
-    running: int = 0
-    starting: int = 0
-    failed: Exception | None = None
+    running: int = 0  # that take requests
+    starting: int = 0  # that load
+    failed: Exception | None = None  # why no replica will ever run
 
 
 class FoundDeployment:
-    """Engines of the application that this process belongs to: Ray Serve starts and ends them.
-
-    Args:
-        handle: of their deployment.
-        name: of the application.
-    """
+    """Engines of the application that this process belongs to: Ray Serve starts and ends them."""
 
     def __init__(self, handle: Any, name: str) -> None:
         self._handle = handle
@@ -64,21 +53,14 @@ class FoundDeployment:
 
     async def look(self) -> DeploymentState:
         """The replicas now."""
-        return await asyncio.to_thread(state_now, self.name)
+        return await in_thread(state_now, self.name)
 
     async def close(self) -> None:
         """Leave it."""
 
 
 class OwnDeployment(FoundDeployment):
-    """Engines that this process deploys, and removes at its end.
-
-    Args:
-        cluster: where.
-        settings: of each engine.
-        replicas: how many, and what each takes.
-        environment: variables of their processes.
-    """
+    """Engines that this process deploys, and removes at its end. environment: variables of their processes."""
 
     def __init__(
         self,
@@ -96,16 +78,13 @@ class OwnDeployment(FoundDeployment):
 
     async def open(self) -> Any:
         await self._cluster.open()
-        return await self._cluster.call(self._deploy)
-
-    async def look(self) -> DeploymentState:
-        return await self._cluster.call(state_now, self.name)
+        return await in_thread(self._deploy)
 
     async def close(self) -> None:
         try:
             if self._deployed:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._cluster.call(self._remove), CLOSING)
+                    await asyncio.wait_for(in_thread(self._remove), CLOSING)
         finally:
             await self._cluster.close()
 
@@ -138,18 +117,13 @@ class OwnDeployment(FoundDeployment):
 def engines(
     settings: EngineSettings, replicas: ReplicaSettings, environment: Mapping[str, str]
 ) -> Application:
-    """The deployment of an engine.
-
-    Args:
-        settings: of each engine.
-        replicas: how many, and what each takes.
-        environment: variables of their processes.
+    """The deployment of an engine. environment: variables of their processes.
 
     Raises:
         ValueError: an option of the engine does not fit.
     """
     ranks = ranks_of(settings.options)
-    running = running_of(settings.options)
+    running = settings.options.get("max_running", MOST_RUNNING)
     deployment = serve.deployment(EngineReplica).options(
         name=DEPLOYMENT,
         **_number(replicas),

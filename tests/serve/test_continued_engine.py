@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from time import monotonic
@@ -419,8 +418,3 @@ def test_calls_about_tokens_are_made_again() -> None:
             assert await engine.token_bytes([1]), "it waits for one, as the answer does"
 
     asyncio.run(main())
-
-
-def test_an_error_keeps_its_replica_on_its_way() -> None:
-    error = pickle.loads(pickle.dumps(NotReady("it is gone", "a", True)))
-    assert (str(error), error.replica, error.refused) == ("it is gone", "a", True)

@@ -16,7 +16,7 @@ from fastslow import LLM
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines import local as traces
+from fastslow.serve.engines import local
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.engines.settings import EngineSettings
 
@@ -118,8 +118,7 @@ def test_steps_are_measured_before_the_first_request(
 def test_traces_of_requests_that_asked_for_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traces, "MOST_TRACES", 2)
-    monkeypatch.setattr(traces.TraceLog.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(local, "MOST_TRACES", 2)
 
     async def main() -> None:
         engine = LocalEngine(LLM(folder, kv_memory="4MiB", progress=False), "tiny")

@@ -14,7 +14,6 @@ from typing import cast
 import pytest
 from serve_engines import LONG, answer_of, asked, idle, settings_of, until, write_served
 
-from fastslow.output import GenerationError
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient, Restarts
@@ -229,20 +228,3 @@ def test_a_slow_reader_holds_up_nobody_and_misses_nothing(folder: Path) -> None:
         await engine.close()
 
     asyncio.run(slow())
-
-
-@pytest.mark.slow
-def test_who_reads_nothing_for_long_is_cut(folder: Path) -> None:
-    async def cut() -> None:
-        engine = EngineClient(settings_of(folder), unread=0.05)
-        await engine.start()
-        async with aclosing(engine.stream(asked(tokens=LONG))) as pieces:
-            await anext(pieces)
-            await asyncio.sleep(0.1)
-            await until(lambda: idle(engine))
-            with pytest.raises(GenerationError, match=r"nothing .* was read for 0.05 s"):
-                await anext(pieces)
-        assert len((await answer_of(engine, asked())).token_ids) == 8
-        await engine.close()
-
-    asyncio.run(cut())

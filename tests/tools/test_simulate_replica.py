@@ -145,6 +145,11 @@ def test_without_room_requests_wait_and_all_end(seed: int) -> None:
     assert ends == sorted(ends, reverse=True) and ends[1] > 1.5 * ends[2]
 
 
+def test_a_prompt_waits_until_there_is_room_for_it() -> None:
+    found = times(run([one(0, 320, 50, id="a"), one(0.001, 600, 1, id="b")], costs(pages=48)))
+    assert found["b"][0] > found["a"][1]
+
+
 def test_a_report_says_who_waits_and_for_how_long() -> None:
     def state(age: int, request: TracedRequest) -> AnswerState:
         return AnswerState(request, age, 1.0, 1.0)
