@@ -23,17 +23,11 @@ LEAST = 0.001  # seconds of a request's time that another try has at least: it e
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a broken answer is requested again.
+    """When a broken answer is requested again."""
 
-    Attributes:
-        deaths: of engines under one answer; then it is given up, as it may be why they ended.
-        seconds: without any piece since the engine ended; then it is given up, too.
-        first, longest: seconds of the pause before a try; it doubles with each.
-    """
-
-    deaths: int = 3
-    seconds: float = 30.0
-    first: float = 0.02
+    deaths: int = 3  # engines that end under one answer until it is given up: it may be the reason
+    seconds: float = 30.0  # without any piece since the engine ended; then it is given up, too
+    first: float = 0.02  # seconds of the pause before a try; it doubles with each
     longest: float = 2.0
 
     def pause(self, tries: int) -> float:
@@ -76,7 +70,6 @@ class ContinuedEngine(WrappedEngine):
 
     Args:
         engine: raises `NotReady` where a replica ended, with its name as `replica`.
-        retries: when an answer is requested again.
 
     Attributes:
         retried, continued, given_up: answers that were requested again with nothing streamed; that another

@@ -28,13 +28,7 @@ MOST_TRACES = 256  # of the last requests that asked for one
 
 
 class LocalEngine:
-    """`Engine` of an `LLM`, which it closes.
-
-    Args:
-        llm: what answers.
-        name: of the model, for clients.
-        max_waiting: as `AsyncLLM` takes it.
-    """
+    """`Engine` of an `LLM`, which it closes."""
 
     def __init__(self, llm: LLM, name: str, max_waiting: int = MAX_WAITING) -> None:
         self._llm = AsyncLLM.around(llm, max_waiting)

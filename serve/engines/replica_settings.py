@@ -16,32 +16,23 @@ MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSettings:
-    """Plain JSON values.
+    """Plain JSON values. Cores and resources are those of a replica, all its ranks together."""
 
-    Attributes:
-        least, most: replicas; as many as the load asks for where they differ.
-        cpus: processor cores of a replica, all its ranks together; its engine runs as many threads.
-        resources: what else a replica on a Ray cluster takes, all its ranks together: GPU, NPU or own names.
-        drain: seconds that running answers have when a replica is to end.
-        health_seconds: between two checks whether a replica lives.
-        hung_seconds: that it has to answer a check; then it is replaced. On one machine after three such checks.
-    """
-
-    least: int = 1
+    least: int = 1  # replicas; as many as the load asks for where the two differ
     most: int = 1
-    cpus: int = 1
+    cpus: int = 1  # processor cores; its engine runs as many threads
+    # what else it takes on a Ray cluster: GPU, NPU or own names
     resources: Mapping[str, float] = field(default_factory=dict)
-    drain: float = 30.0
-    health_seconds: float = 1.0
+    drain: float = 30.0  # seconds that running answers have when a replica is to end
+    health_seconds: float = 1.0  # between two checks whether a replica lives
+    # that it has to answer a check; then it is replaced. On one machine after three such checks
     hung_seconds: float = 10.0
 
     @classmethod
     def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:
         """From what the operator gives.
 
-        Args:
-            config: see there.
-            cores: that the replicas share, where they have a machine to themselves.
+        cores: that the replicas share, where they have a machine to themselves.
 
         Raises:
             ValueError: a value does not fit; one sentence.
@@ -60,11 +51,7 @@ class ReplicaSettings:
 
 
 def counts(text: str) -> tuple[int, int]:
-    """Least and most of "2" or "1:4".
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Least and most of "2" or "1:4"."""
     least, colon, most = (part.strip() for part in text.partition(":"))
     numbers = least, most if colon else least
     if not all(part.isascii() and part.isdecimal() and len(part) < 9 for part in numbers):
@@ -80,11 +67,7 @@ def counts(text: str) -> tuple[int, int]:
 
 
 def resources_of(text: str) -> dict[str, float]:
-    """What "NPU=1,fast_disk=0.5" names.
-
-    Raises:
-        ValueError: it is no such text.
-    """
+    """What "NPU=1,fast_disk=0.5" names."""
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -103,11 +86,7 @@ def resources_of(text: str) -> dict[str, float]:
 
 
 def ranks_of(options: Mapping[str, Any]) -> int:
-    """Processes of an engine, by the keyword arguments of its `LLM`.
-
-    Raises:
-        ValueError: its `parallel` is none.
-    """
+    """Processes of an engine, by the keyword arguments of its `LLM`."""
     asked = options.get("parallel")
     if asked is None:
         return 1

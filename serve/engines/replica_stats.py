@@ -14,16 +14,11 @@ MOST_GONE = 256  # replicas whose figures are kept apart after their end
 
 
 class StatsSum:
-    """Sums that never go back: what a replica had counted stays in them when it is gone.
-
-    Attributes:
-        gone: how many ended or fell silent.
-        answered: what replicas said when they were last asked, by their ids.
-    """
+    """Sums that never go back: what a replica had counted stays in them when it is gone."""
 
     def __init__(self) -> None:
-        self.gone = 0
-        self.answered: Mapping[str, Mapping[str, Any]] = {}
+        self.gone = 0  # replicas that ended or fell silent
+        self.answered: Mapping[str, Mapping[str, Any]] = {}  # what each said last, by its id
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._gone: dict[str, Any] = {}
 

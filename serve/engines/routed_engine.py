@@ -31,13 +31,9 @@ DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
 
 
 class Replicas(Protocol):
-    """Engines that are alike. A replica that ends is started again, under another name.
+    """Engines that are alike. A replica that ends is started again, under another name."""
 
-    Attributes:
-        gave_up: done with one sentence when no replica will run any more.
-    """
-
-    gave_up: asyncio.Future[str]
+    gave_up: asyncio.Future[str]  # done with one sentence when no replica will run any more
 
     @property
     def running(self) -> Mapping[str, ReplicaReport | None]:
@@ -73,7 +69,7 @@ class RoutedEngine(CalledEngine):
         self._closing = self._closed = False
         self._running: dict[str, str] = {}  # by request: the replica that answers it
         self._known: dict[str, ReplicaReport | None] = {}  # what the chooser knows
-        self._failed: dict[str, ReplicaReport | None] = {}  # replicas that have not reported since
+        self._failed: set[str] = set()  # replicas that have not reported since
         self._numbers = count()
         self._sum = StatsSum()
         self._starting: asyncio.Future[ModelCard] | None = None
@@ -125,7 +121,7 @@ class RoutedEngine(CalledEngine):
                     yield piece
         except NotReady as error:
             error.replica = name
-            self._failed[name] = self._replicas.running.get(name)
+            self._failed.add(name)
             self._look()
             raise
         finally:
@@ -236,6 +232,5 @@ class RoutedEngine(CalledEngine):
         for name, report in self._known.items():
             if report is not None and report is not before.get(name):
                 self._chooser.report(name, report)
-                self._failed.pop(name, None)
-        for name in self._failed.keys() - self._known.keys():
-            del self._failed[name]
+                self._failed.discard(name)
+        self._failed &= self._known.keys()

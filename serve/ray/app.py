@@ -42,12 +42,7 @@ class Arguments(ServerConfig):
 
 
 class Ingress:
-    """A deployment class of Ray Serve: what `fastslow serve` has in front of its engines.
-
-    Args:
-        handle: of the engines.
-        arguments: the fields of `Arguments`.
-    """
+    """A deployment class of Ray Serve: what `fastslow serve` has in front of its engines."""
 
     async def __init__(self, handle: Any, arguments: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._log = ServerLog.of_environment()
@@ -78,10 +73,7 @@ class Ingress:
 
 
 def build(given: dict[str, Any]) -> Application:
-    """Engines, and HTTP servers in front of them.
-
-    Args:
-        given: the fields of `Arguments`.
+    """Engines, and HTTP servers in front of them. given: the fields of `Arguments`.
 
     Raises:
         ValueError: one does not fit; one sentence.

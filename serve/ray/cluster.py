@@ -22,43 +22,38 @@ NO_TOKEN = ("AuthenticationError", "InvalidAuthToken", "authentication token")  
 NEEDS_TOKEN = "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the cluster's first machine"
 
 
-class Cluster:
-    """A cluster at the address "auto" or HOST:PORT."""
+async def join(address: str) -> None:
+    """Join the cluster at "auto" or HOST:PORT.
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    Raises:
+        RuntimeError: that failed; one sentence.
+    """
+    try:
+        await in_thread(_join, address)
+    finally:
+        _own_signals()
+    logger.info("joined the Ray cluster {}", address)
 
-    async def open(self) -> None:
-        """Join it.
 
-        Raises:
-            RuntimeError: that failed; one sentence.
-        """
-        try:
-            await in_thread(self._join)
-        finally:
-            _own_signals()
-        logger.info("joined the Ray cluster {}", self.address)
+async def leave() -> None:
+    """Leave the cluster."""
+    try:
+        await asyncio.wait_for(in_thread(_leave), CLOSING)
+    except TimeoutError:  # the thread hangs in a call; with this process it ends
+        logger.warning("the Ray cluster was not left within {:g} s", CLOSING)
 
-    async def close(self) -> None:
-        """Leave it."""
-        try:
-            await asyncio.wait_for(in_thread(_leave), CLOSING)
-        except TimeoutError:  # the thread hangs in a call; with this process it ends
-            logger.warning("the Ray cluster was not left within {:g} s", CLOSING)
 
-    def _join(self) -> None:
-        import ray
+def _join(address: str) -> None:
+    import ray
 
-        ray_logs(logging.ERROR)
-        _reach(self.address)
-        shown: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
-        try:
-            ray.init(self.address, namespace="serve", **shown)
-        except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
-            said = f"cannot join the Ray cluster {self.address!r}: {first_line(error)}"
-            raise RuntimeError(said) from None
-        ray_logs(logging.WARNING)
+    ray_logs(logging.ERROR)
+    _reach(address)
+    try:
+        ray.init(address, namespace="serve", log_to_driver=True, logging_level=logging.ERROR)
+    except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
+        said = f"cannot join the Ray cluster {address!r}: {first_line(error)}"
+        raise RuntimeError(said) from None
+    ray_logs(logging.WARNING)
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

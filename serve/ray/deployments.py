@@ -18,7 +18,7 @@ from ray.serve.schema import LoggingConfig
 from fastslow.serve.engines.replica_settings import MOST_RUNNING, ReplicaSettings, ranks_of
 from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.cluster import CLOSING, Cluster, in_thread, ray_logs
+from fastslow.serve.ray.cluster import CLOSING, in_thread, join, leave, ray_logs
 from fastslow.serve.ray.messages import failure_in
 from fastslow.serve.ray.replica import EngineReplica
 
@@ -60,24 +60,25 @@ class FoundDeployment:
 
 
 class OwnDeployment(FoundDeployment):
-    """Engines that this process deploys, and removes at its end. environment: variables of their processes."""
+    """Engines that this process deploys on the cluster at an address, and removes at its end. environment:
+    variables of their processes."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        address: str,
         settings: EngineSettings,
         replicas: ReplicaSettings,
         environment: Mapping[str, str] = {},
     ) -> None:
         super().__init__(None, APPLICATION)
-        self._cluster = cluster
+        self._address = address
         self._settings = settings
         self._replicas = replicas
         self._environment = {**QUIET, **environment}
         self._deployed = self._own_serve = False
 
     async def open(self) -> Any:
-        await self._cluster.open()
+        await join(self._address)
         return await in_thread(self._deploy)
 
     async def close(self) -> None:
@@ -86,7 +87,7 @@ class OwnDeployment(FoundDeployment):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(in_thread(self._remove), CLOSING)
         finally:
-            await self._cluster.close()
+            await leave()
 
     def _deploy(self) -> Any:
         import ray
@@ -117,11 +118,7 @@ class OwnDeployment(FoundDeployment):
 def engines(
     settings: EngineSettings, replicas: ReplicaSettings, environment: Mapping[str, str]
 ) -> Application:
-    """The deployment of an engine. environment: variables of their processes.
-
-    Raises:
-        ValueError: an option of the engine does not fit.
-    """
+    """The deployment of an engine. environment: variables of its processes."""
     ranks = ranks_of(settings.options)
     running = settings.options.get("max_running", MOST_RUNNING)
     deployment = serve.deployment(EngineReplica).options(
@@ -177,11 +174,7 @@ def _place(replicas: ReplicaSettings, ranks: int, environment: Mapping[str, str]
 
 
 def lacking(replicas: ReplicaSettings, there: Mapping[str, float]) -> str | None:
-    """What a cluster has too little of for the least number of replicas, in a sentence.
-
-    Args:
-        there: all resources of the cluster, by Ray's names.
-    """
+    """What a cluster with these resources has too little of for the least number of replicas, in a sentence."""
     for name, each in {"CPU": float(replicas.cpus), **replicas.resources}.items():
         if each * replicas.least > there.get(name, 0.0):
             asked = f"replicas={replicas.least} with {name}={each:g} for each"

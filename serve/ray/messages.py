@@ -15,20 +15,12 @@ MARK = re.compile(r"\[fastslow (\w+): (.*) fastslow\]")
 
 
 class Reply(Struct, array_like=True):
-    """An item of an answer, or what a call gave.
+    """An item of an answer, or what a call gave. The first item of an answer is sent before the engine begins."""
 
-    Attributes:
-        replica: the id of the replica that answers, as routers know it.
-        pieces: what the answer has come to since the item before; none in the first item, which is sent before
-            the engine begins.
-        value: what the call gave.
-        failure: why the answer ends after these pieces, or why the call failed.
-    """
-
-    replica: str
-    pieces: list[Piece] = []
-    value: Any = None
-    failure: Failure | None = None
+    replica: str  # the id of the one that answers, as routers know it
+    pieces: list[Piece] = []  # what the answer has come to since the item before
+    value: Any = None  # what the call gave
+    failure: Failure | None = None  # why the answer ends after these pieces, or why the call failed
 
 
 reply_of = msgspec.msgpack.Decoder(Reply).decode

@@ -28,10 +28,7 @@ ALIVE = 2.0  # seconds without a piece, after which an item says that this repli
 
 class EngineReplica:
     """A deployment class of Ray Serve. Its methods take the name of the replica that is asked, and give messages
-    as bytes: errors are data in them, so that they keep their kind and no traceback reaches clients.
-
-    settings: the fields of `EngineSettings`.
-    """
+    as bytes: errors are data in them, so that they keep their kind and no traceback reaches clients."""
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._log = ServerLog.of_environment()

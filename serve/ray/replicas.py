@@ -179,10 +179,7 @@ class RayReplicas:
 
 
 def _check(name: str, reply: Reply) -> None:
-    """Raises:
-    NotReady: another replica answers than the named one.
-    Exception: what went wrong there.
-    """
+    """Raises what went wrong there, or NotReady where another replica answers than the named one."""
     if reply.replica != name:
         raise NotReady("the replica is gone", refused=True)
     if reply.failure is not None:

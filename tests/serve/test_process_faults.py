@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from serve_engines import LONG, answer_of, asked, idle, settings_of, until, write_served
+from serve_engines import LONG, answer_of, asked, idle, settings_of, until
 
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.engines.process.child_process import Heartbeat
@@ -20,11 +20,6 @@ from fastslow.serve.engines.process.client import EngineClient, Restarts
 from fastslow.serve.engines.process.connection import EngineConnection
 
 SUPPORT = Path(__file__).parents[1] / "support"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[str]) -> None:

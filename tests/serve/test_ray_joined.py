@@ -17,17 +17,11 @@ import pytest
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from processes_served import address, command, free_port, wait_ready
 from ray_engines import StartedCluster, living, started_cluster
-from serve_engines import write_served
 
 pytestmark = pytest.mark.slow
 PATIENCE = 180  # seconds
 BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 12, "mode": "fast", "temperature": 0}
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

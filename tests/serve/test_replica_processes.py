@@ -13,7 +13,7 @@ import httpx
 import pytest
 from processes_served import address, command, wait_ready
 from ray_engines import descendants, living
-from serve_engines import LONG, answer_of, asked, settings_of, until, write_served
+from serve_engines import LONG, answer_of, asked, settings_of, until
 
 from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.engine import NotReady
@@ -27,11 +27,6 @@ from fastslow.serve.engines.settings import VISIBLE, EngineSettings, _see
 PATIENCE = 180  # seconds
 SOON = 120.0  # seconds: other tests may run beside it
 BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 12, "mode": "fast", "temperature": 0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.mark.slow

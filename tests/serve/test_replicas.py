@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -23,7 +24,6 @@ from serve_engines import (
     pieces_of,
     settings_of,
     until,
-    write_served,
 )
 
 from fastslow.output import Output
@@ -56,13 +56,10 @@ class Opened:
 
 
 @pytest.fixture(scope="module", params=["processes", pytest.param("ray", marks=pytest.mark.slow)])
-def opened(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Opened]:
-    settings = settings_of(write_served(tmp_path_factory.mktemp("served")), max_waiting=100)
+def opened(request: pytest.FixtureRequest, folder: Path) -> Iterator[Opened]:
+    settings = settings_of(folder, max_waiting=100)
     with asyncio.Runner() as runner, ExitStack() as stack:
         if request.param == "ray":
-            from fastslow.serve.ray.cluster import Cluster
             from fastslow.serve.ray.deployments import OwnDeployment
             from fastslow.serve.ray.replicas import RayReplicas
 
@@ -72,7 +69,7 @@ def opened(
                 return cluster.engines()
 
             def replicas() -> Any:
-                return RayReplicas(OwnDeployment(Cluster(cluster.address), settings, TWO))
+                return RayReplicas(OwnDeployment(cluster.address, settings, TWO))
         else:
             here: list[ProcessReplicas] = []
 

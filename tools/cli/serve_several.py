@@ -47,13 +47,12 @@ def open_several(config: ServerConfig, address: str | None) -> tuple[Engine, Sta
         each = ReplicaSettings.of(config, cores())
         several = RoutedEngine(ProcessReplicas(config.engine, each))
     else:
-        from fastslow.serve.ray.cluster import Cluster
         from fastslow.serve.ray.deployments import OwnDeployment
         from fastslow.serve.ray.replicas import RayReplicas
 
         each = ReplicaSettings.of(config)
         environment = config.log_environment
-        own = OwnDeployment(Cluster(address), config.engine, each, environment)
+        own = OwnDeployment(address, config.engine, each, environment)
         several = RoutedEngine(RayReplicas(own))
     return ContinuedEngine(several), several
 

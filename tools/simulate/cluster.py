@@ -23,17 +23,10 @@ CHARACTERS = 4  # of a token, as English has them
 
 
 class SimulatedCluster:
-    """A trace through the server's router to replicas.
+    """A trace, by arrival, through the server's router to replicas.
 
     Args:
-        trace: by arrival, each with an id that no other has.
-        costs: of every replica.
-        replicas: how many there are.
         machine_replicas: that share a machine and slow each other's steps, as the costs say.
-
-    Attributes:
-        replica_seconds: that replicas were there for; after the last arrival only their steps count, since a
-            cluster in use would have further requests.
 
     Raises:
         ValueError: a number is out of range, or a request has a mode without costs, or does not fit into a
@@ -49,6 +42,8 @@ class SimulatedCluster:
     ) -> None:
         _check(trace, costs, replicas, machine_replicas)
         self.replicas = replicas
+        # that replicas were there for; after the last arrival only their steps count, since a cluster in use
+        # would have further requests
         self.replica_seconds = 0.0
         self._trace, self._costs = trace, costs
         self._now = trace[0].arrival

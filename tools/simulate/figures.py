@@ -15,35 +15,23 @@ SHARES = 50, 95, 99  # percentiles
 
 @dataclass(frozen=True, slots=True)
 class ModeFigures:
-    """Answers of one mode, or all of them.
-
-    Attributes:
-        first, each: seconds to the first token, and of each later one: p50, p95, p99; () = there is none.
-        hit_rate: share of prompt tokens found in a prefix cache.
-        in_time: share of the answers with a target whose first token and mean later one kept it; None = none
-            has one.
-    """
+    """Answers of one mode, or all of them."""
 
     requests: int
-    first: tuple[float, ...]
-    each: tuple[float, ...]
-    hit_rate: float
-    in_time: float | None
+    first: tuple[float, ...]  # seconds to the first token: p50, p95, p99
+    each: tuple[float, ...]  # likewise of each later token; () = there is none
+    hit_rate: float  # share of prompt tokens found in a prefix cache
+    in_time: float | None  # of the answers with a target, those that kept it; None = none has one
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterFigures:
-    """One simulation.
-
-    Attributes:
-        modes: figures by mode, and of all.
-        replica_hours, hours_per_million: that replicas were there for; the same for a million answered tokens.
-    """
+    """One simulation."""
 
     replicas: int
-    modes: dict[str, ModeFigures]
-    replica_hours: float
-    hours_per_million: float
+    modes: dict[str, ModeFigures]  # and of all
+    replica_hours: float  # that replicas were there for
+    hours_per_million: float  # the same for a million answered tokens
 
 
 def figures(

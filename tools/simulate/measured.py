@@ -37,17 +37,7 @@ START = 600.0  # seconds in which another engine loads its model
 def measured_costs(
     llm: LLM, modes: Sequence[str], prompt_rows: int, report: Report = silent
 ) -> ReplicaCosts:
-    """What steps of a loaded model take here, without drafts, and its pages.
-
-    Args:
-        llm: as a replica runs it, on as many threads.
-        modes: names of its modes.
-        prompt_rows: that it was made with.
-        report: hears the share that is done.
-
-    Raises:
-        ValueError: an unknown mode.
-    """
+    """What steps of a loaded model take here, without drafts, and its pages. prompt_rows: that it was made with."""
     meter = StepMeter(llm)
     curves, contexts, attention = {}, [], []
     for place, mode in enumerate(modes):
@@ -77,11 +67,7 @@ def measured_costs(
 
 
 class StepMeter:
-    """Times answers of random tokens.
-
-    Args:
-        llm: the engine.
-    """
+    """Times answers of random tokens."""
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
@@ -163,10 +149,7 @@ def measured_slowdown(
     """What steps take beside 1, 2, ... other engines, times what they take alone.
 
     The same work is timed beside none, one, two, ... of them in turn, since a machine's speed changes within
-    minutes; of all turns the median counts.
-
-    Args:
-        beside: processes of `other_engines`.
+    minutes; of all turns the median counts. beside: processes of `other_engines`.
     """
     meter, most = StepMeter(llm), len(beside)
     ratios: list[list[float]] = []

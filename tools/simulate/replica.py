@@ -20,30 +20,19 @@ MEMORY = 0.1  # share of the newest in the running means that a report has
 
 @dataclass(slots=True, eq=False)
 class AnswerState:
-    """How far a request is.
-
-    Attributes:
-        age: its place among all that came.
-        rate, rows: tokens that it gets from a step, and rows that it runs in one.
-        queued: when it came to its replica.
-        made: tokens of its answer, on average over steps: need not be whole.
-        first, end: when its first token came, and its last one.
-        cached: tokens of its prompt that were found in the cache.
-        left: tokens of its prompt that are to be read.
-        shared: tokens of its prompt that the cache holds.
-    """
+    """How far a request is."""
 
     request: TracedRequest
-    age: int = 0
-    rate: float = 1.0
-    rows: float = 1.0
-    queued: float = 0.0
-    made: float = 0.0
-    first: float = 0.0
-    end: float = 0.0
-    cached: int = 0
-    left: int = 0
-    shared: int = 0
+    age: int = 0  # its place among all that came
+    rate: float = 1.0  # tokens that it gets from a step
+    rows: float = 1.0  # that it runs in a step
+    queued: float = 0.0  # when it came to its replica
+    made: float = 0.0  # tokens of its answer, on average over steps: need not be whole
+    first: float = 0.0  # when its first token came
+    end: float = 0.0  # when its last one came
+    cached: int = 0  # tokens of its prompt that were found in the cache
+    left: int = 0  # that are to be read
+    shared: int = 0  # that the cache holds
 
     @property
     def rank(self) -> tuple[bool, int]:
@@ -71,20 +60,11 @@ class AnswerState:
 
 
 class SimulatedReplica:
-    """A batch machine.
-
-    Args:
-        costs: what its steps take, and what it holds.
-        others: how many other replicas of the same machine run steps now.
-
-    Attributes:
-        runs: whether it is in a step.
-        wakes: when its present step ends; infinity while it has nothing to do.
-    """
+    """A batch machine. others: how many other replicas of the same machine run steps now."""
 
     def __init__(self, costs: ReplicaCosts, others: Callable[[], int] = lambda: 0) -> None:
-        self.runs = False
-        self.wakes = math.inf
+        self.runs = False  # it is in a step
+        self.wakes = math.inf  # when its present step ends; infinity while it has nothing to do
         self._costs = costs
         self._others = others
         self._cache = PrefixCache()

@@ -23,9 +23,7 @@ def read_log(
 
     A request's line is written at its end, so that it came its `seconds` earlier.
 
-    Args:
-        path: JSON lines.
-        latency_ms: the target of requests in mode fast, which the log does not have. All others count as deep.
+    latency_ms: the target of requests in mode fast, which the log does not have. All others count as deep.
 
     Raises:
         ValueError: it cannot be read, a line is no JSON, or no request can be used.

@@ -25,30 +25,21 @@ Pieces = tuple[tuple[Name, Tokens], ...]
 class TracedRequest(Params):
     """One request of a trace.
 
-    Attributes:
-        arrival: seconds from the trace's own zero.
-        id: its name; a later prompt that continues it begins with the pieces of its prompt, and then with a
-            piece of this name.
-        deep: whether it thinks.
-        prefix: pieces that its prompt begins with, each (name, tokens). Requests of a mode share keys and
-            values as far as their pieces are the same.
-        latency_ms: its target; None = it has none.
-        tokens_per_step: that it got from a step; None = what is usual for its mode.
-        rows_per_step: its last token and drafted ones; None = what is usual for its mode.
-        first_seconds, end_seconds: from its arrival to its first token and to its end, as measured.
-        cached_tokens: of its prompt, found in a cache, as measured.
+    Requests of a mode share keys and values as far as the pieces that their prompts begin with are the same. A
+    later prompt that continues a request begins with the pieces of its prompt, and then with a piece of its id.
     """
 
-    arrival: Seconds
+    arrival: Seconds  # from the trace's own zero
     mode: Annotated[Name, Field(min_length=1)]
     prompt_tokens: Tokens
     answer_tokens: Tokens
     id: Name = ""
-    deep: bool = False
-    prefix: Annotated[Pieces, Field(max_length=100_000)] = ()
-    latency_ms: Milliseconds | None = None
-    tokens_per_step: PerStep | None = None
-    rows_per_step: PerStep | None = None
+    deep: bool = False  # whether it thinks
+    prefix: Annotated[Pieces, Field(max_length=100_000)] = ()  # (name, tokens) of each piece
+    latency_ms: Milliseconds | None = None  # its target
+    tokens_per_step: PerStep | None = None  # that it got from a step; None = as usual for its mode
+    rows_per_step: PerStep | None = None  # its last token and drafted ones; None = likewise
+    # as measured: from its arrival to its first token and to its end; tokens of its prompt in a cache
     first_seconds: Seconds | None = None
     end_seconds: Seconds | None = None
     cached_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None

@@ -47,15 +47,11 @@ LAST = 3.0  # seconds for the last bytes, and to end what runs
 
 
 class EngineServer(asyncio.Protocol):
-    """The engine's end of the connection: does what comes in.
-
-    Attributes:
-        over: done when the process is to end.
-    """
+    """The engine's end of the connection: does what comes in."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[None] = self._loop.create_future()
+        self.over: asyncio.Future[None] = self._loop.create_future()  # the process is to end
         self._engine: LocalEngine | None = None
         self._frames: FrameReader[ToEngine] = FrameReader(ToEngine)
         self._answering: dict[int, asyncio.Task[None]] = {}

@@ -28,14 +28,12 @@ class Heartbeat:
 
     A long step of the model is no hang: the event loop of the process answers meanwhile. Time in which this
     process could not run itself, as while a machine sleeps, counts as one pause at most.
-
-    Attributes:
-        every: seconds between a question and the next one, and of each pause in which its answer may come.
-        missed: after as many pauses without the answer the process counts as hung.
     """
 
-    every: float = 10.0
-    missed: int = 6
+    every: float = (
+        10.0  # seconds between a question and the next one, and of a pause for its answer
+    )
+    missed: int = 6  # after as many pauses without the answer the process counts as hung
 
     async def watch(self, connection: EngineConnection) -> str:
         """Wait until a process is lost, or to be ended: what is wrong with it, "" if it is lost."""

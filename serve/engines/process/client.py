@@ -23,27 +23,17 @@ from fastslow.serve.engines.settings import EngineSettings
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """When a process that ended is started again.
+    """When a process that ended is started again."""
 
-    Attributes:
-        most: as many ends within `within` seconds are given up on.
-        first, longest: seconds of the pause before a start; it doubles with each end within that time.
-    """
-
-    most: int = 6
+    most: int = 6  # as many ends within `within` seconds are given up on
     within: float = 600.0
-    first: float = 0.5
+    first: float = 0.5  # seconds of the pause before a start; it doubles with each end in that time
     longest: float = 30.0
 
 
 class EngineClient(CalledEngine):
     """`Engine` in another process. Where that ends by itself, or hangs, answers under way raise `NotReady`, and
     a new one is started.
-
-    Args:
-        settings: of the engine.
-        restarts: when it is started again.
-        heartbeat: when it counts as hung, and is killed.
 
     Attributes:
         gave_up: done with one sentence when it is not started again.

@@ -63,11 +63,7 @@ class AnswerStream:
         self._news.set()
 
     async def take(self) -> list[Piece]:
-        """All that waits, joined; wait for something. []: that was all.
-
-        Raises:
-            Exception: what `end` was given.
-        """
+        """All that waits, joined; wait for something. []: that was all. Raises what `end` was given."""
         if not self._pieces and not self._over:
             self._news.clear()
             await self._news.wait()
@@ -112,17 +108,13 @@ def _sum(values: Iterable[Any]) -> Any:
 
 
 class EngineConnection(asyncio.Protocol):
-    """Sends what is asked, and gives each answer to who asked.
-
-    Attributes:
-        loaded: done when the model is; its exception says why it cannot be.
-        lost: done when the connection is gone.
-    """
+    """Sends what is asked, and gives each answer to its caller."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
+        # done when the model is loaded; its exception says why it cannot be
         self.loaded: asyncio.Future[ModelCard] = loop.create_future()
-        self.lost: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()  # done when the connection is gone
         self._frames: FrameReader[ToServer] = FrameReader(ToServer)
         self._numbers = itertools.count()
         self._answers: dict[int, AnswerStream] = {}
@@ -157,12 +149,8 @@ class EngineConnection(asyncio.Protocol):
             self.send(LeaveAnswer(number))
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the engine and wait for its result.
-
-        Raises:
-            NotReady: the connection is gone, or is lost meanwhile.
-            ValueError: as the engine says.
-        """
+        """Call a method of the engine and wait for its result. NotReady: the connection is gone, or is lost
+        meanwhile."""
         number = next(self._numbers)
         self.send(Call(number, method, plain(arguments)))
         self._calls[number] = result = asyncio.get_running_loop().create_future()

@@ -99,11 +99,7 @@ ToServer = Ready | NotLoaded | Answers | CallResult
 
 
 def plain(arguments: Iterable[Any]) -> list[Any]:
-    """Arguments of a method of `Engine`, as messages hold them.
-
-    Raises:
-        ValueError: a client's value cannot be sent.
-    """
+    """Arguments of a method of `Engine`, as messages hold them."""
     return [one.to_fields() if isinstance(one, GenerateRequest) else one for one in arguments]
 
 

@@ -28,12 +28,7 @@ class ReplicaChooser:
 
     No call waits, and none holds a request back. Of many replicas only a few are compared.
 
-    Args:
-        settings: see there.
-        clock: seconds since 1970, as replicas write into their reports.
-
-    Attributes:
-        reserved: replicas that take no deep request now, as long as there are others.
+    clock: seconds since 1970, as replicas write into their reports.
     """
 
     def __init__(self, settings: RoutingSettings, clock: Callable[[], float]) -> None:
@@ -44,7 +39,9 @@ class ReplicaChooser:
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
         self._order: list[str] = []  # the first ones are reserved
-        self.reserved: frozenset[str] = frozenset()
+        self.reserved: frozenset[str] = (
+            frozenset()
+        )  # for quick requests, as long as there are others
         self._urgent_at = -math.inf  # when a quick request with a target was last seen
         self._looked = -math.inf  # when reports were last searched for such requests
         self._sent: dict[str, str] = {}  # by request that is not over: its replica

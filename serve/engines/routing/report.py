@@ -25,29 +25,18 @@ class QueueReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport(QueueReport):
-    """A replica at one moment.
+    """A replica at one moment."""
 
-    Attributes:
-        running, waiting: answers in its steps and in its queue, by mode.
-        pages: of keys and values, all.
-        step_seconds: that a step takes now with requests of a mode in it.
-        queue_seconds: how long the oldest waits; where none waits, how long the latest waited.
-        prompt_rate: prompt tokens that it reads in a second.
-        at: `time.time()` of the report.
-        urgent: of running and waiting, quick ones with a latency target.
-        places: answers that may run together; 0: not known.
-    """
-
-    running: Mapping[str, int]
-    waiting: Mapping[str, int]
-    pages: int
-    step_seconds: Mapping[str, float]
-    queue_seconds: float
-    prompt_rate: float
-    at: float
-    urgent: int = 0
+    running: Mapping[str, int]  # answers in its steps, by mode
+    waiting: Mapping[str, int]  # likewise in its queue
+    pages: int  # of keys and values, all
+    step_seconds: Mapping[str, float]  # of a step now with requests of a mode in it
+    queue_seconds: float  # the oldest waits so long; where none waits, the latest waited so long
+    prompt_rate: float  # prompt tokens that it reads in a second
+    at: float  # `time.time()` of the report
+    urgent: int = 0  # of running and waiting, quick ones with a latency target
     page_tokens: int = 16
-    places: int = 0
+    places: int = 0  # answers that may run together; 0: not known
 
     @property
     def answers(self) -> int:

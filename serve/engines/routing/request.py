@@ -17,25 +17,16 @@ DEFAULT = "deep"  # the mode of a request that names none
 
 @dataclass(frozen=True, slots=True)
 class RoutedRequest:
-    """One request, as far as it matters to where it goes.
-
-    Attributes:
-        mode: its name ("fast", "deep", "auto", or "base+..." for fields of the request's own).
-        deep: whether it may take long: its mode thinks.
-        prompt: the text that its prompt begins with, roles included, at most MOST_CHARACTERS.
-        prompt_tokens: of the whole prompt; estimated where the text is not tokenised.
-        memory_key: KV is shared only between requests of one key.
-        avoid: replicas that just failed on it.
-    """
+    """One request, as far as it matters to where it goes."""
 
     id: str
-    mode: str
-    deep: bool
-    prompt: str
-    prompt_tokens: int
+    mode: str  # its name, or "base+..." for fields that the request has changed
+    deep: bool  # whether it may take long: its mode thinks
+    prompt: str  # the text that it begins with, roles included, at most MOST_CHARACTERS
+    prompt_tokens: int  # of the whole prompt; estimated where the text is not tokenised
     latency_ms: float | None = None
-    memory_key: str = ""
-    avoid: tuple[str, ...] = ()
+    memory_key: str = ""  # KV is shared only between requests of one key
+    avoid: tuple[str, ...] = ()  # replicas that just failed
 
     @property
     def urgent(self) -> bool:

@@ -29,10 +29,6 @@ class RoutedPrefixes:
 
     Hashes are Python's own: keyed anew in each process, so that nobody can make prompts that collide, and
     as fast as memory. They need not agree between routers.
-
-    Args:
-        settings: see there.
-        random: picks among replicas that have read the same.
     """
 
     def __init__(self, settings: RoutingSettings, random: Random) -> None:

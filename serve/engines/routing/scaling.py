@@ -48,7 +48,6 @@ def replicas_wanted(
     Args:
         reports: the newest of each replica that reports.
         present: replicas that there are, or that are starting.
-        state: what the last look gave; `ScalingState()` at first.
         now: seconds, by any clock.
     """
     bounded = min(max(present, settings.least), settings.most)
