@@ -187,9 +187,8 @@ class Machines:
     def answers(self) -> bool:
         """Whether the server says that it is ready, to another host."""
         url = f"http://{self.hosts['first'].address}:8000/ready"
-        process = self._start("client", f"curl -sf -m 5 {url}")
-        process.communicate()
-        return process.returncode == 0
+        asking = self._bash("client", f"curl -sf -m 5 {url}")
+        return self.hosts["client"].start(asking, subprocess.DEVNULL).wait(PATIENCE) == 0
 
     def end(self) -> None:
         """Ctrl-C to the server that runs, and wait for its end."""
@@ -212,9 +211,6 @@ class Machines:
             code = self.hosts[name].start(command, output).wait(PATIENCE)
         self.printed += path.read_text()
         assert code == 0, f"{text}\n{path.read_text()}"
-
-    def _start(self, name: str, text: str) -> subprocess.Popen[bytes]:
-        return self.hosts[name].start(self._bash(name, text), subprocess.PIPE)
 
     def _bash(self, name: str, text: str) -> list[str]:
         home = self._home(name)

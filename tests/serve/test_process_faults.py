@@ -55,29 +55,6 @@ def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[st
     assert "the engine is back" in said
 
 
-@pytest.mark.slow
-def test_one_that_hangs_is_killed_and_comes_back(folder: Path, logged: list[str]) -> None:
-    async def hung() -> None:
-        beat = Heartbeat(every=0.3, missed=5)
-        engine = EngineClient(settings_of(folder), Restarts(most=3, first=0.01), heartbeat=beat)
-        await engine.start()
-        right = (await answer_of(engine, asked())).token_ids
-        task = asyncio.create_task(answer_of(engine, asked("other", LONG)))
-        link, first = engine._connection, engine.pid
-        assert link is not None and first is not None
-        await until(lambda: link.answering == 1)
-        os.kill(first, signal.SIGSTOP)
-        with pytest.raises(NotReady, match="the engine ended in the middle of the request"):
-            await asyncio.wait_for(task, 60)
-        await until(lambda: engine.ready)
-        assert engine.pid != first and gone(first)
-        assert (await answer_of(engine, asked())).token_ids == right
-        await engine.close()
-
-    asyncio.run(hung())
-    assert "the engine's process answered nothing for 1.5 s; a new one starts" in "".join(logged)
-
-
 class BrokenLink:
     """Of a process that lives on, and says that its engine does not."""
 

@@ -334,13 +334,13 @@ def test_reports_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def look(now: float, state: dict[str, Any], *stats: dict[str, float]) -> tuple[int, dict[str, Any]]:
     """At what Ray gives its policy: each figure by replica. A new replica has sent some of them only."""
     names = {name for one in stats for name in one}
-    metrics = {
-        name: {f"r{n}": one[name] for n, one in enumerate(stats) if name in one} for name in names
-    }
     context: Any = SimpleNamespace(
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=4,
-        aggregated_metrics=metrics,
+        aggregated_metrics={
+            name: {f"r{n}": one[name] for n, one in enumerate(stats) if name in one}
+            for name in names
+        },
         target_num_replicas=2,
         policy_state=state,
         current_time=now,
@@ -348,21 +348,16 @@ def look(now: float, state: dict[str, Any], *stats: dict[str, float]) -> tuple[i
     return QueueScaling()(context)
 
 
-def test_the_policy_waits_and_then_asks_for_more() -> None:
+def test_the_policy_waits_and_then_asks_for_more_by_what_is_whole() -> None:
     busy = autoscaling_stats(report(1.0, quick_queue_seconds=9.0, deep=1, deep_queue_seconds=1.0))
     state: dict[str, Any] = {}
     for now, wanted in ((100.0, 2), (103.0, 2), (106.0, 4)):
         count, state = look(now, state, busy, busy)
         assert count == wanted
-
-
-def test_replicas_that_sent_a_part_of_their_figures_are_left_out() -> None:
-    calm = autoscaling_stats(report(1.0))
-    for name in calm:
-        part = {key: 99.0 for key in calm if key != name}
-        for order in ((calm, part), (part, calm), (part,), ()):
-            count, state = look(100.0, {}, *order)
-            assert count == 2 and state["queues"]["busy_since"] is None
+    for name in busy:
+        part = {key: 99.0 for key in busy if key != name}
+        count, state = look(100.0, {}, part, autoscaling_stats(report(1.0)))
+        assert count == 2 and state["queues"]["busy_since"] is None
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -129,14 +128,6 @@ def test_traces_that_do_not_fit(
 ) -> None:
     Path("t.jsonl").write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE | line)}\n")
     refused(said, capsys, *RUN)
-
-
-def test_files_that_may_not_be_written(
-    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # as for all but root
-    refused("'x.jsonl' cannot be written: permission denied", capsys, "make", "-o", "x.jsonl")
-    refused("permission denied", capsys, *RUN, "-o", "t.jsonl")
 
 
 USUAL = ModeFigures(9, (0.0881, 0.2364, 0.3127), (0.0211, 0.0305, 0.1), 0.85, 0.99)

@@ -60,9 +60,7 @@ LINE = {"arrival": 0, "mode": "fast", "prompt_tokens": 10, "answer_tokens": 5}
         ("[]", r"line 2: a line is an object, not \[\]"),
         ({"mod": "fast"}, "line 2: field 'mod' is unknown.*mode"),
         ({"arrival": -1}, "line 2: arrival=-1 must be greater than or equal to 0"),
-        ({"prompt_tokens": 1.5}, "line 2: prompt_tokens=1.5 must be a valid integer"),
         ({"mode": "all"}, "line 2: mode='all' names the figures of all modes"),
-        ({"prefix": [["a"]]}, r"line 2: field 'prefix\[0\]\[1\]' is missing"),
         ({"prefix": [["a", 11]]}, "line 2: prefix has 11 tokens, more than prompt_tokens=10"),
     ],
 )
@@ -143,14 +141,9 @@ def test_a_step_of_one_kind_is_its_curve_and_of_several_lies_between() -> None:
     ("change", "words"),
     [
         ("[]", "must hold a JSON object"),
-        (
-            {"modes": {"fast": {"rows": [1], "seconds": [0]}}},
-            r"fast.seconds\[0\]=0 must be greater",
-        ),
         ({"modes": {"fast": {"rows": [2], "seconds": [1]}}}, "rows must ascend from 1"),
         ({"modes": {"fast": {"rows": [1, 2], "seconds": [1]}}}, "seconds has 1 numbers for 2 rows"),
         ({"prompt_rows": 2}, "prompt_rows=2 must be at least max_running=64"),
-        ({"slowdown": [0.9]}, r"slowdown\[0\]=0.9 must be greater than or equal to 1"),
         ({"page": 1}, "field 'page' is unknown.*pages"),
     ],
 )

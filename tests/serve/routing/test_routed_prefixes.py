@@ -73,13 +73,3 @@ def test_memory_is_bounded(steps: list[tuple[int, int, int]]) -> None:
         held = {block for one in made._replicas.values() for block in one.blocks}
         assert held == set(made._readers)
         assert all(one.size == sum(one.blocks.values()) for one in made._replicas.values())
-
-
-def test_a_replica_that_is_gone_is_forgotten() -> None:
-    made = index()
-    made.add(request("a" * 640), "stays")
-    for n in range(3):
-        made.add(request("a" * 640), f"replica {n}")
-        assert made.match(request("a" * 640), 9).keys() == {"stays", f"replica {n}"}
-        made.forget(f"replica {n}")
-    made.forget("unknown")
