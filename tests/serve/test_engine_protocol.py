@@ -66,14 +66,6 @@ def run(runner: asyncio.Runner) -> Run:
     return runner.run
 
 
-def test_its_card(engine: Engine) -> None:
-    card = engine.card
-    assert engine.ready and engine.why_not_ready == ""
-    assert (card.name, card.context, card.units, card.most) == ("tiny", 4096, "groups", 4)
-    assert card.device == "cpu" and {"fast", "deep"} <= set(card.modes)
-    assert card.modes["fast"]["name"] == "fast"
-
-
 def test_an_answer_continues_after_what_another_engine_made(
     engine: Engine, other: Engine, run: Run
 ) -> None:

@@ -59,25 +59,6 @@ async def read(engine: Engine, ask: GenerateRequest) -> list[Piece]:
     return [piece async for piece in engine.stream(ask)]
 
 
-def test_tokenising_runs_nothing(engine: LocalEngine, llm: LLM) -> None:
-    async def main() -> None:
-        steps = llm.stats().steps
-        fast, deep = [
-            await engine.tokenize(made_request("a", CHAT, mode=mode)) for mode in ("fast", "deep")
-        ]
-        assert await engine.detokenize(deep) == "<think>hello</think>"
-        assert await engine.detokenize(fast) == "<think>hello</think>no", "the template's switch"
-        own = await engine.tokenize(
-            made_request("a", CHAT, chat_template_kwargs={"enable_thinking": False})
-        )
-        assert own == fast
-        with pytest.raises(ValueError, match="messages"):
-            await engine.tokenize(made_request("a", [{"role": "x", "content": ""}]))
-        assert llm.stats().steps == steps
-
-    asyncio.run(main())
-
-
 def test_stopping_a_thought_by_id(engine: LocalEngine, llm: LLM) -> None:
     async def main() -> None:
         assert not await engine.stop_thinking("a"), "unknown"
