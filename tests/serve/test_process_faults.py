@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import cast
 
 import pytest
+from ray_engines import living
 from serve_engines import LONG, answer_of, asked, idle, settings_of, until
 
 from fastslow.serve.api.engine import NotReady
@@ -45,7 +46,7 @@ def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[st
             await engine.stats()
         assert link.answering == 0
         await until(lambda: engine.ready)
-        assert engine.pid != first and gone(first)
+        assert engine.pid != first and not living([first])
         assert (await answer_of(engine, asked())).token_ids == right
         await engine.close()
 
@@ -150,20 +151,7 @@ def test_it_ends_with_the_server(folder: Path) -> None:
         check=False,
     )
     assert server.returncode == -signal.SIGKILL
-    asyncio.run(until(lambda: gone(int(server.stdout)), 20.0))
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended; nobody may have asked for its exit code."""
-    stat = Path(f"/proc/{pid}/stat")
-    with suppress(OSError):
-        if stat.read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
-            return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+    asyncio.run(until(lambda: not living([int(server.stdout)]), 20.0))
 
 
 @pytest.mark.slow
