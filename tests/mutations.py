@@ -587,7 +587,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
         ),
     },
     ("serve/engines/local.py", ("tests/serve/test_continued_answers.py",)): {
-        "a closing engine cuts answers that another one would go on with": (
+        "a closing engine cuts answers that another one would continue": (
             "if cut and ask.whole and",
             "if False and",
         ),

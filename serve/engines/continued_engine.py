@@ -186,7 +186,7 @@ class ContinuedEngine(WrappedEngine):
         return pause
 
     def _hopeless(self, own: _ContinuedRequest, error: Exception, seconds: float) -> str | None:
-        """Why it is not requested again, so many seconds after its engine ended."""
+        """Why it is not requested again, these seconds after its engine ended."""
         if own.cancelled.is_set():
             return "the request was cancelled"
         if self._closing:

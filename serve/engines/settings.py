@@ -69,9 +69,7 @@ def device_kind(options: Mapping[str, Any]) -> str:
 
 
 def _see(kind: str, devices: Sequence[int]) -> None:
-    """Raises:
-    ValueError: this process itself may not see so many; one sentence.
-    """
+    """ValueError: this process itself may not see that many; one sentence."""
     name = VISIBLE[kind]
     there = [one for one in os.environ.get(name, "").split(",") if one]
     if there and max(devices) >= len(there):

@@ -61,7 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class OneMachine(Desk):
-    """Ends only processes of its own where the page ends some by their name."""
+    """Ends only its descendants where the page ends some by their name."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         super().__init__(PAGE, self.note, folder, str(model), KV)
@@ -111,12 +111,12 @@ def test_the_page_can_be_followed_on_one_machine(
     desk.follow()
     assert desk.ran == sum(not place_of(block) for block in blocks(PAGE)) > 7
     assert (tmp_path / "pip.txt").read_text().split() == ["install", ".[ray]"]
-    told = desk.printed
-    assert '"object":"chat.completion"' in told and "fastslow:engine_up" in told
-    assert told.count('"completion_tokens":3000') == 4  # of a replica that was killed, too
-    assert "fastslow:given_up_answers_total" not in told  # what is 0 is not there
-    moved = re.findall(r"fastslow:(?:continued_answers|retried_asks)_total\S* ([\d.]+)", told)
-    assert sum(map(float, moved)) >= 1, told
+    printed = desk.printed
+    assert '"object":"chat.completion"' in printed and "fastslow:engine_up" in printed
+    assert printed.count('"completion_tokens":3000') == 4  # of a replica that was killed, too
+    assert "fastslow:given_up_answers_total" not in printed  # what is 0 is not there
+    moved = re.findall(r"fastslow:(?:continued_answers|retried_asks)_total\S* ([\d.]+)", printed)
+    assert sum(map(float, moved)) >= 1, printed
     stories = [told_in(path.read_text()) for path in sorted(tmp_path.glob("story?.txt"))]
     assert len(stories) == 4 and len(set(stories)) == 1
 
@@ -204,7 +204,7 @@ class Machines:
         until(self.answers)
 
     def _type(self, name: str, text: str) -> None:
-        """What it starts in the background may go on, so that nothing waits for the end of its output."""
+        """What it starts in the background may still run, so that nothing waits for the end of its output."""
         path = self._home(name) / "typed.txt"
         with path.open("wb") as output:
             command = self._bash(name, f"set -euo pipefail\n{text}")

@@ -1,4 +1,4 @@
-"""Two real engines behind `ContinuedEngine`: an answer that breaks is the answer of one engine."""
+"""Two real engines of one `ContinuedEngine`: an answer that breaks is the answer of one engine."""
 
 from __future__ import annotations
 

@@ -62,12 +62,12 @@ async def read(engine: Engine, ask: GenerateRequest) -> list[Piece]:
 def test_stopping_a_thought_by_id(engine: LocalEngine, llm: LLM) -> None:
     async def main() -> None:
         assert not await engine.stop_thinking("a"), "unknown"
-        told = False
+        stopped = False
         ask = made_request("a", "<think>", LONG, allow_special=True)
         async for piece in engine.stream(ask):
-            told = told or await engine.stop_thinking("a")
+            stopped = stopped or await engine.stop_thinking("a")
             last = piece
-        assert told and last.output is not None
+        assert stopped and last.output is not None
         assert last.output.metrics.thinking_ended == "caller" and last.output.text
 
     asyncio.run(main())
@@ -117,8 +117,8 @@ def test_traces_of_requests_that_asked_for_one(
         ids = await answer("a")
         trace = await engine.trace("a")
         assert trace is not None and (trace["id"], trace["running"]) == ("a", False)
-        told = [t for step in trace["choices"][0]["steps"] for t in step["tokens"]]
-        assert told == ids and len(told) == 12
+        noted = [t for step in trace["choices"][0]["steps"] for t in step["tokens"]]
+        assert noted == ids and len(noted) == 12
         await answer("b", trace=False)
         assert await engine.trace("b") is None and await engine.trace("c") is None
         await answer("c", n=2)

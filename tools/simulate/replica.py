@@ -244,7 +244,7 @@ class PrefixCache:
             self._tokens += max(0, tokens - held)
 
     def trim(self, most: float) -> None:
-        """Drop what is above so many tokens."""
+        """Drop what is above this number of tokens."""
         while self._tokens > most and self._pieces:
             piece, held = self._pieces.popitem(last=False)
             kept = max(0, held - math.ceil(self._tokens - most))

@@ -143,7 +143,7 @@ class ReplicaChooser:
 
 
 def _cached(request: RoutedRequest, characters: int) -> float:
-    """Tokens of so many characters of the prompt; of a longer prompt than was read, in proportion."""
+    """Tokens of this number of characters of a prompt, of which a router reads only the beginning."""
     return request.prompt_tokens * characters / max(1, len(request.prompt))
 
 

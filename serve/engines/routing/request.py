@@ -60,7 +60,7 @@ def may_take_long(mode: Mapping[str, Any]) -> bool:
 
 
 def _name(base: str, fields: Mapping[str, Any]) -> str:
-    """A mode with fields of its own is another one, whose keys and values may be others."""
+    """The name of a mode; fields that change its keys and values are part of it."""
     given = {name: fields.get(name) for name in ("groups", "experts")}
     return "+".join([base, *(f"{name}={n}" for name, n in given.items() if n is not None)])
 

@@ -43,7 +43,7 @@ class RoutedPrefixes:
         return sum(len(held.blocks) for held in self._replicas.values())
 
     def match(self, request: RoutedRequest, most: int) -> dict[str, int]:
-        """The replicas that have read most of the prompt, at most so many, the best first; and how many of its
+        """At most `most` replicas that have read most of the prompt, the best first; and how many of its
         characters each has read."""
         found: dict[str, int] = {}
         seen: set[str] = set()

@@ -29,7 +29,7 @@ class RoutingSettings:
     silent_seconds: float = 10.0  # without a report: each further one counts as one of waiting
 
     # How many replicas are looked at
-    few: int = 8  # so many are all compared
+    few: int = 8  # up to this number all are compared
     holders: int = 4  # of more, those that have read most of the prompt,
     # and as many at random (power of two choices): all routers see the same old reports
     choices: int = 2

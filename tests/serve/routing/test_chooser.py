@@ -98,7 +98,7 @@ def test_requests_between_two_reports_spread() -> None:
     for id in ids:
         chooser.report(id, report(clock.now))
     clock.now += 0.5
-    sent = Counter(send(chooser, request("a prompt of its own")) for _ in range(100))
+    sent = Counter(send(chooser, request("a new prompt")) for _ in range(100))
     assert len(sent) == 10
     assert max(sent.values()) <= 20
 
