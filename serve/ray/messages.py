@@ -11,7 +11,7 @@ from msgspec import Struct
 from fastslow.output import Piece
 from fastslow.serve.engines.process.messages import Failure, error_of, failure_of
 
-MARK = re.compile(r"\[fastslow (\w+): (.*) fastslow\]")
+MARK = re.compile(r"\[fastslow (\w+): (.*?) fastslow\]", re.DOTALL)
 
 
 class Reply(Struct, array_like=True):
