@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from loguru import logger
 
 from fastslow.engine.params import CHANGED
 
@@ -79,5 +80,9 @@ def replica_report(load: EngineLoad, deep: Collection[str], at: float) -> Replic
 
 
 def read_report(values: Mapping[str, Any]) -> ReplicaReport | None:
-    """The report of another process; None where it has not given one yet."""
-    return msgspec.convert(values, ReplicaReport) if values else None
+    """The report of another process; None where it has not given one yet, or one of another version."""
+    try:
+        return msgspec.convert(values, ReplicaReport) if values else None
+    except msgspec.ValidationError as error:
+        logger.warning("a replica is routed to as if it had not reported: {}", error)
+        return None

@@ -75,7 +75,7 @@ def test_it_says_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.Monk
     assert all(0 < seconds < SOON for seconds in said.step_seconds.values())
     assert said.prompt_rate > 0 and said.queue_seconds > 0
     assert read_report(json.loads(json.dumps(said.to_dict()))) == said
-    assert read_report({}) is None
+    assert read_report({}) is None and read_report({"deep": "many"}) is None
 
 
 @pytest.mark.parametrize(
