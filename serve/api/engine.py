@@ -60,9 +60,6 @@ class NotReady(RuntimeError):
         super().__init__(message)
         self.replica, self.refused = replica, refused
 
-    def __reduce__(self) -> tuple[type[NotReady], tuple[str, str, bool]]:
-        return NotReady, (str(self), self.replica, self.refused)
-
 
 class Engine(Protocol):
     """Answers. All methods belong to one event loop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from browser import browser
 from fake_chat import ChatEngine, FakeChat
 from fastapi import FastAPI
 from page_chat import Chat, fresh
+from serve_engines import write_served
 from serve_tools import NAME, open_tiny, served, write_tiny
 
 from fastslow.llm import LLM
@@ -20,6 +22,12 @@ from fastslow.serve.http.app import create_app
 
 # Ray reads it when it is imported: the token of the cluster that some tests start
 os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that never ends an answer by itself."""
+    return write_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from fastslow import LLM
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines import local as traces
+from fastslow.serve.engines import local
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.engines.settings import EngineSettings
 
@@ -99,8 +99,7 @@ def test_steps_are_measured_before_the_first_request(
 def test_traces_of_requests_that_asked_for_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traces, "MOST_TRACES", 2)
-    monkeypatch.setattr(traces.TraceLog.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(local, "MOST_TRACES", 2)
 
     async def main() -> None:
         engine = LocalEngine(LLM(folder, kv_memory="4MiB", progress=False), "tiny")
@@ -118,8 +117,8 @@ def test_traces_of_requests_that_asked_for_one(
         ids = await answer("a")
         trace = await engine.trace("a")
         assert trace is not None and (trace["id"], trace["running"]) == ("a", False)
-        tokens = [t for step in trace["choices"][0]["steps"] for t in step["tokens"]]
-        assert tokens == ids and len(tokens) == 12
+        noted = [t for step in trace["choices"][0]["steps"] for t in step["tokens"]]
+        assert noted == ids and len(noted) == 12
         await answer("b", trace=False)
         assert await engine.trace("b") is None and await engine.trace("c") is None
         await answer("c", n=2)

@@ -59,7 +59,7 @@ class Place(Params):
     )
     address: str | None = field(
         None,
-        "Ray cluster to run the engines on: auto, HOST:PORT or ray://HOST:PORT; default: this machine",
+        "Ray cluster to run the engines on: auto or HOST:PORT; default: this machine",
         SEVERAL,
     )
 
