@@ -15,7 +15,7 @@ FURTHEST = 64  # certain tokens that are looked for at a time
 
 
 class GrammarError(ValueError):
-    """A grammar stopped in the middle of an answer, which ends its request."""
+    """A grammar cannot continue after a text. Where an answer comes there, its request ends."""
 
 
 class Ended(IntEnum):
@@ -37,7 +37,11 @@ class Matcher(Protocol):
         """
 
     def accept(self, token: int) -> bool:
-        """Go on by a token. False: it does not fit, and nothing has changed."""
+        """Take a token. False: it does not fit, and nothing has changed.
+
+        Raises:
+            GrammarError: it is too complex to tell; nothing has changed.
+        """
 
     def roll_back(self, count: int) -> None:
         """Take back the last `count` tokens."""
@@ -58,6 +62,7 @@ class _Progress(NamedTuple):
     ] = ()  # the answer's tokens after the committed ones, as the matcher has them
     over: bool = False  # the answer is whole, and ended
     lost: bool = False  # a token did not fit
+    error: GrammarError | None = None  # nobody can tell what may come
 
 
 class Grammar:
@@ -73,9 +78,6 @@ class Grammar:
         matcher: at the beginning of the grammar; it belongs to this request from now on.
         ends: token ids that end the answer.
         prompt_length: tokens before the answer.
-
-    Attributes:
-        error: why it stopped; None while it works.
     """
 
     def __init__(
@@ -87,12 +89,16 @@ class Grammar:
         self._read = prompt_length
         self._state = _Progress(start.first)
         self._states: dict[tuple[int, ...], _Progress] = {(): self._state}
-        self._masks: dict[tuple[int, ...], TokenMask] = {}
+        self._masks: dict[tuple[int, ...], TokenMask | GrammarError] = {}
         self._path: list[int] = []  # what the matcher took after the committed tokens
         self.begins: int | None = None if start.first is not None else prompt_length
-        self.error: GrammarError | None = None
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
+        """As `GrammarRule.at`.
+
+        Raises:
+            GrammarError: it cannot continue after this text.
+        """
         key = tuple(drafted)
         state = self._after(tokens, key)
         mask = self._masks.get(key)
@@ -100,13 +106,15 @@ class Grammar:
             try:
                 mask = self._mask(state)
             except GrammarError as error:
-                self.error = self.error or error
-                mask = TokenMask(only=0)  # its request ends in this step
+                mask = error
             self._masks[key] = mask
+        if isinstance(mask, GrammarError):
+            raise mask
         return mask
 
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
-        return not self._after(tokens, tuple(drafted)).lost
+        state = self._after(tokens, tuple(drafted))
+        return not state.lost and state.error is None
 
     def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> list[int]:
         run = list(drafted)
@@ -157,6 +165,8 @@ class Grammar:
         self._masks = {}
 
     def _step(self, state: _Progress, token: int) -> _Progress:
+        if state.error is not None:
+            return state
         if state.over or state.lost:
             return state._replace(lost=True)
         if state.place is not None:
@@ -173,7 +183,11 @@ class Grammar:
             if (certain := self._certain(state)) is not None and token != certain:
                 return state._replace(lost=True)
         self._go(state.fed)
-        if self._matcher.accept(own):
+        try:
+            taken = self._matcher.accept(own)
+        except GrammarError as error:
+            return _Progress(None, state.fed, error=error)
+        if taken:
             self._path.append(own)
             return _Progress(None, (*state.fed, own), self._matcher.ended() is Ended.MUST)
         ended = token in self._ends and self._matcher.ended() is not Ended.NO
@@ -192,13 +206,15 @@ class Grammar:
             self._path.append(token)
 
     def _certain(self, state: _Progress) -> int | None:
-        if state.place is not None or state.over or state.lost or self.error is not None:
+        if state.place is not None or state.over or state.lost or state.error is not None:
             return None
         self._go(state.fed)
         return next(iter(self._matcher.forced()), None)
 
     def _mask(self, state: _Progress) -> TokenMask:
-        if state.over or state.lost or self.error is not None:
+        if state.error is not None:
+            raise state.error
+        if state.over or state.lost:
             return TokenMask(only=self._ends[0] if self._ends else 0)  # never committed
         if (certain := self._certain(state)) is not None:
             return TokenMask(only=certain)

@@ -74,7 +74,7 @@ class GrammarCompiler:
                 self._made.move_to_end(spec)
             while len(self._made) > MOST_KEPT:
                 self._made.popitem(last=False)
-            return LLGuidanceMatcher(made.deep_copy(), self._columns)
+            return LLGuidanceMatcher(made, self._columns)
 
     def _compiled(self, spec: GrammarSpec) -> Any:
         try:
@@ -83,7 +83,7 @@ class GrammarCompiler:
             )
             if made.is_error():
                 raise ValueError(_first_line(made.get_error()))
-            first = LLGuidanceMatcher(made.deep_copy(), self._columns)
+            first = LLGuidanceMatcher(made, self._columns)
             if not first.mask().any() and first.ended() is Ended.NO:
                 raise ValueError("no text fits it, or none that this model's tokens can spell")
         except (ValueError, UnicodeError) as error:
@@ -108,37 +108,62 @@ class GrammarCompiler:
 
 
 class LLGuidanceMatcher:
-    """`Matcher` of one request."""
+    """`Matcher` of one request.
 
-    def __init__(self, matcher: Any, columns: int) -> None:
-        self._matcher = matcher
+    Args:
+        start: the library's matcher at the beginning of the grammar; it stays there.
+        columns: of the model's logits.
+    """
+
+    def __init__(self, start: Any, columns: int) -> None:
+        self._start = start
+        self._matcher = start.deep_copy()
         self._columns = columns
+        self._taken: list[int] = []
 
     def mask(self) -> Allowed:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            raise GrammarError(f"the grammar stopped: {_first_line(self._matcher.get_error())}")
+        self._check()
         allowed_V: Allowed = np.unpackbits(bits, count=self._columns, bitorder="little").view(bool)
         return allowed_V
 
     def accept(self, token: int) -> bool:
-        return bool(self._matcher.try_consume_tokens([token]))
+        taken = bool(self._matcher.try_consume_tokens([token]))
+        self._check()
+        self._taken += [token] * taken
+        return taken
 
     def roll_back(self, count: int) -> None:
         self._matcher.rollback(count)
+        del self._taken[len(self._taken) - count :]
 
     def forced(self) -> Sequence[int]:
         """As `Matcher` has it. A text that is longer than can be cut into tokens over and over is certain
         from where its rest is short enough."""
         if self._matcher.is_stopped() or len(self._matcher.compute_ff_bytes()) > LONGEST_FORCED:
             return ()
-        tokens = self._matcher.compute_ff_tokens()
-        return tokens[: self._matcher.validate_tokens(tokens)] if tokens else ()
+        tokens: Sequence[int] = self._matcher.compute_ff_tokens()
+        fit = self._matcher.validate_tokens(tokens) if tokens else 0
+        if self._matcher.is_error():
+            self._restore()
+            return ()
+        return tokens[:fit]
 
     def ended(self) -> Ended:
         if self._matcher.is_error() or not self._matcher.is_accepting():
             return Ended.NO
         return Ended.MUST if self._matcher.is_stopped() else Ended.MAY
+
+    def _check(self) -> None:
+        """Raise what the library met. It takes nothing more after an error, so it starts anew here."""
+        if self._matcher.is_error():
+            error = _first_line(self._matcher.get_error())
+            self._restore()
+            raise GrammarError(f"the grammar stopped: {error}")
+
+    def _restore(self) -> None:
+        self._matcher = self._start.deep_copy()
+        self._matcher.consume_tokens(self._taken)
 
 
 class _Vocabulary:

@@ -11,8 +11,9 @@ from spellings import Pieces
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.answer_start import BehindChannels, Spellings
-from fastslow.engine.sampling.grammar import Ended, Grammar
+from fastslow.engine.sampling.answer_start import AtOnce, BehindChannels, Spellings
+from fastslow.engine.sampling.grammar import Ended, Grammar, GrammarError
+from fastslow.engine.sampling.llguidance_grammar import LLGuidanceMatcher
 from fastslow.engine.text.thought import (
     HARMONY,
     ChannelSplitter,
@@ -250,3 +251,41 @@ def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKi
     assert len(b"".join(map(kit.tokenizer.token_bytes, rest))) in range(1000, 1025)
     assert all(map(matcher.accept, rest))
     assert matcher.ended() is Ended.MUST
+
+
+def test_after_an_error_of_the_library_the_text_before_it_stands(kit: GrammarKit) -> None:
+    bomb = "((((a{1,999}){1,999}){1,999}){1,999}){999}"
+    x, n, a, y = (kit.tokenizer.encode(text, add_special=False)[0] for text in "xnay")
+    matcher = kit.matcher(regex=f"x(y|n{bomb})")
+    assert matcher.accept(x)
+    before, taken = matcher.mask().tolist(), 0
+    with pytest.raises(GrammarError, match="the grammar stopped: "):
+        for token in (n, *[a] * 60):
+            assert matcher.accept(token)
+            taken += 1
+            matcher.mask()
+    matcher.roll_back(taken)
+    assert matcher.mask().tolist() == before
+    assert matcher.accept(y) and matcher.ended() is Ended.MUST
+
+
+def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) -> None:
+    class Limited(LLGuidanceMatcher):
+        def accept(self, token: int) -> bool:
+            if token == n:
+                raise GrammarError("too complex")
+            return super().accept(token)
+
+    def limited() -> Grammar:
+        matcher = Limited(kit.matcher(choice=["yes", "no"])._start, VOCAB)
+        return Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
+
+    y, n = (kit.tokenizer.encode(text, add_special=False)[0] for text in "yn")
+    grammar = limited()
+    assert not grammar.fits(PROMPT, [n]) and grammar.fits(PROMPT, [y])
+    assert grammar.ahead(PROMPT, [n], 5) == [] and grammar.whole_at(PROMPT, [n]) is None
+    with pytest.raises(GrammarError):
+        grammar.at(PROMPT, [n])
+    assert said(grammar, [*PROMPT, y], []) == replayed(kit, YES, [y], None)
+    with pytest.raises(GrammarError):
+        limited().at([*PROMPT, n], [])
