@@ -6,7 +6,8 @@ import importlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,15 +67,13 @@ class GrammarCompiler:
         with self._lock:
             made = self._made.get(spec)
         if made is None:
-            made = self._compiled(spec)
-            with self._lock:
-                self._made[spec] = made
+            made = self._compiled_anew(spec)
         with self._lock:
             if spec in self._made:
                 self._made.move_to_end(spec)
             while len(self._made) > MOST_KEPT:
                 self._made.popitem(last=False)
-            return LLGuidanceMatcher(made, self._columns)
+            return LLGuidanceMatcher(made, partial(self._compiled_anew, spec), self._columns)
 
     def _compiled(self, spec: GrammarSpec) -> Any:
         try:
@@ -83,11 +82,17 @@ class GrammarCompiler:
             )
             if made.is_error():
                 raise ValueError(_first_line(made.get_error()))
-            first = LLGuidanceMatcher(made, self._columns)
+            first = LLGuidanceMatcher(made, partial(self._compiled, spec), self._columns)
             if not first.mask().any() and first.ended() is Ended.NO:
                 raise ValueError("no text fits it, or none that this model's tokens can spell")
         except (ValueError, UnicodeError) as error:
             raise ValueError(f"grammar.{spec.kind} cannot be used: {error}") from None
+        return made
+
+    def _compiled_anew(self, spec: GrammarSpec) -> Any:
+        made = self._compiled(spec)
+        with self._lock:
+            self._made[spec] = made
         return made
 
     def _source(self, spec: GrammarSpec) -> str:
@@ -112,12 +117,13 @@ class LLGuidanceMatcher:
 
     Args:
         start: the library's matcher at the beginning of the grammar; it stays there.
+        anew: makes another one. Copies share a lexer, whose limit one of them may have used up.
         columns: of the model's logits.
     """
 
-    def __init__(self, start: Any, columns: int) -> None:
-        self._start = start
+    def __init__(self, start: Any, anew: Callable[[], Any], columns: int) -> None:
         self._matcher = start.deep_copy()
+        self._anew = anew
         self._columns = columns
         self._taken: list[int] = []
 
@@ -162,7 +168,7 @@ class LLGuidanceMatcher:
             raise GrammarError(f"the grammar stopped: {error}")
 
     def _restore(self) -> None:
-        self._matcher = self._start.deep_copy()
+        self._matcher = self._anew().deep_copy()
         self._matcher.consume_tokens(self._taken)
 
 

@@ -256,7 +256,7 @@ def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKi
 def test_after_an_error_of_the_library_the_text_before_it_stands(kit: GrammarKit) -> None:
     bomb = "((((a{1,999}){1,999}){1,999}){1,999}){999}"
     x, n, a, y = (kit.tokenizer.encode(text, add_special=False)[0] for text in "xnay")
-    matcher = kit.matcher(regex=f"x(y|n{bomb})")
+    matcher = kit.matcher(lark=f'start: "x" ("y" | "n" BOMB)\nBOMB: /{bomb}/')
     assert matcher.accept(x)
     before, taken = matcher.mask().tolist(), 0
     with pytest.raises(GrammarError, match="the grammar stopped: "):
@@ -277,7 +277,8 @@ def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) ->
             return super().accept(token)
 
     def limited() -> Grammar:
-        matcher = Limited(kit.matcher(choice=["yes", "no"])._start, VOCAB)
+        whole = kit.matcher(choice=["yes", "no"])
+        matcher = Limited(whole._matcher, whole._anew, VOCAB)
         return Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
 
     y, n = (kit.tokenizer.encode(text, add_special=False)[0] for text in "yn")
