@@ -270,7 +270,7 @@ class BehindChannels:
         if place < 0:
             return None
         if last == END:
-            return ScanState("turn")
+            return ScanState("header")
         if last != BODY:
             return ScanState("header", prompt[max(prompt.rfind(START), 0) :].encode())
         found = self._body(prompt[max(prompt.rfind(START), 0) : place])

@@ -93,6 +93,15 @@ class Grammar:
         self._path: list[int] = []  # what the matcher took after the committed tokens
         self.begins: int | None = None if start.first is not None else prompt_length
 
+    @property
+    def at_once(self) -> bool:
+        """Whether the answer begins at once: no thought may come before it."""
+        return self._start.first is None or self._start.first.kind == "gap"
+
+    def begun(self, tokens: Sequence[int]) -> bool:
+        self._after(tokens, ())
+        return self.at_once or self.begins is not None
+
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
         """As `GrammarRule.at`.
 

@@ -240,6 +240,21 @@ def test_in_channels_the_answer_is_the_final_one(prompt: str, pieces: str, fits:
         assert split.push("".join(words))[1] in ("yes", "no")
 
 
+@pytest.mark.parametrize("prompt", ["<|start|>assistant", "<|start|>user<|message|>a<|end|>"])
+def test_what_is_said_before_the_first_channel_is_no_answer(prompt: str) -> None:
+    kit = GrammarKit(CHANNELS, len(CHANNELS.pieces), HARMONY)
+    start = BehindChannels(Spellings(CHANNELS, kit.thoughts, len(CHANNELS.pieces)), prompt)
+    grammar = Grammar(start, kit.compiler.matcher(YES), frozenset({0}), len(PROMPT))
+    words = ["a", "a", "<|channel|>", "final", "<|message|>", "no"]
+    assert follow(grammar, [CHANNELS.pieces.index(p) for p in words])
+    assert not grammar.at_once
+    split = ChannelSplitter(once=True)
+    assert [*map(split.push, words)][-1] == ("", "no") and split.finish() == ("", "")
+    assert split.push("") == ("", "")
+    cut = ChannelSplitter(once=True)
+    assert (cut.push("aa"), cut.finish()) == (("", ""), ("", ""))
+
+
 def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKit) -> None:
     """Cutting all of it into tokens at each of its places would hold up every request for seconds."""
     matcher = kit.matcher(json_schema={"const": "x" * 3_000})
