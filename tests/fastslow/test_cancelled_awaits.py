@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from gate import SOON, Gate, settled
 
-from fastslow import LLM, AsyncLLM, SamplingParams
+from fastslow import LLM, AsyncLLM, RequestHandle, SamplingParams
 
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)
-CALLS: dict[str, Callable[[AsyncLLM], Awaitable[object]]] = {
-    "generate": lambda served: served.generate("The", LONG),
-    "chat": lambda served: served.chat("The", LONG),
-    "next piece": lambda served: anext(served.stream("The", LONG)),
-    "forget_prompts": lambda served: served.forget_prompts(),
-    "stop_thinking": lambda served: served.stop_thinking(served.submit("The", LONG)),
-    "drain": lambda served: served.drain(None),
-    "close": lambda served: served.close(),
+CALLS: dict[str, Callable[[AsyncLLM, RequestHandle], Awaitable[object]]] = {
+    "generate": lambda served, _: served.generate("The", LONG),
+    "chat": lambda served, _: served.chat("The", LONG),
+    "next piece": lambda served, _: anext(served.stream("The", LONG)),
+    "forget_prompts": lambda served, _: served.forget_prompts(),
+    "stop_thinking": lambda served, running: served.stop_thinking(running),
+    "drain": lambda served, _: served.drain(None),
+    "close": lambda served, _: served.close(),
 }
 
 
@@ -37,7 +37,7 @@ def test_a_call_that_is_cancelled_ends_nobody_else(
             monkeypatch.setattr(llm, "close", lambda: time.sleep(0.1))
         bystander = served.submit("quick", LONG)
         await asyncio.to_thread(gate.reached.acquire, timeout=SOON)  # inside a step
-        task = asyncio.ensure_future(CALLS[name](served))
+        task = asyncio.ensure_future(CALLS[name](served, bystander))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
