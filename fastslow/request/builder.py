@@ -338,7 +338,10 @@ class RequestBuilder:
             mode=mode.name,
             called=called,
             policy=self._controller.policy(
-                settings if drafts else drafter, drafter, bool(plan.prediction)
+                settings if drafts else drafter,
+                drafter,
+                bool(plan.prediction),
+                options.memory_key,
             ),
             stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
             groups=mode.routed,

@@ -75,7 +75,7 @@ def known(best: AdaptiveDrafter) -> Any:
 
 
 def view(number: int = 0) -> Any:
-    return SimpleNamespace(id=number, tokens=[1, 2])
+    return SimpleNamespace(id=number, tokens=[1, 2], memory_key=None)
 
 
 def step(best: AdaptiveDrafter, accepted: int, count: int = 1) -> list[list[int]]:

@@ -22,7 +22,7 @@ EXPERTS, LONELY = RoutedUnits("experts", 8), RoutedUnits("experts", 8, least=1)
 
 def test_a_fixed_length_plans_the_same_whatever_runs() -> None:
     policy: Policy = FixedLength(5)
-    request: Any = SimpleNamespace(groups=None)
+    request: Any = SimpleNamespace(groups=None, memory_key=None)
     for running in (1, 8):
         assert policy.plan(request, running) == 5
         policy.record(Tree.chain([1, 2]), [0])
