@@ -1,4 +1,4 @@
-"""What several drafters share: methods that do nothing, and a chain that is drafted token by token."""
+"""What drafters share: methods that do nothing, and a chain that is drafted token by token."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class BaseDrafter:
 
 class DraftChain:
     """One request's chain while it is drafted. Tokens with certain probabilities are chosen; others are
-    sampled, and the tree then holds their probabilities. For a request that is to be reproducible they
-    are drawn with the random numbers of the target's own tokens: such tokens are chosen, and agree with
-    the target more often than independent ones."""
+    sampled, and the tree then holds their probabilities. For a reproducible request they are drawn with
+    the random numbers of the target's tokens: such tokens are chosen, and agree with the target more
+    often than independent ones."""
 
     def __init__(self, request: RequestView) -> None:
         self._request = request

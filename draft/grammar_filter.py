@@ -34,11 +34,9 @@ def _forced(tokens: Sequence[int]) -> Tree:
 
 
 def filter_by_grammar(tree: Tree, request: RequestView, most: int) -> Tree:
-    """The draft without what cannot be accepted, and with what must follow its leaves.
-
-    Of a chosen tree, nodes that do not fit are left out. A sampled node stays, since what is left of
-    the target's probabilities depends on its rejection; but nothing stays below it.
-    """
+    """The draft without what cannot be accepted, and with what must follow its leaves. A sampled node that
+    does not fit stays, since what is left of the target's probabilities depends on its rejection; but
+    nothing stays below it."""
     grammar = request.grammar
     if grammar is None:
         return tree

@@ -13,15 +13,9 @@ MAX_DRAFTERS = 8  # whose proposals can be distinguished
 def likeliest_first(
     parents: Sequence[int], scores: Sequence[float], nodes: Iterable[int], most: int
 ) -> list[int]:
-    """The likeliest nodes, in the order of their rows: the likeliest path, then the branches nearest to
-    its end. The rows of an accepted path then mostly need no move.
-
-    Args:
-        parents: of all nodes; -1 is none.
-        scores: of all nodes; a parent's is never below its child's.
-        nodes: those to choose from, with every one's parent.
-        most: how many are chosen.
-    """
+    """The likeliest of some nodes, at most `most`, in the order of their rows: the likeliest path, then the
+    branches nearest to its end. The rows of an accepted path then mostly need no move. `nodes` hold the
+    parent of each; its score is never below its child's."""
     children: dict[int, list[int]] = {-1: []}
     order = sorted(nodes, key=lambda node: (-scores[node], node))[:most]
     children.update((node, []) for node in order)
@@ -39,14 +33,14 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[s
     """One tree of the likeliest nodes of all trees: where they agree a node is surer, else it branches.
 
     Where several hold a node, its chance is that not all of them err, if errors are independent; where
-    siblings' chances add up to more than one they are scaled down to one. `by` encodes which drafters
-    propose the node and which propose another token there: such nodes have their own acceptance.
+    siblings' chances add up to more than one they are scaled down to one. `drafter_ids` encode which
+    drafters propose the node and which propose another token there.
 
     Args:
-        trees: of chosen nodes with scores, each with the number of its drafter, below MAX_DRAFTERS; one
-            alone is returned with its number.
+        trees: of chosen nodes with scores, each with the number of its drafter, below MAX_DRAFTERS; a
+            single tree is returned with its number.
         nodes: most nodes.
-        names: of the drafters by number, for the tree's `sources`: of those who hold a node the first.
+        names: of the drafters by number; a node has the name of the first that holds it.
     """
     if len(trees) == 1:
         number, tree = trees[0]

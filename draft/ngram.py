@@ -22,8 +22,7 @@ class NgramDraft(BaseDrafter):
     The longest match wins, and of equally long ones the newest.
 
     Args:
-        longest: most tokens to match, default 4.
-        shortest: fewest tokens to match, default 2.
+        longest, shortest: most and fewest tokens to match, default 4 and 2.
     """
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:

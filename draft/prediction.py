@@ -11,9 +11,8 @@ from fastslow.draft.suffix.tree import MatchConfidence
 from fastslow.engine.types import PREDICTION, RequestView, Tree
 
 SIZES = (8, 4, 2)  # tokens that are looked up where answer and prediction differ, in this order
-BELIEVED = (
-    12  # tokens that are taken to match before the first one: a caller has a reason to predict
-)
+# tokens that are taken to match before the first one: a caller has a reason to predict
+BELIEVED = 12
 TRIES = 3  # tokens of an answer after which its beginning is no longer expected
 MIN_SCORE = 0.2  # of a node; below it nothing is proposed
 NUMBER = 1 << 2 * MAX_DRAFTERS  # `Tree.drafter_ids`, beside those of merged trees
@@ -72,13 +71,11 @@ class _Place:
         self.begin(start)
 
     def begin(self, start: int) -> None:
-        """The answer begins at token `start` of its text, as far as is known."""
         self._start = self._read = start
         self._next = 0  # predicted token that should come now
         self._matched = BELIEVED  # tokens before it; 0: nobody knows the place
 
     def follow(self, text: Sequence[int]) -> None:
-        """Go on by the tokens that came."""
         for token in text[self._read :]:
             if not self._matched:
                 break

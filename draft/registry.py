@@ -1,4 +1,4 @@
-"""The drafters that can be asked for by name. A new one is one entry of `DRAFTERS`.
+"""The drafters that can be asked for by name. A new drafter is an entry of `DRAFTERS`.
 
 The command line and the server read the names, so nothing heavy is imported before a drafter is made.
 """
@@ -37,34 +37,22 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class DrafterDeps:
-    """The parts of an engine that drafters are made of.
+    """The parts of an engine that drafters are made of."""
 
-    Attributes:
-        target: the model that verifies.
-        cache: the target's KV.
-        load_model: the draft model at a path.
-        load_head: the trained head at a path; None = the target's: trained for it, or in its checkpoint.
-        load_corpus: the stored answers at a path.
-        memory: the engine's earlier answers; None = they are not stored.
-        has_head: whether the target has a head.
-        selection: (number of drafters, settings) -> what decides which of them are asked.
-        marginal_value: of a token and of a row in a batch's step; None = unknown.
-    """
-
-    target: Model
-    cache: KVCache
-    load_model: Callable[[str], LoadedModel]
-    load_head: Callable[[Path | None], HeadRunner]
+    target: Model  # verifies
+    cache: KVCache  # the target's
+    load_model: Callable[[str], LoadedModel]  # the draft model at a path
+    load_head: Callable[[Path | None], HeadRunner]  # at a path; None: the target's own
     load_corpus: Callable[[Path], Corpus]
-    memory: AnswerMemory | None
-    has_head: bool
-    selection: Callable[[int, Speculation], DrafterSelection]
+    memory: AnswerMemory | None  # earlier answers; None: they are not stored
+    has_head: bool  # the target has a head
+    selection: Callable[[int, Speculation], DrafterSelection]  # for a number of drafters
     marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterKind:
-    """What the house knows of a drafter. A new drafter is one entry of `DRAFTERS`.
+    """What the house knows of a drafter.
 
     Attributes:
         make: makes it from a request's settings and the parts of the engine.
@@ -199,3 +187,44 @@ DRAFTERS: dict[str, DrafterKind] = {
     ),
 }
 """Drafters by name. A name in this table can be asked for, alone or joined by + or |."""
+
+
+def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = False) -> list[str]:
+    """The drafters that `settings.drafter` names, in order; see `build_drafter`. ValueError for an unknown
+    name, with the nearest known name, or for settings that a drafter's `DrafterKind.check` refuses."""
+    from fastslow.engine.params import nearest
+
+    if settings.drafter == "auto":
+        with_head = has_head or settings.head is not None
+        return split_names(AUTO_WITH_HEAD if with_head else AUTO)
+    names = split_names(settings.drafter)
+    for name in names:
+        if name not in DRAFTERS:
+            hint = nearest(name, (*DRAFTERS, "auto", "off"))
+            raise ValueError(f"drafter={settings.drafter!r} is unknown{hint}")
+    if "+" in settings.drafter and "|" in settings.drafter:
+        raise ValueError(f"drafter={settings.drafter!r} must join names by + or by |, not by both")
+    for check in (DRAFTERS[name].check for name in names):
+        if check is not None:
+            check(settings, units, has_head)
+    return names
+
+
+def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    """Make the drafter that a request asked for; the loaders of `deps` raise ValueError if something does
+    not fit.
+
+    "a+b" asks b where a has no draft; "a|b" asks each where it pays, and merges their trees where
+    both have scores, else takes the more promising one. "auto" is AUTO_WITH_HEAD where the model has a
+    head, whose trees are then AUTO_WIDTH wide, else AUTO.
+    """
+    from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
+    from fastslow.engine.model.routed_units import RoutedUnits
+
+    names = check_drafter(settings, RoutedUnits.of(deps.target.config), deps.has_head)
+    made = [DRAFTERS[name].make(settings, deps) for name in names]
+    if len(made) == 1:
+        return made[0]
+    if "+" in settings.drafter:
+        return FallbackDrafter(*made, names=names)
+    return AdaptiveDrafter(made, deps.selection(len(made), settings), names=names)

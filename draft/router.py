@@ -1,4 +1,4 @@
-"""Every request its own drafter, all in one batch."""
+"""Hands each request of a batch to its own drafter."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ class DrafterRouter:
             a request whose settings are not in it is not drafted for.
         drafted: called after each proposal with the settings, seconds, number of requests asked, and
             nodes of the largest tree.
-
-    Attributes:
-        features: the layers that any drafter of the latest `propose` reads.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def on_each(parts: Iterable[T], act: Callable[[T], None]) -> None:
-    """Act on every part, also after one raised; the first error is raised at the end."""
+    """Act on every part, also after an error; the first error is raised at the end."""
     errors: list[Exception] = []
     for part in parts:
         try:
@@ -28,11 +28,7 @@ def on_each(parts: Iterable[T], act: Callable[[T], None]) -> None:
 
 
 def counted(trees: list[Tree], requests: int) -> list[Tree]:
-    """What a drafter proposed, if it is one tree for each request.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """What a drafter proposed; ValueError if it is not a tree for each request."""
     if not isinstance(trees, list | tuple) or not all(isinstance(tree, Tree) for tree in trees):
         raise ValueError(f"the drafter proposed {trees!r:.60}, and a list of Tree is needed")
     if len(trees) != requests:
@@ -59,11 +55,7 @@ def columns(
 
 
 class SeveralDrafters:
-    """Base of drafters that combine others, at least one: forwards commit, read and so on to each.
-
-    Attributes:
-        features: the layers that any of the drafters reads.
-    """
+    """Base of drafters that combine others, at least one: forwards commit, read and so on to each."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self.drafters = drafters
@@ -105,12 +97,8 @@ class SeveralDrafters:
 
 
 class FallbackDrafter(SeveralDrafters):
-    """Asks drafters in turn; the first non-empty draft of a request is used.
-
-    Args:
-        drafters: in the order in which they are asked.
-        names: of the drafters, for their trees' `drafter_names`.
-    """
+    """Asks drafters in turn; the first non-empty draft of a request is used. `names` are theirs, for their
+    trees' `drafter_names`."""
 
     def __init__(self, *drafters: Drafter, names: Sequence[str] = ()) -> None:
         super().__init__(drafters)
@@ -137,10 +125,8 @@ class DrafterSelection(Protocol):
         nodes: Sequence[int],
         ask: Callable[[int, Sequence[int]], tuple[Sequence[Tree], float]],
     ) -> list[list[tuple[int, Tree]]]:
-        """For each request, the proposals to draft, with the numbers of their drafters.
-
-        ask: (drafter, most nodes of each request) -> its trees, and the seconds they took.
-        """
+        """For each request, the proposals to draft, with the numbers of their drafters. `ask`: (drafter,
+        most nodes of each request) -> its trees, and the seconds they took."""
 
     def awake(self, drafter: int) -> bool:
         """Whether it may be asked in one of the next steps, and so needs its features."""
@@ -151,8 +137,7 @@ class DrafterSelection(Protocol):
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
         """What was accepted."""
 
-    def release(self, requests: Collection[int]) -> None:
-        """These request ids are gone."""
+    def release(self, requests: Collection[int]) -> None: ...
 
 
 class AdaptiveDrafter(SeveralDrafters):
@@ -160,8 +145,7 @@ class AdaptiveDrafter(SeveralDrafters):
     promises; what both propose is merged into one tree. The selection decides, and learns from the result.
 
     Args:
-        drafters: in the order in which they are asked, the cheapest first; at least one.
-        selection: decides which drafters are asked for which requests.
+        drafters: in the order in which they are asked, the cheapest first.
         now: seconds, as of `time.perf_counter`.
         names: of the drafters, for their trees' `drafter_names`.
 
@@ -205,8 +189,8 @@ class AdaptiveDrafter(SeveralDrafters):
         on_each(parts, lambda release: release(requests))
 
     def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
-        """A prompt is shown once, and reading it costs a drafter little. So drafters that are not asked
-        now read it, too, except those that are never asked in such batches."""
+        """A prompt is shown once, and reading it costs little. So drafters that are not asked now read it,
+        too, except those that are never asked in such batches."""
         return self.drafters[: self.selection.able(batch)]
 
 

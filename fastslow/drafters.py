@@ -12,11 +12,16 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from loguru import logger
 
-from fastslow.draft.build import build_drafter, check_drafter
-from fastslow.draft.head.head import load_mtp
-from fastslow.draft.head.mtp import has_mtp_layer
+from fastslow.draft.head.mtp import has_mtp_layer, load_mtp
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head, made_for
-from fastslow.draft.registry import DRAFTERS, DrafterDeps, LoadedModel, split_names
+from fastslow.draft.registry import (
+    DRAFTERS,
+    DrafterDeps,
+    LoadedModel,
+    build_drafter,
+    check_drafter,
+    split_names,
+)
 from fastslow.draft.several import on_each
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import AnswerMemory

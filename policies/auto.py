@@ -40,7 +40,7 @@ class LinearModeRouter(Params):
         return value
 
     def score(self, seen: Mapping[str, float]) -> float:
-        """The score of these features; where it was fitted, a logit."""
+        """Of these features; where it was fitted, a logit."""
         return self.bias + sum(part for _, part in self._parts(seen))
 
     def __call__(self, facts: PromptFacts) -> ModeChoice:
@@ -108,16 +108,8 @@ numbers) say the same as others here; they are for fitted ones."""
 
 
 def read_selector(path: str | Path, folder: Path | None = None) -> LinearModeRouter:
-    """The selector in a settings file of `fastslow tune --modes`.
-
-    Args:
-        path: the file.
-        folder: of the model that it is for; None = any.
-
-    Raises:
-        ValueError: one sentence with the file and what is wrong with it, or that it was found with
-            another model.
-    """
+    """The selector in a settings file of `fastslow tune --modes`, for the model in a folder; None = any.
+    ValueError in one sentence about the file, or that it was found with another model."""
     named = f"settings file {str(path)!r}"
     if not Path(path).is_file():
         raise ValueError(f"{named} cannot be read: there is no such file")
@@ -132,11 +124,8 @@ def read_selector(path: str | Path, folder: Path | None = None) -> LinearModeRou
 
 
 def checkpoint_selector(folder: Path) -> LinearModeRouter:
-    """The selector that a checkpoint brings, under "auto" in its `fastslow.json`; else the built-in one.
-
-    Raises:
-        ValueError: one sentence with the file and what is wrong with it.
-    """
+    """The selector under "auto" in a checkpoint's `fastslow.json`, else the built-in one. ValueError with
+    one sentence about the file."""
     path = folder / "fastslow.json"
     given = read_object(path).get("auto")
     return BUILT_IN if given is None else _selector(given, str(path))
@@ -152,11 +141,8 @@ def _selector(given: Any, named: str) -> LinearModeRouter:
 
 
 def choose(router: ModeRouter, facts: PromptFacts, presets: Mapping[str, Mode]) -> ModeChoice:
-    """The preset that a mode router takes, checked, with a line that says why.
-
-    Raises:
-        ValueError: it names no preset, or one that would choose again.
-    """
+    """The preset that a mode router takes, with a line that says why. ValueError where it names no preset, or
+    a preset that would choose again."""
     chosen = router(facts)
     if isinstance(chosen, str):
         name = getattr(router, "__name__", type(router).__name__)

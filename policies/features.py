@@ -66,11 +66,8 @@ def count_words(text: str) -> int:
 
 
 def features(facts: PromptFacts) -> dict[str, float]:
-    """Every feature of LABELS, about 0 to 10, from the text, the history and the load.
-
-    Marks count by their logarithm. Numbers count relative to words, since a long text has some without
-    asking for a calculation.
-    """
+    """Every feature of LABELS, about 0 to 10, from the text, the history and the load. Marks count by their
+    logarithm; numbers relative to words, since a long text has some without being a calculation."""
     words = count_words(facts.text)
     text = facts.text
     if len(text) > 2 * ENDS:

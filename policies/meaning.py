@@ -10,16 +10,8 @@ CHOSEN = "as the preset that is taken"
 
 
 def meaning(mode: Mode, units: RoutedUnits) -> dict[str, str]:
-    """What a mode does, in a few words for people.
-
-    Args:
-        mode: checked against the model (see `find_mode`).
-        units: of the model.
-
-    Returns:
-        groups (experts, where there are no groups), thinking, budget, sampling, drafter, latency,
-        escalation -> text, "-" for nothing.
-    """
+    """What a mode of `find_mode` does, in a few words for people: groups (or experts), thinking, budget,
+    sampling, drafter, latency, escalation -> text, "-" for nothing."""
     own = mode.model_fields_set if mode.auto else {units.name, "thinking"}
     return {
         units.name: _running(mode.routed, units.most) if units.name in own else CHOSEN,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class PromptFacts:
-    """What is known of a request before it runs: all that the choice of its mode may depend on."""
+    """What is known of a request before it runs."""
 
     text: str  # what is asked: the last turn of the user, or the whole prompt
     turns: int = 0  # messages before it, the system's not counted

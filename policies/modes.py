@@ -20,14 +20,8 @@ Fields = Mapping[str, Any]
 
 
 def builtin_modes(units: RoutedUnits) -> dict[str, Mode]:
-    """The presets that every checkpoint has.
-
-    "fast" runs a quarter of the groups, or half of the experts of a model without groups; modes of a
-    dense one differ in thinking only.
-
-    Args:
-        units: of the model.
-    """
+    """The presets that every checkpoint has. "fast" runs a quarter of the groups, or half of the experts of
+    a model without groups; modes of a dense model differ in thinking only."""
     share, few, whole = 4, "mostly shared experts", "all expert groups"
     if units.name == "experts":
         share, few, whole = 2, "half of the experts", "all experts that the router chooses"
@@ -63,8 +57,7 @@ def load_modes(
     begins with its `base`, another preset, or else with the fields' defaults.
 
     Args:
-        folder: of the checkpoint.
-        units: what its modes may run fewer of.
+        units: what the checkpoint's modes may run fewer of.
         own: the user's: a JSON file, or name -> `Mode` or its fields.
 
     Raises:
@@ -83,13 +76,9 @@ def load_modes(
 
 
 def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], units: RoutedUnits) -> Mode:
-    """A mode by name, or the caller's own, checked against the model. A preset with changes and without
-    a name has the preset's name and a star.
-
-    Raises:
-        ValueError: an unknown name (the message gives the nearest), a field that does not fit, or
-            a number of groups or experts that the model does not have.
-    """
+    """A mode by name, or the caller's own. A preset with changes and without a name has the preset's name and
+    a star. ValueError for an unknown name (with the nearest), a field that does not fit, or a number of
+    groups or experts that the model does not have."""
     if isinstance(mode, str):
         return _named(mode, presets)
     if not isinstance(mode, Mode | Mapping):
@@ -165,7 +154,7 @@ def _over(base: Mode, fields: Fields) -> Mode:
 def _read(
     path: Path, modes: Mapping[str, Mode], units: RoutedUnits, folder: Path | None = None
 ) -> dict[str, Mode]:
-    """folder: of the model that the presets must be for."""
+    """`folder`: of the model that the presets must be for."""
     if not path.is_file():
         raise ValueError(f"presets in {path} cannot be read: there is no such file")
     try:

@@ -25,7 +25,7 @@ class ThinkingBudget:
 
     Args:
         most: tokens, over all thoughts of an answer; None = any number.
-        soft: how many of the last tokens of `most` are soft; 0 = none.
+        soft: how many of the last tokens of `most` are soft.
         early_exit: whether loops and settled thoughts are ended.
     """
 
@@ -41,7 +41,7 @@ class ThinkingBudget:
             return None
         if thought.said >= REPEATS and len(thought.line) >= MIN_CHARS:
             return "settled"
-        return "loop" if _circles(thought.recent) else None
+        return "loop" if _loops(thought.recent) else None
 
     def lift(self, spent: int) -> float:
         if self._most is None or not self._soft:
@@ -55,7 +55,7 @@ class ThinkingBudget:
         return spent.start < self._most and spent.stop > self._most - self._soft
 
 
-def _circles(tokens: Sequence[int]) -> bool:
+def _loops(tokens: Sequence[int]) -> bool:
     last = tokens[-1] if tokens else None
     for span in range(1, min(LONGEST_SPAN, len(tokens) // LOOPS) + 1):
         size = max(LOOPS * span, MIN_TOKENS)

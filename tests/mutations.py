@@ -324,11 +324,11 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
         ),
     },
     ("policies/speculation/acceptance.py", ("tests/policies/test_length.py",)): {
-        "nodes behind a refused one are judged": (
+        "nodes after a rejected node are judged": (
             "if parent < 0 or parent in accepted)",
             "if True)",
         ),
-        "drafters behind one name share their acceptance": (
+        "drafters of one name share their acceptance": (
             "return by, min(depth, self.tuning.deepest)",
             "return 0, min(depth, self.tuning.deepest)",
         ),
@@ -667,7 +667,7 @@ BROKEN: dict[tuple[str, tuple[str, ...]], Edits] = {  # by file, and the tests t
             "verify_seen.append(looks)",
         ),
     },
-    ("tools/train_head/unroll.py", ("tests/draft/test_head.py",)): {
+    ("tools/train_head/unroll.py", PROMPTS): {
         "a chain in training forgets the prompt": ("tril(before - step)", "tril(-step)"),
     },
     ("tools/train_head/batches.py", PROMPTS): {

@@ -1,7 +1,8 @@
-"""The shape of a draft head, and the file that holds a trained one."""
+"""The shape of a draft head, the file of a trained one, and what a head needs of its target's checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu.draft_head import DraftShape
 from fastslow.engine.backends.cpu.library import LIMITS, check_limits
+from fastslow.engine.checkpoint.checkpoint import Checkpoint, floats
+from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import open_file, parse_object, shown
+from fastslow.engine.model.config import ModelConfig
 
 KIND = "fastslow-head"
 NORMS = ("embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm")
@@ -30,8 +34,7 @@ class HeadConfig(DraftShape):
     Attributes:
         layers: target layers whose outputs are fused, 0 = the first layer's.
         vocabulary: D, tokens that can be drafted.
-        prompt: how many last rows of a prompt it was trained to see; 0 = none, as in old files, which
-            lack the field.
+        prompt: how many last rows of a prompt it was trained to see.
     """
 
     layers: tuple[int, ...]
@@ -64,8 +67,7 @@ class HeadConfig(DraftShape):
             raise ValueError(f"metadata field kind={shown(found.get('kind'))} must be {KIND!r}")
         try:
             read = parse_object(found.get("config", ""), "it")
-            values: dict[str, Any] = {"prompt": 0, **read}
-            known = {field.name: values[field.name] for field in fields(cls)}
+            known = {field.name: read[field.name] for field in fields(cls)}
             config = cls(**known | {"layers": tuple(known["layers"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
@@ -75,7 +77,6 @@ class HeadConfig(DraftShape):
         return config
 
     def check(self) -> None:
-        """ValueError, naming the field, its value and the limit."""
         DraftShape.check(self)
         check_limits(vocabulary=self.vocabulary)
         most = LIMITS["position"][1]
@@ -102,11 +103,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """Config and weights of a head's file, checked.
-
-    Raises:
-        ValueError: one sentence about what is wrong with the file.
-    """
+    """Config and weights of a head's file; ValueError in one sentence about what is wrong with it."""
     try:
         with opened(path) as file:
             config = HeadConfig.from_metadata(file.metadata())
@@ -129,3 +126,58 @@ def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
     if (least := int(weights["tokens"].min())) < 0:
         raise ValueError(f"head {path}: token {least} of tensor tokens must be at least 0")
     return config, weights
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The target's embedding [V, H] and head [V, H], the same tensor where they are tied, and the norm [H]
+    in front of the head; in the checkpoint's dtype."""
+
+    embedding: Tensor
+    head: Tensor
+    norm: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEnds:
+    """The same for the kernels, read row by row from the file; without a head where the draft head has
+    its own."""
+
+    embedding: Tensor | RowFile
+    head: RowFile | None = None
+
+
+def stored_ends(folder: Path) -> StoredEnds | None:
+    """The ends of the model in a folder, left in its file; None where they have to be read whole."""
+    config = ModelConfig.from_folder(folder)
+    checkpoint = Checkpoint.own(folder, config)
+    embedding = checkpoint.rows("model.embed_tokens.weight")
+    head = embedding if config.tie_word_embeddings else checkpoint.rows("lm_head.weight")
+    return None if embedding is None or head is None else StoredEnds(embedding, head)
+
+
+def read_ends(folder: Path) -> Ends:
+    """The ends of the model in a folder, in memory."""
+    config = ModelConfig.from_folder(folder)
+    with floats(folder, config) as read:
+        embedding = read("model.embed_tokens.weight")
+        head = embedding if config.tie_word_embeddings else read("lm_head.weight")
+        return Ends(embedding, head, read("model.norm.weight"))
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of the target's shape, its norms and the queries of its last layer."""
+    config = ModelConfig.from_folder(folder)
+    last = f"model.layers.{config.layers - 1}"
+    names = (
+        "model.norm.weight",
+        f"{last}.input_layernorm.weight",
+        f"{last}.post_attention_layernorm.weight",
+        f"{last}.self_attn.q_proj.weight",
+    )
+    shape = (config.architecture, config.layers, config.hidden_size, config.experts)
+    digest = hashlib.sha256(repr(shape).encode())
+    with floats(folder, config) as read:
+        for name in names:
+            digest.update(read(name).float().numpy().tobytes())
+    return digest.hexdigest()[:16]

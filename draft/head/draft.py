@@ -1,9 +1,8 @@
-"""The drafter with a trained head: it drafts chains, or trees of the likeliest nodes."""
+"""The drafter with a head: it drafts chains, or trees of the likeliest nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -13,15 +12,7 @@ from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.head.state import FinishedTexts, HeadState
 from fastslow.draft.head.tree import NO_MASS, HeadChain
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
-from fastslow.engine.types import (
-    AcceptResult,
-    Floats,
-    Ints,
-    MarginalValue,
-    RequestView,
-    TargetProbs,
-    Tree,
-)
+from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, TargetProbs, Tree
 
 MIN_SCORE = 0.08  # a less likely node hardly pays for its row, even where rows cost next to nothing
 MAX_WAITING = 256  # rows of a text without drafts; then the runner takes them in any case
@@ -41,7 +32,6 @@ class HeadDraft:
     their rows take: such nodes would be cut, and each level takes a pass over the head.
 
     Args:
-        runner: of the trained head.
         target_probs: logits -> probabilities under a request's parameters; it must not hold the logits.
         width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own
             probabilities under the request's parameters. More: trees of chosen nodes; `width` nodes of
@@ -70,7 +60,9 @@ class HeadDraft:
         self._marginal_value = marginal_value
         self._states: dict[int, HeadState] = {}
         self._finished = FinishedTexts(MAX_FINISHED_ROWS)
-        self._buffer = LogitsBuffer(runner.vocab_size)
+        # of all tokens; used again, since filling V numbers takes as long as a small product
+        self._logits = np.full(runner.vocab_size, NO_MASS, dtype=np.float32)
+        self._logits_V = torch.from_numpy(self._logits)
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
@@ -167,7 +159,6 @@ class HeadDraft:
             self._runner.close(dropped.text)
 
     def _min_score(self, batch: Sequence[RequestView]) -> float:
-        """How likely a node must be, with all before it, to pay for its row."""
         if self._marginal_value is None:
             return MIN_SCORE
         value = self._marginal_value(batch)
@@ -179,7 +170,6 @@ class HeadDraft:
         return state is not None and state.can_draft and state.end == len(request.tokens) - 1
 
     def _first_missing(self, request: RequestView, first: int) -> int:
-        """The first unknown row from `first` on."""
         state = self._states.get(request.id)
         return first if state is None else max(first, state.end)
 
@@ -213,7 +203,6 @@ class HeadDraft:
         return HeadState(self._runner.open(first), first, tokens, first, key=key, shared=shared)
 
     def _flush(self, state: HeadState) -> None:
-        """Give the runner the waiting rows; nothing is drafted until more come."""
         if state.after:
             self._runner.read(_waiting([state]))
             state.flushed()
@@ -225,8 +214,9 @@ class HeadDraft:
             for chain in active:
                 logits = self._runner.logits(chain.state.text)
                 ids = self._runner.vocab_ids(chain.state.text)
-                with self._buffer.filled(ids, logits) as logits_V:
-                    chain.extend(logits_V, logits, self._target_probs)
+                self._logits[ids] = logits
+                chain.extend(self._logits_V, logits, self._target_probs)
+                self._logits[ids] = NO_MASS
             active = [chain for chain in active if len(chain.drafted) < chain.nodes]
             if active:
                 texts = [chain.state.text for chain in active]
@@ -243,21 +233,3 @@ def _waiting(states: Sequence[HeadState]) -> NewRows:
         [token for state in states for token in state.after],
         features.to("cpu", torch.float32),
     )
-
-
-class LogitsBuffer:
-    """Logits over all `width` tokens, NO_MASS but for those of one text; the memory is used again,
-    since filling V numbers takes as long as a small product."""
-
-    def __init__(self, width: int) -> None:
-        self._logits = np.full(width, NO_MASS, dtype=np.float32)
-        self._tensor = torch.from_numpy(self._logits)
-
-    @contextmanager
-    def filled(self, ids: Ints, logits: Floats) -> Iterator[Tensor]:
-        """f32 [V], for as long as the block runs."""
-        self._logits[ids] = logits
-        try:
-            yield self._tensor
-        finally:
-            self._logits[ids] = NO_MASS

@@ -1,27 +1,24 @@
-"""A published EAGLE-3 head in plain torch, and what its config.json says."""
+"""A published EAGLE-3 head: what its config.json says, and the weights beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
-from fastslow.draft.head.config import HeadConfig
-from fastslow.draft.head.head import DraftHead, Projected
-from fastslow.draft.head.layer import Linear, linear_for
-from fastslow.draft.head.state import DraftVocab, RequestVocab
+from fastslow.draft.head.config import WHOLE, HeadConfig, opened, read_ends, stored_ends
 from fastslow.engine.backends.cpu.draft_head import PairedEntry
 from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.checkpoint.row_file import RowFile
-from fastslow.engine.host.files import shown
+from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.config_json import MOST_WIDTH, boolean, integer, integers
-from fastslow.engine.model.rope import inverse_frequencies, rotation
+from fastslow.engine.model.rope import inverse_frequencies
 
 ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")
 MODEL_TYPE = "speculators_model_type"
@@ -32,6 +29,15 @@ LAYER_FIELDS = (
     *("hidden_act", "attention_bias", "mlp_bias", "max_position_embeddings", "vocab_size"),
 )
 POSITIONS = 2048  # where a config does not say how many it was made for
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PLAIN, PICKLED = "model.safetensors", "pytorch_model.bin"
+EMBEDDING, OFFSETS, CHOSEN = "embed_tokens.weight", "d2t", "t2d"
+UNUSED = ("verifier_norm.weight", "verifier_lm_head.weight")  # of the target, for training
+CONVERT = (
+    "from safetensors.torch import save_file; from torch import load; "
+    f"save_file(load('{PICKLED}', weights_only=True), '{PLAIN}')"
+)
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +46,7 @@ class EagleConfig:
     (EAGLE-3: Li et al., arXiv 2503.01840).
 
     Attributes:
-        shape: sizes; its `layers` are target layers whose outputs are read, 0 = the first layer's.
         layer: its rotary positions, biases and so on, as those of a model of one layer.
-        target_hidden: H of the target.
-        target_vocab: V of the target.
         head_norms: every head of queries and keys is normed before it is rotated.
         normed_together: features that are divided by their root mean square together, the target's H
             or all of them; 0: none.
@@ -81,8 +84,7 @@ class EagleConfig:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], target: ModelConfig) -> EagleConfig:
-        """Of either layout, for a target. ValueError in one sentence for what cannot run, or does not
-        fit the target."""
+        """Of either layout. ValueError in one sentence for what cannot run, or does not fit the target."""
         speculators = MODEL_TYPE in raw
         if speculators and raw[MODEL_TYPE] != "eagle3":
             raise ValueError(
@@ -162,10 +164,8 @@ def _check_original(raw: Mapping[str, Any]) -> None:
 
 
 def _layers(raw: Mapping[str, Any], count: int) -> tuple[int, ...]:
-    """Target layers whose outputs are read.
-
-    Published numbers count what a layer takes in, so that 1 is the first layer's output; those inside
-    `eagle_config` count outputs, as SGLang reads them."""
+    """Target layers whose outputs are read. Published numbers count what a layer takes in, so that 1 is the
+    first layer's output; those inside `eagle_config` count outputs, as SGLang reads them."""
     nested = _inner(raw, "eagle_config") if raw.get("eagle_config") is not None else {}
     if not boolean(nested, "use_aux_hidden_state", True):
         raise ValueError("use_aux_hidden_state false is not supported, only true is")
@@ -195,77 +195,140 @@ def _window(inner: Mapping[str, Any]) -> int:
     return integer(inner, "sliding_window") if kinds[0] == "sliding_attention" else 0
 
 
-MATRICES = ("fuse", "qkv", "out", "gate_up", "down", "head")
+def read_eagle(folder: Path, target: ModelConfig) -> tuple[EagleConfig, dict[str, Tensor]]:
+    """Config and weights of a head; `_parts` names the weights, "tokens" are the D that it drafts. ValueError
+    in one sentence about what is wrong with the files, or does not fit the target."""
+    try:
+        raw = read_object(folder / "config.json")
+        if not raw:
+            raise ValueError("it has no config.json, so it is no published head")
+        config = EagleConfig.from_json(raw, target)
+        _check_format(folder)
+        with opened(folder / PLAIN) as file:
+            weights = _read(config, file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"head {folder} cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"head {folder}: {error}") from None
+    return config, weights
 
 
-class EagleHead(DraftHead):
-    """Its attention reads a token's embedding and a hidden state side by side, and it has a head for its
-    vocabulary, so a text's own tokens cannot be added.
+def embedding_of(folder: Path, config: EagleConfig, target: Path) -> Tensor | RowFile:
+    """The embedding [V, H] of a head, its own or that of the target in a checkpoint folder; left in its file
+    where rows can be read from it."""
+    path = folder / PLAIN
+    with opened(path) as file:
+        own = EMBEDDING in file.keys()  # noqa: SIM118 - the file is no dictionary
+        if not own and config.shape.hidden != config.target_hidden:
+            raise ValueError(
+                f"head {folder} lacks tensor {EMBEDDING}, and its hidden_size is its own"
+            )
+        if own:
+            stored = RowFile.of_tensor(path, EMBEDDING)
+            return file.get_tensor(EMBEDDING) if stored is None else stored
+    ends = stored_ends(target)
+    return read_ends(target).embedding if ends is None else ends.embedding
 
-    Args:
-        config: its shape.
-        weights: of `eagle_file.read_eagle`.
-        embedding: [V, H], the target's or its own.
-        linear: applies the matrices of MATRICES by name; None: in int8 where that runs.
-    """
 
-    def __init__(
-        self,
-        config: EagleConfig,
-        weights: Mapping[str, Tensor],
-        embedding: Tensor | RowFile,
-        linear: Linear | None = None,
-    ) -> None:
-        self.config = config.shape
-        self.vocab_size = config.target_vocab
-        self.vocab = DraftVocab(weights["tokens"], None)
-        self._eagle = config
-        self._embedding = embedding
-        self._small = {n: w.float() for n, w in weights.items() if w.ndim == 1 and n != "tokens"}
-        self._linear = linear or linear_for({name: weights[name] for name in MATRICES})
+def _parts(config: EagleConfig) -> dict[str, Shapes]:
+    """Name of a weight -> tensors of the file that make it, one below the other, and their shapes."""
+    s, p, layer = config.shape, config.prefix, config.layer
+    inner, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    found: dict[str, Shapes] = {
+        "embedding_norm": {f"{p}input_layernorm.weight": (s.hidden,)},
+        "hidden_norm": {f"{p}hidden_norm.weight": (s.hidden,)},
+        "mlp_norm": {f"{p}post_attention_layernorm.weight": (s.hidden,)},
+        "norm": {"norm.weight": (s.hidden,)},
+        "fuse": {"fc.weight": (s.hidden, config.features)},
+        "head": {"lm_head.weight": (s.vocabulary, s.hidden)},
+    }
+    qkv = {"self_attn.q_proj": inner, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
+    for name, inputs, outputs, biased in (
+        ("qkv", 2 * s.hidden, qkv, layer.qkv_bias),
+        ("out", inner, {"self_attn.o_proj": s.hidden}, layer.out_bias),
+        (
+            "gate_up",
+            s.hidden,
+            dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), s.neurons),
+            layer.mlp_bias,
+        ),
+        ("down", s.neurons, {"mlp.down_proj": s.hidden}, layer.mlp_bias),
+    ):
+        found[name] = {f"{p}{module}.weight": (n, inputs) for module, n in outputs.items()}
+        if biased:
+            found[f"{name}_bias"] = {f"{p}{module}.bias": (n,) for module, n in outputs.items()}
+    if config.head_norms:
+        found["query_norm"] = {f"{p}self_attn.q_norm.weight": (s.head_dim,)}
+        found["key_norm"] = {f"{p}self_attn.k_norm.weight": (s.head_dim,)}
+    if (width := config.normed_together) == config.features:
+        found["features_norm"] = {"input_norm.weight": (width,)}
+    elif width:
+        each = (f"fc_norm.{n}.weight" for n in range(len(s.layers)))
+        found["features_norm"] = dict.fromkeys(each, (width,))
+    return found
 
-    def logits(
-        self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
-    ) -> list[Tensor]:
-        normed = hidden if self._eagle.normed_output else self._norm("norm", hidden)
-        return list(torch.split(self._linear("head", normed), list(sizes)))
 
-    def _fuse(self, features: Tensor) -> Tensor:
-        level = features.to("cpu", torch.float32)
-        if together := self._eagle.normed_together:
-            parts = level.view(len(level), -1, together)
-            level = F.rms_norm(parts, (together,), eps=self.config.eps).flatten(1)
-        return self._linear("fuse", level)
-
-    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
-        c, embedded = self.config, self._embedding[torch.tensor(after)].float()
-        normed = self._norm("hidden_norm", hidden)
-        pair = torch.cat((self._norm("embedding_norm", embedded), normed), -1)
-        mixed = self._biased("qkv", pair).view(len(pair), -1, c.head_dim)
-        q, k, v = torch.split(mixed, [c.heads, c.kv_heads, c.kv_heads], -2)
-        if self._eagle.head_norms:
-            q, k = self._norm("query_norm", q), self._norm("key_norm", k)
-        cos, sin = rotation(
-            self._eagle.layer,
-            np.array(at, dtype=np.int64),
-            np.full(len(at), self._eagle.layer.context, dtype=np.int64),
-            torch.float32,
-            torch.device("cpu"),
+def _check_format(folder: Path) -> None:
+    if is_file(folder / PLAIN):
+        return
+    if is_file(folder / PICKLED):
+        raise ValueError(
+            f"{PICKLED} is not loaded, since such files may hold code: make {PLAIN} of it, in that "
+            f'folder, by `python -c "{CONVERT}"`'
         )
-        q, k = (x * cos + x.roll(c.head_dim // 2, -1) * sin for x in (q, k))
-        return normed if self._eagle.normed_residual else hidden, q, k, v
+    raise ValueError(f"it has no {PLAIN}")
 
-    def _output(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self._biased("out", attended)
-        gate, up = self._biased("gate_up", self._norm("mlp_norm", x)).chunk(2, -1)
-        x = x + self._biased("down", F.silu(gate) * up)
-        return self._norm("norm", x) if self._eagle.normed_output else x
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        weight = self._small[name]
-        return F.rms_norm(x, (len(weight),), weight, self.config.eps)
+def _read(config: EagleConfig, file: Any) -> dict[str, Tensor]:
+    """The weights, each checked before it is read."""
+    names = set(file.keys())
+    found = _parts(config)
+    needed: Shapes = {name: shape for part in found.values() for name, shape in part.items()}
+    whole: Shapes = {OFFSETS: (config.shape.vocabulary,), CHOSEN: (config.target_vocab,)}
+    optional: Shapes = {EMBEDDING: (config.target_vocab, config.shape.hidden)}
+    every = config.shape.vocabulary == config.target_vocab
+    for name in sorted(names - set(UNUSED)):
+        shape = {**needed, **optional, **whole}.get(name)
+        if shape is None:
+            raise ValueError(f"it has an unexpected tensor {name:.99}")
+        if (size := tuple(file.get_slice(name).get_shape())) != shape:
+            raise ValueError(f"tensor {name} is {list(size)}, not {list(shape)}")
+    for name, shape in {**needed, **({} if every else {OFFSETS: whole[OFFSETS]})}.items():
+        if name not in names:
+            raise ValueError(f"it lacks tensor {name} of shape {list(shape)}")
+    weights: dict[str, Tensor] = {}
+    for part, shapes in found.items():
+        tensors = [_typed(file, name, FLOATS, "floats") for name in shapes]
+        weights[part] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    if config.normed_together:  # what the norm multiplies features with, `fc` may do
+        weights["fuse"] = weights["fuse"].float() * weights.pop("features_norm").float()
+    weights["tokens"] = _tokens(config, file, names)
+    return weights
 
-    def _biased(self, name: str, x: Tensor) -> Tensor:
-        bias = self._small.get(f"{name}_bias")
-        out = self._linear(name, x)
-        return out if bias is None else out + bias
+
+def _tokens(config: EagleConfig, file: Any, names: set[str]) -> Tensor:
+    """int64 [D], the target's tokens in the order of the head's."""
+    own = torch.arange(config.shape.vocabulary)
+    if OFFSETS not in names:
+        return own
+    tokens = own + _typed(file, OFFSETS, WHOLE, "whole numbers").long()
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= config.target_vocab:
+        raise ValueError(
+            f"{OFFSETS} leads to token {least if least < 0 else most}, outside the target's vocabulary "
+            f"of {config.target_vocab}"
+        )
+    if len(tokens.unique()) < len(tokens):
+        raise ValueError(f"{OFFSETS} leads to some token twice")
+    if CHOSEN in names:
+        chosen = _typed(file, CHOSEN, (torch.bool, *WHOLE), "truth values").bool()
+        if int(chosen.sum()) != len(tokens) or not bool(chosen[tokens].all()):
+            raise ValueError(f"{CHOSEN} and {OFFSETS} name different tokens")
+    return tokens
+
+
+def _typed(file: Any, name: str, dtypes: tuple[torch.dtype, ...], kind: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(name)
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"tensor {name} is of {tensor.dtype}, and must hold {kind}")
+    return tensor

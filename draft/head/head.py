@@ -1,24 +1,22 @@
-"""Draft heads in plain torch, one step at a time: a trained one, and a checkpoint's own layer for MTP.
-
-Letters: B texts, R rows, F feature size, H hidden size, D draft vocabulary, E a text's own tokens.
-"""
+"""Draft heads in plain torch, one step at a time. Letters: B texts, R rows, F feature size, H hidden size,
+D draft vocabulary, E a text's own tokens."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
-from fastslow.draft.head.layer import HeadKV, HeadLayer, linear_for, rotation
-from fastslow.draft.head.mtp import MtpLayer, load_mtp_layer
+from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig
+from fastslow.draft.head.eagle import EagleConfig
+from fastslow.draft.head.layer import HeadKV, HeadLayer, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
-from fastslow.draft.head.target import Ends
-from fastslow.engine.backends.device import ops_for
+from fastslow.engine.checkpoint.row_file import RowFile
+from fastslow.engine.model.rope import rotation as scaled_rotation
 
 Projected = tuple[Tensor, Tensor, Tensor, Tensor]
 """The layer's inputs [R, H], queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
@@ -28,8 +26,6 @@ class DraftHead(ABC):
     """One decoder layer. It runs on the CPU, wherever the target does.
 
     Attributes:
-        config: its shape.
-        vocab: the draft vocabulary.
         vocab_size: V, of the target.
         sinks: keys and values [S, kv_heads, head_dim] before every text, if it has any.
     """
@@ -46,8 +42,7 @@ class DraftHead(ABC):
 
         Args:
             features: [R, F] of the rows, text by text.
-            after: R tokens, each the one after its row.
-            kvs: B of them, which grow by their rows.
+            after: R tokens, each what comes after its row.
             sizes: rows of each text, at least 1.
         """
         x, q = self.store(features, after, kvs, sizes)
@@ -81,8 +76,7 @@ class DraftHead(ABC):
         Args:
             hidden: [R, H], the head's output before each token.
             after: R tokens just drafted.
-            kvs: B of them, each with the rows of its draft.
-            parents: per text, the draft row before each of its new rows; -1 = the last committed one.
+            parents: per text, the draft row before each of its new rows; -1 = the last committed row.
         """
         sizes = [len(p) for p in parents]
         positions = [p for kv, rows in zip(kvs, parents) for p in kv.draft_positions(rows)]
@@ -94,8 +88,7 @@ class DraftHead(ABC):
     def logits(
         self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
     ) -> list[Tensor]:
-        """Per text f32 [rows, D + E], in the order of its vocabulary's `ids`. `hidden` [R, H] holds the
-        rows text by text, `sizes` their numbers."""
+        """Per text f32 [rows, D + E] in the order of its vocabulary's `ids`, from hidden states [R, H]."""
 
     @abstractmethod
     def _fuse(self, features: Tensor) -> Tensor:
@@ -121,9 +114,10 @@ class TrainedHead(DraftHead):
         self.vocab = DraftVocab(tokens, ends.head)
         self._embedding = ends.embedding
         self._rotation = rotation(config, torch.arange(1024))
-        matrices = {name: weights[name] for name in MATRICES}
-        linear = linear_for(matrices | {"head": ends.head[tokens]})
-        self._layer = HeadLayer(config, {name: weights[name].float() for name in NORMS}, linear)
+        matrices = {name: weights[name].float() for name in MATRICES}
+        matrices["head"] = ends.head[tokens].float()
+        norms = {name: weights[name].float() for name in NORMS}
+        self._layer = HeadLayer(config, norms, lambda name, x: F.linear(x, matrices[name]))
 
     def logits(
         self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
@@ -147,49 +141,60 @@ class TrainedHead(DraftHead):
         return self._layer.output(x, attended)
 
 
-class MtpHead(DraftHead):
-    """A checkpoint's layer for multi-token prediction, with the model's embedding and head; it drafts any
-    token of the vocabulary. A row's bits depend on no other request's."""
+class EagleHead(DraftHead):
+    """A published EAGLE-3 head, of the weights that `read_eagle` gave, with the embedding [V, H] of the
+    target or its own. It has a head for its vocabulary, so a text's own tokens cannot be added."""
 
-    def __init__(self, layer: MtpLayer) -> None:
-        c = layer.config
-        self._layer = layer
-        self.vocab_size = c.vocab_size
-        self.vocab = DraftVocab(torch.arange(c.vocab_size), None)
-        self.config = HeadConfig(
-            hidden=c.hidden_size,
-            heads=c.heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            neurons=c.moe_intermediate_size,
-            layers=(c.layers - 1,),
-            vocabulary=c.vocab_size,
-            rope_theta=c.rope_theta,
-            eps=c.rms_norm_eps,
-            window=c.context,
-            prompt=c.context,  # it was trained on whole texts
-        )
-        sinks = layer.layer.attention.sinks
-        if sinks is not None:
-            k, v = (side[:, : c.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
-            self.sinks = k, v
+    def __init__(
+        self, config: EagleConfig, weights: Mapping[str, Tensor], embedding: Tensor | RowFile
+    ) -> None:
+        self.config = config.shape
+        self.vocab_size = config.target_vocab
+        self.vocab = DraftVocab(weights["tokens"], None)
+        self._eagle = config
+        self._embedding = embedding
+        self._weights = {name: w.float() for name, w in weights.items() if name != "tokens"}
 
     def logits(
         self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
     ) -> list[Tensor]:
-        return list(torch.split(self._layer.logits(hidden), list(sizes)))
+        normed = hidden if self._eagle.normed_output else self._norm("norm", hidden)
+        return list(torch.split(self._linear("head", normed), list(sizes)))
 
     def _fuse(self, features: Tensor) -> Tensor:
-        return self._layer.last_normed(features.to("cpu"))
+        level = features.to("cpu", torch.float32)
+        if together := self._eagle.normed_together:
+            parts = level.view(len(level), -1, together)
+            level = F.rms_norm(parts, (together,), eps=self.config.eps).flatten(1)
+        return self._linear("fuse", level)
 
     def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
-        x = self._layer.inputs(np.array(after, dtype=np.int64), hidden)
-        return x, *self._layer.project(x, np.array(at, dtype=np.int64))
+        c, embedded = self.config, self._embedding[torch.tensor(after)].float()
+        normed = self._norm("hidden_norm", hidden)
+        pair = torch.cat((self._norm("embedding_norm", embedded), normed), -1)
+        mixed = self._linear("qkv", pair).view(len(pair), -1, c.head_dim)
+        q, k, v = torch.split(mixed, [c.heads, c.kv_heads, c.kv_heads], -2)
+        if self._eagle.head_norms:
+            q, k = self._norm("query_norm", q), self._norm("key_norm", k)
+        cos, sin = scaled_rotation(
+            self._eagle.layer,
+            np.array(at, dtype=np.int64),
+            np.full(len(at), self._eagle.layer.context, dtype=np.int64),
+            torch.float32,
+            torch.device("cpu"),
+        )
+        q, k = (x * cos + x.roll(c.head_dim // 2, -1) * sin for x in (q, k))
+        return normed if self._eagle.normed_residual else hidden, q, k, v
 
     def _output(self, x: Tensor, attended: Tensor) -> Tensor:
-        return self._layer.outputs(x, attended)
+        x = x + self._linear("out", attended)
+        gate, up = self._linear("gate_up", self._norm("mlp_norm", x)).chunk(2, -1)
+        x = x + self._linear("down", F.silu(gate) * up)
+        return self._norm("norm", x) if self._eagle.normed_output else x
 
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        weight = self._weights[name]
+        return F.rms_norm(x, (len(weight),), weight, self.config.eps)
 
-def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:
-    """The head in a target's own checkpoint, which holds one, in a dtype."""
-    return MtpHead(load_mtp_layer(folder, dtype, ops_for("cpu")))
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self._weights[name], self._weights.get(f"{name}_bias"))

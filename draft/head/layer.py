@@ -1,94 +1,26 @@
-"""The arithmetic of a draft head's layer, in training and in drafting alike, and its matrices in int8."""
+"""The arithmetic of a draft head's layer, in training and in drafting alike, and its keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from loguru import logger
 from torch import Tensor
 
 from fastslow.draft.head.config import HeadConfig
 
-STEPS = 127  # of int8, which stand for the largest weight of a row
-MIDDLE = 128  # of uint8, which stands for 0
-MIDDLE_OF_7_BITS = 64
-TINY = 1e-12
-OPS = torch.ops.onednn
-
-
-class Int8Matrix(NamedTuple):
-    """A matrix [n, m] in int8, in oneDNN's own order."""
-
-    weight: Tensor
-    scale: Tensor  # f32 [n]
-    zero: Tensor  # int32 [n]
-
-
-def linear_for(matrices: Mapping[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """(name, x f32 [..., m]) -> f32 [..., n], from matrices [n, m] in any float dtype, run in int8 where
-    this torch has int8 products."""
-    if not (torch._C._has_mkldnn and hasattr(OPS, "qlinear_pointwise")):
-        logger.info("the draft head runs in float32: this torch has no int8 products")
-        plain = {name: matrix.float() for name, matrix in matrices.items()}
-        return lambda name, x: F.linear(x, plain[name])
-    packed = {name: _pack(matrix.float()) for name, matrix in matrices.items()}
-    middle = MIDDLE_OF_7_BITS if overflows() else MIDDLE
-
-    def product(name: str, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)
-        size = rows.abs().amax(-1, keepdim=True).clamp_min_(TINY)
-        levels = (rows * ((middle - 1) / size)).round_().add_(middle).to(torch.uint8)
-        out = _multiply(levels, 1 / (middle - 1), middle, packed[name])
-        return out.mul_(size).view(*x.shape[:-1], -1)
-
-    return product
-
-
-@cache
-def overflows() -> bool:
-    """Whether these products add pairs in 16 bits, which two large inputs overflow: oneDNN does so on
-    chips without dot products of bytes (its documentation: "Nuances of int8 computations")."""
-    largest = torch.full((1, 64), 255, dtype=torch.uint8)
-    out = _multiply(largest, 1.0, MIDDLE, _pack(torch.ones(16, 64)))
-    found = abs(float(out[0, 0]) - 64 * (255 - MIDDLE)) > 1
-    if found:
-        logger.info("the draft head takes inputs of 7 bits: int8 products overflow on this chip")
-    return found
-
-
-def _multiply(levels: Tensor, step: float, middle: int, m: Int8Matrix) -> Tensor:
-    """Inputs `step` * (levels - middle), uint8 [t, m], times a matrix: f32 [t, n]."""
-    out: Tensor = OPS.qlinear_pointwise(
-        levels, step, middle, m.weight, m.scale, m.zero,
-        None, 1.0, 0, torch.float32, "none", [], "",
-    )  # fmt: skip
-    return out
-
-
-def _pack(matrix: Tensor) -> Int8Matrix:
-    scale = matrix.abs().amax(-1).clamp_min(TINY) / STEPS
-    levels = (matrix / scale[:, None]).round().to(torch.int8)
-    return Int8Matrix(
-        OPS.qlinear_prepack(levels, None), scale, torch.zeros(len(matrix), dtype=torch.int32)
-    )
-
-
 Linear = Callable[[str, Tensor], Tensor]
 """(name of a matrix [n, m], x [..., m]) -> x @ matrix.T [..., n]."""
+GROW = 64  # rows
 
 
 class HeadLayer:
     """One step of the head; attention itself is the caller's.
 
     Args:
-        config: its shape.
         norms: name -> weight [H], the names of `config.NORMS`.
-        linear: applies the matrices of `config.MATRICES`, and "head": [D, H] of the draft
-            vocabulary.
+        linear: applies the matrices of `config.MATRICES`, and "head" [D, H].
     """
 
     def __init__(self, config: HeadConfig, norms: Mapping[str, Tensor], linear: Linear) -> None:
@@ -116,14 +48,13 @@ class HeadLayer:
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def output(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output [..., H], the next step's hidden state, from its input and what attention
-        gave."""
+        """The next step's hidden state [..., H], from the layer's input and what attention gave."""
         x = x + self._linear("out", attended)
         gate, up = self._linear("gate_up", self._norm("mlp_norm", x)).chunk(2, -1)
         return x + self._linear("down", F.silu(gate) * up)
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """[..., H], normed as the rows of the vocabulary's head need it."""
+        """[..., H], for `logits`."""
         return self._norm("norm", hidden)
 
     def logits(self, normed: Tensor) -> Tensor:
@@ -147,14 +78,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-GROW = 64  # rows
-
-
 class HeadKV:
-    """Grows row by row; a draft's rows are dropped when the next rows are committed.
-
-    Rows may be missing between others (a prompt that was never read): the head then knows less, and
-    positions stay right.
+    """A text's keys and values. A draft's rows are dropped when the next rows are committed. Rows may be
+    missing between others, as of a prompt that was never read: positions stay right.
 
     Attributes:
         position: of the next committed row, in the text.
@@ -181,7 +107,6 @@ class HeadKV:
         return [self.position + (0 if p < 0 else self._depths[p] + 1) for p in parents]
 
     def commit(self, k_NKD: Tensor, v_NKD: Tensor) -> None:
-        """Append rows of the text."""
         self.drop_draft()
         self._write(self._committed, k_NKD, v_NKD)
         self._committed += len(k_NKD)
@@ -200,7 +125,6 @@ class HeadKV:
         self.position = position
 
     def drop_draft(self) -> None:
-        """Remove the draft's rows."""
         self._parents.clear()
         self._depths.clear()
 

@@ -1,7 +1,8 @@
-"""A checkpoint's own layer for multi-token prediction."""
+"""A draft head that a checkpoint brings: its layer for multi-token prediction."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.draft.head.config import HeadConfig
+from fastslow.draft.head.head import DraftHead, Projected
+from fastslow.draft.head.state import DraftVocab, RequestVocab
+from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint, floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import LayerWeights, Weights
-from fastslow.engine.model.ops import Ops, soft_cap
+from fastslow.engine.model.ops import soft_cap
 from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.tensors import mtp_shapes
-from fastslow.engine.types import ALL_GROUPS, Ints
+from fastslow.engine.types import ALL_GROUPS
 
 
 @dataclass(slots=True)
@@ -25,7 +30,7 @@ class MtpLayer(Weights):
     DeepSeek-V3, arXiv 2412.19437, section 2.2: the embedding of the next token and the hidden state
     before it, each normed, are brought to one vector, which a whole decoder layer and the model's head
     turn into logits of the token after the next one. The hidden state is the model's last, normed as
-    its head sees it. Attention itself is the caller's. Letters: R rows.
+    its head sees it.
     """
 
     layer: LayerWeights = field(init=False)
@@ -48,54 +53,74 @@ class MtpLayer(Weights):
         self.head = self.ops.pack(self.embedding) if tied else self._packed("lm_head.weight")
         self._buffer = self._buffer.new_empty(0)
 
-    def last_normed(self, x_RH: Tensor) -> Tensor:
-        """The model's last hidden states as its head sees them."""
-        return self.normed(x_RH.to(self.dtype), self.norm)
 
-    def inputs(self, tokens: Ints, hidden_RH: Tensor) -> Tensor:
-        """The layer's input [R, H]: tokens, and the hidden states before them."""
-        embedded = self.embed(torch.from_numpy(tokens))
-        pair = (
-            self.normed(embedded, self.embedding_norm),
-            self.normed(hidden_RH, self.hidden_norm),
+class MtpHead(DraftHead):
+    """The layer as a draft head, which drafts any token of the vocabulary. A row's bits depend on no other
+    request's."""
+
+    def __init__(self, layer: MtpLayer) -> None:
+        c = layer.config
+        self._layer = layer
+        self.vocab_size = c.vocab_size
+        self.vocab = DraftVocab(torch.arange(c.vocab_size), None)
+        self.config = HeadConfig(
+            hidden=c.hidden_size,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            neurons=c.moe_intermediate_size,
+            layers=(c.layers - 1,),
+            vocabulary=c.vocab_size,
+            rope_theta=c.rope_theta,
+            eps=c.rms_norm_eps,
+            window=c.context,
+            prompt=c.context,  # it was trained on whole texts
         )
-        return self.ops.linear(torch.cat(pair, -1), self.entry)
+        sinks = layer.layer.attention.sinks
+        if sinks is not None:
+            k, v = (side[:, : c.sinks].transpose(0, 1).float() for side in (sinks.k, sinks.v))
+            self.sinks = k, v
 
-    def project(self, x_RH: Tensor, positions: Ints) -> tuple[Tensor, Tensor, Tensor]:
-        """float32 queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
+    def logits(
+        self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
+    ) -> list[Tensor]:
+        layer = self._layer
+        logits = layer.ops.linear(layer.normed(hidden, layer.head_norm), layer.head).float()
+        return list(torch.split(soft_cap(logits, layer.config.logit_cap), list(sizes)))
+
+    def _fuse(self, features: Tensor) -> Tensor:
+        """The model's last hidden states as its own head sees them."""
+        return self._layer.normed(features.to("cpu", self._layer.dtype), self._layer.norm)
+
+    def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
+        layer, positions = self._layer, np.array(at, dtype=np.int64)
+        embedded = layer.normed(layer.embed(torch.tensor(after)), layer.embedding_norm)
+        pair = torch.cat((embedded, layer.normed(hidden, layer.hidden_norm)), -1)
+        x = layer.ops.linear(pair, layer.entry)
         max_len = np.zeros_like(positions)
-        cos, sin = rotation(self.config, positions, max_len, torch.float32, self.device)
-        fresh = self.normed(x_RH, self.layer.attention_norm)
-        q, k, v = self.layer.attention.project(fresh, cos, sin)
-        return q, k, v.float()
+        cos, sin = rotation(layer.config, positions, max_len, torch.float32, layer.device)
+        fresh = layer.normed(x, layer.layer.attention_norm)
+        q, k, v = layer.layer.attention.project(fresh, cos, sin)
+        return x, q, k, v.float()
 
-    def outputs(self, x_RH: Tensor, seen_RI: Tensor) -> Tensor:
-        """The layer's output [R, H], the hidden states of the next step."""
-        layer = self.layer
-        moved = layer.attention.out_proj(seen_RI.to(self.dtype))
-        x = x_RH + self.normed(moved, layer.attention_post_norm)
-        moved = layer.mlp(self.normed(x, layer.mlp_norm), np.full(len(x), ALL_GROUPS))
-        return x + self.normed(moved, layer.mlp_post_norm)
-
-    def logits(self, hidden_RH: Tensor) -> Tensor:
-        """float32 [R, V]."""
-        logits = self.ops.linear(self.normed(hidden_RH, self.head_norm), self.head).float()
-        return soft_cap(logits, self.config.logit_cap)
+    def _output(self, x: Tensor, attended: Tensor) -> Tensor:
+        own, inner = self._layer, self._layer.layer
+        moved = inner.attention.out_proj(attended.to(own.dtype))
+        x = x + own.normed(moved, inner.attention_post_norm)
+        moved = inner.mlp(own.normed(x, inner.mlp_norm), np.full(len(x), ALL_GROUPS))
+        return x + own.normed(moved, inner.mlp_post_norm)
 
 
 def has_mtp_layer(folder: Path) -> bool:
     """Whether the checkpoint in a folder has such a layer, whole."""
     config = ModelConfig.from_folder(folder)
-    wanted = mtp_shapes(config)
-    if not wanted:
-        return False
-    return set(wanted) <= Checkpoint.own(folder, config).names
+    wanted = set(mtp_shapes(config))
+    return bool(wanted) and wanted <= Checkpoint.own(folder, config).names
 
 
-def load_mtp_layer(folder: Path, dtype: torch.dtype, ops: Ops) -> MtpLayer:
-    """The layer of a checkpoint that holds one, on the CPU; float64 becomes float32."""
+def load_mtp(folder: Path, dtype: torch.dtype) -> MtpHead:
+    """The head in the checkpoint of a target that has such a layer, on the CPU; float64 becomes float32."""
     config = ModelConfig.from_folder(folder)
     dtype = torch.float32 if dtype == torch.float64 else dtype
-    cpu = torch.device("cpu")
     with floats(folder, config) as read:
-        return MtpLayer(config, ops, dtype, cpu, read)
+        return MtpHead(MtpLayer(config, ops_for("cpu"), dtype, torch.device("cpu"), read))

@@ -12,20 +12,20 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from fastslow.draft.head.config import HeadConfig, read_head, read_metadata
-from fastslow.draft.head.eagle import EagleHead
-from fastslow.draft.head.eagle_file import embedding_of, read_eagle
-from fastslow.draft.head.head import DraftHead, TrainedHead
-from fastslow.draft.head.layer import HeadKV
-from fastslow.draft.head.state import DraftVocab, RequestVocab
-from fastslow.draft.head.target import (
+from fastslow.draft.head.config import (
     Ends,
-    HeadlessEnds,
+    HeadConfig,
     StoredEnds,
     fingerprint,
     read_ends,
+    read_head,
+    read_metadata,
     stored_ends,
 )
+from fastslow.draft.head.eagle import embedding_of, read_eagle
+from fastslow.draft.head.head import DraftHead, EagleHead, TrainedHead
+from fastslow.draft.head.layer import HeadKV
+from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.tree import GrowingTree, grow_trees
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, PairedEntry, TreeLimits
@@ -35,44 +35,38 @@ from fastslow.engine.types import Floats, Ints, Tree
 
 
 class HeadRunner(Protocol):
-    """Runs a head for many texts: `KernelRunner` on the compiled kernels, `TorchRunner` in plain torch.
-
-    A text's *chain* begins at its last row, and the caller chooses its tokens; `grow` begins it anew.
-
-    Attributes:
-        config: of the head.
-        vocab_size: V, of the target.
-    """
+    """Runs a head for many texts, which it numbers. A text's *chain* begins at its last row, and the caller
+    chooses its tokens; `grow` begins it anew. `vocab_size` is V, of the target."""
 
     config: HeadConfig
     vocab_size: int
 
     def open(self, position: int) -> int:
-        """Begin a text whose first row has this position; its number."""
+        """Begin a text whose first row has this position; gives its number."""
 
     def fork(self, text: int, drop: int) -> int:
-        """Copy a text without its last `drop` rows, which have no gap; the copy's number. The copy has
-        no own tokens, and no tree or chain until `grow` adds a row."""
+        """Copy a text without its last `drop` rows, which have no gap; gives the copy's number. The copy
+        has no own tokens, and no tree or chain until `grow` adds a row."""
 
     def close(self, text: int) -> None:
-        """Release a text."""
+        """The text is over."""
 
     def skip(self, text: int, position: int) -> None:
-        """Set the position of a text's next row; the rows between are missing."""
+        """The text's next row has this position; the rows between are missing."""
 
     def read(self, rows: NewRows) -> None:
         """Add rows that nothing is drafted from, in less time than `grow`. A text has no tree and no
         chain then until `grow` adds a row after them."""
 
     def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
-        """Tokens of a text, which can be drafted for it from now on."""
+        """These tokens can be drafted for a text from now on."""
 
     def vocab_ids(self, text: int) -> Ints:
-        """[D + E] token ids in the order of the logits: the shared ones, and the text's own."""
+        """[D + E] token ids in the order of the logits: shared tokens, then the text's own."""
 
     def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
-        """Add rows, then give each text's tree of its likeliest nodes. A text may get no row; one that
-        never had a row gets no tree."""
+        """Add rows, then give each text's tree of its likeliest nodes. A text may get no row; a
+        text that never had a row gets no tree."""
 
     def advance(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
         """Append one token to each text's chain."""
@@ -82,14 +76,13 @@ class HeadRunner(Protocol):
 
 
 class KernelRunner(DraftKernels):
-    """`HeadRunner` on the compiled kernels of the CPU, for a head and its target's ends; `form` is the
-    format of the packed matrices."""
+    """`HeadRunner` on the compiled kernels of the CPU; `form` is the format of the packed matrices."""
 
     def __init__(
         self,
         config: HeadConfig,
         weights: dict[str, Tensor],
-        ends: Ends | StoredEnds | HeadlessEnds,
+        ends: Ends | StoredEnds,
         form: Format = Format.INT4,
         paired: PairedEntry | None = None,
     ) -> None:
@@ -121,14 +114,11 @@ class KernelRunner(DraftKernels):
 
 @dataclass(slots=True)
 class _HeadText:
-    """hidden: [H], the head's output at the last row; tip, drawn: the same at the end of the chain, and
-    the chain's length."""
-
     kv: HeadKV
     vocab: RequestVocab
-    hidden: Tensor | None = None
-    tip: Tensor | None = None
-    drawn: int = 0
+    hidden: Tensor | None = None  # [H], the head's output at the last row
+    tip: Tensor | None = None  # the same at the end of the chain
+    drawn: int = 0  # tokens of the chain
 
 
 class TorchRunner:
@@ -213,7 +203,7 @@ class TorchRunner:
 
 
 def _tip(text: _HeadText) -> Tensor:
-    """There is one as soon as `grow` took a row."""
+    """Known as soon as `grow` took a row."""
     assert text.tip is not None
     return text.tip
 
@@ -231,12 +221,8 @@ def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
 
 
 def load_head(path: Path, target: Path) -> HeadRunner:
-    """The head in a file, or a published one in a folder, for the target in a checkpoint folder; on the
-    CPU, wherever the target runs.
-
-    Raises:
-        ValueError: one sentence about a file that is no head, or one of another target.
-    """
+    """The head in a file, or a published head in a folder, for the target in a checkpoint folder. ValueError
+    in one sentence about a file that is no head, or a head of another target."""
     if path.is_dir():
         return _load_published(path, target)
     if path.name == "config.json":
@@ -266,8 +252,7 @@ def _load_published(folder: Path, target: Path) -> HeadRunner:
     embedding = embedding_of(folder, config, target)
     if library.available():
         if (paired := config.paired()) is not None:
-            ends = HeadlessEnds(embedding)
-            return KernelRunner(config.shape, weights, ends, paired=paired)
+            return KernelRunner(config.shape, weights, StoredEnds(embedding), paired=paired)
         logger.info("the draft head runs in plain torch: its layer is none of the kernels'")
     return TorchRunner(EagleHead(config, weights, embedding))
 

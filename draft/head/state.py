@@ -1,4 +1,4 @@
-"""What the head drafter holds for a text: its rows, and the tokens that it can be drafted."""
+"""What the head drafter holds for a text: its rows, and the tokens that can be drafted in it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,8 @@ MAX_OWN = 512  # own tokens: names and numbers of a prompt, not a long document'
 
 
 class DraftVocab:
-    """The draft vocabulary that all requests share.
-
-    Args:
-        ids: int64 [D], its tokens.
-        head: [V, H], the target's; rows are read from it when a text needs them. None: no other tokens
-            can be drafted.
-    """
+    """The draft vocabulary that all requests share: `ids` int64 [D], and the target's `head` [V, H], whose
+    rows are read when a text has other tokens; None: no other tokens can be drafted."""
 
     def __init__(self, ids: Tensor, head: Tensor | RowFile | None) -> None:
         self.ids = ids
@@ -44,7 +39,7 @@ class RequestVocab:
         self.rows = torch.empty(0, 0 if shared.head is None else shared.head.shape[1])
 
     def add(self, tokens: Iterable[int]) -> int:
-        """Add tokens of the text; gives how many were new."""
+        """Add tokens; gives how many were new."""
         if self._shared.head is None:
             return 0
         before = len(self._own)
@@ -61,7 +56,7 @@ class RequestVocab:
 
 @dataclass(slots=True)
 class HeadState:
-    """What is held for a text.
+    """A text's rows.
 
     Attributes:
         text: its number in the runner.
@@ -69,8 +64,8 @@ class HeadState:
         tokens: of the text; the engine adds to them.
         first: rows from this position to `position` are held without a gap.
         features, after: committed rows that the runner does not have yet, and the token after each.
-        can_draft: whether the last known row is one to draft from.
-        key: only texts with the same one may reuse its rows.
+        can_draft: whether the last known row can be drafted from.
+        key: only texts with the same key may reuse its rows.
         shared: whether any may.
     """
 
@@ -115,7 +110,7 @@ class FinishedTexts:
         return iter(self._states)
 
     def add(self, state: HeadState) -> list[HeadState]:
-        """Add a text; gives the texts that are dropped for it."""
+        """Keep a text; gives the texts that are dropped for it."""
         state.features, state.after = [], []
         self._states.append(state)
         self._rows += state.position
@@ -126,7 +121,6 @@ class FinishedTexts:
         return dropped
 
     def clear(self) -> list[HeadState]:
-        """Drop all texts; gives them."""
         dropped = list(self._states)
         self._states.clear()
         self._rows = 0

@@ -1,7 +1,4 @@
-"""Drafts of a head while they grow: trees depth by depth, cut to the budget, and sampled chains.
-
-Trees are those of EAGLE-2, arXiv 2406.16858.
-"""
+"""Drafts of a head while they grow: the trees of EAGLE-2 (arXiv 2406.16858), and chains."""
 
 from __future__ import annotations
 
@@ -26,17 +23,11 @@ NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finit
 
 
 class GrowingTree:
-    """One text's tree while it grows.
-
-    Args:
-        kv, vocab: the text's.
-        root: [H], the head's output at its last row.
-        nodes: most nodes.
-        min_score: nodes less likely than this, with all before them, are left out; 0..1.
+    """One text's tree of at most `nodes` nodes while it grows from `root` [H], the head's output at the
+    text's last row. Nodes less likely than `min_score` (0..1), with all before them, are left out.
 
     Attributes:
-        tokens, parents, scores: of all nodes so far; a score is the log-probability of the node and all
-            before it.
+        scores: log-probability of each node and all before it.
         frontier: nodes that get children next.
         rows: node -> its row among the draft's, for nodes that got children.
     """
@@ -93,13 +84,8 @@ class GrowingTree:
 
 
 def grow_trees(head: DraftHead, trees: Sequence[GrowingTree], width: int, depth: int) -> list[Tree]:
-    """All trees in lockstep, one small step of the head a depth.
-
-    Args:
-        trees: one for each text, nothing grown yet.
-        width: nodes of a depth that get children, and children of each.
-        depth: of the deepest node.
-    """
+    """Grow all trees in lockstep, one small step of the head a level, `depth` levels at most. `width` nodes
+    of a level get children, and each gets `width`."""
     active = list(trees)
     hidden = torch.stack([tree.root for tree in active]) if active else torch.empty(0)
     for level in range(1, depth + 1):
@@ -126,7 +112,7 @@ def grow_trees(head: DraftHead, trees: Sequence[GrowingTree], width: int, depth:
 
 
 class HeadChain:
-    """One request's chain while it is drafted; `nodes` are the most."""
+    """One request's chain of at most `nodes` tokens while it is drafted."""
 
     def __init__(self, request: RequestView, state: HeadState, nodes: int) -> None:
         self.request = request
@@ -137,13 +123,8 @@ class HeadChain:
         self._scores: list[float] = []  # of chosen tokens: the probability of the chain so far
 
     def extend(self, logits_V: Tensor, known: Floats, target_probs: TargetProbs) -> None:
-        """One more token; the chain ends where no probabilities can be made.
-
-        Args:
-            logits_V: f32 [V], NO_MASS for tokens that cannot be drafted.
-            known: f32 [D + E], the other logits.
-            target_probs: logits -> probabilities under the request's parameters.
-        """
+        """One more token, from f32 [V] with NO_MASS for tokens that cannot be drafted; `known` [D + E] are
+        the other logits. The chain ends where no probabilities can be made."""
         try:
             probs = target_probs(logits_V, self.request, self.drafted)
         except (FloatingPointError, GrammarError) as error:  # its neighbours draft on

@@ -20,23 +20,14 @@ READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 
 
 class LockstepDraft(BaseDrafter, ABC):
-    """The loop that drafting models share; `_begin` makes a request's draft.
-
-    Rows come from integers and logits stay on the model's device, which may differ from the target's:
-    only probabilities, drafted tokens and scores come back.
+    """The loop that drafting models share; `_begin` makes a request's draft. Logits stay on the model's
+    device, which may differ from the target's.
 
     Args:
-        model: the drafting model.
-        kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself.
-
-    Raises:
-        ValueError: the KV is on another device than the model.
+        kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself; on the model's device.
     """
 
     def __init__(self, model: Model, kv: DraftKV) -> None:
-        device, found = model.device, kv.cache.storage.device
-        if found.type != device.type or device.index not in (None, found.index):
-            raise ValueError(f"the draft's KV is on {found}, but must be on {device}")
         self._model = model
         self._kv = kv
 
@@ -101,9 +92,7 @@ class ModelDraft(LockstepDraft):
         groups: routed groups to run, or without groups experts; None = all, 0 = shared experts only. A
             request that runs fewer itself drafts with its own number.
         width: most children of a node; 1 = chains.
-        vocab_map: between the models' tokens, where their vocabularies differ.
-        only_best: whether the largest logit alone decides a request's tokens, which a model may find
-            at less cost; None = for no request.
+        only_best: whether the largest logit alone decides a request's tokens; None = for no request.
     """
 
     def __init__(

@@ -16,12 +16,11 @@ class DraftText:
     """The request's text, and after it a chain that is being drafted.
 
     Attributes:
-        request: whose text it is.
         tokens: of the draft model, a list that only this text has, and a chain appends to; at least one.
         stable: how many tokens, without the last one, no later text of the request will change.
         groups: routed groups to run; None = all.
         max_len: the longest text this may become, in the draft model's tokens.
-        rope_length: what decides the draft model's rotary base, see `ModelConfig.rope_length`.
+        rope_length: see `ModelConfig.rope_length`.
         only_best: whether the model's likeliest token is enough.
         valid: how many tokens have their KV in the draft model's cache.
     """
@@ -42,7 +41,6 @@ class DraftText:
 
     @property
     def pending(self) -> int:
-        """Tokens that are still to run."""
         return len(self.tokens) - self.valid
 
     def segment(self, cache: KVCache, size: int, outputs: Sequence[int] = ()) -> Segment:
@@ -101,7 +99,7 @@ class BorrowedKV(DraftKV):
 
 class OwnKV(DraftKV):
     """Pages beside the target's. Before each draft they are rolled back to the longest beginning that they
-    share with the text: rejected tokens are dropped by a count, and the next rows are written over theirs."""
+    share with the text, and the next rows are written over those of rejected tokens."""
 
     def __init__(self, cache: KVCache) -> None:
         super().__init__(cache)
@@ -135,5 +133,4 @@ class OwnKV(DraftKV):
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Its length."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

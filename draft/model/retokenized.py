@@ -22,16 +22,9 @@ MIN_OVERLAP = 0.9  # of the larger vocabulary, to map token by token
 
 
 class TextRetokenizer:
-    """A growing text of the target in the draft model's tokens.
-
-    The text is encoded as it would be for the draft model, not token by token, but only its end
-    again and again: the tokens before are settled.
-
-    Args:
-        target: tokenizer of the input tokens.
-        own: tokenizer of the output tokens.
-        special: special tokens of the target -> the draft model's; others are left out.
-    """
+    """A growing text of the target in the tokens of the draft model, `own`. The text is encoded as a whole,
+    not token by token, but only its end again and again: the tokens before are settled. `special` tokens
+    of the target are mapped, others are left out."""
 
     def __init__(self, target: Tokenizer, own: ByteVocab, special: Mapping[int, int]) -> None:
         self._target = target
@@ -42,15 +35,16 @@ class TextRetokenizer:
         self._inside = False  # whether it continues their text, so that no space goes before it
         self._no_text = True  # no text was read yet
         self._done = 0  # tokens of the target that were read
+        self.max_len = 0  # of the text in the draft model's tokens; 0: not known
         self.partial = b""  # bytes of a last character that is not whole, and so not in the tokens
 
     @property
     def settled(self) -> int:
-        """How many of the tokens will never change."""
+        """How many tokens will never change."""
         return len(self._settled)
 
     def update(self, tokens: Sequence[int]) -> list[int]:
-        """The whole text in the draft model's tokens; it begins like the last one."""
+        """The whole text in the draft model's tokens; it begins as it did last time."""
         for place in range(self._done, len(tokens)):
             self._read(tokens[place], first=place == 0)
         self._done = len(tokens)
@@ -84,10 +78,8 @@ class TextRetokenizer:
         return self._own.tokenizer.encode(text, add_special=False) if found is None else found
 
     def _settle(self, ids: list[int], text: str) -> list[int]:
-        """Settle all but a few, up to a place between two characters.
-
-        A tokenizer that changes the text's bytes gives no place to cut it.
-        """
+        """Settle all but a few, up to a place between two characters; nothing where the tokenizer changes
+        the text's bytes."""
         data = text.encode()
         for first in range(len(ids) - MIN_TAIL, 0, -1):
             tail = b"".join(map(self._own.tokenizer.token_bytes, ids[first:]))
@@ -101,7 +93,6 @@ class TextRetokenizer:
 
 
 def begins_inside_character(data: bytes) -> bool:
-    """Whether the first byte is not the first of a character."""
     return bool(data) and data[0] & 0xC0 == 0x80
 
 
@@ -114,15 +105,9 @@ class DraftRetokenizer:
         self._special = special_map(own, target.tokenizer)
 
     def encode(self, drafted: Sequence[int], partial: bytes) -> tuple[list[int], bool]:
-        """The target's tokens for the draft, and whether more could come.
-
-        A last character of the draft that is not whole is left out.
-
-        Args:
-            drafted: tokens of the draft model.
-            partial: the first bytes of a character with which the target's text ends. A draft that
-                does not complete it is of no use.
-        """
+        """The target's tokens for the draft, and whether more could come. A last character that is not
+        whole is left out. `partial`: the first bytes of a character with which the target's text ends,
+        and which the draft must complete."""
         tokens: list[int] = []
         data = b""
         for token in drafted:
@@ -162,14 +147,8 @@ class DraftRetokenizer:
 
 
 class RetokenizedRun(DraftRun):
-    """A chain of chosen nodes: the draft model's best tokens, encoded again.
-
-    Args:
-        text, nodes: see `DraftRun`; nodes count the target's tokens.
-        room: most tokens of the draft model.
-        retokenizer: its tokens -> the target's.
-        partial: see `DraftRetokenizer.encode`.
-    """
+    """A chain of chosen nodes: at most `room` best tokens of the draft model, encoded again; `nodes` count
+    the target's tokens."""
 
     def __init__(
         self, text: DraftText, nodes: int, room: int, retokenizer: DraftRetokenizer, partial: bytes
@@ -180,21 +159,21 @@ class RetokenizedRun(DraftRun):
         self._partial = partial
         self._drafted: list[int] = []
         self._encoded: list[int] = []
-        self._goes_on = True
+        self._more = True  # whether more tokens could come
 
     @property
     def open(self) -> bool:
-        goes_on = self._goes_on and len(self._drafted) < self._room
-        return goes_on and len(self._encoded) < self.nodes
+        more = self._more and len(self._drafted) < self._room
+        return more and len(self._encoded) < self.nodes
 
     def take(self, out: ModelOutput) -> None:
         token = best_of(out) if self.text.only_best else self._best_known(out.logits[0])
         self._drafted.append(token)
         self.text.tokens.append(token)
-        self._encoded, self._goes_on = self._retokenizer.encode(self._drafted, self._partial)
+        self._encoded, self._more = self._retokenizer.encode(self._drafted, self._partial)
 
     def stop(self) -> None:
-        self._goes_on = False
+        self._more = False
 
     def tree(self) -> Tree:
         return Tree.chain(self._encoded[: self.nodes])
@@ -208,16 +187,11 @@ class RetokenizedRun(DraftRun):
 
 
 class RetokenizedDraft(LockstepDraft):
-    """Chains from a model of any vocabulary.
+    """Chains from a model of any vocabulary, by the tokenizers of the target and of the draft model.
 
     String-level exact match of Timor et al., arXiv 2502.05202: the draft model continues the text of
     the request greedily; its bytes become tokens of the target, which are *chosen* nodes, so the
     answer keeps the target's probabilities at any temperature.
-
-    Args:
-        model: the drafting model.
-        kv: pages of the draft model.
-        target, own: the tokenizers of the target and of the draft model.
     """
 
     def __init__(self, model: Model, kv: DraftKV, target: Tokenizer, own: Tokenizer) -> None:
@@ -227,12 +201,10 @@ class RetokenizedDraft(LockstepDraft):
         self._retokenizer = DraftRetokenizer(own, ByteVocab(target))
         self._special = special_map(target, own)
         self._texts: dict[int, TextRetokenizer] = {}
-        self._max_len: dict[int, int] = {}
 
     def release(self, requests: Collection[int]) -> None:
         for request in requests:
             self._texts.pop(request, None)
-            self._max_len.pop(request, None)
         super().release(requests)
 
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
@@ -247,10 +219,9 @@ class RetokenizedDraft(LockstepDraft):
         all_known = self._retokenizer.own.vocab_size == self._model.config.vocab_size
         # the longest text in its tokens, guessed once: a rotary base may depend on it
         ratio = len(tokens) / len(request.tokens)
-        guess = math.ceil(max(request.max_len, len(request.tokens)) * ratio)
-        max_len = self._max_len.setdefault(request.id, guess)
-        rope = self._model.config.rope_length(max_len)
-        draft = DraftText(request, tokens, stable, None, max_len, rope, all_known)
+        text.max_len = text.max_len or math.ceil(max(request.max_len, len(request.tokens)) * ratio)
+        rope = self._model.config.rope_length(text.max_len)
+        draft = DraftText(request, tokens, stable, None, text.max_len, rope, all_known)
         if not self._kv.prepare(draft, room):
             return None
         return RetokenizedRun(draft, nodes, room, self._retokenizer, text.partial)
@@ -268,13 +239,8 @@ def model_draft_across(
     """A drafter for two vocabularies: by tokens where nearly all are in both, else by text.
 
     By tokens, drafts can be sampled, and branch, and nothing is encoded while drafting; but the
-    draft model cannot draft tokens of one vocabulary alone, and drafts two tokens where the target has
-    one, which is refused. By text, any pair works, but nodes are chosen at every temperature.
-
-    Args:
-        model, kv, target_probs, width: see `ModelDraft`.
-        target, own: the tokenizers of the target and of the draft model.
-        columns: logits of the target.
+    draft model cannot draft tokens of one vocabulary alone, and two drafted tokens where the target has a
+    single token are rejected. By text, any pair works, but nodes are chosen at every temperature.
     """
     theirs, ours = ByteVocab(target), ByteVocab(own)
     share = overlap(theirs, ours)

@@ -31,7 +31,7 @@ ROOT = -1
 
 
 class DraftRun(ABC):
-    """A draft of at most `nodes` nodes after `text`."""
+    """A draft of at most `nodes` nodes after `text`, while it is made."""
 
     def __init__(self, text: DraftText, nodes: int) -> None:
         self.text = text
@@ -48,29 +48,18 @@ class DraftRun(ABC):
 
     @abstractmethod
     def take(self, out: ModelOutput) -> None:
-        """Use what the model gave for these rows, on its device.
-
-        Raises:
-            FloatingPointError: the logits are not finite.
-        """
+        """Use what the model gave for these rows; FloatingPointError where the logits are not finite."""
 
     @abstractmethod
     def stop(self) -> None:
         """Run no more rows; the nodes drafted so far stay."""
 
     @abstractmethod
-    def tree(self) -> Tree:
-        """The draft."""
+    def tree(self) -> Tree: ...
 
 
 class ChainRun(DraftRun):
-    """A chain: chosen nodes at temperature 0, else sampled ones; see `DraftChain`.
-
-    Args:
-        text, nodes: see `DraftRun`.
-        target_probs: logits -> probabilities under a request's parameters.
-        vocab_map: between the models' tokens.
-    """
+    """A chain: chosen nodes at temperature 0, else sampled ones; see `DraftChain`."""
 
     def __init__(
         self, text: DraftText, nodes: int, target_probs: TargetProbs, vocab_map: VocabMap
@@ -112,11 +101,7 @@ class ChainRun(DraftRun):
 
 
 def best_of(out: ModelOutput) -> int:
-    """The likeliest token of a row with `only_best`.
-
-    Raises:
-        FloatingPointError: some logit is not finite.
-    """
+    """The likeliest token of a row with `only_best`; FloatingPointError where some logit is not finite."""
     token = int(out.best[0])
     if token < 0:
         raise FloatingPointError("the draft model's logits are not finite numbers")
@@ -135,13 +120,11 @@ class WarmView:
 
 
 class TreeRun(DraftRun):
-    """A tree of chosen nodes, for requests at temperature 0.
+    """A tree of chosen nodes with at most `width` children each, for requests at temperature 0.
 
     Of all candidates, the likeliest nodes make the tree (the dynamic tree of EAGLE-2, arXiv
     2406.16858). A node runs when its level is newest and a child of it could still be among them, so
     that there are never more levels than a chain of as many nodes has.
-
-    `width`: most children of a node; the other arguments are those of `ChainRun`.
     """
 
     def __init__(
@@ -217,7 +200,6 @@ class TreeRun(DraftRun):
         )
 
     def _own(self, i: int) -> list[int]:
-        """The draft model's token for node i, if it has one."""
         own = self._vocab_map.token(self._tokens[i])
         return [] if own is None else [own]
 

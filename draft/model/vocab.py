@@ -35,11 +35,8 @@ class ByteVocab:
         return first if first == [self.tokenizer.bos_id] else []
 
     def encode(self, text: str) -> list[int] | None:
-        """Tokens that add exactly this to a text before them; None if the tokenizer has none.
-
-        Some tokenizers put a space before whatever they encode. So where the bytes are not right, the
-        text is encoded after a line break, and the tokens of the text are taken from that.
-        """
+        """Tokens that add exactly this to a text before them; None if the tokenizer has none. Where it
+        puts a space before whatever it encodes, the text is encoded after a line break."""
         data = text.encode()
         for before in ("", "\n"):
             ids = self.tokenizer.encode(before + text, add_special=False)
@@ -73,8 +70,7 @@ class ByteVocab:
 
 
 def special_map(source: Tokenizer, other: Tokenizer) -> dict[int, int]:
-    """Special tokens of one vocabulary -> those of the other with the same piece, else with the same
-    use: to begin a text or to end an answer."""
+    """Special tokens of one vocabulary -> those of the other with the same piece, or else the same use."""
     found: dict[int, int] = {}
     for number in source.special_ids:
         piece = source.piece(number)
@@ -109,8 +105,8 @@ class VocabMap:
         return request.tokens
 
     def token(self, token: int) -> int | None:
-        """The draft model's token for one of the target's that is drafted; None = it has none, as
-        where a thinking budget forces a token that it lacks."""
+        """The draft model's token for a drafted token of the target; None = it has none, as where a
+        thinking budget forces a token that it lacks."""
         return token
 
     def logits(self, logits_MV: Tensor) -> Tensor:
@@ -122,8 +118,8 @@ class VocabMap:
 
 
 class PaddedTokens(VocabMap):
-    """One tokenizer, and models whose vocabularies are padded to different sizes: `own` logits of the
-    draft model's, `columns` of the target's."""
+    """One tokenizer, and vocabularies padded to different sizes: `own` logits, and `columns` of the
+    target."""
 
     def __init__(self, own: int, columns: int) -> None:
         self._own = own
@@ -142,12 +138,12 @@ class PaddedTokens(VocabMap):
 
 
 class SharedTokens(VocabMap):
-    """Maps the tokens of both vocabularies; probabilities are the draft model's, restricted to them, over
-    the target's vocabulary of `columns` logits, so drafts can be sampled.
+    """Maps the tokens that are in both vocabularies: the token-level intersection of Timor et al., arXiv
+    2502.05202. Probabilities are the draft model's, restricted to them, over the target's `columns`
+    logits, so drafts can be sampled.
 
-    The token-level intersection of Timor et al., arXiv 2502.05202. Tokens are the same if they add the
-    same bytes, or are the same special token. A token of the text that the draft model lacks is read as
-    several; a special token that it lacks is left out.
+    Tokens are the same if they add the same bytes, or are the same special token. A token of the text
+    that the draft model lacks is read as several; a special token that it lacks is left out.
     """
 
     def __init__(self, target: ByteVocab, own: ByteVocab, columns: int) -> None:

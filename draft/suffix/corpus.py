@@ -8,13 +8,11 @@ import json
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.draft.suffix.documents import Documents
@@ -40,19 +38,13 @@ class Corpus:
 
     Raises:
         ValueError: no such file, damaged, not a corpus, or of another vocabulary.
-
-    Attributes:
-        documents, tokens: how many answers, and their tokens with what is stored before them.
-        largest: of its token ids.
     """
 
     def __init__(self, path: str | Path, vocab: Mapping[str, int]) -> None:
         sealed = _load(Path(path), vocab)
-        self.path = Path(path)
-        self.documents = len(sealed.arrays["sizes"])
-        self.tokens = len(sealed.arrays["tokens"])
-        self.largest = int(sealed.arrays["tokens"].max())
-        self._search = best_search(sealed)
+        self.largest = int(sealed.arrays["tokens"].max())  # of its token ids
+        made = KernelSearch if library.available() else BisectSearch
+        self._search: Source = made(sealed)
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
         """See `Source.find`. Of more than MAX_PLACES places, some in equal steps are taken. For one
@@ -63,16 +55,8 @@ class Corpus:
 def save(
     path: str | Path, documents: Documents, vocab: Mapping[str, int], rounds: Iterable[int]
 ) -> None:
-    """Index answers and write them to `path`, whole or not at all.
-
-    Args:
-        documents: at least one.
-        vocab: of the tokenizer that made the ids.
-        rounds: `depths(vocab_size(vocab))`, perhaps with a bar around it.
-
-    Raises:
-        ValueError: there is no answer.
-    """
+    """Index answers and write them to `path`, whole or not at all; ValueError where there is no answer.
+    `vocab` is of the tokenizer that made the ids; `rounds` are its `depths`, perhaps with a bar around."""
     if not len(documents):
         raise ValueError(f"{path} would hold no answer")
     facts = {
@@ -92,12 +76,8 @@ def unpack(path: Path, vocab: Mapping[str, int]) -> Documents:
 
 
 def describe(path: str | Path) -> dict[str, str | int]:
-    """Check a corpus's seal, without a vocabulary, and give its format, vocabulary (a digest),
-    vocab_size, documents and tokens.
-
-    Raises:
-        ValueError: no such file, damaged, or not a corpus.
-    """
+    """Check a corpus's seal, and give its format, vocabulary (a digest), vocab_size, documents and tokens.
+    ValueError where it is damaged or no corpus."""
     facts = _read(Path(path)).facts
     digits = {name for name, value in facts.items() if value.isdecimal() and len(value) < 20}
     return {name: int(value) if name in digits else value for name, value in facts.items()}
@@ -160,36 +140,12 @@ def _inside(array: NDArray[Any], low: int, high: int) -> bool:
     return not array.size or bool(low <= array.min() and array.max() <= high)
 
 
-def best_search(sealed: Sealed) -> Source:
-    """On the kernels where they run. Either finds the same."""
-    kernels = _kernels()
-    return BisectSearch(sealed) if kernels is None else KernelSearch(sealed, kernels)
-
-
-@cache
-def _kernels() -> ctypes.CDLL | None:
-    """None where they do not run; one line in the log gives the cost and the reason."""
-    cost = "a corpus is searched in Python instead of by the CPU kernels, several times slower"
-    if library.level() == "off":
-        logger.info("{}: they are switched off", cost)
-        return None
-    try:
-        return library.kernels()
-    except RuntimeError as error:
-        logger.warning("{}: {}", cost, error)
-        return None
-
-
 class KernelSearch:
-    """One call of the kernels a search.
+    """One call of the kernels a search. Between two drafts a model's weights pass through the caches, so
+    each Python line and object of a lookup comes from memory again: they are few, and memory is reused."""
 
-    Between two drafts a model's weights pass through the caches, so every line of Python and every
-    object of a lookup comes from memory again, and takes several times longer than the search: they
-    are few, and memory is used again.
-    """
-
-    def __init__(self, sealed: Sealed, kernels: ctypes.CDLL) -> None:
-        self._sealed = sealed  # holds the memory behind the addresses
+    def __init__(self, sealed: Sealed) -> None:
+        self._sealed = sealed  # holds the memory at the addresses
         arrays = sealed.arrays
         given = [
             library.address(name, arrays[name], library.INT32, arrays[name].size)
@@ -197,7 +153,7 @@ class KernelSearch:
         ]
         counts = len(arrays["tokens"]), len(arrays["order"])
         places = library.CPlaces(*given, *counts, int(arrays["tokens"].max()) + 1)
-        self._find = kernels.fs_find_runs
+        self._find = library.kernels().fs_find_runs
         self._places = ctypes.byref(places)
         self._make_room(0)
 
@@ -227,10 +183,8 @@ class KernelSearch:
 
 
 class BisectSearch:
-    """Python's own bisection; the key of a place is the bytes of the tokens before it.
-
-    The file may be written over while it is mapped: as in the kernels, no number of it leads outside.
-    """
+    """Python's own bisection, which finds the same; the key of a place is the bytes of the tokens before it.
+    The file may be written over while it is mapped: as in the kernels, no number of it leads outside."""
 
     def __init__(self, sealed: Sealed) -> None:
         self._memory = sealed.memory
@@ -251,19 +205,19 @@ class BisectSearch:
         key = array("i", recent[: -MAX_MATCH - 1 : -1]).tobytes()
         order = self._order
         at = bisect_left(order, key, low, high, key=self._reader(len(key)))
-        near = [self._match(key, order[i]) for i in (at - 1, at) if low <= i < high]
-        length = max(near)
+        length = max(self._match(key, order[i]) for i in (at - 1, at) if low <= i < high)
         if not length:
             return NO_MATCH
-        first, end = self._around(key[: length * WIDTH], low, at, high)
-        count = end - first
+        key = key[: length * WIDTH]
+        read = self._reader(len(key))
+        first = bisect_left(order, key, low, high, key=read)
+        count = bisect_right(order, key, low, high, key=read) - first
         if count <= MAX_PLACES:
-            places = order[first:end].tolist()
+            places = order[first : first + max(count, 0)].tolist()
         else:
             places = [order[first + i * count // MAX_PLACES] for i in range(MAX_PLACES)]
-        return SuffixMatch(
-            length, [self._run(place, ahead) for place in places], count <= MAX_PLACES
-        )
+        runs = [self._run(place, ahead) for place in places]
+        return SuffixMatch(length, runs, count <= MAX_PLACES)
 
     def _run(self, place: int, ahead: int) -> array[int]:
         """Up to `ahead` tokens that came next at a place, until its text ends."""
@@ -272,19 +226,6 @@ class BisectSearch:
         run.reverse()
         known = takewhile(lambda token: 0 <= token < self._ids, run)  # END is -1
         return array("i", known)
-
-    def _around(self, key: bytes, low: int, at: int, high: int) -> tuple[int, int]:
-        """The slots in low..high whose places have `key` before them; they touch `at`."""
-        order, read = self._order, self._reader(len(key))
-        # In growing steps: mostly they are few, where low..high may be a share of the corpus.
-        first, step = at, 1
-        while first - step >= low and read(order[first - step]) == key:
-            first, step = first - step, 2 * step
-        first = bisect_left(order, key, max(low, first - step + 1), first, key=read)
-        end, step = at, 1
-        while end + step <= high and read(order[end + step - 1]) == key:
-            end, step = end + step, 2 * step
-        return first, bisect_right(order, key, end, min(high, end + step - 1), key=read)
 
     def _reader(self, size: int) -> Callable[[int], bytes]:
         """place -> the `size` bytes of the tokens before it."""
@@ -299,7 +240,5 @@ class BisectSearch:
     def _match(self, key: bytes, place: int) -> int:
         """How many tokens before `place` are those of `key`."""
         found = self._reader(len(key))(place)
-        differ = int.from_bytes(key, "little") ^ int.from_bytes(found, "little")
-        if not differ:
-            return len(key) // WIDTH
-        return ((differ & -differ).bit_length() - 1) // (8 * WIDTH)
+        ends = range(WIDTH, len(key) + 1, WIDTH)
+        return sum(1 for _ in takewhile(lambda end: key[:end] == found[:end], ends))

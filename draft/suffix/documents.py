@@ -31,8 +31,7 @@ def sort_places(
 
     Args:
         tokens: ids below `vocab_size`, or END.
-        rounds: `depths(vocab_size)`, perhaps with a bar around it. One takes about as long as
-            sorting N numbers, the later ones less; memory is about 40 bytes a token.
+        rounds: `depths(vocab_size)`, perhaps with a bar around it; memory is about 40 bytes a token.
     """
     order: NDArray[np.int64] = np.zeros(0, np.int64)
     rank: NDArray[np.int64] = order
@@ -108,19 +107,11 @@ class Documents:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all texts, ends included."""
         return len(self._tokens)
 
     def add(self, answer: Sequence[int], context: Sequence[int] = ()) -> None:
-        """The newest answer.
-
-        Args:
-            answer: token ids, the end token included.
-            context: the tokens before it; the last MAX_MATCH of them are stored.
-
-        Raises:
-            ValueError: there is no room for more.
-        """
+        """Add the newest answer, its end token included; of the tokens before it the last MAX_MATCH are
+        stored. ValueError where there is no room."""
         text = [*context[-MAX_MATCH:], *answer]
         if len(self._tokens) + len(text) + 1 > MAX_TOKENS:
             raise ValueError(f"a corpus of more than {MAX_TOKENS} tokens cannot be indexed")
@@ -138,13 +129,9 @@ class Documents:
         return dropped
 
     def index(self, vocab_size: int, rounds: Iterable[int]) -> dict[str, NDArray[Any]]:
-        """The arrays of a corpus; `rounds` are `depths(vocab_size)`.
-
-        Returns:
-            tokens int32 [N] and sizes int32 [D, 2] as above; order int32 [P], the places from
-            which an answer continues, sorted by the tokens before them; buckets int32 [V, 2], where in
-            `order` the places with token v before them begin and end.
-        """
+        """The arrays of a corpus: tokens int32 [N] and sizes int32 [D, 2] as above; order int32 [P], the
+        places from which an answer continues, sorted by the tokens before them; buckets int32 [V, 2],
+        where in `order` the places with token v before them begin and end."""
         tokens = np.frombuffer(self._tokens, np.int32)
         sizes = np.array(self._sizes, np.int32).reshape(-1, 2)
         order = sort_places(tokens, vocab_size, rounds)

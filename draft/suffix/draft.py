@@ -17,8 +17,6 @@ SPARE = 32  # tokens looked ahead beyond a draft, so that a run serves several s
 
 
 class _SuffixText:
-    """One request: its text, and the runs that may continue."""
-
     def __init__(self, request: RequestView) -> None:
         self.request = request
         self.own = OwnText()
@@ -33,14 +31,10 @@ class SuffixDraft(BaseDrafter):
     Sources are the request's own text, `memory` and `corpus`. The longest match wins, and matches of
     equal length count as one. Where they disagree on what comes next, the draft branches.
 
-    The confidence in matches, a share of right tokens by length, is learnt by all requests of one memory
-    key: drafts that depended on other keys' requests would tell how those went.
-
     Args:
-        corpus: stored answers, or None.
+        corpus: stored answers.
         memory: answers of the same engine, by the requests' memory keys. Finished answers are added to
             it, but for those that were sampled with a given seed; drafters of one engine may share it.
-            None: no answer is stored.
         min_score: nodes less likely than this to be accepted are not proposed, 0..1.
     """
 
@@ -53,7 +47,7 @@ class SuffixDraft(BaseDrafter):
         self._memory = memory
         self._corpus = corpus
         self._min_score = min_score
-        # by memory key: what one caller's drafts were worth shows in nobody else's figures
+        # by memory key: drafts that depended on other keys' requests would tell how those went
         self._confidences: OrderedDict[str | None, MatchConfidence] = OrderedDict()
         self._texts: dict[int, _SuffixText] = {}
 
@@ -90,7 +84,6 @@ class SuffixDraft(BaseDrafter):
         return grow(text.runs, confidence, nodes, self._min_score)
 
     def _confidence(self, key: str | None) -> MatchConfidence:
-        """What the drafts of a memory key's requests taught; of the MOST_KEYS keys used last."""
         confidence = self._confidences.get(key)
         if confidence is None:
             confidence = self._confidences[key] = MatchConfidence()
@@ -100,15 +93,13 @@ class SuffixDraft(BaseDrafter):
         return confidence
 
     def _shared(self, request: RequestView) -> list[Source]:
-        """Texts of others that the request may be drafted from."""
         earlier = None if self._memory is None else self._memory.of(request.memory_key)
         return [source for source in (earlier, self._corpus) if source is not None]
 
 
 def _can_be_shared(request: RequestView) -> bool:
-    """Whether the answer came to its own end (no cancelled or failed one is stored) without a given
-    seed: if the seed came again, drafts would know the random numbers that verify them. And whether
-    the request is `shared` at all."""
+    """Whether the answer came to its own end (no cancelled or failed answer is stored) without a given
+    seed: if the seed came again, drafts would know the random numbers that verify them."""
     answered = len(request.tokens) > request.prompt_length
     ended = answered and request.tokens[-1] in request.end_ids
     params = request.params

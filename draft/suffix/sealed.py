@@ -1,8 +1,5 @@
-"""A safetensors file with a seal: every byte of it is as it was written, or it is not read.
-
-The seal is a SHA-256 of the whole file, stored in the file's own header, its own 64 digits counted as
-zeros. A flipped bit anywhere, a file cut short or a longer one then differ from it.
-"""
+"""A safetensors file with a seal: every byte is as it was written, or the file is not read. The seal is a
+SHA-256 of the whole file, stored in its header, its own 64 digits counted as zeros."""
 
 from __future__ import annotations
 
@@ -10,16 +7,16 @@ import hashlib
 import math
 import mmap
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fastslow.engine.host.files import open_file, parse_object
+from fastslow.engine.host.unfinished import unfinished
 
 UNSEALED = b"0" * 64
 MARK = b'"seal":"'
@@ -38,36 +35,23 @@ class Sealed(NamedTuple):
 
 
 def write_sealed(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one, whole.
-
-    Args:
-        arrays: int32 or int64.
-        facts: metadata.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(dict(arrays), name, {**facts, "seal": UNSEALED.decode()})
-        with open(name, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-            place = _seal_place(memory)
-            assert place is not None  # it was just written
-            memory[place : place + len(UNSEALED)] = _digest(memory, place)
-            memory.flush()
+    """Write arrays of int32 or int64 and their metadata beside `path`, then rename: a reader sees the old
+    file or the new one, whole."""
+    data = bytearray(save(dict(arrays), {**facts, "seal": UNSEALED.decode()}))
+    place = _seal_place(data)
+    assert place is not None  # it was just made
+    data[place : place + len(UNSEALED)] = _digest(data, place)
+    with unfinished(path) as made:
+        with made.open("wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(made, path)
 
 
 def read_sealed(path: Path) -> Sealed:
-    """Map a file and check its seal; reads all of it once.
-
-    Raises:
-        ValueError: there is no such file, or it is not exactly what was written.
-    """
+    """Map a file and check its seal; reads all of it once. ValueError where there is no such file, or it is
+    not exactly what was written."""
     try:
         with open_file(path) as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -106,12 +90,12 @@ def _views(memory: mmap.mmap) -> Sealed:
     return Sealed({k: v for k, v in facts.items() if k != "seal"}, arrays, memory, offsets)
 
 
-def _header_length(memory: mmap.mmap) -> int:
+def _header_length(memory: mmap.mmap | bytearray) -> int:
     return int.from_bytes(memory[:PREFIX], "little")
 
 
-def _seal_place(memory: mmap.mmap) -> int | None:
-    """Where the digits of the seal stand; None if the header has no room for them."""
+def _seal_place(memory: mmap.mmap | bytearray) -> int | None:
+    """Where the digits stand; None if the header has no room for them."""
     length = _header_length(memory)
     if not 0 < length <= min(LONGEST_HEADER, len(memory) - PREFIX):
         return None
@@ -120,17 +104,10 @@ def _seal_place(memory: mmap.mmap) -> int | None:
     return place if found >= 0 and place + len(UNSEALED) <= PREFIX + length else None
 
 
-def _digest(memory: mmap.mmap, place: int) -> bytes:
+def _digest(memory: mmap.mmap | bytearray, place: int) -> bytes:
     """The 64 digits, as bytes, for a file whose own digits stand at `place`."""
     digest = hashlib.sha256(memory[:place])
     digest.update(UNSEALED)
     with memoryview(memory) as view, view[place + len(UNSEALED) :] as rest:
         digest.update(rest)
     return digest.hexdigest().encode()
-
-
-def _umask() -> int:
-    """A corpus gets the rights of any new file; a temporary file is private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -39,9 +39,9 @@ class Source(Protocol):
 class HashChains:
     """The index of a sliding window, as in LZ77 coders (Deutsch 1996, "DEFLATE", section 4).
 
-    A *place* counts every token there ever was; a window holds the newest `size` of them, the token
-    of place p at index p % size, a power of two. Nothing is ever removed: links that lead out of the
-    window end. Memory grows with use, up to 48 bytes a place.
+    A *place* counts every token there ever was; the window holds the newest `size`, a power of two, the
+    token of place p at index p % size. Links that lead out of the window end. Memory grows with use,
+    up to 48 bytes a place.
     """
 
     def __init__(self, size: int) -> None:
@@ -52,7 +52,7 @@ class HashChains:
         self._links = [_zeros(size) for _ in SIZES]
 
     def add(self, text: Sequence[int], place: int) -> None:
-        """Index the tokens before `place`; its own token is known, too."""
+        """Index the tokens before `place`."""
         mask = self._mask
         end = place & mask
         for n, heads, links in zip(SIZES, self._heads, self._links):
@@ -64,16 +64,8 @@ class HashChains:
     def find(
         self, text: Sequence[int], recent: list[int], oldest: int
     ) -> tuple[int, Sequence[int], bool]:
-        """The longest end of `recent` in the window.
-
-        Args:
-            text: the window.
-            recent: the tokens to match, the last one last.
-            oldest: first place of the window.
-
-        Returns:
-            How many tokens match, the places after them (newest first), and whether these are all.
-        """
+        """The longest end of `recent` in the window `text` whose first place is `oldest`: how many tokens
+        match, the places after them (newest first), and whether these are all."""
         for n, heads, links in zip(SIZES, self._heads, self._links):
             if n > len(recent):
                 continue
@@ -102,7 +94,7 @@ class HashChains:
 
 
 def _zeros(size: int) -> memoryview:
-    """int64; in a large array only written entries take memory. A view, which gives Python's ints."""
+    """int64, of which only written entries take memory; a view gives Python's ints."""
     if size < LARGE:
         return np.zeros(size, dtype=np.int64).data
     return lazy_zeros((size,), torch.int64, "cpu").numpy().data
@@ -127,8 +119,7 @@ class OwnText:
         self._chains = HashChains(FIRST_SIZE)
 
     def read(self, tokens: list[int]) -> None:
-        """Index the text, which begins like the last one. The place at its very end is left out: no
-        token comes after it yet."""
+        """Index the text, which begins like the last one, without the place at its very end."""
         self._tokens = tokens
         if len(tokens) > self._chains.size:
             # Sizes double, so a token is indexed again a few times at most.
@@ -151,11 +142,11 @@ class OwnText:
 
 
 class EarlierAnswers:
-    """A ring of answers: the oldest make room for new ones.
+    """A ring of answers: the oldest make room for new ones. `tokens`, a power of two, are held; memory grows
+    with use, up to some 80 bytes each.
 
     A draft may hold tokens of another request's answer. They get to a caller only if the target itself
-    generates them; but how many are accepted tells that they were said before. `tokens`, a power of
-    two, are held; memory grows with use, up to some 80 bytes each.
+    generates them; but how many are accepted tells that they were said before.
     """
 
     def __init__(self, tokens: int = 2**18) -> None:
@@ -164,8 +155,8 @@ class EarlierAnswers:
         self._next = 0  # place that is written next
 
     def add(self, answer: Sequence[int], context: Sequence[int] = ()) -> None:
-        """Add an answer; the last tokens of `context`, which came before it, are matched but never
-        proposed. Of an answer longer than a quarter of the ring only the end is stored."""
+        """Add an answer; the last tokens of the `context` before it are matched but never proposed. Of an
+        answer longer than a quarter of the ring only the end is stored."""
         size = self._chains.size
         text = [*context[-MAX_MATCH:], *answer][-(size // 4) :]
         index = self._next % size
@@ -190,11 +181,11 @@ class EarlierAnswers:
 
 
 class AnswerMemory:
-    """Earlier answers, those of each memory key for themselves.
+    """Earlier answers, those of each memory key apart.
 
     Args:
         common: whether requests without a key share answers; False: nothing of them is kept.
-        keys: how many keys are known; the one that was not used for longest is forgotten.
+        keys: how many keys are known; the least recently used key is forgotten.
         tokens: of each key's answers; those without a key have as much as all keys.
     """
 
@@ -215,7 +206,7 @@ class AnswerMemory:
         return self._by_key.get(key)
 
     def add(self, key: str | None, answer: Sequence[int], context: Sequence[int] = ()) -> None:
-        """Add an answer, see `EarlierAnswers.add`."""
+        """See `EarlierAnswers.add`."""
         if key is None and not self._has_common:
             return
         known = self.of(key)
@@ -228,6 +219,5 @@ class AnswerMemory:
         known.add(answer, context)
 
     def clear(self) -> None:
-        """Forget all answers."""
         self._common = None
         self._by_key.clear()

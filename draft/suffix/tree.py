@@ -22,7 +22,6 @@ class MatchConfidence:
         self._right = [PRIOR_WEIGHT * n / (n + 1.5) for n in range(MAX_MATCH + 1)]
 
     def of(self, length: int) -> float:
-        """The share, in 0..1, for a match of `length` tokens."""
         length = min(length, MAX_MATCH)
         return self._right[length] / self._total[length]
 
@@ -43,15 +42,13 @@ class MatchRuns:
     longest matches: whatever matches one token more now did match one less before.
 
     Attributes:
-        runs: tokens after the matches, from the first on.
-        at: how many tokens came since.
-        length: tokens that matched when the runs were found.
+        at: how many tokens came since the runs were found.
+        length: tokens that matched then.
     """
 
     def __init__(
         self, sources: Sequence[Source] = (), recent: list[int] | None = None, ahead: int = 0
     ) -> None:
-        """See `Source.find`."""
         self.at = 0
         matches = [source.find(recent or [], ahead) for source in sources]
         self.length = max([match.length for match in matches], default=0)
@@ -80,15 +77,11 @@ class MatchRuns:
 
 
 def grow(runs: MatchRuns, confidence: MatchConfidence, nodes: int, min_score: float) -> Tree:
-    """The likeliest nodes first, parents before children.
+    """A tree of at most `nodes` nodes, likeliest first; nodes below `min_score` (0..1) are left out.
 
     A node's score is its parent's, times the share of the parent's runs with its token, times the
     confidence in a match as long as it would be by then (as in Oliaro et al. 2024, "SuffixDecoding",
     where the share alone counts).
-
-    Args:
-        nodes: most nodes.
-        min_score: nodes below it are left out, 0..1.
     """
     tokens: list[int] = []
     parents: list[int] = []

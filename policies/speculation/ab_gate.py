@@ -11,9 +11,8 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class ABGate:
-    """Lets batches draft, or not. Step costs and the acceptance model predict what drafting gains; this
-    measures it, with all overhead: tokens a second of some steps with drafts against some without, for
-    batch sizes of every power of two.
+    """Lets batches draft, or not. It compares tokens a second, with all overhead, of some steps with drafts
+    and some without, for batch sizes of every power of two.
 
     Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it. What steps of
     one memory key show counts for that key alone. Batches of several keys have comparisons of their own; a
@@ -66,9 +65,7 @@ class _Comparison:
         drafting: what is usual; a trial does the opposite for one phase.
         backoff: phases until the next trial.
         usual: seconds of a step.
-        gain: log of tokens a second with drafts over without, over trials.
-        trials: how many went into `gain`.
-        trying: whether this phase is a trial.
+        gain: log of tokens a second with drafts over without, over `trials`.
         rates: tokens a second of the phases since the one before the last trial.
         steps, tokens, seconds: of this phase.
     """
@@ -87,7 +84,6 @@ class _Comparison:
 
     @classmethod
     def begin(cls, likely: bool, tuning: SpeculationTuning) -> _Comparison:
-        """likely: whether drafting is what to begin with."""
         wait = tuning.gate_wait[0] if likely else tuning.gate_wait_unlikely
         usual, gain = RunningMean(0.0, tuning.usual_memory), RunningMean(0.0, 1.0)
         return cls(tuning, likely, Backoff(*tuning.gate_wait, wait), usual, gain)
@@ -97,7 +93,6 @@ class _Comparison:
         return self.drafting != self.trying
 
     def take(self, tokens: int, seconds: float) -> None:
-        """A step is over."""
         if self.usual.count:
             seconds = min(seconds, self.tuning.held_up * self.usual.value)
         self.usual.add(seconds)

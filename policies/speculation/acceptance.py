@@ -11,8 +11,8 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class DraftYield:
-    """How many nodes are accepted and run when a drafter is asked, perhaps none: two running means. They
-    begin with `accepted` and `ran`; `memory` is the number of questions that count."""
+    """How many nodes are accepted and run when a drafter is asked: two running means over `memory`
+    questions."""
 
     def __init__(self, accepted: float, ran: float, memory: float) -> None:
         self.accepted = RunningMean(accepted, memory, memory)
@@ -28,14 +28,8 @@ class DraftYield:
 
 
 class AcceptanceModel:
-    """The share of nodes that were accepted where their parent was, for one drafter's name.
-
-    Nodes are counted by depth, by drafter (`Tree.drafter_ids`) and by score, where they have one. A node after a
-    rejected node does not count.
-
-    Attributes:
-        brought: what the drafter brought all requests.
-    """
+    """The share of nodes that were accepted where their parent was, for one drafter's name: by depth, by
+    drafter (`Tree.drafter_ids`) and by score, where they have one. `brought` is of all requests."""
 
     def __init__(self, tuning: SpeculationTuning = TUNING) -> None:
         self.tuning = tuning
@@ -53,7 +47,6 @@ class AcceptanceModel:
         return (seen.value * seen.count + weight * prior) / (seen.count + weight)
 
     def learn(self, depth: int, score: float | None, accepted: bool, by: int = 0) -> None:
-        """A node was judged."""
         kind = self._kind(depth, score, by)
         if (seen := self._seen.get(kind)) is None:
             seen = self._seen[kind] = RunningMean(0.0, self.tuning.node_memory)
@@ -99,7 +92,7 @@ class RequestBias:
 
 
 def _judged(tree: Tree, accepted: Sequence[int]) -> Iterator[int]:
-    """Nodes whose parent was accepted."""
+    """Nodes whose parent was accepted: what comes after a rejected node does not count."""
     return (node for node, parent in enumerate(tree.parents) if parent < 0 or parent in accepted)
 
 

@@ -1,4 +1,4 @@
-"""When to try again what did not pay, the one running mean of the controller, and what is kept by memory key."""
+"""When to try again what did not pay, and the running mean of the controller, and what is kept by memory key."""
 
 from __future__ import annotations
 
@@ -14,19 +14,11 @@ MOST_KEYS = 256  # memory keys for which something is learnt: the latest
 
 @dataclass(slots=True)
 class Backoff:
-    """Waits some turns before a try, and longer after every try that failed.
+    """Waits some turns (steps, or phases of steps) before a try, and longer after every try that failed."""
 
-    A turn is whatever the caller counts: a step, or a phase of steps.
-
-    Args:
-        first: turns between the first two tries.
-        most: the longest wait between tries.
-        wait: turns until the next try; 0 = now.
-    """
-
-    first: int
-    most: float
-    wait: int
+    first: int  # turns between the first two tries
+    most: float  # the longest wait between tries
+    wait: int  # turns until the next try; 0 = now
     _patience: int = field(init=False)  # turns between the last try and the next
 
     def __post_init__(self) -> None:
@@ -54,17 +46,11 @@ class Backoff:
 
 @dataclass(slots=True)
 class RunningMean:
-    """The mean of the latest values.
-
-    Attributes:
-        value: the mean.
-        memory: values after which older ones fade: each new one then weighs 1 / memory.
-        count: values seen, at most `memory`; a prior may count as some.
-    """
+    """The mean of the latest values."""
 
     value: float
-    memory: float
-    count: float = 0.0
+    memory: float  # values after which older ones fade: each new value then weighs 1 / memory
+    count: float = 0.0  # values seen, at most `memory`; a prior may count as some
 
     def add(self, value: float) -> None:
         self.count = min(self.count + 1, self.memory)

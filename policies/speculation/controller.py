@@ -21,12 +21,7 @@ class SpeculationController:
     In a step, every request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
     the `StepCosts` and, where rows are expensive, the `ABGate`; an `AdaptiveSelection` asks those of several
     drafters that pay; `admit` cuts the drafts to what pays over the whole batch; `note` and the
-    policies' `record` learn from the result.
-
-    Args:
-        measure: gives the curve of steps with a number of routed groups (None = all); asked once for
-            each number.
-        tuning: its constants.
+    policies' `record` learn from the result. `measure`: see `StepCosts`.
     """
 
     def __init__(
@@ -59,7 +54,7 @@ class SpeculationController:
         return AdaptiveLength(drafter, known, self._costs, self._gate, self._tuning)
 
     def forget(self, drafter: object) -> None:
-        """A drafter is gone: what was learnt of it goes, too. Any thread may say so."""
+        """A drafter is gone. Any thread may say so."""
         self._acceptance.pop(drafter, None)
         self._acceptance.pop((drafter, PREDICTION), None)
         self._costs.forget(drafter)
@@ -96,6 +91,6 @@ class SpeculationController:
 
 
 def _most_groups(batch: Sequence[RequestView]) -> int | None:
-    """A step of several modes goes by the one that runs most groups."""
+    """In a step of several modes, the mode with most groups decides."""
     groups = [request.groups for request in batch]
     return None if None in groups else max(g for g in groups if g is not None)

@@ -31,16 +31,12 @@ BUSY = 0.1  # share of the machine that others take, above which what was measur
 def step_seconds(
     model: Model, groups: int | None, identity: str
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Row counts, ascending from 1, and the seconds of a greedy step with so many.
+    """Row counts, ascending from 1, and the seconds of a greedy step of each, with a number of routed groups
+    (None = all), over random tokens.
 
-    Random tokens after a short text, so that a MoGE model's rows choose experts as its router has it.
     The result is kept in the cache folder if measuring took long and the machine was not busy with
-    other things; a file that does not fit is replaced.
-
-    Args:
-        model: runs the steps, on pages of its own.
-        groups: routed groups of all rows, None = all.
-        identity: tells models apart that run at different speeds: path, dtype, quantization.
+    other things; a file that does not fit is replaced. `identity` tells models apart that run at
+    different speeds: path, dtype, quantization.
     """
     path = _path(model, groups, identity)
     if (kept := _read(path)) is not None:

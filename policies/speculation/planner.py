@@ -19,18 +19,15 @@ def admit(
     curve: StepCostCurve,
     margin: float = TUNING.margin,
 ) -> list[list[int]]:
-    """The nodes of each request's tree to run, ascending.
-
-    Takes the likeliest nodes (parents before children), as many as give the step the most expected tokens
-    per second; none if that is less than the margin over plain decoding.
+    """The nodes of each request's tree to run, ascending: the likeliest nodes (parents before children), as
+    many as give the step the most expected tokens per second; none if that is less than the margin over
+    plain decoding.
 
     Args:
         survival: for each request, the chance of every node to be accepted with all before it;
             None: all its nodes run.
         sizes: nodes of each request's tree.
         rows: the step's other rows.
-        curve: seconds of a step by its rows.
-        margin: see `SpeculationTuning`.
     """
     kept: list[list[int]] = [
         list(range(size)) if chances is None else []
@@ -69,8 +66,6 @@ def best_length(
         chances: survival of a chain's nodes, first to last.
         running: requests that run; the others are taken to be alike.
         node_seconds: what one more node of depth takes to draft, for all of them.
-        curve: seconds of a step by its rows.
-        margin: see `SpeculationTuning`.
     """
     tokens = 1.0
     best, most = 0, margin * tokens / curve.seconds(running)
@@ -95,7 +90,7 @@ class FixedLength:
         """All nodes run."""
 
     def record(self, tree: Tree, accepted: Sequence[int]) -> None:
-        """A fixed length learns nothing."""
+        """Nothing is learnt."""
 
 
 class AdaptiveLength:
@@ -103,13 +98,7 @@ class AdaptiveLength:
 
     Before a step it plans a budget: a large one where drafting is nearly free, else the length with
     most expected tokens per second. The draft is then cut over the whole batch, by `survival`. Both
-    depend on earlier steps only, never on sampled tokens of this one.
-
-    Args:
-        drafter: the drafter's name in `costs`.
-        acceptance: of its drafts, shared by its requests.
-        costs: of drafting and of steps.
-        gate: decides where rows are expensive.
+    depend on earlier steps only, never on sampled tokens of this step.
     """
 
     def __init__(

@@ -16,28 +16,18 @@ Ask = Callable[[int, Sequence[int]], tuple[Sequence[Tree], float]]
 
 
 class _Proposal(NamedTuple):
-    """What one drafter proposed.
-
-    total: tokens that its scores promise; rows: what its nodes cost, in tokens; promise: the former
-    less the latter, or what the drafter usually gains where it gives no scores.
-    """
-
     drafter: int
     tree: Tree
-    total: float
-    rows: float
-    promise: float
+    total: float  # tokens that its scores promise
+    rows: float  # what its nodes cost, in tokens
+    promise: float  # total less rows; without scores, what the drafter usually gains
 
 
 class _Gain(NamedTuple):
-    """What one drafter's proposals gained.
+    """What one drafter's proposals gained."""
 
-    tokens: accepted, less the cost of the rows in tokens. calibration: tokens accepted over tokens
-    promised, where there are scores.
-    """
-
-    tokens: RunningMean
-    calibration: RunningMean
+    tokens: RunningMean  # accepted, less the cost of the rows in tokens
+    calibration: RunningMean  # tokens accepted over tokens promised, where there are scores
 
     def learn(self, held: int, proposal: _Proposal, most_calibration: float) -> None:
         self.tokens.add(held - proposal.rows)
@@ -57,8 +47,7 @@ class _Gain(NamedTuple):
 
 
 class _Drafter:
-    """One drafter in batches of about one size, over all requests: with the size change the costs of
-    rows and of drafting."""
+    """One drafter in batches of about one size: with the size change the costs of rows and of drafting."""
 
     def __init__(self, tuning: SpeculationTuning) -> None:
         memory = tuning.gain_memory
@@ -75,18 +64,13 @@ class _Drafter:
 
 @dataclass(slots=True)
 class _Request:
-    """What one request's drafters gained, by batch size, and this step's proposals.
-
-    gains: of this step's size. promised: tokens, by the proposal that promises most.
-    """
-
-    by_size: dict[int, list[_Gain]] = field(default_factory=dict)
-    gains: list[_Gain] = field(default_factory=list)
-    proposals: list[_Proposal] = field(default_factory=list)
-    promised: float = 0.0
+    by_size: dict[int, list[_Gain]] = field(default_factory=dict)  # by drafter
+    gains: list[_Gain] = field(default_factory=list)  # of this step's size
+    proposals: list[_Proposal] = field(default_factory=list)  # of this step
+    promised: float = 0.0  # tokens, by the proposal that promises most
 
     def add(self, drafter: int, tree: Tree, row: float) -> None:
-        """Add a proposal; row: what a row costs, in tokens."""
+        """Add a proposal; `row` is what a row costs, in tokens."""
         gain = self.gains[drafter]
         if tree.scores is None:
             total, promise, rows = 0.0, gain.tokens.value, len(tree.tokens) * row
@@ -105,13 +89,9 @@ class AdaptiveSelection:
     The cheapest drafter comes first. A drafter is asked where its usual gain, less what those before it
     promise in this step, exceeds the cost of its time and rows. A drafter that pays for no request is
     retried for one request, at growing intervals; until shortly before, its features are not gathered.
-    A promise is the sum of a tree's scores, corrected by how such promises came true in this request;
-    without scores it is the usual gain. What a drafter gained is counted on its own tree. Choices depend
-    on accepted tokens and on scores alone, never on sampled tokens.
-
-    Args:
-        drafters: how many there are.
-        value: of a token and a row in the batch's step; None = drafters and rows cost nothing.
+    A promise is the sum of a tree's scores, corrected by how such promises came true in this request.
+    Choices depend on accepted tokens and on scores alone, never on sampled tokens. `value` is of a token
+    and a row in the batch's step; None: drafters and rows cost nothing.
     """
 
     def __init__(
@@ -144,7 +124,7 @@ class AdaptiveSelection:
                         request.add(drafter, tree, value.row / value.token)
         for request in requests:
             request.proposals = _compatible(request.proposals)
-        return [[(one.drafter, one.tree) for one in request.proposals] for request in requests]
+        return [[(made.drafter, made.tree) for made in request.proposals] for request in requests]
 
     def awake(self, drafter: int) -> bool:
         return self._drafters[drafter].backoff.wait <= self._tuning.waking
@@ -157,13 +137,11 @@ class AdaptiveSelection:
             request = self._requests.get(view.id)
             if request is None:
                 continue
-            for one in request.proposals:
-                held = len(
-                    one.tree.match(tokens)
-                )  # counts nodes that were cut before the step, too
-                request.gains[one.drafter].learn(held, one, self._tuning.most_calibration)
-                gain = self._drafters[one.drafter].gains.of(view.memory_key)
-                gain.learn(held, one, self._tuning.most_calibration)
+            for made in request.proposals:
+                held = len(made.tree.match(tokens))  # with nodes that were cut before the step
+                every = self._drafters[made.drafter].gains.of(view.memory_key)
+                for gain in (request.gains[made.drafter], every):
+                    gain.learn(held, made, self._tuning.most_calibration)
             request.proposals = []
 
     def release(self, requests: Collection[int]) -> None:
@@ -219,8 +197,8 @@ def _compatible(proposals: Sequence[_Proposal]) -> list[_Proposal]:
     """The proposals that can be merged into one tree, or a single one that promises more."""
     if not proposals:
         return []
-    best = max(proposals, key=lambda one: one.promise)
-    return [one for one in proposals if _mergeable(one.tree)] if _mergeable(best.tree) else [best]
+    best = max(proposals, key=lambda made: made.promise)
+    return [p for p in proposals if _mergeable(p.tree)] if _mergeable(best.tree) else [best]
 
 
 def _mergeable(tree: Tree) -> bool:

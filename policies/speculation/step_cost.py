@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,23 +13,12 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class StepCostCurve:
-    """Seconds of a step by its rows, for one number of routed groups.
-
-    Args:
-        rows: row counts that were measured, ascending from 1.
-        seconds: of a step with each of these row counts.
-
-    Raises:
-        ValueError: no measurement, or counts that do not ascend from 1.
-    """
+    """Seconds of a step by its rows, for one number of routed groups, from what was measured: row counts,
+    ascending from 1, and the seconds of each."""
 
     def __init__(
         self, rows: Sequence[int], seconds: Sequence[float], tuning: SpeculationTuning = TUNING
     ) -> None:
-        if not rows or rows[0] != 1 or any(a >= b for a, b in itertools.pairwise(rows)):
-            raise ValueError(f"rows={list(rows)} must ascend from 1")
-        if len(rows) != len(seconds) or min(seconds) <= 0:
-            raise ValueError(f"{len(seconds)} positive seconds are needed for {len(rows)} rows")
         self._tuning = tuning
         self._rows = np.array(rows)
         # fewer rows never take longer than more rows: such a measurement was disturbed
@@ -43,7 +31,6 @@ class StepCostCurve:
         self._renew()
 
     def seconds(self, rows: int) -> float:
-        """Seconds of a step with `rows` rows."""
         most = self._tuning.table_rows
         if rows <= most:
             return self._table[rows]
@@ -145,6 +132,5 @@ class StepCosts:
                 mean.add_time(seconds / parts, self._tuning.held_up)
 
     def forget(self, drafter: object) -> None:
-        """A drafter is gone."""
         for means in (self._node, self._question):
             means.pop(drafter, None)

@@ -25,9 +25,8 @@ class SpeculationTuning:
     # Planner
     most_nodes: int = 24  # of a request in a step: deeper nodes hardly ever survive
     margin: float = 1.02  # what drafts must promise over none: estimates err, plain steps do not
-    free_node: float = (
-        0.03  # of a plain step: cheaper nodes count as free; many are drafted, then cut
-    )
+    # of a plain step: cheaper nodes count as free; many are drafted, then cut
+    free_node: float = 0.03
     least_budget: int = 4  # nodes that a free drafter is asked for; more where more paid last time
     ask_wait: tuple[int, int] = (8, 8)  # steps between questions that do not pay: they cost little
     probe_wait: tuple[int, int] = (16, 256)  # steps without a node, so that no estimate stays wrong

@@ -9,8 +9,8 @@ import pytest
 from head_tools import View
 
 from fastslow.draft.base import BaseDrafter
-from fastslow.draft.build import check_drafter
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.registry import check_drafter
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter, counted
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -46,17 +46,17 @@ def test_ngram_keeps_up_with_texts_that_grow_apart_and_forgets_them() -> None:
     drafter = NgramDraft()
     story = [n * n % 11 % 4 for n in range(120)]
     for stop in (1, 2, 3, 7, 8, *range(20, 120)):
-        told = story[:stop]
+        begun = story[:stop]
         wanted = next(
             (
-                told[end : end + 3]
+                begun[end : end + 3]
                 for size in (4, 3, 2)
                 for end in range(stop - 1, size - 1, -1)
-                if told[end - size : end] == told[-size:]
+                if begun[end - size : end] == begun[-size:]
             ),
             [],
         )
-        assert chains(drafter.propose([text(told, 7)], [3])) == [wanted]
+        assert chains(drafter.propose([text(begun, 7)], [3])) == [wanted]
     a, b = text([1, 2, 3, 1, 2], 0), text([1, 2, 4, 1, 2], 1)
     assert chains(drafter.propose([a, b, text([9], 2)], [1, 1, 1])) == [[3], [4], []]
     drafter.release([0, 99])
@@ -159,6 +159,7 @@ def test_a_bad_drafter_is_named_and_does_not_keep_the_others(
         ({"drafter": "ngram+"}, 8, r"'ngram\+' is unknown"),
         ({"drafter": "self"}, 0, "'self' needs a model with routed groups"),
         ({"drafter": "ngram+model"}, 8, "'model' needs model=PATH"),
+        ({"drafter": "ngram+self|suffix"}, 8, r".* must join names by \+ or by \|, not by both$"),
         ({"drafter": "head"}, 8, "'head' needs head=PATH"),
     ],
     ids=str,
@@ -169,14 +170,8 @@ def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
 
 
 def test_settings_that_do_not_fit() -> None:
-    units = RoutedUnits("groups", 8)
     with pytest.raises(ValueError, match=r"^speculation groups=9 is outside 0\.\.8$"):
-        check_drafter(Speculation(drafter="self", groups=9), units)
-    with pytest.raises(ValueError, match=r"must join names by \+ or by \|, not by both$"):
-        check_drafter(Speculation(drafter="ngram+self|suffix"), units)
-
-
-@pytest.mark.parametrize("made", [None, [[1, 2]]])
-def test_what_is_no_list_of_trees_is_refused(made: Any) -> None:
-    with pytest.raises(ValueError, match="and a list of Tree is needed"):
-        counted(made, 1)
+        check_drafter(Speculation(drafter="self", groups=9), RoutedUnits("groups", 8))
+    for made in (None, [[1, 2]]):
+        with pytest.raises(ValueError, match="and a list of Tree is needed"):
+            counted(made, 1)  # type: ignore[arg-type]

@@ -116,14 +116,14 @@ def test_what_is_told_again_is_the_same_text(bpe: Tokenizer, spm: Tokenizer) -> 
         for first in range(0, len(ids) - 12, 5):
             said = text_of(own, ids[first : first + 12])
             if not begins_inside_character(said):
-                told, goes_on = retokenizer.encode(ids[first : first + 12], b"")
-                assert goes_on
-                assert text_of(target, told) == split_utf8(said)[0].encode()
+                found, more = retokenizer.encode(ids[first : first + 12], b"")
+                assert more
+                assert text_of(target, found) == split_utf8(said)[0].encode()
     half = ByteVocab(bpe).encode_bytes("界".encode()[:2])
     assert half
     ids = [*bpe.encode("\n", add_special=False), *half]
-    told, goes_on = retokenizer.encode(ids, b"")
-    assert goes_on and text_of(spm, told) == b"\n", "a draft that ends inside a character"
+    found, more = retokenizer.encode(ids, b"")
+    assert more and text_of(spm, found) == b"\n", "a draft that ends inside a character"
     broken = [*ids, *bpe.encode("a", add_special=False)]  # what no tokenizer can spell
     assert retokenizer.encode(broken, b"") == ([], False)
 
@@ -136,9 +136,9 @@ def test_a_half_written_character_is_finished(bpe: Tokenizer, spm: Tokenizer) ->
     ids = [x for x in ids if text_of(spm, [x]) != lead] if lead else ids
     for size in (1, 2):
         begun = "好".encode()[:size]
-        told, goes_on = retokenizer.encode(ids, begun)
-        assert goes_on and begun + text_of(bpe, told) == said.encode()
-        assert retokenizer.encode(ids, b"\xe4") == ([], False), "another character goes on there"
+        found, more = retokenizer.encode(ids, begun)
+        assert more and begun + text_of(bpe, found) == said.encode()
+        assert retokenizer.encode(ids, b"\xe4") == ([], False), "another character"
     assert retokenizer.encode([], b"\xe5") == ([], True)
 
 
@@ -177,9 +177,9 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     asked = request(bpe.encode(begun, add_special=False))
     right = 0
     for nodes in (3, 5, 4):
-        told = list(drafter.propose([asked], [nodes])[0].tokens)
-        assert 0 < len(told) <= nodes
-        kept = next((n for n, (a, b) in enumerate(zip(told, want)) if a != b), len(told))
+        found = list(drafter.propose([asked], [nodes])[0].tokens)
+        assert 0 < len(found) <= nodes
+        kept = next((n for n, (a, b) in enumerate(zip(found, want)) if a != b), len(found))
         right += kept
         asked.tokens += want[: kept + 1]
         want = want[kept + 1 :]
@@ -189,7 +189,7 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     assert len(model.read[0]) == len(spm.encode(begun))
     assert max(len(read) for read in model.read[1:]) <= 6
     drafter.release([0])
-    assert kv.requests == 0 and not drafter._texts and not drafter._max_len
+    assert kv.requests == 0 and not drafter._texts
 
 
 def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> None:

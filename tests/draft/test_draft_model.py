@@ -85,6 +85,10 @@ def next_probs(text: Sequence[int], temperature: float = 1.0) -> list[float]:
     return torch.softmax(next_logits(text).double() / temperature, dim=-1).tolist()
 
 
+def warm_probs(text: Sequence[int]) -> list[float]:
+    return next_probs(text, WARM["temperature"])
+
+
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
     return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=4000)
 
@@ -93,9 +97,7 @@ def likeliest(
     text: Sequence[int],
     nodes: int,
     width: int,
-    probs_of: Callable[[Sequence[int]], Sequence[float]] = lambda x: next_probs(
-        x, WARM["temperature"]
-    ),
+    probs_of: Callable[[Sequence[int]], Sequence[float]] = warm_probs,
 ) -> set[tuple[int, ...]]:
     """Likeliest first, one node at a time, each path computed from its beginning."""
     heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
@@ -252,12 +254,3 @@ def test_a_full_context_is_not_drafted_for_and_a_batch_takes_one_forward_a_token
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
     drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
     assert model.forwards == [20, 3, 2]
-
-
-def test_the_kv_must_be_where_the_model_is() -> None:
-    """The draft model has a device of its own: nothing of it may lie where the target is."""
-    model: Any = Digest()
-    kv = OwnKV(cache_for(model, 4))
-    model.device = torch.device("cuda", 1)
-    with pytest.raises(ValueError, match=r"^the draft's KV is on cpu, but must be on cuda:1$"):
-        ModelDraft(model, kv, probs_at)

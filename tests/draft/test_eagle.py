@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,17 @@ from eagle_tools import (
     eagle_config,
     eagle_text,
     eagle_weights,
-    exact_head,
+    plain_head,
     write_eagle,
     write_files,
 )
-from engine_tools import write_kin
+from head_tools import check_scores
 from kernel_tools import compiled
 from torch import Tensor
 
-from fastslow.draft.head.eagle import EagleConfig
-from fastslow.draft.head.eagle_file import embedding_of, read_eagle
+from fastslow.draft.head.config import StoredEnds
+from fastslow.draft.head.eagle import EagleConfig, embedding_of, read_eagle
 from fastslow.draft.head.runner import KernelRunner, TorchRunner, load_head
-from fastslow.draft.head.target import HeadlessEnds
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.model.config import ModelConfig
@@ -36,12 +34,6 @@ LAYOUTS = ("original", "speculators")
 FORMS = (Format.FLOAT32, Format.INT4)
 NOTHING = TreeLimits([0], 1, 1, [0.0])
 IDS = "eagle_aux_hidden_state_layer_ids"
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("eagle") / "target"
-    return write_kin(made, vocab_size=12, num_hidden_layers=2)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +48,7 @@ def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
     tmp_path: Path, target: Path, layout: str, fields: Fields
 ) -> None:
     folder = write_eagle(tmp_path / "head", target, layout, **fields)
-    head, plain = exact_head(folder, target), ReferenceEagle(folder, target)
+    head, plain = plain_head(folder, target), ReferenceEagle(folder, target)
     features, after = eagle_text(head)
     runner = TorchRunner(head)
     number, half = runner.open(0), len(after) // 2
@@ -98,7 +90,7 @@ def test_which_layers_are_read(
 
 def on_kernels(folder: Path, target: Path, form: Format) -> KernelRunner:
     config, weights = read_eagle(folder, ModelConfig.from_folder(target))
-    ends = HeadlessEnds(embedding_of(folder, config, target))
+    ends = StoredEnds(embedding_of(folder, config, target))
     return KernelRunner(config.shape, weights, ends, form, config.paired())
 
 
@@ -117,8 +109,8 @@ def test_the_kernels_have_the_logits_of_torch_and_a_texts_bits_are_its_own(
 ) -> None:
     """Whatever runs beside a text, and however its rows came."""
     folder = write_eagle(tmp_path / "head", target, "speculators", **fields)
-    plain, fast = TorchRunner(exact_head(folder, target)), on_kernels(folder, target, form)
-    features, after = eagle_text(exact_head(folder, target), 40)
+    plain, fast = TorchRunner(plain_head(folder, target)), on_kernels(folder, target, form)
+    features, after = eagle_text(plain_head(folder, target), 40)
     reference, alone = plain.open(3), fast.open(3)
     for runner, number in ((plain, reference), (fast, alone)):
         runner.read(NewRows([number], [30], after[:30], features[:30]))
@@ -152,22 +144,6 @@ def test_what_the_kernels_do_not_have_runs_in_torch(
     assert any("runs in plain torch" in line for line in logged)
 
 
-@compiled
-def test_shapes_that_do_not_fit_the_kernels_are_refused(tmp_path: Path, target: Path) -> None:
-    config, weights = read_eagle(
-        write_eagle(tmp_path / "head", target), ModelConfig.from_folder(target)
-    )
-    ends = HeadlessEnds(embedding_of(tmp_path / "head", config, target))
-    paired = config.paired()
-    assert paired is not None
-    for wrong, sentence in (
-        ({"level": 7}, "features of 64 are no multiple of level=7"),
-        ({"frequencies": paired.frequencies[1:]}, "frequencies must be 8 of float64, not 7"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            KernelRunner(config.shape, weights, ends, paired=paired._replace(**wrong))
-
-
 @pytest.mark.parametrize("kind", ["torch", pytest.param("kernels", marks=compiled)])
 @pytest.mark.parametrize(
     ("layout", "fields"),
@@ -178,17 +154,16 @@ def test_a_trees_scores_are_those_of_its_paths(
     tmp_path: Path, target: Path, layout: str, fields: Fields, kind: str
 ) -> None:
     folder = write_eagle(tmp_path / "head", target, layout, **fields)
-    plain, exact = ReferenceEagle(folder, target), exact_head(folder, target)
-    runner = TorchRunner(exact) if kind == "torch" else on_kernels(folder, target, FORMS[0])
-    features, after = eagle_text(exact)
+    head = plain_head(folder, target)
+    runner = TorchRunner(head) if kind == "torch" else on_kernels(folder, target, FORMS[0])
+    features, after = eagle_text(head)
     number = runner.open(0)
     runner.add_tokens(number, after)
-    assert runner.vocab_ids(number).tolist() == plain.tokens, "it has no other tokens to draft"
+    assert runner.vocab_ids(number).tolist() == head.vocab.ids.tolist(), "it drafts no others"
     rows = NewRows([number], [len(after)], after, features)
     tree = runner.grow(rows, TreeLimits([14], 3, 4, [0.0]))[0]
     assert len(tree.tokens) == 14 and len(set(tree.parents)) > 4
-    # the kernels' keys are bfloat16
-    plain.check_scores(tree, features, after, rel=1e-3 if kind == "torch" else 3e-2)
+    check_scores(runner, number, tree)
 
 
 def refused(folder: Path, target: Path) -> str:
@@ -299,72 +274,3 @@ def test_files_that_are_damaged_or_of_another_kind(tmp_path: Path, target: Path)
     assert "is not valid JSON" in refused(folder, target)
     (folder / "config.json").unlink()
     assert "it has no config.json, so it is no published head" in refused(folder, target)
-
-
-@pytest.fixture(scope="module")
-def eagle3() -> Any:
-    """The torchaudio that comes with it is not needed, and may be of another torch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torchaudio", None)
-        return pytest.importorskip("speculators.models.eagle3")
-
-
-def module_of(eagle3: Any, config: Fields) -> Any:
-    made = eagle3.Eagle3SpeculatorConfig(**config)
-    made.transformer_layer_config._attn_implementation = "eager"
-    return eagle3.Eagle3DraftModel(made).eval()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["original", "speculators"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"model_type": "llama"},
-        {"model_type": "qwen3"},
-        {"model_type": "llama", "norm_before_residual": True, "attention_bias": True},
-        {"model_type": "llama", "norm_before_fc": True, "norm_output": True},
-        {"model_type": "llama", "fc_norm": True, "mlp_bias": True},
-    ],
-    ids=str,
-)
-def test_the_logits_are_those_of_its_own_module(
-    tmp_path: Path, eagle3: Any, layout: str, fields: Fields
-) -> None:
-    """Of the `speculators` library: every row of a text, and a chain of tokens after each."""
-    target = write_kin(tmp_path / "target", vocab_size=12, num_hidden_layers=4)
-    fields = {**fields, "eagle_aux_hidden_state_layer_ids": [1, 2, 4]}
-    config = eagle_config(target, "speculators", **fields)
-    weights = eagle_weights(config, embedding=True)
-    module = module_of(eagle3, config)
-    missing, unexpected = module.load_state_dict(weights, strict=False)
-    assert not unexpected and all(name.startswith("verifier_") for name in missing)
-    ours = eagle_config(target, layout, **fields)
-    if layout == "speculators":
-        folder = tmp_path / "head"
-        module.save_pretrained(folder)
-    else:
-        named = {n.replace("layers.0.", "midlayer."): w for n, w in weights.items()}
-        folder = write_files(tmp_path / "head", ours, named)
-    head = exact_head(folder, target)
-    features, after = eagle_text(head)
-    seen: list[torch.Tensor] = []
-    module.lm_head.register_forward_hook(lambda _, __, out: seen.append(out[0]))
-    with torch.no_grad():
-        module(
-            features[None],
-            torch.tensor([after]),
-            torch.zeros(1, len(after), dtype=torch.long),
-            ttt_steps=4,
-        )
-    assert len(seen) == 4
-    runner = TorchRunner(head)
-    for row in range(len(after)):
-        number = runner.open(0)
-        rows = NewRows([number], [row + 1], after[: row + 1], features[: row + 1])
-        runner.grow(rows, NOTHING)
-        for step in range(4):
-            found = torch.from_numpy(runner.logits(number))
-            assert (found - seen[step][row]).abs().max() < 1e-4, (row, step)
-            following = after[row + 1 + step] if row + 1 + step < len(after) else 0
-            runner.advance([number], [following])

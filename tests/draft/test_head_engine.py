@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from eagle_tools import exact_head, write_eagle
-from engine_tools import Ask, Bench, Make, Setting, answer, write_kin
+from eagle_tools import plain_head, write_eagle
+from engine_tools import Ask, Bench, Make, Setting, answer
 from head_tools import PROMPTS, RUNNERS, View, check_sampled_answers, tiny_runner
 
-from fastslow.draft.head.draft import MAX_WAITING, MIN_SCORE, HeadDraft
+from fastslow.draft.head.draft import MIN_SCORE, HeadDraft
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
@@ -20,7 +20,7 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Drafter, MarginalValue, RequestView, Tree
+from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 
 HEADS = tuple(f"{runner} {way}" for runner in RUNNERS for way in ("chain", "best chain", "tree"))
@@ -28,12 +28,6 @@ JOINED = tuple(f"{RUNNERS[-1]} {way}" for way in ("ngram+", "ngram|", "suffix|")
 TIGHT = Setting(pages=32, max_running=4, prompt_rows=7)
 EAGLE = ("eagle chain", "speculators best chain", "narrow tree", "eagle torch tree")
 KINDS = (*HEADS, *JOINED, *EAGLE, "blind tree", "other layers")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("engine") / "target"
-    return write_kin(made, routed=0.3, vocab_size=12, num_hidden_layers=2)
 
 
 class AskAll(AdaptiveSelection):
@@ -54,24 +48,17 @@ class Both(AdaptiveDrafter):
         return trees
 
 
-def both(runner: HeadRunner) -> Both:
-    parts: list[Drafter] = [
-        SuffixDraft(min_score=0.0),
-        HeadDraft(runner, probs_at, width=3, depth=3),
-    ]
-    return Both(parts, AskAll(len(parts)))
-
-
 def head(runner: HeadRunner, **settings: Any) -> Make:
     return lambda kv: HeadDraft(runner, probs_at, **settings)
 
 
 @pytest.fixture(scope="module")
-def bench(folder: Path) -> Bench:
-    tree, best = {"width": 3, "depth": 3}, {"only_best": only_best}
+def bench(target: Path) -> Bench:
+    tree: dict[str, Any] = {"width": 3, "depth": 3}
+    best = {"only_best": only_best}
     drafters: dict[str, Make] = {}
     for name in RUNNERS:
-        own = tiny_runner(folder, name, prompt=16)
+        own = tiny_runner(target, name, prompt=16)
         drafters[f"{name} chain"] = head(own)
         drafters[f"{name} best chain"] = head(own, **best)
         drafters[f"{name} tree"] = head(own, **tree)
@@ -79,20 +66,22 @@ def bench(folder: Path) -> Bench:
     drafters[JOINED[1]] = lambda kv: AdaptiveDrafter(
         [NgramDraft(2, 1), HeadDraft(own, probs_at)], AdaptiveSelection(2)
     )
-    drafters[JOINED[2]] = lambda kv: both(own)
-    original = write_eagle(folder.parent / "original", folder)
+    drafters[JOINED[2]] = lambda kv: Both(
+        [SuffixDraft(min_score=0.0), HeadDraft(own, probs_at, **tree)], AskAll(2)
+    )
+    original = write_eagle(target.parent / "original", target)
     fields = {"norm_before_residual": True, "embedding": True}
-    speculators = write_eagle(folder.parent / "speculators", folder, "speculators", **fields)
-    narrow = write_eagle(folder.parent / "narrow", folder, draft=3, seed=1)
+    speculators = write_eagle(target.parent / "speculators", target, "speculators", **fields)
+    narrow = write_eagle(target.parent / "narrow", target, draft=3, seed=1)
     drafters |= {
-        "eagle chain": head(load_head(original, folder)),
-        "speculators best chain": head(load_head(speculators, folder), **best),
-        "narrow tree": head(load_head(narrow, folder), **tree),
-        "eagle torch tree": head(TorchRunner(exact_head(original, folder)), **tree),
-        "blind tree": head(tiny_runner(folder), **tree),
-        "other layers": head(tiny_runner(folder, "torch", (1,), prompt=5)),
+        "eagle chain": head(load_head(original, target)),
+        "speculators best chain": head(load_head(speculators, target), **best),
+        "narrow tree": head(load_head(narrow, target), **tree),
+        "eagle torch tree": head(TorchRunner(plain_head(original, target)), **tree),
+        "blind tree": head(tiny_runner(target), **tree),
+        "other layers": head(tiny_runner(target, "torch", (1,), prompt=5)),
     }
-    return Bench(load_model(folder, "float32", "cpu", progress=False), drafters)
+    return Bench(load_model(target, "float32", "cpu", progress=False), drafters)
 
 
 def asks(kinds: Sequence[str], rule: str = "token", **params: Any) -> list[Ask]:
@@ -141,14 +130,14 @@ def test_a_seed_gives_one_answer_in_any_batch(bench: Bench) -> None:
     ],
 )
 def test_sampled_answers_have_the_targets_probabilities(
-    bench: Bench, folder: Path, kind: str
+    bench: Bench, target: Path, kind: str
 ) -> None:
-    check_sampled_answers(bench, folder, kind, PROMPTS[4])
+    check_sampled_answers(bench, target, kind, PROMPTS[4])
 
 
-def begun(folder: Path, runner: str, **settings: Any) -> tuple[HeadDraft, View]:
+def begun(target: Path, runner: str, **settings: Any) -> tuple[HeadDraft, View]:
     """A drafter that was shown a row of a text."""
-    drafter = HeadDraft(tiny_runner(folder, runner), probs_at, **settings)
+    drafter = HeadDraft(tiny_runner(target, runner), probs_at, **settings)
     view = View(7, list(PROMPTS[1]))
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), row(drafter))
     return drafter, view
@@ -161,9 +150,9 @@ def row(drafter: HeadDraft) -> torch.Tensor:
 @pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize("best", [None, only_best], ids=["probs", "best"])
 def test_chosen_chains_say_how_sure_they_are(
-    folder: Path, runner: str, best: Callable[[RequestView], bool] | None
+    target: Path, runner: str, best: Callable[[RequestView], bool] | None
 ) -> None:
-    drafter, view = begun(folder, runner, only_best=best)
+    drafter, view = begun(target, runner, only_best=best)
     tree = drafter.propose([view], [3])[0]
     drafter.propose([view], [1])
     logits = torch.from_numpy(drafter._runner.logits(drafter._states[7].text))
@@ -176,8 +165,8 @@ def test_chosen_chains_say_how_sure_they_are(
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runner: str) -> None:
-    drafter, view = begun(folder, runner, width=3, depth=5)
+def test_where_the_length_is_free_unlikely_paths_are_left_out(target: Path, runner: str) -> None:
+    drafter, view = begun(target, runner, width=3, depth=5)
     fixed = drafter.propose([view], [12])[0]
     view.speculation = Speculation()
     free = drafter.propose([view], [12])[0]
@@ -191,25 +180,3 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(folder: Path, runn
     assert paying is not None and len(paying) < len(free.scores)
     view.speculation = Speculation(nodes=12)
     assert drafter.propose([view], [12])[0].scores == pytest.approx(fixed.scores)
-
-
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_a_gap_only_costs_acceptance_and_rows_do_not_pile_up(folder: Path, runner: str) -> None:
-    """Rows that were never shown leave the context and its positions right."""
-    drafter, view = begun(folder, runner)
-    state = drafter._states[7]
-    assert state.position == len(view.tokens) - 2
-    assert len(drafter.propose([view], [3])[0].tokens) == 3
-    view.tokens += [5, 6, 7, 8]
-    drafter.commit([view], AcceptResult([[]], [[8]]), row(drafter))
-    assert state.position == len(view.tokens) - 2
-    assert len(drafter.propose([view], [3])[0].tokens) == 3
-    assert state.position == len(view.tokens) - 1
-    drafter.commit([view], AcceptResult([[]], [[]]), row(drafter))
-    for _ in range(3 * MAX_WAITING):
-        view.tokens.append(5)
-        drafter.commit([view], AcceptResult([[]], [[5]]), row(drafter))
-        assert len(state.after) <= MAX_WAITING
-    assert len(drafter.propose([view], [3])[0].tokens) == 3
-    drafter.release([7, 9])
-    assert not drafter._states

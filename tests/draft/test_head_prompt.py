@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Ask, Bench, Setting, finish, write_kin
-from head_tools import PROMPTS, RUNNERS, View, exact_layer, tiny_runner, tiny_weights
+from engine_tools import Ask, Bench, Setting, finish
+from head_tools import PROMPTS, RUNNERS, View, tiny_runner, tiny_weights
 
 from fastslow.draft.base import BaseDrafter
+from fastslow.draft.head.config import read_ends
 from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, TorchRunner
 from fastslow.draft.head.state import FinishedTexts
-from fastslow.draft.head.target import read_ends
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
@@ -36,14 +36,8 @@ SHOWN = 16
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("prompt") / "target"
-    return write_kin(made, routed=0.3, vocab_size=12, num_hidden_layers=2)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return load_model(folder, "float32", "cpu", progress=False)
+def model(target: Path) -> Model:
+    return load_model(target, "float32", "cpu", progress=False)
 
 
 class Watch(HeadDraft):
@@ -80,11 +74,11 @@ class Watch(HeadDraft):
     "setting", [Setting(), Setting(pages=26, max_running=4, prompt_rows=7)], ids=str
 )
 def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
-    model: Model, folder: Path, setting: Setting
+    model: Model, target: Path, setting: Setting
 ) -> None:
-    one = Watch(tiny_runner(folder, RUNNERS[-1], prompt=SHOWN), probs_at)
-    two = Watch(tiny_runner(folder, "torch", (1,), prompt=5), probs_at)
-    none = Watch(tiny_runner(folder), probs_at)
+    one = Watch(tiny_runner(target, RUNNERS[-1], prompt=SHOWN), probs_at)
+    two = Watch(tiny_runner(target, "torch", (1,), prompt=5), probs_at)
+    none = Watch(tiny_runner(target), probs_at)
     own = Bench(model, {"one": lambda kv: one, "two": lambda kv: two, "none": lambda kv: none})
     names, params = ("one", "two", "off", "none"), SamplingParams(max_tokens=24, ignore_eos=True)
     some = [Ask(p, params, names[n % 4]) for n, p in enumerate((*PROMPTS, PROMPTS[3]))]
@@ -110,8 +104,8 @@ def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
             assert set(watch.verified[number]) == set(range(last, len(whole) - 1))
 
 
-class Told:
-    """A drafter that is told a text by hand, whose features are those of a table."""
+class Manual:
+    """A drafter that gets a text by hand, whose features are those of a table."""
 
     def __init__(self, runner: HeadRunner, tokens: Sequence[int], width: int = 3) -> None:
         self.drafter = HeadDraft(runner, probs_at, width=width)
@@ -138,86 +132,86 @@ class Told:
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(folder: Path, kind: str) -> None:
+def test_drafts_do_not_depend_on_the_chunks_of_a_prompt(target: Path, kind: str) -> None:
     found = []
     for cuts in ([0, 39], [0, 25, 39], [0, 24, 25, 26, 38, 39], [*range(40)]):
-        told = Told(tiny_runner(folder, kind, prompt=SHOWN), PROMPTS[3])
-        told.read(*map(range, cuts[:-1], cuts[1:]))
-        assert not told.drafter.propose([told.view], [8])[0].tokens, "no row to draft from yet"
+        manual = Manual(tiny_runner(target, kind, prompt=SHOWN), PROMPTS[3])
+        manual.read(*map(range, cuts[:-1], cuts[1:]))
+        assert not manual.drafter.propose([manual.view], [8])[0].tokens, "no row to draft from yet"
         for said in ((4, 5), (6,)):
-            told.say(*said)
-            found.append(told.draft())
+            manual.say(*said)
+            found.append(manual.draft())
     assert len(found[0][0]) == 8 and found[0] != found[1]
     for n, (tokens, scores) in enumerate(found):
         assert tokens == found[n % 2][0] and scores == pytest.approx(found[n % 2][1], rel=1e-4)
         assert kind == "torch" or scores == found[n % 2][1], "to the bit"
-    blind = Told(tiny_runner(folder, kind), PROMPTS[3])
+    blind = Manual(tiny_runner(target, kind), PROMPTS[3])
     blind.read(range(39))
     blind.say(4, 5)
     assert blind.draft() != found[0], "a prompt that is seen changes the draft"
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_a_prompt_is_not_forgotten(folder: Path, kind: str) -> None:
-    """Neither where nobody drafts for long, nor where rows are missing behind it."""
+def test_a_prompt_is_not_forgotten(target: Path, kind: str) -> None:
+    """Neither where nobody drafts for long, nor where rows are missing after it."""
     for missing in (0, 3):
         drafts = []
         for shown in (SHOWN, 0):
-            told = Told(tiny_runner(folder, kind, prompt=shown, window=1024), PROMPTS[3])
-            told.read(range(39))
-            text = told.drafter._states[7].text if shown else None
-            told.view.tokens += [5] * missing  # nobody gathered features
+            manual = Manual(tiny_runner(target, kind, prompt=shown, window=1024), PROMPTS[3])
+            manual.read(range(39))
+            text = manual.drafter._states[7].text if shown else None
+            manual.view.tokens += [5] * missing  # nobody gathered features
             for n in range(2 * MAX_WAITING):
-                told.say(5 + n % 3)
-                assert len(told.drafter._states[7].after) <= MAX_WAITING
-            state = told.drafter._states[7]
+                manual.say(5 + n % 3)
+                assert len(manual.drafter._states[7].after) <= MAX_WAITING
+            state = manual.drafter._states[7]
             assert text is None or state.text == text
-            drafts.append(told.draft())
-            assert state.position == len(told.view.tokens) - 1
+            drafts.append(manual.draft())
+            assert state.position == len(manual.view.tokens) - 1
         assert drafts[0] != drafts[1]
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("width", [1, 3])
 def test_who_has_missed_rows_does_not_draft_from_old_ones(
-    folder: Path, kind: str, width: int
+    target: Path, kind: str, width: int
 ) -> None:
-    told = Told(tiny_runner(folder, kind, prompt=SHOWN), PROMPTS[1], width)
-    told.read(range(20))
-    told.say(5)
-    assert told.draft()[0]
-    told.view.tokens += [6, 7]
-    assert not told.draft()[0]
-    told.read(range(len(told.view.tokens) - 1))  # computed again, after it was preempted
-    assert not told.draft()[0]
-    told.say(4)
-    assert told.draft()[0]
-    told.drafter.release([7])
-    assert not told.drafter._states
+    manual = Manual(tiny_runner(target, kind, prompt=SHOWN), PROMPTS[1], width)
+    manual.read(range(20))
+    manual.say(5)
+    assert manual.draft()[0]
+    manual.view.tokens += [6, 7]
+    assert not manual.draft()[0]
+    manual.read(range(len(manual.view.tokens) - 1))  # computed again, after it was preempted
+    assert not manual.draft()[0]
+    manual.say(4)
+    assert manual.draft()[0]
+    manual.drafter.release([7])
+    assert not manual.drafter._states
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_text_that_goes_on_from_another_takes_its_rows_over(
-    folder: Path, kind: str, ended: bool
+def test_a_text_that_continues_another_takes_its_rows_over(
+    target: Path, kind: str, ended: bool
 ) -> None:
     """They lie in the prefix cache, so the target shows them to nobody again."""
-    told = Told(tiny_runner(folder, kind, prompt=64), PROMPTS[3])
-    told.read(range(39))
-    told.say(4, 5)
-    told.say(6)
-    drafted = told.draft()
-    before = told.view
+    manual = Manual(tiny_runner(target, kind, prompt=64), PROMPTS[3])
+    manual.read(range(39))
+    manual.say(4, 5)
+    manual.say(6)
+    drafted = manual.draft()
+    before = manual.view
     text = [*before.tokens, 9, 10, 3, 4]
     if ended:
-        told.drafter.release([7])
+        manual.drafter.release([7])
     found = {}
     for number, cached in ((8, 40), (9, 17), (10, 46)):
-        told.view = View(number, text)
-        told.read(range(cached, 46))
-        told.say(8)
-        found[cached] = told.draft()
-    cold = Told(tiny_runner(folder, kind, prompt=64), text)
+        manual.view = View(number, text)
+        manual.read(range(cached, 46))
+        manual.say(8)
+        found[cached] = manual.draft()
+    cold = Manual(tiny_runner(target, kind, prompt=64), text)
     cold.read(range(46))
     cold.say(8)
     expected = cold.draft()
@@ -226,66 +220,54 @@ def test_a_text_that_goes_on_from_another_takes_its_rows_over(
         assert found[cached][1] == pytest.approx(expected[1], rel=1e-4)
         assert kind == "torch" or found[cached] == expected, "to the bit"
     other = next(token for token in text if token != text[5])
-    told.view = View(11, [*text[:5], other, *text[6:]])
-    told.read(range(40, 46))
-    told.say(8)
-    assert told.draft() != expected
+    manual.view = View(11, [*text[:5], other, *text[6:]])
+    manual.read(range(40, 46))
+    manual.say(8)
+    assert manual.draft() != expected
     if not ended:  # whose rows are still its own
-        told.view = before
-        assert told.draft() == drafted
+        manual.view = before
+        assert manual.draft() == drafted
 
 
 @pytest.mark.parametrize("ended", [True, False])
-@pytest.mark.parametrize("why", ["forgotten", "another key"])
-def test_rows_are_not_taken_over_from_a_text_of(folder: Path, why: str, ended: bool) -> None:
-    runner = tiny_runner(folder, "torch", prompt=64)
-    assert isinstance(runner, TorchRunner)
-    told = Told(runner, PROMPTS[3])
-    told.read(range(39))
-    told.say(4, 5)
-    text = list(told.view.tokens)
-    if not ended and why == "forgotten":
-        told.drafter.forget()
-        told.view.shared = False  # as the engine has it
-    told.drafter.release([7] if ended else [])
-    if ended and why == "forgotten":
-        told.drafter.forget()
-        assert not runner._texts and not list(told.drafter._finished)
-    told.view = View(8, [*text, 9])
-    told.view.memory_key = None if why == "forgotten" else "b"
-    told.read(range(40, 41))
-    assert told.drafter._states[8].first == 40, "no row from before"
-    told.drafter.release([7, 8])
-    kept = [state.tokens for state in told.drafter._finished]
-    assert kept[-1] == told.view.tokens and len(kept) == (1 if why == "forgotten" else 2)
+@pytest.mark.parametrize("key", [None, "b"])
+def test_rows_of_forgotten_texts_and_of_other_keys_are_not_taken_over(
+    target: Path, key: str | None, ended: bool
+) -> None:
+    manual = Manual(tiny_runner(target, "torch", prompt=64), PROMPTS[3])
+    manual.read(range(39))
+    manual.say(4, 5)
+    manual.drafter.release([7] if ended else [])
+    if key is None:
+        manual.drafter.forget()
+        manual.view.shared = False  # as the engine has it
+    manual.view = View(8, [*manual.view.tokens, 9], memory_key=key)
+    manual.read(range(40, 41))
+    assert manual.drafter._states[8].first == 40, "no row from before"
+    manual.drafter.release([7, 8])
+    kept = [state.tokens for state in manual.drafter._finished]
+    assert kept[-1] == manual.view.tokens and len(kept) == (1 if key is None else 2)
 
 
-def test_only_some_rows_of_ended_texts_are_finished(folder: Path) -> None:
-    runner = tiny_runner(folder, "torch", prompt=64)
+def test_only_some_rows_of_ended_texts_are_finished(target: Path) -> None:
+    runner = tiny_runner(target, "torch", prompt=64)
     assert isinstance(runner, TorchRunner)
-    told = Told(runner, PROMPTS[1])
-    told.drafter._finished = FinishedTexts(50)
+    manual = Manual(runner, PROMPTS[1])
+    manual.drafter._finished = FinishedTexts(50)
     for number in range(7, 12):
-        told.view = View(number, [number, *PROMPTS[1]])
-        told.read(range(21))
-        told.say(5)
-        told.drafter.release([number])
-        assert not told.drafter._states and len(runner._texts) == min(number - 6, 2)
-    assert [state.tokens[0] for state in told.drafter._finished] == [10, 11]
-    blind = tiny_runner(folder, "torch", prompt=0)
-    assert isinstance(blind, TorchRunner)
-    told = Told(blind, PROMPTS[1])
-    told.say(5)
-    told.drafter.release([7])
-    assert not blind._texts
+        manual.view = View(number, [number, *PROMPTS[1]])
+        manual.read(range(21))
+        manual.say(5)
+        manual.drafter.release([number])
+        assert not manual.drafter._states and len(runner._texts) == min(number - 6, 2)
+    assert [state.tokens[0] for state in manual.drafter._finished] == [10, 11]
 
 
-def test_drafting_computes_what_training_computed(folder: Path, model: Model) -> None:
+def test_drafting_computes_what_training_computed(target: Path, model: Model) -> None:
     """A text with a prompt, in the rows and places of a batch, and as a drafter sees it."""
-    config, weights = tiny_weights(folder)
-    ends = read_ends(folder)
+    config, weights = tiny_weights(target)
+    ends = read_ends(target)
     head = TrainedHead(replace(config, prompt=SHOWN), weights, ends)
-    head._layer = exact_layer(config, weights, ends.head[head.vocab.ids])
     tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
     (seen,) = look(model, [TrainText(tokens, 40)], (0, 1))
     batch = batch_of([BatchCut(seen, SHOWN)], config.hidden)
@@ -298,12 +280,12 @@ def test_drafting_computes_what_training_computed(folder: Path, model: Model) ->
     features, after = batch.features.float(), embedded(batch.after)
     steps = [x[0] for x in unroll(head._layer, features, after, batch.visible, 3, prefix)]
     runner = TorchRunner(head)
-    told = Told(runner, PROMPTS[3])
-    told.table = seen.features.float()
-    told.read(range(30), range(30, 39))
-    told.say(5, 7)  # rows 39 and 40: 0 and 1 of the batch
-    told.draft()
-    text = told.drafter._states[7].text
+    manual = Manual(runner, PROMPTS[3])
+    manual.table = seen.features.float()
+    manual.read(range(30), range(30, 39))
+    manual.say(5, 7)  # rows 39 and 40: 0 and 1 of the batch
+    manual.draft()
+    text = manual.drafter._states[7].text
     for depth, token in enumerate((6, 9)):
         tip = runner._texts[text].tip
         assert tip is not None and torch.allclose(tip, steps[depth][1 + depth], atol=1e-4), depth
@@ -316,13 +298,13 @@ class Looks(BaseDrafter):
     def __init__(self, features: tuple[int, ...], most: int) -> None:
         self.features = features
         self.most = most
-        self.told: list[tuple[list[range], torch.Tensor]] = []
+        self.seen: list[tuple[list[range], torch.Tensor]] = []
 
     def wants(self, batch: Sequence[Any], rows: Sequence[range]) -> list[range]:
         return [some[max(0, len(some) - self.most) :] for some in rows]
 
     def read(self, batch: Sequence[Any], rows: Sequence[range], features: torch.Tensor) -> None:
-        self.told.append((list(rows), features))
+        self.seen.append((list(rows), features))
 
 
 def test_of_several_that_look_each_gets_its_layers() -> None:
@@ -337,8 +319,8 @@ def test_of_several_that_look_each_gets_its_layers() -> None:
     assert list(best.features) == [0, 1, 2, 5]
     features = torch.arange(4.0)[:, None] * 10 + torch.tensor([0.0, 1.0, 2.0, 5.0])
     best.read(batch, [range(6, 9), range(0), range(1, 2)], features)
-    assert one.told[0][1].tolist() == [[2.0], [12.0], [22.0], [32.0]]
-    assert two.told[0][1][:, 1].tolist() == [1.0, 11.0, 21.0, 31.0]
+    assert one.seen[0][1].tolist() == [[2.0], [12.0], [22.0], [32.0]]
+    assert two.seen[0][1][:, 1].tolist() == [1.0, 11.0, 21.0, 31.0]
     alone = FallbackDrafter(blind)  # type: ignore[arg-type]
     assert alone.wants(batch, rows) == [range(0)] * 3 and alone.features == (5,)
 

@@ -48,10 +48,8 @@ def test_an_entry_is_all_that_a_drafter_needs_in_python(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     monkeypatch.setattr("fastslow.request.choice.POOR", 2.0)  # whatever is accepted is hardly any
-    plain, own = (
-        llm.generate("one two", SIXTY, speculation="off"),
-        Speculation(drafter="echo2", nodes=4),
-    )
+    plain = llm.generate("one two", SIXTY, speculation="off")
+    own = Speculation(drafter="echo2", nodes=4)
     for wish in (own, "suffix|echo2", "echo2+ngram", own):
         out = llm.generate("one two", SIXTY, speculation=wish)
         assert out.token_ids == plain.token_ids

@@ -15,8 +15,7 @@ from head_tools import tiny_weights
 from safetensors.torch import save_file
 
 from fastslow import drafters
-from fastslow.draft.head.config import read_metadata
-from fastslow.draft.head.target import fingerprint
+from fastslow.draft.head.config import fingerprint, read_metadata
 from fastslow.draft.registry import DRAFTERS
 from fastslow.drafters import own_head
 from fastslow.engine.params import SamplingParams, Speculation

@@ -85,7 +85,7 @@ def allowed(gate: ABGate, batch: int, seconds: float) -> bool:
 
 
 def controller_at(price: float) -> SpeculationController:
-    """Of a machine where a row takes so many tokens, in a batch of BATCH."""
+    """Of a machine where a row takes `price` tokens in a batch of BATCH."""
     curve = StepCostCurve([1, 256], [1.0, 1.0 + 255 * price / BATCH])
     return SpeculationController(lambda groups: curve)
 

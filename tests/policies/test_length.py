@@ -77,7 +77,7 @@ def test_a_drafter_that_takes_time_drafts_less_far() -> None:
     assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1] == 0
 
 
-def test_nodes_behind_a_refused_one_are_not_judged() -> None:
+def test_nodes_after_a_rejected_one_are_not_judged() -> None:
     model = AcceptanceModel()
     assert (model.chance(1, 0.95), model.chance(1, 0.1)) == (0.95, 0.1), "until more is known"
     bias = RequestBias(model)
@@ -101,7 +101,7 @@ def test_siblings_are_judged_together() -> None:
     assert model.chance(2, 0.9) < 0.1  # 0.25 of 0.3 was not accepted either
 
 
-def test_each_drafter_behind_a_name_has_odds_of_its_own() -> None:
+def test_each_drafter_of_a_name_has_odds_of_its_own() -> None:
     model = AcceptanceModel()
     bias = RequestBias(model)
     for _ in range(50):
@@ -168,10 +168,6 @@ def test_a_curve_grows_with_rows_whatever_noise_says() -> None:
     # what took longer than more rows was held up, and does not make those look dear
     held_up = StepCostCurve([1, 2, 4, 8], [1.0, 1.1, 5.0, 1.5])
     assert held_up.seconds(4) == 1.5 and held_up.seconds(2) == 1.1
-    with pytest.raises(ValueError, match="must ascend from 1"):
-        StepCostCurve([2, 4], [1.0, 1.0])
-    with pytest.raises(ValueError, match="positive seconds"):
-        StepCostCurve([1, 2], [1.0])
 
 
 def run(length: AdaptiveLength, accepted: int, curve: StepCostCurve) -> int:

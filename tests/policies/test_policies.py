@@ -1,32 +1,20 @@
-"""Modes as presets, and how far to draft."""
+"""Modes as presets."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-from fastslow.engine.types import Policy, Tree
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
-from fastslow.policies.speculation.planner import FixedLength
 
 GROUPS, DENSE = RoutedUnits("groups", 8), RoutedUnits("groups", 0)
 EXPERTS, LONELY = RoutedUnits("experts", 8), RoutedUnits("experts", 8, least=1)
-
-
-def test_a_fixed_length_plans_the_same_whatever_runs() -> None:
-    policy: Policy = FixedLength(5)
-    request: Any = SimpleNamespace(groups=None, memory_key=None)
-    for running in (1, 8):
-        assert policy.plan(request, running) == 5
-        policy.record(Tree.chain([1, 2]), [0])
-        assert policy.survival(Tree.chain([1, 2])) is None
 
 
 def test_fast_runs_a_quarter_of_the_groups_and_deep_all(tmp_path: Path) -> None:
@@ -152,7 +140,7 @@ def test_a_call_changes_any_field_of_a_preset() -> None:
         find_mode({"base": "fast", "groups": 9}, modes, GROUPS)
 
 
-def test_a_call_changes_fields_of_what_a_preset_has_set(tmp_path: Path) -> None:
+def test_a_call_changes_fields_of_what_a_preset_has_set() -> None:
     careful = Mode(name="bot", escalate=Escalation(below=0.4, window=9), thinking_budget=9)
     soft = careful.model_copy(update={"name": "soft", "thinking_soft": 6})
     modes = {"bot": careful, "soft": soft}
@@ -167,11 +155,6 @@ def test_a_call_changes_fields_of_what_a_preset_has_set(tmp_path: Path) -> None:
     for wrong in ({5: 1}, {"base": 5}, {"base": ["bot"]}):
         with pytest.raises(ValueError, match="must"):
             find_mode(wrong, modes, GROUPS)  # type: ignore[arg-type]
-    own = {"bot": {"base": "fast", "sampling": SamplingParams(seed=3)}}
-    folder = presets(tmp_path, {"modes": {"fast": {"sampling": {"temperature": 0.5}}}})
-    assert load_modes(folder, GROUPS, own)["bot"].sampling == SamplingParams(
-        temperature=0.5, seed=3
-    )
 
 
 def test_a_mode_in_words() -> None:
@@ -224,6 +207,10 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
         assert words["experts"] == "4 of 8" and "groups" not in words
         assert meaning(modes["deep"], units)["experts"] == "all 8"
         assert meaning(modes["auto"], units)["experts"] == "as the preset that is taken"
+        for count, kept in ((1, 1), (7, 7), (8, None), (None, None)):
+            assert find_mode({"base": "fast", "experts": count}, modes, units).routed == kept
+    cut = Mode(latency_ms=9, may_shorten=("experts",))
+    assert "experts (lossy)" in meaning(cut, LONELY)["latency"]
     assert builtin_modes(RoutedUnits("experts", 1, least=1))["fast"].routed is None
     assert builtin_modes(RoutedUnits("experts", 1))["fast"].experts == 0
 
@@ -237,6 +224,7 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
         (EXPERTS, {"experts": 9}, r"experts=9 is outside 0\.\.8$"),
         (LONELY, {"experts": 0}, r"experts=0 is outside 1\.\.8: no shared expert would"),
         (EXPERTS, {"experts": 2, "groups": 2}, "groups=2 and experts=2 are both given: groups is"),
+        (LONELY, {"base": "fast", "groups": 2}, "groups=2 must be left out"),
         (LONELY, {"may_shorten": ["groups"]}, "may_shorten='groups' must be 'experts'"),
         (GROUPS, {"may_shorten": ["experts"]}, "may_shorten='experts' must be 'groups'"),
     ],
@@ -250,18 +238,6 @@ def test_counts_that_do_not_fit(
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=says):
         load_modes(presets(tmp_path, {"modes": {"x": fields}}), units)
-
-
-def test_a_count_of_all_experts_is_none() -> None:
-    modes = builtin_modes(LONELY)
-    for count in (1, 7):
-        assert find_mode({"base": "fast", "experts": count}, modes, LONELY).routed == count
-    assert find_mode({"base": "fast", "experts": 8}, modes, LONELY).experts is None
-    assert find_mode({"base": "fast", "experts": None}, modes, LONELY).experts is None
-    with pytest.raises(ValueError, match=r"^mode 'fast\*': groups=2 must be left out"):
-        find_mode({"base": "fast", "groups": 2}, modes, LONELY)
-    cut = Mode(latency_ms=9, may_shorten=("experts",))
-    assert "experts (lossy)" in meaning(cut, LONELY)["latency"]
 
 
 def test_counts_to_compare() -> None:

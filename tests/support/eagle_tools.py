@@ -7,16 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.draft.head.eagle import EagleHead
-from fastslow.draft.head.eagle_file import embedding_of, read_eagle
+from fastslow.draft.head.eagle import embedding_of, read_eagle
+from fastslow.draft.head.head import EagleHead
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.types import Tree
 
 LAYER: dict[str, Any] = {
     "hidden_act": "silu",
@@ -85,16 +83,8 @@ def eagle_weights(
         "fc": (hidden, count * theirs, ""),
         "lm_head": (draft, hidden, ""),
     }
-    norms = dict.fromkeys(
-        [
-            *(
-                f"{prefix}{x}"
-                for x in ("input_layernorm", "hidden_norm", "post_attention_layernorm")
-            ),
-            "norm",
-        ],
-        hidden,
-    )
+    names = ("input_layernorm", "hidden_norm", "post_attention_layernorm")
+    norms = dict.fromkeys([*(f"{prefix}{name}" for name in names), "norm"], hidden)
     if c.get("model_type") == "qwen3":
         norms |= dict.fromkeys((f"{prefix}self_attn.{x}_norm" for x in "qk"), c["head_dim"])
     if config.get("norm_before_fc"):
@@ -142,11 +132,9 @@ def write_files(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]
     return folder
 
 
-def exact_head(folder: Path, target: Path) -> EagleHead:
-    """With float32 products."""
+def plain_head(folder: Path, target: Path) -> EagleHead:
     config, weights = read_eagle(folder, ModelConfig.from_folder(target))
-    embedding = embedding_of(folder, config, target)
-    return EagleHead(config, weights, embedding, lambda name, x: F.linear(x, weights[name].float()))
+    return EagleHead(config, weights, embedding_of(folder, config, target))
 
 
 def eagle_text(head: EagleHead, count: int = 7) -> tuple[Tensor, list[int]]:
@@ -184,20 +172,6 @@ class ReferenceEagle:
         normed = outs if self._top.get("norm_output") else [self._norm("norm", x) for x in outs]
         return torch.stack([self._w["lm_head.weight"] @ x for x in normed])
 
-    def check_scores(self, tree: Tree, features: Tensor, after: list[int], rel: float) -> None:
-        """Every node's score is the chance of its path, up to `rel` of it."""
-        assert tree.scores is not None
-        for node, score in enumerate(tree.scores):
-            path: list[int] = []
-            at = node
-            while at >= 0:
-                path.insert(0, tree.tokens[at])
-                at = tree.parents[at]
-            log_q = torch.log_softmax(self.chain(features, after, path[:-1]), -1)
-            places = [self.tokens.index(token) for token in path]
-            chance = float(log_q[range(len(path)), places].sum().exp())
-            assert score == pytest.approx(chance, rel=rel)
-
     def _fused(self, row: Tensor) -> Tensor:
         if self._top.get("norm_before_fc"):
             row = self._norm("input_norm", row)
@@ -218,14 +192,13 @@ class ReferenceEagle:
         at = len(keys)
         keys.append(self._turned(k, at))
         values.append(v)
-        seen = []
-        for head, query in enumerate(self._turned(q, at)):
-            theirs = head * len(k) // len(q)
-            known = torch.stack([key[theirs] for key in keys])
-            weights = torch.softmax(known @ query / math.sqrt(size), 0)
-            seen.append(weights @ torch.stack([value[theirs] for value in values]))
+        known, said = (
+            torch.stack(x).repeat_interleave(len(q) // len(k), 1) for x in (keys, values)
+        )
+        scores = (known * self._turned(q, at)).sum(-1) / math.sqrt(size)  # [rows, heads]
+        seen = (torch.softmax(scores, 0)[..., None] * said).sum(0).flatten()
         residual = normed if self._top.get("norm_before_residual") else state
-        x = residual + self._linear(f"{p}.self_attn.o_proj", torch.cat(seen))
+        x = residual + self._linear(f"{p}.self_attn.o_proj", seen)
         y = self._norm(f"{p}.post_attention_layernorm", x)
         gate = self._linear(f"{p}.mlp.gate_proj", y)
         moved = gate * torch.sigmoid(gate) * self._linear(f"{p}.mlp.up_proj", y)
@@ -233,20 +206,15 @@ class ReferenceEagle:
         return self._norm("norm", x) if self._top.get("norm_output") else x
 
     def _turned(self, heads: Tensor, position: int) -> Tensor:
-        half = heads.shape[-1] // 2
-        turned = heads.clone()
-        for n in range(half):
-            angle = position * self._layer["rope_theta"] ** (-n / half)
-            cos, sin = math.cos(angle), math.sin(angle)
-            turned[:, n] = heads[:, n] * cos - heads[:, n + half] * sin
-            turned[:, n + half] = heads[:, n + half] * cos + heads[:, n] * sin
-        return turned
+        a, b = heads.chunk(2, -1)
+        powers = torch.arange(a.shape[-1], dtype=torch.float64) / a.shape[-1]
+        angles = position * self._layer["rope_theta"] ** -powers
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         mean = float((x * x).mean())
         return x / math.sqrt(mean + self._layer["rms_norm_eps"]) * self._w[f"{name}.weight"]
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        y = self._w[f"{name}.weight"] @ x
-        bias = self._w.get(f"{name}.bias")
-        return y if bias is None else y + bias
+        return F.linear(x, self._w[f"{name}.weight"], self._w.get(f"{name}.bias"))

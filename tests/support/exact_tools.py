@@ -27,13 +27,12 @@ from head_tools import tiny_runner
 from spellings import Pieces, letters, renumbered
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.build import build_drafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import RetokenizedDraft
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens
 from fastslow.draft.ngram import NgramDraft
-from fastslow.draft.registry import DRAFTERS, DrafterDeps, LoadedModel
+from fastslow.draft.registry import DRAFTERS, DrafterDeps, LoadedModel, build_drafter
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model

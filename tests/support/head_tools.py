@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-import torch.nn.functional as F
 from distributions import chi_square_fits, plain_probs, text_probs
 from engine_tools import Ask, Bench, Setting, answer
 from kernel_tools import wanted
@@ -19,11 +19,10 @@ from reference_model import ReferenceModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
+from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig, read_ends
 from fastslow.draft.head.head import TrainedHead
-from fastslow.draft.head.layer import HeadLayer
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
-from fastslow.draft.head.target import read_ends
+from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import Tree
 from fastslow.tools.train_head.train import draft_vocabulary, first_weights
@@ -48,19 +47,12 @@ def tiny_weights(
 def tiny_runner(
     target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), **fields: Any
 ) -> HeadRunner:
-    """A head in torch, in int8 where that runs, or on the kernels; `fields` are of its config."""
+    """A head in torch or on the kernels; `fields` are of its config."""
     config, weights = tiny_weights(target, layers)
     config = replace(config, **fields)
     if kind == "torch":
         return TorchRunner(TrainedHead(config, weights, read_ends(target)))
     return KernelRunner(config, weights, read_ends(target))
-
-
-def exact_layer(config: HeadConfig, weights: dict[str, Tensor], head_DH: Tensor) -> HeadLayer:
-    """The same head with float32 products."""
-    matrices = {**weights, "head": head_DH}
-    norms = {name: weights[name] for name in NORMS}
-    return HeadLayer(config, norms, lambda name, x: F.linear(x, matrices[name].float()))
 
 
 def write_head(path: Path, config: HeadConfig, weights: dict[str, Tensor]) -> Path:
@@ -89,6 +81,20 @@ def sampled_law(
         return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
     return text_probs(probs, 12, length)
+
+
+def check_scores(runner: HeadRunner, text: int, tree: Tree) -> None:
+    """A node's score is the likelihood of its path, by the text's chain."""
+    assert tree.scores is not None and max(tree.parents) >= 0
+    nothing = NewRows([text], [0], [], torch.empty(0))
+    for path, score in zip(node_paths(tree), tree.scores):
+        runner.grow(nothing, TreeLimits([0], 1, 1, [0.0]))  # the chain begins anew
+        likely = 1.0
+        for token in path:
+            probs = torch.softmax(torch.from_numpy(runner.logits(text)), -1)
+            likely *= float(probs[runner.vocab_ids(text).tolist().index(token)])
+            runner.advance([text], [token])
+        assert score == pytest.approx(likely, rel=1e-4)
 
 
 def node_paths(tree: Tree) -> list[tuple[int, ...]]:

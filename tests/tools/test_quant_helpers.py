@@ -15,8 +15,7 @@ from quant_tools import export, quantised
 from safetensors.torch import load_file
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.draft.head.head import load_mtp
-from fastslow.draft.head.mtp import has_mtp_layer
+from fastslow.draft.head.mtp import has_mtp_layer, load_mtp
 from fastslow.engine.backends.loader import load_model
 
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)

@@ -16,8 +16,7 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import NORMS, HeadConfig, read_head
-from fastslow.draft.head.target import fingerprint, read_ends
+from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends, read_head
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.tools.job_options import TrainConfig

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from loguru import logger
 from torch import Tensor
 
-from fastslow.draft.head.config import MATRICES, NORMS, HeadConfig
+from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig
 from fastslow.draft.head.layer import HeadLayer
-from fastslow.draft.head.target import Ends
 from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
 from fastslow.tools.train_head.features import HiddenStates

@@ -24,7 +24,7 @@ KERNEL_TESTS = [
     "engine/cpu/test_kernel_checks.py",
     "engine/kv/test_kv_storage.py",
     "draft/test_draft_kernels.py",
-    "draft/test_eagle_kernels.py",
+    "draft/test_eagle.py",
     "draft/test_head_checks.py",
     "draft/test_suffix.py",
 ]

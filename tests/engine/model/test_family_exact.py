@@ -15,7 +15,7 @@ from pairs import pairwise
 from pangu_v2_tools import MOE
 
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import load_mtp
+from fastslow.draft.head.mtp import load_mtp
 from fastslow.draft.head.runner import TorchRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV

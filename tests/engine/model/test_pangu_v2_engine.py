@@ -16,8 +16,8 @@ from reference_model import ReferenceModel
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.head import load_mtp
 from fastslow.draft.head.layer import HeadKV
+from fastslow.draft.head.mtp import load_mtp
 from fastslow.draft.head.runner import TorchRunner
 from fastslow.draft.head.state import RequestVocab
 from fastslow.engine.backends.loader import load_model
