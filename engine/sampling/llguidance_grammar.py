@@ -7,8 +7,9 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
 MOST_KEPT = 64  # compiled grammars
+DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
+_STACKS = threading.Lock()  # the size of new stacks is one for the process
+T = TypeVar("T")
 LONGEST_FORCED = (
     1024  # bytes of a text that has to come, which are cut into tokens at each place of it
 )
@@ -87,10 +91,14 @@ class GrammarCompiler:
                 raise ValueError("no text fits it, or none that this model's tokens can spell")
         except (ValueError, UnicodeError) as error:
             raise ValueError(f"grammar.{spec.kind} cannot be used: {error}") from None
+        except RecursionError:
+            raise ValueError(
+                f"grammar.{spec.kind} cannot be used: it is nested too deeply"
+            ) from None
         return made
 
     def _compiled_anew(self, spec: GrammarSpec) -> Any:
-        made = self._compiled(spec)
+        made = with_deep_stack(partial(self._compiled, spec))
         with self._lock:
             self._made[spec] = made
         return made
@@ -215,8 +223,31 @@ def _lark(text: str) -> str:
     convert = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark
     try:
         return str(convert(text))
+    except RecursionError:
+        raise
     except Exception as error:  # noqa: BLE001 - it is not said which ones there are
         raise ValueError(shown(str(error))) from None
+
+
+def with_deep_stack(call: Callable[[], T]) -> T:
+    """What a call gives that may recurse as deep as a grammar's longest text has rules. The library does not
+    look at its stack: it would end the process."""
+    over = Future[T]()
+
+    def run() -> None:
+        try:
+            over.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            over.set_exception(error)
+
+    with _STACKS:
+        usual = threading.stack_size(DEEP_STACK)
+        try:
+            thread = threading.Thread(target=run, name="fastslow-grammar")
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    return over.result()
 
 
 def _first_line(error: str) -> str:

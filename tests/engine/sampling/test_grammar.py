@@ -305,3 +305,24 @@ def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) ->
     assert said(grammar, [*PROMPT, y], []) == replayed(kit, YES, [y], None)
     with pytest.raises(GrammarError):
         limited().at([*PROMPT, n], [])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"lark": "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(9_000)) + '\nr9000: "a"'},
+        {"gbnf": "root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1}" for i in range(1_500)) + '\nr1500 ::= "a"'},
+    ],
+    ids=["lark", "gbnf"],
+)  # fmt: skip
+def test_a_chain_of_rules_does_not_end_the_process(kit: GrammarKit, spec: dict[str, str]) -> None:
+    """Compiled on a usual stack of 8 MiB the library would end it from some 2,900 rules on."""
+    (a,) = kit.tokenizer.encode("a", add_special=False)
+    matcher = kit.matcher(**spec)
+    assert np.flatnonzero(matcher.mask()).tolist() == [a]
+    assert matcher.accept(a) and matcher.ended() is Ended.MUST
+
+
+def test_deep_brackets_are_refused_in_one_sentence(kit: GrammarKit) -> None:
+    with pytest.raises(ValueError, match="^grammar.gbnf cannot be used: it is nested too deeply$"):
+        kit.matcher(gbnf="root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
