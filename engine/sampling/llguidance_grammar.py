@@ -86,7 +86,7 @@ class GrammarCompiler:
             )
             if made.is_error():
                 raise ValueError(_first_line(made.get_error()))
-            first = LLGuidanceMatcher(made, partial(self._compiled, spec), self._columns)
+            first = LLGuidanceMatcher(made, lambda: made, self._columns)
             if not first.mask().any() and first.ended() is Ended.NO:
                 raise ValueError("no text fits it, or none that this model's tokens can spell")
         except (ValueError, UnicodeError) as error:
