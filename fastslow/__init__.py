@@ -17,69 +17,43 @@ from fastslow.engine.model.family import register_on_use
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastslow.admission import Busy
-    from fastslow.api import chat, generate
-    from fastslow.async_llm import AsyncLLM
-    from fastslow.engine.core.stats import EngineStats
+    from fastslow.admission import Busy as Busy
+    from fastslow.api import chat as chat
+    from fastslow.api import generate as generate
+    from fastslow.async_llm import AsyncLLM as AsyncLLM
+    from fastslow.engine.core.stats import EngineStats as EngineStats
     from fastslow.engine.model.family import Family
-    from fastslow.engine.parallel.sharding import Parallel
-    from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-    from fastslow.engine.text.messages import Message
-    from fastslow.llm import LLM
-    from fastslow.output import (
-        Completion,
-        Decided,
-        FastslowWarning,
-        GenerationError,
-        Metrics,
-        Output,
-        Piece,
-    )
-    from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
-    from fastslow.request.handle import PieceStream, RequestHandle, as_completed
-    from fastslow.request.options import Conversation, ModeLike, Presets, Prompt, SpeculationLike
-    from fastslow.request.pin import PinnedPrefix
-    from fastslow.request.resume import ResumeState
+    from fastslow.engine.parallel.sharding import Parallel as Parallel
+    from fastslow.engine.params import Escalation as Escalation
+    from fastslow.engine.params import Mode as Mode
+    from fastslow.engine.params import SamplingParams as SamplingParams
+    from fastslow.engine.params import Speculation as Speculation
+    from fastslow.engine.text.messages import Message as Message
+    from fastslow.llm import LLM as LLM
+    from fastslow.output import Completion as Completion
+    from fastslow.output import Decided as Decided
+    from fastslow.output import FastslowWarning as FastslowWarning
+    from fastslow.output import GenerationError as GenerationError
+    from fastslow.output import Metrics as Metrics
+    from fastslow.output import Output as Output
+    from fastslow.output import Piece as Piece
+    from fastslow.policies.mode_router import ModeChoice as ModeChoice
+    from fastslow.policies.mode_router import ModeRouter as ModeRouter
+    from fastslow.policies.mode_router import PromptFacts as PromptFacts
+    from fastslow.request.handle import PieceStream as PieceStream
+    from fastslow.request.handle import RequestHandle as RequestHandle
+    from fastslow.request.handle import as_completed as as_completed
+    from fastslow.request.options import Conversation as Conversation
+    from fastslow.request.options import ModeLike as ModeLike
+    from fastslow.request.options import Presets as Presets
+    from fastslow.request.options import Prompt as Prompt
+    from fastslow.request.options import SpeculationLike as SpeculationLike
+    from fastslow.request.pin import PinnedPrefix as PinnedPrefix
+    from fastslow.request.resume import ResumeState as ResumeState
 
 logger.disable("fastslow")
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "LLM",
-    "AsyncLLM",
-    "Busy",
-    "Completion",
-    "Conversation",
-    "Decided",
-    "EngineStats",
-    "Escalation",
-    "FastslowWarning",
-    "GenerationError",
-    "Message",
-    "Metrics",
-    "Mode",
-    "ModeChoice",
-    "ModeLike",
-    "ModeRouter",
-    "Output",
-    "Parallel",
-    "Piece",
-    "PieceStream",
-    "PinnedPrefix",
-    "Presets",
-    "Prompt",
-    "PromptFacts",
-    "RequestHandle",
-    "ResumeState",
-    "SamplingParams",
-    "Speculation",
-    "SpeculationLike",
-    "__version__",
-    "as_completed",
-    "chat",
-    "generate",
-]
 
 _MODULES = {
     "admission": "Busy",
@@ -98,6 +72,8 @@ _MODULES = {
     "policies.mode_router": "ModeChoice ModeRouter PromptFacts",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> object:

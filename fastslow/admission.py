@@ -1,4 +1,4 @@
-"""How many answers may be asked for at a time, and when it is worth to ask again."""
+"""How many answers may wait and run at a time, and when it is worth to try again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ UNKNOWN = 1.0  # the same where nothing is over yet
 
 
 class Busy(RuntimeError):
-    """The queue is full. Nothing was done for the call.
-
-    Attributes:
-        retry_after: seconds after which it is worth to ask again, by how quickly requests end.
-    """
+    """The queue is full. Nothing was done for the call. After `retry_after` seconds it is worth to try again,
+    by how quickly requests end."""
 
     def __init__(self, message: str, retry_after: float = UNKNOWN) -> None:
         super().__init__(message)
@@ -28,13 +25,7 @@ class Busy(RuntimeError):
 
 
 class Admission:
-    """Counts the answers that were asked for and are not over; any thread may call it.
-
-    Args:
-        running: answers that run at a time.
-        waiting: answers that may wait beside them.
-        timer: gives seconds.
-    """
+    """Counts the answers that wait or run; any thread may call it. `running` and `waiting`: at most so many."""
 
     def __init__(
         self, running: int, waiting: int, timer: Callable[[], float] = time.monotonic
@@ -43,7 +34,7 @@ class Admission:
         self._timer = timer
         self._lock = threading.Lock()
         self._ends: deque[tuple[float, int]] = deque(maxlen=RECENT)  # when, and how many answers
-        self.answers = 0  # asked for and not over
+        self.answers = 0
 
     def enter(self, answers: int) -> None:
         """Let a request in; `leave` has to follow.
@@ -68,7 +59,6 @@ class Admission:
             self.answers += answers
 
     def leave(self, answers: int) -> None:
-        """A request is over."""
         with self._lock:
             self.answers -= answers
             self._ends.append((self._timer(), answers))

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import inspect
 import os
 import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar, Unpack, overload
+from dataclasses import fields
+from typing import Any
 
 from fastslow.engine_args import EngineArgs
 from fastslow.llm import LLM
-from fastslow.output import Output
-from fastslow.request.keywords import GenerateCall, ListOptions
-from fastslow.request.options import Conversation, ListOf, Prompt, Sampling, Samplings
 
-DEFAULT = "smollm2-moge"
-Call = TypeVar("Call", bound=Callable[..., Any])
-Key = tuple[int, str, tuple[tuple[str, str], ...]]
+Key = tuple[int, tuple[tuple[str, str], ...]]
 
 _loaded: dict[Key, LLM] = {}
 _loading = threading.Lock()
@@ -34,36 +27,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class OneOffOptions(ListOptions, EngineArgs, total=False):
-    """The keywords of `generate` and `chat`: those of `LLM.generate`, and of `LLM`."""
-
-    model: str | Path
-
-
-def _shows(method: Any) -> Callable[[Call], Call]:
-    """Show the keywords of a method of `LLM`, and of `LLM`, in `help` and in editors that run code."""
-
-    def decorate(call: Call) -> Call:
-        _, *own = inspect.signature(method).parameters.values()
-        known = {one.name for one in own}
-        kind = inspect.Parameter.KEYWORD_ONLY
-        made = (one.replace(kind=kind) for one in inspect.signature(LLM).parameters.values())
-        shown = [*own, *(one for one in made if one.name not in known)]
-        call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
-        return call
-
-    return decorate
-
-
-@overload
-def generate(
-    prompts: Prompt, sampling: Sampling = None, **options: Unpack[OneOffOptions]
-) -> Output: ...
-@overload
-def generate(
-    prompts: ListOf[Prompt], sampling: Samplings = None, **options: Unpack[OneOffOptions]
-) -> list[Output]: ...
-@_shows(LLM.generate)
 def generate(prompts: Any, sampling: Any = None, **options: Any) -> Any:
     """Answer one prompt or many with a model that is loaded on first use.
 
@@ -72,23 +35,13 @@ def generate(prompts: Any, sampling: Any = None, **options: Any) -> Any:
 
     Args:
         prompts, sampling: as `LLM.generate` takes them; the result and the errors are its own, too.
-        options: `model`, a checkpoint folder or a built-in name; keyword arguments of `LLM.generate`, such as
-            mode and speculation, and of `LLM`, such as dtype. With progress bars are drawn while the model
-            loads, too.
+        options: keyword arguments of `LLM`, such as model and dtype, and of `LLM.generate`, such as mode and
+            speculation; that counts for names that both have.
     """
     llm, call = _llm(options)
     return llm.generate(prompts, sampling, **call)
 
 
-@overload
-def chat(
-    messages: Conversation, sampling: Sampling = None, **options: Unpack[OneOffOptions]
-) -> Output: ...
-@overload
-def chat(
-    messages: ListOf[Conversation], sampling: Samplings = None, **options: Unpack[OneOffOptions]
-) -> list[Output]: ...
-@_shows(LLM.chat)
 def chat(messages: Any, sampling: Any = None, **options: Any) -> Any:
     """Answer a conversation, or one user message given as text, or a list of such; see `generate`."""
     llm, call = _llm(options)
@@ -96,18 +49,15 @@ def chat(messages: Any, sampling: Any = None, **options: Any) -> Any:
 
 
 def _llm(options: dict[str, Any]) -> tuple[LLM, dict[str, Any]]:
-    """The model that is asked, and which of the options are for the call."""
-    model = str(options.pop("model", DEFAULT))
-    call = {name: options.pop(name) for name in GenerateCall.model_fields if name in options}
+    """The model that is asked, and the options of the call."""
+    own = {field.name for field in fields(EngineArgs)} - {"speculation", "progress"}
+    made = {name: value for name, value in options.items() if name in own}
+    call = {name: value for name, value in options.items() if name not in own}
     # a forked process has the parent's models, which do not answer there
-    key = (
-        os.getpid(),
-        model,
-        tuple(sorted((name, repr(value)) for name, value in options.items())),
-    )
+    key = os.getpid(), tuple(sorted((name, repr(value)) for name, value in made.items()))
     with _loading:
         if key not in _loaded:
-            _loaded[key] = LLM(model, progress=call.get("progress", True), **options)
+            _loaded[key] = LLM(**made, progress=call.get("progress", True))
         return _loaded[key], call
 
 

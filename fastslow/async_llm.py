@@ -5,70 +5,52 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from threading import Thread
 from time import monotonic
-from typing import NoReturn, Self, Unpack
+from typing import Any, Self
 
 from fastslow.admission import Admission
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
-from fastslow.engine.params import shown
-from fastslow.engine_args import LLMOptions
+from fastslow.engine_args import AsyncArgs, EngineArgs
+from fastslow.keywords import takes_fields, takes_options
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.request.handle import PieceStream, RequestHandle, group_of
-from fastslow.request.keywords import takes_options
 from fastslow.request.options import Conversation, GenerateOptions, Prompt, as_messages, as_wait
 
-MAX_WAITING = 256
+MAX_WAITING = AsyncArgs.max_waiting
 PAUSE = 0.02  # seconds between two looks at whether all is over
 
 
 class AsyncLLM:
     """An `LLM` for asyncio: nothing that it does stops the event loop.
 
-    `async with AsyncLLM(model) as llm:` loads the model in a thread and closes it at the end, and so does
-    `llm = await AsyncLLM.load(model)`, without the end. Prompts are tokenised in threads, too. Any number
-    of tasks may ask. Calls belong to one event loop; handles that `submit` gives may be awaited in others.
+    `async with AsyncLLM(model) as llm:` loads the model in a thread and closes it at the end. Prompts are
+    tokenised in threads, too. Any number of tasks may ask. Calls belong to one event loop; handles that
+    `submit` gives may be awaited in others.
 
     Calls raise what those of `LLM` raise, and before anything is done `Busy` where too many wait, and
-    RuntimeError where it is not loaded, is drained, or closed.
-
-    Args:
-        model: as `LLM` takes it.
-        max_waiting: most answers that may wait beside those that run (`max_running`); a call beyond them
-            raises `Busy`. Each of n answers counts.
-        options: keyword arguments of `LLM`.
+    RuntimeError where it is not loaded, is drained, or closed. `AsyncArgs` says what its arguments mean.
     """
 
-    def __init__(
-        self,
-        model: str | Path = "smollm2-moge",
-        *,
-        max_waiting: int = MAX_WAITING,
-        **options: Unpack[LLMOptions],
-    ) -> None:
-        if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 0:
-            raise ValueError(f"max_waiting={shown(max_waiting)} must be a whole number, 0 or more")
-        self._make = partial(LLM, model, **options)
-        self._max_waiting = max_waiting
+    @takes_fields(AsyncArgs)
+    def __init__(self, args: AsyncArgs) -> None:
+        self._make = partial(
+            LLM, **{one.name: getattr(args, one.name) for one in fields(EngineArgs)}
+        )
+        self._max_waiting = args.max_waiting
         self._llm: LLM | None = None
         self._admission = Admission(0, 0)
         self._handles: set[RequestHandle] = set()  # not over yet
         self._open = True
 
     @classmethod
-    async def load(
-        cls,
-        model: str | Path = "smollm2-moge",
-        *,
-        max_waiting: int = MAX_WAITING,
-        **options: Unpack[LLMOptions],
-    ) -> Self:
-        """Load a model in a thread."""
-        return await cls(model, max_waiting=max_waiting, **options).__aenter__()
+    async def load(cls, *given: Any, **options: Any) -> Self:
+        """Load a model in a thread, with the arguments of the class; `close` ends it."""
+        return await cls(*given, **options).__aenter__()
 
     @classmethod
     def around(cls, llm: LLM, max_waiting: int = MAX_WAITING) -> Self:
@@ -79,16 +61,9 @@ class AsyncLLM:
 
     @property
     def llm(self) -> LLM:
-        """What answers.
-
-        Raises:
-            RuntimeError: it is not loaded yet.
-        """
+        """What answers."""
         if self._llm is None:
-            raise RuntimeError(
-                "this AsyncLLM is not loaded: use `async with AsyncLLM(...) as llm`, or "
-                "`llm = await AsyncLLM.load(...)`"
-            )
+            raise RuntimeError("this AsyncLLM is not loaded: use `async with AsyncLLM(...) as llm`")
         return self._llm
 
     @property
@@ -198,9 +173,6 @@ class AsyncLLM:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an AsyncLLM cannot be pickled; make one in each process")
 
     def _load(self, loading: Future[LLM]) -> None:
         try:

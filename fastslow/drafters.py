@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from loguru import logger
@@ -46,6 +46,13 @@ MOST_MODELS = 4  # of them with a draft model, which have pages of their own
 OFF = Speculation(drafter="off")
 
 
+class Closed:
+    """Stands in for the parts of a closed LLM; every access raises RuntimeError."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("this LLM is closed; make a new one")
+
+
 class DrafterFactory:
     """Speculation settings -> drafter, for one target.
 
@@ -55,19 +62,10 @@ class DrafterFactory:
     freed with the last of them; the head that belongs to the target stays.
 
     Args:
-        folder: the target's checkpoint.
-        target: the model that verifies.
-        kv: the target's pages.
-        tokenizer: the target's, if it has one.
-        options: dtype, quantization, device and progress of draft models.
+        options: of `load_model`, for draft models.
         pages_for: pages for a draft model with a context no longer than the target's.
         memory: keeps answers to draft later ones; None: they are not kept.
         controller: values tokens and rows, and selects among several drafters.
-
-    Attributes:
-        made: the drafters by settings; it changes while the engine runs.
-        between_steps: calls something in the engine's thread, the only one that may call drafters.
-        folder: the target's checkpoint.
     """
 
     def __init__(
@@ -81,12 +79,13 @@ class DrafterFactory:
         memory: AnswerMemory | None,
         controller: SpeculationController,
     ) -> None:
-        self.made: dict[Speculation, Drafter] = {}
+        self.made: dict[Speculation, Drafter] = {}  # it changes while the engine runs
+        # calls something in the engine's thread, the only one that may call drafters
         self.between_steps: Callable[[Callable[[], None]], None] = lambda action: action()
-        self._keys = OrderedDict[Speculation, Speculation]()  # the one asked for last at the end
+        self._keys = OrderedDict[Speculation, Speculation]()  # the last used at the end
         self._users: dict[Speculation, WeakSet[Request]] = {}
         self._controller = controller
-        self._told = self._closed = False
+        self._told = False
         self.folder = folder
         self._tokenizer = tokenizer
         self._options = options
@@ -120,15 +119,9 @@ class DrafterFactory:
         return self._own_head is not None or self._has_mtp
 
     def make(self, settings: Speculation) -> Speculation:
-        """The settings without the fields that need no other drafter; makes the drafter on first use.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-        """
+        """The settings without the fields that need no other drafter; makes the drafter on first use."""
         if settings.drafter == "off":
             return OFF
-        if self._closed:
-            raise RuntimeError("this LLM is closed; make a new one")
         names = check_drafter(settings, self._units, self._deps.has_head)
         # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
@@ -166,11 +159,10 @@ class DrafterFactory:
 
     def clear(self) -> None:
         """Let go of all drafters and their models."""
-        self._closed = True
         self.made.clear()
         self._stays = None
-        for part in ("_deps", "_controller", "between_steps"):
-            self.__dict__.pop(part, None)
+        self._deps = self._controller = cast(Any, Closed())
+        self.between_steps = lambda _: None
 
     def _make_room(self, has_cache: bool) -> bool:
         """Let drafters go until one more fits, with a KV cache beside the target's or without."""
@@ -198,32 +190,18 @@ class DrafterFactory:
         def end() -> None:
             try:  # what it shares with other drafters must not keep its texts
                 on_each((lambda: drafter.release(users), drafter.forget), lambda act: act())
-            except Exception as error:  # noqa: BLE001 - the engine goes on without it
+            except Exception as error:  # noqa: BLE001 - the engine continues without it
                 logger.opt(exception=error).warning("a drafter that is not used fails to let go")
 
         self.between_steps(end)
 
     def _loaded(self, path: str) -> LoadedModel:
-        """A draft model with pages of its own for each drafter that uses it."""
+        """A draft model, with pages for each drafter that uses it."""
         model = self._models.get(path)
         if model is None:
             model, tokenizers = self._load_model(path)
             self._models[path], self._tokenizers[model] = model, tokenizers
         return LoadedModel(model, self._pages_for(model), self._tokenizers[model])
-
-    def _head(self, path: Path | None) -> HeadRunner:
-        head = self._heads.get(path)
-        if head is None:
-            head = self._heads[path] = self._load_head(path)
-        if path is None:
-            self._stays = head
-        return head
-
-    def _corpus(self, path: Path) -> Corpus:
-        corpus = self._corpora.get(path)
-        if corpus is None:
-            corpus = self._corpora[path] = self._load_corpus(path)
-        return corpus
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path)
@@ -233,7 +211,7 @@ class DrafterFactory:
             both = self._tokenizer, theirs
         differs = None if both is None else same_vocabulary(*both)
         if differs:
-            logger.info("draft model {} has tokens of its own: {}", path, differs)
+            logger.info("draft model {} has other tokens: {}", path, differs)
         model = load_model(folder, **self._options)
         ours = self._deps.target.config.vocab_size
         padded = model.config.vocab_size != ours  # alone, where the tokenizers do not differ
@@ -250,14 +228,22 @@ class DrafterFactory:
             )
         return model, both if differs else None
 
-    def _load_head(self, path: Path | None) -> HeadRunner:
+    def _head(self, path: Path | None) -> HeadRunner:
+        if (head := self._heads.get(path)) is not None:
+            return head
         if path is None and self._own_head is None and self._has_mtp:
-            return TorchRunner(load_mtp(self.folder, self._deps.target.dtype))
-        head = load_head(path or self._own_head or Path(HEAD), self.folder)
-        give_back()  # matrices were in float32 before they were packed
+            head = TorchRunner(load_mtp(self.folder, self._deps.target.dtype))
+        else:
+            head = load_head(path or self._own_head or Path(HEAD), self.folder)
+            give_back()  # matrices were in float32 before they were packed
+        self._heads[path] = head
+        if path is None:
+            self._stays = head
         return head
 
-    def _load_corpus(self, path: Path) -> Corpus:
+    def _corpus(self, path: Path) -> Corpus:
+        if (known := self._corpora.get(path)) is not None:
+            return known
         if self._tokenizer is None:
             raise ValueError(f"corpus {path} needs a model with a tokenizer")
         corpus = Corpus(path, self._tokenizer.vocab())
@@ -265,6 +251,7 @@ class DrafterFactory:
             raise ValueError(
                 f"{path} holds token id {corpus.largest}, outside the model's vocab_size of {size}"
             )
+        self._corpora[path] = corpus
         return corpus
 
 

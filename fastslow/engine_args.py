@@ -1,12 +1,11 @@
-"""The arguments of `LLM`: their types, and what they mean for a model's context and pages."""
+"""The arguments of `LLM`, and what they mean for a model's context and pages."""
 
-from __future__ import annotations
-
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 
@@ -16,145 +15,166 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
-from fastslow.engine.params import Speculation, shown
+from fastslow.engine.params import shown
 from fastslow.policies.auto import checkpoint_selector, read_selector
 from fastslow.policies.mode_router import ModeRouter
-from fastslow.request.keywords import refuse_unknown
 from fastslow.request.options import Presets, SpeculationLike
 
-Build = TypeVar("Build", bound=Callable[..., None])
+LEAST = {"prompt_rows": 1, "max_running": 1, "max_waiting": 0}
 
 
-class EngineArgs(TypedDict, total=False):
-    """The keyword arguments of `LLM` that no call has, for what passes them on; that says what they mean."""
+@dataclass(frozen=True)
+class EngineArgs:
+    """The arguments of `LLM`.
 
-    dtype: str
-    quantization: str
-    device: str
-    kv_dtype: str
-    kv_memory: float | str | None
-    kv_spill: int | str | None
-    max_model_len: int | None
-    prompt_rows: int
-    max_running: int
-    prefix_caching: bool
-    auto: ModeRouter | str | Path | None
-    remember: bool | Literal["by_key"]
-    modes: Presets | None
-    thinking_tags: tuple[str, str] | None
-    progress: bool
-    parallel: str | Parallel | None
+    Args:
+        model: a checkpoint folder, a GGUF file (any one of a split model), or a built-in name: smollm2-moge,
+            smollm2.
+        dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
+        quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a checkpoint that is quantised
+            so; "none" runs the dtype; "auto" runs such a checkpoint, or a GGUF file, in its own numbers if
+            no dtype is asked for.
+        device: "auto", "cpu", "cuda" or "npu".
+        kv_dtype: of keys and values: "int8" halves them (a scale per token and head, on the CPU), "model"
+            keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
+        kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
+            what is free; None = a share of 0.3.
+        kv_spill: cached prefixes that memory has no room for go to a file of at most this size, such
+            as "2GiB", in the cache folder, and are read back when a prompt begins so. On the CPU.
+        max_model_len: most tokens of prompt plus answer; None = what the model can.
+        prompt_rows: most rows of prompts read in one step (chunked prefill).
+        max_running: most requests in one step.
+        prefix_caching: share the KV of texts that start alike.
+        speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
+            the path of a settings file that `fastslow tune` wrote, or None for the best that there is.
+        auto: how mode "auto" chooses: a callable from a `PromptFacts` to a preset's name; a settings file
+            of `fastslow tune --modes` (with its presets, where `modes` is None); or None for the rules
+            under "auto" in the checkpoint's `fastslow.json`, else for built-in ones.
+        remember: keep answers in memory to draft later ones from. A drafted token is output only where
+            the model says it anyway, but `metrics.accepted` tells that it was said before. "by_key", for
+            an LLM that serves several users: a call without a `memory_key` shares no answers.
+        modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
+            path of a JSON file that holds them as `fastslow.json` does.
+        thinking_tags: the texts between which the model thinks; None = what the checkpoint's
+            `fastslow.json` says, else openPangu's or `<think>`, if it has them.
+        progress: draw a bar while a model is fetched or loaded.
+        parallel: divide the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
+            process alone. The ranks are started now and end with `close`. Under torchrun its processes
+            are the ranks ("auto" = all of them); all but the first serve inside this call until the
+            first is done, and then exit. kv_memory is the sum over all ranks.
+
+    Raises:
+        ValueError: one sentence about what does not fit.
+        RuntimeError: a rank failed.
+    """
+
+    model: str | Path = "smollm2-moge"
+    _: KW_ONLY
+    dtype: str | torch.dtype = "auto"
+    quantization: str = "auto"
+    device: str | torch.device = "auto"
+    kv_dtype: str = "auto"
+    kv_memory: float | str | None = None
+    kv_spill: int | str | None = None
+    max_model_len: int | None = None
+    prompt_rows: int = 512
+    max_running: int = 64
+    prefix_caching: bool = True
+    speculation: SpeculationLike | None = None
+    auto: ModeRouter | str | Path | None = None
+    remember: bool | Literal["by_key"] = True
+    modes: Presets | None = None
+    thinking_tags: tuple[str, str] | None = None
+    progress: bool = True
+    parallel: str | Parallel | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values of a wrong type, before anything is loaded."""
+        for field in dataclasses.fields(self):
+            name, value, kinds = field.name, getattr(self, field.name), _kinds(field.type)
+            if type(value) is bool and bool not in kinds or not _is_one(value, kinds):
+                words = [getattr(kind, "__name__", repr(kind)) for kind in kinds]
+                said = " or ".join("None" if word == "NoneType" else word for word in words)
+                raise ValueError(f"{name}={shown(value)} must be {said}")
+            if value == "":
+                raise ValueError(f"{name}='' is empty")
+            if name in LEAST and value < LEAST[name]:
+                raise ValueError(f"{name}={shown(value)} must be at least {LEAST[name]}")
+
+    def context(self, most: int) -> int:
+        """Most tokens of prompt plus answer, for a model that can `most`."""
+        context = most if self.max_model_len is None else self.max_model_len
+        if not 2 <= context <= most:
+            raise ValueError(f"max_model_len={shown(context)} is outside 2..{most}")
+        return context
+
+    def router(self, folder: Path) -> ModeRouter:
+        """How mode "auto" chooses."""
+        if self.auto is None:
+            return checkpoint_selector(folder)
+        return read_selector(self.auto, folder) if isinstance(self.auto, str | Path) else self.auto
+
+    def pages(
+        self,
+        model: Model,
+        context: int,
+        prefix_caching: bool = True,
+        spill: int | str | None = None,
+    ) -> KVCache:
+        """KV pages for a model, for texts that fit it and `context`; with a file for those that have no
+        room, if it may take that many bytes."""
+        config, kind = model.config, model.storage
+        page_bytes = kind.page_size * kind.token_bytes(
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=model.dtype,
+        )
+        pages = page_budget(
+            self.kv_memory,
+            page_bytes=int(page_bytes * kind.share),
+            page_size=kind.page_size,
+            context=min(context, config.context),
+            max_requests=self.max_running,
+            device=model.device,
+            dp_ranks=kind.dp_ranks,
+        )
+        try:
+            kv = kv_cache_for(model, pages, kind.page_size, prefix_caching)
+        except (MemoryError, OSError, OverflowError, torch.OutOfMemoryError):
+            raise too_much(self.kv_memory, model.device) from None
+        if spill is not None:
+            most = parse_bytes(spill, "kv_spill") if isinstance(spill, str) else spill
+            kv.spill = PageFile(kv.storage, kv.page_size, most, cache_folder() / "kv_spill")
+        return kv
 
 
-class LLMOptions(EngineArgs, total=False):
-    """All of them."""
+@dataclass(frozen=True, kw_only=True)
+class AsyncArgs(EngineArgs):
+    """The arguments of `AsyncLLM`: those of `LLM`, and one more.
 
-    speculation: SpeculationLike | None
+    Args:
+        max_waiting: most answers that may wait beside those that run (`max_running`); a call beyond them
+            raises `Busy`. Each of n answers counts.
+    """
 
-
-class Kind(NamedTuple):
-    """What an argument may be."""
-
-    types: tuple[type, ...]
-    words: str
-
-
-FLAG = Kind((bool,), "True or False")
-KINDS = {
-    "model": Kind((str, Path), "a folder, a GGUF file or a built-in name"),
-    "dtype": Kind((str, torch.dtype), "a text such as 'bfloat16'"),
-    "quantization": Kind((str,), "a text such as 'int8'"),
-    "device": Kind((str, torch.device), "a text such as 'cpu'"),
-    "kv_dtype": Kind((str,), "a text such as 'int8'"),
-    "kv_memory": Kind(
-        (int, float, str), "bytes, a text such as '2GiB', a share such as 0.3, or None"
-    ),
-    "kv_spill": Kind((int, str), "bytes, a text such as '2GiB', or None"),
-    "max_model_len": Kind((int,), "a whole number of tokens, or None"),
-    "prompt_rows": Kind((int,), "a whole number of at least 1"),
-    "max_running": Kind((int,), "a whole number of at least 1"),
-    "prefix_caching": FLAG,
-    "speculation": Kind(
-        (str, Speculation, Mapping), "a drafter's name, a Speculation or a settings file"
-    ),
-    "auto": Kind((str, Path, Callable), "a callable, a settings file or None"),  # type: ignore[arg-type]
-    "remember": Kind((bool, str), "True, False or 'by_key'"),
-    "modes": Kind((str, Path, Mapping), "presets by name, the path of a JSON file, or None"),
-    "thinking_tags": Kind((Sequence,), "two texts such as ('<think>', '</think>'), or None"),
-    "progress": FLAG,
-    "parallel": Kind((str, Parallel), "a Parallel, a text such as 'ep=8,tp=1', or None"),
-}
+    max_waiting: int = 256
 
 
-def checks_arguments(build: Build) -> Build:
-    """For the __init__ of `LLM`: one sentence about an unknown name, or a value of a wrong type, before
-    anything is loaded."""
-    signature = inspect.signature(build)
-    optional = {name for name, one in signature.parameters.items() if one.default is None}
-
-    @wraps(build)
-    def checked(owner: Any, *arguments: Any, **options: Any) -> None:
-        refuse_unknown(options, KINDS)
-        for name, value in signature.bind(owner, *arguments, **options).arguments.items():
-            if name in KINDS and not (value is None and name in optional):
-                _check(name, value)
-        build(owner, *arguments, **options)
-
-    return cast(Build, checked)
+def _kinds(annotation: Any) -> list[Any]:
+    """The classes and the literal values that an annotation allows."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [
+        kind
+        for part in parts
+        for kind in (get_args(part) if get_origin(part) is Literal else [get_origin(part) or part])
+    ]
 
 
-def _check(name: str, value: object) -> None:
-    types, words = KINDS[name]
-    stray = isinstance(value, bool) and bool not in types  # a bool is an int
-    stray |= name == "remember" and value not in (True, False, "by_key")
-    stray |= "at least 1" in words and isinstance(value, int) and value < 1
-    if stray or value == "" or not isinstance(value, types):
-        raise ValueError(f"{name}={shown(value)} must be {words}")
-
-
-def context_length(asked: int | None, most: int) -> int:
-    """Most tokens of prompt plus answer."""
-    context = most if asked is None else asked
-    if not 2 <= context <= most:
-        raise ValueError(f"max_model_len={shown(context)} is outside 2..{most}")
-    return context
-
-
-def chooser_of(auto: ModeRouter | str | Path | None, folder: Path) -> ModeRouter:
-    """How mode "auto" chooses: the checkpoint's own way, or that of a settings file, unless one is given."""
-    if auto is None:
-        return checkpoint_selector(folder)
-    return read_selector(auto, folder) if isinstance(auto, str | Path) else auto
-
-
-def kv_pages(
-    memory: float | str | None,
-    max_requests: int,
-    context: int,
-    model: Model,
-    prefix_caching: bool = True,
-    spill: int | str | None = None,
-) -> KVCache:
-    """KV pages for a model, for texts that fit it and `context`; with a file for those that have no room,
-    if it may take that many bytes."""
-    config, kind = model.config, model.storage
-    page_bytes = kind.page_size * kind.token_bytes(
-        layers=config.layers, kv_heads=config.kv_heads, head_dim=config.head_dim, dtype=model.dtype
+def _is_one(value: object, kinds: list[Any]) -> bool:
+    """Whether a value is of one of the kinds: an int is a float, too, and a list as good as a tuple."""
+    wider = {float: int | float, tuple: Sequence}
+    return any(
+        isinstance(value, wider.get(kind, kind)) if callable(kind) else value == kind
+        for kind in kinds
     )
-    pages = page_budget(
-        memory,
-        page_bytes=int(page_bytes * kind.share),
-        page_size=kind.page_size,
-        context=min(context, config.context),
-        max_requests=max_requests,
-        device=model.device,
-        dp_ranks=kind.dp_ranks,
-    )
-    try:
-        kv = kv_cache_for(model, pages, kind.page_size, prefix_caching)
-    except (MemoryError, OSError, OverflowError, torch.OutOfMemoryError):
-        raise too_much(memory, model.device) from None
-    if spill is not None:
-        most = parse_bytes(spill, "kv_spill") if isinstance(spill, str) else spill
-        kv.spill = PageFile(kv.storage, kv.page_size, most, cache_folder() / "kv_spill")
-    return kv

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, SupportsIndex, cast
+from typing import Any, NoReturn, Self, SupportsIndex, cast
 
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
-from fastslow.drafters import DrafterFactory
+from fastslow.drafters import Closed, DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.load import EngineLoad
 from fastslow.engine.core.stats import EngineStats
@@ -22,13 +22,12 @@ from fastslow.engine.host.progress import bar
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
-from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.text.tool_formats import ToolCalls
-from fastslow.engine_args import checks_arguments, chooser_of, context_length, kv_pages
+from fastslow.engine_args import EngineArgs
+from fastslow.keywords import GenerateCall, takes_fields, takes_lists, takes_options
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import Output
-from fastslow.policies.mode_router import ModeRouter
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.cost_curve import step_seconds
@@ -45,15 +44,12 @@ from fastslow.request.handle import (
     single_prompt,
 )
 from fastslow.request.input_processor import InputProcessor
-from fastslow.request.keywords import GenerateCall, takes_lists, takes_options
 from fastslow.request.options import (
     Conversation,
     GenerateOptions,
     ListOf,
     ModeLike,
-    Presets,
     Prompt,
-    SpeculationLike,
     as_messages,
     as_prompts,
 )
@@ -68,108 +64,52 @@ class LLM:
     It answers in the process that made it: in one that was forked from that every call raises
     RuntimeError, and a new LLM is made there. An LLM that nobody holds any more is closed.
 
-    Args:
-        model: a checkpoint folder, a GGUF file (any one of a split model), or a built-in name: smollm2-moge,
-            smollm2.
-        dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
-        quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a checkpoint that is quantised
-            so; "none" runs the dtype; "auto" runs such a checkpoint, or a GGUF file, in its own numbers if
-            no dtype is asked for.
-        device: "auto", "cpu", "cuda" or "npu".
-        kv_dtype: of keys and values: "int8" halves them (a scale per token and head, on the CPU), "model"
-            keeps the model's own, "auto" is int8 for w8a8 checkpoints that are made for it.
-        kv_memory: memory for keys and values: bytes, text such as "2GiB", or a share (float) of
-            what is free; None = a share of 0.3.
-        kv_spill: cached prefixes that memory has no room for go to a file of at most this size, such
-            as "2GiB", in the cache folder, and are read back when a prompt begins so. On the CPU.
-        max_model_len: most tokens of prompt plus answer; None = what the model can.
-        prompt_rows: most rows of prompts read in one step (chunked prefill).
-        max_running: most requests in one step.
-        prefix_caching: share the KV of texts that start alike.
-        speculation: what "auto" means where a mode does not say: a drafter's name, a `Speculation`,
-            the path of a settings file that `fastslow tune` wrote, or None for the best that there is.
-        auto: how mode "auto" chooses: a callable from a `PromptFacts` to a preset's name; a settings file
-            of `fastslow tune --modes` (with its presets, where `modes` is None); or None for the rules
-            under "auto" in the checkpoint's `fastslow.json`, else for built-in ones.
-        remember: keep answers in memory to draft later ones from. A drafted token is output only where
-            the model says it anyway, but `metrics.accepted` tells that it was said before. "by_key", for
-            an LLM that serves several users: a call without a `memory_key` shares no answers.
-        modes: presets that join or change the checkpoint's: name -> `Mode` or its fields, or the
-            path of a JSON file that holds them as `fastslow.json` does.
-        thinking_tags: the texts between which the model thinks; None = what the checkpoint's
-            `fastslow.json` says, else openPangu's or `<think>`, if it has them.
-        progress: draw a bar while a model is fetched or loaded.
-        parallel: divide the model among ranks: a `Parallel`, or text such as "ep=8,tp=1"; None = this
-            process alone. The ranks are started now and end with `close`. Under torchrun its processes
-            are the ranks ("auto" = all of them); all but the first serve inside this call until the
-            first is done, and then exit. kv_memory is the sum over all ranks.
-
-    Raises:
-        ValueError: one sentence about what does not fit.
-        RuntimeError: a rank failed.
+    `EngineArgs` says what each argument means.
     """
 
-    @checks_arguments
+    @takes_fields(EngineArgs)
     @ends_ranks_if_it_fails
-    def __init__(
-        self,
-        model: str | Path = "smollm2-moge",
-        *,
-        dtype: str = "auto",
-        quantization: str = "auto",
-        device: str = "auto",
-        kv_dtype: str = "auto",
-        kv_memory: float | str | None = None,
-        kv_spill: int | str | None = None,
-        max_model_len: int | None = None,
-        prompt_rows: int = 512,
-        max_running: int = 64,
-        prefix_caching: bool = True,
-        speculation: SpeculationLike | None = None,
-        auto: ModeRouter | str | Path | None = None,
-        remember: bool | Literal["by_key"] = True,
-        modes: Presets | None = None,
-        thinking_tags: tuple[str, str] | None = None,
-        progress: bool = True,
-        parallel: str | Parallel | None = None,
-    ) -> None:
-        if parallel is not None:
+    def __init__(self, args: EngineArgs) -> None:
+        if args.parallel is not None:
             join()
-        memory = AnswerMemory(common=remember is True) if remember else None
-        folder = resolve_model(model)
-        load: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "device": device}
-        load |= {"kv_dtype": kv_dtype, "progress": progress}
+        memory = AnswerMemory(common=args.remember is True) if args.remember else None
+        folder = resolve_model(args.model)
+        names = ("dtype", "quantization", "device", "kv_dtype", "progress")
+        load = {name: getattr(args, name) for name in names}
         self._ranks = ExitStack()
         self.tokenizer = find_tokenizer(folder)  # refused before any weight is packed
-        self.model = open_model(folder, parallel, self._ranks, **load)
+        self.model = open_model(folder, args.parallel, self._ranks, **load)
 
-        context = context_length(max_model_len, self.model.config.context)
-        chooser = chooser_of(auto, folder)
-        if modes is None and isinstance(auto, str | Path):
-            modes = auto  # the presets that it chooses between
-        self.modes = load_modes(folder, RoutedUnits.of(self.model.config), modes)
+        units = RoutedUnits.of(self.model.config)
+        context = args.context(self.model.config.context)
+        modes, router = args.modes, args.router(folder)
+        if modes is None and isinstance(args.auto, str | Path):
+            modes = args.auto  # the presets that it chooses between
+        self.modes = load_modes(folder, units, modes)
         self._inputs = inputs = InputProcessor(
-            folder, self.model.config, self.tokenizer, context, thinking_tags
+            folder, self.model.config, self.tokenizer, context, args.thinking_tags
         )
 
-        pages = partial(kv_pages, kv_memory, max_running, context)
-        self._kv = pages(self.model, prefix_caching, kv_spill)
-        identity = f"{folder.resolve()} {quantization}{getattr(self.model, 'parallel', '')}"
-        identity += f" {kv_dtype}" if kv_dtype != "auto" else ""
+        pages = partial(args.pages, context=context)
+        self._kv = pages(self.model, prefix_caching=args.prefix_caching, spill=args.kv_spill)
+        identity = f"{folder.resolve()} {args.quantization}{getattr(self.model, 'parallel', '')}"
+        identity += f" {args.kv_dtype}" if args.kv_dtype != "auto" else ""
         controller = SpeculationController(partial(_curve_of, weakref.ref(self.model), identity))
         self._step_seconds = controller.seconds
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
         )
         drafter = DrafterRouter(self._drafters.made, controller.drafted)
-        self._core = EngineCore(self.model, self._kv, drafter, prompt_rows, max_running, controller)
-
-        scheduler, units = self._core.scheduler, RoutedUnits.of(self.model.config)
-        finder = ModeFinder(self.modes, chooser, units, self.tokenizer, lambda: scheduler.busy)
-        builder = RequestBuilder(
-            inputs, self._core, self._drafters, controller, finder, speculation
+        self._core = EngineCore(
+            self.model, self._kv, drafter, args.prompt_rows, args.max_running, controller
         )
-        self.max_running, self.max_model_len = max_running, context
+
+        scheduler = self._core.scheduler
+        finder = ModeFinder(self.modes, router, units, self.tokenizer, lambda: scheduler.busy)
+        builder = RequestBuilder(
+            inputs, self._core, self._drafters, controller, finder, args.speculation
+        )
+        self.max_running, self.max_model_len = args.max_running, context
         wakeups = LoopWakeups()
         self._worker = Worker(self._core, self._drafters.clear, wakeups)
         between = self._drafters.between_steps = self._worker.between_steps
@@ -268,7 +208,7 @@ class LLM:
         """Read a prefix now, such as a system prompt, and keep it in the prefix cache: requests of the
         same mode and memory_key that begin with it read only the rest. Of messages it pins what every chat
         shares that continues them. At most half of all pages may be pinned. every_key=True: requests of
-        every memory key find it, but nothing that others asked after it.
+        every memory key find it, but not what others wrote after it.
 
         Raises:
             ValueError: as `generate`; also where the mode chooses, or it has no full page, or too many.
@@ -297,13 +237,13 @@ class LLM:
         self._worker.between_steps(forget)
 
     def measure_steps(self) -> None:
-        """Measure now how long steps take, which the first call in a mode may wait for otherwise: up to 2 s."""
+        """Measure now how long steps take; else the first call in a mode may wait for it, up to 2 s."""
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
     @property
     def tool_calls(self) -> ToolCalls:
-        """How the model writes them."""
+        """How the model writes calls of tools."""
         return self._inputs.tool_calls
 
     @property
@@ -319,10 +259,10 @@ class LLM:
     @takes_options(GenerateOptions)
     def tokenize(self, prompt: Prompt, options: GenerateOptions) -> list[int]:
         """The token ids that a call with this prompt and these options would read; nothing runs."""
-        builder, asked = self._parts.builder, single_prompt("tokenize", prompt, self._inputs)
-        builder.check(asked, options)
-        mode = builder.modes.find(options.mode, asked).mode
-        return builder.inputs.encode(asked, mode, options).tokens
+        builder, prompt = self._parts.builder, single_prompt("tokenize", prompt, self._inputs)
+        builder.check(prompt, options)
+        mode = builder.modes.find(options.mode, prompt).mode
+        return builder.inputs.encode(prompt, mode, options).tokens
 
     def detokenize(self, tokens: Sequence[SupportsIndex]) -> str:
         """The text of token ids, with that of special tokens."""
@@ -332,11 +272,11 @@ class LLM:
         """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
         self._worker.close()
         self._ranks.close()
-        if not isinstance(self.model, _Closed):
+        if not isinstance(self.model, Closed):
             self._tokenising.shutdown(wait=False)
             device = self.model.device
-            self.model = self._kv = self._core = self._inputs = cast(Any, _Closed())
-            self._pinner = self._parts = cast(Any, _Closed())
+            self.model = self._kv = self._core = self._inputs = cast(Any, Closed())
+            self._pinner = self._parts = cast(Any, Closed())
             self._drafters.clear()
             give_back(device)
 
@@ -353,13 +293,6 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Closed:
-    """Stands in for the parts of a closed LLM; every access raises RuntimeError."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise RuntimeError("this LLM is closed; make a new one")
 
 
 def _let_go(worker: Worker, drafters: DrafterFactory) -> None:

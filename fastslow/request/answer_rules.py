@@ -24,12 +24,7 @@ PROMPT_END = 64  # tokens of a prompt in which the header of an answer is looked
 
 
 class ThinkingRules:
-    """Makes the `Thinking` of requests, and warns once of what a mode cannot have.
-
-    Args:
-        inputs: of the model: its tags.
-        vocab_size: of the model.
-    """
+    """Makes the `Thinking` of requests, and warns once of what a mode cannot have."""
 
     def __init__(self, inputs: InputProcessor, vocab_size: int) -> None:
         self._inputs = inputs
@@ -39,9 +34,6 @@ class ThinkingRules:
         """For an answer of at most `room` tokens; None for a model that does not think.
 
         A chat in a mode without thinking and without a budget has a budget of 0.
-
-        Raises:
-            ValueError: the mode's closing phrase holds tokens outside the vocabulary.
         """
         most, phrase = mode.thinking_budget, mode.closing or ""
         thoughts = self._inputs.analysis if prompt.tools else self._inputs.thoughts
@@ -78,13 +70,7 @@ class Compiler(Protocol):
 
 
 class Grammars:
-    """Makes the grammars of one model's requests, in any thread.
-
-    Args:
-        inputs: has the tokenizer and the thinking tags.
-        columns: of the model's logits.
-        ends: token ids that end any answer.
-    """
+    """Makes the grammars of one model's requests, in any thread. `ends`: token ids that end any answer."""
 
     def __init__(self, inputs: InputProcessor, columns: int, ends: frozenset[int]) -> None:
         self._inputs = inputs
@@ -97,16 +83,7 @@ class Grammars:
         self, spec: GrammarSpec, prompt: EncodedPrompt, mode: Mode, ends: frozenset[int]
     ) -> Grammar:
         """For a new request. Where a chat in channels offers tools, a grammar in Lark holds all messages
-        after the analysis, and not the answer alone: a call is another message.
-
-        Args:
-            spec: what it asks for.
-            prompt, mode: its own.
-            ends: token ids that end its answer.
-
-        Raises:
-            ValueError: the grammar, the model or the installation does not do.
-        """
+        after the analysis, and not the answer alone: a call is another message."""
         matcher = self._parts()[0].matcher(spec)
         start = self._start(prompt, mode)
         if prompt.tools and spec.kind == "lark" and self._inputs.tags == HARMONY:
@@ -116,7 +93,7 @@ class Grammars:
     def _start(self, prompt: EncodedPrompt, mode: Mode) -> AnswerStart:
         spellings, tags, tokenizer = self._parts()[1], self._inputs.tags, self._inputs.tokenizer
         assert tokenizer is not None, "a grammar was compiled"
-        spaces = 0 if prompt.goes_on else tokenizer.leading_spaces
+        spaces = 0 if prompt.continues else tokenizer.leading_spaces
         if tags == HARMONY:
             end = tokenizer.decode(prompt.tokens[-PROMPT_END:], skip_special=False)
             return BehindChannels(spellings, end)

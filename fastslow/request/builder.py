@@ -50,15 +50,7 @@ class Chosen(NamedTuple):
 
 
 class ModeFinder:
-    """Finds the modes of calls.
-
-    Args:
-        presets: by name.
-        router: chooses a preset for calls of mode "auto".
-        units: what modes may run fewer of.
-        tokenizer: shows a router the text of token ids.
-        busy: requests in the engine, as a share of those that run at a time.
-    """
+    """Finds the modes of calls. `busy`: requests in the engine, as a share of those that run at a time."""
 
     def __init__(
         self,
@@ -75,21 +67,13 @@ class ModeFinder:
         self._busy = busy
 
     def given(self, wish: ModeLike | None) -> Mode:
-        """The mode that a call names or gives; `auto` where a router chooses later.
-
-        Raises:
-            ValueError: see `find_mode`.
-        """
+        """The mode that a call names or gives; `auto` where a router chooses later."""
         if callable(wish):
             return Mode(auto=True)
         return find_mode("deep" if wish is None else wish, self._presets, self._units)
 
     def find(self, wish: ModeLike | None, prompt: Prompt, decided: Decided | None = None) -> Chosen:
-        """The mode of a prompt. `decided`: what was chosen before, where the answer has begun.
-
-        Raises:
-            ValueError: see `find_mode` and `choose`.
-        """
+        """The mode of a prompt. `decided`: what was chosen before, where the answer has begun."""
         given = self.given(wish)
         if not given.auto:
             return Chosen(given)
@@ -102,7 +86,7 @@ class ModeFinder:
         return Chosen(in_either(self._presets[choice.mode], given), choice)
 
     def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
-        """What a router sees of a prompt. Invalid prompts are refused later, by `encode`."""
+        """Invalid prompts are refused later, by `encode`."""
         turns, every = 0, ""
         if isinstance(prompt, str):
             every = text = prompt
@@ -118,7 +102,7 @@ class ModeFinder:
 
 
 class Candidate(NamedTuple):
-    """A request that may answer, with what it was asked and its mode."""
+    """A request that may answer."""
 
     request: Request
     prompt: EncodedPrompt
@@ -126,10 +110,7 @@ class Candidate(NamedTuple):
 
 
 class BuiltChoices(NamedTuple):
-    """The candidates of each of n answers, and the preset that was chosen for all of them, with its reason.
-
-    The first candidate runs. A second one replaces it where its confidence falls.
-    """
+    """The candidates of each of n answers, and the preset that was chosen for all of them, with its reason."""
 
     candidates: list[list[Candidate]]
     decided: ModeChoice | None
@@ -150,13 +131,7 @@ class _Plan:
 class RequestBuilder:
     """Turns a prompt and its options into requests, not submitted yet.
 
-    Args:
-        inputs: reads prompts.
-        core: the engine core that will run the requests.
-        drafters: makes drafters.
-        controller: decides how far to draft.
-        modes: finds modes.
-        usual: the meaning of speculation "auto" where a mode gives none.
+    usual: the meaning of speculation "auto" where a mode gives none.
     """
 
     def __init__(
@@ -190,12 +165,7 @@ class RequestBuilder:
 
     def check(self, prompt: Prompt, options: GenerateOptions) -> int:
         """Refuse what is seen to be wrong at a glance: nothing is tokenised and no file is read. Returns
-        how many answers are asked for, by the mode that is given.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: this was made in another process.
-        """
+        how many answers are wanted, by the mode that is given."""
         self._home.check()
         self.inputs.measure(prompt)
         params = options.sampling_in(self.modes.given(options.mode))
@@ -209,12 +179,7 @@ class RequestBuilder:
     def build(self, prompt: Prompt, options: GenerateOptions, called: float) -> BuiltChoices:
         """Check a prompt, and make the requests of its n answers.
 
-        Args:
-            called: when the call came, of `time.monotonic`.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: this was made in another process.
+        called: when the call came, of `time.monotonic`.
         """
         self._home.check()
         self.inputs.measure(prompt)
@@ -228,8 +193,10 @@ class RequestBuilder:
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
         params = plans[0].params
-        if answered is not None:
-            answered.check_count(params.n)
+        if answered is not None and len(answered.tokens) > params.n:
+            raise ValueError(
+                f"answered.tokens has {len(answered.tokens)} entries, and n={params.n}"
+            )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         candidates = [
             self._candidates(plans, escalated, sibling_seed(seed, n), options, called)
@@ -254,11 +221,7 @@ class RequestBuilder:
         )
 
     def _speculation(self, wish: SpeculationLike | None, mode: Mode) -> Speculation:
-        """The settings that a wish means, with their drafter made.
-
-        Raises:
-            ValueError: an unknown drafter, or one that does not fit the target.
-        """
+        """The settings that a wish means, with their drafter made."""
         if wish is None or wish == "auto":
             settings = mode.speculation or self._usual
         elif isinstance(wish, Speculation):
@@ -283,16 +246,17 @@ class RequestBuilder:
         options: GenerateOptions,
         called: float,
     ) -> list[Candidate]:
-        """The request of one answer, and the request that replaces it where its confidence falls."""
+        """The request of one answer, and what replaces it where its confidence falls."""
         first, *others = plans
         trace = StepTrace(self.units) if options.trace else None
         later = [self._request(one, successor_seed(seed), options, called, trace) for one in others]
         escalation = None
         if first.mode.escalate is not None and escalated is not None:
-            keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
-            thinking = (
-                self._thinking.make(first.prompt, first.room, escalated) if not later else None
-            )
+            keep, successor, thinking = first.mode.escalate.how == "keep", None, None
+            if later:
+                successor = later[0]
+            else:
+                thinking = self._thinking.make(first.prompt, first.room, escalated)
             escalation = EscalationTarget(
                 escalated.name, escalated.routed, keep, thinking, successor
             )
@@ -389,5 +353,5 @@ class RequestBuilder:
         shown = self.inputs.tags.ids(self._tokenizer) if self.inputs.tags else frozenset[int]()
         if prompt.tools:
             shown |= frozenset(self.inputs.tool_calls.tokens.values())
-        before = prompt.tokens[-8:] if prompt.goes_on else []
+        before = prompt.tokens[-8:] if prompt.continues else []
         return Detokenizer(self._tokenizer, keep=shown, after=before)

@@ -33,21 +33,13 @@ class ChoiceState:
     thought: the text before it is reasoning, too. A request that must not think keeps it as `text`, so
     that its answer is not lost.
 
+    A second candidate replaces the first where its confidence falls. Nothing of the first is streamed while
+    it may still be replaced.
+
     Args:
-        candidates: requests that are not submitted yet. A second one replaces the first where its confidence
-            falls. Nothing of the first is streamed while it may still be replaced.
-        tags: the model's thinking tags, if it has any.
-        units: what the model's modes may run fewer of.
         decided: the preset that was chosen, and why; None = the call names its mode.
         called: when the call came, of `time.monotonic`.
         index: which of the prompt's answers this is.
-
-    Attributes:
-        requests: of all candidates; the caller submits the first one.
-        streaming: a piece is made in every step from now on. The first one holds all so far.
-        pieces: those that were not taken yet; several answers may share one queue.
-        over: nothing more comes.
-        news: is called in the engine's thread when there is a piece, and when it is over.
     """
 
     def __init__(
@@ -65,10 +57,10 @@ class ChoiceState:
         self._called = called
         self._index = index
         self._ended = False  # its last piece was made
-        self.streaming = False
-        self.pieces: deque[Piece] = deque()
+        self.streaming = False  # a piece is made in every step; the first one holds all so far
+        self.pieces: deque[Piece] = deque()  # several answers may share one queue
         self.over = False
-        self.news: Callable[[], None] = lambda: None
+        self.news: Callable[[], None] = lambda: None  # called in the engine's thread
         self._candidates = candidates
         self.requests = [candidate.request for candidate in candidates]
         for request in self.requests:
@@ -82,11 +74,9 @@ class ChoiceState:
 
     @property
     def prompt(self) -> EncodedPrompt:
-        """What it was asked."""
         return self._candidates[0].prompt
 
     def abandon(self) -> None:
-        """End it before it was submitted."""
         self.request.end("cancelled", None)
         self.over = True
 
@@ -107,10 +97,10 @@ class ChoiceState:
         request = self.request
         stopper = request.stopper
         opened, thinking = self.prompt.opened, request.thinking
-        asked = self._candidates[0].mode.thinking != "off" and not opened
+        may_think = self._candidates[0].mode.thinking != "off" and not opened
         held = request.grammar is not None  # where its answer begins is known
         strayed = self._tags is not None and self._tags.strayed(stopper.text)
-        if asked and not held and strayed:
+        if may_think and not held and strayed:
             opened = True
             thinking = thinking and thinking.reopened()
         whole = self._new_splitter(opened)
@@ -123,7 +113,7 @@ class ChoiceState:
             stop_reason=stopper.matched,
             logprobs=None if request.params.logprobs is None else request.logprobs,
             metrics=self._metrics(thinking),
-            error=None if request.error is None else _said(request.error),
+            error=None if request.error is None else str(request.error) or repr(request.error),
             sources=list(request.sources),
         )
 
@@ -137,7 +127,6 @@ class ChoiceState:
         return splitter(self._tags, opened, self.prompt.tools, grammar is not None, begun)
 
     def _on_step(self, request: Request) -> None:
-        """Called in the engine's thread after every step of the request."""
         if request is not self.request:
             return
         if request.done and request.escalated and len(self._candidates) > 1:
@@ -193,11 +182,7 @@ class ChoiceState:
         first = self.requests[0]
         ttft = max(0.0, stats.first_token - self._called)
         tpot = (stats.last_token - stats.first_token) / max(1, request.later_tokens)
-        kept = (
-            None
-            if first.latency_target is None
-            else bool(tokens) and max(ttft, tpot) <= first.latency_target
-        )
+        target = first.latency_target
         notes = (note for one in self.requests for note in one.notes)
         thought, ended = self._thought(thinking)
         predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
@@ -208,8 +193,8 @@ class ChoiceState:
             tpot=tpot,
             decision="; ".join(filter(None, (self._decided and self._decided.why, *notes))),
             escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
-            target_ms=None if first.latency_target is None else 1000 * first.latency_target,
-            target_kept=kept,
+            target_ms=None if target is None else 1000 * target,
+            target_kept=None if target is None else bool(tokens) and max(ttft, tpot) <= target,
             tokens=tokens,
             answered_tokens=len(request.answered),
             steps=stats.steps,
@@ -246,11 +231,6 @@ class ChoiceState:
         return count, "length" if self.request.stopper.reason == "length" else None
 
 
-def _said(error: BaseException) -> str:
-    """What an error says, or what it is where it says nothing."""
-    return str(error) or type(error).__name__
-
-
 def advice(metrics: Metrics) -> str | None:
     """One sentence where acceptance stays near zero, with its likely cause; else None."""
     if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
@@ -264,15 +244,14 @@ def advice(metrics: Metrics) -> str | None:
 
 
 class OutputBuilder:
-    """Makes the output of a prompt whose choices are over, and says what its callers may want to know; once
-    each. `inputs` read the prompts."""
+    """Makes the output of a prompt whose choices are over, and says what its callers may want to know, once."""
 
     def __init__(self, inputs: InputProcessor) -> None:
         self._inputs = inputs
         self._advised: set[str] = set()  # drafters
 
     def __call__(self, each: Sequence[ChoiceState]) -> Output:
-        first, asked = each[0].request, each[0].prompt
+        first, prompt = each[0].request, each[0].prompt
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.prompt_logprobs]
@@ -282,5 +261,5 @@ class OutputBuilder:
             if hint is not None and answer.metrics.drafter not in self._advised:
                 self._advised.add(answer.metrics.drafter)
                 logger.warning(hint)
-        self._inputs.advise(asked, answers[0])
-        return Output(asked.text, list(asked.tokens), answers, prompt_logprobs)
+        self._inputs.advise(prompt, answers[0])
+        return Output(prompt.text, list(prompt.tokens), answers, prompt_logprobs)

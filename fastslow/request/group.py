@@ -10,12 +10,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from threading import Condition
 from time import monotonic
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import NamedTuple, Self
 
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import HomeProcess
-from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.builder import RequestBuilder
 from fastslow.request.choice import ChoiceState
@@ -27,9 +26,8 @@ Waiter = asyncio.Future[None]
 class LoopWakeups:
     """Futures that are due, of any number of event loops.
 
-    A call into a loop is expensive for both threads: a system call, in which another thread may take the
-    interpreter. So a `with` block of this object, such as a step of the engine, collects futures, and
-    calls every loop once at its end.
+    A call into a loop is a system call, in which another thread may take the interpreter. So a `with`
+    block of this object, such as a step of the engine, collects futures, and calls every loop once.
     """
 
     def __init__(self) -> None:
@@ -37,7 +35,6 @@ class LoopWakeups:
         self._due: dict[asyncio.AbstractEventLoop, list[Waiter]] = {}
 
     def wake(self, loop: asyncio.AbstractEventLoop, future: Waiter) -> None:
-        """Have a future of a loop arrive: at the end of the block inside one, at once in other threads."""
         if self._collecting == threading.get_ident():
             self._due.setdefault(loop, []).append(future)
         else:
@@ -67,14 +64,7 @@ def _arrive(futures: Sequence[Waiter]) -> None:
 
 
 class GroupParts(NamedTuple):
-    """What the groups of one LLM share.
-
-    Attributes:
-        builder: checks prompts and makes requests.
-        output: makes the output of choices that are over.
-        worker: runs requests.
-        wakeups: wakes event loops that wait.
-    """
+    """What the groups of one LLM share."""
 
     builder: RequestBuilder
     output: Callable[[Sequence[ChoiceState]], Output]
@@ -88,23 +78,16 @@ class RequestGroup:
     The engine's thread wakes the threads and event loops that wait; no other thread stands between. In a forked
     process, where no news comes, all that wait raise RuntimeError.
 
-    Args:
-        prompt, options: of the call, which is checked at a glance.
-        parts: of the LLM.
-
     Raises:
         ValueError: one sentence about what is seen without a tokenizer.
-
-    Attributes:
-        count: answers that are asked for, as far as the options say.
     """
 
     def __init__(self, prompt: Prompt, options: GenerateOptions, parts: GroupParts) -> None:
         self._called = monotonic()
-        self.count = parts.builder.check(prompt, options)
-        self._asked: tuple[Prompt, GenerateOptions] | None = prompt, options
+        self.count = parts.builder.check(prompt, options)  # of answers
+        self._call: tuple[Prompt, GenerateOptions] | None = prompt, options
         self._builder: RequestBuilder | None = parts.builder
-        self._gather = parts.output
+        self._gather: Callable[[Sequence[ChoiceState]], Output] | None = parts.output
         self.worker = parts.worker
         self._wakeups = parts.wakeups
         self._home = HomeProcess()
@@ -120,19 +103,15 @@ class RequestGroup:
         self._watchers: list[Callable[[], None]] = []  # called once, when it is done
 
     def prepare(self) -> None:
-        """Check the prompt, tokenise it, and make the requests.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-        """
-        builder, asked = self._builder, self._asked
-        assert builder is not None and asked is not None, "this was done before"
-        built = builder.build(*asked, self._called)
+        """Check the prompt, tokenise it, and make the requests."""
+        builder, call = self._builder, self._call
+        assert builder is not None and call is not None, "this was done before"
+        built = builder.build(*call, self._called)
         choices = [
             ChoiceState(one, builder.inputs.tags, builder.units, built.decided, self._called, n)
             for n, one in enumerate(built.candidates)
         ]
-        self._builder = self._asked = None
+        self._builder = self._call = None
         with self._news:
             self._choices = choices
             traces = (choice.request.trace for choice in choices)
@@ -179,7 +158,7 @@ class RequestGroup:
         self.worker.cancel(requests)
 
     def stop_thinking(self) -> Future[bool]:
-        """Have the thoughts of all choices closed from the next step on; whether there was one."""
+        """Have the thoughts of all choices closed; whether there was one."""
         with suppress(RuntimeError):  # a closed engine has ended it
             if self._queued and not self.done:
                 each = self._choices
@@ -260,12 +239,7 @@ class RequestGroup:
         return self.done or bool(self._pieces)
 
     def take(self) -> Piece | None:
-        """The next piece that arrived; None: that was all.
-
-        Raises:
-            ValueError, RuntimeError: it did not get to the engine.
-            GenerationError: the engine failed on it, and all pieces were taken.
-        """
+        """The next piece that arrived; None: that was all. After the last one it raises what went wrong."""
         with self._news:
             if self._error is not None:
                 raise self._error
@@ -275,23 +249,19 @@ class RequestGroup:
         return piece if piece is None or piece.output is None else Piece(output=self.outcome())
 
     def finished(self) -> Output:
-        """The output of a group that is done and was given to the engine, whatever came of it."""
+        """The output of a group that the engine had, whatever came of it."""
         with self._news:
             if self._output is None:
                 for choice in self._choices:
                     choice.end_pieces()
+                assert self._gather is not None, "this was done before"
                 self._output = self._gather(self._choices)
                 self._pieces.append(Piece(output=self._output))
-                self._choices, self._gather = [], _spent  # which hold on to the model
+                self._choices, self._gather = [], None  # which hold on to the model
             return self._output
 
     def outcome(self) -> Output:
-        """The output of a group that is done.
-
-        Raises:
-            GenerationError: the engine failed on it.
-            ValueError, RuntimeError: it did not get to the engine.
-        """
+        """The output of a group that is done; it raises what went wrong."""
         if self._error is not None:
             raise self._error
         output = self.finished()
@@ -302,23 +272,9 @@ class RequestGroup:
 
     @property
     def roots(self) -> tuple[Hashable, Hashable]:
-        """Of a group that is prepared: whatever besides the tokens changes the KV of its prompt; and the same
-        for requests of every memory key."""
+        """Whatever besides the tokens changes the KV of its prompt; and the same for every memory key."""
         request = self._choices[0].request
         return request.root, request.shared_root
-
-    def traced(self, index: int) -> dict[str, Any] | None:
-        """The steps of one of the answers, where they are noted.
-
-        Raises:
-            ValueError: there is no such answer.
-        """
-        traces = self.traces
-        if not traces:
-            return None
-        if index not in range(len(traces)):
-            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
-        return traces[index].to_dict()
 
     def _abandon(self) -> None:
         for choice in self._choices:
@@ -337,23 +293,15 @@ class RequestGroup:
             if self.done:
                 calls, self._watchers = self._watchers, []
                 for choice in choices:  # a circle would keep a dropped LLM until a collection
-                    choice.news = _nothing
+                    choice.news = lambda: None
         for loop, future in waiters:
             self._wakeups.wake(loop, future)
         for call in calls:
             call()
 
 
-def _nothing() -> None:
-    """Nobody waits for more."""
-
-
 def start(groups: Sequence[RequestGroup]) -> None:
-    """Give groups to the engine, all for the same step; not those that are not prepared, or not again.
-
-    Raises:
-        RuntimeError: the LLM is closed.
-    """
+    """Give groups to the engine, all for the same step; not those that are not prepared, or not again."""
     requests = [choice.request for group in groups for choice in group.queue()]
     try:
         if requests:
@@ -362,7 +310,3 @@ def start(groups: Sequence[RequestGroup]) -> None:
         for group in groups:
             group.fail(error)
         raise
-
-
-def _spent(*_: object) -> NoReturn:
-    raise AssertionError("this was done before")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any
 
 from fastslow.engine.core.request import StepNotes
 from fastslow.engine.params import shown
@@ -16,7 +16,36 @@ from fastslow.request.input_processor import InputProcessor
 from fastslow.request.options import GenerateOptions, Prompt, as_wait, spread
 
 
-class RequestHandle:
+class _AnswerInTheMaking:
+    """What a handle and a stream offer."""
+
+    def __init__(self, group: RequestGroup) -> None:
+        self._group = group
+
+    def trace(self, index: int = 0) -> dict[str, Any] | None:
+        """What each step has done so far, where the call said `trace=True`; else None, and before the
+        engine has the request. `index`: which of n answers.
+
+        It has `steps`, the first and the last 500, and how many were `left_out` between them. The guide
+        says what a step has.
+        """
+        traces = self._group.traces
+        if traces and index not in range(len(traces)):
+            raise ValueError(f"index={shown(index)} is outside 0..{len(traces) - 1}")
+        return traces[index].to_dict() if traces else None
+
+    def stop_thinking(self) -> bool:
+        """Have the thought that runs closed from the next step on, as a thinking budget does, so that the
+        answer comes. It waits until the step that runs is over; in asyncio ask `AsyncLLM.stop_thinking`.
+        False: there is no open thought, not yet or not any more.
+
+        Raises:
+            RuntimeError: the engine broke, or this is a forked process.
+        """
+        return self._group.stop_thinking().result()
+
+
+class RequestHandle(_AnswerInTheMaking):
     """One prompt's answer, which the engine makes meanwhile; `LLM.submit` gives it.
 
     Any thread may use it, and any event loop:
@@ -28,20 +57,15 @@ class RequestHandle:
       does not: its request runs on.
     """
 
-    def __init__(self, group: RequestGroup) -> None:
-        self._group = group
-
     @property
     def done(self) -> bool:
-        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait. In a
-        forked process: whether it was when that was forked."""
+        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait."""
         return self._group.done
 
     def result(self, timeout: float | None = None) -> Output:
         """Wait for the answer.
 
-        Args:
-            timeout: most seconds to wait; None = as long as it takes.
+        timeout: most seconds to wait; None = as long as it takes.
 
         Raises:
             TimeoutError: the wait is over. The request still runs.
@@ -58,32 +82,10 @@ class RequestHandle:
         "cancelled", once the step that runs is over."""
         self._group.cancel()
 
-    def trace(self, index: int = 0) -> dict[str, Any] | None:
-        """What each step has done so far, where the call said `trace=True`; else None, and before the
-        engine has the request. `index`: which of n answers.
-
-        It has `steps`, the first and the last 500, and how many were `left_out` between them. The guide
-        says what a step has.
-        """
-        return self._group.traced(index)
-
     @property
     def step_traces(self) -> Sequence[StepNotes]:
         """The same for all n answers, to be kept longer than the handle."""
         return tuple(self._group.traces)
-
-    def stop_thinking(self) -> bool:
-        """Have the thought that runs closed from the next step on, as a thinking budget does, so that the
-        answer comes. It waits until the step that runs is over; in asyncio ask `AsyncLLM.stop_thinking`.
-        False: there is no open thought, not yet or not any more.
-
-        Raises:
-            RuntimeError: the engine broke, or this is a forked process.
-        """
-        return self._group.stop_thinking().result()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a RequestHandle cannot be pickled; send its result")
 
     def __await__(self) -> Generator[Any, None, Output]:
         return self._awaited().__await__()
@@ -99,16 +101,16 @@ class RequestHandle:
         return self._group.outcome()
 
 
-class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
+class PieceStream(_AnswerInTheMaking, Iterator[Piece], AsyncIterator[Piece]):
     """The pieces of an answer as they are made, for `for` and for `async for`. The last one carries the
-    `output`. With n above 1 pieces of all answers mix; `Piece.index` says whose one is.
+    `output`. With n above 1 pieces of all answers mix; `Piece.index` tells them apart.
 
     The first `next` starts the request, unless `submit` did. Leaving the stream ends it: `close`, or
     letting go of it. Any thread may close it while another one iterates, and that loop then ends.
     """
 
     def __init__(self, group: RequestGroup) -> None:
-        self._group = group
+        super().__init__(group)
         self._left = self._begun = False
         group.stream()
 
@@ -116,10 +118,6 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         """End the request, unless it is over. No more pieces come."""
         self._left = True
         self._group.cancel()
-
-    def stop_thinking(self) -> bool:
-        """As `RequestHandle.stop_thinking`."""
-        return RequestHandle(self._group).stop_thinking()
 
     async def aclose(self) -> None:
         """`close`, as asynchronous generators have it."""
@@ -132,10 +130,6 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         if not self._left and not self._group.done:
             return None
         return RequestHandle(self._group).result()
-
-    def trace(self, index: int = 0) -> dict[str, Any] | None:
-        """As `RequestHandle.trace`."""
-        return self._group.traced(index)
 
     def __iter__(self) -> PieceStream:
         return self
@@ -159,11 +153,7 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
         return piece
 
     def __del__(self) -> None:
-        if hasattr(self, "_group"):  # else it was never made
-            self.close()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a PieceStream cannot be pickled; send its pieces")
+        self.close()
 
     def _begin(self) -> None:
         if not self._begun and not self._left:
@@ -176,10 +166,10 @@ class PieceStream(Iterator[Piece], AsyncIterator[Piece]):
 
 def single_prompt(taker: str, prompt: Prompt, inputs: InputProcessor) -> Prompt:
     """The prompt of a call that takes one; `taker`: its name, for messages."""
-    (asked, *_), single = inputs.split(prompt)
+    (one, *_), single = inputs.split(prompt)
     if not single:
         raise ValueError(f"{taker} takes one prompt; give a list to generate")
-    return asked
+    return one
 
 
 def group_of(
@@ -194,11 +184,7 @@ def groups_of(
 ) -> tuple[list[RequestGroup], bool]:
     """The groups of a call that takes several prompts, and whether it was given a single one.
 
-    Args:
-        options: fields of `GenerateOptions`: one value for all prompts, or a list with one for each.
-
-    Raises:
-        ValueError: one sentence about the first thing that does not fit.
+    options: fields of `GenerateOptions`: one value for all prompts, or a list with one for each.
     """
     batch, single = parts.builder.inputs.split(prompts)
     if single and "prediction" in options:  # which may be token ids
@@ -213,16 +199,11 @@ def answer_all(
     groups: Sequence[RequestGroup],
     watch: Callable[[Iterable[RequestHandle]], Iterable[object]] = iter,
 ) -> list[Output]:
-    """Run groups as one batch, and wait.
-
-    Args:
-        groups: not prepared yet.
-        watch: goes through the handles, which come as they are done.
+    """Run groups as one batch, and wait; `watch` goes through the handles, which come as they are done.
 
     Raises:
-        ValueError: one sentence about the first thing that does not fit; nothing has run then.
+        ValueError: the first thing that does not fit; nothing has run then.
         GenerationError: the engine failed on a request; it holds all outputs.
-        RuntimeError: the LLM is closed.
     """
     for group in groups:
         group.prepare()

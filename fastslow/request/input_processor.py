@@ -54,7 +54,7 @@ class EncodedPrompt(NamedTuple):
     text: str | None  # None if token ids were given
     chat: bool = False  # made from messages
     opened: bool = False  # the answer begins inside a thought
-    goes_on: bool = True  # the answer continues a text, the assistant's own where it is a chat
+    continues: bool = True  # the answer continues a text, the assistant's own where it is a chat
     tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
 
 
@@ -62,21 +62,9 @@ class InputProcessor:
     """Turns prompts into token ids, and refuses what cannot run with one sentence.
 
     Args:
-        folder: of the checkpoint: its chat template and thinking tags.
-        config: of the target.
         tokenizer: None for a checkpoint without one; then only token ids are taken.
         context: most tokens of prompt plus answer.
         tags: the model's thinking tags, instead of the checkpoint's own.
-
-    Attributes:
-        switch: what the chat template offers to turn thinking off.
-        tags: None = the model does not think.
-        thoughts: the tags in the model's tokens.
-        analysis: the same where a thought may be followed by a call, in another channel.
-        tool_calls: how the model writes calls of tools.
-
-    Raises:
-        ValueError: the template or the tags do not fit.
     """
 
     def __init__(
@@ -89,9 +77,11 @@ class InputProcessor:
     ) -> None:
         self.tokenizer = tokenizer
         self.context = context
-        self.tags: ThoughtTags | None = None
+        self.tags: ThoughtTags | None = None  # the model does not think
         self.thoughts: TagTokens | None = None
-        self.analysis: TagTokens | None = None
+        self.analysis: TagTokens | None = (
+            None  # of thoughts that a call may follow in another channel
+        )
         self.switch = ThinkingSwitch()
         self.tool_calls = ToolCalls()
         self._config = config
@@ -113,7 +103,6 @@ class InputProcessor:
 
     @property
     def template_names(self) -> frozenset[str]:
-        """Variables that the chat template reads."""
         return frozenset() if self._template is None else self._template.names
 
     def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
@@ -123,7 +112,7 @@ class InputProcessor:
         if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
             self.said.warn(
                 "the answer to a plain text is empty: this model expects its chat template, so ask with "
-                "llm.chat(...) or fastslow.chat(...)"
+                "llm.chat(...)"
             )
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
@@ -146,11 +135,7 @@ class InputProcessor:
         return [prompts], True
 
     def measure(self, prompt: Prompt) -> None:
-        """Refuse a prompt that cannot fit, however it is tokenised, before time is spent on it.
-
-        Raises:
-            ValueError: too many characters, messages or token ids.
-        """
+        """Refuse a prompt that cannot fit, however it is tokenised, before time is spent on it."""
         if isinstance(prompt, str):
             self._measure_text(len(prompt))
         elif isinstance(prompt, Sequence) and prompt and not isinstance(prompt, BYTES):
@@ -163,18 +148,9 @@ class InputProcessor:
             else:
                 self._measure_text(sum(map(_characters, prompt)))
 
-    def encode(
-        self,
-        prompt: Prompt,
-        mode: Mode,
-        options: GenerateOptions,
-    ) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template, and texts and token ids are taken as
-        they are. Where a chat must not think, but its template opens a thought, the prompt closes the thought.
-
-        Raises:
-            ValueError: empty, of the wrong type, ids outside the vocabulary, or too long.
-        """
+        they are. Where a chat must not think, but its template opens a thought, the prompt closes the thought."""
         encoded = self._encoded(prompt, mode, options)
         if options.chat_template_kwargs and not encoded.chat:
             raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
@@ -184,11 +160,7 @@ class InputProcessor:
         return encoded
 
     def prediction(self, given: str | Sequence[SupportsIndex] | None) -> tuple[int, ...]:
-        """The token ids of what an answer is predicted to be; none where nothing is.
-
-        Raises:
-            ValueError: neither a text nor token ids, or too long.
-        """
+        """The token ids of what an answer is predicted to be; none where nothing is."""
         if not isinstance(given, str | Sequence | None) or isinstance(given, BYTES):
             raise ValueError(f"prediction={shown(given)} must be text, token ids or None")
         if not given:
@@ -206,11 +178,7 @@ class InputProcessor:
         return tuple(self._ids(given, "prediction"))
 
     def text(self, tokens: Sequence[SupportsIndex]) -> str:
-        """The text of token ids, with that of special tokens.
-
-        Raises:
-            ValueError: an id is outside the vocabulary, or there is no tokenizer.
-        """
+        """The text of token ids, with that of special tokens."""
         return self._need_tokenizer().decode(self._ids(tokens), skip_special=False)
 
     def check_params(self, params: SamplingParams) -> None:
@@ -260,7 +228,6 @@ class InputProcessor:
             self.analysis = TagTokens(tokenizer, ThoughtTags(HARMONY.open, END))
 
     def _text_ids(self, parts: Sequence[str], add_special: bool = True) -> list[int]:
-        """Ids of a text's parts, all of them in the model's vocabulary."""
         tokenizer, last = self._need_tokenizer(), self._config.vocab_size - 1
         ids = tokenizer.encode_parts(parts, add_special)
         if max(ids, default=0) > last:

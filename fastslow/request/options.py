@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import TIMEOUT_MAX
 from typing import Annotated, Any, Protocol, SupportsIndex, TypeGuard, TypeVar
@@ -47,16 +47,15 @@ Sampling = SamplingParams | Mapping[str, Any] | None
 Samplings = Sampling | Sequence[Sampling]
 
 
-def _sampling(value: object) -> object:
-    if value is None or isinstance(value, SamplingParams | Mapping):
-        return value
-    raise ValueError("it should be SamplingParams, or None")
+def _checked(fits: Callable[[Any], bool], words: str, schema: Any = Any) -> PlainValidator:
+    """For a field whose values are kept as they are, where they fit."""
 
+    def check(value: object) -> object:
+        if fits(value):
+            return value
+        raise ValueError(f"it should be {words}")
 
-def _seconds(value: object) -> float | None:
-    if value is None or (_are_seconds(value) and value > 0):
-        return value
-    raise ValueError(f"it should be seconds, above 0 and at most {LONGEST:g}, or None")
+    return PlainValidator(check, json_schema_input_type=schema)
 
 
 def _key(value: object) -> str | None:
@@ -64,27 +63,6 @@ def _key(value: object) -> str | None:
         return value
     has = f", and has {len(value)}" if isinstance(value, str) and value else ""
     raise ValueError(f"it should be text of 1 to {LONGEST_KEY} characters, or None{has}")
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("it should be True or False")
-
-
-def _priority(value: object) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and -MOST_PRIORITY <= value <= MOST_PRIORITY:  # type: ignore[operator]
-        return value  # type: ignore[return-value]
-    raise ValueError(f"it should be a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}")
-
-
-def _variables(value: object) -> Mapping[str, object] | None:
-    if value is None:
-        return None
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return value
-    raise ValueError("it should be a dict of the chat template's variables by name")
 
 
 def _answered(value: object) -> ResumeState | None:
@@ -95,13 +73,32 @@ def _answered(value: object) -> ResumeState | None:
     raise ValueError("it should be ResumeState, or None")
 
 
-Flag = Annotated[bool, PlainValidator(_flag, json_schema_input_type=bool)]
+_SAMPLING = _checked(
+    lambda value: isinstance(value, SamplingParams | Mapping | None), "SamplingParams, or None"
+)
+_SECONDS = _checked(
+    lambda value: value is None or (_are_seconds(value) and value > 0),
+    f"seconds, above 0 and at most {LONGEST:g}, or None",
+)
+_PRIORITY = _checked(
+    lambda value: type(value) is int and abs(value) <= MOST_PRIORITY,
+    f"a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}",
+    int,
+)
+_VARIABLES = _checked(
+    lambda value: (
+        value is None
+        or (isinstance(value, Mapping) and all(isinstance(name, str) for name in value))
+    ),
+    "a dict of the chat template's variables by name",
+)
+Flag = Annotated[bool, _checked(lambda value: type(value) is bool, "True or False", bool)]
 
 
 class ClientOptions(BaseModel):
     """Options that the body of an HTTP request has, too, under the same name and with the same checks."""
 
-    priority: Annotated[int, PlainValidator(_priority, json_schema_input_type=int)] = Field(
+    priority: Annotated[int, _PRIORITY] = Field(
         default=0,
         description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
         "their pages after them. No token depends on it",
@@ -119,7 +116,7 @@ class GenerateOptions(ClientOptions, Params):
     built. Nothing is copied or converted, so that the same options go to another process as they are.
     """
 
-    sampling: Annotated[Sampling, PlainValidator(_sampling)] = Field(
+    sampling: Annotated[Sampling, _SAMPLING] = Field(
         default=None,
         description="`SamplingParams`, or their fields; fields that are not given are the mode's",
     )
@@ -137,7 +134,7 @@ class GenerateOptions(ClientOptions, Params):
         description='"auto", "off", a drafter\'s name, a `Speculation` or a dict of its fields, or the path of '
         'a settings file (*.json). None = "auto"',
     )
-    timeout: Annotated[float | None, PlainValidator(_seconds)] = Field(
+    timeout: Annotated[float | None, _SECONDS] = Field(
         default=None,
         description="seconds from the call after which a request ends, wherever it is, with what it has and "
         'finish_reason "timeout"',
@@ -153,12 +150,10 @@ class GenerateOptions(ClientOptions, Params):
         description="special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise they are "
         "text, since a user may have written them",
     )
-    chat_template_kwargs: Annotated[Mapping[str, object] | None, PlainValidator(_variables)] = (
-        Field(
-            default=None,
-            description='variables of the chat template, such as {"reasoning_effort": "medium"}; they win over '
-            "what the mode asks for",
-        )
+    chat_template_kwargs: Annotated[Mapping[str, object] | None, _VARIABLES] = Field(
+        default=None,
+        description='variables of the chat template, such as {"reasoning_effort": "medium"}; they win over '
+        "what the mode asks for",
     )
     keep_thoughts: Flag = Field(
         default=False,
@@ -176,11 +171,7 @@ class GenerateOptions(ClientOptions, Params):
     )
 
     def sampling_in(self, mode: Mode) -> SamplingParams:
-        """The call's fields, then the mode's where the call gives none, then the defaults.
-
-        Raises:
-            ValueError: the fields do not fit, or contradict each other.
-        """
+        """The call's fields, then the mode's where the call gives none, then the defaults."""
         own, given = mode.sampling, self.sampling
         if isinstance(given, SamplingParams) and own is None and not self.sampling_defaults:
             return given
@@ -210,11 +201,7 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
 
 
 def as_wait(timeout: object) -> float | None:
-    """How long a call waits, as locks take it.
-
-    Raises:
-        ValueError: it is no number of seconds.
-    """
+    """How long a call waits, as locks take it."""
     if timeout is None:
         return None
     if not _are_seconds(timeout):
@@ -223,11 +210,7 @@ def as_wait(timeout: object) -> float | None:
 
 
 def as_messages(messages: Any) -> list[Message]:
-    """A text is one user message.
-
-    Raises:
-        ValueError: neither a text nor a list of messages.
-    """
+    """A text is one user message."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     if _is_chat(messages):
@@ -238,11 +221,7 @@ def as_messages(messages: Any) -> list[Message]:
 
 
 def as_prompts(conversations: Any) -> Any:
-    """One conversation, or a list of them, as `LLM.generate` takes it.
-
-    Raises:
-        ValueError: see `as_messages`.
-    """
+    """One conversation, or a list of them, as `LLM.generate` takes it."""
     several = isinstance(conversations, Sequence) and not isinstance(conversations, str)
     several = several and not _is_chat(conversations)
     if several and all(isinstance(one, Sequence) for one in conversations):
@@ -251,9 +230,8 @@ def as_prompts(conversations: Any) -> Any:
 
 
 def _are_seconds(value: object) -> TypeGuard[float]:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and value <= LONGEST
-    )  # so nan are not
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and value <= LONGEST  # type: ignore[operator] # so nan are not
 
 
 def _is_chat(value: Any) -> bool:

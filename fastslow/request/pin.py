@@ -21,10 +21,7 @@ class PinnedPrefix:
     """What `LLM.pin` gives: requests of the same mode and memory key (with `every_key`, of any) find these
     tokens in the cache.
     `unpin` lets go of them, and so do the end of a `with` block, `LLM.forget_prompts` and `LLM.close`.
-
-    Attributes:
-        tokens: how many are pinned, a multiple of the page size.
-        pages: that hold them.
+    `tokens` are pinned, a multiple of the page size, in `pages`.
     """
 
     def __init__(self, tokens: int, pages: int, release: Callable[[], None]) -> None:
@@ -45,14 +42,7 @@ class PinnedPrefix:
 
 
 class PrefixPinner:
-    """Reads prefixes, and pins them.
-
-    Args:
-        parts: of the LLM, which make and run the request that reads.
-        kv: where prefixes are read to.
-        context: tokens of the longest request, for which pins must leave room.
-        between_steps: calls something in the engine's thread.
-    """
+    """Reads prefixes, and pins them. Pins leave room for the longest request, of `context` tokens."""
 
     def __init__(
         self,
@@ -68,23 +58,13 @@ class PrefixPinner:
         self._numbers = itertools.count()
 
     def pin(self, prompt: Prompt, options: GenerateOptions, every_key: bool) -> PinnedPrefix:
-        """Read a prefix, and pin it before other requests can take its pages.
-
-        Args:
-            options: its mode and memory key, without speculation.
-            every_key: whether requests of every memory key find it.
-
-        Raises:
-            ValueError, GenerationError, RuntimeError: see `LLM.pin`.
-        """
+        """Read a prefix, and pin it before other requests can take its pages; see `LLM.pin`."""
         builder = self._parts.builder
         builder.check(prompt, options)
         if not isinstance(every_key, bool):
             raise ValueError(f"every_key={shown(every_key)} must be True or False")
         if every_key and options.memory_key is not None:
-            raise ValueError(
-                "every_key=True and a memory_key contradict each other: give one of them"
-            )
+            raise ValueError("every_key=True and a memory_key contradict each other: give one")
         mode, why = builder.modes.find(options.mode, prompt)
         if why is not None:
             raise ValueError("pin needs one mode, and this one chooses: name a preset")
@@ -118,11 +98,7 @@ class PrefixPinner:
         return PinnedPrefix(found, self._kv.pages_for(found), release)
 
     def _whole_pages(self, size: int) -> int:
-        """How many of `size` tokens can be pinned: those of full pages.
-
-        Raises:
-            ValueError: none, or too many.
-        """
+        """How many of `size` tokens can be pinned: those of full pages."""
         page = self._kv.page_size
         if not self._kv.prefix_caching:
             raise ValueError("pin needs prefix_caching=True")

@@ -39,11 +39,7 @@ class ResumeState:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> ResumeState:
-        """From plain JSON values, as another process sends them.
-
-        Raises:
-            ValueError: they are something else.
-        """
+        """From plain JSON values, as another process sends them."""
         try:
             each = [None if one is None else Decided(*one) for one in fields.get("decided", ())]
             return cls([list(some) for some in fields["tokens"]], each, fields.get("stopped", ()))
@@ -53,11 +49,7 @@ class ResumeState:
             ) from None
 
     def check(self, vocab_size: int, context: int) -> None:
-        """Refuse what does not fit any call.
-
-        Raises:
-            ValueError: one sentence.
-        """
+        """Refuse what does not fit any call."""
         for name, values in (
             ("tokens", self.tokens), ("decided", self.decided), ("stopped", self.stopped)
         ):  # fmt: skip
@@ -97,13 +89,6 @@ class ResumeState:
         """What was decided of the mode: the same for all of its answers."""
         return next((one for one in self.decided if one is not None and one.mode), None)
 
-    def check_count(self, n: int) -> None:
-        """Raises:
-        ValueError: a call has fewer answers.
-        """
-        if len(self.tokens) > n:
-            raise ValueError(f"answered.tokens has {len(self.tokens)} entries, and n={n}")
-
     def begun(self, index: int) -> bool:
         """Whether there are tokens of this answer."""
         return index < len(self.tokens) and len(self.tokens[index]) > 0
@@ -113,15 +98,7 @@ class ResumeState:
     ) -> None:
         """Have the request of one of these answers, not submitted yet, continue it.
 
-        Args:
-            request: of a call that is the same in all else.
-            index: which of the answers.
-            mode: of the request.
-            room: most tokens of its answer.
-            units: what the model's modes may run fewer of.
-
-        Raises:
-            ValueError: these tokens do not fit, or an answer in this mode cannot be continued.
+        request: of a call that is the same in all else. room: most tokens of its answer.
         """
         tokens = [operator.index(token) for token in self.tokens[index]]
         if mode.escalate is not None:
@@ -156,9 +133,6 @@ def resume(request: Request, answered: Sequence[int]) -> None:
     It is then as a request that was preempted after them, and computes all of them again. All but the last
     are text from now on. The last one comes from the first step, as if the target had said it: so an answer
     that is over ends there, as it did before, and its log-probabilities are given.
-
-    Raises:
-        ValueError: the answer would have ended before, or its grammar does not allow these tokens.
     """
     *text, last = answered
     kept = request.stopper.scan(text)

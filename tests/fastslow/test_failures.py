@@ -29,7 +29,6 @@ ON = Mode(groups=1, escalate=Escalation(below=1.0, window=2, how="keep"))
 OVER = Mode(groups=1, escalate=Escalation(below=1.0, window=2, how="recompute"))
 QUICK = Mode(latency_ms=1e-3, may_shorten=("groups", "draft"))
 
-
 OPTIONS: dict[str, Any] = {"kv_memory": "64KiB", "max_model_len": 128, "max_running": 4}
 
 
@@ -54,7 +53,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 
 
 def well(llm: LLM, right: list[int]) -> bool:
-    """Whether the engine goes on, with all pages back."""
+    """Whether the engine still answers, with all pages back."""
     asked = Caller(lambda: llm.generate("one two", TEN).token_ids)
     assert asked.ended(WAIT)
     if asked.error is not None:
@@ -63,7 +62,7 @@ def well(llm: LLM, right: list[int]) -> bool:
     return settled(llm)
 
 
-def test_a_request_that_cannot_be_queued_is_told_and_the_batch_goes_on(
+def test_a_request_that_cannot_be_queued_fails_alone(
     llm: LLM, right: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = Caller(lambda: llm.generate("one two", SamplingParams(max_tokens=90)))
@@ -80,7 +79,7 @@ def test_a_request_that_cannot_be_queued_is_told_and_the_batch_goes_on(
 
 
 @pytest.mark.parametrize("how", ["add_first", "remove", "release", "take", "step"])
-def test_an_escalation_that_fails_is_told(
+def test_an_escalation_that_fails_ends_its_request(
     llm: LLM, right: list[int], how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner: Any = llm._core
@@ -133,7 +132,7 @@ def test_whatever_ends_a_step_every_caller_hears_of_it(
 def test_a_listener_that_raises_leaves_nobody_waiting(
     llm: LLM, right: list[int], often: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first of a batch: those behind it are told, and it is told itself."""
+    """The first of a batch: it hears of its error, and those after it get their answers."""
     real, tries = ChoiceState._piece, itertools.count()
 
     def piece(choice: ChoiceState, text: str, reasoning: str) -> Any:
@@ -149,33 +148,6 @@ def test_a_listener_that_raises_leaves_nobody_waiting(
     for one in others:
         assert one.error is None and one.value[-1].output.token_ids == right
     assert well(llm, right)
-
-
-def test_forgetting_that_fails_is_told(
-    llm: LLM, right: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(llm._kv, "clear_prefix", failing(RuntimeError("the books are locked")))
-    with pytest.raises(RuntimeError, match="^the books are locked$"):
-        llm.forget_prompts()
-    monkeypatch.setattr(llm._kv, "clear_prefix", failing(SystemExit(3)))
-    asked = Caller(llm.forget_prompts)
-    assert asked.ended(WAIT) and "SystemExit" in str(asked.error)
-
-
-def test_a_drafter_lets_go_later_of_what_it_kept(
-    llm: LLM, right: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, asked = llm._core.drafter.release, list[list[int]]()
-
-    def fail(requests: Any) -> None:
-        asked.append(sorted(requests))
-        if len(asked) == 1:
-            raise RuntimeError("the drafter is gone")
-        release(requests)
-
-    monkeypatch.setattr(llm._core.drafter, "release", fail)
-    assert [llm.generate("one two", TEN).token_ids for _ in range(3)] == [right] * 3
-    assert asked == [[0], [0, 1], [2]]
 
 
 def test_close_from_a_listener_does_not_wait_for_itself(folder: Path) -> None:
@@ -224,25 +196,25 @@ def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0)
         injected.failure = failure
         todo = calls(llm)
         asked = [Caller(call) for call in todo[first:] + todo[:first]]
-        told = f"after {failure}"
+        after = f"after {failure}"
         for one in asked:
-            assert one.ended(WAIT), f"a caller still waits {told}"
+            assert one.ended(WAIT), f"a caller still waits {after}"
             if one.error is None:
                 for output in outputs(one.value):
-                    assert output.finish_reason == "length", told
+                    assert output.finish_reason == "length", after
             else:
-                assert failure is not None and injected.fired, told
+                assert failure is not None and injected.fired, after
                 kind = type(failure.error).__name__
-                assert kind in str(one.error) or "injected" in str(one.error), told
+                assert kind in str(one.error) or "injected" in str(one.error), after
         # in a pause pages are looked at
         time.sleep(0.2 if failure is None or "integrity" in failure.name else 0)
         injected.failure = None
         try:
-            assert well(llm, right), f"pages are lost {told}"
+            assert well(llm, right), f"pages are lost {after}"
         except RuntimeError as error:
-            assert str(error).startswith("this LLM is broken ("), told
+            assert str(error).startswith("this LLM is broken ("), after
         closing = Caller(llm.close)
-        assert closing.ended(WAIT) and closing.error is None, told
+        assert closing.ended(WAIT) and closing.error is None, after
     return injected
 
 

@@ -6,11 +6,8 @@ import asyncio
 import gc
 import math
 import os
-import pickle
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,12 +29,16 @@ from fastslow import (
     as_completed,
 )
 from fastslow.engine.core import stats
-from fastslow.request.handle import PieceStream, group_of
+from fastslow.request.handle import group_of
 from fastslow.request.options import GenerateOptions
 
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
+
+
+async def awaited(handle: Awaitable[Output]) -> Output:
+    return await handle
 
 
 def test_a_handle_gives_what_generate_gives(llm: LLM) -> None:
@@ -57,6 +58,8 @@ def test_a_wait_that_is_over_does_not_end_the_request(llm: LLM, gate: Gate) -> N
     handle = llm.submit("The quick", TEN)
     with pytest.raises(TimeoutError, match="^no answer within 0.01 s; the request still runs$"):
         handle.result(timeout=0.01)
+    with pytest.raises(TimeoutError, match="^1 of 1 answers are not there within 0.01 s"):
+        next(as_completed([handle], timeout=0.01))
     assert not handle.done
     gate.open()
     assert handle.result(SOON).finish_reason == "length"
@@ -109,7 +112,7 @@ def test_pieces_of_n_answers_mix(llm: LLM, wish: str) -> None:
             assert [p for piece in mine for p in piece.logprobs or ()] == choice.logprobs
 
 
-def test_an_answer_that_is_over_is_told_before_the_others_end(llm: LLM, gate: Gate) -> None:
+def test_an_answer_that_is_over_is_streamed_before_the_others_end(llm: LLM, gate: Gate) -> None:
     """A stop text may be held back: what is left of it comes when that answer ends."""
     params = SamplingParams(max_tokens=6, n=2, ignore_eos=True)
     handle = llm.submit([5, 6], params, speculation="off")
@@ -118,21 +121,12 @@ def test_an_answer_that_is_over_is_told_before_the_others_end(llm: LLM, gate: Ga
     first = handle._group._choices[0]
     first.request.stopper.finish("length")  # as though it had met its own end
     gate.steps()
-    told = [next(pieces) for _ in range(2)]
-    assert {piece.index for piece in told} == {0, 1} and first.over and not handle.done
+    both = [next(pieces) for _ in range(2)]
+    assert {piece.index for piece in both} == {0, 1} and first.over and not handle.done
     gate.open()
     *_, last = pieces
     assert last.output is not None
     assert [len(choice.token_ids) for choice in last.output.choices][1] == 6
-
-
-def test_leaving_a_stream_of_n_answers_ends_all(llm: LLM) -> None:
-    stream = llm.stream("The quick", LONG.model_copy(update={"n": 3}))
-    next(stream)
-    stream.close()
-    assert stream.output is not None
-    assert [c.finish_reason for c in stream.output.choices] == ["cancelled"] * 3
-    assert settled(llm)
 
 
 # Leaving
@@ -160,6 +154,11 @@ def test_a_stream_that_is_left_gives_the_answer_so_far(llm: LLM) -> None:
     out = stream.output
     assert out is not None and out.finish_reason == "cancelled" and out.token_ids
     assert list(stream) == [] and settled(llm)
+    three = llm.stream("The quick", LONG.model_copy(update={"n": 3}))
+    next(three)
+    three.close()
+    assert three.output is not None and settled(llm)
+    assert [c.finish_reason for c in three.output.choices] == ["cancelled"] * 3
     unread = llm.stream("The quick", LONG)
     unread.close()
     assert unread.output is not None and unread.output.finish_reason == "cancelled"
@@ -192,16 +191,19 @@ def test_a_stream_may_be_closed_from_another_thread(llm: LLM, gate: Gate) -> Non
     assert all(piece.output is None for piece in pieces)
 
 
-def test_a_prompt_may_be_cancelled_while_it_is_tokenised(
+def test_a_prompt_may_be_over_before_it_is_tokenised(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = SlowTokenizer(llm, monkeypatch)
-    handle = llm.submit("The quick", TEN)
+    handle, late = llm.submit("The quick", TEN), llm.submit("The quick", TEN, timeout=0.05)
     assert slow.reached.wait(SOON)
     handle.cancel()
+    time.sleep(0.06)  # a timeout counts from the call
     slow.go.set()
     out = handle.result(SOON)
     assert (out.finish_reason, out.token_ids, out.prompt) == ("cancelled", [], "The quick")
+    out = late.result(SOON)
+    assert (out.finish_reason, out.token_ids) == ("timeout", [])
 
 
 def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
@@ -216,19 +218,6 @@ def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
     out = handle.result(SOON)
     assert settled(llm) and llm.stats().steps == steps
     assert (out.finish_reason, out.token_ids) == ("cancelled", [])
-
-
-def test_a_handle_lets_go_of_the_model(folder: Path) -> None:
-    llm = open_llm(folder)
-    handle, stream = llm.submit("The quick", TEN), llm.stream("The", TEN)
-    handle.result(SOON)
-    list(stream)
-    held = weakref.ref(llm._parts.builder)
-    llm.close()
-    del llm
-    gc.collect()
-    assert held() is None
-    assert handle.result().text is not None
 
 
 # What is wrong
@@ -246,20 +235,11 @@ def test_what_raises_at_once_and_what_later(llm: LLM) -> None:
         with pytest.raises(ValueError):
             llm.submit(prompt, **options)  # type: ignore[arg-type]
     later = llm.submit("a\ud800b")
-    for ask in (
-        later.result,
-        later.result,
-        lambda: list(later),
-        lambda: asyncio.run(awaited(later)),
-    ):
+    for ask in (later.result, lambda: list(later), lambda: asyncio.run(awaited(later))):
         with pytest.raises(ValueError, match="lone surrogate"):
             ask()
     with pytest.raises(ValueError, match="is unknown; did you mean 'ngram'"):
         llm.submit("hello", speculation="ngarm").result(SOON)
-
-
-async def awaited(handle: Awaitable[Output]) -> Output:
-    return await handle
 
 
 def test_an_engine_that_fails(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,20 +256,6 @@ def test_an_engine_that_fails(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None
     assert llm.submit("hello", TEN).result(SOON).finish_reason == "length"
 
 
-def test_a_closed_llm_takes_nothing_and_ends_all(folder: Path) -> None:
-    llm = open_llm(folder)
-    handles = [llm.submit("The quick", LONG) for _ in range(20)]
-    llm.close()
-    for handle in handles:
-        try:
-            assert handle.result(SOON).finish_reason in ("cancelled", "length")
-        except RuntimeError as error:
-            assert "closed" in str(error)
-    for ask in (lambda: llm.submit("The"), llm.stats):
-        with pytest.raises(RuntimeError, match="^this LLM is closed; make a new one$"):
-            ask()
-
-
 # Event loops
 
 
@@ -302,19 +268,12 @@ def test_awaiting(llm: LLM) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(awaited(llm.submit([6, i], TEN))) for i in range(5)]
         assert [task.result().prompt_token_ids for task in tasks] == [[6, i] for i in range(5)]
-
-    asyncio.run(main())
-
-
-def test_pieces_in_a_loop(llm: LLM) -> None:
-    async def main() -> None:
         handle = llm.submit("The quick", TEN, speculation="off")
         pieces = [piece async for piece in handle]
-        out = await handle
-        assert pieces[-1].output is out
-        assert "".join(piece.text for piece in pieces) == out.text
+        assert pieces[-1].output is await handle
+        assert "".join(piece.text for piece in pieces) == one.text
         streamed = [piece async for piece in llm.stream("The quick", TEN, speculation="off")]
-        assert [t for piece in streamed for t in piece.token_ids] == out.token_ids
+        assert [t for piece in streamed for t in piece.token_ids] == one.token_ids
         left = llm.submit("The quick", LONG)
         async for _ in left:
             break
@@ -335,7 +294,7 @@ def test_no_thread_waits_for_a_request(llm: LLM, gate: Gate) -> None:
     asyncio.run(main())
 
 
-def test_the_loop_goes_on_while_a_long_prompt_is_tokenised(
+def test_the_loop_runs_while_a_long_prompt_is_tokenised(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = SlowTokenizer(llm, monkeypatch)
@@ -350,22 +309,15 @@ def test_the_loop_goes_on_while_a_long_prompt_is_tokenised(
     asyncio.run(main())
 
 
-def wait_for(llm: LLM) -> Awaitable[object]:
-    return asyncio.wait_for(llm.submit("The", LONG), 0.05)
-
-
-async def within_timeout(llm: LLM) -> object:
-    async with asyncio.timeout(0.05):
-        return [piece async for piece in llm.submit("The", LONG)]
-
-
-@pytest.mark.parametrize("ask", [wait_for, within_timeout])
+@pytest.mark.parametrize("streamed", [False, True])
 def test_a_loop_that_waits_no_longer_cancels_the_request(
-    llm: LLM, gate: Gate, ask: Callable[[LLM], Awaitable[object]]
+    llm: LLM, gate: Gate, streamed: bool
 ) -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
-            await ask(llm)
+            async with asyncio.timeout(0.05):
+                handle = llm.submit("The", LONG)
+                _ = [piece async for piece in handle] if streamed else await handle
         assert not llm._core.idle
         gate.open()
 
@@ -384,19 +336,6 @@ def test_two_loops_wait_for_one_handle(llm: LLM, gate: Gate) -> None:
         gate.open()
         first, *others = [job.result(SOON) for job in jobs]
     assert all(out is first for out in others)
-
-
-def test_a_loop_that_is_gone_before_the_answer(llm: LLM, gate: Gate) -> None:
-    loop = asyncio.new_event_loop()
-    handle = llm.submit("The quick", TEN)
-    waiting = awaited(handle)
-    loop.call_soon(lambda: waiting.send(None))  # up to the future, of which nobody hears
-    loop.call_soon(loop.stop)
-    loop.run_forever()
-    loop.close()
-    gate.open()
-    assert handle.result(SOON).finish_reason == "length", "the engine does not mind"
-    waiting.close()
 
 
 # Timeouts
@@ -427,27 +366,6 @@ def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any)
         assert out.finish_reason == "timeout" and 3 <= len(out.token_ids) <= 4
         assert out.token_ids == quick.token_ids[: len(out.token_ids)] and out.text
         assert settled(llm)
-
-
-def test_a_timeout_ends_a_prompt_that_is_read(folder: Path, monkeypatch: Any) -> None:
-    with open_llm(folder, prompt_rows=4) as llm:
-        gate = Gate(llm, monkeypatch)
-        handle = llm.submit([5] * 100, TEN, timeout=0.1)
-        assert gate.reached.acquire(timeout=SOON)
-        time.sleep(0.1)
-        gate.open()
-        assert handle.result(SOON).finish_reason == "timeout"
-        assert llm.stats().steps == 1, "the other 24 were not made"
-        assert settled(llm)
-
-
-def test_a_timeout_counts_from_the_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = SlowTokenizer(llm, monkeypatch)
-    handle = llm.submit("The quick", TEN, timeout=0.05)
-    time.sleep(0.06)
-    slow.go.set()
-    out = handle.result(SOON)
-    assert (out.finish_reason, out.token_ids) == ("timeout", [])
 
 
 def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,14 +413,6 @@ def test_results_as_they_complete(llm: LLM, gate: Gate) -> None:
     assert list(as_completed([])) == []
 
 
-def test_as_completed_waits_no_longer_than_it_should(llm: LLM, gate: Gate) -> None:
-    handle = llm.submit([5], TEN)
-    with pytest.raises(TimeoutError, match="^1 of 1 answers are not there within 0.01 s"):
-        next(as_completed([handle], timeout=0.01))
-    gate.open()
-    assert handle.result(SOON).finish_reason == "length"
-
-
 def test_the_bar_counts_what_is_done(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[list[int]] = []
 
@@ -530,10 +440,8 @@ def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert stats.steps == sum(out.metrics.steps for out in outs)
         assert (stats.prompt_tokens, stats.cached_tokens) == (150, 96)
         assert stats.prefix_hit_rate == pytest.approx(96 / 150)
-        drafts = stats.drafters["self"]
-        assert list(stats.drafters) == ["self"]
+        (drafts,) = stats.drafters.values()
         assert drafts.offered == sum(out.metrics.drafted for out in outs[1:]) > 0
-        assert drafts.accepted == sum(out.metrics.accepted for out in outs[1:])
         assert stats.pages_used == 0 and stats.pages_cached == 3
         assert stats.pages_free + stats.pages_cached == stats.pages
         gate = Gate(llm, monkeypatch)
@@ -548,12 +456,11 @@ def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         gate.open()
         assert settled(llm)
         assert llm.stats().ended == {"length": 3, "cancelled": 3}
-        record = llm.stats().to_dict()
-        assert record["drafters"]["self"]["acceptance_rate"] == drafts.acceptance_rate
+        assert llm.stats().to_dict()["drafters"]["self"]["offered"] == drafts.offered
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_process_is_told_that_a_handle_is_of_its_parent(llm: LLM, gate: Gate) -> None:
+def test_a_forked_process_cannot_use_its_parents_handle(llm: LLM, gate: Gate) -> None:
     handle = llm.submit("The quick", TEN)
     assert gate.reached.acquire(timeout=SOON)
     waits: list[Callable[[], object]] = [
@@ -563,20 +470,20 @@ def test_a_forked_process_is_told_that_a_handle_is_of_its_parent(llm: LLM, gate:
     ]
     child = os.fork()
     if child == 0:
-        told = 0
+        refused = 0
         for wait in waits:
             with suppress(TimeoutError):
                 try:
                     wait()
                 except RuntimeError as error:
-                    told += "make a new LLM here" in str(error)
-        os._exit(told + 10 * handle.done)
+                    refused += "make a new LLM here" in str(error)
+        os._exit(refused + 10 * handle.done)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(waits)
     gate.open()
     assert len(handle.result(SOON).token_ids) == 10
 
 
-@pytest.mark.parametrize("timeout", ["x", True, math.nan, 1e300, 10**400], ids=lambda x: str(x)[:9])
+@pytest.mark.parametrize("timeout", ["x", True, math.nan, 10**400], ids=lambda x: str(x)[:9])
 def test_a_wait_takes_seconds(llm: LLM, timeout: Any) -> None:
     handle = llm.submit("The quick", TEN)
     wrong = "^timeout=.* must be seconds, at most 1e.09, or None$"
@@ -588,21 +495,6 @@ def test_a_wait_takes_seconds(llm: LLM, timeout: Any) -> None:
         list(as_completed([handle, 5]))  # type: ignore[list-item]
     assert list(as_completed([handle], 1e9)) == [handle]
     assert handle.result(-1).finish_reason == "length"
-
-
-def test_what_runs_cannot_be_pickled(llm: LLM) -> None:
-    stream = llm.stream("The quick", TEN)
-    for thing in (llm, llm.submit("The quick", TEN), stream):
-        with pytest.raises(TypeError, match="^an? [A-Za-z]+ cannot be pickled; "):
-            pickle.dumps(thing)
-
-
-def test_a_stream_that_was_never_made_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", said.append)
-    PieceStream.__new__(PieceStream)
-    gc.collect()
-    assert not said
 
 
 def test_names_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,8 @@ from checkpoints import write_dense, write_moge
 from gate import open_llm
 from tokenizers_tiny import write_bpe
 
-from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, Params, SamplingParams, Speculation, shown
 from fastslow.llm import LLM
-from fastslow.policies.modes import builtin_modes, find_mode
 
 VOCAB = 320
 OPTIONS = {"max_model_len": 40}
@@ -73,19 +71,14 @@ def test_bounds_of_sampling_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
-        ({"max_tokens": 0}, r"^max_tokens=0 must be greater than or equal to 1$"),
         ({"max_tokens": "5"}, r"^max_tokens='5' must be a valid integer$"),
         ({"max_tokens": 10**5000}, r"^max_tokens=<int> must be"),
         ({"min_tokens": 6, "max_tokens": 5}, r"^min_tokens=6 exceeds max_tokens=5$"),
         ({"temperature": math.nan}, r"^temperature=nan must be a finite number$"),
         ({"seed": 2**63}, r"^seed=9223372036854775808 must be less than 9223372036854775808$"),
         ({"logit_bias": {1: 101}}, r"^logit_bias\[1\]=101 must be less than or equal to 100$"),
-        ({"logit_bias": {1: "x"}}, r"^logit_bias\[1\]='x' must be a valid number$"),
         ({"logit_bias": {"cat": 1}}, r"^logit_bias\.cat='cat' must be a valid integer"),
-        ({"stop": ""}, r"^stop\[0\]='' must have at least 1 character$"),
         ({"stop": ["a", ""]}, r"^stop\[1\]='' must have at least 1 character$"),
-        ({"stop": [1]}, r"^stop\[0\]=1 must be a valid string$"),
-        ({"stop_token_ids": [-1]}, r"^stop_token_ids\[0\]=-1 must be greater than or equal to 0$"),
         ({"temprature": 1.0}, r"^field 'temprature' is unknown; did you mean 'temperature'\?$"),
         ({"xyzzy": 1.0}, r"^field 'xyzzy' is unknown; known: .*top_p"),
         ({"top_k": "k" * 500}, r"^top_k='k+\.\.\. must be a valid integer$"),
@@ -96,42 +89,27 @@ def test_sentences_of_sampling_parameters(fields: dict[str, Any], pattern: str) 
     refused(pattern, SamplingParams, **fields)
 
 
-def test_every_sampling_parameter_refuses_another_type() -> None:
-    for name in SamplingParams.model_fields:
-        refused(rf"^{name}", SamplingParams, **{name: object()})
-
-
 @pytest.mark.parametrize(
     ("kind", "fields", "pattern"),
     [
-        (Speculation, {"nodes": -1}, r"^nodes=-1 must be greater than or equal to 0$"),
         (Speculation, {"nodes": 65}, r"^nodes=65 must be less than or equal to 64$"),
         (Speculation, {"nodes": 2.0}, r"^nodes=2.0 must be a valid integer$"),
-        (Speculation, {"drafter": 5}, r"^drafter=5 must be a valid string$"),
-        (Speculation, {"groups": -1}, r"^groups=-1 must be greater than or equal to 0$"),
         (Speculation, {"node": 4}, r"^field 'node' is unknown; did you mean 'nodes'\?$"),
-        (Mode, {"groups": -1}, r"^groups=-1 must be greater than or equal to 0$"),
         (Mode, {"groups": "all"}, r"^groups='all' must be a valid integer$"),
         (Mode, {"name": ""}, r"^name='' must have at least 1 character$"),
         (Mode, {"thinking": "maybe"}, r"^thinking='maybe' must be 'off', 'on' or 'auto'$"),
-        (Mode, {"sampling": 5}, r"^sampling=5 must be"),
         (Mode, {"sampling": {"top_p": 2}}, r"^sampling\.top_p=2 must be less than or equal to 1$"),
-        (Mode, {"think": "off"}, r"^field 'think' is unknown; did you mean 'thinking'\?$"),
     ],
 )
 def test_speculation_and_mode(kind: type[Params], fields: dict[str, Any], pattern: str) -> None:
     refused(pattern, kind, **fields)
 
 
-def test_parameters_cannot_be_changed_afterwards() -> None:
-    params = SamplingParams()
-    with pytest.raises(ValueError, match="frozen"):
-        params.max_tokens = 0
-
-
-def test_an_int_is_a_number_too() -> None:
+def test_an_int_is_a_number_too_and_nothing_changes_afterwards() -> None:
     params = SamplingParams(temperature=1, top_p=1, stop="x", logit_bias={1: 2})
     assert (params.temperature, params.stop, params.logit_bias) == (1, ("x",), {1: 2})
+    with pytest.raises(ValueError, match="frozen"):
+        params.max_tokens = 0
 
 
 @pytest.mark.parametrize(
@@ -139,23 +117,18 @@ def test_an_int_is_a_number_too() -> None:
     [
         ("", r"^prompt='' is empty"),
         ([], r"^prompt=\[\] is empty"),
-        ([[]], r"^prompt=\[\] is empty"),
         (["ok", ""], r"^prompt='' is empty"),
         ([[1, 2], []], r"^prompt=\[\] is empty"),
         ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
         ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"),
         ([True, 1], r"^prompt token 0 is True, not an id"),
-        ([5, 2**64], r"^prompt token 1 is 18446744073709551616, not an id in 0\.\.319$"),
         ([1, 2.0], r"^prompt token 1 is 2.0, not an id"),
-        ([1, None], r"^prompt token 1 is None, not an id"),
         ([1, "a"], r"^prompt token 1 is 'a', not an id"),
         ([[1], 2], r"^prompt token 0 is \[1\], not an id"),
         ([[1], [10**30]], r"not an id in 0\.\.319$"),
         (5, r"^prompt must be text.*, not int$"),
-        (None, r"^prompt must be text.*, not NoneType$"),
         (b"hi", r"^prompt must be text.*, not bytes$"),
         ([b"hi"], r"^prompt must be text.*, not bytes$"),
-        (bytearray(b"hi"), r"^prompt must be text.*, not bytearray$"),
         ({"role": "user", "content": "x"}, r"^prompt must be text.*, not dict$"),
         (np.array([1, 2]), r"^prompt must be text.*, not ndarray$"),
         ([5] * 40, r"^prompt has 40 tokens; .* fit the context of 40$"),
@@ -163,7 +136,6 @@ def test_an_int_is_a_number_too() -> None:
         ("a\ud800b", r"lone surrogate at position 1"),
         ([{}], r"^messages\[0\]\.role is None; it must be one of system, user"),
         ([{"role": "user"}], r"^messages\[0\]\.content is missing"),
-        ([{"role": "robot", "content": "x"}], r"^messages\[0\]\.role is 'robot'; it must be one"),
         ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
         ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
     ],
@@ -187,9 +159,7 @@ def test_numpy_ids_are_fine(llm: LLM) -> None:
     [
         ([], r"is empty"),
         (5, r"^messages=5 must be text or a list"),
-        (None, r"^messages=None must"),
         (USER, r"^messages=\{.*must be text or a list"),
-        (["hi", 5], r"^messages=.*5.* must"),
         ([USER, "hi"], r"^messages=.* must"),
         ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
     ],
@@ -205,54 +175,34 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
     [
         ({"sampling": {"max_tokens": 0}}, r"^max_tokens=0 must be greater than or equal to 1$"),
         ({"sampling": 0}, r"^sampling=0 must be SamplingParams, or None$"),
-        ({"sampling": []}, r"^sampling has 0 entries for 1 prompts$"),
         ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
         (
-            {"sampling": SamplingParams(logit_bias={VOCAB: 1.0})},
-            r"^logit_bias: token id 320 is outside the vocabulary 0\.\.319$",
+            {"sampling": {"logit_bias": {VOCAB: 1.0}}},
+            r"^logit_bias: token id 320 is outside the voc",
         ),
-        (
-            {"sampling": SamplingParams(logit_bias={-1: 1.0})},
-            r"^logit_bias: token id -1 is outside the vocabulary",
-        ),
-        (
-            {"sampling": SamplingParams(stop_token_ids=(5, 999))},
-            r"^stop_token_ids: token id 999 is outside the vocabulary 0\.\.319$",
-        ),
+        ({"sampling": {"stop_token_ids": (5, 999)}}, r"^stop_token_ids: token id 999 is outside"),
         ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
         ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: auto, deep, fast$"),
         ({"mode": 5}, r"^mode=5 must be a name or a Mode, not int$"),
-        ({"mode": b"deep"}, r"^mode=b'deep' must be a name or a Mode, not bytes$"),
         ({"mode": Mode(groups=5)}, r"^mode 'custom': groups=5 is outside 0\.\.4$"),
-        ({"mode": ["fast", "deep"]}, r"^mode has 2 entries for 1 prompts$"),
         ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
-        ({"speculation": "ngram+sefl"}, r"^drafter='ngram\+sefl' is unknown"),
         (
             {"speculation": ""},
-            r"^drafter='' is unknown; known: auto, head, model, ngram, off, self, suffix$",
+            r"^drafter='' is unknown; known: auto, head, model, ngram, off, self",
         ),
         ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
-        *(
-            (
-                {"timeout": value},
-                rf"^timeout={re.escape(repr(value))} must be seconds, above 0 and at most 1e\+09, or None$",
-            )
-            for value in (0, -1, True, "5", math.nan, math.inf, 1e300)
-        ),
-        ({"timeout": 10**5000}, "^timeout=<int> must be seconds"),
-        ({"timeout": [1.0, 2.0]}, r"^timeout has 2 entries for 1 prompts$"),
-        ({"speculation": ["off"] * 3}, r"^speculation has 3 entries for 1 prompts$"),
+        ({"timeout": 0}, r"^timeout=0 must be seconds, above 0 and at most 1e\+09, or None$"),
+        *(({"timeout": x}, "^timeout=.* must be") for x in (True, "5", math.nan, 1e300, 10**5000)),
         ({"memory_key": "k" * 257}, r"^memory_key=.* must be text of 1 to 256 .* and has 257$"),
         ({"memory_key": ""}, r"^memory_key='' must be text of 1 to 256 characters, or None$"),
-        ({"memory_key": 5}, r"^memory_key=5 must be text"),
         ({"speculation": "model"}, r"^drafter='model' needs model=PATH"),
         (
-            {"speculation": Speculation(drafter="self", groups=5)},
+            {"speculation": {"drafter": "self", "groups": 5}},
             r"^speculation groups=5 is outside 0\.\.4$",
         ),
         (
-            {"speculation": Speculation(drafter="model", model="/no/such/folder")},
-            r"^model='/no/such/folder' is no folder, no GGUF file and no built-in",
+            {"speculation": {"drafter": "model", "model": "/no/such"}},
+            r"^model='/no/such' is no folder",
         ),
     ],
     ids=lambda value: shown(value)[:40],
@@ -315,47 +265,32 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert llm.tokenizer is not None
-    asked: list[str] = []
-    monkeypatch.setattr(llm.tokenizer, "encode", asked.append)
+    encoded: list[str] = []
+    monkeypatch.setattr(llm.tokenizer, "encode", encoded.append)
     most = llm.tokenizer.longest * 40
     long = r"^prompt has \d+ characters, which cannot fit the context of 40: no token is longer than 13$"
     refused(long, llm.generate, "x" * (most + 1))
     refused(long, llm.submit, "x" * (most + 1))
     refused(long, llm.chat, [{"role": "user", "content": "x" * most}, USER])
-    refused(
-        r"^messages has 41 entries; they must fit the context of 40$", llm.generate, [USER] * 41
-    )
-    assert not asked
+    refused(r"^messages has 41 entries; .* context of 40$", llm.generate, [USER] * 41)
+    assert not encoded
 
-
-def test_the_length_of_ids_comes_first(llm: LLM) -> None:
     class Ids(Lines):
         def __getitem__(self, place: Any) -> Any:
             assert place < 2, "looked at"
             return 5
 
-    ids = Ids(*range(100_000))
-    refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, ids)
+    refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, Ids(*range(100_000)))
 
 
 def test_what_a_dense_model_without_a_tokenizer_cannot_do(dense: LLM) -> None:
     refused(r"has no tokenizer: give the prompt as token ids", dense.generate, "text")
     refused(r"has no tokenizer", dense.chat, "text")
     refused(r"^stop strings need a tokenizer", dense.generate, [5], SamplingParams(stop=("x",)))
-    refused(r"^drafter='self' needs a model with routed groups", dense.generate, [5], **SELF)
+    said = r"^drafter='self' needs a model with routed groups"
+    refused(said, dense.generate, [5], speculation="self")
     refused(r"groups=3 must be left out", dense.generate, [5], mode=Mode(groups=3))
     assert dense.generate([5], SamplingParams(max_tokens=2), mode="fast").text == ""
-
-
-SELF = {"speculation": "self"}
-
-
-@pytest.mark.parametrize("groups", [0, 1, 8])
-def test_every_number_of_groups_up_to_all_is_taken(groups: int) -> None:
-    units = RoutedUnits("groups", 8)
-    taken = find_mode(Mode(groups=groups), builtin_modes(units), units)
-    assert taken.groups == (None if groups == 8 else groups)
-    refused(r"groups=9 is outside 0\.\.8$", find_mode, Mode(groups=9), builtin_modes(units), units)
 
 
 def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
@@ -385,28 +320,20 @@ def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"model": 3}, r"^model=3 must be a folder, a GGUF file or a built-in name$"),
-        ({"model": ""}, r"^model='' must be a folder"),
-        ({"model": None}, r"^model=None must be a folder"),
-        ({"max_model_len": "5"}, r"^max_model_len='5' must be a whole number of tokens, or None$"),
-        ({"max_model_len": 30.0}, r"^max_model_len=30.0 must be a whole number"),
-        ({"max_running": True}, r"^max_running=True must be a whole number of at least 1$"),
-        ({"prompt_rows": None}, r"^prompt_rows=None must be a whole number"),
-        ({"parallel": 3}, r"^parallel=3 must be a Parallel, a text such as 'ep=8,tp=1', or None$"),
-        ({"kv_memory": True}, r"^kv_memory=True must be bytes"),
-        ({"remember": "always"}, r"^remember='always' must be True, False or 'by_key'$"),
+        ({"model": None}, r"^model=None must be str or Path$"),
+        ({"model": ""}, r"^model='' is empty$"),
+        ({"max_model_len": 30.0}, r"^max_model_len=30.0 must be int or None$"),
+        ({"max_running": True}, r"^max_running=True must be int$"),
+        ({"parallel": 3}, r"^parallel=3 must be str or Parallel or None$"),
+        ({"remember": "always"}, r"^remember='always' must be bool or 'by_key'$"),
         ({"max_runing": 3}, r"^option 'max_runing' is unknown; did you mean 'max_running'\?$"),
         ({"temperature": 3}, r"^option 'temperature' belongs into sampling=SamplingParams"),
         ({"model": "smollm2-mog"}, r"did you mean 'smollm2-moge'\?$"),
         ({"kv_memory": 1000}, r"kv_memory is 1000 B, but one request with a context of 512 tokens"),
         ({"kv_memory": "3 bananas"}, r"kv_memory is '3 bananas', but must be like 2GiB"),
         ({"kv_memory": 1.5}, r"kv_memory is a share of 1.5, but must be above 0 and at most 1"),
-        ({"kv_memory": -1}, r"kv_memory is -1 B, but one request"),
         ({"max_model_len": 513}, r"^max_model_len=513 is outside 2\.\.512$"),
-        ({"max_model_len": 1}, r"^max_model_len=1 is outside 2\.\.512$"),
-        ({"prompt_rows": 0}, r"^prompt_rows=0 must be a whole number of at least 1$"),
-        ({"prompt_rows": -(10**5000)}, r"^prompt_rows=<int> must be"),
-        ({"max_running": -3}, r"^max_running=-3 must be a whole number of at least 1$"),
+        ({"prompt_rows": -(10**5000)}, r"^prompt_rows=<int> must be at least 1$"),
         ({"dtype": "float8"}, r"float8"),
         ({"device": "abacus"}, r"abacus"),
     ],
@@ -434,11 +361,9 @@ def test_requests_in_flight_do_not_notice_a_refused_one(llm: LLM) -> None:
     assert last.output is not None and last.output.token_ids == alone.token_ids
 
 
-@pytest.mark.parametrize("field", ["name", "base", "closing", "description"])
-def test_texts_of_a_mode_are_bounded(field: str) -> None:
-    most = 256 if field in ("name", "base") else 1000
-    fields: dict[str, Any] = {field: "x" * most}
-    assert getattr(Mode(**fields), field) == "x" * most
+@pytest.mark.parametrize(("field", "most"), [("name", 256), ("base", 256), ("closing", 1000)])
+def test_texts_of_a_mode_are_bounded(field: str, most: int) -> None:
+    Mode(**{field: "x" * most})  # type: ignore[arg-type]
     long = rf"^{field}='x+\.\.\. must have at most {most} characters$"
     refused(long, Mode, **{field: "x" * (most + 1)})
     refused(rf"^{field}='a\\ud800' must be a valid string", Mode, **{field: "a\ud800"})
@@ -453,9 +378,8 @@ class Broken:
 
 @pytest.mark.parametrize("value", [["x" * 100_000], Broken()], ids=["long", "broken"])
 def test_messages_show_a_value_in_short(llm: LLM, value: Any) -> None:
-    for options in ({"timeout": value}, {"memory_key": value}, {"allow_special": value}):
-        (name,) = options
-        refused(f"^{name}=.* must be", llm.submit, "hello", **options)
+    for name in ("timeout", "memory_key", "allow_special"):
+        refused(f"^{name}=.* must be", llm.submit, "hello", **{name: value})
     refused("^max_tokens=.* must be", SamplingParams, max_tokens=value)
     refused("^prompt_rows=.* must be", LLM, "x", prompt_rows=value)
     refused("^prompt token 0 is ", llm.generate, [value])

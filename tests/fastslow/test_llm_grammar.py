@@ -14,8 +14,6 @@ from grammar_tools import holds
 from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.params import GrammarSpec, SamplingParams
-from fastslow.engine.sampling import grammar as engine_grammar
-from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
 
@@ -119,7 +117,7 @@ def test_several_answers_and_seeds(llm: LLM) -> None:
     assert len({tuple(c.token_ids) for c in out.choices}) > 1
 
 
-def test_a_closing_phrase_that_goes_on_behind_the_tag_gives_way(llm: LLM) -> None:
+def test_a_closing_phrase_that_continues_after_the_tag_gives_way(llm: LLM) -> None:
     mode = {"base": "deep", "thinking_budget": 2, "closing": "done</think>\n\nIn words:"}
     out = llm.chat("hello", asked({"choice": ["yes", "no"]}), mode=mode)
     assert out.finish_reason == "stop" and out.text in ("yes", "no")
@@ -127,11 +125,8 @@ def test_a_closing_phrase_that_goes_on_behind_the_tag_gives_way(llm: LLM) -> Non
 
 @pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
 def test_an_answer_that_escalates_keeps_its_grammar(llm: LLM, how: str) -> None:
-    mode = {
-        "base": "fast",
-        "thinking": "off",
-        "escalate": {"below": 1.0, "window": 2, "to": "fast", "how": how},
-    }
+    escalate = {"below": 1.0, "window": 2, "to": "fast", "how": how}
+    mode = {"base": "fast", "thinking": "off", "escalate": escalate}
     out = llm.chat("hello", asked({"json_schema": POINT}), mode=mode, speculation="ngram")
     assert out.metrics.escalated_at is not None
     assert out.finish_reason == "stop" and holds(GrammarSpec(json_schema=POINT), out.text)
@@ -158,14 +153,10 @@ def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
     [
         ({}, "exactly one of json_schema"),
         ({"regex": "a", "choice": ["b"]}, "exactly one of json_schema"),
-        ({"choice": []}, "grammar.choice"),
         ({"choice": ["a"] * 1001}, "at most 1000 items"),
         ({"regex": "a" * 262_145}, "at most 262144 characters"),
-        ({"choice": ["a" * 262, *["b" * 262] * 999, "c" * 262]}, "at most 1000"),
         ({"choice": ["a" * 200_000, "b" * 200_000]}, "more than 262144 characters"),
         ({"json_schema": {"a": float("nan")}}, "no JSON"),
-        ({"json_object": False}, "must be True"),
-        ({"json": {}}, "is unknown"),
         ({"json_schema": {"uniqueItems": True}}, "'uniqueItems' is not supported"),
         ({"regex": "(a"}, "unclosed group"),
         (
@@ -180,12 +171,6 @@ def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: 
     assert "\n" not in str(error.value)
 
 
-def test_an_object_may_have_many_properties(llm: LLM) -> None:
-    many = {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1000)}}
-    made = llm.generate("hello", asked({"json_schema": many}, max_tokens=4), mode="fast")
-    assert made.text.startswith("{")
-
-
 def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> None:
     wild = asked({"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}, max_tokens=60)
     with pytest.raises(GenerationError, match="the grammar stopped: ") as error:
@@ -196,19 +181,7 @@ def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> No
     assert llm.generate("hello", asked({"choice": ["no"]}), mode="fast").text == "no"
 
 
-def test_a_mask_that_fails_ends_its_own_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise GrammarError("the grammar stopped: a test")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine_grammar.Grammar, "_mask", broken)
-        for drafter in ("off", "self"):
-            with pytest.raises(GenerationError, match="a test"):
-                llm.generate("hello", asked({"json_object": True}), speculation=drafter)
-    assert llm.generate("hello", asked({"choice": ["no"]}), mode="fast").text == "no"
-
-
-def test_without_the_package_or_a_tokenizer_it_is_said(
+def test_without_the_package_or_a_tokenizer_a_grammar_is_refused(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = write_moge(tmp_path / "bare", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
@@ -227,10 +200,8 @@ def test_sentencepiece_models_answer_in_json(tmp_path: Path) -> None:
     vocab = write_spm(tmp_path)
     folder = write_moge(tmp_path, vocab=vocab, num_hidden_layers=2, hidden_size=32)
     with open_llm(folder) as other:
-        outs = [
-            other.generate("hello", asked({"json_schema": POINT}, seed=seed), mode="fast")
-            for seed in range(8)
-        ]
+        params = [asked({"json_schema": POINT}, seed=seed) for seed in range(8)]
+        outs = other.generate(["hello"] * 8, params, mode="fast", progress=False)
         whole = [out for out in outs if out.finish_reason == "stop"]
         assert whole and all(holds(GrammarSpec(json_schema=POINT), out.text) for out in whole)
         words = other.generate("hello", asked({"choice": ["yes", "no"]}), mode="fast")

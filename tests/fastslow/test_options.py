@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-import fastslow
 from fastslow import LLM, AsyncLLM, Decided, Mode, ResumeState, SamplingParams
-from fastslow.api import DEFAULT, OneOffOptions
-from fastslow.request.keywords import GenerateCall, ListOptions
+from fastslow.engine_args import AsyncArgs, EngineArgs
+from fastslow.keywords import GenerateCall, ListOptions
 from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.generate_request import GenerateRequest
 
 FIELDS = GenerateOptions.model_fields
 ONE = (LLM.stream, LLM.stream_chat, LLM.submit, LLM.tokenize)
 ASYNC = (AsyncLLM.generate, AsyncLLM.chat, AsyncLLM.stream, AsyncLLM.stream_chat, AsyncLLM.submit)
-
-
-@pytest.fixture(scope="module")
-def abacus() -> Iterator[LLM]:
-    with LLM("abacus", kv_memory="4MiB", progress=False) as llm:
-        yield llm
 
 
 @pytest.mark.parametrize(
@@ -36,24 +28,19 @@ def test_every_call_shows_every_option(call: Any) -> None:
     assert {one.name for one in options} == set(expected)
     assert options[0].name == "sampling" and prompt.kind is options[0].kind
     assert all(f"{name}: {field.description}" in call.__doc__ for name, field in expected.items())
+    awaited = call in (AsyncLLM.generate, AsyncLLM.chat)
+    assert inspect.iscoroutinefunction(call) is awaited
 
 
-@pytest.mark.parametrize("name", ["generate", "chat"])
-def test_one_off_calls_show_the_options_of_calls_and_of_models(name: str) -> None:
-    call, method = getattr(fastslow, name), getattr(LLM, name)
-    shown = inspect.signature(call).parameters
-    assert {*inspect.signature(method).parameters} - {"self"} < {*shown}
-    assert shown["model"].default == DEFAULT and {"mode", "speculation", "dtype"} < {*shown}
-    assert {"mode", "speculation", "model", "dtype"} < {*OneOffOptions.__annotations__}
+def test_an_llm_and_an_async_llm_show_the_arguments_of_the_engine() -> None:
+    arguments = inspect.signature(EngineArgs).parameters
+    assert inspect.signature(LLM).parameters == arguments
+    assert inspect.signature(AsyncLLM).parameters == inspect.signature(AsyncArgs).parameters
+    assert all(f"    {name}: " in (LLM.__init__.__doc__ or "") for name in arguments)
 
 
 def test_type_checkers_know_the_options_of_lists() -> None:
-    alone = {
-        "sampling",
-        "sampling_defaults",
-        "trace",
-        "answered",
-    }  # a parameter, and what one prompt has
+    alone = {"sampling", "sampling_defaults", "trace", "answered"}  # what one prompt has
     assert set(ListOptions.__annotations__) == set(GenerateCall.model_fields) - alone
 
 
@@ -62,27 +49,21 @@ def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
     options = GenerateOptions(
         sampling={"max_tokens": 5}, mode={"base": "fast"}, timeout=3.5, answered=answered
     )
-    asked = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",))
-    fields = asked.to_fields()
+    request = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",))
+    fields = request.to_fields()
     assert set(fields["options"]) == {"sampling", "mode", "timeout", "answered"}
     back = GenerateRequest.from_fields(json.loads(json.dumps(fields)))
     assert back.options == options and (back.id, list(back.avoid)) == ("id", ["a"])
 
 
-def test_keywords_that_do_not_fit(abacus: LLM) -> None:
-    with pytest.raises(TypeError, match="submit is missing prompt"):
-        abacus.submit()  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="submit got prompt twice"):
-        abacus.submit("a", prompt="b")  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="submit takes prompt and sampling; all else by name"):
-        abacus.submit("a", None, "deep")  # type: ignore[call-overload]
-    assert abacus.tokenize(prompt="1 + 1") == abacus.tokenize("1 + 1")  # type: ignore[call-overload]
-
-
-def test_calls_that_are_awaited_are_coroutine_functions() -> None:
-    assert inspect.iscoroutinefunction(AsyncLLM.generate)
-    assert inspect.iscoroutinefunction(AsyncLLM.chat)
-    assert not inspect.iscoroutinefunction(AsyncLLM.submit)
+def test_keywords_that_do_not_fit(llm: LLM) -> None:
+    with pytest.raises(TypeError, match="missing a required argument: 'prompt'"):
+        llm.submit()  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="multiple values for argument 'prompt'"):
+        llm.submit("a", prompt="b")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        llm.submit("a", None, "deep")  # type: ignore[call-overload]
+    assert llm.tokenize(prompt="1 + 1") == llm.tokenize("1 + 1")  # type: ignore[call-overload]
 
 
 def test_a_class_of_sampling_parameters_keeps_its_own_defaults() -> None:

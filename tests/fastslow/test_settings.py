@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 from gate import open_llm
-from tune_tools import write_model, write_prompts
+from tune_tools import write_model
 
 from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
 from fastslow.policies.auto import BUILT_IN, read_selector
 from fastslow.policies.modes import load_modes
 from fastslow.settings import add_settings, read_settings, write_settings
-from fastslow.tools.cli.app import main
 
 FOUR = RoutedUnits("groups", 4)
 NGRAM = Speculation(drafter="ngram", nodes=2)
@@ -34,16 +32,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
-
-
-def load(folder: Path, **options: object) -> LLM:
-    return open_llm(folder, **options)
-
-
 def test_a_fingerprint_is_of_the_weights_not_of_the_folder(
     mine: Path, other: Path, tmp_path: Path
 ) -> None:
@@ -53,28 +41,17 @@ def test_a_fingerprint_is_of_the_weights_not_of_the_folder(
 
 
 def test_tuned_settings_of_another_model_are_refused(
-    mine: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mine: Path, other: Path, tmp_path: Path
 ) -> None:
-    """From the command line, as a user with several models meets it."""
-    out, prompts = tmp_path / "tuned.json", write_prompts(tmp_path / "p.jsonl")
-    few = ("--tokens", 6, "--minutes", 0.01, "--kv-memory", "4MiB", "-o", out)
-    files = ("--prompts", prompts, "--report", tmp_path / "r.html")
-    assert run("tune", "--model", mine, *files, *few, "--lengths", 2, "--drafters", "ngram") == 0
-    kept = out.read_text("utf-8")
-    both = f"found with model {str(mine)!r}", "this model is 'other'"
-    with pytest.raises(ValueError, match="found with model") as error:
-        load(other, speculation=str(out))
-    assert all(words in str(error.value) for words in both)
-    with load(other) as llm, pytest.raises(ValueError, match="found with model"):
+    out = tmp_path / "tuned.json"
+    write_settings(out, "mine", NGRAM, {}, mine)
+    said = "found with model 'mine' .* this model is 'other'"
+    with pytest.raises(ValueError, match=said):
+        open_llm(other, speculation=str(out))
+    with open_llm(other) as llm, pytest.raises(ValueError, match=said):
         llm.generate("Hello", SamplingParams(max_tokens=2), speculation=str(out))
-    with load(mine, speculation=str(out)) as llm:
+    with open_llm(mine, speculation=str(out)) as llm:
         assert llm.generate("Hello", SamplingParams(max_tokens=2)).text
-
-    capsys.readouterr()
-    assert run("tune", "--groups", "--model", other, *files, *few) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert all(words in said for words in both)
-    assert out.read_text("utf-8") == kept, "nothing was merged"
 
 
 def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ MISTAKES = (
     'llm.chat("one", sampling="greedy")',
     'llm.stream(["one", "two"])',
     'llm.generate(["one"]).text',
-    'fastslow.generate("one")[0]',
+    'llm.generate("one")[0]',
     "llm.generate(numpy.array([5, 6]))",
     'llm.submit(["one", "two"])',
     'llm.submit("one", max_tokens=5)',

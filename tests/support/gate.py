@@ -35,7 +35,7 @@ class Gate:
         return self._forward(*arguments)
 
     def steps(self, count: int = 1) -> None:
-        """Let so many steps through, and wait until the next one is reached."""
+        """Let this many steps through, and wait until the next one is reached."""
         for _ in range(count):
             self._passes.release()
             assert self.reached.acquire(timeout=SOON)

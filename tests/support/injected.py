@@ -32,7 +32,7 @@ STEP = (
     *("read_features", "committed_features"),
 )
 POLICY = ("plan", "survival", "record")
-LISTENERS = ("Request.notify", "ChoiceState._on_step")  # who never hears cannot be told
+LISTENERS = ("Request.notify", "ChoiceState._on_step")  # without them nobody hears of it
 
 
 @dataclass
@@ -97,7 +97,7 @@ def inject(llm: LLM, patch: pytest.MonkeyPatch) -> Injected:
 
 
 class Caller:
-    """A call in a thread of its own; `error` is what it raised."""
+    """A call in another thread; `error` is what it raised."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.value: Any = None
@@ -106,7 +106,7 @@ class Caller:
         self._thread.start()
 
     def ended(self, seconds: float) -> bool:
-        """Whether the call returns, or raises, within so many seconds."""
+        """Whether the call returns, or raises, within these seconds."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

@@ -1,10 +1,9 @@
-"""What a process does that forks, spawns, or runs a notebook's cell: started by the tests with a model's
+"""What a process does that forks, or runs a notebook's cell: started by the tests with a model's
 folder and the name of one of these functions."""
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-import fastslow
 from fastslow import LLM, SamplingParams
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -52,7 +50,7 @@ def in_child(work: Callable[[], object]) -> None:
 
 
 def fork() -> None:
-    """The parent's LLM is refused, a new one answers, and the parent goes on; twice, and in a grandchild."""
+    """The parent's LLM is refused, a new one answers, and the parent runs on; twice, and in a grandchild."""
     llm = make()
     right = ask(llm)
     stream = llm.stream("one two", SamplingParams(max_tokens=200, ignore_eos=True))
@@ -116,23 +114,6 @@ def busy() -> None:
         thread.join()
 
 
-def shared() -> None:
-    """`fastslow.generate` in a child: the parent's models stay there; its lock may be held."""
-
-    def answer() -> list[int]:
-        out = fastslow.generate("one two", FEW, model=FOLDER, kv_memory="4MiB", progress=False)
-        return out.token_ids
-
-    right = answer()
-    with fastslow.api._loading:  # as another thread would that loads
-        pid = os.fork()
-    if pid == 0:
-        signal.alarm(PATIENCE)
-        assert answer() == right == answer()
-        sys.exit(0)
-    assert os.waitpid(pid, 0)[1] == 0 and answer() == right
-
-
 def ranks() -> None:
     """A child does not end the parent's ranks, nor talk to them."""
     llm = LLM(FOLDER, kv_memory="4MiB", progress=False, parallel="tp=2")
@@ -146,22 +127,6 @@ def ranks() -> None:
     in_child(lambda: None)
     assert ask(llm) == right
     llm.close()
-
-
-def _spawned(folder: str) -> list[int]:
-    global FOLDER
-    FOLDER = folder
-    with make() as llm:
-        return ask(llm)
-
-
-def spawn() -> None:
-    """A spawned process answers, as a pool's does."""
-    with make() as llm:
-        right = ask(llm)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(_spawned, (FOLDER,)) == right
-        assert ask(llm) == right
 
 
 def notebook() -> None:

