@@ -74,6 +74,7 @@ class LLM:
             join()
         memory = AnswerMemory(common=args.remember is True) if args.remember else None
         folder = resolve_model(args.model)
+        self._name = str(args.model)
         names = ("dtype", "quantization", "device", "kv_dtype", "progress")
         load = {name: getattr(args, name) for name in names}
         self._ranks = ExitStack()
@@ -284,6 +285,10 @@ class LLM:
         """Tokenise a prompt in a thread, and give its requests to the engine."""
         self._tokenising.submit(group.run)
         return RequestHandle(group)
+
+    def __repr__(self) -> str:
+        model, state = self.model, ", closed" if self._worker.ended else ""
+        return f"LLM({self._name!r}, {model.config.architecture}, {model.dtype}, {model.device}{state})"
 
     def __enter__(self) -> Self:
         return self
