@@ -287,8 +287,9 @@ class LLM:
         return RequestHandle(group)
 
     def __repr__(self) -> str:
-        model, state = self.model, ", closed" if self._worker.ended else ""
-        return f"LLM({self._name!r}, {model.config.architecture}, {model.dtype}, {model.device}{state})"
+        if isinstance(model := self.model, Closed):
+            return f"LLM({self._name!r}, closed)"
+        return f"LLM({self._name!r}, {model.config.architecture}, {model.dtype}, {model.device})"
 
     def __enter__(self) -> Self:
         return self
