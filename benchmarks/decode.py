@@ -28,9 +28,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import probe
 import torch
-from figures import Row, fair, middle, numbers, open_formats, options, seconds_of, show, take_turns
+from figures import (
+    Row,
+    fair,
+    middle,
+    numbers,
+    open_formats,
+    options,
+    seconds_of,
+    show,
+    take_turns,
+    with_conditions,
+)
 from peer.texts import openings, unseen
 
 from fastslow import LLM, SamplingParams
@@ -137,7 +147,7 @@ def main() -> int:
         def sample(row: Row) -> dict[str, Any]:
             job = (models[row["format"]], row, args.tokens, args.seconds)
             with busy(row["beside"]) as pids:  # a neighbour that is asked for is no other
-                return probe.sample(args.threads, lambda: measure(*job), pids)
+                return with_conditions(args.threads, lambda: measure(*job), pids)
 
         take_turns(args, rows, warm_up, sample)
     report(rows, f"{args.threads} threads; ~ marks contended medians; samples in {args.out}")

@@ -1,30 +1,56 @@
-"""What every benchmark needs: common options, models by format, turns, medians, tables, the JSON file."""
+"""What every benchmark needs: common options, models by format, turns, medians, tables, the JSON file; and the
+conditions that stand beside each sample, of which /proc and /sys tell: Linux only."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
+import os
 import statistics
+import subprocess
 import sys
+import timeit
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import probe
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from fastslow import LLM, Output
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.tools.machine import circumstances
 from fastslow.tools.prompts import Conversation, read_prompts
 
 Row = dict[str, Any]  # what is measured, and its "samples"
 Samples = Sequence[Mapping[str, Any]]
 ENOUGH = 3  # uncontended samples that make a median
+PROBE_BYTES = 2**29  # far more than any cache
+CONTENDED = 0.05  # others may take this share of the machine before a sample is marked
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
+
+
+def physical_cores() -> int:
+    """Cores this process may use, two hyper-threads of one core counted once."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            cores.add(
+                (folder / "physical_package_id").read_text() + (folder / "core_id").read_text()
+            )
+        except OSError:  # some virtual machines do not tell
+            cores.add(str(cpu))
+    return len(cores)
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"default": "smollm2", "help": "a folder or a built-in name"},
     "formats": {"default": "bfloat16,int8,int4", "help": "of the weights, or auto"},
@@ -34,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prompts": {"type": Path, "nargs": "+", "required": True, "metavar": "FILE.jsonl"},
     "limit": {"type": int, "help": "prompts of each set"},
     "tokens": {"type": int, "help": "of each answer"},
-    "threads": {"type": int, "default": probe.physical_cores()},
+    "threads": {"type": int, "default": physical_cores()},
     "repeat": {"type": int, "help": "turns that count"},
     "seconds": {"type": float, "default": 1.0, "help": "least length of a sample"},
     "out": {"type": Path, "help": "JSON file of all figures"},
@@ -93,7 +119,7 @@ def show(
 def write(out: Path | None, **figures: Any) -> None:
     """Write the figures, if a file is asked for, with what they were measured under."""
     if out is not None:
-        whole = {**probe.header(), **figures}
+        whole = {**header(), **figures}
         out.write_text(json.dumps(whole, indent=1, default=str), "utf-8")
 
 
@@ -168,3 +194,84 @@ def percentiles(values: Iterable[float]) -> list[float]:
         statistics.median(ranked),
         *(ranked[max(0, -(-p * len(ranked) // 100) - 1)] for p in (95, 99)),
     ]
+
+
+# Conditions
+
+
+def header() -> dict[str, Any]:
+    """What every file of figures begins with: command, versions, commit ("+": files differ from it) and machine."""
+    text = Path("/proc/cpuinfo").read_text("utf-8").split("flags", 1)[-1]
+    known, facts = text.partition("\n")[0].split(), circumstances()
+    facts["machine"] |= {
+        "cores": physical_cores(),
+        "flags": [flag for flag in FLAGS if flag in known],
+        "GiB": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "bandwidth_by": "kernels" if library.available() else "numpy, one thread",
+    }
+    git = ["git", "-C", str(Path(__file__).parent), "describe"]
+    git += ["--always", "--exclude=*", "--dirty=+"]
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return facts | {"commit": subprocess.check_output(git, text=True).strip()}
+    return facts | {"commit": ""}
+
+
+@functools.cache
+def _block() -> np.ndarray[Any, Any]:
+    return np.ones(PROBE_BYTES // 8, dtype=np.int64)
+
+
+def read_bandwidth(threads: int, passes: int = 5) -> float:
+    """GB/s of the best of some passes: of the kernels' reader, else of a numpy sum, which is slower."""
+    block = _block()
+    if library.available():
+        return max(library.read_bandwidth(block, threads) for _ in range(passes))
+    return block.nbytes / min(timeit.repeat(block.sum, number=1, repeat=passes)) / 1e9
+
+
+def with_conditions(
+    threads: int, measure: Callable[[], Mapping[str, Any]], own: Iterable[int] = ()
+) -> dict[str, Any]:
+    """What `measure` gives, with the conditions it ran under; `own`: processes of the benchmark besides this one.
+
+    `bandwidth` is the better of a probe before and one after; `own`, `others` and `stolen` (by other virtual
+    machines) are shares of all logical processors. /proc counts in ticks: a sample should last half a second.
+    """
+    pids = [os.getpid(), *own]
+    bandwidth = read_bandwidth(threads)
+    before = _ticks(pids)
+    measured = measure()
+    total, busy, stolen, mine = (b - a for a, b in zip(before, _ticks(pids), strict=True))
+    total, others = max(1, total), max(0, busy - mine)
+    return {
+        **measured,
+        "bandwidth": max(bandwidth, read_bandwidth(threads)),
+        "own": mine / total,
+        "others": others / total,
+        "stolen": stolen / total,
+        "contended": others / total > CONTENDED,
+    }
+
+
+def _ticks(pids: Iterable[int]) -> tuple[int, int, int, int]:
+    """Ticks so far of everything, of what was busy, of what was stolen, and of some processes."""
+    line = Path("/proc/stat").read_text("utf-8").partition("\n")[0]
+    user, nice, system, idle, wait, hard, soft, steal = map(int, line.split()[1:9])
+    busy = user + nice + system + hard + soft + steal
+    mine = 0
+    for pid in pids:  # a name may hold blanks, so fields are counted from its end
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        mine += int(fields[11]) + int(fields[12])
+    return busy + idle + wait, busy, steal, mine
+
+
+def memory(pid: int) -> dict[str, float]:
+    """MiB of a process: `peak` and `rss` resident, shared files counted; `pss` splits shared pages."""
+    names = {"VmHWM": "peak", "VmRSS": "rss", "Pss": "pss"}
+    found = {}
+    for file in ("status", "smaps_rollup"):
+        for line in Path(f"/proc/{pid}/{file}").read_text("utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key in names:
+                found[names[key]] = int(value.split()[0]) / 1024
+    return found

@@ -32,8 +32,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import probe
-from figures import Samples, chat_encoder, fair, middle, options, show, write
+from figures import (
+    Samples,
+    chat_encoder,
+    fair,
+    memory,
+    middle,
+    options,
+    show,
+    with_conditions,
+    write,
+)
 from peer.engines import PEERS, EngineClient, EngineError, python_of, read_names, set_up
 from peer.texts import TASKS, openings, unseen
 
@@ -109,7 +118,7 @@ class PeerBench:
         try:
             ask("decode", prompts=self._prompts[1], tokens=self._args.tokens, seconds=0)
             ask("prefill", prompts=unseen(self._vocabulary, [READ], seed=0))
-            found["memory"] = probe.memory(self._running[title].pid)
+            found["memory"] = memory(self._running[title].pid)
             ask("decode", prompts=self._prompts[8], tokens=4, seconds=0)
             for nodes in (0, self._args.nodes) if self._args.lookup else ():
                 ask("answer", prompt=self._tasks["copy"], tokens=4, nodes=nodes)
@@ -127,7 +136,7 @@ class PeerBench:
                 time.sleep(SETTLE)
                 job, own = partial(self._measure, title, cell, number), self._running[title].pid
                 try:
-                    sample = probe.sample(self._args.threads, job, [own])
+                    sample = with_conditions(self._args.threads, job, [own])
                 except EngineError as error:
                     self._fail(title, error)
                 else:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastslow.draft.suffix.sources import AnswerMemory
     from fastslow.engine.kv.cache import KVCache
     from fastslow.engine.model.base import Model
-    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.model.config import RoutedUnits
     from fastslow.engine.params import Speculation
     from fastslow.engine.text.vocabulary import Tokenizer
     from fastslow.engine.types import Drafter, MarginalValue, RequestView
@@ -109,7 +109,7 @@ def _check_head(settings: Speculation, units: RoutedUnits, has_head: bool) -> No
 def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
     from fastslow.draft.model.draft import ModelDraft
     from fastslow.draft.model.kv import BorrowedKV
-    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.model.config import RoutedUnits
     from fastslow.engine.sampling.probs import only_best, probs_at
 
     target, units = deps.target, RoutedUnits.of(deps.target.config)
@@ -219,7 +219,7 @@ def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
     head, whose trees are then AUTO_WIDTH wide, else AUTO.
     """
     from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
-    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.model.config import RoutedUnits
 
     names = check_drafter(settings, RoutedUnits.of(deps.target.config), deps.has_head)
     made = [DRAFTERS[name].make(settings, deps) for name in names]

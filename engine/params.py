@@ -1,7 +1,8 @@
-"""What a user may ask for: sampling, speculation, mode. Every field is described and bounded."""
+"""What a user may ask for: grammar, sampling, speculation, mode. Every field is described and bounded."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -14,10 +15,13 @@ from fastslow.engine.checked import kept_as
 from fastslow.engine.checked import nearest as nearest  # noqa: PLC0414
 from fastslow.engine.checked import sentence as sentence  # noqa: PLC0414
 from fastslow.engine.checked import shown as shown  # noqa: PLC0414
-from fastslow.engine.grammar_spec import GrammarSpec as GrammarSpec  # noqa: PLC0414
 
 Number = StrictFloat  # takes an int too, but neither a bool nor text
+MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
+Count = Annotated[StrictInt, Field(ge=0, le=MOST)]
+Positive = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Thinking = Literal["off", "on", "auto"]
+Accept = Literal["auto", "token", "block", "reproducible", "lossy-stepwise"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
 LONGEST_NAME, LONGEST_TEXT = 256, 1000
@@ -25,19 +29,68 @@ Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
 
-MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
 CHANGED = "*"  # ends the name of a preset that a call changed
 LATENCY_MS = 0.001, 86_400_000  # up to a day
 MOST_PRIORITY = 1000  # that a call may give, and its negative
+LONGEST_GRAMMAR, MOST_CHOICES = 262_144, 1000  # characters, texts
+Schema = str | bool | Mapping[str, Any]
+GrammarText = Annotated[str, Field(min_length=1, max_length=LONGEST_GRAMMAR)]
+Choices = Annotated[tuple[GrammarText, ...], Field(min_length=1, max_length=MOST_CHOICES)]
+
+
+class GrammarSpec(Params):
+    """What an answer has to look like: exactly one of the fields. A schema is kept as its JSON text."""
+
+    json_schema: Annotated[Schema | None, kept_as(GrammarText | None)] = Field(
+        default=None, description="a JSON schema, or its text: the answer is JSON of that form"
+    )
+    json_object: Literal[True] | None = Field(default=None, description="any JSON object")
+    regex: GrammarText | None = Field(
+        default=None, description="the whole answer matches this expression"
+    )
+    choice: Annotated[Sequence[str] | None, kept_as(Choices | None)] = Field(
+        default=None, description="the answer is one of these texts"
+    )
+    lark: GrammarText | None = Field(
+        default=None, description="a grammar in llguidance's form of Lark"
+    )
+    gbnf: GrammarText | None = Field(
+        default=None, description="a grammar in the GBNF of llama.cpp, or in Lark"
+    )
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        if value is None or isinstance(value, str):
+            return value
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"it is no JSON ({shown(str(error))})") from None
+
+    @property
+    def kind(self) -> str:
+        """The field that is given."""
+        return self._given()[0]
+
+    def model_post_init(self, _context: object) -> None:
+        given = self._given()
+        if len(given) != 1:
+            raise ValueError(
+                f"a grammar has exactly one of {', '.join(type(self).model_fields)}; given are {given or None}"
+            )
+        if sum(map(len, self.choice or ())) > LONGEST_GRAMMAR:
+            raise ValueError(f"choice holds more than {LONGEST_GRAMMAR} characters")
+
+    def _given(self) -> list[str]:
+        return [name for name, value in self if value is not None]
 
 
 class SamplingParams(Params):
     """How tokens are drawn and when an answer ends. The names are those of vLLM and OpenAI."""
 
-    max_tokens: Annotated[StrictInt, Field(ge=1, le=MOST)] = Field(
-        default=256, description="most tokens to answer"
-    )
-    min_tokens: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
+    max_tokens: Positive = Field(default=256, description="most tokens to answer")
+    min_tokens: Count = Field(
         default=0, description="end tokens and stop strings are ignored before this many tokens"
     )
     temperature: Annotated[Number, Field(ge=0, le=100)] = Field(
@@ -73,7 +126,7 @@ class SamplingParams(Params):
     stop_token_ids: Annotated[Sequence[int], kept_as(tuple[TokenId, ...])] = Field(
         default=(), description="token ids that end the answer, besides the model's own"
     )
-    ignore_eos: StrictBool = Field(default=False, description="go on past the model's end token")
+    ignore_eos: StrictBool = Field(default=False, description="do not end at the model's end token")
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = Field(
         default=None,
         description="keys every draw, with its place in the text: same seed, same answer",
@@ -89,7 +142,7 @@ class SamplingParams(Params):
         default=None, description="the same for each token of the prompt"
     )
     grammar: Annotated[GrammarSpec | Mapping[str, Any] | None, kept_as(GrammarSpec | None)] = Field(
-        default=None, description="what the answer, behind a thought, has to look like"
+        default=None, description="what the answer, after a thought, has to look like"
     )
 
     @field_validator("stop", mode="before")
@@ -132,12 +185,10 @@ class Speculation(Params):
         default=None,
         description="drafted per step, at most; None = as many as pay, from step to step",
     )
-    accept: Literal["auto", "token", "block", "reproducible", "lossy-typical", "lossy-stepwise"] = (
-        Field(
-            default="auto",
-            description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
-            "answer, whatever is drafted. Only lossy-typical and lossy-stepwise may change what is said",
-        )
+    accept: Accept = Field(
+        default="auto",
+        description="rule of acceptance; auto = token, and with a seed reproducible: same seed, same "
+        "answer, whatever is drafted. Only lossy-stepwise may change what is said",
     )
     step_score: Annotated[Number, Field(gt=0, le=1)] = Field(
         default=0.6,
@@ -147,18 +198,17 @@ class Speculation(Params):
     model: str | Path | None = Field(
         default=None, description="the draft model's folder, for drafter 'model'"
     )
-    groups: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
+    groups: Count = Field(
         default=0, description="routed groups that drafter 'self' runs; 0 = shared experts only"
     )
-    experts: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    experts: Count | None = Field(
         default=None,
         description="the same for a model whose experts are in no groups; None = shared experts only, "
         "or a quarter of the routed ones where there are none",
     )
-    layers: (
-        Annotated[tuple[Annotated[StrictInt, Field(ge=0, le=MOST)], ...], Field(max_length=10_000)]
-        | None
-    ) = Field(default=None, description="layers that drafter 'self' runs; None = all")
+    layers: Annotated[tuple[Count, ...], Field(max_length=10_000)] | None = Field(
+        default=None, description="layers that drafter 'self' runs; None = all"
+    )
     head: str | Path | None = Field(
         default=None,
         description="a trained head's file, or the folder of a published EAGLE-3 head; "
@@ -180,29 +230,28 @@ class Escalation(Params):
     probabilities that the model gave to its latest tokens, falls below a threshold."""
 
     below: Annotated[Number, Field(ge=0, le=1)] = Field(
-        description="go on in the other mode where the running confidence is below this"
+        description="change to the other mode where the running confidence is below this"
     )
     window: Annotated[StrictInt, Field(ge=1, le=65_536)] = Field(
         default=16, description="latest tokens that the running confidence is a mean over"
     )
-    to: Name = Field(default="deep", description="the mode to go on in")
+    to: Name = Field(default="deep", description="the mode to change to")
     how: Literal["recompute", "keep", "restart"] = Field(
         default="recompute",
         description="recompute: the text is read again with the other mode's experts, which is exact; "
         "keep: the KV of the first mode stays, which is lossy; restart: the answer is dropped and the "
         "other mode begins anew, with its thinking",
     )
-    within: Annotated[StrictInt, Field(ge=1, le=MOST)] | None = Field(
+    within: Positive | None = Field(
         default=None,
-        description="look at the answer's first so many tokens only, which a stream holds back where "
+        description="look at this many first tokens only, which a stream holds back where "
         "the answer may be dropped; None = at all of them",
     )
 
     def model_post_init(self, _context: object) -> None:
         if self.within is not None and self.within < self.window:
             raise ValueError(
-                f"within={self.within} must be at least window={self.window}: no mean over so many "
-                "tokens comes before"
+                f"within={self.within} must be at least window={self.window}: earlier there is no mean"
             )
 
 
@@ -210,7 +259,6 @@ class Mode(Params):
     """How a request thinks: how many experts run, whether it reasons, its defaults.
 
     With `base` it is another mode with some fields changed: `Mode(base="deep", thinking_budget=64)`.
-    Fields that are not given are then those of the base.
     """
 
     name: Name = Field(default="custom", description="shown in metrics")
@@ -222,22 +270,22 @@ class Mode(Params):
         description="another preset is taken for each request, by what is asked; the other fields "
         "given hold in all of them",
     )
-    groups: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    groups: Count | None = Field(
         default=None, description="routed groups per token; None = all, 0 = shared experts only"
     )
-    experts: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    experts: Count | None = Field(
         default=None,
         description="routed experts per token of a model without groups; None = all that its router "
         "chooses, 0 = shared experts only, where it has some",
     )
     thinking: Thinking = Field(default="auto", description="off, on, or auto: the model decides")
-    thinking_budget: Annotated[StrictInt, Field(ge=0, le=MOST)] | None = Field(
+    thinking_budget: Count | None = Field(
         default=None,
         description="most tokens between the thinking tags, then the thought is closed; None = any",
     )
-    thinking_soft: Annotated[StrictInt, Field(ge=0, le=MOST)] = Field(
+    thinking_soft: Count = Field(
         default=0,
-        description="last so many tokens of the budget, over which the closing tag becomes likelier; "
+        description="last tokens of the budget, over which the closing tag becomes likelier; "
         "0 = the budget is hard only",
     )
     closing: Text | None = Field(
@@ -261,7 +309,7 @@ class Mode(Params):
         "groups, are lossy",
     )
     escalate: Escalation | None = Field(
-        default=None, description="go on in another mode where the model is unsure; None = never"
+        default=None, description="change to another mode where the model is unsure; None = never"
     )
     description: Text = Field(default="", description="one line for people")
 

@@ -14,19 +14,12 @@ CERTAIN = -1  # in `Tree.drafter_ids`: a grammar leaves no choice here
 
 
 class TokenMask(NamedTuple):
-    """What a grammar says of the next token.
+    """What a grammar says of the next token."""
 
-    Attributes:
-        only: the one token that may come.
-        allowed: bool [V]; None where all tokens may come that are not forbidden.
-        forbidden: token ids.
-        before: the answer has not begun: a thinking budget may decide.
-    """
-
-    only: int | None = None
-    allowed: Allowed | None = None
+    only: int | None = None  # no other may come
+    allowed: Allowed | None = None  # [V]; None where all tokens may come that are not forbidden
     forbidden: Sequence[int] = ()
-    before: bool = False
+    before: bool = False  # the answer has not begun: a thinking budget may decide
 
     def applied(self, logits_V: torch.Tensor) -> torch.Tensor:
         """A copy in which no other token can win."""
@@ -50,7 +43,7 @@ class GrammarRule(Protocol):
         """Whether the answer has begun in `tokens`: from there on no tag opens or closes a thought."""
 
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
-        """Whether `drafted` may come after `tokens`, and does not go on behind the answer's end."""
+        """Whether `drafted` may come after `tokens`, and holds nothing after the answer's end."""
 
     def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> Sequence[int]:
-        """Tokens after these that are certain, at most so many."""
+        """Tokens after these that are certain, at most `most`."""

@@ -93,13 +93,10 @@ class Tree:
 
 
 class OneHot(NamedTuple):
-    """Probability 1 for one token, as at temperature 0: V numbers that need not be written out.
-
-    `probs` f32 [V]: what they would be at temperature 1, where a rule scores by that.
-    """
+    """Probability 1 for one token, as at temperature 0: V numbers that need not be written out."""
 
     token: int
-    probs: Floats | None = None
+    probs: Floats | None = None  # [V] at temperature 1, where a rule scores by them
 
 
 Probs = Floats | OneHot
@@ -150,9 +147,7 @@ class Rows:
     positions: Ints  # [T]
     slots: Ints  # [T]
     parents: Ints  # [T] row index inside the request's own segment, or -1
-    groups: (
-        Ints  # [T] routed groups (without groups: experts) to run for this row, ALL_GROUPS = all
-    )
+    groups: Ints  # [T] routed groups (without groups: experts) to run for this row, or ALL_GROUPS
     starts: Ints  # [B+1] request b owns rows starts[b] : starts[b+1]
     outputs: Ints  # [M] rows whose logits are wanted
     only_best: NDArray[np.bool_]  # [M] of these, the likeliest token is enough
@@ -280,9 +275,7 @@ class RequestView(Protocol):
     @property
     def shared(self) -> bool: ...  # whether later requests may use its text
     @property
-    def prediction(
-        self,
-    ) -> Sequence[int]: ...  # of its answer, by the caller; nobody else may see it
+    def prediction(self) -> Sequence[int]: ...  # of its answer, by the caller; only its own
 
 
 class Drafter(Protocol):
@@ -307,14 +300,12 @@ class Drafter(Protocol):
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
-        """Called after every step, when the requests hold the new tokens.
-
-        `features` [C, F], request by request: the rows of the last token before the step and of its
-        accepted nodes; None where no layers are read.
-        """
+        """Called after every step, when the requests hold the new tokens. `features` [C, F], request by
+        request: the rows of the last token before the step and of its accepted nodes; None where no
+        layers are read."""
 
     def forget(self) -> None:
-        """Let go of texts of requests that are over. Those that go on are not `shared` any more."""
+        """Let go of texts of requests that are over. Those that run are not `shared` any more."""
 
     def release(self, requests: Collection[int]) -> None:
         """These requests are over: free what is held for them. Unknown ids are fine."""
@@ -324,7 +315,7 @@ class Policy(Protocol):
     """Decides how far to draft; one for every request."""
 
     def plan(self, request: RequestView, running: int) -> int:
-        """Most draft nodes of the next step, where so many requests run; 0 = plain decoding."""
+        """Most draft nodes of the next step; 0 = plain decoding. running: requests that run."""
 
     def survival(self, tree: Tree) -> Sequence[float] | None:
         """How likely every drafted node is to be accepted with all before it; the step runs those
@@ -360,7 +351,7 @@ class StepCostModel(Protocol):
         """What a step took, and what it made."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
-        """What a step of so many rows takes, if none runs more than so many routed groups or experts."""
+        """What a step of these rows takes, if none runs more than these routed groups or experts."""
 
     def draft_seconds(self, drafter: object) -> float | None:
         """What a drafter takes for a node of depth; None: unknown, or nothing."""

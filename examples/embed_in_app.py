@@ -1,4 +1,4 @@
-"""One `LLM` inside an application: several threads ask it, one gives up, a list has a progress bar.
+"""One `LLM` inside an application: several threads ask it, one gives up, and what does not fit is refused.
 
 Run: python examples/embed_in_app.py [MODEL]
 """
@@ -6,10 +6,8 @@ Run: python examples/embed_in_app.py [MODEL]
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
 
 from fastslow import LLM, Mode, SamplingParams
 
@@ -24,9 +22,8 @@ PATIENCE = 8  # tokens after which the impatient user leaves
 def ask(llm: LLM, user: str, question: str, tokens: int) -> str:
     """What one user of the application gets; any thread may call this."""
     out = llm.chat(question, SamplingParams(max_tokens=tokens), mode="auto")
-    metrics = out.metrics
-    first = f"first token after {1000 * metrics.ttft:.0f} ms"
-    return f"{user}: {out.text.strip()[:60]!r} ({metrics.mode}, {first})"
+    first = f"first token after {1000 * out.metrics.ttft:.0f} ms"
+    return f"{user}: {out.text.strip()[:60]!r} ({out.metrics.mode}, {first})"
 
 
 def leave_early(llm: LLM, tokens: int) -> int:
@@ -39,56 +36,24 @@ def leave_early(llm: LLM, tokens: int) -> int:
     return seen
 
 
-class Ticker:
-    """Shows that the application keeps running while the engine works."""
-
-    def __init__(self) -> None:
-        self.ticks = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.05):
-            self.ticks += 1
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="smollm2-moge", help="a folder or a name")
     parser.add_argument("--tokens", type=int, default=24, help="of an answer (24)")
     options = parser.parse_args()
-    with LLM(options.model) as llm, Ticker() as ticker:
-        print("--- three users and one who leaves, at the same time")
+    with LLM(options.model) as llm:
         started = time.monotonic()
         with ThreadPoolExecutor() as pool:
             left = pool.submit(leave_early, llm, options.tokens)
             jobs = [pool.submit(ask, llm, *user, options.tokens) for user in USERS.items()]
             for job in jobs:
                 print(job.result())
-            print(f"Dan left after {left.result()} tokens; nothing of his request is left behind")
-        print(
-            f"all in {time.monotonic() - started:.1f} s; meanwhile the app ticked {ticker.ticks} times"
-        )
-
-        print("--- what does not fit is refused with a sentence; other requests continue")
+            print(f"Dan left after {left.result()} tokens; nothing of his request is left")
+        print(f"all in {time.monotonic() - started:.1f} s")
         try:
             llm.chat("Hello", mode=Mode(groups=99))
         except ValueError as error:
             print(f"refused: {error}")
-
-        print("--- a list, with a progress bar on a terminal")
-        short = SamplingParams(max_tokens=options.tokens // 2)
-        prompts = [f"Write a title about {thing}." for thing in ("rain", "wool", "tea", "ships")]
-        for out in llm.generate([[{"role": "user", "content": p}] for p in prompts], short):
-            print(f"{out.metrics.tokens} tokens: {out.text.strip()[:60]!r}")
 
 
 if __name__ == "__main__":

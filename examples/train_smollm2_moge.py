@@ -13,8 +13,7 @@ from typing import Annotated
 import torch
 import typer
 from smollm2_moge.distill import Distiller, Schedule
-from smollm2_moge.student import Student, recipe_of
-from smollm2_moge.teacher import Teacher
+from smollm2_moge.student import Student, Teacher, recipe_of
 
 from fastslow import LLM
 from fastslow.models.folder import require_vacant
@@ -35,14 +34,9 @@ def train(
     schedule: Schedule,
     prompts: Path | None = None,
 ) -> Path:
-    """Convert, then train for `schedule.minutes`; returns `out`.
+    """Convert a dense model, then train for `schedule.minutes`; returns `out`, the folder that is made.
 
-    Args:
-        folder: a dense model, see `fastslow.tools.convert.convert`.
-        out: folder to create.
-        options: sizes, and how many tokens the dense model writes to learn from.
-        schedule: how it is trained.
-        prompts: that the dense model answers; None = a few of many kinds.
+    prompts: that the dense model answers; None = a few of many kinds.
     """
     require_vacant(out)
     torch.manual_seed(options.seed)

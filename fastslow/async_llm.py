@@ -12,8 +12,7 @@ from time import monotonic
 from typing import Any, Self
 
 from fastslow.admission import Admission
-from fastslow.engine.core.load import EngineLoad
-from fastslow.engine.core.stats import EngineStats
+from fastslow.engine.core.stats import EngineLoad, EngineStats
 from fastslow.engine_args import AsyncArgs, EngineArgs
 from fastslow.keywords import takes_fields, takes_options
 from fastslow.llm import LLM

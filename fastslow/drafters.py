@@ -31,7 +31,7 @@ from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer

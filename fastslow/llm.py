@@ -14,13 +14,12 @@ from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import Closed, DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.load import EngineLoad
-from fastslow.engine.core.stats import EngineStats
+from fastslow.engine.core.stats import EngineLoad, EngineStats
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.text.tool_formats import ToolCalls

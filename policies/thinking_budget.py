@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastslow.engine.thoughts import Ending, Thought
+from fastslow.engine.sampling.thinking import Ending, Thought
 
 SURE = 12.0  # added to the closing tag's logit at the last token of a soft budget
 LONGEST_SPAN = 64  # tokens that a loop repeats, at most

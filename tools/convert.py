@@ -3,7 +3,7 @@ others form, and the routers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.model.tensors import decoder_layer
-from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.llm import LLM
 from fastslow.models.dense import Dense, dense_config
 from fastslow.models.folder import require_vacant
@@ -22,8 +21,6 @@ from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import answered, prompts_of
 from fastslow.tools.quantize.plain_layer import PlainLayer, plain, watched
 
-ROW = 256  # tokens of a piece of a text file
-
 
 def convert(
     dense_folder: Path, out: Path, options: ConvertOptions | None = None, report: Report = silent
@@ -32,17 +29,15 @@ def convert(
     checkpoint (PanguProMoEForCausalLM); `out` appears only when complete.
 
     The FFN neurons that matter most become the shared expert; the others are dealt to one pool
-    for each group, and each pool gives overlapping experts found by clustering calibration tokens.
-
-    Raises:
-        ValueError: the model is of another kind, a number does not fit it, or a text cannot be read.
+    for each group, and each pool gives overlapping experts found by clustering tokens of the model's own
+    answers. ValueError: the model is of another kind, or a number does not fit it.
     """
     require_vacant(out)
     options = options or ConvertOptions()
     inner = dense_config(dense_folder).intermediate_size
     split = NeuronSplit.of(inner, options.groups, options.experts, options.shared, options.width)
     report(0.0, "calibration text")
-    texts = list(calibration_texts(dense_folder, options))
+    texts = calibration_texts(dense_folder, options)
     dense = Dense(dense_folder, torch.float32)
 
     def done(layer: int) -> None:
@@ -52,26 +47,15 @@ def convert(
     return write_moge(dense_folder, Recipe.untrained(layout), out, fast=options.fast)
 
 
-def calibration_texts(folder: Path, options: ConvertOptions) -> Iterator[list[int]]:
-    """Token ids: of the files up to half of the tokens, the rest are answers of the model. ValueError: a
-    file cannot be read."""
-    left = options.tokens
-    tokenizer = load_tokenizer(folder)
-    for path in options.text:
-        try:
-            ids = tokenizer.encode(path.read_text("utf-8"), add_special=False)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"text {str(path)!r} cannot be read: {error}") from None
-        most = options.tokens // (2 * len(options.text))
-        for start in range(0, min(len(ids), most), ROW):
-            yield ids[start : min(start + ROW, most)]
-            left -= len(ids[start : min(start + ROW, most)])
+def calibration_texts(folder: Path, options: ConvertOptions) -> list[list[int]]:
+    """Token ids of answers that the model gives to a few prompts of many kinds."""
+    texts: list[list[int]] = []
     with LLM(folder, remember=False, progress=False) as llm:
         for text in answered(llm, prompts_of(None, folder), seed=options.seed):
-            yield text
-            left -= len(text)
-            if left <= 0:
-                return
+            texts.append(text)
+            if sum(map(len, texts)) >= options.tokens:
+                break
+    return texts
 
 
 @dataclass(frozen=True)
@@ -87,14 +71,9 @@ class NeuronSplit:
     def of(
         cls, inner: int, groups: int, experts: int, shared: int | None, width: int | None
     ) -> NeuronSplit:
-        """Checks the parts of an FFN of `inner` neurons, choosing those that are None.
-
-        By default the shared expert takes 7/12 of the neurons and an expert 4/5 of its pool, both
-        in multiples of 16 where the size allows.
-
-        Raises:
-            ValueError: a part is out of range, or the rest does not divide by `groups`.
-        """
+        """Checks the parts of an FFN of `inner` neurons, choosing those that are None: the shared expert
+        takes 7/12 of them and an expert 4/5 of its pool, in multiples of 16 where the size allows.
+        ValueError: a part is out of range, or the rest does not divide by `groups`."""
         if inner <= groups:
             raise ValueError(f"groups must be less than the {inner} FFN neurons, got {groups}")
         if shared is None:
@@ -133,11 +112,8 @@ def clusters(size_TN: Tensor, count: int, rounds: int, seed: int) -> Tensor:
 
 
 def choose_experts(energy_TN: Tensor, width: int, count: int, rounds: int, seed: int) -> Tensor:
-    """Neuron positions [count, width] of one pool's experts, chosen to capture token energy.
-
-    k-means gives the first experts; then tokens move to the expert that captures most of their
-    energy and each expert takes the neurons of most energy for its tokens, a few times.
-    """
+    """Neuron positions [count, width] of one pool's experts: k-means gives the first ones; then, a few times,
+    tokens move to the expert that captures most of their energy, and experts take their tokens' neurons."""
     centres = clusters(energy_TN.sqrt(), count, rounds, seed)
     owner = (energy_TN.sqrt() @ centres.T).argmax(1)
     for _ in range(rounds):
@@ -161,11 +137,8 @@ def fit_router(input_TH: Tensor, target_TE: Tensor, ridge: float) -> Tensor:
 
 
 def routing_goal(log_energy_TGE: Tensor) -> Tensor:
-    """What router scores should be: best expert of a group first, strong groups first.
-
-    The spread between a group's experts is small beside that between groups, so each is scaled to
-    unit deviation before they are added. What tokens and groups have in common is left out.
-    """
+    """What router scores should be: best expert of a group first, strong groups first. The spread in a group
+    is small beside that between groups, so each is scaled to unit deviation."""
     within = log_energy_TGE - log_energy_TGE.mean(-1, keepdim=True)
     between = log_energy_TGE.mean(-1, keepdim=True)
     between = between - between.mean(1, keepdim=True)
@@ -183,13 +156,11 @@ def calibrate(
     done: Callable[[int], None] = lambda layer: None,
 ) -> ExpertLayout:
     """Ranks the neurons of every FFN, deals them to pools and clusters pools into experts, layer by
-    layer while the dense model reads the texts once.
+    layer while the dense model reads the texts once. Memory: one layer's inner neurons for all tokens.
 
     The shared expert has the neurons of largest mean (|h| * ||down column||)^2; the others are dealt
-    to the pools in turn, in rank order. Memory: one layer's inner neurons for all tokens.
-
-    The layout's router picks, in each group, the expert that captures most energy, and its scales
-    bring the mean weight to 1. rounds: of k-means and of refinement. done: called after each layer.
+    to the pools in turn, in rank order. The router picks, in each group, the expert that captures most
+    energy. rounds: of k-means and of refinement. done: called after each layer.
     """
     config, layers = dense.config, []
     lengths = [len(text) for text in texts]

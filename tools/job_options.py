@@ -3,73 +3,86 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from fastslow.engine.checked import Params
 
+PROMPTS = "prompts, JSON lines with prompt, messages, turns or question"
+
+
+def field(
+    default: Any, description: str, panel: str | None = None, *, names: str = "", **how: Any
+) -> Any:
+    """A field that is an option, too. panel: of the help. names: of the option, such as "--out -o"; without
+    any `--` and the field's name. how: further arguments of `Field`."""
+    extra: dict[str, Any] = {"panel": panel}
+    if names:
+        extra["names"] = names.split()
+    return Field(default=default, description=description, json_schema_extra=extra, **how)
+
 
 class QuantizeOptions(Params):
     """How a checkpoint is quantised; also options of `fastslow quantize`."""
 
-    tokens: int = Field(default=8192, ge=1, description="tokens to calibrate with")
-    least: int = Field(default=32, ge=1, description="tokens that every expert should see")
-    most: int = Field(default=65536, ge=1, description="tokens that are looked at for that")
-    embedding: Literal["auto", "int8", "float"] = Field(
-        default="auto",
-        description="embedding and head; auto: int8 where floats would keep the checkpoint above 0.52 of "
-        "its size",
+    tokens: int = field(8192, "tokens to calibrate with", ge=1)
+    least: int = field(32, "tokens that every expert should see", ge=1)
+    most: int = field(65536, "tokens that are looked at for that", ge=1)
+    embedding: Literal["auto", "int8", "float"] = field(
+        "auto",
+        "embedding and head; auto: int8 where floats would keep the checkpoint above 0.52 of its size",
     )
-    kv: bool = Field(default=False, description="also scales of keys and values in int8 (C8)")
+    kv: bool = field(False, "also scales of keys and values in int8 (C8)")
 
 
 class ConvertOptions(Params):
     """How a dense model is divided; also the options of `fastslow convert`."""
 
-    groups: int = Field(default=8, ge=1, le=256, description="routed groups")
-    experts: int = Field(default=8, ge=1, le=256, description="experts a group")
-    shared: int | None = Field(
-        default=None, description="FFN neurons of the shared expert; default: about 7/12"
+    groups: int = field(8, "routed groups", ge=1, le=256)
+    experts: int = field(8, "experts a group", ge=1, le=256)
+    shared: int | None = field(None, "FFN neurons of the shared expert; default: about 7/12")
+    width: int | None = field(
+        None, "FFN neurons of a routed expert; default: about 4/5 of its group's pool"
     )
-    width: int | None = Field(
-        default=None,
-        description="FFN neurons of a routed expert; default: about 4/5 of its group's pool",
-    )
-    fast: int = Field(default=2, ge=0, description="groups that the preset fast runs")
-    text: tuple[Path, ...] = Field(
-        default=(),
-        description="text file to calibrate with; may be repeated. Without any the model's own answers "
-        "are all that it reads",
-    )
-    tokens: int = Field(default=24_576, ge=1, description="tokens to calibrate with")
-    seed: int = Field(default=0, description="of all random choices")
+    fast: int = field(2, "groups that the preset fast runs", ge=0)
+    tokens: int = field(24_576, "tokens to calibrate with", ge=1)
+    seed: int = field(0, "of all random choices")
 
     def model_post_init(self, _context: object) -> None:
         if self.fast > self.groups:
             raise ValueError(f"fast={self.fast} must be at most groups={self.groups}")
 
 
+class HeadOptions(Params):
+    """What a head is trained for, and from what; also options of `fastslow train-draft`."""
+
+    target: str = field(..., "checkpoint folder, GGUF file or built-in name")
+    data: Path = field(..., PROMPTS)
+    out: Path = field(..., "the head's file to write", names="--out -o")
+    work: Path | None = field(None, "folder for answers, features, checkpoint; default: OUT.work")
+    vocabulary: int = field(8192, "tokens that can be drafted", ge=1)
+    answer: int = field(192, "most tokens of an answer", ge=3)
+    batch: int = field(16, "answers made at once", ge=1)
+
+    @property
+    def work_folder(self) -> Path:
+        """The folder that keeps what was done."""
+        return self.work or self.out.with_suffix(".work")
+
+
 class TrainConfig(Params):
     """How a head is trained."""
 
-    steps: int = Field(default=4, ge=1, description="depth of the trained chain")
-    fade: float = Field(default=0.8, description="the loss of step k counts fade ** (k - 1)")
-    rate: float = Field(
-        default=2e-3, ge=0, description="peak learning rate; falls to a tenth along a cosine"
-    )
-    warm_up: int = Field(default=20, ge=1, description="updates until the peak learning rate")
-    tokens: int = Field(default=1_000_000, ge=1, description="rows to learn from, all epochs")
-    rows: int = Field(default=2048, ge=1, description="padded rows of a batch")
-    prompts: float = Field(
-        default=0.8, ge=0, le=1, description="share of texts whose prompt the head sees; 0 = never"
-    )
-    prompt_rows: int = Field(default=1024, description="last rows of a prompt that it sees at most")
-    moved: float = Field(
-        default=0.5, description="share of these prompts that are moved away from the answer"
-    )
-    decay: float = Field(default=0.01, description="weight decay of the matrices")
-    seed: int = Field(default=0, description="of order and shares")
-    products: str = Field(
-        default="auto", description="dtype of the matrix products; auto = the faster one here"
-    )
+    steps: int = field(4, "depth of the trained chain", ge=1)
+    fade: float = field(0.8, "the loss of step k counts fade ** (k - 1)")
+    rate: float = field(2e-3, "peak learning rate; falls to a tenth along a cosine", ge=0)
+    warm_up: int = field(20, "updates until the peak learning rate", ge=1)
+    tokens: int = field(1_000_000, "rows to learn from, all epochs", ge=1)
+    rows: int = field(2048, "padded rows of a batch", ge=1)
+    prompts: float = field(0.8, "share of texts whose prompt the head sees; 0 = never", ge=0, le=1)
+    prompt_rows: int = field(1024, "last rows of a prompt that it sees at most")
+    moved: float = field(0.5, "share of these prompts that are moved away from the answer")
+    decay: float = field(0.01, "weight decay of the matrices")
+    seed: int = field(0, "of order and shares")
+    products: str = field("auto", "dtype of the matrix products; auto = the faster one here")

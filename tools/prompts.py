@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -81,8 +80,8 @@ def check_text(text: str, where: str) -> str:
 def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:
     """The conversations of a file, one JSON object a line: see `conversation`.
 
-    limit: how many to take, spread evenly over the file, which may be sorted by kind; None = all.
-    ValueError: the file cannot be read, is empty, or has a bad line, whose number is given.
+    limit: how many to take, spread evenly over the file; None = all. ValueError: the file cannot be read, is
+    empty, or has a bad line, whose number is given.
     """
     return spread(list(read_lines(path, "prompts", conversation)), limit, path)
 
@@ -145,18 +144,15 @@ class Task:
         return given == wanted if self.grading == "exact" else wanted in given
 
 
-def read_tasks(path: Path, limit: int | None = None, grading: str | None = None) -> list[Task]:
+def read_tasks(path: Path, limit: int | None = None) -> list[Task]:
     """Graded tasks of a file of JSON lines, each with "answer", one of the fields that prompts files
-    have ("prompt", "question", "messages", "turns") and, if it likes, "grading".
+    have ("prompt", "question", "messages", "turns") and, if it likes, "grading": else by number if the
+    answer is or ends with a number (GSM8K's "#### 12"), contains if it is a few words, exact if it is longer.
 
-    limit: see `read_prompts`. grading: of lines that have none; None: by number if the answer is or ends
-    with a number (GSM8K's "#### 12"), contains if it is a few words, exact if it is longer. ValueError:
-    the file cannot be read, is empty, or has a bad line, whose number is given; an unknown grading.
+    limit: see `read_prompts`. ValueError: the file cannot be read, is empty, or has a bad line, whose
+    number is given.
     """
-    if grading is not None:
-        _check_grading(grading)
-    tasks = read_lines(path, "tasks", partial(_task, usual=grading))
-    return spread(list(tasks), limit, path)
+    return spread(list(read_lines(path, "tasks", _task)), limit, path)
 
 
 def last_number(text: str) -> Decimal | None:
@@ -165,22 +161,18 @@ def last_number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
 
 
-def _task(record: Record, usual: str | None) -> Task:
+def _task(record: Record) -> Task:
     prompt, answer = conversation(record), record.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError("answer must be a number, or a text that is not empty")
-    grading = _check_grading(record.get("grading", usual) or _fitting(answer))
+    grading = record.get("grading") or _fitting(answer)
+    if grading not in get_args(Grading):
+        raise ValueError(f"grading={grading!r} must be one of {', '.join(get_args(Grading))}")
     if grading == "number" and last_number(answer) is None:
         raise ValueError(f"answer={answer!r} has no number to grade by")
     return Task(prompt, answer, grading)
-
-
-def _check_grading(name: str) -> Grading:
-    if name not in get_args(Grading):
-        raise ValueError(f"grading={name!r} must be one of {', '.join(get_args(Grading))}")
-    return name  # type: ignore[return-value]
 
 
 def _fitting(answer: str) -> Grading:

@@ -76,7 +76,7 @@ def python_of(name: str, folder: Path) -> Path | None:
 
 
 def set_up(name: str, folder: Path) -> int:
-    """Make an engine's virtual environment and install it there; pip's exit code, who has said what failed."""
+    """Make an engine's virtual environment and install it there; pip's exit code; pip says what failed."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
     pip = [str(folder / name / "bin" / "python"), "-m", "pip", "install"]

@@ -24,8 +24,6 @@ class Reply:
     seconds: float = 0.0
     waited: float = 0.0  # to the first token, as the engine says
     tokens: int = 0
-    cached: int = 0  # tokens of the prompt that the prefix cache held
-    prompt: int = 0  # its tokens
     text: str = ""
     thought: str = ""
     ids: list[int] = field(default_factory=list)  # where the request asked for them
@@ -98,8 +96,7 @@ class Stream(asyncio.Protocol):
         if metrics := event.get("metrics"):
             reply.waited, reply.decision = metrics["ttft"], metrics["decision"]
         if usage := event.get("usage"):
-            reply.tokens, reply.prompt = usage["completion_tokens"], usage["prompt_tokens"]
-            reply.cached = usage["prompt_tokens_details"]["cached_tokens"]
+            reply.tokens = usage["completion_tokens"]
         for choice in event.get("choices", ()):
             reply.finish = choice.get("finish_reason") or reply.finish
             delta = choice.get("delta") or choice.get("message") or {}

@@ -1,4 +1,4 @@
-"""`fastslow serve` as a program, its processes, and what they take; and the engine without a server."""
+"""`fastslow serve` as a program, and its replicas' processes; and the engine without a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,32 +21,12 @@ HERE = Path(__file__).parent
 REPLICAS = b"ServeReplica", b"serve.engines.process.child"  # of the title of a replica's process
 START = 240.0  # seconds that models have to load
 ADDRESS = re.compile(r" is served at (http://\S+?),")
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True, slots=True)
-class CpuSeconds:
-    """Processor time so far.
-
-    Attributes:
-        replicas: by process, and by thread.
-        others: of all other processes, by process.
-    """
-
-    replicas: dict[int, dict[int, float]]
-    others: dict[int, float]
 
 
 class Front:
-    """The command, once it answers.
+    """The command, once it answers. It serves `model` as "measured".
 
-    Args:
-        model: a folder or a built-in name; it is served as "measured".
-        arguments: of the command.
-        replicas: how many must run before it counts as started; 0: it runs without Ray.
-
-    Attributes:
-        address: of the server.
+    replicas: how many must run before it counts as started; 0: it runs without Ray.
     """
 
     def __init__(self, model: str, arguments: Sequence[str] = (), replicas: int = 0) -> None:
@@ -78,24 +57,13 @@ class Front:
         self.end()
 
     @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
     def replicas(self) -> list[int]:
         """The processes of replicas."""
         return sorted(
-            pid for pid in descendants(self.pid) if any(map(_title(pid).__contains__, REPLICAS))
+            pid
+            for pid in descendants(self.process.pid)
+            if any(map(_title(pid).__contains__, REPLICAS))
         )
-
-    def cpu_seconds(self) -> CpuSeconds:
-        """What was computed so far, by the clients in this process, too."""
-        replicas, own = self.replicas, os.times()
-        others = {os.getpid(): own.user + own.system}
-        for pid in {self.pid, *descendants(self.pid)} - set(replicas):
-            with suppress(OSError):  # it has ended meanwhile
-                others[pid] = cpu_seconds(pid)
-        return CpuSeconds({pid: thread_seconds(pid) for pid in replicas}, others)
 
     def stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.address}/v1/stats", timeout=60) as answer:
@@ -130,12 +98,7 @@ class Front:
 
 
 class BareEngine:
-    """bare.py, loaded: an engine without a server.
-
-    Args:
-        model: a folder or a built-in name.
-        options: of `LLM`.
-    """
+    """bare.py, loaded: an engine without a server. `options`: of `LLM`."""
 
     def __init__(self, model: str, options: Mapping[str, Any]) -> None:
         asked = json.dumps({"model": model, "options": options})
@@ -171,25 +134,6 @@ def environment() -> dict[str, str]:
     """This process's, in which this checkout is found."""
     paths = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of a process, all its threads."""
-    return _seconds(Path(f"/proc/{pid}/stat"))
-
-
-def thread_seconds(pid: int) -> dict[int, float]:
-    """The same of each of its threads; {}: it is gone."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with suppress(OSError):
-            found[int(task.name)] = _seconds(task / "stat")
-    return found
-
-
-def _seconds(stat: Path) -> float:
-    fields = stat.read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -16,9 +16,9 @@ from fastslow.engine.backends.cpu.draft_head import PairedEntry
 from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import is_file, read_object, shown
+from fastslow.engine.model.attention import inverse_frequencies
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.config_json import MOST_WIDTH, boolean, integer, integers
-from fastslow.engine.model.rope import inverse_frequencies
+from fastslow.engine.model.family import MOST_WIDTH, boolean, integer, integers
 
 ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")
 MODEL_TYPE = "speculators_model_type"

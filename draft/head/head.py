@@ -16,7 +16,7 @@ from fastslow.draft.head.eagle import EagleConfig
 from fastslow.draft.head.layer import HeadKV, HeadLayer, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.engine.checkpoint.row_file import RowFile
-from fastslow.engine.model.rope import rotation as scaled_rotation
+from fastslow.engine.model.attention import rotation as scaled_rotation
 
 Projected = tuple[Tensor, Tensor, Tensor, Tensor]
 """The layer's inputs [R, H], queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""

@@ -15,10 +15,10 @@ from fastslow.draft.head.head import DraftHead, Projected
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint, floats
+from fastslow.engine.model.attention import rotation
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import LayerWeights, Weights
 from fastslow.engine.model.ops import soft_cap
-from fastslow.engine.model.rope import rotation
 from fastslow.engine.model.tensors import mtp_shapes
 from fastslow.engine.types import ALL_GROUPS
 

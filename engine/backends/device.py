@@ -22,13 +22,12 @@ class DeviceChoice(NamedTuple):
 
 
 def choose_device(device: str | torch.device) -> DeviceChoice:
-    """The device that a name means; "auto" is an NPU or a GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: one sentence about a device that this version or this machine does not have.
-    """
+    """The device that a name means; "auto" is an NPU or a GPU where there is one, else the CPU. ValueError for a
+    device that this version or this machine does not have."""
     if device == "auto":
-        device = "npu" if _has_npu() else "cuda" if torch.cuda.is_available() else "cpu"
+        npu = getattr(torch, "npu", None)  # set by torch_npu where it is loaded
+        has_npu = npu is not None and npu.is_available()
+        device = "npu" if has_npu else "cuda" if torch.cuda.is_available() else "cpu"
     kind = str(device).partition(":")[0]
     if kind not in KINDS:
         raise ValueError(f"device {str(device)!r} is not one of auto, {', '.join(KINDS)}")
@@ -48,11 +47,6 @@ def _numbered(device: torch.device) -> torch.device:
     if device.index is not None:
         return device
     return torch.device(device.type, torch.get_device_module(device).current_device())
-
-
-def _has_npu() -> bool:
-    npu = getattr(torch, "npu", None)  # set by torch_npu where it is loaded
-    return npu is not None and bool(npu.is_available())
 
 
 def _npu(device: str) -> torch.device:
@@ -86,11 +80,7 @@ def ops_for(kind: str) -> Ops:
 
 
 def paged_ops_for(place: DeviceChoice) -> PagedOps:
-    """The building blocks of `engine.backends.accelerator.decoder.PagedDecoder` for an accelerator.
-
-    Raises:
-        ValueError: an NPU whose chip is not known.
-    """
+    """The building blocks of `engine.backends.accelerator.decoder.PagedDecoder`; ValueError for an unknown chip."""
     if place.kind == "cuda":
         from fastslow.engine.backends.accelerator.cuda import CudaOps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.cpu import library, store
-from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
 from fastslow.engine.backends.cpu.formats import (
     EMBEDDING,
@@ -23,10 +23,12 @@ from fastslow.engine.backends.cpu.formats import (
     QUANTIZATIONS,
     Format,
     Formats,
+    ReadBlocks,
+    Sources,
 )
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
-from fastslow.engine.backends.cpu.pieces import ReadBlocks, Sources
+from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
@@ -37,7 +39,7 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
-from fastslow.engine.model.int8 import no_int8
+from fastslow.engine.model.ops import no_int8
 from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"
@@ -45,11 +47,8 @@ OWN = "gguf"  # a file's own numbers
 PACKERS = 2  # threads that pack a file's blocks
 KV_DTYPES = ("auto", "int8", "model")
 
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float64,
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")
 }
 
 
@@ -76,124 +75,141 @@ def load_model(
     """
     if kv_dtype not in KV_DTYPES:
         raise ValueError(f"kv_dtype {shown(kv_dtype)} is not one of {', '.join(KV_DTYPES)}")
-    config = ModelConfig.from_folder(Path(folder))
-    place = choose_device(device)
-    where = place.device
-    scheme = Scheme.from_folder(Path(folder))
-    if scheme is not None:  # pieces are packed by the usual names
-        scheme = scheme.renamed(lambda name: canonical(name, config))
-    checkpoint = Checkpoint.open(Path(folder), config, scheme)
+    folder = Path(folder)
+    config, place = ModelConfig.from_folder(folder), choose_device(device)
+    source = _Source.open(folder, config)
     ops = paged_ops_for(place) if place.kind != "cpu" else None
     picked = pick_dtype(dtype, config, place, ops)
-    shard = gguf_shard(Path(folder))
     if quantization == "auto":
-        quantization = _own_quantization(
-            Path(folder), config, dtype, place.kind, scheme, checkpoint
-        )
-    if quantization == W8A8 and scheme is None:
+        quantization = source.own_quantization(dtype, place.kind)
+    if quantization == W8A8 and source.scheme is None:
         raise ValueError(
             f"quantization {W8A8!r} runs checkpoints that are quantised so, and {folder} is not: "
             "see fastslow quantize"
         )
     if _on_kernels(config, picked, place.kind, quantization):
-        formats = _formats(picked, quantization, config, scheme, shard, checkpoint)
-        if shard is not None and not formats.types:
-            logger.info(
-                "{} runs as {}, not in its own numbers, since that was asked for",
-                folder,
-                formats.name,
-            )
-        logger.debug("running {} on the CPU kernels ({})", formats.name, level())
-        storage = _storage(kv_dtype, config, quantization, scheme)
-        arena = Arena.of(config, formats)
-        path = store.packed_path(Path(folder), formats.name, arena)
-        memory = store.load(path, arena)
-        if memory is None:  # packed on first use
-            with (
-                checkpoint.quantised(progress) as tensors,
-                _blocks(Path(folder), config, formats, shard, checkpoint) as packed,
-            ):
-                memory = store.create(
-                    path,
-                    arena,
-                    Sources(tensors.read, packed, tensors.linear, PACKERS if shard else 1),
-                    lambda: store.packed_path(Path(folder), formats.name, arena),
-                )
-        return CpuDecoder(config, formats, arena, memory, storage=storage)
+        return _on_cpu(
+            source, source.formats(picked, quantization), quantization, kv_dtype, progress
+        )
     if kv_dtype == "int8":
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
-    with checkpoint.quantised(progress) as tensors:
+    with source.checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and picked != torch.float64:
-            return PagedDecoder(Stacked(config, ops, picked, where, tensors.read, int8))
+            return PagedDecoder(Stacked(config, ops, picked, place.device, tensors.read, int8))
+        where = place.device
         return Decoder(Weights(config, ops_for(place.kind), picked, where, tensors.read, int8))
 
 
-def _formats(
-    dtype: torch.dtype,
-    quantization: str,
-    config: ModelConfig,
-    scheme: Scheme | None,
-    shard: GgufShard | None,
-    checkpoint: Checkpoint,
-) -> Formats:
-    head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
-    if quantization == OWN and shard is None:
-        return Formats.of_file(dict.fromkeys(checkpoint.mxfp4_names, Format.MXFP4), dtype, head)
-    if quantization == OWN and shard is not None:
-        return _own_formats(shard, dtype, head)
-    if quantization != W8A8 or scheme is None:
-        return Formats.of(dtype, quantization)
-    return Formats.w8a8(dtype, scheme.kinds, head)
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is loaded. scheme: of a quantised checkpoint. shard: of a GGUF file."""
+
+    folder: Path
+    config: ModelConfig
+    checkpoint: Checkpoint
+    scheme: Scheme | None
+    shard: GgufShard | None
+
+    @classmethod
+    def open(cls, folder: Path, config: ModelConfig) -> _Source:
+        scheme = Scheme.from_folder(folder)
+        if scheme is not None:  # pieces are packed by the usual names
+            scheme = scheme.renamed(lambda name: canonical(name, config))
+        checkpoint = Checkpoint.open(folder, config, scheme)
+        return cls(folder, config, checkpoint, scheme, gguf_shard(folder))
+
+    def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
+        """What "auto" means."""
+        available = device == "cpu" and library.available()
+        kernels = available and unsupported(self.config) is None
+        if is_gguf(self.folder) or self.checkpoint.mxfp4_names:
+            return OWN if dtype == "auto" and kernels else "none"
+        if dtype == "auto" and self.scheme is not None:
+            inputs = ", inputs per 32, which is finer than per token" if kernels else ""
+            said = "the weights of {} are W8A8 and run so: {}{}"
+            logger.info(said, self.folder.name, self.scheme.sentence, inputs)
+            return W8A8
+        if not (available and dtype == "auto" and is_file(self.folder / BLOCKS)):
+            return "none"
+        logger.info("the weights of {} are 4-bit and run so (int4)", self.folder.name)
+        return "int4"
+
+    def formats(self, dtype: torch.dtype, quantization: str) -> Formats:
+        """What the kernels pack."""
+        head = EMBEDDING if self.config.tie_word_embeddings else "lm_head.weight"
+        if quantization == W8A8 and self.scheme is not None:
+            return Formats.w8a8(dtype, self.scheme.kinds, head)
+        if quantization != OWN:
+            return Formats.of(dtype, quantization)
+        if self.shard is None:
+            types = dict.fromkeys(self.checkpoint.mxfp4_names, Format.MXFP4)
+            return Formats.of_file(types, dtype, head)
+        kinds = self.shard.types()  # of matrices; those that the kernels do not know run as Q8_0
+        if others := sorted({kind for kind in kinds.values() if kind not in GGUF_FORMATS}):
+            logger.info("matrices of type {} are packed as Q8_0, once", ", ".join(others))
+        types = {name: GGUF_FORMATS.get(kind, Format.Q8_0) for name, kind in kinds.items()}
+        return Formats.of_file(types, dtype, head)
+
+    def storage(self, kv_dtype: str, quantization: str) -> type[KVStorage]:
+        """How keys and values are kept; ValueError where int8 is asked for and cannot be."""
+        fits = not self.config.head_dim % 4
+        if kv_dtype == "int8" and not fits:
+            what = f"a head_dim that is a multiple of 4, not {self.config.head_dim}"
+            raise ValueError(f"kv_dtype 'int8' needs {what}")
+        if kv_dtype != "auto":
+            return Int8Tiles if kv_dtype == "int8" else TiledStorage
+        made_for = quantization == W8A8 and self.scheme is not None and self.scheme.kv
+        if not (made_for and fits):
+            return TiledStorage
+        logger.info("keys and values are kept in int8, as the checkpoint is made for")
+        return Int8Tiles
+
+    @contextmanager
+    def blocks(self, formats: Formats) -> Iterator[ReadBlocks]:
+        """Reads what is packed from blocks, by name."""
+        if (shard := self.shard) is not None:
+            own = GGUF_FORMATS if formats.types else {"Q4_1": Format.INT4}
+            again = bool(formats.types)
+            yield lambda name: shard.blocks(name, own, again)
+            return
+        if formats.layers is not Format.INT4 and not formats.types:
+            yield lambda name: None
+            return
+        mxfp4 = self.checkpoint.mxfp4() if formats.types else None
+        with mxfp4 or blocks(self.folder, self.config) as read:
+
+            def array(name: str) -> NDArray[np.uint8] | None:
+                found = read(name)
+                return None if found is None else found.numpy()
+
+            yield array
 
 
-def _own_formats(shard: GgufShard, dtype: torch.dtype, head: str) -> Formats:
-    """Of a GGUF file's matrices; those of types that the kernels do not know run as Q8_0."""
-    types = {n: GGUF_FORMATS.get(kind, Format.Q8_0) for n, kind in shard.types().items()}
-    if others := sorted({kind for kind in shard.types().values() if kind not in GGUF_FORMATS}):
-        logger.info("matrices of type {} are packed as Q8_0, once", ", ".join(others))
-    return Formats.of_file(types, dtype, head)
+def _on_cpu(
+    source: _Source, formats: Formats, quantization: str, kv_dtype: str, progress: bool
+) -> CpuDecoder:
+    """On the CPU kernels, from a packing that is kept."""
+    folder, config = source.folder, source.config
+    if source.shard is not None and not formats.types:
+        said = "{} runs as {}, not in its own numbers, since that was asked for"
+        logger.info(said, folder, formats.name)
+    logger.debug("running {} on the CPU kernels ({})", formats.name, level())
+    storage = source.storage(kv_dtype, quantization)
+    arena = Arena.of(config, formats)
 
+    def packed_path() -> Path | None:
+        return store.packed_path(folder, formats.name, arena)
 
-def _storage(
-    kv_dtype: str, config: ModelConfig, quantization: str, scheme: Scheme | None
-) -> type[KVStorage]:
-    """How keys and values are kept; ValueError where int8 is asked for and cannot be."""
-    fits = not config.head_dim % 4
-    if kv_dtype == "int8" and not fits:
-        raise ValueError(
-            f"kv_dtype 'int8' needs a head_dim that is a multiple of 4, not {config.head_dim}"
-        )
-    if kv_dtype != "auto":
-        return Int8Tiles if kv_dtype == "int8" else TiledStorage
-    if not (quantization == W8A8 and scheme is not None and scheme.kv and fits):
-        return TiledStorage
-    logger.info("keys and values are kept in int8, as the checkpoint is made for")
-    return Int8Tiles
-
-
-def _own_quantization(
-    folder: Path,
-    config: ModelConfig,
-    dtype: str | torch.dtype,
-    device: str,
-    scheme: Scheme | None,
-    checkpoint: Checkpoint,
-) -> str:
-    kernels = device == "cpu" and library.available() and unsupported(config) is None
-    if is_gguf(folder) or checkpoint.mxfp4_names:
-        return OWN if dtype == "auto" and kernels else "none"
-    if dtype == "auto" and scheme is not None:
-        inputs = ", inputs per 32, which is finer than per token" if kernels else ""
-        logger.info(
-            "the weights of {} are W8A8 and run so: {}{}", folder.name, scheme.sentence, inputs
-        )
-        return W8A8
-    four_bit = dtype == "auto" and is_file(folder / BLOCKS)
-    if not (four_bit and device == "cpu" and library.available()):
-        return "none"
-    logger.info("the weights of {} are 4-bit and run so (int4)", folder.name)
-    return "int4"
+    path = packed_path()
+    memory = store.load(path, arena)
+    if memory is None:  # packed on first use
+        quantised, packed = source.checkpoint.quantised(progress), source.blocks(formats)
+        with quantised as tensors, packed as read:
+            at_once = PACKERS if source.shard else 1
+            sources = Sources(tensors.read, read, tensors.linear, at_once)
+            memory = store.create(path, arena, sources, packed_path)
+    return CpuDecoder(config, formats, arena, memory, storage=storage)
 
 
 def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> bool:
@@ -205,10 +221,8 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
         if device != "cpu":
             raise ValueError(f"quantization {quantization!r} runs on the CPU only, not {device}")
         if not library.available():
-            raise ValueError(
-                f"quantization {quantization!r} needs the CPU kernels, which are not available "
-                "on this machine; the log says why"
-            )
+            missing = "which are not available on this machine; the log says why"
+            raise ValueError(f"quantization {quantization!r} needs the CPU kernels, {missing}")
     reason = unsupported(config)
     if quantization not in ("none", OWN, W8A8) and reason is not None:
         raise ValueError(f"quantization {quantization!r} needs the CPU kernels, but {reason}")
@@ -235,36 +249,10 @@ def pick_dtype(
     if name != "auto":
         return DTYPES[own]
     if own == "float16" and place.kind == "cpu":
-        logger.info(
-            "the checkpoint is float16: activations, keys and values are bfloat16 on the CPU"
-        )
+        said = "the checkpoint is float16: activations, keys and values are bfloat16 on the CPU"
+        logger.info(said)
         return torch.bfloat16
     runs = DTYPES[own] if ops is None else ops.nearest(DTYPES[own])
     if runs != DTYPES[own]:
         logger.info("the checkpoint is {}, which runs as {} on this device", own, runs)
     return runs
-
-
-@contextmanager
-def _blocks(
-    folder: Path,
-    config: ModelConfig,
-    formats: Formats,
-    shard: GgufShard | None,
-    checkpoint: Checkpoint,
-) -> Iterator[ReadBlocks]:
-    if shard is not None:
-        own = GGUF_FORMATS if formats.types else {"Q4_1": Format.INT4}
-        again = bool(formats.types)
-        yield lambda name: shard.blocks(name, own, again)
-        return
-    if formats.layers is not Format.INT4 and not formats.types:
-        yield lambda name: None
-        return
-    with checkpoint.mxfp4() if formats.types else blocks(folder, config) as read:
-
-        def array(name: str) -> NDArray[np.uint8] | None:
-            found = read(name)
-            return None if found is None else found.numpy()
-
-        yield array

@@ -57,10 +57,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig, scheme: Scheme | None = None) -> Checkpoint:
-        """Check the name, shape and dtype of every tensor. ValueError in one sentence.
-
-        scheme: what is quantised, and how; None = nothing.
-        """
+        """Check the name, shape and dtype of every tensor. ValueError in one sentence. scheme: what is quantised."""
         shards = _shards(folder)
         _check_count(folder, config, shards)
         if scheme is not None:
@@ -119,12 +116,9 @@ class Checkpoint:
 
     @contextmanager
     def reader(self, progress: bool, total: int | None = None) -> Iterator[ReadPart]:
-        """A function that reads a tensor by name, or of it a part and no more, from memory-mapped files that
-        stay open.
+        """A function that reads a tensor by name, or a part of it, from memory-mapped files that stay open.
 
-        progress: draw a bar on standard error where that is a terminal. total: tensors or parts that will
-        be read; None = all tensors.
-        """
+        progress: draw a bar on standard error where that is a terminal. total: reads; None = all tensors."""
         with self._open_files() as shards, _bar(progress, total or len(shards)) as advance:
 
             def read(name: str, part: tuple[slice, ...] | None = None) -> Tensor:
@@ -149,8 +143,7 @@ class Checkpoint:
 
     @contextmanager
     def mxfp4(self) -> Iterator[Callable[[str], Tensor | None]]:
-        """A function that reads a matrix as rows of MXFP4 blocks, uint8 [outputs, inputs / 32 * 17], laid
-        out as in GGUF files; None for one that is held otherwise."""
+        """A function that reads a matrix as GGUF's MXFP4 blocks, uint8 [outputs, inputs / 32 * 17], or None."""
         with self._open_files() as shards:
 
             def rows(name: str) -> Tensor | None:
@@ -166,7 +159,6 @@ class Checkpoint:
 
     @contextmanager
     def _open_files(self) -> Iterator[dict[str, Any]]:
-        """The open file of each tensor."""
         with ExitStack() as stack:
             yield {
                 name: shard
@@ -190,11 +182,8 @@ def gguf_shard(path: Path) -> GgufShard | None:
 
 @contextmanager
 def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor | None]]:
-    """A function that reads the 4-bit blocks of a matrix, uint8 [outputs, inputs / 32 * 20]; None where
-    the folder has none of it.
-
-    Every name, shape and dtype is checked before. ValueError in one sentence.
-    """
+    """A function that reads the 4-bit blocks of a matrix, uint8 [outputs, inputs / 32 * 20]; None where the
+    folder has none of it. Every name, shape and dtype is checked before. ValueError in one sentence."""
     path = folder / BLOCKS
     if not is_file(path):
         yield lambda name: None
@@ -238,8 +227,7 @@ def _by_expert(shards: dict[str, Any]) -> ReadExpert:
 def _inside_others(
     folder: Path, layouts: Iterable[Fused], holders: Mapping[str, Path]
 ) -> dict[str, Fused]:
-    """The model's tensors that lie in others of the files; ValueError where one of those is missing, or
-    a tensor is there twice."""
+    """The model's tensors that lie in others of the files; ValueError where a part is missing or there twice."""
     found: dict[str, Fused] = {}
     for fused in layouts:
         there = [name for name in fused.tensors if name in holders]
@@ -290,8 +278,7 @@ def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
 
 
 def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> None:
-    """ValueError where the config asks for far more tensors than the files' headers have room for: their
-    names alone could fill the memory."""
+    """A config may ask for more tensors than the files' headers have room for: names could fill the memory."""
     alone = next(fused_tensors(config), None) is None  # else experts may lie in one tensor
     routed = config.layers - len(config.mlp_only_layers) if config.experts and alone else 0
     least = config.layers + 3 * config.experts * routed
@@ -305,12 +292,10 @@ def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> N
 
 
 def _room(path: Path) -> int:
-    """How many tensors a file may hold."""
     return len(GgufShard(path).keys()) if is_gguf(path) else _header_bytes(path) // ENTRY
 
 
 def _header_bytes(path: Path) -> int:
-    """How long the header of a safetensors file can be at most."""
     try:
         with path.open("rb") as file:
             said = int.from_bytes(file.read(8), "little")
@@ -325,8 +310,6 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
 
 
 def _in_mtp_layer(config: ModelConfig) -> Callable[[str], bool]:
-    """Whether a tensor belongs to a layer after the model's own, where there may be some."""
-
     def after(name: str) -> bool:
         layer = DRAFT_LAYER.match(name) if config.mtp_layers is not None else None
         return layer is not None and int(layer[1]) >= config.layers

@@ -39,12 +39,9 @@ Take = Callable[[Sequence[Tensor], slice], Tensor]
 class Fused:
     """One layout that a file may have.
 
-    Attributes:
-        tensors: of the file; [experts, ...] each.
-        parts: the model's tensors in them: an expert's number, and which of its outputs.
-        take: a tensor of the model from what an expert has of the file's, and those outputs.
-        take_packed: the same as rows of a GGUF file's MXFP4; None where it is not so.
-    """
+    tensors: of the file; [experts, ...] each. parts: the model's tensors in them: an expert's number, and
+    which of its outputs. take: a tensor of the model from what an expert has of the file's, and those
+    outputs. take_packed: the same as rows of GGUF's MXFP4; None where the file has floats."""
 
     tensors: Mapping[str, Expected]
     parts: Mapping[str, tuple[int, slice]]
@@ -52,11 +49,9 @@ class Fused:
     take_packed: Take | None = None
 
     def read(self, name: str, expert: ReadExpert) -> Tensor:
-        """A tensor of the model, as float."""
         return self._taken(self.take, name, expert)
 
     def read_packed(self, name: str, expert: ReadExpert) -> Tensor | None:
-        """uint8 rows of a matrix; None where the file has floats."""
         return None if self.take_packed is None else self._taken(self.take_packed, name, expert)
 
     def _taken(self, take: Take, name: str, expert: ReadExpert) -> Tensor:
@@ -71,7 +66,6 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # and their negatives
 
 
 def _codes(blocks: Tensor) -> Tensor:
-    """uint8 [..., 32] from [..., 16]: the weights' codes in order."""
     return torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)
 
 
@@ -90,8 +84,8 @@ def gguf_rows(blocks_OG: Tensor, scales_OG: Tensor) -> Tensor:
 
 
 def fused_tensors(shape: DecoderShape) -> Iterator[Fused]:
-    """All experts of a layer in one tensor, gates and ups in turn: in floats [experts, in, out], or as
-    MXFP4 [experts, out, in / 32, 16] with exponents; and their biases."""
+    """All experts of a layer in one tensor, gates and ups in turn: floats [experts, in, out], or MXFP4
+    [experts, out, in / 32, 16] with exponents; and their biases."""
     if not shape.stacked_experts:
         return
     hidden, inner, experts = shape.hidden_size, shape.moe_intermediate_size, shape.experts

@@ -17,8 +17,7 @@ from torch import Tensor
 from fastslow.engine.host.files import shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
 from fastslow.engine.model.config import ROPE_FACTORS
-from fastslow.engine.model.config_json import MOST_EXPERTS
-from fastslow.engine.model.family import GGUF_TOP, GgufNames, gguf_family
+from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf_family
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -27,10 +26,7 @@ PIECE = 4 << 20  # bytes that are quantised again at a time
 
 @dataclass(frozen=True, slots=True)
 class GgufSlice:
-    """A tensor in a file, or one expert's part of it.
-
-    data: uint8 [..., bytes of a row]. heads: those whose rows are interleaved; 0 = none.
-    """
+    """A tensor in a file, uint8 [..., bytes of a row], or one expert's part. heads: interleaved ones, 0 = none."""
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -56,24 +52,19 @@ class GgufSlice:
         return whole[first].contiguous()
 
     def rows(self) -> NDArray[np.uint8]:
-        """The bytes of a matrix' rows in the order of a checkpoint: half-split, as its rotation wants q
-        and k."""
+        """Half-split, as a checkpoint's rotation wants q and k."""
         return half_split(self.data, self.heads) if self.heads else self.data
 
 
 def half_split(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of a q or k projection [heads * head_dim, ...] from interleaved to half-split rotary pairs.
-
-    A GGUF of the llama family stores each head's rows as pairs (2i, 2i+1); checkpoints rotate row i against
-    row i + head_dim/2. `heads` are those of the weight (the KV heads for k).
-    """
+    """Rows of a q or k projection [heads * head_dim, ...] from interleaved to half-split rotary pairs: pairs
+    (2i, 2i + 1) of a head become rows i and i + head_dim / 2."""
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
 @cache
 def multiplies_out(kind: GGMLQuantizationType) -> bool:
-    """Whether the library knows how."""
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:
@@ -118,9 +109,7 @@ class GgufShard:
     def blocks(self, name: str, own: Container[str], again: bool) -> NDArray[np.uint8] | None:
         """The bytes of a matrix of blocks, [outputs, bytes of a row]; None for one of floats.
 
-        own: types that are given as they are. again: others are quantised again, as Q8_0, which no type
-        of fewer bits loses much in; else None.
-        """
+        own: types that are given as they are. again: others are quantised again, as Q8_0; else None."""
         found = self._slices[name]
         if found.kind.name in FLOATS:
             return None
@@ -149,7 +138,6 @@ def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:
 
 
 def _parts(tensor: GgufTensor) -> NDArray[np.uint8]:
-    """Of each expert; a bias has a row for each."""
     if len(tensor.shape) < 2 or len(tensor.data) > MOST_EXPERTS:
         raise ValueError(
             f"tensor {tensor.name:.99} must have an axis of at most {MOST_EXPERTS} experts"
@@ -158,7 +146,6 @@ def _parts(tensor: GgufTensor) -> NDArray[np.uint8]:
 
 
 def _place(name: str, names: GgufNames) -> str:
-    """The usual name; * stands for an expert's number."""
     stem, _, ending = name.rpartition(".")
     if stem in GGUF_TOP and ending == "weight":
         return f"{GGUF_TOP[stem]}.weight"
@@ -171,7 +158,6 @@ def _place(name: str, names: GgufNames) -> str:
 
 
 def _interleaved(name: str, file: GgufFile, names: GgufNames) -> int:
-    """Heads of a tensor whose rows are."""
     part = name.split(".")[-2] if name.startswith("blk.") and names.interleaved else ""
     if part not in ("attn_q", "attn_k"):
         return 0

@@ -22,11 +22,8 @@ DIGEST = "model_digest"  # in a file of settings, beside "model", which is for p
 def model_digest(folder: Path) -> str:
     """A model's fingerprint: names and shapes of all tensors, and some of their values.
 
-    A copy of the folder has the same one; a fine-tune or a quantised copy is another model.
-
-    Raises:
-        ValueError: the folder holds no weights that fit its config.
-    """
+    A copy of the folder has the same one; a fine-tune or a quantised copy is another model. ValueError: the
+    folder holds no weights that fit its config."""
     files = sorted((*folder.glob("*.safetensors"), folder / "config.json"))
     files = gguf_parts(folder) if is_gguf(folder) else files
     facts = [(path, path.stat()) for path in files if path.is_file()]
@@ -34,14 +31,8 @@ def model_digest(folder: Path) -> str:
 
 
 def check_model(record: Mapping[str, Any], folder: Path | None, where: str) -> None:
-    """Refuse settings that were found with another model. Files without a fingerprint are taken as they
-    are; where they name a model, as those of older versions do, one log line says so.
-
-    Args:
-        record: the settings.
-        folder: the model that they are for; None = any.
-        where: the file, for the sentence.
-    """
+    """Refuse settings (`record`, of the file `where`) that were found with another model than `folder`'s (None =
+    any). Files without a fingerprint are taken as they are."""
     theirs, model = record.get(DIGEST), record.get("model")
     if theirs is None and model is not None:
         _say(f"{where} names model {model!r} without a fingerprint: it is taken as it is")

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastslow.engine.checkpoint.fused import FLOATS, STACKED_METHOD, Expected
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import Shapes, tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"
@@ -32,18 +32,14 @@ class QuantKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """kinds: of the tensors named `X.weight` that are not FLOAT. kv: keys and values are meant to be
-    kept in int8."""
+    """kinds: of the tensors `X.weight` that are not FLOAT. kv: keys and values are meant to be kept in int8."""
 
     kinds: Mapping[str, QuantKind]
     kv: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path) -> Scheme | None:
-        """What the folder says of itself; None where it is not quantised.
-
-        ValueError in one sentence for a quantisation that is not supported.
-        """
+        """What the folder says; None where it is not quantised. ValueError for what is not supported."""
         raw = read_object(folder / "config.json")
         section = raw.get("quantization_config")
         described = _description(folder)
@@ -67,7 +63,6 @@ class Scheme:
 
     @classmethod
     def from_description(cls, raw: Mapping[str, Any], path: Path) -> Scheme:
-        """From the object of a description file; `path` is for the error's sentence."""
         kinds = {}
         for name, value in raw.items():
             if not name.endswith(".weight") or value == QuantKind.FLOAT:
@@ -90,27 +85,20 @@ class Scheme:
         return ", ".join(parts)
 
     def kind(self, name: str) -> QuantKind:
-        """Of a tensor."""
         return self.kinds.get(name, QuantKind.FLOAT)
 
     def renamed(self, name: Callable[[str], str]) -> Scheme:
-        """With other names for the tensors."""
         return replace(self, kinds={name(known): kind for known, kind in self.kinds.items()})
 
     def only(self, names: Container[str]) -> Scheme:
-        """Of these tensors alone."""
         return replace(self, kinds={n: kind for n, kind in self.kinds.items() if n in names})
 
     def without(self, dropped: Callable[[str], bool]) -> Scheme:
-        """Of the tensors that are not dropped."""
         return replace(self, kinds={n: k for n, k in self.kinds.items() if not dropped(n)})
 
 
 def _description(folder: Path) -> Path:
-    """The file that describes a folder. Older exporters put the kind into its name.
-
-    ValueError where several do.
-    """
+    """The file that describes a folder. Older exporters put the kind into its name."""
     usual = folder / DESCRIPTION
     if is_file(usual):
         return usual
@@ -123,11 +111,7 @@ def _description(folder: Path) -> Path:
 
 
 def expected_tensors(config: ModelConfig, scheme: Scheme | None) -> dict[str, Expected]:
-    """All that a checkpoint may hold, in file order.
-
-    Raises ValueError for a scheme that names what the model does not have, or quantises what is no
-    matrix of int8.
-    """
+    """All that a checkpoint may hold, in file order. ValueError for a scheme that does not fit the model."""
     shapes = tensor_shapes(config)
     found = {name: Expected((shape,)) for name, shape in shapes.items()}
     if scheme is None:
@@ -138,10 +122,7 @@ def expected_tensors(config: ModelConfig, scheme: Scheme | None) -> dict[str, Ex
 
 
 def quantised_tensors(shapes: Shapes, scheme: Scheme | None) -> dict[str, Expected]:
-    """Of tensors of these shapes: those that the scheme quantises, and what belongs to them.
-
-    Raises ValueError as `expected_tensors` does.
-    """
+    """Of tensors of these shapes: those that the scheme quantises, and what belongs to them."""
     found: dict[str, Expected] = {}
     for name, kind in scheme.kinds.items() if scheme is not None else ():
         if name not in shapes:
@@ -198,11 +179,7 @@ class QuantReader:
     scheme: Scheme
 
     def linear(self, name: str) -> QuantLinear | None:
-        """The matrix `X.weight` in int8; None where it is float.
-
-        ValueError for scales that are not finite and above 0, and for offsets: int8 is always
-        symmetric.
-        """
+        """The matrix `X.weight` in int8; None where it is float. ValueError for bad scales, and for offsets."""
         kind = self.scheme.kind(name)
         if kind is QuantKind.FLOAT:
             return None

@@ -17,12 +17,7 @@ DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class OpenFile:
-    """A file that is open for reading as long as this object lives, also where its path is gone.
-
-    Attributes:
-        number: the system's, for `os.pread` and the kernels.
-        path: where it was.
-    """
+    """A file that is open for reading as long as this object lives. number: the system's, for `os.pread`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,17 +27,8 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class RowFile:
-    """Rows are read from the file as they are asked for, and none is kept.
-
-    A mapped file would keep them, and some fifteen pages around each: a prompt of random tokens
-    brought most of an embedding into memory.
-
-    Attributes:
-        file: that has them.
-        at: where the first row begins, bytes.
-        shape: rows and elements of each.
-        dtype: bfloat16 or float32.
-    """
+    """A matrix of bfloat16 or float32, its first row at byte `at`. Rows are read as they are asked for, and not
+    kept: a mapped file would keep them, and some fifteen pages around each."""
 
     file: OpenFile
     at: int
@@ -66,8 +52,7 @@ class RowFile:
 
     @classmethod
     def of_tensor(cls, path: Path, name: str) -> RowFile | None:
-        """A matrix in a safetensors file that was checked before; None where it is of another dtype,
-        or the system cannot read at a place."""
+        """A matrix in a safetensors file; None where it is of another dtype, or the system cannot read at a place."""
         if not hasattr(os, "pread"):
             return None
         file = OpenFile(path)

@@ -12,11 +12,9 @@ from loguru import logger
 from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
-from fastslow.engine.core.load import EngineLoad, LoadMeter
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
-from fastslow.engine.core.stats import EngineStats, EngineTotals
-from fastslow.engine.core.step_trace import token_sources, trace_step
+from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
 from fastslow.engine.core.target_probs import (
     MaskMaker,
     committed_features,
@@ -24,10 +22,12 @@ from fastslow.engine.core.target_probs import (
     note_logprobs,
     read_features,
     target_probs,
+    token_sources,
+    trace_step,
 )
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
@@ -65,9 +65,7 @@ class EngineCore:
         self._totals = EngineTotals()
         self._meter = LoadMeter()
         self._next_deadline = math.inf  # no request's is before it
-        self._unnotified: dict[
-            int, Request
-        ] = {}  # whose callers do not know yet that they are over
+        self._unnotified: dict[int, Request] = {}  # whose callers do not know that they are over
         self._over: set[int] = set()  # which the drafter has to let go
 
     @property
@@ -86,8 +84,7 @@ class EngineCore:
         self.scheduler.add(request)
 
     def stats(self) -> EngineStats:
-        """What it does and has done. Any thread may ask: nothing is locked, so that figures may lie a
-        step apart."""
+        """What it does and has done. Any thread may ask: nothing is locked, figures may lie a step apart."""
         return self._totals.snapshot(self.scheduler, self.kv)
 
     def load(self) -> EngineLoad:
@@ -111,6 +108,7 @@ class EngineCore:
         drafted = time.perf_counter()
         read = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, read)
+        rows = len(layout.rows.tokens)
         with self._masks.beside(ready, trees):
             out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
         verified = time.perf_counter()
@@ -128,21 +126,18 @@ class EngineCore:
         note_logprobs(work, ready, layout, result, out.logits)
         if any(request.trace is not None for request, _ in work):
             took = drafted - started, verified - drafted
-            trace_step(work, trees, verdicts, result, len(layout.rows.tokens), took)
+            trace_step(work, trees, verdicts, result, rows, took)
         self._commit(work, ready, trees, verdicts, result)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
         self.drafter.commit(ready, result, committed_features(out, layout, result))
-        made = list(map(len, result.tokens))
         if ready:
-            pure = all(item.ready for item in work) and all(chunk == 1 for _, chunk in work)
+            pure = all(item.ready and item.chunk == 1 for item in work)
             seconds = time.perf_counter() - drafted
-            rows = len(layout.rows.tokens)
-            self.cost_model.note(
-                ready, StepTiming(rows, seconds, drafted - started, sum(made), pure)
-            )
-        self._meter.note(work, ready, made, len(layout.rows.tokens), time.perf_counter() - started)
+            made = sum(map(len, result.tokens))
+            self.cost_model.note(ready, StepTiming(rows, seconds, drafted - started, made, pure))
+        self._meter.note(work, ready, rows, time.perf_counter() - started)
         for request in ready:
             request.spec_stats.draft_seconds += drafted - started
             request.spec_stats.verify_seconds += verified - drafted
@@ -150,8 +145,8 @@ class EngineCore:
         self._notify(ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
-        """End requests outside of a step: cancelled, or failed. Their pages are freed and their callers
-        notified, whatever raises; the error is raised at the end."""
+        """End requests outside of a step. Their pages are freed and their callers notified, whatever
+        raises; the error is raised at the end."""
         with ExitStack() as every:  # the last one first
             every.callback(self._wake, requests)
             every.callback(self._release, requests)
@@ -172,20 +167,19 @@ class EngineCore:
         self.end(self._live(), reason, error)
 
     def _live(self) -> list[Request]:
-        """All that are not over, wherever they are. One that replaces another stands before it: so it
-        is over when its caller hears that it answers."""
+        """All that are not over. One that replaces another stands before it: so it is over when its caller
+        hears that it answers."""
         return list(reversed(self._unnotified.values()))
 
     def _end_late(self) -> None:
-        """End the requests whose time is over, running or waiting."""
         now, alive = time.monotonic(), [*self.scheduler.running, *self.scheduler.waiting]
         timed = [(r.deadline, r) for r in alive if r.deadline is not None]
         self._next_deadline = min((end for end, _ in timed if end > now), default=math.inf)
         self.end([request for end, request in timed if end <= now], "timeout", None)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache, and what drafters hold of texts. Requests that run or wait are kept;
-        nothing of them is shared."""
+        """Empty the prefix cache, and what drafters hold of texts. Nothing of requests that run or wait is
+        shared any more."""
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             request.shared = False
             if request.escape is not None and request.escape.successor is not None:
@@ -221,7 +215,8 @@ class EngineCore:
             return 0
         nodes = self.scheduler.room(request, fits)
         if request.trace is not None:
-            request.trace.plan(request, planned, fits, nodes)
+            left = max(0, request.max_len - len(request.tokens))
+            request.trace.plan(planned, fits, left, nodes)
         return nodes
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
@@ -301,7 +296,7 @@ class EngineCore:
             self._totals.add(request)
 
     def _release(self, requests: Sequence[Request]) -> None:
-        """Have the drafter let go of requests; if it raises, it is asked again with the next ones."""
+        """Have the drafter let go of requests. If it raises, it is asked again with the next ones."""
         self._over.update(r.id for r in requests)
         try:
             self.drafter.release(list(self._over))

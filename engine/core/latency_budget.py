@@ -21,10 +21,6 @@ class LatencyBudget:
 
     Without a target everything fits. After a request with a target steps stay short for a while: the
     next one may come in the middle of a step.
-
-    Args:
-        cost_model: knows how long steps take.
-        timer: gives seconds.
     """
 
     def __init__(
@@ -54,7 +50,7 @@ class LatencyBudget:
             self._seconds = SHARE * self._last[0]
 
     def take(self, request: Request, rows: int) -> None:
-        """So many rows of a request run in this step."""
+        """A request runs these rows in this step."""
         self._groups = _more(self._groups, request.current_groups)
         self._rows += rows
 

@@ -14,22 +14,13 @@ from fastslow.engine.types import Rows, Segment, Tree
 
 @dataclass(slots=True)
 class StepLayout:
-    """Rows for the model. Logits come back in this order: prompt rows, then verified rows, by request.
-
-    Attributes:
-        rows: what the model runs.
-        prompt_logits: per work item, index of its first prompt logits and the tokens they predict.
-        verify_logits: per ready request, index of the logits after its last committed token; those
-            of its draft nodes stand behind.
-        verify_seen: the same index among the rows whose features are wanted.
-        read_seen: indices, among these, of the rows of text whose features drafters want.
-    """
+    """Rows for the model. Logits come back in this order: prompt rows, then verified rows, by request."""
 
     rows: Rows
-    prompt_logits: list[tuple[int, list[int]]]
-    verify_logits: list[int]
-    verify_seen: list[int]
-    read_seen: list[int]
+    prompt_logits: list[tuple[int, list[int]]]  # by item: place of the first; tokens they predict
+    verify_logits: list[int]  # by ready request: place after its last token; its nodes' follow
+    verify_seen: list[int]  # the same among the rows whose features are wanted
+    read_seen: list[int]  # among these, the rows of text whose features drafters want
 
 
 def lay_rows(
@@ -37,11 +28,8 @@ def lay_rows(
 ) -> StepLayout:
     """Prompt chunks, last tokens and draft nodes of all requests, as one run of rows.
 
-    Args:
-        work: this step's requests.
-        trees: one for each ready request, in the same order.
-        kv: pages for all of it are reserved.
-        read: positions of every work item's text whose features drafters want.
+    trees: one for each ready request. read: positions of every item's text whose features drafters want.
+    Pages for all of it are reserved.
     """
     segments: list[Segment] = []
     prompt_logits: list[tuple[int, list[int]]] = []
@@ -71,8 +59,7 @@ def lay_rows(
 
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
-    """Positions of this chunk, with the tokens after them whose log-probabilities are asked for: of the
-    prompt first, then of an answer's tokens that the call brought."""
+    """Positions of this chunk, with the tokens after them whose log-probabilities are asked for."""
     before, begun = request.computed, request.prompt_length - 1
     found: list[int] = []
     if request.wants_prompt_logprobs:

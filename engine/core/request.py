@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from loguru import logger
 
 from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.accept.exact import (
-    Accepted,
-    RngAt,
-    Rule,
-    TargetProbsAt,
-    tokenwise,
-)
+from fastslow.engine.sampling.accept.exact import Accepted, RngAt, Rule, TargetProbsAt, tokenwise
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
@@ -53,24 +47,6 @@ class KVHistory:
     length: int
 
 
-class StepNotes(Protocol):
-    """Takes down what the steps of a request did; see `StepTrace`."""
-
-    def plan(self, request: Request, planned: int, fits: int, nodes: int) -> None: ...
-    def cut(self, why: str, nodes: int) -> None: ...
-    def read(self, request: Request, rows: int, step: dict[str, Any]) -> None: ...
-    def verified(
-        self,
-        request: Request,
-        chunk: int,
-        tree: Tree,
-        accepted: Sequence[int],
-        tokens: Sequence[int],
-        step: dict[str, Any],
-    ) -> None: ...
-    def to_dict(self) -> dict[str, Any]: ...
-
-
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
     """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
@@ -98,7 +74,7 @@ class Request:
     spec_stats: SpecDecodeStats = field(default_factory=SpecDecodeStats)
     own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
     sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
-    trace: StepNotes | None = None  # where its steps are noted
+    trace: StepTrace | None = None  # where its steps are noted
     logprobs: list[dict[int, float]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
     error: BaseException | None = None
@@ -117,9 +93,7 @@ class Request:
     notes: list[str] = field(default_factory=list)  # what was decided about it, for people
     confidence: Confidence | None = None  # of a request that may change to another mode
     escape: EscalationTarget | None = None  # that mode
-    kv_from_previous_mode: KVHistory | None = (
-        None  # the beginning of a text that changed its groups and kept its KV
-    )
+    kv_from_previous_mode: KVHistory | None = None  # of a text that changed its groups and kept KV
 
     @property
     def drafter(self) -> str:
@@ -129,22 +103,14 @@ class Request:
     @property
     def current_groups(self) -> int | None:
         """Groups of the next row."""
-        early = (
-            self.kv_from_previous_mode is not None
-            and self.computed < self.kv_from_previous_mode.length
-        )
-        return (
-            self.kv_from_previous_mode.groups
-            if early and self.kv_from_previous_mode is not None
-            else self.groups
-        )
+        kept = self.kv_from_previous_mode
+        return kept.groups if kept is not None and self.computed < kept.length else self.groups
 
     @property
     def root(self) -> tuple[int | None, int, str | None]:
         """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
-        groups = (
-            self.groups if self.kv_from_previous_mode is None else self.kv_from_previous_mode.groups
-        )
+        kept = self.kv_from_previous_mode
+        groups = self.groups if kept is None else kept.groups
         return groups, self.rope_length, self.memory_key
 
     @property
@@ -156,11 +122,9 @@ class Request:
     @property
     def chunk_limit(self) -> int:
         """Pending tokens that may run in one step: all have the same groups."""
-        if (
-            self.kv_from_previous_mode is not None
-            and self.computed < self.kv_from_previous_mode.length
-        ):
-            return self.kv_from_previous_mode.length - self.computed
+        kept = self.kv_from_previous_mode
+        if kept is not None and self.computed < kept.length:
+            return kept.length - self.computed
         return self.pending
 
     @property

@@ -7,6 +7,7 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from fastslow.engine.core.latency_budget import LEAST, PATIENCE, LatencyBudget
@@ -16,6 +17,7 @@ from fastslow.engine.params import MOST_PRIORITY
 
 OVERTAKEN = 8  # more urgent requests that start in a row before the oldest that waits
 FIRST = -MOST_PRIORITY - 1  # before all of them
+_age, _priority = attrgetter("arrival"), attrgetter("priority")
 
 
 class ScheduledChunk(NamedTuple):
@@ -47,7 +49,7 @@ class Scheduler:
 
     Args:
         kv: whose pages are given out.
-        prompt_rows: most rows of text per step, over all requests (chunked prefill).
+        prompt_rows: most rows of text in a step, over all requests (chunked prefill).
         max_running: most requests in a step.
         latency_budget: how many rows fit into a step.
     """
@@ -60,9 +62,7 @@ class Scheduler:
         self._prompt_rows = prompt_rows
         self.max_running = max_running
         self._arrivals = itertools.count()
-        self._overtakes = (
-            0  # requests that started one after the other before the oldest that waits
-        )
+        self._overtakes = 0  # requests in a row that started before the oldest that waits
         self._blocked = False  # in this step none of those that wait can start any more
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
@@ -98,10 +98,8 @@ class Scheduler:
         self._take_in(work, lambda _: True)
         self._count(work)
         for request, _ in work.values():
-            if (
-                request.kv_from_previous_mode is not None
-                and request.computed >= request.kv_from_previous_mode.length
-            ):
+            kept = request.kv_from_previous_mode
+            if kept is not None and request.computed >= kept.length:
                 self._kv.stop_publishing(request.id)
         return [work[r.id] for r in self.running if r.id in work]
 
@@ -168,8 +166,7 @@ class Scheduler:
             self.latency_budget.take(request, chunk)
 
     def _count(self, work: Mapping[int, ScheduledChunk]) -> None:
-        """Count the steps for which requests were skipped because of a latency target, or of more urgent
-        ones that are read."""
+        """Count the steps in which requests were skipped for a latency target, or for more urgent prompts."""
         limited = self.latency_budget.limited
         contested = limited or len({r.priority for r in self.running}) > 1
         for request in self.running:
@@ -202,30 +199,24 @@ class Scheduler:
         rows = self.latency_budget.share(request, left)
         if not rows:
             return 0
-        most, end = len(request.tokens) - 1, len(request.tokens)
+        tokens, kept = request.tokens, request.kv_from_previous_mode
+        most, end = len(tokens) - 1, len(tokens)
         if request.wants_prompt_logprobs:
             most = 0
         elif request.wants_answered_logprobs:
             most = min(most, request.prompt_length - 1)
-        elif (
-            request.kv_from_previous_mode is not None
-        ):  # later rows run other groups than the prefix key says
-            most = min(most, request.kv_from_previous_mode.length)
-        cached = self._kv.open(
-            request.id, request.tokens, request.root, most, request.mode, request.shared_root
-        )
-        if (
-            request.kv_from_previous_mode is not None
-            and cached < request.kv_from_previous_mode.length
-        ):
-            end = request.kv_from_previous_mode.length
+        elif kept is not None:  # later rows run other groups than the prefix key says
+            most = min(most, kept.length)
+        root, for_all = request.root, request.shared_root
+        cached = self._kv.open(request.id, tokens, root, most, request.mode, for_all)
+        if kept is not None and cached < kept.length:
+            end = kept.length
         chunk = min(end - cached, rows)
         # Pages for its whole text must be free, though only a chunk's are taken now: else older
         # requests would soon preempt it, again and again.
-        whole = self._kv.pages_for(len(request.tokens)) - self._kv.pages_for(cached)
-        if whole > self._kv.free_for(request.id) or not self._kv.reserve(
-            request.id, cached + chunk
-        ):
+        whole = self._kv.pages_for(len(tokens)) - self._kv.pages_for(cached)
+        fits = whole <= self._kv.free_for(request.id)
+        if not fits or not self._kv.reserve(request.id, cached + chunk):
             self._kv.close(request.id)
             return 0
         if not request.shared:
@@ -242,24 +233,15 @@ def _goes_first(request: Request) -> bool:
     return request.latency_target is not None or request.skipped_steps >= PATIENCE
 
 
-def _age(request: Request) -> int:
-    return request.arrival
-
-
-def _priority(request: Request) -> int:
-    return request.priority
-
-
 def _running_rank(request: Request) -> tuple[int, bool, int]:
-    """Sort key: requests that were skipped long enough, then those with a latency target, then all
-    others; among these, decoding before prefill, then the most urgent. Equals stay in their order."""
+    """Sort key: those that were skipped long enough, those with a latency target, all others; among these,
+    decoding before prefill, then the most urgent. Equals stay in their order."""
     if request.skipped_steps >= PATIENCE:
         return -request.skipped_steps, False, 0
     return int(request.latency_target is None), request.pending > 1, request.priority
 
 
 def _waiting_rank(request: Request) -> tuple[int, int, int]:
-    """The same, but of equals the oldest. How much a request has to read does not count: else many
-    with little to read would keep out one with much."""
+    """The same, but of equals the oldest. Many with little to read do not keep out one with much."""
     first, _, priority = _running_rank(request)
     return first, priority, request.arrival

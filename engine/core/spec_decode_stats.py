@@ -11,10 +11,8 @@ from fastslow.engine.types import Tree
 
 @dataclass(slots=True)
 class DraftCounts:
-    """What one drafter drafted, and what the target accepted of it.
-
-    A node that several drafters proposed counts for the one that was asked first.
-    """
+    """What one drafter drafted, and what the target accepted of it. A node that several drafters proposed
+    counts for the one that was asked first."""
 
     drafted: int = 0  # nodes that were verified
     accepted: int = 0
@@ -69,18 +67,17 @@ class SpecDecodeStats:
 
     @property
     def offered_at(self) -> list[int]:
-        """Steps whose draft was so deep, by position."""
+        """By position, the steps whose draft reached it."""
         return _at_least(self.depths)
 
     @property
     def accepted_at(self) -> list[int]:
-        """Of them, those in which it was accepted to there."""
+        """Of them, those in which the draft was accepted to there."""
         reached = _at_least(self.runs)
         return reached + [0] * (max(self.depths, default=0) - len(reached))
 
     def add(self, drafter: str, tree: Tree, accepted: Sequence[int]) -> None:
-        """One step: what was drafted, by which drafter where the tree does not say, and the nodes
-        that were accepted."""
+        """A step's tree, its drafter where the tree does not name them, and its accepted nodes."""
         self.steps += 1
         self.runs.append(len(accepted))
         if not tree.tokens:

@@ -1,7 +1,8 @@
-"""What an engine has done so far, and what it holds now."""
+"""What an engine has done so far, what it holds, and what it has to do now."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from fastslow.engine.core.request import Request
-from fastslow.engine.core.scheduler import Scheduler
+from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.sampling.stop import Reason
@@ -17,6 +18,7 @@ from fastslow.engine.sampling.stop import Reason
 MOST_NAMES = 64  # drafters and modes counted by name: requests may name their own
 OTHER = "other"  # all that come later
 MOST_PLACES = 64  # positions of drafts that are counted
+MEMORY = 32.0  # steps after which older ones fade: a second or two
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ class Times:
         return self.seconds / self.count if self.count else 0.0
 
     def add(self, seconds: float, count: int = 1) -> None:
-        """So many more, which together took this long."""
+        """`count` more, which together took this long."""
         self.count += count
         self.seconds += max(0.0, seconds)
 
@@ -87,7 +89,6 @@ class ModeStats:
     def add(self, request: Request) -> None:
         """A request of the mode is over."""
         spec = request.spec_stats
-        tokens, later = len(request.tokens) - request.prompt_length, request.later_tokens
         self.requests += 1
         self.escalated += request.escalated
         self.tokens += request.made
@@ -105,9 +106,9 @@ class ModeStats:
             self.cached_tokens += spec.cached
             self.prefix_hits += spec.cached > 0
             self.queued.add(spec.began - request.called)
-        if tokens:
+        if len(request.tokens) > request.prompt_length:
             self.first_token.add(spec.first_token - request.called)
-            self.each_token.add(spec.last_token - spec.first_token, later)
+            self.each_token.add(spec.last_token - spec.first_token, request.later_tokens)
             self.whole.add(spec.last_token - request.called)
 
 
@@ -116,39 +117,33 @@ class EngineTotals:
     """Counters of the engine's thread, which alone writes them; they grow when a request ends."""
 
     steps: int = 0
-    tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
     ended: Counter[Reason] = field(default_factory=Counter)
     drafters: dict[str, DrafterStats] = field(default_factory=dict)
     modes: dict[str, ModeStats] = field(default_factory=dict)
 
     def add(self, request: Request) -> None:
         """A request that ran or waited is over."""
-        reason, spec = request.stopper.reason, request.spec_stats
+        reason = request.stopper.reason
         if reason is not None and reason != "escalated":  # its successor ends for both
             self.ended[reason] += 1
-        self.tokens += request.made
-        if spec.began:
-            self.prompt_tokens += request.prompt_length
-            self.cached_tokens += spec.cached
-        for name, counts in spec.by_drafter.items():
-            entry_of(self.drafters, name, DrafterStats).add(counts)
-        entry_of(self.modes, request.mode, ModeStats).add(request)
+        for name, counts in request.spec_stats.by_drafter.items():
+            _entry(self.drafters, name, DrafterStats).add(counts)
+        _entry(self.modes, request.mode, ModeStats).add(request)
 
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
         modes = _copied(self.modes)
+        each = list(modes.values())
         for name, evicted in dict(kv.evicted).items():
             modes.setdefault(name, ModeStats()).evicted_pages = evicted
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             steps=self.steps,
-            tokens=self.tokens,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
+            tokens=sum(mode.tokens for mode in each),
+            prompt_tokens=sum(mode.prompt_tokens for mode in each),
+            cached_tokens=sum(mode.cached_tokens for mode in each),
             pages=pages,
             pages_used=pages - free,
             pages_free=empty,
@@ -197,7 +192,93 @@ class EngineStats:
         return asdict(self) | {"drafters": rates, "prefix_hit_rate": self.prefix_hit_rate}
 
 
-def entry_of(table: dict[str, T], name: str, kind: type[T]) -> T:
+@dataclass(slots=True)
+class ModeLoad:
+    """Requests of one mode."""
+
+    running: int = 0
+    waiting: int = 0
+    targets: int = 0  # of both, those with a latency target
+    oldest: float = 0.0  # seconds that the oldest of those that wait has waited
+    step_seconds: float = 0.0  # of steps in which some of them decode and no prompt is read
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """An engine at one moment."""
+
+    modes: dict[str, ModeLoad]  # after 64 names "other"
+    last_wait: float  # seconds that the request that began last had waited
+    prompt_rate: float  # prompt tokens a second of the steps that read some; 0: none did yet
+    pages: int
+    page_tokens: int
+    places: int  # requests that may be in a step
+
+
+@dataclass(slots=True)
+class _Pace:
+    """The running mean of one mode's steps."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.steps += 1
+        self.seconds += max(1.0 / self.steps, 1.0 / MEMORY) * (seconds - self.seconds)
+
+
+@dataclass(slots=True)
+class LoadMeter:
+    """Notes steps. The engine's thread writes; any thread may look."""
+
+    last_wait: float = 0.0
+    _paces: dict[str, _Pace] = field(default_factory=dict)
+    _read: float = 0.0  # prompt tokens, and the seconds that they took; both fade
+    _reading: float = 0.0
+
+    def note(
+        self, work: Sequence[ScheduledChunk], ready: Sequence[Request], rows: int, seconds: float
+    ) -> None:
+        """A step ran `rows` rows, and gave tokens to the `ready` requests."""
+        prompt = sum(chunk for _, chunk in work if chunk > 1)
+        if prompt:
+            fade = 1.0 - 1.0 / MEMORY
+            self._read = fade * self._read + prompt
+            self._reading = fade * self._reading + seconds * prompt / rows  # its part of the step
+        for mode in dict.fromkeys(request.mode for request in ready):
+            pace = _entry(self._paces, mode, _Pace)
+            if not prompt or not pace.steps:  # else how long it took depends on the prompts
+                pace.add(seconds)
+        for request in ready:
+            if request.spec_stats.steps == 1:  # its first token
+                self.last_wait = request.spec_stats.began - request.called
+
+    def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineLoad:
+        """The load now."""
+        modes: dict[str, ModeLoad] = {}
+        now = time.monotonic()
+        for request in list(scheduler.running):
+            load = _entry(modes, request.mode, ModeLoad)
+            load.running += 1
+            load.targets += request.latency_target is not None
+        for request in list(scheduler.waiting):
+            load = _entry(modes, request.mode, ModeLoad)
+            load.waiting += 1
+            load.targets += request.latency_target is not None
+            load.oldest = max(load.oldest, now - request.called)
+        for name, pace in dict(self._paces).items():
+            _entry(modes, name, ModeLoad).step_seconds = pace.seconds
+        return EngineLoad(
+            modes=modes,
+            last_wait=max(0.0, self.last_wait),
+            prompt_rate=self._read / self._reading if self._reading else 0.0,
+            pages=kv.pages,
+            page_tokens=kv.page_size,
+            places=scheduler.max_running,
+        )
+
+
+def _entry(table: dict[str, T], name: str, kind: type[T]) -> T:
     """The entry of a name, or of the rest where there are enough names."""
     found = table.get(name)
     if found is None:

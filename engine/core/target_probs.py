@@ -1,10 +1,11 @@
-"""What a step's outputs say: target probabilities of verified rows, log-probabilities, features."""
+"""What a step's outputs say: target probabilities of verified rows, log-probabilities, features, traces."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 
@@ -19,7 +20,19 @@ from fastslow.engine.sampling.probs import (
     probs_at,
     scored_probs_at,
 )
-from fastslow.engine.types import AcceptResult, FailedRow, ModelOutput, OneHot, Probs, Tree
+from fastslow.engine.types import (
+    ANSWERED,
+    FORCED,
+    TARGET,
+    AcceptResult,
+    FailedRow,
+    ModelOutput,
+    OneHot,
+    Probs,
+    Tree,
+)
+
+MASK_THREADS = 2
 
 
 def target_probs(
@@ -89,9 +102,8 @@ def cut_where_unsure(
 ) -> list[list[float]]:
     """Cut accepted tokens after the one at which a request's confidence falls.
 
-    Returns:
-        For every request, the log-probabilities of the tokens that are left; [] where its confidence
-        is not watched.
+    Returns, for every request, the log-probabilities of the tokens that are left; [] where its
+    confidence is not watched.
     """
     found: list[list[float]] = []
     for b, request in enumerate(ready):
@@ -138,9 +150,6 @@ def read_features(out: ModelOutput, layout: StepLayout) -> torch.Tensor | None:
     return out.features[torch.tensor(layout.read_seen, dtype=torch.long)]
 
 
-MASK_THREADS = 2
-
-
 class MaskMaker:
     """Makes the masks of a step's rows in its threads; each request's grammar keeps them."""
 
@@ -170,3 +179,94 @@ def _make(request: Request, tree: Tree) -> None:
     for run in drafted_runs(tree):
         with suppress(Exception):  # raised again where the row is judged
             request.grammar.at(request.tokens, run)
+
+
+def token_sources(
+    request: Request, tree: Tree, nodes: Sequence[int], tokens: Sequence[int]
+) -> list[str]:
+    """Where the tokens that a step gives a request come from. The request does not hold them yet.
+
+    nodes: those that the target accepted, root to leaf, also if the answer ends inside the run.
+    """
+    if request.next_answered is not None:
+        return [ANSWERED] * len(tokens)
+    drafted = nodes[: len(tokens)]
+    if tree.drafter_names is None:
+        found = [request.drafter] * len(drafted)
+    else:
+        found = [tree.drafter_names[node] for node in drafted]
+    if len(found) < len(tokens):
+        found.append(TARGET)
+    bounded = request.thinking is not None and request.thinking.bounded
+    if bounded or request.grammar is not None:
+        for i in range(len(tokens)):
+            if isinstance(forced_at(request, tokens[:i])[0], OneHot):
+                found[i] = FORCED
+    return found
+
+
+def trace_step(
+    work: Sequence[ScheduledChunk],
+    trees: Sequence[Tree],
+    verdicts: Sequence[Sequence[int]],
+    result: AcceptResult,
+    rows: int,
+    seconds: tuple[float, float],
+) -> None:
+    """Note a step in the traces of its requests, before they hold its tokens.
+
+    Args:
+        work: its requests.
+        trees: one for each request that is ready.
+        verdicts: the accepted nodes of each, also those after the end of the answer.
+        result: what is left of them where answers end.
+        rows: of all requests.
+        seconds: of drafting and of the target's forward.
+    """
+    draft_ms, verify_ms = (round(1000 * x, 3) for x in seconds)
+    shared = {"running": len(work), "step_rows": rows, "draft_ms": draft_ms, "verify_ms": verify_ms}
+    place = 0
+    for item in work:
+        request, chunk = item
+        if (trace := request.trace) is not None:
+            own: dict[str, Any] = {"mode": request.mode}
+            own |= trace.units.running(request.current_groups)
+            own |= {"read": chunk, "rows": chunk}
+            if item.ready:
+                own["rows"] += len(trees[place].tokens)
+                own |= trace.planned
+                own |= _verified(request, trees[place], verdicts[place], result.tokens[place])
+            trace.add(own | shared)
+        place += item.ready
+
+
+def _verified(
+    request: Request, tree: Tree, accepted: Sequence[int], tokens: Sequence[int]
+) -> dict[str, Any]:
+    """A trace's facts of a step that gave tokens, which the request does not hold yet."""
+    ended, refused = _end(request, tree, accepted, tokens)
+    return {
+        "drafted": [int(token) for token in tree.tokens],
+        "parents": list(tree.parents),
+        "by": list(tree.drafter_names or [request.drafter] * len(tree.tokens)),
+        "accepted": [int(node) for node in accepted[: len(tokens)]],
+        "tokens": [int(token) for token in tokens],
+        "sources": token_sources(request, tree, accepted, tokens),
+        "ended": ended,
+        "refused": refused,
+    }
+
+
+def _end(
+    request: Request, tree: Tree, accepted: Sequence[int], tokens: Sequence[int]
+) -> tuple[str, list[int]]:
+    """Why no more of a draft was accepted, and the drafted tokens that the target rejected there."""
+    if request.stopper.reason is not None:
+        return request.stopper.reason, []
+    if len(tokens) <= len(accepted):
+        return "unsure", []  # it changes to another mode
+    if not tree.tokens:
+        return "no_draft", []
+    leaf = accepted[-1] if accepted else -1
+    refused = [int(token) for token, parent in zip(tree.tokens, tree.parents) if parent == leaf]
+    return ("refused" if refused else "draft_ended"), refused

@@ -24,12 +24,10 @@ PAUSE = 0.1  # seconds of idleness before pages are checked
 
 
 class _Errand(NamedTuple):
-    """What a caller asks of the engine's thread.
-
-    refuse: called instead of `run`, or after it was cut off, where the engine is closed (None) or broken.
-    """
+    """What a caller asks of the engine's thread."""
 
     run: Callable[[], None]
+    # Called instead of `run`, or after it was cut off, where the engine is closed (None) or broken.
     refuse: Callable[[RuntimeError | None], None] = lambda _: None
 
 
@@ -42,7 +40,7 @@ class Worker:
     Args:
         core: what the thread steps.
         closed: called in the thread when it ends because `close` or `end` was called.
-        around: entered before each step, and before each thing that a caller asks; left after it.
+        around: entered before each step and each errand of a caller, and left after it.
     """
 
     def __init__(
@@ -69,32 +67,24 @@ class Worker:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; their listeners are called from the engine's thread.
 
-        Raises:
-            RuntimeError: the worker is closed, or was made in another process.
+        Raises RuntimeError if the worker is closed, or was made in another process.
         """
 
         def refuse(error: RuntimeError | None) -> None:
-            reason: Reason = "cancelled" if error is None else "error"
-            self._core.end([r for r in requests if not r.done], reason, error)
+            self._end(requests, "cancelled" if error is None else "error", error)
 
         self._put(_Errand(lambda: self._add(requests), refuse))
 
     def between_steps(self, action: Callable[[], None]) -> None:
         """Run something in the engine's thread, before all that is queued later, and wait for it.
 
-        Raises:
-            RuntimeError: the worker is closed, or was made in another process.
-            Exception: what the action raised.
+        Raises what the action raises, and RuntimeError as `submit` does.
         """
         self.ask(action).result()
 
     def ask(self, action: Callable[[], T]) -> Future[T]:
         """The same without waiting: a future of what the action returns, or raises. Where it is cancelled
-        before its turn comes, the action is left out.
-
-        Raises:
-            RuntimeError: the worker is closed, or was made in another process.
-        """
+        before its turn comes, the action is left out."""
         over = Future[T]()
 
         def run() -> None:
@@ -120,7 +110,7 @@ class Worker:
         if self._home.here:
             with self._lock:
                 if self._open:
-                    self._inbox.put(_Errand(lambda: self._cancel(requests)))
+                    self._inbox.put(_Errand(lambda: self._end(requests, "cancelled", None)))
 
     def close(self) -> None:
         """Cancel what runs, give all pages back, end the thread. Closing twice is fine."""
@@ -223,8 +213,8 @@ class Worker:
                 self._unchecked = False
         return self._inbox.get()
 
-    def _cancel(self, requests: Sequence[Request]) -> None:
-        self._core.end([r for r in requests if not r.done], "cancelled", None)
+    def _end(self, requests: Sequence[Request], reason: Reason, error: Exception | None) -> None:
+        self._core.end([r for r in requests if not r.done], reason, error)
 
     def _add(self, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -1,12 +1,12 @@
 """The families of models that come with the engine. A family is a function from config.json to a
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
-from fastslow.engine.families import gpt_oss, llama, pangu_moge, pangu_v2, qwen
+from fastslow.engine.families import gpt_oss, llama, pangu, qwen
 from fastslow.engine.model.family import Family
 
 FAMILIES: tuple[Family, ...] = (
-    pangu_moge.FAMILY,
-    pangu_v2.FAMILY,
+    pangu.MOGE,
+    pangu.V2,
     llama.EMBEDDED,
     llama.LLAMA,
     llama.MISTRAL,

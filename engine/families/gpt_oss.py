@@ -9,20 +9,24 @@ from fastslow.engine.families.reading import (
     FULL,
     SLIDING,
     decoder,
+    rope_scaling,
     window_of,
     windows_by_type,
 )
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import (
+from fastslow.engine.model.family import (
+    GGUF_EXPERTS,
+    GGUF_LAYER,
     MOST_EXPERTS,
     MOST_WIDTH,
     ConfigJson,
+    Family,
+    GgufNames,
     boolean,
     integer,
     number,
 )
-from fastslow.engine.model.family import GGUF_EXPERTS, GGUF_LAYER, Family, GgufNames
-from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, RopeScaling, Router
+from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, Router
 
 THETA = 150000.0
 YARN = {
@@ -39,7 +43,7 @@ def read(raw: ConfigJson) -> DecoderShape:
     """Softmax over the logits of the chosen experts. Missing fields have the values of transformers."""
     shape = decoder(raw, theta=THETA, head_dim=64, dense=False)
     if not (raw.get("rope_scaling") or raw.get("rope_parameters")):
-        shape = replace(shape, rope_scaling=RopeScaling.read(YARN, shape.max_positions))
+        shape = replace(shape, rope_scaling=rope_scaling(YARN, shape.max_positions))
     if shape.activation != "silu":
         raise ValueError(
             f"hidden_act {shown(raw.get('hidden_act'))} is not supported, only 'silu' is"

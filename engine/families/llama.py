@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastslow.engine.families.reading import (
-    FULL,
-    SLIDING,
-    decoder,
-    window_of,
-    windows_by_type,
-)
+from fastslow.engine.families.reading import FULL, SLIDING, decoder, window_of, windows_by_type
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import ConfigJson, boolean, integer
-from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
+from fastslow.engine.model.family import GGUF_LAYER, ConfigJson, Family, GgufNames, boolean, integer
 from fastslow.engine.model.shape import DecoderShape
 
 
@@ -32,8 +25,7 @@ def _mistral(raw: ConfigJson) -> DecoderShape:
 
 
 def _smollm3(raw: ConfigJson) -> DecoderShape:
-    """Some layers do not rotate: `no_rope_layers` has a 0 for every layer that does not rotate; where it is missing, each
-    `no_rope_layer_interval`-th does not. Windows, where used, are those layers'."""
+    """Layers with a 0 in `no_rope_layers`, else each `no_rope_layer_interval`-th, do not rotate."""
     shape = decoder(raw, theta=2e6, tied=True)
     turns = raw.get("no_rope_layers")
     interval = integer(raw, "no_rope_layer_interval", 4)
@@ -62,11 +54,8 @@ def _smollm3(raw: ConfigJson) -> DecoderShape:
 
 
 def _embedded(raw: ConfigJson) -> DecoderShape:
-    """openPangu Embedded 1B and 7B V1.1: biases of q, k, v and o, unless `bias` is false.
-
-    openPangu-R-7B-2512 has the same architecture's name in config.json and is another network: its
-    fields are refused.
-    """
+    """Biases of q, k, v and o, unless `bias` is false. openPangu-R-7B-2512 has the same architecture's name and is
+    another network: its fields are refused."""
     bias = boolean(raw, "bias", True)
     return replace(decoder(raw), qkv_bias=bias, out_bias=bias)
 

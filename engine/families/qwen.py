@@ -12,20 +12,18 @@ from fastslow.engine.families.reading import (
     window_of,
     windows_by_type,
 )
-from fastslow.engine.model.config_json import (
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
-    boolean,
-    count,
-    integer,
-)
 from fastslow.engine.model.family import (
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
     GGUF_LAYER,
+    MOST_EXPERTS,
+    MOST_WIDTH,
+    ConfigJson,
     Family,
     GgufNames,
+    boolean,
+    count,
+    integer,
 )
 from fastslow.engine.model.shape import DecoderShape, Router
 
@@ -37,8 +35,7 @@ def _qwen2(raw: ConfigJson) -> DecoderShape:
 
 
 def _late_windows(raw: ConfigJson, layers: int) -> tuple[int, ...]:
-    """Windows where `use_sliding_window` is true: by `layer_types`, else from `max_window_layers` on,
-    which is 28 where it is missing, as the window is 4096, both as in transformers."""
+    """By `layer_types`, else from `max_window_layers` on; defaults as in transformers."""
     window = window_of(raw, 4096, switch=boolean(raw, "use_sliding_window", False))
     first = 28 if raw.get("max_window_layers") is None else count(raw, "max_window_layers")
     usual = [SLIDING if window and n >= first else FULL for n in range(layers)]
@@ -52,7 +49,6 @@ def _qwen3(raw: ConfigJson) -> DecoderShape:
 
 
 def _normed(raw: ConfigJson, dense: bool) -> DecoderShape:
-    """The layers of Qwen3, all of whose rows see all."""
     if not boolean(raw, "use_qk_norm", True):  # some configs say it
         raise ValueError("use_qk_norm false is not known here")
     bias = boolean(raw, "attention_bias", False)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import (
+from fastslow.engine.model.family import (
     LEAST_EPS,
     LEAST_THETA,
     MOST_EPS,
     MOST_HEAD_DIM,
     MOST_HEADS,
     MOST_LAYERS,
+    MOST_STRETCH,
     MOST_THETA,
     MOST_WIDTH,
     ConfigJson,
@@ -23,6 +28,7 @@ from fastslow.engine.model.shape import Activation, DecoderShape, RopeScaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 KNOWN_ACTIVATIONS = " and ".join(map(repr, ACTIVATIONS))
 
 
@@ -34,11 +40,9 @@ def decoder(
     head_dim: int | None = None,
     dense: bool = True,
 ) -> DecoderShape:
-    """A dense decoder as Llama is, without biases.
+    """A dense decoder as Llama is, without biases. dense: some layer has a dense MLP.
 
-    theta, tied, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads.
-    dense: some layer has a dense MLP.
-    """
+    theta, tied, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads."""
     if not boolean(raw, "is_causal", True):
         raise ValueError("is_causal false is not supported: a row sees no later one")
     architectures = raw.get("architectures")
@@ -89,7 +93,6 @@ def _head_dim(raw: ConfigJson, hidden: int, heads: int) -> int | None:
 
 
 def _rope(raw: ConfigJson, theta: float, positions: int) -> tuple[float, RopeScaling | None]:
-    """The base and the scaling, from fields in the old place or in `rope_parameters`."""
     places = [raw.inside(name) for name in ("rope_scaling", "rope_parameters")]
     rope = places[0] or places[1]
     based = [place for place in (*places, raw) if "rope_theta" in place] or [raw]
@@ -97,9 +100,71 @@ def _rope(raw: ConfigJson, theta: float, positions: int) -> tuple[float, RopeSca
     if partial != 1:
         raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
     base = number(based[0], "rope_theta", theta, LEAST_THETA, MOST_THETA)
-    scaling = RopeScaling.read(rope, positions)
+    scaling = rope_scaling(rope, positions)
     rope.check_rest()
     return base, scaling
+
+
+def rope_scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
+    """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
+    older = rope.get("type")
+    kind = rope.get("rope_type") or older or "default"
+    if kind in ("default", "none"):
+        return None
+    if kind not in SCALINGS:
+        raise ValueError(
+            f"rope_scaling type {shown(kind)} is not one of the known {', '.join(SCALINGS)}"
+        )
+    if kind == "factors":
+        each = rope.get("factors")
+        some = each if isinstance(each, list) else []
+        read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
+        return RopeScaling(kind, 1.0, factors=tuple(read))
+    factor = number(rope, "factor", most=MOST_STRETCH)
+    if factor < 1:
+        raise ValueError(f"rope_scaling factor {factor} must be at least 1")
+    if kind == "llama3":
+        return _llama3(rope, factor)
+    if kind == "yarn":
+        return _yarn(rope, factor, max_positions)
+    rope.get("original_max_position_embeddings")  # often there, and means nothing
+    return RopeScaling(kind, factor)
+
+
+def _llama3(rope: Mapping[str, Any], factor: float) -> RopeScaling:
+    low = number(rope, "low_freq_factor", most=MOST_STRETCH)
+    high = number(rope, "high_freq_factor", most=MOST_STRETCH)
+    if high <= low:
+        raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
+    original = integer(rope, "original_max_position_embeddings")
+    return RopeScaling("llama3", factor, low, high, original)
+
+
+def _yarn(rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeScaling:
+    """With the defaults of transformers; a field of 0 counts as missing there."""
+    fast = number(rope, "beta_fast", 32.0, most=MOST_STRETCH)
+    slow = number(rope, "beta_slow", 1.0, most=MOST_STRETCH)
+    if fast <= slow:
+        raise ValueError(f"beta_fast {fast} must be above beta_slow {slow}")
+    mscale, of_all = (
+        number(rope, name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
+    )
+    usual = _stretch(factor, 1.0)
+    if mscale and of_all:
+        usual = _stretch(factor, mscale) / _stretch(factor, of_all)
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_positions=integer(rope, "original_max_position_embeddings", max_positions),
+        fast_turns=fast,
+        slow_turns=slow,
+        whole_pairs=boolean(rope, "truncate", True),
+        attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
+    )
+
+
+def _stretch(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
 
 
 def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True) -> int:
@@ -111,8 +176,7 @@ def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True)
 
 
 def windows_by_type(raw: ConfigJson, window: int, usual: list[str]) -> tuple[int, ...]:
-    """Every layer's window from `layer_types`; empty where all see all. usual: the types that hold
-    where the field is missing."""
+    """Every layer's window from `layer_types`, which is `usual` where missing; empty where all see all."""
     types = raw.get("layer_types")
     types = usual if types is None else types
     if not isinstance(types, list) or len(types) != len(usual):

@@ -57,8 +57,8 @@ def open_file(path: Path) -> BinaryIO:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, empty when there is no such file.
 
-    Raises ValueError in one sentence when the file is larger than MOST_BYTES, is not valid JSON, nests
-    deeper than MOST_DEPTH, has a longer number than MOST_DIGITS, or holds something else than an object.
+    ValueError in one sentence when the file is larger than MOST_BYTES, is not valid JSON, nests deeper than
+    MOST_DEPTH, has a longer number than MOST_DIGITS, or holds something else than an object.
     """
     if not is_file(path):
         return {}

@@ -29,9 +29,7 @@ TEXT, ARRAY = 8, 9
 NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd"))  # value type -> struct's
 LEAST_FIELD, LEAST_TENSOR, LEAST_TEXT = 13, 24, 8  # bytes that one takes
 MOST_AXES = 4
-MOST_HEADER = (
-    256 << 20
-)  # bytes before the tensors; a vocabulary of 256,000 with its merges has 15 MB
+MOST_HEADER = 256 << 20  # bytes before the tensors; a vocabulary of 256,000 has 15 MB
 MOST_TEXT, MOST_NAME = 16 << 20, 1000  # bytes of a value, and of a field's or a tensor's name
 MOST_ITEMS = 4_000_000  # of all arrays
 MOST_FIELDS, MOST_TENSORS = 10_000, 100_000
@@ -61,10 +59,7 @@ def gguf_parts(path: Path) -> list[Path]:
 
 def read_gguf(path: Path) -> GgufFile:
     """A model's header and tensors, of all its files. What is read of a file lasts until it changes.
-
-    Raises:
-        ValueError: one sentence, for a file that is missing, damaged, or of another model.
-    """
+    ValueError in one sentence for a file that is missing, damaged, or of another model."""
     parts = gguf_parts(path)
     try:
         facts = [(str(part), part.stat()) for part in parts]
@@ -153,7 +148,7 @@ class _Reader:
         self._items = 0  # of the arrays so far
 
     def file(self) -> GgufFile:
-        if self._take(4, "its magic") != MAGIC:
+        if self._numbers("4s", "its magic") != (MAGIC,):
             raise ValueError("it does not begin with GGUF")
         (version,) = self._numbers("I", "its version")
         if version not in VERSIONS:
@@ -246,14 +241,11 @@ class _Reader:
         return self._memory[begin : begin + size].decode("utf-8")
 
     def _numbers(self, form: str, what: str) -> tuple[Any, ...]:
-        return struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
-
-    def _take(self, size: int, what: str) -> bytes:
-        begin = self._skip(size, MOST_HEADER, what)
-        return self._memory[begin : begin + size]
+        begin = self._skip(struct.calcsize(f"<{form}"), MOST_HEADER, what)
+        return struct.unpack_from(f"<{form}", self._memory, begin)
 
     def _skip(self, size: int, most: int, what: str) -> int:
-        """Where the next bytes begin, which are behind us now."""
+        """Where the next bytes begin; they count as read."""
         begin, self._at = self._at, self._at + size
         if self._at > len(self._memory):
             raise ValueError(f"{what} reaches past the end of the file")

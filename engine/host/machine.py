@@ -23,12 +23,8 @@ def cores() -> int:
 
 
 def give_back(device: torch.device | None = None) -> None:
-    """Give freed memory back to the system, where the C library can (glibc), and to other programs
-    on a device, where torch keeps it.
-
-    For use after something large that happens once, as a parse, which leaves tens of MB of freed
-    pieces that nothing uses again. Takes a few milliseconds.
-    """
+    """Give freed memory back to the system, where the C library can (glibc), and what torch keeps on a device
+    to other programs. For use after something large that happens once, as a parse: takes milliseconds."""
     if device is not None and device.type != "cpu":
         import torch
 
@@ -50,10 +46,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Bytes that are free on a device; for the CPU, what programs can get without swapping.
-
-    In a container the CPU's free memory ends at the container's (cgroup v2) limit.
-    """
+    """Bytes that are free on a device; for the CPU, what programs can get without swapping, in a container
+    below its limit (cgroup v2)."""
     import torch  # not above: what only asks about processors does without
 
     device = torch.device(device)
@@ -110,8 +104,8 @@ class Watch:
         self._before = _ticks()
 
     def others(self) -> float | None:
-        """Share of the machine that other processes, and other machines on it, took. None if that is
-        unknown, as it is for less than half a second: the system counts in hundredths."""
+        """Share of the machine that other processes, and other machines on it, took. None: unknown, as for
+        less than half a second."""
         after = _ticks()
         if self._before is None or after is None:
             return None

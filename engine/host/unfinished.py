@@ -73,8 +73,7 @@ def _new_lock(parent: Path) -> tuple[Path, int | None]:
 
 
 def _take(lock: Path, handle: int) -> bool:
-    """Lock an open file; False where another process has it, or it is no longer at its path. OSError
-    where there are no locks."""
+    """Lock an open file. False: another process has it, or it is gone. OSError: there are no locks."""
     if fcntl is None:
         raise OSError("there are no locks")
     try:

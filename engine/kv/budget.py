@@ -34,8 +34,8 @@ def page_budget(
     cut at what `max_requests` requests of `context` tokens can use; bytes are taken as they are,
     for more pages keep more prefixes cached.
     dp_ranks: data-parallel ranks that share the pages; a request's are all of one.
-    Raises ValueError for an amount that is not understood, for one that cannot hold one request of
-    `context` tokens, and for more than the device has.
+    Raises ValueError for an amount that is not understood, that cannot hold one request of `context`
+    tokens, or that the device does not have.
     """
     one = -(-context // page_size)
     if kv_memory is None or isinstance(kv_memory, float):
@@ -45,11 +45,8 @@ def page_budget(
         memory = int(free_memory(device) * share)
         pages = min(memory // page_bytes, one * max_requests)
     else:
-        memory = (
-            parse_bytes(kv_memory)
-            if isinstance(kv_memory, str)
-            else max(kv_memory, -int(MOST_BYTES))
-        )
+        memory = parse_bytes(kv_memory) if isinstance(kv_memory, str) else kv_memory
+        memory = max(memory, -int(MOST_BYTES))  # which a message can show
         if memory > whole_memory(device):
             raise too_much(kv_memory, device)
         pages = memory // page_bytes
@@ -63,10 +60,7 @@ def page_budget(
 
 
 def parse_bytes(text: str, name: str = "kv_memory") -> int:
-    """Bytes in "2GiB" (powers of 1024), "2GB" or "2G" (powers of 1000), or plain "2048".
-
-    Raises ValueError for any other text.
-    """
+    """Bytes in "2GiB" (powers of 1024), "2GB" or "2G" (powers of 1000), or plain "2048"; else ValueError."""
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
         raise ValueError(

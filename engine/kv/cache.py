@@ -33,9 +33,9 @@ class KVCache:
     Not thread-safe: call it from the engine's thread only. Methods raise KeyError for a request
     that is not open.
 
-    layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`.
-    pages: how many pages there are (see `budget.page_budget`). page_size: tokens in a page.
-    prefix_caching: whether pages are published at all. storage: the order of the rows.
+    layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`. pages: of all
+    ranks (see `page_budget`). page_size: tokens in a page. prefix_caching: whether pages are published at
+    all. storage: the order of the rows.
 
     Where attention is data parallel (`storage.dp_ranks` above 1), each rank has an equal share of the
     pages, and what does not divide is left out. A request gets a rank when it is opened: of those with
@@ -56,13 +56,7 @@ class KVCache:
         prefix_caching: bool = True,
         storage: type[KVStorage] = KVStorage,
     ) -> None:
-        for name, value in (("pages", pages), ("page_size", page_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
         each = pages // storage.dp_ranks
-        if not each:
-            count = storage.dp_ranks
-            raise ValueError(f"pages is {pages}, but must be at least 1 for each of {count} ranks")
         self.page_size = page_size
         slots = each * storage.dp_ranks * page_size
         self.storage = storage(KVShape(layers, slots, kv_heads, head_dim, dtype, device))
@@ -98,11 +92,6 @@ class KVCache:
         return self._tables[request].rank
 
     @property
-    def cached_pages(self) -> int:
-        """Pages that a new request could share."""
-        return sum(len(rank.prefix) for rank in self._ranks)
-
-    @property
     def requests(self) -> int:
         """Requests that are open."""
         return len(self._tables)
@@ -134,7 +123,6 @@ class KVCache:
         most this many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing. mode: its name, by
         which evicted pages are counted. for_all: the root of pinned pages that are open to all, see `pin`.
         Returns how many tokens are valid already, a multiple of the page size.
-        Raises ValueError if the request is open.
         """
         if request in self._tables:
             raise ValueError(f"request {request} is already open")
@@ -150,18 +138,16 @@ class KVCache:
 
         best = max(range(len(found)), key=order) if len(found) > 1 else 0
         shared, digest = found[best]
-        table = self._sharing(root, shared, digest if self.prefix_caching else None, best, mode)
-        table.for_all = for_all
+        own = digest if self.prefix_caching else None
+        table = self._sharing(root, shared, own, best, mode, for_all)
         self._tables[request] = table
         if self.spill is not None and self.prefix_caching:
             self._restore(table, self.spill, tokens, most)
         return table.valid
 
     def reserve(self, request: int, length: int) -> bool:
-        """Hold pages for all positions below `length`, evicting cached pages if need be.
-
-        Returns False, and changes nothing, if there are not enough pages.
-        """
+        """Hold pages for all positions below `length`, evicting cached pages if need be. Returns False, and
+        changes nothing, if there are not enough."""
         table = self._tables[request]
         need = self.pages_for(length) - len(table.pages)
         if need <= 0:
@@ -184,18 +170,15 @@ class KVCache:
         return self._tables[request].valid
 
     def slots(self, request: int, start: int, stop: int) -> Ints:
-        """Slots of positions start .. stop-1, i64 [stop - start].
-
-        A view: ask again after `reserve`, `advance` or `commit`. Raises ValueError for positions
-        that are not reserved.
-        """
+        """Slots of positions start .. stop-1, i64 [stop - start]. A view: ask again after `reserve`, `advance`
+        or `commit`. ValueError for positions that are not reserved."""
         return self._tables[request].slots(start, stop)
 
     def advance(self, request: int, length: int, tokens: Sequence[int]) -> None:
         """The rows of all positions below `length` are right now, as after a prompt chunk.
 
-        tokens: the request's text, at least `length` of it. Raises ValueError if that would
-        shrink what is valid, or passes what is reserved or known of the text.
+        tokens: the request's text, at least `length` of it. ValueError if that shrinks what is valid, or
+        passes what is reserved or known of the text.
         """
         self._validate(request, self._tables[request], length, tokens)
 
@@ -212,8 +195,8 @@ class KVCache:
         Drafters with a cache roll it back themselves: see `OwnKV` of `draft/model/kv.py`.
 
         accepted: nodes, root to leaf, ascending. Rows below `base` must be right where they are.
-        tokens: the request's text, with the accepted tokens. Raises ValueError as `advance` does,
-        and for nodes that do not ascend or leave what is reserved.
+        tokens: the request's text, with the accepted tokens. ValueError as of `advance`, and for nodes that
+        do not ascend or leave what is reserved.
         """
         table = self._tables[request]
         if base < table.valid:
@@ -231,7 +214,7 @@ class KVCache:
         self._give_back(self._tables.pop(request))
 
     def stop_publishing(self, request: int) -> None:
-        """Do not share what the request writes from now on: its root does not describe it."""
+        """Do not share what the request writes from now on."""
         self._tables[request].digest = None
 
     def check_pin(self, pages: int, spare: int) -> None:
@@ -267,8 +250,7 @@ class KVCache:
         shared, digest = found[best]
         held = {page for table in self._pins.values() if table.rank == best for page in table.pages}
         self.check_pin(len(set(shared) - held), spare)
-        table = self._pins[number] = self._sharing(root, shared, digest, best, "")
-        table.for_all = for_all
+        table = self._pins[number] = self._sharing(root, shared, digest, best, "", for_all)
         self._pins_changed()
         return table.valid
 
@@ -279,7 +261,7 @@ class KVCache:
             self._pins_changed()
 
     def clear_prefix(self) -> None:
-        """Forget all cached pages, pinned ones too; nothing that open requests wrote is published any more."""
+        """Forget all cached pages, pinned ones too. Nothing of open requests is published any more."""
         for number in list(self._pins):
             self.unpin(number)
         if self.spill is not None:
@@ -299,13 +281,18 @@ class KVCache:
             integrity.check(pool, index, tables)
 
     def _sharing(
-        self, root: Hashable, shared: Sequence[int], digest: bytes | None, rank: int, mode: str
+        self,
+        root: Hashable,
+        shared: Sequence[int],
+        digest: bytes | None,
+        rank: int,
+        mode: str,
+        for_all: Hashable,
     ) -> PageTable:
         """A table that begins with published pages."""
         pool = self._ranks[rank].pool
-        table = PageTable(
-            self.page_size, root, digest, rank, rank * pool.pages * self.page_size, mode
-        )
+        first = rank * pool.pages * self.page_size
+        table = PageTable(self.page_size, root, digest, rank, first, mode, for_all)
         for page in shared:
             pool.hold(page)
         table.extend(shared)
@@ -348,7 +335,10 @@ class KVCache:
         for page in pool.evict(count):
             if self.spill is not None:
                 self.spill.store(index.key(page), page)
-            self._count_evicted(index.forget(page))
+            mode = index.forget(page)
+            if mode not in self.evicted and len(self.evicted) >= MOST_MODES:
+                mode = "other"
+            self.evicted[mode] = self.evicted.get(mode, 0) + 1
 
     def _give_back(self, table: PageTable) -> None:
         pool, index = self._ranks[table.rank]
@@ -362,11 +352,6 @@ class KVCache:
         for n, rank in enumerate(self._ranks):
             open_ones = [t for t in pins if t.rank == n and t.for_all is not None]
             rank.prefix.open_to_all((t.for_all, page) for t in open_ones for page in t.pages)
-
-    def _count_evicted(self, mode: str) -> None:
-        if mode not in self.evicted and len(self.evicted) >= MOST_MODES:
-            mode = "other"
-        self.evicted[mode] = self.evicted.get(mode, 0) + 1
 
     def _validate(self, request: int, table: PageTable, length: int, tokens: Sequence[int]) -> None:
         limit = min(table.room, len(tokens))

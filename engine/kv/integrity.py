@@ -18,10 +18,8 @@ def _require(holds: bool, wrong: str) -> None:
 
 
 def check(pool: PagePool, index: PrefixIndex, tables: Mapping[int, PageTable]) -> None:
-    """Compare the pool, the prefix index and all tables with each other.
-
-    Raises IntegrityError naming the first thing that is wrong. Cost: linear in pages held.
-    """
+    """Compare the pool, the prefix index and all tables with each other, in linear time. IntegrityError
+    names the first thing that is wrong."""
     places = _check_tables(pool, index, tables)
     _check_pool(pool, index, places)
     _check_index(pool, index)

@@ -25,18 +25,8 @@ class PageFile:
     The file has no name: the system frees it when the process ends, however it ends, and no other user
     finds the texts in it. It is read and written, not mapped: a full disk is then an error and no signal.
 
-    Args:
-        storage: whose pages are kept.
-        page_size: tokens in a page.
-        most_bytes: how large the file may become.
-        folder: where it lies.
-
-    Raises:
-        ValueError: the storage's pages cannot be taken as they are, or the disk or the size is too small.
-
-    Attributes:
-        capacity: pages that it may hold.
-        stored, restored: pages written and read back so far.
+    Raises ValueError where the storage's pages cannot be taken as they are, and where the folder's disk or
+    `most_bytes` is too small.
     """
 
     def __init__(self, storage: KVStorage, page_size: int, most_bytes: int, folder: Path) -> None:
@@ -64,7 +54,7 @@ class PageFile:
         self._slots: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._free = list(range(self.capacity - 1, -1, -1))
         self._works = True
-        self.stored = self.restored = 0
+        self.stored = self.restored = 0  # pages written and read back so far
 
     def __contains__(self, key: Key) -> bool:
         return key in self._slots
@@ -81,7 +71,8 @@ class PageFile:
             return
         slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
         sides = self._storage.page(page, self._page_size)
-        data = np.concatenate([_bytes(side) for side in sides])
+        flat = [side.contiguous().view(-1).view(torch.uint8).numpy() for side in sides]
+        data: NDArray[np.uint8] = np.concatenate(flat)
         try:
             self._file.seek(slot * self._page_bytes)
             if self._file.write(data.data) != len(data):
@@ -93,7 +84,7 @@ class PageFile:
         self.stored += 1
 
     def restore(self, key: Key, page: int) -> bool:
-        """Fill a page with what is kept under a key; False: nothing is, or it cannot be read."""
+        """Fill a page with what is kept under a key. False: nothing is, or it cannot be read."""
         slot = self._slots.get(key)
         if slot is None:
             return False
@@ -130,9 +121,3 @@ class PageFile:
         logger.warning("kv_spill is not used any more: {}", error)
         self._works = False
         self._slots.clear()
-
-
-def _bytes(side: torch.Tensor) -> NDArray[np.uint8]:
-    """A copy of rows as bytes [n], in their order."""
-    flat: NDArray[np.uint8] = side.contiguous().view(-1).view(torch.uint8).numpy()
-    return flat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -49,9 +50,7 @@ class PagePool:
 
     def take(self, count: int, after: int | None = None) -> list[int]:
         """`count` free pages, now referenced once; those next to page `after` where they are free.
-
-        Raises ValueError if fewer are free: evict first.
-        """
+        ValueError if fewer are free: evict first."""
         if count > self._free:
             raise ValueError(f"{count} pages asked for, {self._free} are free")
         taken: list[int] = []
@@ -108,7 +107,7 @@ class PagePool:
         for run in np.argsort(-lengths, kind="stable"):
             start, length = int(starts[run]), int(lengths[run])
             used = min(count - len(chosen), length)
-            # The table whose pages end where this run starts may grow: leave it half of the slack.
+            # The table whose pages end where this run starts may grow: leave it half of the room.
             first = start + (length - used) // 2 if start else 0
             chosen += range(first, first + used)
             if len(chosen) == count:
@@ -116,52 +115,21 @@ class PagePool:
         return chosen
 
 
+@dataclass(slots=True, eq=False)
 class PageTable:
-    """The pages of one request in the order of its text, and how much of them is valid.
+    """The pages of one request in the order of its text, and how much of them is valid."""
 
-    `valid`: positions whose rows are right. `sealed`: leading pages that are, or were, published:
-    they may be in other tables too and are never written. `digest`: that of the text in the
-    sealed pages; None: this table publishes nothing (more). `rank`: the data-parallel rank that
-    has the pages. `first`: the slot of that rank's page 0. `mode`: its name, for statistics.
-    `for_all`: the root of pages that it may share besides its own root's.
-    """
-
-    __slots__ = (
-        *(
-            "_slots",
-            "digest",
-            "first",
-            "for_all",
-            "mode",
-            "page_size",
-            "pages",
-            "rank",
-            "root",
-            "sealed",
-            "valid",
-        ),
-    )
-
-    def __init__(
-        self,
-        page_size: int,
-        root: Hashable,
-        digest: bytes | None,
-        rank: int = 0,
-        first: int = 0,
-        mode: str = "",
-    ) -> None:
-        self.mode = mode
-        self.rank = rank
-        self.first = first
-        self.page_size = page_size
-        self.root = root
-        self.for_all: Hashable = None
-        self.digest = digest
-        self.pages: list[int] = []
-        self.valid = 0
-        self.sealed = 0
-        self._slots: Ints = np.empty(0, dtype=np.int64)
+    page_size: int
+    root: Hashable
+    digest: bytes | None  # of the text in the sealed pages; None: it publishes nothing (more)
+    rank: int = 0  # the data-parallel rank that has the pages
+    first: int = 0  # the slot of that rank's page 0
+    mode: str = ""  # its name, for statistics
+    for_all: Hashable = None  # the root of pages that it may share besides its own root's
+    pages: list[int] = field(default_factory=list)
+    valid: int = 0  # positions whose rows are right
+    sealed: int = 0  # leading pages that are, or were, published: other tables may have them
+    _slots: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def room(self) -> int:

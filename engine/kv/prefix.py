@@ -18,10 +18,8 @@ def chain(digest: bytes, tokens: Sequence[int]) -> bytes:
 
 
 class Key(NamedTuple):
-    """What decides the rows of a page: the root, and all text up to the end of the page.
-
-    The root holds whatever else changes keys and values, such as the mode's routed groups.
-    """
+    """What decides the rows of a page: all text up to its end, and the root, which holds whatever else changes
+    keys and values, such as the mode's routed groups."""
 
     root: Hashable
     digest: bytes
@@ -35,9 +33,7 @@ class PrefixIndex:
         self._key_of: dict[int, Key] = {}
         self._parent_of: dict[int, int] = {}
         self._mode_of: dict[int, str] = {}
-        self._for_all: dict[
-            Key, int
-        ] = {}  # further keys of pinned pages, by which every request finds them
+        self._for_all: dict[Key, int] = {}  # further keys of pinned pages, by which all find them
 
     def __len__(self) -> int:
         return len(self._page_of)
@@ -53,16 +49,13 @@ class PrefixIndex:
         return self._page_of.get(key)
 
     def following(self, page: int, key: Key, for_all: Hashable) -> int | None:
-        """The published page with this key, or open to all, that follows another; -1: that begins a text."""
+        """The published page with this key, or open to all, that follows `page`; -1: that begins a text."""
         own, other = self.find(key), self._for_all.get(Key(for_all, key.digest))
         ways = (found for found in (own, other) if found is not None)
         return next((found for found in ways if self._parent_of[found] == page), None)
 
     def open_to_all(self, pages: Iterable[tuple[Hashable, int]]) -> None:
-        """Let requests of all roots find these pages, which are pinned, and none besides.
-
-        pages: (a root that others share, page).
-        """
+        """Let requests of all roots find these pinned pages, each with a root that others share."""
         self._for_all = {Key(root, self._key_of[page].digest): page for root, page in pages}
 
     def key(self, page: int) -> Key:
@@ -107,7 +100,7 @@ class PrefixIndex:
         pages: list[int],
         digest: bytes,
     ) -> tuple[list[int], bytes]:
-        """Go on from some pages, and the digest at their end, as far as a table leads."""
+        """Follow a table from some pages, and the digest at their end, as far as it leads."""
         for start in range(len(pages) * page_size, len(tokens) - page_size + 1, page_size):
             longer = chain(digest, tokens[start : start + page_size])
             page = table.get(Key(root, longer))
@@ -125,19 +118,15 @@ class PrefixIndex:
         self._parent_of[page] = parent
 
     def forget(self, page: int) -> str:
-        """The page will hold something else: `match` must not find it any more. Returns the name of the
-        mode that it was published with."""
+        """The page will hold something else. Returns the name of the mode that it was published with."""
         del self._page_of[self._key_of.pop(page)]
         del self._parent_of[page]
         return self._mode_of.pop(page)
 
     def clear(self) -> None:
         """Forget all pages."""
-        self._page_of.clear()
-        self._key_of.clear()
-        self._parent_of.clear()
-        self._mode_of.clear()
-        self._for_all.clear()
+        for table in (self._page_of, self._key_of, self._parent_of, self._mode_of, self._for_all):
+            table.clear()
 
 
 class RankPages(NamedTuple):

@@ -24,8 +24,8 @@ def lazy_zeros(
 ) -> torch.Tensor:
     """Zeros that, on the CPU, take no memory until they are written: most pages may never be.
 
-    Small memory pages, too: a huge one would be filled for one token, and the attention of eight
-    short texts took half as long again on them.
+    In small memory pages: a huge one would be filled for one token, and the attention of eight short
+    texts took half as long again on them.
     """
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -52,9 +52,8 @@ class KVShape:
 class KVStorage:
     """Keys and values, `k[layer]` and `v[layer]`, each [slots, kv_heads, head_dim].
 
-    Other storages keep the same rows in another order; `read`, `write` and
-    `move` work in any order. Rows start as zeros: a kernel may read (and mask) rows never written, and
-    zero times an uninitialised NaN would not be zero.
+    Other storages keep the same rows in another order; `read`, `write` and `move` work in any order. Rows
+    start as zeros: a kernel may read (and mask) rows never written, and zero times a NaN is not zero.
 
     Where attention is data parallel, each of `dp_ranks` holds a part of the slots, one part after the
     other: a request's must all be of one. `share`: how much of a token's bytes the memory that is

@@ -1,24 +1,28 @@
-"""Grouped-query attention over cached keys and values: who sees what, and the layer itself.
+"""Grouped-query attention over cached keys and values: who sees what, the layer itself, and rotary positions.
 
 GQA: Ainslie et al., arXiv 2305.13245. The rows of a step are laid out as lines of attention: the
 rows from the context to a leaf. A row's keys lie at their place in the text, whatever siblings stand
 between them in the step, so its sums run in the order of plain decoding.
+
+RoPE: Su et al., arXiv 2104.09864. YaRN: Peng et al., arXiv 2309.00071. Dynamic NTK and Llama 3 scaling as the
+public checkpoints that carry those names define them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastslow.engine.model.ops import Keys, Ops, Sinks, wide
-from fastslow.engine.model.rope import rotation
-from fastslow.engine.model.shape import DecoderShape
-from fastslow.engine.types import Ints, Rows
+from fastslow.engine.model.shape import DecoderShape, RopeScaling
+from fastslow.engine.types import Floats, Ints, Rows
 
 MAX_ROWS = 128  # a longer prompt chunk is cut, so that its first rows do not read its last keys
 MAX_SCORES = 1 << 22  # keys times rows of the lines that share one call, to bound memory
@@ -33,20 +37,17 @@ class Line:
     seen: Ints
 
     def within(self, window: int, block: int) -> Line:
-        """Without the whole blocks of keys that lie before the window of its first row: a row's sums run
-        over the same blocks whichever row is the first."""
+        """Without the whole blocks of keys before its first row's window, so that sums keep their blocks."""
         unseen = max(0, int(self.seen[0]) - window) // block * block if window else 0
         return Line(self.rows, self.slots[unseen:], self.seen - unseen)
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """L lines of P rows each that are computed as one batch.
+    """L lines of P rows each, computed as one batch.
 
-    gather: int64 [L * P], the row of the step that each row is, padding repeats one; None: all rows
-    of the step in order. scatter and rows: int64 [R], the entries of [L * P] that are real, and the
-    rows that they give.
-    """
+    gather: int64 [L * P], the row of the step that each row is, padding repeats the last; None: all in order.
+    scatter, rows: int64 [R], the entries of [L * P] that are real, and the rows that they give."""
 
     count: int
     gather: Tensor | None
@@ -71,7 +72,7 @@ def lines_of(rows: Rows) -> Iterator[Line]:
 
 
 def _paths(parents: Ints) -> Iterator[tuple[Ints, int]]:
-    """The rows from the root to every leaf, and how many at the end of them no earlier leaf had."""
+    """The rows from the root to every leaf, and how many at its end no earlier leaf had."""
     count = len(parents)
     if np.array_equal(parents, np.arange(-1, count - 1)):
         if count:
@@ -96,10 +97,9 @@ def layout(
     device: torch.device,
     window: int = 0,
 ) -> list[Lines]:
-    """The calls of attention that a step makes, alike for every layer of this window (0: sees all).
+    """The calls of attention that a step makes, alike for all layers of this window (0: sees all).
 
-    padded: rows of the step with padding. group: query heads per KV head. dtype: of the scores.
-    """
+    padded: rows of the step with padding. group: query heads per KV head. dtype: of the scores."""
     alike: dict[tuple[int, int], list[Line]] = defaultdict(list)
     for whole in lines_of(rows):
         line = whole.within(window, ops.block)
@@ -154,7 +154,7 @@ def _keys(
 
 
 def as_run(slots: Ints) -> slice | None:
-    """The slice that these slots are, if they are one ascending run of at least one."""
+    """The slice that these slots are, if they are one ascending run."""
     if not len(slots):
         return None
     first = int(slots[0])
@@ -239,7 +239,6 @@ class Attention:
         return turned[:, : c.heads], turned[:, c.heads :], mixed[:, c.heads + c.kv_heads :]
 
     def out_proj(self, seen_PI: Tensor) -> Tensor:
-        """[P, hidden] from what the heads saw, [P, heads * head_dim]."""
         return self.ops.linear(seen_PI, self.out, self.out_bias)
 
     def _attend(self, q_PHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, step: Step) -> Tensor:
@@ -269,3 +268,109 @@ def _store(cache_SKD: Tensor, step: Step, fresh_PKD: Tensor) -> None:
         cache_SKD[step.slots].copy_(fresh)
     else:
         cache_SKD.index_copy_(0, step.slots, fresh.to(cache_SKD.dtype))
+
+
+FIRST = 1024  # positions of the first table
+
+
+@lru_cache(maxsize=256)
+def inverse_frequencies(config: DecoderShape, max_len: int = 0) -> Tensor:
+    """float64 [head_dim / 2], radians per position, on the CPU.
+
+    max_len: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
+    request keeps one base from its first token to its last; <= 0 means unscaled."""
+    turning = _turning(config, max_len)
+    still = torch.zeros(config.head_dim // 2 - len(turning), dtype=torch.float64)
+    return torch.cat(
+        (turning, still)
+    )  # `rotary_order` puts dims that stand still where the zeros are
+
+
+def _turning(config: DecoderShape, max_len: int) -> Tensor:
+    dim, theta, scaling = config.rotary_width, config.rope_theta, config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        length = max(max_len, config.max_positions)
+        stretch = scaling.factor * length / config.max_positions - (scaling.factor - 1)
+        theta *= stretch ** (dim / (dim - 2))
+    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    if scaling is None or scaling.kind == "dynamic":
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    if scaling.kind == "factors":
+        return frequencies / torch.tensor(scaling.factors, dtype=torch.float64)
+    if scaling.kind == "yarn":
+        return _yarn(frequencies, theta, scaling)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_max_positions * frequencies / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * keep + frequencies / scaling.factor * (1 - keep)
+
+
+def _yarn(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
+    """Pairs before the first place keep their frequency, those after the last are stretched."""
+    dim = 2 * len(frequencies)
+    first, last = (
+        dim
+        * math.log(scaling.original_max_positions / (turns * 2 * math.pi))
+        / (2 * math.log(theta))
+        for turns in (scaling.fast_turns, scaling.slow_turns)
+    )
+    if scaling.whole_pairs:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    width = last - first or 0.001
+    places = torch.arange(len(frequencies), dtype=torch.float64)
+    stretched = ((places - first) / width).clamp(0, 1)
+    return frequencies * (1 - stretched) + frequencies / scaling.factor * stretched
+
+
+def rotation(
+    config: DecoderShape, positions: Ints, max_len: Ints, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines, each [T, 1, head_dim] in `dtype`, times yarn's attention factor.
+
+    positions and max_len: int64 [T]. The first half of the sines is negated, so that a rotation is
+    `x * cos + roll(x, head_dim / 2) * sin` (half-split "rotate_half")."""
+    max_lens = max_len.tolist() if config.dynamic_rope else [0]
+    frequencies = torch.stack([inverse_frequencies(config, r) for r in max_lens]).to(device, dtype)
+    angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    if config.rope_scaling is not None and config.rope_scaling.attention_factor != 1:
+        cos, sin = (
+            cos * config.rope_scaling.attention_factor,
+            sin * config.rope_scaling.attention_factor,
+        )
+    return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+
+
+class Rotary:
+    """A table of cosines and sines by position, which grows with the texts."""
+
+    def __init__(self, config: DecoderShape) -> None:
+        self._config = config
+        scaling = config.rope_scaling
+        self._moves = scaling is not None and scaling.kind == "dynamic"
+        self._cos: Floats = np.empty((0, config.head_dim // 2), dtype=np.float32)
+        self._sin = self._cos
+
+    def at(self, rows: Rows) -> tuple[Floats, Floats]:
+        """float32 [T, head_dim / 2] each."""
+        positions = rows.positions
+        if self._moves:  # the base depends on how long a request may become
+            return self._computed(positions, np.repeat(rows.max_len, np.diff(rows.starts)))
+        most = int(positions.max()) + 1
+        if most > len(self._cos):
+            size = max(FIRST, 1 << (most - 1).bit_length())
+            all_of_them = np.arange(size)
+            self._cos, self._sin = self._computed(all_of_them, np.zeros_like(all_of_them))
+        return self._cos[positions], self._sin[positions]
+
+    def _computed(self, positions: Ints, max_len: Ints) -> tuple[Floats, Floats]:
+        half = self._config.head_dim // 2
+        cos, sin = rotation(self._config, positions, max_len, torch.float32, torch.device("cpu"))
+        return _half(cos[:, 0, :half]), _half(sin[:, 0, half:])
+
+
+def _half(values: Tensor) -> Floats:
+    return np.ascontiguousarray(values.numpy())

@@ -37,34 +37,19 @@ class Model(Protocol):
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """Run the rows, writing their keys and values to `kv` at their slots.
 
-        Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs` (only their
-        best tokens where `rows.only_best`), and where `features` names layers, their outputs (0 = the
-        first layer's) of `rows.feature_rows`, [S, len(features) * H] in the model's dtype, side by side in
-        the order named. M and S may be 0.
-
-        Raises:
-            ValueError: a step without rows, a feature layer that this model does not run, or another kind
-                of storage.
-        """
+        Returns logits, float32 [M, V] (float64 for a float64 model), of `rows.outputs` (only their best
+        tokens where `rows.only_best`), and where `features` names layers, their outputs (0 = the first
+        layer's) of `rows.feature_rows`, [S, len(features) * H] in the model's dtype. M and S may be 0.
+        ValueError: a step without rows, a layer that does not run, or another kind of storage."""
 
     def layer_subset(self, layers: Sequence[int]) -> Model:
-        """The same weights with only these layers, for the same KV: layer n still reads and writes
-        `kv.k[n]` and `kv.v[n]`, those of the others are left alone.
+        """The same weights with only these layers, ascending; layer n still uses `kv.k[n]` and `kv.v[n]`.
 
-        Args:
-            layers: ascending, of those that this model runs.
-
-        Raises:
-            ValueError: none, out of order, or one that this model does not run.
-        """
+        ValueError: none, out of order, or one that this model does not run."""
 
 
 def check_layers(layers: Sequence[int] | None, running: Sequence[int]) -> tuple[int, ...]:
-    """`layers`, of the `running` ones, as they will run; None = all of those.
-
-    Raises:
-        ValueError: none, out of order, or one that does not run.
-    """
+    """`layers`, of the `running` ones, as they will run; None = all. ValueError as `layer_subset` says."""
     chosen = tuple(running if layers is None else layers)
     if not chosen or not set(chosen) <= set(running) or any(a >= b for a, b in pairwise(chosen)):
         raise ValueError(f"layers {list(chosen)} must ascend and be {_of(running)}")
@@ -103,12 +88,7 @@ W = TypeVar("W", bound=ModelWeights)
 
 
 class LayeredModel(Generic[W]):
-    """What decoders in torch share: their weights, and which of the layers run.
-
-    Args:
-        weights: the model's, shared by its subsets.
-        layers: those that run, the others are skipped; None = all.
-    """
+    """What decoders in torch share: their weights, and which of the layers run (None = all)."""
 
     def __init__(self, weights: W, layers: Sequence[int] | None = None) -> None:
         self.weights = weights
@@ -127,7 +107,6 @@ class LayeredModel(Generic[W]):
         return self.weights.device
 
     def layer_subset(self, layers: Sequence[int]) -> Self:
-        """See `Model.layer_subset`."""
         return type(self)(self.weights, check_layers(layers, self.layers))
 
 

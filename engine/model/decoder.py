@@ -16,9 +16,17 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.attention import Attention, Step
 from fastslow.engine.model.base import LayeredModel, best_tokens, check_step
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear, ReadQuant, no_int8
 from fastslow.engine.model.moge import BestOfAll, Mlp, Moge
-from fastslow.engine.model.ops import Experts, Ops, Sinks, soft_cap, wide
+from fastslow.engine.model.ops import (
+    Experts,
+    Ops,
+    QuantLinear,
+    ReadQuant,
+    Sinks,
+    no_int8,
+    soft_cap,
+    wide,
+)
 from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.model.tensors import layer_norms
 from fastslow.engine.types import Ints, ModelOutput, Rows
@@ -29,8 +37,7 @@ Sublayer = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One pre-norm layer: x += attention(norm(x)); x += mlp(norm(x)). Post norms are of what
-    a sublayer adds."""
+    """One pre-norm layer: x += attention(norm(x)); x += mlp(norm(x)). Post norms are of what is added."""
 
     attention: Attention
     mlp: Mlp | Moge
@@ -44,11 +51,8 @@ class LayerWeights:
 class Weights:
     """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_shapes`.
 
-    linear: gives matrices that are to run in int8, None for the others.
-
-    Matrices are stacked and packed one by one as they are read, so that beside the finished ones
-    no more than one lies in memory. A tied head is packed beside the embedding, which stays.
-    """
+    linear: gives matrices that are to run in int8, None for the others. Matrices are stacked and packed one
+    by one as they are read, so that beside the finished ones no more than one lies in memory."""
 
     config: ModelConfig
     ops: Ops
@@ -87,30 +91,25 @@ class Weights:
         return x_TH + self.normed(mlp(self.normed(x_TH, layer.mlp_norm)), layer.mlp_post_norm)
 
     def _norm(self, name: str) -> Tensor:
-        """The weight of a norm; with an offset in float32, since 1 + x has few bits left for x."""
+        """With an offset in float32, since 1 + x has few bits left for x."""
         if not (offset := self.config.norm_offset):
             return self._plain(f"{name}.weight")
         return self._plain(f"{name}.weight", dtype=wide(self.dtype)).add_(offset)
 
     def _plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The named tensors below each other."""
         parts = [self.read(name) for name in names]
         shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
         whole = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         return _fill(whole, parts)
 
     def _packed(self, *names: str) -> Tensor:
-        """The named matrices below each other."""
         matrices = [m for name in names if (m := self.linear(name)) is not None]
         if len(matrices) == len(names):
             return self.ops.pack_int8(QuantLinear.stack(matrices)).to(self.device)
         return self._pack([self.read(name) for name in names])
 
     def _pack(self, parts: list[Tensor]) -> Tensor:
-        """Matrices below each other, packed out of one reused buffer.
-
-        A buffer for each would leave holes between the packed ones that none fits.
-        """
+        """Out of one reused buffer: a buffer for each would leave holes between the packed ones."""
         shape = (sum(len(part) for part in parts), parts[0].shape[1])
         if self._buffer.numel() < prod(shape):
             self._buffer = self._buffer.new_empty(prod(shape))
@@ -219,8 +218,8 @@ class Weights:
 
 
 def run_heads(c: DecoderShape, rows: Tensor) -> Tensor:
-    """Rows of queries, keys and values below each other as layers run them: dims of queries and keys in the
-    order in which they are rotated, values filled up with zeros to the width of keys."""
+    """Rows of queries, keys and values as layers run them: dims in the order in which they are rotated, values
+    filled up with zeros to the width of keys."""
     if c.heads_as_stored:
         return rows
     turned = (c.heads + c.kv_heads) * c.head_dim
@@ -245,15 +244,12 @@ def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:
 class Decoder(LayeredModel[Weights]):
     """A pre-norm transformer of any known family: what differs is fields of its shape.
 
-    A row's result has the same bits whatever rows run beside it, however its text was cut into
-    chunks, and whichever slots hold its keys (see `engine.backends.torch.reference`).
-    """
+    A row's result has the same bits whatever rows run beside it, however its text was cut into chunks."""
 
     storage = KVStorage
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """See `Model.forward`."""
         check_step(rows, kv, self.storage, features, self.layers)
         x_PH, step, groups = self._start(rows)
         w = self.weights
@@ -282,7 +278,7 @@ class Decoder(LayeredModel[Weights]):
         return self.weights.ops.linear(last_MH, self.weights.head).to(dtype)
 
     def _start(self, rows: Rows) -> tuple[Tensor, Step, Ints]:
-        """Embeddings, what the layers share, and groups per row, padded to whole `ops.rows`."""
+        """Embeddings, what the layers share, and groups per row (none for padding), padded to `ops.rows`."""
         count, ops = len(rows.tokens), self.weights.ops
         padded = count + -count % ops.rows
         tokens = torch.from_numpy(_pad(rows.tokens, padded)).to(self.device)

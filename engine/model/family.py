@@ -1,19 +1,205 @@
-"""What a family of models says of itself, and the families that are registered.
+"""What a family of models says of itself, the families that are registered, and the fields of a config.json that
+they read.
 
-The families themselves stand above, in `engine/families`: nothing in here knows one by its name.
+The families themselves stand above, in `engine/families`: nothing in here knows one by its name. Every read raises
+ValueError naming the field, its value, the limit.
 """
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from loguru import logger
+
 if TYPE_CHECKING:  # `import fastslow` registers families, and stays light
     from fastslow.engine.host.gguf_file import GgufFile
-    from fastslow.engine.model.config_json import ConfigJson
     from fastslow.engine.model.shape import DecoderShape
+
+MOST = 2**31 - 1  # what an int of the kernels holds
+# A weight that is there shows that a size is right; these come before any is looked at.
+MOST_LAYERS, MOST_EXPERTS, MOST_HEADS, MOST_HEAD_DIM = 4096, 65_536, 65_536, 16_384
+MOST_WIDTH = 2**24  # of hidden states and of what lies inside an MLP
+LEAST_EPS, MOST_EPS = 1e-20, 1.0
+LEAST_THETA, MOST_THETA = 1.0, 1e15
+MOST_STRETCH = 1e6  # of rotary positions
+
+
+def _shown(value: object) -> str:
+    from fastslow.engine.checked import shown
+
+    return shown(value)
+
+
+def integer(
+    raw: Mapping[str, Any], name: str, default: int | None = None, most: int = MOST, least: int = 1
+) -> int:
+    """A whole number from `least` to `most`; a missing or null field is `default`."""
+    value = _given(raw, name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} {_shown(value)} must be a whole number of at least {least}")
+    if value > most:
+        raise ValueError(f"{name} {_shown(value)} must be at most {most}")
+    return value
+
+
+def number(
+    raw: Mapping[str, Any],
+    name: str,
+    default: float | None = None,
+    least: float = 0.0,
+    most: float = 1e30,
+) -> float:
+    """A finite number above 0, from `least` to `most`; a missing or null field is `default`."""
+    value = _given(raw, name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} {_shown(value)} must be a number")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} {_shown(value)} must be a finite number above 0")
+    if not least <= value <= most:
+        raise ValueError(f"{name} {_shown(value)} must be from {least:g} to {most:g}")
+    return float(value)
+
+
+def _given(raw: Mapping[str, Any], name: str, default: float | None) -> object:
+    value = raw.get(name)
+    value = default if value is None else value
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    return value
+
+
+def boolean(raw: Mapping[str, Any], name: str, default: bool) -> bool:
+    """true or false; a missing or null field is `default`."""
+    value = raw.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} {_shown(value)} must be true or false")
+    return value
+
+
+def text(raw: Mapping[str, Any], name: str, default: str | None) -> str | None:
+    """A string; a missing or null field is `default`."""
+    value = raw.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise ValueError(f"{name} {_shown(value)} must be a string")
+    return value
+
+
+def integers(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Whole numbers from 0 to MOST: one, a list of them, or none where missing or null."""
+    value = raw.get(name)
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
+        raise ValueError(f"{name} {_shown(value)} must be whole numbers of at least 0")
+    if any(v > MOST for v in values):
+        raise ValueError(f"{name} {_shown(value)} must be at most {MOST}")
+    return tuple(values)
+
+
+def count(raw: Mapping[str, Any], name: str, most: int = MOST) -> int:
+    """A whole number from 0 to `most`; 0 where missing or null."""
+    return integer(raw, name, default=0, least=0, most=most)
+
+
+# Fields that change no forward of any family, whatever their value: names, files, training, sampling.
+_NAMES = """
+architectures model_type _name_or_path name_or_path transformers_version torch_dtype dtype auto_map
+tokenizer_class processor_class task_specific_params id2label label2id is_encoder_decoder is_decoder
+initializer_range aux_loss_alpha use_cache pretraining_tp return_dict output_hidden_states output_attentions
+output_router_logits router_aux_loss_coef router_jitter_noise attention_dropout hidden_dropout
+embd_pdrop resid_pdrop attn_pdrop classifier_dropout attention_probs_dropout_prob
+attention_softmax_in_fp32 attn_implementation _attn_implementation _attn_implementation_autoset
+_attn_implementation_internal use_flash_attn use_flash_attention _flash_attn_2_enabled
+bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id
+tie_encoder_decoder tied_weights_keys num_nextn_predict_layers num_mtp_layers
+quantization_config compression_config unsloth_version unsloth_fixed gradient_checkpointing finetuned
+temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+max_length min_length max_new_tokens num_beams num_beam_groups num_return_sequences do_sample
+early_stopping diversity_penalty bad_words_ids suppress_tokens begin_suppress_tokens
+forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+encoder_no_repeat_ngram_size chunk_size_feed_forward prefix finetuning_task problem_type
+pruned_heads torchscript use_bfloat16 tf_legacy_loss output_scores return_dict_in_generate
+is_llama_config transformers.js_config intermediate_size max_window_layers ep_size
+num_key_value_groups initial_context_length
+"""
+HARMLESS = frozenset(_NAMES.split())
+# Words that names of fields have which do change one. A name that has none of them is only warned of.
+CHANGES = re.compile(
+    r"sink|sliding|window|layer_type|layers_type|layer_pattern|rope|rotary|yarn|qk_|q_norm|k_norm|softcap|"
+    r"soft_cap|multiplier|scal(e|ing)|gate|gating|norm|conv|ssm|mamba|linear_|delta|lora_rank|"
+    r"expert|router|topk|top_k|moe|alibi|parallel|clip|clamp|limit|residual|bias|mup|attention|attn|head|"
+    r"channels|activation|hidden_act|position_embedding|cross_|embedding_|embed_|logit|chunk|mla|mqa|"
+    r"decoder_sparse|dense_layer|first_k_dense|no_rope|nope|partial|swiglu|alpha|temperature|kv_|per_layer"
+)
+RATIO = re.compile(r"multiplier|scal(e|ing)|factor")  # 1 does nothing
+NOTHING = ("", "default", "none", "null", "silu", "rope", "full_attention")  # what all do
+
+
+class ConfigJson(Mapping[str, Any]):
+    """Fields, as a dict, which remembers which of them were read.
+
+    `check_rest` refuses an unread field whose name says that it changes the forward, unless its value says
+    that it does not: a model that runs without it answers wrongly, and nobody sees why. Unknown names are
+    logged: fine-tunes carry notes of all kinds. owner: what reads them, for messages. prefix: what messages
+    write before a name. strict: refuse whatever is not read and does something."""
+
+    def __init__(
+        self, raw: Mapping[str, Any], owner: object, prefix: str = "", strict: bool = False
+    ) -> None:
+        self._raw = raw
+        self._owner = owner
+        self._prefix = prefix
+        self._strict = strict
+        self._seen: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self._seen.add(name)
+        return self._raw[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def inside(self, name: str) -> ConfigJson:
+        """The fields of an object in here, of which none may stay unread; none where it is missing."""
+        value = self.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be an object, got {_shown(value)}")
+        return ConfigJson(value or {}, self._owner, f"{name}.", strict=True)
+
+    def check_rest(self) -> None:
+        """ValueError for a field that was not read and changes the forward; warns of unknown ones."""
+        rest = {n: v for n, v in self._raw.items() if n not in self._seen and n not in HARMLESS}
+        odd = []
+        for name, value in rest.items():
+            if _neutral(str(name), value):
+                continue
+            if self._strict or CHANGES.search(str(name).lower()):
+                raise ValueError(
+                    f"{self._prefix}{name:.99} {_shown(value)} changes the model in a way that "
+                    f"{self._owner} does not know here"
+                )
+            odd.append(f"{name:.99}")
+        if odd:
+            logger.warning("fields of config.json that nothing reads: {}", ", ".join(odd[:9]))
+
+
+def _neutral(name: str, value: object) -> bool:
+    if isinstance(value, str):
+        return value.lower() in NOTHING
+    if isinstance(value, list):
+        return all(isinstance(one, str) and one in NOTHING for one in value)
+    return not value or (value == 1 and RATIO.search(name.lower()) is not None)
+
 
 GGUF_ARCHITECTURE = "general.architecture"
 GGUF_TOP = {  # tensors of every architecture, without the ending .weight
@@ -61,15 +247,10 @@ GGUF_EXPERTS = {  # [experts, out, in] each; * is the expert's number
 class GgufNames:
     """How GGUF files spell a family.
 
-    Attributes:
-        architecture: `general.architecture`.
-        layer: from what stands after "blk.N." to what stands after "model.layers.N.", both without
-            the ending ".weight" or ".bias", which stays.
-        interleaved: rows of q and k lie in pairs (2i, 2i + 1) of a head, not half a head apart.
-        fields: header keys after "<architecture>." that only this family has, and the fields of config.json that
-            they stand for; "a.b" is field b of object a.
-        given: fields that hold for all such files, whose header does not say so.
-    """
+    architecture: `general.architecture`. layer: from what stands after "blk.N." to what stands after
+    "model.layers.N.", both without ".weight" or ".bias". interleaved: rows of q and k lie in pairs
+    (2i, 2i + 1) of a head, not half a head apart. fields: further header keys after "<architecture>.", and the
+    fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files."""
 
     architecture: str
     layer: Mapping[str, str]
@@ -78,26 +259,15 @@ class GgufNames:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-def as_spelled(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields as they are."""
-    return raw
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Architectures that one function reads.
+    """Architectures, as config.json names them, that one function reads: fields of config.json to a shape.
 
-    Attributes:
-        architectures: as config.json names them.
-        read: the shape, from the fields of config.json. ValueError for what it does not know.
-        gguf: how GGUF files spell it; None where they do not.
-        spelled: config.json's fields in one spelling, where there are several.
-    """
+    read raises ValueError for what it does not know. gguf: how GGUF files spell it; None where they do not."""
 
     architectures: tuple[str, ...]
     read: Callable[[ConfigJson], DecoderShape]
     gguf: GgufNames | None = None
-    spelled: Callable[[Mapping[str, Any]], Mapping[str, Any]] = as_spelled
 
 
 _registered: dict[str, Family] = {}  # by architecture
@@ -123,11 +293,7 @@ def _known() -> dict[str, Family]:
 
 
 def family_of(architecture: object) -> Family:
-    """The family of an architecture in config.json.
-
-    Raises:
-        ValueError: none has it.
-    """
+    """The family of an architecture in config.json. ValueError: none has it."""
     known = _known()
     family = known.get(architecture) if isinstance(architecture, str) else None
     if family is None:
@@ -142,11 +308,7 @@ def architecture_in(raw: Mapping[str, Any]) -> object:
 
 
 def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
-    """The family of a GGUF file, and how the file spells it.
-
-    Raises:
-        ValueError: none has its architecture.
-    """
+    """The family of a GGUF file, and how the file spells it. ValueError: none has its architecture."""
     architecture = str(file.fields.get(GGUF_ARCHITECTURE))
     spelled = {f.gguf.architecture: (f, f.gguf) for f in _known().values() if f.gguf is not None}
     if architecture not in spelled:
@@ -155,6 +317,4 @@ def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
 
 
 def _unknown(field: str, value: object, known: Iterable[str]) -> ValueError:
-    from fastslow.engine.checked import shown
-
-    return ValueError(f"{field} {shown(value)} is not one of the known {', '.join(known)}")
+    return ValueError(f"{field} {_shown(value)} is not one of the known {', '.join(known)}")

@@ -15,11 +15,8 @@ from fastslow.engine.types import Ints
 
 
 class ExpertChoice(NamedTuple):
-    """The experts that rows run, one of each group or the best of all.
-
-    numbers: int32 [T, G]; the number E stands for none. weights: [T, G], 0 where none; float32, float64
-    for a float64 model.
-    """
+    """The experts that rows run: int32 [T, G], the number E stands for none, and their weights [T, G], 0
+    where none; float32, float64 for a float64 model."""
 
     numbers: Tensor
     weights: Tensor
@@ -29,10 +26,8 @@ def choose(logits_TE: Tensor, scale_E: Tensor, groups: int, wanted_T: Tensor) ->
     """Softmax over all experts, then the likeliest of each group (the first on an exact tie).
 
     An expert's weight is its probability times its `scale`; nothing is renormalised. wanted_T: integer [T],
-    how many groups run for each row: those of largest weight, the lower group first on a tie;
-    ALL_GROUPS or `groups` and more mean all. No step waits for the host, and ties are broken by comparing,
-    not by a library's order.
-    """
+    how many groups run for each row: those of largest weight, the lower group first on a tie; ALL_GROUPS or
+    `groups` and more mean all. No step waits for the host."""
     count = logits_TE.shape[1]
     size = count // groups
     each = logits_TE.softmax(-1).view(-1, groups, size)
@@ -54,10 +49,8 @@ def choose_best(
 ) -> ExpertChoice:
     """The `router.top_k` best experts of each row, the best first, the lower number on an exact tie.
 
-    choice_bias_E: counts for the choice alone. wanted_T: integer [T], how many of them run for each row;
-    ALL_GROUPS or `top_k` and more mean all. Where the router divides weights by their sum, or takes a
-    softmax of the chosen, it is that of those that run.
-    """
+    choice_bias_E: counts for the choice alone. wanted_T: as in `choose`, of the experts. Where the router
+    divides weights by their sum, or takes a softmax of the chosen, it is that of those that run."""
     scores = router_scores(logits_TE, router)
     ranked = scores if choice_bias_E is None else scores + choice_bias_E
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
@@ -77,7 +70,6 @@ def choose_best(
 
 
 def _limits(wanted_T: Tensor, most: int) -> Tensor:
-    """[T, 1]: ALL_GROUPS, which is below 0, is `most`."""
     return torch.where(wanted_T < 0, most, wanted_T)[:, None]
 
 
@@ -92,10 +84,7 @@ def router_scores(logits_TE: Tensor, router: Router) -> Tensor:
 
 @dataclass(slots=True)
 class Mlp:
-    """down(act(gate(x)) * up(x)), gate and up stacked into one matrix [2F, H].
-
-    Gated units: Shazeer, arXiv 2002.05202.
-    """
+    """down(act(gate(x)) * up(x)), gate and up stacked into one matrix [2F, H]. Shazeer, arXiv 2002.05202."""
 
     ops: Ops
     gate_up: Tensor
@@ -105,7 +94,6 @@ class Mlp:
     activation: Activation = "silu"
 
     def __call__(self, x_PH: Tensor, wanted: Ints | None = None) -> Tensor:
-        """[P, H] in the dtype of x; there are no groups to want."""
         both = self.ops.linear(x_PH, self.gate_up, self.gate_up_bias)
         return self.ops.linear(self.ops.gated(both, self.activation), self.down, self.down_bias)
 
@@ -114,10 +102,8 @@ class Mlp:
 class Moge:
     """y = shared(x) + sum over the groups that run of weight * expert(x), in group order.
 
-    The router, `gate`, runs in float32 (float64 for a float64 model). shared: None is no shared expert.
-    `held_groups`, `held_experts`: the groups whose experts, or the experts that are held, where other
-    ranks hold the others; None = all.
-    """
+    The router, `gate`, runs in float32 (float64 for a float64 model). `held_groups`, `held_experts`: what
+    this rank holds of them, where others hold the rest; None = all."""
 
     ops: Ops
     groups: int
@@ -170,7 +156,6 @@ class Moge:
         return total.to(x_PH.dtype)
 
     def _first_held(self, experts: int) -> int:
-        """The number of the first expert that is held, of all `experts`."""
         if self.held_groups is not None:
             return self.held_groups.start * (experts // self.groups)
         return 0 if self.held_experts is None else self.held_experts.start
@@ -182,8 +167,7 @@ class Moge:
 
 @dataclass(slots=True)
 class BestOfAll(Moge):
-    """The same with one group, of which a token runs the best `groups` experts. `scale` holds what is
-    added to an expert's score for the choice alone, if anything is."""
+    """The same with one group, of which a token runs the best `groups` experts. `scale`: the choice's bias."""
 
     router: Router
 
@@ -194,11 +178,8 @@ class BestOfAll(Moge):
 def _dispatch(
     experts: Ints, rows: Ints, count: int, step: int, device: torch.device
 ) -> tuple[Dispatch, Tensor]:
-    """Sort (expert, row) entries by expert, each expert's share padded to a multiple of `step`.
-
-    Returns the dispatch and, int64, where in the sorted rows each entry went. Padding repeats row
-    0, whose result is not read.
-    """
+    """Sort (expert, row) entries by expert, each expert's share padded to a multiple of `step` with row 0;
+    and, int64, where in the sorted rows each entry went."""
     order = np.argsort(experts, kind="stable")
     sizes = np.bincount(experts, minlength=count)
     padded = -(-sizes // step) * step

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-from fastslow.engine.host.files import shown
-from fastslow.engine.model.config_json import MOST, MOST_STRETCH, boolean, integer, number
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
 ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
     """How rotary frequencies are stretched: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
 
-    llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`,
-    those below original_max_positions / high_frequency_factor are left alone, and those between are
-    blended. yarn (Peng et al., arXiv 2309.00071): pairs that turn more than `fast_turns` times in
-    original_max_positions are left alone, those that turn less than `slow_turns` times are stretched,
-    and those between are blended, between whole pairs where `whole_pairs`; cosines and sines are
-    multiplied by `attention_factor`. factors: each pair's frequency is divided by its own, as a GGUF file
-    has them of a model scaled in the way of llama3.
-    """
+    llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`, those
+    below original_max_positions / high_frequency_factor are left alone, those between are blended. yarn (Peng
+    et al., arXiv 2309.00071): the same by turns in original_max_positions, between `slow_turns` and
+    `fast_turns`, between whole pairs where `whole_pairs`; cosines and sines are multiplied by
+    `attention_factor`. factors: each pair's frequency is divided by its factor, as GGUF files have them."""
 
     kind: str
     factor: float
@@ -41,78 +32,14 @@ class RopeScaling:
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
 
-    @classmethod
-    def read(cls, rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
-        """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
-        older = rope.get("type")
-        kind = rope.get("rope_type") or older or "default"
-        if kind in ("default", "none"):
-            return None
-        if kind not in KINDS:
-            raise ValueError(
-                f"rope_scaling type {shown(kind)} is not one of the known {', '.join(KINDS)}"
-            )
-        if kind == "factors":
-            each = rope.get("factors")
-            some = each if isinstance(each, list) else []
-            read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
-            return cls(kind, 1.0, factors=tuple(read))
-        factor = number(rope, "factor", most=MOST_STRETCH)
-        if factor < 1:
-            raise ValueError(f"rope_scaling factor {factor} must be at least 1")
-        if kind == "llama3":
-            return cls._llama3(rope, factor)
-        if kind == "yarn":
-            return cls._yarn(rope, factor, max_positions)
-        rope.get("original_max_position_embeddings")  # often there, and means nothing
-        return cls(kind, factor)
-
-    @classmethod
-    def _llama3(cls, rope: Mapping[str, Any], factor: float) -> RopeScaling:
-        low = number(rope, "low_freq_factor", most=MOST_STRETCH)
-        high = number(rope, "high_freq_factor", most=MOST_STRETCH)
-        if high <= low:
-            raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
-        original = integer(rope, "original_max_position_embeddings")
-        return cls("llama3", factor, low, high, original)
-
-    @classmethod
-    def _yarn(cls, rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeScaling:
-        """With the defaults of transformers; a field of 0 counts as missing there."""
-        fast = number(rope, "beta_fast", 32.0, most=MOST_STRETCH)
-        slow = number(rope, "beta_slow", 1.0, most=MOST_STRETCH)
-        if fast <= slow:
-            raise ValueError(f"beta_fast {fast} must be above beta_slow {slow}")
-        mscale, of_all = (
-            number(rope, name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
-        )
-        usual = _stretch(factor, 1.0)
-        if mscale and of_all:
-            usual = _stretch(factor, mscale) / _stretch(factor, of_all)
-        return cls(
-            "yarn",
-            factor,
-            original_max_positions=integer(rope, "original_max_position_embeddings", max_positions),
-            fast_turns=fast,
-            slow_turns=slow,
-            whole_pairs=boolean(rope, "truncate", True),
-            attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
-        )
-
-
-def _stretch(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
-
 
 @dataclass(frozen=True, slots=True)
 class Router:
     """How a token chooses its routed experts in a mixture without groups.
 
-    kind: "softmax": probabilities over all experts, of which the `top_k` largest are chosen; "chosen":
-    the `top_k` largest logits are chosen, and softmax is over these; "sigmoid": of each logit, and what
-    `choice_bias` adds counts for the choice alone. normed: the chosen weights are divided by their sum.
-    scale: what they are multiplied with then. bias: added to the logits.
-    """
+    kind: "softmax": over all experts, of which the `top_k` largest are chosen; "chosen": over the `top_k`
+    largest logits; "sigmoid": of each logit. choice_bias: a bias counts for the choice alone. normed: the
+    chosen weights are divided by their sum. scale: what they are multiplied with then. bias: of the logits."""
 
     kind: str
     top_k: int
@@ -137,31 +64,25 @@ Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """Sizes are in elements, positions in tokens.
+    """Sizes are in elements, positions in tokens. 0 or empty: the model has no such part.
 
     Attributes:
-        groups: 0 where there are none to choose among: a dense model, or one group of experts (`router`).
-            A MoGE model runs one routed expert per group and token.
-        intermediate_size: width of dense MLPs; 0 where no layer has one.
-        dtype: the checkpoint's own, as config.json spells it.
-        query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim], one
-            for all heads).
-        windows: of each layer, how many tokens a row sees, itself and those just before it; 0 sees all;
-            empty: all layers see all.
+        groups: a MoGE model runs one routed expert per group and token; 0 with a `router`.
+        intermediate_size: width of dense MLPs.
+        dtype: the checkpoint's, as config.json spells it.
+        query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim]).
+        windows: of each layer, how many tokens a row sees, itself included; 0 sees all.
         unrotated: layers whose queries and keys are not rotated.
         sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
-        expert_bias: routed experts have biases.
         norm_offset: what is added to the weights of all norms; 1 where files hold them less 1.
         post_norms: the outputs of attention and MLP are normed before they are added, too.
         embedding_scale: embeddings are multiplied with it where they enter the first layer.
-        value_dim: of a head's values, at most head_dim; 0: head_dim.
-        rotary_dim: dims of a head that are rotated; 0: all.
-        rotary_layout: which: the first or the last; pairs lie side by side ("interleaved"), or half of
-            the rotated dims apart ("halves").
+        value_dim, rotary_dim: dims of a head's values, and those that are rotated; 0: head_dim.
+        rotary_layout: the first or the last dims; pairs lie side by side ("interleaved"), or half of the
+            rotated dims apart ("halves").
         qkv_fused: the file has one matrix `qkv_proj` for queries, keys and values.
-        sinks: learned keys that every token sees before its text.
-        sink_values: their values are learned, too; else they are zeros.
-        score_cap, logit_cap: scores of attention, or logits x, become cap * tanh(x / cap); 0: they do not.
+        sinks: learned keys that every token sees before its text. sink_values: their values are learned, too.
+        score_cap, logit_cap: scores of attention, or logits x, become cap * tanh(x / cap).
         mtp_layers: layers for multi-token prediction after the others; None: a family without.
         stacked_experts: a file may hold all experts of a layer in one tensor, gates and ups in turn.
         renames: parts of tensors' names in files, and what stands for them here.
@@ -214,76 +135,18 @@ class DecoderShape:
     stacked_experts: bool = False
     renames: tuple[tuple[str, str], ...] = ()
 
-    def check(self) -> None:
-        """ValueError in one sentence where parts do not fit each other."""
-        scaling = self.rope_scaling
-        if (
-            scaling is not None
-            and scaling.kind == "factors"
-            and (len(scaling.factors) != self.rotary_width // 2)
-        ):
-            raise ValueError(
-                f"rope_scaling has {len(scaling.factors)} factors, but half a head of "
-                f"{self.rotary_width} rotates"
-            )
-        if self.context > MOST:
-            raise ValueError(
-                f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
-                f"at most {MOST}"
-            )
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "
-                f"{self.kv_heads}"
-            )
-        if self.head_dim % 2 or self.head_dim < 4:
-            raise ValueError(f"head_dim {self.head_dim} must be an even number of at least 4")
-        if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
-            raise ValueError(
-                f"rotary_dim {self.rotary_dim} must be even and at most {self.head_dim}"
-            )
-        if not 0 <= self.value_dim <= self.head_dim:
-            raise ValueError(
-                f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
-            )
-        if not isinstance(self.activation, ClampedSwiglu) and self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation {shown(self.activation)} is not one of {', '.join(ACTIVATIONS)}, and no "
-                "ClampedSwiglu"
-            )
-        if self.rotary_layout not in ROTARY_LAYOUTS:
-            raise ValueError(
-                f"rotary_layout {shown(self.rotary_layout)} is not one of {', '.join(ROTARY_LAYOUTS)}"
-            )
-        if self.groups and self.experts % self.groups:
-            raise ValueError(
-                f"num_experts {self.experts} must be a multiple of num_experts_per_tok "
-                f"{self.groups}, one expert per group"
-            )
-        if self.router is not None and self.router.top_k > self.experts:
-            raise ValueError(
-                f"num_experts_per_tok {self.router.top_k} must be at most num_experts {self.experts}"
-            )
-        if any(n >= self.layers for n in self.mlp_only_layers):
-            raise ValueError(
-                f"mlp_only_layers {shown(sorted(self.mlp_only_layers))} must be below "
-                f"num_hidden_layers {self.layers}"
-            )
-
     @property
     def value_width(self) -> int:
-        """Dims of a head's values."""
         return self.value_dim or self.head_dim
 
     @property
     def rotary_width(self) -> int:
-        """Dims of a head that are rotated."""
         return self.rotary_dim or self.head_dim
 
     @property
     def rotary_order(self) -> list[int]:
-        """Which dim of the file's heads each dim is here, where pairs lie half a head apart and dims that
-        stand still have frequency 0. Moving dims of queries and keys alike changes no score."""
+        """Which dim of the file's heads each dim is here, where pairs lie half a head apart and dims that stand still
+        have frequency 0. Moving dims of queries and keys alike changes no score."""
         turning, half = self.rotary_width // 2, self.head_dim // 2
         first = self.head_dim - 2 * turning if self.rotary_layout == "halves-last" else 0
         if self.rotary_layout == "interleaved-first":
@@ -302,7 +165,6 @@ class DecoderShape:
 
     @property
     def qkv_names(self) -> tuple[str, ...]:
-        """The matrices that hold queries, keys and values, without `_proj`."""
         return ("qkv",) if self.qkv_fused else ("q", "k", "v")
 
     @property
@@ -311,14 +173,12 @@ class DecoderShape:
         return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
 
     def rope_length(self, max_len: int) -> int:
-        """What decides the rotary base of a request that may become so long: equal numbers, equal keys.
-        Texts that fit max_positions all have one base."""
+        """What decides the rotary base of a request that may become this long: equal numbers, equal keys."""
         return max(max_len, self.max_positions) if self.dynamic_rope else 0
 
     @property
     def context(self) -> int:
-        """The longest text in tokens; linear and dynamic scaling multiply max_positions, and yarn
-        the length that the model was trained for before."""
+        """The longest text in tokens."""
         scaling = self.rope_scaling
         if scaling is None or scaling.kind in ("llama3", "factors"):
             return self.max_positions
@@ -340,5 +200,5 @@ class DecoderShape:
         return self.windows[layer] if self.windows else 0
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values of one token, over all layers."""
+        """Over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize

@@ -13,10 +13,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def tensor_shapes(config: DecoderShape) -> Shapes:
-    """Every tensor that a checkpoint of this config holds, in file order, with its shape.
-
-    With tied embeddings there is no `lm_head.weight`.
-    """
+    """Every tensor that a checkpoint of this config holds, in file order, with its shape."""
     shapes: Shapes = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
     for n in range(config.layers):
         shapes |= decoder_layer(config, n)
@@ -32,10 +29,7 @@ def parameters(config: DecoderShape) -> int:
 
 
 def active_parameters(config: DecoderShape, groups: int | None = None) -> int:
-    """Weights in use for one token: `parameters` less the experts that do not run.
-
-    groups: routed groups that run, or without groups experts; None = all, 0 = shared experts only.
-    """
+    """Weights in use for one token. groups: routed groups (or experts) that run; None = all, 0 = shared alone."""
     running = config.chosen if groups is None else min(groups, config.chosen)
     expert = 3 * config.hidden_size * config.moe_intermediate_size
     if config.expert_bias:
@@ -45,8 +39,7 @@ def active_parameters(config: DecoderShape, groups: int | None = None) -> int:
 
 
 def layer_norms(c: DecoderShape) -> dict[str, str]:
-    """The norms of a layer by what they are for: attention_norm and mlp_norm of what a sublayer takes,
-    attention_post_norm and mlp_post_norm of what it adds."""
+    """The norms of a layer by use: before a sublayer, or post norms of what it adds."""
     if not c.post_norms:
         return {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     return {
@@ -58,7 +51,6 @@ def layer_norms(c: DecoderShape) -> dict[str, str]:
 
 
 def decoder_layer(c: DecoderShape, n: int) -> Shapes:
-    """The tensors of layer `n`."""
     hidden = c.hidden_size
     queries, keys, values = (
         c.heads * c.head_dim,
@@ -96,11 +88,8 @@ def decoder_layer(c: DecoderShape, n: int) -> Shapes:
 
 
 def mtp_shapes(c: DecoderShape) -> Shapes:
-    """What a checkpoint may hold besides: a layer that predicts the token after the next one.
-
-    It stands after the model's layers and has their tensors, with `enorm` and `hnorm` before
-    `eh_proj`, and `shared_head.norm`. Embedding and head are the model's own, whatever copies there are.
-    """
+    """A further layer that predicts the token after the next one: a decoder layer after the model's, with
+    `enorm` and `hnorm` before `eh_proj`, and `shared_head.norm`."""
     if not c.mtp_layers:
         return {}
     layer, hidden = f"model.layers.{c.layers}", c.hidden_size
@@ -111,7 +100,6 @@ def mtp_shapes(c: DecoderShape) -> Shapes:
 
 
 def _expert_shapes(c: DecoderShape, mlp: str) -> Shapes:
-    """Routed experts, after the shared one where there is one."""
     hidden, inner = c.hidden_size, c.shared_intermediate_size
     shapes = _mlp_shapes(f"{mlp}.shared_expert", hidden, inner) if inner else {}
     for e in range(c.experts):
@@ -121,7 +109,6 @@ def _expert_shapes(c: DecoderShape, mlp: str) -> Shapes:
 
 
 def _mlp_shapes(prefix: str, hidden: int, inner: int, bias: bool = False) -> Shapes:
-    """gate, up and down projection of one MLP."""
     sides = (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner))
     shapes: Shapes = {}
     for name, rows, columns in sides:
@@ -130,7 +117,6 @@ def _mlp_shapes(prefix: str, hidden: int, inner: int, bias: bool = False) -> Sha
 
 
 def _linear(prefix: str, rows: int, columns: int, bias: bool) -> Shapes:
-    """A matrix [out, in], and its bias where it has one."""
     shapes: Shapes = {f"{prefix}.weight": (rows, columns)}
     return shapes | {f"{prefix}.bias": (rows,)} if bias else shapes
 
@@ -157,12 +143,10 @@ class ShardAxis(Enum):
 
 
 class ShardRule(NamedTuple):
-    """How a tensor is cut where several ranks share a model. axis: None where it is not cut.
+    """How a tensor [out, in] is cut among ranks; axis: None where it is not cut.
 
-    Matrices are [out, in]. Cutting the outs of one matrix and the ins of the next (Megatron-LM,
-    Shoeybi et al., arXiv 1909.08053) leaves every rank with a partial sum; the sum over all ranks
-    is whole.
-    """
+    The outs of one matrix are cut and the ins of the next (Megatron-LM, Shoeybi et al., arXiv 1909.08053):
+    every rank has a partial sum, and the sum over all ranks is whole."""
 
     over: ShardAxis
     axis: int | None = None
@@ -200,11 +184,7 @@ _EXPERT = re.compile(EXPERT)
 
 
 def cut_of(name: str) -> ShardRule:
-    """How the tensor of this name is cut.
-
-    Raises:
-        ValueError: no rule knows it.
-    """
+    """How the tensor of this name is cut. ValueError: no rule knows it."""
     for pattern, cut in _RULES:
         if pattern.fullmatch(name):
             return cut
@@ -212,7 +192,6 @@ def cut_of(name: str) -> ShardRule:
 
 
 def expert_of(name: str) -> int:
-    """The expert's number in a tensor's name."""
     found = _EXPERT.match(name)
     if found is None:
         raise ValueError(f"tensor {name} is none of an expert")

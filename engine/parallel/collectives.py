@@ -1,8 +1,6 @@
-"""Collectives of one group of ranks, every byte sent to another rank counted."""
+"""Collectives of one group of ranks."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import torch
 import torch.distributed as dist
@@ -10,56 +8,32 @@ from torch import Tensor
 
 from fastslow.engine.model.ops import wide
 
-NAMES = (
-    "attention all-gather",
-    "attention reduce-scatter",
-    "mlp all-gather",
-    "mlp reduce-scatter",
-    "embedding reduce-scatter",
-    "outputs all-gather",
-    "logits gather",
-    "features gather",
-)
-
 # torch renamed it
-into_one = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
-Traffic = Counter[str]  # bytes sent by this rank, by one of NAMES
+_into_one = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Collectives:
-    """Ranks that share rows.
+    """Ranks that share rows; group None: this rank alone."""
 
-    Args:
-        group: of torch.distributed; None where it is this rank alone.
-        size: ranks.
-        traffic: where bytes are counted.
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None, size: int, traffic: Traffic) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, size: int) -> None:
         self._group = group
         self.size = size
-        self._traffic = traffic
 
-    def all_gather(self, x_nH: Tensor, name: str) -> Tensor:
+    def all_gather(self, x_nH: Tensor) -> Tensor:
         """[size * n, H]: every rank's rows, in the order of the ranks."""
         if self.size == 1:
             return x_nH
-        self._traffic[name] += x_nH.nbytes * (self.size - 1)
         whole = x_nH.new_empty(self.size * len(x_nH), *x_nH.shape[1:])
-        into_one(whole, x_nH.contiguous(), group=self._group)
+        _into_one(whole, x_nH.contiguous(), group=self._group)
         return whole
 
-    def reduce_scatter(self, partial_PH: Tensor, name: str) -> Tensor:
+    def reduce_scatter(self, partial_PH: Tensor) -> Tensor:
         """[P / size, H]: this rank's rows of the sum over all ranks.
 
-        The parts are exchanged as they are and added on this rank, in the order of the ranks and in float32
-        (float64 for float64): the bits of a row depend neither on what a library's own reduction
-        does nor on the rows beside it, for the bytes of a reduction.
-        """
+        The parts are exchanged as they are and added here, in the order of the ranks and in float32 (float64 for
+        float64): the bits of a row depend neither on a library's reduction nor on the rows beside it."""
         if self.size == 1:
             return partial_PH
-        self._traffic[name] += partial_PH.nbytes // self.size * (self.size - 1)
         parts = torch.empty_like(partial_PH)
         dist.all_to_all_single(parts, partial_PH.contiguous(), group=self._group)
         parts_RnH = parts.view(self.size, -1, *partial_PH.shape[1:])
@@ -68,12 +42,11 @@ class Collectives:
             total = total + part_nH
         return total.to(partial_PH.dtype)
 
-    def gather(self, x: Tensor, name: str) -> list[Tensor] | None:
+    def gather(self, x: Tensor) -> list[Tensor] | None:
         """Every rank's tensor, all of one shape, on rank 0; None on the others."""
         if self.size == 1:
             return [x]
         if dist.get_rank():
-            self._traffic[name] += x.nbytes
             dist.gather(x.contiguous(), group=self._group)
             return None
         parts = [torch.empty_like(x) for _ in range(self.size)]

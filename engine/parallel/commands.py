@@ -51,7 +51,6 @@ class CommandKind(IntEnum):
     FREE = 2  # number
     MOVE = 3  # number, sources, targets
     FORWARD = 4  # number, layers, features, rows
-    REPORT = 5
 
 
 class Command(NamedTuple):

@@ -6,9 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,19 +33,12 @@ _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 class ShardReader:
     """Reads the tensors of a rank's local config: what it asks for whole is this rank's slice.
 
-    Args:
-        shard: whose shard.
-        read: gives a slice of a tensor of the whole model.
-
-    Attributes:
-        nbytes: read so far.
-    """
+    read: gives a slice of a tensor of the whole model."""
 
     def __init__(self, shard: RankShard, read: Callable[[str, tuple[slice, ...]], Tensor]) -> None:
         self._shard = shard
         self._read = read
         self._shapes = tensor_shapes(shard.config)
-        self.nbytes = 0
 
     def __call__(self, name: str) -> Tensor:
         """A tensor by its local name, in which experts are counted from the first held."""
@@ -57,14 +49,11 @@ class ShardReader:
         parts = [self._read(name, part) for part in self._shard.parts(name, shape)]
         if not parts:
             return torch.zeros(shape)  # a bias that another rank adds
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.nbytes += tensor.numel() * tensor.element_size()
-        return tensor
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @contextmanager
 def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
-    """Reads a rank's shard of a checkpoint from memory-mapped files that stay open."""
     with checkpoint.reader(progress, _held(shard)) as read:
         yield ShardReader(shard, read)
 
@@ -91,25 +80,6 @@ def shard_weights(
     return weights
 
 
-def weight_bytes(weights: Weights) -> int:
-    """Bytes that the weights take; one tensor under two names counts once."""
-    found: dict[int, Tensor] = {}
-    _collect(weights, found)
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
-
-
-def _collect(value: Any, found: dict[int, Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found[id(value)] = value
-    elif isinstance(value, list):
-        for part in value:
-            _collect(part, found)
-    elif is_dataclass(value):
-        for field in fields(value):
-            if field.name not in ("read", "config", "ops"):
-                _collect(getattr(value, field.name), found)
-
-
 def _held(shard: RankShard) -> int:
     shapes = tensor_shapes(shard.config)
     return sum(len(shard.parts(name, shape)) for name, shape in shapes.items())
@@ -119,15 +89,10 @@ def _held(shard: RankShard) -> int:
 class RowPartition:
     """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
 
-    Data-parallel ranks lie in a row, each with its requests' rows and then padding;
-    rank r keeps rows r * each .. (r + 1) * each of the residual stream.
-
-    Attributes:
-        each: rows of a rank.
-        places: int64 [T], where each row lies.
-        tokens, groups: int64 [P]; padding is token 0 and runs no routed expert.
-        own: this data-parallel rank's rows, slots counted from its first; None = it has none.
-    """
+    Data-parallel ranks lie in a row, each with its requests' rows and then padding; rank r keeps rows
+    r * each .. (r + 1) * each of the residual stream. places: int64 [T], where each row lies. tokens, groups:
+    int64 [P]; padding is token 0 and runs no routed expert. own: this data-parallel rank's rows, slots
+    counted from its first; None = it has none."""
 
     each: int
     places: Ints
@@ -160,7 +125,6 @@ class RowPartition:
 
 
 def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
-    """The rows of some requests, without outputs."""
     if not len(requests):
         return None
     spans = [(int(rows.starts[b]), int(rows.starts[b + 1])) for b in requests]
@@ -183,16 +147,9 @@ def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
 class ShardDecoder:
     """The shard of a decoder that one rank runs (H2P; Pangu Pro MoE, arXiv 2505.21411).
 
-    The residual stream is divided by rows: a rank keeps, norms and adds only its own. Around attention
-    the ranks of one copy of it gather their normed rows and scatter the partial sums of their heads;
-    around the MLP all ranks do. The head is cut by vocabulary.
-
-    Args:
-        shard: of this rank.
-        weights: its shard, see `shard_weights`.
-        dp_group: the ranks of its copy of attention, in order.
-        everyone: all ranks.
-    """
+    The residual stream is divided by rows: a rank keeps, norms and adds only its own. Around attention the
+    ranks of one copy of it (`dp_group`) gather their normed rows and scatter the partial sums of their heads;
+    around the MLP all ranks do. The head is cut by vocabulary."""
 
     def __init__(
         self, shard: RankShard, weights: Weights, dp_group: Collectives, everyone: Collectives
@@ -208,8 +165,7 @@ class ShardDecoder:
     ) -> ModelOutput | None:
         """As `Decoder.forward`, on all ranks at once with the same rows; None but on rank 0.
 
-        kv: this rank's heads, slots of its data-parallel rank. layers: those that run.
-        """
+        kv: this rank's heads, slots of its data-parallel rank. layers: those that run."""
         partition = RowPartition.of(rows, self.shard, kv.slots)
         x_nH = self._embed(partition)
         step = self._step(partition)
@@ -222,22 +178,20 @@ class ShardDecoder:
         w = self.weights
 
         def attend(fresh_nH: Tensor, n: int) -> Tensor:
-            fresh_PH = self.dp_group.all_gather(fresh_nH, "attention all-gather")
+            fresh_PH = self.dp_group.all_gather(fresh_nH)
             if step is None:
                 part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
             else:
                 padded_PH = _pad(fresh_PH, w.ops.rows)
                 part_PH = w.layers[n].attention(padded_PH, kv.k[n], kv.v[n], step)
-            return self.dp_group.reduce_scatter(
-                part_PH[: len(fresh_PH)], "attention reduce-scatter"
-            )
+            return self.dp_group.reduce_scatter(part_PH[: len(fresh_PH)])
 
         def mlp(fresh_nH: Tensor, n: int) -> Tensor:
-            fresh_PH = self.everyone.all_gather(fresh_nH, "mlp all-gather")
+            fresh_PH = self.everyone.all_gather(fresh_nH)
             padded_PH = _pad(fresh_PH, w.ops.rows)
             groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
             part_PH = w.layers[n].mlp(padded_PH, groups)[: len(fresh_PH)]
-            return self.everyone.reduce_scatter(part_PH, "mlp reduce-scatter")
+            return self.everyone.reduce_scatter(part_PH)
 
         for n in layers:
             x_nH = w.through(w.layers[n], x_nH, partial(attend, n=n), partial(mlp, n=n))
@@ -256,10 +210,9 @@ class ShardDecoder:
         at = torch.from_numpy(np.where(held, partition.tokens - ids.start, 0)).to(table.device)
         rows_PH = self.weights.embed(at)
         rows_PH.mul_(torch.from_numpy(held).to(table.device, table.dtype)[:, None])
-        return self.everyone.reduce_scatter(rows_PH, "embedding reduce-scatter")
+        return self.everyone.reduce_scatter(rows_PH)
 
     def _step(self, partition: RowPartition) -> Step | None:
-        """What the layers share in this copy of attention; None where it has no rows."""
         if partition.own is None:
             return None
         w, size = self.weights, partition.each * self.shard.attention
@@ -273,12 +226,7 @@ class ShardDecoder:
         holders: Ints,
         only_best: NDArray[np.bool_],
     ) -> ModelOutput | None:
-        """The step's output on rank 0, None on the others.
-
-        mine_mH: last rows of those wanted rows that this rank keeps.
-        features_SF: what `_features` gave.
-        holders: of all M wanted rows, the rank that keeps each.
-        """
+        """On rank 0. mine_mH: wanted rows that this rank keeps. holders: of all M, the rank that keeps each."""
         w = self.weights
         if not len(holders):
             none = np.empty(0, dtype=np.int64)
@@ -290,7 +238,7 @@ class ShardDecoder:
         if only_best.all():
             return self._best(last_MH, features_SF)
         logits_MV = self._logits(last_MH)
-        parts = self.everyone.gather(logits_MV, "logits gather")
+        parts = self.everyone.gather(logits_MV)
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
@@ -298,23 +246,18 @@ class ShardDecoder:
         return ModelOutput(soft_cap(whole, w.config.logit_cap), features_SF, best)
 
     def _features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:
-        """[S, F] on rank 0, None on the others.
-
-        mine_sF: of those rows to see that this rank keeps.
-        holders: of all S, the rank that keeps each.
-        """
+        """[S, F] on rank 0, None on the others; the arguments as in `_output`."""
         if not len(holders):
             return mine_sF if self.shard.rank == 0 else None
         most, places = _laid(holders)
         padded = F.pad(mine_sF, (0, 0, 0, most - len(mine_sF)))
-        parts = self.everyone.gather(padded, "features gather")
+        parts = self.everyone.gather(padded)
         at = torch.from_numpy(places).to(mine_sF.device)
         return None if parts is None else torch.cat(parts).index_select(0, at)
 
     def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
-        """[M, H] on every rank, in the order in which they are wanted."""
         padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
-        return self.everyone.all_gather(padded, "outputs all-gather").index_select(0, at)
+        return self.everyone.all_gather(padded).index_select(0, at)
 
     def _logits(self, last_MH: Tensor) -> Tensor:
         """[M, share of V] in the model's dtype; the last share is padded."""
@@ -329,7 +272,7 @@ class ShardDecoder:
         top = logits.max(-1)
         found = (top.values, top.indices + ids.start, logits.isfinite().all(-1))
         found_M3 = torch.stack([part.double() for part in found], -1)
-        parts = self.everyone.gather(found_M3, "logits gather")
+        parts = self.everyone.gather(found_M3)
         if parts is None:
             return None
         found_RM3 = torch.stack(parts).cpu().numpy()

@@ -1,40 +1,55 @@
-"""A model that several ranks run, and its keys and values, as the engine and the drafters see them."""
+"""A model that several ranks run, and its keys and values, as the engine and the drafters see them; and how its
+ranks begin: started by this process, or found where `torchrun` started them."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from loguru import logger
+from torch._C._distributed_c10d import FileStore
+from torch.distributed.distributed_c10d import Store
 
+from fastslow.engine.backends.device import choose_device
+from fastslow.engine.backends.loader import pick_dtype
+from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
-from fastslow.engine.parallel.rank_group import RankGroup
-from fastslow.engine.parallel.sharding import RankShard
-from fastslow.engine.parallel.worker import DTYPES, RankFacts, ShardWorker, move
+from fastslow.engine.parallel.rank_group import RankError, RankGroup
+from fastslow.engine.parallel.sharding import Parallel, RankShard
+from fastslow.engine.parallel.torchrun import Launched
+from fastslow.engine.parallel.worker import DTYPES, RankJob, ShardWorker, move
 from fastslow.engine.types import Ints, ModelOutput, Rows
 
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 _numbers = itertools.count()
 
 
 class ShardedStorage(KVStorage):
     """Rank 0's own rows, and commands for the other ranks to do the same with theirs.
 
-    Slots are counted over all data-parallel ranks, one's after the other's; `slots`, `k` and `v` are
-    of rank 0's share and heads. Orders wait in `commands` and go out with the next step.
-
-    Attributes:
-        number: by which the other ranks know this storage.
-    """
+    Slots are counted over all data-parallel ranks, one's after the other's; `slots`, `k` and `v` are of rank
+    0's share and heads. Commands wait and go out with the next step. number: by which ranks know this storage."""
 
     tile = 0
     shard: ClassVar[RankShard]
@@ -55,13 +70,7 @@ class ShardedStorage(KVStorage):
 
 
 def sharded_storage(own: RankShard, waiting: deque[Command], shared: bool) -> type[ShardedStorage]:
-    """The storage of one model.
-
-    Args:
-        own: of rank 0.
-        waiting: commands that go out with the next step.
-        shared: whether all ranks' rows lie in one memory, as on a CPU.
-    """
+    """The storage of one model; shared: whether all ranks' rows lie in one memory, as on a CPU."""
 
     class Storage(ShardedStorage):
         shard = own
@@ -73,13 +82,7 @@ def sharded_storage(own: RankShard, waiting: deque[Command], shared: bool) -> ty
 
 
 class ParallelModel:
-    """Rank 0's shard; every step goes to the other ranks first.
-
-    Args:
-        worker: of rank 0.
-        rank_group: the other ranks, all loaded.
-        dtype: of keys, values and features.
-    """
+    """Rank 0's shard; every step goes to the other ranks first, which have loaded theirs."""
 
     def __init__(self, worker: ShardWorker, rank_group: RankGroup, dtype: torch.dtype) -> None:
         self.config: ModelConfig = worker.shard.config
@@ -104,11 +107,7 @@ class ParallelModel:
         return self._rank_group.pids
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """As `Decoder.forward`.
-
-        Raises:
-            RankError: a rank failed or is gone. No later step will run.
-        """
+        """As `Decoder.forward`. RankError: a rank failed or is gone, and no later step will run."""
         check_step(rows, kv, self._storage, features, self.layers)
         assert isinstance(kv, ShardedStorage)
         self._check_dp_ranks(rows, kv.slots)
@@ -124,23 +123,14 @@ class ParallelModel:
         return output
 
     def layer_subset(self, layers: Sequence[int]) -> ParallelModel:
-        """See `Model.layer_subset`."""
         kept = object.__new__(ParallelModel)
         kept.__dict__.update(self.__dict__)
         kept.layers = check_layers(layers, self.layers)
         return kept
 
-    def report(self, kv: KVStorage | None = None) -> list[RankFacts]:
-        """What every rank holds and has sent. kv: the storage whose bytes rank 0 tells."""
-        with self._turn:
-            self._send(Command(CommandKind.REPORT, fields()))
-            return self._worker.report(0 if kv is None else kv.nbytes)
-
     def close(self) -> None:
         """End the other ranks. Closing twice is fine."""
-        if (
-            self._rank_group.home.here
-        ):  # else another thread may have held the lock when it was forked
+        if self._rank_group.home.here:  # a fork may have copied a lock that is held
             with self._turn:
                 self._shut()
 
@@ -167,3 +157,134 @@ def _shut(rank_group: RankGroup) -> None:
     rank_group.close()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def load_parallel(
+    folder: Path,
+    parallel: Parallel,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: bool = True,
+    quantization: str = "none",
+    kv_dtype: str = "auto",
+) -> ParallelModel:
+    """The model in `folder` on `parallel.ranks` ranks, of which this process is the first.
+
+    Under torchrun the other ranks are its processes, else this process starts them, and they end with it. The
+    other arguments are those of `load_model`. ValueError: the model cannot be shared so. RankError: a rank failed."""
+    config = ModelConfig.from_folder(folder)
+    shard = RankShard.all(config, parallel)[0]
+    found = choose_device(device)
+    where = found.device
+    picked = pick_dtype(dtype, config, found)
+    if quantization not in ("none", "auto"):
+        raise ValueError(f"quantization {quantization!r} runs on one rank only: leave parallel out")
+    if Scheme.from_folder(folder) is not None:
+        raise ValueError(f"{folder} is quantised, which runs on one rank only: leave parallel out")
+    if kv_dtype not in ("auto", "model"):
+        raise ValueError(f"kv_dtype {kv_dtype!r} runs on one rank only: leave parallel out")
+    if dist.is_initialized():
+        raise ValueError(
+            "this process is in a torch.distributed group already: close the LLM that runs in "
+            "parallel, or leave the group"
+        )
+    Checkpoint.open(folder, config)
+    launched = Launched.from_environment()
+    if launched is not None and launched.ranks != parallel.ranks:
+        raise ValueError(
+            f"parallel {parallel} takes {parallel.ranks} ranks, torchrun started {launched.ranks}"
+        )
+    _say(shard, where)
+    job = RankJob(
+        str(folder.resolve()), parallel.model_dump(), str(picked).removeprefix("torch."), where.type
+    )
+    if launched is None:
+        rank_group, store = _started(parallel.ranks)
+    else:  # processes of torchrun, which wait for this one's address
+        listener, token, store = launched.listen()
+        rank_group = RankGroup(listener, token, launched.ranks - 1, {}, lambda: None)
+    try:
+        rank_group.send_job(asdict(job))
+        local = 0 if launched is None else launched.local
+        with job.process_group(0, local, store):
+            worker = job.worker(0, local, progress)
+            rank_group.wait_loaded()
+            return ParallelModel(worker, rank_group, picked)
+    except BaseException as error:
+        # this rank's collectives fail at once where another one is gone, before that is noticed
+        if isinstance(error, RuntimeError) and rank_group.failed_soon():
+            raise RankError(rank_group.failure) from error
+        rank_group.close()
+        raise
+
+
+def _say(shard: RankShard, device: torch.device) -> None:
+    c, parallel = shard.config, shard.parallel
+    if shard.attention < parallel.ep * parallel.tp:
+        logger.info(
+            "{} heads over {} KV heads do not divide by ep * tp = {}: attention runs {} times side by "
+            "side, each for other requests",
+            c.heads,
+            c.kv_heads,
+            parallel.ep * parallel.tp,
+            shard.dp_ranks,
+        )
+    if device.type == "cpu":
+        logger.info("{} ranks run plain torch: the CPU kernels are for one rank", parallel.ranks)
+
+
+def _started(ranks: int) -> tuple[RankGroup, Store]:
+    room = Path(tempfile.mkdtemp(prefix="fastslow-"))  # no other user may read it
+    listener, token = socket.create_server(("127.0.0.1", 0)), secrets.token_hex(16)
+    threads, undo = _settle(ranks)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def ended() -> None:
+        undo()
+        shutil.rmtree(room, ignore_errors=True)
+
+    try:
+        for rank in range(1, ranks):
+            given = {"address": listener.getsockname(), "token": token, "rank": rank}
+            given |= {"ranks": ranks, "store": str(room / "store")}
+            command = [sys.executable, "-m", "fastslow.engine.parallel.worker"]
+            # in another process group: Ctrl-C is for this process, which ends the others
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, env=environment, process_group=0
+            )
+            processes[rank] = process
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                pipe.write(json.dumps(given).encode())
+        store = FileStore(str(room / "store"), ranks)
+    except BaseException:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+        listener.close()
+        ended()
+        raise
+    return RankGroup(listener, token, ranks - 1, processes, ended), store
+
+
+def _settle(ranks: int) -> tuple[int, Callable[[], None]]:
+    """Threads of each rank, which talk through the loopback; and how to set back what this changes."""
+    threads, asked = torch.get_num_threads(), os.environ.get(_INTERFACE)
+    if sys.platform == "linux":
+        os.environ[_INTERFACE] = "lo"
+    each = threads if "OMP_NUM_THREADS" in os.environ else max(1, threads // ranks)
+    torch.set_num_threads(each)
+
+    def undo() -> None:
+        torch.set_num_threads(threads)
+        if asked is None:
+            os.environ.pop(_INTERFACE, None)
+        else:
+            os.environ[_INTERFACE] = asked
+
+    return each, undo

@@ -20,17 +20,11 @@ Build = TypeVar("Build", bound=Callable[..., None])
 def open_model(
     folder: Path, parallel: str | Parallel | None, ranks: ExitStack, **options: Any
 ) -> Model:
-    """The model in `folder`, on one rank or many.
-
-    Args:
-        parallel: as `wanted` takes it.
-        ranks: ends the ranks, where there are many.
-        options: of `load_model`.
-    """
+    """The model in `folder`, on one rank or many, which `ranks` ends. parallel: as `wanted` takes it."""
     shared = wanted(parallel, folder)
     if shared is None:
         return load_model(folder, **options)
-    from fastslow.engine.parallel.start import load_parallel
+    from fastslow.engine.parallel.model import load_parallel
 
     model = load_parallel(folder, shared, **options)
     ranks.callback(model.close)
@@ -54,9 +48,7 @@ def ends_ranks_if_it_fails(build: Build) -> Build:
 def wanted(parallel: str | Parallel | None, folder: Path) -> Parallel | None:
     """What `LLM` is asked for; None = one process alone.
 
-    parallel: a `Parallel`, its text, or "auto": all processes of torchrun, as whole groups of experts
-    where there are enough, and by heads or rows else.
-    """
+    "auto": all processes of torchrun, as whole groups of experts where there are enough, else by heads or rows."""
     if isinstance(parallel, str) and parallel != "auto":
         parallel = Parallel.parse(parallel)
     if isinstance(parallel, str):

@@ -27,18 +27,11 @@ class RankError(RuntimeError):
 
 
 class RankGroup:
-    """Ranks 1 .. count, each with a connection.
+    """Ranks 1 .. count, each with a connection, which they open at `listener` with the `token`.
 
-    A rank that is gone or says that it failed ends all of them: its sentence is kept in `failure`, and
-    every later call raises it as a RankError.
-
-    Args:
-        listener: a listening socket, at which the ranks come in.
-        token: that they must bring.
-        count: how many.
-        processes: those that this one started, by rank; none where another launcher did.
-        ended: called after the group has ended, for whatever reason.
-    """
+    A rank that is gone or says that it failed ends all of them: its sentence is kept in `failure`, and every
+    later call raises it as a RankError. processes: those that this one started, by rank. ended: called after
+    the group has ended, for whatever reason."""
 
     def __init__(
         self,
@@ -72,11 +65,7 @@ class RankGroup:
             send_json(connection, job)
 
     def send(self, frame: bytes) -> None:
-        """Send a frame to every rank.
-
-        Raises:
-            RankError: a rank is gone.
-        """
+        """Send a frame to every rank. RankError: a rank is gone."""
         self.check()
         for rank, connection in self._connections.items():
             try:
@@ -119,15 +108,13 @@ class RankGroup:
         """An error came out of a step of rank 0: if a rank caused it, RankError says which one.
 
         Collectives of this rank fail as soon as another rank is gone, which may be before that is noticed. An
-        error of rank 0 itself leaves the others inside a step, so it ends them, too.
-        """
+        error of rank 0 leaves the others inside a step, so it ends them, too."""
         if not self.failed_soon():
             self.fail(f"rank 0 failed inside a step: {type(error).__name__}: {error}")
         raise RankError(self.failure) from error
 
     def close(self) -> None:
-        """Let all ranks end, and wait for it. Closing twice is fine; in a forked process, whose ranks
-        they are not, nothing happens."""
+        """Let all ranks end, and wait for it. Closing twice is fine; in a forked process nothing happens."""
         if not self.home.here:
             return
         with self._news:
@@ -192,7 +179,6 @@ class RankGroup:
             self._news.notify_all()
 
     def _gone(self, rank: int) -> str:
-        """How a rank ended, as far as that is known."""
         process = self._processes.get(rank)
         known = f"rank {rank}"
         if rank in self.pids:

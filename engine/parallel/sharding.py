@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Annotated
@@ -16,12 +17,10 @@ from fastslow.engine.params import Number, Params, nearest
 class Parallel(Params):
     """ep * tp * dp ranks share one model.
 
-    Attention is cut by heads over ep * tp ranks, or over tp where the heads do not divide, and runs
-    that many times side by side, each on other requests. Routed experts are cut by whole groups over
-    ep, or by number where there are no groups, and inside each expert over tp * dp; shared experts, dense MLPs, embedding and head over all
-    ranks. Pangu Pro MoE's layout on eight devices (H2P: attention DP2 x TP4, experts EP4 x TP2,
-    shared TP8; arXiv 2505.21411) is Parallel(ep=4, dp=2).
-    """
+    Attention is cut by heads over ep * tp ranks, or over tp where the heads do not divide, and runs that many
+    times side by side, each on other requests. Routed experts are cut over ep, by whole groups, and inside
+    each expert over tp * dp; shared experts, dense MLPs, embedding and head over all ranks. Pangu Pro MoE's
+    layout on eight devices (H2P, arXiv 2505.21411) is Parallel(ep=4, dp=2)."""
 
     ep: Annotated[StrictInt, Field(ge=1)] = Field(
         default=1,
@@ -65,11 +64,9 @@ class Parallel(Params):
 
 @dataclass(frozen=True, slots=True)
 class RankShard:
-    """One rank among those of a `Parallel`, for one model.
+    """One rank among those of a `Parallel`, for one model: numbered (dp, ep, tp), tp fastest.
 
-    Ranks are numbered (dp, ep, tp), tp fastest. Every data-parallel rank is a copy of attention with the
-    KV of its requests, on `attention` ranks that serve each other.
-    """
+    Every data-parallel rank is a copy of attention with the KV of its requests, on `attention` ranks."""
 
     config: ModelConfig
     parallel: Parallel
@@ -88,17 +85,14 @@ class RankShard:
 
     @property
     def dp_ranks(self) -> int:
-        """Copies of attention."""
         return self.parallel.ranks // self.attention
 
     @property
     def dp_rank(self) -> int:
-        """Which of them this rank belongs to."""
         return self.rank // self.attention
 
     @property
     def heads(self) -> int:
-        """Query heads of this rank."""
         return self.config.heads // self.attention
 
     @property
@@ -149,15 +143,10 @@ class RankShard:
 
     @property
     def vocabulary_size(self) -> int:
-        """Token ids of a rank's share."""
         return -(-self.config.vocab_size // self.parallel.ranks)
 
     def parts(self, name: str, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
-        """What of a tensor this rank holds, below each other along the cut axis; empty = nothing.
-
-        Raises:
-            ValueError: the tensor has no rule.
-        """
+        """What of a tensor this rank holds, below each other along the cut axis; empty = nothing."""
         over, axis = cut_of(name)
         whole = tuple(slice(0, size) for size in shape)
         if (
@@ -211,11 +200,7 @@ class RankShard:
 
 
 def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
-    """Ranks that share the heads of attention: ep * tp, or tp where the heads do not divide.
-
-    Raises:
-        ValueError: they do not divide by tp either.
-    """
+    """Ranks that share the heads of attention: ep * tp, or tp where the heads do not divide by it."""
     for ranks in (parallel.ep * parallel.tp, parallel.tp):
         even = config.kv_heads % ranks == 0 or ranks % config.kv_heads == 0
         if config.heads % ranks == 0 and even:
@@ -226,12 +211,8 @@ def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
 
 
 def usual(config: ModelConfig, ranks: int) -> Parallel:
-    """So many ranks for a model: as many as can hold whole groups of experts, or experts where there are
-    no groups, the rest by tensors.
-
-    Raises:
-        ValueError: neither heads nor rows can be shared so.
-    """
+    """The layout of a number of ranks: as many as can hold whole groups of experts, or experts where there are no
+    groups, the rest by tensors. ValueError: neither heads nor rows can be shared so."""
     ep = gcd(config.groups or config.experts or 1, ranks)
     choices = (Parallel(ep=ep, tp=ranks // ep), Parallel(ep=ep, dp=ranks // ep))
     for choice in choices:
@@ -245,30 +226,28 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 
 
 def _check(config: ModelConfig, parallel: Parallel) -> None:
-    """ValueError in one sentence if the model cannot be shared so."""
+    attention_ranks(config, parallel)
+    if wrong := next(_misfits(config, parallel), None):
+        raise ValueError(wrong)
+
+
+def _misfits(config: ModelConfig, parallel: Parallel) -> Iterator[str]:
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
     if ep > 1 and not config.experts:
-        raise ValueError(
-            f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"
-        )
+        yield f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"
     if config.groups % ep:
-        raise ValueError(
-            f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
-        )
+        yield f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
     if config.experts % ep:
-        raise ValueError(
-            f"ep={ep} does not divide the {config.experts} experts: a rank holds whole ones"
-        )
-    attention_ranks(config, parallel)
+        yield f"ep={ep} does not divide the {config.experts} experts: a rank holds whole ones"
     for name, size, by, count in (
         ("moe_intermediate_size", config.moe_intermediate_size, "tp * dp", inner),
         ("shared_expert_intermediate_size", config.shared_intermediate_size, "the ranks", ranks),
         ("intermediate_size", config.intermediate_size, "the ranks", ranks),
     ):
         if size % count:
-            raise ValueError(f"{name} {size} must be a multiple of {by}, which are {count}")
+            yield f"{name} {size} must be a multiple of {by}, which are {count}"
     if config.vocab_size <= (ranks - 1) * -(-config.vocab_size // ranks):
-        raise ValueError(f"vocab_size {config.vocab_size} is too small for {ranks} ranks")
+        yield f"vocab_size {config.vocab_size} is too small for {ranks} ranks"
 
 
 def _even(size: int, parts: int, part: int) -> tuple[int, int]:

@@ -21,13 +21,7 @@ _used = False  # the other ranks of a job serve one model
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """This process among those of a torchrun job.
-
-    Attributes:
-        rank, ranks: of the whole job.
-        local: the rank among those of this machine.
-        alone: whether this machine has all of them.
-    """
+    """This process in a torchrun job. local: its rank on this machine. alone: no other machine has ranks."""
 
     rank: int
     ranks: int
@@ -36,7 +30,7 @@ class Launched:
 
     @classmethod
     def from_environment(cls) -> Launched | None:
-        """What torchrun says in the environment; None if it did not start this process."""
+        """None if torchrun did not start this process."""
         environment = os.environ
         if "TORCHELASTIC_RUN_ID" not in environment or "RANK" not in environment:
             return None
@@ -45,11 +39,7 @@ class Launched:
         return cls(int(environment["RANK"]), ranks, int(environment["LOCAL_RANK"]), alone)
 
     def listen(self) -> tuple[socket.socket, str, Store]:
-        """Rank 0 listens, and lets the others know where.
-
-        Raises:
-            ValueError: the other ranks have served a model already, and ended.
-        """
+        """Rank 0 listens, and lets the others know where. ValueError: not a second time."""
         from torch.distributed.distributed_c10d import PrefixStore
 
         global _used

@@ -27,7 +27,7 @@ from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.storage import KVShape, KVStorage
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.parallel.collectives import NAMES, Collectives, Traffic, into_one
+from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.commands import (
     Command,
     CommandKind,
@@ -37,49 +37,15 @@ from fastslow.engine.parallel.commands import (
     unpack,
     unpack_rows,
 )
-from fastslow.engine.parallel.decoder import (
-    ShardDecoder,
-    shard_reader,
-    shard_weights,
-    weight_bytes,
-)
+from fastslow.engine.parallel.decoder import ShardDecoder, shard_reader, shard_weights
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 from fastslow.engine.types import Ints
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class RankFacts:
-    """Of one rank. Sizes in bytes.
-
-    Attributes:
-        pid: of its process.
-        weights: that it holds.
-        read: of the checkpoint, while loading.
-        kv: of all its storages.
-        sent: to other ranks so far, by collective.
-    """
-
-    pid: int
-    weights: int
-    read: int
-    kv: int
-    sent: dict[str, int]
-
-
 class ShardWorker:
-    """Runs a rank's shard.
-
-    Args:
-        shard: the rank's.
-        folder: of the checkpoint.
-        dtype: to run in.
-        device: of this rank.
-        progress: draw a bar while reading.
-
-    The process group must stand; all ranks make theirs at once.
-    """
+    """Runs a rank's shard of a checkpoint. The process group must stand; all ranks make theirs at once."""
 
     def __init__(
         self,
@@ -91,25 +57,21 @@ class ShardWorker:
     ) -> None:
         self.shard = shard
         self.device = device
-        self._traffic = Traffic()
         ranks = torch.arange(shard.parallel.ranks).view(shard.dp_ranks, shard.attention)
         patience = timedelta(seconds=shard.parallel.timeout)
         dp_group, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=patience)
-        everyone = Collectives(dist.group.WORLD, shard.parallel.ranks, self._traffic)
+        everyone = Collectives(dist.group.WORLD, shard.parallel.ranks)
         checkpoint = Checkpoint.open(folder, shard.config)
         with shard_reader(checkpoint, shard, progress) as read:
             weights = shard_weights(shard, ops_for(device.type), dtype, device, read)
-        self._read = read.nbytes
-        self._weights = weight_bytes(weights)
         self.decoder = ShardDecoder(
-            shard, weights, Collectives(dp_group, shard.attention, self._traffic), everyone
+            shard, weights, Collectives(dp_group, shard.attention), everyone
         )
         self.storages: dict[int, KVStorage] = {}
 
     def run(self, command: Command) -> None:
-        """Do on this rank what rank 0 does."""
         parts = split(command.values)
-        number = int(parts[0][0]) if parts else -1
+        number = int(parts[0][0])
         if command.kind is CommandKind.OPEN:
             layers, slots, dtype = parts[1].tolist()
             heads, dim = self.shard.kv_heads, self.shard.config.head_dim
@@ -123,32 +85,10 @@ class ShardWorker:
         elif command.kind is CommandKind.FORWARD:
             rows, kv = unpack_rows(parts[3]), self.storages[number]
             self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())
-        elif command.kind is CommandKind.REPORT:
-            self.report()
-
-    def report(self, kv: int | None = None) -> list[RankFacts]:
-        """Every rank's facts, on every rank; all must ask at once.
-
-        kv: bytes of this rank's storages, None = of those that it was asked to open.
-        """
-        held = sum(s.nbytes for s in self.storages.values()) if kv is None else kv
-        sent = [self._traffic[name] for name in NAMES]
-        own = torch.tensor([os.getpid(), self._weights, self._read, held, *sent])
-        own = own.to(self.device)
-        whole = own.new_empty(self.shard.parallel.ranks * len(own))
-        into_one(whole, own)
-        return [
-            RankFacts(pid, weights, read, kept, dict(zip(NAMES, bytes_sent)))
-            for pid, weights, read, kept, *bytes_sent in whole.view(-1, len(own)).tolist()
-        ]
 
 
 def move(shard: RankShard, kv: KVStorage, src: Ints, dst: Ints) -> None:
-    """Copy the rows of this data-parallel rank; see `KVStorage.move`.
-
-    Raises:
-        ValueError: a row would leave its data-parallel rank.
-    """
+    """Copy the rows of this data-parallel rank. ValueError: a row would leave its data-parallel rank."""
     if (src // kv.slots != dst // kv.slots).any():
         raise ValueError("rows of keys and values cannot move between data-parallel ranks")
     own = src // kv.slots == shard.dp_rank
@@ -162,14 +102,7 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 @dataclass(frozen=True, slots=True)
 class RankJob:
-    """A model shared by ranks; all fields are JSON.
-
-    Attributes:
-        folder: of the checkpoint, the same path for all ranks.
-        parallel: fields of `Parallel`.
-        dtype: a torch dtype's name.
-        device: cpu, cuda or npu.
-    """
+    """A model shared by ranks; all fields are JSON. parallel: fields of `Parallel`. dtype: a torch dtype's name."""
 
     folder: str
     parallel: dict[str, Any]
@@ -178,10 +111,7 @@ class RankJob:
 
     @contextmanager
     def process_group(self, rank: int, local: int, store: Store) -> Iterator[None]:
-        """Join the process group of all ranks; left if the block fails.
-
-        local: the rank among those of this machine, which picks its device.
-        """
+        """Join the process group of all ranks; left if the block fails. local: which device here."""
         parallel = Parallel(**self.parallel)
         if self.device != "cpu":
             torch.get_device_module(self.device).set_device(local)
@@ -199,7 +129,6 @@ class RankJob:
             raise
 
     def worker(self, rank: int, local: int, progress: bool) -> ShardWorker:
-        """This rank's shard of the model, loaded. The process group must stand."""
         config = ModelConfig.from_folder(Path(self.folder))
         shard = RankShard.all(config, Parallel(**self.parallel))[rank]
         device = torch.device("cpu" if self.device == "cpu" else f"{self.device}:{local}")
@@ -209,15 +138,7 @@ class RankJob:
 def worker_loop(
     address: tuple[str, int], token: str, rank: int, local: int, store: Store
 ) -> NoReturn:
-    """Serve rank 0 at `address` until it is done; then the process ends.
-
-    Args:
-        address: where rank 0 listens.
-        token: that it knows its ranks by.
-        rank: of this process.
-        local: among those of this machine.
-        store: in which the ranks meet.
-    """
+    """Serve rank 0, which knows its ranks by `token`, until it is done; then the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
     logger.enable("fastslow")  # a process of our own, with nobody else's log in it
     logger.remove()

@@ -18,18 +18,13 @@ Kind = Literal["head", "thought", "gap", "turn", "header", "body"]
 
 
 class ScanState(NamedTuple):
-    """A place in the text before an answer.
+    """A place in the text before an answer."""
 
-    Attributes:
-        kind: head: nothing was said; thought: between the tags; gap: after them. In channels a turn
-            has a header and a body.
-        tail: bytes said of a tag that may have begun, or of a header.
-        left: blanks that may still be left out before the answer.
-    """
-
+    # head: nothing was said; thought: between the tags; gap: after them; in channels a turn has a
+    # header and a body
     kind: Kind
-    tail: bytes = b""
-    left: int = 0
+    tail: bytes = b""  # said of a tag that may have begun, or of a header
+    left: int = 0  # blanks that may still be left out before the answer
 
     @property
     def free(self) -> bool:
@@ -38,19 +33,11 @@ class ScanState(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What may come at a place.
+    """What may come at a place."""
 
-    Attributes:
-        answer: the answer may begin here.
-        tokens: [n] ids that may come besides, where their remainder_tokens fit; in free text all others may come
-            too, and these only where their remainder_tokens fit.
-        remainder_tokens: [n] of each token, the one that spells only what belongs to the answer; EMPTY where
-            nothing does, UNFIT where no token spells it.
-    """
-
-    answer: bool
-    tokens: Ids
-    remainder_tokens: Ids
+    answer: bool  # it may begin here
+    tokens: Ids  # [n] may come where their remainders fit; in free text all others may come, too
+    remainder_tokens: Ids  # [n] each spells what of a token belongs to the answer; or EMPTY, UNFIT
 
 
 class AnswerStart(Protocol):
@@ -59,21 +46,16 @@ class AnswerStart(Protocol):
     first: ScanState | None  # None: it begins at once
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
-        """The place after one more token; or where the answer begins in it, the token that spells only
-        what belongs to the answer; None: it does not fit."""
+        """The place after one more token, or where the answer begins in it, the token that spells only
+        what belongs to the answer. None: it does not fit."""
 
     def options(self, place: ScanState) -> Options:
         """What may come at a place."""
 
 
 class Spellings:
-    """The tokens of a model by their bytes, as far as thoughts and blanks need them. Made once.
-
-    Args:
-        tokenizer: of the model.
-        tags: its thinking tags in these tokens, if it thinks.
-        columns: of the model's logits; tokens beyond are never said.
-    """
+    """The tokens of a model by their bytes, as far as thoughts and blanks need them. Made once. `columns`: of
+    the model's logits; tokens beyond are never said."""
 
     def __init__(self, tokenizer: Tokenizer, tags: TagTokens | None, columns: int) -> None:
         self.spell = tokenizer.token_bytes if tags is None else tags.spell
@@ -100,40 +82,21 @@ class Spellings:
 
 
 class AtOnce:
-    """No thought comes before the answer.
+    """The answer comes at once, or after blanks that do not belong to it: at most `most`."""
 
-    Args:
-        spellings: of the model.
-        spaces: that the first token may begin with, and the text of the answer does not show.
-    """
-
-    def __init__(self, spellings: Spellings, spaces: int = 0) -> None:
-        self._gap = Gap(spellings, b" ")
-        self.first = ScanState("gap", left=spaces) if spaces else None
-
-    def step(self, place: ScanState, token: int) -> ScanState | int | None:
-        return self._gap.step(place, token)
-
-    def options(self, place: ScanState) -> Options:
-        return self._gap.options(place.left)
-
-
-class Gap:
-    """Blanks before the answer that do not belong to it."""
-
-    def __init__(self, spellings: Spellings, blank: bytes) -> None:
+    def __init__(self, spellings: Spellings, most: int = 0, blank: bytes = b" ") -> None:
         self._spellings = spellings
         self._blank = blank
         self._known: dict[int, Options] = {}
+        self.first = ScanState("gap", left=most) if most else None
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
-        """As of an `AnswerStart`, in a gap."""
         data = self._spellings.spell(token)
         blank = place.left and data.startswith(self._blank)
         return self.past(data, place.left) if blank else token
 
     def past(self, data: bytes, left: int) -> ScanState | int | None:
-        """The same for the end of a token, of which `left` blanks may be left out."""
+        """`step` for the end of a token, of which `left` blanks may be left out."""
         rest = data.lstrip(self._blank)
         left -= len(data) - len(rest)
         if left < 0:
@@ -143,34 +106,27 @@ class Gap:
         token = self._spellings.remainder_token(rest)
         return None if token == UNFIT else token
 
-    def options(self, left: int) -> Options:
-        """What may come where `left` blanks may be left out."""
-        if left not in self._known:
-            place = ScanState("gap", left=left)
-            tokens = self._spellings.blanks[self._blank] if left else []
-            self._known[left] = _options(True, {t: self.step(place, t) for t in tokens})
-        return self._known[left]
+    def options(self, place: ScanState) -> Options:
+        if place.left not in self._known:
+            tokens = self._spellings.blanks[self._blank] if place.left else []
+            self._known[place.left] = _options(True, {t: self.step(place, t) for t in tokens})
+        return self._known[place.left]
 
 
 class BehindTags:
-    """The answer comes after a thought between tags, or at once if the model opens none.
-
-    Args:
-        spellings: of the model, which thinks.
-        opened: the text begins inside the thought.
-        spaces: see `AtOnce`; of an answer without a thought.
-    """
+    """The answer comes after a thought between tags, or at once if the model opens none. `opened`: the text
+    begins inside the thought. `spaces`: most of them before an answer without a thought."""
 
     def __init__(self, spellings: Spellings, opened: bool, spaces: int = 0) -> None:
         assert spellings.tags is not None, "a model without tags does not think"
         self._spellings = spellings
         self._open, self._close = spellings.tags.open, spellings.tags.close
-        self._spaces = Gap(spellings, b" ")
-        self._newlines, self._blanks = Gap(spellings, b"\n"), NEWLINES
+        self._spaces = AtOnce(spellings)
+        self._newlines, self._blanks = AtOnce(spellings, blank=b"\n"), NEWLINES
         self._known: dict[ScanState, Options] = {}
-        self.first: ScanState | None = (
-            ScanState("thought") if opened else ScanState("head", left=spaces)
-        )
+        self.first: ScanState | None = ScanState("head", left=spaces)
+        if opened:
+            self.first = ScanState("thought")
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
         if place.kind == "gap":
@@ -190,7 +146,7 @@ class BehindTags:
 
     def options(self, place: ScanState) -> Options:
         if place.kind == "gap":
-            return self._newlines.options(place.left)
+            return self._newlines.options(place)
         if place not in self._known:
             found: dict[int, ScanState | int | None] = {}
             if place.kind == "thought":
@@ -218,12 +174,7 @@ class BehindTags:
 
 
 class BehindAnalysis(BehindTags):
-    """The answer is all messages after the analysis, with their headers: a call is a message too.
-
-    Args:
-        spellings: of a model with channels.
-        opened: the text begins inside the analysis.
-    """
+    """The answer is all messages after the analysis, with their headers: a call is a message too."""
 
     def __init__(self, spellings: Spellings, opened: bool) -> None:
         super().__init__(spellings, opened)
@@ -231,12 +182,8 @@ class BehindAnalysis(BehindTags):
 
 
 class BehindChannels:
-    """The answer is the body of a turn in channel "final", or without a channel.
-
-    Args:
-        spellings: of a model with channels.
-        prompt: text that the prompt ends in, with special tokens.
-    """
+    """The answer is the body of a turn in channel "final", or without a channel. `prompt`: text that the
+    prompt ends in, with special tokens."""
 
     def __init__(self, spellings: Spellings, prompt: str) -> None:
         self._spellings = spellings
@@ -266,23 +213,23 @@ class BehindChannels:
     def _at_end(self, prompt: str) -> ScanState | None:
         """The place that a prompt ends in."""
         last = max(MARKS, key=prompt.rfind)
-        place = prompt.rfind(last)
+        place, start = prompt.rfind(last), max(prompt.rfind(START), 0)
         if place < 0:
             return None
         if last == END:
             return ScanState("header")
         if last != BODY:
-            return ScanState("header", prompt[max(prompt.rfind(START), 0) :].encode())
-        found = self._body(prompt[max(prompt.rfind(START), 0) : place])
+            return ScanState("header", prompt[start:].encode())
+        found = self._body(prompt[start:place])
         return None if found.kind == "gap" else found
 
 
 def _options(answer: bool, found: Mapping[int, ScanState | int | None]) -> Options:
     """`found`: where each of the tokens leads, as `AnswerStart.step` says it."""
-    remainder_tokens = [
+    remainders = [
         EMPTY if isinstance(to, ScanState) else UNFIT if to is None else to for to in found.values()
     ]
-    return Options(answer, np.array(list(found), np.int64), np.array(remainder_tokens, np.int64))
+    return Options(answer, np.array(list(found), np.int64), np.array(remainders, np.int64))
 
 
 def _goes_past(data: bytes, close: bytes) -> bool:

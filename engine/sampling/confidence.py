@@ -14,11 +14,8 @@ class Confidence:
     gave to its last `window` tokens, before bias, penalties and temperature.
 
     It depends on committed tokens only, one by one: accepted tokens are cut after the one at which the
-    confidence falls, so a draft changes nothing.
-
-    Args:
-        settings: threshold, window, and how many tokens are watched.
-        to_the_end: the confidence may also fall where an answer ends before its window is full.
+    confidence falls, so a draft changes nothing. `to_the_end`: the confidence may also fall where an
+    answer ends before its window is full.
     """
 
     def __init__(self, settings: Escalation, to_the_end: bool = False) -> None:
@@ -45,8 +42,7 @@ class Confidence:
         return not self.fell and not self._over and not self._passed(self.tokens)
 
     def keeps(self, logprobs: Sequence[float]) -> int:
-        """How many of these next tokens are kept: up to the one at which the confidence falls, or
-        all. Changes nothing."""
+        """How many of these next tokens are kept, up to the one at which the confidence falls."""
         latest = deque(self._latest, self._latest.maxlen)
         for count, logprob in enumerate(logprobs, 1):
             if self._passed(self.tokens + count - 1):

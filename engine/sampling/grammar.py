@@ -37,7 +37,7 @@ class Matcher(Protocol):
         """
 
     def accept(self, token: int) -> bool:
-        """Take a token. False: it does not fit, and nothing has changed.
+        """Take the next token. False: it does not fit, and nothing has changed.
 
         Raises:
             GrammarError: it is too complex to tell; nothing has changed.
@@ -57,9 +57,7 @@ class _Progress(NamedTuple):
     """What has to be known of a text to take its next token."""
 
     place: ScanState | None  # in the text before the answer; None = the answer has begun
-    fed: tuple[
-        int, ...
-    ] = ()  # the answer's tokens after the committed ones, as the matcher has them
+    fed: tuple[int, ...] = ()  # the answer's tokens that the matcher has after the committed ones
     over: bool = False  # the answer is whole, and ended
     lost: bool = False  # a token did not fit
     error: GrammarError | None = None  # nobody can tell what may come
@@ -76,7 +74,7 @@ class Grammar:
     Args:
         start: finds where the answer begins.
         matcher: at the beginning of the grammar; it belongs to this request from now on.
-        ends: token ids that end the answer.
+        ends: tokens that end the answer.
         prompt_length: tokens before the answer.
     """
 
@@ -135,7 +133,7 @@ class Grammar:
         return run[len(drafted) :]
 
     def whole_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
-        """How many tokens of `run`, which comes after `tokens`, make the answer whole; None: more has to come."""
+        """How many tokens of `run`, after `tokens`, make the answer whole; None: more has to come."""
         ends = (i for i in range(1, len(run) + 1) if self._after(tokens, tuple(run[:i])).over)
         return next(ends, None)
 
@@ -145,19 +143,15 @@ class Grammar:
         return tokens if self.begins is None else tokens[: self.begins]
 
     def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _Progress:
-        if self._read < len(tokens):
-            self._commit(tokens)
+        while self._read < len(tokens):  # a whole answer may come at once
+            self._commit(tokens, min(self._read + FURTHEST, len(tokens)))
         state = self._states.get(drafted)
         if state is None:
             state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])
             self._states[drafted] = state
         return state
 
-    def _commit(self, tokens: Sequence[int]) -> None:
-        while self._read < len(tokens):  # a whole answer may come at once
-            self._commit_up_to(tokens, min(self._read + FURTHEST, len(tokens)))
-
-    def _commit_up_to(self, tokens: Sequence[int], end: int) -> None:
+    def _commit(self, tokens: Sequence[int], end: int) -> None:
         run: tuple[int, ...] = ()
         for place, token in enumerate(tokens[self._read : end], self._read):
             run = (*run, token)
@@ -237,29 +231,25 @@ class Grammar:
                 return TokenMask(only=self._ends[0])
             allowed_V[self._ends] = True
             more += len(self._ends)
-        return _told(allowed_V, more)
+        return _mask_of(allowed_V, more)
 
     def _before(self, place: ScanState, allowed_V: Allowed) -> TokenMask:
         """What may come in the text before the answer; `allowed_V`: as the first token of the answer."""
         said = self._start.options(place)
-        fits = np.where(
-            said.remainder_tokens >= 0,
-            allowed_V[said.remainder_tokens],
-            said.remainder_tokens == EMPTY,
-        )
+        rest = said.remainder_tokens
+        fits = np.where(rest >= 0, allowed_V[rest], rest == EMPTY)
         if place.free:
             forbidden = [*self._ends, *said.tokens[~fits].tolist()]
             return TokenMask(forbidden=forbidden, before=True)
-        if said.answer:
-            if self._matcher.ended() is not Ended.NO:
-                allowed_V[self._ends] = True
-        else:
+        if not said.answer:
             allowed_V[:] = False
+        elif self._matcher.ended() is not Ended.NO:
+            allowed_V[self._ends] = True
         allowed_V[said.tokens[fits]] = True
-        return _told(allowed_V, int(np.count_nonzero(allowed_V)))
+        return _mask_of(allowed_V, int(np.count_nonzero(allowed_V)))
 
 
-def _told(allowed_V: Allowed, count: int) -> TokenMask:
+def _mask_of(allowed_V: Allowed, count: int) -> TokenMask:
     if not count:
         raise GrammarError("the grammar cannot continue: no token of this model fits")
     return TokenMask(only=int(allowed_V.argmax()) if count == 1 else None, allowed=allowed_V)

@@ -16,66 +16,26 @@ DEEPEST = 64  # schemas inside each other
 MOST_KEYWORDS = 10_000
 MOST_PROPERTIES = 2000  # of one object: a grammar of more takes seconds, and rows that are too long
 
-HELD = [
-    "type",
-    "enum",
-    "const",
-    "$ref",
-    "properties",
-    "patternProperties",
-    "additionalProperties",
-    "required",
-    "minProperties",
-    "maxProperties",
-    "items",
-    "prefixItems",
-    "additionalItems",
-    "minItems",
-    "maxItems",
-    "minLength",
-    "maxLength",
-    "pattern",
-    "format",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "allOf",
-    "anyOf",
-    "oneOf",
-]
+HELD = (
+    *("type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "required"),
+    *("properties", "patternProperties", "additionalProperties", "minProperties", "maxProperties"),
+    *("items", "prefixItems", "additionalItems", "minItems", "maxItems", "multipleOf"),
+    *("minLength", "maxLength", "pattern", "format"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+)
 """Keywords that the grammar holds an answer to."""
-NOTES = [
-    "$schema",
-    "$id",
-    "id",
-    "$anchor",
-    "$comment",
-    "$defs",
-    "definitions",
-    "title",
-    "description",
-    "default",
-    "example",
-    "examples",
-    "deprecated",
-    "readOnly",
-    "writeOnly",
-    "contentEncoding",
-    "contentMediaType",
-    "discriminator",
-]
+NOTES = (
+    *("$schema", "$id", "id", "$anchor", "$comment", "$defs", "definitions", "title"),
+    *("description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"),
+    *("contentEncoding", "contentMediaType", "discriminator"),
+)
 """Keywords that say nothing about what is valid."""
 KNOWN = frozenset((*HELD, *NOTES))
 
 
 def check_schema(text: str) -> None:
-    """Refuse a schema with a keyword that the grammar would not hold to.
-
-    Raises:
-        ValueError: no JSON, no schema, an unknown keyword, or too large.
-    """
+    """Raise ValueError for a schema that is no JSON, is too large, or has a keyword that the grammar would
+    not hold to."""
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -94,8 +54,9 @@ def check_schema(text: str) -> None:
             raise ValueError(f"the schema has more than {MOST_KEYWORDS} keywords")
         for keyword in one:
             if keyword not in KNOWN and (keyword == "x-guidance" or not keyword.startswith("x-")):
-                place = f"{where}.{keyword}".lstrip(".")
-                raise ValueError(f"schema keyword {shown(place)} is not supported{_hint(keyword)}")
+                place, close = f"{where}.{keyword}".lstrip("."), nearest(keyword, KNOWN)
+                hint = close if "did you mean" in close else ""
+                raise ValueError(f"schema keyword {shown(place)} is not supported{hint}")
         _check_properties(where or "the schema", one)
         _check_range(where or "the schema", one)
         if isinstance(one.get("items"), list) and "prefixItems" in one:
@@ -134,11 +95,6 @@ def _whole(value: object) -> TypeGuard[int | float]:
     return _number(value) and value == value // 1
 
 
-def _hint(keyword: str) -> str:
-    close = nearest(keyword, KNOWN)
-    return close if "did you mean" in close else ""
-
-
 MOST_MULTIPLE = 100_000  # a grammar looks at every remainder, which takes a second
 MOST_MULTIPLES = 2 * MOST_MULTIPLE  # of all of them together
 MOST_MEETING = 8  # expressions that one text has to match: with each more it takes twice as long
@@ -152,11 +108,7 @@ EMBEDDED = re.compile(r"%json\s*")
 
 
 def check_cost(schema: object) -> None:
-    """Refuse a schema, valid or not, whose grammar cannot be made in reasonable time.
-
-    Raises:
-        ValueError: one sentence.
-    """
+    """Raise ValueError for a schema, valid or not, whose grammar cannot be made in reasonable time."""
     steps: list[Decimal] = []
     meeting: list[dict[str, Any]] = []  # schemas that take in others
     named: dict[str, Any] = {"#": schema}
@@ -178,11 +130,7 @@ def check_cost(schema: object) -> None:
 
 
 def check_embedded(lark: str) -> None:
-    """The same for every schema in a grammar in Lark.
-
-    Raises:
-        ValueError: one sentence.
-    """
+    """The same for every schema in a grammar in Lark."""
     for place in EMBEDDED.finditer(lark):
         try:
             schema, _ = json.JSONDecoder().raw_decode(lark, place.end())
@@ -208,8 +156,7 @@ def parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _check_multiples(steps: Sequence[Decimal]) -> None:
-    """Refuse what would make a grammar of millions of remainders. Any of them may hold of one number, which is
-    then a multiple of them all."""
+    """Refuse a grammar of millions of remainders: one number may have to be a multiple of all steps."""
     least = total = 0
     for step in steps:
         digits = _digits(step)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastslow.engine.checked import shown
-from fastslow.engine.grammar_spec import GrammarSpec
+from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import Ended, GrammarError
 from fastslow.engine.sampling.json_schema import check_embedded, check_schema
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -24,13 +24,9 @@ MOST_KEPT = 64  # compiled grammars
 DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
 _STACKS = threading.Lock()  # the size of new stacks is one for the process
 T = TypeVar("T")
-LONGEST_FORCED = (
-    1024  # bytes of a text that has to come, which are cut into tokens at each place of it
-)
-BLANKS = (
-    r"\x20|\n[\x20\t]{0,40}"  # between parts of JSON: without a limit a model may say nothing else
-)
-OPTIONS = {"whitespace_pattern": BLANKS}
+LONGEST_FORCED = 1024  # bytes of a certain text, which is cut into tokens at each of its places
+# between parts of JSON: without a limit a model may say nothing else
+OPTIONS = {"whitespace_pattern": r"\x20|\n[\x20\t]{0,40}"}
 LIMITS = {
     "max_lexer_states": 50_000,  # of 1 to 2 kB
     "max_grammar_size": 200_000,
@@ -50,8 +46,7 @@ class GrammarCompiler:
         columns: of the model's logits.
         marks: tokens that are no text, such as end tokens and thinking tags.
 
-    Raises:
-        ValueError: llguidance is not installed.
+    Raises ValueError where llguidance is not installed.
     """
 
     def __init__(self, tokenizer: Tokenizer, columns: int, marks: Collection[int]) -> None:
@@ -63,18 +58,13 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def matcher(self, spec: GrammarSpec) -> LLGuidanceMatcher:
-        """A matcher at the beginning of the grammar.
-
-        Raises:
-            ValueError: one sentence about what is wrong with the grammar.
-        """
+        """A matcher at the beginning of the grammar. ValueError says in one sentence what is wrong with it."""
         with self._lock:
             made = self._made.get(spec)
-        if made is None:
-            made = self._compiled_anew(spec)
+        made = self._compiled_anew(spec) if made is None else made
         with self._lock:
-            if spec in self._made:
-                self._made.move_to_end(spec)
+            self._made[spec] = made
+            self._made.move_to_end(spec)
             while len(self._made) > MOST_KEPT:
                 self._made.popitem(last=False)
             return LLGuidanceMatcher(made, partial(self._compiled_anew, spec), self._columns)
@@ -152,8 +142,7 @@ class LLGuidanceMatcher:
         del self._taken[len(self._taken) - count :]
 
     def forced(self) -> Sequence[int]:
-        """As `Matcher` has it. A text that is longer than can be cut into tokens over and over is certain
-        from where its rest is short enough."""
+        """As `Matcher` has it. A long text is certain from where its rest is short enough."""
         if self._matcher.is_stopped() or len(self._matcher.compute_ff_bytes()) > LONGEST_FORCED:
             return ()
         tokens: Sequence[int] = self._matcher.compute_ff_tokens()

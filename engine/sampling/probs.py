@@ -3,8 +3,9 @@
 In this order: a token that the grammar or the thinking budget forces; logit_bias, the lift of the
 closing tag's logit and the min_tokens mask; penalties; the grammar's mask; temperature, top_k, top_p,
 min_p. In the thought the budget decides, in the answer the grammar: it knows where the answer begins.
-Where it must end, it does so before min_tokens, too. A row depends on its own request only, and on the tokens *before* its position: committed ones, and drafted ones from the root to it. So
-all of it holds for drafted tokens as it does without a draft.
+Where it must end, it does so before min_tokens, too. A row depends on its own request only, and on the
+tokens *before* its position: committed ones, and drafted ones from the root to it. So all of it holds for
+drafted tokens as it does without a draft.
 """
 
 from __future__ import annotations
@@ -23,18 +24,10 @@ COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 
 
 
 def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
-    """The probabilities of the token after `request.tokens` and `drafted`.
+    """The probabilities of the token after `request.tokens` and `drafted`, by logits f32 [V]: f32 [V] that
+    sum to 1; at temperature 0 the first of the likeliest tokens, or the forced one.
 
-    Args:
-        logits_V: f32 [V], not changed.
-        request: with parameters and text.
-        drafted: tokens of the tree from its root to this row.
-
-    Returns:
-        f32 [V] that sum to 1; at temperature 0 the first of the likeliest tokens, or the forced one.
-
-    Raises:
-        FloatingPointError: the logits are not finite.
+    Raises FloatingPointError where the logits are not finite.
     """
     params = request.params
     if not _finite(logits_V):
@@ -120,10 +113,8 @@ def _argmax(logits_V: torch.Tensor) -> int:
 
 
 def logprobs(logits_V: torch.Tensor, chosen: int, most: int) -> dict[int, float]:
-    """Log-probabilities of the model itself (before bias, penalties, temperature).
-
-    The `most` likeliest tokens, likeliest first, and the chosen one, always.
-    """
+    """Log-probabilities of the model itself (before bias, penalties, temperature): of the `most` likeliest
+    tokens, likeliest first, and of the chosen one, always."""
     log_p_V = torch.log_softmax(logits_V, dim=-1)
     best = torch.topk(log_p_V, min(most, len(log_p_V)))
     table = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))

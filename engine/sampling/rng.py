@@ -44,11 +44,10 @@ def successor_seed(seed: int) -> int:
 
 
 def draw(p_V: Floats, draws: np.random.Generator) -> int:
-    """One token, by the inverse distribution function; never one of probability 0.
+    """One token, by the inverse distribution function and one uniform number; never one of probability 0.
 
-    Reads one uniform number. The function is summed in float64: in float32 a small probability far
-    down a large vocabulary would vanish in the sum before it. It is summed in blocks first, since only
-    the block in which the number falls is needed token by token.
+    The function is summed in float64: in float32 a small probability far down a large vocabulary would
+    vanish. It is summed in blocks first: only one block is needed token by token.
     """
     upto = np.cumsum(np.add.reduceat(p_V, np.arange(0, len(p_V), BLOCK), dtype=np.float64))
     mark = draws.random() * upto[-1]

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Literal
 
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.text.detokenizer import Detokenizer
+from fastslow.engine.text.vocabulary import Detokenizer
 
 Reason = Literal["stop", "length", "cancelled", "timeout", "error", "escalated"]
 
@@ -17,16 +17,11 @@ class StopStrings:
 
     A state is the longest end of the text that begins one of the strings; 0 is none. A character of
     text costs the same however many strings there are, and however long.
-
-    Attributes:
-        held: by state, how many characters at the text's end may be the beginning of a string; a
-            whole string is not a beginning of itself.
-        found: states at which a string is whole -> the longest such string.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._next: dict[tuple[int, str], int] = {}
-        self.found: dict[int, str] = {}
+        self.found: dict[int, str] = {}  # the longest string that is whole at a state
         depth = [0]
         for string in strings:
             state = 0
@@ -37,6 +32,7 @@ class StopStrings:
                 state = after
             self.found[state] = string
         begun = {state for state, _ in self._next}
+        # By state, how many characters at the text's end may begin a string, without a whole one.
         self.held = list(depth)
         self._shorter = [0] * len(depth)  # the next longest such end of the text
         for (before, letter), state in sorted(self._next.items(), key=lambda edge: depth[edge[1]]):
@@ -58,14 +54,8 @@ stop_strings = lru_cache(8)(StopStrings)  # shared by the answers and calls that
 
 
 class Stopper:
-    """One request's text as it grows, and why it ended.
-
-    Args:
-        params: stop strings and min_tokens.
-        end_ids: token ids that end the answer.
-        room: most tokens that may be answered.
-        detokenizer: a fresh one, or None for a model without a tokenizer (then no text).
-    """
+    """One request's text as it grows, and why it ended. `room`: most tokens that may be answered. Without a
+    detokenizer there is no text."""
 
     def __init__(
         self,
@@ -95,10 +85,8 @@ class Stopper:
         return self._text[0] if self._text else ""
 
     def scan(self, tokens: Sequence[int], whole_at: int | None = None) -> int:
-        """Take tokens in order until the answer is over; returns how many of them belong to it.
-
-        whole_at: after this many of them the answer is whole, and over.
-        """
+        """Take tokens in order until the answer is over, at the latest after `whole_at` of them. Returns how
+        many of them belong to it."""
         for kept, token in enumerate(tokens, 1):
             self._count += 1
             whole = kept == whole_at
@@ -121,17 +109,14 @@ class Stopper:
 
     def news(self) -> str:
         """Text not streamed yet, without a tail that may turn out to be a stop string."""
-        untold = "".join(self._unnotified)
+        fresh = "".join(self._unnotified)
         held = self._strings.held[self._state] if self._strings and self.reason is None else 0
-        end = len(untold) - held
-        self._unnotified = [untold[end:]]
-        return untold[:end]
+        end = len(fresh) - held
+        self._unnotified = [fresh[end:]]
+        return fresh[:end]
 
     def _read(self, token: int) -> None:
-        if self._detokenizer is not None:
-            self._extend(self._detokenizer.push([token]))
-
-    def _extend(self, fresh: str) -> None:
+        fresh = self._detokenizer.push([token]) if self._detokenizer is not None else ""
         if not fresh:
             return
         self._text.append(fresh)
@@ -147,13 +132,9 @@ class Stopper:
         if hits and self._count >= self._params.min_tokens:
             place, stop = min(hits)
             self.reason, self.matched = "stop", stop
-            self._cut(place)
-
-    def _cut(self, length: int) -> None:
-        """Drop the text after `end` characters, and what of it was not sent."""
-        text = self.text
-        self._unnotified = ["".join(self._unnotified)[: length - len(text)]]
-        self._text, self._length = [text[:length]], length
+            text = self.text
+            self._unnotified = ["".join(self._unnotified)[: place - len(text)]]
+            self._text, self._length = [text[:place]], place
 
     def _end(self, reason: Reason, matched: str | int | None) -> None:
         self.reason, self.matched = reason, matched

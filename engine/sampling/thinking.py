@@ -1,16 +1,62 @@
-"""How many tokens a request's thought has, and what its thinking budget allows as the next one."""
+"""How many tokens a request's thought has, and what a policy that bounds it allows as the next one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from fastslow.engine.text.thought import TagTokens
-from fastslow.engine.thoughts import CutThought, Ending, ThinkingPolicy, Thought
 from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
-Ended = Literal["model", "budget", "loop", "settled", "caller"]
+Ending = Literal["budget", "loop", "settled", "caller"]
+"""Why a thought was closed for the model."""
+Ended = Literal["model", Ending]
+
+
+class Thought(NamedTuple):
+    """The thought that a text ends in, as far as a policy may know it."""
+
+    spent: int  # tokens that began between the tags, over all thoughts of the answer
+    recent: Sequence[int] = ()  # the latest of this thought, at most as many as the policy reads
+    line: str = ""  # the line that its last token ended, "" inside a line
+    said: int = 0  # how often this thought has said that line by now
+
+
+class ThinkingPolicy(Protocol):
+    """Decides when a thought has to end. A pure function of the thought."""
+
+    reads: int  # latest tokens that it wants to see; 0 = neither tokens nor lines
+
+    def judge(self, thought: Thought) -> Ending | None:
+        """Why the thought is to be closed now; None = it is not."""
+
+    def lift(self, spent: int) -> float:
+        """What is added to the closing tag's logit after `spent` tokens; 0 = nothing."""
+
+    def lifts(self, spent: range) -> bool:
+        """Whether `lift` is other than 0 anywhere in the range."""
+
+
+class CutThought:
+    """The policy that held before, and beside it: a thought ends after `most` tokens, counted over all
+    thoughts of the answer, because its caller said so."""
+
+    def __init__(self, policy: ThinkingPolicy | None, most: int) -> None:
+        self._policy = policy
+        self._most = most
+        self.reads = 0 if policy is None else policy.reads
+
+    def judge(self, thought: Thought) -> Ending | None:
+        if thought.spent >= self._most:
+            return "caller"
+        return None if self._policy is None else self._policy.judge(thought)
+
+    def lift(self, spent: int) -> float:
+        return 0.0 if self._policy is None else self._policy.lift(spent)
+
+    def lifts(self, spent: range) -> bool:
+        return self._policy is not None and self._policy.lifts(spent)
 
 
 class _Piece(NamedTuple):
@@ -50,7 +96,7 @@ class Thinking:
         tags: the model's.
         opened: the answer begins inside a thought.
         prompt_length: tokens before the answer.
-        policy: decides; None = thoughts are only counted.
+        policy: None = thoughts are only counted.
         closing: tokens of the closing phrase and tag.
     """
 
@@ -98,9 +144,8 @@ class Thinking:
         return self._after(tokens, ()).thinking
 
     def close(self, tokens: Sequence[int]) -> bool:
-        """Have the thought that `tokens` end in closed from the next token on, as a budget does that is
-        used up there. Later thoughts are closed as they open. For the time between two steps. False:
-        `tokens` do not end inside a thought."""
+        """Have the thought that `tokens` end in closed from the next token on, as a used-up budget does.
+        Later thoughts are closed as they open. Call it between two steps. False: there is no thought."""
         state = self._after(tokens, ())
         if not state.thinking:
             return False
@@ -153,7 +198,7 @@ class Thinking:
         return self._judged(state, b"\n" in data)
 
     def _past_tags(self, state: _State, ended: Ended | None) -> _State:
-        """The state after the tags that the latest token completes, which open and close thoughts."""
+        """The state after the tags that the latest token completes."""
         text = b"".join(piece.data for piece in state.tail)
         while tag := self._tags.close if state.thinking else self._tags.open:
             place = text.find(tag)

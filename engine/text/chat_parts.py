@@ -25,14 +25,9 @@ class ThoughtsLost(Exception):
 class KeptThoughts:
     """Writes the thoughts of the assistant's turns between the tags, in front of what was answered.
 
-    Each turn that has a thought is rendered with a sign in its place, which no template knows; what the
-    template makes of thoughts does not matter then. So the next turn of a chat begins with the very text that
-    was read and answered before, which the prefix cache holds.
-
-    Args:
-        tags: the model's.
-        source: of the chat template, which tells how many line breaks follow a thought.
-    """
+    Each turn that has a thought is rendered with a sign in its place, which no template knows. So the next turn
+    of a chat begins with the very text that was read and answered before, which the prefix cache holds.
+    source: of the chat template, which tells how many line breaks follow a thought."""
 
     def __init__(self, tags: ThoughtTags, source: str) -> None:
         self._tags = tags
@@ -56,11 +51,7 @@ class KeptThoughts:
         return shown, thoughts
 
     def put_back(self, text: str, thoughts: dict[str, str]) -> str:
-        """The rendered chat with its thoughts.
-
-        Raises:
-            ThoughtsLost: the template did not write each turn once.
-        """
+        """The rendered chat with its thoughts. ThoughtsLost: the template did not write each turn once."""
         if any(text.count(sign) != 1 for sign in thoughts):
             raise ThoughtsLost
         open_tag, close = self._tags
@@ -76,11 +67,7 @@ class KeptThoughts:
 
 
 def kept_thoughts(tags: ThoughtTags | None, template: ChatTemplate) -> KeptThoughts:
-    """For a model with these tags.
-
-    Raises:
-        ThoughtsLost: it has none, or none to begin with, or its thoughts are separate messages.
-    """
+    """For a model with these tags. ThoughtsLost: it has none that begin a thought, or channels."""
     if tags is None or not tags.open or tags == HARMONY:
         raise ThoughtsLost
     return KeptThoughts(tags, template.source)
@@ -92,16 +79,14 @@ SPARE = range(0xF0000, 0x10FFFE)  # for private use: no template writes these ch
 class Marks:
     """Finds the spellings of special tokens, and of tags that are single tokens.
 
-    A text is cut after the first character of each. `Tokenizer.encode_parts` reads no token across
-    a cut, so what was cut is read as text. A mark of one character cannot be cut and stays one. Where
-    a tokenizer makes a mark of other letters, such as wide ones, it gets them one at a time.
-    """
+    A text is cut after the first character of each, and `Tokenizer.encode_parts` reads no token across a cut. A
+    mark of one character cannot be cut and stays one. Where a tokenizer makes a mark of other letters, such as
+    wide ones, it gets them one at a time."""
 
     def __init__(
         self, tokenizer: Tokenizer, tags: Iterable[str] | None = None, calls: Iterable[str] = ()
     ) -> None:
-        """`tags`: of thoughts; `calls`: around calls of tools and their results, which neither results
-        nor descriptions of tools may write."""
+        """`tags`: of thoughts; `calls`: around calls of tools and their results."""
         self._as_matched = tokenizer.as_matched
         special = {
             tokenizer.token_bytes(n).decode("utf-8", "replace") for n in tokenizer.special_ids
@@ -115,8 +100,7 @@ class Marks:
         }
 
     def parts(self, text: str, role: object = "user") -> list[str]:
-        """A text of a role's, cut inside every mark that it spells. Thinking tags are part of what the
-        assistant said, and are not cut there."""
+        """A text of a role's, cut inside every mark that it spells; the assistant's thinking tags are not cut."""
         pattern = self._by_role.get(str(role), self._said)
         parts, begun, found = [], 0, pattern.search(text)
         while found is not None:
@@ -146,20 +130,11 @@ def chat_parts(
     variables: Variables = MappingProxyType({}),
     kept: KeptThoughts | None = None,
 ) -> list[str]:
-    """A chat as the template writes it, cut where messages spell `marks`.
+    """A chat as the template writes it, cut where messages spell `marks` (None: these are marks, too).
 
-    A message with `"prefix": True` is begun and not ended: the text stops after its content.
-
-    Args:
-        messages: as `check_messages` returns them.
-        marks: None = what is spelled is a mark too.
-        variables: of the template; what they spell is text as well.
-        kept: puts the thoughts of earlier turns back; None = what the template makes of them.
-
-    Raises:
-        ThoughtsLost: thoughts cannot be put back.
-        ValueError: the template refuses the messages, or does not write the prefix as it stands.
-    """
+    A message with `"prefix": True` is begun and not ended: the text stops after its content. kept: puts the
+    thoughts of earlier turns back. ThoughtsLost: that fails. ValueError: the template refuses the messages, or
+    does not write the prefix as it stands."""
     texts: list[str] = []
 
     def seen(text: str) -> str:
@@ -201,7 +176,6 @@ def chat_parts(
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches each of the texts that has more than one character; nothing if there is none."""
     long = sorted(text for text in texts if len(text) > 1)
     return re.compile("|".join(map(re.escape, long)) or r"(?!)")
 

@@ -17,11 +17,9 @@ ROLES = ("system", "user", "assistant", "tool")
 def check_messages(messages: Sequence[Message]) -> list[Turn]:
     """The messages, with parts of a content joined by line breaks, and arguments of calls as objects.
 
-    Raises ValueError with one sentence if there is no message, or for the first one whose role is not
-    among ROLES, whose content is neither a string nor a list of parts `{"type": "text", "text": ...}`,
-    whose calls or results have another shape than OpenAI's, or that is a `prefix` without being the
-    last one and the assistant's.
-    """
+    ValueError in one sentence for the first one whose role is not among ROLES, whose content is neither a string
+    nor a list of text parts, whose calls or results have another shape than OpenAI's, or that is a `prefix`
+    without being the last one and the assistant's."""
     if not messages:
         raise ValueError("messages is empty; it needs at least one message")
     checked: list[Turn] = []
@@ -76,7 +74,6 @@ def _thought(index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _part(place: str, part: object) -> str:
-    """The text of a part of a content; `place`: where it is, for messages."""
     if not isinstance(part, Mapping):
         raise ValueError(f"{place} is a {type(part).__name__}; a part must have a type and a text")
     if (kind := part.get("type")) != "text":
@@ -89,18 +86,8 @@ def _part(place: str, part: object) -> str:
 def _tool_fields(
     place: str, message: Mapping[str, Any], names: dict[str, str]
 ) -> Mapping[str, Any]:
-    """A message with `tool_calls` or of the role "tool", with the arguments of calls as objects.
-
-    Arguments that are no JSON object stay the text that they are. A message with calls may lack a content,
-    and a result its function's name, which the call with the same id has.
-
-    Args:
-        place: of the message, for messages.
-        names: function names by id of all calls so far; those of this message are added.
-
-    Raises:
-        ValueError: one sentence about a field of another shape.
-    """
+    """A message's calls or result. A message with calls may lack a content, and a result its function's name,
+    which is taken from `names`: those of all calls so far, by id."""
     if message["role"] == "tool":
         for field in ("tool_call_id", "name"):
             if not isinstance(message.get(field), str | None):

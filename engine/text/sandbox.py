@@ -70,8 +70,7 @@ def _charge(characters: int) -> None:
 
 
 def _size(value: object) -> int:
-    """Characters of a value and of all that it holds, counted no further than what is left. A list that
-    holds another twice counts it twice, as it is written twice."""
+    """Characters of a value and of all that it holds, counted no further than what is left."""
     if isinstance(value, str):  # as mostly
         return ITEM + len(value)
     total, waiting = 0, [value]
@@ -100,7 +99,6 @@ def _made(value: Any) -> Any:
 
 @pass_context  # else constants would be written while the template is compiled, without limits
 def _written(_: Context, value: Any) -> Any:
-    """A value that goes into the output."""
     return _made(value)
 
 
@@ -146,7 +144,6 @@ def _texts(given: Sequence[Any]) -> list[str]:
 
 
 def _within(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or a test within the limits."""
     first = int(hasattr(function, "jinja_pass_arg"))  # the value comes after the context
 
     @wraps(function)
@@ -195,8 +192,7 @@ def _put(name: str, value: Any, *given: int) -> nodes.Filter:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's words for training; a
-    prompt takes only its body."""
+    """`{% generation %}` marks the assistant's words for training; a prompt takes only its body."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's interface
 
@@ -213,8 +209,7 @@ class _Namespace(Namespace):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """transformers' dialect of Jinja: no private attributes, no changes to what it is given, and no
-    time or memory without end, see `limited`."""
+    """transformers' dialect of Jinja: no private attributes, no changes to what it is given, and limits."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
@@ -241,7 +236,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return not hidden and super().is_safe_attribute(obj, attr, value)
 
     def call(self, context: Context, called: Any, /, *given: Any, **named: Any) -> Any:
-        """A call in a template."""
         method = getattr(called, "__wrapped__", called)  # the sandbox has its own for str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str):
@@ -251,7 +245,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _made(super().call(context, called, *given, **named))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """An operator of arithmetic in a template."""
         if isinstance(left, int) and isinstance(right, int):
             if operator == "**" and left.bit_length() * abs(right) > BITS:
                 raise jinja2.TemplateRuntimeError(f"an integer has more than {BITS} bits")

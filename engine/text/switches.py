@@ -12,7 +12,6 @@ EFFORT = "reasoning_effort"
 LEVELS = "none", "minimal", "low", "medium", "high"
 USUAL = "low", "medium", "high"  # of a template that writes whatever it is given
 WORDS = "/no_think", "/nothink"
-ROLES: tuple[Literal["user", "system"], ...] = "user", "system"
 
 SAID, UNHEARD = "Qzx7", "qzx8"  # texts that no template has
 USER = {"role": "user", "content": SAID}
@@ -25,18 +24,12 @@ Render = Callable[[Chat, Mapping[str, object]], str | None]
 class ThinkingSwitch(NamedTuple):
     """What a template offers to turn thinking off, or down.
 
-    Attributes:
-        kind: "flag": variables that are true or false; "effort": a variable with levels; "word": a
-            word in a message; "none": nothing.
-        names: of the variables, or the word.
-        levels: from the least effort to the most.
-        role: whose latest message gets the word.
-    """
+    kind: "flag": variables that are true or false; "effort": a variable with levels, from the least to the
+    most; "word": a word in the user's latest message; "none": nothing. names: of the variables, or the word."""
 
     kind: Literal["flag", "effort", "word", "none"] = "none"
     names: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
-    role: Literal["user", "system"] = "user"
 
     def __str__(self) -> str:
         match self.kind:
@@ -45,7 +38,7 @@ class ThinkingSwitch(NamedTuple):
             case "effort":
                 return f"{self.names[0]}: {', '.join(self.levels)}"
             case "word":
-                return f"{self.names[0]} in the {self.role} message"
+                return f"{self.names[0]} in the user message"
         return "none"
 
     @property
@@ -64,13 +57,10 @@ class ThinkingSwitch(NamedTuple):
 
 
 def find_switch(render: Render, source: str) -> ThinkingSwitch:
-    """The switch of a template: what changes its text. A flag is taken before levels, and these before
-    a word.
+    """The switch of a template: what changes its text. A flag is taken before levels, and these before a word.
 
-    Args:
-        render: messages and variables to text; None where the template refuses them.
-        source: the template's; what it does not name is not tried.
-    """
+    render: messages and variables to text; None where the template refuses them. What `source` does not name
+    is not tried."""
 
     def texts(variables: Mapping[str, object]) -> list[str | None]:
         return [render(chat, variables) for chat in CHATS]
@@ -86,9 +76,8 @@ def find_switch(render: Render, source: str) -> ThinkingSwitch:
         if levels:
             return ThinkingSwitch("effort", (EFFORT,), levels)
     for word in (word for word in WORDS if word in source):
-        for role, chat in zip(ROLES, CHATS):
-            if _knows(render, chat, word):
-                return ThinkingSwitch("word", (word,), role=role)
+        if _knows(render, word):
+            return ThinkingSwitch("word", (word,))
     return ThinkingSwitch()
 
 
@@ -109,11 +98,10 @@ def _levels(texts: Callable[[str], list[str | None]], source: str) -> tuple[str,
     return tuple(level for level in LEVELS if level in found.values()) if len(found) > 1 else ()
 
 
-def _knows(render: Render, chat: Chat, word: str) -> bool:
-    """Whether a word in the first message does more than to be written, or to be left out."""
-    first, *rest = chat
+def _knows(render: Render, word: str) -> bool:
+    """Whether a word in a message does more than to be written, or to be left out."""
     said = f"{SAID} {word}"
-    plain, asked = render(chat, {}), render([{**first, "content": said}, *rest], {})
+    plain, asked = render([USER], {}), render([{**USER, "content": said}], {})
     if plain is None or asked is None:
         return False
     ways = plain, plain.replace(SAID, said), plain.replace(SAID, said, 1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 from jinja2 import meta
@@ -19,7 +19,7 @@ from fastslow.engine.params import Thinking, shown
 from fastslow.engine.text.messages import Turn, as_texts, check_messages
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.switches import ThinkingSwitch, find_switch
-from fastslow.engine.text.tokenizer_config import Settings, read_data, settings_of
+from fastslow.engine.text.tokenizer_files.config import Settings, read_data, settings_of
 from fastslow.engine.text.tool_formats import GENERIC, PANGU, ToolFormat, format_of, plain_turns
 from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is_pangu
 
@@ -29,14 +29,9 @@ Variables = Mapping[str, object]  # of a template, by name
 class ChatTemplate(ABC):
     """Renders a chat.
 
-    Attributes:
-        add_special: what `Tokenizer.encode` is to be given with the rendered text: False if the
-            template writes its own bos.
-        source: the text of a template file, "" for built-in templates.
-        names: variables that a caller may give it; those of a chat are not among them. `tools` may
-            always be given: a template that does not read it gets what it needs as text.
-        tool_turns: it writes turns of the role "tool".
-    """
+    add_special: what `Tokenizer.encode` is to be given with the text: False if the template writes its own
+    bos. source: the text of a template file. names: variables that a caller may give it beside `tools`, which a
+    template that does not read them gets as text. tool_turns: it writes turns of the role "tool"."""
 
     add_special = True
     source = ""
@@ -67,13 +62,10 @@ class ChatTemplate(ABC):
     ) -> str:
         """The prompt's text.
 
-        `messages`: at least one; see `check_messages`.
-        `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one;
-        "auto" leaves the model its default. `add_generation_prompt`: end where the assistant's
-        answer begins. `variables`: the caller's, which win over those of the switch. Raises ValueError
-        for bad messages, with the template's own words if it is the template that refuses them, and
-        for variables that it does not read.
-        """
+        `thinking`: "off" and "on" ask the model for it in the model's own way, if it has one; "auto" leaves the model
+        its default. `add_generation_prompt`: end where the assistant's answer begins. `variables`: the caller's,
+        which win over those of the switch. ValueError for bad messages, with the template's own words if it is the
+        template that refuses them, and for variables that it does not read."""
         for name in variables:
             if name not in self.names and name != "tools":
                 known = ", ".join(sorted(self.names)) or "none"
@@ -110,20 +102,14 @@ PROBE = "probe"  # a word that is looked for in what a template writes
 
 
 class JinjaTemplate(ChatTemplate):
-    """A template in transformers' dialect of Jinja.
-
-    It runs in a `Sandbox`. It sees
-    `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, empty `tools` and `documents`,
-    and the variables of its switch, unless thinking is "auto".
-    """
+    """A template in transformers' dialect of Jinja, in a `Sandbox`."""
 
     add_special = False
 
     def __init__(
         self, source: str, name: str, bos_token: str | None, eos_token: str | None
     ) -> None:
-        """`name`: where the source is from, for messages. Raises ValueError if it is not Jinja, or
-        longer than LONGEST."""
+        """`name`: where the source is from, for messages. ValueError if it is not Jinja, or too long."""
         self.source = source
         self._name = name
         if len(source) > LONGEST:
@@ -204,17 +190,14 @@ class JinjaTemplate(ChatTemplate):
 
 
 def _said(error: Exception) -> str:
-    """What an error says, on one line."""
     return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = "") -> ChatTemplate:
     """The chat template of a checkpoint folder.
 
-    `chat_template.jinja` wins, then tokenizer_config.json's `chat_template` (of a list of named
-    ones, "default"), then openPangu's own if the tokenizer has its turn marks, then `User: ...`
-    lines, with a warning. `architecture` is config.json's. Raises ValueError for a broken template.
-    """
+    `chat_template.jinja` wins, then tokenizer_config.json's `chat_template` (of several, "default"), then
+    openPangu's own if the tokenizer has its turn marks, then `User: ...` lines, with a warning."""
 
     folder = Path(folder)
     settings = settings_of(folder)
@@ -231,7 +214,7 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
     if is_pangu(tokenizer) and "no_think" not in template.source:
         return WordSwitch(template, NO_THINK, architecture.startswith("PanguEmbedded"))
     if template.switch.kind == "word":
-        return WordSwitch(template, f" {template.switch.names[0]}", role=template.switch.role)
+        return WordSwitch(template, f" {template.switch.names[0]}")
     return template
 
 
@@ -276,10 +259,7 @@ NO_THINK, AUTO_THINK = " /no_think", " /auto_think"
 
 
 class PanguTemplate(ChatTemplate):
-    """`[unused9]用户：...[unused10]` for each turn; a chat without a system turn gets an empty one.
-
-    openPangu thinks slowly by default, so "on" needs no switch.
-    """
+    """`[unused9]用户：...[unused10]` for each turn; a chat without a system turn gets an empty one."""
 
     tool_turns = True
 
@@ -298,19 +278,10 @@ class PanguTemplate(ChatTemplate):
 
 
 class WordSwitch(ChatTemplate):
-    """Another template, with a word at the end of the latest message of a role: openPangu's switch, and
-    that of templates which look for such a word."""
+    """Another template, with a word at the end of the user's latest message."""
 
-    def __init__(
-        self,
-        inner: ChatTemplate,
-        off: str,
-        auto: bool = False,
-        role: Literal["user", "system"] = "user",
-    ) -> None:
-        """`off`: the word, with the space before it. `auto`: the model knows " /auto_think" too, as
-        openPangu's Embedded ones do. `role`: whose message it is; a chat without it gets one of the
-        system, but none of the user."""
+    def __init__(self, inner: ChatTemplate, off: str, auto: bool = False) -> None:
+        """`off`: the word, with the space before it. `auto`: the model knows " /auto_think" too."""
         self._inner = inner
         self.add_special = inner.add_special
         self.source = inner.source
@@ -319,7 +290,7 @@ class WordSwitch(ChatTemplate):
         self._words: dict[Thinking, str] = {"off": off}
         if auto:
             self._words["auto"] = AUTO_THINK
-        self._switch = ThinkingSwitch("word", (off.strip(),), role=role)
+        self._switch = ThinkingSwitch("word", (off.strip(),))
 
     @property
     def switch(self) -> ThinkingSwitch:
@@ -337,13 +308,10 @@ class WordSwitch(ChatTemplate):
         self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
     ) -> str:
         """A switch that the caller wrote is not doubled, and "auto" does not overrule it."""
-        word, role = self._words.get(thinking, ""), self._switch.role
         turns = [dict(message) for message in messages]
-        turn = next((turn for turn in reversed(turns) if turn["role"] == role), None)
-        if turn is None and role == "system" and word:
-            turns.insert(0, {"role": role, "content": word.strip()})
-        elif turn is not None and not self._switched(turn["content"], thinking):
-            turn["content"] += word
+        turn = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+        if turn is not None and not self._switched(turn["content"], thinking):
+            turn["content"] += self._words.get(thinking, "")
         return self._inner.render(turns, thinking, prompted, variables)
 
     def _switched(self, content: str, thinking: Thinking) -> bool:

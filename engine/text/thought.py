@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastslow.engine.host.files import read_object, shown
-from fastslow.engine.text.detokenizer import hold_back
 from fastslow.engine.text.templates import ChatTemplate
-from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer, is_unicode
+from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer, hold_back, is_unicode
 
 LONGEST_TAG = 256  # characters
 PRESETS = "fastslow.json"  # in a checkpoint's folder
@@ -19,22 +18,14 @@ MOST_CLOSINGS = 64  # phrases whose tokens are kept
 
 
 class ThoughtTags(NamedTuple):
-    """The texts between which a model thinks.
-
-    An empty `open` says that the answer of a model that thinks begins inside the thought, without
-    a tag.
-    """
+    """The texts between which a model thinks. An empty `open`: an answer begins inside the thought."""
 
     open: str
     close: str
 
     @classmethod
     def read(cls, value: Any, where: str) -> ThoughtTags:
-        """Two texts, the second not empty, neither a part of the other.
-
-        Raises:
-            ValueError: something else; `where` names its place.
-        """
+        """Two texts, the second not empty, neither a part of the other. ValueError: something else, at `where`."""
         pair = list(value) if isinstance(value, list | tuple) else []
         if len(pair) != 2 or not all(isinstance(tag, str) for tag in pair):
             raise ValueError(
@@ -55,8 +46,7 @@ class ThoughtTags(NamedTuple):
         return cls(*pair)
 
     def ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Ids of the tags, and of special tokens in them: what `Detokenizer(keep=...)` has to show,
-        since a splitter looks for the tags in the text and a special token has none by default."""
+        """Ids of the tags, and of special tokens in them: what `Detokenizer(keep=...)` has to show."""
         parts = [*self, *(mark for tag in self for mark in MARK.findall(tag))]
         found = (tokenizer.token_id(part) for part in parts if part)
         return frozenset(number for number in found if number is not None)
@@ -74,8 +64,7 @@ class ThoughtTags(NamedTuple):
         return answer.rfind(self.close) < (answer.rfind(self.open) if self.open else 0)
 
     def shut(self, prompt: str) -> str:
-        """A prompt that ends with the open tag, with the thought closed again: an empty one, as
-        templates write it that can do without."""
+        """A prompt that ends with the open tag, with the thought closed again."""
         return f"{prompt}\n{self.close}\n\n" if prompt.endswith("\n") else prompt + self.close
 
     def strayed(self, text: str) -> bool:
@@ -102,12 +91,7 @@ def find_tags(
     template: ChatTemplate | None = None,
     given: tuple[str, str] | None = None,
 ) -> ThoughtTags | None:
-    """The caller's tags, else those of the checkpoint's fastslow.json, `{"thinking_tags":
-    ["<reason>", "</reason>"]}`, else `tags_for`.
-
-    Raises:
-        ValueError: tags that are not two texts.
-    """
+    """The caller's tags, else those of the checkpoint's fastslow.json, else `tags_for`."""
     if given is not None:
         return ThoughtTags.read(given, "thinking_tags")
     declared = read_object(folder / PRESETS).get("thinking_tags")
@@ -117,13 +101,9 @@ def find_tags(
 
 
 def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> ThoughtTags | None:
-    """The tags of a model that declares none.
-
-    These are the channels of gpt-oss, if the vocabulary has the marks; else one of these pairs: openPangu's
-    `[unused16]`/`[unused17]`, `<think>`/`</think>`, `[THINK]`/`[/THINK]`, and what the template or a
-    special token closes with a name of such a kind, as `</seed:think>`. A pair of tokens that the template
-    writes is taken before other tokens, and these before words of the template. None: no pair is either.
-    """
+    """The tags of a model that declares none: gpt-oss's channels, if the vocabulary has the marks; else a known
+    pair, or what the template or a special token closes with a name of such a kind, as `</seed:think>`. Tokens
+    that the template writes are taken before other tokens, and these before words of the template."""
     if all(tokenizer.token_id(mark) is not None for tag in HARMONY for mark in MARK.findall(tag)):
         return HARMONY
     source = "" if template is None else template.source
@@ -142,11 +122,8 @@ def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Thou
 class ThoughtSplitter:
     """Splits a stream of text into reasoning and answer; tags may be cut anywhere.
 
-    What is between the tags is reasoning, all else is answer; the tags are dropped, and so are the
-    newlines between a thought and its answer. A thought that is never closed is reasoning to the
-    end. A close tag outside a thought, or an open tag inside one, is only dropped. Without tags
-    all is answer.
-    """
+    The tags are dropped, and so are the newlines between a thought and its answer. A thought that is never
+    closed is reasoning to the end. A tag where none belongs is only dropped. Without tags all is answer."""
 
     def __init__(
         self,
@@ -155,8 +132,8 @@ class ThoughtSplitter:
         once: bool = False,
         begun: bool = False,
     ) -> None:
-        """`opened`: the text begins inside a thought (see `ThoughtTags.opened_by`). `once`: where the
-        answer has begun, all is answer, whatever it spells. `begun`: it has from the start."""
+        """`opened`: the text begins inside a thought. `once`: where the answer has begun, all is answer.
+        `begun`: it has from the start."""
         self._tags = tags
         self._once = once
         self._over = begun  # no tag counts from here on
@@ -206,21 +183,9 @@ class ThoughtSplitter:
 
 
 class TagTokens:
-    """The tags in one tokenizer.
+    """The tags in one tokenizer, found by their bytes (UTF-8), however they are cut into tokens.
 
-    A tag is found by its bytes, as a reader of the text finds it, however it is cut into tokens.
-
-    Args:
-        tokenizer: of the model.
-        tags: its thinking tags.
-
-    Attributes:
-        open, close: UTF-8; an empty `open` is never found (see `ThoughtTags`).
-        close_ids: tokens that write the closing tag.
-
-    Raises:
-        ValueError: the closing tag cannot be written in these tokens.
-    """
+    close_ids: tokens that write the closing tag. ValueError: these tokens cannot write it."""
 
     def __init__(self, tokenizer: Tokenizer, tags: ThoughtTags) -> None:
         self._tokenizer = tokenizer
@@ -235,11 +200,7 @@ class TagTokens:
         return b"" if token in self._hidden else self._tokenizer.token_bytes(token)
 
     def closing(self, phrase: str) -> tuple[int, ...]:
-        """Tokens that end a thought: the phrase and the closing tag, which it may hold already.
-
-        Raises:
-            ValueError: these tokens cannot write it.
-        """
+        """Tokens that end a thought: the phrase and the closing tag, which it may hold already."""
         ids = self._closings.get(phrase)  # any thread may ask, and drop them
         if ids is None:
             ids = self._written(phrase)
@@ -288,19 +249,15 @@ BREAK = "\n\n"  # between two messages of the reasoning
 
 
 class ChannelSplitter(ThoughtSplitter):
-    """Splits a stream of messages: the bodies of `final` are answer, those of all other channels are
-    reasoning, and headers are dropped.
+    """Splits a stream of messages: the bodies of `final` are answer, those of all other channels are reasoning,
+    and headers are dropped. `commentary` is to a tool, or to the user before a tool is called.
 
-    What the model says in `commentary` is to a tool, or to the user before a tool is called: neither
-    belongs to an answer, and a budget counts it among the thought. A text without a header is answer.
-    With `calls` a message to a function is answer as the model wrote it, with its header and marks.
-    """
+    A text without a header is answer. With `calls` a message to a function is answer as the model wrote it."""
 
     def __init__(
         self, opened: bool = False, calls: bool = False, once: bool = False, begun: bool = False
     ) -> None:
-        """`opened`: the text begins in the body of `analysis`. `once`, `begun`: see `ThoughtSplitter`;
-        then a text without a header is no answer."""
+        """With `once` a text without a header is no answer; the others: see `splitter`."""
         super().__init__(HARMONY, opened, once, begun)
         self._calls = calls
         self._calling = False  # a message to a function is being read

@@ -7,16 +7,17 @@ from pathlib import Path
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.tokenizer_config import GgufVocabulary, read_settings, read_vocabulary
+from fastslow.engine.text.tokenizer_files.config import (
+    GgufVocabulary,
+    read_settings,
+    read_vocabulary,
+)
 from fastslow.engine.text.vocabulary import Tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: `tokenizer.json` if there is one, else the
-    SentencePiece `tokenizer.model`; or of a GGUF file. Only data is read: no pickle, no code.
-
-    Raises ValueError if there is neither, or if a file is broken.
-    """
+    """The tokenizer of a checkpoint folder, `tokenizer.json` or `tokenizer.model`, or of a GGUF file. Only data
+    is read: no pickle, no code. ValueError if there is none, or if a file is broken."""
     found = _load(Path(folder))
     give_back()  # of a large vocabulary more was made on the way than is kept
     return found
@@ -28,11 +29,11 @@ def _load(folder: Path) -> Tokenizer:
         made: Tokenizer = read_vocabulary(folder, _of_gguf)
         return made
     if is_file(path := folder / "tokenizer.json"):
-        from fastslow.engine.text.hf import HfTokenizer
+        from fastslow.engine.text.tokenizer_files.hf import HfTokenizer
 
         return HfTokenizer.read(path, read_settings(folder))
     if is_file(path := folder / "tokenizer.model"):
-        from fastslow.engine.text.spm import SpmTokenizer
+        from fastslow.engine.text.tokenizer_files.spm import SpmTokenizer
 
         return SpmTokenizer.read(path, read_settings(folder))
     raise ValueError(f"{folder} has neither tokenizer.json nor tokenizer.model")
@@ -40,10 +41,10 @@ def _load(folder: Path) -> Tokenizer:
 
 def _of_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
     if vocabulary.model == "gpt2":
-        from fastslow.engine.text.hf import HfTokenizer, build_bpe
+        from fastslow.engine.text.tokenizer_files.hf import HfTokenizer, build_bpe
 
         return HfTokenizer(build_bpe(vocabulary), vocabulary.settings())
-    from fastslow.engine.text.spm import SpmTokenizer, build_spm
+    from fastslow.engine.text.tokenizer_files.spm import SpmTokenizer, build_spm
 
     try:
         return SpmTokenizer(build_spm(vocabulary), vocabulary.settings())
@@ -52,8 +53,7 @@ def _of_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
 
 
 def same_vocabulary(a: Tokenizer, b: Tokenizer) -> str | None:
-    """None if both have the same pieces with the same ids, else one sentence that says where they
-    differ. A draft model's tokens mean the same to its target only then."""
+    """None if both have the same pieces with the same ids, else one sentence that says where they differ."""
     if a.vocab_size != b.vocab_size:
         return f"the vocabularies have {a.vocab_size} and {b.vocab_size} ids"
     for number in range(a.vocab_size):

@@ -19,15 +19,13 @@ class ToolFormat:
     """One way to write calls.
 
     Attributes:
-        name: for messages and the server.
-        kind: what reads and writes it. "json": objects with a name and arguments; "messages": a message
-            to the function; "xml": one element for each argument.
+        kind: what reads and writes it. "json": objects with a name and arguments; "messages": a message to the
+            function; "xml": one element for each argument.
         begin, end: marks around a call, or around a list of calls. No `end`: to the end of the answer.
         key: what holds the arguments of an object.
         listed: all calls of an answer are one JSON list between the marks.
         bare: an answer may be calls from its first character on, without `begin`.
-        shown: further special tokens that the text of an answer must show.
-        stops: special tokens that end an answer with calls.
+        shown, stops: further special tokens that the text must show; those that end an answer with calls.
         id_length: letters of a call's id, where a template insists.
         signs: a template that holds all texts of one of these groups is written in the format.
     """
@@ -128,11 +126,7 @@ def format_of(source: str) -> ToolFormat | None:
 
 
 class ToolCalls(NamedTuple):
-    """How one model writes calls.
-
-    Attributes:
-        tokens: the marks that are special tokens of its tokenizer.
-    """
+    """How one model writes calls; tokens: the marks that are special tokens of its tokenizer."""
 
     form: ToolFormat = GENERIC
     tokens: Mapping[str, int] = MappingProxyType({})
@@ -162,10 +156,8 @@ def plain_turns(
 ) -> list[Mapping[str, Any]]:
     """Messages without fields of tools, which are part of the contents.
 
-    Args:
-        in_system: the template writes a system's turn; else the block goes in front of the user's first.
-        tool_turns: it writes turns of the role "tool" too; else results become the user's.
-    """
+    in_system: the template writes a system's turn; else the tools are described in front of the user's first.
+    tool_turns: it writes turns of the role "tool" too; else results become the user's."""
     turns = list(_turns(messages, form, tool_turns))
     if not tools:
         return turns

@@ -1,15 +1,17 @@
-"""Pieces, ids and the bytes that each id stands for: what every kind of tokenizer shares."""
+"""Pieces, ids and the bytes that each id stands for: what every kind of tokenizer shares; and ids to text as they come,
+never half a character, and never half of what is searched for."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from array import array
+from codecs import utf_8_decode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from fastslow.engine.text.tokenizer_config import Settings
+from fastslow.engine.text.tokenizer_files.config import Settings
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_IDS = 2**22  # sixteen times the largest vocabulary so far
@@ -24,10 +26,8 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class PieceDecoder:
     """Pieces to bytes, one at a time: a text is its pieces' bytes joined.
 
-    Known are byte-level BPE (ByteLevel; GPT-2's byte alphabet) and SentencePiece's forms (Replace,
-    ByteFallback, Fuse, Strip, Metaspace). Raises ValueError for any other decoder: where a piece's
-    text depends on its neighbours, it cannot be streamed.
-    """
+    Known are byte-level BPE (GPT-2's byte alphabet) and SentencePiece's forms. ValueError for any other
+    decoder: where a piece's text depends on its neighbours, it cannot be streamed."""
 
     def __init__(self, spec: Mapping[str, Any] | None) -> None:
         self.leading_spaces = 0
@@ -85,8 +85,7 @@ class PieceDecoder:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for every byte: printable Latin-1 stands for itself, the other
-    bytes are numbered from U+0100 on."""
+    """GPT-2's printable character for every byte."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -106,17 +105,16 @@ def _steps(spec: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 class Tokenizer(ABC):
     """Text to ids and back: decoding is joining the bytes of the ids and reading them as UTF-8.
 
-    Pieces stay in the library that reads text. A second table of them in Python's objects took more
-    memory than the library itself: 16 MB for 49,152 pieces.
+    Pieces stay in the library that reads text: a second table of them took more memory than the library.
 
     Attributes:
         vocab_size: number of ids; a model's logits may have more columns.
-        longest: bytes of the longest token.
         own_size: the same without tokens that were added to the vocabulary.
+        longest: bytes of the longest token.
         bos_id: begins a text; None: the model has no such token.
         eos_ids: each of them ends an answer.
         special_ids: marks, not text; `decode` leaves them out by default.
-        leading_spaces: spaces at the start of a text that `decode` drops.
+        leading_spaces: spaces at the start of a text that `decode` drops (SentencePiece's dummy prefix).
     """
 
     bos_id: int | None
@@ -129,11 +127,7 @@ class Tokenizer(ABC):
         leading_spaces: int,
         added: Collection[int] = (),
     ) -> None:
-        """`data`: id -> bytes, for every id that there is; `added`: those of added tokens.
-
-        `leading_spaces`: how many spaces at the start of a text belong to the tokenizer, not to
-        the text (SentencePiece's dummy prefix); decoding drops them. Raises ValueError for absurd ids.
-        """
+        """`data`: id -> bytes, for every id; `added`: ids of added tokens. ValueError for absurd ids."""
         self.special_ids = frozenset(special_ids)
         self.leading_spaces = leading_spaces
         self.vocab_size = max(data, default=-1) + 1
@@ -159,16 +153,11 @@ class Tokenizer(ABC):
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Ids of `text`. Special tokens written out in it are read as such.
 
-        `add_special`: also add what the tokenizer's own files put around a text, in most models
-        a bos in front; a bos that the text already begins with is not doubled.
-        Raises ValueError if `text` is not valid Unicode (a lone surrogate).
-        """
+        `add_special`: also add what the tokenizer's own files put around a text, in most models a bos in front,
+        which is not doubled. ValueError if `text` is not valid Unicode (a lone surrogate)."""
 
     def encode_parts(self, parts: Sequence[str], add_special: bool = True) -> list[int]:
-        """Ids of a text that is given in parts, not one empty: no token spans two of them.
-
-        A special token that is spelled across two parts is therefore read as text.
-        """
+        """Ids of a text that is given in parts, not one empty: no token spans two of them."""
         first, *others = parts
         ids = self.encode(first, add_special)
         if not others:
@@ -211,20 +200,73 @@ class Tokenizer(ABC):
         return piece is not None and text.startswith(piece)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes one id adds to a text: UTF-8, possibly a part of a character; b"" for an id
-        outside the vocabulary, since a model's padded rows may produce one."""
+        """The bytes one id adds to a text: UTF-8, possibly a part of a character; b"" for an unknown id."""
         if not 0 <= token_id < self.vocab_size:
             return b""
         return self._bytes[self._bounds[token_id] : self._bounds[token_id + 1]]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, one for each maximal part of
-        a character, as in the Unicode standard (3.9, U+FFFD substitution)."""
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, one for each maximal part of a character."""
         hidden = self.special_ids if skip_special else frozenset()
         data = b"".join(self.token_bytes(token) for token in ids if token not in hidden)
         text = data.decode("utf-8", "replace")
         prefix = len(text[: self.leading_spaces]) - len(text[: self.leading_spaces].lstrip(" "))
         return text[prefix:]
+
+
+def hold_back(text: str, stops: Iterable[str]) -> int:
+    """Number of characters at the end of `text` that may be the beginning of one of `stops`.
+
+    A stream may emit the text before: no stop string begins inside it, if `text` holds none already."""
+    return max((_overlap(text, stop) for stop in stops), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    longest = min(len(text), len(stop) - 1)
+    lengths = range(longest, 0, -1)
+    return next((k for k in lengths if text.endswith(stop[:k])), 0)
+
+
+class Detokenizer:
+    """An incremental `Tokenizer.decode`.
+
+    However the ids are split over pushes, what `push` and at last `finish` return joins to
+    `tokenizer.decode(ids, skip_special)`. Bytes that may still become a character are held back; bytes that no
+    longer can are U+FFFD at once. The state is at most three bytes and a count."""
+
+    __slots__ = ("_hidden", "_leading", "_pending", "_tokenizer")
+
+    def __init__(
+        self, tokenizer: Tokenizer, keep: frozenset[int] = frozenset(), after: Sequence[int] = ()
+    ) -> None:
+        """`keep`: special ids that are shown all the same. `after`: ids before the text, which are not emitted;
+        with them a SentencePiece text keeps the space between itself and them."""
+        self._tokenizer = tokenizer
+        self._hidden = tokenizer.special_ids - keep
+        self._leading = tokenizer.leading_spaces
+        self._pending = b""
+        self.push(after)
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Take further ids; returns the text that they make certain, often ""."""
+        token_bytes, hidden = self._tokenizer.token_bytes, self._hidden
+        self._pending += b"".join(token_bytes(token) for token in ids if token not in hidden)
+        text, used = utf_8_decode(self._pending, "replace", False)
+        self._pending = self._pending[used:]
+        return self._emit(text)
+
+    def finish(self) -> str:
+        """The text still held back: a character that was never completed, as U+FFFD, or ""."""
+        text, self._pending = self._pending.decode("utf-8", "replace"), b""
+        return self._emit(text)
+
+    def _emit(self, text: str) -> str:
+        if self._leading and text:
+            bare = text.lstrip(" ")
+            dropped = min(len(text) - len(bare), self._leading)
+            self._leading = self._leading - dropped if dropped == len(text) else 0
+            text = text[dropped:]
+        return text
 
 
 def check_unicode(text: str) -> None:
@@ -262,8 +304,7 @@ def is_pangu(vocabulary: Tokenizer) -> bool:
 
 
 def stop_ids(vocabulary: Tokenizer, settings: Settings) -> frozenset[int]:
-    """Ids that end an answer: those of the configuration files, tokenizer_config.json's eos_token
-    and openPangu's end of a turn."""
+    """Ids that end an answer: of the configuration files, and openPangu's end of a turn."""
     pieces = [settings.eos_token, TURN_CLOSE if is_pangu(vocabulary) else None]
     found = (vocabulary.token_id(piece) for piece in pieces if piece is not None)
     return settings.eos_ids | {number for number in found if number is not None}

@@ -9,9 +9,8 @@ variable that takes the result stands before the last `=`.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 
 SHARE = 32  # one prompt in 32 is never trained on
@@ -26,10 +25,6 @@ class Task:
     answer: str
     kind: str
     steps: str
-
-    def line(self) -> str:
-        """The task as a line of graded JSONL."""
-        return json.dumps(asdict(self), ensure_ascii=False)
 
     @property
     def held_out(self) -> bool:

@@ -8,31 +8,32 @@ prints held-out tasks, one JSON object a line: prompt, answer, kind, steps.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from abacus.arithmetic import chain, difference, product, total
-from abacus.program import program
-from abacus.story import story
+from abacus.kinds import chain, difference, product, program, story, total
 from abacus.task import Task
 
 # Shares of sizes 1 to 6. As it is with what people ask, four tasks in five can be done in the head.
 SIZES = (18, 12, 3, 2, 1, 1)
 LARGEST = len(SIZES)
 TRIES = 300  # for a held-out task of a kind and size, which one in 32 is: where that fails, hardly any is left
-KINDS: dict[Callable[[Random, int], Task], int] = {  # shares of the mix
+Kind = Callable[[Random, int], Task]
+KINDS: dict[Kind, int] = {
     total: 4,
     difference: 4,
     product: 3,
     chain: 3,
     story: 3,
     program: 3,
-}
+}  # shares
 
 
 def draw(rng: Random, size: int = LARGEST, shares: Sequence[int] = SIZES) -> Task:
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7, help="of the numbers drawn (default 7)")
     options = parser.parse_args()
     for task in islice(held_out(options.seed), options.count):
-        print(task.line())
+        print(json.dumps(asdict(task), ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -41,8 +40,6 @@ class Progressed:
 
 
 class Trainer:
-    """Trains one model."""
-
     def __init__(self, shape: Shape, writer: Writer, seed: int, rows: int) -> None:
         torch.manual_seed(seed)
         self.done = Progressed()
@@ -53,25 +50,22 @@ class Trainer:
     def _take(self, model: Decoder) -> None:
         self.model = model
         self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
-        self._optimizers = optimizers(model, MATRIX_LR, LR, faster_dtype())
+        self._optimizers = optimizers(model)
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
 
     def _split(self) -> None:
-        """Go on with a mixture of groups: its weights, their averages and Muon's momentum are those
+        """Continue with a mixture of groups: its weights, their averages and Muon's momentum are those
         of the dense model, AdamW begins anew."""
         old, average = dict(self.model.named_parameters()), self.average
-        momentum = {n: self._optimizers[0].state.get(p, {}) for n, p in old.items()}
-        moved = {
-            n: state.get("momentum", torch.zeros_like(old[n])) for n, state in momentum.items()
-        }
+        states = {n: self._optimizers[0].state.get(p, {}) for n, p in old.items()}
+        moved = {n: s.get("momentum", torch.zeros_like(old[n])) for n, s in states.items()}
         where = places({n: p.detach() for n, p in old.items()}, self._shape)
         self._take(Decoder(self._shape))
         router = routers(self._shape, self._seed)
         weights = split({n: p.detach() for n, p in old.items()}, self._shape, where)
         self.model.load_state_dict(weights | router)
-        self.average = split(average, self._shape, where) | {
-            n: t.clone() for n, t in router.items()
-        }
+        copies = {n: t.clone() for n, t in router.items()}
+        self.average = split(average, self._shape, where) | copies
         moved = split(moved, self._shape, where)
         matrices = {id(p) for group in self._optimizers[0].param_groups for p in group["params"]}
         for name, p in self.model.named_parameters():
@@ -130,8 +124,8 @@ class Trainer:
         print(json.dumps(done.curve[-1]), flush=True)
 
     @torch.no_grad()
-    def accuracy(self, count: int) -> dict[str, Any]:
-        """Share of held-out tasks whose every token is the likeliest one, by thinking and kind.
+    def accuracy(self, count: int) -> dict[str, float]:
+        """Share of held-out tasks whose every token is the likeliest one, by the way of answering.
 
         So much is what greedy decoding gets right word for word; it may also get an answer right
         after a slip in the steps, which does not count.
@@ -139,24 +133,16 @@ class Trainer:
         own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.model.load_state_dict(self.average)
         tasks = sorted(islice(held_out(0), count), key=lambda task: len(task.prompt + task.steps))
-        found: dict[str, Any] = {}
+        found = {}
         ways = (("deep", True, 8), ("fast", False, 8), ("fast, no groups", False, 0))
         for name, thinking, groups in ways:
-            right: dict[str, list[bool]] = defaultdict(list)
-            for first in range(0, count, 16):
-                some = tasks[first : first + 16]
-                samples = [self._writer.sample(task, thinking, groups) for task in some]
-                for task, good in zip(some, self._judge(samples), strict=True):
-                    right[task.kind].append(good)
-            every = [good for goods in right.values() for good in goods]
-            found[name] = round(sum(every) / len(every), 3)
-            if groups:
-                kinds = {k: round(sum(v) / len(v), 2) for k, v in sorted(right.items())}
-                found[f"{name} by kind"] = kinds
+            samples = [self._writer.sample(task, thinking, groups) for task in tasks]
+            right = sum(self._right(samples[first : first + 16]) for first in range(0, count, 16))
+            found[name] = round(right / count, 3)
         self.model.load_state_dict(own)
         return found
 
-    def _judge(self, samples: list[Sample]) -> list[bool]:
+    def _right(self, samples: list[Sample]) -> int:
         """One sample a row, cut off where a row ends."""
         short = [Sample(s.tokens[:LENGTH], s.learnt[:LENGTH], s.groups) for s in samples]
         stop = -(-max(len(sample.tokens) for sample in short) // 64) * 64
@@ -164,23 +150,17 @@ class Trainer:
         batch = Packed(*(torch.cat(parts)[:, :stop] for parts in zip(*rows, strict=True)))
         logits, _ = self.model(batch)
         right = (logits.argmax(-1) == batch.targets) | (batch.targets < 0)
-        judged: list[bool] = right.all(1).tolist()
-        return judged
+        return int(right.all(1).sum())
 
 
-def optimizers(
-    model: nn.Module, matrix_lr: float, lr: float, products: torch.dtype
-) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embedding, head, router, norms and biases.
-
-    products: dtype of Muon's.
-    """
+def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embedding, head, router, norms and biases."""
     apart = ("embed_tokens", "lm_head", "mlp.gate", "router_scale")
     named = dict(model.named_parameters())
     matrices = [p for n, p in named.items() if p.ndim > 1 and not n.endswith(apart)]
     chosen = {id(p) for p in matrices}
     rest = [p for p in named.values() if id(p) not in chosen]
     return [
-        Muon(matrices, matrix_lr, DECAY, products),
-        torch.optim.AdamW(rest, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        Muon(matrices, MATRIX_LR, DECAY, faster_dtype()),
+        torch.optim.AdamW(rest, LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]

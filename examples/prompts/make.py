@@ -2,36 +2,91 @@
 
     python examples/prompts/make.py --count 3000 -o prompts.jsonl
 
-Word problems, small Python functions, questions, customer service, news. A head gets good at what it is shown:
-`--shares code=0.4,news=0.2,...` changes the mix.
+Word problems, small Python functions, questions, customer service, news: patterns filled from `words.json`. A head
+gets good at what it is shown, so your own prompts are better.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from code_requests import code
-from questions import maths, news, question, service
+WORDS: dict[str, list[str]] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+# Parts of a sentence about numbers, and what each computes for the examples in a docstring.
+FOLD: dict[str, Callable[[list[int]], Any]] = {
+    "Return the sum of the": sum,
+    "Return a list of the": list,
+    "Return the largest of the": lambda x: max(x, default=None),
+    "Count the": len,
+    "Return the sorted list of the": sorted,
+    "Return, in reverse order, the": lambda x: x[::-1],
+    "Return the average of the": lambda x: sum(x) / len(x) if x else None,
+}
+TURN: dict[str, Callable[[int], int]] = {
+    "squares of the": lambda n: n * n,
+    "doubles of the": lambda n: 2 * n,
+    "absolute values of the": abs,
+    "last digits of the": lambda n: abs(n) % 10,
+}
+KEEP: dict[str, Callable[[int], bool]] = {
+    "even numbers": lambda n: n % 2 == 0,
+    "positive numbers": lambda n: n > 0,
+    "multiples of three": lambda n: n % 3 == 0,
+    "prime numbers": lambda n: n > 1 and all(n % d for d in range(2, n)),
+    "numbers": lambda n: True,
+}
 
-MAKERS = {"maths": maths, "code": code, "question": question, "service": service, "news": news}
-SHARES = {"maths": 0.32, "code": 0.32, "question": 0.2, "service": 0.08, "news": 0.08}
+
+def maths(random: Random) -> str:
+    a, b, c = random.sample(WORDS["names"], 3)
+    place = random.choice(WORDS["places"])
+    pattern = random.choice(WORDS["exercises" if random.random() < 0.12 else "problems"])
+    text = pattern.format(
+        a=a, b=b, c=c, t=random.choice(WORDS["things"]), p1=place[0].upper() + place[1:],
+        x=random.randint(15, 95), y=random.randint(6, 40), z=random.randint(2, 14),
+        s=random.randint(3, 12), k=random.randint(2, 5), d=random.randint(2, 7),
+        big=random.randint(8, 60) * 10, pct=random.choice((10, 15, 20, 25, 30, 40, 50, 60, 75)),
+    )  # fmt: skip
+    return text + random.choice(WORDS["problem_ends"])
 
 
-def shares_of(text: str) -> dict[str, float]:
-    """`kind=weight,...` as a table."""
-    shares = {}
-    for part in text.split(","):
-        kind, _, weight = part.partition("=")
-        if kind not in SHARES:
-            raise argparse.ArgumentTypeError(f"{kind!r} is not one of {', '.join(SHARES)}")
-        try:
-            shares[kind] = float(weight)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r} must be {kind}=NUMBER") from None
-    return shares
+def code(random: Random) -> str:
+    """A function in plain words, or a signature and a docstring whose examples are computed."""
+    if random.random() < 0.5:
+        return random.choice(WORDS["requests"]).format(random.choice(WORDS["functions"]))
+    fold, turn, keep = (random.choice(list(parts)) for parts in (FOLD, TURN, KEEP))
+    shown = ""
+    for _ in range(random.randint(1, 4)):
+        numbers = [random.randint(-15, 40) for _ in range(random.randint(2, 6))]
+        result = FOLD[fold]([TURN[turn](n) for n in numbers if KEEP[keep](n)])
+        shown += f"    >>> solve({numbers})\n    {result!r}\n"
+    sentence = f"{fold} {turn} {keep} in the list."
+    body = f'def solve(numbers: list):\n    """{sentence}\n\n{shown}    """\n'
+    return random.choice(WORDS["completions"]) + body
+
+
+def question(random: Random) -> str:
+    t, u = random.sample(WORDS["topics"], 2)
+    return random.choice(WORDS["questions"]).format(t=t, u=u, p=random.choice(WORDS["countries"]))
+
+
+def service(random: Random) -> str:
+    goods, number = random.choice(WORDS["goods"]), random.randint(2, 30)
+    order = random.randint(10_000, 99_999)
+    return random.choice(WORDS["service"]).format(g=goods, n=number, o=order)
+
+
+def news(random: Random) -> str:
+    fields = {"t": "topics", "e": "events", "p": "countries", "n": "names"}
+    picked = {field: random.choice(WORDS[words]) for field, words in fields.items()}
+    return random.choice(WORDS["news"]).format(**picked)
+
+
+MAKERS = {maths: 0.32, code: 0.32, question: 0.2, service: 0.08, news: 0.08}  # shares
 
 
 def main() -> None:
@@ -40,14 +95,12 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shares", type=shares_of, default=SHARES, metavar="KIND=WEIGHT,...")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     random = Random(args.seed)
-    kinds = random.choices(list(args.shares), list(args.shares.values()), k=args.count)
     with args.out.open("w", encoding="utf-8") as file:
-        for kind in kinds:
-            file.write(json.dumps({"category": kind, "prompt": MAKERS[kind](random)}) + "\n")
+        for make in random.choices(list(MAKERS), list(MAKERS.values()), k=args.count):
+            file.write(json.dumps({"category": make.__name__, "prompt": make(random)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,32 +22,22 @@ MIX = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how to train.
-
-    minutes: of real time; the learning rates fall with this time, because the machine may be shared.
-    rate: Adam's learning rate of the low-rank deltas; router and norms take `router_rate` and
-        `norm_rate`.
-    warm_up: steps of linear warm-up.
-    row: tokens of a row; rows: rows of a step.
-    """
+    """How long and how to train. The learning rates fall with real time, because the machine may be shared."""
 
     minutes: float = 80.0
-    rate: float = 1.5e-3
+    rate: float = 1.5e-3  # Adam's, of the low-rank deltas
     router_rate: float = 4e-4
     norm_rate: float = 1e-3
-    warm_up: int = 20
-    row: int = 288
-    rows: int = 4
+    warm_up: int = 20  # steps
+    row: int = 288  # tokens
+    rows: int = 4  # of a step
     seed: int = 0
 
 
 class Distiller:
-    """Trains a student towards the dense model's next-token probabilities (Hinton et al., 1503.02531).
+    """Trains a student towards its dense model's next-token probabilities (Hinton et al., arXiv 1503.02531).
 
-    Args:
-        student: the masked model; its dense model is the teacher.
-        text: int64 [tokens], read in rows from random places.
-        schedule: times and rates.
+    text: int64 [tokens], read in rows from random places.
     """
 
     def __init__(self, student: Student, text: Tensor, schedule: Schedule) -> None:

@@ -1,17 +1,87 @@
-"""The MoGE model as it is trained: dense weights under masks, with deltas of low rank."""
+"""The dense model as the teacher, and the MoGE model as it is trained: dense weights under masks, with deltas of low
+rank."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastslow.engine.model.config import ModelConfig
+from fastslow.models.dense import Dense
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe, delta_names, norm_names
-from smollm2_moge.teacher import Teacher, attend
 
+POSITIONS = 8192  # of the longest row
 SHARPNESS = 2.0  # of the soft choice that only the backward pass sees
+
+
+def rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    first, second = x_BHTD.chunk(2, -1)
+    return x_BHTD * cos_TD + torch.cat((-second, first), -1) * sin_TD
+
+
+def attend(config: ModelConfig, parts: list[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
+    """Causal grouped-query attention over projected q, k, v [B, T, heads * head_dim]."""
+    q, k, v = (torch.unflatten(p, -1, (-1, config.head_dim)).transpose(1, 2) for p in parts)
+    cos_TD, sin_TD = cos[: q.shape[2]].to(q.dtype), sin[: q.shape[2]].to(q.dtype)
+    q, k = rotate(q, cos_TD, sin_TD), rotate(k, cos_TD, sin_TD)
+    repeat = config.heads // config.kv_heads
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2).flatten(2)
+
+
+class Teacher(Dense):
+    """A frozen dense model that runs; see `Dense`."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__(folder, dtype)
+        dim, theta = self.config.head_dim, self.config.rope_theta
+        freq = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        angle = torch.outer(torch.arange(POSITIONS, dtype=torch.float32), freq)
+        both = torch.cat((angle, angle), -1)
+        self.cos, self.sin = both.cos(), both.sin()
+        self.norms = {"norm": self.tensors["model.norm.weight"]}
+        for layer in range(self.config.layers):
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                weight = self.tensors[f"model.layers.{layer}.{name}.weight"]
+                self.norms[f"{layer}_{name}"] = weight
+
+    def linear(self, x: Tensor, layer: int, name: str) -> Tensor:
+        return F.linear(x, self.weight(layer, name), self.bias(layer, name))
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.norms[name].to(x.dtype), self.config.rms_norm_eps)
+
+    @torch.no_grad()
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """Final normed hidden states [B, T, hidden] of int64 token ids."""
+        return hidden_states(self, self, tokens_BT)
+
+
+def hidden_states(
+    model: Teacher | Student,
+    dense: Teacher,
+    tokens_BT: Tensor,
+    mask: Callable[[int, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Final normed hidden states. mask: of a layer's last neurons, by what its MLP reads."""
+    x = dense.embedding[tokens_BT]
+    for layer in range(dense.config.layers):
+        y = model.norm(x, f"{layer}_input_layernorm")
+        parts = [model.linear(y, layer, name) for name in "qkv"]
+        x = x + model.linear(attend(dense.config, parts, dense.cos, dense.sin), layer, "o")
+        y = model.norm(x, f"{layer}_post_attention_layernorm")
+        h = F.silu(model.linear(y, layer, "gate")) * model.linear(y, layer, "up")
+        if mask is not None:
+            own = mask(layer, y)
+            h = h * F.pad(own, (h.shape[-1] - own.shape[-1], 0), value=1.0)
+        x = x + model.linear(h, layer, "down")
+    return model.norm(x, "norm")
 
 
 class MaskedGate(torch.nn.Module):
@@ -84,14 +154,15 @@ class Student(torch.nn.Module):
         dense: the frozen model; its weights are used and not copied except for the FFN,
             whose neurons are put in the layout's order.
         layout: neurons of the shared expert and of every expert, per layer.
-        rank: rank of the deltas of q, k, v, o, gate, up, down.
+        rank: of the deltas of q, k, v, o, gate, up, down.
     """
 
     def __init__(self, dense: Teacher, layout: ExpertLayout, rank: int = 16) -> None:
         super().__init__()
         self.dense, self.config, self.layout, self.rank = dense, dense.config, layout, rank
         self.frozen: list[dict[str, Tensor]] = []
-        self.params = torch.nn.ParameterDict()
+        norms = {n: torch.nn.Parameter(w.float().clone()) for n, w in dense.norms.items()}
+        self.params = torch.nn.ParameterDict(norms)
         for layer in range(self.config.layers):
             order = layout.order(layer)
             weights = {name: dense.weight(layer, name) for name in "qkvo"}
@@ -104,10 +175,6 @@ class Student(torch.nn.Module):
                 down = torch.randn(rank, columns) / columns**0.5
                 self.params[f"{layer}_{name}_a"] = torch.nn.Parameter(down)
                 self.params[f"{layer}_{name}_b"] = torch.nn.Parameter(torch.zeros(rows, rank))
-            for name in ("input_layernorm", "post_attention_layernorm"):
-                weight = dense.tensors[f"model.layers.{layer}.{name}.weight"].float().clone()
-                self.params[f"{layer}_{name}"] = torch.nn.Parameter(weight)
-        self.params["norm"] = torch.nn.Parameter(dense.tensors["model.norm.weight"].float().clone())
         self.gates = torch.nn.ModuleList(
             MaskedGate(layout.router[layer], layout.scale[layer], layout.member(layer))
             for layer in range(self.config.layers)
@@ -119,31 +186,12 @@ class Student(torch.nn.Module):
         return F.linear(x, frozen + delta.to(frozen.dtype), self.dense.bias(layer, name))
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.rms_norm(
-            x, (x.shape[-1],), self.params[name].to(x.dtype), self.config.rms_norm_eps
-        )
+        return F.rms_norm(x, x.shape[-1:], self.params[name].to(x.dtype), self.config.rms_norm_eps)
 
     def forward(self, tokens_BT: Tensor, groups_BT: Tensor) -> Tensor:
-        """Final normed hidden states [B, T, hidden].
-
-        Args:
-            tokens_BT: int64 token ids.
-            groups_BT: int64, routed groups to run for each row, 0 to the number of groups.
-        """
-        x = self.dense.embedding[tokens_BT]
-        dense = self.dense
-        for layer in range(self.config.layers):
-            y = self.norm(x, f"{layer}_input_layernorm")
-            parts = [self.linear(y, layer, name) for name in "qkv"]
-            mixed = attend(self.config, parts, dense.cos, dense.sin)
-            x = x + self.linear(mixed, layer, "o")
-            y = self.norm(x, f"{layer}_post_attention_layernorm")
-            mask = self.gates[layer](y, groups_BT)
-            parts = [self.linear(y, layer, name) for name in ("gate", "up")]
-            shared = parts[0].shape[-1] - mask.shape[-1]  # neurons that no mask is for
-            h = F.silu(parts[0]) * parts[1] * F.pad(mask, (shared, 0), value=1.0)
-            x = x + self.linear(h, layer, "down")
-        return self.norm(x, "norm")
+        """Final normed hidden states [B, T, hidden] of int64 token ids. groups_BT: int64, routed groups to run
+        for each row, 0 to the number of groups."""
+        return hidden_states(self, self.dense, tokens_BT, lambda n, y: self.gates[n](y, groups_BT))
 
 
 def recipe_of(student: Student) -> Recipe:

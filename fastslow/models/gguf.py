@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, gguf_shard
 from fastslow.engine.model.config import ModelConfig, header_config
-from fastslow.engine.text.hf import build_bpe
-from fastslow.engine.text.tokenizer_config import GgufVocabulary, read_vocabulary
+from fastslow.engine.text.tokenizer_files.config import GgufVocabulary, read_vocabulary
+from fastslow.engine.text.tokenizer_files.hf import build_bpe
 from fastslow.models.folder import fresh_folder, require_vacant, write_json
 
 Q4_1 = "Q4_1"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.engine.families.pangu_moge import FAMILY
+from fastslow.engine.families.pangu import MOGE
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.progress import bar
 from fastslow.engine.model.config import ModelConfig
@@ -38,7 +38,7 @@ def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict
     ids of special tokens."""
     groups, experts, width = recipe.layout.experts.shape[1:]
     config = {
-        "architectures": [*FAMILY.architectures],
+        "architectures": [*MOGE.architectures],
         "model_type": "PanguProMoE",
         "vocab_size": dense.vocab_size,
         "hidden_size": dense.hidden_size,

@@ -17,7 +17,7 @@ from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationTarget, Request
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.machine import HomeProcess
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
@@ -25,9 +25,8 @@ from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.messages import check_messages
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.output import Decided
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words

@@ -12,7 +12,7 @@ from loguru import logger
 from fastslow.draft.registry import AUTO, DRAFTERS, split_names
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION

@@ -12,7 +12,7 @@ from threading import Condition
 from time import monotonic
 from typing import NamedTuple, Self
 
-from fastslow.engine.core.request import StepNotes
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import HomeProcess
 from fastslow.output import GenerationError, Output, Piece
@@ -94,7 +94,7 @@ class RequestGroup:
         self.done = False
         self._queued = self._cancelled = self._streaming = False
         self._choices: list[ChoiceState] = []
-        self.traces: list[StepNotes] = []  # of every choice, where the call asks for it
+        self.traces: list[StepTrace] = []  # of every choice, where the call asks for it
         self._pieces: deque[Piece] = deque()
         self._output: Output | None = None
         self._error: BaseException | None = None  # why it did not get to the engine

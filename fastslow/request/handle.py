@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-from fastslow.engine.core.request import StepNotes
+from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.group import GroupParts, RequestGroup, start
@@ -83,7 +83,7 @@ class RequestHandle(_AnswerInTheMaking):
         self._group.cancel()
 
     @property
-    def step_traces(self) -> Sequence[StepNotes]:
+    def step_traces(self) -> Sequence[StepTrace]:
         """The same for all n answers, to be kept longer than the handle."""
         return tuple(self._group.traces)
 

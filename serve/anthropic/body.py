@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from fastslow.engine.params import shown
-from fastslow.serve.api.fields import NO_EFFECT, Count, Ignored, SamplingFields, format_grammar
+from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
 from fastslow.serve.api.mode_fields import Effort
-from fastslow.serve.api.turns import Part, texts_of
+from fastslow.serve.api.turns import Parts, needed, texts_of
 
 Role = Literal["user", "assistant", "system"]
 READ: dict[Role, tuple[str, ...]] = {
@@ -32,15 +32,15 @@ class Block(BaseModel):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    content: str | Parts | None = None
     is_error: StrictBool | None = Field(
         default=None, description="the prompt has the result's text alone"
     )
 
 
 class HistoryMessage(BaseModel):
-    """One turn, or with results of tools several. Where the last one is the assistant's, the answer goes
-    on from it."""
+    """One turn, or with results of tools several. Where the last one is the assistant's, the answer
+    continues it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,19 +66,19 @@ class OutputConfig(BaseModel):
     format: OutputFormat | None = None
 
 
-class PromptRequest(SamplingFields):
+class PromptRequest(SharedFields):
     """A conversation, and how it is to be answered."""
 
     messages: Annotated[list[HistoryMessage], Field(min_length=1, fail_fast=True)]
-    system: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    system: str | Parts | None = None
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_choice: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
-    cache_control: Ignored = Field(default=None, description=NO_EFFECT)
-    context_management: Ignored = Field(default=None, description=NO_EFFECT)
-    speed: Ignored = Field(default=None, description=NO_EFFECT)
-    user_profile_id: Ignored = Field(default=None, description=NO_EFFECT)
-    workspace_id: Ignored = Field(default=None, description=NO_EFFECT)
+    cache_control: Ignored = None
+    context_management: Ignored = None
+    speed: Ignored = None
+    user_profile_id: Ignored = None
+    workspace_id: Ignored = None
 
     def efforts(self) -> dict[str, Effort | None]:
         wanted = None if self.output_config is None else self.output_config.effort
@@ -93,72 +93,66 @@ class PromptRequest(SamplingFields):
 
 
 class MessagesRequest(PromptRequest):
-    """The same, to be answered."""
+    """The body of /v1/messages."""
 
     max_tokens: Count
     stop_sequences: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)] | None
     ) = None
     stream: StrictBool | None = False
-    metadata: Ignored = Field(default=None, description=NO_EFFECT)
-    service_tier: Ignored = Field(default=None, description=NO_EFFECT)
-    inference_geo: Ignored = Field(default=None, description=NO_EFFECT)
-    diagnostics: Ignored = Field(default=None, description=NO_EFFECT)
+    metadata: Ignored = None
+    service_tier: Ignored = None
+    inference_geo: Ignored = None
+    diagnostics: Ignored = None
 
     def sampling(self) -> dict[str, Any]:
-        stop = self.stop_sequences or None
-        return {**super().sampling(), "max_tokens": self.max_tokens, "stop": stop}
+        return super().sampling() | {"stop": self.stop_sequences or None}
 
 
 def as_turns(
-    system: str | Sequence[Part] | None, messages: Sequence[HistoryMessage]
+    system: str | Parts | None, messages: Sequence[HistoryMessage]
 ) -> list[dict[str, Any]]:
     """The messages as `LLM` takes them."""
     turns: list[dict[str, Any]] = []
     if system:
         turns.append({"role": "system", "content": "\n".join(texts_of("system", system))})
     for place, message in enumerate(messages):
-        where = f"messages[{place}].content"
         if isinstance(message.content, str):
             turns.append({"role": message.role, "content": message.content})
             continue
-        blocks = [
-            (f"{where}[{at}]", _read(f"{where}[{at}]", block, message.role))
-            for at, block in enumerate(message.content)
-        ]
-        turns += _said(blocks) if message.role == "assistant" else _asked(message.role, blocks)
+        where = f"messages[{place}].content"
+        blocks = [(f"{where}[{at}]", block) for at, block in enumerate(message.content)]
+        for at, block in blocks:
+            if block.type not in READ[message.role]:
+                kinds = ", ".join(READ[message.role])
+                raise ValueError(
+                    f"{at}.type={shown(block.type)} is not read here; from role {message.role!r} "
+                    f"these are: {kinds}"
+                )
+        is_answer = message.role == "assistant"
+        turns += [_answer(blocks)] if is_answer else _question(message.role, blocks)
     if not turns:
         raise ValueError("messages hold nothing to read")
-    last = turns[-1]
-    if last["role"] == "assistant" and "tool_calls" not in last:
-        last["prefix"] = True
+    if turns[-1]["role"] == "assistant" and "tool_calls" not in turns[-1]:
+        turns[-1]["prefix"] = True
     return turns
 
 
 Blocks = Sequence[tuple[str, Block]]  # each with its place, for messages
 
 
-def _read(where: str, block: Block, role: Role) -> Block:
-    if block.type not in READ[role]:
-        kinds = ", ".join(READ[role])
-        raise ValueError(
-            f"{where}.type={shown(block.type)} is not read here; from role {role!r} these are: {kinds}"
-        )
-    return block
-
-
-def _asked(role: Role, blocks: Blocks) -> list[dict[str, Any]]:
+def _question(role: Role, blocks: Blocks) -> list[dict[str, Any]]:
     """Turns of a user: what is said between results of tools, and each result."""
     turns: list[dict[str, Any]] = []
     texts: list[str] = []
     for where, block in blocks:
         if block.type == "text":
-            texts.append(_given(f"{where}.text", block.text))
+            texts.append(needed(f"{where}.text", block.text))
             continue
         if texts:
             turns.append({"role": role, "content": "\n".join(texts)})
             texts = []
-        id = _given(f"{where}.tool_use_id", block.tool_use_id)
+        id = needed(f"{where}.tool_use_id", block.tool_use_id)
         result = "\n".join(texts_of(f"{where}.content", block.content or ""))
         turns.append({"role": "tool", "content": result, "tool_call_id": id})
     if texts or not turns:
@@ -166,31 +160,21 @@ def _asked(role: Role, blocks: Blocks) -> list[dict[str, Any]]:
     return turns
 
 
-def _said(blocks: Blocks) -> list[dict[str, Any]]:
+def _answer(blocks: Blocks) -> dict[str, Any]:
     """The turn of an assistant. Its texts are one text, which calls may have cut in two."""
-    texts, thoughts, calls = [], [], []
+    turn: dict[str, Any] = {"role": "assistant", "content": ""}
     for where, block in blocks:
         match block.type:
             case "text":
-                texts.append(_given(f"{where}.text", block.text))
+                turn["content"] += needed(f"{where}.text", block.text)
+            case "thinking":
+                thought = needed(f"{where}.thinking", block.thinking)
+                turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+            case "tool_use":
+                name = needed(f"{where}.name", block.name)
+                function = {"name": name, "arguments": block.input or {}}
+                call = {"id": needed(f"{where}.id", block.id), "type": "function"}
+                turn.setdefault("tool_calls", []).append({**call, "function": function})
             case "redacted_thinking":
                 pass  # of another server, which alone can read it
-            case "thinking":
-                thoughts.append(_given(f"{where}.thinking", block.thinking))
-            case _:
-                name = _given(f"{where}.name", block.name)
-                function = {"name": name, "arguments": block.input or {}}
-                id = _given(f"{where}.id", block.id)
-                calls.append({"id": id, "type": "function", "function": function})
-    turn: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
-    if thoughts:
-        turn["reasoning_content"] = "".join(thoughts)
-    if calls:
-        turn["tool_calls"] = calls
-    return [turn]
-
-
-def _given(where: str, value: str | None) -> str:
-    if value is None:
-        raise ValueError(f"{where} is missing; it must be a text")
-    return value
+    return turn

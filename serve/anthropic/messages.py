@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -47,12 +48,12 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
         body = self.body
         turns, tools = as_turns(body.system, body.messages), anthropic_tools(body.tools)
         choice, parallel = anthropic_choice(body.tool_choice)
-        self._ask, prepared = self.chat("messages", turns, tools, choice, parallel)
-        self._parts = AnswerParts(prepared.parser(), not body.hides_thought)
+        self._request, support = self.chat("messages", turns, tools, choice, parallel)
+        self._parts = AnswerParts(support.parser(), not body.hides_thought)
         self._head = {"id": self.id, "type": "message", "role": "assistant"}
         self._head["model"] = self.card.name
         self._begun = False
-        return [self._ask]
+        return [self._request]
 
     async def whole(self, outputs: Sequence[Output]) -> dict[str, Any]:
         one = outputs[0].choices[0]
@@ -85,14 +86,10 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
 
     async def _start(self) -> str:
         """How many tokens were found in the prefix cache is known at the end only, and stands there."""
-        prompt = len(await self.engine.tokenize(self._ask))
-        ahead: dict[str, Any] = {
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": _usage(prompt, 0, 0, 0),
-        }
-        message = {**self._head, **ahead}
+        prompt = len(await self.engine.tokenize(self._request))
+        reasons = {"stop_reason": None, "stop_sequence": None}
+        message: dict[str, Any] = {**self._head, "content": [], **reasons}
+        message["usage"] = _usage(prompt, 0, 0, 0)
         return event({"type": "message_start", "message": message}, "message_start") + PING
 
     def _finish(self, output: Output) -> str:
@@ -118,7 +115,7 @@ def _event(change: Change) -> str:
     verb, part, text = change
     match verb:
         case "begun":
-            block = _block(AnswerPart(part.kind, part.index, part.id, part.name))
+            block = _block(replace(part, texts=[]))
             return _named("content_block_start", part, content_block=block)
         case "more":
             kind, field = DELTAS[part.kind]
@@ -180,17 +177,12 @@ def _usage(read: int, cached: int, made: int, thought: int) -> dict[str, Any]:
 
 def _arguments(part: AnswerPart) -> dict[str, Any]:
     """The arguments of a call as far as they came: clients that stream read a cut one the same way."""
-    text = part.text
-    if not text.strip():
-        return {}
     try:
-        found = from_json(text, allow_partial=True)
-    except ValueError:
-        found = None
-    if isinstance(found, dict):
-        return found
-    logger.warning("a call of {} has arguments that are no object: it is told with none", part.name)
-    return {}
+        found: dict[str, Any] = from_json(part.text or "{}", allow_partial=True)
+    except ValueError:  # such as half of a surrogate pair
+        logger.warning("a call of {} has arguments that are no JSON: its input is empty", part.name)
+        return {}
+    return found
 
 
 @router.post("/v1/messages", response_model=None, responses=STREAMED)
@@ -203,8 +195,8 @@ async def messages(body: MessagesRequest, request: Request, who: Who) -> Respons
 async def count_tokens(body: PromptRequest, request: Request, who: Who) -> dict[str, int]:
     """The tokens that a conversation's prompt has, tools and all, whether they are in the prefix cache or not."""
     made = MessageAnswer(body, who, request.app.state)
-    (ask,) = await checked(made)
+    (counted,) = await checked(made)
     try:
-        return {"input_tokens": len(await made.engine.tokenize(ask))}
+        return {"input_tokens": len(await made.engine.tokenize(counted))}
     except ValueError as error:
         raise refused(error, type(body).model_fields) from None

@@ -15,10 +15,7 @@ from fastslow.serve.engines.settings import EngineSettings
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
-Unchecked = (
-    SkipValidation,
-    PlainSerializer(lambda value: value),
-)  # `LLM` checks them, and takes more
+Unchecked = (SkipValidation, PlainSerializer(lambda value: value))  # `LLM` checks, and takes more
 Size = Annotated[str | None, *Unchecked]
 FileOrObject = Annotated[str | Path | None, *Unchecked]
 
@@ -57,7 +54,9 @@ class ServerSettings(Params):
     grammar_bytes: Count = Field(
         default=128 * 1024, description="most bytes of a schema, an expression or a grammar"
     )
-    longest_timeout: Seconds = Field(default=3600, description="most seconds that a client may ask")
+    longest_timeout: Seconds = Field(
+        default=3600, description="most seconds that a client may give"
+    )
     timeout: Seconds = Field(
         default=600, description="seconds after which an answer ends, where a client says nothing"
     )
@@ -97,11 +96,7 @@ class ServerSettings(Params):
     )
 
     def fit(self, modes: Collection[str]) -> None:
-        """See whether a model has the default mode.
-
-        Args:
-            modes: that it has.
-        """
+        """Raises ValueError for a default mode that is none of the model's."""
         if self.default_mode not in modes:
             known = nearest(self.default_mode, modes)
             raise ValueError(f"default mode {shown(self.default_mode)} is unknown{known}")
@@ -122,15 +117,8 @@ class ServerSettings(Params):
 
 
 def _option(panel: str, description: str, default: Any = None, *names: str, **bounds: Any) -> Any:
-    """A field that is an option of `fastslow serve`, too.
-
-    Args:
-        panel: of its `--help`.
-        names: of the option, where it is not called as the field.
-    """
-    extra: dict[str, Any] = {"panel": panel}
-    if names:
-        extra["names"] = list(names)
+    """A field that is an option of `fastslow serve`, too; `names`: where it is not called as the field."""
+    extra: dict[str, Any] = {"panel": panel, **({"names": list(names)} if names else {})}
     return Field(default=default, description=description, json_schema_extra=extra, **bounds)
 
 

@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from typing_extensions import TypedDict  # pydantic reads that of Python 3.12 only
 
@@ -36,9 +36,8 @@ class ModelCard:
     keeps_thoughts: tuple[str, bool] | None = None
     device: str = "cpu"
     tool_format: str = "generic"  # a name of `engine.text.tool_formats`
-    tool_tokens: Mapping[str, int] = field(
-        default_factory=dict
-    )  # its marks that are special tokens
+    # its marks that are special tokens
+    tool_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 class WarmPrefix(TypedDict):
@@ -53,16 +52,13 @@ class NotReady(RuntimeError):
     """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503.
 
     Attributes:
-        replica: which of several engines had the request; "" where no one had it.
-        refused: that one lives, and did not take the request; else it ended under it.
+        replica: which of several engines had the request; "" where none had it.
+        refused: this engine lives, and did not take the request; else it ended with it.
     """
 
     def __init__(self, message: str = "", replica: str = "", refused: bool = False) -> None:
         super().__init__(message)
         self.replica, self.refused = replica, refused
-
-    def __reduce__(self) -> tuple[type[NotReady], tuple[str, str, bool]]:
-        return NotReady, (str(self), self.replica, self.refused)
 
 
 class Engine(Protocol):
@@ -80,7 +76,7 @@ class Engine(Protocol):
     def why_not_ready(self) -> str:
         """One sentence; "" while it is ready."""
 
-    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
         above 1 pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
 
@@ -102,7 +98,7 @@ class Engine(Protocol):
     async def stats(self) -> Mapping[str, Any]:
         """`EngineStats.to_dict()`."""
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+    async def tokenize(self, request: GenerateRequest) -> list[int]:
         """The token ids of a request's prompt, in its mode.
 
         Raises:
@@ -149,16 +145,13 @@ class CalledEngine(ABC):
         return bool(await self.call("stop_thinking", id))
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
-        found: Mapping[str, Any] | None = await self.call("trace", id)
-        return found
+        return cast("Mapping[str, Any] | None", await self.call("trace", id))
 
     async def stats(self) -> Mapping[str, Any]:
-        stats: Mapping[str, Any] = await self.call("stats")
-        return stats
+        return cast("Mapping[str, Any]", await self.call("stats"))
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
-        tokens: list[int] = await self.call("tokenize", ask)
-        return tokens
+    async def tokenize(self, request: GenerateRequest) -> list[int]:
+        return cast("list[int]", await self.call("tokenize", request))
 
     async def detokenize(self, tokens: list[int]) -> str:
         return str(await self.call("detokenize", tokens))
@@ -168,11 +161,7 @@ class CalledEngine(ABC):
 
 
 class WrappedEngine(CalledEngine):
-    """An `Engine` in front of another one: all that a subclass does not override goes through.
-
-    Args:
-        engine: the other one.
-    """
+    """An `Engine` in front of another: all that a subclass does not override goes through."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -189,8 +178,8 @@ class WrappedEngine(CalledEngine):
     def why_not_ready(self) -> str:
         return self.engine.why_not_ready
 
-    def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        return self.engine.stream(ask)
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        return self.engine.stream(request)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         return await called(self.engine, method, arguments)
@@ -200,13 +189,9 @@ class WrappedEngine(CalledEngine):
 
 
 class StartedEngine(Protocol):
-    """What has to be started before an engine answers, and may end for good.
+    """What has to be started before an engine answers, and may end for good."""
 
-    Attributes:
-        gave_up: done with one sentence when it will not answer any more.
-    """
-
-    gave_up: asyncio.Future[str]
+    gave_up: asyncio.Future[str]  # done with one sentence when it will not answer any more
 
     async def start(self) -> None:
         """Wait until the model is loaded.

@@ -17,9 +17,7 @@ from fastslow.engine.params import shown
 from fastslow.output import GenerationError
 from fastslow.serve.api.engine import Busy, NotReady
 
-KINDS_OF_VALUE = (
-    16  # errors that are looked at: each kind that the first value might have had is one
-)
+KINDS_OF_VALUE = 16  # errors that are looked at: each kind that a value might have had is one
 SOON = 1.0  # seconds until a client should try again, where nobody knows better
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 OBJECT = "be a valid dictionary or object to extract fields from"  # as pydantic says it
@@ -36,11 +34,8 @@ class ApiError(HTTPException):
     """An answer other than 200.
 
     Args:
-        status: the HTTP status.
         message: one sentence: the field, its value, the limit.
-        kind: OpenAI's `type`, such as "invalid_request_error".
-        param: the field.
-        code: OpenAI's `code`.
+        kind, param, code: OpenAI's `type`, `param` (the field) and `code`.
         retry_after: seconds, for the header of that name.
     """
 
@@ -71,8 +66,8 @@ def openai_shape(error: ApiError) -> dict[str, Any]:
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
-    """The answer, in the shape of the protocol whose path was asked: `app.state.error_shapes` has those
-    of other protocols than OpenAI's, by the beginnings of their paths."""
+    """The answer, in the shape of the path's protocol: `app.state.error_shapes` has those of other protocols
+    than OpenAI's, by the beginnings of their paths."""
     shapes: Mapping[str, Shape] = getattr(scope["app"].state, "error_shapes", {})
     path = scope["path"]
     shape = next((s for start, s in shapes.items() if path.startswith(start)), openai_shape)
@@ -80,8 +75,8 @@ def error_response(scope: Scope, error: ApiError) -> Response:
 
 
 def refused(error: ValueError, fields: Collection[str] = ()) -> ApiError:
-    """What a request asks and does not get. Sentences begin with the field where there is one; with `fields`,
-    those of the request, whatever follows its name."""
+    """A request that does not fit. Sentences begin with the field where there is one; with `fields`, those of
+    the request, whatever follows its name."""
     first = re.match(r"([a-z_]+)([=.\[:]| has |)", str(error))
     named = first is not None and (first[1] in fields or first[2] != "")
     return ApiError(400, str(error), param=first[1] if named and first is not None else None)

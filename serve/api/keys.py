@@ -11,7 +11,6 @@ import re
 import secrets
 import stat
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,23 +76,13 @@ class KeyFile(BaseModel):
 
     A key is 256 bits of chance, so nobody finds it by trying, however fast its hash is: a slow hash, as
     passwords need, would only cost time on every request. The salt makes hashes of two files differ, and
-    what a lookup takes says nothing about a key to one who does not know the salt.
+    what a lookup takes says nothing about a key to somebody who does not know the salt.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     salt: Hex32
     keys: Annotated[list[StoredKey], Field(max_length=MOST_KEYS)] = []
-
-    @model_validator(mode="after")
-    def _all_differ(self) -> KeyFile:
-        for what in ("name", "id", "hash"):
-            [(value, times)] = Counter(getattr(key, what) for key in self.keys).most_common(1) or [
-                ("", 0)
-            ]
-            if times > 1:
-                raise ValueError(f"{what}={shown(value)} stands there {times} times")
-        return self
 
     @classmethod
     def read(cls, path: Path) -> KeyFile:
@@ -107,7 +96,9 @@ class KeyFile(BaseModel):
             raise ValueError(f"{path}: {sentence(error)}") from None
 
     def hash_of(self, key: str) -> str:
-        return hash_of(key, self.salt)
+        """What is kept of a key."""
+        data = key.encode("utf-8", "surrogateescape")
+        return hmac.new(bytes.fromhex(self.salt), data, hashlib.sha256).hexdigest()
 
 
 def usual_file() -> Path:
@@ -117,12 +108,6 @@ def usual_file() -> Path:
         return Path(named).expanduser()
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(base).expanduser() / "fastslow" / "keys.json"
-
-
-def hash_of(key: str, salt: str) -> str:
-    """What is kept of a key."""
-    data = key.encode("utf-8", "surrogateescape")
-    return hmac.new(bytes.fromhex(salt), data, hashlib.sha256).hexdigest()
 
 
 def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
@@ -140,13 +125,8 @@ def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
         known = KeyFile.read(path) if path.exists() else KeyFile(salt=secrets.token_hex(32))
         if any(other.name == name for other in known.keys):
             raise ValueError(f"name={shown(name)} is taken: remove it first, or take another")
-        stored = StoredKey(
-            name=name,
-            id=secrets.token_hex(16),
-            hash=known.hash_of(key),
-            created=int(time.time()),
-            limits=limits or KeyLimits(),
-        )
+        id, hash, now = secrets.token_hex(16), known.hash_of(key), int(time.time())
+        stored = StoredKey(name=name, id=id, hash=hash, created=now, limits=limits or KeyLimits())
         _write(path, KeyFile(salt=known.salt, keys=[*known.keys, stored]))
     return key
 
@@ -192,7 +172,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def known_keys(path: Path | None = None, single: Sequence[str] = ()) -> KeyRing | None:
-    """The keys that a server asks for; None: it is open.
+    """The keys that a server needs; None: it is open.
 
     Args:
         path: the keys file; None = the usual one, if it is there.
@@ -212,7 +192,7 @@ def environment_without_key() -> dict[str, str]:
 
 
 def warn_if_open(keys: KeyRing | None, host: str) -> None:
-    """Say it loudly where other machines can reach a server that asks for no key."""
+    """Say it loudly where other machines can reach a server without keys."""
     if keys is None and not is_loopback(host):
         logger.warning(
             "THE SERVER IS OPEN: whoever reaches {} may use the model without a key. Make one with "
@@ -250,87 +230,66 @@ class KeyRing:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path, self._clock = path, clock
-        self._salt = secrets.token_hex(32)
-        alone = [_alone(key, self._salt) for key in single]
-        self._single = {key.hash: key for key in alone}
-        self._file = None if path is None else KeyFile.read(path)
-        self._by_hash = _by_hash(self._file)
-        self._seen = None if path is None else _facts(path)
+        alone = KeyFile(salt=secrets.token_hex(32))
+        self._single = alone, {alone.hash_of(key): _alone(key, alone) for key in single}
+        self._file: tuple[KeyFile, dict[str, StoredKey]] | None = None
+        self._seen: tuple[int, ...] = ()
         self._next_look = clock() + EVERY
         if path is not None:
-            _warn_of_readers(path)
+            self._read(path)
 
     def find(self, key: str) -> StoredKey | None:
         """The key that a client sent, if it is one.
 
-        What a dictionary's lookup takes depends on a keyed hash that nobody outside can work out, and the
-        hashes are then compared in constant time.
+        What a dictionary's lookup takes depends on a keyed hash that nobody outside can work out.
         """
         self._look()
         if not 0 < len(key) <= LONGEST_KEY:
             return None
-        places = [(self._salt, self._single)]
-        if self._file is not None:
-            places.append((self._file.salt, self._by_hash))
-        found = None
-        for salt, known in places:
-            hash = hash_of(key, salt)
-            stored = known.get(hash)
-            if stored is not None and hmac.compare_digest(stored.hash, hash):
-                found = stored
-        return found
+        places = [place for place in (self._file, self._single) if place is not None]
+        found = (known.get(file.hash_of(key)) for file, known in places)
+        return next((stored for stored in found if stored is not None), None)
 
     def _look(self) -> None:
         """Read the file again if it changed; at most once in EVERY seconds."""
         now = self._clock()
-        if self._path is None or now < self._next_look:
+        if self._path is None or self._file is None or now < self._next_look:
             return
         self._next_look = now + EVERY
-        facts = _facts(self._path)
-        if facts == self._seen:
+        if _facts(self._path) == self._seen:
             return
-        self._seen = facts
         try:
-            self._file = KeyFile.read(self._path)
+            self._read(self._path)
         except ValueError as error:
-            count = len(self._by_hash)
+            count = len(self._file[1])
             logger.error("the API keys are not read anew, {} known ones stay: {}", count, error)
             return
-        self._by_hash = _by_hash(self._file)
-        logger.info("read {} API keys anew from {}", len(self._by_hash), self._path)
-        _warn_of_readers(self._path)
+        logger.info("read {} API keys anew from {}", len(self._file[1]), self._path)
+
+    def _read(self, path: Path) -> None:
+        self._seen = _facts(path)
+        file = KeyFile.read(path)
+        self._file = file, {key.hash: key for key in file.keys}
+        mode = path.stat().st_mode if path.exists() else 0
+        if os.name == "posix" and mode & 0o077:
+            said = "{} has mode {:04o}: only its owner should read it, chmod 600"
+            logger.warning(said, path, stat.S_IMODE(mode))
 
 
-def _by_hash(file: KeyFile | None) -> dict[str, StoredKey]:
-    return {} if file is None else {key.hash: key for key in file.keys}
-
-
-def _alone(key: str, salt: str) -> StoredKey:
+def _alone(key: str, file: KeyFile) -> StoredKey:
     """A key of the command line. Its memory is named by the key, so it is the same after a restart."""
-    if not 0 < len(key) <= LONGEST_KEY:
-        raise ValueError(f"an API key must have 1 to {LONGEST_KEY} characters, not {len(key)}")
-    if any(not "!" <= letter <= "~" for letter in key):
-        raise ValueError("an API key must have no blanks and only ASCII letters, digits and signs")
+    if not 0 < len(key) <= LONGEST_KEY or any(not "!" <= letter <= "~" for letter in key):
+        raise ValueError(f"an API key must have 1 to {LONGEST_KEY} characters of ASCII, no blanks")
     if len(key) < SHORT:
         logger.warning("an API key has {} characters: one under {} can be guessed", len(key), SHORT)
     digest = hashlib.sha256(b"fastslow single key\0" + key.encode()).hexdigest()
-    return StoredKey(name="default", id=digest[:32], hash=hash_of(key, salt))
+    return StoredKey(name="default", id=digest[:32], hash=file.hash_of(key))
 
 
-def _facts(path: Path) -> tuple[int, int, int] | None:
-    """What differs when a file was written; None where it is not there."""
+def _facts(path: Path) -> tuple[int, ...]:
+    """What differs when a file was written; nothing where it is not there."""
     try:
         facts = os.stat(path)
     except OSError:
-        return None
+        return ()
     return facts.st_mtime_ns, facts.st_size, facts.st_ino
-
-
-def _warn_of_readers(path: Path) -> None:
-    """Say it where other users may read or change the file."""
-    try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
-    except OSError:  # gone meanwhile
-        return
-    if os.name == "posix" and mode & 0o077:
-        logger.warning("{} has mode {:04o}: only its owner should read it, chmod 600", path, mode)

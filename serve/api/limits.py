@@ -1,4 +1,4 @@
-"""Who asks, and how much: the caller of a request, and the rates of each API key and of all together."""
+"""The caller of a request, and the limits of each API key and of all together."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -20,7 +19,7 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyLimits, StoredKey
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
-ORDINARY = "deep"  # the mode of who names none
+ORDINARY = "deep"  # the mode where a request names none
 # fields of a mode that say for how long it thinks; others make another mode of it, which may cost more
 FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms"})
 NO_LIMITS = KeyLimits()
@@ -28,7 +27,6 @@ MINUTE = 60.0
 ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
 EXCEEDED = "rate_limit_exceeded"
 SOON = 1.0  # seconds after which a place may be free
-MOST_CALLERS = 100_000  # whose use is known; of those who ask nothing now, the one that asked first is forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,61 +55,59 @@ class Caller:
             return self.memory_key
         return _derived(self.memory_key or OPEN, "salt", cache_salt)
 
-    def admit(self, ask: GenerateRequest, card: ModelCard) -> GenerateRequest:
+    def admit(self, request: GenerateRequest, card: ModelCard) -> GenerateRequest:
         """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may."""
         limits = self.limits
         if limits.modes is not None:
-            self._check_mode(ask.options.mode, limits.modes)
+            self._check_mode(request.options.mode, limits.modes)
         if limits.priority is not None:
-            priority = self._priority(ask.options.priority, *limits.priority)
-            ask = ask.with_options(priority=priority)
+            priority = self._priority(request.options.priority, *limits.priority)
+            request = request.with_options(priority=priority)
         if limits.max_tokens is not None:
-            ask = self._with_fewer_tokens(ask, card, limits.max_tokens)
-        return ask
+            request = self._with_fewer_tokens(request, card, limits.max_tokens)
+        return request
 
     def _check_mode(self, mode: Any, allowed: list[str]) -> None:
-        name = ORDINARY if mode is None else _base(mode)
-        known = ", ".join(sorted(allowed))
+        name, known = _base(mode), ", ".join(sorted(allowed))
         if name not in allowed:
-            raise self._refusal("mode", f"mode={shown(name)} is not open to this key, but {known}")
+            raise _refusal("mode", f"mode={shown(name)} is not open to this key, but {known}")
         if isinstance(mode, Mapping) and (more := sorted({*mode} - FREE)):
             said = (
-                f"{more[0]}={shown(mode[more[0]])} is not open to this key, but modes as they are"
+                f"{more[0]}={shown(mode[more[0]])} is not open to this key, but modes as they are: "
             )
-            raise self._refusal(more[0], f"{said}: {known}")
+            raise _refusal(more[0], said + known)
 
     def _priority(self, priority: int, first: int, last: int) -> int:
         if priority == 0:  # as without the field
             return min(max(priority, first), last)
         if not first <= priority <= last:
             limit = f"priority={shown(priority)} must be from {first} to {last} with this key"
-            raise self._refusal("priority", limit)
+            raise _refusal("priority", limit)
         return priority
 
     def _with_fewer_tokens(
-        self, ask: GenerateRequest, card: ModelCard, most: int
+        self, request: GenerateRequest, card: ModelCard, most: int
     ) -> GenerateRequest:
-        given = ask.sampling.get("max_tokens")
+        given = request.sampling.get("max_tokens")
         if given is None:
-            mode: Any = ask.options.mode
-            preset = card.modes.get(ORDINARY if mode is None else _base(mode), {})
-            own = mode.get("sampling") if isinstance(mode, Mapping) else None
-            usual = (own or preset.get("sampling") or {}).get("max_tokens")
+            usual = (card.modes.get(_base(request.options.mode), {}).get("sampling") or {}).get(
+                "max_tokens"
+            )
             if isinstance(usual, int) and usual <= most:
-                return ask
-            return ask.with_options(sampling={**ask.sampling, "max_tokens": most})
-        if isinstance(given, int) and given > most:  # the engine refuses what is no number
+                return request
+            return request.with_options(sampling={**request.sampling, "max_tokens": most})
+        if given > most:
             limit = f"max_tokens={shown(given)} is above {most}, the most with this key"
-            raise self._refusal("max_tokens", limit)
-        return ask
+            raise _refusal("max_tokens", limit)
+        return request
 
-    @staticmethod
-    def _refusal(param: str, message: str) -> ApiError:
-        return ApiError(403, message, "permission_error", param, "key_limit")
+
+def _refusal(param: str, message: str) -> ApiError:
+    return ApiError(403, message, "permission_error", param, "key_limit")
 
 
 async def caller(request: Request) -> Caller:
-    """The dependency of every route that asks the engine."""
+    """The dependency of every route that uses the engine."""
     found = request.scope.get("state", {}).get("caller")
     return found if isinstance(found, Caller) else Caller()
 
@@ -119,9 +115,9 @@ async def caller(request: Request) -> Caller:
 Who = Annotated[Caller, Depends(caller)]
 
 
-def _base(mode: str | Mapping[str, Any]) -> str:
+def _base(mode: Any) -> str:
     """The preset that a mode is, or is made of."""
-    return mode if isinstance(mode, str) else str(mode.get("base", ORDINARY))
+    return str((mode.get("base") if isinstance(mode, Mapping) else mode) or ORDINARY)
 
 
 def _derived(id: str, *parts: str) -> str:
@@ -157,22 +153,26 @@ class TokenBucket:
         self._level = self.level(now) - count
 
     def wait(self, count: float, now: float) -> float:
-        """Seconds until so much may be taken; 0 = now."""
+        """Seconds until this much may be taken; 0 = now."""
         missing = count - self.level(now)
         return missing * MINUTE / self.per_minute if missing > ROUNDING else 0.0
-
-    def full_in(self, now: float) -> float:
-        """Seconds until it is full."""
-        return self.wait(self.per_minute, now)
 
 
 @dataclass(slots=True)
 class _Use:
-    """What one caller uses now, and may yet use."""
+    """What one caller uses now, and may yet use: of "requests" and "tokens", where it has such a limit."""
 
     running: int = 0
-    requests: TokenBucket | None = None
-    tokens: TokenBucket | None = None
+    rates: dict[str, TokenBucket] = field(default_factory=dict)
+
+    def headers(self, now: float) -> dict[str, str]:
+        """What is left of each rate, under OpenAI's names."""
+        found = {}
+        for what, bucket in self.rates.items():
+            found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
+            found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level(now))))
+            found[f"x-ratelimit-reset-{what}"] = f"{bucket.wait(bucket.per_minute, now):.3f}s"
+        return found
 
 
 class Limits:
@@ -187,99 +187,51 @@ class Limits:
         self, concurrent: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._concurrent, self._clock = concurrent, clock
-        self._running = 0
-        self._uses: OrderedDict[str, _Use] = OrderedDict()
-
-    @property
-    def running(self) -> int:
-        return self._running
+        self.running = 0
+        self._uses: dict[str, _Use] = {}
 
     def enter(self, caller: Caller) -> dict[str, str]:
         """Give a request a place; `leave` gives it back. Returns headers: what is left, as OpenAI's answers say it."""
-        now, use = self._clock(), self._use(caller)
-        headers = _headers(use, now)
-        if self._concurrent is not None and self._running >= self._concurrent:
+        now, use, most = self._clock(), self._use(caller), caller.limits.concurrent
+        if self._concurrent is not None and self.running >= self._concurrent:
             said = (
                 f"the server answers {self._concurrent} requests already, the most at the same time"
             )
-            raise _refused(said, "server_busy", SOON, headers)
-        self._check(caller, use, now, headers)
-        if use.requests is not None:
-            use.requests.take(1, now)
+            raise _too_many(said, "server_busy", SOON, use.headers(now))
+        if most is not None and use.running >= most:
+            said = f"this key has {most} requests running already, the most at the same time"
+            raise _too_many(said, EXCEEDED, SOON, use.headers(now))
+        for what, bucket in use.rates.items():
+            if wait := bucket.wait(1, now):
+                said = f"this key may use {bucket.per_minute} {what} a minute: try again in {wait:.1f} s"
+                raise _too_many(said, EXCEEDED, wait, use.headers(now))
+        if "requests" in use.rates:
+            use.rates["requests"].take(1, now)
         use.running += 1
-        self._running += 1
-        return _headers(use, now)
+        self.running += 1
+        return use.headers(now)
 
     def spend(self, caller: Caller, tokens: int) -> None:
         """Count an answer's tokens and those of its prompt."""
-        use = self._use(caller)
-        if use.tokens is not None:
-            use.tokens.take(tokens, self._clock())
+        if bucket := self._use(caller).rates.get("tokens"):
+            bucket.take(tokens, self._clock())
 
     def leave(self, caller: Caller) -> None:
         """A request is over, however it ended."""
         self._use(caller).running -= 1
-        self._running -= 1
-
-    def _check(self, caller: Caller, use: _Use, now: float, headers: dict[str, str]) -> None:
-        most = caller.limits.concurrent
-        if most is not None and use.running >= most:
-            said = f"this key has {most} requests running already, the most at the same time"
-            raise _refused(said, EXCEEDED, SOON, headers)
-        if use.requests is not None and (wait := use.requests.wait(1, now)):
-            said = f"this key may make {use.requests.per_minute} requests a minute"
-            raise _refused(f"{said}: try again in {wait:.1f} s", EXCEEDED, wait, headers)
-        if use.tokens is not None and (wait := use.tokens.wait(1, now)):
-            said = f"this key may use {use.tokens.per_minute} tokens a minute"
-            raise _refused(f"{said}: try again in {wait:.1f} s", EXCEEDED, wait, headers)
+        self.running -= 1
 
     def _use(self, caller: Caller) -> _Use:
         """Its use by name; buckets are made anew where its limits were changed."""
-        use = self._uses.get(caller.name)
-        if use is None:
-            use = self._uses[caller.name] = _Use()
-            self._forget()
-        now, limits = self._clock(), caller.limits
-        use.requests = _bucket(use.requests, limits.requests_per_minute, now)
-        use.tokens = _bucket(use.tokens, limits.tokens_per_minute, now)
+        use = self._uses.setdefault(caller.name, _Use())
+        given = caller.limits.requests_per_minute, caller.limits.tokens_per_minute
+        for what, per_minute in zip(("requests", "tokens"), given):
+            if per_minute is None:
+                use.rates.pop(what, None)
+            elif what not in use.rates or use.rates[what].per_minute != per_minute:
+                use.rates[what] = TokenBucket(per_minute, self._clock())
         return use
 
-    def _forget(self) -> None:
-        while len(self._uses) > MOST_CALLERS:
-            name = next((name for name, use in self._uses.items() if not use.running), None)
-            if name is None:
-                return
-            del self._uses[name]
 
-
-def _refused(message: str, code: str, wait: float, headers: dict[str, str]) -> ApiError:
+def _too_many(message: str, code: str, wait: float, headers: dict[str, str]) -> ApiError:
     return ApiError(429, message, "rate_limit_error", None, code, wait, headers)
-
-
-def _bucket(bucket: TokenBucket | None, per_minute: int | None, now: float) -> TokenBucket | None:
-    if per_minute is None:
-        return None
-    if bucket is None or bucket.per_minute != per_minute:
-        return TokenBucket(per_minute, now)
-    return bucket
-
-
-def _headers(use: _Use, now: float) -> dict[str, str]:
-    """What is left of each rate, under OpenAI's names."""
-    found = {}
-    for what, bucket in (("requests", use.requests), ("tokens", use.tokens)):
-        if bucket is not None:
-            found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
-            found[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level(now))))
-            found[f"x-ratelimit-reset-{what}"] = _duration(bucket.full_in(now))
-    return found
-
-
-def _duration(seconds: float) -> str:
-    """Such as 20ms, 1.5s or 6m0s."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    if seconds < MINUTE:
-        return f"{seconds:.3g}s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest}s"

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.engine.params import LATENCY_MS, MOST, Mode, Number, nearest, shown
+from fastslow.engine.params import LATENCY_MS, MOST, Number, shown
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-EFFORTS: tuple[Effort, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 BUDGETS = (
-    "thinking_budget",
-    "thinking_token_budget",
-    "thinking_budget_tokens",
-    "max_thinking_tokens",
+    *("thinking_budget", "thinking_token_budget"),
+    *("thinking_budget_tokens", "max_thinking_tokens"),
 )
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
 OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
@@ -86,22 +84,23 @@ class ModeFields(BaseModel):
     ) -> tuple[str | dict[str, Any], dict[str, Any]]:
         """The mode as the engine takes it, and the variables of the chat template."""
         effort = _same(self.efforts())
-        asked, variables = self.mode, self._variables(card, effort)
-        if effort is not None and not (asked is not None and card.efforts):
-            asked = _agreed(asked, effort, settings.efforts[effort])
-        fields = _fields(default_mode if asked is None else asked)
+        mode, variables = self.mode, self._variables(card, effort)
+        if effort is not None and not (mode is not None and card.efforts):
+            mode = _agreed(mode, effort, settings.efforts[effort])
+        fields = _fields(default_mode if mode is None else mode)
         fields.setdefault("base", default_mode)
-        for name in ("groups", "experts", "latency_ms"):
-            _add(fields, name, getattr(self, name))
         budget, thinks = self._budget(), self._thinks(effort)
-        if thinks is not None:
-            _add(fields, "thinking", "on" if thinks else "off")
         if thinks is False and budget:
             raise ValueError(f"thinking is off, and a budget of {budget} tokens is for thinking")
-        if budget is not None:
-            if effort is not None and self.mode is None:
-                fields.pop("thinking_budget", None)  # the effort's own, which is only a usual one
-            _add(fields, "thinking_budget", budget)
+        if budget is not None and effort is not None and self.mode is None:
+            fields.pop("thinking_budget", None)  # the effort's own, which is only a usual one
+        wishes = {name: getattr(self, name) for name in ("groups", "experts", "latency_ms")}
+        wishes["thinking"] = {None: None, True: "on", False: "off"}[thinks]
+        for name, value in {**wishes, "thinking_budget": budget}.items():
+            if value is not None and fields.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{name}={shown(value)} and mode.{name}={shown(fields[name])} contradict"
+                )
         return fields["base"] if len(fields) == 1 else fields, variables
 
     def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
@@ -126,84 +125,61 @@ class ModeFields(BaseModel):
         other = None if self.reasoning is None else self.reasoning.effort
         return {"reasoning_effort": self.reasoning_effort, "reasoning.effort": other}
 
-    def _budget(self) -> int | None:
+    def _budget(self) -> Any:
         wishes: dict[str, Any] = {name: getattr(self, name) for name in BUDGETS}
         if self.thinking is not None:
             wishes["thinking.budget_tokens"] = self.thinking.budget_tokens
         if self.reasoning is not None:
             wishes["reasoning.max_tokens"] = self.reasoning.max_tokens
-        budget: int | None = _same(wishes)
-        return budget
+        return _same(wishes)
 
-    def _thinks(self, effort: Effort | None) -> bool | None:
-        wishes: dict[str, Any] = {}
-        for name in SWITCHES:
-            value = (self.chat_template_kwargs or {}).get(name)
+    def _thinks(self, effort: Effort | None) -> Any:
+        given = self.chat_template_kwargs or {}
+        wishes = {f"chat_template_kwargs.{name}": given.get(name) for name in SWITCHES}
+        for name, value in wishes.items():
             if not isinstance(value, bool | None):
-                raise ValueError(
-                    f"chat_template_kwargs.{name}={shown(value)} must be true or false"
-                )
-            wishes[f"chat_template_kwargs.{name}"] = value
+                raise ValueError(f"{name}={shown(value)} must be true or false")
         if self.thinking is not None and self.thinking.type != "adaptive":
             wishes["thinking.type"] = self.thinking.type == "enabled"
         if self.reasoning is not None:
             wishes["reasoning.enabled"] = self.reasoning.enabled
         if effort == "none":
             wishes["reasoning_effort"] = False
-        thinks: bool | None = _same(wishes)
-        return thinks
+        return _same(wishes)
 
     def _variables(self, card: ModelCard, effort: Effort | None) -> dict[str, Any]:
         given = self.chat_template_kwargs or {}
         variables = {name: value for name, value in given.items() if name not in SWITCHES}
         if effort is not None and effort != "none" and card.efforts:
-            level = _nearest_level(effort, card.efforts)
-            if variables.setdefault("reasoning_effort", level) != level:
-                raise ValueError(
-                    f"reasoning_effort={effort!r} and chat_template_kwargs.reasoning_effort="
-                    f"{shown(variables['reasoning_effort'])} contradict each other"
-                )
+            wishes = {
+                "reasoning_effort": _nearest_level(effort, card.efforts),
+                "chat_template_kwargs.reasoning_effort": variables.get("reasoning_effort"),
+            }
+            variables["reasoning_effort"] = _same(wishes)
         return variables
 
 
 def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(mode, str):
         return {"base": mode}
-    for name in mode:
-        if name in OWN:
-            raise ValueError(
-                f"mode.{name} must be left out: a request has fields of its own for it"
-            )
-        if name not in Mode.model_fields:
-            raise ValueError(
-                f"mode.{shown(name)[1:-1]} is unknown{nearest(name, Mode.model_fields)}"
-            )
-    if "base" in mode and not isinstance(mode["base"], str):
+    if own := next((name for name in mode if name in OWN), None):
+        raise ValueError(f"mode.{own} must be left out: the request itself has such a field")
+    if not isinstance(mode.get("base"), str | None):
         raise ValueError(f"mode.base={shown(mode['base'])} must be a preset's name")
     return {name: value for name, value in mode.items() if value is not None or name != "base"}
 
 
 def _agreed(
-    asked: str | dict[str, Any] | None, effort: str, meant: str | dict[str, Any]
+    mode: str | dict[str, Any] | None, effort: str, meant: str | dict[str, Any]
 ) -> str | dict[str, Any]:
     """The mode of an effort, which must be the one that is named beside it."""
-    if asked is None or asked == meant:
-        return meant
     base = meant if isinstance(meant, str) else meant.get("base")
-    if asked == base:
+    if mode is None or mode in (meant, base):
         return meant
     raise ValueError(
-        f"mode={shown(asked)} and reasoning_effort={effort!r}, which here is mode {base!r}, contradict "
+        f"mode={shown(mode)} and reasoning_effort={effort!r}, which here is mode {base!r}, contradict "
         "each other: give one of them"
     )
-
-
-def _add(fields: dict[str, Any], name: str, value: Any) -> None:
-    """One more field of a mode, which must not be another one there."""
-    if value is None:
-        return
-    if fields.setdefault(name, value) != value:
-        raise ValueError(f"{name}={shown(value)} and mode.{name}={shown(fields[name])} contradict")
 
 
 def _same(wishes: Mapping[str, Any]) -> Any:

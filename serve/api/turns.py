@@ -22,32 +22,38 @@ class Part(BaseModel):
     text: str | None = None
 
 
-def texts_of(where: str, content: str | Sequence[Part], kinds: Collection[str] = TEXT) -> list[str]:
+Parts = Annotated[list[Part], Field(fail_fast=True)]
+
+
+def texts_of(
+    where: str, content: str | Sequence[Part] | None, kinds: Collection[str] = TEXT
+) -> list[str]:
     """The texts of a content; `where`: its place in the request, for messages."""
+    if content is None:
+        raise ValueError(f"{where} is missing; it must be a text or a list of text parts")
     if isinstance(content, str):
         return [content]
-    return [_text(f"{where}[{place}]", part, kinds) for place, part in enumerate(content)]
+    for place, part in enumerate(content):
+        if part.type not in kinds:
+            names = " and ".join(repr(kind) for kind in kinds)
+            verb = "is" if len(kinds) == 1 else "are"
+            said = f"{where}[{place}].type={shown(part.type)} is not read here; only {names} {verb}"
+            raise ValueError(said)
+    return [needed(f"{where}[{place}].text", part.text) for place, part in enumerate(content)]
+
+
+def needed(where: str, value: str | None) -> str:
+    """A field that this kind of turn must have."""
+    if value is None:
+        raise ValueError(f"{where} is missing; it must be a text")
+    return value
 
 
 def check_turns(field: str, turns: list[dict[str, Any]], settings: ServerSettings) -> None:
     """Refuse a chat that is too long to be looked at; `field`: which holds it."""
     if len(turns) > settings.messages:
         raise ValueError(f"{field} has {len(turns)} entries; at most {settings.messages} are taken")
-    if (size := characters(turns)) > settings.prompt_characters:
+    texts = [value for turn in turns for value in turn.values() if isinstance(value, str)]
+    if (size := sum(map(len, texts))) > settings.prompt_characters:
         most = settings.prompt_characters
-        raise ValueError(f"{field} hold {size} characters; at most {most} are taken")
-
-
-def characters(turns: list[dict[str, Any]]) -> int:
-    """How much text turns hold."""
-    return sum(len(value) for turn in turns for value in turn.values() if isinstance(value, str))
-
-
-def _text(where: str, part: Part, kinds: Collection[str]) -> str:
-    if part.type not in kinds:
-        names = " and ".join(repr(kind) for kind in kinds)
-        verb = "is" if len(kinds) == 1 else "are"
-        raise ValueError(f"{where}.type={shown(part.type)} is not read here; only {names} {verb}")
-    if part.text is None:
-        raise ValueError(f"{where}.text is missing; it must be a text")
-    return part.text
+        raise ValueError(f"{field} has {size} characters; at most {most} are taken")

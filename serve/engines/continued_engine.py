@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from loguru import logger
 
@@ -23,17 +23,11 @@ LEAST = 0.001  # seconds of a request's time that another try has at least: it e
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a broken answer is requested again.
+    """When a broken answer is requested again."""
 
-    Attributes:
-        deaths: of engines under one answer; then it is given up, as it may be why they ended.
-        seconds: without any piece since the engine ended; then it is given up, too.
-        first, longest: seconds of the pause before a try; it doubles with each.
-    """
-
-    deaths: int = 3
-    seconds: float = 30.0
-    first: float = 0.02
+    deaths: int = 3  # engines that end under one answer until it is given up: it may be the reason
+    seconds: float = 30.0  # without any piece since the engine ended; then it is given up, too
+    first: float = 0.02  # seconds of the pause before a try; it doubles with each
     longest: float = 2.0
 
     def pause(self, tries: int) -> float:
@@ -59,6 +53,11 @@ class _ContinuedRequest:
     since: float | None = None  # when the latest engine ended, and nothing has come since
     try_started: float = 0.0
 
+    @property
+    def first_try(self) -> bool:
+        """Nothing has ended under it."""
+        return not self.asked_again and not self.continued
+
 
 class ContinuedEngine(WrappedEngine):
     """An `Engine` in front of one of several replicas. An answer whose replica ends is requested again. Where
@@ -71,7 +70,6 @@ class ContinuedEngine(WrappedEngine):
 
     Args:
         engine: raises `NotReady` where a replica ended, with its name as `replica`.
-        retries: when an answer is requested again.
 
     Attributes:
         retried, continued, given_up: answers that were requested again with nothing streamed; that another
@@ -84,11 +82,6 @@ class ContinuedEngine(WrappedEngine):
         self._running: dict[str, _ContinuedRequest] = {}
         self._closing = False
         self.retried = self.continued = self.given_up = 0
-
-    @property
-    def restarts(self) -> int:
-        """How often the engine was started again, where it counts that."""
-        return int(getattr(self.engine, "restarts", 0))
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         own = _ContinuedRequest(replace(request, whole=True), time.monotonic(), self.engine.ready)
@@ -127,9 +120,9 @@ class ContinuedEngine(WrappedEngine):
 
     async def stop_thinking(self, id: str) -> bool:
         own = self._running.get(id)
-        before = None if own is None else own.sent.sizes
+        before = {} if own is None else own.sent.sizes
         stopped = await self.engine.stop_thinking(id)
-        if stopped and own is not None and before is not None:
+        if stopped and own is not None:
             own.sent.thought_stopped(before)
         return stopped
 
@@ -145,9 +138,8 @@ class ContinuedEngine(WrappedEngine):
                 return await super().call(method, *arguments)
             except NotReady:
                 late = time.monotonic() - started >= self._retries.seconds
-                if late or self._closing or not (self._running or self.engine.ready):
-                    raise
-                if method not in ANY_REPLICA:
+                wanted = self._running or self.engine.ready
+                if method not in ANY_REPLICA or late or self._closing or not wanted:
                     raise
             await asyncio.sleep(self._retries.pause(tries))
             tries += 1
@@ -170,39 +162,31 @@ class ContinuedEngine(WrappedEngine):
         raise NotReady("the engine ended before the answer was there")
 
     def _pause(self, own: _ContinuedRequest, error: Exception) -> float:
-        """How long to wait before the next try.
-
-        Raises:
-            Exception: there is none.
-        """
-        now, streamed = time.monotonic(), own.sent.tokens
-        first = own.since is None and not own.asked_again and not own.continued
-        if isinstance(error, Busy | ValueError) and first:
+        """How long to wait before the next try. Raises an error where there is none."""
+        now, replica = time.monotonic(), getattr(error, "replica", "")
+        refused = getattr(error, "refused", True)
+        first = own.since is None and own.first_try
+        if first and isinstance(error, Busy | ValueError):
             raise error
-        if isinstance(error, NotReady):
-            if first and not streamed and not error.replica and not own.there:
-                raise error
-            if error.replica:
-                own.failed.append(error.replica)
-            own.deaths += not error.refused and (own.came or bool(error.replica))
-        ended = own.came or bool(getattr(error, "replica", ""))
-        if own.since is None or (
-            isinstance(error, NotReady) and error.replica and not error.refused
-        ):
+        if first and isinstance(error, NotReady) and not (own.sent.tokens or replica or own.there):
+            raise error
+        if replica:
+            own.failed.append(replica)
+        own.deaths += not refused and (own.came or bool(replica))
+        if own.since is None or (replica and not refused):
             own.since = now  # where one had taken it, the search begins anew: deaths bound that
-        if (why := self._hopeless(own, error, now)) is not None:
+        if (why := self._hopeless(own, error, now - own.since)) is not None:
             self._give_up(own, why, error)
-        if ended or first:
-            self._notify(own, error)
+        if own.came or replica or first:
+            self._notify(own, f"engine {replica}" if replica else "its engine")
         pause = self._retries.pause(own.tries)
         own.tries += 1
         if isinstance(error, Busy):
             pause = max(pause, min(error.retry_after, self._retries.longest))
         return pause
 
-    def _hopeless(self, own: _ContinuedRequest, error: Exception, now: float) -> str | None:
-        """Why it is not requested again."""
-        assert own.since is not None
+    def _hopeless(self, own: _ContinuedRequest, error: Exception, seconds: float) -> str | None:
+        """Why it is not requested again, these seconds after its engine ended."""
         if own.cancelled.is_set():
             return "the request was cancelled"
         if self._closing:
@@ -213,29 +197,28 @@ class ContinuedEngine(WrappedEngine):
             return "it cannot be continued: another engine made other tokens"
         if own.deaths >= self._retries.deaths:
             return f"it was under way on {own.deaths} engines when they ended"
-        if now - own.since >= self._retries.seconds:
+        if seconds >= self._retries.seconds:
             return f"no other engine took it within {self._retries.seconds:g} s"
         return None
 
-    def _give_up(self, own: _ContinuedRequest, why: str, error: Exception) -> None:
+    def _give_up(self, own: _ContinuedRequest, why: str, error: Exception) -> NoReturn:
         self.given_up += 1
         logger.error("request {} is given up: {}", own.request.id, why)
         if isinstance(error, Busy) and not own.sent.tokens:
             raise error
         raise NotReady(f"the engine ended in the middle of the request; {why}") from None
 
-    def _notify(self, own: _ContinuedRequest, error: Exception) -> None:
-        tokens, replica = own.sent.tokens, getattr(error, "replica", "")
-        where = f"engine {replica}" if replica else "its engine"
+    def _notify(self, own: _ContinuedRequest, where: str) -> None:
+        id, tokens = own.request.id, own.sent.tokens
         if tokens:
             own.continued += 1
             self.continued += 1
             said = "request {}: {} ended; another engine continues after {} tokens"
-            logger.warning(said, own.request.id, where, tokens)
+            logger.warning(said, id, where, tokens)
         else:
             own.asked_again += 1
             self.retried += 1
-            logger.warning("request {}: {} ended; another engine is asked", own.request.id, where)
+            logger.warning("request {}: {} ended; another engine is asked", id, where)
 
 
 def _asked_again(own: _ContinuedRequest) -> GenerateRequest:
@@ -250,7 +233,7 @@ def _asked_again(own: _ContinuedRequest) -> GenerateRequest:
 
 def _whole(own: _ContinuedRequest, output: Output) -> Output:
     """The output as it would be if nothing had ended: its times are those that the client saw."""
-    if not own.asked_again and not own.continued:
+    if own.first_try:
         return output
     now = time.monotonic()
     choices = [_whole_choice(own, n, choice, now) for n, choice in enumerate(output.choices)]

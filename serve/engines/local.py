@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 from loguru import logger
 
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
-from fastslow.engine.core.request import StepNotes
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.handle import RequestHandle
@@ -25,49 +24,17 @@ from fastslow.serve.engines.routing.request import may_take_long
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
 KEEPING = {"clear_thinking": False, "preserve_thinking": True}
-
-
-MOST_TRACES = 256  # requests
-
-
-class TraceLog:
-    """The traces of the last requests that asked for one."""
-
-    def __init__(self, most: int = MOST_TRACES) -> None:
-        self._most = most
-        self._kept: OrderedDict[str, Sequence[StepNotes]] = OrderedDict()
-
-    def keep(self, id: str, handle: RequestHandle) -> None:
-        """A request is over, or about to be; its answer is let go of."""
-        if traces := handle.step_traces:
-            self._kept.pop(id, None)
-            self._kept[id] = traces
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-
-    def of(self, id: str, running: RequestHandle | None) -> dict[str, Any] | None:
-        """What a request did in its steps, for each of its answers; None: nothing was noted."""
-        traces = running.step_traces if running is not None else self._kept.get(id)
-        if not traces:
-            return None
-        choices = [{"index": i, **trace.to_dict()} for i, trace in enumerate(traces)]
-        return {"id": id, "running": running is not None, "choices": choices}
+MOST_TRACES = 256  # of the last requests that asked for one
 
 
 class LocalEngine:
-    """`Engine` of an `LLM`, which it closes.
-
-    Args:
-        llm: what answers.
-        name: of the model, for clients.
-        max_waiting: as `AsyncLLM` takes it.
-    """
+    """`Engine` of an `LLM`, which it closes."""
 
     def __init__(self, llm: LLM, name: str, max_waiting: int = MAX_WAITING) -> None:
         self._llm = AsyncLLM.around(llm, max_waiting)
         self._running: dict[str, RequestHandle] = {}
         self._cancelled: set[str] = set()  # of them, by who asked
-        self._traces = TraceLog()
+        self._traces: dict[str, Sequence[StepTrace]] = {}  # of requests that are over
         units = RoutedUnits.of(llm.model.config)
         inputs = llm._inputs
         switch = inputs.switch
@@ -140,7 +107,11 @@ class LocalEngine:
             if self._running.get(ask.id) is handle:
                 del self._running[ask.id]
                 self._cancelled.discard(ask.id)
-            self._traces.keep(ask.id, handle)
+            if traces := handle.step_traces:  # the answer itself is let go of
+                self._traces.pop(ask.id, None)
+                self._traces[ask.id] = traces
+                if len(self._traces) > MOST_TRACES:
+                    del self._traces[next(iter(self._traces))]
             handle.cancel()
 
     async def warm(self, prefix: WarmPrefix) -> None:
@@ -150,11 +121,9 @@ class LocalEngine:
         Raises:
             ValueError: it does not fit.
         """
-        mode = prefix["mode"]
+        mode, pin = prefix["mode"], self._llm.llm.pin
         try:
-            pinned = await asyncio.to_thread(
-                self._llm.llm.pin, prefix["prompt"], mode=mode, every_key=True
-            )
+            pinned = await asyncio.to_thread(pin, prefix["prompt"], mode=mode, every_key=True)
         except ValueError as error:
             raise ValueError(f"warm {prefix['name']} in mode {mode!r}: {error}") from None
         said = "{} is warm in mode {!r}: {} tokens in {} pages of the prefix cache"
@@ -172,7 +141,12 @@ class LocalEngine:
         return handle is not None and await self._llm.stop_thinking(handle)
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
-        return self._traces.of(id, self._running.get(id))
+        running = self._running.get(id)
+        traces = self._traces.get(id) if running is None else running.step_traces
+        if not traces:
+            return None
+        choices = [{"index": i, **trace.to_dict()} for i, trace in enumerate(traces)]
+        return {"id": id, "running": running is not None, "choices": choices}
 
     async def stats(self) -> Mapping[str, Any]:
         return self._llm.stats().to_dict()

@@ -18,7 +18,7 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient
 from fastslow.serve.engines.replica_settings import ReplicaSettings, ranks_of
-from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
+from fastslow.serve.engines.routing.report import ReplicaReport, read_report
 from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
 from fastslow.serve.engines.settings import VISIBLE, EngineSettings
 
@@ -51,8 +51,6 @@ class ProcessReplicas:
     """`Replicas` in processes of this server, which nobody else can reach. They end with it.
 
     Args:
-        settings: of each engine.
-        replicas: how many, and what each takes.
         scaling: when there are more and fewer, where their number is a range.
     """
 
@@ -65,13 +63,11 @@ class ProcessReplicas:
         self._ranks = ranks_of(settings.options)
         self._settings = replace(settings, threads=max(1, replicas.cpus // self._ranks))
         self._each = replicas
-        self._scaling = replace(
-            scaling or ScalingSettings(), least=replicas.least, most=replicas.most
-        )
+        self._scaling = scaling or ScalingSettings()
+        self._scaling = replace(self._scaling, least=replicas.least, most=replicas.most)
         self._state = ScalingState()
         self._heartbeat = Heartbeat(replicas.hung_seconds, MISSED)
         self._replicas: list[_Replica] = []
-        self._reports = ReportReader()
         self._started = 0  # replicas, ever
         self._failed_at = -AGAIN  # when one was given up last
         self._watching: asyncio.Task[None] | None = None
@@ -118,14 +114,10 @@ class ProcessReplicas:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
-        for one in self._replicas:
-            one.start.cancel()
-        leaving = [one.leaving for one in self._replicas if one.leaving is not None]
-        for task in leaving:
+        tasks = [task for one in self._replicas for task in (one.start, one.leaving) if task]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(
-            *(one.start for one in self._replicas), *leaving, return_exceptions=True
-        )
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(one.client.close() for one in self._replicas))
         self._replicas = []
 
@@ -163,8 +155,7 @@ class ProcessReplicas:
     async def _ask_report(self, one: _Replica) -> None:
         with suppress(TimeoutError, NotReady):
             async with asyncio.timeout(LOOK):
-                values = await one.client.call("report")
-                one.report = self._reports.read(one.name, values) or one.report
+                one.report = read_report(await one.client.call("report"))
 
     def _drop(self) -> None:
         """Forget those that have left, and those that cannot be started."""
@@ -185,11 +176,12 @@ class ProcessReplicas:
         wanted, self._state = replicas_wanted(
             reports, len(present), self._state, self._scaling, now
         )
-        if wanted > len(present) and now - self._failed_at > AGAIN:
+        more = wanted > len(present) and now - self._failed_at > AGAIN
+        if more or wanted < len(present):
             logger.info("{} replicas become {}", len(present), wanted)
+        if more:
             for _ in range(wanted - len(present)):
                 self._add()
         elif wanted < len(present):
-            logger.info("{} replicas become {}", len(present), wanted)
             newest = present[-1]
             newest.leaving = asyncio.create_task(newest.client.close(self._each.drain))

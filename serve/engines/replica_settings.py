@@ -10,51 +10,29 @@ from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.engines.settings import device_kind
 
-MOST, MOST_CPUS = 10_000, 1024
+MOST = 10_000
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSettings:
-    """Plain JSON values.
+    """Plain JSON values. Cores and resources are those of a replica, all its ranks together."""
 
-    Attributes:
-        least, most: replicas; as many as the load asks for where they differ.
-        cpus: processor cores of a replica, all its ranks together; its engine runs as many threads.
-        resources: what else a replica on a Ray cluster takes, all its ranks together: GPU, NPU or own names.
-        drain: seconds that running answers have when a replica is to end.
-        health_seconds: between two checks whether a replica lives.
-        hung_seconds: that it has to answer a check; then it is replaced. On one machine after three such checks.
-    """
-
-    least: int = 1
+    least: int = 1  # replicas; as many as the load asks for where the two differ
     most: int = 1
-    cpus: int = 1
+    cpus: int = 1  # processor cores; its engine runs as many threads
+    # what else it takes on a Ray cluster: GPU, NPU or own names
     resources: Mapping[str, float] = field(default_factory=dict)
-    drain: float = 30.0
-    health_seconds: float = 1.0
+    drain: float = 30.0  # seconds that running answers have when a replica is to end
+    health_seconds: float = 1.0  # between two checks whether a replica lives
+    # that it has to answer a check; then it is replaced. On one machine after three such checks
     hung_seconds: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name, value, most in (
-            ("replicas", self.least, MOST),
-            ("replicas", self.most, MOST),
-            ("replica_cpus", self.cpus, MOST_CPUS),
-        ):
-            if not 1 <= value <= most:
-                raise ValueError(f"{name}={value} must be from 1 to {most}")
-        if self.least > self.most:
-            raise ValueError(
-                f"replicas={self.least}:{self.most} must name the smaller number first"
-            )
 
     @classmethod
     def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:
         """From what the operator gives.
 
-        Args:
-            config: see there.
-            cores: that the replicas share, where they have a machine to themselves.
+        cores: that the replicas share, where they have a machine to themselves.
 
         Raises:
             ValueError: a value does not fit; one sentence.
@@ -64,36 +42,32 @@ class ReplicaSettings:
         ranks = ranks_of(options)
         cpus = config.replica_cpus
         if cpus is None:
-            cpus = ranks if cores is None else max(1, cores // max(1, most))
+            cpus = ranks if cores is None else max(1, cores // most)
         device = {"cuda": "GPU", "npu": "NPU"}.get(device_kind(options))
+        resources = {} if device is None else {device: float(ranks)}
         if config.replica_resources is not None:
             resources = resources_of(config.replica_resources)
-        else:
-            resources = {} if device is None else {device: float(ranks)}
         return cls(least, most, cpus, resources, config.drain_seconds)
 
 
 def counts(text: str) -> tuple[int, int]:
-    """Least and most of "2" or "1:4".
-
-    Raises:
-        ValueError: it is neither.
-    """
-    least, colon, most = text.partition(":")
-    numbers = [part.strip() for part in ((least, most) if colon else (least, least))]
+    """Least and most of "2" or "1:4"."""
+    least, colon, most = (part.strip() for part in text.partition(":"))
+    numbers = least, most if colon else least
     if not all(part.isascii() and part.isdecimal() and len(part) < 9 for part in numbers):
         raise ValueError(
             f"replicas={shown(text)} must be a number such as 2, or a range such as 1:4"
         )
-    return int(numbers[0]), int(numbers[1])
+    few, many = map(int, numbers)
+    if not 1 <= few <= MOST or not 1 <= many <= MOST:
+        raise ValueError(f"replicas={text} must be from 1 to {MOST}")
+    if few > many:
+        raise ValueError(f"replicas={text} must name the smaller number first")
+    return few, many
 
 
 def resources_of(text: str) -> dict[str, float]:
-    """What "NPU=1,fast_disk=0.5" names.
-
-    Raises:
-        ValueError: it is no such text.
-    """
+    """What "NPU=1,fast_disk=0.5" names."""
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -112,26 +86,10 @@ def resources_of(text: str) -> dict[str, float]:
 
 
 def ranks_of(options: Mapping[str, Any]) -> int:
-    """Processes of an engine, by the keyword arguments of its `LLM`.
-
-    Raises:
-        ValueError: its `parallel` is none.
-    """
+    """Processes of an engine, by the keyword arguments of its `LLM`."""
     asked = options.get("parallel")
     if asked is None:
         return 1
     from fastslow.engine.parallel.sharding import Parallel  # with torch
 
     return Parallel.parse(asked).ranks
-
-
-def running_of(options: Mapping[str, Any]) -> int:
-    """Most answers that an engine runs, by the keyword arguments of its `LLM`.
-
-    Raises:
-        ValueError: its `max_running` is none.
-    """
-    given = options.get("max_running", MOST_RUNNING)
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise ValueError(f"max_running={shown(given)} must be a whole number of at least 1")
-    return given

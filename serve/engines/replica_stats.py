@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 NOW = (  # what an engine holds at this moment; all else counts up
@@ -13,16 +14,11 @@ MOST_GONE = 256  # replicas whose figures are kept apart after their end
 
 
 class StatsSum:
-    """Sums that never go back: what a replica had counted stays in them when it is gone.
-
-    Attributes:
-        gone: how many ended or fell silent.
-        answered: what replicas said when they were last asked, by their ids.
-    """
+    """Sums that never go back: what a replica had counted stays in them when it is gone."""
 
     def __init__(self) -> None:
-        self.gone = 0
-        self.answered: Mapping[str, Mapping[str, Any]] = {}
+        self.gone = 0  # replicas that ended or fell silent
+        self.answered: Mapping[str, Mapping[str, Any]] = {}  # what each said last, by its id
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._gone: dict[str, Any] = {}
 
@@ -37,12 +33,12 @@ class StatsSum:
         answered = {id: self.answered[id] for id in silent[:missing]} | dict(found)
         self.gone += len(set(self.answered) - set(answered))
         self.answered = answered
-        for id in [id for id in self._latest if id not in answered]:
+        gone = [id for id in self._latest if id not in answered]
+        for id in gone:
             self._latest[id] = {**self._latest[id], **dict.fromkeys(NOW, 0)}
-        self._latest.update(answered)
-        silent = [id for id in self._latest if id not in answered]
-        for id in silent[: max(0, len(silent) - MOST_GONE)]:
+        for id in gone[: max(0, len(gone) - MOST_GONE)]:
             self._gone = _added(self._gone, self._latest.pop(id))
+        self._latest.update(answered)
         total: dict[str, Any] = dict(self._gone)
         for stats in self._latest.values():
             total = _added(total, stats)
@@ -63,11 +59,7 @@ def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             together[name] = _added(before or {}, value)
         elif isinstance(value, list | tuple):
-            longer, shorter = sorted((list(value), list(before or ())), key=len, reverse=True)
-            together[name] = [
-                number + (shorter[place] if place < len(shorter) else 0)
-                for place, number in enumerate(longer)
-            ]
+            together[name] = [a + b for a, b in zip_longest(value, before or (), fillvalue=0)]
         else:
             together[name] = value + (before or 0)
     return together

@@ -26,19 +26,14 @@ LOOK = 0.5  # seconds between two looks at which replicas there are, and how bus
 CALL = 15.0  # seconds that a call may take
 ABOUT = 5.0  # the same where it waits for no step of the engine
 STATS = 1.5  # seconds for figures: /metrics waits for 2
-RECENT = 1000  # requests that are over whose replica is known, for their traces
 LAST = 5.0  # seconds that answers have to end once they are cancelled
 DRAIN_LOOK = 0.05  # seconds between two looks at whether answers are over
 
 
 class Replicas(Protocol):
-    """Engines that are alike. A replica that ends is started again, under another name.
+    """Engines that are alike. A replica that ends is started again, under another name."""
 
-    Attributes:
-        gave_up: done with one sentence when no replica will run any more.
-    """
-
-    gave_up: asyncio.Future[str]
+    gave_up: asyncio.Future[str]  # done with one sentence when no replica will run any more
 
     @property
     def running(self) -> Mapping[str, ReplicaReport | None]:
@@ -49,12 +44,7 @@ class Replicas(Protocol):
         """How many load their model."""
 
     async def start(self) -> ModelCard:
-        """Wait until the first replica has its model.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: no replica can be started.
-        """
+        """Wait until the first replica has its model; raises what `StartedEngine.start` does."""
 
     def stream(self, name: str, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """`Engine.stream` of one replica."""
@@ -70,12 +60,6 @@ class RoutedEngine(CalledEngine):
     """`Engine` over several replicas; a `ReplicaChooser` says which of them answers a request.
 
     Where a replica ends, answers that it was making raise `NotReady` with the replica's name.
-
-    Args:
-        replicas: the engines.
-
-    Attributes:
-        gave_up: done with one sentence when no replica will run any more.
     """
 
     def __init__(self, replicas: Replicas) -> None:
@@ -84,11 +68,10 @@ class RoutedEngine(CalledEngine):
         self._card: ModelCard | None = None
         self._closing = self._closed = False
         self._running: dict[str, str] = {}  # by request: the replica that answers it
-        self._recent: dict[str, str] = {}  # the same of requests that are over
         self._known: dict[str, ReplicaReport | None] = {}  # what the chooser knows
+        self._failed: set[str] = set()  # replicas that have not reported since
         self._numbers = count()
         self._sum = StatsSum()
-        self._missing = 0  # replicas that did not send their figures
         self._starting: asyncio.Future[ModelCard] | None = None
         self._looking: asyncio.Task[None] | None = None
         self.gave_up = replicas.gave_up
@@ -127,7 +110,8 @@ class RoutedEngine(CalledEngine):
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         routed = routed_of(request, self.card)
         # a request that is asked again elsewhere keeps its id, and counts by itself
-        routed = replace(routed, id=f"{request.id}/{next(self._numbers)}")
+        id = f"{request.id}/{next(self._numbers)}"
+        routed = replace(routed, id=id, avoid=(*routed.avoid, *self._failed))
         name = self._choose(routed)
         self._chooser.routed(routed, name)
         self._running[request.id] = name
@@ -137,15 +121,13 @@ class RoutedEngine(CalledEngine):
                     yield piece
         except NotReady as error:
             error.replica = name
+            self._failed.add(name)
             self._look()
             raise
         finally:
             self._chooser.ended(routed.id)
             if self._running.get(request.id) == name:
                 del self._running[request.id]
-                self._recent[request.id] = name
-                if len(self._recent) > RECENT:
-                    del self._recent[next(iter(self._recent))]
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """A method that any replica can answer."""
@@ -165,13 +147,6 @@ class RoutedEngine(CalledEngine):
         found, missing = await self._all("stats", seconds=STATS)
         if missing and not found and not self._sum.answered:
             raise NotReady(f"no replica sent its figures within {STATS:g} s")
-        if missing and not self._missing:  # once, and not with each look
-            logger.warning(
-                "{} replicas did not send their figures within {:g} s: their last ones count",
-                missing,
-                STATS,
-            )
-        self._missing = missing
         sums = self._sum.of(found, missing)
         running, starting = len(self._replicas.running), self._replicas.starting
         return sums | {"replicas_running": running, "replicas_starting": starting}
@@ -188,7 +163,6 @@ class RoutedEngine(CalledEngine):
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking])
-            self._looking = None
         if not self._closed:
             self._closed = True
             await self._replicas.close()
@@ -196,8 +170,7 @@ class RoutedEngine(CalledEngine):
     def _choose(self, routed: RoutedRequest) -> str:
         if not self.ready:
             raise NotReady(self.why_not_ready)
-        running = self._replicas.running
-        ranked = (name for name in self._chooser.rank(routed) if name in running)
+        ranked = (name for name in self._chooser.rank(routed) if name in self._replicas.running)
         # the chooser may not know yet what has come since the last look
         return next(ranked, None) or self._any()
 
@@ -208,9 +181,8 @@ class RoutedEngine(CalledEngine):
         return random.choice(running)
 
     async def _call(self, name: str, method: str, *arguments: Any, seconds: float = CALL) -> Any:
-        limit = asyncio.timeout(seconds)
         try:
-            async with limit:
+            async with asyncio.timeout(seconds) as limit:
                 return await self._replicas.call(name, method, *arguments)
         except TimeoutError:
             if not limit.expired():
@@ -218,9 +190,9 @@ class RoutedEngine(CalledEngine):
             raise NotReady(f"a replica did not answer within {seconds:g} s") from None
 
     async def _about(self, id: str, method: str, seconds: float = CALL) -> list[Any]:
-        """What is known of a request: by the replica that answers it or did, or by all where another server
-        sent it."""
-        name = self._running.get(id) or self._recent.get(id)
+        """What is known of a request: by the replica that answers it, or by all where it is over, or another
+        server sent it."""
+        name = self._running.get(id)
         if name is not None:
             return [await self._call(name, method, id, seconds=seconds)]
         found, missing = await self._all(method, id, seconds=seconds)
@@ -260,3 +232,5 @@ class RoutedEngine(CalledEngine):
         for name, report in self._known.items():
             if report is not None and report is not before.get(name):
                 self._chooser.report(name, report)
+                self._failed.discard(name)
+        self._failed &= self._known.keys()

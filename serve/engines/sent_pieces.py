@@ -21,15 +21,10 @@ class SentChoice:
     decided: Decided | None = None
     first: float | None = None  # when its first token was sent
     stopped: int | None = None  # tokens after which, at the earliest, its caller closed the thought
-
-
-@dataclass(slots=True)
-class _Came:
-    """How much of one answer the present stream has brought."""
-
-    tokens: int = 0
-    text: int = 0
-    reasoning: int = 0
+    # how much of it the present stream has brought, where it is not the first one
+    came_tokens: int = 0
+    came_text: int = 0
+    came_reasoning: int = 0
 
 
 class OtherAnswer(Exception):
@@ -45,12 +40,13 @@ class SentPieces:
 
     def __init__(self) -> None:
         self.choices: dict[int, SentChoice] = {}
-        self._came: dict[int, _Came] = {}
         self._first = True  # no stream was left: there is nothing to cut
 
     def begin_again(self) -> None:
         """The next pieces are those of another stream."""
-        self._first, self._came = False, {}
+        self._first = False
+        for sent in self.choices.values():
+            sent.came_tokens = sent.came_text = sent.came_reasoning = 0
 
     @property
     def tokens(self) -> int:
@@ -88,42 +84,38 @@ class SentPieces:
         sent = self.choices.get(piece.index)
         if sent is None:
             sent = self.choices[piece.index] = SentChoice()
-        fresh: Piece | None = piece if self._first else self._fresh(piece, sent)
-        if fresh is not None:
-            self._note(fresh, sent, now)
         if sent.decided is None:
             sent.decided = piece.decided
+        fresh = piece if self._first else _fresh(piece, sent)
+        if not (self._first or fresh.text or fresh.reasoning or fresh.token_ids):
+            return None
+        if sent.first is None and fresh.token_ids:
+            sent.first = now
+        sent.tokens += fresh.token_ids
+        sent.sources += fresh.sources
+        sent.text += len(fresh.text)
+        sent.reasoning += len(fresh.reasoning)
         return fresh
 
-    def _note(self, piece: Piece, sent: SentChoice, now: float) -> None:
-        if sent.first is None and piece.token_ids:
-            sent.first = now
-        sent.tokens += piece.token_ids
-        sent.sources += piece.sources
-        sent.text += len(piece.text)
-        sent.reasoning += len(piece.reasoning)
 
-    def _fresh(self, piece: Piece, sent: SentChoice) -> Piece | None:
-        came = self._came.setdefault(piece.index, _Came())
-        known = sent.tokens[came.tokens : came.tokens + len(piece.token_ids)]
-        if piece.token_ids[: len(known)] != known:
-            raise OtherAnswer
-        text = _rest(piece.text, sent.text - came.text)
-        reasoning = _rest(piece.reasoning, sent.reasoning - came.reasoning)
-        tokens = piece.token_ids[len(known) :]
-        came.tokens += len(piece.token_ids)
-        came.text += len(piece.text)
-        came.reasoning += len(piece.reasoning)
-        if not (text or reasoning or tokens):
-            return None
-        return replace(
-            piece,
-            text=text,
-            reasoning=reasoning,
-            token_ids=tokens,
-            logprobs=None if piece.logprobs is None else piece.logprobs[len(known) :],
-            sources=piece.sources[len(known) :],
-        )
+def _fresh(piece: Piece, sent: SentChoice) -> Piece:
+    """A piece without what was sent."""
+    known = sent.tokens[sent.came_tokens : sent.came_tokens + len(piece.token_ids)]
+    if piece.token_ids[: len(known)] != known:
+        raise OtherAnswer
+    text = piece.text[max(0, sent.text - sent.came_text) :]
+    reasoning = piece.reasoning[max(0, sent.reasoning - sent.came_reasoning) :]
+    sent.came_tokens += len(piece.token_ids)
+    sent.came_text += len(piece.text)
+    sent.came_reasoning += len(piece.reasoning)
+    return replace(
+        piece,
+        text=text,
+        reasoning=reasoning,
+        token_ids=piece.token_ids[len(known) :],
+        logprobs=None if piece.logprobs is None else piece.logprobs[len(known) :],
+        sources=piece.sources[len(known) :],
+    )
 
 
 def _closed_from(sent: SentChoice) -> int | None:
@@ -132,10 +124,6 @@ def _closed_from(sent: SentChoice) -> int | None:
         return None
     later = range(sent.stopped, len(sent.sources))
     return next((n for n in later if sent.sources[n] == FORCED), len(sent.tokens))
-
-
-def _rest(text: str, known: int) -> str:
-    return text[max(0, known) :]
 
 
 def whole_sources(sent: SentChoice | None, sources: Sequence[str]) -> list[str]:

@@ -20,25 +20,18 @@ VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """A model and its options.
+    """A model and its options."""
 
-    Attributes:
-        model: as `LLM` takes it.
-        name: what clients call it.
-        options: keyword arguments of `LLM`.
-        max_waiting: most answers that wait, as `AsyncLLM` takes it.
-        warm: what prompts begin with, read before the first request: see `WarmPrefix`.
-        devices: the numbers of the devices that it uses, of the kind that `options` name; None = any.
-        threads: of the processor, for an engine that has a process to itself; None = all that are left.
-    """
-
-    model: str
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    max_waiting: int = 256
-    warm: Sequence[WarmPrefix] = ()
+    model: str  # as `LLM` takes it
+    name: str  # what clients call it
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of `LLM`
+    max_waiting: int = 256  # most answers that wait
+    warm: Sequence[WarmPrefix] = ()  # read before the first request
+    # of the processor, for an engine that has a process to itself; None = all that are left
     threads: int | None = None
-    devices: Sequence[int] | None = None
+    devices: Sequence[int] | None = (
+        None  # numbers of those of the kind that `options` name; None = any
+    )
 
     async def open(self) -> LocalEngine:
         """Load the model, in a thread, and measure its steps: no request has to wait for that.
@@ -76,9 +69,7 @@ def device_kind(options: Mapping[str, Any]) -> str:
 
 
 def _see(kind: str, devices: Sequence[int]) -> None:
-    """Raises:
-    ValueError: this process itself may not see so many; one sentence.
-    """
+    """ValueError: this process itself may not see that many; one sentence."""
     name = VISIBLE[kind]
     there = [one for one in os.environ.get(name, "").split(",") if one]
     if there and max(devices) >= len(there):

@@ -53,34 +53,23 @@ class ClientLeft(ApiError):
         super().__init__(GONE, "the client closed the connection")
 
 
-async def whole(engine: Engine, ask: GenerateRequest) -> Output:
-    """The answer to one request.
+async def all_whole(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Output]:
+    """The answers to several requests, which run side by side; where one fails, all end.
 
     Raises:
-        ApiError: what is asked does not fit.
+        ApiError: a request does not fit.
         Busy, NotReady, GenerationError: as `Engine.stream`.
     """
-    output = None
-    async with aclosing(engine.stream(ask)) as stream:
-        try:
-            async for piece in stream:
-                output = piece.output or output
-        except ValueError as error:
-            raise refused(error) from None
-    if output is None:
-        raise NotReady("the engine ended before the answer was there")
-    return output
-
-
-async def all_whole(engine: Engine, asks: Sequence[GenerateRequest]) -> list[Output]:
-    """The answers to several requests, which run side by side; where one fails, all end."""
-    if len(asks) == 1:
-        return [await whole(engine, asks[0])]
-    tasks = [asyncio.ensure_future(whole(engine, ask)) for ask in asks]
+    pieces = Pieces(engine, requests)
+    outputs: dict[int, Output] = {}
     try:
-        return list(await asyncio.gather(*tasks))
+        while (bunch := await pieces.take(None)) is not None:
+            outputs |= {place: piece.output for place, piece in bunch if piece.output is not None}
     finally:
-        await _end(tasks)
+        await pieces.close()
+    if len(outputs) < len(requests):
+        raise NotReady("the engine ended before the answer was there")
+    return [outputs[place] for place in range(len(requests))]
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -111,42 +100,41 @@ class Pieces:
     A slow reader holds up nobody: pieces wait here, never more of them than the answer has tokens.
     """
 
-    def __init__(self, engine: Engine, asks: Sequence[GenerateRequest]) -> None:
+    def __init__(self, engine: Engine, requests: Sequence[GenerateRequest]) -> None:
         self._came: list[PlacedPiece] = []
         self._news = asyncio.Event()
         self._error: BaseException | None = None
-        self._left = len(asks)
+        self._left = len(requests)
         self._pumps = [
-            asyncio.ensure_future(self._pump(engine, place, ask)) for place, ask in enumerate(asks)
+            asyncio.ensure_future(self._pump(engine, place, request))
+            for place, request in enumerate(requests)
         ]
 
-    async def take(self, seconds: float) -> list[PlacedPiece] | None:
+    async def take(self, seconds: float | None) -> list[PlacedPiece] | None:
         """The next bunch; empty if none came within `seconds`, None after the last one.
 
         Raises:
-            ApiError: what is asked does not fit; only before the first piece.
+            ApiError: a request does not fit; only before the first piece.
             Busy, NotReady, GenerationError: as `Engine.stream`.
         """
         if not self._news.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._news.wait()
-        if self._came:
-            bunch, self._came = self._came, []
-            if self._left and self._error is None:
-                self._news.clear()
-            return bunch
-        if self._error is not None:
+        if self._left and self._error is None:
+            self._news.clear()
+        bunch, self._came = self._came, []
+        if not bunch and self._error is not None:
             raise self._error
-        return None if not self._left else []
+        return bunch if bunch or self._left else None
 
     async def close(self) -> None:
         """Cancel what still runs."""
         await _end(self._pumps)
 
-    async def _pump(self, engine: Engine, place: int, ask: GenerateRequest) -> None:
+    async def _pump(self, engine: Engine, place: int, request: GenerateRequest) -> None:
         try:
-            async with aclosing(engine.stream(ask)) as stream:
+            async with aclosing(engine.stream(request)) as stream:
                 async for piece in stream:
                     self._came.append((place, piece))
                     self._news.set()
@@ -213,25 +201,25 @@ class EventStream(Response):
     def __init__(
         self,
         state: Any,
-        asks: Sequence[GenerateRequest],
+        requests: Sequence[GenerateRequest],
         events: Events,
         ids: list[str],
         who: Caller,
     ) -> None:
         """`state`: of the application. `ids`: by which `who` finds it while it runs."""
         super().__init__(media_type="text/event-stream")
-        self._state, self._asks, self._events = state, asks, events
+        self._state, self._requests, self._events = state, requests, events
         self._ids, self._who = ids, who
         self._settings: ServerSettings = state.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        names = [ask.id for ask in self._asks]
+        names = [request.id for request in self._requests]
         running = self._state.requests.running(self._ids, names, self._who)
-        with running, suppress(ClientLeft):  # what it asked for was cancelled
+        with running, suppress(ClientLeft):  # its request was cancelled
             await while_connected(receive, self._send_all(scope, send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        pieces = Pieces(self._state.engine, self._asks)
+        pieces = Pieces(self._state.engine, self._requests)
         pause = self._settings.heartbeat
         try:
             bunch = await pieces.take(pause)  # what it raises is answered with its own status

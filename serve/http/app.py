@@ -26,15 +26,13 @@ from fastslow.serve.openai import chat, completions, models, responses
 from fastslow.serve.openai.logprobs import TokenTable
 from fastslow.serve.page import route as page
 
-EXPOSED = (  # headers that a browser's page may read
-    *("x-request-id", "retry-after"),
-    *(
-        f"x-ratelimit-{side}-{what}"
-        for side in ("limit", "remaining", "reset")
-        for what in ("requests", "tokens")
-    ),
-)
-
+RATES = [f"x-ratelimit-{side}" for side in ("limit", "remaining", "reset")]
+# headers that a browser's page may read
+EXPOSED = [
+    "x-request-id",
+    "retry-after",
+    *(f"{r}-{w}" for r in RATES for w in ("requests", "tokens")),
+]
 
 USUAL = ServerConfig()
 ROUTERS = (
@@ -84,9 +82,9 @@ def create_app(
             allow_origins=list(config.allow_origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=list(EXPOSED),
+            expose_headers=EXPOSED,
         )
-    # a page of the web has no key; without keys only the pages that are named may ask for work
+    # a page of the web has no key; without keys only the pages that are named may use it
     origins = None if keys is not None else config.allow_origins
     hosts = allowed_hosts(config.allow_hosts, host, keys is not None)
     watchers = [app.state.metrics.take, RequestLog(config.log_texts), *observers]
@@ -104,13 +102,10 @@ def allowed_hosts(more: Sequence[str], host: str | None, keyed: bool) -> tuple[s
 
     Args:
         more: names besides its own; "*" = any.
-        host: that it listens on.
         keyed: whether requests need a key.
     """
-    if "*" in more:
-        return None
     alone = not keyed and host is not None and is_loopback(host)
-    if not (alone or more):
+    if "*" in more or not (alone or more):
         return None
     return (*LOOPBACK, *((host.strip("[]"),) if host else ()), *more)
 

@@ -24,12 +24,12 @@ class JsonRequest(Request):
         if not hasattr(self, "_body"):
             most = self._settings.body_bytes
             self._check_type()
-            self._check_length(most)
             chunks, size = [], 0
             async for chunk in self.stream():
                 size += len(chunk)
                 if size > most:
-                    raise _too_large(most)
+                    said = f"the body has more than {most} bytes"
+                    raise ApiError(413, said, code="body_too_large")
                 chunks.append(chunk)
             self._body = b"".join(chunks)
         return self._body
@@ -52,11 +52,6 @@ class JsonRequest(Request):
             raise ApiError(400, said, code="wrong_content_type")
         if self.headers.get("content-encoding", "identity").lower() != "identity":
             raise ApiError(400, "content-encoding must be left out: bodies are not compressed here")
-
-    def _check_length(self, most: int) -> None:
-        length = self.headers.get("content-length", "0")
-        if length.isdecimal() and len(length) < 20 and int(length) > most:
-            raise _too_large(most)
 
 
 class JsonRoute(APIRoute):
@@ -137,7 +132,3 @@ def _no_json(why: str) -> ApiError:
 
 def _too_deep(most: int) -> ApiError:
     return _no_json(f"it nests deeper than {most} levels")
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the body has more than {most} bytes", code="body_too_large")

@@ -8,8 +8,7 @@ from typing import Any
 
 import httptools
 from loguru import logger
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 64 * 1024  # of a request's first line and headers
 HEAD_SECONDS = 30.0  # in which they must have come
@@ -21,8 +20,7 @@ class Connection(HttpToolsProtocol):
     """One that sends its headers without end, or takes nothing of its answer, is closed.
 
     A closed connection ends the request that was answered on it. A client that offers another
-    protocol, such as Java's with HTTP/2, is answered as if it had not. One of HTTP/1.0 gets a stream whose
-    end is the connection's: it cannot read chunks.
+    protocol, such as Java's with HTTP/2, is answered as if it had not.
     """
 
     write_seconds = WRITE_SECONDS
@@ -94,10 +92,6 @@ class Connection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"".join([*lines, b"\r\n", rest]))
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
-        old = cycle.scope["http_version"] == "1.0"
-        super()._start_asgi_task(cycle, _UntilTheEnd(app, cycle) if old else app)  # type: ignore[arg-type]
-
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close_silent)
 
@@ -116,25 +110,3 @@ class Connection(HttpToolsProtocol):
     def _stop(timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
             timer.cancel()
-
-
-class _UntilTheEnd:
-    """An application whose answers of unknown length end with the connection."""
-
-    def __init__(self, app: ASGIApp, cycle: RequestResponseCycle) -> None:
-        self._app, self._cycle = app, cycle
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        open_end = False
-
-        async def send_on(message: Message) -> None:
-            nonlocal open_end
-            if message["type"] == "http.response.start":
-                open_end = all(name != b"content-length" for name, _ in message["headers"])
-                if open_end:
-                    self._cycle.chunked_encoding = False
-            elif open_end:  # the length that is still to come is that of this part
-                self._cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
-
-        await self._app(scope, receive, send_on)

@@ -25,10 +25,7 @@ def listen(host: str, port: int, unix_socket: Path | None = None) -> Iterator[so
         port: 0 = any that is free.
         unix_socket: a file to listen at instead; removed at the end.
     """
-    if unix_socket is not None:
-        listener = _at_file(unix_socket)
-    else:
-        listener = _at_port(host, port)
+    listener = _at_port(host, port) if unix_socket is None else _at_file(unix_socket)
     try:
         yield listener
     finally:
@@ -87,13 +84,10 @@ def _remove_old(path: Path) -> None:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a program on uvloop, where that is installed."""
-    with asyncio.Runner(loop_factory=_factory()) as runner:
-        return runner.run(work)
-
-
-def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with suppress(ImportError):  # Windows
         import uvloop
-    except ImportError:  # Windows
-        return None
-    return uvloop.new_event_loop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)

@@ -28,9 +28,6 @@ VALID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEADER = b"x-request-id"
 ANSWERED = (HEADER, b"request-id")  # as OpenAI's clients read it, and as Anthropic's do
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-MOST_URL = 8 << 10  # bytes of path and query
-MOST_HEADERS = 32 << 10  # bytes of all names and values
-MOST_FIELDS = 100  # headers
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {  # where the answer does not set them itself
     "x-content-type-options": "nosniff",
@@ -40,7 +37,7 @@ HEADERS = {  # where the answer does not set them itself
     "cache-control": "no-store",
 }
 NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"  # for all that is no page
-# Without a key, whoever asks: what health checks, scrapers and the page's first load need. All else needs one.
+# What needs no key: for health checks, scrapers and the page's first load.
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/version", "/metrics"})
 BEARER = "bearer "
 CHALLENGE = {"www-authenticate": "Bearer"}
@@ -132,11 +129,11 @@ class RequestWatch:
 
 
 class RequestAccess:
-    """Finds the caller of a request, as `scope["state"]["caller"]`; holds a place for it while it asks for work;
+    """Finds the caller of a request, as `scope["state"]["caller"]`; holds a place for it while it works;
     waits for its body no longer than is allowed. HEAD is answered as GET is, without the body.
 
     Args:
-        keys: None = everybody may ask.
+        keys: None = everybody is let in.
         limits: of callers, and of all together.
         body_seconds: from the request's start to the end of its body.
     """
@@ -147,9 +144,6 @@ class RequestAccess:
         self._app, self._keys, self._limits, self._seconds = app, keys, limits, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket" and self._keys is not None:
-            await send({"type": "websocket.close", "code": 1008})
-            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -224,17 +218,8 @@ def _with_headers(message: Message, id: str) -> list[tuple[bytes, bytes]]:
 
 
 def _check(scope: Scope, hosts: frozenset[str] | None, origins: frozenset[str] | None) -> None:
-    """Refuse what is too large at the front, or came by another name, or from another page."""
-    raw = scope["headers"]
-    url = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
-    if url > MOST_URL:
-        raise ApiError(414, f"the address has {url} bytes, and {MOST_URL} are the most")
-    if len(raw) > MOST_FIELDS:
-        raise ApiError(431, f"there are {len(raw)} headers, and {MOST_FIELDS} are the most")
-    size = sum(len(name) + len(value) for name, value in raw)
-    if size > MOST_HEADERS:
-        raise ApiError(431, f"the headers have {size} bytes, and {MOST_HEADERS} are the most")
-    headers = Headers(raw=raw)
+    """Refuse what came by another name, or from another page."""
+    headers = Headers(scope=scope)
     if (count := len(headers.getlist("host"))) > 1:  # others may read another one than we do
         raise ApiError(400, f"there are {count} Host headers; a request has one")
     host, origin = headers.get("host", ""), headers.get("origin")

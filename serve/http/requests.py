@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request
 
@@ -19,12 +18,9 @@ REMEMBERED = 1000  # of those that are over, for their traces
 router = json_router()
 
 
-@dataclass(slots=True)
-class Started:
-    """A request: whose it is, and what the engine was asked for it."""
-
+class Started(NamedTuple):
     who: Caller
-    asks: list[str]
+    ids: list[str]  # by which the engine knows what it does for the request
 
 
 class Requests:
@@ -35,59 +31,49 @@ class Requests:
         self._over: OrderedDict[str, Started] = OrderedDict()
 
     @contextmanager
-    def running(self, ids: list[str], asks: list[str], who: Caller) -> Iterator[None]:
-        """While a request runs. An id that runs already keeps its meaning."""
-        started = Started(who, asks)
-        own = [id for id in ids if id not in self._running]
-        self._running.update(dict.fromkeys(own, started))
+    def running(self, names: list[str], ids: list[str], who: Caller) -> Iterator[None]:
+        """While a request runs. A name that runs already keeps its meaning."""
+        own = [name for name in names if name not in self._running]
+        self._running.update(dict.fromkeys(own, Started(who, ids)))
         try:
             yield
         finally:
-            for id in own:
-                del self._running[id]
-                self._over[id] = started
-                self._over.move_to_end(id)
+            for name in own:
+                self._over[name] = self._running.pop(name)
+                self._over.move_to_end(name)
             while len(self._over) > REMEMBERED:
                 self._over.popitem(last=False)
 
-    def find(self, id: str, who: Caller) -> list[str]:
-        """What the engine knows a request by; nothing where the caller has none of this id."""
-        started = self._running.get(id) or self._over.get(id)
+    def find(self, name: str, who: Caller) -> list[str]:
+        """The engine's ids of a request. Raises ApiError where the caller has none of this name."""
+        started = self._running.get(name) or self._over.get(name)
         if started is None or started.who.name != who.name:
-            return []
-        return started.asks
+            raise _unknown(name)
+        return started.ids
 
 
 @router.delete("/v1/requests/{id}")
 async def cancel_request(id: str, request: Request, who: Who) -> dict[str, Any]:
     """End a request. Its client gets what was made so far."""
-    asks = _asks(id, request, who)
-    ended = [await request.app.state.engine.cancel(ask) for ask in asks]
-    return {"id": id, "done": any(ended)}
+    found, engine = request.app.state.requests.find(id, who), request.app.state.engine
+    return {"id": id, "done": any([await engine.cancel(each) for each in found])}
 
 
 @router.post("/v1/requests/{id}/stop_thinking")
 async def stop_thinking(id: str, request: Request, who: Who) -> dict[str, Any]:
     """Close the thought of a request now, so that it answers."""
-    asks = _asks(id, request, who)
-    ended = [await request.app.state.engine.stop_thinking(ask) for ask in asks]
-    return {"id": id, "done": any(ended)}
+    found, engine = request.app.state.requests.find(id, who), request.app.state.engine
+    return {"id": id, "done": any([await engine.stop_thinking(each) for each in found])}
 
 
 @router.get("/v1/requests/{id}/trace")
 async def trace(id: str, request: Request, who: Who) -> dict[str, Any]:
     """What each step of a request drafted and accepted; while it runs, and for a while after."""
-    traces = [await request.app.state.engine.trace(ask) for ask in _asks(id, request, who)]
+    found, engine = request.app.state.requests.find(id, who), request.app.state.engine
+    traces = [await engine.trace(each) for each in found]
     if all(one is None for one in traces):
         raise _unknown(id)
     return {"id": id, "traces": traces}
-
-
-def _asks(id: str, request: Request, who: Caller) -> list[str]:
-    asks: list[str] = request.app.state.requests.find(id, who)
-    if not asks:
-        raise _unknown(id)
-    return asks
 
 
 def _unknown(id: str) -> ApiError:

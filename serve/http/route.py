@@ -1,4 +1,4 @@
-"""The one body of the routes that answer prompts: what a client asks becomes requests, and outputs its answer."""
+"""The one body of the routes that answer prompts: what a client wants becomes requests, and outputs its answer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fastapi import Request, Response
 from fastslow.output import Completion, Output
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import refused
-from fastslow.serve.api.fields import SamplingFields, served_mode
+from fastslow.serve.api.fields import SharedFields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Caller
 from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.answer import Events, EventStream, all_whole, dumped, while_connected
 from fastslow.serve.http.middleware import request_id
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice
-from fastslow.serve.tool_calls.prepare import Prepared, offered
+from fastslow.serve.tool_calls.prepare import ToolSupport
 
-B = TypeVar("B", bound=SamplingFields)
+B = TypeVar("B", bound=SharedFields)
 
 
 class ProtocolAnswer(Events, Generic[B]):
@@ -31,7 +31,7 @@ class ProtocolAnswer(Events, Generic[B]):
 
     Args:
         body: what the client sent.
-        who: it is.
+        who: the client.
         state: of the application.
 
     Attributes:
@@ -49,18 +49,11 @@ class ProtocolAnswer(Events, Generic[B]):
         self.card = self.engine.card
         self.mode = served_mode(body.model, self.card, self.settings)
 
-    def asked(self, prompt: Any, **options: Any) -> GenerateRequest:
-        """What the engine is asked for one prompt."""
+    def request(self, prompt: Any, **options: Any) -> GenerateRequest:
+        """What the engine is to do for one prompt."""
         own = {"default_mode": self.mode, "streamed": bool(getattr(self.body, "stream", False))}
         options = {"id": self.id, **own, **options}
-        return self.body.as_request(
-            prompt=prompt,
-            sampling=self.body.sampling(),
-            who=self.who,
-            card=self.card,
-            settings=self.settings,
-            **options,
-        )
+        return self.body.as_request(prompt, self.who, self.card, self.settings, **options)
 
     def chat(
         self,
@@ -70,14 +63,17 @@ class ProtocolAnswer(Events, Generic[B]):
         choice: ToolChoice,
         parallel: bool,
         **options: Any,
-    ) -> tuple[GenerateRequest, Prepared]:
-        """What the engine is asked for a chat with tools; `field`: which holds it."""
+    ) -> tuple[GenerateRequest, ToolSupport]:
+        """The same for a chat with tools; `field`: which holds it."""
         check_turns(field, turns, self.settings)
-        return offered(self.asked(turns, **options), tools, choice, parallel, self.card)
+        request = self.request(turns, **options)
+        grammar = request.sampling.get("grammar")
+        support = ToolSupport(tools, choice, parallel, self.card, grammar)
+        return support.added_to(request), support
 
     @abstractmethod
     def requests(self) -> list[GenerateRequest]:
-        """What the engine is asked: once for each prompt. With tools it runs in a thread."""
+        """A request for each prompt. With tools this runs in a thread."""
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
         """Ask the engine what must be known before the answer; raises ValueError as `requests`."""
@@ -92,10 +88,10 @@ class ProtocolAnswer(Events, Generic[B]):
 
 
 async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: Caller) -> Response:
-    """Answer a request, streamed where it asks for that.
+    """Answer a request, streamed where it wants that.
 
     Raises:
-        ApiError: what is asked does not fit, or the client left.
+        ApiError: the request does not fit, or the client left.
         Busy, NotReady, GenerationError: as `Engine.stream`.
     """
     state = request.app.state
@@ -132,22 +128,4 @@ def metrics_of(choice: Completion) -> dict[str, Any]:
     """How an answer came about: `metrics` of the answer in every protocol."""
     made = choice.metrics.to_dict()
     del made["runs"]  # an entry for each step: the trace has them
-    speculative = speculative_decoding(choice)
-    return {"finish_reason": choice.finish_reason, **made, "speculative_decoding": speculative}
-
-
-def speculative_decoding(choice: Completion) -> dict[str, Any]:
-    """vLLM's summary of a request's drafts."""
-    made = choice.metrics
-    histogram = [0] * (max(made.runs, default=0) + 1)
-    for accepted in made.runs:
-        histogram[accepted] += 1
-    return {
-        "mean_acceptance_length": 1 + made.mean_accepted,
-        "draft_acceptance_rate": made.acceptance_rate,
-        "acceptance_histogram": histogram,
-        "num_spec_steps": made.steps,
-        "num_accepted_draft_tokens": made.accepted,
-        "num_draft_tokens": made.drafted,
-        "num_spec_tokens": len(made.acceptance),
-    }
+    return {"finish_reason": choice.finish_reason, **made}

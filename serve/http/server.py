@@ -27,13 +27,8 @@ class StoppedError(RuntimeError):
 class Server(uvicorn.Server):
     """Serves an application until a signal comes, and then drains.
 
-    SIGTERM or Ctrl-C: the engine takes no more requests, those that run have some seconds, and meanwhile
+    SIGTERM or Ctrl-C: the engine takes no more requests, those that run have `drain` seconds, and meanwhile
     connections are still accepted, and get HTTP 503. Ctrl-C again ends at once.
-
-    Args:
-        app: what is served.
-        engine: what answers.
-        drain: seconds that running requests have.
     """
 
     def __init__(self, app: FastAPI, engine: Engine, drain: float) -> None:
@@ -42,7 +37,7 @@ class Server(uvicorn.Server):
                 app,
                 http=Connection,
                 ws="none",
-                lifespan="off",  # it has none; uvicorn would leave its task behind, and log that as an error
+                lifespan="off",  # it has none; uvicorn would leave its task running, and log that as an error
                 log_config=None,
                 log_level="error",  # what clients do wrong is no news
                 access_log=False,
@@ -54,34 +49,25 @@ class Server(uvicorn.Server):
         )
         self._engine, self._seconds = engine, drain
         self._loop = asyncio.get_running_loop()
-        self._draining: asyncio.Task[None] | None = None
+        self.draining: asyncio.Task[None] | None = None  # since a signal came
         self.stopped = False
-
-    @property
-    def draining(self) -> bool:
-        """A signal came."""
-        return self._draining is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._signalled, sig)
 
-    def end(self) -> None:
-        """Serve no more."""
-        self.should_exit = True
-
     def _signalled(self, sig: int) -> None:
-        if self._draining is None:
+        if self.draining is None:
             logger.info("no more requests are taken; those that run have {:g} s", self._seconds)
-            self._draining = self._loop.create_task(self._drain())
+            self.draining = self._loop.create_task(self._drain())
         elif sig == signal.SIGINT:
             self.stopped = self.force_exit = self.should_exit = True
-            self._draining.cancel()
+            self.draining.cancel()
 
     async def _drain(self) -> None:
         try:
             await self._engine.close(self._seconds)
         finally:
-            self.end()
+            self.should_exit = True
 
 
 async def serve(
@@ -120,10 +106,10 @@ async def serve(
             if started.gave_up.done():
                 failure = RuntimeError(started.gave_up.result())
     except Exception as error:  # noqa: BLE001 - raised below, once the server has ended
-        if not server.draining:
+        if server.draining is None:
             failure = error
     if failure is not None:
-        server.end()
+        server.should_exit = True
     await serving
     await engine.close()
     if server.stopped:

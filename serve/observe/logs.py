@@ -26,14 +26,14 @@ MOST_CHARACTERS = 20_000  # of a line's message, and of each of its fields
 
 
 class ServerLog:
-    """All that this process logs, in one place: loguru's lines and those of `logging`, as of uvicorn.
+    """All that this process logs: loguru's lines and those of `logging`, as of uvicorn.
 
-    A thread of loguru's writes them: what the disk takes for a line holds up no answer, and a line that cannot
-    be written is lost with a word on standard error. A line is one line, whatever clients send: JSON escapes
-    what would end it, and so does the text.
+    A thread of loguru's writes them, so a slow disk holds up no answer; a line that cannot be written is lost
+    with a word on standard error. A line is one line, whatever clients send: JSON and text escape what would
+    end it.
 
     Args:
-        format: JSON or text.
+        format: json or text.
         level: the lowest that is written.
         path: a file to add to; None = standard error.
     """
@@ -135,11 +135,10 @@ def escaped(text: str) -> str:
     """The text with all that is no visible character as \\n, \\x1b and the like."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else _escape(one) for one in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode()
+        for one in text
+    )
 
 
 def _one_word(value: object) -> str:

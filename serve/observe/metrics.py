@@ -6,7 +6,7 @@ import asyncio
 from bisect import bisect_left
 from collections import Counter as Sums
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -30,21 +30,7 @@ PATIENCE = 2.0  # seconds that a scrape waits for the engine
 MOST_POSITIONS = 64  # of drafts
 OWN = "custom"  # modes that calls made up
 REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
-STATES = {"used": "pages_used", "cached": "pages_cached", "free": "pages_free"}
-COUNTED = {  # by engines that do
-    "fastslow:engine_restarts": "restarts",
-    "fastslow:retried_asks": "retried",
-    "fastslow:continued_answers": "continued",
-    "fastslow:given_up_answers": "given_up",
-}
-BY_REPLICA = {
-    "fastslow:replica_requests_running": "running",
-    "fastslow:replica_requests_waiting": "waiting",
-    "fastslow:replica_kv_pages_used": "pages_used",
-    "fastslow:replica_kv_pages": "pages",
-}
-HELD = ("fastslow:kv_pages", "fastslow:kv_pages_pinned")
-NOW = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+UP, RUNNING = "fastslow:engine_up", "fastslow:http_requests_running"
 router = APIRouter(include_in_schema=False)
 
 
@@ -59,7 +45,7 @@ class BatchHistogram(Collector):
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
         self._name, self._help, self._bounds = name, help, list(bounds)
         self._counts: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+        self._sums: Sums[str] = Sums()
 
     def observe_all(self, model: str, values: Sequence[float]) -> None:
         """Take values."""
@@ -68,7 +54,7 @@ class BatchHistogram(Collector):
         counts = self._counts.setdefault(model, [0] * (len(self._bounds) + 1))
         for value in values:
             counts[bisect_left(self._bounds, value)] += 1
-        self._sums[model] = self._sums.get(model, 0.0) + sum(values)
+        self._sums[model] += sum(values)  # type: ignore[assignment]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """What Prometheus reads: each bucket counts those below it, too."""
@@ -86,7 +72,7 @@ class MetricRegistry:
     """The metrics of the table, to be counted up by name.
 
     Args:
-        model: (), the value of the label model_name; asked when something is counted.
+        model: (), the value of the label model_name; read when something is counted.
     """
 
     def __init__(self, model: Callable[[], str]) -> None:
@@ -99,19 +85,18 @@ class MetricRegistry:
     def add(self, name: str, value: float = 1, **labels: str) -> None:
         """Count up."""
         if value:
-            self._labelled(name, labels).inc(value)
+            self.labelled(name, **labels).inc(value)
 
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """One value of a histogram."""
-        self._labelled(name, labels).observe(max(0.0, value))
+    def add_up_to(self, name: str, total: float, **labels: str) -> None:
+        """Count up by what another counter grew. Where that began anew, it began at zero: this one never falls."""
+        key = name, *labels.values()
+        before = self._totals.get(key, 0.0)
+        self._totals[key] = total
+        self.add(name, total - before if total >= before else total, **labels)
 
     def observe_all(self, name: str, values: Sequence[float]) -> None:
         """Many values of a histogram that has no labels."""
         self._metrics[name].observe_all(self._model(), values)
-
-    def put(self, name: str, value: float, **labels: str) -> None:
-        """What a gauge shows."""
-        self._labelled(name, labels).set(value)
 
     def drop(self, name: str) -> None:
         """A gauge shows nothing: its value is not known now. Its labels make room for others."""
@@ -119,25 +104,15 @@ class MetricRegistry:
         for key in [key for key in self._values if key[0] == name]:
             del self._values[key]
 
-    def add_up_to(self, name: str, total: float, **labels: str) -> None:
-        """Count up by what another counter grew. Where that one began anew, it began at zero, and this one
-        goes on: it never goes back."""
-        key = name, *labels.values()
-        before = self._totals.get(key, 0.0)
-        self._totals[key] = total
-        self.add(name, total - before if total >= before else total, **labels)
-
-    def _labelled(self, name: str, labels: dict[str, str]) -> Any:
-        bounded = {label: self._bounded(name, label, value) for label, value in labels.items()}
-        return self._metrics[name].labels(model_name=self._model(), **bounded)
-
-    def _bounded(self, name: str, label: str, value: str) -> str:
-        known = self._values.setdefault((name, label), set())
-        if value not in known:
-            if len(known) >= MOST_VALUES:
-                return OTHER
-            known.add(value)
-        return value
+    def labelled(self, name: str, **labels: str) -> Any:
+        """A metric with these values of its labels."""
+        for label, value in labels.items():
+            known = self._values.setdefault((name, label), set())
+            if value not in known and len(known) >= MOST_VALUES:
+                labels[label] = OTHER
+            else:
+                known.add(value)
+        return self._metrics[name].labels(model_name=self._model(), **labels)
 
     def _made(self, metric: Metric) -> Any:
         if metric.name in BATCHES:
@@ -152,7 +127,7 @@ class MetricRegistry:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """All metrics, as text or as OpenMetrics, whichever is asked for."""
+    """All metrics, as text or as OpenMetrics, whichever the client accepts."""
     found: ServerMetrics = request.app.state.metrics
     await found.look()
     encode, kind = choose_encoder(request.headers.get("accept", ""))
@@ -164,7 +139,7 @@ async def metrics(request: Request) -> Response:
 
 
 class ServerMetrics:
-    """Counts answers and requests when they end, and asks the engine when it is scraped.
+    """Counts answers and requests when they end, and looks at the engine in each scrape.
 
     Args:
         by_key: whether API keys are labels.
@@ -180,62 +155,61 @@ class ServerMetrics:
 
     def take(self, record: RequestRecord) -> None:
         """A request is over."""
-        counts = self._counts
-        status = str(record.status)
-        counts.add(
-            "fastslow:http_requests", method=record.method, route=record.route, status=status
-        )
-        if record.left:
-            counts.add("fastslow:clients_left")
+        labels = {"method": record.method, "route": record.route, "status": str(record.status)}
+        self._counts.add("fastslow:http_requests", 1, **labels)
+        self._counts.add("fastslow:clients_left", record.left)
         for answer in record.answers:
             self._take_answer(answer, record.started)
-        if self._by_key:
-            self._take_key(record)
+        if not self._by_key:
+            return
+        key = record.caller.name
+        self._counts.add("fastslow:key_requests", key=key)
+        for answer in record.answers:
+            for kind, tokens in zip(("prompt", "answer"), tokens_of(answer)):
+                self._counts.add("fastslow:key_tokens", tokens, key=key, kind=kind)
 
     async def look(self) -> None:
-        """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
+        """What the engine does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
-        counts.put("fastslow:http_requests_running", self._limits.running)
-        for name, field in COUNTED.items():
-            counts.add_up_to(name, getattr(self._engine, field, 0))
+        counts.labelled(RUNNING).set(self._limits.running)
+        for metric in _of("engine"):
+            counts.add_up_to(metric.name, getattr(self._engine, metric.field, 0))
+        for metric in TABLE:
+            if metric.type == "gauge" and metric.name not in (UP, RUNNING):
+                counts.drop(metric.name)
         try:
             async with asyncio.timeout(PATIENCE):
                 stats = await self._engine.stats()
         except (NotReady, TimeoutError):
-            counts.put("fastslow:engine_up", 0)
-            for name in (*NOW, *HELD, "fastslow:replicas", *BY_REPLICA):
-                counts.drop(name)
+            counts.labelled(UP).set(0)
             return
-        counts.put("fastslow:engine_up", float(self._engine.ready))
+        counts.labelled(UP).set(self._engine.ready)
         self._put_stats(stats)
 
     def _put_stats(self, stats: Mapping[str, Any]) -> None:
         counts = self._counts
+        for metric in _of("stats"):
+            value = stats.get(metric.field, 0)
+            if metric.type == "counter":
+                counts.add_up_to(metric.name, value)
+            else:
+                counts.labelled(metric.name).set(value)
         used = stats["pages_used"] / stats["pages"] if stats["pages"] else 0.0
-        for name, value in zip(NOW, (stats["running"], stats["waiting"], used)):
-            counts.put(name, value)
-        for state, field in STATES.items():
-            counts.put("fastslow:kv_pages", stats[field], state=state)
-        counts.add_up_to("fastslow:engine_steps", stats["steps"])
-        counts.put("fastslow:kv_pages_pinned", stats["pages_pinned"])
-        self._put_replicas(stats)
+        counts.labelled("vllm:kv_cache_usage_perc").set(used)
+        for state in ("used", "cached", "free"):
+            counts.labelled("fastslow:kv_pages", state=state).set(stats[f"pages_{state}"])
+        replicas = stats.get("replicas", {})
+        for metric in _of("replica"):
+            for id in sorted(replicas)[:MOST_VALUES]:
+                counts.labelled(metric.name, replica=id).set(replicas[id][metric.field])
+        for state in ("running", "starting"):
+            if (number := stats.get(f"replicas_{state}")) is not None:
+                counts.labelled("fastslow:replicas", state=state).set(number)
         evicted: Sums[str] = Sums()
         for name, mode in stats["modes"].items():
             evicted[self._mode(name)] += mode["evicted_pages"]
         for name, pages in evicted.items():
             counts.add_up_to("fastslow:evicted_pages", pages, mode=name)
-
-    def _put_replicas(self, stats: Mapping[str, Any]) -> None:
-        """Those of several engines; one that is gone vanishes."""
-        counts, replicas = self._counts, stats.get("replicas", {})
-        for name, field in BY_REPLICA.items():
-            counts.drop(name)
-            for id in sorted(replicas)[:MOST_VALUES]:
-                counts.put(name, replicas[id][field], replica=id)
-        for state in ("running", "starting"):
-            if (number := stats.get(f"replicas_{state}")) is not None:
-                counts.put("fastslow:replicas", number, state=state)
-        counts.add_up_to("fastslow:replicas_gone", stats.get("replicas_gone", 0))
 
     def _model(self) -> str:
         try:
@@ -244,24 +218,23 @@ class ServerMetrics:
             return self._name
 
     def _take_answer(self, answer: AnswerRecord, started: float) -> None:
-        counts = self._counts
+        counts, output = self._counts, answer.output
         if answer.first is not None:
-            counts.observe("vllm:time_to_first_token_seconds", answer.first - started)
-            counts.observe_all(
-                "vllm:inter_token_latency_seconds", answer.gaps or _mean_gaps(answer)
-            )
-        if answer.output is None:
+            first = answer.first - started
+            counts.labelled("vllm:time_to_first_token_seconds").observe(first)
+            gaps = answer.gaps or _mean_gaps(answer)
+            counts.observe_all("vllm:inter_token_latency_seconds", gaps)
+        if output is None:
             self._take_unfinished(answer)
             return
-        if answer.last is not None:
-            counts.observe("vllm:e2e_request_latency_seconds", answer.last - started)
-        self._take_prompt(answer.output)
-        for choice in answer.output.choices:
-            self._take_choice(choice)
+        mode = self._mode(output.metrics.mode)
         if answer.first is not None:
-            mode = self._mode(answer.output.metrics.mode)
-            seconds = answer.first - started
-            counts.observe("fastslow:time_to_first_token_seconds", seconds, mode=mode)
+            counts.labelled("fastslow:time_to_first_token_seconds", mode=mode).observe(first)
+        if answer.last is not None:
+            counts.labelled("vllm:e2e_request_latency_seconds").observe(answer.last - started)
+        self._take_prompt(output, mode)
+        for choice in output.choices:
+            self._take_choice(choice)
 
     def _take_unfinished(self, answer: AnswerRecord) -> None:
         """Its client left, it was refused, or the engine failed on it."""
@@ -273,52 +246,42 @@ class ServerMetrics:
         reason = "abort" if answer.failed is None else "error"
         self._counts.add("vllm:request_success", finished_reason=reason)
 
-    def _take_prompt(self, output: Output) -> None:
+    def _take_prompt(self, output: Output, mode: str) -> None:
         """A prompt counts once, however many answers it has."""
-        tokens = len(output.prompt_token_ids)
         cached = max(choice.metrics.cached_tokens for choice in output.choices)
-        mode = self._mode(output.metrics.mode)
-        for name in ("vllm:prompt_tokens", "vllm:prefix_cache_queries"):
-            self._counts.add(name, tokens)
-        for name in ("vllm:prompt_tokens_cached", "vllm:prefix_cache_hits"):
-            self._counts.add(name, cached)
-        self._counts.add("fastslow:prompt_tokens", tokens, mode=mode)
-        self._counts.add("fastslow:cached_tokens", cached, mode=mode)
-        self._counts.add("fastslow:prefix_hits", int(cached > 0), mode=mode)
+        values = {"tokens": len(output.prompt_token_ids), "cached": cached, "hit": cached > 0}
+        for metric in _of("prompt"):
+            labels = {"mode": mode} if metric.labels else {}
+            self._counts.add(metric.name, values[metric.field], **labels)
 
     def _take_choice(self, choice: Completion) -> None:
         counts, one = self._counts, choice.metrics
-        reason = REASONS.get(choice.finish_reason, "error")
         mode = self._mode(one.mode)
+        labels = {"mode": mode, "drafter": one.drafter}
+        for metric in _of("choice"):
+            own = {label: labels[label] for label in metric.labels}
+            counts.add(metric.name, getattr(one, metric.field), **own)
+        counts.add("fastslow:answers", 1, **labels)
+        reason = REASONS.get(choice.finish_reason, "error")
         counts.add("vllm:request_success", finished_reason=reason)
-        counts.add("vllm:generation_tokens", one.tokens)
-        counts.add("vllm:num_preemptions", one.preemptions)
-        counts.observe("vllm:request_queue_time_seconds", one.queue_seconds)
+        counts.labelled("vllm:request_queue_time_seconds").observe(one.queue_seconds)
         if one.tokens > 1:
-            counts.observe("vllm:request_time_per_output_token_seconds", one.tpot)
-            counts.observe("fastslow:time_per_output_token_seconds", one.tpot, mode=mode)
-        for name, value in (("answers", 1), ("tokens", one.tokens), ("steps", one.steps)):
-            counts.add(f"fastslow:{name}", value, mode=mode, drafter=one.drafter)
-        counts.add("fastslow:thinking_tokens", one.thinking_tokens, mode=mode)
+            counts.labelled("vllm:request_time_per_output_token_seconds").observe(one.tpot)
+            counts.labelled("fastslow:time_per_output_token_seconds", mode=mode).observe(one.tpot)
         if one.thinking_ended is not None:
             counts.add("fastslow:thinking_ended", reason=one.thinking_ended)
         if one.escalated_at is not None:
             counts.add("fastslow:escalations", mode=mode)
         if one.target_kept is not None:
-            kept = "yes" if one.target_kept else "no"
-            counts.add("fastslow:targets", mode=mode, kept=kept)
+            counts.add("fastslow:targets", mode=mode, kept="yes" if one.target_kept else "no")
         self._take_drafts(one, mode)
 
     def _take_drafts(self, one: Metrics, mode: str) -> None:
-        counts = self._counts
-        counts.add("vllm:spec_decode_num_draft_tokens", one.drafted)
-        counts.add("vllm:spec_decode_num_accepted_tokens", one.accepted)
-        deepest = max(one.runs, default=0)
-        for place in range(min(deepest, MOST_POSITIONS)):
+        counts, drafts = self._counts, 0
+        for place in range(min(max(one.runs, default=0), MOST_POSITIONS)):
             accepted = sum(run > place for run in one.runs)
             name = "vllm:spec_decode_num_accepted_tokens_per_pos"
             counts.add(name, accepted, position=str(place))
-        drafts = 0
         for drafter, drawn in one.by_drafter.items():
             drafts += drawn.offered_at[0] if drawn.offered_at else 0
             counts.add("fastslow:draft_tokens", drawn.drafted, mode=mode, drafter=drafter)
@@ -328,19 +291,16 @@ class ServerMetrics:
                 counts.add(name, accepted, drafter=drafter, position=str(place))
         counts.add("vllm:spec_decode_num_drafts", min(drafts, one.steps))
 
-    def _take_key(self, record: RequestRecord) -> None:
-        key = record.caller.name
-        self._counts.add("fastslow:key_requests", key=key)
-        for answer in record.answers:
-            prompt, made = tokens_of(answer)
-            self._counts.add("fastslow:key_tokens", prompt, key=key, kind="prompt")
-            self._counts.add("fastslow:key_tokens", made, key=key, kind="answer")
-
     def _mode(self, name: str) -> str:
         """A preset's name, or two of an answer that continued in another mode; else `custom`. The call may have
         changed fields of it."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
         return ">".join(parts) if all(part in known for part in parts) else OWN
+
+
+@cache
+def _of(source: str) -> list[Metric]:
+    return [metric for metric in TABLE if metric.source == source]
 
 
 def _mean_gaps(answer: AnswerRecord) -> list[float]:

@@ -8,9 +8,7 @@ from loguru import logger
 
 from fastslow.serve.observe.request_record import UNMATCHED, AnswerRecord, RequestRecord, tokens_of
 
-QUIET = frozenset(
-    {"/health", "/ready", "/metrics"}
-)  # asked every few seconds: only with level debug
+QUIET = ("/health", "/ready", "/metrics")  # every few seconds: only with level debug
 MOST_SHOWN = 2000  # characters of a text
 
 
@@ -27,12 +25,12 @@ class RequestLog:
     def __call__(self, record: RequestRecord) -> None:
         fields = fields_of(record)
         if self._texts:
-            fields |= texts_of(record)
-        level = (
-            "ERROR" if record.status >= 500 or record.status == 0 and not record.left else "INFO"
-        )
-        if record.route in QUIET:
-            level = "DEBUG"
+            outputs = [answer.output for answer in record.answers if answer.output is not None]
+            choices = [choice for output in outputs for choice in output.choices]
+            fields["prompts"] = [str(answer.prompt)[:MOST_SHOWN] for answer in record.answers]
+            fields["texts"] = [choice.text[:MOST_SHOWN] for choice in choices]
+        failed = record.status >= 500 or (record.status == 0 and not record.left)
+        level = "DEBUG" if record.route in QUIET else "ERROR" if failed else "INFO"
         # the id is given: the request's own context is over
         logger.bind(request_id=record.id, **fields).log(level, "request")
 
@@ -60,7 +58,7 @@ def _answers(answers: list[AnswerRecord], started: float) -> dict[str, Any]:
     tokens = [tokens_of(answer) for answer in answers]
     choices = [choice for one in answers if one.output is not None for choice in one.output.choices]
     fields: dict[str, Any] = {
-        "answers": [answer.ask.id for answer in answers],
+        "answers": [answer.id for answer in answers],
         "prompt_tokens": sum(prompt for prompt, _ in tokens),
         "tokens": sum(made for _, made in tokens),
     }
@@ -82,12 +80,3 @@ def _answers(answers: list[AnswerRecord], started: float) -> dict[str, Any]:
     if failed := [answer.failed for answer in answers if answer.failed is not None]:
         fields["failed"] = failed[0]
     return fields
-
-
-def texts_of(record: RequestRecord) -> dict[str, Any]:
-    """Prompts and answers, where they were asked for."""
-    outputs = [answer.output for answer in record.answers if answer.output is not None]
-    return {
-        "prompts": [str(answer.ask.prompt)[:MOST_SHOWN] for answer in record.answers],
-        "texts": [choice.text[:MOST_SHOWN] for one in outputs for choice in one.choices],
-    }

@@ -25,7 +25,8 @@ OTHER, UNMATCHED = "other", "unmatched"
 class AnswerRecord:
     """One request of the engine. Times are `time.perf_counter()`."""
 
-    ask: GenerateRequest
+    id: str
+    prompt: Any
     started: float
     model: str = ""  # its name; "" before it is loaded
     first: float | None = None  # when its first token came
@@ -37,7 +38,7 @@ class AnswerRecord:
 
 
 def tokens_of(answer: AnswerRecord) -> tuple[int, int]:
-    """Tokens of a prompt and of its answers; of answers that nobody waited for, those that were sent."""
+    """Tokens of a prompt and of its answers; of an answer without an end, those that were sent."""
     if answer.output is None:
         return 0, answer.sent
     choices = answer.output.choices
@@ -54,8 +55,7 @@ class RequestRecord:
     client: str
     started: float  # time.perf_counter()
     started_at: int  # nanoseconds since 1970
-    traceparent: str | None = None
-    tracestate: str | None = None
+    trace_headers: dict[str, str] = field(default_factory=dict)  # of a trace that the client began
     state: dict[str, Any] = field(default_factory=dict)  # the scope's, where the caller is found
     route: str = UNMATCHED  # the path's template: there are few of them
     status: int = 0  # 0: nothing was sent
@@ -85,14 +85,13 @@ def record_of(scope: Scope, id: str) -> RequestRecord:
         started=time.perf_counter(),
         started_at=time.time_ns(),
         state=scope["state"],
-        traceparent=headers.get("traceparent"),
-        tracestate=headers.get("tracestate"),
+        trace_headers={k: headers[k] for k in ("traceparent", "tracestate") if k in headers},
     )
 
 
 class ObservedEngine(WrappedEngine):
     """An `Engine` in front of another, for the HTTP request that runs: its record gets an `AnswerRecord` for each
-    ask, and its caller's limits count the tokens."""
+    prompt, and its caller's limits count the tokens."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         super().__init__(engine)
@@ -105,14 +104,14 @@ class ObservedEngine(WrappedEngine):
         except NotReady:
             return ""
 
-    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         record = CURRENT.get()
-        answer = AnswerRecord(ask, time.perf_counter(), self._model)
+        answer = AnswerRecord(request.id, request.prompt, time.perf_counter(), self._model)
         if record is not None:
             record.answers.append(answer)
         latest: dict[int, float] = {}
         try:
-            async with aclosing(self.engine.stream(ask)) as pieces:
+            async with aclosing(self.engine.stream(request)) as pieces:
                 async for piece in pieces:
                     _note(answer, piece, latest)
                     yield piece
@@ -144,11 +143,5 @@ def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
 
 def _reason(error: Exception) -> str:
     """What failed, in a word."""
-    match error:
-        case Busy():
-            return "busy"
-        case NotReady():
-            return "not_ready"
-        case ValueError():
-            return "invalid"
-    return "error"
+    kinds = ((Busy, "busy"), (NotReady, "not_ready"), (ValueError, "invalid"))
+    return next((reason for kind, reason in kinds if isinstance(error, kind)), "error")

@@ -1,4 +1,4 @@
-"""What /v1/chat/completions takes, and what /v1/completions shares with it."""
+"""What /v1/chat/completions takes, and what OpenAI's other protocols share with it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerSettings
-from fastslow.serve.api.fields import NO_EFFECT, Count, Ignored, SamplingFields, format_grammar
-from fastslow.serve.api.turns import Part, texts_of
+from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
+from fastslow.serve.api.turns import Parts, texts_of
 
 ROLES = {
     "system": "system",
     "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
+    **{role: role for role in ("user", "assistant", "tool")},
 }
+Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
@@ -31,23 +30,23 @@ class StreamOptions(BaseModel):
     include_sources: StrictBool | None = Field(
         default=None, description="each delta has its token_ids and, in `sources`, who drafted them"
     )
-    include_obfuscation: StrictBool | None = Field(default=None, description=NO_EFFECT)
+    include_obfuscation: Ignored = None
 
 
 class AccountFields(BaseModel):
     """What OpenAI takes for its own books."""
 
-    user: Ignored = Field(default=None, description=NO_EFFECT)
-    store: Ignored = Field(default=None, description=NO_EFFECT)
-    service_tier: Ignored = Field(default=None, description=NO_EFFECT)
-    safety_identifier: Ignored = Field(default=None, description=NO_EFFECT)
-    prompt_cache_key: Ignored = Field(default=None, description=NO_EFFECT)
-    prompt_cache_options: Ignored = Field(default=None, description=NO_EFFECT)
-    prompt_cache_retention: Ignored = Field(default=None, description=NO_EFFECT)
-    moderation: Ignored = Field(default=None, description=NO_EFFECT)
+    user: Ignored = None
+    store: Ignored = None
+    service_tier: Ignored = None
+    safety_identifier: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
+    moderation: Ignored = None
 
 
-class OpenAIFields(AccountFields, SamplingFields):
+class OpenAIFields(AccountFields, SharedFields):
     """What chats and completions share."""
 
     stream: StrictBool | None = False
@@ -58,11 +57,10 @@ class OpenAIFields(AccountFields, SamplingFields):
     include_reasoning: StrictBool | None = Field(
         default=None, description="false leaves the thought out of the answer"
     )
-    metadata: Ignored = Field(default=None, description=NO_EFFECT)
+    metadata: Ignored = None
 
     def sampling(self) -> dict[str, Any]:
-        n = self.n if self.n is not None and self.n > 1 else None
-        return {**super().sampling(), "n": n, "stop": self.stop or None}
+        return super().sampling() | {"stop": self.stop or None}
 
     def check_n(self, prompts: int, settings: ServerSettings) -> None:
         """Refuse more answers than the settings allow, those to all prompts together."""
@@ -91,13 +89,13 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    content: str | Parts | None = None
     name: str | None = None
     reasoning_content: str | None = Field(
         default=None, description="the thought of an earlier answer"
     )
     reasoning: str | None = Field(default=None, description="the same")
-    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    tool_calls: Tools | None = None
     tool_call_id: str | None = None
     prefix: StrictBool | None = Field(
         default=None, description="the answer continues this message, the last one"
@@ -130,19 +128,7 @@ class Prediction(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["content"]
-    content: str | Annotated[list[Part], Field(fail_fast=True)]
-
-    @property
-    def text(self) -> str:
-        """Raises ValueError for a part that is no text."""
-        if isinstance(self.content, str):
-            return self.content
-        for place, part in enumerate(self.content):
-            if part.type != "text" or part.text is None:
-                raise ValueError(
-                    f"prediction.content[{place}] must be of type 'text' and have a text"
-                )
-        return "".join(part.text or "" for part in self.content)
+    content: str | Parts
 
 
 class ChatRequest(OpenAIFields):
@@ -154,25 +140,23 @@ class ChatRequest(OpenAIFields):
     max_completion_tokens: Count | None = None
     response_format: ResponseFormat | None = None
     prediction: Prediction | None = None
-    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
-    verbosity: Ignored = Field(default=None, description=NO_EFFECT)
+    verbosity: Ignored = None
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of `SamplingParams`, by their names there."""
-        both = self.max_tokens, self.max_completion_tokens
-        if None not in both and both[0] != both[1]:
+        most, newer = self.max_tokens, self.max_completion_tokens
+        if most is not None and newer is not None and most != newer:
             raise ValueError(
-                f"max_tokens={shown(both[0])} and max_completion_tokens={shown(both[1])} contradict each "
+                f"max_tokens={shown(most)} and max_completion_tokens={shown(newer)} contradict each "
                 "other: give one of them"
             )
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs must be left out unless logprobs is true")
-        return {
-            **super().sampling(),
-            "max_tokens": both[0] if both[1] is None else both[1],
+        return super().sampling() | {
+            "max_tokens": most if newer is None else newer,
             "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
         }
 
@@ -186,42 +170,26 @@ class ChatRequest(OpenAIFields):
 
 def as_turns(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     """The messages as `LLM` takes them."""
-    return [_turn(place, message) for place, message in enumerate(messages)]
+    return [_turn(f"messages[{place}]", message) for place, message in enumerate(messages)]
 
 
-def _turn(place: int, message: ChatMessage) -> dict[str, Any]:
-    role, where = ROLES[message.role], f"messages[{place}]"
-    turn: dict[str, Any] = {"role": role, "content": _content(where, message)}
-    if message.name is not None:
-        turn["name"] = message.name
-    if role == "assistant":
-        thought = _thought(where, message)
-        if thought is not None:
-            turn["reasoning_content"] = thought
-        if message.tool_calls:
-            turn["tool_calls"] = message.tool_calls
-    elif message.tool_calls:
+def _turn(where: str, message: ChatMessage) -> dict[str, Any]:
+    role, content, calls = ROLES[message.role], message.content, message.tool_calls
+    if calls and role != "assistant":
         raise ValueError(
             f"{where}.tool_calls belongs to the assistant, not to role {message.role!r}"
         )
-    if role == "tool" and message.tool_call_id is not None:
+    turn: dict[str, Any] = {
+        "role": role,
+        "content": "\n".join(
+            texts_of(f"{where}.content", "" if calls and not content else content)
+        ),
+        "name": message.name,
+        "prefix": message.prefix,
+    }
+    if role == "assistant":
+        thought = message.reasoning_content if message.reasoning is None else message.reasoning
+        turn |= {"reasoning_content": thought, "tool_calls": calls or None}
+    if role == "tool":
         turn["tool_call_id"] = message.tool_call_id
-    if message.prefix is not None:
-        turn["prefix"] = message.prefix
-    return turn
-
-
-def _content(where: str, message: ChatMessage) -> str:
-    if message.content is None:
-        if message.role == "assistant" and message.tool_calls:
-            return ""
-        raise ValueError(f"{where}.content is missing; it must be a text or a list of text parts")
-    return "\n".join(texts_of(f"{where}.content", message.content))
-
-
-def _thought(where: str, message: ChatMessage) -> str | None:
-    """The thought of an answer in the history, under either name."""
-    old, new = message.reasoning_content, message.reasoning
-    if old is not None and new is not None and old != new:
-        raise ValueError(f"{where}.reasoning_content and .reasoning differ: give one of them")
-    return old if new is None else new
+    return {name: value for name, value in turn.items() if value is not None}

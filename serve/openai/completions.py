@@ -18,7 +18,7 @@ from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import answer, metrics_of
 from fastslow.serve.openai.chat_body import OpenAIFields
 from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, usage_of
-from fastslow.serve.openai.logprobs import Places, TextLogprobsWriter, prompt_logprobs, tokens_in
+from fastslow.serve.openai.logprobs import Places, TextLogprobsWriter, tokens_in
 
 router = json_router()
 TokenId = Annotated[StrictInt, Field(ge=0, le=MOST)]
@@ -37,7 +37,6 @@ class CompletionRequest(OpenAIFields):
     prompt: Prompts
     logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
     echo: StrictBool | None = Field(default=None, description="begin with the prompt")
-    suffix: str | None = Field(default=None, description="not supported: must be left out")
     best_of: Annotated[StrictInt, Field(ge=1)] | None = Field(
         default=None, description="at most n: this server leaves none of the answers out"
     )
@@ -46,17 +45,13 @@ class CompletionRequest(OpenAIFields):
     )
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of `SamplingParams`, by their names there."""
-        if self.suffix is not None and self.suffix != "":
-            raise ValueError("suffix is not supported: this server fills in no middle of a text")
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise ValueError(f"best_of={self.best_of} must be at most n={self.n or 1}")
-        made = {**super().sampling(), "max_tokens": self.max_tokens, "logprobs": self.logprobs}
-        if self.echo and self.logprobs is not None:
-            if self.stream:
-                raise ValueError("echo with logprobs must be asked without stream")
-            made["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
-        return made
+        if not self.echo or self.logprobs is None:
+            return super().sampling()
+        if self.stream:
+            raise ValueError("echo with logprobs must be without stream")
+        return super().sampling() | {"prompt_logprobs": self.logprobs}
 
 
 def as_prompts(prompt: Prompts, settings: ServerSettings) -> list[str | list[int]]:
@@ -89,7 +84,7 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
         body.check_stream()
         several = len(prompts) > 1
         return [
-            self.asked(
+            self.request(
                 prompt,
                 id=f"{self.id}-{place}" if several else self.id,
                 allow_special=body.allow_special is True,
@@ -100,7 +95,7 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
         await super().prepare(requests)
-        prompts = [ask.prompt for ask in requests]
+        prompts = [request.prompt for request in requests]
         self._echoes = [""] * len(prompts)  # what stands before the answers to each prompt
         if self.body.echo:
             self._echoes = [
@@ -118,9 +113,8 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
                 choices.append(self._choice(len(choices), output, one, echo))
                 if len(outputs) * self._n > 1:
                     choices[-1]["metrics"] = metrics_of(one)
-        metrics = metrics_of(outputs[0].choices[0])
         made = {**self._fields, "choices": choices, "usage": usage_of(outputs)}
-        return {**made, "metrics": metrics}
+        return made | {"metrics": metrics_of(outputs[0].choices[0])}
 
     def traced(self, traces: list[Any]) -> Any:
         return traces
@@ -156,8 +150,6 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
         }
         if one.reasoning:
             made["reasoning"] = one.reasoning
-        if output.prompt_logprobs is not None and self.body.prompt_logprobs is not None:
-            made["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self.tokens)
         return made
 
     def _logprobs(self, index: int, ids: Sequence[int], places: Places) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Log-probabilities in OpenAI's two shapes and in vLLM's, and the bytes of the tokens in them."""
+"""Log-probabilities in OpenAI's two shapes, and the bytes of the tokens in them."""
 
 from __future__ import annotations
 
 import math
-from codecs import getincrementaldecoder, utf_8_decode
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,17 +49,20 @@ def chat_logprobs(
     ids: Sequence[int], places: Places, top: int, table: TokenTable
 ) -> list[dict[str, Any]]:
     """Of each token, with the `top` likeliest beside it."""
+
+    def entry(token: int, place: Mapping[int, float]) -> dict[str, Any]:
+        probability = _finite(place.get(token, -math.inf))
+        data = list(table.bytes_of(token))
+        return {"token": table.text_of(token), "logprob": probability, "bytes": data}
+
     return [
-        {
-            **_entry(token, place or {}, table),
-            "top_logprobs": [_entry(other, place or {}, table) for other in _likeliest(place, top)],
-        }
-        for token, place in zip(ids, places)
+        {**entry(t, p or {}), "top_logprobs": [entry(o, p or {}) for o in _likeliest(p, top)]}
+        for t, p in zip(ids, places)
     ]
 
 
 class TextLogprobsWriter:
-    """The older shape. Offsets count characters from the beginning of the text, across calls.
+    """The older shape. Offsets count whole characters from the beginning of the text, across calls.
 
     Args:
         table: of the tokens' bytes.
@@ -73,36 +76,20 @@ class TextLogprobsWriter:
 
     def write(self, ids: Sequence[int], places: Places) -> dict[str, Any]:
         """Of further tokens."""
-        made: dict[str, Any] = {
-            "text_offset": [],
-            "token_logprobs": [],
-            "tokens": [],
-            "top_logprobs": [],
-        }
+        names = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
+        made: dict[str, list[Any]] = {name: [] for name in names}
         for token, place in zip(ids, places):
-            likeliest = {} if place is None else {t: place[t] for t in _likeliest(place, self._top)}
-            if place is not None:
-                likeliest.setdefault(token, place[token])
-            made["text_offset"].append(self._start(token))
+            made["text_offset"].append(self._characters)
             made["tokens"].append(self._name(token))
             made["token_logprobs"].append(None if place is None else _finite(place[token]))
-            named = {self._name(t): _finite(p) for t, p in likeliest.items()}
-            made["top_logprobs"].append(None if place is None else named)
-            self._move(token)
+            likeliest = None
+            if place is not None:
+                every = dict.fromkeys([*_likeliest(place, self._top), token])
+                likeliest = {self._name(t): _finite(place[t]) for t in every}
+            made["top_logprobs"].append(likeliest)
+            if self._table.shows(token):
+                self._characters += len(self._decoder.decode(self._table.bytes_of(token)))
         return made
-
-    def _start(self, token: int) -> int:
-        """Where a token begins: after bytes that no longer become a character, if it does not complete them."""
-        pending, data = self._decoder.getstate()[0], self._table.bytes_of(token)
-        try:
-            utf_8_decode(pending + data[:1], "strict", False)
-        except UnicodeDecodeError:
-            return self._characters + len(pending.decode("utf-8", "replace"))
-        return self._characters
-
-    def _move(self, token: int) -> None:
-        if self._table.shows(token):
-            self._characters += len(self._decoder.decode(self._table.bytes_of(token)))
 
     def _name(self, token: int) -> str:
         data = self._table.bytes_of(token)
@@ -110,25 +97,6 @@ class TextLogprobsWriter:
             return data.decode("utf-8")
         except UnicodeDecodeError:  # OpenAI's name for a part of a character
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def prompt_logprobs(places: Places, table: TokenTable) -> list[dict[str, Any] | None]:
-    """For each token of the prompt, by token id; nothing for the first one."""
-    return [
-        None
-        if place is None
-        else {
-            str(token): {"logprob": _finite(value), "decoded_token": table.text_of(token)}
-            for token, value in place.items()
-        }
-        for place in places
-    ]
-
-
-def _entry(token: int, place: Mapping[int, float], table: TokenTable) -> dict[str, Any]:
-    data = table.bytes_of(token)
-    probability = _finite(place.get(token, -math.inf))
-    return {"token": table.text_of(token), "logprob": probability, "bytes": list(data)}
 
 
 def _likeliest(place: Mapping[int, float] | None, top: int) -> list[int]:

@@ -6,20 +6,19 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool
 
-from fastslow.engine.params import MOST, shown
-from fastslow.request.options import GenerateOptions
+from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError, refused
-from fastslow.serve.api.fields import MODE, Fields, served_mode
+from fastslow.serve.api.fields import MODE, Fields, SharedFields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Who
-from fastslow.serve.api.mode_fields import ModeFields
-from fastslow.serve.api.turns import characters
+from fastslow.serve.api.limits import Caller, Who
+from fastslow.serve.api.mode_fields import Tokens
+from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.body import json_router
-from fastslow.serve.openai.chat_body import ChatMessage, as_turns
+from fastslow.serve.openai.chat_body import ChatMessage, Tools, as_turns
 from fastslow.serve.tool_calls.offered import openai_tools
 
 router = json_router()
@@ -63,33 +62,30 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
     ]
 
 
-class TokenizeRequest(ModeFields, Fields):
-    """A text, or a chat in the mode in which it would be asked."""
+class TokenizeRequest(SharedFields):
+    """A text, or a chat in the mode in which it would be answered."""
 
-    model: Annotated[str, Field(max_length=256)] | None = None
     prompt: Annotated[str, Field(min_length=1)] | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    tools: Tools | None = None
     return_token_strs: StrictBool | None = None
 
 
 class DetokenizeRequest(Fields):
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: Annotated[
-        list[Annotated[StrictInt, Field(ge=0, le=MOST)]], Field(max_length=MOST_IDS, fail_fast=True)
-    ]
+    tokens: Annotated[list[Tokens], Field(max_length=MOST_IDS, fail_fast=True)]
 
 
 @router.post("/tokenize")
-async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, request: Request, who: Who) -> dict[str, Any]:
     """The token ids that a prompt has."""
     engine, settings = request.app.state.engine, request.app.state.settings
     try:
-        tokens = await engine.tokenize(_ask(asked, request, settings))
+        tokens = await engine.tokenize(_request_of(body, who, engine.card, settings))
     except ValueError as error:
-        raise refused(error, type(asked).model_fields) from None
+        raise refused(error, type(body).model_fields) from None
     texts = None
-    if asked.return_token_strs:
+    if body.return_token_strs:
         await request.app.state.tokens.learn(tokens)
         texts = [request.app.state.tokens.text_of(token) for token in tokens]
     context = engine.card.context
@@ -97,36 +93,27 @@ async def tokenize(asked: TokenizeRequest, request: Request, who: Who) -> dict[s
 
 
 @router.post("/detokenize")
-async def detokenize(asked: DetokenizeRequest, request: Request, who: Who) -> dict[str, str]:
+async def detokenize(body: DetokenizeRequest, request: Request, who: Who) -> dict[str, str]:
     """The text of token ids, special tokens too."""
     engine = request.app.state.engine
-    served_mode(asked.model, engine.card, request.app.state.settings)
+    served_mode(body.model, engine.card, request.app.state.settings)
     try:
-        return {"prompt": await engine.detokenize(asked.tokens)}
+        return {"prompt": await engine.detokenize(body.tokens)}
     except ValueError as error:
-        raise refused(error, type(asked).model_fields) from None
+        raise refused(error, type(body).model_fields) from None
 
 
-def _ask(asked: TokenizeRequest, request: Request, settings: ServerSettings) -> GenerateRequest:
-    card = request.app.state.engine.card
-    named = served_mode(asked.model, card, settings)
-    if (asked.prompt is None) == (asked.messages is None):
+def _request_of(
+    body: TokenizeRequest, who: Caller, card: ModelCard, settings: ServerSettings
+) -> GenerateRequest:
+    if (body.prompt is None) == (body.messages is None):
         raise ValueError("give one of prompt and messages")
-    tools = [tool.as_variable() for tool in openai_tools(asked.tools)]
-    mode, variables = asked.mode_and_variables(card, settings, named or settings.default_mode)
-    kept = {} if asked.messages is None else asked.keeping_thoughts(card, settings)
-    variables = kept.pop("chat_template_kwargs", {}) | variables
-    if tools:
-        variables = {**variables, "tools": tools}
-    prompt: Any = asked.prompt
-    if asked.messages is not None:
-        prompt = as_turns(asked.messages)
-    elif variables:
-        raise ValueError("chat_template_kwargs are for chats, and this prompt is none")
-    size = len(prompt) if isinstance(prompt, str) else characters(prompt)
-    if size > settings.prompt_characters:
-        raise ValueError(
-            f"the prompt has {size} characters; at most {settings.prompt_characters} are taken"
-        )
-    options = GenerateOptions(mode=mode, chat_template_kwargs=variables or None, **kept)
-    return GenerateRequest(f"tokenize-{secrets.token_hex(8)}", prompt, options)
+    prompt: Any = body.prompt if body.messages is None else as_turns(body.messages)
+    check_turns("prompt", [{"text": prompt}] if body.messages is None else prompt, settings)
+    mode, id = served_mode(body.model, card, settings), f"tokenize-{secrets.token_hex(8)}"
+    request = body.as_request(prompt, who, card, settings, id=id, default_mode=mode)
+    if not body.tools:
+        return request
+    variables = {"tools": [tool.as_variable() for tool in openai_tools(body.tools)]}
+    given = request.options.chat_template_kwargs or {}
+    return request.with_options(chat_template_kwargs={**given, **variables})

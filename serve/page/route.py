@@ -8,7 +8,7 @@ import hashlib
 import re
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -20,61 +20,46 @@ PATIENCE = 5.0  # seconds that an engine has for its figures
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-class Page(NamedTuple):
-    """The file as it goes out.
-
-    Attributes:
-        policy: the Content-Security-Policy: the file's own scripts and styles by their hashes, this server
-            for all calls, and nothing else.
-    """
-
-    body: bytes
-    etag: str
-    policy: str
-
-
 @cache
-def page() -> Page:
-    """The page, read once."""
+def page() -> tuple[bytes, dict[str, str]]:
+    """The page and its headers, made once. Its Content-Security-Policy allows the file's own scripts and styles
+    by their hashes, this server for all calls, and nothing else."""
     text = files(__package__).joinpath("index.html").read_text("utf-8")
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, inside in INLINE.findall(text):
         digest = hashlib.sha256(inside.encode()).digest()
         hashes[kind].append(f"'sha256-{base64.b64encode(digest).decode()}'")
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {' '.join(hashes['script'])}",
-            f"style-src {' '.join(hashes['style'])}",
-            "connect-src 'self'",
-            "img-src data:",  # its icon
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-            "require-trusted-types-for 'script'",  # no text can become HTML or code
-            "trusted-types 'none'",
-        ]
+    policy = (
+        "default-src 'none'",
+        f"script-src {' '.join(hashes['script'])}",
+        f"style-src {' '.join(hashes['style'])}",
+        "connect-src 'self'",
+        "img-src data:",  # its icon
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",  # no text can become HTML or code
+        "trusted-types 'none'",
     )
     body = text.encode()
-    return Page(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
-
-
-@router.get("/", include_in_schema=False)
-async def show(request: Request) -> Response:
-    """The page. A browser asks each time and gets it again only where it has changed."""
-    own = page()
-    headers = {
-        "ETag": own.etag,
+    return body, {
+        "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
         "Cache-Control": "no-cache",
-        "Content-Security-Policy": own.policy,
+        "Content-Security-Policy": "; ".join(policy),
         "Cross-Origin-Opener-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     }
+
+
+@router.get("/", include_in_schema=False)
+async def show(request: Request) -> Response:
+    """The page. A browser looks each time and gets it again only where it has changed."""
+    body, headers = page()
     known = request.headers.get("if-none-match", "")
-    if own.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+    if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
-    return Response(own.body, media_type="text/html; charset=utf-8", headers=headers)
+    return Response(body, media_type="text/html; charset=utf-8", headers=headers)
 
 
 @router.get("/v1/stats")

@@ -1,4 +1,4 @@
-"""Several engines behind one server, on Ray Serve. Nothing else of fastslow imports ray."""
+"""Several engines of one server, on Ray Serve. Nothing else of fastslow imports ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server inside of a cluster: `build` is the application for `serve run`, and `deploy` leaves one there."""
+"""The server inside of a cluster: `build` is the application for `serve run`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from fastslow.serve.http.app import create_app
 from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.observe.tracing import tracing
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.cluster import join, leave
-from fastslow.serve.ray.deployments import APPLICATION, FoundDeployment, engines
-from fastslow.serve.ray.messages import failure_in
+from fastslow.serve.ray.deployments import FoundDeployment, engines
 from fastslow.serve.ray.replicas import RayReplicas
 
 SERVER = "server"  # the deployment's name
@@ -44,12 +42,7 @@ class Arguments(ServerConfig):
 
 
 class Ingress:
-    """A deployment class of Ray Serve: what `fastslow serve` has in front of its engines.
-
-    Args:
-        handle: of the engines.
-        arguments: the fields of `Arguments`.
-    """
+    """A deployment class of Ray Serve: what `fastslow serve` has in front of its engines."""
 
     async def __init__(self, handle: Any, arguments: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._log = ServerLog.of_environment()
@@ -80,10 +73,7 @@ class Ingress:
 
 
 def build(given: dict[str, Any]) -> Application:
-    """Engines, and HTTP servers in front of them.
-
-    Args:
-        given: the fields of `Arguments`.
+    """Engines, and HTTP servers in front of them. given: the fields of `Arguments`.
 
     Raises:
         ValueError: one does not fit; one sentence.
@@ -100,34 +90,3 @@ def build(given: dict[str, Any]) -> Application:
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
     return deployment.bind(handle, arguments.model_dump(mode="json"))
-
-
-def deploy(address: str, arguments: Arguments, host: str, port: int) -> None:
-    """Deploy engines and the server in front of them, and wait until they run; they stay when this process ends.
-
-    Ray Client passes no streams, so the server has to run on the cluster.
-
-    Args:
-        address: ray://HOST:PORT.
-        arguments: of the application.
-        host, port: where the HTTP proxies of Ray Serve listen, on each node; those of one that runs stay.
-
-    Raises:
-        ValueError: one sentence about what does not fit.
-        RuntimeError: Ray or the engine failed.
-    """
-    join(address, log_to_driver=False)
-    try:
-        listen: dict[str, Any] = {"host": host, "port": port}
-        serve.start(http_options=listen, logging_config=LoggingConfig(log_level="WARNING"))
-        try:
-            serve.run(build(arguments.model_dump(mode="json")), name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise failure_in(str(error)) from None
-        if not serve.status().proxies:
-            raise RuntimeError(
-                "Ray Serve runs on this cluster without HTTP proxies, and nothing reaches the server: "
-                "end it with `serve shutdown` on a node, and deploy again"
-            )
-    finally:
-        leave()

@@ -10,8 +10,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from loguru import logger
@@ -24,87 +22,57 @@ NO_TOKEN = ("AuthenticationError", "InvalidAuthToken", "authentication token")  
 NEEDS_TOKEN = "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the cluster's first machine"
 
 
-class Cluster:
-    """Calls of Ray block, so they run in a thread of this class.
-
-    Args:
-        address: "auto" or HOST:PORT.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        # a daemon, and no executor's: one that hangs in a call must not hold up the end of the process
-        self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
-
-    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Do something in the thread."""
-        if self._thread.ident is None:
-            self._thread.start()
-        done: Future[T] = Future()
-        self._work.put((done, partial(function, *arguments)))
-        return await asyncio.wrap_future(done)
-
-    async def open(self) -> None:
-        """Join it.
-
-        Raises:
-            RuntimeError: that failed; one sentence.
-        """
-        try:
-            await self.call(self._join)
-        finally:
-            _own_signals()
-        logger.info("joined the Ray cluster {}", self.address)
-
-    async def close(self) -> None:
-        """Leave it."""
-        try:
-            await asyncio.wait_for(self.call(leave), CLOSING)
-        except TimeoutError:  # its thread hangs in a call; with this process it ends
-            logger.warning("the Ray cluster was not left within {:g} s", CLOSING)
-        finally:
-            self._work.put(None)
-
-    def _join(self) -> None:
-        join(self.address, log_to_driver=True, logging_level=logging.ERROR)
-        ray_logs(logging.WARNING)
-
-    def _run(self) -> None:
-        while (job := self._work.get()) is not None:
-            done, function = job
-            if not done.set_running_or_notify_cancel():
-                continue
-            try:
-                done.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - the caller has it
-                done.set_exception(error)
-
-
-def join(address: str, **options: Any) -> None:
-    """Join a cluster.
-
-    Args:
-        address: "auto", HOST:PORT or ray://HOST:PORT.
-        options: of `ray.init`.
+async def join(address: str) -> None:
+    """Join the cluster at "auto" or HOST:PORT.
 
     Raises:
         RuntimeError: that failed; one sentence.
     """
+    try:
+        await in_thread(_join, address)
+    finally:
+        _own_signals()
+    logger.info("joined the Ray cluster {}", address)
+
+
+async def leave() -> None:
+    """Leave the cluster."""
+    try:
+        await asyncio.wait_for(in_thread(_leave), CLOSING)
+    except TimeoutError:  # the thread hangs in a call; with this process it ends
+        logger.warning("the Ray cluster was not left within {:g} s", CLOSING)
+
+
+def _join(address: str) -> None:
     import ray
 
     ray_logs(logging.ERROR)
     _reach(address)
     try:
-        ray.init(address, namespace="serve", **options)
+        ray.init(address, namespace="serve", log_to_driver=True, logging_level=logging.ERROR)
     except Exception as error:  # noqa: BLE001 - Ray raises that itself where a node does not start in time
-        raise RuntimeError(
-            f"cannot join the Ray cluster {address!r}: {first_line(error)}"
-        ) from None
+        said = f"cannot join the Ray cluster {address!r}: {first_line(error)}"
+        raise RuntimeError(said) from None
+    ray_logs(logging.WARNING)
 
 
-def leave() -> None:
-    """Leave the cluster."""
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Do what blocks, as calls of Ray do. In a daemon, which no executor waits for: one that hangs must not hold
+    up the end of the process."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(function(*arguments))
+        except BaseException as error:  # noqa: BLE001 - the caller has it
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="ray", daemon=True).start()
+    return await asyncio.wrap_future(done)
+
+
+def _leave() -> None:
     import ray
 
     ray_logs(logging.CRITICAL)  # threads of Ray Serve miss the cluster a moment later
@@ -126,11 +94,9 @@ def ray_logs(level: int) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raises:
-    RuntimeError: nothing listens at HOST:PORT or ray://HOST:PORT; one sentence.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdecimal():  # "auto", and names that only Ray knows
+    """RuntimeError: nothing listens at HOST:PORT; one sentence."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():  # "auto"
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACHED).close()

@@ -15,10 +15,10 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from fastslow.serve.engines.replica_settings import ReplicaSettings, ranks_of, running_of
+from fastslow.serve.engines.replica_settings import MOST_RUNNING, ReplicaSettings, ranks_of
 from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.ray import QUIET
-from fastslow.serve.ray.cluster import CLOSING, Cluster, ray_logs
+from fastslow.serve.ray.cluster import CLOSING, in_thread, join, leave, ray_logs
 from fastslow.serve.ray.messages import failure_in
 from fastslow.serve.ray.replica import EngineReplica
 
@@ -33,26 +33,15 @@ SCALING = "fastslow.serve.ray.scaling:QueueScaling"
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """How many replicas there are now.
+    """How many replicas there are now."""
 
-    Attributes:
-        running: that take requests.
-        starting: that load.
-        failed: why no replica will ever run, else None.
-    """
-
-    running: int = 0
-    starting: int = 0
-    failed: Exception | None = None
+    running: int = 0  # that take requests
+    starting: int = 0  # that load
+    failed: Exception | None = None  # why no replica will ever run
 
 
 class FoundDeployment:
-    """Engines of the application that this process belongs to: Ray Serve starts and ends them.
-
-    Args:
-        handle: of their deployment.
-        name: of the application.
-    """
+    """Engines of the application that this process belongs to: Ray Serve starts and ends them."""
 
     def __init__(self, handle: Any, name: str) -> None:
         self._handle = handle
@@ -64,50 +53,41 @@ class FoundDeployment:
 
     async def look(self) -> DeploymentState:
         """The replicas now."""
-        return await asyncio.to_thread(state_now, self.name)
+        return await in_thread(state_now, self.name)
 
     async def close(self) -> None:
         """Leave it."""
 
 
 class OwnDeployment(FoundDeployment):
-    """Engines that this process deploys, and removes at its end.
-
-    Args:
-        cluster: where.
-        settings: of each engine.
-        replicas: how many, and what each takes.
-        environment: variables of their processes.
-    """
+    """Engines that this process deploys on the cluster at an address, and removes at its end. environment:
+    variables of their processes."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        address: str,
         settings: EngineSettings,
         replicas: ReplicaSettings,
         environment: Mapping[str, str] = {},
     ) -> None:
         super().__init__(None, APPLICATION)
-        self._cluster = cluster
+        self._address = address
         self._settings = settings
         self._replicas = replicas
         self._environment = {**QUIET, **environment}
         self._deployed = self._own_serve = False
 
     async def open(self) -> Any:
-        await self._cluster.open()
-        return await self._cluster.call(self._deploy)
-
-    async def look(self) -> DeploymentState:
-        return await self._cluster.call(state_now, self.name)
+        await join(self._address)
+        return await in_thread(self._deploy)
 
     async def close(self) -> None:
         try:
             if self._deployed:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._cluster.call(self._remove), CLOSING)
+                    await asyncio.wait_for(in_thread(self._remove), CLOSING)
         finally:
-            await self._cluster.close()
+            await leave()
 
     def _deploy(self) -> Any:
         import ray
@@ -138,18 +118,9 @@ class OwnDeployment(FoundDeployment):
 def engines(
     settings: EngineSettings, replicas: ReplicaSettings, environment: Mapping[str, str]
 ) -> Application:
-    """The deployment of an engine.
-
-    Args:
-        settings: of each engine.
-        replicas: how many, and what each takes.
-        environment: variables of their processes.
-
-    Raises:
-        ValueError: an option of the engine does not fit.
-    """
+    """The deployment of an engine. environment: variables of its processes."""
     ranks = ranks_of(settings.options)
-    running = running_of(settings.options)
+    running = settings.options.get("max_running", MOST_RUNNING)
     deployment = serve.deployment(EngineReplica).options(
         name=DEPLOYMENT,
         **_number(replicas),
@@ -203,11 +174,7 @@ def _place(replicas: ReplicaSettings, ranks: int, environment: Mapping[str, str]
 
 
 def lacking(replicas: ReplicaSettings, there: Mapping[str, float]) -> str | None:
-    """What a cluster has too little of for the least number of replicas, in a sentence.
-
-    Args:
-        there: all resources of the cluster, by Ray's names.
-    """
+    """What a cluster with these resources has too little of for the least number of replicas, in a sentence."""
     for name, each in {"CPU": float(replicas.cpus), **replicas.resources}.items():
         if each * replicas.least > there.get(name, 0.0):
             asked = f"replicas={replicas.least} with {name}={each:g} for each"

@@ -8,15 +8,15 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
-from msgspec import to_builtins
+from msgspec import msgpack, to_builtins
 from ray import serve
 
 from fastslow.serve.api.engine import called
 from fastslow.serve.engines.process.connection import AnswerStream
-from fastslow.serve.engines.process.messages import KINDS, Failure, failure_of, packed
+from fastslow.serve.engines.process.messages import arguments_of, failure_of, packed
 from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.observe.logs import ServerLog
-from fastslow.serve.ray.messages import Reply, arguments_of, load_failure
+from fastslow.serve.ray.messages import Reply, load_failure
 from fastslow.serve.ray.scaling import autoscaling_stats
 
 if TYPE_CHECKING:
@@ -24,16 +24,11 @@ if TYPE_CHECKING:
 
 BUNCH = 0.02  # seconds between the items of an answer, after its first piece: each costs what a token does
 ALIVE = 2.0  # seconds without a piece, after which an item says that this replica is still there
-NOBODY = 600.0  # seconds: Ray takes all items at once, so that its own end is what cuts an answer
 
 
 class EngineReplica:
     """A deployment class of Ray Serve. Its methods take the name of the replica that is asked, and give messages
-    as bytes: errors are data in them, so that they keep their kind and no traceback reaches clients.
-
-    Args:
-        settings: the fields of `EngineSettings`.
-    """
+    as bytes: errors are data in them, so that they keep their kind and no traceback reaches clients."""
 
     async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._log = ServerLog.of_environment()
@@ -41,22 +36,20 @@ class EngineReplica:
         try:
             self._engine = await EngineSettings(**settings).open()
         except Exception as error:  # noqa: BLE001 - the deployment's status has it
-            if not isinstance(error, KINDS):
-                logger.exception("the model cannot be loaded")
             raise load_failure(error) from None
         logger.info("replica {} has loaded {}", self._id, self._engine.card.name)
 
     async def stream(self, name: str, request: bytes) -> AsyncGenerator[bytes, None]:
         """The items of an answer. Whoever leaves the loop cancels the request."""
         yield packed(Reply(self._id))
-        answer = AnswerStream(NOBODY)
+        answer = AnswerStream()
         filling = asyncio.create_task(self._fill(answer, request))
         try:
             while (pieces := await _taken(answer)) != []:
                 yield packed(Reply(self._id, pieces or []))
                 await asyncio.wait([filling], timeout=BUNCH)
         except Exception as error:  # noqa: BLE001 - it is the client's
-            yield packed(Reply(self._id, failure=_failure(error)))
+            yield packed(Reply(self._id, failure=failure_of(error)))
         finally:
             filling.cancel()
             with suppress(asyncio.CancelledError):
@@ -68,18 +61,14 @@ class EngineReplica:
             if method == "card":
                 value: Any = to_builtins(self._engine.card)
             else:
-                value = await called(self._engine, method, arguments_of(arguments))
+                value = await called(self._engine, method, _unpacked(arguments))
             return packed(Reply(self._id, value=value))
         except Exception as error:  # noqa: BLE001 - it is the client's
-            return packed(Reply(self._id, failure=_failure(error)))
+            return packed(Reply(self._id, failure=failure_of(error)))
 
     async def check_health(self) -> None:
         """Ray asks this every few seconds, and replaces a replica that raises or does not answer. A long step
-        of the model is no hang: this answers meanwhile.
-
-        Raises:
-            RuntimeError: the engine is broken.
-        """
+        of the model is no hang: this answers meanwhile."""
         if self._engine.broken:
             raise RuntimeError("the engine broke")
 
@@ -88,7 +77,7 @@ class EngineReplica:
         return self._engine.report().to_dict()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the policy of scaling reads."""
+        """What `QueueScaling` reads."""
         return autoscaling_stats(self._engine.report())
 
     async def __del__(self) -> None:
@@ -101,7 +90,7 @@ class EngineReplica:
         """Put the pieces of an answer where they wait to be sent."""
         failure: Exception | None = None
         try:
-            async with aclosing(self._engine.stream(*arguments_of(request))) as pieces:
+            async with aclosing(self._engine.stream(*_unpacked(request))) as pieces:
                 async for piece in pieces:
                     answer.put(piece)
         except Exception as error:  # noqa: BLE001 - it is the client's
@@ -121,7 +110,5 @@ async def _taken(answer: AnswerStream) -> list[Piece] | None:
         return None
 
 
-def _failure(error: Exception) -> Failure:
-    if not isinstance(error, KINDS):
-        logger.exception("a request failed")
-    return failure_of(error)
+def _unpacked(arguments: bytes) -> list[Any]:
+    return arguments_of(msgpack.decode(arguments))

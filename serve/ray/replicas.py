@@ -16,37 +16,30 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.process.messages import error_of
-from fastslow.serve.engines.routing.report import ReplicaReport, ReportReader
+from fastslow.serve.engines.process.messages import error_of, packed, plain
+from fastslow.serve.engines.routing.report import ReplicaReport, read_report
 from fastslow.serve.ray.cluster import first_line
 from fastslow.serve.ray.deployments import DeploymentState, FoundDeployment
-from fastslow.serve.ray.messages import Reply, packed_arguments, reply_of
+from fastslow.serve.ray.messages import Reply, reply_of
 from fastslow.serve.ray.router import RUNNING
 
 LOST = (RayError, RayServeException, RpcError)  # what Ray raises where a replica is not there
 LOOK = 1.0  # seconds between two looks at how many replicas there are
 LOADING = 0.2  # the same while there is none
 PATIENCE = 15.0  # seconds in which a replica must take a request; that needs no step of its engine
-SILENT = (
-    10.0  # seconds without any item of an answer until its replica is lost: it sends one each 2 s
-)
+SILENT = 10.0  # seconds without an item of an answer, after which its replica is lost: one comes each 2 s
 CALL = 15.0  # seconds until the first replica must answer
 LAST = 5.0  # seconds for what ends
 
 
 class RayReplicas:
-    """`Replicas` of a deployment, which Ray Serve starts, watches and scales.
-
-    Args:
-        deployment: the engines.
-    """
+    """`Replicas` of a deployment, which Ray Serve starts, watches and scales."""
 
     def __init__(self, deployment: FoundDeployment) -> None:
         self._deployment = deployment
         self._handle: Any = None
         self._stream: Any = None
         self._abandoned: set[asyncio.Task[None]] = set()
-        self._reports = ReportReader()
         self._latest: Mapping[str, Mapping[str, Any]] = {}  # as the router has it
         self._known: dict[str, ReplicaReport | None] = {}  # the same, read
         self._looking: asyncio.Task[None] | None = None
@@ -59,9 +52,7 @@ class RayReplicas:
         if latest is not self._latest:
             before, self._latest = self._latest, latest
             self._known = {
-                id: self._known.get(id)
-                if before.get(id) == values
-                else self._reports.read(id, values)
+                id: self._known.get(id) if before.get(id) == values else read_report(values)
                 for id, values in latest.items()
             }
         return self._known
@@ -78,7 +69,7 @@ class RayReplicas:
         return card
 
     async def stream(self, name: str, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        response = self._stream.remote(name, packed_arguments([request]))
+        response = self._stream.remote(name, packed(plain([request])))
         taken, over, accepted = asyncio.ensure_future(anext(response)), False, False
         try:
             async with asyncio.timeout(PATIENCE):
@@ -112,7 +103,7 @@ class RayReplicas:
     async def call(self, name: str, method: str, *arguments: Any) -> Any:
         handle = self._handle.options(method_name="call")
         try:
-            data = await handle.remote(name, method, packed_arguments(arguments))
+            data = await handle.remote(name, method, packed(plain(arguments)))
         except LOST as error:
             raise _lost(error, False) from None
         reply = reply_of(data)
@@ -188,10 +179,7 @@ class RayReplicas:
 
 
 def _check(name: str, reply: Reply) -> None:
-    """Raises:
-    NotReady: another replica answers than the named one.
-    Exception: what went wrong there.
-    """
+    """Raises what went wrong there, or NotReady where another replica answers than the named one."""
     if reply.replica != name:
         raise NotReady("the replica is gone", refused=True)
     if reply.failure is not None:

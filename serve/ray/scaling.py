@@ -20,12 +20,8 @@ def autoscaling_stats(report: ReplicaReport) -> dict[str, float]:
 
 
 class QueueScaling:
-    """The policy class for `AutoscalingPolicy(policy_function=QueueScaling)`.
-
-    It waits by itself before it changes anything, so the deployment's `upscale_delay_s` and
-    `downscale_delay_s` must be 0. Metrics should be young: its `look_back_period_s` and `metrics_interval_s`
-    about a second.
-    """
+    """The policy class for `AutoscalingPolicy(policy_function=QueueScaling)`. It waits by itself before it changes
+    anything, so the deployment's `upscale_delay_s` and `downscale_delay_s` must be 0."""
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """How many replicas there should be, and what Ray is to remember."""

@@ -1,18 +1,19 @@
-"""An answer as parts in a row: thought, text, calls. /v1/messages and /v1/responses write it so."""
+"""An answer as parts in a row: thought, text, calls. Each protocol of chats writes it in its own words."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fastslow.output import Completion, Piece
-from fastslow.serve.tool_calls.events import CallBegun, Content, Event
-from fastslow.serve.tool_calls.parser import ToolParser
+from fastslow.serve.tool_calls.parser import Event, ToolParser
 
 Kind = Literal["thought", "text", "call"]
 Verb = Literal["begun", "more", "ended"]
+LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(slots=True)
@@ -22,14 +23,14 @@ class AnswerPart:
     Attributes:
         index: of the part in the answer.
         key: names it; no other part has the same.
-        id: of a call.
-        name: of the function that it calls.
+        id, name, number: of a call, of the function that it calls, and of the call among all calls.
     """
 
     kind: Kind
     index: int
     id: str = ""
     name: str = ""
+    number: int = 0
     key: str = field(default_factory=lambda: secrets.token_hex(12))
     texts: list[str] = field(default_factory=list)
 
@@ -61,36 +62,39 @@ class AnswerParts:
         self._came = False  # any of it in pieces
 
     @property
-    def calls(self) -> bool:
-        """Whether a function is called."""
-        return any(part.kind == "call" for part in self.parts)
+    def calls(self) -> list[AnswerPart]:
+        return [part for part in self.parts if part.kind == "call"]
+
+    def text_of(self, kind: Kind) -> str:
+        """All parts of a kind together."""
+        return "".join([part.text for part in self.parts if part.kind == kind])
 
     def push(self, piece: Piece) -> list[Change]:
         """What a piece of the answer changes; where it is the last one, `finish` is due."""
         self._came = self._came or bool(piece.token_ids)
-        return self._text(piece.reasoning, piece.text)
+        return self._take(piece.reasoning, piece.text)
 
     def finish(self, answer: Completion) -> list[Change]:
         """The rest, at the end; all of it, where nothing came in pieces."""
-        changes = [] if self._came else self._text(answer.reasoning, answer.text)
+        changes = [] if self._came else self._take(answer.reasoning, answer.text)
         if self._parser is not None:
-            changes += self._said(self._parser.finish())
+            changes += self._found(self._parser.finish())
         return changes + self._end()
 
-    def _text(self, thought: str, text: str) -> list[Change]:
+    def _take(self, thought: str, text: str) -> list[Change]:
         self._came = self._came or bool(thought or text)
         changes = self._more("thought", thought) if thought and self._shows_thought else []
         if self._parser is not None:
-            return changes + self._said(self._parser.push(text))
+            return changes + self._found(self._parser.push(text))
         return changes + self._more("text", text) if text else changes
 
-    def _said(self, events: Iterable[Event]) -> list[Change]:
+    def _found(self, events: Sequence[Event]) -> list[Change]:
         changes: list[Change] = []
-        for event in events:
-            if isinstance(event, CallBegun):
-                changes += self._begin("call", event.id, event.name)
+        for kind, text in events:
+            if kind == "call":
+                changes += self._begin("call", text)
             else:
-                changes += self._more("text" if isinstance(event, Content) else "call", event.text)
+                changes += self._more("text" if kind == "text" else "call", text)
         return changes
 
     def _more(self, kind: Kind, text: str) -> list[Change]:
@@ -99,9 +103,10 @@ class AnswerParts:
         part.texts.append(text)
         return [*begun, ("more", part, text)]
 
-    def _begin(self, kind: Kind, id: str = "", name: str = "") -> list[Change]:
+    def _begin(self, kind: Kind, name: str = "") -> list[Change]:
         ended = self._end()
-        self._open = AnswerPart(kind, len(self.parts), id, name)
+        id = new_id(self._parser.form.id_length) if name and self._parser else ""
+        self._open = AnswerPart(kind, len(self.parts), id, name, len(self.calls))
         self.parts.append(self._open)
         return [*ended, ("begun", self._open, "")]
 
@@ -110,3 +115,10 @@ class AnswerParts:
             return []
         ended, self._open = self._open, None
         return [("ended", ended, "")]
+
+
+def new_id(length: int) -> str:
+    """A name for a call that no other one has; `length`: exactly this many letters, for templates that insist."""
+    if length:
+        return "".join(secrets.choice(LETTERS) for _ in range(length))
+    return f"call_{secrets.token_hex(12)}"

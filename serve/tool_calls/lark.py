@@ -30,14 +30,15 @@ class CallGrammar:
         self, form: ToolFormat, tokens: Mapping[str, int], schemas: Schemas, parallel: bool
     ) -> None:
         self._form = form
-        self._tokens = tokens
+        self._begin = _mark(form.begin, tokens)
+        self._end = _mark(form.end, tokens) if form.end else ""
+        self._has_token = form.begin in tokens
         self._parallel = parallel
-        self._rules = [TEXT]
+        self._many = parallel and not form.listed and not form.bare  # each call has its own marks
         functions = self._element if form.kind == "xml" else self._object
+        self._rules = [TEXT, f"call: {_each('f', schemas)}"]
         for place, (name, schema) in enumerate(schemas.items()):
             functions(place, name, schema)
-        each = (f"f{place}" for place in range(len(schemas)))
-        self._rules.append(f"call: {' | '.join(each)}")
 
     def required(self) -> str:
         """At least one call, and nothing else."""
@@ -57,30 +58,19 @@ class CallGrammar:
             return self._whole(f"answer | {' | '.join(self._starts())}")
         if self._form.bare:
             self._rules.append(f"head[lazy]: {quoted(BARE)}")
-            starts = ["head body", *self._starts()[1:]]
-            return self._whole(f"TEXT | {' | '.join(starts)}")
-        if self._form.begin in self._tokens:
-            begun = f"TEXT {self._begin}"
-        else:
-            self._rules.append(f"head[lazy]: TEXT {self._begin}")
+            return self._whole(f"TEXT | {' | '.join(['head body', *self._starts()[1:]])}")
+        begun = f"TEXT {self._begin}"
+        if not self._has_token:
+            self._rules.append(f"head[lazy]: {begun}")
             begun = "head"
         return self._whole(f"({begun} body)* rest" if self._many else f"rest | {begun} body")
-
-    @property
-    def _many(self) -> bool:
-        """Each call has its own marks."""
-        return self._parallel and not self._form.listed and not self._form.bare
-
-    @property
-    def _begin(self) -> str:
-        return self._mark(self._form.begin)
 
     def _starts(self) -> list[str]:
         """How an answer begins that is a call."""
         if not self._form.bare:
             many = f" ({quoted(chr(10))} {self._begin} body)*" if self._many else ""
             return [f"{self._begin} body{many}"]
-        marked = [f"{self._begin} {quoted(BARE)} body"] if self._form.begin in self._tokens else []
+        marked = [f"{self._begin} {quoted(BARE)} body"] if self._has_token else []
         return [f"{quoted(BARE)} body", *marked]
 
     def _whole(self, start: str) -> str:
@@ -88,17 +78,16 @@ class CallGrammar:
 
     def _body(self) -> str:
         """What stands between the marks."""
-        form, end = self._form, self._mark(self._form.end) if self._form.end else ""
+        form, other = self._form, f"{quoted(BARE)} call"
         if form.kind == "xml":
-            return f"{quoted(chr(10))} call {end}"
-        first, other = "call", f"{quoted(BARE)} call"
+            return f"{quoted(chr(10))} call {self._end}"
         if form.bare:
-            return f"{first} ({quoted('; ')} {other})*" if self._parallel else first
+            return f"call ({quoted('; ')} {other})*" if self._parallel else "call"
         if form.listed:
             more = f" ({quoted(', ')} {other})*" if self._parallel else ""
-            space = "" if end else f"{quoted(' ')}? "
-            return f"{space}{quoted('[' + BARE)} {first}{more} {quoted(']')} {end}"
-        return f"{quoted(chr(10) + BARE)} {first} {quoted(chr(10))} {end}"
+            space = "" if self._end else f"{quoted(' ')}? "
+            return f"{space}{quoted('[' + BARE)} call{more} {quoted(']')} {self._end}"
+        return f"{quoted(chr(10) + BARE)} call {quoted(chr(10))} {self._end}"
 
     def _object(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
         """An object from its name on."""
@@ -108,8 +97,7 @@ class CallGrammar:
 
     def _element(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
         """A function with an element for each of its parameters."""
-        properties = schema.get("properties")
-        required = schema.get("required")
+        properties, required = schema.get("properties"), schema.get("required")
         parts = [quoted(f"<function={name}>\n")]
         for number, (key, inner) in enumerate(
             properties.items() if isinstance(properties, Mapping) else ()
@@ -122,47 +110,35 @@ class CallGrammar:
 
     def _value(self, rule: str, inner: Any, schema: Mapping[str, Any]) -> None:
         """The value of one parameter and the end of its element."""
-        end = "\n</parameter>\n"
+        end = quoted("\n</parameter>\n")
         known = inner if isinstance(inner, Mapping) else {}
         words = [known["const"]] if "const" in known else known.get("enum")
         if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
-            texts = " | ".join(map(quoted, words))
-            self._rules.append(f"{rule}: ({texts}) {quoted(end)}")
+            self._rules.append(f"{rule}: ({' | '.join(map(quoted, words))}) {end}")
         elif known.get("type") == "string":
-            self._rules.append(f"{rule}[suffix={quoted(end)}]: TEXT")
+            self._rules.append(f"{rule}[suffix={end}]: TEXT")
         else:
             defs = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
             whole = {**defs, **known, "x-guidance": schema["x-guidance"]}
-            self._rules.append(f"{rule}: %json {json.dumps(whole)} {quoted(end)}")
-
-    def _mark(self, mark: str) -> str:
-        token = self._tokens.get(mark)
-        return quoted(mark) if token is None else f"<[{token}]>"
-
-
-def quoted(text: str) -> str:
-    """A text as the grammar writes it."""
-    return json.dumps(text, ensure_ascii=False)
+            self._rules.append(f"{rule}: %json {json.dumps(whole)} {end}")
 
 
 class ChannelGrammar:
-    """Writes the grammar of one request. It begins after the analysis: each call is its own message.
+    """The same for messages to functions. It begins after the analysis; an answer has one call.
 
     Args:
         tokens: the marks that are special tokens, all of NEEDED among them.
-        schemas: of the functions that may be called; an answer calls one.
+        schemas: of the functions that may be called.
     """
 
     def __init__(self, tokens: Mapping[str, int], schemas: Schemas) -> None:
-        marks = {mark: f"<[{tokens[mark]}]>" for mark in NEEDED}
-        self._channel, self._body, self._end = marks[CHANNEL], marks[BODY], marks[END]
-        self._rules = [TEXT, f"next: {marks[START]} {quoted('assistant')}"]
+        start, self._channel, self._body, self._end, form = (_mark(m, tokens) for m in NEEDED)
+        self._rules = [TEXT, f"next: {start} {quoted('assistant')}"]
         for place, (name, schema) in enumerate(schemas.items()):
-            header = f"{quoted(name + ' ')} {marks[CONSTRAIN]} {quoted('json')} {self._body}"
-            self._rules.append(f"f{place}: {header} a{place}")
-            self._rules.append(f"a{place}: %json {json.dumps(schema)}")
-        each = " | ".join(f"f{place}" for place in range(len(schemas)))
-        self._rules.append(f"call: {self._channel} {quoted('commentary to=functions.')} ({each})")
+            header = f"{quoted(name + ' ')} {form} {quoted('json')} {self._body}"
+            self._rules.append(f"f{place}: {header} %json {json.dumps(schema)}")
+        to = quoted("commentary to=functions.")
+        self._rules.append(f"call: {self._channel} {to} ({_each('f', schemas)})")
 
     def required(self) -> str:
         """A call."""
@@ -178,3 +154,16 @@ class ChannelGrammar:
 
     def _whole(self, start: str) -> str:
         return "\n".join([f"start: {start}", *self._rules])
+
+
+def quoted(text: str) -> str:
+    """A text as the grammar writes it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _mark(mark: str, tokens: Mapping[str, int]) -> str:
+    return f"<[{tokens[mark]}]>" if mark in tokens else quoted(mark)
+
+
+def _each(letter: str, schemas: Schemas) -> str:
+    return " | ".join(f"{letter}{place}" for place in range(len(schemas)))

@@ -1,98 +1,198 @@
-"""Finds calls in the text of an answer. What they are depends on the text alone, not on how it is cut."""
+"""Finds calls in the text of an answer, as the grammar of `lark.py` makes the model write them. What they are depends
+on the text alone, not on how it is cut."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from fastslow.engine.text.tool_formats import ToolFormat
-from fastslow.serve.tool_calls.events import CallBegun, CallMore, Content, Event, joined, new_id
-from fastslow.serve.tool_calls.feed import SPACE, Feed, Reading, SearchedMarks
+from fastslow.engine.text.vocabulary import hold_back
+
+Functions = Mapping[str, Mapping[str, Any]]  # the schema of each function's parameters
+Kind = Literal["text", "call", "arguments"]
+Event = tuple[Kind, str]
+"""More of what is said; a call of this function begins; more of its arguments, which are JSON text."""
+
+LONGEST_HEAD = 256  # characters from a mark to the arguments of its call
+HEADS = {
+    "json": re.compile(
+        r'[\s\[]{0,9}\{\s{0,9}"name":\s{0,9}"([\w-]{1,64})",\s{0,9}"\w{1,20}":\s{0,9}(?=\{)'
+    ),
+    "messages": re.compile(
+        r"\w{0,20}(?:<\|channel\|>)?[\w ]{0,40}\bto=functions\.([\w-]{1,64})[\w ]{0,20}"
+        r"(?:<\|constrain\|>)?\w{0,20}<\|message\|>(?=\{)"
+    ),
+    "xml": re.compile(r"\s{0,9}<function=([\w-]{1,64})>\n"),
+}
+STRUCTURE, IN_STRING = re.compile(r'["{}\[\]]'), re.compile(r'["\\]')
+PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>\n")
+VALUE_ENDS, FUNCTION_ENDS = "\n</parameter>\n", re.compile(r"\s*</function>")
+BETWEEN = " \t\r\n}],;"  # after the arguments of a call
 
 
-class ToolParser(ABC):
-    """Reads one answer.
-
-    A call begins with the name of a function that was offered. From there on it is a call, and its
-    arguments are passed on as they are written, whether they are valid or not. Everything else is
-    content: what looks like a call but has no such beginning, and what is left of one after its
-    arguments. Whitespace at the end of the content is dropped where there are calls.
+class ToolParser:
+    """Reads one answer. Text that only looks like a call, or is left after one, is content. Whitespace at the
+    end of the content is dropped where there are calls.
 
     Args:
         form: how the model writes calls.
-        names: the functions that were offered.
+        functions: the schema of the parameters, by function.
     """
 
-    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
-        self.feed = Feed()
-        self._form = form
-        self._names = frozenset(names)
-        self._begin, self._end = SearchedMarks(form.begin), SearchedMarks(form.end)
+    def __init__(self, form: ToolFormat, functions: Functions) -> None:
+        self.form, self._functions = form, functions
+        self._ends = tuple(mark for mark in (form.end, *form.stops) if mark)
+        self._text = ""  # that was not read yet
+        self._mark = ""  # before it
+        self._read = self._bare if form.bare else self._outside
         self._events: list[Event] = []
-        self._spaces: list[str] = []  # at the end of the content
-        self._count = 0
-        self._open = False  # a call's arguments are being read
-        self._reading = self._read()
-        next(self._reading)
-
-    @property
-    def complete(self) -> bool:
-        """No call is open."""
-        return not self._open
+        self._spaces = ""  # at the end of the content
+        self._name, self._calls, self._ended = "", 0, False
+        self._depth, self._quoted = 0, False  # in the JSON of arguments
+        self._searched, self._comma = 0, ""  # in the elements of arguments
 
     def push(self, text: str) -> list[Event]:
         """Take more text; returns what is certain by now."""
-        if text:
-            self.feed.add(text)
-            self._reading.send(None)
-        return self._news()
+        self._text += text
+        while self._read():  # one part of the answer; False: it needs more text
+            pass
+        events, self._events = self._events, []
+        return events
 
     def finish(self) -> list[Event]:
         """The rest, at the end of the text."""
-        if not self.feed.ended:
-            self.feed.ended = True
-            for _ in self._reading:
-                raise RuntimeError("a reader waits for text after the end")
-            if not self._count:
-                self._events.append(Content("".join(self._spaces)))
-            self._spaces = []
-        return self._news()
+        self._ended = True
+        events = self.push("")
+        if self._spaces and not self._calls:
+            events.append(("text", self._spaces))
+        self._spaces = ""
+        return events
 
-    def _news(self) -> list[Event]:
-        events, self._events = self._events, []
-        return joined(events)
+    def _bare(self) -> bool:
+        """The beginning of an answer that may be a call without a mark."""
+        begun = self._text.lstrip()
+        if not begun and not self._ended:
+            return False
+        self._read = self._call if begun[:1] in ("{", "[") else self._outside
+        return True
 
-    def _read(self) -> Reading[None]:
-        if self._form.bare:
-            self.feed.keep()
-            if (yield from self.feed.run(SPACE)) in ("{", "["):
-                yield from self._section(bare=True)
+    def _outside(self) -> bool:
+        before, self._mark, after = self._text.partition(self.form.begin)
+        if self._mark:
+            self._say(before)
+            self._text, self._read = after, self._call
+            return True
+        held = 0 if self._ended else hold_back(before, (self.form.begin,))
+        self._say(before[: len(before) - held])
+        self._text = before[len(before) - held :]
+        return False
+
+    def _call(self) -> bool:
+        """After a mark: the head of a call, or text that only looks like a call."""
+        found = HEADS[self.form.kind].match(self._text)
+        if found and found[1] in self._functions:
+            self._name, self._text = found[1], self._text[found.end() :]
+            self._calls += 1
+            self._events.append(("call", self._name))
+            if self.form.kind == "xml":
+                self._more("{")
+                self._read, self._searched, self._comma = self._element, 0, ""
             else:
-                self._say(self.feed.kept())
-        while (yield from self.feed.until(self._begin, self._say)):
-            self.feed.keep(self._form.begin)
-            yield from self._section()
+                self._read = self._json
+            return True
+        if len(self._text) < LONGEST_HEAD and not self._ended:
+            return False
+        self._say(self._mark)
+        self._read = self._outside
+        return True
 
-    @abstractmethod
-    def _section(self, bare: bool = False) -> Reading[None]:
-        """Calls after the mark, up to the one that ends them; `bare`: there was no mark."""
+    def _json(self) -> bool:
+        """The object of the arguments, passed on as it comes."""
+        place = 0
+        while found := (IN_STRING if self._quoted else STRUCTURE).search(self._text, place):
+            place = found.end()
+            match found[0]:
+                case '"':
+                    self._quoted = not self._quoted
+                case "\\":
+                    place += 1
+                case "{" | "[":
+                    self._depth += 1
+                case _:
+                    self._depth -= 1
+                    if self._depth == 0:
+                        self._more(self._text[:place])
+                        self._text, self._read = self._text[place:], self._after
+                        return True
+        held = place > len(self._text) and not self._ended  # an escape whose character has not come
+        cut = len(self._text) - held
+        self._more(self._text[:cut])
+        self._text = self._text[cut:]
+        return False
+
+    def _element(self) -> bool:
+        """One argument between its tags, or the end of the function."""
+        if found := PARAMETER.match(self._text):
+            end = self._text.find(VALUE_ENDS, max(found.end() - 1, self._searched))
+            if end < 0:
+                self._searched = len(self._text) - len(VALUE_ENDS)
+                return False
+            value = _typed(self._text[found.end() : end], self._functions[self._name], found[1])
+            self._more(f"{self._comma}{json.dumps(found[1])}: {value}")
+            self._text, self._searched = self._text[end + len(VALUE_ENDS) :], 0
+            self._comma = ", "
+            return True
+        if found := FUNCTION_ENDS.match(self._text):
+            self._more("}")
+            self._text = self._text[found.end() :]
+        elif self._ended or len(self._text) < LONGEST_HEAD:
+            return False
+        self._read = self._after
+        return True
+
+    def _after(self) -> bool:
+        """Between a call and the next one, or the mark that ends them."""
+        self._text = self._text.lstrip(BETWEEN)
+        if any(mark.startswith(self._text) and mark != self._text for mark in ("{", *self._ends)):
+            self._text = "" if self._ended else self._text
+            return False
+        if self.form.kind == "json" and self._text.startswith("{"):
+            self._mark, self._read = "", self._call
+            return True
+        end = next((mark for mark in self._ends if self._text.startswith(mark)), "")
+        self._text, self._read = self._text[len(end) :], self._outside
+        return True
 
     def _say(self, text: str) -> None:
         said = text.rstrip()
         if said:
-            self._events.append(Content("".join([*self._spaces, said])))
-            self._spaces = []
-        self._spaces.append(text[len(said) :])
-
-    def _begun(self, name: str) -> None:
-        self._events.append(CallBegun(self._count, new_id(self._form.id_length), name))
-        self._count += 1
-        self._open = True
+            self._add("text", self._spaces + said)
+            self._spaces = ""
+        self._spaces += text[len(said) :]
 
     def _more(self, text: str) -> None:
-        self._events.append(CallMore(self._count - 1, text))
+        if text:
+            self._add("arguments", text)
 
-    def _closed(self) -> None:
-        """A call's arguments are whole."""
-        self._open = False
-        self.feed.keep()
+    def _add(self, kind: Kind, text: str) -> None:
+        """As one with what was found before, where that is of the same kind."""
+        if self._events and self._events[-1][0] == kind:
+            text = self._events.pop()[1] + text
+        self._events.append((kind, text))
+
+
+def _typed(text: str, schema: Mapping[str, Any], key: str) -> str:
+    """A parameter's value as JSON: a string where the schema wants one, else as it stands."""
+    properties = schema.get("properties")
+    known = properties.get(key) if isinstance(properties, Mapping) else None
+    known = known if isinstance(known, Mapping) else {}
+    words = known.get("enum") or [known.get("const")]
+    if known.get("type") != "string" and not (isinstance(words, list) and text in words):
+        try:
+            return json.dumps(json.loads(text), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass
+    return json.dumps(text, ensure_ascii=False)

@@ -13,7 +13,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.registry import check_drafter
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter, counted
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection

@@ -17,7 +17,7 @@ from fastslow.draft.registry import DRAFTERS, DrafterKind
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import RequestView, Tree
 from fastslow.llm import LLM
-from fastslow.serve.api.fields import FastslowFields
+from fastslow.serve.api.fields import SharedFields
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
@@ -84,7 +84,7 @@ def rows(page: str) -> dict[str, str]:
 def test_pages_the_command_line_and_the_server_list_the_registry() -> None:
     assert {n: kind.help for n, kind in DRAFTERS.items()}.items() <= rows("README.md").items()
     assert DRAFTERS.keys() <= rows("docs/guide/drafting.md").keys()
-    field = FastslowFields.model_json_schema()["properties"]["speculation"]["description"]
+    field = SharedFields.model_json_schema()["properties"]["speculation"]["description"]
     option = AnswerOptions.model_fields["speculation"].description
     assert all(f"{name} ({kind.help})" in field for name, kind in DRAFTERS.items())
     assert option is not None and ", ".join(DRAFTERS) in option

@@ -278,9 +278,8 @@ def gguf_number(path: Path, random: Random) -> str:
 def gguf_text(path: Path, random: Random) -> str:
     """A word of the header becomes another of the same length."""
     data = path.read_bytes()
-    old = random.choice(
-        (b"llama", b"gpt2", b"smollm", b"blk.0", b"attn_q", b"weight", b"tokenizer")
-    )
+    words = b"llama", b"gpt2", b"smollm", b"blk.0", b"attn_q", b"weight", b"tokenizer"
+    old = random.choice(words)
     at = random.choice([n for n in range(len(data)) if data.startswith(old, n)])
     new = bytes(random.choices(b"abc.\xff\0q0", k=len(old)))
     path.write_bytes(data[:at] + new + data[at + len(old) :])

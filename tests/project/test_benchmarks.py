@@ -9,18 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import probe
+import figures
 import pytest
 import texts
 import torch
 from drafting import layers_of
+from exact import Judge
 from figures import middle
 from head_tools import tiny_weights, write_head
 from kernel_tools import wanted
-from near_tie import Judge
-from peer.engines import EngineClient, EngineError, read_names
-from serve_load.front import CpuSeconds
-from serve_load.simulated import other_share
 from tune_tools import write_model, write_prompts
 
 from fastslow.engine.backends.cpu import library
@@ -51,12 +48,12 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
 }
 FIGURES = {"drafting": "cells", "thinking": "figures"}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
-OWN = {"checkouts", "replicas", "peers"}  # have tests of their own
+OWN = {"checkouts", "replicas", "peers"}  # have separate tests
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a head of its own."""
+    """With a draft head."""
     folder = write_model(tmp_path_factory.mktemp("tiny") / "model", max_position_embeddings=4096)
     config, weights = tiny_weights(folder, (0, 2), 64)
     write_head(folder / "draft_head.safetensors", config, weights)
@@ -66,26 +63,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Little memory is read to know the bandwidth; as many threads afterwards as before."""
-    monkeypatch.setattr(probe, "PROBE_BYTES", 2**20)
-    probe._block.cache_clear()
+    monkeypatch.setattr(figures, "PROBE_BYTES", 2**20)
+    figures._block.cache_clear()
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    probe._block.cache_clear()
+    figures._block.cache_clear()
 
 
 class Place:
     """Where a benchmark finds its files."""
 
     def __init__(self, model: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.out = folder / "figures.json"
-        self.patch = patch
-        self._names = {
-            "model": model,
-            "folder": folder,
-            "out": self.out,
-            "prompts": write_prompts(folder / "prompts.jsonl", 4),
-        }
+        self.out, self.patch = folder / "figures.json", patch
+        prompts = write_prompts(folder / "prompts.jsonl", 4)
+        self._names = {"model": model, "folder": folder, "out": self.out, "prompts": prompts}
         for name in ("old", "new"):  # two checkouts
             (folder / name).mkdir()
             (folder / name / "fastslow").symlink_to(BENCHMARKS.parent / "fastslow")
@@ -185,7 +177,7 @@ def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> No
 
 
 @pytest.mark.slow
-def test_an_engine_is_measured_in_a_process_of_its_own(
+def test_an_engine_is_measured_in_a_separate_process(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file.gguf").touch()  # only other engines read it
@@ -209,19 +201,7 @@ def test_an_engine_is_measured_in_a_process_of_its_own(
     assert "lookup copy" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_an_engine_that_ends_is_told_of(tmp_path: Path) -> None:
-    child = EngineClient(Path(sys.executable), "nothing", {}, tmp_path / "log")
-    with pytest.raises(EngineError, match="load: (it ended with code 1|the process is gone), see"):
-        child.ask("load", options={})
-    child.close()
-    assert "No module named peer.nothing" in (tmp_path / "log").read_text("utf-8")
-
-
-def test_names_of_engines_and_contended_samples() -> None:
-    assert read_names("fastslow:int4,openvino") == [("fastslow", "int4"), ("openvino", "file")]
-    with pytest.raises(ValueError, match="engine 'llama' is unknown"):
-        read_names("llama")
+def test_contended_samples_are_left_out() -> None:
     samples = [{"rate": float(n), "contended": n > 3} for n in range(1, 6)]
     assert middle(samples) == "2.0 (n=3)", "contended ones are left out where enough are not"
     assert middle(samples[1:]) == "~3.5 (n=4)"
@@ -238,26 +218,13 @@ def test_a_format_that_does_not_load_is_left_out(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
-    [
-        "killed --answers 60 --kills 1",
-        "flood --seconds 2 --repeat 1 --flood 2",
-        "simulated --counts 1,2 --seconds 4 --warm 2 --repeat 1",
-    ],
+    ["killed --answers 60 --kills 1", "flood --seconds 2 --repeat 1 --flood 2"],
 )
 def test_replicas_are_measured(part: str, place: Place) -> None:
     place.run("replicas", part + " --model {model} --out {out}")
     assert place.file()["found"]
     if part.startswith("killed"):
         assert not place.file()["wrong"]
-
-
-def test_what_all_but_the_engines_compute() -> None:
-    """One process ended meanwhile, and one replica was not there yet."""
-    begun = CpuSeconds({1: {10: 5.0, 11: 1.0}}, {2: 3.0, 3: 9.0})
-    ended = CpuSeconds({1: {10: 15.0, 11: 2.0, 12: 0.5}, 4: {}, 5: {50: 2.0}}, {2: 4.5, 6: 1.0})
-    assert other_share(begun, ended) == pytest.approx((1.0 + 0.5 + 1.5 + 1.0) / (10.0 + 2.0))
-    with pytest.raises(RuntimeError, match="no replica computed"):
-        other_share(begun, begun)
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _whole_lines(block: Block) -> Iterator[tuple[int, str]]:
-    """The lines of a block, with the number of each; those that a quotation goes on over are one."""
+    """The lines of a block, with the number of each; those of one quotation are one."""
     open_lines: list[str] = []
     for number, line in enumerate(block.text.splitlines(), block.line):
         open_lines.append(line)

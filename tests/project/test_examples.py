@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -15,38 +16,35 @@ TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
     "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
 )
-QUICK = {
-    "customer_service_bot.py": (
-        [],
-        ["4 customers", "first word after", "tokens of the prompt known"],
-    ),
-    "tune_acceptance.py": (["--tokens", "8"], ["lossy-stepwise at 0.6", "3 of 3", "tokens/step"]),
-    "embed_in_app.py": (
-        ["--tokens", "8"],
-        ["Ada: ", "Dan left after", "refused: ", "the app ticked"],
-    ),
-    "quickstart.py": ([], ["--- fast", "--- deep", "--- a batch"]),
+QUICK = {  # what an example says
+    "customer_service_bot.py": ("4 customers", "first word after", "tokens of the prompt known"),
+    "embed_in_app.py": ("Ada: ", "Dan left after", "refused: "),
+    "quickstart.py": ("--- fast", "--- deep", "--- a batch"),
 }
-
-
-def run(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *arguments])
-        patch.setenv("COLUMNS", "160")
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("built_in", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_example_runs(
-    name: str, built_in: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    built_in: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments, said = QUICK[name]
     if not built_in:
         write_bpe(tmp_path, TEMPLATE, 320)
         write_moge(tmp_path, vocab=320, num_hidden_layers=2, hidden_size=32)
-        arguments = [str(tmp_path), *arguments]
-    printed = run(name, [] if built_in else arguments, capsys)
-    for words in said:
-        assert words in printed or (built_in and words == "3 of 3")
+    monkeypatch.setattr(sys, "argv", [name, *([] if built_in else [str(tmp_path)])])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in QUICK[name])
+
+
+def test_prompts_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "prompts.jsonl"
+    monkeypatch.setattr(sys, "argv", ["make.py", "--count", "200", "-o", str(out)])
+    runpy.run_path(str(EXAMPLES / "prompts" / "make.py"), run_name="__main__")
+    made = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert {one["category"] for one in made} == {"maths", "code", "question", "service", "news"}
+    assert len({one["prompt"] for one in made}) > 150

@@ -1,4 +1,4 @@
-"""The example of several machines: an answer goes on when a host is lost, and no host is left behind."""
+"""The example of several machines: an answer continues when a host is lost, and no host stays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster.network import why_not
+from network import why_not
 from serve_engines import write_served
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "several_machines.py"

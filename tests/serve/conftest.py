@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from browser import browser
-from fake_chat_server import FakeEngine, create_fake
+from fake_chat import ChatEngine, FakeChat
 from fastapi import FastAPI
 from page_chat import Chat, fresh
+from serve_engines import write_served
 from serve_tools import NAME, open_tiny, served, write_tiny
 
 from fastslow.llm import LLM
@@ -20,6 +22,12 @@ from fastslow.serve.http.app import create_app
 
 # Ray reads it when it is imported: the token of the cluster that some tests start
 os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that never ends an answer by itself."""
+    return write_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +54,10 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def page() -> Iterator[tuple[str, FakeEngine]]:
+def page() -> Iterator[tuple[str, ChatEngine]]:
     """The page's address, and the made-up engine that answers there."""
-    engine = FakeEngine()
-    with served(create_fake(engine)) as url:
+    engine = ChatEngine()
+    with served(FakeChat(engine)) as url:
         yield url, engine
 
 
@@ -60,6 +68,6 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def chat(window: Any, page: tuple[str, FakeEngine]) -> Iterator[Chat]:
+def chat(window: Any, page: tuple[str, ChatEngine]) -> Iterator[Chat]:
     with fresh(window, *page) as chat:
         yield chat

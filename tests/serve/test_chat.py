@@ -47,7 +47,7 @@ def test_several_answers_are_the_library_s_own(http: httpx.Client, llm: LLM) -> 
         assert "".join(delta.get("reasoning", "") for delta in mine) == answer.reasoning
 
 
-def test_cached_tokens_are_told_and_0_on_a_miss(http: httpx.Client) -> None:
+def test_cached_tokens_are_counted_and_0_on_a_miss(http: httpx.Client) -> None:
     salted = {**GREEDY, "cache_salt": "mine", "messages": [{"role": "user", "content": "x " * 40}]}
     details = [ask(http, **salted)["usage"]["prompt_tokens_details"] for _ in range(2)]
     assert details[0] == {"cached_tokens": 0} and details[1]["cached_tokens"] > 0
@@ -93,11 +93,11 @@ def test_timeouts_end_the_answer_and_tell_the_true_reason(http: httpx.Client) ->
 def test_sources_come_with_the_tokens_and_their_texts(http: httpx.Client) -> None:
     fields = {**SAMPLED, "mode": "fast", "max_tokens": 40}
     deltas = [c["delta"] for chunk in stream(http, **fields, **COUNTED) for c in chunk["choices"]]
-    told = [delta for delta in deltas if "token_ids" in delta]
-    assert sum(len(delta["token_ids"]) for delta in told) == 40
-    for delta in told:
+    found = [delta for delta in deltas if "token_ids" in delta]
+    assert sum(len(delta["token_ids"]) for delta in found) == 40
+    for delta in found:
         assert len(delta["token_ids"]) == len(delta["token_texts"]) == len(delta["sources"])
-    texts = "".join(text for delta in told for text in delta["token_texts"])
+    texts = "".join(text for delta in found for text in delta["token_texts"])
     said = "".join(delta.get("content", "") for delta in deltas)
     assert _ascii(said) == _ascii(texts) != ""  # other characters may be of several tokens
     plain = [c["delta"] for chunk in stream(http, **fields) for c in chunk["choices"]]
@@ -108,7 +108,7 @@ def _ascii(text: str) -> str:
     return "".join(character for character in text if character.isascii())
 
 
-def test_an_answer_tells_mode_drafts_and_what_was_predicted(http: httpx.Client) -> None:
+def test_an_answer_has_mode_drafts_and_what_was_predicted(http: httpx.Client) -> None:
     mode = {"base": "deep", "thinking": "off"}
     fields = {**GREEDY, "mode": mode, "messages": [{"role": "user", "content": "Seven sheep."}]}
     text = ask(http, **fields, speculation="off")["choices"][0]["message"]["content"]
@@ -132,10 +132,6 @@ def test_an_answer_tells_mode_drafts_and_what_was_predicted(http: httpx.Client) 
         assert details["accepted_prediction_tokens"] == predicted["accepted"]
         assert details["rejected_prediction_tokens"] == metrics["prediction_rejected"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == metrics["cached_tokens"] > 0
-        told = metrics["speculative_decoding"]  # vLLM's shape
-        assert told["num_draft_tokens"] == metrics["drafted"] > 0
-        assert sum(told["acceptance_histogram"]) == told["num_spec_steps"] == metrics["steps"]
-        assert sum(i * n for i, n in enumerate(told["acceptance_histogram"])) == metrics["accepted"]
     auto = ask(http, mode="auto")["metrics"]
     assert auto["mode"] in ("fast", "deep") and auto["decision"]
 

@@ -52,17 +52,18 @@ def test_echo_and_logprobs_of_the_prompt(http: httpx.Client, llm: LLM) -> None:
     choice = ask(http, **GREEDY, prompt=prompt, echo=True, logprobs=2)["choices"][0]
     out = llm.generate(prompt, SamplingParams(**GREEDY, logprobs=2, prompt_logprobs=2))
     assert choice["text"] == prompt + out.text
-    told = choice["logprobs"]
+    places = choice["logprobs"]
     tokens = [*out.prompt_token_ids, *out.token_ids]
-    assert [len(told[name]) for name in told] == [len(tokens)] * 4
-    assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
+    assert [len(places[name]) for name in places] == [len(tokens)] * 4
+    assert places["token_logprobs"][0] is None and places["top_logprobs"][0] is None
     assert out.prompt_logprobs is not None and out.prompt_logprobs[1] is not None
     second = out.prompt_logprobs[1][tokens[1]]
-    assert told["token_logprobs"][1] == pytest.approx(second, abs=1e-4)
-    assert told["text_offset"][0] == 0 and told["text_offset"] == sorted(told["text_offset"])
-    assert told["text_offset"][len(out.prompt_token_ids)] == len(prompt)
-    for offset, token in zip(told["text_offset"], told["tokens"]):
-        assert token.startswith(("bytes:", "<|")) or choice["text"][offset:].startswith(token)
+    assert places["token_logprobs"][1] == pytest.approx(second, abs=1e-4)
+    assert places["text_offset"][0] == 0 and places["text_offset"] == sorted(places["text_offset"])
+    assert places["text_offset"][len(out.prompt_token_ids)] == len(prompt)
+    for offset, token in zip(places["text_offset"], places["tokens"]):
+        rest = choice["text"][offset:].lstrip("\ufffd")  # bytes that are no character
+        assert token.startswith(("bytes:", "<|")) or rest.startswith(token)
 
 
 def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -> None:
@@ -75,17 +76,10 @@ def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -
         assert [value for part in parts if part for value in part[name]] == whole[name]
 
 
-def test_vllm_s_prompt_logprobs(http: httpx.Client) -> None:
-    choice = ask(http, **GREEDY, prompt=[80, 81, 82], prompt_logprobs=0)["choices"][0]
-    first, second, third = choice["prompt_logprobs"]
-    assert first is None and list(second) == ["81"] and list(third) == ["82"]
-    assert second["81"]["logprob"] < 0 and isinstance(second["81"]["decoded_token"], str)
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"suffix": "end"}, "suffix is not supported"),
+        ({"suffix": "end"}, "field 'suffix' is unknown"),
         ({"best_of": 2}, "best_of=2 must be at most n=1"),
         ({"prompt": []}, "prompt is empty"),
         ({"prompt": ["a", ""]}, "prompt is empty"),

@@ -50,7 +50,7 @@ OFFERS = {
 
 @pytest.mark.parametrize("offer", OFFERS)
 @pytest.mark.parametrize("cut", [0, 20, 9])
-def test_a_body_behind_an_offer_of_another_protocol_is_read(
+def test_a_body_after_an_offer_of_another_protocol_is_read(
     address: tuple[str, int], offer: str, cut: int
 ) -> None:
     begun = b"POST /body HTTP/1.1\r\n" + HOST + OFFERS[offer]
@@ -61,23 +61,13 @@ def test_a_body_behind_an_offer_of_another_protocol_is_read(
     assert said(address, chunked)[1] == b'{"body":"hello","host":"localhost"}'
 
 
-def test_a_further_request_behind_one_with_an_offer(address: tuple[str, int]) -> None:
+def test_a_further_request_after_an_offer(address: tuple[str, int]) -> None:
     offer = OFFERS["Java"].replace(b", close", b"")
     first = b"POST /body HTTP/1.1\r\n" + HOST + offer + b"Content-Length: 2\r\n\r\nhi"
     last = b"GET /nothing HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
     head, rest = said(address, first + last)
     assert head.startswith(b"http/1.1 200") and b'"body":"hi"' in rest
     assert b"HTTP/1.1 404" in rest
-
-
-def test_a_stream_of_unknown_length_in_older_http(address: tuple[str, int]) -> None:
-    head, body = said(address, b"GET /parts HTTP/1.0\r\n\r\n")
-    assert b"transfer-encoding" not in head and b"content-length" not in head
-    assert b"connection: close" in head and body == b"one two three"
-    head, body = said(address, b"GET /nothing HTTP/1.0\r\n\r\n")
-    assert b"content-length: 22" in head and body == b'{"detail":"Not Found"}'
-    head, body = said(address, b"GET /parts HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
-    assert b"transfer-encoding: chunked" in head and body.startswith(b"4\r\none ")
 
 
 RUBBISH = {

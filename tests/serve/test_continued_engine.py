@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from time import monotonic
@@ -228,20 +227,15 @@ def test_how_an_answer_ends(name: str, logged: list[str]) -> None:
     assert "a prompt" not in "".join(logged)
 
 
-def test_the_output_says_what_the_client_saw() -> None:
-    inner = ScriptedReplicas([ANSWER], [Break(after=2), Break(after=0), Break(after=1)])
-    engine = ContinuedEngine(inner, replace(QUICK, first=0.03, longest=0.03))
+def test_the_output_says_what_happened() -> None:
     whole = asyncio.run(taken(ContinuedEngine(ScriptedReplicas([ANSWER]))))[1]
-    began = monotonic()
-    _, output = asyncio.run(taken(engine))
-    took = monotonic() - began
     assert whole.metrics.decision == "" and whole.metrics.ttft == 0.2, "as the engine says"
-    assert output.metrics.decision == "continued on another engine (3 times)"
-    paused = 3 * 0.029
-    assert output.metrics.ttft <= took - paused and output.metrics.tpot * 5 >= paused
-    assert output.prompt_token_ids == whole.prompt_token_ids
-    again = ContinuedEngine(ScriptedReplicas([ANSWER], [Break(after=0)]), QUICK)
-    assert "asked again of another engine (once)" in asyncio.run(taken(again))[1].metrics.decision
+    for breaks, said in (
+        ([Break(after=2), Break(after=0), Break(after=1)], "continued on another engine (3 times)"),
+        ([Break(after=0)], "asked again of another engine (once)"),
+    ):
+        engine = ContinuedEngine(ScriptedReplicas([ANSWER], breaks), QUICK)
+        assert asyncio.run(taken(engine))[1].metrics.decision == said
 
 
 @pytest.mark.parametrize(("first", "kept"), [(0.05, True), (9.5, False), (None, False)])
@@ -419,8 +413,3 @@ def test_calls_about_tokens_are_made_again() -> None:
             assert await engine.token_bytes([1]), "it waits for one, as the answer does"
 
     asyncio.run(main())
-
-
-def test_an_error_keeps_its_replica_on_its_way() -> None:
-    error = pickle.loads(pickle.dumps(NotReady("it is gone", "a", True)))
-    assert (str(error), error.replica, error.refused) == ("it is gone", "a", True)

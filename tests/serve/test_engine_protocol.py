@@ -18,7 +18,6 @@ from serve_engines import (
     pieces_of,
     settings_of,
     until,
-    write_served,
 )
 
 from fastslow.serve.api.engine import Busy, Engine, NotReady
@@ -32,11 +31,6 @@ Run = Callable[[Any], Any]
 def runner() -> Iterator[asyncio.Runner]:
     with asyncio.Runner() as runner:
         yield runner
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 async def started(kind: str, folder: Path) -> Engine:
@@ -72,15 +66,7 @@ def run(runner: asyncio.Runner) -> Run:
     return runner.run
 
 
-def test_its_card(engine: Engine) -> None:
-    card = engine.card
-    assert engine.ready and engine.why_not_ready == ""
-    assert (card.name, card.context, card.units, card.most) == ("tiny", 4096, "groups", 4)
-    assert card.device == "cpu" and {"fast", "deep"} <= set(card.modes)
-    assert card.modes["fast"]["name"] == "fast"
-
-
-def test_an_answer_goes_on_behind_what_another_engine_made(
+def test_an_answer_continues_after_what_another_engine_made(
     engine: Engine, other: Engine, run: Run
 ) -> None:
     whole = run(answer_of(other, asked(tokens=12, mode="auto", sampling={"n": 2, "seed": 3})))
@@ -99,17 +85,6 @@ def test_an_answer_goes_on_behind_what_another_engine_made(
     for wrong in ({}, {"tokens": [[5], [6], [7]]}):
         with pytest.raises(ValueError, match="^answered"):
             run(pieces_of(engine, asked(answered=wrong)))
-
-
-def test_pieces_join_to_the_output(engine: Engine, other: Engine, run: Run) -> None:
-    ask = asked(tokens=24, prompt=[{"role": "user", "content": "one two"}])
-    pieces, right = run(pieces_of(engine, ask)), run(answer_of(other, ask))
-    *made, last = pieces
-    assert last.output.token_ids == right.token_ids
-    assert [token for piece in made for token in piece.token_ids] == right.token_ids
-    assert "".join(piece.text for piece in made) == right.text == last.output.text
-    assert last.output.prompt_token_ids == right.prompt_token_ids
-    assert last.output.metrics.tokens == 24
 
 
 def test_all_fields_of_an_ask_arrive(engine: Engine, other: Engine, run: Run) -> None:
@@ -189,33 +164,8 @@ def test_what_does_not_fit_is_a_value_error(
     assert len(run(answer_of(engine, asked())).token_ids) == 8
 
 
-def test_a_task_that_is_cancelled_cancels_its_request(engine: Engine, run: Run) -> None:
-    async def leave() -> None:
-        task = asyncio.create_task(pieces_of(engine, asked(tokens=LONG)))
-        await until(lambda: running(engine))
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await until(lambda: idle(engine))
-
-    run(leave())
-
-
 async def running(engine: Engine) -> bool:
     return bool((await engine.stats())["running"])
-
-
-def test_cancel_by_id_gives_the_answer_so_far(engine: Engine, run: Run) -> None:
-    async def cancelled() -> Any:
-        task = asyncio.create_task(answer_of(engine, asked("named", tokens=LONG)))
-        await until(lambda: running(engine))
-        assert await engine.cancel("named")
-        return await task
-
-    output = run(cancelled())
-    assert output.finish_reason == "cancelled" and len(output.token_ids) < LONG
-    assert not run(engine.cancel("named"))
-    assert not run(engine.stop_thinking("named")) and run(engine.trace("nobody")) is None
 
 
 def test_prompts_and_tokens_as_text(engine: Engine, run: Run) -> None:
@@ -228,14 +178,6 @@ def test_prompts_and_tokens_as_text(engine: Engine, run: Run) -> None:
     parts = run(engine.token_bytes([*tokens, 2]))
     assert b"".join(data for data, shown in parts if shown) == b"one two"
     assert parts[-1] == (b"<|im_end|>", False)
-
-
-def test_many_answers_at_once(engine: Engine, other: Engine, run: Run) -> None:
-    async def all_of(engine: Engine) -> list[list[int]]:
-        asks = [asked(str(n), 5 + n, f"one two {n}") for n in range(12)]
-        return [o.token_ids for o in await asyncio.gather(*(answer_of(engine, a) for a in asks))]
-
-    assert run(all_of(engine)) == run(all_of(other))
 
 
 def test_a_full_queue_is_busy(engine: Engine, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from fastslow.engine.params import Mode, SamplingParams
 from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.fields import FastslowFields
+from fastslow.serve.api.fields import SharedFields
 from fastslow.serve.api.limits import Caller
 from fastslow.serve.openai.chat_body import ChatRequest
 from fastslow.serve.openai.completions import CompletionRequest
@@ -19,24 +20,16 @@ from fastslow.serve.openai.models import TokenizeRequest
 
 MODES: dict[str, dict[str, Any]] = {name: {} for name in ("fast", "deep", "auto")}
 CARD = ModelCard("m", 0, 4096, MODES, "groups", 8, thinks=True, has_head=False)
-LEVELS = ModelCard(
-    "m", 0, 4096, MODES, "", 0, thinks=True, has_head=False, efforts=("low", "medium", "high")
-)
-KEEPS = ModelCard(
-    *("m", 0, 4096, MODES, "", 0),
-    thinks=True,
-    has_head=False,
-    keeps_thoughts=("clear_thinking", False),
-)
+LEVELS = replace(CARD, efforts=("low", "medium", "high"))
+KEEPS = replace(CARD, keeps_thoughts=("clear_thinking", False))
 CHAT = [{"role": "user", "content": "hi"}]
 
 
 def options_of(
     card: ModelCard = CARD, settings: ServerSettings | None = None, **fields: Any
 ) -> GenerateOptions:
-    made = FastslowFields(**fields)
-    settings = settings or ServerSettings()
-    return made.as_request("id", CHAT, {}, Caller(), card, settings).options
+    settings, who = settings or ServerSettings(), Caller()
+    return SharedFields(**fields).as_request(CHAT, who, card, settings, id="id").options
 
 
 @pytest.mark.parametrize(
@@ -101,15 +94,13 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
         ({"mode": {"groups": 2}, "groups": 3}, "groups=3 and mode.groups=2"),
         ({"mode": {"sampling": {"n": 3}}}, "mode.sampling must be left out"),
         ({"mode": {"speculation": {"head": "x"}}}, "mode.speculation must be left out"),
-        ({"mode": {"thinkin": "on"}}, "did you mean 'thinking'"),
         ({"mode": {"base": 3}}, "mode.base=3"),
         ({"chat_template_kwargs": {"enable_thinking": 1}}, "enable_thinking=1 must be true"),
         ({"timeout": 1e6}, "timeout=1000000.0 must be at most 3600 seconds"),
-        ({"prompt_logprobs": 21}, "prompt_logprobs=21 must be at most 20"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice"),
         ({"guided_json": "{"}, "guided_json='{' is no JSON"),
         ({"guided_json": {"title": "x" * 140_000}}, "guided_json has 1400"),
-        ({"structured_outputs": {"jsn": {}}}, "did you mean 'json'"),
+        ({"guided_regex": ""}, "guided_regex='' must not be empty"),
         *(
             ({"speculation": wish}, said)
             for wish, said in (
@@ -150,30 +141,32 @@ def test_a_model_with_levels_of_effort_gets_its_own() -> None:
         )
 
 
-def test_thoughts_are_kept_by_the_template_s_own_switch() -> None:
-    assert options_of(KEEPS, keep_thoughts=True).chat_template_kwargs == {"clear_thinking": False}
-    assert options_of(KEEPS, keep_thoughts=False).chat_template_kwargs == {"clear_thinking": True}
-    assert options_of(KEEPS).chat_template_kwargs is None
-    assert not options_of(KEEPS, keep_thoughts=True).keep_thoughts, "once is enough"
-    own = options_of(KEEPS, keep_thoughts=True, chat_template_kwargs={"clear_thinking": True})
-    assert own.chat_template_kwargs == {"clear_thinking": True}
+KEPT, LEFT = {"clear_thinking": False}, {"clear_thinking": True}
 
 
-def test_thoughts_are_kept_by_the_engine_where_the_template_has_no_switch() -> None:
-    ask = options_of(keep_thoughts=True)
-    assert ask.keep_thoughts and ask.chat_template_kwargs is None
-    assert not options_of().keep_thoughts
-
-
-def test_the_server_keeps_thoughts_where_a_request_says_nothing() -> None:
-    keeps = ServerSettings(keep_thoughts=True)
-    assert options_of(settings=keeps).keep_thoughts
-    assert not options_of(settings=keeps, keep_thoughts=False).keep_thoughts
-    assert options_of(KEEPS, keeps).chat_template_kwargs == {"clear_thinking": False}
-    fields = FastslowFields()
+@pytest.mark.parametrize(
+    ("card", "usual", "fields", "keeps", "variables"),
+    [
+        (CARD, False, {}, False, None),
+        (CARD, False, {"keep_thoughts": True}, True, None),
+        (CARD, True, {}, True, None),
+        (CARD, True, {"keep_thoughts": False}, False, None),
+        (KEEPS, False, {}, False, None),
+        (KEEPS, False, {"keep_thoughts": True}, False, KEPT),
+        (KEEPS, False, {"keep_thoughts": False}, False, LEFT),
+        (KEEPS, True, {}, False, KEPT),
+        (KEEPS, False, {"keep_thoughts": True, "chat_template_kwargs": LEFT}, False, LEFT),
+    ],
+)
+def test_thoughts_are_kept_by_the_template_s_own_switch_or_else_by_the_engine(
+    card: ModelCard, usual: bool, fields: dict[str, Any], keeps: bool, variables: Any
+) -> None:
+    settings = ServerSettings(keep_thoughts=usual)
+    found = options_of(card, settings, **fields)
+    assert (found.keep_thoughts, found.chat_template_kwargs) == (keeps, variables)
     for prompt in ("a text", [1, 2]):
-        ask = fields.as_request("id", prompt, {}, Caller(), KEEPS, keeps).options
-        assert not ask.keep_thoughts and ask.chat_template_kwargs is None
+        made = SharedFields().as_request(prompt, Caller(), card, settings, id="id").options
+        assert not made.keep_thoughts and made.chat_template_kwargs is None
 
 
 def test_grammars_under_every_name() -> None:
@@ -197,18 +190,6 @@ def test_defaults_give_way_to_the_mode_and_the_client() -> None:
     ask = options_of(settings=ServerSettings(temperature=0.7, max_tokens=99), top_k=5)
     params = ask.sampling_in(Mode(sampling=SamplingParams(max_tokens=7, top_k=3)))
     assert (params.temperature, params.max_tokens, params.top_k) == (0.7, 7, 5)
-
-
-def test_salts_are_apart_by_caller_and_by_salt() -> None:
-    keys = {
-        options_of(cache_salt="a").memory_key,
-        options_of(cache_salt="b").memory_key,
-        options_of().memory_key,
-        FastslowFields(cache_salt="a")
-        .as_request("id", CHAT, {}, Caller("x", "x"), CARD, ServerSettings())
-        .options.memory_key,
-    }
-    assert len(keys) == 4
 
 
 @pytest.mark.parametrize(

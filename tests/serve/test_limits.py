@@ -9,20 +9,12 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
-from serve_tools import call
+from serve_tools import Clock, call
 
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.api.keys import KeyLimits
 from fastslow.serve.api.limits import Caller, Limits, TokenBucket
 from fastslow.serve.http.middleware import RequestAccess
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def who(name: str = "bot", **limits: Any) -> Caller:
@@ -42,7 +34,7 @@ def test_a_bucket_fills_evenly() -> None:
     assert bucket.wait(1, 0.0) == 1.0
     assert bucket.wait(1, 0.5) == 0.5
     assert bucket.wait(1, 1.0) == 0
-    assert bucket.full_in(1.0) == 59.0
+    assert bucket.wait(60, 1.0) == 59.0
     assert bucket.level(10_000.0) == 60.0
     bucket.take(120, 10_000.0)
     assert bucket.wait(1, 10_000.0) == 61.0
@@ -59,7 +51,7 @@ def test_requests_a_minute() -> None:
         assert headers["x-ratelimit-remaining-requests"] == str(left)
     error = refused(limits, caller)
     assert "3 requests a minute" in error.message and error.retry_after == 20.0
-    assert (error.headers or {})["x-ratelimit-reset-requests"] == "1m0s"
+    assert (error.headers or {})["x-ratelimit-reset-requests"] == "60.000s"
     limits.enter(who("other", requests_per_minute=3))
     clock.now += error.retry_after
     limits.enter(caller)  # to wait as long as it says is enough
@@ -104,9 +96,8 @@ def test_changed_limits_count_at_once() -> None:
     limits.enter(who())
 
 
-@pytest.mark.parametrize("clock", [Clock()])
-def test_a_refusal_takes_nothing(clock: Clock) -> None:
-    limits, caller = Limits(clock=clock), who(requests_per_minute=2, concurrent=1)
+def test_a_refusal_takes_nothing() -> None:
+    limits, caller = Limits(clock=Clock()), who(requests_per_minute=2, concurrent=1)
     limits.enter(caller)
     for _ in range(5):
         refused(limits, caller)
@@ -114,7 +105,7 @@ def test_a_refusal_takes_nothing(clock: Clock) -> None:
     assert limits.enter(caller)["x-ratelimit-remaining-requests"] == "0"
 
 
-def served(limits: Limits, keys: KeyRing | None = None) -> FastAPI:
+def served(limits: Limits) -> FastAPI:
     app = FastAPI()
 
     @app.post("/whole")
@@ -142,7 +133,7 @@ def served(limits: Limits, keys: KeyRing | None = None) -> FastAPI:
     async def stop() -> dict[str, int]:
         return {"running": limits.running}
 
-    app.add_middleware(RequestAccess, keys=keys, limits=limits)
+    app.add_middleware(RequestAccess, keys=None, limits=limits)
     return app
 
 
@@ -176,20 +167,3 @@ def test_the_place_comes_back_when_the_task_is_cancelled() -> None:
 
     asyncio.run(run())
     assert limits.running == 0
-
-
-def test_what_a_client_is_told(tmp_path: Any) -> None:
-    path = tmp_path / "keys.json"
-    key = add_key(path, "bot", KeyLimits(requests_per_minute=1, tokens_per_minute=50))
-    with TestClient(served(Limits(), KeyRing(path)), headers={"x-api-key": key}) as client:
-        answer = client.post("/whole")
-        assert answer.headers["x-ratelimit-remaining-requests"] == "0"
-        assert answer.headers["x-ratelimit-remaining-tokens"] == "50"
-        answer = client.post("/whole")
-        assert answer.status_code == 429
-        assert 1 <= int(answer.headers["retry-after"]) <= 60
-        assert answer.headers["x-ratelimit-limit-requests"] == "1"
-        error = answer.json()["error"]
-        assert error["code"] == "rate_limit_exceeded" and error["type"] == "rate_limit_error"
-        assert "1 requests a minute" in error["message"]
-        assert client.get("/v1/models").status_code == 200

@@ -16,7 +16,7 @@ from fastslow import LLM
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines import local as traces
+from fastslow.serve.engines import local
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.engines.settings import EngineSettings
 
@@ -59,34 +59,15 @@ async def read(engine: Engine, ask: GenerateRequest) -> list[Piece]:
     return [piece async for piece in engine.stream(ask)]
 
 
-def test_tokenising_runs_nothing(engine: LocalEngine, llm: LLM) -> None:
-    async def main() -> None:
-        steps = llm.stats().steps
-        fast, deep = [
-            await engine.tokenize(made_request("a", CHAT, mode=mode)) for mode in ("fast", "deep")
-        ]
-        assert await engine.detokenize(deep) == "<think>hello</think>"
-        assert await engine.detokenize(fast) == "<think>hello</think>no", "the template's switch"
-        own = await engine.tokenize(
-            made_request("a", CHAT, chat_template_kwargs={"enable_thinking": False})
-        )
-        assert own == fast
-        with pytest.raises(ValueError, match="messages"):
-            await engine.tokenize(made_request("a", [{"role": "x", "content": ""}]))
-        assert llm.stats().steps == steps
-
-    asyncio.run(main())
-
-
 def test_stopping_a_thought_by_id(engine: LocalEngine, llm: LLM) -> None:
     async def main() -> None:
         assert not await engine.stop_thinking("a"), "unknown"
-        told = False
+        stopped = False
         ask = made_request("a", "<think>", LONG, allow_special=True)
         async for piece in engine.stream(ask):
-            told = told or await engine.stop_thinking("a")
+            stopped = stopped or await engine.stop_thinking("a")
             last = piece
-        assert told and last.output is not None
+        assert stopped and last.output is not None
         assert last.output.metrics.thinking_ended == "caller" and last.output.text
 
     asyncio.run(main())
@@ -118,8 +99,7 @@ def test_steps_are_measured_before_the_first_request(
 def test_traces_of_requests_that_asked_for_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traces, "MOST_TRACES", 2)
-    monkeypatch.setattr(traces.TraceLog.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(local, "MOST_TRACES", 2)
 
     async def main() -> None:
         engine = LocalEngine(LLM(folder, kv_memory="4MiB", progress=False), "tiny")
@@ -137,8 +117,8 @@ def test_traces_of_requests_that_asked_for_one(
         ids = await answer("a")
         trace = await engine.trace("a")
         assert trace is not None and (trace["id"], trace["running"]) == ("a", False)
-        told = [t for step in trace["choices"][0]["steps"] for t in step["tokens"]]
-        assert told == ids and len(told) == 12
+        noted = [t for step in trace["choices"][0]["steps"] for t in step["tokens"]]
+        assert noted == ids and len(noted) == 12
         await answer("b", trace=False)
         assert await engine.trace("b") is None and await engine.trace("c") is None
         await answer("c", n=2)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from loguru import logger
-from requests_made import made_request
+from metrics_client import ASK, ask, client
 
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Limits
-from fastslow.serve.http.middleware import RequestWatch
 from fastslow.serve.observe.logs import ServerLog
-from fastslow.serve.observe.request_log import RequestLog
-from fastslow.serve.observe.request_record import ObservedEngine
 
 Opened = Callable[..., ServerLog]
 SECRET = "a prompt that nobody else may read"
@@ -62,33 +54,16 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def client(texts: bool = False, engine: FakeEngine | None = None) -> TestClient:
-    app, observed = FastAPI(), ObservedEngine(engine or FakeEngine(), Limits())
-
-    @app.post("/v1/ask")
-    async def ask() -> dict[str, str]:
-        async for _ in observed.stream(made_request("answer-1", SECRET)):
-            pass
-        return {}
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {}
-
-    app.add_middleware(RequestWatch, observers=[RequestLog(texts)])
-    return TestClient(app, raise_server_exceptions=False)
-
-
 def test_a_line_for_each_request(path: Path, opened: Opened) -> None:
     log = opened()
     with client() as ours:
-        ours.post("/v1/ask")
+        id = ask(ours, SECRET).json()["id"]
         ours.get("/health")
         ours.get("/not-there")
     log.close()
     first, second = [line for line in lines(path) if line["message"] == "request"]
-    assert first["method"] == "POST" and first["route"] == "/v1/ask" and first["status"] == 200
-    assert first["answers"] == ["answer-1"] and first["mode"] == "deep" and first["tokens"] == 6
+    assert first["method"] == "POST" and first["route"] == ASK and first["status"] == 200
+    assert first["answers"] == [id] and first["mode"] == "deep" and first["tokens"] == 6
     assert (
         first["prompt_tokens"] == 10 and first["cached_tokens"] == 4 and first["key"] == "anonymous"
     )
@@ -101,23 +76,23 @@ def test_a_line_for_each_request(path: Path, opened: Opened) -> None:
 
 def test_texts_only_where_they_are_asked_for(path: Path, opened: Opened) -> None:
     log = opened()
-    with client(texts=True) as ours:
-        ours.post("/v1/ask")
+    with client(log_texts=True) as ours:
+        ask(ours, SECRET)
     log.close()
     (line,) = [line for line in lines(path) if line["message"] == "request"]
     assert line["prompts"] == [SECRET] and line["texts"] == ["part 0 part 1 part 2 "]
 
 
-def test_an_error_is_told_without_the_values_of_variables(path: Path, opened: Opened) -> None:
-    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        prompt = ask.prompt
+def test_an_error_is_logged_without_the_values_of_variables(path: Path, opened: Opened) -> None:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        prompt = request.prompt
         if prompt:
             raise RuntimeError("it broke")
         yield Piece()
 
     log = opened()
-    with client(engine=FakeEngine(script)) as ours:
-        assert ours.post("/v1/ask").status_code == 500
+    with client(FakeEngine(script)) as ours:
+        assert ask(ours, SECRET).status_code == 500
     try:
         secret = SECRET
         _ = 1 / (len(secret) - len(SECRET))
@@ -179,25 +154,6 @@ def test_a_full_disk_costs_lines_and_nothing_else(
     log = opened(path=Path("/dev/full"))
     with client() as ours:
         for _ in range(20):
-            assert ours.post("/v1/ask").status_code == 200
+            assert ask(ours, SECRET).status_code == 200
     log.close()
     assert "No space left on device" in capfd.readouterr().err
-
-
-def test_a_slow_disk_holds_up_nobody(
-    path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.write
-
-    def slow(number: int, data: bytes) -> int:
-        time.sleep(0.02)
-        return real(number, data)
-
-    log = opened()
-    monkeypatch.setattr(os, "write", slow)
-    started = time.monotonic()
-    for n in range(50):
-        logger.info("line {}", n)
-    assert time.monotonic() - started < 0.5
-    log.close()
-    assert [line["message"] for line in lines(path)] == [f"line {n}" for n in range(50)]

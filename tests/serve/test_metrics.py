@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, output
-from metrics_client import client, scraped
+from metrics_client import ASK, ask, client, scraped
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from serve_tools import call
 
@@ -23,7 +23,7 @@ from fastslow.serve.observe.metric_table import TABLE
 def test_an_answer_in_numbers() -> None:
     with client(FakeEngine()) as ours:
         for _ in range(2):
-            ours.post("/v1/ask/x")
+            ask(ours)
         found = scraped(ours)
     one = {
         "vllm:prompt_tokens_total": 10,
@@ -49,7 +49,7 @@ def test_an_answer_in_numbers() -> None:
     mine = (("drafter", "suffix"), ("mode", "deep"))
     assert found["fastslow:tokens_total", mine] == 12 and found["fastslow:steps_total", mine] == 6
     assert found["fastslow:draft_tokens_total", mine] == 10
-    route = (("method", "POST"), ("route", "/v1/ask/{name}"), ("status", "200"))
+    route = (("method", "POST"), ("route", ASK), ("status", "200"))
     assert found["fastslow:http_requests_total", route] == 2
     assert found["vllm:num_requests_running", ()] == 2
     assert found["vllm:num_requests_waiting", ()] == 1
@@ -63,12 +63,12 @@ def test_an_answer_in_numbers() -> None:
 
 
 def test_an_answer_that_is_not_streamed_has_times_too() -> None:
-    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         await asyncio.sleep(0.25)
         yield Piece(output=output())
 
     with client(FakeEngine(script)) as ours:
-        ours.post("/v1/ask/x")
+        ask(ours)
         found = scraped(ours)
     assert 0.2 <= found["vllm:time_to_first_token_seconds_sum", ()] < 0.25
     assert found["vllm:e2e_request_latency_seconds_sum", ()] >= 0.25
@@ -78,16 +78,16 @@ def test_an_answer_that_is_not_streamed_has_times_too() -> None:
 
 
 def test_modes_drafters_and_endings() -> None:
-    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         counts = {"head": DraftCounts(4, 2, [2, 2], [1, 1]), "suffix": DraftCounts(2, 0, [2], [0])}
         first = output(mode="fast>deep", drafter="suffix|head", by_drafter=counts, escalated_at=3)
         other = output(mode="deep*", target_kept=False, thinking_tokens=7, thinking_ended="budget")
         own = output(mode="of its own", reason="length", target_kept=True)
-        yield Piece(output={"1": first, "2": other, "3": own}[ask.id])
+        yield Piece(output={"1": first, "2": other, "3": own}[str(request.prompt)])
 
     with client(FakeEngine(script)) as ours:
         for id in "123":
-            ours.post(f"/v1/ask/{id}")
+            ask(ours, id)
         found = scraped(ours)
     assert found["fastslow:escalations_total", (("mode", "fast>deep"),)] == 1
     head = (("drafter", "head"), ("mode", "fast>deep"))
@@ -106,49 +106,50 @@ def test_modes_drafters_and_endings() -> None:
     [(Busy("full"), "busy"), (NotReady("no"), "not_ready"), (ValueError("x"), "invalid")],
 )
 def test_refusals(error: Exception, reason: str) -> None:
-    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         raise error
         yield
 
     with client(FakeEngine(script)) as ours:
-        assert "error" in ours.post("/v1/ask/1").json()
+        assert "error" in ask(ours).json()
         found = scraped(ours)
     assert found["fastslow:refusals_total", (("reason", reason),)] == 1
     assert not any(name == "vllm:request_success_total" for name, _ in found)
 
 
 def test_what_fails_in_the_middle_counts_what_was_sent() -> None:
-    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         yield Piece(token_ids=[1, 2, 3])
         raise RuntimeError("it broke")
 
     ours = client(FakeEngine(script))
-    assert ours.post("/v1/ask/1").status_code == 500
+    assert ask(ours).status_code == 500
     found = scraped(ours)
     assert found["vllm:generation_tokens_total", ()] == 3
     assert found["vllm:request_success_total", (("finished_reason", "error"),)] == 1
     assert found["vllm:time_to_first_token_seconds_count", ()] == 1
     assert found[
         "fastslow:http_requests_total",
-        (("method", "POST"), ("route", "/v1/ask/{name}"), ("status", "500")),
+        (("method", "POST"), ("route", ASK), ("status", "500")),
     ]
 
 
 def test_a_client_that_left_is_an_abort() -> None:
     ended = []
 
-    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         try:
             while True:
                 yield Piece(text="x", token_ids=[1])
                 await asyncio.sleep(0)
         finally:
-            ended.append(ask.id)
+            ended.append(request.prompt)
 
     ours = client(FakeEngine(script))
-    asyncio.run(call(ours.app, "GET", "/stream", leave_after=6))
+    body = b'{"prompt": "x", "stream": true}'
+    asyncio.run(call(ours.app, "POST", ASK, body, leave_after=6))
     found = scraped(ours)
-    assert ended == ["1"]
+    assert ended == ["x"]
     assert found["vllm:request_success_total", (("finished_reason", "abort"),)] == 1
     assert found["fastslow:clients_left_total", ()] == 1
     assert found["vllm:generation_tokens_total", ()] >= 4
@@ -184,8 +185,8 @@ def test_an_engine_that_is_not_there() -> None:
 def test_names_are_those_of_the_table_and_formats_are_what_is_asked_for() -> None:
     families = {metric.name: metric for metric in TABLE}
     assert len(families) == len(TABLE)
-    with client(FakeEngine(), by_key=True) as ours:
-        ours.post("/v1/ask/x")
+    with client(FakeEngine(), metrics_by_key=True) as ours:
+        ask(ours)
         text = ours.get("/metrics")
         assert text.headers["content-type"].startswith("text/plain; version=")
         accept = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
@@ -207,12 +208,12 @@ def test_names_are_those_of_the_table_and_formats_are_what_is_asked_for() -> Non
 def test_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MOST_VALUES", 5)
 
-    async def script(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        yield Piece(output=output(drafter=ask.id, by_drafter={}))
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        yield Piece(output=output(drafter=str(request.prompt), by_drafter={}))
 
     with client(FakeEngine(script)) as ours:
         for n in range(10):
-            ours.post(f"/v1/ask/d{n}")
+            ask(ours, f"d{n}")
             ours.get(f"/not-there/{n}")
         found = scraped(ours)
     drafters = {dict(labels)["drafter"] for name, labels in found if name == "fastslow:steps_total"}
@@ -220,12 +221,12 @@ def test_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     routes = {
         dict(labels)["route"] for name, labels in found if name == "fastslow:http_requests_total"
     }
-    assert routes == {"/v1/ask/{name}", "unmatched"}
+    assert routes == {ASK, "unmatched"}
 
 
 def test_keys_only_where_they_are_asked_for() -> None:
-    with client(FakeEngine(), by_key=True) as ours:
-        ours.post("/v1/ask/x")
+    with client(FakeEngine(), metrics_by_key=True) as ours:
+        ask(ours)
         found = scraped(ours)
     assert found["fastslow:key_tokens_total", (("key", "anonymous"), ("kind", "prompt"))] == 10
     assert found["fastslow:key_tokens_total", (("key", "anonymous"), ("kind", "answer"))] == 6

@@ -35,14 +35,18 @@ def test_a_key_with_limits(path: Path) -> None:
         second = client.post(CHAT, headers=bot, json=BODY)  # 16 tokens were spent, 4 are left
         assert second.status_code == 200 and second.headers["x-ratelimit-remaining-tokens"] == "4"
         third = client.post(CHAT, headers=bot, json=BODY)
-        assert third.status_code == 429 and "20 tokens a minute" in third.json()["error"]["message"]
+        error = third.json()["error"]
+        assert third.status_code == 429 and "20 tokens a minute" in error["message"]
+        assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
+        assert 1 <= int(third.headers["retry-after"]) <= 60
         client.post(CHAT, headers=page, json=BODY)
         memories = [asked.options.memory_key for asked in engine.asked]
         assert None not in memories and memories[0] == memories[1] != memories[2]
         text = client.get("/metrics").text
         assert 'fastslow:key_requests_total{key="bot",model_name="tiny"} 3.0' in text
-        for status in (401, 429):  # refused before the route was found, and still told by it
+        for status in (401, 429):  # refused before the route was found, and still labelled with it
             assert f'route="{CHAT}",status="{status}"' in text
+        assert client.get("/v1/models", headers=bot).status_code == 200
         assert first.headers["x-content-type-options"] == "nosniff"
         assert third.headers["x-content-type-options"] == "nosniff"
 

@@ -1,87 +1,84 @@
-"""No caller finds out what another one asked or was told, not by any figure of its own answers."""
+"""A key's owner sees nothing of what other keys' owners asked, by no figure of its own answers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from tokenizers_tiny import write_bpe
+from fastapi.testclient import TestClient
+from serve_tools import NAME, open_tiny, write_tiny
 
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.serve.api.keys import StoredKey
-from fastslow.serve.api.limits import Caller
+from fastslow.serve.api.keys import KeyRing, add_key
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
 
 SECRET = "The quick brown fox jumps over the lazy dog, and then once more. " * 3
-OTHER = "Something else entirely is asked here, at some length. " * 3
-FORTY = SamplingParams(max_tokens=40, ignore_eos=True)
-A, B = (Caller.of(StoredKey(name=n, id=n * 32, hash=n * 64)) for n in "ab")
-FIXED = [Speculation(drafter=name, nodes=4) for name in ("suffix", "ngram")]
-IDS = ["suffix", "ngram"]
+TIMES = ("seconds", "ttft", "tpot", "time", "per_second", "_ms")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-def figures(llm: LLM, memory: str | None, speculation: Any) -> dict[str, Any]:
-    """All figures of an answer to the secret prompt that are no times."""
-    output = llm.generate(SECRET, FORTY, speculation=speculation, memory_key=memory)
-    times = (
-        "ttft",
-        "tpot",
-        "draft_seconds",
-        "verify_seconds",
-        "run_seconds",
-        "queue_seconds",
-        "tokens_per_second",
-    )
-    found = output.metrics.to_dict()
-    return {name: value for name, value in found.items() if name not in times}
+@contextmanager
+def opened(folder: Path, names: Sequence[str]) -> Iterator[tuple[TestClient, dict[str, str]]]:
+    """A server with an engine that has answered nobody yet, and the keys of these names."""
+    path = folder / f"{'-'.join(names)}.json"
+    path.unlink(missing_ok=True)
+    keys = {name: add_key(path, name) for name in names}
+    engine = LocalEngine(open_tiny(folder, remember="by_key"), NAME)
+    app = create_app(engine, keys=KeyRing(path))
+    with TestClient(app) as client:
+        try:
+            yield client, keys
+        finally:
+            assert client.portal is not None
+            client.portal.call(engine.close)
 
 
-def open_llm(folder: Path) -> LLM:
-    return LLM(folder, kv_memory="4MiB", progress=False, remember="by_key")
+def ask(client: TestClient, key: str, drafter: str, **fields: Any) -> dict[str, Any]:
+    body = {
+        "messages": [{"role": "user", "content": SECRET}],
+        "max_tokens": 40,
+        "temperature": 0,
+        "speculation": {"drafter": drafter, "nodes": 4},
+        **fields,
+    }
+    answer = client.post("/v1/chat/completions", json=body, headers={"x-api-key": key})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
 
 
-@pytest.mark.parametrize("speculation", FIXED, ids=IDS)
-def test_figures_are_the_same_whatever_others_asked(folder: Path, speculation: Any) -> None:
-    with open_llm(folder) as llm:
-        alone = figures(llm, B.memory_key, speculation)
-    for asked in ([SECRET], [SECRET] * 3, [OTHER] * 3):
-        with open_llm(folder) as llm:
-            for prompt in asked:
-                llm.generate(prompt, FORTY, speculation=speculation, memory_key=A.memory_key)
-            assert figures(llm, B.memory_key, speculation) == alone
+def timeless(value: Any) -> Any:
+    """An answer without names and times."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not any(time in k for time in TIMES)}
+        return {k: timeless(v) for k, v in kept.items() if k not in ("id", "created")}
+    return [timeless(one) for one in value] if isinstance(value, list) else value
 
 
-def test_the_same_caller_sees_that_it_asked_before(folder: Path) -> None:
-    """The figures above would tell, if anything were shared."""
-    with open_llm(folder) as llm:
-        first = figures(llm, A.memory_key, FIXED[0])
-        for _ in range(2):
-            again = figures(llm, A.memory_key, FIXED[0])
-    assert first["cached_tokens"] == 0 < again["cached_tokens"]
-    assert again["accepted"] > first["accepted"] + 20
-
-
-def test_drafts_as_many_as_pay_come_from_nobody_else(folder: Path) -> None:
-    """How many they are depends on times, so only what a memory gives is compared."""
-    with open_llm(folder) as llm:
+@pytest.mark.parametrize("drafter", ["suffix", "ngram"])
+def test_an_answer_is_the_same_whatever_others_asked(folder: Path, drafter: str) -> None:
+    with opened(folder, ["b"]) as (client, keys):
+        alone = ask(client, keys["b"], drafter)
+    with opened(folder, ["a", "b"]) as (client, keys):
         for _ in range(3):
-            own = figures(llm, A.memory_key, "auto")
-        other = figures(llm, B.memory_key, "auto")
-    assert other["cached_tokens"] == 0 and own["cached_tokens"] > 0
-    assert other["accepted"] < own["accepted"] / 2
-
-
-def test_those_without_a_key_share_no_answers(folder: Path) -> None:
-    with open_llm(folder) as llm:
-        first = figures(llm, Caller().memory_key, FIXED[0])
-        again = figures(llm, Caller().memory_key, FIXED[0])
-    assert again["accepted"] == first["accepted"]
+            own = ask(client, keys["a"], drafter)
+        after = ask(client, keys["b"], drafter)
+        salted = ask(client, keys["a"], drafter, cache_salt="another")
+        answers = {
+            name: client.get(f"/v1/requests/{id}/trace", headers={"x-api-key": keys["b"]})
+            for name, id in (("other's", own["id"]), ("unknown", "not-there"))
+        }
+    assert timeless(after) == timeless(alone) == timeless(salted)
+    cached = [one["usage"]["prompt_tokens_details"]["cached_tokens"] for one in (own, after)]
+    assert cached[0] > 0 == cached[1]
+    assert timeless(own) != timeless(alone)  # who asked before sees it
+    said = [answer.json()["error"]["message"] for answer in answers.values()]
+    assert {answer.status_code for answer in answers.values()} == {404}
+    assert said[0].replace(own["id"], "not-there") == said[1]

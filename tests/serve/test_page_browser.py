@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browser import missing, until
-from fake_chat_texts import ANSWER
+from fake_chat import ANSWER, SOURCES
 from page_chat import ALT, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat
 
 pytestmark = [
@@ -80,7 +80,7 @@ def test_auto_says_what_it_chose_and_why(chat: Chat) -> None:
     assert "chosen by auto" in chat.text(".answer header")
 
 
-def test_two_modes_are_compared_and_one_goes_on(chat: Chat) -> None:
+def test_two_modes_are_compared_and_one_is_continued(chat: Chat) -> None:
     chat.mode("deep")
     chat.ask("echo same")
     chat.ended()
@@ -138,25 +138,8 @@ def test_colours_say_where_tokens_came_from(chat: Chat) -> None:
     chat.ask("echo one two three four five six seven eight nine ten")
     chat.ended()
     kinds = [span.get_attribute("class") for span in chat.all(".answer .coloured span")]
-    expected = [
-        "target",
-        "suffix",
-        "suffix",
-        "target",
-        "head",
-        "head",
-        "head",
-        "target",
-        "target",
-        "prediction",
-    ]
-    assert kinds == [f"s-{name}" for name in expected]
-    assert [s.text for s in chat.all("#legend > span")] == [
-        "target",
-        "suffix",
-        "head",
-        "prediction",
-    ]
+    assert kinds == [f"s-{name}" for name in SOURCES]
+    assert [s.text for s in chat.all("#legend > span")] == list(dict.fromkeys(SOURCES))
     chat.run("document.querySelectorAll('.coloured')[1].focus()")
     for _ in range(3):
         chat.press(ARROW_RIGHT)
@@ -226,13 +209,13 @@ def test_figures_are_asked_for_only_in_view(chat: Chat) -> None:
 
 
 def test_missing_figures_are_explained(chat: Chat) -> None:
-    chat.engine.figures = {"running": 1, "waiting": 0, "drafters": {}, "prompt_tokens": 0}
+    chat.engine.given = {"running": 1, "waiting": 0, "drafters": {}, "prompt_tokens": 0}
     try:
         chat.driver.find_element("id", "tab-server").click()
         until(lambda: chat.all("#cards .card"), "there are figures")
         cards = chat.text("#cards")
     finally:
-        chat.engine.figures = {}
+        chat.engine.given = {}
     assert "Nothing was drafted yet." in cards
     assert "This server does not count requests by mode." in cards
     assert "No prompt has run yet." in cards
@@ -242,13 +225,13 @@ def test_missing_figures_are_explained(chat: Chat) -> None:
 def test_replicas_have_a_table(chat: Chat) -> None:
     one = {"running": 2, "waiting": 1, "pages": 80, "pages_used": 20, "tokens": 1234}
     each = {f"r{n:02}": one for n in range(25)} | {"<b>bad</b>": None}
-    chat.engine.figures = {"running": 1, "replicas": each, "replicas_gone": 3}
+    chat.engine.given = {"running": 1, "replicas": each, "replicas_gone": 3}
     try:
         chat.driver.find_element("id", "tab-server").click()
         until(lambda: "Replica" in chat.text("#cards"), "there are replicas")
         card = chat.text("#cards")
     finally:
-        chat.engine.figures = {}
+        chat.engine.given = {}
     assert "r00" in card and "r19" in card and "r20" not in card and "bad" not in card
     assert "25%" in card and "1,234" in card
     assert "5 more are not shown." in card and "3 are gone since the server started." in card

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from browser import missing, until
-from fake_chat_texts import HOSTILE
+from fake_chat import HOSTILE
 from page_chat import ANSWERED, ENTER, ESCAPE, TAB, Chat
 
 pytestmark = [
@@ -31,7 +31,7 @@ def test_errors_are_sentences_that_say_what_to_do(chat: Chat) -> None:
     assert chat.text(".answer .rendered") == "later"
     for word, sentence in {
         "wrong": "temperature=1000 must be at most 100.",
-        "off": "The connection ended in the middle of the answer. What came is kept; try again.",
+        "off": "The connection broke in the middle of the answer. What came is kept; try again.",
         "error": "the engine ended in the middle of the request",
     }.items():
         chat.ask(word)
@@ -58,15 +58,8 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(chat: Chat) -> None:
 
 def test_settings_are_sent_and_checked(chat: Chat) -> None:
     chat.driver.find_element("id", "open-settings").click()
-    given = {
-        "system": "Be brief.",
-        "temperature": "0.5",
-        "max_tokens": "77",
-        "seed": "3",
-        "thinking_budget": "9",
-        "drafter": "off",
-        "schema": '{"type": "object"}',
-    }
+    given = {"system": "Be brief.", "drafter": "off", "schema": '{"type": "object"}'}
+    given |= {"temperature": "0.5", "max_tokens": "77", "seed": "3", "thinking_budget": "9"}
     for name, value in given.items():
         chat.driver.find_element("css selector", f'[data-setting="{name}"]').send_keys(value, TAB)
     schema = chat.driver.find_element("css selector", '[data-setting="schema"]')
@@ -142,10 +135,8 @@ STORED: dict[str, Any] = {
 @pytest.mark.parametrize("name", STORED)
 def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
     for colours in (False, True):
-        stored = {
-            "turns": STORED[name],
-            "preferences": {"colours": colours, "mode": 5, "settings": []},
-        }
+        wrong: dict[str, Any] = {"colours": colours, "mode": 5, "settings": []}
+        stored = {"turns": STORED[name], "preferences": wrong}
         for key, value in stored.items():
             chat.driver.execute_script(
                 "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from browser import appear, missing, until
-from fake_chat_server import FakeEngine
+from fake_chat import ChatEngine
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +42,7 @@ def frame_times(driver: Any, url: str, message: str, colours: bool) -> list[floa
     ids=["prose", "one line", "code"],
 )
 def test_a_long_answer_stays_smooth(
-    window: Any, page: tuple[str, FakeEngine], message: str, colours: bool
+    window: Any, page: tuple[str, ChatEngine], message: str, colours: bool
 ) -> None:
     times = frame_times(window, page[0], message, colours)
     assert len(times) > LEAST_FRAMES * sum(times) / 1000
@@ -56,7 +56,7 @@ def test_a_long_answer_stays_smooth(
     assert shown >= 0.9 * said  # Markdown's marks are not shown
 
 
-def test_nothing_is_wider_than_a_phone(window: Any, page: tuple[str, FakeEngine]) -> None:
+def test_nothing_is_wider_than_a_phone(window: Any, page: tuple[str, ChatEngine]) -> None:
     for colours in (False, True):
         frame_times(window, page[0], "Explain binary search", colours)
         appear(window, 375, 720, "light")

@@ -1,4 +1,4 @@
-"""A cluster that is there already: joined by its address, through Ray Client, and by `serve run`."""
+"""A cluster that is there already: joined by its address, and by `serve run`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,11 @@ import pytest
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from processes_served import address, command, free_port, wait_ready
 from ray_engines import StartedCluster, living, started_cluster
-from serve_engines import write_served
 
 pytestmark = pytest.mark.slow
 PATIENCE = 180  # seconds
 BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 12, "mode": "fast", "temperature": 0}
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +96,3 @@ def test_serve_run_of_the_file_that_is_there(
         refused = httpx.post(f"{url}/v1/completions", json=BODY | {"max_tokens": 0})
         assert refused.status_code == 400 and "max_tokens" in refused.text
     assert soon(lambda: not cluster.engines())
-
-
-def test_through_ray_client(cluster: StartedCluster, folder: Path) -> None:
-    port = free_port()
-    options: list[Any] = ["--port", port, "--replicas", 1, "--kv-memory", "16MiB"]
-    options += ["--served-model-name", "tiny", "--address", f"ray://127.0.0.1:{cluster.client}"]
-    with command(folder, *options, environment=cluster.environment) as deploying:
-        _, told = deploying.communicate(timeout=PATIENCE)
-        assert deploying.returncode == 0, told
-    assert text_of(f"http://127.0.0.1:{port}"), "it stays when the command has ended"
-    assert len(cluster.engines()) == 1

@@ -9,8 +9,10 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from ray_engines import started_cluster
@@ -23,7 +25,6 @@ from serve_engines import (
     pieces_of,
     settings_of,
     until,
-    write_served,
 )
 
 from fastslow.output import Output
@@ -39,51 +40,34 @@ TWO = ReplicaSettings(least=2, most=2, health_seconds=0.5, hung_seconds=3.0)
 SOON = 120.0  # seconds: other tests may run beside it
 
 
-class Opened:
+class Opened(NamedTuple):
     """Replicas, and one engine in this process beside them."""
 
-    def __init__(
-        self,
-        runner: asyncio.Runner,
-        several: RoutedEngine,
-        local: Engine,
-        pids: Callable[[], list[int]],
-    ) -> None:
-        self.runner, self.several, self.local, self.pids = runner, several, local, pids
+    runner: asyncio.Runner
+    several: RoutedEngine
+    local: Engine
+    pids: Callable[[], list[int]]
 
     async def both_run(self) -> bool:
         return len(self.several._replicas.running) == 2
 
 
 @pytest.fixture(scope="module", params=["processes", pytest.param("ray", marks=pytest.mark.slow)])
-def opened(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Opened]:
-    settings = settings_of(write_served(tmp_path_factory.mktemp("served")), max_waiting=100)
+def opened(request: pytest.FixtureRequest, folder: Path) -> Iterator[Opened]:
+    settings = settings_of(folder, max_waiting=100)
     with asyncio.Runner() as runner, ExitStack() as stack:
         if request.param == "ray":
-            from fastslow.serve.ray.cluster import Cluster
             from fastslow.serve.ray.deployments import OwnDeployment
             from fastslow.serve.ray.replicas import RayReplicas
 
             cluster = stack.enter_context(started_cluster())
-
-            def pids() -> list[int]:
-                return cluster.engines()
-
-            def replicas() -> Any:
-                return RayReplicas(OwnDeployment(Cluster(cluster.address), settings, TWO))
+            deployment = OwnDeployment(cluster.address, settings, TWO)
+            replicas: Any = runner.run(_made(RayReplicas, deployment))
+            pids: Callable[[], list[int]] = cluster.engines
         else:
-            here: list[ProcessReplicas] = []
-
-            def replicas() -> Any:
-                here.append(ProcessReplicas(settings, TWO))
-                return here[0]
-
-            def pids() -> list[int]:
-                return here[0].pids
-
-        several = runner.run(_routed(replicas))
+            replicas = runner.run(_made(ProcessReplicas, settings, TWO))
+            pids = partial(getattr, replicas, "pids")
+        several = runner.run(_made(RoutedEngine, replicas))
         with pytest.raises(NotReady, match="^the model is loading$"):
             print(several.card)
         runner.run(several.start())
@@ -97,8 +81,9 @@ def opened(
             runner.run(several.close())
 
 
-async def _routed(replicas: Callable[[], Any]) -> RoutedEngine:
-    return RoutedEngine(replicas())
+async def _made(kind: Callable[..., Any], *arguments: Any) -> Any:
+    """Made in a loop."""
+    return kind(*arguments)
 
 
 def test_answers_are_those_of_one_engine(opened: Opened) -> None:

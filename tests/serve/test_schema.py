@@ -10,24 +10,18 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
+from schemathesis.specs.openapi import checks
 
 CHECKS: Any = [
-    not_a_server_error,
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
+    *(not_a_server_error, checks.content_type_conformance),
+    *(checks.response_schema_conformance, checks.status_code_conformance),
 ]
-MOST = {
-    "max_tokens": 2,
-    "max_completion_tokens": 2,
-    "max_output_tokens": 2,
-    "n": 2,
-}  # else a case may take a minute
+LIMITS = (
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n",
+)  # else a case may take a minute
 # half of all cases are of these, by the field that says how long an answer may be
 ASKING = {
     "POST /v1/chat/completions": "max_tokens",
@@ -38,7 +32,7 @@ ASKING = {
 
 
 def run(url: str, cases: int) -> Counter[str]:
-    """Ask the server so many times, half of them wrongly; how often each status came."""
+    """Make this many requests, half of them wrong ones; how often each status came."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     found: Any = schema.get_all_operations()
     operations = [result.ok() for result in found]
@@ -65,9 +59,9 @@ def _ask(url: str, operation: Any, mode: GenerationMode, cases: int) -> Counter[
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         if isinstance(case.body, dict):
-            for name, most in MOST.items():
+            for name in LIMITS:
                 if isinstance(case.body.get(name), int):
-                    case.body[name] = min(case.body[name], most)
+                    case.body[name] = min(case.body[name], 2)
             if mode is GenerationMode.POSITIVE:
                 _make_likely(case.body, ASKING.get(operation.label))
         answer = case.call(base_url=url)

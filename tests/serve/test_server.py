@@ -1,4 +1,4 @@
-"""The server's life, in a process of its own: it loads, serves, drains, ends."""
+"""The server's life, in another process: it loads, serves, drains, ends."""
 
 from __future__ import annotations
 
@@ -122,21 +122,16 @@ def _gone(pid: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with program("-m", "fastslow", "serve", tmp_path / "missing", "--port", port) as server:
-            _, said = server.communicate(timeout=PATIENCE)
-    assert server.returncode == 2
-    assert said == f"error: port {port} of 127.0.0.1 is taken: give another --port, or end what listens there\n"  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
-    with program("-m", "fastslow", "serve", tmp_path / "missing", "--port", 0) as server:
-        _, said = server.communicate(timeout=PATIENCE)
-    assert server.returncode == 2
-    assert said.splitlines()[-1].startswith("error: ") and "missing" in said
+        for number, said in ((port, f"port {port} of 127.0.0.1 is taken"), (0, "missing")):
+            command = ("-m", "fastslow", "serve", tmp_path / "missing", "--port", number)
+            with program(*command) as server:
+                _, error = server.communicate(timeout=PATIENCE)
+            assert server.returncode == 2
+            last = error.splitlines()[-1]
+            assert last.startswith("error: ") and said in last
 
 
 @pytest.mark.slow

@@ -14,17 +14,19 @@ import anthropic
 import httpx
 import openai
 import pytest
+from fake_engine import FakeEngine, output
 from hypothesis import given
 from hypothesis import strategies as st
 from pairs import pairwise
+from requests_made import made_request
 from serve_tools import events_of, named_events_of, served
 
 from fastslow.output import GenerationError, Piece
 from fastslow.serve.api.config import ServerConfig, ServerSettings
-from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyRing, add_key
-from fastslow.serve.http.answer import dumped, event
+from fastslow.serve.http.answer import Pieces, dumped, event
 from fastslow.serve.http.app import create_app
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
@@ -36,20 +38,18 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-class Scripted:
+class Scripted(FakeEngine):
     """An engine that thinks, says something, and then raises an error or continues without end."""
 
-    card = ModelCard("m", 0, 99, {"deep": {}}, "", 0, thinks=True, has_head=False)
-    ready, why_not_ready = True, ""
-
     def __init__(self) -> None:
+        super().__init__(self._answer)
         self.error: Exception | None = None
         self.silence = 0.0  # seconds before the first piece
         self.late = True
         self.text = " and on"
         self.begun = self.running = 0
 
-    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.begun += 1
         self.running += 1
         try:
@@ -64,14 +64,11 @@ class Scripted:
         finally:
             self.running -= 1
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
-        return [1, 2, 3]
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, Scripted]]:
     engine, settings = Scripted(), ServerSettings(heartbeat=0.05, write_timeout=0.5)
-    with served(create_app(engine, ServerConfig(settings=settings))) as url:  # type: ignore[arg-type]
+    with served(create_app(engine, ServerConfig(settings=settings))) as url:
         yield url, engine
 
 
@@ -130,13 +127,15 @@ def test_what_the_engine_raises(
                 *_, last = events_of(answer.text)
             case _:
                 last = answer.json()
-        told = last["error"]
-        if "type" in told:
-            assert told["type"] == (claude if path == "/v1/messages" else kind)
+        shown = last["error"]
+        if "type" in shown:
+            assert shown["type"] == (claude if path == "/v1/messages" else kind)
         else:
-            assert told["code"] == gpt
-        assert ("known-1" in told["message"]) is (status == 500) and "secret" not in told["message"]
-        assert status == 500 or told["message"] == str(error)
+            assert shown["code"] == gpt
+        assert ("known-1" in shown["message"]) is (status == 500) and "secret" not in shown[
+            "message"
+        ]
+        assert status == 500 or shown["message"] == str(error)
 
 
 def test_the_official_clients_raise_what_comes_in_a_stream(address: str, engine: Scripted) -> None:
@@ -146,11 +145,11 @@ def test_the_official_clients_raise_what_comes_in_a_stream(address: str, engine:
         anthropic.Anthropic(base_url=address, api_key="none", max_retries=0) as claude,
         pytest.raises(anthropic.APIStatusError, match="the queue is full"),
     ):
-        for one in claude.messages.create(model="m", max_tokens=9, messages=CHAT, stream=True):
+        for one in claude.messages.create(model="tiny", max_tokens=9, messages=CHAT, stream=True):
             seen.append(one.type)
     assert seen[0] == "message_start" and seen.count("content_block_start") == 2
     with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as gpt:
-        *_, last = gpt.responses.create(model="m", input="hi", stream=True)
+        *_, last = gpt.responses.create(model="tiny", input="hi", stream=True)
     assert last.type == "response.failed" and last.response.error is not None
     assert last.response.error.message == "the queue is full"
 
@@ -194,6 +193,22 @@ def test_a_silent_stream_has_pings(
     assert any(first in line for line in seen[: seen.index(ping)]), "it comes before the first ping"
 
 
+def test_the_slower_of_two_answers_is_waited_for_without_turns() -> None:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        await asyncio.sleep(0.2 if request.prompt == "slow" else 0)
+        yield Piece(output=output())
+        await asyncio.sleep(0.01)  # it ends later than its last piece comes
+
+    async def bunches() -> int:
+        requests = [made_request("1", "quick"), made_request("2", "slow")]
+        pieces, count = Pieces(FakeEngine(script), requests), 0
+        while count < 100 and await pieces.take(60) is not None:
+            count += 1
+        return count
+
+    assert asyncio.run(bunches()) <= 3
+
+
 def test_a_client_that_takes_nothing_is_left(address: str, engine: Scripted) -> None:
     engine.text = "x" * 100_000
     host, port = address.removeprefix("http://").split(":")
@@ -224,17 +239,17 @@ def test_requests_are_ended_by_name(http: httpx.Client) -> None:
 def test_keys_are_sent_as_either_client_does(tmp_path: Path, engine: Scripted) -> None:
     path = tmp_path / "keys.json"
     key = add_key(path, "bot")
-    app = create_app(engine, keys=KeyRing(path))  # type: ignore[arg-type]
+    app = create_app(engine, keys=KeyRing(path))
     with (
         served(app) as url,
         anthropic.Anthropic(base_url=url, api_key=key, max_retries=0) as claude,
         openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as gpt,
     ):
-        assert claude.messages.count_tokens(model="m", messages=CHAT).input_tokens == 3
+        assert claude.messages.count_tokens(model="tiny", messages=CHAT).input_tokens == 3
         with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
-            claude.copy(api_key="wrong").messages.count_tokens(model="m", messages=CHAT)
+            claude.copy(api_key="wrong").messages.count_tokens(model="tiny", messages=CHAT)
         with pytest.raises(openai.AuthenticationError):
-            gpt.responses.create(model="m", input="hi")
+            gpt.responses.create(model="tiny", input="hi")
 
 
 @given(st.text())

@@ -121,7 +121,7 @@ def test_tools_that_may_not_be_called_cost_nothing(served_by: Clients) -> None:
 
 @with_some
 @pytest.mark.parametrize("protocol", PATHS)
-def test_a_cut_call_is_told_as_far_as_it_came(served_by: Clients, protocol: str) -> None:
+def test_a_cut_call_comes_as_far_as_it_was_made(served_by: Clients, protocol: str) -> None:
     fields = {**ONE, "choice": "get_weather", "thinking_budget": 0, "temperature": 0}
     whole = served_by.ask(protocol, **fields).tokens[1]
     made = served_by.ask(protocol, **{**fields, "most": whole - 14})

@@ -9,14 +9,16 @@ from pathlib import Path
 import jsonschema
 import pytest
 from chat_templates import HARMONY, write_marked
+from fake_engine import output
 from llguidance import LLMatcher, LLTokenizer
-from parsed_calls import Parsed, parse
 
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.tool_formats import BY_NAME
+from fastslow.output import Piece
 from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.tool_calls.answer_parts import AnswerParts
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice
-from fastslow.serve.tool_calls.prepare import Prepared, prepare
+from fastslow.serve.tool_calls.prepare import ToolSupport
 
 PLACE = {
     "type": "object",
@@ -77,30 +79,32 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
     return Speaker(tmp_path_factory.mktemp("speaker"))
 
 
-def lark(prepared: Prepared) -> str:
+def lark(prepared: ToolSupport) -> str:
     return str(prepared.sampling["grammar"]["lark"])
 
 
-def check_calls(prepared: Prepared, text: str) -> Parsed:
-    assert prepared.form is not None
-    parsed = parse(text, prepared.form, prepared.functions)
-    assert parsed.complete
-    for call in parsed.calls:
-        jsonschema.validate(json.loads(call.arguments), prepared.functions[call.name])
-    return parsed
+def check_calls(prepared: ToolSupport, text: str) -> tuple[str, list[str]]:
+    """The content of a text, and the functions that it calls, whose arguments are valid."""
+    parts = AnswerParts(prepared.parser(), True)
+    parts.push(Piece(text))
+    parts.finish(output("").choices[0])
+    schemas = {tool.name: tool.parameters for tool in TOOLS}
+    for call in parts.calls:
+        jsonschema.validate(json.loads(call.text), schemas[call.name])
+    return parts.text_of("text"), [call.name for call in parts.calls]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -> None:
-    prepared = prepare(TOOLS, ToolChoice("required"), parallel, speaker.card(name))
+    prepared = ToolSupport(TOOLS, ToolChoice("required"), parallel, speaker.card(name))
     counts: set[int] = set()
     names: set[str] = set()
     for seed in range(8):
-        parsed = check_calls(prepared, speaker.text(lark(prepared), "", seed))
-        assert parsed.content == ""
-        counts.add(len(parsed.calls))
-        names.update(call.name for call in parsed.calls)
+        content, called = check_calls(prepared, speaker.text(lark(prepared), "", seed))
+        assert content == ""
+        counts.add(len(called))
+        names.update(called)
     assert (counts == {1}) is not parallel
     assert names == {"get_weather", "get"}
 
@@ -118,23 +122,22 @@ BEGINNINGS = {
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("parallel", [True, False])
 def test_an_answer_is_free_until_a_call_begins(speaker: Speaker, name: str, parallel: bool) -> None:
-    prepared = prepare(TOOLS, ToolChoice(), parallel, speaker.card(name))
+    prepared = ToolSupport(TOOLS, ToolChoice(), parallel, speaker.card(name))
     grammar, begun = lark(prepared), BEGINNINGS[name]
     assert speaker.fits(grammar, 'It is {"name": 5} or <tool, wörd\n')
     assert speaker.fits(grammar, '{"names": 1}')
     assert speaker.fits(grammar, "")
     if not parallel or name == "llama3":  # else texts of any length may follow
-        parsed = check_calls(prepared, speaker.text(grammar, begun, 3))
-        assert parsed.calls
-        assert parsed.content == ("" if name == "llama3" else "So.")
+        content, called = check_calls(prepared, speaker.text(grammar, begun, 3))
+        assert called and content == ("" if name == "llama3" else "So.")
     assert not speaker.fits(grammar, begun + "what")
     assert not speaker.fits(grammar, begun)
 
 
 def test_a_call_may_stand_between_texts(speaker: Speaker) -> None:
     call = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
-    many = lark(prepare(TOOLS, ToolChoice(), True, speaker.card("hermes")))
-    one = lark(prepare(TOOLS, ToolChoice(), False, speaker.card("hermes")))
+    many = lark(ToolSupport(TOOLS, ToolChoice(), True, speaker.card("hermes")))
+    one = lark(ToolSupport(TOOLS, ToolChoice(), False, speaker.card("hermes")))
     assert speaker.fits(many, f"A{call} B\n{call}\nC")
     assert speaker.fits(one, f"A{call}")
     assert not speaker.fits(one, f"A{call}{call}")
@@ -144,18 +147,19 @@ def test_a_call_may_stand_between_texts(speaker: Speaker) -> None:
 def test_an_answer_without_calls_keeps_to_its_schema(speaker: Speaker, name: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     for given in ({"json_schema": schema}, {"json_object": True}):
-        grammar = lark(prepare(TOOLS, ToolChoice(), True, speaker.card(name), given))
+        grammar = lark(ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name), given))
         assert speaker.fits(grammar, '{"a": 5}')
         assert not speaker.fits(grammar, "So.")
     assert not speaker.fits(
-        lark(prepare(TOOLS, ToolChoice(), True, speaker.card(name), {"json_schema": schema})), "{}"
+        lark(ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name), {"json_schema": schema})),
+        "{}",
     )
     with pytest.raises(
         ValueError, match="JSON without a mark, so its other answers cannot be held"
     ):
-        prepare(TOOLS, ToolChoice(), True, speaker.card("llama3"), {"json_object": True})
+        ToolSupport(TOOLS, ToolChoice(), True, speaker.card("llama3"), {"json_object": True})
     with pytest.raises(ValueError, match="only be held to a JSON schema"):
-        prepare(TOOLS, ToolChoice(), True, speaker.card(name), {"regex": "a"})
+        ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name), {"regex": "a"})
 
 
 def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> None:
@@ -167,8 +171,8 @@ def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> N
     }
     card = speaker.card("hermes")
     with pytest.raises(ValueError, match=r"^tools\[1\]\.parameters cannot be held to: "):
-        prepare([TOOLS[0], Tool("f", parameters=odd, strict=True)], ToolChoice(), True, card)
-    loose = prepare([Tool("f", parameters=odd)], ToolChoice("required"), True, card)
+        ToolSupport([TOOLS[0], Tool("f", parameters=odd, strict=True)], ToolChoice(), True, card)
+    loose = ToolSupport([Tool("f", parameters=odd)], ToolChoice("required"), True, card)
     text = '<tool_call>\n{"name": "f", "arguments": {"a": "x"}}\n</tool_call>'
     assert speaker.fits(lark(loose), text)
     assert not speaker.fits(lark(loose), text.replace('"x"', "1")), "what is known holds"
@@ -179,7 +183,7 @@ def test_what_cannot_be_held_to_at_all_is_said_in_the_log(
 ) -> None:
     broken = {"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}
     card = speaker.card("hermes")
-    loose = prepare([Tool("f", parameters=broken)], ToolChoice("required"), True, card)
+    loose = ToolSupport([Tool("f", parameters=broken)], ToolChoice("required"), True, card)
     assert any("arguments of f are any object: " in line for line in logged)
     text = '<tool_call>\n{"name": "f", "arguments": {"b": [1]}}\n</tool_call>'
     assert speaker.fits(lark(loose), text)
@@ -188,21 +192,22 @@ def test_what_cannot_be_held_to_at_all_is_said_in_the_log(
 def test_no_tools_no_change(speaker: Speaker) -> None:
     card = speaker.card("hermes")
     for prepared in (
-        prepare([], ToolChoice(), True, card),
-        prepare(TOOLS, ToolChoice("none"), True, card),
+        ToolSupport([], ToolChoice(), True, card),
+        ToolSupport(TOOLS, ToolChoice("none"), True, card),
     ):
         assert (prepared.variables, prepared.sampling, prepared.parser()) == ({}, {}, None)
-    with pytest.raises(ValueError, match="asks for a call, but there are no tools"):
-        prepare([], ToolChoice("required"), True, card)
+    with pytest.raises(ValueError, match="wants a call, but there are no tools"):
+        ToolSupport([], ToolChoice("required"), True, card)
 
 
 def test_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
     number = speaker.tokenizer.token_id("<|eom_id|>")
-    assert prepare(TOOLS, ToolChoice(), True, speaker.card("llama3")).sampling[
+    assert ToolSupport(TOOLS, ToolChoice(), True, speaker.card("llama3")).sampling[
         "stop_token_ids"
     ] == [number]
     assert (
-        "stop_token_ids" not in prepare(TOOLS, ToolChoice(), True, speaker.card("pangu")).sampling
+        "stop_token_ids"
+        not in ToolSupport(TOOLS, ToolChoice(), True, speaker.card("pangu")).sampling
     )
 
 
@@ -210,10 +215,10 @@ CALLED = "<|channel|>commentary to=functions.get <|constrain|>json<|message|>{}"
 NEXT = "<|start|>assistant"
 
 
-def test_calls_in_channels_stand_behind_the_analysis(speaker: Speaker) -> None:
+def test_calls_in_channels_come_after_the_analysis(speaker: Speaker) -> None:
     card = speaker.card("harmony")
-    must = lark(prepare(TOOLS, ToolChoice("required"), True, card))
-    may = lark(prepare(TOOLS, ToolChoice(), True, card))
+    must = lark(ToolSupport(TOOLS, ToolChoice("required"), True, card))
+    may = lark(ToolSupport(TOOLS, ToolChoice(), True, card))
     final = f"{NEXT}<|channel|>final<|message|>"
     word = f"{NEXT}<|channel|>commentary<|message|>I look.<|end|>"
     for grammar in (must, may):
@@ -223,7 +228,7 @@ def test_calls_in_channels_stand_behind_the_analysis(speaker: Speaker) -> None:
         assert not speaker.fits(grammar, f"{NEXT}{CALLED}so")
     for said in (word + NEXT + CALLED, f"{word}{final}so", f"{final}so"):
         assert speaker.fits(may, said) and not speaker.fits(must, said)
-    held = lark(prepare(TOOLS, ToolChoice(), True, card, {"json_schema": {"type": "integer"}}))
+    held = lark(ToolSupport(TOOLS, ToolChoice(), True, card, {"json_schema": {"type": "integer"}}))
     assert speaker.fits(held, f"{final}5") and not speaker.fits(held, f"{final}so")
-    stops = prepare(TOOLS, ToolChoice(), True, card).sampling["stop_token_ids"]
+    stops = ToolSupport(TOOLS, ToolChoice(), True, card).sampling["stop_token_ids"]
     assert stops == [speaker.tokenizer.token_id("<|call|>")]

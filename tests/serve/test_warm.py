@@ -62,7 +62,7 @@ def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> 
         own, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
         again, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
         other, _ = await cached(engine, "What is it? " * 5, cache_salt="them")
-        assert again > own >= other, "what is asked behind it is the caller's own"
+        assert again > own >= other, "what follows it is the caller's own"
         if isinstance(engine, EngineClient):
             assert engine.pid is not None
             os.kill(engine.pid, signal.SIGKILL)
@@ -75,7 +75,7 @@ def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> 
     asyncio.run(main())
 
 
-def test_what_cannot_be_warm_is_told_before_a_request_comes(folder: Path) -> None:
+def test_what_cannot_be_warm_is_refused_before_a_request_comes(folder: Path) -> None:
     for modes, options, said in (
         (["auto"], {}, "warm system.txt in mode 'auto': pin needs one mode"),
         (["dep"], {}, "warm system.txt in mode 'dep': mode='dep' is unknown"),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from tokenizers_tiny import write_bpe
+from tokenizers_tiny import edit, write_bpe
 
 CHATML = """\
 {%- for message in messages %}
@@ -95,13 +94,6 @@ NEMOTRON = """\
 {%- if add_generation_prompt %}
     {{- '<turn>assistant: <think>' ~ ('\\n' if ns.think else '</think>') }}
 {%- endif %}
-"""
-SYSTEM_WORD = """\
-{%- set quiet = messages[0].role == 'system' and messages[0].content.endswith('/no_think') %}
-{%- for message in messages %}
-    {{- message.role ~ ': ' ~ message.content.replace('/no_think', '') ~ '\\n' }}
-{%- endfor %}
-{{- 'assistant: ' ~ ('<think></think>' if quiet else '') }}
 """
 GPT_OSS = """\
 {%- macro header() -%}
@@ -210,7 +202,6 @@ TEMPLATES = {
     "qwen3-2507-instruct": INSTRUCT,
     "smollm3": SMOLLM3,
     "nemotron": NEMOTRON,
-    "system-word": SYSTEM_WORD,
     "gpt-oss": GPT_OSS,
     "r1-distill": R1_DISTILL,
     "magistral": MAGISTRAL,
@@ -240,8 +231,5 @@ def write_marked(folder: Path, template: str, marks: tuple[str, ...] = (), eos: 
     tokenizer.add_special_tokens(list(marks))
     tokenizer.save(str(path))
     if eos:
-        path = folder / "tokenizer_config.json"
-        path.write_text(
-            json.dumps(json.loads(path.read_text("utf-8")) | {"eos_token": eos}), "utf-8"
-        )
+        edit(folder / "tokenizer_config.json", eos_token=eos)
     return int(tokenizer.get_vocab_size())

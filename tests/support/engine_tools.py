@@ -23,13 +23,10 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
-from fastslow.engine.sampling.grammar import Grammar
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.text.detokenizer import Detokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.engine.types import Drafter, Floats, OneHot, RequestView, Tree
 from fastslow.policies.speculation.planner import FixedLength
 
@@ -104,8 +101,9 @@ class Bench:
         end_ids = frozenset(ask.params.stop_token_ids)
         if not ask.params.ignore_eos:
             end_ids |= frozenset(self.model.config.eos_ids)
-        detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
-        room = ask.params.max_tokens
+        words, room, grammar = self.tokenizer, ask.params.max_tokens, None
+        if ask.grammar is not None:
+            grammar = self.kit.grammar(ask.grammar, end_ids, len(ask.tokens), ask.thinks)
         return Request(
             id=number,
             tokens=list(ask.tokens),
@@ -113,14 +111,14 @@ class Bench:
             params=ask.params,
             speculation=Speculation(drafter=ask.drafter),
             policy=FixedLength(0 if ask.drafter == "off" else ask.nodes),
-            stopper=Stopper(ask.params, end_ids, room, detokenizer),
+            stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None),
             groups=ask.groups,
             seed=ask.seed,
             max_len=len(ask.tokens) + room - 1,
             rope_length=self.model.config.rope_length(len(ask.tokens) + room - 1),
             end_ids=end_ids,
-            thinking=self._thinking(ask),
-            grammar=self._grammar(ask, end_ids),
+            thinking=ask.bound.of(words, len(ask.tokens)) if ask.bound and words else None,
+            grammar=grammar,
             rule=RULES[ask.rule],
             reproducible=ask.rule == "reproducible",
             **more,
@@ -132,22 +130,8 @@ class Bench:
         assert self.tokenizer is not None
         return GrammarKit(self.tokenizer, self.model.config.vocab_size)
 
-    def _grammar(self, ask: Ask, end_ids: frozenset[int]) -> Grammar | None:
-        if ask.grammar is None:
-            return None
-        return self.kit.grammar(ask.grammar, end_ids, len(ask.tokens), ask.thinks)
-
-    def _thinking(self, ask: Ask) -> Thinking | None:
-        if ask.bound is None:
-            return None
-        assert self.tokenizer is not None
-        return ask.bound.of(self.tokenizer, len(ask.tokens))
-
     def run(
-        self,
-        asks: Sequence[Ask],
-        setting: Setting = PLENTY,
-        warm: Sequence[Ask] = (),
+        self, asks: Sequence[Ask], setting: Setting = PLENTY, warm: Sequence[Ask] = ()
     ) -> list[Request]:
         """Answers to all asks in one batch; those of `warm` were answered by the same engine before."""
         core = self.core(setting)
@@ -231,7 +215,17 @@ def dense_probs(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[
     return one_hot
 
 
-class OracleDraft(BaseDrafter):
+class TreeDraft(BaseDrafter):
+    """Drafts for each request alone."""
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [self._tree(r, n) for r, n in zip(batch, nodes)]
+
+    def _tree(self, request: RequestView, nodes: int) -> Tree:
+        raise NotImplementedError
+
+
+class OracleDraft(TreeDraft):
     """Knows the answers, by request, and errs where `errs` says so: long runs, cut anywhere.
 
     Args:
@@ -251,9 +245,6 @@ class OracleDraft(BaseDrafter):
         self._errs = errs
         self._forked = forked
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        return [self._tree(r, n) for r, n in zip(batch, nodes)]
-
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         place = len(request.tokens)
         known = self._answers.get(request.id, [])[place : place + nodes]
@@ -270,11 +261,8 @@ def _other(token: int) -> int:
     return token - 1 if token > 4 else token + 5
 
 
-class RandomDraft(BaseDrafter):
+class RandomDraft(TreeDraft):
     """Trees of any shape from the request's own latest tokens: chosen, siblings may be the same."""
-
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         draws = stream(request.seed, len(request.tokens), Purpose.DRAFT)
@@ -283,7 +271,7 @@ class RandomDraft(BaseDrafter):
         return Tree(tokens, [int(draws.integers(-1, i)) for i in range(nodes)])
 
 
-class SampledDraft(BaseDrafter):
+class SampledDraft(TreeDraft):
     """Sampled trees: at each depth `width` siblings, all drawn from the same q.
 
     Args:
@@ -294,9 +282,6 @@ class SampledDraft(BaseDrafter):
     def __init__(self, q: Callable[[Sequence[int]], Floats], width: int = 1) -> None:
         self._q = q
         self._width = width
-
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        return [self._tree(r, n) for r, n in zip(batch, nodes)]
 
     def _tree(self, request: RequestView, nodes: int) -> Tree:
         text = list(request.tokens)

@@ -1,12 +1,13 @@
 """A `torch.cuda` without a GPU: the current device, streams, events and graphs, and what was asked of them.
 
-Tensors stay on the CPU, so numbers are right; `log` tells what a GPU would have been told, in order.
+Tensors stay on the CPU, so numbers are right; `log` has what would have reached a GPU, in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import npu_sim
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from fastslow.engine.backends.accelerator.cuda import CudaOps
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BlockTables
 from fastslow.engine.backends.accelerator.ops import Graph
 from fastslow.engine.model.config import ModelConfig
 
@@ -22,14 +23,8 @@ DEVICE = torch.device("cuda", 1)
 
 
 class FakeCuda:
-    """Two GPUs, of which number 0 is the current one.
-
-    Attributes:
-        current: the current device.
-        stream: the current stream.
-        log: (what, current device) in order.
-        failing: what a capture raises when it ends, as CUDA does; None: it works.
-    """
+    """Two GPUs, of which number 0 is the current one. log: (what, current device) in order. failing: what a
+    capture raises when it ends, as CUDA does; None: it works."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
         self.capability = capability
@@ -64,7 +59,9 @@ class FakeCuda:
             "stream": self.use,
             "current_stream": lambda: self.stream,
             "set_stream": lambda stream: setattr(self, "stream", stream),
-            "Event": lambda: FakeEvent(self),
+            "Event": lambda: SimpleNamespace(
+                record=lambda: self.say("record"), synchronize=lambda: self.say("synchronize")
+            ),
             "graph_pool_handle": pool,
             "CUDAGraph": lambda: FakeGraph(self),
             "graph": self.graph,
@@ -72,7 +69,6 @@ class FakeCuda:
             "current_device": lambda: self.current,
             "device_count": lambda: 2,
             "is_available": lambda: True,
-            "empty_cache": lambda: self.say("empty_cache"),
         }
         for name, value in made.items():
             patch.setattr(torch.cuda, name, value)
@@ -122,17 +118,6 @@ class FakeStream:
 
     def wait_stream(self, other: FakeStream) -> None:
         self._cuda.say("wait")
-
-
-class FakeEvent:
-    def __init__(self, cuda: FakeCuda) -> None:
-        self._cuda = cuda
-
-    def record(self) -> None:
-        self._cuda.say("record")
-
-    def synchronize(self) -> None:
-        self._cuda.say("synchronize")
 
 
 class FakeGraph:

@@ -54,7 +54,7 @@ def output(text: str = "an answer", reason: Reason = "stop", **fields: Any) -> O
 Script = Callable[[GenerateRequest], AsyncGenerator[Piece, None]]
 
 
-async def in_pieces(ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+async def in_pieces(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
     """An answer in three pieces."""
     for n in range(3):
         yield Piece(text=f"part {n} ", token_ids=[n, n])
@@ -98,9 +98,9 @@ class FakeEngine:
     def why_not_ready(self) -> str:
         return ""
 
-    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        self.asked.append(ask)
-        async for piece in self.script(ask):
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        self.asked.append(request)
+        async for piece in self.script(request):
             yield piece
 
     async def cancel(self, id: str) -> bool:
@@ -116,7 +116,7 @@ class FakeEngine:
     async def stats(self) -> Mapping[str, Any]:
         return self.figures
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
+    async def tokenize(self, request: GenerateRequest) -> list[int]:
         return [1, 2, 3]
 
     async def detokenize(self, tokens: list[int]) -> str:

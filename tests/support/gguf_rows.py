@@ -62,7 +62,7 @@ def floats(name: str, blocks: Array) -> Array:
 
 
 def packed(name: str, blocks: Array, inputs: int) -> Array:
-    """Tiles of the rows, and of rows of zeros behind them."""
+    """Tiles of the rows, and of rows of zeros after them."""
     form = GGUF_FORMATS[name]
     order = np.pad(np.arange(len(blocks)), (0, -len(blocks) % library.TILE), constant_values=-1)
     room = np.zeros(len(order) // library.TILE * library.tile_bytes(form, inputs) + 64, np.uint8)

@@ -51,15 +51,8 @@ def matrices(kind: Kind) -> Pick:
 def write_gguf(
     folder: Path, path: Path, pick: Pick = f32, change: Change | None = None, parts: int = 1
 ) -> Path:
-    """The checkpoint in a folder as a GGUF file.
-
-    Args:
-        folder: with config.json and model.safetensors.
-        path: of the file; for several parts, of the first.
-        pick: the type of each tensor, by its GGUF name and shape.
-        change: adds to the header, such as a tokenizer.
-        parts: files to divide the tensors among.
-    """
+    """The checkpoint in a folder as a GGUF file, or as several (`path` is the first's). pick: the type of each
+    tensor, by its GGUF name and shape. change: adds to the header, such as a tokenizer."""
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHES[config["architectures"][0]]
     every = list(arranged(load_file(folder / "model.safetensors"), config, arch).items())
@@ -75,11 +68,7 @@ def write_gguf(
             writer.add_int32("split.tensors.count", len(every))
         for name, values in every[n::parts]:
             kind = pick(name, values.shape)
-            if kind is Kind.F32:
-                writer.add_tensor(name, values)
-            else:
-                data = gguf.quants.quantize(values, kind)
-                writer.add_tensor(name, data, raw_dtype=kind)
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -110,8 +99,7 @@ def arranged(
             values = np.ascontiguousarray(values).reshape(tensor.shape)
         found[_named(names, name, arch)] = values
     for name, each in experts.items():
-        joined = np.stack([each[e] for e in range(len(each))])
-        found[_named(names, name, arch)] = joined
+        found[_named(names, name, arch)] = np.stack([each[e] for e in range(len(each))])
     return found
 
 

@@ -16,7 +16,7 @@ def text(blocks: list[int], length: int) -> Ints:
 
 
 def segment(slots: Ints, context: int, parents: list[int] | None = None) -> Segment:
-    """Rows behind a context, in a chain if nothing is said."""
+    """Rows after a context, in a chain where no parents are given."""
     size = len(slots) - context
     parents = list(range(-1, size - 1)) if parents is None else parents
     positions: list[int] = []
@@ -34,7 +34,7 @@ CASES = {
     "a tree at the beginning": [segment(text([3], 7), 0, TREE)],
     "rows that share no parent": [segment(text([3, 1], 12), 8, [-1, -1, 0, 1])],
     "scattered": [segment(np.array([40, 41, 9, 3, 77, 78, 5]), 4)],
-    "a path behind a text": [segment(np.concatenate((text([6, 2], 11), [19 + 8 * 4, 51, 60])), 13)],
+    "a path after a text": [segment(np.concatenate((text([6, 2], 11), [19 + 8 * 4, 51, 60])), 13)],
     "a path that looks aligned at its ends": [
         segment(np.concatenate((text([6], 4), [53, 52, 54, 55])), 7)
     ],

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SCHEMAS: list[str] = json.loads((Path(__file__).parent / "data" / "npu_schemas.json").read_text())[
-    "schemas"
-]
+FILE = Path(__file__).parent / "data" / "npu_schemas.json"
+SCHEMAS: list[str] = json.loads(FILE.read_text())["schemas"]
 NZ = 29
 
 
@@ -27,7 +26,6 @@ class Chip:
 
     name: str = "Ascend910B1"
     exact: bool = False
-    soiled: bool = True  # undefined results are NaN
 
     @property
     def small(self) -> bool:
@@ -44,7 +42,7 @@ calls: dict[str, int] = {}  # how often each operator ran
 
 
 def undefined(like: Tensor) -> Tensor:
-    return torch.full_like(like, torch.nan if CHIP.soiled else 0)
+    return torch.full_like(like, torch.nan)
 
 
 def npu_rms_norm(input: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -175,9 +173,8 @@ def npu_moe_finalize_routing(
     """skip1 + skip2 + sum over k of scale * row. Modes 0, 1 number column by column, 2, 3 row by row."""
     assert not CHIP.small and scales is not None and bias is None
     rows = expanded_permuted_rows
-    assert rows.dtype == scales.dtype and all(
-        s is None or s.dtype == rows.dtype for s in (skip1, skip2)
-    )
+    skips = [skip for skip in (skip1, skip2) if skip is not None]
+    assert {x.dtype for x in (scales, *skips)} == {rows.dtype}
     count, each = scales.shape
     places = expanded_src_to_dst_row
     assert places.dtype == torch.int32 and places.shape == (count * each,)
@@ -185,9 +182,8 @@ def npu_moe_finalize_routing(
         assert int(places.min()) >= 0
     by_row = places.view(count, each) if drop_pad_mode in (2, 3) else places.view(each, count).T
     total = torch.zeros(count, rows.shape[1])
-    for skip in (skip1, skip2):
-        if skip is not None:
-            total += skip.float()
+    for skip in skips:
+        total += skip.float()
     for i in range(each):
         total += scales[:, i, None].float() * rows[by_row[:, i].long()].float()
     return total.to(rows.dtype)
@@ -339,15 +335,6 @@ def _npu_reshape_and_cache(
     value_cache[blocks_at, :, places] = value.reshape(-1, chunks, 16)
 
 
-def _fractal_rows(cache: Tensor, blocks: Tensor, count: int, kv_heads: int) -> Tensor:
-    """The first rows of these blocks, [count, kv_heads, D]."""
-    return (
-        cache[blocks]
-        .permute(0, 2, 1, 3)
-        .reshape(-1, kv_heads, cache.shape[1] * 16 // kv_heads)[:count]
-    )
-
-
 def _npu_paged_attention(
     query: Tensor,
     key_cache: Tensor,
@@ -363,15 +350,8 @@ def _npu_paged_attention(
 ) -> None:
     """One row for each text."""
     assert len(query) == len(block_table) == len(context_lens)
-    _paged(query, key_cache, value_cache, num_kv_heads, num_heads, scale_value, block_table)
-    assert context_lens.dtype == torch.int32
-    size = key_cache.shape[2]
-    for row, count in enumerate(context_lens.tolist()):
-        blocks = block_table[row, : -(-count // size)].long()
-        keys = _fractal_rows(key_cache, blocks, count, num_kv_heads)
-        values = _fractal_rows(value_cache, blocks, count, num_kv_heads)
-        found = _softmax(query[row, None], keys, values, scale_value, False)[0]
-        out[row] = found[0].to(out.dtype)
+    ones, caches, heads = torch.ones_like(context_lens), (key_cache, value_cache), num_heads
+    _paged(query, caches, num_kv_heads, heads, scale_value, block_table, context_lens, ones, out)
 
 
 def _npu_paged_attention_splitfuse_v2(
@@ -390,27 +370,39 @@ def _npu_paged_attention_splitfuse_v2(
     out: Tensor,
 ) -> None:
     """Runs of rows; the last row of each sees all keys."""
-    _paged(query, key_cache, value_cache, num_kv_heads, num_heads, scale_value, block_table)
     assert mask_type == 5 and mask.dtype in CHIP.floats() and _is_triangle(mask, -10000)
-    assert seq_len.dtype == context_lens.dtype == torch.int32 and int(seq_len.sum()) == len(query)
-    size, first = key_cache.shape[2], 0
-    for run, (rows, count) in enumerate(zip(seq_len.tolist(), context_lens.tolist())):
-        assert count >= rows > 0
-        blocks = block_table[run, : -(-count // size)].long()
-        keys = _fractal_rows(key_cache, blocks, count, num_kv_heads)
-        values = _fractal_rows(value_cache, blocks, count, num_kv_heads)
-        found = _softmax(query[first : first + rows], keys, values, scale_value, True)[0]
-        out[first : first + rows] = found.to(out.dtype)
-        first += rows
+    assert seq_len.dtype == torch.int32 and int(seq_len.sum()) == len(query)
+    caches, heads = (key_cache, value_cache), num_heads
+    _paged(query, caches, num_kv_heads, heads, scale_value, block_table, context_lens, seq_len, out)
 
 
 def _paged(
-    query: Tensor, keys: Tensor, values: Tensor, kv_heads: int, heads: int, scale: float, table: Any
+    query: Tensor,
+    caches: tuple[Tensor, Tensor],
+    kv_heads: int,
+    heads: int,
+    scale: float,
+    table: Tensor,
+    lengths: Tensor,
+    sizes: Tensor,
+    out: Tensor,
 ) -> None:
+    """Runs of `sizes` rows over texts of `lengths` keys in the fractal order."""
+    (keys, values), width = caches, query.shape[2]
     assert CHIP.small and query.dtype in CHIP.floats() and keys.dtype == query.dtype
     assert query.shape[1] == heads and heads % kv_heads == 0 and scale > 0
     assert keys.shape == values.shape and keys.shape[2:] in ((128, 16), (64, 16))
-    assert keys.shape[1] * 16 == kv_heads * query.shape[2] and table.dtype == torch.int32
+    assert keys.shape[1] * 16 == kv_heads * width and table.dtype == lengths.dtype == torch.int32
+    size, first = keys.shape[2], 0
+    for run, (rows, count) in enumerate(zip(sizes.tolist(), lengths.tolist(), strict=True)):
+        assert count >= rows > 0
+        blocks = table[run, : -(-count // size)].long()
+        k, v = (
+            side[blocks].permute(0, 2, 1, 3).reshape(-1, kv_heads, width)[:count] for side in caches
+        )
+        found = _softmax(query[first : first + rows], k, v, scale, True)[0]
+        out[first : first + rows] = found.to(out.dtype)
+        first += rows
 
 
 _libraries: list[torch.library.Library] = []

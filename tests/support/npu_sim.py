@@ -125,7 +125,7 @@ def graph(
 
 class _Stream:
     def synchronize(self) -> None:
-        """Nothing runs behind the host's back."""
+        """Nothing runs while the host does."""
 
     def record_event(self, mark: Event) -> None:
         mark.recorded = True

@@ -8,17 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from browser import until
-from fake_chat_server import FakeEngine
+from fake_chat import ChatEngine
 
-ENTER, ESCAPE, TAB, SPACE, ALT, CONTROL, SHIFT = (
-    "\ue007",
-    "\ue00c",
-    "\ue004",
-    "\ue00d",
-    "\ue00a",
-    "\ue009",
-    "\ue008",
-)
+ENTER, ESCAPE, TAB, SPACE = "\ue007", "\ue00c", "\ue004", "\ue00d"
+ALT, CONTROL, SHIFT = "\ue00a", "\ue009", "\ue008"
 ARROW_RIGHT, NULL = "\ue014", "\ue000"
 ANSWERED = ".answer > .rendered, .answer > .coloured"
 EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an error
@@ -27,7 +20,7 @@ EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an 
 class Chat:
     """The page, and its server."""
 
-    def __init__(self, driver: Any, url: str, engine: FakeEngine) -> None:
+    def __init__(self, driver: Any, url: str, engine: ChatEngine) -> None:
         self.driver, self.url, self.engine = driver, url, engine
 
     def open(self) -> None:
@@ -67,7 +60,7 @@ class Chat:
 
 
 @contextmanager
-def fresh(window: Any, url: str, engine: FakeEngine) -> Iterator[Chat]:
+def fresh(window: Any, url: str, engine: ChatEngine) -> Iterator[Chat]:
     """The page without a past. At the end: no error was logged, and nobody else was called."""
     engine.busy, engine.key = 0, None
     engine.bodies.clear()

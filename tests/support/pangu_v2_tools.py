@@ -40,13 +40,10 @@ PUBLISHED = {  # names in files, by the engine's
 
 def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """Random weights by the published names, the draft layer's too."""
-    return {_published(name): x for name, x in checkpoints.tensors(config, seed).items()}
-
-
-def _published(name: str) -> str:
+    table = checkpoints.tensors(config, seed)
     for ours, theirs in PUBLISHED.items():
-        name = name.replace(ours, theirs)
-    return name
+        table = {name.replace(ours, theirs): x for name, x in table.items()}
+    return table
 
 
 def write_moe(folder: Path, seed: int = 0, shards: int = 1, **fields: Any) -> Path:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from engine_tools import Bench
 from exact_tools import make_bench
+from torch import Tensor
 
 from fastslow import LLM
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.parallel.model import ParallelModel
+from fastslow.engine.parallel.collectives import Collectives
+from fastslow.engine.parallel.model import ParallelModel, load_parallel
 from fastslow.engine.parallel.sharding import Parallel
-from fastslow.engine.parallel.start import load_parallel
 
 SOON = 10.0  # seconds
 
@@ -65,3 +68,48 @@ def gone(pids: Collection[int]) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+class Counting(Collectives):
+    """Rank 0's collectives, with the bytes that all ranks of the model send in them."""
+
+    def __init__(self, inner: Collectives, name: str, ranks: int, sent: Counter[str]) -> None:
+        self.inner, self.name, self.ranks, self.sent = inner, name, ranks, sent
+        self.size = inner.size
+
+    def all_gather(self, x_nH: Tensor) -> Tensor:
+        self.sent[f"{self.name} all-gather"] += x_nH.nbytes * (self.size - 1) * self.ranks
+        return self.inner.all_gather(x_nH)
+
+    def reduce_scatter(self, partial_PH: Tensor) -> Tensor:
+        each = partial_PH.nbytes // self.size
+        self.sent[f"{self.name} reduce-scatter"] += each * (self.size - 1) * self.ranks
+        return self.inner.reduce_scatter(partial_PH)
+
+    def gather(self, x: Tensor) -> list[Tensor] | None:
+        self.sent[f"{self.name} gather"] += x.nbytes * (self.size - 1)
+        return self.inner.gather(x)
+
+
+def counted(model: ParallelModel) -> Counter[str]:
+    """Bytes by collective, from now on: "attention" of the ranks that share a copy of it, and "all"."""
+    sent: Counter[str] = Counter()
+    decoder, ranks = model._worker.decoder, model.parallel.ranks
+    decoder.dp_group = Counting(decoder.dp_group, "attention", ranks, sent)
+    decoder.everyone = Counting(decoder.everyone, "all", ranks, sent)
+    return sent
+
+
+def weight_bytes(weights: Any) -> int:
+    """Bytes of the tensors in weights; one tensor under two names counts once."""
+    return sum({id(x): x.nbytes for x in _tensors(weights)}.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list):
+        yield from (x for part in value for x in _tensors(part))
+    elif is_dataclass(value):
+        names = {field.name for field in fields(value)} - {"read", "config", "ops"}
+        yield from (x for name in names for x in _tensors(getattr(value, name)))

@@ -25,82 +25,62 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 64}
 LATE = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 24}
+NORMED, PLAIN = {**MOE, "norm_topk_prob": True}, {**MOE, "norm_topk_prob": False}
 OSS = {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16, "sliding_window": 8}
 TYPES = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+TIED, BIASED, STEP = (
+    {"tie_word_embeddings": True},
+    {"attention_bias": True},
+    {"decoder_sparse_step": 2},
+)
+
+
+def rope(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **fields}}
+
+
+def yarn(factor: float, **fields: Any) -> dict[str, Any]:
+    return rope("yarn", original_max_position_embeddings=64, factor=factor, **fields)
+
+
+SCALES = {"mscale": 0.9, "mscale_all_dim": 0.4, "beta_fast": 20.0, "beta_slow": 2.0}
 
 # Class of transformers, and the fields of each shape; the first of a class runs by default.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
-    "llama biases tied": (
-        "Llama",
-        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
-    ),
-    "llama linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
-    "llama yarn": ("Llama", {"rope_parameters": {**YARN, "factor": 8.0}}),
-    "llama yarn factor": (
-        "Llama",
-        {"rope_parameters": {**YARN, "factor": 4.0, "attention_factor": 0.7, "truncate": False}},
-    ),
-    "llama yarn mscale": (
-        "Llama",
-        {
-            "rope_parameters": {
-                **YARN,
-                "factor": 6.0,
-                "mscale": 0.9,
-                "mscale_all_dim": 0.4,
-                "beta_fast": 20.0,
-                "beta_slow": 2.0,
-            }
-        },
-    ),
+    "llama biases tied": ("Llama", {**BIASED, **TIED, "mlp_bias": True}),
+    "llama linear": ("Llama", rope("linear", factor=3.0)),
+    "llama yarn": ("Llama", yarn(8.0)),
+    "llama yarn factor": ("Llama", yarn(4.0, attention_factor=0.7, truncate=False)),
+    "llama yarn mscale": ("Llama", yarn(6.0, **SCALES)),
     "mistral": ("Mistral", {"sliding_window": 7}),
     "mistral no window": ("Mistral", {"sliding_window": None, "head_dim": 24}),
-    "mistral window of one": ("Mistral", {"sliding_window": 1, "tie_word_embeddings": True}),
+    "mistral window of one": ("Mistral", {"sliding_window": 1, **TIED}),
     "qwen2": ("Qwen2", LATE),
-    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True, "sliding_window": 9}),
+    "qwen2 tied": ("Qwen2", {"sliding_window": 9, **TIED}),
     "qwen2 types": ("Qwen2", {**LATE, "layer_types": TYPES}),
-    "qwen2 yarn": ("Qwen2", {"rope_parameters": {**YARN, "factor": 4.0}}),
-    "qwen3": ("Qwen3", {"head_dim": 24, "tie_word_embeddings": True}),
-    "qwen3 biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
+    "qwen2 yarn": ("Qwen2", yarn(4.0)),
+    "qwen3": ("Qwen3", {"head_dim": 24, **TIED}),
+    "qwen3 biases": ("Qwen3", {"head_dim": 16, **BIASED}),
     "qwen3 windows": ("Qwen3", {"head_dim": 32, **LATE}),
-    "qwen3 yarn": ("Qwen3", {"head_dim": 16, "rope_parameters": {**YARN, "factor": 4.0}}),
+    "qwen3 yarn": ("Qwen3", {"head_dim": 16, **yarn(4.0)}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
     "smollm3 list": (
         "SmolLM3",
-        {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False, "attention_bias": True},
+        {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False, **BIASED},
     ),
-    "smollm3 windows": (
-        "SmolLM3",
-        {"use_sliding_window": True, "sliding_window": 6, "mlp_bias": True},
-    ),
-    "qwen3_moe": ("Qwen3Moe", {**MOE, "norm_topk_prob": True, "mlp_only_layers": [1]}),
-    "qwen3_moe as they are": ("Qwen3Moe", {**MOE, "norm_topk_prob": False}),
-    "qwen3_moe step": (
-        "Qwen3Moe",
-        {**MOE, "norm_topk_prob": False, "decoder_sparse_step": 2, "tie_word_embeddings": True},
-    ),
-    "qwen3_moe step and list": (
-        "Qwen3Moe",
-        {**MOE, "norm_topk_prob": True, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
-    ),
-    "qwen3_moe windows": (
-        "Qwen3Moe",
-        {**MOE, "use_sliding_window": True, "sliding_window": 5, "attention_bias": True},
-    ),
+    "smollm3 windows": ("SmolLM3", {**LATE, "sliding_window": 6, "mlp_bias": True}),
+    "qwen3_moe": ("Qwen3Moe", {**NORMED, "mlp_only_layers": [1]}),
+    "qwen3_moe as they are": ("Qwen3Moe", PLAIN),
+    "qwen3_moe step": ("Qwen3Moe", {**PLAIN, **STEP, **TIED}),
+    "qwen3_moe step and list": ("Qwen3Moe", {**NORMED, **STEP, "mlp_only_layers": [3]}),
+    "qwen3_moe windows": ("Qwen3Moe", {**MOE, **BIASED, **LATE, "max_window_layers": 0}),
     "gpt_oss": ("GptOss", OSS),
-    "gpt_oss types": (
-        "GptOss",
-        {**OSS, "layer_types": TYPES, "swiglu_limit": 1.5, "tie_word_embeddings": True},
-    ),
+    "gpt_oss types": ("GptOss", {**OSS, **TIED, "layer_types": TYPES, "swiglu_limit": 1.5}),
     "gpt_oss one expert": ("GptOss", {**OSS, "num_experts_per_tok": 1, "attention_bias": False}),
-    "gpt_oss plain rotary": (
-        "GptOss",
-        {**OSS, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-    ),
+    "gpt_oss plain rotary": ("GptOss", {**OSS, **rope("default")}),
 }
 FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
 

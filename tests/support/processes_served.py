@@ -1,4 +1,4 @@
-"""The command `fastslow serve` in a process of its own."""
+"""The command `fastslow serve` in another process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def free_port() -> int:
 def command(
     *words: object, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command, in a process group of its own."""
+    """The command, in its own process group."""
     paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-m", "fastslow", "serve", *map(str, words)],

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.ops import QuantLinear
 from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.quantize.quantize import quantize
 

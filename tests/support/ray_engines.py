@@ -23,11 +23,10 @@ PATIENCE = 180  # seconds
 
 @dataclass
 class StartedCluster:
-    """A cluster of the tests, with the ports at which it listens."""
+    """A cluster of the tests, with the port at which it listens."""
 
     pid: int
     port: int
-    client: int
     environment: dict[str, str]
 
     @property
@@ -42,28 +41,27 @@ class StartedCluster:
     def wait(self) -> None:
         """Until it listens."""
         end = time.monotonic() + PATIENCE
-        for port in (self.port, self.client):
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < end, "the cluster does not listen"
-                    time.sleep(0.2)
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < end, "the cluster does not listen"
+                time.sleep(0.2)
 
 
 @contextmanager
 def started_cluster() -> Iterator[StartedCluster]:
     """A cluster of this machine with three cores. It asks for the token of this process; see tests/serve/conftest.py."""
     scripts = Path(sys.executable).parent
-    port, client = free_port(), free_port()
+    port = free_port()
     own = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     where = tempfile.mkdtemp(prefix="ray")  # short: names of sockets are bounded
     words = [scripts / "ray", "start", "--head", "--block", "--num-cpus=3"]
-    words += [f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={where}"]
+    words += [f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={where}"]
     words += ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
     words += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000"]
     process = subprocess.Popen(
@@ -73,7 +71,7 @@ def started_cluster() -> Iterator[StartedCluster]:
         start_new_session=True,
     )
     try:
-        cluster = StartedCluster(process.pid, port, client, own)
+        cluster = StartedCluster(process.pid, port, own)
         cluster.wait()
         yield cluster
     finally:

@@ -1,4 +1,4 @@
-"""Engines of the server for tests, in this process and in one of their own, driven from plain functions."""
+"""Engines of the server for tests, in this process and in others, driven from plain functions."""
 
 from __future__ import annotations
 

@@ -30,6 +30,15 @@ TEMPLATE = (
 MODES = {"modes": {"brief": {"thinking": "off", "sampling": {"max_tokens": 3, "temperature": 0}}}}
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def write_tiny(folder: Path) -> Path:
     """A random checkpoint with a tokenizer, a chat template that can think, and a mode of its own."""
     write_bpe(folder, TEMPLATE, VOCAB)

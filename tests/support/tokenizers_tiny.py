@@ -25,13 +25,11 @@ SENTENCES = (
 
 
 def write_bpe(folder: Path, chat_template: str | None = None, vocab_size: int = 320) -> int:
-    """Write tokenizer.json and tokenizer_config.json; returns the number of ids.
+    """Write tokenizer.json and tokenizer_config.json; returns the number of ids, at least 300.
 
-    Ids 0.. are SPECIAL (`<|endoftext|>` is bos, `<|im_end|>` is eos), then all 256 bytes, then
-    merges; `vocab_size` (at least 300) is met exactly. No bos is added to a text.
+    Ids 0.. are SPECIAL (`<|endoftext|>` is bos, `<|im_end|>` is eos), then all 256 bytes, then merges.
     """
-    if vocab_size < 300:
-        raise ValueError(f"vocab_size={vocab_size} is below 300")
+    assert vocab_size >= 300
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(_bpe(vocab_size), "utf-8")
     config: dict[str, Any] = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[2]}
@@ -43,11 +41,9 @@ def write_bpe(folder: Path, chat_template: str | None = None, vocab_size: int = 
 
 
 def write_spm(folder: Path, vocab_size: int = 420, **config: Any) -> int:
-    """Write tokenizer.model and tokenizer_config.json; returns the number of ids.
+    """Write tokenizer.model and tokenizer_config.json; returns the number of ids, at most 655.
 
-    Ids 0, 1, 2 are `<unk>`, `<s>`, `</s>`, then PANGU (`[unused10]` is eos), 256 byte pieces and
-    ordinary ones: up to 655 ids in all, however many are asked for. `config` adds to or replaces
-    tokenizer_config.json's fields.
+    Ids 0, 1, 2 are `<unk>`, `<s>`, `</s>`, then PANGU (`[unused10]` is eos), then 256 byte pieces.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = _spm(vocab_size)
@@ -102,3 +98,8 @@ def rewrite(folder: Path, **fields: Any) -> None:
     for name, value in fields.items():
         file[name] = {**file[name], **value} if isinstance(file[name], dict) else value
     path.write_text(json.dumps(file), "utf-8")
+
+
+def edit(path: Path, **fields: Any) -> None:
+    """Other fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")

@@ -1,4 +1,4 @@
-"""How abacus is trained: the same model as the engine runs, batches, and going on where one stopped."""
+"""How abacus is trained: the same model as the engine runs, and its batches."""
 
 from __future__ import annotations
 
@@ -33,22 +33,16 @@ def writer(tokenizer: Tokenizer) -> Writer:
     return Writer(tokenizer, load_template(builtin_path("abacus"), tokenizer), TINY.groups)
 
 
-def learnt(tokenizer: Tokenizer, writer: Writer, thinking: bool, cut: float = 1.0) -> str:
-    """What of the sample is to be said by the model, as text; other tokens are left out."""
-    sample = writer.sample(TASK, thinking, 4, cut, "\n")
-    ids = [token for token, said in zip(sample.tokens, sample.learnt, strict=True) if said]
-    vocabulary = {number: piece for piece, number in tokenizer.vocab().items()}
-    return "".join(vocabulary[token] for token in ids)
-
-
 def test_only_the_answer_is_learnt(tokenizer: Tokenizer, writer: Writer) -> None:
-    assert learnt(tokenizer, writer, False) == "15[unused10]"
-    assert learnt(tokenizer, writer, True) == f"{OPEN}{TASK.steps}{CLOSE}15[unused10]"
+    vocabulary = {number: piece for piece, number in tokenizer.vocab().items()}
+    for thinking, thought in ((False, ""), (True, f"{OPEN}{TASK.steps}{CLOSE}")):
+        sample = writer.sample(TASK, thinking, 4)
+        said = [vocabulary[t] for t, own in zip(sample.tokens, sample.learnt, strict=True) if own]
+        assert "".join(said) == f"{thought}15[unused10]"
 
 
-def test_batches_repeat_and_hold_no_test(tokenizer: Tokenizer, writer: Writer) -> None:
-    batch = writer.batch("seed", 8)
-    again = writer.batch("seed", 8)
+def test_batches_repeat(writer: Writer) -> None:
+    batch, again = (writer.batch("seed", 8) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
     assert not torch.equal(batch.tokens, writer.batch("other", 8).tokens)
     assert batch.tokens.shape == (8, LENGTH)

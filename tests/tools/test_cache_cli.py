@@ -6,18 +6,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
+from cli_tools import run
 from kernel_tools import compiled
-from loguru import logger
 
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.loader import load_model
-from fastslow.tools.cli.app import main
 
 pytestmark = compiled
 DAY = 24 * 3600
@@ -39,27 +37,13 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return folders
 
 
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(message.record["message"]), level="INFO")
-    yield lines
-    logger.remove(sink)
-
-
-def run(*arguments: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["cache", *arguments])
-    assert not end.value.code
-
-
 def kept() -> list[Path | None]:
     return [one.model for one in store.packings()]
 
 
 def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     capsys.readouterr()
-    run("list", "--json")
+    run("cache", "list", "--json")
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -72,7 +56,7 @@ def test_all_are_listed_by_when_they_were_used(
         assert record["format"] == "float32"
         assert record["size"] == Path(record["path"]).stat().st_size
     assert 4.9 * DAY < found[0]["used"] - found[1]["used"] < 5.1 * DAY
-    run("list")
+    run("cache", "list")
     said = "".join(capsys.readouterr().out.replace("│", "").split())  # a long path is folded
     assert "10.0daysago" in said and "ofatmost" in said
     load_model(models[0], "float32")
@@ -82,29 +66,27 @@ def test_all_are_listed_by_when_they_were_used(
 def test_what_is_old_or_gone_is_pruned(
     models: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("prune")
+    run("cache", "prune")
     assert kept() == models[::-1]
     shutil.rmtree(models[2])
-    run("prune", "--older-than", "7", "--dry-run")
-    assert len(kept()) == 3
-    run("prune", "--older-than", "7")
+    run("cache", "prune", "--older-than", "7")
     assert kept() == [models[1]]
     said = capsys.readouterr().out
     assert f"removed {models[2]} (gone) in float32" in said and "KiB freed" in said
-    run("prune", "--all")
+    run("cache", "prune", "--all")
     assert kept() == []
 
 
 def test_the_ones_used_longest_ago_go_for_the_limit(
-    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     size = store.packings()[0].size
     monkeypatch.setenv(store.LIMIT_VARIABLE, str(2.5 * size / 1e9))
     new = checkpoints.write_dense(tmp_path / "new", seed=9)
     load_model(new, "float32")
     assert set(kept()) == {new, models[2]}
-    (line,) = (line for line in log if "removed for the limit" in line)
-    assert line.endswith("model0, model1")
+    (line,) = (line for line in logged if "removed for the limit" in line)
+    assert line.rstrip().endswith("model0, model1")
     monkeypatch.setenv(store.LIMIT_VARIABLE, "0.000000001")  # the one in use stays
     load_model(models[0], "float32")
     assert kept() == [models[0]]

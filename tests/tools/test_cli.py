@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from checkpoints import write_dense, write_family, write_moge
@@ -19,10 +20,11 @@ from gguf import GGMLQuantizationType
 from gguf_tools import matrices, write_gguf
 from tokenizers_tiny import write_bpe
 
-from fastslow.output import Completion, Metrics, Piece
+import fastslow
+from fastslow.output import Piece
 from fastslow.policies.auto import LinearModeRouter
 from fastslow.tools.cli import screen
-from fastslow.tools.cli.screen import StreamedAnswer, figures
+from fastslow.tools.cli.screen import StreamedAnswer
 
 pytest_plugins = ("tiny_models",)
 
@@ -33,37 +35,17 @@ TEMPLATE = (
 VOCAB = 320
 
 
-def test_generate_streams_and_ends_with_figures(
-    endless: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert (
-        run("generate", "Hello", "--model", endless, "--max-tokens", 12, "--drafter", "self") == 0
-    )
-    streams = capsys.readouterr()
-    assert streams.out and " | drafter " not in streams.out
-    *_, last = streams.err.splitlines()
-    assert last.startswith("mode deep | drafter self | drafted ")
-    for word in ("accepted ", " tokens/step", " tokens/s"):
-        assert word in last
-
-
-def test_dash_reads_standard_input(
+def test_dash_reads_standard_input_and_raw_leaves_the_template_out(
     endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--model", endless, "--max-tokens", 6, "--raw", "--json")
-    run("generate", "Hello there", *options)
-    given = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello there"))
-    run("generate", "-", *options)
-    assert json.loads(capsys.readouterr().out)["token_ids"] == given["token_ids"]
+    def tokens(*arguments: object) -> object:
+        assert run("generate", "--model", endless, "--max-tokens", 6, "--json", *arguments) == 0
+        return json.loads(capsys.readouterr().out)["token_ids"]
 
-
-def test_raw_leaves_the_template_out(endless: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--model", endless, "--max-tokens", 8, "--json")
-    run("generate", "Hello", *options)
-    chat = json.loads(capsys.readouterr().out)
-    run("generate", "user: Hello\nassistant: ", *options, "--raw")
-    assert json.loads(capsys.readouterr().out)["token_ids"] == chat["token_ids"]
+    chat = tokens("Hello")
+    assert chat == tokens("user: Hello\nassistant: ", "--raw") != tokens("Hello", "--raw")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    assert tokens("-") == chat
 
 
 def test_a_draft_model_alone_means_drafter_model(
@@ -73,7 +55,11 @@ def test_a_draft_model_alone_means_drafter_model(
     write_dense(tmp_path, vocab=VOCAB)
     options = ("--draft-model", tmp_path, "--max-tokens", 6)
     assert run("generate", "Hello", "--model", endless, *options) == 0
-    assert "drafter model" in capsys.readouterr().err.splitlines()[-1]
+    streams = capsys.readouterr()
+    assert streams.out and " | drafter " not in streams.out
+    *_, last = streams.err.splitlines()
+    assert last.startswith("mode deep | drafter model | drafted ")
+    assert all(word in last for word in ("accepted ", " tokens/step", " tokens/s"))
 
 
 def test_inspect_says_what_a_gguf_file_takes(
@@ -162,14 +148,9 @@ def test_a_call_on_the_command_line_changes_its_mode(
         assert said in capsys.readouterr().err
 
 
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    import fastslow
-
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"fastslow {fastslow.__version__}\n"
-    assert run("--help") == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("generate", "chat", "inspect", "convert"))
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -180,6 +161,7 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+    assert all(name in done.stdout for name in ("generate", "chat", "inspect", "convert"))
 
 
 def _hear_ctrl_c() -> None:
@@ -187,51 +169,81 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _program(command: str, model: Path, *options: str, **streams: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastslow", command, "--model", str(model), *options],
+        env={**os.environ, "TERM": "xterm"},
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - it only sets a signal
+        **streams,
+    )
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_has_come(endless: Path) -> None:
-    options = ("--model", str(endless), "--max-tokens", "60000", "--drafter", "off")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastslow", "generate", "Hello", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - it only sets a signal
-    )
+    options, pipe = ("--max-tokens", "60000", "--drafter", "off", "Hello"), subprocess.PIPE
+    process = _program("generate", endless, *options, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (first + rest).endswith(b"\n")
-    assert b"Traceback" not in errors
+    assert (first + rest).endswith(b"\n") and b"Traceback" not in errors
+
+
+class Terminal:
+    """A chat on a terminal."""
+
+    def __init__(self, model: Path, *options: str) -> None:
+        self.place, theirs = pty.openpty()
+        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        self.chat = _program("chat", model, *options, **streams, close_fds=True)
+        os.close(theirs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.chat.kill()
+        os.close(self.place)
+
+    def expect(self, *parts: bytes, more: int = 0) -> bytes:
+        """Read until each part has come, in order, and then so many bytes more; returns these."""
+        seen, deadline = b"", time.monotonic() + 60
+        for part in (*parts, None):
+            while len(seen) < more if part is None else part not in seen:
+                assert time.monotonic() < deadline, f"{part!r} did not come after {seen!r}"
+                if select.select([self.place], [], [], 1)[0]:
+                    seen += os.read(self.place, 4096)
+            seen = seen if part is None else seen.partition(part)[2]
+        return seen
+
+    def type(self, text: bytes) -> None:
+        os.write(self.place, text)
+
+    def end(self) -> bytes:
+        """What comes until the chat is over."""
+        seen = b""
+        while select.select([self.place], [], [], 60)[0]:
+            try:
+                seen += os.read(self.place, 4096)
+            except OSError:
+                break  # the other side is closed
+        assert self.chat.wait(timeout=60) == 0
+        return seen
 
 
 @pytest.mark.slow
 def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(endless: Path) -> None:
-    ours, theirs = pty.openpty()
-    options = ("--model", str(endless), "--max-tokens", "60000")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastslow", "chat", *options],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        close_fds=True,
-        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - it only sets a signal
-    )
-    os.close(theirs)
-    try:
-        _expect(ours, b"> ")
-        os.write(ours, b"Hello\n")
-        _expect(ours, b"Hello\r\n")
-        _read(ours, 64)  # more than the line editor's farewell: the answer has begun
-        process.send_signal(signal.SIGINT)
-        _expect(ours, b"stopped", b"> ")
-        os.write(ours, b"/fast\n")
-        _expect(ours, b"Mode fast", b"> ")
-        os.write(ours, b"\x04")  # Ctrl-D
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        os.close(ours)
+    with Terminal(endless, "--max-tokens", "60000") as terminal:
+        terminal.expect(b"> ")
+        terminal.type(b"Hello\n")
+        terminal.expect(b"Hello\r\n", more=64)  # more than the line editor's farewell
+        terminal.chat.send_signal(signal.SIGINT)
+        terminal.expect(b"stopped", b"> ")
+        terminal.type(b"/fast\n")
+        terminal.expect(b"Mode fast", b"> ")
+        terminal.type(b"\x04")  # Ctrl-D
+        terminal.end()
 
 
 @pytest.mark.slow
@@ -242,53 +254,13 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(endless: Path) -
 )
 def test_pasted_lines_are_one_message(endless: Path, typed: bytes) -> None:
     """From a terminal that brackets what is pasted, and from one that does not."""
-    ours, theirs = pty.openpty()
-    options = ("--model", str(endless), "--max-tokens", "3", "--drafter", "off")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastslow", "chat", *options],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm"},
-        close_fds=True,
-    )
-    os.close(theirs)
     gnu = "libedit" not in (readline.__doc__ or "")
-    try:
-        _expect(ours, *([b"\x1b[?2004h"] if gnu else []), b"> ")  # asks to bracket what is pasted
-        os.write(ours, typed)
-        seen = _expect(ours, b"mode deep | ")
-        os.write(ours, b"/quit\n")
-        while select.select([ours], [], [], 60)[0]:
-            try:
-                seen += os.read(ours, 4096)
-            except OSError:
-                break  # the other side is closed
-        assert process.wait(timeout=60) == 0
-        assert b"mode deep" not in seen, "there was one answer"
-    finally:
-        process.kill()
-        os.close(ours)
-
-
-def _read(terminal: int, count: int) -> None:
-    """Read until so many more bytes have come."""
-    while count > 0:
-        assert select.select([terminal], [], [], 60)[0], f"{count} bytes did not come"
-        count -= len(os.read(terminal, count))
-
-
-def _expect(terminal: int, *parts: bytes) -> bytes:
-    """Read until each part has come, in order. Returns what came behind the last one."""
-    seen = b""
-    deadline = time.monotonic() + 60
-    for part in parts:
-        while part not in seen:
-            assert time.monotonic() < deadline, f"{part!r} did not come after {seen!r}"
-            if select.select([terminal], [], [], 1)[0]:
-                seen += os.read(terminal, 4096)
-        seen = seen.partition(part)[2]
-    return seen
+    with Terminal(endless, "--max-tokens", "3", "--drafter", "off") as terminal:
+        terminal.expect(*([b"\x1b[?2004h"] if gnu else []), b"> ")  # asks for brackets
+        terminal.type(typed)
+        seen = terminal.expect(b"mode deep | ")
+        terminal.type(b"/quit\n")
+        assert b"mode deep" not in seen + terminal.end(), "there was one answer"
 
 
 def test_piped_questions_are_answered_one_a_line(
@@ -314,13 +286,3 @@ def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str])
     streams = capsys.readouterr()
     assert (streams.out, streams.err) == ("42\n", "hmm\n\n")
     assert (answer.text, answer.reasoning) == ("42", "hmm")
-
-
-def test_figures_are_one_line() -> None:
-    metrics = Metrics(
-        "deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, 0, [2, 2, 2], 0.0, 0.1, [1.0, 0.5], 0, 0
-    )
-    line = figures(Completion("", "", [], "stop", None, None, metrics), 100)
-    assert line == (
-        "mode deep | drafter ngram | drafted 8 | accepted 6 | 3.00 tokens/step | 20.0 tokens/s"
-    )

@@ -78,14 +78,11 @@ def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> N
     path = write(tmp_path / "a", {"text": "one\u2028two"}, {"messages": CHAT})
     (end,) = tokenizer.eos_ids
     found = list(answers.read(path))
-    assert [one.answer[-1] for one in found] == [end] * 3
-    assert [tokenizer.decode(one.answer) for one in found] == [
-        "one\u2028two",
-        "On its way.",
-        "Today.",
-    ]
-    assert found[0].prompt == []
-    prompt = tokenizer.decode(found[2].prompt, skip_special=False)
+    assert [answer[-1] for answer, _ in found] == [end] * 3
+    said = [tokenizer.decode(answer) for answer, _ in found]
+    assert said == ["one\u2028two", "On its way.", "Today."]
+    assert found[0][1] == []
+    prompt = tokenizer.decode(found[2][1], skip_special=False)
     assert prompt.endswith("assistant: On its way.<|im_end|><|im_start|>user: When?<|im_end|>"
                            "<|im_start|>assistant: ")  # fmt: skip
 
@@ -94,10 +91,9 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
     write_bpe(tmp_path, TEMPLATE)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.eos_ids == {0, 2}
     answers = AnswerFile(tokenizer, load_template(tmp_path, tokenizer))
-    path = write(tmp_path / "a", {"text": "x"})
-    assert next(answers.read(path)).answer[-1] == tokenizer.token_id("<|im_end|>") == 2
+    ((answer, _),) = answers.read(write(tmp_path / "a", {"text": "x"}))
+    assert tokenizer.eos_ids == {0, 2} and answer[-1] == tokenizer.token_id("<|im_end|>") == 2
 
 
 @pytest.mark.parametrize(
@@ -124,32 +120,24 @@ def test_bad_lines_are_told(
 
 
 def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good = write(tmp_path / "a.jsonl", {"text": "Hello"})
-    assert corpus("build", tmp_path / "absent", "-o", tmp_path / "c", "--model", model) == 2
-    assert "absent' cannot be read" in capsys.readouterr().err
-    assert corpus("build", write(tmp_path / "none"), "-o", tmp_path / "c", "--model", model) == 2
-    assert "would hold no answer" in capsys.readouterr().err
-    assert corpus("info", good) == 2
-    assert "damaged or no sealed file" in capsys.readouterr().err
-    assert corpus("build", good, "-o", tmp_path / "c", "--model", model) == 0
+    good, out = write(tmp_path / "a.jsonl", {"text": "Hello"}), tmp_path / "c"
     other = tmp_path / "other"
     write_bpe(other, TEMPLATE, 321)
     write_moge(other, vocab=321)
-    capsys.readouterr()
-    assert corpus("add", tmp_path / "c", good, "--model", other) == 2
+    before = good.read_bytes()
+    for arguments, said in (
+        (("build", tmp_path / "absent", "-o", out), "absent' cannot be read"),
+        (("build", write(tmp_path / "none"), "-o", out), "would hold no answer"),
+        (("build", good, "-o", good), "exists and is no corpus"),
+        (("build", good, "-o", tmp_path), "cannot be written: no such folder, or a folder"),
+        (("build", good, "-o", tmp_path / "new" / "c"), "cannot be written: no such folder"),
+    ):
+        assert corpus(*arguments, "--model", model) == 2
+        assert said in capsys.readouterr().err
+    assert good.read_bytes() == before
+    assert corpus("info", good) == 2
+    assert "damaged or no sealed file" in capsys.readouterr().err
+    for _ in range(2):  # a corpus is overwritten
+        assert corpus("build", good, "-o", out, "--model", model) == 0
+    assert corpus("add", out, good, "--model", other) == 2
     assert "made with another vocabulary of 320 ids" in capsys.readouterr().err
-
-
-def test_only_a_corpus_is_overwritten(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    answers = write(tmp_path / "a.jsonl", {"text": "Hello there"})
-    before = answers.read_bytes()
-    assert corpus("build", answers, "-o", answers, "--model", model) == 2
-    assert "exists and is no corpus" in capsys.readouterr().err
-    assert answers.read_bytes() == before
-    for out in (tmp_path, tmp_path / "new" / "c.safetensors"):
-        assert corpus("build", answers, "-o", out, "--model", model) == 2
-        assert "cannot be written: no such folder, or a folder" in capsys.readouterr().err
-    for _ in range(2):
-        assert corpus("build", answers, "-o", tmp_path / "c", "--model", model) == 0

@@ -1,24 +1,11 @@
-"""The optimiser of a head's matrices, against torch's own and its own definition."""
+"""The optimiser of a head's matrices, against torch's own."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fastslow.tools.train_head.muon import Muon, orthogonal
-
-
-@pytest.mark.parametrize("shape", [(2, 40, 96), (2, 96, 40), (1, 32, 32)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_singular_values_come_near_one(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(1)
-    matrix = torch.randn(shape, generator=generator) * torch.tensor(shape)[0]
-    found = orthogonal(matrix, dtype)
-    assert found.dtype == torch.float32 and found.shape == shape
-    values = torch.linalg.svdvals(found)
-    assert 0.4 < float(values.min()) and float(values.max()) < 1.4
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    assert torch.cosine_similarity(found.flatten(), (u @ v).flatten(), 0) > 0.97
+from fastslow.tools.train_head.muon import Muon
 
 
 @pytest.mark.parametrize("shape", [(40, 96), (96, 40)])

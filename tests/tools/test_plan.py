@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import MOGE, write_dense
-from gguf import GGMLQuantizationType as Kind
-from gguf_tools import matrices, write_gguf
+from cli_tools import run
+from gguf_tools import write_gguf
 from published_figures import PUBLISHED, PublishedRow
-from typer.testing import CliRunner
 
-from fastslow.tools.cli.app import app
-from fastslow.tools.plan import device as device_module
-from fastslow.tools.plan.device import DEVICES, THIS_CPU, Device, find_device
-from fastslow.tools.plan.published import KNOWN, config_of, precision_of
+from fastslow.tools.plan.device import DEVICES
+from fastslow.tools.plan.published import KNOWN, config_of
 from fastslow.tools.plan.search import (
     DraftCost,
     best,
@@ -33,7 +30,7 @@ PRO = "openpangu-pro-moe-72b"
 
 
 def setting(device: str = "800i-a2", cards: int = 4, efficiency: Efficiency = WHOLE) -> Setting:
-    precision = Precision.of("w8a8", "bf16")
+    precision = Precision("w8a8", "bf16")
     return Setting(ForwardWork.of(config_of(PRO)), DEVICES[device], cards, precision, efficiency)
 
 
@@ -118,118 +115,53 @@ def test_the_search_keeps_latency_and_memory_and_grows_to_the_limit() -> None:
     assert best(choose_batches(s, never, 2048, 0.1)).nodes == 0
 
 
-def test_what_cannot_be_is_said() -> None:
-    drafting = DraftCost.of(0.7, "mtp")
-    with pytest.raises(
-        ValueError, match=r"cards=1: a card would hold 74\.0 GB .* but has 65\.3 GB"
+def test_what_cannot_be_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (
+            ("--cards", 1),
+            "cards=1: a card would hold 74.0 GB of weights and one request, but has 65.3",
+        ),
+        (("--latency-ms", 5), "latency-ms=5 cannot be reached: one request alone takes "),
+        (("--weights", "w8a9"), "weights='w8a9' must be 'w8a8' or 'bf16'"),
+        (("--device", "800i"), "device='800i' must be '800i-a2', '300i-duo' or 'h100'"),
+        (("--acceptance", -1), "acceptance=-1.0 must be greater than or equal to 0"),
+        (("--acceptance", "nan"), "acceptance=nan must be a finite number"),
+        (("--model", "openpangu"), "model='openpangu' is unknown"),
+        (("--sequence", 10**6), "sequence=1000000 must be at most"),
     ):
-        choose_batches(setting(cards=1), drafting, 2048, 0.1)
-    slow = setting(efficiency=CARDS)
-    with pytest.raises(ValueError, match=r"latency-ms=5 cannot be reached: .* takes \d+\.\d ms"):
-        choose_batches(slow, drafting, 2048, 0.005)
-    with pytest.raises(ValueError, match="cards=2: this-cpu is alone"):
-        Device(THIS_CPU, 1e9, 1e9, 1e9, 1e9).link(2)
-    for names, message in (
-        (("w8a9", "bf16"), "weights='w8a9' is unknown; did you mean 'w8a8'"),
-        (("w8a8", "fp4"), "kv='fp4' is unknown"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Precision.of(*names)
-    with pytest.raises(ValueError, match="device='800i' is unknown; did you mean '800i-a2'"):
-        find_device("800i")
-    with pytest.raises(ValueError, match="acceptance=-1 must be a number of at least 0"):
-        DraftCost.of(-1, "mtp")
-    with pytest.raises(ValueError, match="acceptance=nan must be a number of at least 0"):
-        DraftCost.of(float("nan"), "mtp")
-    with pytest.raises(ValueError, match="model='openpangu' is unknown"):
-        config_of("openpangu")
+        assert run("plan", *arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_gguf_file_is_planned_in_its_own_numbers(tmp_path: Path) -> None:
-    folder = write_dense(tmp_path / "model")
-    file = write_gguf(folder, tmp_path / "m.gguf", matrices(Kind.Q8_0))
-    own = precision_of(str(file), "own", "bf16")
-    assert own.head == 34 / 32 and 34 / 32 < own.weight < 1.2, "norms are float32"
-    assert precision_of(str(write_gguf(folder, tmp_path / "f.gguf")), "own", "bf16").weight == 4
-    with pytest.raises(ValueError, match="weights='own' is for GGUF files, and .*model is none"):
-        precision_of(str(folder), "own", "bf16")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a number it takes the fewest cards that hold the model."""
 
-    def title(*arguments: str) -> str:
-        done = CliRunner().invoke(
-            app, ["plan", "--model", str(file), "--sequence", "64", *arguments]
-        )
-        assert done.exit_code == 0, done.output
-        return done.stdout.replace("\n", "")
+    def record(*arguments: object) -> Any:
+        assert run("plan", *arguments, "--json") == 0
+        return json.loads(capsys.readouterr().out)
 
-    assert f"m.gguf, own ({8 * own.weight:.1f} bits), KV bf16" in title()
-    assert "m.gguf, w8a8, KV bf16" in title("--weights", "w8a8")
-
-
-def test_this_machine_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "READ", 2**22)
-    monkeypatch.setattr(device_module, "SIZE", 128)
-    monkeypatch.setattr(device_module, "LONG", 0.02)
-    device = find_device(THIS_CPU)
-    assert device.name == THIS_CPU and device.peer is None
-    assert device.bandwidth > 1e6 and device.int8 == 2 * device.half > 1e6
-    assert device.memory > 1e8
-
-
-def test_the_command(tmp_path: Path) -> None:
-    def run(*arguments: str) -> Any:
-        return CliRunner().invoke(app, ["plan", *arguments])
-
-    shown = run("--cards", "4", "--sequence", "2048", "--latency-ms", "100")
-    assert shown.exit_code == 0 and "tok/step" in shown.output and "prefill" in shown.output
-    record = json.loads(run("--cards", "4", "--json").output)
-    assert record["best"]["tokens_per_second_per_card"] > 1000
-    assert record["best"]["binding"] in ("weights", "kv", "compute", "links", "fixed")
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(MOGE))
-    for model in (str(config), str(tmp_path)):
-        asked = run("--model", model, "--device", "h100", "--sequence", "64", "--batch", "2")
-        assert asked.exit_code == 0 and "products" in asked.output
-    wrong = run("--model", str(config), "--sequence", "9999")
-    assert "sequence=9999 must be at most 512" in str(wrong.exception)
-
-
-@pytest.mark.parametrize(
-    ("batch", "costs"),
-    [
-        (1, (1.44, 1.83, 2.17, 2.72, 3.15)),
-        (4, (1.45, 1.72, 1.87, 2.02, 2.07)),
-        (8, (1.29, 1.39, 1.42, 1.44, 1.44)),
-        (16, (1.10, 1.12, 1.12, 1.12, 1.12)),
-    ],
-)
-def test_weights_of_a_verify_step(batch: int, costs: tuple[float, ...]) -> None:
-    """Against a plain step, for 1, 2, 3, 5 and 7 drafted tokens; computed by hand from
-    U(T) = 64 (1 - (7/8)^T), 7.8 B weights that are always read and 0.99 B of an expert."""
-    work, device = ForwardWork.of(config_of(PRO)), DEVICES["800i-a2"]
-    s = Setting(work, device, 4, Precision.of("bf16", "bf16"), WHOLE)
-    plain = s.decode(batch, 1, 0).weights
-    found = [s.decode(batch, nodes + 1, 0).weights / plain for nodes in (1, 2, 3, 5, 7)]
-    assert found == pytest.approx(costs, abs=0.006)
-
-
-def test_without_a_number_it_takes_the_fewest_cards_that_hold_the_model() -> None:
-    """A model of 72 GB on cards of 64 GiB: the bare command has an answer."""
-    bare = CliRunner().invoke(app, ["plan"])
-    assert bare.exit_code == 0, bare.output
-    assert "on 2 x 800i-a2, the fewest that hold it" in bare.stdout
-    found = CliRunner().invoke(app, ["plan", "--weights", "bf16", "--json"])
-    assert json.loads(found.stdout)["cards"] == 3
-    one = CliRunner().invoke(app, ["plan", "--device", "300i-duo", "--json"])
-    assert json.loads(one.stdout)["cards"] == 1
+    assert run("plan") == 0
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("tok/step", "prefill", "2 x 800i-a2, the fewest that"))
+    best = record("--cards", 4)["best"]
+    assert best["tokens_per_second_per_card"] > 1000
+    assert best["binding"] in ("weights", "kv", "compute", "links", "fixed")
+    assert record("--weights", "bf16")["cards"] == 3
+    assert record("--device", "300i-duo")["cards"] == 1
+    (tmp_path / "config.json").write_text(json.dumps(MOGE))
+    file = write_gguf(write_dense(tmp_path / "dense"), tmp_path / "m.gguf")
+    for model in (tmp_path / "config.json", tmp_path, file):
+        asked = ("--model", model, "--device", "h100", "--sequence", 64, "--batch", 2)
+        assert run("plan", *asked) == 0 and "products" in capsys.readouterr().out
     for context, batch in ((2048, 1), (2048, 300)):
         s = fewest_cards(setting(cards=1), context, batch)
         room = 0.95 * s.device.memory
         assert s.memory(batch, context) <= room < setting(cards=s.cards - 1).memory(batch, context)
-    alone = Device(THIS_CPU, 1e9, 1e9, 1e9, 1e9)
-    assert fewest_cards(replace(setting(cards=1), device=alone), 2048).cards == 1, "it has no links"
 
 
-def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:
+def test_the_72b_counts_as_arithmetic_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """config.json alone: 71.99 B in all, 16.50 B for a token."""
     (tmp_path / "config.json").write_text(json.dumps(KNOWN["openpangu-pro-moe-72b"]))
     hidden, layers, heads, kv_heads, dim = 5120, 48, 40, 8, 128
@@ -241,10 +173,11 @@ def test_the_72b_counts_as_arithmetic_has_it(tmp_path: Path) -> None:
     ends = 2 * 153376 * hidden + hidden  # embedding, head, last norm
     total = layers * (layer + 64 * expert) + ends
     active = layers * (layer + 8 * expert) + ends
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path), "--json"])
-    record = json.loads(shown.stdout)
+    assert run("inspect", tmp_path, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
     assert record["parameters"] == total == 71_988_781_056
     assert record["modes"]["deep"]["active_parameters"] == active == 16_498_139_136
     assert record["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
-    table = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
+    assert run("inspect", tmp_path) == 0
+    table = capsys.readouterr().out
     assert all(words in table for words in ("71.99 B", "16.50 B", "8 groups of 8", "token ids"))

@@ -1,9 +1,16 @@
-"""Whatever drafts, a W8A8 model with keys and values in int8 says what it says alone."""
+"""Whatever drafts, a W8A8 model says what it says alone: keys and values in int8, heads, exports of V2."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import checkpoints
 import numpy as np
+import pangu_v2_tools
 import pytest
+import texts
+import torch
 from engine_tools import (
     Ask,
     Bench,
@@ -14,22 +21,26 @@ from engine_tools import (
     cache_for,
     write_kin,
 )
+from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
-from quant_tools import quantised
+from quant_tools import export, quantised
+from safetensors.torch import load_file
 
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.draft.head.mtp import has_mtp_layer, load_mtp
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.cpu.kv import Int8Tiles
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 
 VOCAB = 320
 PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14)]
 SETTINGS = (Setting(), Setting(prompt_rows=5), Setting(pages=16, max_running=3))
-pytestmark = compiled
+IDS = [[5, 6, 7, 5, 6], [9], [3, 4, 5, 6, 7, 8, 9, 10, 11]]
+PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +75,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     )
 
 
+@compiled
 @pytest.mark.parametrize("setting", SETTINGS[:2])
 def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Setting) -> None:
     """All in one batch, of unlike modes and lengths."""
@@ -80,6 +92,7 @@ def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Sett
     assert sum(request.spec_stats.accepted for request in requests) > 20
 
 
+@compiled
 def test_accepted_rows_that_move_keep_their_bits(bench: Bench) -> None:
     """Forked trees are accepted past their leaves, so that keys and values move; pages are few."""
     params = SamplingParams(max_tokens=24)
@@ -91,3 +104,65 @@ def test_accepted_rows_that_move_keep_their_bits(bench: Bench) -> None:
         for ask, request in zip(asks, requests, strict=True):
             assert answer(request) == answer(bench.alone(ask))
         assert sum(request.spec_stats.accepted for request in requests) > 20
+
+
+@pytest.mark.parametrize("bits", ["W8A8_DYNAMIC", "W8A8"])
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_exports_of_v2_run_and_draft_with_their_own_layer(
+    tmp_path: Path, bits: str, layers: int
+) -> None:
+    plain = pangu_v2_tools.write_moe(tmp_path / "float", num_mtp_layers=layers, num_hidden_layers=2)
+    folder = export(plain, tmp_path / "w8a8", bits)
+    tokens = texts.tokens_of(30)
+    found = texts.logits(load_model(folder, quantization="auto"), tokens)
+    near = texts.logits(load_model(folder, "float32"), tokens)  # multiplied out
+    exact = texts.logits(load_model(plain), tokens)
+    assert (near - exact).abs().mean() < 0.1 * exact.std()
+    assert 0 < (found - near).abs().mean() < 0.1 * exact.std()
+    assert has_mtp_layer(folder) is (layers > 0)
+    with LLM(folder, kv_memory="8MiB") as llm:
+        assert llm.has_head is (layers > 0)
+        said = [o.token_ids for o in llm.generate(IDS, PARAMS, speculation="off")]
+        if layers:
+            asked = Speculation(drafter="head", nodes=3)
+            outs = llm.generate(IDS, PARAMS, speculation=asked)
+            assert [o.token_ids for o in outs] == said
+            assert sum(o.metrics.drafted for o in outs) > 0
+            layer = load_mtp(folder, torch.float32)._layer.entry
+            own = load_mtp(plain, torch.float32)._layer.entry
+            torch.testing.assert_close(layer.to_dense(), own.to_dense(), atol=0.05, rtol=0.05)
+
+
+def test_exports_of_v2_in_the_other_spelling(tmp_path: Path) -> None:
+    """Its description names tensors as its files do."""
+    plain = pangu_v2_tools.write_moe(tmp_path / "float", num_hidden_layers=2)
+    folder = export(plain, tmp_path / "w8a8")
+    wanted = texts.logits(load_model(folder, quantization="auto"), texts.tokens_of(9))
+
+    def spelled(name: str) -> str:
+        return name.replace("shared_experts", "shared_expert").replace("gate.e_score", "e_score")
+
+    table = load_file(folder / "quant_model_weight_w8a8.safetensors")
+    config, description = (
+        json.loads((folder / "config.json").read_text()),
+        "quant_model_description.json",
+    )
+    other = checkpoints.write(
+        tmp_path / "other", config, {spelled(name): tensor for name, tensor in table.items()}
+    )
+    described = json.loads((folder / description).read_text())
+    renamed = {spelled(name): kind for name, kind in described.items()}
+    (other / description).write_text(json.dumps(renamed))
+    found = texts.logits(load_model(other, quantization="auto"), texts.tokens_of(9))
+    assert torch.equal(found, wanted)
+
+
+def test_a_head_drafts_for_a_quantised_target(tmp_path: Path) -> None:
+    plain = checkpoints.write_moge(tmp_path / "float")
+    w8a8 = quantised(plain, tmp_path / "w8a8", embedding="int8")
+    head = write_head(tmp_path / "head.safetensors", *tiny_weights(w8a8))
+    with LLM(w8a8, kv_memory="8MiB") as llm:
+        said = [o.token_ids for o in llm.generate(IDS, PARAMS, speculation="off")]
+        asked = Speculation(drafter="head", head=str(head), nodes=3)
+        outs = llm.generate(IDS, PARAMS, speculation=asked)
+        assert [o.token_ids for o in outs] == said and sum(o.metrics.drafted for o in outs) > 0

@@ -1,14 +1,17 @@
-"""A simulated replica: hand-computed times, queues in closed form, prefixes and pages."""
+"""Simulated replicas: hand-computed times, queues in closed form, prefixes, pages, and the real router."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 import pytest
 
-from fastslow.tools.simulate.cluster import ClusterResult, SimulatedCluster
+from fastslow.serve.engines.routing.chooser import ReplicaChooser
+from fastslow.serve.engines.routing.request import RoutedRequest
+from fastslow.tools.simulate.cluster import SimulatedCluster, prompt_text
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 from fastslow.tools.simulate.replica import AnswerState, SimulatedReplica
 from fastslow.tools.simulate.trace import TracedRequest
@@ -31,12 +34,12 @@ def one(arrival: float, prompt: int, answer: int, **more: Any) -> TracedRequest:
     return TracedRequest(arrival=arrival, prompt_tokens=prompt, answer_tokens=answer, **given)
 
 
-def run(trace: Sequence[TracedRequest], machine: ReplicaCosts, *more: int) -> ClusterResult:
+def run(trace: Sequence[TracedRequest], machine: ReplicaCosts, *more: int) -> list[AnswerState]:
     return SimulatedCluster(trace, machine, *(more or (1,))).run()
 
 
-def times(result: ClusterResult) -> dict[str, tuple[float, float]]:
-    return {a.request.id: (a.first, a.end) for a in result.answers}
+def times(answers: list[AnswerState]) -> dict[str, tuple[float, float]]:
+    return {a.request.id: (a.first, a.end) for a in answers}
 
 
 def test_one_request_takes_what_its_steps_take() -> None:
@@ -66,7 +69,7 @@ def test_a_cached_prefix_is_not_read_again() -> None:
     trace = [one(9.0 * n, 400 + n, 1, prefix=prefix) for n in range(2)]
     trace.append(one(18, 402, 1, prefix=prefix, mode="deep"))
     result = run(trace, costs())
-    assert [a.cached for a in result.answers] == [0, 320, 0]  # whole pages
+    assert [a.cached for a in result] == [0, 320, 0]  # whole pages
     first, _ = times(result)["9.0/401"]
     assert first == pytest.approx(9 + STEP + 81 * ROW)
 
@@ -74,7 +77,7 @@ def test_a_cached_prefix_is_not_read_again() -> None:
 def test_a_chat_finds_its_own_earlier_turns() -> None:
     asked = one(0, 100, 60, id="turn-1")
     follow = one(9, 200, 1, id="turn-2", prefix=(("turn-1", 160),))
-    assert run([asked, follow], costs()).answers[1].cached == 160
+    assert run([asked, follow], costs())[1].cached == 160
 
 
 def test_old_texts_go_first() -> None:
@@ -82,7 +85,7 @@ def test_old_texts_go_first() -> None:
     trace = [one(float(n), 320, 1, id=str(n), prefix=((f"p{n}", 304),)) for n in range(3)]
     for at, old in ((10.0, trace[2]), (11.0, trace[1]), (20.0, trace[0])):
         trace.append(old.model_copy(update={"arrival": at, "id": f"{old.id}'"}))
-    found = {a.request.id: a.cached for a in run(trace, machine).answers}
+    found = {a.request.id: a.cached for a in run(trace, machine)}
     assert found["2'"] == found["1'"] == 304 and found["0'"] < 304
 
 
@@ -93,16 +96,16 @@ def test_the_queue_is_that_of_one_server_in_closed_form() -> None:
     for n in range(3_000):
         now += random.expovariate(busy / service)
         trace.append(one(now, 1, 4, id=str(n)))
-    result = run(trace, costs(max_running=1, prompt_rows=1))
-    waits = [a.first - a.request.arrival - STEP - ROW for a in result.answers]
+    answers = run(trace, costs(max_running=1, prompt_rows=1))
+    waits = [a.first_after - STEP - ROW for a in answers]
     assert sum(waits) / len(waits) == pytest.approx(busy * service / 2 / (1 - busy), rel=0.15)
-    assert result.busy_seconds == pytest.approx(service * len(trace), rel=1e-9)
 
 
 def test_after_the_last_arrival_only_steps_count() -> None:
-    result = run([one(0, 10, 3), one(10, 100, 21)], costs(), 2)
+    cluster = SimulatedCluster([one(0, 10, 3), one(10, 100, 21)], costs(), 2)
+    cluster.run()
     last = STEP + 100 * ROW + 20 * (STEP + ROW)
-    assert result.replica_seconds == pytest.approx(2 * 10 + last)
+    assert cluster.replica_seconds == pytest.approx(2 * 10 + last)
 
 
 def test_a_target_keeps_steps_short() -> None:
@@ -130,15 +133,9 @@ def mixed(seed: int) -> list[TracedRequest]:
     return trace
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_without_room_requests_wait_and_all_end(seed: int) -> None:
-    ends = []
-    for pages, replicas in ((130, 1), (4096, 1), (4096, 3)):
-        result = run(mixed(seed), costs(pages=pages, max_running=16), replicas)
-        assert {a.request.id for a in result.answers} == {str(n) for n in range(100)}
-        assert all(a.made == a.request.answer_tokens for a in result.answers)
-        ends.append(sum(a.end for a in result.answers))
-    assert ends == sorted(ends, reverse=True) and ends[1] > 1.5 * ends[2]
+def test_a_prompt_waits_until_there_is_room_for_it() -> None:
+    found = times(run([one(0, 320, 50, id="a"), one(0.001, 600, 1, id="b")], costs(pages=48)))
+    assert found["b"][0] > found["a"][1]
 
 
 def test_a_report_says_who_waits_and_for_how_long() -> None:
@@ -161,3 +158,51 @@ def test_a_report_says_who_waits_and_for_how_long() -> None:
     assert said.running == {"deep": 1}, "the one with a target went first"
     assert (said.deep_queue_seconds, said.quick_queue_seconds) == (0.0, 0.0)
     assert said.queue_seconds == pytest.approx(now - 1.0), "how long the latest waited"
+
+
+@pytest.mark.parametrize(("pages", "replicas"), [(130, 1), (4096, 1), (4096, 4)])
+def test_every_request_ends_once_and_the_same_each_time(pages: int, replicas: int) -> None:
+    trace, machine = mixed(0), costs(first_seconds=0.01, pages=pages, max_running=16)
+    answers, again = (run(trace, machine, replicas) for _ in range(2))
+    assert Counter(a.request.id for a in answers) == Counter(r.id for r in trace)
+    for answer in answers:
+        assert answer.made == answer.request.answer_tokens
+        assert answer.request.arrival < answer.first <= answer.end
+    assert [(a.request.id, a.end) for a in answers] == [(a.request.id, a.end) for a in again]
+
+
+def test_the_real_router_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the chooser ranks first is where requests go, and it hears of all that happens."""
+    seen: Counter[str] = Counter()
+
+    class Watched(ReplicaChooser):
+        def rank(self, request: RoutedRequest) -> list[str]:
+            return sorted(super().rank(request), reverse=True)  # always the same one
+
+        def routed(self, request: RoutedRequest, id: str) -> None:
+            seen[id] += 1
+            super().routed(request, id)
+
+        def report(self, id: str, report: Any) -> None:
+            seen["report"] += 1
+            super().report(id, report)
+
+        def ended(self, request_id: str) -> None:
+            seen["ended"] += 1
+            super().ended(request_id)
+
+    monkeypatch.setattr("fastslow.tools.simulate.cluster.ReplicaChooser", Watched)
+    answers = run(mixed(0), costs(), 3)
+    assert seen["replica-2"] == len(answers) == 100 and seen["ended"] >= 100
+    assert "replica-1" not in seen
+    assert seen["report"] >= 2.5 * max(a.end for a in answers)
+
+
+def test_text_for_the_router_is_shared_as_far_as_the_pieces_are() -> None:
+    def asked(id: str, *pieces: tuple[str, int], tokens: int = 400) -> str:
+        return prompt_text(one(0, tokens, 1, id=id, prefix=pieces))
+
+    first, second = asked("1", ("system", 100), ("a", 50)), asked("2", ("system", 100), ("b", 50))
+    shared = next(n for n, (a, b) in enumerate(zip(first, second)) if a != b)
+    assert 400 <= shared < 410 and len(first) == 1600
+    assert len(asked("3", tokens=100_000)) == 65_536

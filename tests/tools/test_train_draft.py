@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_dense
+from cli_tools import run
 from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
@@ -20,15 +20,12 @@ from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
-from fastslow.tools.cli.app import main
-from fastslow.tools.job_options import TrainConfig
-from fastslow.tools.train_head import trainer as trainer_module
+from fastslow.tools.job_options import HeadOptions, TrainConfig
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
-from fastslow.tools.train_head.train import TrainPlan, head_quality, train_head
+from fastslow.tools.train_head.train import head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured
-from fastslow.tools.training_state import read_state
 
 VOCAB = 40
 
@@ -60,21 +57,26 @@ def asked(bench: Bench) -> Any:
     return ask
 
 
-def plan(target: Path, folder: Path, tokens: int = 6000) -> TrainPlan:
-    train_config = TrainConfig(
-        tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
+def plan(target: Path, folder: Path, tokens: int = 6000) -> tuple[HeadOptions, TrainConfig]:
+    options = HeadOptions(
+        target=str(target),
+        data=folder,
+        out=folder / "head.safetensors",
+        vocabulary=VOCAB,
+        answer=20,
     )
-    return TrainPlan(
-        target, folder / "head.safetensors", folder / "work", (0, 1), VOCAB, 20, train_config
+    return options, TrainConfig(
+        tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
     )
 
 
 def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:
-    made = plan(target, tmp_path)
+    made, training = plan(target, tmp_path)
     seen: list[Measured] = []
     reported: list[tuple[float, str]] = []
     found = train_head(
         made,
+        training,
         bench.model,
         asked(bench),
         prompts(40),
@@ -96,22 +98,8 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     assert sum(r.spec_stats.accepted for r in requests) > 0.2 * drafted
 
 
-@pytest.mark.slow
-def test_a_head_of_a_like_target_is_a_start(bench: Bench, target: Path, tmp_path: Path) -> None:
-    first = plan(target, tmp_path / "one")
-    train_head(first, bench.model, asked(bench), prompts(40))
-    seen: dict[str, list[Measured]] = {"new": [], "begun": []}
-    for name, start in (("new", None), ("begun", first.out)):
-        made = replace(plan(target, tmp_path / name, tokens=600), start=start)
-        train_head(made, bench.model, asked(bench), prompts(20), on_update=seen[name].append)
-    assert seen["begun"][0].loss < 0.7 * seen["new"][0].loss
-    other = replace(plan(target, tmp_path / "other"), start=first.out, layers=(1,))
-    with pytest.raises(ValueError, match="is a head of another shape"):
-        train_head(other, bench.model, asked(bench), prompts(20))
-
-
-def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> None:
-    made = plan(target, tmp_path, tokens=2000)
+def test_interrupted_it_continues(bench: Bench, target: Path, tmp_path: Path) -> None:
+    made, training = plan(target, tmp_path, tokens=2000)
     counts: list[int] = []
 
     def stop(measured: Measured) -> None:
@@ -120,21 +108,25 @@ def test_interrupted_it_goes_on(bench: Bench, target: Path, tmp_path: Path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_head(made, bench.model, asked(bench), prompts(30), on_update=stop)
+        train_head(made, training, bench.model, asked(bench), prompts(30), on_update=stop)
     assert not made.out.exists()
-    answers = (made.work / "answers.jsonl").read_bytes()
-    (made.work / "answers.jsonl").write_bytes(answers + b'{"prompt": [1, 2')  # cut off
+    file = made.work_folder / "answers.jsonl"
+    answers = file.read_bytes()
+    file.write_bytes(answers + b'{"prompt": [1, 2')  # cut off
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("every prompt is answered already")
 
-    train_head(made, bench.model, refuse, prompts(30), on_update=stop)
-    assert (made.work / "answers.jsonl").read_bytes() == answers
+    train_head(made, training, bench.model, refuse, prompts(30), on_update=stop)
+    assert file.read_bytes() == answers
     assert counts[3] > counts[2] and made.out.is_file()
-    other = plan(target, tmp_path, tokens=2000)
-    other = TrainPlan(target, made.out, made.work, (1,), VOCAB, 20, other.train_config)
     with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
-        train_head(other, bench.model, refuse, prompts(30))
+        Shards(made.work_folder / "features", (1,))
+    other = made.model_copy(update={"vocabulary": VOCAB - 1})
+    with pytest.raises(ValueError, match=r"checkpoint=.* is of another head"):
+        train_head(other, training, bench.model, refuse, prompts(30))
+    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
+        train_head(made, training, bench.model, refuse, prompts(1))
 
 
 def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:
@@ -169,20 +161,6 @@ def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
     (want,) = torch.autograd.grad(plain, hidden)
     assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
     assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
-
-
-@pytest.mark.parametrize(("short", "chosen"), [(0.5, torch.bfloat16), (4.0, torch.float32)])
-def test_training_multiplies_in_the_faster_dtype(
-    monkeypatch: pytest.MonkeyPatch, short: float, chosen: torch.dtype
-) -> None:
-    """Chips without instructions for bfloat16 take several times as long with it."""
-    times = {torch.float32: 1.0, torch.bfloat16: short}
-    monkeypatch.setattr(trainer_module, "_seconds", lambda dtype: times[dtype])
-    trainer_module.faster_dtype.cache_clear()
-    try:
-        assert trainer_module.faster_dtype() == chosen
-    finally:
-        trainer_module.faster_dtype.cache_clear()
 
 
 def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
@@ -244,33 +222,18 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
 
 
-def test_bad_plans(bench: Bench, target: Path, tmp_path: Path) -> None:
-    made = plan(target, tmp_path)
-    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
-        train_head(made, bench.model, asked(bench), prompts(1))
-    wrong = TrainPlan(target, made.out, made.work, (0,))
-    with pytest.raises(ValueError, match=r"layers=\(0,\) must end with 1"):
-        train_head(wrong, bench.model, asked(bench), prompts(3))
-
-
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_dense(tmp_path / "model", vocab=320)
     write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
     data = tmp_path / "prompts.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
     out = tmp_path / "head.safetensors"
-    arguments = ["--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64]
-    options = [*arguments, "--answer", 12, "--dtype", "float32", "--vocabulary", 100]
-    with pytest.raises(SystemExit) as stopped:
-        main(["train-draft", *map(str, options)])
-    assert stopped.value.code == 0
+    files = ("--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64)
+    small = ("--answer", 12, "--dtype", "float32", "--vocabulary", 100)
+    assert run("train-draft", *files, *small) == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
-    state = read_state(tmp_path / "head.work" / "checkpoint.safetensors")
-    assert state["training"]["rows"] == 64
+    assert (tmp_path / "head.work" / "checkpoint.safetensors").is_file()
     head = load_head(out, folder)
     assert head.config.layers == (0, 1)
-    text = head.open(0)
-    assert len(head.vocab_ids(text)) == 100
-    with pytest.raises(SystemExit) as stopped:
-        main(["train-draft", "--target", str(folder), "--data", str(out), "-o", str(out)])
-    assert stopped.value.code != 0
+    assert len(head.vocab_ids(head.open(0))) == 100
+    assert run("train-draft", "--target", folder, "--data", out, "-o", out) != 0

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from checkpoints import write_dense
 from cli_tools import run
+from pangu_v2_tools import write_moe
+from tokenizers_tiny import write_bpe
 from tune_tools import write_prompts
 
-from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
-from fastslow.tools.progress import silent
-from fastslow.tools.prompts import read_prompts
-from fastslow.tools.tune.groups import GroupsFound, GroupsRow, TextReader, tune_groups
+from fastslow.tools.tune.groups import GroupsFound, GroupsRow, likeliest
 
 pytest_plugins = ("tiny_models",)
 
@@ -54,56 +54,37 @@ def test_modes(tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFi
 FITTED = {"auto": {}, "measured_modes": {"tasks": 9}}
 
 
-def test_groups(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "tuned.json"
+@pytest.mark.parametrize("noun", ["groups", "experts"])
+def test_groups(noun: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or experts, of a model without groups."""
+    model, out = tiny, tmp_path / "tuned.json"
+    if noun == "experts":
+        model = tmp_path / "model"
+        write_bpe(model, None, 320)
+        write_moe(model, vocab_size=320, num_hidden_layers=2)
     out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}} | FITTED), "utf-8")
     code = tune(
-        *("--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", tiny),
+        *(f"--{noun}", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
         *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out),
         *("--kv-memory", "4MiB"),
     )
     assert code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "token places, which is few" in said or "no smaller number" in said
+    assert f" {noun}" in said and (" groups" in said) == (noun == "groups")
     kept = json.loads(out.read_text("utf-8"))
     assert kept["speculation"] == {"drafter": "off"}, "what was there stays"
-    changed = kept["modes"]["fast"]["groups"] != len(kept["measured_groups"]["groups"]) // 4
+    rows, proposed = kept[f"measured_{noun}"][noun], kept["modes"]["fast"][noun]
+    most = len(rows) - 1
+    changed = proposed != len(rows) // 4  # of what fast runs by itself
     assert ("measured_modes" in kept, "was fitted to a fast mode" in said) == (not changed, changed)
-    rows = kept["measured_groups"]["groups"]
-    assert rows[-1]["agreement"] == 1.0 and rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
-    assert [row["groups"] for row in rows] == list(range(len(rows)))
-    assert rows[0]["divergence"] > 0
-    with LLM(tiny, modes=str(out), kv_memory="4MiB", progress=False) as llm:
-        proposed = kept["modes"]["fast"]["groups"]
-        assert llm.modes["fast"].groups == (None if proposed == rows[-1]["groups"] else proposed)
-        assert llm.modes["fast"].thinking == "off", "other fields are the built-in ones"
-
-
-def test_experts_of_a_model_without_groups(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pangu_v2_tools import write_moe
-    from tokenizers_tiny import write_bpe
-
-    model, out = tmp_path / "model", tmp_path / "tuned.json"
-    model.mkdir()
-    write_bpe(model, None, 320)
-    write_moe(model, vocab_size=320, num_hidden_layers=2)
-    out.write_text(json.dumps({"version": 1} | FITTED), "utf-8")
-    code = tune(
-        *("--experts", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
-        *("--limit", 2, "--tokens", 4, "-o", out, "--kv-memory", "4MiB"),
-    )
-    said = " ".join(capsys.readouterr().out.split())
-    assert code == 0 and "experts" in said and "groups" not in said
-    kept = json.loads(out.read_text("utf-8"))
-    rows = kept["measured_experts"]["experts"]
-    assert [row["experts"] for row in rows] == [0, 1, 2, 3]
-    assert rows[0]["divergence"] > rows[-1]["divergence"] == pytest.approx(0, abs=1e-6)
-    proposed = kept["modes"]["fast"]["experts"]
-    assert ("measured_modes" in kept) == (proposed == 1), "fast runs one of three by itself"
+    assert rows[0]["agreement"] < rows[-1]["agreement"] == 1.0
+    assert [row[noun] for row in rows] == list(range(most + 1))
+    assert all(row["seconds"] > 0 for row in rows)
     with LLM(model, modes=str(out), kv_memory="4MiB", progress=False) as llm:
-        assert llm.modes["fast"].routed == (None if proposed == 3 else proposed)
+        fast = llm.modes["fast"]
+        assert fast.routed == (None if proposed == most else proposed)
+        assert fast.thinking == "off", "other fields are the built-in ones"
 
 
 @pytest.mark.parametrize(
@@ -114,51 +95,42 @@ def test_experts_of_a_model_without_groups(
         ([], "--prompts is missing"),
         (["--modes", "--groups"], "give one of them"),
         (["--modes", "--tasks", "absent.jsonl"], "cannot be read"),
+        (["--modes", "--tasks", "few.jsonl"], "1 graded tasks are too few"),
     ],
 )
 def test_what_is_missing_is_told(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    says: str,
+    tiny: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert tune(*arguments) == 2
+    monkeypatch.chdir(tmp_path)
+    Path("few.jsonl").write_text('{"prompt": "x", "answer": 1}', "utf-8")
+    assert tune(*arguments, "--model", tiny, "--kv-memory", "4MiB") == 2
     assert says in capsys.readouterr().err
 
 
-def test_too_few_tasks(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "few.jsonl"
-    path.write_text('{"prompt": "x", "answer": 1}', "utf-8")
-    assert tune("--modes", "--tasks", path, "--model", tiny, "--kv-memory", "4MiB") == 2
-    assert "1 graded tasks are too few" in capsys.readouterr().err
-
-
-def test_logprobs_of_a_text_are_those_that_answered_it(tiny: Path) -> None:
+def test_the_likeliest_tokens_of_a_greedy_answer_are_its_own(tiny: Path) -> None:
     with LLM(tiny, kv_memory="4MiB", speculation="off", progress=False) as llm:
-        out = llm.generate("one two three", SamplingParams(max_tokens=6, logprobs=1))
-        first = len(out.prompt_token_ids)
+        few = Mode(name="few", thinking="off", groups=1)
+        out = llm.generate("one two three", SamplingParams(max_tokens=6), mode=few)
         text = [*out.prompt_token_ids, *out.token_ids]
-        logprobs_TV = TextReader(llm).logprobs(text, first, llm.model.config.chosen)
-        assert logprobs_TV.shape == (6, llm.model.config.vocab_size)
-        assert logprobs_TV.argmax(-1).tolist() == out.token_ids
-        theirs = [table[x] for table, x in zip(out.logprobs or (), out.token_ids)]
-        mine = [float(logprobs_TV[i, x]) for i, x in enumerate(out.token_ids)]
-        assert torch.allclose(torch.tensor(mine), torch.tensor(theirs), atol=1e-4)
+        assert likeliest(llm, text, len(out.prompt_token_ids), few) == out.token_ids
 
 
-def test_a_dense_model_has_no_groups(tiny: Path, tmp_path: Path) -> None:
-    from checkpoints import write_dense
-    from tokenizers_tiny import write_bpe
-
+def test_a_dense_model_has_no_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bpe(tmp_path, None, 320)
     write_dense(tmp_path, vocab=320)
-    prompts = read_prompts(write_prompts(tmp_path / "p.jsonl"))
-    with (
-        LLM(tmp_path, kv_memory="4MiB", progress=False) as llm,
-        pytest.raises(ValueError, match="is dense"),
-    ):
-        tune_groups(llm, "d", prompts, sampling=SamplingParams(), report=silent)
+    prompts = write_prompts(tmp_path / "p.jsonl")
+    out, small = tmp_path / "t.json", ("--kv-memory", "4MiB")
+    assert tune("--groups", "--prompts", prompts, "--model", tmp_path, "-o", out, *small) == 2
+    assert "is dense" in capsys.readouterr().err
 
 
 def found(*rows: tuple[float, float]) -> GroupsFound:
-    made = [GroupsRow(n, agreement, 1 - agreement, s) for n, (agreement, s) in enumerate(rows)]
+    made = [GroupsRow(n, agreement, s) for n, (agreement, s) in enumerate(rows)]
     return GroupsFound("m", RoutedUnits("groups", len(rows) - 1), made, 100, 4, keep=0.9)
 
 

@@ -6,29 +6,22 @@ import pytest
 
 from fastslow.engine.params import Speculation
 from fastslow.settings import read_settings, write_settings
-from fastslow.tools.prompts import read_prompts, read_tasks
+from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import family, grid, label, read_lengths
 
 
 def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
+    """A line ends at a newline only: JSON may hold other ends of lines as they are."""
     path = tmp_path / "p.jsonl"
-    path.write_text(
-        '{"prompt": "one"}\n\n{"question_id": 3, "turns": ["two", "no"]}\n{"question": "three"}\n'
-        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "four"}]}\n'
+    path.write_bytes(
+        '{"prompt": "one\u2028a"}\r\n\n{"question_id": 3, "turns": ["two", "no"]}\n{"question": "three\u0085"}\n'
+        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "four"}]}\n'.encode()
     )
     prompts = read_prompts(path)
-    assert [p[-1]["content"] for p in prompts] == ["one", "two", "three", "four"]
+    said = [p[-1]["content"] for p in prompts]
+    assert said == ["one\u2028a", "two", "three\u0085", "four"]
     assert [m["role"] for m in prompts[3]] == ["system", "user"]
-    assert prompts[0] == [{"role": "user", "content": "one"}]
-
-
-def test_a_line_ends_at_a_newline_only(tmp_path: Path) -> None:
-    """JSON may hold other ends of lines as they are: text from the web does."""
-    path = tmp_path / "p.jsonl"
-    lines = ['{"prompt": "a\u2028b", "answer": "3\u0085"}', '{"prompt": "c", "answer": "4"}']
-    path.write_bytes("\r\n".join(lines).encode())
-    assert [p[0]["content"] for p in read_prompts(path)] == ["a\u2028b", "c"]
-    assert [task.prompt[0]["content"] for task in read_tasks(path)] == ["a\u2028b", "c"]
+    assert prompts[1] == [{"role": "user", "content": "two"}]
 
 
 def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
@@ -64,15 +57,17 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: 
     assert "\n" not in str(error.value)
 
 
-def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_prompts(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="has no prompt"):
-        read_prompts(tmp_path / "empty.jsonl")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_prompts(tmp_path / "binary.jsonl")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read"), (b"\n", "has no prompt"), (b"\xff\xfe", "cannot be read")],
+)
+def test_a_file_without_prompts_is_refused(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / "p.jsonl")
 
 
 def test_lengths_are_read_and_refused() -> None:
@@ -87,12 +82,9 @@ def test_lengths_are_read_and_refused() -> None:
             read_lengths(text)
 
 
-def test_the_grid_has_each_setting_once_and_no_plain_one() -> None:
+def test_a_setting_has_a_name_and_is_tried_once() -> None:
     drafters = [Speculation(drafter="ngram"), Speculation(drafter="off")] * 2
     assert [label(s) for s in grid(drafters, [0, 2, 4])] == ["ngram · 2", "ngram · 4"]
-
-
-def test_what_is_special_of_a_drafter_is_in_its_name() -> None:
     assert label(Speculation(drafter="self", groups=2, nodes=3)) == "self, groups=2 · 3"
     assert family(Speculation(drafter="model", model="small")) == "model, model=small"
     assert label(Speculation(drafter="ngram", nodes=0)) == "plain"

@@ -44,11 +44,9 @@ def metrics(**fields: object) -> Metrics:
 
 
 class Machine(TuneRunner):
-    """Runs nothing: steps, their times and the present time are made up.
+    """Runs nothing: a step takes its time, and speed lies in the tokens that it gives.
 
-    Args:
-        speed: of a setting on a part, in times plain.
-        slowness: of the machine at a moment; 1 = usual.
+    speed: of a setting on a part, in times plain. slowness: of the machine at a run; 1 = usual.
     """
 
     def __init__(
@@ -57,27 +55,17 @@ class Machine(TuneRunner):
         slowness: Callable[[int], float] = lambda run: 1.0,
     ) -> None:
         self._speed, self._slowness = speed, slowness
-        self.now = 0.0
-        self.runs: list[tuple[Cell, int, int]] = []
+        self.now, self.runs = 0.0, 0
 
     def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
-        seconds = 2.0 * self._slowness(len(self.runs))
-        self.runs.append((cell, part, turn))
+        seconds = 2.0 * self._slowness(self.runs)
+        self.runs += 1
         self.now += seconds
         forwards = round(1000 / self._speed(cell.setting, part))
-        return sample(part, turn, tokens=1000, seconds=seconds, forwards=forwards)
+        return sample(part, turn, tokens=1000, seconds=seconds * forwards / 1000, forwards=forwards)
 
     def time(self) -> float:
         return self.now
-
-
-class Steps(Machine):
-    """As `Machine`, but a step takes its time and speed lies in the tokens that it gives."""
-
-    def run(self, cell: Cell, prompts: Sequence[Conversation], part: int, turn: int) -> Sample:
-        done = super().run(cell, prompts, part, turn)
-        time = done.seconds * done.forwards / 1000
-        return sample(part, turn, tokens=1000, seconds=time, forwards=done.forwards)
 
 
 def search_on(machine: Machine, seconds: float = 400.0) -> SuccessiveHalving:
@@ -97,31 +85,31 @@ def speeds(setting: Speculation, part: int) -> float:
 
 
 def test_the_fastest_is_found_among_many() -> None:
-    search = search_on(Steps(speeds))
+    search = search_on(Machine(speeds))
     assert label(search.best) in ("self · 3", "self · 4")
     assert 1.5 < search.score(search.best) < 1.8
 
 
 def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
-    usual = search_on(Steps(speeds)).best
+    usual = search_on(Machine(speeds)).best
 
     def slowness(run: int) -> float:
         return (1 + run / 20) * (40 if run % 17 == 5 else 1)
 
-    shaky = Steps(speeds, slowness)
+    shaky = Machine(speeds, slowness)
     search = SuccessiveHalving(CANDIDATES, 1, "deep")
     search.run(shaky, PARTS, 40_000.0, silent, shaky.time)
     assert search.best == usual
 
 
 def test_plain_decoding_wins_where_nothing_is_faster() -> None:
-    search = search_on(Steps(lambda setting, part: 1.0 if setting == PLAIN else 0.9))
+    search = search_on(Machine(lambda setting, part: 1.0 if setting == PLAIN else 0.9))
     assert search.best == PLAIN
     assert search.score(PLAIN) == 1.0
 
 
 def test_those_that_do_well_get_more_prompts() -> None:
-    search = search_on(Steps(speeds))
+    search = search_on(Machine(speeds))
     counts = [len(search.samples[s]) for s in CANDIDATES]
     assert len(search.alive) == 2
     assert min(counts) < 10 < len(search.samples[search.best]) == max(counts)
@@ -129,10 +117,10 @@ def test_those_that_do_well_get_more_prompts() -> None:
 
 
 def test_a_search_keeps_its_time() -> None:
-    machine = Steps(speeds)
+    machine = Machine(speeds)
     search_on(machine, 400.0)
     assert 300 < machine.now < 400 + 2.0 * (len(CANDIDATES) + 1)
-    hurried = Steps(speeds)
+    hurried = Machine(speeds)
     search_on(hurried, 1.0)  # everything once in each round, however little time there is
     assert {len(search_on(hurried, 1.0).samples[s]) for s in CANDIDATES} == {1, 2, 3, 4}
 
@@ -149,7 +137,7 @@ def test_of_equals_the_adaptive_length_wins() -> None:
         ) -> float:
             return table[setting]
 
-        machine = Steps(known)
+        machine = Machine(known)
         search.run(machine, PARTS, 100.0, silent, machine.time)
         assert search.best == best
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +17,10 @@ from fastslow.engine.backends.loader import DTYPES
 from fastslow.tools.check_device.exactness import exactness
 from fastslow.tools.check_device.families import families
 from fastslow.tools.check_device.finding import CheckPlan, Finding
-from fastslow.tools.cli.screen import quiet_log
+from fastslow.tools.cli.screen import complain, quiet_log
 from fastslow.tools.machine import circumstances
-from fastslow.tools.progress import progress_bar, silent
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-
-
 PARTS: tuple[Callable[[CheckPlan], Finding], ...] = (exactness, families)
 
 
@@ -59,7 +55,7 @@ def check_device(
         if report is not None and not report.absolute().parent.is_dir():
             raise ValueError(f"--json {report}: there is no folder {report.absolute().parent}")
     except ValueError as error:
-        print(f"{error}", file=sys.stderr)
+        complain(error)
         raise typer.Exit(REFUSED) from None
     quiet_log()
     machine = circumstances()
@@ -69,9 +65,12 @@ def check_device(
     complete = False
     with tempfile.TemporaryDirectory(prefix="check_device.") as folder:
         device = place.kind if device == "auto" else device
-        plan = CheckPlan(device, dtype, quick, Path(folder), silent)
+        plan = CheckPlan(device, dtype, quick, Path(folder))
         try:
-            _run(plan, findings)
+            for part in PARTS:
+                print(f"{part.__name__} ...", flush=True)
+                findings.append(_checked(part, plan))
+                print(findings[-1].text(), flush=True)
             complete = True
         except KeyboardInterrupt:
             print("stopped: what is above is all that was checked", flush=True)
@@ -81,30 +80,23 @@ def check_device(
     if report is not None:
         record: dict[str, Any] = {**machine, "device": device, "dtype": dtype, "quick": quick}
         record |= {"complete": complete, "passed": complete and not failed}
-        record["parts"] = [x.record() for x in findings]
+        record["parts"] = [asdict(x) for x in findings]
         report.write_text(json.dumps(record, indent=1), "utf-8")
         print(f"report in {report}")
     if failed or not complete:
         raise typer.Exit(FAILED if complete else INTERRUPTED)
 
 
-def _run(plan: CheckPlan, findings: list[Finding]) -> None:
-    for n, part in enumerate(PARTS):
-        started = time.perf_counter()
-        with progress_bar() as moved:
-
-            def say(share: float, what: str, n: int = n, name: str = part.__name__) -> None:
-                moved((n + share) / len(PARTS), f"{n + 1} of {len(PARTS)}, {name}: {what}")
-
-            try:
-                found = part(replace(plan, say=say))
-            except Exception as error:  # noqa: BLE001 - the other parts tell more
-                advice = "this is a fault of fastslow or of the device's software: report this file"
-                said = f"{type(error).__name__}: {error}"
-                found = Finding(part.__name__, False, [said], {"error": said}, advice)
-        found.seconds = round(time.perf_counter() - started, 2)
-        findings.append(found)
-        print(found.text(), flush=True)
+def _checked(part: Callable[[CheckPlan], Finding], plan: CheckPlan) -> Finding:
+    started = time.perf_counter()
+    try:
+        found = part(plan)
+    except Exception as error:  # noqa: BLE001 - the other parts tell more
+        said = f"{type(error).__name__}: {error}"
+        found = Finding(part.__name__, False, [said], {"error": said})
+        found.advice = "this is a fault of fastslow or of the device's software: report this file"
+    found.seconds = round(time.perf_counter() - started, 2)
+    return found
 
 
 if __name__ == "__main__":

@@ -52,7 +52,6 @@ def exactness(plan: CheckPlan) -> Finding:
         while first < len(jobs):
             some = jobs[first : first + next(sizes)]
             first += len(some)
-            plan.say(first / len(jobs), f"{first} of {len(jobs)} answers")
             used, asked, modes = map(list, zip(*some))
             answers = llm.chat(asked, sampling, mode=modes, speculation=used, progress=False)
             for (setting, prompt, mode), answer in zip(some, answers):
@@ -92,8 +91,7 @@ def drafters(head: Path) -> list[Speculation]:
         more: dict[str, Any] = {k: v for name in names for k, v in fields.get(name, {}).items()}
         return Speculation(drafter=drafter, nodes=4, width=width, **more)
 
-    wide = [name for name in WIDE if name in DRAFTERS]
-    return [*map(made, DRAFTERS), *map(made, COMBINED), *(made(name, 2) for name in wide)]
+    return [*map(made, DRAFTERS), *map(made, COMBINED), *(made(name, 2) for name in WIDE)]
 
 
 def parted(given: Completion, wanted: Completion) -> float | None:
@@ -126,7 +124,7 @@ def law_deviation(plan: CheckPlan, llm: LLM) -> float:
 
 
 def write_head(target: Path, path: Path) -> Path:
-    """A head with random weights for the target: what it drafts is seldom right, and must not matter."""
+    """A head with random weights: what it drafts is seldom right, and must not matter."""
     config = ModelConfig.from_folder(target)
     tokens = torch.arange(config.vocab_size, dtype=torch.int32)
     shape, table = first_weights(target, (0, config.layers - 1), tokens)

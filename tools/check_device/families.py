@@ -78,8 +78,7 @@ def families(plan: CheckPlan) -> Finding:
     names = list(FAMILIES)
     apart: dict[str, float] = {}
     replays = failed = 0
-    for n, name in enumerate(names):
-        plan.say(n / len(names), name)
+    for name in names:
         folder = write_random(plan.folder / name, name)
         dtype = DTYPES.get(plan.dtype, "auto")
         model = load_model(folder, dtype, plan.device, progress=False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ class CheckPlan:
     dtype: str  # of the model
     quick: bool  # few texts, for tests
     folder: Path  # for what the checks write; it goes with them
-    say: Callable[[float, str], None]  # the share of this part that is done, and what runs now
 
     def slack(self, dtype: torch.dtype) -> float:
         """How close two best logits are a near tie. The CPU's kernels promise the same bits."""
@@ -47,7 +45,3 @@ class Finding:
         word = "passed" if self.passed else "FAILED"
         shown = [f"{self.name}: {word} ({self.seconds:.1f} s)", *(f"  {x}" for x in self.lines)]
         return "\n".join(shown if self.passed else [*shown, f"  next: {self.advice}"])
-
-    def record(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"advice": "" if self.passed else self.advice}

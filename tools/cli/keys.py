@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from fastslow.engine.params import sentence
@@ -79,17 +77,17 @@ def show(
     Example:
       fastslow keys list
     """
-    every = KeyFile.read(file or usual_file()).keys
+    from fastslow.tools.cli import screen
+
     table = Table("name", "made", "limits")
-    for key in every:
+    for key in KeyFile.read(file or usual_file()).keys:
         limits = key.limits.model_dump(mode="json", exclude_none=True)
         if as_json:
-            record = {"name": key.name, "created": key.created, "limits": limits}
-            typer.echo(json.dumps(record))
+            screen.write_json({"name": key.name, "created": key.created, "limits": limits})
         made = time.strftime("%Y-%m-%d", time.gmtime(key.created))
         table.add_row(key.name, made, ", ".join(f"{k} {v}" for k, v in limits.items()) or "none")
     if not as_json:
-        Console().print(table)
+        screen.show(table)
 
 
 @keys.command()

@@ -5,27 +5,18 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    TextIO,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastslow.engine.checked import Params, sentence
+from fastslow.tools.job_options import field
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
@@ -36,13 +27,10 @@ PATHS = ("model", "own", "source", "target")  # arguments of type str that may b
 
 
 class OptionFields:
-    """Which fields of a model become options, and their panel: the metadata of an `Annotated` model.
+    """Which fields of a model become options: the metadata of an `Annotated` model.
 
-    Args:
-        names: the fields; none = all.
-        panel: of the help, for fields that name no panel themselves.
-        defaults: whether the help shows the fields' defaults.
-        renamed: field -> name of the option, where the field's own name is taken.
+    names: the fields; none = all. panel: of the help, for fields that name none. defaults: whether the help
+    shows the fields' defaults. renamed: field -> name of the option, where the field's name is taken.
     """
 
     def __init__(
@@ -52,41 +40,37 @@ class OptionFields:
         self.panel = panel
         self.defaults = defaults
 
+    def of(self, model: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo, Any]]:
+        """Name, option and `FieldInfo` of each field, and the model that it nests or None."""
+        for name, option in (self.names or {n: n for n in model.model_fields}).items():
+            info = model.model_fields[name]
+            yield name, option, info, _model_of(Annotated[info.annotation, *info.metadata, None])
 
-def options_of(
-    model: type[BaseModel], which: OptionFields | None = None
-) -> list[inspect.Parameter]:
+
+ALL = OptionFields()
+
+
+def options_of(model: type[BaseModel], which: OptionFields = ALL) -> list[inspect.Parameter]:
     """One parameter for typer for each field, those of nested models in place.
 
     A field's `description` is the help. Its `json_schema_extra` may have `panel` (of the help), `names`
     (such as `["--out", "-o"]`) and `argument` (true: it is an argument, not an option).
     """
-    which = which or OptionFields()
     found = []
-    for field, option in (which.names or dict.fromkeys(model.model_fields)).items():
-        info = model.model_fields[field]
-        nested = _nested(info)
-        if nested is not None:
-            found += options_of(*nested)
-        else:
-            found.append(_parameter(option or field, info, which))
+    for _, option, info, nested in which.of(model):
+        found += options_of(*nested) if nested else [_parameter(option, info, which)]
     return found
 
 
-def filled(model: type[Any], given: Mapping[str, Any], which: OptionFields | None = None) -> Any:
-    """The model with what the command line gave; `model_fields_set` says which fields these are.
-
-    Raises:
-        ValueError: a value does not fit; one sentence.
-    """
-    which = which or OptionFields()
+def filled(model: type[Any], given: Mapping[str, Any], which: OptionFields = ALL) -> Any:
+    """The model with what the command line gave; `model_fields_set` says which fields these are. ValueError: a
+    value does not fit; one sentence."""
     values: dict[str, Any] = {}
-    for field, option in (which.names or dict.fromkeys(model.model_fields)).items():
-        nested = _nested(model.model_fields[field])
-        if nested is not None:
-            values[field] = filled(nested[0], given, nested[1])
-        elif (value := given.get(option or field)) not in (None, []):
-            values[field] = value
+    for name, option, _, nested in which.of(model):
+        if nested:
+            values[name] = filled(nested[0], given, nested[1])
+        elif (value := given.get(option)) not in (None, []):
+            values[name] = value
     try:
         return model(**values)
     except ValidationError as error:
@@ -100,7 +84,7 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     typer as one option for each field; the command gets the model that `filled` makes of them.
     """
     signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, tuple[type[Any], OptionFields | None]] = {}
+    groups: dict[str, tuple[type[Any], OptionFields]] = {}
     shown: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         found = _model_of(parameter.annotation)
@@ -109,7 +93,7 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
             shown += options_of(*found)
         else:
             shown.append(parameter)
-    paths = {p.name for p in shown if p.name in PATHS or Path in _kinds(p.annotation)}
+    paths = {p.name for p in shown if p.name in PATHS or Path in _parts(p.annotation)}
 
     @wraps(command)
     def run(**given: Any) -> None:
@@ -130,24 +114,21 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _model_of(annotation: Any) -> tuple[type[BaseModel], OptionFields | None] | None:
+def _model_of(annotation: Any) -> tuple[type[BaseModel], OptionFields] | None:
     """The model, and which of its fields are options, that an annotation asks for."""
-    which = None
+    which = ALL
     if get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)
-        which = next((part for part in metadata if isinstance(part, OptionFields)), None)
+        which = next((part for part in metadata if isinstance(part, OptionFields)), ALL)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, which
     return None
 
 
-def _nested(info: FieldInfo) -> tuple[type[BaseModel], OptionFields | None] | None:
-    return _model_of(Annotated[info.annotation, *info.metadata, None])
-
-
 def _parameter(name: str, info: FieldInfo, which: OptionFields) -> inspect.Parameter:
     extra: Mapping[str, Any] = info.json_schema_extra or {}  # type: ignore[assignment]
-    kinds = _kinds(info.annotation)
+    parts = list(_parts(info.annotation))
+    kinds = {part if isinstance(part, type) else type(part) for part in parts}
     kind = next((simple for simple in SIMPLE if simple in kinds), None)
     if kind is None:
         raise TypeError(f"field {name} of type {info.annotation} can be no option")
@@ -157,8 +138,7 @@ def _parameter(name: str, info: FieldInfo, which: OptionFields) -> inspect.Param
         "rich_help_panel": extra.get("panel") or which.panel,
         "show_default": False,
     }
-    choices = [value for value in _literals(info.annotation) if isinstance(value, str)]
-    if choices:
+    if choices := [part for part in parts if isinstance(part, str)]:
         how["metavar"] = f"[{'|'.join(choices)}]"
     if extra.get("argument"):
         made = typer.Argument(**how)
@@ -187,27 +167,22 @@ def _help(info: FieldInfo, defaults: bool) -> str:
     return f"{text}."
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """The simple types of an annotation, and `list` or `tuple` where several values fit."""
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The simple types of an annotation, the values of its literals, and `list` where several values fit."""
     origin = get_origin(annotation)
-    if origin is Annotated:
-        first, *metadata = get_args(annotation)
-        return _kinds(first).union(part for part in metadata if part is Path)
-    if origin in (Union, types.UnionType):
-        return set().union(*map(_kinds, get_args(annotation)))
-    if origin is Literal:
-        return {type(value) for value in get_args(annotation)}
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return {list}.union(*map(_kinds, get_args(annotation)))
-    return {annotation}
-
-
-def _literals(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) is Literal:
+    if origin is None:
+        yield annotation
+    elif origin is Literal:
         yield from get_args(annotation)
+    elif origin is Annotated:
+        first, *metadata = get_args(annotation)
+        yield from _parts(first)
+        yield from (part for part in metadata if part is Path)
     else:
+        if isinstance(origin, type) and issubclass(origin, Sequence):
+            yield list
         for part in get_args(annotation):
-            yield from _literals(part)
+            yield from _parts(part)
 
 
 def _at_home(value: Any) -> Any:
@@ -219,35 +194,11 @@ def _at_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def option(help: str, panel: str | None = None, *names: str) -> Any:
-    """An option whose help tells the default in words."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
-
-
-PROMPTS = "prompts, JSON lines with prompt, messages, turns or question"
-
-
 def shown_option(
     help: str, panel: str | None = None, *, min: float | None = None, max: float | None = None
 ) -> Any:
     """An option whose default is shown; `min` and `max` bound a number."""
     return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
-
-
-def field(
-    default: Any, description: str, panel: str | None = None, *, names: str = "", **how: Any
-) -> Any:
-    """A field of a model whose option has its own panel.
-
-    Args:
-        default: `...` where there is none.
-        names: of the option, such as "--out -o"; without any `--` and the field's name.
-        how: further arguments of `Field`.
-    """
-    extra: dict[str, Any] = {"panel": panel}
-    if names:
-        extra["names"] = names.split()
-    return Field(default=default, description=description, json_schema_extra=extra, **how)
 
 
 MODEL = "Model"

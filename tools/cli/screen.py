@@ -3,6 +3,7 @@ one line of figures, errors in one line."""
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import cache
 
@@ -39,6 +40,11 @@ def show(table: Table) -> None:
     if Measurement.get(out, out.options.update(max_width=WIDE), table).maximum > out.width:
         table.box, table.pad_edge = box.SIMPLE_HEAD, False
     out.print(table, soft_wrap=False)
+
+
+def write_json(record: object) -> None:
+    """One line of JSON on standard output."""
+    console().out(json.dumps(record, ensure_ascii=False), highlight=False)
 
 
 def quiet_log() -> None:

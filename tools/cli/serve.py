@@ -58,16 +58,13 @@ def serve(
     from fastslow.serve.http.listen import listen, run
     from fastslow.serve.http.server import StoppedError
     from fastslow.serve.observe.logs import ServerLog
-    from fastslow.tools.cli.serve_several import check_several, deploy_by_client, is_by_client
+    from fastslow.tools.cli.serve_several import check_several
 
     check_several(config, place.address, place.in_process)
     config = complete(config, settings, place)
     log = ServerLog(config.log_format, config.log_level, config.log_file)
     os.environ.update(config.log_environment)
     try:
-        if is_by_client(place.address):
-            deploy_by_client(config, place)
-            return
         with listen(place.host, place.port, place.unix_socket) as listener:
             run(_serve(config, place, listener))
     except StoppedError:

@@ -13,7 +13,8 @@ from fastslow.engine.checked import Params
 from fastslow.engine.host.files import read_object
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import HOW, LOAD, SEVERAL, WHO, ServerConfig, ServerSettings
-from fastslow.tools.cli.options import OptionFields, field
+from fastslow.tools.cli.options import OptionFields
+from fastslow.tools.job_options import field
 
 LISTEN = "Where it listens"
 LARGEST = 4 * 2**20  # bytes of a file of --warm
@@ -58,7 +59,7 @@ class Place(Params):
     )
     address: str | None = field(
         None,
-        "Ray cluster to run the engines on: auto, HOST:PORT or ray://HOST:PORT; default: this machine",
+        "Ray cluster to run the engines on: auto or HOST:PORT; default: this machine",
         SEVERAL,
     )
 

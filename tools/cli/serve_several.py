@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from fastslow.engine.host.machine import cores
 from fastslow.engine.params import shown
@@ -12,9 +11,6 @@ from fastslow.engine.params import shown
 if TYPE_CHECKING:
     from fastslow.serve.api.config import ServerConfig
     from fastslow.serve.api.engine import Engine, StartedEngine
-    from fastslow.tools.cli.serve_options import Place
-
-CLIENT = "ray://"  # how addresses of Ray Client begin
 
 
 def check_several(config: ServerConfig, address: str | None, in_process: bool) -> None:
@@ -31,18 +27,13 @@ def check_several(config: ServerConfig, address: str | None, in_process: bool) -
         if config.replicas is None and value is not None:
             raise ValueError(f"--{name} is for --replicas: give that, too")
     if address is not None and not _is_address(address):
-        raise ValueError(f"--address={shown(address)} must be auto, HOST:PORT or ray://HOST:PORT")
+        raise ValueError(f"--address={shown(address)} must be auto or HOST:PORT")
     if config.replica_resources is not None and address is None:
         raise ValueError("--replica-resources is for a Ray cluster: give --address, too")
     if address is not None and find_spec("ray") is None:
         raise ValueError("--address needs ray: pip install 'fastslow[ray]'")
     if config.replicas is not None and in_process:
         raise ValueError("--in-process is for one engine: leave out --replicas")
-
-
-def is_by_client(address: str | None) -> bool:
-    """Whether the cluster is one that only Ray Client reaches: the server has to run there, too."""
-    return (address or "").startswith(CLIENT)
 
 
 def open_several(config: ServerConfig, address: str | None) -> tuple[Engine, StartedEngine]:
@@ -56,47 +47,20 @@ def open_several(config: ServerConfig, address: str | None) -> tuple[Engine, Sta
         each = ReplicaSettings.of(config, cores())
         several = RoutedEngine(ProcessReplicas(config.engine, each))
     else:
-        from fastslow.serve.ray.cluster import Cluster
         from fastslow.serve.ray.deployments import OwnDeployment
         from fastslow.serve.ray.replicas import RayReplicas
 
         each = ReplicaSettings.of(config)
         environment = config.log_environment
-        own = OwnDeployment(Cluster(address), config.engine, each, environment)
+        own = OwnDeployment(address, config.engine, each, environment)
         several = RoutedEngine(RayReplicas(own))
     return ContinuedEngine(several), several
-
-
-def deploy_by_client(config: ServerConfig, place: Place) -> None:
-    """Deploy the whole server on a cluster that only Ray Client reaches, and say where it is. ValueError: an
-    option is for a server in this process. RuntimeError: Ray or the engine failed."""
-    if place.api_key:
-        raise ValueError("--api-key is for a server in this process: with ray:// give --api-keys")
-    if place.unix_socket is not None:
-        raise ValueError("--unix-socket is for a server in this process: leave it out with ray://")
-    if not place.port:
-        raise ValueError("--port 0 is for a server in this process: with ray:// give a number")
-    from fastslow.serve.ray.app import Arguments, deploy
-    from fastslow.tools.cli.screen import errors
-
-    errors().print("The engines load on the cluster.", style="dim")
-    given = {name: getattr(config, name) for name in config.model_fields_set}
-    address = place.address or ""
-    deploy(address, Arguments(**given), place.host, place.port)
-    local = place.host in ("127.0.0.1", "localhost", "::1")
-    where = "on each of its nodes" if local else "on its nodes"
-    host = place.host if local else urlsplit(address).hostname
-    errors().print(
-        f"{config.served_name} is served at http://{host}:{place.port}, {where}.\n"
-        "It stays there; `serve shutdown` on the first node of the cluster ends it.",
-        soft_wrap=True,
-    )
 
 
 def _is_address(text: str) -> bool:
     """Whether it can be that of a cluster."""
     if text == "auto":
         return True
-    host, _, port = text.removeprefix(CLIENT).rpartition(":")
+    host, _, port = text.rpartition(":")
     fits = port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65_536
     return fits and bool(host) and "/" not in host

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fastslow.engine.params import nearest
 from fastslow.tools.plan.step import ForwardWork, Setting, Terms
 
-DRAFTERS = {"mtp": 1, "free": 0}  # decoder layers that a drafted token runs, and then the head
+PLANNED_DRAFTERS = {
+    "mtp": 1,
+    "free": 0,
+}  # decoder layers that a drafted token runs, and then the head
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,7 @@ class DraftCost:
     @classmethod
     def of(cls, acceptance: float, drafter: str) -> DraftCost:
         """acceptance: per position, below 1; from 1 on tokens per step t of long drafts, which are
-        1 / (1 - a), so that a = 1 - 1/t. ValueError: a negative acceptance, an unknown drafter."""
-        if not acceptance >= 0:  # nor nan
-            raise ValueError(f"acceptance={acceptance} must be a number of at least 0")
-        if drafter not in DRAFTERS:
-            raise ValueError(f"drafter={drafter!r} is unknown{nearest(drafter, DRAFTERS)}")
+        1 / (1 - a), so that a = 1 - 1/t."""
         return cls(acceptance if acceptance < 1 else 1 - 1 / acceptance, drafter)
 
     def tokens(self, nodes: int) -> float:
@@ -38,9 +36,9 @@ class DraftCost:
     def step(self, setting: Setting, requests: int, nodes: int, context: float) -> Terms:
         """A step that drafts `nodes` tokens for each request, one after the other, and verifies them."""
         verify = setting.decode(requests, nodes + 1, context)
-        if not nodes or not DRAFTERS[self.drafter]:
+        if not nodes or not PLANNED_DRAFTERS[self.drafter]:
             return verify
-        layer: ForwardWork = setting.work.only(DRAFTERS[self.drafter])
+        layer: ForwardWork = setting.work.only(PLANNED_DRAFTERS[self.drafter])
         return verify + setting.of(layer).decode(requests, 1, context) * nodes
 
 
@@ -74,10 +72,8 @@ class PlanChoice:
 
 
 def fewest_cards(setting: Setting, context: int, batch: int = 1) -> Setting:
-    """The setting on the fewest cards that hold the weights and a batch of requests of `context` tokens; on
-    one where a card has no links to others. ValueError: too many cards would be needed."""
-    if setting.device.peer is None:
-        return setting
+    """The setting on the fewest cards that hold the weights and a batch of requests of `context` tokens.
+    ValueError: too many cards would be needed."""
     room = setting.device.memory * USABLE
     for cards in range(1, MOST_CARDS + 1):
         grown = replace(setting, cards=cards)
@@ -94,8 +90,8 @@ def choose_batches(
     room = setting.device.memory * USABLE
     if setting.memory(1, context) > room:
         raise ValueError(
-            f"cards={setting.cards}: a card would hold {_gb(setting.memory(1, context))} of weights "
-            f"and one request, but has {_gb(room)} to use"
+            f"cards={setting.cards}: a card would hold {setting.memory(1, context) / 1e9:.1f} GB of "
+            f"weights and one request, but has {room / 1e9:.1f} GB to use"
         )
     fitting = largest(lambda batch: setting.memory(batch, context) <= room)
     found = []
@@ -138,7 +134,3 @@ def _choice(
     memory = setting.memory(batch, context)
     tokens = drafting.tokens(nodes)
     return PlanChoice(nodes, batch, tokens, terms, setting.cards, memory, bound)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -65,11 +65,10 @@ class ShardPlan:
         return cls(config, parallel, dtype, shares)
 
     def layer_traffic(self, rows: int) -> dict[str, int]:
-        """Bytes that all ranks send in sum in one layer of a step, by collective.
+        """Bytes that all ranks send in sum in one layer of a step, by collective. rows: with padding.
 
-        With A ranks of attention among W, `rows` a step's rows with padding (a multiple of W) and b
-        bytes an element, each row's H elements go to A - 1 ranks before attention and W - 1 before
-        the MLP, and as many partial sums come back: 2 * H * b * (A + W - 2) bytes a row.
+        A row's elements go to the other ranks of attention, and to all others before the MLP; as many
+        partial sums come back.
         """
         place = self.shares[0].place
         row = rows * self.config.hidden_size * self.dtype.itemsize

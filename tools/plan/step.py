@@ -8,7 +8,6 @@ from operator import add
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import tensor_shapes
-from fastslow.engine.params import nearest
 from fastslow.tools.plan.device import Device
 
 
@@ -26,39 +25,28 @@ class Efficiency:
 # two are solved from two published figures of openPangu Pro MoE 72B on 800I A2 (arXiv 2505.21411, section
 # 5.3): a small step is all fixed cost, a large one adds products. docs/planner.md compares the rest.
 CARDS = Efficiency(memory=0.8, compute=0.30953516, link=0.8, layer=312.994267e-6)
-# Of a probed CPU: the same share of the memory; of the products what the kernels' bfloat16 step of 128
-# rows reached of torch's square product (two cores of an AMD EPYC, Zen 5).
-HOST = Efficiency(memory=0.8, compute=0.65, link=1.0, layer=0.0)
 
-
-# bytes of a weight, of a weight of the head, and whether products run in int8
-WEIGHTS = {
-    "float32": (4.0, 4.0, False),
-    "bf16": (2.0, 2.0, False),
-    "w8a8": (1.0, 2.0, True),  # embedding and head stay in 16 bits
-    "int8": (1.0 + 4 / 1024, 1.0 + 4 / 1024, True),  # this engine's: the head in int8, too
-    "int4": (20 / 32, 1.0, True),  # Q4_1: 32 weights in 20 bytes
-}
-KV = {"float32": 4.0, "bf16": 2.0, "int8": 1.0}
+HEAD = 2.0  # bytes of a weight over the vocabulary: embedding and head stay in 16 bits
+WEIGHTS = {"w8a8": 1.0, "bf16": 2.0}  # bytes of any other weight
+KV = {"bf16": 2.0, "int8": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bytes of one number."""
+    """Formats of weights and of keys and values: names of `WEIGHTS` and `KV`."""
 
-    weight: float  # of a matrix in a layer, a mean where they differ
-    head: float  # over the vocabulary
-    kv: float
-    int8: bool  # whether products with weights run in int8, else in 16 bits
+    weights: str
+    kv_format: str
 
-    @classmethod
-    def of(cls, weights: str, kv: str) -> Precision:
-        """ValueError for an unknown name (the nearest known one is named)."""
-        for field, name, known in (("weights", weights, WEIGHTS), ("kv", kv, KV)):
-            if name not in known:
-                raise ValueError(f"{field}={name!r} is unknown{nearest(name, known)}")
-        weight, head, int8 = WEIGHTS[weights]
-        return cls(weight, head, KV[kv], int8)
+    @property
+    def weight(self) -> float:
+        """Bytes of a number in a layer's matrix."""
+        return WEIGHTS[self.weights]
+
+    @property
+    def kv(self) -> float:
+        """Bytes of a number of keys and values."""
+        return KV[self.kv_format]
 
 
 EXPERT = ".mlp.experts."
@@ -103,14 +91,13 @@ class ForwardWork:
         )
 
     def distinct(self, rows: float) -> float:
-        """Routed experts of a layer that `rows` rows meet, if each chooses on its own:
-        E (1 - (1 - k/E)^rows), which holds for one of each group and for the best k alike."""
+        """Routed experts of a layer that `rows` rows meet, if each chooses by itself: E (1 - (1 - k/E)^rows)."""
         if not self.experts:
             return 0.0
         return self.experts * (1 - float((1 - self.chosen / self.experts) ** rows))
 
     def only(self, layers: int) -> ForwardWork:
-        """As many layers of the average kind, with the same head: a draft layer is one."""
+        """Some layers of the average kind, with the same head: a draft layer is one."""
         share = layers / self.layers
         names = ("always", "expert", "kv", "attention")
         parts = {name: getattr(self, name) * share for name in names}
@@ -165,18 +152,13 @@ class Setting:
         return replace(self, work=work)
 
     def decode(self, requests: float, rows: float, context: float) -> Terms:
-        """One step of some requests, each with `rows` rows (its last token and drafted ones).
-
-        context: tokens before them, of each request.
-        """
+        """One step of some requests, each with `rows` rows (its last token and drafted ones) after
+        `context` tokens."""
         return self._terms(requests * rows, requests, requests * rows, context)
 
     def prefill(self, requests: float, tokens: float) -> Terms:
-        """So many prompts of `tokens` in one step; a row sees half of its prompt on average.
-
-        The two halves of the work take turns, so that collectives run beside products and the
-        longer of the two counts.
-        """
+        """Prompts of `tokens` each in one step; a row sees half of its prompt on average. Collectives run
+        beside products, and the longer of the two counts."""
         t = self._terms(requests * tokens, 0, requests, tokens / 2)
         slow = max(t.compute, t.links)
         return Terms(t.weights, t.kv, *((slow, 0.0) if slow == t.compute else (0.0, slow)), t.fixed)
@@ -186,11 +168,10 @@ class Setting:
         whose logits are made; context: tokens that a row sees."""
         w, d, p, e = self.work, self.device, self.precision, self.efficiency
         memory = self.cards * d.bandwidth * e.memory
-        weight = p.weight * (w.always + w.expert * w.distinct(rows)) + p.head * w.head
+        weight = p.weight * (w.always + w.expert * w.distinct(rows)) + HEAD * w.head
         running = w.always + w.expert * w.chosen
-        head = d.int8 if p.int8 and p.head < 2 else d.half
-        products = 2 * rows * running / (d.int8 if p.int8 else d.half)
-        products += 2 * heads * w.head / head + rows * context * w.attention / d.half
+        products = 2 * rows * running / (d.int8 if p.weights == "w8a8" else d.half)
+        products += (2 * heads * w.head + rows * context * w.attention) / d.half
         crossing = (self.cards - 1) / self.cards * rows * w.hidden * ACTIVATION
         return Terms(
             weights=weight / memory,
@@ -205,5 +186,5 @@ class Setting:
         w, p = self.work, self.precision
         ends = min(w.stored, 2 * w.head)  # embedding and head; a tied one lies there once as well
         inner = w.always + w.expert * w.experts
-        weights = p.weight * inner + p.head * min(ends, w.stored - inner)
+        weights = p.weight * inner + HEAD * min(ends, w.stored - inner)
         return (weights + requests * context * w.kv * p.kv) / self.cards

@@ -37,12 +37,9 @@ def prompts_of(path: Path | None, folder: Path) -> list[Conversation]:
 def answered(
     llm: LLM, prompts: Sequence[Any], *, tokens: int = 160, seed: int = 0
 ) -> Iterator[list[int]]:
-    """Token ids of prompts with answers drawn at temperature 1, without end for some rounds.
-
-    The model's own words are what it will have to read when it runs; what it was trained on need
-    not be known. prompts: token ids where the model has no tokenizer. tokens: most of an answer; 0 =
-    the prompts alone, once.
-    """
+    """Token ids of prompts with answers drawn at temperature 1, for some rounds: the model's own words are what
+    it will read when it runs. prompts: token ids where the model has no tokenizer. tokens: most of an
+    answer; 0 = the prompts alone, once."""
     for turn in range(ROUNDS if tokens else 1):
         for first in range(0, len(prompts), TOGETHER):
             some = list(prompts[first : first + TOGETHER])
@@ -85,12 +82,12 @@ def balanced_texts(
     most: int,
     note: Callable[[int, int], None] = lambda tokens, starved: None,
 ) -> Calibration:
-    """Take texts until they are `enough` tokens and every expert of every layer saw `least` of them.
+    """Take texts until they are `enough` tokens and every expert of every layer saw `least` of them, or they
+    end, or `most` tokens were looked at. Past `enough`, a text stays only if it brings tokens to an expert
+    that is short of them.
 
-    Past `enough`, a text stays only if it brings tokens to an expert that is short of them. It ends,
-    too, when the texts do, or `most` tokens were looked at. embed: token ids -> rows [N, H] in float32.
-    layer: number -> the layer's tensors in float32, read anew for every few texts. note: called after
-    every few texts with the tokens kept, and how many experts starve.
+    embed: token ids -> rows [N, H] in float32. layer: number -> the layer's tensors in float32. note: called
+    after every few texts with the tokens kept, and how many experts starve.
     """
     found = Calibration(counts=torch.zeros(config.layers, config.experts, dtype=torch.int64))
     looked = 0

@@ -21,18 +21,13 @@ FILE = "quantization_report.json"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models on the same texts.
+    """Two models on the same texts."""
 
-    tokens: whose probability was looked at. perplexity: of the source, and of the quantised model.
-    kl: mean of KL(source || quantised), nats a token. agreement: share of places where both think the
-    same token likeliest.
-    """
-
-    tokens: int
+    tokens: int  # whose probability was looked at
     source_perplexity: float
-    perplexity: float
-    kl: float
-    agreement: float
+    perplexity: float  # of the quantised model
+    kl: float  # mean of KL(source || quantised), nats a token
+    agreement: float  # share of places where both think the same token likeliest
 
 
 @torch.inference_mode()
@@ -62,7 +57,7 @@ def compare(source: Model, quantised: Model, texts: Sequence[Sequence[int]]) -> 
 def record(
     made: QuantizedCheckpoint, least: int, compared: Comparison | None, memory: list[int]
 ) -> dict[str, Any]:
-    """For programs: bytes, shares, nats; empty parts were not measured."""
+    """For programs: bytes, shares, nats, and the drift of each layer; empty parts were not measured."""
     return {
         "source_bytes": made.source_bytes,
         "bytes": made.nbytes,
@@ -73,23 +68,12 @@ def record(
             "starved": made.calibration.starved(least),
         },
         "compared": None if compared is None else asdict(compared),
-        "layers": [
-            {
-                "drift": layer.drift,
-                "errors": layer.errors,
-                "expert_rows": layer.rows,
-                "smoothing": layer.strengths,
-                "router": None
-                if (found := layer.alignment) is None
-                else {"before": found.before, "after": found.after, "ridge": found.ridge},
-            }
-            for layer in made.layers
-        ],
+        "drift": [layer.drift for layer in made.layers],
     }
 
 
 def table_of(facts: dict[str, Any]) -> Table:
-    """What `record` gave, for people; the layers are in the file."""
+    """What `record` gave, for people; the drift of each layer is in the file."""
     table = Table("", "source", "W8A8", "ratio")
     for name, sizes in (
         ("weights on disk", (facts["source_bytes"], facts["bytes"])),
@@ -104,6 +88,6 @@ def table_of(facts: dict[str, Any]) -> Table:
         table.add_row("same likeliest token", "", f"{found['agreement']:.2%}")
     table.add_row("calibration", "", f"{facts['calibration']['tokens']} tokens")
     table.add_row("experts with too few tokens", "", str(len(facts["calibration"]["starved"])))
-    drifts = [layer["drift"] for layer in facts["layers"]]
+    drifts = facts["drift"]
     table.add_row("drift of a layer", "", f"{fmean(drifts):.4f} mean, {max(drifts):.4f} worst")
     return table

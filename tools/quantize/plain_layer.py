@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,21 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.torch.reference import ReferenceOps
+from fastslow.engine.model.attention import rotation
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import choose
-from fastslow.engine.model.rope import rotation
 
 ROUTER = "mlp.gate"
 OPS = ReferenceOps()
 Tensors = dict[str, Tensor]  # of a layer, names without "model.layers.N."
 
 
-class Product(Protocol):
-    """A matrix of a layer ("self_attn.q_proj") times rows [N, I], without the bias."""
-
-    def __call__(self, name: str, x_NI: Tensor) -> Tensor: ...
-
-
+# A matrix of a layer ("self_attn.q_proj") times rows [N, I], without the bias.
+Product = Callable[[str, Tensor], Tensor]
 Watcher = Callable[[Tensor, Tensor], None]
 
 
@@ -35,16 +30,10 @@ def plain(tensors: Mapping[str, Tensor]) -> Product:
     return lambda name, x_NI: F.linear(x_NI, tensors[f"{name}.weight"])
 
 
-def nothing(first: Tensor, second: Tensor) -> None:
-    """Watches nothing."""
-
-
 @dataclass(frozen=True)
 class PlainLayer:
-    """Layer `n` of a model, from float32 tensors.
-
-    Rows of texts lie one after the other, [N, H]; `lengths` says how many each text has.
-    """
+    """Layer `n` of a model, from float32 tensors. Rows of texts lie one after the other, [N, H]; `lengths` says
+    how many each text has."""
 
     config: ModelConfig
     n: int
@@ -52,13 +41,14 @@ class PlainLayer:
     lengths: Sequence[int]
 
     def __call__(
-        self, x_NH: Tensor, product: Product, chosen: Watcher = nothing, kept: Watcher = nothing
+        self,
+        x_NH: Tensor,
+        product: Product,
+        chosen: Watcher = lambda *_: None,
+        kept: Watcher = lambda *_: None,
     ) -> Tensor:
-        """The layer's output [N, H].
-
-        chosen: is given the router's scores [N, E] and the experts it chose, int64 [N, G]. kept: is
-        given keys and values, [N, kv_heads * D] each.
-        """
+        """The layer's output [N, H]. chosen: is given the router's scores [N, E] and the experts it chose,
+        int64 [N, G]. kept: is given keys and values, [N, kv_heads * D] each."""
         eps = self.config.rms_norm_eps
         fresh = OPS.rms_norm(x_NH, self.tensors["input_layernorm.weight"], eps)
         x_NH = x_NH + self._attention(fresh, product, kept)
@@ -111,10 +101,7 @@ class PlainLayer:
         return self._linear("self_attn.o_proj", torch.cat(parts).flatten(1), product)
 
 
-Watch = Callable[[str, Tensor], None]
-
-
-def watched(product: Product, watch: Watch) -> Product:
+def watched(product: Product, watch: Callable[[str, Tensor], None]) -> Product:
     """The same product, after `watch` has seen its name and rows."""
 
     def seen(name: str, x_NI: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import KV_TYPE, Scheme
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import decoder_layer, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.job_options import QuantizeOptions
@@ -34,53 +34,22 @@ AS_USUAL = (
 
 
 LIMIT = 0.52  # of the float checkpoint's bytes
-PARTS = ("embedding and head", "attention", "router", "shared experts", "experts", "MLP", "norms")
-MARKS = {  # of a tensor's name; the earliest one that fits counts
-    "norm": "norms",
-    ".self_attn.": "attention",
-    ".shared_expert.": "shared experts",
-    ".experts.": "experts",
-    ".gate.weight": "router",
-    "router_scale": "router",
-}
-
-
-def planned(
-    config: ModelConfig, *, embedding: bool, kv: bool = False
-) -> dict[str, tuple[int, int]]:
-    """Bytes of each part of a bfloat16 checkpoint before and after; nothing is allocated.
-
-    embedding: whether embedding and head become int8. kv: with scales of keys and values.
-    """
-    found: dict[str, tuple[int, int]] = {}
-    for name, shape in tensor_shapes(config).items():
-        part = _part(name)
-        before, after = 2 * prod(shape), _quantised(name, shape, embedding)
-        if kv and name.endswith(("k_proj.weight", "v_proj.weight")):
-            after += 4 * shape[0]
-        had = found.get(part, (0, 0))
-        found[part] = (had[0] + before, had[1] + after)
-    return {part: found[part] for part in PARTS if part in found}
 
 
 def int8_embedding(config: ModelConfig) -> bool:
     """Whether embedding and head must be int8 for the whole to stay below 0.52 of its bytes."""
-    before, after = (sum(side) for side in zip(*planned(config, embedding=False).values()))
-    return bool(after > LIMIT * before)
-
-
-def _quantised(name: str, shape: tuple[int, ...], embedding: bool) -> int:
-    """Bytes of a tensor in W8A8."""
-    floats = not name.endswith(".weight") or name.endswith(f"{ROUTER}.weight")
-    if len(shape) == 1 or floats or (name in (EMBEDDING, HEAD) and not embedding):
-        return 2 * prod(shape)
-    return prod(shape) + 2 * shape[0]  # and a scale for each row
-
-
-def _part(name: str) -> str:
-    if name in (EMBEDDING, HEAD):
-        return "embedding and head"
-    return next((part for mark, part in MARKS.items() if mark in name), "MLP")
+    before = after = 0
+    for name, shape in tensor_shapes(config).items():
+        size = 2 * prod(shape)
+        floats = (
+            len(shape) == 1 or not name.endswith(".weight") or name.endswith(f"{ROUTER}.weight")
+        )
+        before += size
+        if floats or name in (EMBEDDING, HEAD):
+            after += size
+        else:
+            after += prod(shape) + 2 * shape[0]  # and a scale for each row
+    return after > LIMIT * before
 
 
 @dataclass(slots=True)
@@ -110,8 +79,8 @@ def quantize(
     report: Report = silent,
 ) -> QuantizedCheckpoint:
     """Write the W8A8 of a float checkpoint to a folder that is new or empty. texts: calibration, token ids,
-    as many as are needed. ValueError: the source is quantised already, of an architecture that is not
-    known, or has numbers that are not finite, the folder is not free, or there are no texts."""
+    as many as are needed. ValueError: the source is quantised already, of an unknown architecture or not
+    finite, the folder is not free, or there are no texts."""
     require_vacant(out)
     options = options or QuantizeOptions()
     if Scheme.from_folder(source) is not None:

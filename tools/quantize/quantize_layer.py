@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import LARGEST, TINY, QuantLinear, quantise_tokens
+from fastslow.engine.model.ops import LARGEST, TINY, QuantLinear
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
-from fastslow.tools.quantize.smooth import SAMPLES, ChannelStats, Site, sites_of, smooth_site
+from fastslow.tools.quantize.smooth import ChannelStats, Site, in_tokens, sites_of, smooth_site
 
 RIDGES = (0.003, 0.03, 0.3)  # of the mean square of a channel
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
-    """gate: float32 [E, H]. before, after: shares of the held-out rows' choices that are the float
-    model's, with the old gate and with this one. ridge: None where the old gate stayed."""
-
-    gate_EH: Tensor
-    before: float
-    after: float
-    ridge: float | None
-
-
-def align(gate_EH: Tensor, x_NH: Tensor, scores_NE: Tensor, groups: int) -> Alignment:
-    """The gate that agrees best with the float model's scores on every other row.
-
-    x: the rows that the quantised model brings. The rest of the rows is what it is fitted to. The
-    old gate stays unless another one, in numbers that bfloat16 holds, agrees more.
-    """
+def align(gate_EH: Tensor, x_NH: Tensor, scores_NE: Tensor, groups: int) -> Tensor:
+    """The gate that agrees best with the float model's scores on every other row; it is fitted to the rest.
+    x: the rows that the quantised model brings. The old gate stays unless another one, in numbers that
+    bfloat16 holds, agrees more."""
     fit, held = slice(0, None, 2), slice(1, None, 2)
     goal, rest = scores_NE[held], x_NH[held]
-    before = agreement(F.linear(rest, gate_EH), goal, groups)
-    best, after, ridge = gate_EH, before, None
+    best, most = gate_EH, agreement(F.linear(rest, gate_EH), goal, groups)
     x = x_NH[fit].double()
     gram = x.T @ x / len(x)
     missing = scores_NE[fit].double() - x @ gate_EH.double().T
@@ -47,9 +33,9 @@ def align(gate_EH: Tensor, x_NH: Tensor, scores_NE: Tensor, groups: int) -> Alig
         within = gram + torch.eye(len(gram), dtype=gram.dtype) * (strength * size).clamp_min(1e-12)
         fitted = (gate_EH + torch.linalg.solve(within, pull).T.float()).bfloat16().float()
         found = agreement(F.linear(rest, fitted), goal, groups)
-        if found > after:
-            best, after, ridge = fitted, found, strength
-    return Alignment(best, before, after, ridge)
+        if found > most:
+            best, most = fitted, found
+    return best
 
 
 def agreement(scores_NE: Tensor, goal_NE: Tensor, groups: int) -> float:
@@ -65,11 +51,8 @@ BLOCK = 32  # columns whose corrections are gathered before the rest is touched
 
 
 def round_matrix(weight_OI: Tensor, gram_II: Tensor | None) -> QuantLinear:
-    """int8 with a scale per row, which is that of `QuantLinear.of`.
-
-    gram: float32 [I, I], mean of the products of the inputs' channels; None where no inputs are
-    known: the numbers are rounded to their nearest.
-    """
+    """int8 with a scale per row, which is that of `QuantLinear.of`. gram: float32 [I, I], mean of the products of
+    the inputs' channels; None where no inputs are known: numbers are rounded to their nearest."""
     plain = QuantLinear.of(weight_OI)
     if gram_II is None or not (factor := _factor(gram_II)).numel():
         return plain
@@ -104,22 +87,16 @@ def _factor(gram_II: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class Quantised:
-    """A layer in W8A8 and what became of the calibration rows in it.
+    """A layer in W8A8: matrices in int8 and the other tensors in float32, without "model.layers.N.".
 
-    matrices: in int8, tensors: the others in float32, both without "model.layers.N.". kv: float32
-    [2, kv_heads * D], largest sizes of keys and values per channel. errors: of each matrix'
-    products, relative. rows: that each expert saw. strengths: of smoothing, per site's first
-    consumer. drift: of the layer's output from the float model's, relative.
+    kv: float32 [2, kv_heads * D], largest sizes of keys and values per channel. drift: of the layer's output
+    from the float model's, relative.
     """
 
     matrices: dict[str, QuantLinear]
     tensors: Tensors
     kv: Tensor
-    errors: dict[str, float]
-    strengths: dict[str, float]
-    rows: list[int] = field(default_factory=list)
-    alignment: Alignment | None = None
-    drift: float = 0.0
+    drift: float
 
 
 @dataclass(slots=True)
@@ -133,24 +110,15 @@ class Int8Product:
     tensors: Tensors
     groups: int
     goal: Tensor | None
-    alignment: Alignment | None = None
-    errors: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, name: str, x_NI: Tensor) -> Tensor:
-        if name == ROUTER:
-            return self._route(x_NI)
-        rows, steps = quantise_tokens(x_NI)
-        y = F.linear(rows.float() * steps[:, None], self.matrices[name].dequantised())
-        exact = F.linear(x_NI[:SAMPLES], self.tensors[f"{name}.weight"])
-        self.errors[name] = relative(y[:SAMPLES], exact)
-        return y
-
-    def _route(self, x_NH: Tensor) -> Tensor:
+        if name != ROUTER:
+            return F.linear(in_tokens(x_NI), self.matrices[name].dequantised())
         gate = self.tensors[f"{ROUTER}.weight"]
         if self.goal is not None:
-            self.alignment = align(gate, x_NH, self.goal, self.groups)
-            self.tensors[f"{ROUTER}.weight"] = gate = self.alignment.gate_EH
-        return F.linear(x_NH, gate)
+            gate = align(gate, x_NI, self.goal, self.groups)
+            self.tensors[f"{ROUTER}.weight"] = gate
+        return F.linear(x_NI, gate)
 
 
 def quantize_layer(
@@ -167,36 +135,22 @@ def quantize_layer(
     """
     sites = list(sites_of(config, n, tensors))
     wanted = frozenset(s.consumers[0] for s in sites if ".experts." not in s.consumers[0])
-    seen, scores, experts = ChannelStats(wanted), list[Tensor](), list[Tensor]()
-    kv: list[Tensor] = []
+    seen, scores, kv = ChannelStats(wanted), list[Tensor](), list[Tensor]()
     layer = PlainLayer(config, n, tensors, lengths)
-
-    def chosen(scores_NE: Tensor, experts_NG: Tensor) -> None:
-        scores.append(scores_NE)
-        experts.append(experts_NG)
-
-    float_NH = layer(float_NH, watched(plain(tensors), seen), chosen)
-    strengths: dict[str, float] = {}
+    watching = watched(plain(tensors), seen)
+    float_NH = layer(float_NH, watching, lambda scores_NE, _: scores.append(scores_NE))
     matrices: dict[str, QuantLinear] = {}
     smoothed = [smooth_site(site, tensors, seen) for site in sites]
-    for site, (strength, columns) in zip(sites, smoothed):  # all are folded before one is rounded
-        key = site.consumers[0]
-        strengths[key] = strength
-        matrices |= _rounded(site, tensors, seen.grams.get(key), columns)
+    for site, columns in zip(sites, smoothed):  # all are folded before one is rounded
+        matrices |= _rounded(site, tensors, seen.grams.get(site.consumers[0]), columns)
     product = Int8Product(matrices, tensors, config.groups, scores[0] if scores else None)
     int8_NH = layer(int8_NH, product, kept=lambda k, v: kv.extend((k, v)))
-    made = Quantised(
-        matrices,
-        {name: t for name, t in tensors.items() if name.removesuffix(".weight") not in matrices},
-        torch.stack([x.abs().amax(0) for x in kv]),
-        product.errors,
-        strengths,
-        alignment=product.alignment,
-        drift=relative(int8_NH, float_NH),
-    )
-    if experts:
-        made.rows = torch.bincount(experts[0].flatten(), minlength=config.experts).tolist()
-    return made, float_NH, int8_NH
+    others = {
+        name: t for name, t in tensors.items() if name.removesuffix(".weight") not in matrices
+    }
+    largest = torch.stack([x.abs().amax(0) for x in kv])
+    drift = float((int8_NH - float_NH).norm() / float_NH.norm().clamp_min(1e-30))
+    return Quantised(matrices, others, largest, drift), float_NH, int8_NH
 
 
 def _rounded(
@@ -217,8 +171,3 @@ def kv_scales(kv_2C: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [C] each: a step of the int8 that keys and values per channel would be kept in."""
     keys, values = (kv_2C / LARGEST).clamp_min(1e-12)
     return keys, values
-
-
-def relative(near: Tensor, exact: Tensor) -> float:
-    """Euclidean size of the difference over that of the exact one."""
-    return float((near - exact).norm() / exact.norm().clamp_min(1e-30))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import QuantLinear, quantise_tokens
+from fastslow.engine.model.ops import QuantLinear, quantise_tokens
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 
 
@@ -78,7 +78,7 @@ SHARED_SAMPLES = 256  # of a matrix that reads every row
 
 @dataclass(slots=True)
 class ChannelStats:
-    """What the matrices of a layer were given: the largest size per channel, some rows, how many.
+    """What the matrices of a layer were given: the largest size per channel, some rows.
 
     Rows are those of the float model, spread over the texts. grams: float32 [I, I] of `wanted` inputs,
     the mean product of channels in rows of length 1: a few tokens have inputs a hundred times as long
@@ -89,11 +89,9 @@ class ChannelStats:
     grams: dict[str, Tensor] = field(default_factory=dict)
     largest: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, name: str, x_NI: Tensor) -> None:
         self.largest[name] = x_NI.abs().amax(0)
-        self.counts[name] = len(x_NI)
         most = SAMPLES if ".experts." in name else SHARED_SAMPLES
         step = max(1, len(x_NI) // most)
         self.rows[name] = x_NI[::step][:most].clone()
@@ -103,11 +101,8 @@ class ChannelStats:
 
 
 def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength: float) -> Tensor:
-    """The smoothing vector of a site, float32 [P], powers of two around 1.
-
-    largest: max|x| per channel of each consumer that saw rows. One that saw none asks for nothing:
-    it is quantised by its weights alone.
-    """
+    """The smoothing vector of a site, float32 [P], powers of two around 1. largest: max|x| per channel of each
+    consumer that saw rows; one that saw none asks for nothing."""
     demands = []
     for name in site.consumers:
         if name not in largest:
@@ -126,11 +121,8 @@ def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength
 
 
 def error(site: Site, tensors: Tensors, seen: ChannelStats, smooth: Tensor) -> float:
-    """Mean over rows of the squared error of the site's products, relative to their size.
-
-    Inputs are taken in int8 both per token and in blocks of 32, since devices differ in that. The
-    router is not counted: it stays in float.
-    """
+    """Mean over rows of the squared error of the site's products, relative to their size. Inputs are taken in
+    int8 both per token and in blocks of 32, since devices differ in that. The router stays in float."""
     columns = site.columns(smooth)
     wrong, size = 0.0, 0
     for name in site.consumers:
@@ -147,21 +139,17 @@ def error(site: Site, tensors: Tensors, seen: ChannelStats, smooth: Tensor) -> f
     return wrong / max(size, 1)
 
 
-def smooth_site(site: Site, tensors: Tensors, seen: ChannelStats) -> tuple[float, Tensor | None]:
-    """Fold the best vector for a site; returns its strength and what each column took.
-
-    0 and None where no smoothing is as good.
-    """
+def smooth_site(site: Site, tensors: Tensors, seen: ChannelStats) -> Tensor | None:
+    """Fold the best vector for a site; returns what each column took, None where no smoothing is as good."""
     if not any(name in seen.rows for name in site.consumers):
-        return 0.0, None
-    found = {a: vector(site, tensors, seen.largest, a) for a in STRENGTHS}
-    errors = {a: error(site, tensors, seen, smooth) for a, smooth in found.items()}
-    best = min(errors, key=errors.__getitem__)
-    none = error(site, tensors, seen, torch.ones_like(found[best]))
-    if errors[best] >= none:
-        return 0.0, None
-    site.fold(tensors, found[best])
-    return best, site.columns(found[best])
+        return None
+    found = [vector(site, tensors, seen.largest, strength) for strength in STRENGTHS]
+    errors = [error(site, tensors, seen, smooth) for smooth in found]
+    best = found[errors.index(min(errors))]
+    if min(errors) >= error(site, tensors, seen, torch.ones_like(best)):
+        return None
+    site.fold(tensors, best)
+    return site.columns(best)
 
 
 def in_tokens(x_TI: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastslow.engine.checkpoint.checkpoint import INDEX, SINGLE
 from fastslow.engine.checkpoint.quantised import DESCRIPTION, KV_TYPE, METHOD, QuantKind
 from fastslow.engine.host.files import read_object
-from fastslow.engine.model.int8 import QuantLinear
+from fastslow.engine.model.ops import QuantLinear
 
 SHARD = 4 << 30  # bytes
 LEFT_OUT = (".safetensors", ".index.json", "_report.json")
@@ -23,10 +23,7 @@ OWN = ("config.json", DESCRIPTION)
 
 @dataclass(slots=True)
 class CheckpointWriter:
-    """Takes tensors in file order and writes them to `folder` in shards.
-
-    kv: scales of keys and values are among them.
-    """
+    """Takes tensors in file order and writes them to `folder` in shards. kv: with scales of keys and values."""
 
     folder: Path
     kv: bool = False
@@ -71,9 +68,6 @@ class CheckpointWriter:
         for path in source.iterdir():
             if path.is_file() and not path.name.endswith(LEFT_OUT) and path.name not in OWN:
                 shutil.copyfile(path, self.folder / path.name)
-        self._config(source)
-
-    def _config(self, source: Path) -> None:
         config = read_object(source / "config.json")
         section = {"quant_method": METHOD, "model_quant_type": QuantKind.DYNAMIC}
         config["quantization_config"] = section | ({"kv_cache_type": KV_TYPE} if self.kv else {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
 from random import Random
@@ -19,40 +18,19 @@ from fastslow.tools.simulate.trace import TracedRequest
 
 BEGIN = 1.0e9  # of the simulated clock, in seconds since 1970: routers take times near 0 for none
 REPORT_SECONDS = 1.0  # between two reports of a replica
-MOST_REPORTS = 1e8  # each is an event: more take hours
 MOST_REPLICAS = 10_000
 CHARACTERS = 4  # of a token, as English has them
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterResult:
-    """What came of a simulation.
-
-    Attributes:
-        answers: every request of the trace with its times, in the order of their ends.
-        replica_seconds: that replicas were there for; after the last arrival only their steps count, since a
-            cluster in use would have further requests.
-        busy_seconds: of these, in steps.
-    """
-
-    answers: list[AnswerState]
-    replica_seconds: float
-    busy_seconds: float
-
-
 class SimulatedCluster:
-    """A trace through the server's router to replicas.
+    """A trace, by arrival, through the server's router to replicas.
 
     Args:
-        trace: by arrival, each with an id that no other has.
-        costs: of every replica.
-        replicas: how many there are.
         machine_replicas: that share a machine and slow each other's steps, as the costs say.
-        seed: of all chance.
 
     Raises:
-        ValueError: a number is out of range; a request has a mode without costs, or does not fit into a
-            replica's pages; or the simulation would hardly end.
+        ValueError: a number is out of range, or a request has a mode without costs, or does not fit into a
+            replica's pages.
     """
 
     def __init__(
@@ -61,11 +39,13 @@ class SimulatedCluster:
         costs: ReplicaCosts,
         replicas: int,
         machine_replicas: int = 1,
-        seed: int = 0,
     ) -> None:
         _check(trace, costs, replicas, machine_replicas)
         self.replicas = replicas
-        self._trace, self._costs, self._seed = trace, costs, seed
+        # that replicas were there for; after the last arrival only their steps count, since a cluster in use
+        # would have further requests
+        self.replica_seconds = 0.0
+        self._trace, self._costs = trace, costs
         self._now = trace[0].arrival
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -75,13 +55,13 @@ class SimulatedCluster:
             beside = [f"replica-{n}" for n in range(first, first + machine_replicas) if n != number]
             others = partial(self._running, beside)
             self._replicas[f"replica-{number}"] = SimulatedReplica(costs, others)
-        self._router = ReplicaChooser(RoutingSettings(seed=seed), self._clock)
+        self._router = ReplicaChooser(RoutingSettings(seed=0), self._clock)
         self._router.set_replicas(self._replicas)
         self._answers: list[AnswerState] = []
 
-    def run(self) -> ClusterResult:
-        """Simulate until every request is over."""
-        random, first = Random(self._seed), self._now
+    def run(self) -> list[AnswerState]:
+        """Simulate until every request is over; the answers in the order of their ends."""
+        random, first = Random(0), self._now
         for id in self._replicas:
             self._at(self._now + random.random() * REPORT_SECONDS, partial(self._report, id))
         for age, request in enumerate(self._trace):
@@ -92,10 +72,11 @@ class SimulatedCluster:
                 self._next()
             self._now = request.arrival
             self._send(AnswerState(request, age, rate, rows))
-        seconds, busy = (self._now - first) * len(self._replicas), self._busy()
+        self.replica_seconds = (self._now - first) * len(self._replicas) - self._busy()
         while len(self._answers) < len(self._trace):
             self._next()
-        return ClusterResult(self._answers, seconds + self._busy() - busy, self._busy())
+        self.replica_seconds += self._busy()
+        return self._answers
 
     def _busy(self) -> float:
         return sum(replica.busy_until(self._now) for replica in self._replicas.values())
@@ -127,10 +108,10 @@ class SimulatedCluster:
         )
         id = self._router.rank(asked)[0]
         self._router.routed(asked, id)
-        self._at(self._now + self._costs.first_seconds, partial(self._arrive, answer, id))
+        arrive = partial(self._arrive, answer, self._replicas[id])
+        self._at(self._now + self._costs.first_seconds, arrive)
 
-    def _arrive(self, answer: AnswerState, id: str) -> None:
-        replica = self._replicas[id]
+    def _arrive(self, answer: AnswerState, replica: SimulatedReplica) -> None:
         ran = replica.runs
         replica.add(answer, self._now)
         if not ran:
@@ -153,21 +134,15 @@ class SimulatedCluster:
 def _check(
     trace: Sequence[TracedRequest], costs: ReplicaCosts, replicas: int, machine_replicas: int
 ) -> None:
-    """ValueError: a request cannot be answered, or the simulation would hardly end."""
-    numbers = {
-        "replicas": (replicas, MOST_REPLICAS),
-        "machine_replicas": (machine_replicas, MOST_OTHERS),
-    }
-    for name, (value, most) in numbers.items():
-        if not 1 <= value <= most:
-            raise ValueError(f"{name}={value} must be between 1 and {most}")
+    if not 1 <= replicas <= MOST_REPLICAS:
+        raise ValueError(f"replicas={replicas} must be between 1 and {MOST_REPLICAS}")
+    if not 1 <= machine_replicas <= MOST_OTHERS:
+        raise ValueError(f"machine_replicas={machine_replicas} must be between 1 and {MOST_OTHERS}")
     if machine_replicas > 1 and not costs.slowdown:
         raise ValueError(
             f"machine_replicas={machine_replicas} needs costs with a slowdown: "
             "`fastslow simulate measure --beside N` measures it"
         )
-    if not trace:
-        raise ValueError("the trace has no request")
     for one in trace:
         costs.mode(one.mode)
         pages = (one.prompt_tokens + one.answer_tokens) // costs.page_tokens + 2
@@ -175,14 +150,6 @@ def _check(
             raise ValueError(
                 f"request {one.id!r} needs {pages} pages of {costs.page_tokens} tokens, and a replica has {costs.pages}"
             )
-    steps = max(one.answer_tokens + one.prompt_tokens / costs.prompt_rows for one in trace)
-    longest = steps * max(cost.seconds[0] for cost in costs.modes.values())
-    span = trace[-1].arrival - trace[0].arrival + longest
-    if span / REPORT_SECONDS * replicas > MOST_REPORTS:
-        raise ValueError(
-            f"{replicas} replicas for the {span:.3g} s of this trace are too much work: "
-            "take a shorter trace, or fewer replicas"
-        )
 
 
 def prompt_text(request: TracedRequest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,28 +18,20 @@ from fastslow.tools.simulate.trace import PerStep
 
 MOST_ROWS = 16_384  # of a step; more take as much longer as they are more
 MOST_OTHERS = 64  # replicas beside one on its machine
-MOST_STEP = 3600.0  # seconds of a step at a point of a curve
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 PerToken = Annotated[float, Field(ge=0, le=1)]  # seconds
-Curve = tuple[Annotated[float, Field(gt=0, le=MOST_STEP)], ...]
+Curve = tuple[Annotated[float, Field(gt=0, le=3600)], ...]
 Factor = Annotated[float, Field(ge=1, le=1e6)]
 
 
 class ModeSteps(Params):
-    """Steps of one mode.
+    """Steps of one mode."""
 
-    Attributes:
-        rows: numbers of rows, ascending from 1.
-        seconds: of a step with as many rows, each the last token of a request or a drafted one.
-        prompt_seconds: of a step with as many rows of a prompt; () = as `seconds`.
-        tokens_per_step: that a request gets, where the trace does not say.
-        rows_per_step: of a request, its last token and drafted ones, where the trace does not say.
-    """
-
-    rows: Annotated[tuple[int, ...], Field(min_length=1, max_length=10_000)]
-    seconds: Curve
-    prompt_seconds: Curve = ()
+    rows: Annotated[tuple[int, ...], Field(min_length=1, max_length=10_000)]  # ascending from 1
+    seconds: Curve  # of a step with as many rows, each the last token of a request or a drafted one
+    prompt_seconds: Curve = ()  # of a step with as many rows of a prompt; () = as `seconds`
+    # of a request, where the trace does not say: tokens that it gets; its last token and drafted ones
     tokens_per_step: PerStep = 1.0
     rows_per_step: PerStep = 1.0
 
@@ -55,31 +47,21 @@ class ModeSteps(Params):
 
 
 class ReplicaCosts(Params):
-    """One replica as a machine.
-
-    Attributes:
-        modes: name -> what its steps take.
-        pages, page_tokens: of keys and values.
-        max_running: most requests in a step.
-        prompt_rows: most rows of text in a step.
-        context_seconds: more of a step, for each token that a decoding request has before it.
-        attention_seconds: more of a step, for each row of a prompt and each token before that.
-        first_seconds: from a client to the replica and back: what is no step.
-        slowdown: what a step takes while 1, 2, ... other replicas of the same machine run steps, times what it
-            takes alone; with more others as with the last. () = each replica has a machine alone.
-        source: where the figures are from, for people.
-    """
+    """One replica as a machine."""
 
     modes: Annotated[dict[str, ModeSteps], Field(min_length=1, max_length=64)]
-    pages: Count
+    pages: Count  # of keys and values
     page_tokens: Annotated[int, Field(ge=1, le=65_536)] = 16
-    max_running: Count = 64
-    prompt_rows: Count = 512
-    context_seconds: PerToken = 0.0
-    attention_seconds: PerToken = 0.0
+    max_running: Count = 64  # most requests in a step
+    prompt_rows: Count = 512  # most rows of text in a step
+    context_seconds: PerToken = 0.0  # more of a step, for each token before a decoding request
+    attention_seconds: PerToken = 0.0  # likewise for each row of a prompt and each token before it
+    # from a client to the replica and back: what is no step
     first_seconds: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    # what a step takes while 1, 2, ... other replicas of the same machine run steps, times what it takes alone;
+    # with more others as with the last. () = each replica has a machine alone
     slowdown: Annotated[tuple[Factor, ...], Field(max_length=MOST_OTHERS)] = ()
-    source: str = ""
+    source: str = ""  # where the figures are from, for people
     # by mode, the dearest first: seconds of 0, 1, 2, ... rows that decode, and of rows of prompts
     _curves: dict[str, tuple[list[float], list[float]]] = PrivateAttr(default_factory=dict)
 
@@ -96,17 +78,13 @@ class ReplicaCosts(Params):
         """Lay out the curves."""
         curves = {}
         for name, cost in self.modes.items():
-            decode = _table(cost.rows, cost.seconds)
-            prompt = _table(cost.rows, cost.prompt_seconds) if cost.prompt_seconds else decode
+            decode = curve_of(cost.rows, cost.seconds)
+            prompt = curve_of(cost.rows, cost.prompt_seconds) if cost.prompt_seconds else decode
             curves[name] = decode, prompt
         self._curves.update(sorted(curves.items(), key=lambda item: -item[1][0][64]))
 
     def mode(self, name: str) -> ModeSteps:
-        """The costs of a mode.
-
-        Raises:
-            ValueError: it has none.
-        """
+        """The costs of a mode; ValueError where it has none."""
         if name not in self.modes:
             raise ValueError(f"mode {shown(name)} has no step costs{nearest(name, self.modes)}")
         return self.modes[name]
@@ -157,7 +135,7 @@ def write_costs(path: Path, costs: ReplicaCosts) -> None:
     path.write_text(json.dumps(costs.model_dump(), indent=1) + "\n", "utf-8")
 
 
-def _table(rows: tuple[int, ...], seconds: tuple[float, ...]) -> list[float]:
+def curve_of(rows: Sequence[int], seconds: Sequence[float]) -> list[float]:
     """Seconds of 0, 1, 2, ... rows. Beyond the last point a row adds what it added before that."""
     # fewer rows never take longer than more: such a measurement was disturbed
     curve = np.minimum.accumulate(np.array(seconds, dtype=np.float64)[::-1])[::-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import resource
+import os
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastslow.engine.host.machine import cores, free_memory
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
+from fastslow.serve.engines.process.child import end_with_parent
 from fastslow.tools.progress import Report, silent
-from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
+from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, curve_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together
 PROMPTS = (16, 64, 128, 256, 512, 1024)  # tokens of a prompt that is read
@@ -31,28 +31,17 @@ TURNS = 8  # in which the same work is timed beside each number of other engines
 PROBES, PROBED, READ = 3, 4, 128  # times in a turn; requests that decode; tokens that are read
 LEAST_STEP = 1e-6  # seconds
 TIMES = 3  # the median counts
-START, REST = 600.0, 60.0  # seconds in which another engine loads its model, and ends its answers
-LOADING, RESTS, RUNS = range(3)
+START = 600.0  # seconds in which another engine loads its model
 
 
 def measured_costs(
-    llm: LLM, modes: Sequence[str], prompt_rows: int, told: Report = silent
+    llm: LLM, modes: Sequence[str], prompt_rows: int, report: Report = silent
 ) -> ReplicaCosts:
-    """What steps of a loaded model take here, without drafts, and its pages.
-
-    Args:
-        llm: as a replica runs it, on as many threads.
-        modes: names of its modes.
-        prompt_rows: that it was made with.
-        told: hears the share that is done.
-
-    Raises:
-        ValueError: an unknown mode.
-    """
+    """What steps of a loaded model take here, without drafts, and its pages. prompt_rows: that it was made with."""
     meter = StepMeter(llm)
     curves, contexts, attention = {}, [], []
     for place, mode in enumerate(modes):
-        told(place / len(modes), f"measuring steps of {mode}")
+        report(place / len(modes), f"measuring steps of {mode}")
         curves[mode] = meter.mode(mode, prompt_rows)
         contexts.append(meter.context(mode))
         attention.append(meter.attention(mode, prompt_rows))
@@ -78,11 +67,7 @@ def measured_costs(
 
 
 class StepMeter:
-    """Times answers of random tokens.
-
-    Args:
-        llm: the engine.
-    """
+    """Times answers of random tokens."""
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
@@ -97,8 +82,8 @@ class StepMeter:
         decode = [self.decode(mode, n, SHORT) for n in batches]
         read = [median(self._read(mode, n) for _ in range(TIMES)) for n in prompts]
         rows = tuple(sorted({*batches, *prompts}))
-        read_curve = _curve(rows, [1, *prompts], [decode[0], *read])
-        return rows, _curve(rows, batches, decode), read_curve
+        decoded, was_read = curve_of(batches, decode), curve_of([1, *prompts], [decode[0], *read])
+        return rows, [decoded[n] for n in rows], [was_read[n] for n in rows]
 
     def decode(self, mode: str, requests: int, context: int) -> float:
         """Seconds of a step in which some requests decode: a long answer less a short one."""
@@ -158,132 +143,78 @@ class StepMeter:
         return time.perf_counter() - started
 
 
-# Other engines on the same machine
-
-
 def measured_slowdown(
-    llm: LLM, mode: str, neighbours: Neighbours, told: Report = silent
+    llm: LLM, mode: str, beside: Sequence[int], report: Report = silent
 ) -> tuple[float, ...]:
-    """What steps take beside 1, 2, ... of the neighbours, times what they take alone.
+    """What steps take beside 1, 2, ... other engines, times what they take alone.
 
     The same work is timed beside none, one, two, ... of them in turn, since a machine's speed changes within
-    minutes; of all turns the median counts.
-
-    Raises:
-        RuntimeError: a neighbour has ended, or hangs.
+    minutes; of all turns the median counts. beside: processes of `other_engines`.
     """
-    meter, most = StepMeter(llm), len(neighbours)
+    meter, most = StepMeter(llm), len(beside)
     ratios: list[list[float]] = []
     for turn in range(TURNS):
-        told(turn / TURNS, f"measuring steps beside up to {most} more")
+        report(turn / TURNS, f"measuring steps beside up to {most} more")
         seconds = {}
         for others in range(most + 1) if turn % 2 else range(most, -1, -1):
-            neighbours.run_only(others)
+            run_only(beside, others)
             seconds[others] = meter.probe(mode)
         ratios.append([seconds[others] / seconds[0] for others in range(1, most + 1)])
-    neighbours.run_only(0)  # and all of them are still there
     return _ascending((median(one) for one in zip(*ratios, strict=True)), 1.0)
 
 
-def shared_slowdown(slowdown: Sequence[float], share: float, threads: int) -> tuple[float, ...]:
-    """The slowdown where other programs need the same cores: they compute `share` seconds for each second of
-    an engine of some threads, and count where all together need more cores than there are."""
-    at_once = cores() / threads  # engines
-
-    def wanted(engines: int, each: float) -> float:
-        return max(1.0, engines * each / at_once)
-
-    return tuple(
-        value * wanted(engines, 1.0 + share / threads) / wanted(engines, 1.0)
-        for engines, value in enumerate(slowdown, 2)
-    )
-
-
-class Neighbours:
-    """Engines in separate processes, each on as many threads as this one, that answer while they are asked to.
-
-    Args:
-        count: how many.
-        given: model, options of `LLM` and mode of each; all can be pickled.
-    """
-
-    def __init__(self, count: int, given: tuple[str, Mapping[str, Any], str]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._wanted = context.Value("i", 0, lock=False)
-        self._states = context.Array("b", count, lock=False)
-        shared = torch.get_num_threads(), self._wanted, self._states
-        self.processes = [
-            context.Process(target=_run_beside, args=(*given, place, *shared), daemon=True)
-            for place in range(count)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.processes)
-
-    def run_only(self, count: int, seconds: float = REST) -> None:
-        """The first `count` answer without end from now on, the others rest.
-
-        Raises:
-            RuntimeError: one has ended, or does not do so within some seconds.
-        """
-        self._wanted.value = count
-        end, wanted = time.monotonic() + seconds, [RUNS] * count + [RESTS] * (len(self) - count)
-        while list(self._states) != wanted or not all(one.is_alive() for one in self.processes):
-            if time.monotonic() > end or not all(one.is_alive() for one in self.processes):
-                raise RuntimeError("an engine that runs beside this one has ended, or hangs")
-            time.sleep(0.01)
+def run_only(pids: Sequence[int], count: int) -> None:
+    """The first `count` processes run from now on, the others stand still."""
+    for place, pid in enumerate(pids):
+        os.kill(pid, signal.SIGCONT if place < count else signal.SIGSTOP)
 
 
 @contextmanager
-def neighbours(
+def other_engines(
     count: int, model: str, options: Mapping[str, Any], mode: str
-) -> Iterator[Neighbours]:
-    """Engines that have loaded the model and rest.
+) -> Iterator[list[int]]:
+    """Processes with an engine each, on as many threads as this one has, which answers without end.
 
     Raises:
-        ValueError: they do not fit into the memory.
-        RuntimeError: one did not load the model.
+        RuntimeError: one did not load the model, or has ended.
     """
-    need = count * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # as this process has
-    if need > (free := free_memory("cpu")):
-        raise ValueError(
-            f"beside={count}: the engines need some {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
-        )
-    found = Neighbours(count, (model, dict(options), mode))
+    context = multiprocessing.get_context("spawn")
+    begun = context.Semaphore(0)
+    given = model, dict(options), mode, torch.get_num_threads(), begun
+    processes = [context.Process(target=_run_beside, args=given) for _ in range(count)]
     try:
-        for process in found.processes:
+        for process in processes:
             process.start()
-        found.run_only(0, START)
-        yield found
+        end, waiting = time.monotonic() + START, count
+        while waiting:
+            waiting -= begun.acquire(timeout=0.1)
+            _check(processes, time.monotonic() < end)
+        yield [process.pid or 0 for process in processes]
+        _check(processes)
     finally:
-        for process in found.processes:
+        for process in processes:
             if process.pid is not None:
                 process.kill()
                 process.join()
 
 
-def _run_beside(
-    model: str,
-    options: dict[str, Any],
-    mode: str,
-    place: int,
-    threads: int,
-    wanted: Any,
-    states: Any,
-) -> None:
-    """What such a process does, until it is killed, or its parent has ended."""
+def _check(processes: Iterable[Any], in_time: bool = True) -> None:
+    if not in_time or not all(process.is_alive() for process in processes):
+        raise RuntimeError("an engine that runs beside this one has ended, or hangs")
+
+
+def _run_beside(model: str, options: dict[str, Any], mode: str, threads: int, begun: Any) -> None:
+    """What such a process does, until it is killed."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     torch.set_num_threads(threads)
-    draw, parent = np.random.default_rng(), multiprocessing.parent_process()
+    draw = np.random.default_rng()
     with LLM(model, **options) as llm:
         size, prompt = llm.model.config.vocab_size, min(4 * SHORT, llm.max_model_len - STEPS)
-        while parent is None or parent.is_alive():
-            runs = place < wanted.value
-            if runs or states[place] == LOADING:  # what is made on first use
-                _answer(llm, mode, draw.integers(0, size, (2, prompt)).tolist(), STEPS)
-            else:
-                time.sleep(0.01)
-            states[place] = RUNS if runs else RESTS
+        for turn in itertools.count():
+            _answer(llm, mode, draw.integers(0, size, (2, prompt)).tolist(), STEPS)
+            if not turn:
+                begun.release()
 
 
 def _answer(llm: LLM, mode: str, prompts: list[list[int]], tokens: int) -> None:
@@ -294,13 +225,3 @@ def _answer(llm: LLM, mode: str, prompts: list[list[int]], tokens: int) -> None:
 def _ascending(seconds: Iterable[float], least: float = LEAST_STEP) -> tuple[float, ...]:
     """More rows, or engines, never take less: such a measurement was disturbed."""
     return tuple(itertools.accumulate((max(least, one) for one in seconds), max))
-
-
-def _curve(rows: Sequence[int], known: Sequence[int], seconds: Sequence[float]) -> list[float]:
-    """Seconds at all of the rows, where some are known; beyond them a row adds what it added before."""
-    found = np.interp(rows, known, seconds)
-    if len(known) > 1:
-        slope = max(0.0, (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]))
-        found = found + slope * np.maximum(0, np.array(rows) - known[-1])
-    listed: list[float] = found.tolist()
-    return listed

@@ -4,50 +4,35 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE
 from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.trace import Pieces, TracedRequest
 
-SLOW = max(
-    1, LEAST // (PATIENCE + 1)
-)  # rows of a prompt that the limit of a step does not hold back
+# rows of a prompt that the limit of a step does not hold back
+SLOW = max(1, LEAST // (PATIENCE + 1))
 MEMORY = 0.1  # share of the newest in the running means that a report has
 
 
 @dataclass(slots=True, eq=False)
 class AnswerState:
-    """How far a request is.
-
-    Attributes:
-        request: of the trace.
-        age: its place among all that came.
-        rate, rows: tokens that it gets from a step, and rows that it runs in one.
-        queued: when it came to its replica.
-        made: tokens of its answer, on average over steps: need not be whole.
-        first, end: when its first token came, and its last one.
-        cached: tokens of its prompt that were found in the cache.
-        held: pieces of the replica's prefix cache that it holds.
-        left: tokens of its prompt that are to be read.
-        shared: tokens of its prompt that the cache holds.
-    """
+    """How far a request is."""
 
     request: TracedRequest
-    age: int
-    rate: float
-    rows: float
-    queued: float = 0.0
-    made: float = 0.0
-    first: float = 0.0
-    end: float = 0.0
-    cached: int = 0
-    held: list[CachedPiece] = field(default_factory=list)
-    left: int = 0
-    shared: int = 0
+    age: int = 0  # its place among all that came
+    rate: float = 1.0  # tokens that it gets from a step
+    rows: float = 1.0  # that it runs in a step
+    queued: float = 0.0  # when it came to its replica
+    made: float = 0.0  # tokens of its answer, on average over steps: need not be whole
+    first: float = 0.0  # when its first token came
+    end: float = 0.0  # when its last one came
+    cached: int = 0  # tokens of its prompt that were found in the cache
+    left: int = 0  # that are to be read
+    shared: int = 0  # that the cache holds
 
     @property
     def rank(self) -> tuple[bool, int]:
@@ -55,49 +40,49 @@ class AnswerState:
         return self.request.latency_ms is None, self.age
 
     @property
-    def own_tokens(self) -> float:
-        """Tokens of keys and values that it holds besides the cache's."""
-        return self.request.prompt_tokens + self.made - self.shared
-
-    @property
     def over(self) -> bool:
         return self.made >= self.request.answer_tokens - 1e-9  # a rounding error
 
+    @property
+    def first_after(self) -> float:
+        """Seconds from its arrival to its first token."""
+        return self.first - self.request.arrival
+
+    @property
+    def each(self) -> float:
+        """Seconds of each token after the first; 0: there is no other."""
+        return (self.end - self.first) / max(1, self.request.answer_tokens - 1)
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the first token and the mean later one kept the target."""
+        return max(self.first_after, self.each) <= (self.request.latency_ms or 0.0) / 1000
+
 
 class SimulatedReplica:
-    """A batch machine.
-
-    Args:
-        costs: what its steps take, and what it holds.
-        others: how many other replicas of the same machine run steps now.
-
-    Attributes:
-        runs: whether it is in a step.
-        wakes: when its present step ends; infinity while it has nothing to do.
-        busy_seconds: in steps that have ended.
-    """
+    """A batch machine. others: how many other replicas of the same machine run steps now."""
 
     def __init__(self, costs: ReplicaCosts, others: Callable[[], int] = lambda: 0) -> None:
-        self.runs = False
-        self.wakes = math.inf
-        self.busy_seconds = 0.0
+        self.runs = False  # it is in a step
+        self.wakes = math.inf  # when its present step ends; infinity while it has nothing to do
         self._costs = costs
         self._others = others
         self._cache = PrefixCache()
+        self._busy = 0.0  # seconds in steps that have ended
         self._began = 0.0  # the step
         self._chunks: list[tuple[AnswerState, int]] = []  # rows of prompts in it
         self._waiting: list[AnswerState] = []  # by rank
         self._reading: list[AnswerState] = []  # likewise
         self._writing: list[AnswerState] = []
         self._targets: Counter[float] = Counter()  # milliseconds, of all that run or wait
-        self._last_target = math.inf, -math.inf  # the tightest, and when it was seen
+        self._last_target = math.inf, -math.inf  # the tightest in seconds, and when it was seen
         self._waited = 0.0  # by the newest that started
         self._prompt_rate = 0.0
         self._alone = {mode: costs.step({mode: 1.0}, {}) for mode in costs.modes}
 
     def busy_until(self, now: float) -> float:
         """Seconds in steps, the present one included."""
-        return self.busy_seconds + (now - self._began if self.runs else 0.0)
+        return self._busy + (now - self._began if self.runs else 0.0)
 
     def add(self, answer: AnswerState, now: float) -> None:
         """A request comes."""
@@ -110,21 +95,18 @@ class SimulatedReplica:
 
     def wake(self, now: float) -> list[AnswerState]:
         """The step has ended: answers that are over."""
-        self.busy_seconds += now - self._began
+        self._busy += now - self._began
         for answer in self._writing:
             answer.made += answer.rate
         self._read_on(now)
         over = [answer for answer in self._writing if answer.over]
         self._writing = [answer for answer in self._writing if not answer.over]
         for answer in over:
-            mode = answer.request.mode
-            answer.made, answer.end = answer.request.answer_tokens, now
-            if answer.request.latency_ms is not None:
-                self._targets -= Counter((answer.request.latency_ms,))
-            self._cache.publish(
-                mode, answer.request.text(answer.request.answer_tokens), answer.held
-            )
-            self._cache.let_go(answer.held)
+            request = answer.request
+            answer.made, answer.end = request.answer_tokens, now
+            if request.latency_ms is not None:
+                self._targets -= Counter((request.latency_ms,))
+            self._cache.add(request.mode, request.text(request.answer_tokens))
         self._begin(now)
         return over
 
@@ -162,8 +144,8 @@ class SimulatedReplica:
             answer.left -= chunk
             if not answer.left:
                 self._reading.remove(answer)
-                self._cache.publish(answer.request.mode, answer.request.prefix, answer.held)
-                answer.shared = sum(tokens for _, tokens in answer.request.prefix)
+                self._cache.add(answer.request.mode, answer.request.prefix)
+                answer.shared = answer.request.shared_tokens
                 answer.first, answer.made = now, 1.0
                 self._writing.append(answer)
 
@@ -175,11 +157,11 @@ class SimulatedReplica:
         for answer in self._writing:
             decode[answer.request.mode] += answer.rows
             seconds += costs.context_seconds * (answer.request.prompt_tokens + answer.made)
+        limit = self._limit(now)
         while self._waiting and sum(one.left for one in self._reading) < room:
             if not self._admit(self._waiting[0], now):
                 break
         self._chunks = []
-        limit = self._limit(now)
         for answer in self._reading:
             mode, chunk = answer.request.mode, min(answer.left, room)
             if answer.request.latency_ms is None and limit is not None:
@@ -195,7 +177,7 @@ class SimulatedReplica:
             room -= chunk
         self.runs, self.wakes = bool(self._writing or self._chunks), math.inf
         if self.runs:
-            self._cache.evict(-self._free(idle=False))
+            self._cache.trim(self._room())
             seconds = (seconds + costs.step(decode, prompts)) * costs.slowed(self._others())
             self._began, self.wakes = now, now + seconds
 
@@ -210,118 +192,71 @@ class SimulatedReplica:
     def _admit(self, answer: AnswerState, now: float) -> bool:
         """Start the first request of the queue. False: there is no place, or no room for its prompt."""
         running = len(self._reading) + len(self._writing)
-        if running >= self._costs.max_running:
+        length, page = answer.request.prompt_tokens, self._costs.page_tokens
+        if running >= self._costs.max_running or (running and length > self._room()):
             return False
-        length, mode = answer.request.prompt_tokens, answer.request.mode
-        held, found = self._cache.match(mode, answer.request.text())
-        cached = min(found, length - 1) // self._costs.page_tokens * self._costs.page_tokens
-        self._cache.use(held)
-        if running and length - cached > self._free():
-            self._cache.let_go(held)
-            return False
+        found = self._cache.use(answer.request.mode, answer.request.text())
+        cached = min(found, length - 1) // page * page
         del self._waiting[0]
-        answer.held, answer.shared, answer.cached = held, cached, cached
+        answer.shared, answer.cached = cached, cached
         answer.left = length - cached
         self._waited = now - answer.queued
         insort(self._reading, answer, key=lambda one: one.rank)
         return True
 
-    def _free(self, idle: bool = True) -> float:
-        """Tokens for which there is room; with what the cache holds for nobody, or without."""
-        cached = self._cache.tokens - (self._cache.idle if idle else 0)
-        page = self._costs.page_tokens  # each has one that is not full
-        own = sum([one.own_tokens + page for one in (*self._reading, *self._writing)])
-        return self._costs.pages * self._costs.page_tokens - cached - own
-
-
-@dataclass(slots=True, eq=False)
-class CachedPiece:
-    """A piece of text after those before it.
-
-    Attributes:
-        among: those that continue the same text, by name.
-        tokens: of its beginning that are held.
-        users: running requests that hold it.
-    """
-
-    among: dict[Hashable, CachedPiece]
-    name: Hashable
-    tokens: int = 0
-    users: int = 0
-    after: dict[Hashable, CachedPiece] = field(default_factory=dict)
+    def _room(self) -> float:
+        """Tokens for which there is room beside what requests hold besides the cache's; each has a page that is
+        not full."""
+        page = self._costs.page_tokens
+        own = sum(
+            one.request.prompt_tokens + one.made - one.shared + page
+            for one in (*self._reading, *self._writing)
+        )
+        return self._costs.pages * page - own
 
 
 class PrefixCache:
-    """Pieces of texts by mode: least recently used first to go, from the ends of texts to their beginnings.
-
-    Attributes:
-        tokens, idle: that are held; of them, those without a user.
-    """
+    """Pieces of texts by mode: least recently used first to go, from the ends of texts to their beginnings."""
 
     def __init__(self) -> None:
-        self.tokens = 0
-        self.idle = 0
-        self._first: dict[str, dict[Hashable, CachedPiece]] = {}
-        self._unused: dict[CachedPiece, None] = {}  # the least recently used first
+        self._tokens = 0
+        self._pieces = OrderedDict[int, int]()  # a piece after those before it -> its tokens here
 
-    def match(self, mode: str, text: Pieces) -> tuple[list[CachedPiece], int]:
-        """The pieces that a text begins with, and how many of its tokens they hold."""
-        known, found, held = self._first.get(mode, {}), [], 0
-        for name, tokens in text:
-            piece = known.get(name)
-            if piece is None:
+    def use(self, mode: str, text: Pieces) -> int:
+        """How many tokens of the beginning of a text it holds; they are used now."""
+        found, used = 0, []
+        for piece, tokens in _chained(mode, text):
+            held = self._pieces.get(piece, 0)
+            if held:
+                used.append(piece)
+            found += min(held, tokens)
+            if held < tokens:
                 break
-            found.append(piece)
-            held += min(tokens, piece.tokens)
-            if tokens > piece.tokens:
-                break
-            known = piece.after
-        return found, held
+        for piece in reversed(used):
+            self._pieces.move_to_end(piece)
+        return found
 
-    def use(self, pieces: Sequence[CachedPiece]) -> None:
-        """A request holds them."""
-        for piece in pieces:
-            if not piece.users:
-                del self._unused[piece]
-                self.idle -= piece.tokens
-            piece.users += 1
+    def add(self, mode: str, text: Pieces) -> None:
+        """A text was read or written."""
+        for piece, tokens in reversed(list(_chained(mode, text))):
+            held = self._pieces.pop(piece, 0)
+            self._pieces[piece] = max(held, tokens)
+            self._tokens += max(0, tokens - held)
 
-    def let_go(self, pieces: list[CachedPiece]) -> None:
-        """A request holds them no longer: they stay until they are evicted, the last ones first."""
-        while pieces:
-            piece = pieces.pop()
-            piece.users -= 1
-            if not piece.users:
-                self._unused[piece] = None
-                self.idle += piece.tokens
+    def trim(self, most: float) -> None:
+        """Drop what is above this number of tokens."""
+        while self._tokens > most and self._pieces:
+            piece, held = self._pieces.popitem(last=False)
+            kept = max(0, held - math.ceil(self._tokens - most))
+            self._tokens -= held - kept
+            if kept:
+                self._pieces[piece] = kept
+                self._pieces.move_to_end(piece, last=False)
 
-    def publish(self, mode: str, text: Pieces, held: list[CachedPiece]) -> None:
-        """A request has a text of which it holds the first pieces; now it holds and shares all of them.
 
-        held: is extended.
-        """
-        known = self._first.setdefault(mode, {})
-        for place, (name, tokens) in enumerate(text):
-            piece = known.get(name)
-            if piece is None:
-                piece = known[name] = CachedPiece(known, name)
-                self._unused[piece] = None
-            if place >= len(held):
-                self.use([piece])
-                held.append(piece)
-            more = max(0, tokens - piece.tokens)
-            piece.tokens += more
-            self.tokens += more
-            known = piece.after
-
-    def evict(self, tokens: float) -> None:
-        """Drop tokens without a user, or all there are."""
-        while tokens > 0 and self._unused:
-            piece = next(iter(self._unused))
-            gone = min(math.ceil(tokens), piece.tokens)
-            piece.tokens -= gone
-            self.tokens -= gone
-            self.idle -= gone
-            tokens -= gone
-            if not piece.tokens:
-                del self._unused[piece], piece.among[piece.name]
+def _chained(mode: str, text: Pieces) -> Iterator[tuple[int, int]]:
+    """Each piece as a hash of it and all before it, with its tokens."""
+    piece = hash(mode)
+    for name, tokens in text:
+        piece = hash((piece, name))
+        yield piece, tokens

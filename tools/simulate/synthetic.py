@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from random import Random
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fastslow.engine.params import Params
 from fastslow.tools.simulate.trace import MOST_TOKENS, Milliseconds, TracedRequest
 
 MOST_ANSWER, MOST_QUESTION = 32_768, 100_000  # tokens
-MOST_SECONDS = 1e8  # of a made trace: three years
 PAUSE = 30.0  # mean seconds of a user between two questions
 QUESTION = 60  # tokens of a question, in the median
 SPREAD = 0.8  # of the logarithm of lengths
@@ -26,7 +25,7 @@ class TraceRecipe(Params):
     """What a made trace is like. Lengths are medians of lognormal ones."""
 
     requests: int = Field(default=2_000, ge=1, le=2_000_000, description="how many")
-    rate: float = Field(default=4.0, ge=1e-6, le=2e4, description="requests a second, on average")
+    rate: float = Field(default=4.0, ge=0.001, le=2e4, description="requests a second, on average")
     deep: float = Field(
         default=0.2, ge=0, le=1, description="share of requests that think, in mode deep"
     )
@@ -43,15 +42,6 @@ class TraceRecipe(Params):
         default=None, description="latency target of quick requests; default: none"
     )
     seed: int = Field(default=0, description="the same seed gives the same trace")
-
-    @model_validator(mode="after")
-    def _can_be_made(self) -> Self:
-        if self.requests / self.rate > MOST_SECONDS:
-            raise ValueError(
-                f"rate={self.rate:g} must be at least {self.requests / MOST_SECONDS:g}: "
-                f"{self.requests} requests would take more than {MOST_SECONDS:g} s"
-            )
-        return self
 
 
 def make_trace(recipe: TraceRecipe) -> list[TracedRequest]:

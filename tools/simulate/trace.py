@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from fastslow.engine.params import Params, shown
 
 ALL = "all"  # what figures of all modes are called; no mode has this name
-MOST_BYTES = 64 * 2**20  # of a line
 MOST_TOKENS = 10_000_000  # of a prompt or an answer
 
 Name = Annotated[str, Field(max_length=200)]
@@ -26,34 +25,21 @@ Pieces = tuple[tuple[Name, Tokens], ...]
 class TracedRequest(Params):
     """One request of a trace.
 
-    Attributes:
-        arrival: seconds from the trace's own zero.
-        mode: the name of its mode.
-        prompt_tokens, answer_tokens: how long both are.
-        id: its name; a later prompt that continues it begins with the pieces of its prompt, and then with a
-            piece of this name.
-        deep: whether it thinks.
-        prefix: pieces that its prompt begins with, each (name, tokens). Requests of a mode share keys and
-            values as far as their pieces are the same.
-        max_tokens: the most that it may answer; 0 = not known.
-        latency_ms: its target; None = it has none.
-        tokens_per_step: that it got from a step; None = what is usual for its mode.
-        rows_per_step: its last token and drafted ones; None = what is usual for its mode.
-        first_seconds, end_seconds: from its arrival to its first token and to its end, as measured.
-        cached_tokens: of its prompt, found in a cache, as measured.
+    Requests of a mode share keys and values as far as the pieces that their prompts begin with are the same. A
+    later prompt that continues a request begins with the pieces of its prompt, and then with a piece of its id.
     """
 
-    arrival: Seconds
+    arrival: Seconds  # from the trace's own zero
     mode: Annotated[Name, Field(min_length=1)]
     prompt_tokens: Tokens
     answer_tokens: Tokens
     id: Name = ""
-    deep: bool = False
-    prefix: Annotated[Pieces, Field(max_length=100_000)] = ()
-    max_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
-    latency_ms: Milliseconds | None = None
-    tokens_per_step: PerStep | None = None
-    rows_per_step: PerStep | None = None
+    deep: bool = False  # whether it thinks
+    prefix: Annotated[Pieces, Field(max_length=100_000)] = ()  # (name, tokens) of each piece
+    latency_ms: Milliseconds | None = None  # its target
+    tokens_per_step: PerStep | None = None  # that it got from a step; None = as usual for its mode
+    rows_per_step: PerStep | None = None  # its last token and drafted ones; None = likewise
+    # as measured: from its arrival to its first token and to its end; tokens of its prompt in a cache
     first_seconds: Seconds | None = None
     end_seconds: Seconds | None = None
     cached_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
@@ -88,9 +74,7 @@ def read_trace(path: Path) -> list[TracedRequest]:
     found: dict[str, TracedRequest] = {}
     for number, values in json_lines(path):
         try:
-            request = TracedRequest(**values)
-            if not request.id:
-                request = request.model_copy(update={"id": f"#{number}"})
+            request = TracedRequest(**{"id": f"#{number}"} | values)
             if request.id in found:
                 raise ValueError(f"id={shown(request.id)} names two requests of the trace")
         except ValueError as error:
@@ -116,12 +100,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), 1):
-                where = f"{path}, line {number}"
-                if len(line) > MOST_BYTES:
-                    raise ValueError(f"{where}: longer than {MOST_BYTES:,} bytes")
+            for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
+                where = f"{path}, line {number}"
                 try:
                     values = json.loads(line)
                 except (ValueError, RecursionError) as error:

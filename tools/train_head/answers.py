@@ -6,23 +6,17 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from fastslow.engine.params import SamplingParams
+from fastslow.output import Output
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
 
+Ask = Callable[[Sequence[Conversation], Sequence[SamplingParams]], Sequence[Output]]
 
-class AnsweredPrompt(Protocol):
-    """What is read of an answer."""
-
-    @property
-    def prompt_token_ids(self) -> list[int]: ...
-    @property
-    def token_ids(self) -> list[int]: ...
-
-
-Ask = Callable[[Sequence[Conversation], Sequence[SamplingParams]], Sequence[AnsweredPrompt]]
+GREEDY = 0.7  # share of answers at temperature 0; the others are drawn at 0.7 to 1
+CHUNK = 128  # prompts asked at once and written at once
 
 
 class TrainText(NamedTuple):
@@ -34,8 +28,7 @@ class TrainText(NamedTuple):
 
 
 class AnswerStore:
-    """A file of answers, one JSON object a line, that grows and is taken up again where it ends; a last
-    line that was cut off is dropped."""
+    """A file of answers, one JSON object a line, that grows; a last line that was cut off is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,22 +52,15 @@ class AnswerStore:
         prompts: Sequence[Conversation],
         ask: Ask,
         *,
-        tokens: int = 192,
-        greedy: float = 0.7,
-        chunk: int = 128,
-        seed: int = 0,
+        tokens: int,
         report: Report = silent,
     ) -> None:
-        """Answer the prompts that are not answered yet: of those of every earlier call the first ones are.
-
-        tokens: most of an answer. greedy: share of answers at temperature 0; the others are drawn at 0.7
-        to 1. chunk: prompts asked at once and written at once.
-        """
+        """Answer the prompts that are not answered yet, with at most `tokens` tokens each."""
         done = len(self.read())
         while done < len(prompts):
             report(done / len(prompts), "answers")
-            some = prompts[done : done + chunk]
-            params = [self._params(seed, done + i, tokens, greedy) for i in range(len(some))]
+            some = prompts[done : done + CHUNK]
+            params = [_params(done + i, tokens) for i in range(len(some))]
             outputs = ask(some, params)
             with self.path.open("a", encoding="utf-8") as file:
                 for output, used in zip(outputs, params, strict=True):
@@ -86,8 +72,8 @@ class AnswerStore:
                     file.write(json.dumps(line, separators=(",", ":")) + "\n")
             done += len(some)
 
-    @staticmethod
-    def _params(seed: int, number: int, tokens: int, greedy: float) -> SamplingParams:
-        random = Random(f"{seed} {number}")  # by address: the same whatever was resumed when
-        heat = 0.0 if random.random() < greedy else random.uniform(0.7, 1.0)
-        return SamplingParams(max_tokens=tokens, temperature=heat, seed=random.getrandbits(62))
+
+def _params(number: int, tokens: int) -> SamplingParams:
+    random = Random(f"0 {number}")  # by address: the same whatever was resumed when
+    heat = 0.0 if random.random() < GREEDY else random.uniform(0.7, 1.0)
+    return SamplingParams(max_tokens=tokens, temperature=heat, seed=random.getrandbits(62))

@@ -18,12 +18,8 @@ ALIKE = 128  # prompts whose lengths differ by less may share a batch
 
 
 class Shown(NamedTuple):
-    """What the head sees of prompts: the fields of `TrainConfig`.
-
-    Of a text outside `share` it sees the last prompt row alone, as a drafter does whose target gives
-    features of verified rows only. Prompts are moved since long ones are rare, and a head should find
-    things in them too.
-    """
+    """What the head sees of prompts: the fields of `TrainConfig`. Of a text outside `share` it sees the last
+    row alone. Prompts are moved since long ones are rare, and a head should find things in them too."""
 
     share: float
     rows: int
@@ -83,7 +79,7 @@ class BatchCut(NamedTuple):
 
 
 def batch_of(cuts: Sequence[BatchCut], hidden: int) -> Batch:
-    """Lay texts side by side, each with at least two tokens of answer. hidden: H of the target."""
+    """Texts side by side, each with at least two tokens of answer. hidden: H of the target."""
     lengths = torch.tensor([cut.rows for cut in cuts])[:, None]
     starts = [(cut.text, cut.first) for cut in cuts]
     features = pad_sequence([t.features[s:-1] for t, s in starts], True)
@@ -120,8 +116,7 @@ def _before(cuts: Sequence[BatchCut]) -> Before:
 def batches(
     texts: Sequence[HiddenStates], rows: int, shown: Shown, hidden: int, random: Random
 ) -> Iterator[Batch]:
-    """All texts once, in random order, about `rows` padded rows a batch, those of prompts counted as a
-    quarter. hidden: H of the target."""
+    """All texts once, in random order, about `rows` padded rows a batch, a prompt's counted as a quarter."""
     cuts = [_cut(text, shown, random) for text in texts if len(text.tokens) - text.start >= 3]
     cuts.sort(key=lambda cut: (cut.shown // ALIKE, cut.rows + random.random()))
     groups: list[list[BatchCut]] = [[]]

@@ -10,16 +10,15 @@ from pathlib import Path
 from random import Random
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastslow.engine.host.files import read_object
 from fastslow.engine.model.base import Model
 from fastslow.tools.forward import forward_texts
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.train_head.answers import TrainText
 
-INDEX = "index.json"
 ROWS = 512  # of a forward
 
 
@@ -36,15 +35,12 @@ class HiddenStates:
 
 def look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> list[HiddenStates]:
     """Run the texts through the target, several in a forward."""
-    found: list[HiddenStates] = []
-    group: list[TrainText] = []
-    for text in [*texts, None]:
-        if group and (text is None or sum(len(t.tokens) for t in [*group, text]) > ROWS):
-            found += _look(model, group, layers)
-            group = []
-        if text is not None:
-            group.append(text)
-    return found
+    groups: list[list[TrainText]] = [[]]
+    for text in texts:
+        if groups[-1] and sum(len(t.tokens) for t in [*groups[-1], text]) > ROWS:
+            groups.append([])
+        groups[-1].append(text)
+    return [seen for group in groups for seen in _look(model, group, layers)]
 
 
 def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> list[HiddenStates]:
@@ -52,20 +48,15 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
     assert out.features is not None
     sizes = [len(text.tokens) for text in texts]
     best, mass = out.logits.argmax(-1).to(torch.int32), out.logits.logsumexp(-1).float()
-    parts = zip(texts, *(torch.split(x, sizes) for x in (out.features.bfloat16(), best, mass)))
-    return [
-        HiddenStates(
-            torch.tensor(text.tokens, dtype=torch.int32), features, likeliest, total, text.start
-        )
-        for text, features, likeliest, total in parts
-    ]
+    parts = (torch.split(x, sizes) for x in (out.features.bfloat16(), best, mass))
+    tokens = (torch.tensor(text.tokens, dtype=torch.int32) for text in texts)
+    return [HiddenStates(*seen) for seen in zip(tokens, *parts, (text.start for text in texts))]
 
 
 class Shards:
-    """A folder of safetensors files with an index, grown text by text and taken up where it ends.
+    """A folder of safetensors files, grown text by text and taken up where it ends.
 
-    layers: of the target, that features come from. ValueError: the folder holds features of others, or
-    a damaged index.
+    layers: of the target, that features come from. ValueError: the folder holds features of others.
     """
 
     def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:
@@ -73,13 +64,10 @@ class Shards:
         self.layers = layers
         self.counts: list[int] = []  # texts in each shard
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / INDEX
-        if path.is_file():
-            try:
-                index = read_object(path)
-                theirs, self.counts = tuple(index["layers"]), list(index["counts"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} is damaged ({error}): remove it to begin again") from None
+        while (path := self._path(len(self.counts))).is_file():
+            with safe_open(path, framework="pt") as file:
+                theirs = tuple(json.loads(file.metadata()["layers"]))
+                self.counts.append(len(file.get_tensor("start")))
             if theirs != layers:
                 raise ValueError(f"{path} has features of layers {theirs}, not {layers}")
 
@@ -123,9 +111,6 @@ class Shards:
         table["start"] = torch.tensor([s.start for s in seen])
         path = self._path(len(self.counts))
         part = path.with_suffix(".part")
-        save_file(table, part)
-        part.rename(path)
+        save_file(table, part, {"layers": json.dumps(self.layers)})
+        part.rename(path)  # what has its name is whole
         self.counts.append(len(seen))
-        part = (self.folder / INDEX).with_suffix(".part")
-        part.write_text(json.dumps({"layers": self.layers, "counts": self.counts}), "utf-8")
-        part.rename(self.folder / INDEX)  # last: what the index names is whole

@@ -21,10 +21,8 @@ STEP = 0.2  # root mean square of an update at rate 1, about that of AdamW
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters [n, m], or stacks of them [N, n, m]; Nesterov's momentum, decoupled weight decay.
-
-    lr: rate of AdamW that the steps' size is matched to. dtype: of the products.
-    """
+    """For parameters [n, m], or stacks of them [N, n, m]; Nesterov's momentum, decoupled weight decay. lr: rate
+    of AdamW that the steps' size is matched to. dtype: of the products."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, decay: float, dtype: torch.dtype

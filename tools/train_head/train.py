@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,10 +16,11 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends, read_head
+from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.tools.job_options import TrainConfig
+from fastslow.models.locate import resolve_model
+from fastslow.tools.job_options import HeadOptions, TrainConfig
 from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
@@ -67,63 +68,48 @@ def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality
     return HeadQuality(made / steps if steps else 0.0, shares, steps)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainPlan:
-    """What is made, and where."""
-
-    target: Path  # checkpoint folder
-    out: Path  # file of the finished head
-    work: Path  # folder of answers, features and checkpoint; kept
-    layers: tuple[int, ...]  # of the target, to fuse; the last must be its last
-    vocabulary: int = 8192  # tokens that can be drafted
-    answer: int = 192  # most tokens
-    train_config: TrainConfig = field(default_factory=TrainConfig)
-    start: Path | None = None  # a head of a similar target to begin with; None = untrained weights
-
-
 def default_layers(count: int) -> tuple[int, ...]:
-    """An early, a late and the last of a target's layers."""
+    """An early, a late and the last of a target's layers, which a head fuses."""
     return tuple(sorted({count // 3 - 1, 2 * count // 3 - 1, count - 1} - {-1}))
 
 
 def train_head(
-    plan: TrainPlan,
+    options: HeadOptions,
+    training: TrainConfig,
     model: Model,
     ask: Ask,
     prompts: Sequence[Conversation],
     report: Report = silent,
     on_update: Callable[[Measured], None] = lambda measured: None,
 ) -> HeadQuality:
-    """Make a head; returns its quality on answers held out.
-
-    Args:
-        model, ask: the target, for features and for answers.
-        prompts: the same ones when the work is taken up again.
-
-    Raises:
-        ValueError: too few prompts, layers that do not end with the target's last, or a `start` of
-            another shape.
-    """
-    if plan.layers[-1] != model.config.layers - 1:
-        raise ValueError(f"layers={plan.layers} must end with {model.config.layers - 1}")
-    if plan.start is not None:
-        read_head(plan.start)  # before the long part
+    """Make a head; returns its quality on answers held out. model, ask: the target, for features and for
+    answers. prompts: the same ones when the work is taken up again. ValueError: too few prompts, or the
+    work is of another target."""
     if len(prompts) < 2:
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
-    plan.work.mkdir(parents=True, exist_ok=True)
-    answers = AnswerStore(plan.work / "answers.jsonl")
-    answers.write(prompts, ask, tokens=plan.answer, report=report)
+    work, layers = options.work_folder, default_layers(model.config.layers)
+    work.mkdir(parents=True, exist_ok=True)
+    answers = AnswerStore(work / "answers.jsonl")
+    answers.write(prompts, ask, tokens=options.answer, report=report)
     held, taught = _parted(answers.read()[: len(prompts)])
-    shards = Shards(plan.work / "features", plan.layers)
+    shards = Shards(work / "features", layers)
     shards.grow(model, taught, report=report)
-    test = Shards(plan.work / "held-out", plan.layers)
+    test = Shards(work / "held-out", layers)
     test.grow(model, held)
     walked = [seen for number in range(len(test.counts)) for seen in test.read(number)]
-    trainer = _trainer(plan, taught, model.config.vocab_size)
+    target, vocabulary = resolve_model(options.target), model.config.vocab_size
+    used = (token for text in taught for token in text.tokens[text.start :])
+    tokens = draft_vocabulary(used, min(options.vocabulary, vocabulary), vocabulary)
+    config, weights = first_weights(target, layers, tokens, training.seed)
+    if training.prompts:
+        rows = training.prompt_rows
+        config = replace(config, prompt=rows, window=max(config.window, rows + ANSWER_ROWS))
+    checkpoint = work / "checkpoint.safetensors"
+    trainer = Trainer(config, weights, read_ends(target), training, checkpoint)
 
     def updated(measured: Measured) -> None:
         shares = " ".join(f"{share:.0%}" for share in measured.right)
-        done = measured.tokens / plan.train_config.tokens
+        done = measured.tokens / training.tokens
         report(done, f"training, loss {measured.loss:.2f}, right {shares}")
         on_update(measured)
 
@@ -134,7 +120,7 @@ def train_head(
         "acceptance": [round(share, 3) for share in found.acceptance],
     }
     provenance = {"tokens": trainer.tokens, "answers": len(taught), "held_out": quality}
-    save_head(trainer, plan.out, fingerprint(plan.target), provenance)
+    save_head(trainer, options.out, fingerprint(target), provenance)
     return found
 
 
@@ -145,30 +131,6 @@ def _parted(texts: Sequence[TrainText]) -> tuple[list[TrainText], list[TrainText
     if not held:
         logger.info("no held-out answer is greedy: the figures are of sampled ones")
     return held or list(texts[:count]), list(texts[count:])
-
-
-def _trainer(plan: TrainPlan, taught: Sequence[TrainText], vocabulary: int) -> Trainer:
-    answers = (token for text in taught for token in text.tokens[text.start :])
-    tokens = draft_vocabulary(answers, min(plan.vocabulary, vocabulary), vocabulary)
-    config, weights = first_weights(plan.target, plan.layers, tokens, plan.train_config.seed)
-    if plan.train_config.prompts:
-        rows = plan.train_config.prompt_rows
-        config = replace(config, prompt=rows, window=max(config.window, rows + ANSWER_ROWS))
-    if plan.start is not None:
-        begun, table = read_head(plan.start)
-        config = replace(config, neurons=begun.neurons)  # its own, whatever the target's are
-        if replace(begun, **_free(config)) != config:
-            raise ValueError(
-                f"start={plan.start} is a head of another shape: {begun}, not {config}"
-            )
-        weights = table | {"tokens": tokens}
-    checkpoint = plan.work / "checkpoint.safetensors"
-    return Trainer(config, weights, read_ends(plan.target), plan.train_config, checkpoint)
-
-
-def _free(config: HeadConfig) -> dict[str, Any]:
-    """What a head may have otherwise than the one that it begins with."""
-    return {name: getattr(config, name) for name in ("vocabulary", "prompt", "window")}
 
 
 def save_head(trainer: Trainer, path: Path, target: str, provenance: dict[str, Any]) -> None:
@@ -195,11 +157,8 @@ def draft_vocabulary(tokens: Iterable[int], size: int, vocabulary: int, least: i
 def first_weights(
     folder: Path, layers: tuple[int, ...], tokens: Tensor, seed: int = 0
 ) -> tuple[HeadConfig, dict[str, Tensor]]:
-    """An untrained f32 head: its output is the last of the fused `layers`, its own layer adds nothing yet.
-
-    It takes the target's heads and widths, of a MoGE layer the shared expert's. tokens: int32 [D],
-    the draft vocabulary.
-    """
+    """An untrained f32 head: its output is the last of the fused `layers`, its own layer adds nothing yet. It
+    takes the target's heads and widths. tokens: int32 [D], the draft vocabulary."""
     c = ModelConfig.from_folder(folder)
     config = HeadConfig(
         hidden=c.hidden_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import timeit
@@ -15,27 +16,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from loguru import logger
+from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig
+from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig, opened
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
 from fastslow.tools.train_head.features import HiddenStates
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
-from fastslow.tools.training_state import read_state, write_state
 
 SHAPE = (256, 512, 1024)
 
 
 @cache
 def faster_dtype() -> torch.dtype:
-    """bfloat16 where its products take no longer than those of float32, else float32.
-
-    Chips without instructions for bfloat16 take several times as long with it, and torch does not
-    tell which those are, so both are timed (some tenths of a second, once).
-    """
+    """bfloat16 where its products take no longer than those of float32, else float32: timed, since torch does
+    not tell which chips have instructions for it."""
     plain, short = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
     chosen = torch.bfloat16 if short <= plain else torch.float32
     logger.info("training in {}: products in bfloat16 take {:.1f} x float32", chosen, short / plain)
@@ -43,7 +41,7 @@ def faster_dtype() -> torch.dtype:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """The shortest time of some products; the first one also sets things up."""
+    """The shortest time of some products."""
     rows, inputs, outputs = SHAPE
     x, w = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
     return min(timeit.repeat(lambda: F.linear(x, w), number=1, repeat=4))
@@ -56,9 +54,8 @@ class Guess(torch.autograd.Function):
     """Cross entropy of the head's probabilities with the target's, over the draft vocabulary.
 
     `apply(hidden [N, H], probs [N, D], head [D, H], weight [N])` gives the weighted sum, f32 [], and
-    the guesses, int64 [N], indices in the draft vocabulary. The target's mass outside the draft
-    vocabulary counts for nothing, so a row that mostly lies there hardly counts. The gradient of
-    `hidden` is made on the way; the head's rows are the target's own and stay as they are.
+    the guesses, int64 [N], indices in the draft vocabulary. The target's mass outside it counts for
+    nothing. The head's rows are the target's own and get no gradient.
     """
 
     @staticmethod
@@ -183,10 +180,8 @@ class Trainer:
         report: Callable[[Measured], None] = lambda _: None,
         every: float = 120.0,
     ) -> None:
-        """Train until it is over; a checkpoint every `every` seconds, and at the end.
-
-        texts: an epoch: gives groups of texts, in an order drawn from what it is handed.
-        """
+        """Train until it is over; a checkpoint every `every` seconds, and at the end. texts: an epoch, groups
+        of texts in an order drawn from what it is handed."""
         saved = time.monotonic()
         try:
             for batch in self._epochs(texts):
@@ -198,32 +193,33 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Write the head and the optimiser's state to the checkpoint; atomic."""
+        """Write the head and the optimiser's state to the checkpoint, a head's file with more in it; atomic."""
         if self.checkpoint is None:
             return
-        state = {
-            "head": self.config.metadata(),
-            "vocabulary": self.vocabulary,
-            "weights": self.weights,
-            "optimizer": {
-                name: self._optimizers[name in NORMS].state.get(p, {})
-                for name, p in self.weights.items()
-            },
-            "trained": (self.tokens, self.updates),
-            "training": self.train_config.model_dump(),
-        }
-        write_state(self.checkpoint, state)
+        table = {"tokens": self.vocabulary}
+        for name, p in self.weights.items():
+            table[name] = p.detach()
+            state = self._optimizers[name in NORMS].state.get(p, {})
+            table |= {f"{name}.{key}": value.contiguous() for key, value in state.items()}
+        part = self.checkpoint.with_suffix(".part")
+        trained = json.dumps([self.tokens, self.updates])
+        save_file(table, part, self.config.metadata() | {"trained": trained})
+        part.replace(self.checkpoint)
 
     def _resume(self, path: Path) -> None:
-        state = read_state(path)
-        same = HeadConfig.from_metadata(state["head"]) == self.config
-        if not same or not torch.equal(state["vocabulary"], self.vocabulary):
+        with opened(path) as file:
+            facts = dict(file.metadata() or {})
+            table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        same = HeadConfig.from_metadata(facts) == self.config
+        if not same or not torch.equal(table["tokens"], self.vocabulary):
             raise ValueError(f"checkpoint={path} is of another head: remove it to begin again")
         for name, p in self.weights.items():
-            p.data.copy_(state["weights"][name])
-            if own := state["optimizer"][name]:
-                self._optimizers[name in NORMS].state[p] = own
-        self.tokens, self.updates = state["trained"]
+            p.data.copy_(table.pop(name))
+        for key, value in table.items():
+            name, _, field = key.partition(".")
+            if field:
+                self._optimizers[name in NORMS].state[self.weights[name]][field] = value
+        self.tokens, self.updates = json.loads(facts["trained"])
         self.random = Random(f"{self.train_config.seed} {self.updates}")
 
     def _epochs(

@@ -1,8 +1,7 @@
 """The head on whole texts, fed with its own outputs, as it will be when it drafts.
 
-EAGLE-3, arXiv 2503.01840 ("training-time test"). Step 1 reads the target's features at every row.
-Step k reads what step k-1 put out one row before, and attends to the true rows up to k-1 back and
-to the rows of steps 2..k between, exactly as a chain of k drafted tokens does.
+EAGLE-3, arXiv 2503.01840 ("training-time test"). Step 1 reads the target's features at every row. Step k reads what
+step k-1 put out one row before, and attends to the true rows up to k-1 back and to the rows of steps 2..k between.
 """
 
 from __future__ import annotations
@@ -36,10 +35,9 @@ def unroll(
 ) -> Iterator[Tensor]:
     """The head's hidden states of step 1, 2, ..., each [B, T, H].
 
-    Row t of any step guesses what follows the token after row t. The first k-1 rows of step k have
-    no chain before them and mean nothing. features, embedded: [B, T, F] of the rows, and [B, T, H] of
-    the token after each row. visible: bool [B, T], rows that are no padding. prefix: rows that every
-    step sees before these.
+    Row t of any step guesses what follows the token after row t; the first k-1 rows of step k mean nothing.
+    features, embedded: [B, T, F] of the rows, and [B, T, H] of the token after each row. visible: bool
+    [B, T], rows that are no padding. prefix: rows that every step sees before these.
     """
     T = features.shape[1]
     cos, sin = rotation(layer.config, torch.arange(T))

@@ -16,14 +16,6 @@ Length = int | None  # None: chosen step by step
 LENGTHS: tuple[Length, ...] = (1, 2, 4, 8, 16, None)  # where nobody says which
 
 
-def check_limits(minutes: float, keep: float = 1.0) -> None:
-    """ValueError if a tuning would have no time, or a share to keep is none."""
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep} must be above 0 and at most 1")
-    if not 0 < minutes <= 24 * 60:
-        raise ValueError(f"minutes={minutes} must be above 0 and at most 1440")
-
-
 def read_lengths(text: str) -> list[Length]:
     """Lengths from a command line: "0,2,4,adaptive". ValueError for another entry."""
     lengths: list[Length] = []

@@ -26,9 +26,8 @@ class SuccessiveHalving:
     """After Jamieson and Talwalkar 2016, "Non-stochastic best arm identification".
 
     Every round has the same time. In it each part of the prompts is run by all settings that are left
-    and by plain decoding, in changing order; then the slower half drops out. A setting is
-    judged by its ratio to plain on the same parts, so a machine that slows down favours none. Plain
-    decoding always runs along, and may win.
+    and by plain decoding, in changing order; then the slower half drops out, judged by its ratio to plain
+    on the same parts. Plain decoding always runs along, and may win.
     """
 
     def __init__(self, candidates: Sequence[Speculation], batch: int, mode: str) -> None:
@@ -68,8 +67,7 @@ class SuccessiveHalving:
 
     @property
     def fastest_draft(self) -> Speculation:
-        """The fastest of those that got furthest, even if plain decoding is faster; plain decoding
-        before anything was measured."""
+        """The fastest draft of those that got furthest; plain decoding before anything was measured."""
         scores = {s: self.score(s) for s in self.alive}
         scores = {s: score for s, score in scores.items() if isfinite(score)}
         if not scores:

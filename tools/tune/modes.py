@@ -6,8 +6,8 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,40 +23,38 @@ from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Task
 from fastslow.tools.tune import selector as fitting
-from fastslow.tools.tune.candidates import PLAIN, check_limits
+from fastslow.tools.tune.candidates import PLAIN
 from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
-ESCALATING = "escalating"  # the preset: the cheap mode, begun again in the better one where unsure
+CHEAP, GOOD = MODES = "fast", "deep"
+ESCALATING = "escalating"  # the preset: fast, begun again in deep where it is unsure
 
 
 @dataclass(slots=True)
 class ModesFound:
-    """What graded tasks say of two modes and of ways to choose between them.
+    """What graded tasks say of fast, deep, and ways to choose between them.
 
-    `figures`: the two modes by name, "auto" (the fitted selector), "escalating" (fast, begun again
-    where it is unsure), "built-in auto". Those of the fitted ones are of tasks that the fit did not see.
+    `figures`: "fast", "deep", "auto" (the fitted selector), "escalating" (fast, begun again where it is
+    unsure), "built-in auto". Those of the fitted ones are of tasks that the fit did not see.
     """
 
-    model: str
-    modes: tuple[str, str]
     pairs: list[Pair]
     keep: float  # share of the better mode's gain to keep
     figures: dict[str, Figures]
     selector: LinearModeRouter
     escalation: Escalation | None
-    grading: Counter[str]
     stopped: bool = False  # by Ctrl-C
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     def kept(self, name: str) -> float | None:
         """The share of the better mode's gain that a way keeps; None without a gain."""
-        low, high = (self.figures[mode].accuracy for mode in self.modes)
+        low, high = (self.figures[mode].accuracy for mode in MODES)
         return (self.figures[name].accuracy - low) / (high - low) if high > low else None
 
     def of_time(self, name: str) -> float:
         """Its time as a share of the better mode's."""
-        return self.figures[name].seconds / self.figures[self.modes[1]].seconds
+        return self.figures[name].seconds / self.figures[GOOD].seconds
 
     @property
     def best_way(self) -> str:
@@ -69,22 +67,21 @@ class ModesFound:
 
     def headline(self) -> str:
         """What choosing gives, in a sentence."""
-        cheap, good = self.modes
-        low, high = self.figures[cheap].accuracy, self.figures[good].accuracy
+        low, high = (self.figures[mode].accuracy for mode in MODES)
         if high <= low:
             return (
-                f"On {len(self.pairs)} tasks, {good} is no better than {cheap} ({high:.0%} and "
-                f"{low:.0%} right): {cheap} is the mode to take."
+                f"On {len(self.pairs)} tasks, {GOOD} is no better than {CHEAP} ({high:.0%} and "
+                f"{low:.0%} right): {CHEAP} is the mode to take."
             )
         way = self.best_way
         return (
-            f"On {len(self.pairs)} tasks, {way} keeps {self.kept(way) or 0.0:.0%} of what {good} is "
+            f"On {len(self.pairs)} tasks, {way} keeps {self.kept(way) or 0.0:.0%} of what {GOOD} is "
             f"better by ({low:.0%} to {high:.0%} right) in {self.of_time(way):.0%} of its time."
         )
 
     def table(self) -> Table:
         """Every way to choose; the best one is bold."""
-        table = Table("way", "right", "of the gain", "ms", "of the time", f"in {self.modes[1]}")
+        table = Table("way", "right", "of the gain", "ms", "of the time", f"in {GOOD}")
         for name, figures in self.figures.items():
             error = math.sqrt(figures.accuracy * (1 - figures.accuracy) / len(self.pairs))
             kept = self.kept(name)
@@ -94,130 +91,93 @@ class ModesFound:
                 "-" if kept is None else f"{kept:.0%}",
                 f"{1000 * figures.seconds:.0f}",
                 f"{self.of_time(name):.0%}",
-                f"{figures.good:.0%}",
+                f"{figures.share_in_better_mode:.0%}",
                 style="bold" if name == self.best_way else None,
             )
         table.caption = f"of tasks that the fit did not see ({FOLDS} folds)"
         return table
 
     def settings(self) -> dict[str, Any]:
-        """The settings for the engine: the selector of mode auto, and a preset that
-        escalates."""
-        parts: dict[str, Any] = {"auto": self.selector.model_dump(mode="json")}
+        """Parts of the settings file: the selector of mode auto, a preset that escalates, and for people the
+        figures."""
+        figures = {
+            name: asdict(one) | {"gain_kept": self.kept(name), "of_its_time": self.of_time(name)}
+            for name, one in self.figures.items()
+        }
+        grading = Counter(pair.task.grading for pair in self.pairs)
+        measured = {"tasks": len(self.pairs), "grading": grading, "keep": self.keep}
+        parts: dict[str, Any] = {
+            "auto": self.selector.model_dump(mode="json"),
+            "measured_modes": {**measured, "figures": figures, **self.circumstances},
+        }
         if self.escalation is not None:
             escalate = self.escalation.model_dump(mode="json", exclude_none=True)
-            cheap, good = self.modes
-            preset = {
-                "base": cheap,
-                "escalate": {**escalate, "to": good},
-                "description": f"{cheap}, begun again in {good} where it is unsure",
-            }
+            preset = {"base": CHEAP, "escalate": {**escalate, "to": GOOD}}
+            preset["description"] = f"{CHEAP}, begun again in {GOOD} where it is unsure"
             parts["modes"] = {ESCALATING: preset}
         return parts
-
-    def record(self) -> dict[str, Any]:
-        """For people who read the settings file: the figures."""
-        return {
-            "tasks": len(self.pairs),
-            "grading": dict(self.grading),
-            "keep": self.keep,
-            "held_out": True,
-            "figures": {
-                name: {
-                    "accuracy": figures.accuracy,
-                    "seconds": figures.seconds,
-                    "share_in_better_mode": figures.good,
-                    "gain_kept": self.kept(name),
-                    "of_its_time": self.of_time(name),
-                }
-                for name, figures in self.figures.items()
-            },
-            **self.circumstances,
-        }
 
 
 def tune_modes(
     llm: LLM,
-    model: str,
     tasks: Sequence[Task],
     *,
-    modes: tuple[str, str] = ("fast", "deep"),
     sampling: SamplingParams,
     keep: float = 0.9,
     minutes: float = 10.0,
     batch: int = 1,
     report: Report,
 ) -> ModesFound:
-    """Fit what decides between two modes, names of presets, the cheaper one first.
+    """Fit what decides between fast and deep.
 
-    keep: the selector and the threshold are the cheapest that keep this share of what the better mode is
-    better by. minutes: for the answers of both modes. ValueError: something is out of range, a preset is
-    unknown, or too few tasks were answered. KeyboardInterrupt: before enough was answered.
+    keep: the selector and the threshold are the cheapest that keep this share of what deep is better by.
+    minutes: for the answers of both modes. ValueError: something is out of range, or too few tasks were
+    answered. KeyboardInterrupt: before enough was answered.
     """
     if len(tasks) < FEWEST:
         raise ValueError(f"{len(tasks)} graded tasks are too few: give at least {FEWEST}")
-    check_limits(minutes, keep)
     if not 1 <= batch <= len(tasks):
         raise ValueError(f"batch={batch} is outside 1..{len(tasks)}, the number of tasks")
-    for mode in modes:
-        if mode not in llm.modes or llm.modes[mode].auto:
-            raise ValueError(f"mode {mode!r} is no preset to choose")
     order = list(tasks)
     random.Random(0).shuffle(order)  # a file is often sorted by kind
-    pairs, stopped = answer_tasks(llm, order, modes, sampling, 60 * minutes, report, batch)
+    pairs: list[Pair] = []
+    stopped = False
+    try:
+        pairs.extend(answer_tasks(llm, order, sampling, 60 * minutes, report, batch))
+    except KeyboardInterrupt:  # what came before is there
+        if len(pairs) < FEWEST:
+            raise
+        stopped = True
     if len(pairs) < FEWEST:
-        if stopped:
-            raise KeyboardInterrupt
         raise ValueError(f"{len(pairs)} tasks were answered in time; {FEWEST} are needed")
-    return find(model, modes, pairs, keep, stopped=stopped)
+    return find(pairs, keep, stopped)
 
 
-def find(
-    model: str, modes: tuple[str, str], pairs: list[Pair], keep: float, stopped: bool = False
-) -> ModesFound:
+def find(pairs: list[Pair], keep: float, stopped: bool = False) -> ModesFound:
     """What answers that are there say; see `tune_modes`. stopped: some are missing, by Ctrl-C."""
     names = list(LABELS)
     seen = [features(situation(pair.task)) for pair in pairs]
     features_NF = np.array([[one[name] for name in names] for one in seen])
     wanted_N = np.array([pair.gains for pair in pairs])
-    sides = [pair.cheap for pair in pairs], [pair.good for pair in pairs]
-    outcomes = Outcomes(
-        *(np.array([answer.right for answer in side]) for side in sides),
-        *(np.array([answer.seconds for answer in side]) for side in sides),
-    )
+    outcomes = Outcomes.of_pairs(pairs)
     auto = fitting.judge(features_NF, wanted_N, outcomes, keep)
     fitted = fitting.fit(features_NF, wanted_N, outcomes.counts)
     escalation, escalating = fitting.judge_escalation(pairs, outcomes, keep)
     scores = fitting.held_out_scores(features_NF, wanted_N, outcomes.counts)
-    cut = fitting.cheapest(scores, outcomes, outcomes.aim(keep))
     varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
     known = [i for i, name in enumerate(names) if varies[i]]
     selector = LinearModeRouter(
-        between=modes,
+        between=MODES,
         weights={names[i]: float(fitted.weights[i]) for i in known}
         | {n: w for n, w in BUILT_IN.weights.items() if n in ("urgency", "load")},
         means={names[i]: float(fitted.means[i]) for i in known},
         bias=fitted.bias,
-        threshold=cut,
+        threshold=fitting.cheapest(scores, outcomes, outcomes.aim(keep)),
     )
     usual = np.array([BUILT_IN.score(one) > BUILT_IN.threshold for one in seen])
-    return ModesFound(
-        model=model,
-        modes=modes,
-        pairs=pairs,
-        keep=keep,
-        figures={
-            modes[0]: outcomes.cheap,
-            modes[1]: outcomes.good,
-            "auto": auto,
-            ESCALATING: escalating,
-            "built-in auto": outcomes.of(usual),
-        },
-        selector=selector,
-        escalation=escalation,
-        grading=Counter(pair.task.grading for pair in pairs),
-        stopped=stopped,
-    )
+    figures = {CHEAP: outcomes.cheap, GOOD: outcomes.good, "auto": auto, ESCALATING: escalating}
+    figures["built-in auto"] = outcomes.of(usual)
+    return ModesFound(pairs, keep, figures, selector, escalation, stopped)
 
 
 def situation(task: Task) -> PromptFacts:
@@ -231,53 +191,34 @@ def situation(task: Task) -> PromptFacts:
 def answer_tasks(
     llm: LLM,
     tasks: Sequence[Task],
-    modes: tuple[str, str],
     sampling: SamplingParams,
     seconds: float,
     report: Report,
-    batch: int = 1,
-    now: Callable[[], float] = time.monotonic,
-) -> tuple[list[Pair], bool]:
-    """Answer tasks in both modes until all are done, the time is over, or Ctrl-C, and say whether it was
-    that. KeyboardInterrupt before any task was answered.
+    batch: int,
+) -> Iterator[Pair]:
+    """Answer tasks in both modes until all are done or the time is over.
 
     Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
     log-probabilities, which say how sure it was.
     """
-    cheap, good = modes
-    unsure = sampling.model_copy(update={"logprobs": 0})
-    begun = now()
-    pairs: list[Pair] = []
-    llm.generate([tasks[0].prompt], sampling, mode=cheap, speculation=PLAIN, progress=False)
-    try:
-        for start in range(0, len(tasks), batch):
-            gone = (now() - begun) / seconds
-            if start and gone > 1:
-                break
-            report(min(1.0, max(gone, start / len(tasks))), f"{start} of {len(tasks)} tasks")
-            some = tasks[start : start + batch]
-            found = {}
-            for mode in (cheap, good) if start // batch % 2 else (good, cheap):
-                params = unsure if mode == cheap else sampling
-                found[mode] = _answers(llm, some, mode, params)
-            pairs += map(Pair, some, found[cheap], found[good])
-    except KeyboardInterrupt:
-        if not pairs:
-            raise
-        return pairs, True
-    return pairs, False
-
-
-def _answers(
-    llm: LLM, tasks: Sequence[Task], mode: str, sampling: SamplingParams
-) -> list[GradedAnswer]:
-    prompts = [task.prompt for task in tasks]
-    outs = llm.generate(prompts, sampling, mode=mode, speculation=PLAIN, progress=False)
-    return [_graded(task, out) for task, out in zip(tasks, outs, strict=True)]
+    params = {CHEAP: sampling.model_copy(update={"logprobs": 0}), GOOD: sampling}
+    begun = time.monotonic()
+    llm.generate([tasks[0].prompt], sampling, mode=CHEAP, speculation=PLAIN, progress=False)
+    for start in range(0, len(tasks), batch):
+        gone = (time.monotonic() - begun) / seconds
+        if start and gone > 1:
+            break
+        report(min(1.0, max(gone, start / len(tasks))), f"{start} of {len(tasks)} tasks")
+        some, found = tasks[start : start + batch], {}
+        prompts = [task.prompt for task in some]
+        for mode in MODES if start // batch % 2 else reversed(MODES):
+            outs = llm.generate(prompts, params[mode], mode=mode, speculation=PLAIN, progress=False)
+            found[mode] = map(_graded, some, outs)
+        yield from map(Pair, some, found[CHEAP], found[GOOD])
 
 
 def _graded(task: Task, out: Output) -> GradedAnswer:
     metrics = out.metrics
     seconds = metrics.ttft + metrics.tpot * max(0, metrics.tokens - 1)
     logprobs = tuple(table[token] for table, token in zip(out.logprobs or (), out.token_ids))
-    return GradedAnswer(task.right(out.text), seconds, metrics.tokens, logprobs, out.text)
+    return GradedAnswer(task.right(out.text), seconds, logprobs)

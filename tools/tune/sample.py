@@ -82,8 +82,8 @@ def rate(samples: Samples) -> float:
 
 
 def ratio(samples: Samples, plain: Samples) -> float:
-    """How many times plain decoding, over the runs that both made: how many times the tokens of a
-    step, divided by how many times its time. nan if there are none."""
+    """How many times plain decoding: how many times the tokens of a step, divided by how many times its time.
+    nan without a run of both."""
     pairs = _pairs(samples, plain)
     if not pairs:
         return float("nan")
@@ -93,12 +93,8 @@ def ratio(samples: Samples, plain: Samples) -> float:
 
 
 def step_cost(samples: Samples, plain: Samples) -> float:
-    """How many times as long as plain decoding's a step takes; nan without a run of both.
-
-    The tokens of a step do not vary, but its time depends on what else runs. So each
-    run is compared with plain decoding's of the same moment, and one that lies further than CLIP
-    from the median, which no draft explains, counts as CLIP.
-    """
+    """How many times as long as plain decoding's a step takes; nan without a run of both. Each run is compared
+    with plain decoding's of the same moment, and counts as CLIP where it is further from the median."""
     pairs = _pairs(samples, plain)
     if not pairs:
         return float("nan")

@@ -30,9 +30,7 @@ class GradedAnswer:
 
     right: bool
     seconds: float  # from the call to its last token
-    tokens: int
     logprobs: tuple[float, ...] = ()  # of its tokens, where they were asked for
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +56,14 @@ class Fit:
     bias: float
 
     def score(self, features_NF: F64s) -> F64s:
-        """The scores of tasks, [N]."""
+        """[N]."""
         scores: F64s = self.bias + (features_NF - self.means) @ self.weights
         return scores
 
 
 def fit(features_NF: F64s, wanted_N: Bools, weights_N: F64s | None = None) -> Fit:
     """Logistic regression with a ridge penalty, by Newton's method with halved steps; a feature that never
-    changes gets weight 0. weights_N: how much each task counts; None = all alike."""
+    changes gets weight 0. weights_N: how much each task counts; default: all alike."""
     count = np.ones(len(wanted_N)) if weights_N is None else weights_N
     means, deviation = features_NF.mean(0), features_NF.std(0)
     scale = np.where(deviation > 1e-9, deviation, np.inf)
@@ -101,22 +99,20 @@ def _folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
 
 def held_out_scores(features_NF: F64s, wanted_N: Bools, weights_N: F64s) -> F64s:
     """The score of every task [N] by a fit that has not seen its fold."""
-    count = len(features_NF)
-    scores = np.zeros(count)
-    for own, others in _folds(count):
-        if own and others:
-            fitted = fit(features_NF[others], wanted_N[others], weights_N[others])
-            scores[own] = fitted.score(features_NF[own])
+    scores = np.zeros(len(features_NF))
+    for own, others in _folds(len(features_NF)):
+        fitted = fit(features_NF[others], wanted_N[others], weights_N[others])
+        scores[own] = fitted.score(features_NF[own])
     return scores
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a way to choose gives: share right, mean seconds, share that went to the better mode."""
+    """What a way to choose gives."""
 
-    accuracy: float
-    seconds: float
-    good: float
+    accuracy: float  # share right
+    seconds: float  # mean
+    share_in_better_mode: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +124,26 @@ class Outcomes:
     cheap_seconds: F64s
     good_seconds: F64s
 
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[Pair]) -> Outcomes:
+        """What both modes did on each task."""
+        sides = [pair.cheap for pair in pairs], [pair.good for pair in pairs]
+        return cls(
+            *(np.array([answer.right for answer in side]) for side in sides),
+            *(np.array([answer.seconds for answer in side]) for side in sides),
+        )
+
     def of(self, goes_N: Bools, before_N: F64s | None = None) -> Figures:
         """Figures where some tasks go to the better mode, after some seconds in the cheap one."""
-        before = np.zeros(len(goes_N)) if before_N is None else before_N
+        good_seconds = self.good_seconds if before_N is None else before_N + self.good_seconds
         right = np.where(goes_N, self.good_right, self.cheap_right)
-        seconds = np.where(goes_N, before + self.good_seconds, self.cheap_seconds)
+        seconds = np.where(goes_N, good_seconds, self.cheap_seconds)
         return Figures(float(right.mean()), float(seconds.mean()), float(goes_N.mean()))
 
     def only(self, places: Sequence[int]) -> Outcomes:
         """The outcomes of some tasks."""
         some = list(places)
-        both = (self.cheap_right[some], self.good_right[some])
+        both = self.cheap_right[some], self.good_right[some]
         return Outcomes(*both, self.cheap_seconds[some], self.good_seconds[some])
 
     @property
@@ -186,15 +191,10 @@ def cheapest(scores_N: F64s, outcomes: Outcomes, aim: float) -> float:
 
 def judge(features_NF: F64s, wanted_N: Bools, outcomes: Outcomes, keep: float) -> Figures:
     """What a fitted selector gives on tasks that neither its weights nor its threshold have seen: each
-    fold's threshold is chosen on the other folds' own held-out scores.
-
-    wanted_N: tasks that gain by the better mode.
-    """
+    fold's threshold is chosen on the other folds' own held-out scores. wanted_N: tasks that gain."""
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
     for own, others in _folds(count):
-        if not own or not others:
-            continue
         inner = held_out_scores(features_NF[others], wanted_N[others], counts[others])
         some = outcomes.only(others)
         cut = cheapest(inner, some, some.aim(keep))
@@ -203,10 +203,10 @@ def judge(features_NF: F64s, wanted_N: Bools, outcomes: Outcomes, keep: float) -
     return outcomes.of(goes)
 
 
+Tried = tuple[Escalation, Bools, F64s]  # which answers it gives up, and after how many seconds
 WINDOWS = (1, 4, 16)
 BELOW = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.999)
-# What is tried: to begin again in the better mode, whose figures are known.
-TRIED = [
+TRIED = [  # to begin again in the better mode, whose figures are known
     Escalation(below=below, window=window, how="restart") for window in WINDOWS for below in BELOW
 ]
 
@@ -233,21 +233,19 @@ def judge_escalation(
     count = len(pairs)
     goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
     for own, others in _folds(count):
-        best = _best(tried, outcomes, others, keep) if others else None
-        if best is not None and own:
-            goes[own], before[own] = tried[best][1][own], tried[best][2][own]
+        if (best := _best(tried, outcomes, others, keep)) is not None:
+            _, fell, after = best
+            goes[own], before[own] = fell[own], after[own]
     final = _best(tried, outcomes, range(count), keep)
-    return None if final is None else tried[final][0], outcomes.of(goes, before)
+    return final and final[0], outcomes.of(goes, before)
 
 
 def _best(
-    tried: Sequence[tuple[Escalation, Bools, F64s]],
-    outcomes: Outcomes,
-    places: Sequence[int],
-    keep: float,
-) -> int | None:
+    tried: Sequence[Tried], outcomes: Outcomes, places: Sequence[int], keep: float
+) -> Tried | None:
     some = list(places)
     part = outcomes.only(some)
-    found = [part.of(goes[some], before[some]) for _, goes, before in tried]
-    able = [n for n, figures in enumerate(found) if figures.accuracy >= part.aim(keep) - 1e-12]
-    return min(able, key=lambda n: found[n].seconds, default=None)
+    found = [(part.of(one[1][some], one[2][some]), one) for one in tried]
+    able = [pair for pair in found if pair[0].accuracy >= part.aim(keep) - 1e-12]
+    best = min(able, key=lambda pair: pair[0].seconds, default=None)
+    return best and best[1]

@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from fastslow.engine.host.machine import CONTENDED
@@ -19,9 +21,8 @@ from fastslow.tools.machine import circumstances
 from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune import sample as stats
-from fastslow.tools.tune.candidates import PLAIN, check_limits, family, is_plain, label, length_of
+from fastslow.tools.tune.candidates import PLAIN, family, is_plain, label
 from fastslow.tools.tune.halving import TIE, SuccessiveHalving
-from fastslow.tools.tune.report import Chart, ChartLine, page
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Cell, Sample
 
@@ -110,7 +111,8 @@ class TuneResult:
         return table
 
     def page(self, settings: str = "tuned.json") -> str:
-        """The report for a browser. settings: name of the settings file."""
+        """The report for a browser, `report.html`: without scripts, and without anything to download; text in
+        it is escaped. settings: name of the settings file."""
         shares = [s.others for some in self.samples.values() for s in some if s.others is not None]
         noisy = sum(share > CONTENDED for share in shares)
         warnings = []
@@ -123,14 +125,27 @@ class TuneResult:
             )
         model, file = (json.dumps(text, ensure_ascii=False) for text in (self.model, settings))
         accepted = stats.accepted_share(self.samples[self.best])
-        return page(
-            self.circumstances,
-            {
-                "took": f"{self.seconds / 60:.1f} minutes, {sum(map(len, self.samples.values()))} runs",
-                "answers": json.dumps(self.sampling.model_dump(mode="json", exclude_defaults=True)),
-                "side by side": "every run beside plain decoding on the same prompts, in changing order",
-                "other work": f"took over {CONTENDED:.0%} of the machine in {noisy} of {len(shares)} runs",
-            },
+        conditions = {
+            "when": time.strftime("%Y-%m-%d %H:%M"),
+            "took": f"{self.seconds / 60:.1f} minutes, {sum(map(len, self.samples.values()))} runs",
+            "answers": json.dumps(self.sampling.model_dump(mode="json", exclude_defaults=True)),
+            "side by side": "every run beside plain decoding on the same prompts, in changing order",
+            "other work": f"took over {CONTENDED:.0%} of the machine in {noisy} of {len(shares)} runs",
+            "command": " ".join(self.circumstances["command"]),
+        }
+        for name in ("machine", "versions"):
+            facts = self.circumstances[name].items()
+            conditions[name] = ", ".join(f"{key} {value}" for key, value in facts)
+        fastest = max(map(self.rate, self.measured), default=1.0)
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment.get_template("report.html").render(
+            conditions=conditions,
             subject=f"fastslow tune: {self.model}, mode {self.mode}, batch {self.batch}",
             headline=self.headline(),
             warnings=warnings,
@@ -142,8 +157,7 @@ class TuneResult:
             ],
             code=f"llm = LLM({model})\nllm.generate(prompt, speculation={file})",
             columns=COLUMNS,
-            rows=[self._row(setting) for setting in self.measured],
-            chart=self._chart(),
+            rows=[(round(100 * self.rate(s) / fastest), self._row(s)) for s in self.measured],
         )
 
     def _row(self, setting: Speculation) -> list[str]:
@@ -160,33 +174,10 @@ class TuneResult:
         ]
 
     def _note(self, setting: Speculation) -> str:
-        """Why a row that looks faster is not the best, and which dropped out."""
-        out = setting not in self.finalists and not is_plain(setting) and setting != self.best
-        if self.ratio(setting) <= self.ratio(self.best):
-            return "dropped out" if out else ""
-        if out:
-            return "dropped out: faster in these runs, which are too few to tell"
-        return f"within {TIE:.0%}: the adaptive length is taken, which holds at other loads, too"
-
-    def _chart(self) -> Chart:
-        """Tokens a second against length, a line a drafter, and where drafting breaks even."""
-        drafters: dict[str, list[Speculation]] = {}
-        for setting in self.measured:
-            if not is_plain(setting):
-                drafters.setdefault(family(setting), []).append(setting)
-        names = {s.nodes: length_of(s) for settings in drafters.values() for s in settings}
-        lengths = sorted(names, key=lambda nodes: (nodes is None, nodes or 0))
-        return Chart(
-            "Tokens a second by draft length",
-            "tokens drafted per step",
-            "tokens/s",
-            [
-                ChartLine(name, sorted((lengths.index(s.nodes), self.rate(s)) for s in settings))
-                for name, settings in drafters.items()
-            ],
-            [names[length] for length in lengths],
-            (self.plain_rate, "plain: break-even"),
-        )
+        if setting not in self.finalists and not is_plain(setting) and setting != self.best:
+            return "dropped out"
+        faster = self.ratio(setting) > self.ratio(self.best)
+        return f"within {TIE:.0%}: the adaptive length holds at other loads, too" if faster else ""
 
 
 def tune_speculation(
@@ -204,10 +195,9 @@ def tune_speculation(
     """Find the fastest of the candidates for these prompts, which are run in a shuffled order.
 
     minutes: for everything; a slow model may need more for the first run of each candidate. ValueError:
-    batch or minutes out of range, too few prompts, a candidate or a prompt does not fit the model, no
+    batch out of range, too few prompts, a candidate or a prompt does not fit the model, no
     answer is longer than a token. KeyboardInterrupt: before anything was measured.
     """
-    check_limits(minutes)
     if not 1 <= batch <= len(prompts):
         raise ValueError(f"batch={batch} is outside 1..{len(prompts)}, the number of prompts")
     order = list(prompts)

@@ -12,8 +12,7 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage, BlockTables
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
@@ -46,23 +45,16 @@ class CudaOps(PagedOps):
     windows = True
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._on_gpu = device.type == "cuda"
-        self._pool: Any = None
-        self._stream: Any = None
+        super().__init__(device)
         self._aligned = True
         self._grouped_mm, self._why = grouped_product(device)
         self.records = False
 
     def active(self) -> AbstractContextManager[object]:
-        return torch.cuda.device(self._device) if self._on_gpu else nullcontext()
-
-    def host_memory(self, size: int) -> Tensor:
-        memory = super().host_memory(size)
-        return memory.pin_memory() if self._on_gpu else memory
+        return torch.cuda.device(self._device) if self._on_device else nullcontext()
 
     def event(self) -> Event | None:
-        if not self._on_gpu:
+        if not self._on_device:
             return None
         mark = torch.cuda.Event()
         mark.record()
@@ -74,13 +66,11 @@ class CudaOps(PagedOps):
         widths = (config.hidden_size, config.moe_intermediate_size)
         self._aligned = not any(size * dtype.itemsize % ALIGNMENT for size in widths)
         grouped = not config.chosen or self._grouped(dtype)
-        self.records = self._on_gpu and grouped
+        self.records = self._on_device and grouped
         if not grouped:
-            why = self._why or (
-                f"widths {widths} are not multiples of {ALIGNMENT} bytes"
-                if dtype == torch.bfloat16
-                else f"the dtype is {str(dtype).removeprefix('torch.')}, not bfloat16"
-            )
+            odd = f"widths {widths} are not multiples of {ALIGNMENT} bytes"
+            other = f"the dtype is {str(dtype).removeprefix('torch.')}, not bfloat16"
+            why = self._why or (odd if dtype == torch.bfloat16 else other)
             logger.info("experts run one by one, and no step is recorded: {}", why)
 
     def _grouped(self, dtype: torch.dtype) -> bool:
@@ -167,7 +157,7 @@ class CudaOps(PagedOps):
         for some, rows in self._parts(side, keys):
             k, v = (self._texts(x, tables[some], whole[some]) for x in kv)
             if front is not None:
-                k, v = self._behind_front(k, v, front)
+                k, v = self._after_front(k, v, front)
             for few in rows:
                 last = ends[some, few, None].expand(-1, -1, self.group).flatten(1)[:, None, :, None]
                 seen = key < last
@@ -182,7 +172,7 @@ class CudaOps(PagedOps):
                 )
         return self._unfolded(out, q_THD.shape).index_select(0, place)
 
-    def _behind_front(self, k: Tensor, v: Tensor, front: Front) -> tuple[Tensor, Tensor]:
+    def _after_front(self, k: Tensor, v: Tensor, front: Front) -> tuple[Tensor, Tensor]:
         """Keys and values of texts after what every row sees first, in a multiple of `FRONT` places."""
         count = 1 if front.keys is None else len(front.keys)
         room = -(-count // FRONT) * FRONT
@@ -195,17 +185,15 @@ class CudaOps(PagedOps):
         return sides[0], sides[1]
 
     def _front_bias(self, seen: Tensor, front: Front, q: Tensor) -> Tensor:
-        """What is added to the scores: `_behind_front`, and then where a text is seen."""
+        """What is added to the scores: `_after_front`, and then where a text is seen."""
         count = 1 if front.keys is None else len(front.keys)
         room = -(-count // FRONT) * FRONT
         bias = q.new_full((len(q), q.shape[1], q.shape[2], room + seen.shape[-1]), -torch.inf)
         if front.logits is None:
             bias[..., :count] = 0
         else:
-            rows = front.logits.view(1, q.shape[1], 1, -1).expand(
-                1, -1, q.shape[2] // self.group, -1
-            )
-            bias[..., 0] = rows.flatten(2)
+            rows = front.logits.view(1, q.shape[1], 1, -1)
+            bias[..., 0] = rows.expand(1, -1, q.shape[2] // self.group, -1).flatten(2)
         bias[..., room:].masked_fill_(seen, 0)
         return bias
 
@@ -234,11 +222,9 @@ class CudaOps(PagedOps):
         products = self.shape.heads * keys
         each = max(1, min(WIDEST // keys, SCORES // (products * rows)))
         few = max(1, min(rows, SCORES // (products * each)))
+        cuts = [slice(r, min(r + few, rows)) for r in range(0, rows, few)]
         for i in range(0, runs, each):
-            yield (
-                slice(i, min(i + each, runs)),
-                [slice(r, min(r + few, rows)) for r in range(0, rows, few)],
-            )
+            yield slice(i, min(i + each, runs)), cuts
 
     def _texts(self, cache: Tensor, tables: Tensor, lengths: Tensor) -> Tensor:
         """[n, kv_heads, W * 128, D], zeros after each text: others may have left NaN there."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import BlockStorage
-from fastslow.engine.backends.accelerator.layout import Tail
+from fastslow.engine.backends.accelerator.kv import BlockStorage, Tail
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMlp,
     DeviceTables,
@@ -28,10 +27,10 @@ from fastslow.engine.backends.accelerator.step import (
 )
 from fastslow.engine.backends.accelerator.weights import Mixture, Stacked, StackedLayer
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import LayeredModel, check_step
 from fastslow.engine.model.moge import ExpertChoice, choose, choose_best
 from fastslow.engine.model.ops import soft_cap
-from fastslow.engine.model.rope import Rotary
 from fastslow.engine.types import ModelOutput, Rows
 
 TAIL = 1 << 16  # slots that a tail reads at once
@@ -42,9 +41,6 @@ class PagedDecoder(LayeredModel[Stacked]):
 
     Small steps are recorded by their padded size and replayed (`recorded.py`); all others run kernel
     by kernel. Whether a row's bits depend on its neighbours is the kernels' to say.
-
-    Attributes:
-        recorder: what was recorded, and how often it ran.
     """
 
     def __init__(self, weights: Stacked, layers: Sequence[int] | None = None) -> None:
@@ -78,7 +74,6 @@ class PagedDecoder(LayeredModel[Stacked]):
             return ModelOutput(_fetched(logits), seen, best)
 
     def _run(self, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]) -> Result:
-        """All of a step on the device."""
         w, eps = self.weights, self.config.rms_norm_eps
         x_TH = w.embed(step.tokens)
         taken: dict[int, Tensor] = {}
@@ -109,7 +104,6 @@ class PagedDecoder(LayeredModel[Stacked]):
     def _project(
         self, x_TH: Tensor, layer: StackedLayer, step: PagedStep, turns: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of rows, the first two rotated where the layer does so."""
         c, eps = self.config, self.config.rms_norm_eps
         mixed = self.ops.linear(x_TH, layer.qkv).view(len(x_TH), -1, c.head_dim)
         sides = list(mixed.split((c.heads, c.kv_heads, c.kv_heads), 1))
@@ -125,10 +119,8 @@ class PagedDecoder(LayeredModel[Stacked]):
         return self._widened(q_THD), self._widened(k_TKD), self._widened(v_TKD)
 
     def _post_normed(self, moved_TH: Tensor, norm_H: Tensor | None) -> Tensor:
-        """What a sublayer adds, normed where the model does so."""
-        if norm_H is None:
-            return moved_TH
-        return self.ops.rms_norm(moved_TH, norm_H, self.config.rms_norm_eps)
+        eps = self.config.rms_norm_eps
+        return moved_TH if norm_H is None else self.ops.rms_norm(moved_TH, norm_H, eps)
 
     def _widened(self, x_TND: Tensor) -> Tensor:
         """Filled up with zeros to the width of the cache; they add nothing to any product."""
@@ -152,11 +144,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         return out_THD.index_copy_(0, layout.tail.rows, seen)
 
     def _attend_tail(
-        self,
-        q_RHD: Tensor,
-        kv: LayerKV,
-        tail: Tail[Tensor, DeviceTables],
-        front: Front | None,
+        self, q_RHD: Tensor, kv: LayerKV, tail: Tail[Tensor, DeviceTables], front: Front | None
     ) -> Tensor:
         """A few keys by plain products; what blocks hold, and what is in front, join them by their weights."""
         lines, width = tail.slots.shape

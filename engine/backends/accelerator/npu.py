@@ -16,8 +16,7 @@ import torch
 import torch_npu
 from torch import Tensor
 
-from fastslow.engine.backends.accelerator.kv import BLOCK, WideStorage
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables, WideStorage
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMatrix,
     DeviceMlp,
@@ -73,10 +72,8 @@ class NpuGraph(Graph):
         # the update rewrites what a replay that still runs would read
         torch_npu.npu.current_stream().synchronize()
         # one for all calls of attention: layers with windows are not recorded
-        renewed = {
-            "actual_seq_lengths": runs[0].query_ends,
-            "actual_seq_lengths_kv": runs[0].seq_lens,
-        }
+        ends, lengths = runs[0].query_ends, runs[0].seq_lens
+        renewed = {"actual_seq_lengths": ends, "actual_seq_lengths_kv": lengths}
         self._graph.update(cpu_update_input=[renewed])
         self._graph.replay()
 
@@ -91,9 +88,7 @@ class NpuOps(PagedOps):
     graph: type[NpuGraph] = NpuGraph
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool: object | None = None
-        self._stream: object | None = None
+        super().__init__(device)
         self._mask = self._triangle().to(device)
 
     def _triangle(self) -> Tensor:
@@ -101,12 +96,7 @@ class NpuOps(PagedOps):
         return torch.ones(MASK, MASK, dtype=torch.int8).triu_(1)
 
     def active(self) -> AbstractContextManager[object]:
-        on_npu = self._device.type == "npu"
-        return torch_npu.npu.device(self._device) if on_npu else nullcontext()
-
-    def host_memory(self, size: int) -> Tensor:
-        memory = super().host_memory(size)
-        return memory.pin_memory() if self._device.type == "npu" else memory
+        return torch_npu.npu.device(self._device) if self._on_device else nullcontext()
 
     def event(self) -> Event:
         mark: Event = torch_npu.npu.Event()
@@ -120,18 +110,13 @@ class NpuOps(PagedOps):
         super().check(config, dtype)
         names = " or ".join(str(d).removeprefix("torch.") for d in self.dtypes)
         need(dtype in self.dtypes, f"dtype {names}, not {str(dtype).removeprefix('torch.')}")
-        most = self.storage.widths[-1]
+        most, group = self.storage.widths[-1], config.heads // config.kv_heads
         need(config.head_dim <= most, f"head_dim of at most {most}, not {config.head_dim}")
-        need(
-            config.heads // config.kv_heads <= 64,
-            f"at most 64 heads for a key head, not {config.heads // config.kv_heads}",
-        )
+        need(group <= 64, f"at most 64 heads for a key head, not {group}")
         need(config.heads <= 256, f"at most 256 heads, not {config.heads}")
         need(config.experts < MOST_EXPERTS, f"fewer than {MOST_EXPERTS} experts")
-        for name, size in (
-            ("hidden_size", config.hidden_size),
-            ("moe_intermediate_size", config.moe_intermediate_size),
-        ):
+        for name in ("hidden_size", "moe_intermediate_size"):
+            size = getattr(config, name)
             need(size <= MOST_INNER, f"{name} of at most {MOST_INNER}, not {size}")
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
@@ -247,9 +232,7 @@ class NpuOps(PagedOps):
         """
         need(groups_E.dtype == torch.int64, "int64 group sizes")
         need(x_RI.is_contiguous(), "contiguous rows in a grouped product")
-        step_R = None
-        out_dtype = x_RI.dtype
-        scale = None
+        step_R, scale, out_dtype = None, None, x_RI.dtype
         if matrix.scale is not None:
             x_RI, step_R = self._quantised(x_RI)
             # step sizes of the weights are bfloat16 where the result is
@@ -292,20 +275,12 @@ class NpuOps(PagedOps):
         return self._fused(q_THD, kv, blocks, causal=False, weighed=True)
 
     def _fused(
-        self,
-        q_THD: Tensor,
-        kv: LayerKV,
-        blocks: DeviceTables,
-        causal: bool,
-        weighed: bool = False,
+        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, causal: bool, weighed: bool = False
     ) -> tuple[Tensor, Tensor]:
-        (table,) = blocks.tensors
+        (table,), width = blocks.tensors, q_THD.shape[-1]
         rows = [b - a for a, b in zip([0, *blocks.query_ends], blocks.query_ends)]
         need(q_THD.dtype in self.dtypes, f"queries of {self.dtypes}, not {q_THD.dtype}")
-        need(
-            q_THD.shape[-1] in self.storage.widths,
-            f"queries of another width than {q_THD.shape[-1]}",
-        )
+        need(width in self.storage.widths, f"queries of another width than {width}")
         need(len(rows) <= MOST_RUNS, f"at most {MOST_RUNS} runs of rows, not {len(rows)}")
         need(blocks.query_ends[-1] == len(q_THD), "runs that end with the rows")
         need(min(rows) > 0 and max(rows) <= self.most_rows, f"runs of 1 to {self.most_rows} rows")
@@ -346,5 +321,4 @@ class NpuOps(PagedOps):
 
 def chip() -> str:
     """The name of the NPU's chip, like Ascend910B1."""
-    name: str = torch_npu.npu.get_device_name()
-    return name
+    return str(torch_npu.npu.get_device_name())

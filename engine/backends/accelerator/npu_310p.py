@@ -10,8 +10,7 @@ import torch_npu
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import FractalStorage
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BlockTables, FractalStorage
 from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMatrix,
@@ -56,10 +55,8 @@ class Npu310pOps(NpuOps):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().check(config, dtype)
-        for name, size in (
-            ("intermediate_size", config.intermediate_size),
-            ("shared_expert_intermediate_size", config.shared_intermediate_size),
-        ):
+        for name in ("intermediate_size", "shared_intermediate_size"):
+            size = getattr(config, name)
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
     def pack(self, weight_OI: Tensor) -> Tensor:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import BlockStorage
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BlockStorage, BlockTables
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.moge import ExpertChoice
 from fastslow.engine.model.ops import wide
@@ -22,10 +21,8 @@ from fastslow.engine.types import Ints
 
 
 class DeviceMatrix(NamedTuple):
-    """A weight in the device's own form, as `PagedOps.pack` gives it.
-
-    scale: float32 [O] of an int8 weight per output channel, or [E, O] of experts; None: not int8.
-    """
+    """A weight in the device's own form, as `PagedOps.pack` gives it. scale: float32 [O] of an int8 weight per output
+    channel, or [E, O] of experts; None: not int8."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -34,10 +31,7 @@ class DeviceMatrix(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeviceTables:
-    """Runs on the device: what the kernels want as host integers, and as tensors.
-
-    tensors: what `PagedOps.attention_metadata` gave. query_ends, seq_lens, window: see `BlockTables`.
-    """
+    """`BlockTables` on the device: host integers, and the tensors that `PagedOps.attention_metadata` gave."""
 
     query_ends: list[int]
     seq_lens: list[int]
@@ -53,10 +47,8 @@ class DeviceMlp(NamedTuple):
 
 
 class Front(NamedTuple):
-    """What every row of a layer sees before its text, without a place in it.
-
-    logits: float32 [heads], weight without a value; or keys and values [N, kv_heads, D].
-    """
+    """What every row of a layer sees before its text, without a place in it: logits float32 [heads], weight without
+    a value; or keys and values [N, kv_heads, D]."""
 
     logits: Tensor | None = None
     keys: Tensor | None = None
@@ -71,11 +63,9 @@ class LayerKV(NamedTuple):
 
 
 class AttentionShape(NamedTuple):
-    """Of attention. scale: what products of queries and keys are multiplied by."""
-
     heads: int
     kv_heads: int
-    scale: float
+    scale: float  # what products of queries and keys are multiplied by
 
 
 class Graph(Protocol):
@@ -99,46 +89,44 @@ class PagedOps(ABC):
     Only `attention_metadata`, `pack` and `record` may wait for the device or copy from the host.
 
     Attributes:
+        most_rows, graph_rows: of a run, and of a run in a recorded step.
+        merges: whether `attend` can say how much weight its keys have, so that parts can be merged.
+        records: whether steps can be recorded.
+        runs_int8: whether `linear` and `experts` take weights in int8, [I, O] and [E, I, O].
+        tail_dtype: in which the few keys of a tail are multiplied; None: the model's.
+        windows: whether `attend` hides what is before a row's window.
         shape: of the model's attention, once `check` has read it.
     """
 
     storage: ClassVar[type[BlockStorage]]
-
     most_rows: ClassVar[int]
-    """Of a run."""
-
     graph_rows: ClassVar[int] = 16
-    """Of a run in a recorded step."""
-
     merges: ClassVar[bool] = True
-    """Whether `attend` can say how much weight its keys have, so that parts can be merged."""
-
     records: bool = True
-    """Whether steps can be recorded."""
-
     runs_int8: ClassVar[bool] = False
-    """Whether `linear` and `experts` take weights in int8, [I, O] and [E, I, O]."""
-
     tail_dtype: ClassVar[torch.dtype | None] = torch.float32
-    """In which the few keys of a tail are multiplied; None: the model's."""
-
     windows: ClassVar[bool] = False
-    """Whether `attend` hides what is before a row's window."""
-
     shape: AttentionShape
     activation: Activation = "silu"
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._on_device = device.type != "cpu"  # else its operators run on CPU tensors, in tests
+        self._pool: Any = None
+        self._stream: Any = None
+
+    @abstractmethod
     def active(self) -> AbstractContextManager[object]:
         """While a step runs: the device is the current one of the calling thread."""
-        return nullcontext()
 
     def host_memory(self, size: int) -> Tensor:
         """int8 [size] on the host, pinned where the device can copy from it by itself."""
-        return torch.zeros(size, dtype=torch.int8)
+        memory = torch.zeros(size, dtype=torch.int8)
+        return memory.pin_memory() if self._on_device else memory
 
+    @abstractmethod
     def event(self) -> Event | None:
         """A mark after all that the device was given so far; None: it has done all of it."""
-        return None
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype itself, or what a model of this dtype should run in on this device."""
@@ -173,7 +161,7 @@ class PagedOps(ABC):
     def add_rms_norm(
         self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """The norm of x + residual, and x + residual."""
+        """The norm of the sum, and the sum."""
 
     def gated(self, gate_up_T2F: Tensor) -> Tensor:
         """The inner rows of an MLP [T, F], by the model's activation."""
@@ -254,11 +242,8 @@ class PagedOps(ABC):
 
     @abstractmethod
     def record(self, run: Callable[[], None]) -> Graph:
-        """Run it once, which sets up what the kernels keep for such shapes, then record what it does.
-
-        Raises:
-            RuntimeError: it cannot be recorded.
-        """
+        """Run it once, which sets up what the kernels keep for such shapes, then record what it does; RuntimeError
+        where it cannot be recorded."""
 
 
 def merged(parts: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:

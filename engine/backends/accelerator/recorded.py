@@ -21,8 +21,13 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
-from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
-from fastslow.engine.backends.accelerator.layout import AttentionLayout, BlockTables
+from fastslow.engine.backends.accelerator.kv import (
+    BLOCK,
+    AttentionLayout,
+    BlockStorage,
+    BlockTables,
+    HostLayout,
+)
 from fastslow.engine.backends.accelerator.ops import Graph
 from fastslow.engine.backends.accelerator.step import PagedStep, Result, Staging, StepPlan
 from fastslow.engine.types import Floats, Rows
@@ -63,30 +68,18 @@ class StepSize:
 
 
 class Recorder:
-    """Records and replays the steps of one decoder.
+    """Records and replays the steps of one decoder, whose longest text is `context`.
 
-    Args:
-        plan: how steps are laid out.
-        staging: takes a step's numbers to the device.
-        context: the longest text.
-
-    Attributes:
-        enabled: whether steps are recorded and replayed.
-        replays: how many steps were replayed.
-        recorded: how many were recorded.
-        failed: how many sizes could not be recorded.
+    `replays` and `recorded` count steps, `failed` the sizes that could not be recorded.
     """
 
     def __init__(self, plan: StepPlan, staging: Staging, context: int) -> None:
         self.enabled = plan.ops.records
-        self.replays = 0
-        self.recorded = 0
-        self.failed = 0
-        self._plan = plan
-        self._ops = plan.ops
+        self.replays = self.recorded = self.failed = 0
+        self._plan, self._ops = plan, plan.ops
         self._staging = staging
         self._context = context
-        self._told = False
+        self._logged = False
         # recordings hold addresses of the cache that they were made with
         self._sizes: WeakKeyDictionary[BlockStorage, dict[Key, StepSize]] = WeakKeyDictionary()
 
@@ -105,8 +98,7 @@ class Recorder:
     ) -> Result | None:
         """The step's result, its tensors valid until the next call; None: it is not recorded.
 
-        run: a step on the device. angles: cosines and sines of the rows' positions,
-        [T, head_dim / 2].
+        run: a step on the device. angles: cosines and sines of the rows' positions, [T, head_dim / 2].
         """
         count = len(rows.tokens)
         if not self.enabled or count > SIZES[-1]:
@@ -131,7 +123,7 @@ class Recorder:
         chains = [fill_runs(some, shape, width, kv.spare) for some, width in zip(runs, widths)]
         filled = fill_rows(rows, shape[1], kv.spare)
         angles = (_filled(angles[0], shape[1]), _filled(angles[1], shape[1]))
-        laid = [AttentionLayout(None, some, None) for some in chains]
+        laid: list[HostLayout] = [AttentionLayout(None, some, None) for some in chains]
         step = PagedStep.of(filled, angles, laid, self._plan)
         recording = size.recording or self._record(run, size, step, kv, features)
         if recording is None:
@@ -140,10 +132,8 @@ class Recorder:
         recording.graph.replay([chains[place] for place in self._plan.layers])
         self.replays += 1
         size.used = self.replays
-        found, count = recording.result, len(rows.outputs)
-        return Result(
-            found.logits[:count], found.best[:count], found.features[: len(rows.feature_rows)]
-        )
+        found, count, seen = recording.result, len(rows.outputs), len(rows.feature_rows)
+        return Result(found.logits[:count], found.best[:count], found.features[:seen])
 
     def _width(self, runs: BlockTables, kv: BlockStorage) -> int:
         """Of the tables of a recorded step: those of windows are never wider than what a row sees."""
@@ -153,12 +143,7 @@ class Recorder:
         return self._ops.width(runs.tables.shape[1], most)
 
     def _record(
-        self,
-        run: Run,
-        size: StepSize,
-        step: PagedStep,
-        kv: BlockStorage,
-        features: tuple[int, ...],
+        self, run: Run, size: StepSize, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]
     ) -> Recording | None:
         self._make_room(MOST_RECORDED - 1)
         still = step.to(kv.device, self._staging)
@@ -187,13 +172,10 @@ class Recorder:
             assert oldest.recording is not None
             held -= oldest.recording.nbytes
             oldest.recording, oldest.seen, oldest.wait = None, 0, 2 * oldest.wait
-            if not self._told:
-                logger.info(
-                    "{} sizes of steps are recorded: the least recently used one makes room for each "
-                    "further one",
-                    len(kept) + 1,
-                )
-            self._told = True
+            if not self._logged:
+                said = "{} sizes of steps are recorded: the least recently used one makes room for each "
+                logger.info(said + "further one", len(kept) + 1)
+            self._logged = True
 
     def _recorded(self) -> list[StepSize]:
         every = (size for sizes in self._sizes.values() for size in sizes.values())
@@ -220,11 +202,9 @@ def fill_runs(runs: BlockTables, size: tuple[int, int], width: int, spare: int) 
     added = count - known[0]
     left = rows - runs.query_ends[-1]
     shares = [left // added + (i < left % added) for i in range(added)]
-    query_ends = [
-        *runs.query_ends,
-        *(runs.query_ends[-1] + np.cumsum(shares, dtype=np.int64)).tolist(),
-    ]
-    return BlockTables(query_ends, [*runs.seq_lens, *shares], tables, runs.window)
+    ends = (runs.query_ends[-1] + np.cumsum(shares, dtype=np.int64)).tolist()
+    query_ends, seq_lens = [*runs.query_ends, *ends], [*runs.seq_lens, *shares]
+    return BlockTables(query_ends, seq_lens, tables, runs.window)
 
 
 def fill_rows(rows: Rows, count: int, spare: int) -> Rows:

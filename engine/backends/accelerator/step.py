@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.backends.accelerator.kv import BLOCK
-from fastslow.engine.backends.accelerator.layout import (
+from fastslow.engine.backends.accelerator.kv import (
+    BLOCK,
     AttentionLayout,
     BlockTables,
-    Tail,
+    HostLayout,
     attention_layout,
 )
 from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
@@ -29,11 +29,7 @@ LEAST = 1 << 16  # bytes that are taken at once
 
 class Staging:
     """One piece of host memory, pinned where the device can use that. It is filled again only once
-    the device has read it: an event says when. So the host does not wait for a copy to end.
-
-    Args:
-        ops: the device's.
-    """
+    the device has read it: an event says when. So the host does not wait for a copy to end."""
 
     def __init__(self, ops: PagedOps) -> None:
         self._ops = ops
@@ -83,13 +79,10 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """How the steps of a model are laid out: once for each window of its layers.
+    """How the steps of a model are laid out: once for each of the `windows` of its layers.
 
-    Attributes:
-        windows: those that there are.
-        layers: of every layer that runs, the place of its window among these.
-        chosen: routed groups of a token, or experts where the model has no groups.
-        chained: of each window, whether the device runs chains of rows.
+    layers: of every layer that runs, the place of its window. chosen: routed groups of a token, or experts
+    where the model has no groups. chained: of each window, whether the device runs chains of rows.
     """
 
     ops: PagedOps
@@ -107,7 +100,7 @@ class StepPlan:
         chained = tuple(fronts and (ops.windows or not window) for window in windows)
         return cls(ops, windows, places, config.chosen, chained)
 
-    def layouts(self, rows: Rows, most: int) -> list[AttentionLayout]:
+    def layouts(self, rows: Rows, most: int) -> list[HostLayout]:
         """Of a step, for each window, in runs of at most `most` rows."""
         return [
             attention_layout(rows, BLOCK, most, self.ops.merges, window, chained)
@@ -115,38 +108,7 @@ class StepPlan:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceLayout:
-    """An `AttentionLayout` of tensors."""
-
-    rows: Tensor | None
-    chains: DeviceTables | None
-    tail: Tail[Tensor, DeviceTables] | None
-
-    @classmethod
-    def of(cls, layout: AttentionLayout, ops: PagedOps) -> DeviceLayout:
-        """On the CPU."""
-
-        def tables(runs: BlockTables) -> DeviceTables:
-            return device_tables(runs, ops)
-
-        return cls(
-            None if layout.rows is None else _tensor(layout.rows),
-            None if layout.chains is None else tables(layout.chains),
-            None if layout.tail is None else layout.tail.mapped(_tensor, tables),
-        )
-
-    def mapped(self, moved: Callable[[Tensor], Tensor]) -> DeviceLayout:
-        """The same with other tensors."""
-
-        def tables(some: DeviceTables) -> DeviceTables:
-            return replace(some, tensors=tuple(map(moved, some.tensors)))
-
-        return DeviceLayout(
-            None if self.rows is None else moved(self.rows),
-            None if self.chains is None else tables(self.chains),
-            None if self.tail is None else self.tail.mapped(moved, tables),
-        )
+DeviceLayout = AttentionLayout[Tensor, DeviceTables]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +137,7 @@ class PagedStep:
         cls,
         rows: Rows,
         angles: tuple[Floats, Floats],
-        layouts: Sequence[AttentionLayout],
+        layouts: Sequence[HostLayout],
         plan: StepPlan,
     ) -> PagedStep:
         """On the CPU. angles: cosines and sines [T, head_dim / 2]."""
@@ -189,7 +151,7 @@ class PagedStep:
             sin,
             _tensor(rows.outputs),
             _tensor(rows.feature_rows),
-            tuple(DeviceLayout.of(layout, plan.ops) for layout in layouts),
+            tuple(x.mapped(_tensor, lambda runs: device_tables(runs, plan.ops)) for x in layouts),
             bool(running.any()),
         )
 
@@ -217,8 +179,11 @@ class PagedStep:
         return found
 
     def _mapped(self, moved: Callable[[Tensor], Tensor]) -> PagedStep:
+        def tables(some: DeviceTables) -> DeviceTables:
+            return replace(some, tensors=tuple(map(moved, some.tensors)))
+
         plain: dict[str, Any] = {name: moved(getattr(self, name)) for name in PLAIN}
-        return replace(self, layouts=tuple(x.mapped(moved) for x in self.layouts), **plain)
+        return replace(self, layouts=tuple(x.mapped(moved, tables) for x in self.layouts), **plain)
 
 
 PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "feature_rows")

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, Front, PagedOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Read, run_heads, run_out
-from fastslow.engine.model.int8 import ReadQuant, no_int8
-from fastslow.engine.model.ops import wide
+from fastslow.engine.model.ops import ReadQuant, no_int8, wide
 from fastslow.engine.model.tensors import layer_norms
 
 
@@ -51,11 +50,7 @@ class StackedLayer:
 class Stacked:
     """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_shapes`.
 
-    Args:
-        config, dtype, device: of the model.
-        ops: the device's kernels.
-        read: any tensor by its name, as float.
-        int8: gives matrices that are to run in int8, None for the others.
+    read: any tensor by its name, as float. int8: gives matrices that are to run in int8, None for the others.
 
     Raises:
         ValueError: the device's kernels cannot run the model; no weight is read then.
@@ -74,12 +69,8 @@ class Stacked:
         if int8 is not no_int8 and not ops.runs_int8:
             logger.warning("int8 weights do not run on this device, they are multiplied out")
             int8 = no_int8
-        self.config = config
-        self.ops = ops
-        self.dtype = dtype
-        self.device = device
-        self._read = read
-        self._int8 = int8
+        self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
+        self._read, self._int8 = read, int8
         self.embedding = self._plain("model.embed_tokens.weight")
         self.layers = [self._layer(n) for n in range(config.layers)]
         self.norm = self._norm("model.norm")
@@ -208,14 +199,11 @@ class Stacked:
                 raise ValueError(f"{prefix}: some experts are int8 and some are not")
             whole[e].copy_(one_IO)
         assert whole is not None
-        bias = self._expert_biases(prefix, *parts) if self.config.expert_bias else None
+        bias = None
+        if self.config.expert_bias:
+            experts = (f"{prefix}.experts.{e}" for e in range(self.config.experts))
+            rows = (self._plain(*(f"{e}.{part}_proj.bias" for part in parts)) for e in experts)
+            bias = torch.stack(list(rows))
         if scales:
             return DeviceMatrix(whole, bias, torch.stack(scales))
         return DeviceMatrix(self.ops.pack_experts(whole), bias)
-
-    def _expert_biases(self, prefix: str, *parts: str) -> Tensor:
-        """[E, O]."""
-        experts = (f"{prefix}.experts.{e}" for e in range(self.config.experts))
-        return torch.stack(
-            [self._plain(*(f"{expert}.{part}_proj.bias" for part in parts)) for expert in experts]
-        )

@@ -10,8 +10,13 @@ import numpy as np
 import torch
 
 from fastslow.engine.backends.cpu import library, packed
-from fastslow.engine.backends.cpu.arena import Arena
-from fastslow.engine.backends.cpu.formats import Format, Formats, float_format
+from fastslow.engine.backends.cpu.formats import (
+    Format,
+    Formats,
+    MatrixRuns,
+    PackedMatrix,
+    float_format,
+)
 from fastslow.engine.backends.cpu.kv import TiledStorage
 from fastslow.engine.backends.cpu.library import (
     BOOL,
@@ -22,13 +27,13 @@ from fastslow.engine.backends.cpu.library import (
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.pieces import MatrixRuns, PackedMatrix
+from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
+from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.rope import Rotary
 from fastslow.engine.model.shape import Activation, ClampedSwiglu
 from fastslow.engine.types import ModelOutput, Rows
 
@@ -46,10 +51,8 @@ class CpuDecoder:
     time runs in a process: a second thread's waits.
 
     Args:
-        config: the model's.
         formats: what `memory` is packed in.
-        arena: where the pieces lie.
-        memory: the pieces, kept alive by this object.
+        arena: where the pieces lie in `memory`, which this object keeps alive.
         layers: those that run, the others are skipped; None = all.
         storage: of keys and values: `TiledStorage`, or `Int8Tiles`.
     """
@@ -65,11 +68,8 @@ class CpuDecoder:
         layers: Sequence[int] | None = None,
         storage: type[KVStorage] = TiledStorage,
     ) -> None:
-        self.storage = storage
-        self.config = config
-        self.formats = formats
-        self._arena = arena
-        self._memory = memory
+        self.config, self.formats, self.storage = config, formats, storage
+        self._arena, self._memory = arena, memory
         self._rotary = Rotary(config)
         self._kernels = library.kernels()
         self.layers = check_layers(layers, range(config.layers))
@@ -92,38 +92,17 @@ class CpuDecoder:
         """Of keys and values, and of features."""
         return self.formats.kv
 
-    def part_seconds(self, on: bool) -> dict[str, float]:
-        """Start or stop timing the parts of a step; returns the seconds of each since last asked."""
-        seconds = np.zeros(len(library.PARTS))
-        at = address("seconds", seconds, library.FLOAT64, len(library.PARTS))
-        self._kernels.fs_part_seconds(self._handle, on, at)
-        return dict(zip(library.PARTS, seconds.tolist()))
-
     def bytes_for(self, groups: int | None = None) -> int:
         """Bytes of weights that a greedy token's step reads, with this number of routed groups."""
         running = self.config.chosen if groups is None else min(groups, self.config.chosen)
-        return self._bytes(running * self._routed_layers, running > 0, self.formats.screens)
-
-    def bytes_read(self) -> int:
-        """Bytes of weights that the last step read, with the experts that its rows chose."""
-        experts = int(self._kernels.fs_experts_read(self._handle))
-        screened = bool(self._kernels.fs_screened(self._handle))
-        return self._bytes(experts, experts > 0, screened)
-
-    @property
-    def _routed_layers(self) -> int:
-        return sum(self.config.routed(n) for n in self.layers)
-
-    def _bytes(self, experts: int, router: bool, screened: bool) -> int:
-        pieces = {k: piece for k, piece in self._arena.pieces.items() if self._runs(k)}
-        each = sum(pieces[key].nbytes for key in pieces if ".expert0." in key)
-        left_out = {"embedding", *(("head",) if screened else ("screen", "screen_norms"))}
+        pieces = {k: piece.nbytes for k, piece in self._arena.pieces.items() if self._runs(k)}
+        left_out = ("embedding", *(("head",) if self.formats.screens else ()))
         every = sum(
-            piece.nbytes
-            for key, piece in pieces.items()
-            if key not in left_out and ".expert" not in key and (router or ".router" not in key)
+            size
+            for key, size in pieces.items()
+            if key not in left_out and ".expert" not in key and (running or ".router" not in key)
         )
-        return every + experts * each // max(self._routed_layers, 1)
+        return every + running * sum(pieces[key] for key in pieces if ".expert0." in key)
 
     def _runs(self, key: str) -> bool:
         layer = key.partition(".")[0]
@@ -222,7 +201,7 @@ class CpuDecoder:
         )
 
     def _heads(self, key: str) -> dict[str, library.CMatrix]:
-        """Queries, keys and values, from one matrix, or from one for each, one after the other."""
+        """Queries, keys and values, from one matrix or one after the other from three."""
         c, piece = self.config, self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
             rows = len(packed.plain_order(c.head_dim))

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.backends.cpu import library, packed, pieces
-from fastslow.engine.backends.cpu.formats import Format, float_format
+from fastslow.engine.backends.cpu import library, packed
+from fastslow.engine.backends.cpu.formats import Format, float_format, pack_rows
 from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address, tensor_address
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import shown
@@ -28,13 +28,7 @@ SIZES = ("hidden", "heads", "kv_heads", "head_dim", "neurons", "window")
 
 @dataclass(frozen=True, slots=True)
 class DraftShape:
-    """Sizes of a head's layer.
-
-    Attributes:
-        hidden, heads, kv_heads, head_dim, neurons: as in a decoder layer; hidden is H, the target's.
-        rope_theta, eps: of rotary positions and norms.
-        window: how many earlier rows attention reads, the latest ones.
-    """
+    """Sizes of a head's layer; hidden is the target's. window: the latest rows, which attention reads."""
 
     hidden: int
     heads: int
@@ -59,20 +53,17 @@ class DraftShape:
         )
         for name, value in (("rope_theta", self.rope_theta), ("eps", self.eps)):
             if type(value) not in (int, float) or not 0 < value <= MOST:
-                raise ValueError(
-                    f"{name}={shown(value)} must be a number above 0, at most {MOST:g}"
-                )
+                what = f"{name}={shown(value)}"
+                raise ValueError(f"{what} must be a number above 0, at most {MOST:g}")
 
 
 class PairedEntry(NamedTuple):
     """What an EAGLE-3 head does in front of its layer, whose "qkv" reads the normed embedding and the
     normed hidden state side by side.
 
-    Attributes:
-        frequencies: float64 [head_dim / 2], radians per position.
-        level: this number of features is divided by their root mean square together; 0: none.
-        normed_residual: the layer adds to the normed hidden state.
-        normed_output: the head's output is normed when the next step reads it.
+    frequencies: float64 [head_dim / 2], radians per position. level: this number of features is divided by
+    their root mean square together; 0: none. normed_residual: the layer adds to the normed hidden state.
+    normed_output: the head's output is normed when the next step reads it.
     """
 
     frequencies: Tensor
@@ -82,14 +73,8 @@ class PairedEntry(NamedTuple):
 
 
 class NewRows(NamedTuple):
-    """Rows to add to texts.
-
-    Attributes:
-        texts: B of them, all different.
-        sizes: rows of each.
-        after: R tokens, text by text, each the one after its row.
-        features: [R, F] of these rows.
-    """
+    """Rows to add to B texts, all different: `sizes` of each. after: R tokens, text by text, each the one after
+    its row. features: [R, F]."""
 
     texts: Sequence[int]
     sizes: Sequence[int]
@@ -100,11 +85,9 @@ class NewRows(NamedTuple):
 class TreeLimits(NamedTuple):
     """What trees may hold.
 
-    Attributes:
-        nodes: [B], the most of each tree; 0 = none.
-        width: nodes of a depth that get children, and children of each; 1 gives chains.
-        depth: of the deepest node.
-        min_scores: [B]; nodes less likely than this, with all before them, are left out; 0..1.
+    nodes: [B], the most of each tree; 0 = none. width: nodes of a depth that get children, and children of
+    each; 1 gives chains. depth: of the deepest node. min_scores: [B]; nodes less likely than this, with all
+    before them, are left out; 0..1.
     """
 
     nodes: Sequence[int]
@@ -120,7 +103,6 @@ class DraftKernels:
     other rows nor on the number of threads, torch's.
 
     Args:
-        shape: of the layer.
         weights: matrices "fuse" [H, F], "entry" [H, 2H], "qkv", "out", "gate_up", "down"; vectors [H]
             "embedding_norm", "hidden_norm", "attention_norm", "mlp_norm", "norm". With `paired`:
             "qkv" of [.., 2H], no "entry" and no "attention_norm", "head" [D, H]; and any matrix may
@@ -128,7 +110,6 @@ class DraftKernels:
         head: [V, H], of which the rows `ids` are taken; None: the weights have one.
         ids: int64 [D], the tokens of the head's rows.
         embedding: [V, H], float32 or bfloat16; not copied. A file's rows are read as they are needed.
-        paired: of an EAGLE-3 head.
         form: of the matrices. Between two drafts the target's weights pass through the caches, so
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
@@ -149,8 +130,7 @@ class DraftKernels:
         paired: PairedEntry | None = None,
     ) -> None:
         shape.check()
-        self.shape = shape
-        self.form = form
+        self.shape, self.form = shape, form
         self.features = weights["fuse"].shape[1]
         self._kernels = library.kernels()
         if isinstance(embedding, Tensor):
@@ -173,8 +153,8 @@ class DraftKernels:
         layer = library.CLayer(
             attention_norm=None if paired else self._vector(weights["attention_norm"]),
             mlp_norm=self._vector(weights["mlp_norm"]),
-            query_norm=self._head_norm(weights.get("query_norm")),
-            key_norm=self._head_norm(weights.get("key_norm")),
+            query_norm=self._vector(weights.get("query_norm"), "head_dim"),
+            key_norm=self._vector(weights.get("key_norm"), "head_dim"),
             **packed.head_matrices(
                 pack("qkv", heads, 2 * shape.hidden if paired else shape.hidden),
                 shape.heads,
@@ -295,30 +275,23 @@ class DraftKernels:
         for b, size in enumerate(places[:count]):
             first = count + b * most
             second = first + count * most
-            trees.append(
-                Tree(
-                    places[first : first + size],
-                    places[second : second + size],
-                    scores=likely[b * most : b * most + size],
-                )
-            )
+            found_scores = likely[b * most : b * most + size]
+            parents = places[second : second + size]
+            trees.append(Tree(places[first : first + size], parents, scores=found_scores))
         return trees
 
     def advance(self, contexts: Sequence[int], tokens: Sequence[int]) -> None:
         """One more token of each text's chain, which begins anew after `grow`."""
         both = np.array([*contexts, *tokens], dtype=np.int64)
         count = len(contexts)
-        start = address("texts and tokens", both, INT64, 2 * count)
-        threads = torch.get_num_threads()
-        self._check(
-            self._kernels.fs_draft_advance(self._handle, start, start + 8 * count, count, threads)
-        )
+        at, threads = address("texts and tokens", both, INT64, 2 * count), torch.get_num_threads()
+        done = self._kernels.fs_draft_advance(self._handle, at, at + 8 * count, count, threads)
+        self._check(done)
 
     def logits(self, text: int) -> Floats:
         size, at = ctypes.c_int64(), ctypes.c_void_p()
-        self._check(
-            self._kernels.fs_draft_logits(self._handle, text, ctypes.byref(at), ctypes.byref(size))
-        )
+        into = ctypes.byref(at), ctypes.byref(size)
+        self._check(self._kernels.fs_draft_logits(self._handle, text, *into))
         if not size.value:
             return np.empty(0, dtype=np.float32)
         pointer = ctypes.cast(at, ctypes.POINTER(ctypes.c_float))
@@ -342,19 +315,17 @@ class DraftKernels:
         self, matrix: Tensor | RowFile, rows: Ints, inputs: int, bias: Tensor | None = None
     ) -> library.CMatrix:
         tiles = self._room(len(rows) // library.TILE * library.tile_bytes(self.form, inputs))
-        pieces.pack_rows(tiles, self.form, inputs, rows, matrix.__getitem__)
-        at = address("packed rows", tiles, tiles.dtype, tiles.size)
-        if bias is None:
-            return library.CMatrix(at, None, self.form, inputs, len(rows))
-        added = self._room(4 * len(rows)).view(np.float32)
-        added[rows >= 0] = bias.float().numpy()[rows[rows >= 0]]
-        biases = address("biases", added, FLOAT32, len(rows))
+        pack_rows(tiles, self.form, inputs, rows, matrix.__getitem__)
+        at, biases = address("packed rows", tiles, tiles.dtype, tiles.size), None
+        if bias is not None:
+            added = self._room(4 * len(rows)).view(np.float32)
+            added[rows >= 0] = bias.float().numpy()[rows[rows >= 0]]
+            biases = address("biases", added, FLOAT32, len(rows))
         return library.CMatrix(at, biases, self.form, inputs, len(rows))
 
-    def _head_norm(self, values: Tensor | None) -> int | None:
-        return None if values is None else self._vector(values, "head_dim")
-
-    def _vector(self, values: Tensor, size: str = "hidden") -> int:
+    def _vector(self, values: Tensor | None, size: str = "hidden") -> int | None:
+        if values is None:
+            return None
         if len(values) != (wanted := getattr(self.shape, size)):
             raise ValueError(f"a vector of the head has {len(values)} numbers, not {size}={wanted}")
         memory = self._room(4 * len(values)).view(np.float32)
@@ -369,8 +340,7 @@ class DraftKernels:
 
 
 def _place(embedding: Tensor | RowFile, width: int) -> dict[str, int]:
-    """Where the embedding lies: fields of `library.CShape`. ValueError where its rows are of another width, or
-    its file lacks some."""
+    """Where the embedding lies: fields of `library.CShape`."""
     if embedding.shape[1] != width:
         raise ValueError(f"the target's embedding is {embedding.shape[1]} wide, not hidden={width}")
     if isinstance(embedding, Tensor):

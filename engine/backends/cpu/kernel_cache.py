@@ -24,15 +24,12 @@ SOURCES = Path(__file__).with_name("kernels")
 VARIABLE = "FASTSLOW_KERNELS"
 # What the kernels are compiled for. A chip may have AVX-512 without bfloat16 or int8 dots; the
 # compiler says which under -march=native, and the sources look at its macros.
-LEVELS = {
-    "native": ["-march=native"],
-    "avx2": ["-march=x86-64-v3"],
-    "plain": [],
-}
+LEVELS = {"native": ["-march=native"], "avx2": ["-march=x86-64-v3"], "plain": []}
 # Contraction is off since a product that is fused in one template and not in another would make
 # a row's bits depend on how many rows share its kernel.
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+OWN = "point FASTSLOW_CACHE at a folder of your own"
 HELP = "install a C++ compiler (g++ or clang++), or point CXX at one"
 SEAL = hashlib.sha256().digest_size  # bytes of a digest that follow the library in its file
 OWN_FILES = Path("/proc/self/fd")
@@ -43,11 +40,7 @@ SAFE = {
 
 
 def level() -> str:
-    """What FASTSLOW_KERNELS asks for: native, avx2, plain, one of them with +sanitize, or off.
-
-    Raises:
-        ValueError: it asks for something else.
-    """
+    """What FASTSLOW_KERNELS asks for: native, avx2, plain, one of them with +sanitize, or off; else ValueError."""
     wanted = os.environ.get(VARIABLE, "native")
     if wanted != "off" and wanted.removesuffix("+sanitize") not in LEVELS:
         known = ", ".join([*LEVELS, "off"])
@@ -56,12 +49,9 @@ def level() -> str:
 
 
 def load(level: str) -> ctypes.CDLL:
-    """The library for a level, compiled on first use (seconds).
+    """The library for a level, compiled on first use (seconds), or RuntimeError: what to do.
 
     It is loaded by the descriptor that was looked at, so nothing can take its place in between.
-
-    Raises:
-        RuntimeError: it cannot be compiled or loaded; the sentence says what to do.
     """
     for last in (False, True):
         path = build(level)
@@ -78,13 +68,9 @@ def load(level: str) -> ctypes.CDLL:
 
 
 def build(level: str) -> Path:
-    """The library's file, whole and nobody else's to write, compiled where there is none.
+    """The library's file, whole and nobody else's to write, compiled where there is none, or RuntimeError.
 
     Where no compiler is found, any that was compiled from these sources for this chip will do.
-
-    Raises:
-        RuntimeError: no compiler, or it failed, or others may write to the cache; the sentence says
-            what to do.
     """
     base = level.removesuffix("+sanitize")
     flags = [*FLAGS, *LEVELS[base], *(SANITIZE if base != level else [])]
@@ -133,15 +119,11 @@ def _own_folder() -> Path:
             finally:
                 os.close(number)
             if reason:
-                raise RuntimeError(
-                    f"kernels in {path} are not run, since {reason}: chmod go-w, or point "
-                    "FASTSLOW_CACHE at a folder of your own"
-                )
+                what = f"kernels in {path} are not run, since {reason}: chmod go-w, or {OWN}"
+                raise RuntimeError(what)
     except OSError as error:  # a link, a file, no right to write
-        raise RuntimeError(
-            f"kernels cannot be kept in {folder}, which must be a folder and no link ({error}): "
-            "point FASTSLOW_CACHE at a folder of your own"
-        ) from None
+        what = f"kernels cannot be kept in {folder}, which must be a folder and no link"
+        raise RuntimeError(f"{what} ({error}): {OWN}") from None
     return folder
 
 
@@ -170,12 +152,7 @@ def _own_group(facts: os.stat_result) -> bool:
 
 
 def _open(path: Path) -> int:
-    """A descriptor of a library that is whole and safe to run.
-
-    Raises:
-        FileNotFoundError: there is none.
-        RuntimeError: it is damaged, or another user could have written it.
-    """
+    """A descriptor of a library. RuntimeError: it is damaged, or another user could have written it."""
     try:
         number = os.open(path, os.O_RDONLY | (sum(SAFE.values()) - SAFE["O_DIRECTORY"]))
     except FileNotFoundError:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.kv.storage import KVShape, KVStorage, lazy_zeros
-from fastslow.engine.model.int8 import quantise_tokens
+from fastslow.engine.model.ops import quantise_tokens
 from fastslow.engine.types import Ints
 
 LANES = 16  # slots of a tile; kernels/tile.h has the same
 
 
 def _tiles(s: KVShape) -> tuple[int, int, int]:
-    """Layers, tiles, KV heads. ValueError for a device other than the CPU."""
+    """Layers, tiles, KV heads."""
     if torch.device(s.device).type != "cpu":
         raise ValueError(f"device of tiles is {s.device}, but must be the CPU")
     return s.layers, -(-s.slots // LANES), s.kv_heads

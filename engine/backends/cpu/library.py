@@ -44,7 +44,6 @@ from fastslow.engine.host.files import shown
 __all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defined here
 TILE = 32
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
-PARTS = ("embed", "qkv", "attention", "out", "gate_up", "experts", "down", "head")
 INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(
     np.dtype,
     (np.int64, np.int32, np.int8, np.uint64, np.uint8, np.bool_, np.float32, np.float64),
@@ -68,23 +67,18 @@ def check_limits(**sizes: int) -> None:
 
 
 def _check_range(name: str, number: int, half: int) -> int:
-    """The number, if its C type holds it."""
     if not -half <= number < half:
         raise ValueError(f"{name}={number} must be in {-half}..{half - 1}")
     return number
 
 
 class Int32(c_int32):
-    """An argument of 32 bits."""
-
     @classmethod
     def from_param(cls, value: Any) -> c_int32:
         return c_int32(_check_range("argument", operator.index(value), HALVES[c_int32]))
 
 
 class Int64(c_int64):
-    """An argument of 64 bits."""
-
     @classmethod
     def from_param(cls, value: Any) -> c_int64:
         return c_int64(_check_range("argument", operator.index(value), HALVES[c_int64]))
@@ -180,8 +174,6 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_model_new": (c_int, [POINTER(CShape), POINTER(CLayer), POINTER(c_void_p)]),
     "fs_model_delete": (None, [c_void_p]),
     "fs_step": (c_int, [c_void_p, POINTER(StepArgs)]),
-    "fs_part_seconds": (None, [c_void_p, Int32, c_void_p]),
-    "fs_experts_read": (c_int64, [c_void_p]),
     "fs_screened": (c_int, [c_void_p]),
     "fs_draft_new": (
         c_int,
@@ -219,11 +211,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @cache
 def kernels() -> ctypes.CDLL:
-    """The library for this chip, compiled on first use.
-
-    Raises:
-        RuntimeError: it cannot be compiled or loaded; the sentence says what to do.
-    """
+    """The library for this chip, compiled on first use, or RuntimeError: what to do."""
     library = load(level())
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name)
@@ -243,10 +231,8 @@ def check(failed: int, action: str) -> None:
 
 
 def address(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int) -> int:
-    """Where an array's memory lies, a quarter of what `array.ctypes.data` takes.
-
-    ValueError unless it holds `size` elements of a dtype, one after the other.
-    """
+    """Where an array's memory lies, in a quarter of the time of `array.ctypes.data`; ValueError unless it holds
+    `size` elements of a dtype, one after the other."""
     # numpy has one object for each of these dtypes, and comparing objects is quicker
     same = array.dtype is dtype or array.dtype == dtype
     if not same or array.size != size or not array.flags.c_contiguous:
@@ -332,11 +318,8 @@ def pack_gguf(
     order: NDArray[np.int64],
     inputs: int,
 ) -> None:
-    """Pack rows of blocks, bit for bit, without a copy of them.
-
-    parts: each [outputs, bytes of a row], one below the other. order: which of all their rows, whole tiles
-    of them; -1 is a row of zeros.
-    """
+    """Pack rows of blocks, bit for bit. parts: each [outputs, bytes of a row], one below the other. order: which of
+    all their rows, whole tiles of them; -1 is a row of zeros."""
     size = block_bytes(form, inputs)
     found = [address("rows of blocks", part, UINT8, len(part) * size) for part in parts]
     at = _room(into, form, order, inputs)
@@ -382,8 +365,7 @@ def available() -> bool:
     try:
         kernels()
     except RuntimeError as error:
-        logger.warning(
-            "plain torch runs instead of the CPU kernels, several times slower: {}", error
-        )
+        said = "plain torch runs instead of the CPU kernels, several times slower: {}"
+        logger.warning(said, error)
         return False
     return True

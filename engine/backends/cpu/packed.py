@@ -1,29 +1,99 @@
-"""Which pieces a model's weights are packed to, and in which order the kernels want the rows of a matrix, by
-number; -1 is a row of zeros."""
+"""Which pieces a model's weights are packed to, where each lies in memory or in a file, and in which order the
+kernels want the rows of a matrix, by number; -1 is a row of zeros."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from mmap import mmap
+from threading import Lock, local
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.formats import EMBEDDING, Format, Formats
-from fastslow.engine.backends.cpu.library import TILE
-from fastslow.engine.backends.cpu.pieces import (
+from fastslow.engine.backends.cpu.formats import (
+    EMBEDDING,
+    Bytes,
+    Format,
+    Formats,
     MatrixRuns,
     PackedMatrix,
     Piece,
     ScreenNorms,
     SinkTiles,
+    Sources,
     Vector,
 )
+from fastslow.engine.backends.cpu.library import TILE
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import layer_norms
 from fastslow.engine.types import Ints
 
 COLD = ("embedding",)  # read a row at a time: it can stay in the file
+HALF = TILE // 2
+ALIGN, PAGE = 64, 4096  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Where each piece lies in one run of memory. hot: bytes that every step reads from; the rest, from a new page
+    on, is cold."""
+
+    pieces: dict[str, Piece]
+    offsets: dict[str, int]
+    hot: int
+    nbytes: int
+
+    @property
+    def cold_rows(self) -> bool:
+        """Whether all that is cold has rows that lie in one piece each."""
+        return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
+
+    @classmethod
+    def of(cls, config: ModelConfig, formats: Formats) -> Arena:
+        """Lay the pieces one after the other, each from a new cache line on."""
+        found = {piece.key: piece for piece in pieces(config, formats)}
+        offsets, at, hot = {}, 0, 0
+        for key in sorted(found, key=lambda key: key in COLD):  # stable: else in a step's order
+            if key in COLD and not hot:
+                hot = at = -(-at // PAGE) * PAGE
+            offsets[key] = at
+            at += -(-found[key].nbytes // ALIGN) * ALIGN
+        return cls(found, offsets, hot or at, at)  # all is hot where nothing is cold
+
+    def write(self, into: Bytes, sources: Sources) -> None:
+        """Fill memory of `nbytes` bytes that begins on a cache line."""
+
+        def write(key: str) -> None:
+            piece = self.pieces[key]
+            piece.write(into[self.offsets[key] :][: piece.nbytes], sources)
+
+        self._each(write, sources)
+
+    def save(self, file: BinaryIO, sources: Sources) -> None:
+        """Fill a file, piece by piece: in a mapped one each page would be a fault, 40 times slower."""
+        turn, own = Lock(), local()  # each thread has one room, since new memory faults, too
+
+        def save(key: str) -> None:
+            piece = self.pieces[key]
+            if len(getattr(own, "room", b"")) < piece.nbytes:
+                own.room = np.frombuffer(mmap(-1, piece.nbytes), np.uint8)
+            made = own.room[: piece.nbytes]
+            made[:] = 0
+            piece.write(made, sources)
+            with turn:
+                file.seek(self.offsets[key])
+                file.write(made.data)
+
+        self._each(save, sources)
+
+    def _each(self, write: Callable[[str], None], sources: Sources) -> None:
+        with ThreadPoolExecutor(sources.at_once, "fastslow-pack") as pool:
+            for _ in pool.map(write, self.pieces):
+                pass
 
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
@@ -41,9 +111,8 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     if formats.tiles is None:
         yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
     elif not tied:
-        yield PackedMatrix(
-            "embedding", formats.tiles, hidden, plain_order(vocabulary), (EMBEDDING,)
-        )
+        rows = plain_order(vocabulary)
+        yield PackedMatrix("embedding", formats.tiles, hidden, rows, (EMBEDDING,))
 
 
 def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
@@ -153,19 +222,15 @@ def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
     return Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
 
 
-HALF = TILE // 2
-
-
 def plain_order(rows: int) -> Ints:
     """As they are, up to whole tiles."""
     return _padded(np.arange(rows), TILE)
 
 
 def heads_order(count: int, dim: int, dims: Ints | None = None, first: int = 0) -> Ints:
-    """Every head padded to whole tiles, so that a kernel holds a head at a time.
+    """Every head of `dim` rows padded to whole tiles, so that a kernel holds a head at a time.
 
-    dim: rows that a head has. dims: those of a head in the kernels' order; None: as they are. first: the
-    first head's first row.
+    dims: a head's rows in the kernels' order; None: as they are. first: the first head's first row.
     """
     own = _padded(np.arange(dim) if dims is None else dims, TILE)
     return np.concatenate([np.where(own < 0, -1, own + first + n * dim) for n in range(count)])
@@ -185,10 +250,8 @@ def head_matrices(
 
 
 def gate_up_order(neurons: int) -> Ints:
-    """Sixteen gates and then their sixteen ups: a tile holds both sides of a product.
-
-    The source has all gates and then all ups.
-    """
+    """Sixteen gates and then their sixteen ups, of a source that has all gates and then all ups: a tile holds both
+    sides of a product."""
     gates = _padded(np.arange(neurons), HALF).reshape(-1, 1, HALF)
     ups = np.where(gates < 0, -1, gates + neurons)
     return np.concatenate([gates, ups], axis=1).reshape(-1)

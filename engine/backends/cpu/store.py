@@ -13,7 +13,7 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
-from fastslow.engine.backends.cpu.arena import Arena
+from fastslow.engine.backends.cpu.formats import Sources
 from fastslow.engine.backends.cpu.library import checksum
-from fastslow.engine.backends.cpu.pieces import Sources
+from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.host.files import cache_folder, read_object, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
@@ -39,15 +39,8 @@ GB = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A file of packed weights.
-
-    Attributes:
-        path: of the file.
-        model: the folder or GGUF file that it was made from; None where that is not known.
-        format: in which it is packed.
-        size: bytes.
-        used: when it was used last, seconds since 1970.
-    """
+    """A file of packed weights, made from `model` where that is known. size: bytes. used: when it was used last,
+    seconds since 1970."""
 
     path: Path
     model: Path | None
@@ -58,10 +51,7 @@ class Packing:
 
 def packings() -> list[Packing]:
     """All of them, the one used last in front."""
-    return sorted(_packings(), key=lambda packing: -packing.used)
-
-
-def _packings() -> Iterator[Packing]:
+    every = []
     for path in (cache_folder() / PACKED).glob(f"*{SUFFIX}"):
         where, _, rest = path.name.partition("-")
         try:
@@ -69,17 +59,14 @@ def _packings() -> Iterator[Packing]:
             model = read_object(cache_folder() / DIGESTS / f"{where}.json").get("model")
         except (OSError, ValueError):  # gone meanwhile; or a record that cannot be read
             continue
-        found = Path(model) if isinstance(model, str) else None
-        yield Packing(path, found, rest.rpartition("-")[0], facts.st_size, facts.st_atime)
+        found, form = Path(model) if isinstance(model, str) else None, rest.rpartition("-")[0]
+        every.append(Packing(path, found, form, facts.st_size, facts.st_atime))
+    return sorted(every, key=lambda packing: -packing.used)
 
 
 def limit() -> int:
     """Bytes that all packings may take: FASTSLOW_CACHE_LIMIT in GB, else 100 GB or half of the disk's free
-    space with what they take now, whichever is less.
-
-    Raises:
-        ValueError: the variable is not a number above 0.
-    """
+    space with what they take now, whichever is less. ValueError for a limit that is no number above 0."""
     given = os.environ.get(LIMIT_VARIABLE)
     if given is None:
         ours, folder = sum(packing.size for packing in packings()), cache_folder().absolute()
@@ -100,15 +87,12 @@ def shrink(keep: Path) -> None:
     total, removed = sum(packing.size for packing in every), []
     for packing in reversed(every):
         if total > most and packing.path != keep:
-            packing.path.unlink(missing_ok=True)  # who has it mapped keeps it
+            packing.path.unlink(missing_ok=True)  # a process that has it mapped keeps it
             total -= packing.size
             removed.append(packing.model.name if packing.model else packing.path.name)
     if removed:
-        logger.info(
-            "packed weights used longest ago were removed for the limit of {:.1f} GB: {}",
-            most / GB,
-            ", ".join(removed),
-        )
+        said = "packed weights used longest ago were removed for the limit of {:.1f} GB: {}"
+        logger.info(said, most / GB, ", ".join(removed))
 
 
 LAYOUT = 4  # raise it when packed bytes change their meaning
@@ -121,8 +105,7 @@ SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets anoth
 
 
 def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
-    """Where the packed form of a checkpoint folder or a GGUF file is kept, named by its contents; None where
-    it is too small."""
+    """Where the packed form of a checkpoint is kept, named by its contents; None where it is too small."""
     if arena.nbytes < SMALL:
         return None
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
@@ -140,11 +123,8 @@ def _sources(folder: Path) -> list[Path]:
     """What a packing is made from."""
     if is_gguf(folder):
         return gguf_parts(folder)
-    return [
-        path
-        for path in sorted(path for path in folder.iterdir() if path.is_file())
-        if path.suffix in (".safetensors", ".json") and not path.name.endswith("_report.json")
-    ]
+    files = (p for p in folder.iterdir() if p.is_file() and not p.name.endswith("_report.json"))
+    return sorted(path for path in files if path.suffix in (".safetensors", ".json"))
 
 
 def _known(record: Path) -> dict[str, list[Any]]:
@@ -167,10 +147,8 @@ def _digest(path: Path, known: object) -> list[Any]:
         total, piece = None, np.empty(min(PIECE, max(facts.st_size, 1)), dtype=np.uint8)
         while got := file.readinto(piece.data):
             total = checksum(piece[:got], total)
-    if time.time_ns() - max(times) < SETTLED:
-        identity[-1] = (
-            0  # an edit in the same moment would have the same times: read again next time
-        )
+    if time.time_ns() - max(times) < SETTLED:  # an edit in this moment would have the same times
+        identity[-1] = 0
     return [*identity, "" if total is None else total.tobytes().hex()]
 
 
@@ -185,17 +163,13 @@ def _keep(record: Path, found: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PackedFile:
-    """A model's packed weights in two parts; what lies where is the arena's to say.
-
-    cold: in memory, or left in the file, whose offsets are the arena's.
-    """
+    """A model's packed weights as the arena lays them. cold: in memory, or left in the file."""
 
     hot: NDArray[np.uint8]
     cold: NDArray[np.uint8] | OpenFile
 
     def address(self, offset: int, size: int) -> int | None:
-        """Where bytes of the arena lie in memory; None where they do not. ValueError where they end
-        after it."""
+        """Where bytes of the arena lie in memory; None where they do not."""
         side, at = (self.hot, 0) if offset < len(self.hot) else (self.cold, len(self.hot))
         if isinstance(side, OpenFile):
             if os.fstat(side.number).st_size < offset + size:
@@ -266,10 +240,7 @@ def _huge(size: int) -> NDArray[np.uint8] | None:
 
 
 def create(
-    path: Path | None,
-    arena: Arena,
-    sources: Sources,
-    now: Callable[[], Path | None] | None = None,
+    path: Path | None, arena: Arena, sources: Sources, now: Callable[[], Path | None] | None = None
 ) -> PackedFile:
     """Pack into a new file and map it; older packings of the same folder go.
 
@@ -298,7 +269,7 @@ def create(
         os.replace(made, path)
         for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
             if old != path:
-                old.unlink(missing_ok=True)  # who has it mapped keeps it
+                old.unlink(missing_ok=True)  # a process that has it mapped keeps it
         shrink(path)
     except OSError as error:
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)

@@ -11,8 +11,16 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8
-from fastslow.engine.model.ops import Dispatch, Experts, Keys, soft_cap, wide
+from fastslow.engine.model.ops import (
+    Dispatch,
+    Experts,
+    Keys,
+    QuantLinear,
+    int8_product,
+    pack_int8,
+    soft_cap,
+    wide,
+)
 from fastslow.engine.model.shape import Activation, ClampedSwiglu
 
 GELU_SCALE, GELU_CUBE = 1.5957691216057308, 0.044715  # 2 * sqrt(2 / pi)
@@ -34,7 +42,6 @@ class ReferenceOps:
     at_once = 16  # rows of one product that MKL computes
 
     def pack(self, weight_OI: Tensor) -> Tensor:
-        """The weight itself."""
         return weight_OI
 
     def pack_int8(self, matrix: QuantLinear) -> Tensor:
@@ -101,7 +108,7 @@ class ReferenceOps:
         k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
         v = self._gather(v_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
         if keys.sinks is not None:
-            k, v = _post_normed(keys.sinks.k, k), _post_normed(keys.sinks.v, v)
+            k, v = _after_sinks(keys.sinks.k, k), _after_sinks(keys.sinks.v, v)
             front = keys.sinks.bias.expand(lines, -1, -1, group, -1)
             bias = torch.cat((front, bias.expand(lines, -1, -1, -1, -1)), 2)
         blocks = bias.shape[2]
@@ -130,12 +137,7 @@ class ReferenceOps:
         return out.transpose(1, 2).reshape(lines, rows, heads * dim)
 
     def _gather(
-        self,
-        cache_SKD: Tensor,
-        slots: slice | Tensor,
-        lines: int,
-        blocks: int,
-        dtype: torch.dtype,
+        self, cache_SKD: Tensor, slots: slice | Tensor, lines: int, blocks: int, dtype: torch.dtype
     ) -> Tensor:
         """The lines' keys or values, [lines, kv_heads, blocks * block, D]."""
         _, kv_heads, dim = cache_SKD.shape
@@ -160,15 +162,12 @@ class ReferenceOps:
     def _grouped(
         self, x_RI: Tensor, weights: Sequence[Tensor], bias_EO: Tensor | None, dispatch: Dispatch
     ) -> Tensor:
-        return torch.cat(
-            [
-                self._product(x_RI[i:j], weights[e], None if bias_EO is None else bias_EO[e])
-                for e, i, j in dispatch.runs
-            ]
-        )
+        biases = [None] * len(weights) if bias_EO is None else list(bias_EO)
+        runs = [self._product(x_RI[i:j], weights[e], biases[e]) for e, i, j in dispatch.runs]
+        return torch.cat(runs)
 
 
-def _post_normed(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
+def _after_sinks(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
     """[L, kv_heads, F + S, D]: the sinks, and then each line's own."""
     return torch.cat((sinks_KFD.to(own_LKSD.dtype).expand(len(own_LKSD), -1, -1, -1), own_LKSD), 2)
 

@@ -13,7 +13,6 @@ from fastslow.engine.sampling.accept.exact import (
     follow_target,
     tokenwise,
 )
-from fastslow.engine.sampling.accept.lossy import LossyTypical
 from fastslow.engine.types import AcceptResult, FailedRow, OneHot, Probs, Tree
 
 RngAt = Callable[[int, int], np.random.Generator]
@@ -26,24 +25,16 @@ def accept(
     rng: RngAt,
     rules: Sequence[Rule],
 ) -> AcceptResult:
-    """Verify every request's tree.
+    """Verify every request's tree by its rule: the accepted nodes, root to leaf, and their tokens with one
+    more from the target.
 
     Args:
-        trees: one for each request.
+        trees: one for each request, as are target and rules.
         target: of each request, the probabilities after its last committed token, then after each node. The
             node of a failed row may be accepted; then its token is the last one.
         rng: gives the uniform numbers, where there is something to draw.
-        rules: one for each request.
-
-    Returns:
-        Accepted nodes of each request, root to leaf, and their tokens with one more: the target's, or
-        that of a failed row's node.
-
-    Raises:
-        ValueError: there are more or fewer rules than requests.
+        rules: of acceptance.
     """
-    if len(rules) != len(trees):
-        raise ValueError(f"rules has {len(rules)} entries, and the batch has {len(trees)} requests")
     result = AcceptResult()
     for b, (tree, target_probs, rule) in enumerate(zip(trees, target, rules, strict=True)):
         failed = {i for i, row in enumerate(target_probs, -1) if isinstance(row, FailedRow)}
@@ -69,11 +60,6 @@ def _reached(tree: Tree, failed: set[int]) -> list[int]:
     return reached
 
 
-RULES: dict[str, Rule] = {
-    "token": tokenwise,
-    "block": block,
-    "reproducible": follow_target,
-    "lossy-typical": LossyTypical(),
-}
-"""What a user may ask for, by name. All but those that say so are exact. "lossy-stepwise" is made for
-each model, since it knows which tokens end a step: `LossyStepwise`."""
+RULES: dict[str, Rule] = {"token": tokenwise, "block": block, "reproducible": follow_target}
+"""The exact rules that a user may ask for, by name. "lossy-stepwise" is made for each model, since it knows
+which tokens end a step: `LossyStepwise`."""

@@ -43,16 +43,8 @@ def weight(probs: Probs, token: int) -> float:
 
 
 def residual(probs: Probs, mass: float, q_V: Floats) -> tuple[Probs, float]:
-    """What is left of `mass * probs` after q_V: max(mass * probs - q, 0).
-
-    Args:
-        probs: f32 [V], or one token.
-        mass: 0 to 1.
-        q_V: f32 [V], the probabilities that the rejected node was sampled from.
-
-    Returns:
-        What is left, divided by its sum, and that sum. Where the sum is 0 the first is of no use.
-    """
+    """What is left of `mass * probs` after q_V, by which the rejected node was sampled: max(mass * probs - q,
+    0) divided by its sum, and that sum. Where the sum is 0 the first is of no use."""
     if isinstance(probs, OneHot):
         return probs, max(mass - float(q_V[probs.token]), 0.0)
     left_V = probs - q_V if mass == 1.0 else probs * np.float32(mass) - q_V
@@ -102,9 +94,7 @@ def follow_target(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Acce
 
     The token at a place depends on the target's probabilities there and on one uniform number of
     that place's own stream, with a draft or without. So a seed gives the same *tokens* for every
-    drafter and budget as in plain decoding, provided that the logits are the same bits. One uniform
-    number and the inverse distribution function do this in one pass over V (the Gumbel trick would
-    need V numbers). The function is summed in float64, where steps of float32 stay apart.
+    drafter and budget as in plain decoding, provided that the logits are the same bits.
 
     For *chosen* nodes no exact rule can do better: none keeps a run of tokens more often than the
     target says it. For *sampled* nodes it keeps a node with probability sum(p * q) and not
@@ -146,34 +136,20 @@ def block(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
     """
     if tree.probs is None:
         return follow_target(tree, target_probs, place)
-    found = _Traversal(tree, tree.probs, target_probs, place(0)).emit(-1, 1.0)
-    assert found is not None, "the root owes mass 1 to the end"
-    return found
+    q, draws = tree.probs, place(0)  # all draws come from the stream of the step's first place
+    children: dict[int, list[int]] = defaultdict(list)
+    for i, parent in enumerate(tree.parents):
+        children[parent].append(i)
 
-
-class _Traversal:
-    """One tree's verification; all draws come from the stream of the step's first place."""
-
-    def __init__(
-        self, tree: Tree, q: Floats, target_probs: TargetProbsAt, draws: np.random.Generator
-    ) -> None:
-        self._tokens = tree.tokens
-        self._q = q
-        self._target_probs = target_probs
-        self._draws = draws
-        self._children: dict[int, list[int]] = defaultdict(list)
-        for i, parent in enumerate(tree.parents):
-            self._children[parent].append(i)
-
-    def emit(self, node: int, mass: float) -> Accepted | None:
+    def emit(node: int, mass: float) -> Accepted | None:
         """Accepted nodes below this one and the last token, with probability `mass`; else None."""
-        probs = self._target_probs[node + 1]
-        for i in self._children.get(node, ()):
+        probs = target_probs[node + 1]
+        for i in children.get(node, ()):
             if not mass > 0.0:
                 return None
-            x, q_V = self._tokens[i], self._q[i]
+            x, q_V = tree.tokens[i], q[i]
             owed, drafted = mass * weight(probs, x), float(q_V[x])
-            below = self.emit(i, min(1.0, owed / drafted) if owed > 0.0 else 0.0)
+            below = emit(i, min(1.0, owed / drafted) if owed > 0.0 else 0.0)
             if below is not None:
                 return [i, *below[0]], below[1]
             left, rest = residual(probs, mass, q_V)
@@ -181,7 +157,11 @@ class _Traversal:
             if came > 0.0:
                 probs, mass = left, rest / came
             elif owed > 0.0:  # the rejection was a rounding, as in the token-by-token rule
-                return [i], pick(self._target_probs[i + 1], self._draws)
-        if mass < 1.0 and not self._draws.random() < mass:
+                return [i], pick(target_probs[i + 1], draws)
+        if mass < 1.0 and not draws.random() < mass:
             return None
-        return [], pick(probs, self._draws)
+        return [], pick(probs, draws)
+
+    found = emit(-1, 1.0)
+    assert found is not None, "the root owes mass 1 to the end"
+    return found

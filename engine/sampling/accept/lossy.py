@@ -1,4 +1,4 @@
-"""Typical and stepwise acceptance: lossy, and named so."""
+"""Stepwise acceptance: lossy, and named so."""
 
 from __future__ import annotations
 
@@ -6,70 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, TargetProbsAt, token_at, weight
 from fastslow.engine.types import OneHot, Probs, Tree
-
-
-@dataclass(frozen=True, slots=True)
-class LossyTypical:
-    """A rule that keeps any drafted token which is not unlikely. NOT exact: answers have other
-    probabilities than the target's, nearer to its likely tokens. (At temperature 0 it is exact.)
-
-    Node x is kept if p(x) > min(epsilon, delta * exp(-entropy(p))) and its parent is kept: where
-    the target is unsure, less is asked of a token. The accepted tokens end at the deepest kept node,
-    the likeliest of them if there are several; one token of the target comes after it. Only the
-    request's own tree and probabilities matter (Cai et al. 2024, arXiv 2401.10774).
-
-    Args:
-        epsilon: a probability above this is always enough; above 0, below 1.
-        delta: share of exp(-entropy) that is enough; above 0, at most 1.
-
-    Raises:
-        ValueError: one of them is outside its limits.
-    """
-
-    epsilon: float = 0.09
-    delta: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.epsilon < 1.0:
-            raise ValueError(f"epsilon={self.epsilon} must be above 0 and below 1")
-        if not 0.0 < self.delta <= 1.0:
-            raise ValueError(f"delta={self.delta} must be above 0 and at most 1")
-
-    def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
-        bars: dict[int, float] = {}  # what is asked of a node's children, where that is unclear
-        ranks: list[tuple[int, float] | None] = [(0, 0.0)]  # root, nodes: depth and log-likelihood
-        for x, parent in zip(tree.tokens, tree.parents):
-            above, p = ranks[parent + 1], weight(target_probs[parent + 1], x)
-            if above is not None and p <= self.epsilon and parent not in bars:
-                bars[parent] = self.delta * math.exp(-_entropy(target_probs[parent + 1]))
-            if above is None or (p <= self.epsilon and p <= bars[parent]):
-                ranks.append(None)
-            else:
-                ranks.append((above[0] + 1, above[1] + math.log(p)))
-        _, last = max((rank, -i) for i, rank in enumerate(ranks) if rank is not None)
-        path = _branch(tree, -last - 1)
-        return path, token_at(target_probs[-last], place, len(path))
-
-
-def _branch(tree: Tree, node: int) -> list[int]:
-    """The nodes from the root to this one; [] for -1."""
-    nodes: list[int] = []
-    while node >= 0:
-        nodes.append(node)
-        node = tree.parents[node]
-    return nodes[::-1]
-
-
-def _entropy(probs: Probs) -> float:
-    """In nats."""
-    if isinstance(probs, OneHot):
-        return 0.0
-    likely = probs[probs > 0.0]
-    return -float((likely * np.log(likely)).sum(dtype=np.float64))
 
 
 class _StepNode(NamedTuple):
@@ -92,21 +30,10 @@ class LossyStepwise:
     tokens. With drafter "self" the fast mode writes and the deep mode checks, one forward a draft.
     After SpecReason (Pan et al. 2025, arXiv 2504.07891), where the target gives a rating; its
     probabilities, used instead, cost nothing. Only the request's own tree and probabilities matter.
-
-    Args:
-        ends: tokens that end a step, such as all that hold a newline.
-        least: above 0, at most 1.
-
-    Raises:
-        ValueError: `least` is outside its limits.
     """
 
-    ends: frozenset[int]
-    least: float = 0.6
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.least <= 1.0:
-            raise ValueError(f"least={self.least} must be above 0 and at most 1")
+    ends: frozenset[int]  # such as all tokens that hold a newline
+    least: float = 0.6  # above 0, at most 1
 
     def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
         path = self._kept(tree, target_probs)
@@ -134,7 +61,11 @@ class LossyStepwise:
                 if kept and depth > deepest:
                     best, deepest = i, depth
             nodes.append(node)
-        return _branch(tree, best)
+        path: list[int] = []
+        while best >= 0:
+            path.append(best)
+            best = tree.parents[best]
+        return path[::-1]
 
 
 def probability(probs: Probs, token: int) -> float:

@@ -15,13 +15,10 @@ from collections.abc import Coroutine
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
-from loguru import logger
-
 from fastslow.output import Piece
 from fastslow.serve.api.engine import called
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import (
-    KINDS,
     Answers,
     Call,
     CallResult,
@@ -35,6 +32,7 @@ from fastslow.serve.engines.process.messages import (
     StartAnswer,
     ToEngine,
     ToServer,
+    arguments_of,
     failure_of,
     frame,
 )
@@ -49,15 +47,11 @@ LAST = 3.0  # seconds for the last bytes, and to end what runs
 
 
 class EngineServer(asyncio.Protocol):
-    """The engine's end of the connection: does what comes in.
-
-    Attributes:
-        over: done when the process is to end.
-    """
+    """The engine's end of the connection: does what comes in."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[None] = self._loop.create_future()
+        self.over: asyncio.Future[None] = self._loop.create_future()  # the process is to end
         self._engine: LocalEngine | None = None
         self._frames: FrameReader[ToEngine] = FrameReader(ToEngine)
         self._answering: dict[int, asyncio.Task[None]] = {}
@@ -118,9 +112,7 @@ class EngineServer(asyncio.Protocol):
         try:
             self._engine = await settings.open()
         except Exception as error:  # noqa: BLE001 - the server says it
-            if not isinstance(error, KINDS):
-                logger.exception("the model cannot be loaded")
-            self.send(NotLoaded(failure_of(error)))
+            self.send(NotLoaded(failure_of(error, "the model cannot be loaded")))
             self._end()
         else:
             self.send(Ready(self._engine.card))
@@ -129,14 +121,13 @@ class EngineServer(asyncio.Protocol):
         assert self._engine is not None
         failure, number = None, message.number
         try:
-            async with aclosing(
-                self._engine.stream(GenerateRequest.from_fields(message.ask))
-            ) as pieces:
+            request = GenerateRequest.from_fields(message.ask)
+            async with aclosing(self._engine.stream(request)) as pieces:
                 async for piece in pieces:
                     self._pieces.append((number, piece))
                     self._flush_soon()
         except Exception as error:  # noqa: BLE001 - it is the client's
-            failure = _told(error)
+            failure = failure_of(error)
         finally:
             del self._answering[number]
         self._over.append((number, failure))
@@ -150,13 +141,9 @@ class EngineServer(asyncio.Protocol):
             elif message.method == "report":
                 value = self._engine.report().to_dict()
             else:
-                given = [
-                    GenerateRequest.from_fields(each) if isinstance(each, dict) else each
-                    for each in message.arguments
-                ]
-                value = await called(self._engine, message.method, given)
+                value = await called(self._engine, message.method, arguments_of(message.arguments))
         except Exception as error:  # noqa: BLE001 - it is the client's
-            self.send(CallResult(message.number, None, _told(error)))
+            self.send(CallResult(message.number, None, failure_of(error)))
         else:
             self.send(CallResult(message.number, value))
 
@@ -190,12 +177,6 @@ class EngineServer(asyncio.Protocol):
     def _end(self) -> None:
         if not self.over.done():
             self.over.set_result(None)
-
-
-def _told(error: Exception) -> Failure:
-    if not isinstance(error, KINDS):
-        logger.exception("a request failed")
-    return failure_of(error)
 
 
 async def serve(connection: socket.socket) -> None:

@@ -28,36 +28,28 @@ class Heartbeat:
 
     A long step of the model is no hang: the event loop of the process answers meanwhile. Time in which this
     process could not run itself, as while a machine sleeps, counts as one pause at most.
-
-    Attributes:
-        every: seconds between a question and the next one, and of each pause in which its answer may come.
-        missed: after as many pauses without the answer the process counts as hung.
     """
 
-    every: float = 10.0
-    missed: int = 6
-
-    @property
-    def seconds(self) -> float:
-        """How long a process may say nothing."""
-        return self.every * self.missed
+    every: float = (
+        10.0  # seconds between a question and the next one, and of a pause for its answer
+    )
+    missed: int = 6  # after as many pauses without the answer the process counts as hung
 
     async def watch(self, connection: EngineConnection) -> str:
         """Wait until a process is lost, or to be ended: what is wrong with it, "" if it is lost."""
         while True:
             answer = asyncio.ensure_future(connection.call("alive"))
             try:
+                either: list[asyncio.Future[None]] = [connection.lost, answer]
+                first = asyncio.FIRST_COMPLETED
                 for _ in range(self.missed):
-                    either: list[asyncio.Future[None]] = [connection.lost, answer]
-                    await asyncio.wait(
-                        either, timeout=self.every, return_when=asyncio.FIRST_COMPLETED
-                    )
+                    await asyncio.wait(either, timeout=self.every, return_when=first)
                     if connection.lost.done():
                         return ""
                     if answer.done():
                         break
                 else:
-                    return f"answered nothing for {self.seconds:g} s"
+                    return f"answered nothing for {self.every * self.missed:g} s"
             finally:
                 answer.cancel()
                 await asyncio.gather(answer, return_exceptions=True)
@@ -78,12 +70,11 @@ class ChildProcess:
 
     @classmethod
     async def start(cls, settings: EngineSettings) -> Self:
-        """Start a process that loads a model.
-
-        It is started in this very thread: on Linux it ends with the thread that started it.
-        """
-        process, ours = _spawn()
+        """Start a process that loads a model. On Linux it ends with the thread that started it: this one."""
+        ours, its = socket.socketpair()
         ours.setblocking(False)
+        with its:
+            process = _spawn(its)
         loop = asyncio.get_running_loop()
         try:
             _, connection = await loop.create_unix_connection(EngineConnection, sock=ours)
@@ -125,23 +116,14 @@ class ChildProcess:
             await asyncio.to_thread(self._process.wait)
 
 
-def _spawn() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """The process, and this end of its connection."""
-    ours, its = socket.socketpair()
-    command = [sys.executable, "-m", "fastslow.serve.engines.process.child", str(its.fileno())]
+def _spawn(its: socket.socket) -> subprocess.Popen[bytes]:
+    """The process, with its end of the connection."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # with its log
-            pass_fds=[its.fileno()],
-            env={**environment_without_key(), "PYTHONPATH": paths},
-            process_group=0,  # Ctrl-C is for this process, which ends the other
-        )
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        its.close()
-    return process, ours
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastslow.serve.engines.process.child", str(its.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # with its log
+        pass_fds=[its.fileno()],
+        env={**environment_without_key(), "PYTHONPATH": paths},
+        process_group=0,  # Ctrl-C is for this process, which ends the other
+    )

@@ -16,36 +16,24 @@ from fastslow.output import Piece
 from fastslow.serve.api.engine import CalledEngine, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.child_process import GRACE, USUAL, ChildProcess, Heartbeat
-from fastslow.serve.engines.process.connection import UNREAD, EngineConnection
+from fastslow.serve.engines.process.connection import EngineConnection
 from fastslow.serve.engines.process.messages import Drain
 from fastslow.serve.engines.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """When a process that ended is started again.
+    """When a process that ended is started again."""
 
-    Attributes:
-        most: as many ends within `within` seconds are given up on.
-        first, longest: seconds of the pause before a start; it doubles with each end within that time.
-    """
-
-    most: int = 6
+    most: int = 6  # as many ends within `within` seconds are given up on
     within: float = 600.0
-    first: float = 0.5
+    first: float = 0.5  # seconds of the pause before a start; it doubles with each end in that time
     longest: float = 30.0
 
 
 class EngineClient(CalledEngine):
-    """`Engine` in another process.
-
-    Where that ends by itself, or hangs, answers under way raise `NotReady`, and a new one is started.
-
-    Args:
-        settings: of the engine.
-        restarts: when it is started again.
-        unread: seconds after which an answer that nobody reads is cut.
-        heartbeat: when it counts as hung, and is killed.
+    """`Engine` in another process. Where that ends by itself, or hangs, answers under way raise `NotReady`, and
+    a new one is started.
 
     Attributes:
         gave_up: done with one sentence when it is not started again.
@@ -56,12 +44,10 @@ class EngineClient(CalledEngine):
         self,
         settings: EngineSettings,
         restarts: Restarts = Restarts(),
-        unread: float = UNREAD,
         heartbeat: Heartbeat = USUAL,
     ) -> None:
         self._settings = settings
         self._restarts = restarts
-        self._unread = unread
         self._heartbeat = heartbeat
         self._card: ModelCard | None = None
         self._child: ChildProcess | None = None
@@ -73,13 +59,8 @@ class EngineClient(CalledEngine):
         self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
-        """Start the process, and wait until the model is loaded.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: it failed, or ended.
-        """
-        child = await self._begin()
+        """Start the process, and wait until the model is loaded; raises what `StartedEngine.start` does."""
+        child = self._child = await ChildProcess.start(self._settings)
         try:
             await self._loaded(child)
         except BaseException:
@@ -110,7 +91,7 @@ class EngineClient(CalledEngine):
         connection = self._connection
         if connection is None or self._closing:
             raise NotReady(self._why)
-        number, answer = connection.ask(ask, self._unread)
+        number, answer = connection.ask(ask)
         try:
             while pieces := await answer.take():
                 for piece in pieces:
@@ -145,16 +126,8 @@ class EngineClient(CalledEngine):
             child.connection.end(self._why)
             await child.end()
 
-    async def _begin(self) -> ChildProcess:
-        self._child = await ChildProcess.start(self._settings)
-        return self._child
-
     async def _loaded(self, child: ChildProcess) -> None:
-        """Wait until a process has its model.
-
-        Raises:
-            ValueError, RuntimeError: as the process says; or it ended.
-        """
+        """Wait until a process has its model; raises what it says, or RuntimeError where it ended."""
         either: list[asyncio.Future[Any]] = [child.connection.loaded, child.connection.lost]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not child.connection.loaded.done():
@@ -183,22 +156,19 @@ class EngineClient(CalledEngine):
             while ends[0] < now - self._restarts.within:
                 ends.popleft()
             if len(ends) >= self._restarts.most:
-                self._give_up(f"{how}; that was end {len(ends)} within {self._restarts.within:g} s")
+                often = f"that was end {len(ends)} within {self._restarts.within:g} s"
+                self._why = f"the engine is given up: {how}; {often}"
+                logger.error(self._why)
+                self.gave_up.set_result(self._why)
                 return
             pause = min(self._restarts.longest, self._restarts.first * 2 ** (len(ends) - 1))
             logger.error("{}; a new one starts in {:g} s", how, pause)
             await asyncio.sleep(pause)
             try:
-                child = await self._begin()
+                child = self._child = await ChildProcess.start(self._settings)
                 await self._loaded(child)
             except (ValueError, RuntimeError, OSError) as error:
                 how = str(error)
             else:
                 self.restarts += 1
                 logger.info("the engine is back")
-
-    def _give_up(self, why: str) -> None:
-        self._why = f"the engine is given up: {why}"
-        logger.error(self._why)
-        if not self.gave_up.done():
-            self.gave_up.set_result(self._why)

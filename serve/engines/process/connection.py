@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, cast
 
 from loguru import logger
 
-from fastslow.output import GenerationError, Piece
+from fastslow.output import Piece
 from fastslow.serve.api.engine import ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import (
     Answers,
     Call,
     CallResult,
+    Failure,
     FrameReader,
     LeaveAnswer,
     NotLoaded,
@@ -27,9 +27,9 @@ from fastslow.serve.engines.process.messages import (
     ToServer,
     error_of,
     frame,
+    plain,
 )
 
-UNREAD = 60.0  # seconds after which an answer that nobody reads is cut
 CROWDED = 256  # pieces that wait, from which they are joined
 
 _NAMES = tuple(field.name for field in fields(Piece) if field.name not in ("index", "output"))
@@ -39,72 +39,43 @@ class AnswerStream:
     """Between the engine's process, which gives pieces, and the one task that takes them.
 
     A reader that is slower than the engine gets several pieces as one, so that what waits is never more than
-    the answer's text. One that takes nothing for a long time is cut.
-
-    Args:
-        patience: seconds that pieces may wait while more come.
+    the answer's text.
     """
 
-    def __init__(self, patience: float = UNREAD) -> None:
-        self._patience = patience
+    def __init__(self) -> None:
         self._pieces: list[Piece] = []
         self._crowded = CROWDED
-        self._since = 0.0  # when the oldest piece that waits came
         self._over = False
         self._error: Exception | None = None
-        self._reader: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()
 
-    def put(self, piece: Piece) -> bool:
-        """A piece has come. False: its reader was cut, and no more need come."""
-        if self._over:
-            return False
-        if not self._pieces:
-            self._since = time.monotonic()
-        elif time.monotonic() - self._since > self._patience:
-            self._pieces = []
-            said = f"nothing of the answer was read for {self._patience:g} s, so it was cut"
-            self.end(GenerationError(said, []))
-            return False
+    def put(self, piece: Piece) -> None:
+        """A piece has come."""
         self._pieces.append(piece)
         if len(self._pieces) > self._crowded:
             self._pieces = joined(self._pieces)
             self._crowded = len(self._pieces) + CROWDED
-        self._wake()
-        return True
+        self._news.set()
 
     def end(self, error: Exception | None = None) -> None:
         """No more pieces come. error: raised after those that wait."""
-        if not self._over:
-            self._over, self._error = True, error
-            self._wake()
+        self._over, self._error = True, error
+        self._news.set()
 
     async def take(self) -> list[Piece]:
-        """All that waits, joined; wait for something. []: that was all.
-
-        Raises:
-            Exception: what `end` was given.
-        """
-        while not self._pieces and not self._over:
-            self._reader = asyncio.get_running_loop().create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-        if self._pieces:
-            pieces, self._pieces, self._crowded = self._pieces, [], CROWDED
-            return joined(pieces)
-        if self._error is not None:
+        """All that waits, joined; wait for something. []: that was all. Raises what `end` was given."""
+        if not self._pieces and not self._over:
+            self._news.clear()
+            await self._news.wait()
+        pieces, self._pieces, self._crowded = self._pieces, [], CROWDED
+        if not pieces and self._error is not None:
             raise self._error
-        return []
-
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        return joined(pieces)
 
 
 def joined(pieces: list[Piece]) -> list[Piece]:
     """As few pieces as say the same: those of one answer become one, as long as no thought follows a text."""
-    if len(pieces) == 1:
+    if len(pieces) < 2:
         return pieces
     groups: list[list[Piece]] = []
     latest: dict[int, list[Piece]] = {}  # by index
@@ -137,17 +108,13 @@ def _sum(values: Iterable[Any]) -> Any:
 
 
 class EngineConnection(asyncio.Protocol):
-    """Sends what is asked, and gives each answer to who asked.
-
-    Attributes:
-        loaded: done when the model is; its exception says why it cannot be.
-        lost: done when the connection is gone.
-    """
+    """Sends what is asked, and gives each answer to its caller."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
+        # done when the model is loaded; its exception says why it cannot be
         self.loaded: asyncio.Future[ModelCard] = loop.create_future()
-        self.lost: asyncio.Future[None] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()  # done when the connection is gone
         self._frames: FrameReader[ToServer] = FrameReader(ToServer)
         self._numbers = itertools.count()
         self._answers: dict[int, AnswerStream] = {}
@@ -169,11 +136,11 @@ class EngineConnection(asyncio.Protocol):
             raise NotReady("the engine is not there", refused=True)
         self._transport.write(data)
 
-    def ask(self, ask: GenerateRequest, patience: float) -> tuple[int, AnswerStream]:
+    def ask(self, ask: GenerateRequest) -> tuple[int, AnswerStream]:
         """Have a prompt answered; the number is for `leave`."""
         number = next(self._numbers)
         self.send(StartAnswer(number, ask.to_fields()))
-        answer = self._answers[number] = AnswerStream(patience)
+        answer = self._answers[number] = AnswerStream()
         return number, answer
 
     def leave(self, number: int) -> None:
@@ -182,15 +149,10 @@ class EngineConnection(asyncio.Protocol):
             self.send(LeaveAnswer(number))
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the engine and wait for its result.
-
-        Raises:
-            NotReady: the connection is gone, or is lost meanwhile.
-            ValueError: as the engine says.
-        """
+        """Call a method of the engine and wait for its result. NotReady: the connection is gone, or is lost
+        meanwhile."""
         number = next(self._numbers)
-        given = [_plain(argument) for argument in arguments]
-        self.send(Call(number, method, given))
+        self.send(Call(number, method, plain(arguments)))
         self._calls[number] = result = asyncio.get_running_loop().create_future()
         try:
             return await result
@@ -200,12 +162,10 @@ class EngineConnection(asyncio.Protocol):
     def end(self, why: str) -> None:
         """The process is gone: all who wait for it hear why."""
         answers, self._answers = self._answers, {}
-        calls, self._calls = self._calls, {}
         for answer in answers.values():
             answer.end(NotReady(why))
-        for result in calls.values():
-            if not result.done():
-                result.set_exception(NotReady(why))
+        for result in self._calls.values():
+            _settle(result, None, NotReady(why))
 
     def close(self) -> None:
         """Close the connection, on which the process ends."""
@@ -226,37 +186,37 @@ class EngineConnection(asyncio.Protocol):
             self._take(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.lost.done():
-            self.lost.set_result(None)
+        _settle(self.lost, None)
 
     def _take(self, message: ToServer) -> None:
         match message:
             case Answers():
                 self._take_answers(message)
             case CallResult():
-                result = self._calls.get(message.number)
-                if result is not None and not result.done():
-                    if message.failure is None:
-                        result.set_result(message.value)
-                    else:
-                        result.set_exception(error_of(message.failure))
+                if (result := self._calls.get(message.number)) is not None:
+                    _settle(result, message.value, _error(message.failure))
             case Ready():
-                if not self.loaded.done():
-                    self.loaded.set_result(message.card)
+                _settle(self.loaded, message.card)
             case NotLoaded():
-                if not self.loaded.done():
-                    self.loaded.set_exception(error_of(message.failure))
+                _settle(self.loaded, None, error_of(message.failure))
 
     def _take_answers(self, message: Answers) -> None:
         for number, piece in message.pieces:
-            answer = self._answers.get(number)
-            if answer is not None and not answer.put(piece):
-                self.leave(number)
+            if (answer := self._answers.get(number)) is not None:
+                answer.put(piece)
         for number, failure in message.over:
-            answer = self._answers.pop(number, None)
-            if answer is not None:
-                answer.end(None if failure is None else error_of(failure))
+            if (answer := self._answers.pop(number, None)) is not None:
+                answer.end(_error(failure))
 
 
-def _plain(argument: Any) -> Any:
-    return argument.to_fields() if isinstance(argument, GenerateRequest) else argument
+def _error(failure: Failure | None) -> Exception | None:
+    return None if failure is None else error_of(failure)
+
+
+def _settle(result: asyncio.Future[Any], value: Any, error: Exception | None = None) -> None:
+    if result.done():
+        return
+    if error is None:
+        result.set_result(value)
+    else:
+        result.set_exception(error)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from loguru import logger
 from msgspec import Struct
 
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
+from fastslow.serve.api.generate_request import GenerateRequest
 
 KINDS: tuple[type[Exception], ...] = (
     *(GenerationError, Busy, NotReady, TimeoutError, ValueError, RuntimeError),
@@ -41,7 +44,7 @@ class LeaveAnswer(Struct, tag=True, array_like=True):
 
 
 class Call(Struct, tag=True, array_like=True):
-    """Call a method of the engine: one of `CALLS`, `alive` or `report`. An object among the arguments is a request."""
+    """Call a method of the engine: one of `CALLS`, `alive` or `report`. The arguments are of `plain`."""
 
     number: int
     method: str
@@ -77,15 +80,10 @@ class NotLoaded(Struct, tag=True, array_like=True):
 
 
 class Answers(Struct, tag=True, array_like=True):
-    """All that answers have come to since the last such message, so that the server wakes once.
+    """All that answers have come to since the last such message, so that the server wakes once."""
 
-    Attributes:
-        pieces: by number, in the order in which they were made.
-        over: numbers of answers that end after these pieces; with what went wrong, or None.
-    """
-
-    pieces: list[tuple[int, Piece]]
-    over: list[tuple[int, Failure | None]]
+    pieces: list[tuple[int, Piece]]  # by number, in the order in which they were made
+    over: list[tuple[int, Failure | None]]  # answers that end after these pieces, and why
 
 
 class CallResult(Struct, tag=True, array_like=True):
@@ -100,10 +98,21 @@ ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult
 
 
-def failure_of(error: Exception) -> Failure:
-    """As a message. A kind that is not known is a RuntimeError, whose sentence names it."""
+def plain(arguments: Iterable[Any]) -> list[Any]:
+    """Arguments of a method of `Engine`, as messages hold them."""
+    return [one.to_fields() if isinstance(one, GenerateRequest) else one for one in arguments]
+
+
+def arguments_of(values: Iterable[Any]) -> list[Any]:
+    """The arguments again. An object among them is a request."""
+    return [GenerateRequest.from_fields(one) if isinstance(one, dict) else one for one in values]
+
+
+def failure_of(error: Exception, what: str = "a request failed") -> Failure:
+    """As a message. A kind that is not known is logged; it becomes a RuntimeError, whose sentence names it."""
     kind = next((kind for kind in KINDS if isinstance(error, kind)), None)
     if kind is None:
+        logger.opt(exception=error).error(what)
         return Failure(RuntimeError.__name__, f"{type(error).__name__}: {error}")
     more = {name: value for name in MORE if (value := getattr(error, name, None)) is not None}
     return Failure(kind.__name__, str(error), **more)
@@ -123,24 +132,19 @@ def error_of(failure: Failure) -> Exception:
 
 
 def frame(message: Any) -> bytes:
-    """A message on its way."""
-    data = bytearray(LENGTH.size)
-    LENGTH.pack_into(data, 0, _write(message, data))
-    return bytes(data)
+    """A message on its way: with its length in front."""
+    data = packed(message)
+    return LENGTH.pack(len(data)) + data
 
 
 def packed(message: Any) -> bytes:
-    """A message for what keeps messages apart by itself; no length in front."""
-    data = bytearray()
-    _write(message, data)
-    return bytes(data)
+    """A message for what keeps messages apart by itself.
 
-
-def _write(message: Any, data: bytearray) -> int:
-    """Append a message to the data; returns its size in bytes."""
-    start = len(data)
+    Raises:
+        ValueError: a client's value cannot be sent.
+    """
     try:
-        _encoder.encode_into(message, data, start)
+        return _encoder.encode(message)
     except OverflowError:
         raise ValueError("a number in the request is outside of 64 bits") from None
     except UnicodeEncodeError as error:
@@ -148,18 +152,10 @@ def _write(message: Any, data: bytearray) -> int:
         raise ValueError(f"a text in the request is not valid Unicode: {where}") from None
     except RecursionError:
         raise ValueError("the request is nested too deeply") from None
-    size = len(data) - start
-    if size > LONGEST:
-        raise ValueError(f"the request has {size} bytes, at most {LONGEST} are possible")
-    return size
 
 
 class FrameReader(Generic[T]):
-    """Makes messages of the bytes that come in.
-
-    Args:
-        kinds: the types of messages that may come.
-    """
+    """Makes messages of the bytes that come in. kinds: the types that may come."""
 
     def __init__(self, kinds: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kinds)

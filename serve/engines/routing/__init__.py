@@ -1,1 +1,1 @@
-"""Which replica answers a request, and how many replicas there should be: plain Python, without a clock of its own."""
+"""Which replica answers a request, and how many replicas there should be: plain Python, without a clock."""

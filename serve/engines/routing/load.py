@@ -13,7 +13,6 @@ from fastslow.serve.engines.routing.settings import RoutingSettings
 class Sent:
     """A request on its way to its end."""
 
-    id: str  # of the replica
     deep: bool
     urgent: bool
     unread: float  # prompt tokens that its replica has not read
@@ -69,7 +68,7 @@ class ReplicaLoad:
         self._unread, self._unread_at = self._to_read(sent.at) + sent.unread, sent.at
 
     def ended(self, request_id: str) -> None:
-        """It is over, or went elsewhere."""
+        """It is over."""
         sent = self._mine.pop(request_id, None)
         if sent is not None:
             self._since.add(sent, -1)
@@ -77,10 +76,7 @@ class ReplicaLoad:
     def seconds(self, request: RoutedRequest, cached: float, now: float) -> float:
         """What a request would wait there for its first token, and lose by what runs beside it.
 
-        Args:
-            request: in question.
-            cached: tokens of its prompt that the replica has read before.
-            now: on this router's clock.
+        cached: tokens of its prompt that the replica has read before.
         """
         settings, report = self._settings, self._report
         places = settings.places if report is None or not report.places else report.places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from loguru import logger
@@ -12,54 +12,32 @@ from loguru import logger
 from fastslow.engine.params import CHANGED
 
 if TYPE_CHECKING:  # routers import no torch
-    from fastslow.engine.core.load import EngineLoad
-
-Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
-Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    from fastslow.engine.core.stats import EngineLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueReport:
-    """What of a report decides how many replicas there should be.
+    """What of a report decides how many replicas there should be."""
 
-    Attributes:
-        deep: answers that run or wait and may take long.
-        deep_queue_seconds: how long the oldest deep one waits now; 0: none waits.
-        quick_queue_seconds: likewise of the others.
-    """
-
-    deep: Count = 0
-    deep_queue_seconds: Amount = 0.0
-    quick_queue_seconds: Amount = 0.0
+    deep: int = 0  # answers that run or wait and may take long
+    deep_queue_seconds: float = 0.0  # how long the oldest deep one waits now; 0: none waits
+    quick_queue_seconds: float = 0.0  # likewise of the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaReport(QueueReport):
-    """A replica at one moment.
+    """A replica at one moment."""
 
-    Attributes:
-        running: answers in its steps, by mode.
-        waiting: answers in its queue, by mode.
-        pages: of keys and values, all.
-        step_seconds: that a step takes now with requests of a mode in it.
-        queue_seconds: how long the oldest waits; where none waits, how long the latest waited.
-        prompt_rate: prompt tokens that it reads in a second.
-        at: `time.time()` of the report.
-        urgent: of running and waiting, quick ones with a latency target.
-        page_tokens: tokens of a page.
-        places: answers that may run together; 0: not known.
-    """
-
-    running: Mapping[str, Count]
-    waiting: Mapping[str, Count]
-    pages: Count
-    step_seconds: Mapping[str, Amount]
-    queue_seconds: Amount
-    prompt_rate: Amount
-    at: Amount
-    urgent: Count = 0
-    page_tokens: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 16
-    places: Count = 0
+    running: Mapping[str, int]  # answers in its steps, by mode
+    waiting: Mapping[str, int]  # likewise in its queue
+    pages: int  # of keys and values, all
+    step_seconds: Mapping[str, float]  # of a step now with requests of a mode in it
+    queue_seconds: float  # the oldest waits so long; where none waits, the latest waited so long
+    prompt_rate: float  # prompt tokens that it reads in a second
+    at: float  # `time.time()` of the report
+    urgent: int = 0  # of running and waiting, quick ones with a latency target
+    page_tokens: int = 16
+    places: int = 0  # answers that may run together; 0: not known
 
     @property
     def answers(self) -> int:
@@ -73,13 +51,10 @@ class ReplicaReport(QueueReport):
 
 
 def replica_report(load: EngineLoad, deep: Collection[str], at: float) -> ReplicaReport:
-    """What a replica says of itself.
+    """What a replica says of itself at `time.time()`.
 
-    Args:
-        load: of its engine.
-        deep: names of the modes that may take long. A preset with changes, "deep*", is as its base; a mode
-            with a name of a request's own counts as quick.
-        at: `time.time()`.
+    deep: names of the modes that may take long. A preset with changes, "deep*", is as its base; a mode with
+    a name of a request's own counts as quick.
     """
     modes = load.modes
     slow = {name: name.removesuffix(CHANGED) in deep for name in modes}
@@ -104,22 +79,10 @@ def replica_report(load: EngineLoad, deep: Collection[str], at: float) -> Replic
     )
 
 
-class ReportReader:
-    """Reads reports of other processes. A damaged one, or one of another version, counts as none."""
-
-    def __init__(self) -> None:
-        self._damaged: set[str] = set()  # replicas, of which the log has a line
-
-    def read(self, id: str, values: Mapping[str, Any] | None) -> ReplicaReport | None:
-        """A replica's report, where it gave one that can be read."""
-        if not values:
-            return None
-        try:
-            report = msgspec.convert(values, ReplicaReport)
-        except msgspec.ValidationError as error:
-            if id not in self._damaged:
-                logger.warning("replica {} is routed to as if it had not reported: {}", id, error)
-            self._damaged.add(id)
-            return None
-        self._damaged.discard(id)
-        return report
+def read_report(values: Mapping[str, Any]) -> ReplicaReport | None:
+    """The report of another process; None where it has not given one yet, or one of another version."""
+    try:
+        return msgspec.convert(values, ReplicaReport) if values else None
+    except msgspec.ValidationError as error:
+        logger.warning("a replica is routed to as if it had not reported: {}", error)
+        return None

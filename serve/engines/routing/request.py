@@ -17,27 +17,16 @@ DEFAULT = "deep"  # the mode of a request that names none
 
 @dataclass(frozen=True, slots=True)
 class RoutedRequest:
-    """One request, as far as it matters to where it goes.
-
-    Attributes:
-        id: names it, once, over all routers.
-        mode: its name ("fast", "deep", "auto", or "base+..." for fields of the request's own).
-        deep: whether it may take long: its mode thinks.
-        prompt: the text that its prompt begins with, roles included, at most MOST_CHARACTERS.
-        prompt_tokens: of the whole prompt; estimated where the text is not tokenised.
-        latency_ms: its target, if it has one.
-        memory_key: KV is shared only between requests of one key.
-        avoid: replicas that just failed on it.
-    """
+    """One request, as far as it matters to where it goes."""
 
     id: str
-    mode: str
-    deep: bool
-    prompt: str
-    prompt_tokens: int
+    mode: str  # its name, or "base+..." for fields that the request has changed
+    deep: bool  # whether it may take long: its mode thinks
+    prompt: str  # the text that it begins with, roles included, at most MOST_CHARACTERS
+    prompt_tokens: int  # of the whole prompt; estimated where the text is not tokenised
     latency_ms: float | None = None
-    memory_key: str = ""
-    avoid: tuple[str, ...] = ()
+    memory_key: str = ""  # KV is shared only between requests of one key
+    avoid: tuple[str, ...] = ()  # replicas that just failed
 
     @property
     def urgent(self) -> bool:
@@ -46,11 +35,7 @@ class RoutedRequest:
 
 
 def routed_of(request: GenerateRequest, card: ModelCard) -> RoutedRequest:
-    """A request, as routers see it.
-
-    Args:
-        card: of the model.
-    """
+    """A request, as routers see it."""
     mode: Any = request.options.mode
     fields = {} if isinstance(mode, str | None) else mode
     base = str(fields.get("base") or DEFAULT) if fields else str(mode or DEFAULT)
@@ -75,11 +60,9 @@ def may_take_long(mode: Mapping[str, Any]) -> bool:
 
 
 def _name(base: str, fields: Mapping[str, Any]) -> str:
-    """A mode with fields of its own is another one, whose keys and values may be others."""
-    own = [
-        f"{name}={fields[name]}" for name in ("groups", "experts") if fields.get(name) is not None
-    ]
-    return "+".join([base, *own])
+    """The name of a mode; fields that change its keys and values are part of it."""
+    given = {name: fields.get(name) for name in ("groups", "experts")}
+    return "+".join([base, *(f"{name}={n}" for name, n in given.items() if n is not None)])
 
 
 def _seen(prompt: str | Sequence[int] | Sequence[Mapping[str, object]]) -> tuple[str, int]:

@@ -6,17 +6,9 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from random import Random
-from typing import NamedTuple
 
 from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.serve.engines.routing.settings import RoutingSettings
-
-
-class Match(NamedTuple):
-    """A replica has read so much of a prompt."""
-
-    id: str
-    characters: int
 
 
 @dataclass(slots=True)
@@ -37,10 +29,6 @@ class RoutedPrefixes:
 
     Hashes are Python's own: keyed anew in each process, so that nobody can make prompts that collide, and
     as fast as memory. They need not agree between routers.
-
-    Args:
-        settings: see there.
-        random: picks among replicas that have read the same.
     """
 
     def __init__(self, settings: RoutingSettings, random: Random) -> None:
@@ -54,44 +42,37 @@ class RoutedPrefixes:
         """Blocks, counted for each replica that has them."""
         return sum(len(held.blocks) for held in self._replicas.values())
 
-    def match(self, request: RoutedRequest, most: int) -> list[Match]:
-        """The replicas that have read most of the prompt, at most so many, the best first."""
-        known = list(zip(self._blocks(request), self._ends))
-        found: list[Match] = []
+    def match(self, request: RoutedRequest, most: int) -> dict[str, int]:
+        """At most `most` replicas that have read most of the prompt, the best first; and how many of its
+        characters each has read."""
+        found: dict[str, int] = {}
         seen: set[str] = set()
-        for block, end in reversed(known):
+        for block, _, end in reversed(self._blocks(request)):
             readers = self._readers.get(block, seen)
             if len(readers) > len(seen):  # who has read this far has read all before it, too
                 new = sorted(readers - seen)
                 seen = readers
                 some = self._random.sample(new, min(len(new), most - len(found)))
-                found += [Match(id, end) for id in some]
+                found |= dict.fromkeys(some, end)
                 if len(found) >= most:
                     break
         return found
 
     def read_by(self, request: RoutedRequest, id: str) -> int:
         """How many characters of the prompt a replica has read."""
-        held = self._replicas.get(id)
-        if held is not None:
-            for block, end in reversed(list(zip(self._blocks(request), self._ends))):
-                if block in held.blocks:
-                    return end
-        return 0
+        held = self._replicas.get(id, _Held())
+        return max((end for one, _, end in self._blocks(request) if one in held.blocks), default=0)
 
     def add(self, request: RoutedRequest, id: str) -> None:
         """The prompt goes to a replica, which reads it."""
         held = self._replicas.get(id) or self._new(id)
-        hashes = self._blocks(request)
-        for place in range(len(hashes) - 1, -1, -1):  # so that the deepest are the first to go
-            block = hashes[place]
+        for block, start, end in reversed(self._blocks(request)):  # the deepest are the first to go
             if block in held.blocks:
                 held.blocks.move_to_end(block)
-                continue
-            size = self._ends[place] - (self._ends[place - 1] if place else 0)
-            held.blocks[block] = size
-            held.size += size
-            self._readers.setdefault(block, set()).add(id)
+            else:
+                held.blocks[block] = end - start
+                held.size += end - start
+                self._readers.setdefault(block, set()).add(id)
         self._trim(id, held)
 
     def resize(self, id: str, characters: float) -> None:
@@ -102,10 +83,9 @@ class RoutedPrefixes:
 
     def forget(self, id: str) -> None:
         """A replica is gone, and its cache with it."""
-        held = self._replicas.pop(id, None)
-        if held is not None:
-            held.room = 0
-            self._trim(id, held)
+        held = self._replicas.pop(id, _Held())
+        held.room = 0
+        self._trim(id, held)
 
     def _new(self, id: str) -> _Held:
         held = self._replicas[id] = _Held()
@@ -124,17 +104,17 @@ class RoutedPrefixes:
             if not self._readers[block]:
                 del self._readers[block]
 
-    def _blocks(self, request: RoutedRequest) -> list[int]:
-        """The hash of each whole block of the prompt."""
+    def _blocks(self, request: RoutedRequest) -> list[tuple[int, int, int]]:
+        """The hash of each whole block of the prompt, and where it begins and ends."""
         text = request.prompt
-        start, block, hashes = 0, hash((request.mode, request.memory_key)), []
+        start, block, found = 0, hash((request.mode, request.memory_key)), []
         for end in self._ends:
             if end > len(text):
                 break
             block = hash((block, text[start:end]))
-            hashes.append(block)
+            found.append((block, start, end))
             start = end
-        return hashes
+        return found
 
 
 def _block_ends(settings: RoutingSettings) -> list[int]:

@@ -23,7 +23,7 @@ class ScalingSettings:
     start_seconds: float = 300.0  # in which new ones have to report, before more are asked for
     down_seconds: float = 300.0  # that they are short before there are fewer: a start takes minutes
     most_growth: float = (
-        2.0  # times as many at once: queues say that there are too few, not how many
+        2.0  # times as many at once: queues say that they are too few, not by how many
     )
 
 
@@ -48,42 +48,27 @@ def replicas_wanted(
     Args:
         reports: the newest of each replica that reports.
         present: replicas that there are, or that are starting.
-        state: what the last look gave; `ScalingState()` at first.
-        settings: see there.
         now: seconds, by any clock.
     """
     bounded = min(max(present, settings.least), settings.most)
     if bounded != present or not reports:
         return bounded, replace(state, busy_since=None, calm_since=None)
     pressure = _pressure(reports, settings)
-    if pressure > 1:
-        return _more(
-            len(reports), present, pressure, replace(state, calm_since=None), settings, now
-        )
-    state = replace(state, busy_since=None)
-    if pressure > settings.calm or present == settings.least:
-        return present, replace(state, calm_since=None)
-    since = now if state.calm_since is None else state.calm_since
-    if now - since < settings.down_seconds:
-        return present, replace(state, calm_since=since)
-    return present - 1, replace(state, calm_since=now)
-
-
-def _more(
-    reporting: int,
-    present: int,
-    pressure: float,
-    state: ScalingState,
-    settings: ScalingSettings,
-    now: float,
-) -> tuple[int, ScalingState]:
-    """Queues are too long now."""
+    if pressure <= 1:
+        state = replace(state, busy_since=None)
+        if pressure > settings.calm or present == settings.least:
+            return present, replace(state, calm_since=None)
+        since = now if state.calm_since is None else state.calm_since
+        if now - since < settings.down_seconds:
+            return present, replace(state, calm_since=since)
+        return present - 1, replace(state, calm_since=now)
     since = now if state.busy_since is None else state.busy_since
-    grown = state.grown_at
-    starting = reporting < present and grown is not None and now - grown < settings.start_seconds
-    if starting or now - since < settings.up_seconds or present == settings.most:
+    state, grown = replace(state, calm_since=None), state.grown_at
+    if len(reports) < present and grown is not None and now - grown < settings.start_seconds:
         # what was just started has to show what it does before more are asked for
-        return present, replace(state, busy_since=now if starting else since)
+        return present, replace(state, busy_since=now)
+    if now - since < settings.up_seconds or present == settings.most:
+        return present, replace(state, busy_since=since)
     wanted = math.ceil(present * min(pressure, settings.most_growth))
     return min(wanted, settings.most), replace(state, busy_since=now, grown_at=now)
 

@@ -15,7 +15,7 @@ class RoutingSettings:
     # compare replicas, and 64k characters are some 50 blocks to look up and to hold, not 1,000.
     block_growth: float = 0.125
     most_blocks: int = 1_000_000  # over all replicas: a few hundred MB at most, and shared fairly
-    page_characters: float = 4.0  # of a token, until prompts have shown how many it is
+    page_characters: float = 4.0  # of a token
 
     # What a choice costs in expected seconds
     prompt_rate: float = 1000.0  # tokens a second, before a replica reported its own
@@ -29,19 +29,14 @@ class RoutingSettings:
     silent_seconds: float = 10.0  # without a report: each further one counts as one of waiting
 
     # How many replicas are looked at
-    few: int = 8  # so many are all compared
+    few: int = 8  # up to this number all are compared
     holders: int = 4  # of more, those that have read most of the prompt,
     # and as many at random (power of two choices): all routers see the same old reports
     choices: int = 2
 
     # Replicas that take no deep request while quick ones with a target come
     reserved_share: float = 0.25  # at least one, and never all
-    reserved_seconds: float = (
-        120.0  # after the last one: pauses of a conversation are shorter; -1: none is reserved
-    )
-
-    # Memory
-    most_sent: int = 100_000  # requests that were sent and are not over
-    lost_seconds: float = 3600.0  # after which one that nobody ended is taken as over
+    # after the last one: pauses of a conversation are shorter; -1: none is reserved
+    reserved_seconds: float = 120.0
 
     seed: int | None = None  # of the random choices; None: each router has its own

@@ -114,22 +114,12 @@ def test_fewer_experts(name: str, count: int, ops: PagedOps) -> None:
 def test_trees(name: str, ops: PagedOps) -> None:
     """Every node says what its path says alone, with rows of other requests and other counts beside it."""
     model, plain = load(FAMILIES[name], ops)
-    known = 137
-    kv = texts.storage(model, 512)
-    slots = np.arange(200)
+    known, slots, kv = 137, np.arange(200), texts.storage(model, 512)
     model.forward(Rows.of([texts.chunk(TOKENS, 0, known, slots)]), kv)
-    parents = [-1, 0, 0, 1, 3, 2, 5]
-    depths = [0, 1, 1, 2, 3, 2, 3]
-    tree = Segment(
-        TOKENS[known : known + 7],
-        [known + d for d in depths],
-        parents,
-        np.array([137, 300, 311, 138, 322, 299, 301]),
-        slots[:known],
-        None,
-        range(7),
-        0,
-    )
+    parents, tokens = [-1, 0, 0, 1, 3, 2, 5], TOKENS[known : known + 7]
+    places = [known + depth for depth in (0, 1, 1, 2, 3, 2, 3)]
+    own = np.array([137, 300, 311, 138, 322, 299, 301])
+    tree = Segment(tokens, places, parents, own, slots[:known], None, range(7), 0)
     other = texts.chunk(TOKENS, 0, 12, np.arange(384, 396), groups=2)
     found = model.forward(Rows.of([tree, other]), kv).logits
     for node in range(7):
@@ -152,7 +142,7 @@ def test_steps_are_recorded(ops: PagedOps) -> None:
         assert (model.recorder.replays > 30) == (lacks < chips), name
 
 
-@pytest.mark.parametrize("name", ["softmax", "gpt-oss"])
+@pytest.mark.parametrize("name", ["softmax", "gpt-oss", "moge"])
 def test_mixtures_in_bfloat16_are_recorded(name: str) -> None:
     """Routing, biases and windows wait for nothing on a GPU."""
     model, plain = load(FAMILIES[name], RecordingOps(CPU), torch.bfloat16)
@@ -180,12 +170,8 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="need head_dim of at most 128, not 192"):
             ops.check(config, torch.float32)
         return
-    if isinstance(ops, RecordingOps):
-        with floats(folder, config) as read:
-            model: Any = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
-    else:  # as it is loaded
-        model = load_model(folder, "float32", "npu")
-        assert isinstance(model, PagedDecoder)
+    with floats(folder, config) as read:
+        model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
     plain = load_model(folder, "float64", "cpu")
     for wanted in (None, 1, 0):
         found = texts.logits(model, tokens, [40, *[1] * 10, 10], groups=wanted)

@@ -1,27 +1,40 @@
-"""`device="npu"` as callers meet it: what is missing is said, what runs is what the CPU says."""
+"""`device="npu"`: what is missing is said, what runs is what the CPU says; weights in int8, and a router's."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import npu_kernels
 import pytest
 import texts
 import torch
-from checkpoints import write_dense, write_moge
+from checkpoints import write, write_dense, write_moge
 from npu_tools import CHIPS, simulated
+from safetensors.torch import load_file
 from tokenizers_tiny import write_bpe
+from torch import Tensor
+from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp
+from fastslow.engine.backends.accelerator.weights import Mixture, Stacked
+from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
+from fastslow.engine.model.moge import ExpertChoice
+from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.request.options import Prompt
+
+TOKENS = texts.tokens_of(60)
+Quantised = tuple[Path, dict[str, QuantLinear]]
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +52,21 @@ def test_without_torch_npu_it_says_what_to_install(
         LLM(folder, device="npu", progress=False)
 
 
-def test_an_unknown_chip_is_refused(folder: Path) -> None:
-    with (
-        simulated("Ascend950PR_9599"),
-        pytest.raises(ValueError, match="chip 'Ascend950PR_9599' is not one of the known"),
-    ):
-        load_model(folder, device="npu")
-
-
 @pytest.mark.parametrize(
-    ("fields", "dtype", "pattern"),
+    ("fields", "dtype", "chip", "pattern"),
     [
-        ({}, "float32", "need dtype bfloat16 or float16, not float32"),
-        ({"head_dim": 256}, "bfloat16", "need head_dim of at most 192, not 256"),
-        ({"moe_intermediate_size": 40}, "bfloat16", "need moe_intermediate_size to be a multiple"),
+        ({}, "float32", CHIPS[0], "need dtype bfloat16 or float16, not float32"),
+        ({"head_dim": 256}, "bfloat16", CHIPS[0], "need head_dim of at most 192, not 256"),
+        ({"moe_intermediate_size": 40}, "auto", CHIPS[0], "need moe_intermediate_size to be a mul"),
+        ({}, "auto", "Ascend950PR", "chip 'Ascend950PR' is not one of the known"),
     ],
 )
-def test_a_model_that_the_kernels_cannot_run(
-    tmp_path: Path, fields: dict[str, Any], dtype: str, pattern: str
+def test_what_cannot_run_is_refused(
+    tmp_path: Path, fields: dict[str, Any], dtype: str, chip: str, pattern: str
 ) -> None:
     folder = write_moge(tmp_path, **fields)
-    with simulated(CHIPS[0], exact=False), pytest.raises(ValueError, match=pattern):
+    with simulated(chip, exact=False), pytest.raises(ValueError, match=pattern):
         load_model(folder, dtype, "npu")
-
-
-@pytest.mark.parametrize(("chip", "dtype"), [(CHIPS[0], torch.bfloat16), (CHIPS[1], torch.float16)])
-def test_auto_is_a_dtype_that_runs(folder: Path, chip: str, dtype: torch.dtype) -> None:
-    with simulated(chip, exact=False):
-        assert load_model(folder, device="npu").dtype == dtype
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -113,8 +113,9 @@ def test_a_chips_own_dtype_errs_as_rounding_does(tmp_path: Path, chip: str, kind
         weights = Weights(config, ReferenceOps(), DTYPES[dtype], torch.device("cpu"), read)
     plain = texts.logits(Decoder(weights), tokens)
     with simulated(chip, exact=False):
-        model = load_model(folder, dtype, "npu")
+        model = load_model(folder, device="npu")
         found = texts.logits(model, tokens, [130, *[1] * 12, 8])
+    assert model.dtype == DTYPES[dtype]
     error, allowed = (found - exact).abs(), (plain - exact).abs()
     assert error.mean() < 2 * allowed.mean()
     best = exact.topk(2).values
@@ -123,3 +124,92 @@ def test_a_chips_own_dtype_errs_as_rounding_does(tmp_path: Path, chip: str, kind
     # routing may part where two experts of a group are as near: such rows are off as a whole
     assert (gaps < 2 * error[differs].amax(-1)).all()
     assert differs.float().mean() < 0.15
+
+
+def rounded(weight: Tensor) -> QuantLinear:
+    scale = (weight.float().abs().amax(-1) / 127).bfloat16().float()
+    numbers = (weight.float() / scale[:, None]).round().clamp(-127, 127)
+    return QuantLinear(numbers.to(torch.int8), scale)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+    """A checkpoint whose matrices are what int8 holds, and these matrices in int8."""
+    folder = write_moge(tmp_path_factory.mktemp("w8a8"), sharded=False, mlp_only_layers=[1])
+    table = load_file(folder / "model.safetensors")
+    quantised = {n: rounded(w) for n, w in table.items() if n.endswith("_proj.weight")}
+    for name, matrix in quantised.items():
+        table[name] = matrix.weight_OI.float() * matrix.scale_O[:, None]
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return write(folder, config, table), quantised
+
+
+def on_npu(folder: Path, matrices: dict[str, QuantLinear], dtype: torch.dtype) -> PagedDecoder:
+    config = ModelConfig.from_folder(folder)
+    place = choose_device("npu")
+    with Checkpoint.open(folder, config).reader(progress=False) as read:
+        ops = paged_ops_for(place)
+        return PagedDecoder(Stacked(config, ops, dtype, place.device, read, matrices.get))
+
+
+def test_int8_errs_as_its_rounding_of_rows_does(folders: Quantised) -> None:
+    folder, matrices = folders
+    exact = texts.logits(load_model(folder, "float32", "cpu"), TOKENS)
+    npu_kernels.calls.clear()
+    with simulated(CHIPS[0], exact=False):
+        model = on_npu(folder, matrices, torch.bfloat16)
+        found = texts.logits(model, TOKENS, [50, *[1] * 10])
+        plain = texts.logits(load_model(folder, "bfloat16", "npu"), TOKENS)
+    moge = model.weights.layers[0].mlp
+    assert isinstance(moge, Mixture)
+    assert model.weights.layers[0].qkv.weight.dtype == torch.int8
+    assert moge.experts.gate_up.weight.dtype == torch.int8
+    assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
+    error, usual = (found - exact).abs().mean(), (plain - exact).abs().mean()
+    assert error < 4 * usual
+    assert (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
+
+
+def test_a_310p_multiplies_them_out(folders: Quantised) -> None:
+    folder, matrices = folders
+    with simulated(CHIPS[1]):
+        model = on_npu(folder, matrices, torch.float32)
+        assert model.weights.layers[0].qkv.scale is None
+        found = texts.logits(model, TOKENS)
+    exact = texts.logits(load_model(folder, "float32", "cpu"), TOKENS)
+    torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
+
+
+def test_experts_are_all_of_one_kind(folders: Quantised) -> None:
+    folder, matrices = folders
+    some = {n: m for n, m in matrices.items() if "experts.3." not in n}
+    with (
+        simulated(CHIPS[0], exact=False),
+        pytest.raises(ValueError, match=r"layers\.0\.mlp: some experts are int8 and some are not"),
+    ):
+        on_npu(folder, some, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_routers_weights_are_not_rounded(name: str) -> None:
+    """Neither those that it multiplies by nor those that it gives: two experts that are each other's
+    negative nearly cancel, and what is left is the difference of their weights."""
+    with simulated(name, exact=False):
+        ops: Any = paged_ops_for(choose_device("npu"))
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(3, 32, generator=random).to(ops.dtypes[0])
+        router = torch.randn(4, 32, generator=random)
+        assert torch.equal(ops.route(x, router), F.linear(x.float(), router))
+        up = torch.randn(1, 32, 32, generator=random).to(x.dtype)
+        down = torch.randn(1, 16, 32, generator=random).to(x.dtype)
+        both = DeviceMlp(
+            DeviceMatrix(ops.pack_experts(torch.cat((up, up)))),
+            DeviceMatrix(ops.pack_experts(torch.cat((down, -down)))),
+        )
+        experts = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
+        weights = torch.tensor([[0.5001, 0.5]] * 3)
+        none = torch.zeros_like(x)
+        found = ops.experts(x, ExpertChoice(experts, weights), both, none)
+        alone = torch.tensor([[1.0, 0.0]] * 3)
+        one = ops.experts(x, ExpertChoice(experts, alone), both, none)
+        torch.testing.assert_close(found.float(), one.float() * 1e-4, rtol=0.02, atol=1e-6)

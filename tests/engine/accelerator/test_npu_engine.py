@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import PLENTY, Ask, Bench, Setting, outcome
-from exact_tools import (
-    CHAINS,
-    DENSE_DRAFTERS,
-    ORACLES,
-    TREES,
-    VOCAB,
-    make_bench,
-    tell,
-)
+from exact_tools import CHAINS, DENSE_DRAFTERS, ORACLES, TREES, VOCAB, make_bench, tell
 from npu_tools import CHIPS, simulated
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
@@ -56,12 +48,8 @@ class Pair(NamedTuple):
         requests = self.npu.run(asks, setting, warm or ())
         for ask, request in zip(asks, requests, strict=True):
             assert outcome(request) == outcome(self.cpu.alone(ask)), (ask, request.spec_stats)
-        return {
-            "drafted": sum(r.spec_stats.drafted for r in requests),
-            "accepted": sum(r.spec_stats.accepted for r in requests),
-            "preempted": sum(r.spec_stats.preemptions for r in requests),
-            "cached": sum(r.spec_stats.cached for r in requests),
-        }
+        names = ("drafted", "accepted", "preemptions", "cached")
+        return {n: sum(getattr(r.spec_stats, n) for r in requests) for n in names}
 
 
 def pair_on(chip: str, folder: Path, kind: str) -> Iterator[Pair]:
@@ -111,16 +99,12 @@ def test_small_batches_are_recorded_and_replayed(
 
 def test_under_pressure(moge: Pair) -> None:
     """Prompts in small chunks, and too few pages, so that requests are preempted and computed again."""
-    asks = [
-        Ask(prompt, params(max_tokens=20), drafter, 4, groups)
-        for prompt, drafter, groups in zip(
-            [PROMPTS[2]] * 3 + [PROMPTS[3]],
-            ["self tree", "told", "tree", "ngram"],
-            [None, 0, 2, None],
-        )
-    ]
+    drafters = {"self tree": None, "told": 0, "tree": 2}
+    longer = params(max_tokens=20)
+    asks = [Ask(PROMPTS[2], longer, name, 4, groups) for name, groups in drafters.items()]
+    asks.append(Ask(PROMPTS[3], longer, "ngram", 4))
     sums = moge.check(asks, Setting(pages=4, prompt_rows=50))
-    assert sums["preempted"] > 0
+    assert sums["preemptions"] > 0
 
 
 def test_a_shared_beginning_is_not_read_again(moge: Pair) -> None:

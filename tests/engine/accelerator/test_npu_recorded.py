@@ -68,8 +68,8 @@ def test_what_cannot_be_recorded_runs_unrecorded_and_is_not_tried_again(
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     assert model.recorder.failed == 1 and model.recorder.replays == 0
     assert NPUGraph.made == made + 1, "one size, one try"
-    told = [line for line in logged if "cannot be recorded" in line]
-    assert len(told) == 1 and "steps of 1 rows" in told[0] and "item" in told[0]
+    lines = [line for line in logged if "cannot be recorded" in line]
+    assert len(lines) == 1 and "steps of 1 rows" in lines[0] and "item" in lines[0]
 
 
 def test_recordings_end_with_their_cache(
@@ -77,13 +77,13 @@ def test_recordings_end_with_their_cache(
 ) -> None:
     monkeypatch.setattr(recorded, "MOST_RECORDED", 1)  # at a time
     for times in (1, 2):
-        texts.logits(model, TOKENS, DECODING)  # on a cache of its own
+        texts.logits(model, TOKENS, DECODING)  # on a new cache
         assert model.recorder.recorded == times
     assert model.recorder.kept == [], "the caches are gone"
 
 
 def decode(model: PagedDecoder, kv: Any, rows: int, times: int) -> None:
-    """Steps of so many rows, one for each of as many texts."""
+    """Steps with a row for each of some texts."""
     slots = np.arange(0, rows * BLOCK, BLOCK)
     for _ in range(times):
         parts = [texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(rows)]
@@ -131,7 +131,6 @@ def test_the_kernels_run_the_padded_shapes_before_they_are_recorded(
     model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel that is loaded, or that takes its workspace, while a graph is recorded may fail."""
-    kv = texts.storage(model, 16 * BLOCK)
     run, ran = model._run, []
 
     def noted(step: Any, *rest: Any) -> Any:
@@ -139,7 +138,7 @@ def test_the_kernels_run_the_padded_shapes_before_they_are_recorded(
         return run(step, *rest)
 
     monkeypatch.setattr(model, "_run", noted)
-    decode(model, kv, 3, 2)
+    decode(model, texts.storage(model, 16 * BLOCK), 3, 2)
     assert ran == [(3, False), (4, False), (4, True)]
 
 
@@ -154,15 +153,14 @@ def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -
         kept.append((out.features, out.features.clone(), out.logits, out.logits.clone()))
     assert model.recorder.replays == 5
     assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept)
-    cpu = PagedDecoder  # features of the same rows, unrecorded
-    whole = Rows.of([texts.chunk(TOKENS, 0, 6, slots)])
-    again = cpu(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
+    whole = Rows.of([texts.chunk(TOKENS, 0, 6, slots)])  # unrecorded
+    again = PagedDecoder(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
     assert again is not None
     torch.testing.assert_close(torch.cat([k[0] for k in kept]), again, atol=1e-4, rtol=1e-4)
 
 
 def test_rows_that_only_fill_up_run_no_expert() -> None:
-    """Their tokens are nobody's, and experts that they ran would be read for nothing."""
+    """They belong to no request, and experts that they ran would be read for nothing."""
     rows = Rows.of([texts.chunk(TOKENS, 0, 3, np.arange(3))])
     filled = recorded.fill_rows(rows, 8, spare=512)
     assert filled.groups.tolist() == [-1] * 3 + [0] * 5

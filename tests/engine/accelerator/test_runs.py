@@ -7,17 +7,13 @@ import pytest
 from layout_cases import BLOCK, CASES, text
 from pairs import pairwise
 
-from fastslow.engine.backends.accelerator import layout as layout_file
-from fastslow.engine.backends.accelerator.layout import (
-    AttentionLayout,
-    BlockTables,
-    attention_layout,
-)
+from fastslow.engine.backends.accelerator import kv as layout_file
+from fastslow.engine.backends.accelerator.kv import BlockTables, HostLayout, attention_layout
 from fastslow.engine.backends.accelerator.recorded import SIZES, fill_runs, padded_size
 from fastslow.engine.types import Ints, Rows
 
 
-def seen_slots(rows: Rows, layout: AttentionLayout) -> dict[int, list[int]]:
+def seen_slots(rows: Rows, layout: HostLayout) -> dict[int, list[int]]:
     """What each row of the step sees, as slots, out of the layout alone."""
     found: dict[int, list[int]] = {}
 
@@ -66,33 +62,24 @@ def should_see(rows: Rows, window: int = 0) -> dict[int, list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "most", "merged"), pairwise(list(CASES), (1, 3, 16), (True, False))
+    ("name", "window", "most", "merged", "chained"),
+    pairwise(list(CASES), (0, 1, 3, 7, 8, 9, 15, 100), (1, 3, 4, 16), (True, False), (True, False)),
 )
-def test_each_row_sees_its_own(name: str, most: int, merged: bool) -> None:
+def test_each_row_sees_its_own(
+    name: str, window: int, most: int, merged: bool, chained: bool
+) -> None:
+    """All of its text or what its window has; and no run reads a block that none of its rows sees a key of."""
     rows = Rows.of(CASES[name])
-    layout = attention_layout(rows, BLOCK, most, merged)
+    layout = attention_layout(rows, BLOCK, most, merged, window, chained)
     found = {row: sorted(slots) for row, slots in seen_slots(rows, layout).items()}
-    assert found == should_see(rows)
+    assert found == {row: sorted(slots) for row, slots in should_see(rows, window).items()}
+    assert chained or layout.chains is None
     if layout.chains is not None:
         assert max(np.diff([0, *layout.chains.query_ends])) <= most
+        within = window + most - 1 + BLOCK - 1
+        assert not window or all(keys <= within for keys in layout.chains.seq_lens)
     if not merged and layout.tail is not None:
         assert layout.tail.runs is None
-
-
-@pytest.mark.parametrize(
-    ("name", "window", "merged", "chained"),
-    pairwise(list(CASES), (1, 3, 7, 8, 9, 15, 100), (True, False), (True, False)),
-)
-def test_each_row_sees_its_window(name: str, window: int, merged: bool, chained: bool) -> None:
-    """And no run reads a block that none of its rows sees a key of."""
-    rows = Rows.of(CASES[name])
-    layout = attention_layout(rows, BLOCK, 4, merged, window, chained)
-    found = {row: sorted(slots) for row, slots in seen_slots(rows, layout).items()}
-    wanted = should_see(rows, window)
-    assert found == {row: sorted(slots) for row, slots in wanted.items()}
-    assert chained or layout.chains is None
-    read = [] if layout.chains is None else layout.chains.seq_lens
-    assert all(keys <= window + 4 - 1 + BLOCK - 1 for keys in read)
 
 
 def test_long_chains_in_the_tail_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""An answer that goes on from tokens of it that another engine made is the answer that it would have been."""
+"""An answer that continues tokens of another engine is the answer that it would have been."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def kinds(bench: Bench) -> dict[str, Ask]:
 def continued(
     bench: Bench, cuts: list[tuple[Ask, int]], setting: Setting = PLENTY
 ) -> list[Request]:
-    """Every answer from its first so many tokens on, all in one batch."""
+    """Every answer, continued from its first tokens, all in one batch."""
     tell(bench, [ask for ask, _ in cuts])
     core = bench.core(setting)
     requests = [bench.request(n, ask) for n, (ask, _) in enumerate(cuts)]
@@ -152,7 +152,7 @@ def test_prompts_of_cut_answers_are_found_in_the_prefix_cache(moge: Bench) -> No
 def test_what_was_answered_stays_though_it_would_not_be_said_again(
     moge: Bench, drafter: str
 ) -> None:
-    """As of a sample without a seed: the rest is what the model says behind it."""
+    """As of a sample without a seed: the rest is what the model says after it."""
     given = [77, 300, 12]
     ask = Ask(PROMPTS[1], params(max_tokens=LENGTH), drafter)
     core = moge.core()

@@ -1,4 +1,4 @@
-"""A fast answer that turns out unsure goes on in another mode."""
+"""A fast answer that turns out unsure changes to another mode."""
 
 from __future__ import annotations
 

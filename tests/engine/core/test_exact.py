@@ -8,15 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_tools import (
-    Ask,
-    Bench,
-    OracleDraft,
-    Setting,
-    answer,
-    cache_for,
-    dense_probs,
-)
+from engine_tools import Ask, Bench, OracleDraft, Setting, answer, cache_for, dense_probs
 from exact_tools import (
     DENSE_DRAFTERS,
     EVERY,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,42 +104,6 @@ def test_extremes_do_not_touch_the_request_beside_them(llm: LLM) -> None:
         beside.close()
 
 
-class Broken:
-    """A part of one request that fails."""
-
-    bounded = True  # as a thought with a budget
-
-    def __init__(self, place: str) -> None:
-        self._place = place
-
-    def plan(self, *_: object) -> int:
-        self._fail("plan")
-        return 4
-
-    def survival(self, *_: object) -> None:
-        self._fail("survival")
-
-    def record(self, *_: object) -> None:
-        self._fail("record")
-
-    def at(self, *_: object) -> None:
-        self._fail("sample")
-
-    def ahead(self, *_: object) -> tuple[int, ...]:
-        return ()
-
-    def lifts(self, *_: object) -> bool:
-        return False
-
-    def _fail(self, place: str) -> None:
-        if place == self._place:
-            raise ZeroDivisionError(f"it fails to {place}")
-
-
-def broken_rule(*_: object) -> Any:
-    raise ZeroDivisionError("it fails to judge")
-
-
 @pytest.mark.parametrize("place", ["plan", "survival", "record", "sample", "judge"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_fails_for_one_request_ends_that_one_alone(
@@ -152,7 +117,7 @@ def test_what_fails_for_one_request_ends_that_one_alone(
     alone = [answer(bench.alone(ask)) for ask in asks]
     known |= {n: [*ask.tokens, *alone[n]] for n, ask in enumerate(asks)}
     requests = [bench.request(n, ask) for n, ask in enumerate(asks)]
-    _break(requests[1], place)
+    break_(requests[1], place)
     finish(bench.core(), requests)
     ended = [request.stopper.reason for request in requests]
     assert ended == ["length", "error", "length"]
@@ -160,11 +125,16 @@ def test_what_fails_for_one_request_ends_that_one_alone(
     assert [answer(requests[n]) for n in (0, 2)] == [alone[0], alone[2]]
 
 
-def _break(request: Request, place: str) -> None:
-    broken: Any = Broken(place)
+def break_(request: Request, place: str) -> None:
+    def fail(*_: object) -> Any:
+        raise ZeroDivisionError(f"it fails to {place}")
+
     if place == "judge":
-        request.rule = broken_rule
+        request.rule = fail
     elif place == "sample":
-        request.thinking = broken
+        thinking: Any = SimpleNamespace(
+            bounded=True, at=fail, ahead=lambda _: (), lifts=lambda _: False
+        )
+        request.thinking = thinking
     else:
-        request.policy = broken
+        setattr(request.policy, place, fail)

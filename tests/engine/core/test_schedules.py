@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ import torch
 from engine_tools import RandomDraft, answer, cache_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schedule_tools import request as new_request
 
-from fastslow.draft.base import BaseDrafter
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
@@ -27,15 +27,7 @@ from fastslow.engine.params import Escalation, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.types import (
-    ALL_GROUPS,
-    AcceptResult,
-    Drafter,
-    ModelOutput,
-    RequestView,
-    Rows,
-    Tree,
-)
+from fastslow.engine.types import ALL_GROUPS, Drafter, ModelOutput, Rows
 from fastslow.policies.speculation.planner import FixedLength
 
 EOS = 2
@@ -109,29 +101,16 @@ class MarkerModel:
         raise ValueError("it has one layer")
 
 
-class Faulty(BaseDrafter):
-    """Another drafter, which fails once when told to, after it has done its work."""
+def fail_once(drafter: Drafter, method: str) -> None:
+    """Have a drafter fail the next time that it is called so, after it has done its work."""
+    real = getattr(drafter, method)
 
-    def __init__(self, inner: Drafter) -> None:
-        self._inner = inner
-        self.fault: str | None = None
+    def failing(*arguments: Any) -> None:
+        setattr(drafter, method, real)
+        real(*arguments)
+        raise RuntimeError(f"the drafter fails to {method}")
 
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        trees = self._inner.propose(batch, nodes)
-        self._fail("propose")
-        return trees
-
-    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: Any) -> None:
-        self._inner.commit(batch, result, features)
-        self._fail("commit")
-
-    def release(self, requests: Collection[int]) -> None:
-        self._inner.release(requests)
-
-    def _fail(self, place: str) -> None:
-        if self.fault == place:
-            self.fault = None
-            raise RuntimeError(f"the drafter fails to {place}")
+    setattr(drafter, method, failing)
 
 
 @dataclass
@@ -174,8 +153,7 @@ class Engine:
             "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
             "ngram+self": FallbackDrafter(NgramDraft(), borrowed),
         }
-        each = DrafterRouter({Speculation(drafter=name): drafter for name, drafter in made.items()})
-        self.drafter = Faulty(each)
+        self.drafter = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
         self.requests: list[Request] = []
         self.switches: list[Switch] = []
@@ -190,19 +168,17 @@ class Engine:
         switch: Switch,
         target: float | None = None,
     ) -> Request:
-        params = SamplingParams(max_tokens=room)
-        request = Request(
-            id=len(self.requests),
+        ends = frozenset({EOS})
+        request = new_request(
+            len(self.requests),
+            len(prompt),
+            room,
             tokens=list(prompt),
-            prompt_length=len(prompt),
-            params=params,
             speculation=Speculation(drafter=drafter),
             policy=FixedLength(0 if drafter == "off" else 4),
-            stopper=Stopper(params, frozenset({EOS}), room, None),
+            stopper=Stopper(SamplingParams(max_tokens=room), ends, room, None),
             groups=groups,
-            seed=len(self.requests),
-            max_len=len(prompt) + room - 1,
-            end_ids=frozenset({EOS}),
+            end_ids=ends,
             listener=self._hear,
             latency_target=target,
         )
@@ -222,7 +198,7 @@ class Engine:
         if fault in ("forward", "nan"):
             self.model.fault = fault
         else:
-            self.drafter.fault = fault
+            fail_once(self.drafter, fault)
 
     def step(self) -> None:
         for request, switch in zip(self.requests, self.switches):
@@ -264,7 +240,7 @@ class Engine:
 
 
 def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
-    """After a text each of whose rows ran so many groups."""
+    """After a text, by the groups that each of its rows ran."""
     state = 0
     for place, (token, g) in enumerate(zip(text, groups, strict=True)):
         state = mixed(state, token, place, ALL_GROUPS if g is None else g)
@@ -294,7 +270,7 @@ def plain(
 
 
 class Doubt(NamedTuple):
-    """Leave the mode after so many unsure tokens in a row, for so many groups."""
+    """Leave the mode after `window` unsure tokens in a row, for other groups."""
 
     window: int
     to: int | None

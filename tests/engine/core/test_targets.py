@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from checkpoints import write_moge
-from engine_tools import write_kin
 from hypothesis import given
 from hypothesis import strategies as st
 from schedule_tools import request, run, small_cache
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.router import DrafterRouter
-from fastslow.engine.backends.loader import load_model
-from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import (
     LATER,
     LEAST,
@@ -28,7 +23,6 @@ from fastslow.engine.core.latency_budget import (
 )
 from fastslow.engine.core.request import KVHistory
 from fastslow.engine.core.scheduler import Scheduler
-from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
 
@@ -44,14 +38,6 @@ class Linear(RunEverything):
 
     def draft_seconds(self, drafter: object) -> float | None:
         return self.draft
-
-
-class Timer:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def scheduler(budget: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
@@ -91,13 +77,13 @@ def test_rows_of_few_groups_cost_less() -> None:
 
 
 def test_steps_stay_short_for_a_while() -> None:
-    timer = Timer()
-    budget = LatencyBudget(Linear(), timer)
+    now = [100.0]
+    budget = LatencyBudget(Linear(), lambda: now[0])
     budget.begin([request(0, latency_target=40.0)])
-    timer.now += LATER - 1
+    now[0] += LATER - 1
     budget.begin([request(1)])
     assert budget.rows(request(1)) == 30
-    timer.now += 2
+    now[0] += 2
     budget.begin([request(1)])
     assert budget.rows(request(1)) == WIDEST and not budget.limited
 
@@ -130,7 +116,7 @@ def test_only_one_turn_a_step() -> None:
 
 
 def test_a_remembered_target_stops_nobody() -> None:
-    step = scheduler(LatencyBudget(Linear(fixed=100.0), Timer()))
+    step = scheduler(LatencyBudget(Linear(fixed=100.0), lambda: 100.0))
     step.add(request(0, prompt=1, room=1, latency_target=1.0))
     run(step)
     assert not step.running
@@ -182,25 +168,6 @@ def test_drafts_are_cut_to_what_fits() -> None:
     slow.begin([request(0, latency_target=40.0)])
     slow.take(request(0), 10)
     assert slow.nodes(request(1), 24, among=1) == 4, "30 - 10 seconds are left, at 5 a node"
-
-
-def test_groups_are_cut_where_that_is_allowed(tmp_path: Path) -> None:
-    model = load_model(write_kin(tmp_path / "m"), "float32", progress=False)
-
-    class Groups(Linear):
-        def seconds(self, groups: int | None, rows: int) -> float:
-            return 1.0 + (4 if groups is None else groups)
-
-    core = EngineCore(model, kv_cache_for(model, 20), DrafterRouter({}), cost_model=Groups())
-    for target, groups in ((10.0, None), (4.5, 2), (3.0, 1), (0.1, 0)):
-        one = request(0, latency_target=target, may_cut_groups=True)
-        core.add(one)
-        assert one.groups == groups
-        assert bool(one.notes) == (groups is not None)
-        assert one.root == (groups, 0, None)
-    untouched = request(0, latency_target=0.1)
-    core.add(untouched)
-    assert untouched.groups is None and not untouched.notes
 
 
 def test_prompts_of_one_token_overtake_nobody() -> None:
@@ -259,3 +226,5 @@ def test_lossy_shortening_says_so(llm: LLM) -> None:
     out = llm.chat("one", params, mode=mode)
     assert "0 of 4 groups to keep 0.001 ms (lossy)" in out.metrics.decision
     assert out.token_ids == llm.chat("one", params, mode=Mode(groups=0)).token_ids
+    unasked = llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics.decision
+    assert "lossy" not in unasked

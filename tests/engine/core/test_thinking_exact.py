@@ -93,10 +93,7 @@ def test_a_budget_holds_to_the_token_under_every_drafter(
     assert reached >= len(asks) - 1, "a model that closes its thoughts itself proves nothing"
 
 
-@pytest.mark.parametrize(
-    ("drafter", "kind"),
-    [("common", "moge"), ("tree", "torch_moge")],
-)
+@pytest.mark.parametrize(("drafter", "kind"), [("common", "moge"), ("tree", "torch_moge")])
 def test_soft_budgets_and_early_exit_draft_alike(
     request: pytest.FixtureRequest, kind: str, drafter: str
 ) -> None:

@@ -101,18 +101,10 @@ def test_integers_are_within_half_a_step(form: Format, outputs: int, inputs: int
     bound = np.abs(x) @ of_w.T + of_x @ np.abs(weights.T) + of_x @ of_w.T
     exact = x.astype(np.float64) @ weights.T.astype(np.float64)
     assert (np.abs(out - exact) <= 1.001 * bound + inputs * UNIT * np.abs(x).max()).all()
-
-
-@pytest.mark.parametrize("form", INTEGERS)
-@pytest.mark.parametrize("inputs", [48, 576, 1600])
-def test_integers_err_as_rounding_does(form: Format, inputs: int) -> None:
-    """Rounding to a step spreads by step / sqrt(12): more than that is a wrong scale somewhere."""
-    weights, x = some(96, inputs, 24)
-    error = multiply(form, weights, x) - x.astype(np.float64) @ weights.T
-    of_x = spread(np.abs(in_blocks(x)).max(2) / 127, inputs) ** 2 / 12
-    of_w = weight_steps(form, weights) ** 2 / 12
-    expected = (x**2) @ of_w.T + of_x @ (weights.T**2)
-    assert 0.8 < np.sqrt((error**2 / expected).mean()) < 1.1
+    # rounding to a step spreads by step / sqrt(12): more than that is a wrong scale somewhere
+    if inputs >= 48:
+        spread_of = np.sqrt((x**2) @ (of_w**2 / 3).T + (of_x**2 / 3) @ (weights.T**2))
+        assert 0.8 < np.sqrt((((out - exact) / spread_of) ** 2).mean()) < 1.1
 
 
 @pytest.mark.parametrize(
@@ -158,15 +150,10 @@ def test_a_row_is_the_same_among_any(kind: Format | str, data: st.DataObject) ->
 
 
 # Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.
-@pytest.mark.parametrize(
-    ("kind", "bits"),
-    list(
-        zip(
-            [*FORMATS, *gguf_rows.TYPES],
-            cycle((0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF)),
-        )
-    ),
-)
+SICK = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(("kind", "bits"), list(zip([*FORMATS, *gguf_rows.TYPES], cycle(SICK))))
 def test_a_row_that_is_not_finite_shows_it_alone(kind: Format | str, bits: int) -> None:
     inputs = 80 if isinstance(kind, Format) else 2 * gguf_rows.block_inputs(kind)
     form, tiles = example(kind, 40, inputs)

@@ -14,14 +14,20 @@ from gguf_rows import TYPES, Array, product
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
-from fastslow.engine.backends.cpu.arena import Arena
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
-from fastslow.engine.backends.cpu.formats import EMBEDDING, GGUF_FORMATS, Format, Formats
-from fastslow.engine.backends.cpu.pieces import MatrixRuns, Sources
+from fastslow.engine.backends.cpu.formats import (
+    EMBEDDING,
+    GGUF_FORMATS,
+    Format,
+    Formats,
+    MatrixRuns,
+    Sources,
+)
+from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.int8 import no_int8
+from fastslow.engine.model.ops import no_int8
 
 pytestmark = compiled
 BLOCK = 32
@@ -30,13 +36,8 @@ UNIT = 2.0**-23  # a float32 sum of K products is within a few K of these of the
 
 def sizes(name: str) -> list[tuple[int, int]]:
     step = gguf_rows.block_inputs(name)
-    return [
-        (1, step),
-        (40, 3 * step),
-        (33, 2 * step),
-        (70, 1280),
-        *([(64, 2880)] if step == BLOCK else []),
-    ]
+    wide = [(64, 2880)] if step == BLOCK else []
+    return [(1, step), (40, 3 * step), (33, 2 * step), (70, 1280), *wide]
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -74,20 +75,13 @@ def test_products_are_those_of_the_numbers(name: str) -> None:
         x = random.integers(-127, 128, (13, inputs)).astype(np.float32)
         x[:2] = [[127], [-127]]  # the largest factors meet
         x[:, ::BLOCK] = 127
-        x = (
-            x.reshape(13, -1, BLOCK) * 2.0 ** random.integers(-9, 9, (13, inputs // BLOCK, 1))
-        ).reshape(13, -1)
+        powers = 2.0 ** random.integers(-9, 9, (13, inputs // BLOCK, 1))
+        x = (x.reshape(13, -1, BLOCK) * powers).reshape(13, -1)
         out = product(GGUF_FORMATS[name], gguf_rows.packed(name, blocks, inputs), outputs, x)
         weights = gguf_rows.floats(name, blocks).T.astype(np.float64)
         # before minima are taken off, sums are larger than their products
-        bound = (
-            8
-            * UNIT
-            * (
-                np.abs(x) @ np.abs(weights)
-                + np.abs(x).sum(1, keepdims=True) * np.abs(weights).max()
-            )
-        )
+        most = np.abs(x).sum(1, keepdims=True) * np.abs(weights).max()
+        bound = 8 * UNIT * (np.abs(x) @ np.abs(weights) + most)
         assert (np.abs(out - x @ weights) <= bound).all()
 
 
@@ -125,15 +119,7 @@ MIXTURES = {
     "all unlike": ("Q4_1", "Q5_0", "MXFP4", "Q5_K", "Q4_0", "Q4_0", "F16", "Q4_K"),
     "in floats": ("Q4_1", "F16", "BF16", "F32", "Q4_K", "Q5_K", "Q8_0", "F16"),
 }
-PARTS = (
-    "self_attn.q",
-    "self_attn.k",
-    "self_attn.v",
-    "self_attn.o",
-    "mlp.gate",
-    "mlp.up",
-    "mlp.down",
-)
+PARTS = [*(f"self_attn.{name}" for name in "qkvo"), "mlp.gate", "mlp.up", "mlp.down"]
 
 
 class Made:
@@ -141,13 +127,8 @@ class Made:
 
     def __init__(self, folder: Path, mixture: str, tied: bool) -> None:
         size = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 40, "vocab_size": 96}
-        config = {
-            **checkpoints.DENSE,
-            **size,
-            "num_attention_heads": 32,
-            "tie_word_embeddings": tied,
-        }
-        config |= {"attention_bias": True, "num_key_value_heads": 8}
+        config = {**checkpoints.DENSE, **size, "attention_bias": True, "tie_word_embeddings": tied}
+        config |= {"num_attention_heads": 32, "num_key_value_heads": 8}
         table = checkpoints.tensors(config)
         *inner, last = MIXTURES[mixture]
         self.names = {
@@ -161,9 +142,8 @@ class Made:
         self.blocks: dict[str, Array] = {}
         for seed, (key, name) in enumerate(self.names.items()):
             if name in TYPES:
-                self.blocks[key] = gguf_rows.like_weights(
-                    name, len(table[key]), table[key].shape[1], seed
-                )
+                outputs, inputs = table[key].shape
+                self.blocks[key] = gguf_rows.like_weights(name, outputs, inputs, seed)
                 table[key] = torch.from_numpy(gguf_rows.floats(name, self.blocks[key]))
             else:
                 dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[name]

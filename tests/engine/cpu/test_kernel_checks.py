@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import checkpoints
@@ -23,7 +23,6 @@ from fastslow.engine.kv.storage import KVShape
 from fastslow.engine.types import Rows, Segment
 
 pytestmark = compiled
-SUPPORT = Path(__file__).parents[2] / "support"
 FAR = 10**12
 
 
@@ -78,9 +77,9 @@ def test_a_step_that_reaches_outside_is_refused_and_the_next_one_runs(
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tails = Tails.of(step())
-    monkeypatch.setattr(Tails, "of", lambda rows: tails)  # of the rows as they should be
-    monkeypatch.setattr(model, "_rotary", _Angles(model))
+    tails, angles = Tails.of(step()), model._rotary.at(step())  # of the rows as they should be
+    monkeypatch.setattr(Tails, "of", lambda rows: tails)
+    monkeypatch.setattr(model, "_rotary", SimpleNamespace(at=lambda rows: angles))
     kv = texts.storage(model, 32)
     want = model.forward(step(), kv, (0, 2))
     rows = step()
@@ -89,16 +88,6 @@ def test_a_step_that_reaches_outside_is_refused_and_the_next_one_runs(
         model.forward(rows, kv, (0, 2))
     again = model.forward(step(), kv, (0, 2))
     assert torch.equal(want.logits, again.logits)
-
-
-class _Angles:
-    """The rotary angles of `step`, whatever was done to the rows."""
-
-    def __init__(self, model: CpuDecoder) -> None:
-        self._found = model._rotary.at(step())
-
-    def at(self, rows: Rows) -> Any:
-        return self._found
 
 
 @pytest.mark.parametrize(

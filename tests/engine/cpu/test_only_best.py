@@ -1,7 +1,9 @@
-"""Where only the best token is wanted, it is that of all logits, bit for bit."""
+"""Where only the best token is wanted, it is that of all logits, bit for bit; also where a bfloat16 head is screened in
+int8 before it is read, whatever its rows are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,10 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled, wanted
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
@@ -20,19 +25,22 @@ from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best
 from fastslow.engine.types import Ints, ModelOutput
 
-VOCAB = 1000  # not whole tiles
+VOCAB, HIDDEN = 1000, 96  # not whole tiles
+ROWS = 16  # of a step; more are not screened
+STEPS = 20
+SIZES = (70, 997)  # no whole tiles of 32
 FORMATS = [("float32", "none"), ("bfloat16", "none")]
 if wanted():
     FORMATS += [("bfloat16", "int8"), ("bfloat16", "int4")]
 
 
 def write(folder: Path, spread: float = 1.0, sick: float | None = None) -> Path:
-    """A dense checkpoint with a head of its own, in which every token has a twin further on.
+    """A dense checkpoint with an untied head, in which every token has a twin further on.
 
     spread: how much the last norm stretches some inputs of the head, against which int8 is coarse.
     sick: a value for one weight of the head.
     """
-    config = {**checkpoints.DENSE, "vocab_size": VOCAB, "hidden_size": 96}
+    config = {**checkpoints.DENSE, "vocab_size": VOCAB, "hidden_size": HIDDEN}
     table = checkpoints.tensors(config, seed=3)
     head = table["lm_head.weight"]
     head[VOCAB // 2 :] = head[: VOCAB // 2].flip(0)
@@ -81,13 +89,9 @@ def test_logits_that_are_not_finite_have_no_best(
 def test_a_bfloat16_head_is_screened_only_where_no_logits_are_wanted(tmp_path: Path) -> None:
     model = load_model(write(tmp_path), "bfloat16")
     assert isinstance(model, CpuDecoder)
-    run(model, np.ones(3, dtype=np.int64))
-    few = model.bytes_read()
-    assert few == model.bytes_for()
-    run(model, np.array([1, 0, 1]))
-    assert model.bytes_read() > few
-    run(model, np.ones(40, dtype=np.int64))
-    assert model.bytes_read() > few
+    for marks, screened in ((np.ones(3), 1), (np.array([1, 0, 1]), 0), (np.ones(40), 0)):
+        run(model, marks.astype(np.int64))
+        assert library.kernels().fs_screened(model._handle) == screened
 
 
 def test_a_step_needs_no_logits_only_while_nothing_shapes_them() -> None:
@@ -113,3 +117,94 @@ def test_a_step_needs_no_logits_only_while_nothing_shapes_them() -> None:
         {"min_tokens": 5},
     ):
         assert not asks(**field), field
+
+
+def few(rows: Tensor) -> Tensor:
+    """The first three; the others are zeros, and the best wherever these three are below 0."""
+    return torch.where(torch.arange(len(rows))[:, None] < 3, rows, 0)
+
+
+def scaled(rows: Tensor, *powers: int) -> Tensor:
+    """Each row by one of some powers of ten, in turn."""
+    factors = torch.tensor([10.0**power for power in powers])
+    return rows * factors[torch.arange(len(rows)) % len(powers)][:, None]
+
+
+def mostly_zero(rows: Tensor) -> Tensor:
+    """As a vocabulary that was padded: zeros after the tokens, which are all unlikely."""
+    half = len(rows) // 2
+    return torch.cat([-rows[:half].abs(), torch.zeros_like(rows[half:])])
+
+
+def outlier(rows: Tensor) -> Tensor:
+    """One weight of a row is so large that int8 has nothing left for the others."""
+    found = rows.clone()
+    found[torch.arange(len(rows)), torch.arange(len(rows)) * 7 % HIDDEN] *= 3e4
+    return found
+
+
+def mixed(rows: Tensor) -> Tensor:
+    kinds = [few(rows), scaled(rows, -39, -37, -30, 0), outlier(rows), -rows, rows.flip(0)]
+    which = torch.randint(len(kinds), (len(rows),), generator=torch.Generator().manual_seed(5))
+    return torch.stack(kinds)[which, torch.arange(len(rows))]
+
+
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda rows: rows,
+    "few": few,
+    "none": torch.zeros_like,
+    "padded": mostly_zero,
+    "one of many": lambda rows: few(rows)[torch.arange(len(rows)) // 2],
+    "ties": lambda rows: rows[torch.arange(len(rows)) // 3],
+    "signs": lambda rows: torch.cat([rows[::2], -rows[::2]])[: len(rows)],
+    "few signs": lambda rows: torch.cat([few(rows)[::2], -few(rows)[::2]])[: len(rows)],
+    "tiny": lambda rows: scaled(rows, -25),
+    "tiny and few": lambda rows: scaled(few(rows), -25, -20, -30),
+    "near the smallest": lambda rows: scaled(rows, -37, -36, -35),
+    "denormal": lambda rows: scaled(rows, -39, -38, -40),
+    "denormal beside few": lambda rows: few(rows) + scaled(rows, -39),
+    "huge": lambda rows: scaled(rows, 30),
+    "near the largest": lambda rows: scaled(rows, 34),
+    "every size": lambda rows: scaled(rows, -39, -30, -20, -10, 0, 3),
+    "outlier": outlier,
+    "mixed": mixed,
+}  # fmt: skip
+
+
+def write_head(folder: Path, kind: str, size: int) -> Path:
+    config = {**checkpoints.DENSE, "vocab_size": size, "hidden_size": HIDDEN}
+    table = checkpoints.tensors(config, seed=size)
+    table["lm_head.weight"] = HEADS[kind](table["lm_head.weight"]).contiguous()
+    return checkpoints.write(folder, config, table)
+
+
+def plain(logits: Tensor) -> list[int]:
+    """The first of the likeliest; -1 where a logit is not finite."""
+    best: list[int] = torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1).tolist()
+    return best
+
+
+@compiled
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_screened_best_is_the_whole_heads(tmp_path: Path, kind: str, size: int) -> None:
+    """320 comparisons each, 11,520 in all."""
+    model = load_model(write_head(tmp_path, kind, size), "bfloat16")
+    for seed in range(STEPS):
+        tokens = texts.tokens_of(ROWS, seed, size)
+        want = plain(texts.single_tokens(model, tokens, [False] * ROWS).logits)
+        assert texts.single_tokens(model, tokens, [True] * ROWS).best.tolist() == want
+        assert kind != "none" or want == [0] * ROWS
+
+
+@compiled
+@pytest.mark.parametrize("sick", [float("nan"), float("inf"), -float("inf")])
+def test_among_rows_that_nothing_bounds_one_that_is_not_finite_shows(
+    tmp_path: Path, sick: float
+) -> None:
+    folder = write_head(tmp_path, "few", SIZES[0])
+    table = load_file(folder / "model.safetensors")
+    table["lm_head.weight"][50, 3] = sick
+    save_file(table, folder / "model.safetensors")
+    model, tokens = load_model(folder, "bfloat16"), texts.tokens_of(ROWS, 0, SIZES[0])
+    assert texts.single_tokens(model, tokens, [True] * ROWS).best.tolist() == [-1] * ROWS

@@ -1,19 +1,20 @@
-"""The KV cache: sharing, eviction, moves, and an integrity check that sees seeded faults."""
+"""The KV cache: sharing, eviction, moves, pinned pages, ranks, and a check that sees seeded faults."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from schedule_tools import small_cache
 
+from fastslow.engine.kv.budget import page_budget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.pages import PagePool
-from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.kv.storage import KVStorage
 
 TEXT = list(range(100, 116))
 
@@ -69,20 +70,9 @@ def test_rejected_rows_are_never_published() -> None:
     cache.open(0, TEXT[:3], None, 2)
     assert cache.reserve(0, 8)
     cache.commit(0, 3, [], TEXT[:4])  # five nodes written, none accepted
-    assert cache.cached_pages == 0 and cache.valid(0) == 3
+    assert len(_prefix(cache)) == 0 and cache.valid(0) == 3
     cache.commit(0, 4, [1], TEXT[:6])
-    assert cache.cached_pages == 1 and cache.valid(0) == 5
-
-
-def test_moves_may_overlap() -> None:
-    storage = KVStorage(KVShape(2, 5, 1, 1, torch.float32, "cpu"))
-    for rows in (*storage.k, *storage.v):
-        rows.copy_(torch.arange(5.0).reshape(5, 1, 1))
-    storage.move(np.array([0, 1, 2]), np.array([1, 2, 0]))
-    for rows in (*storage.k, *storage.v):
-        assert rows.flatten().tolist() == [2, 0, 1, 3, 4]
-    token = KVStorage.token_bytes(layers=2, kv_heads=1, head_dim=1, dtype=torch.float32)
-    assert storage.nbytes == 5 * token
+    assert len(_prefix(cache)) == 1 and cache.valid(0) == 5
 
 
 def test_pages_come_in_runs_with_room_to_grow() -> None:
@@ -113,8 +103,6 @@ def test_misuse_is_refused() -> None:
     for said, misuse in refused.items():
         with pytest.raises(ValueError, match=said):
             misuse()
-    with pytest.raises(ValueError, match="pages is 0"):
-        small_cache(pages=0)
     with pytest.raises(KeyError):
         cache.close(7)
     cache.check_integrity()
@@ -176,3 +164,142 @@ def test_seeded_faults_are_seen(message: str) -> None:
     FAULTS[message](cache)
     with pytest.raises(IntegrityError, match=message):
         cache.check_integrity()
+
+
+# Pinned pages that requests of every root may share
+
+ALL = "all"
+
+
+def read(cache: KVCache, request: int, tokens: list[int], root: str, most: int = 99) -> int:
+    """Run a prompt, and leave its request open; gives what was cached of it."""
+    found = cache.open(request, tokens, root, most, for_all=ALL)
+    if cache.reserve(request, len(tokens)):
+        cache.advance(request, len(tokens), tokens)
+    return found
+
+
+def test_the_longer_of_two_ways_counts() -> None:
+    cache, text = small_cache(24), list(range(12))
+    read(cache, 0, text[:8], "me")  # two pages of its own
+    read(cache, 1, text, "nobody")
+    assert cache.pin(0, text, "nobody", 4, ALL) == 12
+    for request in (0, 1):
+        cache.close(request)
+    assert read(cache, 2, [*text, 50, 51, 52, 53], "me") == 12, "two of its own, three of all"
+    assert read(cache, 3, [*text, 50, 51, 52, 53], "you") == 12, "and not what follows"
+    assert read(cache, 4, [*text, 50, 51, 52, 53], "me") == 16
+    cache.check_integrity()
+    cache.unpin(0)
+    assert read(cache, 5, text, "you") == 0
+    assert read(cache, 6, text, "nobody") == 12
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_order_of_calls_keeps_the_books(seed: int) -> None:
+    chance = random.Random(seed)
+    cache = small_cache(24)
+    opened: dict[int, str] = {}
+    pins: set[int] = set()
+    texts = [[0] * n + [chance.randrange(2) for _ in range(6)] for n in (0, 3, 6, 9, 12)]
+    for number in range(150):
+        text, root = chance.choice(texts), chance.choice(("nobody", "me", "you"))
+        match chance.randrange(6):
+            case 0 | 1 if len(opened) < 3:
+                read(cache, number, text, root, chance.choice((0, 99)))
+                opened[number] = root
+            case 2 if opened:
+                request = chance.choice(list(opened))
+                del opened[request]
+                cache.close(request)
+            case 3 if len(pins) < 2:
+                try:
+                    cache.pin(number, text, "nobody", 6, chance.choice((ALL, None)))
+                except ValueError:
+                    continue
+                pins.add(number)
+            case 4 if pins:
+                pin = chance.choice(sorted(pins))
+                pins.discard(pin)
+                cache.unpin(pin)
+            case 5 if chance.random() < 0.1:
+                cache.clear_prefix()
+                pins.clear()
+        cache.check_integrity()
+
+
+# Attention that is data parallel: a request's pages are all of one rank
+
+
+class TwoRanks(KVStorage):
+    dp_ranks = 2
+
+
+def two_ranks(pages: int = 8) -> KVCache:
+    return small_cache(pages, storage=TwoRanks)
+
+
+def test_requests_go_where_there_is_most_room_and_stay() -> None:
+    kv = two_ranks()
+    for request in range(4):
+        assert kv.open(request, [request] * 8, None, 7) == 0
+        assert kv.reserve(request, 8)
+    assert [kv.dp_rank(r) for r in range(4)] == [0, 1, 0, 1]
+    assert kv.free_pages == 0 and kv.requests == 4
+    for request in range(4):
+        slots = kv.slots(request, 0, 8)
+        assert set(slots // 16) == {kv.dp_rank(request)}
+    kv.close(1)
+    assert kv.free_for(0) == 0 and kv.free_for(3) == 2
+    assert not kv.reserve(0, 9) and kv.reserve(3, 9), "a page of another rank is of no use"
+    kv.check_integrity()
+
+
+def test_a_beginning_is_found_on_its_rank_unless_that_is_full() -> None:
+    kv = two_ranks()
+    text = list(range(12))
+    kv.open(0, text, None, 0)
+    kv.reserve(0, 12)
+    kv.advance(0, 12, text)
+    kv.open(1, text, None, 11)
+    assert kv.dp_rank(1) == kv.dp_rank(0) == 0 and kv.valid(1) == 8
+    assert kv.reserve(1, 12) and kv.free_for(0) == 0
+    assert kv.open(2, [*text, 20, 21, 22, 23], None, 15) == 0, "no room where three pages are known"
+    assert kv.dp_rank(2) == 1
+    kv.close(2)
+    assert kv.open(3, text, "another mode", 11) == 0 and kv.dp_rank(3) == 1
+    for request in (0, 1, 3):
+        kv.close(request)
+    assert kv.free_pages - kv.empty_pages == 3
+    kv.clear_prefix()
+    assert kv.free_pages == 8 == kv.pages
+    kv.check_integrity()
+
+
+def test_what_fits_is_what_one_rank_holds() -> None:
+    kv = two_ranks(9)
+    assert kv.pages == 8 and kv.fits(16) and not kv.fits(17)
+    with pytest.raises(ValueError, match="is already open"):
+        kv.open(0, [1], None, 0)
+        kv.open(0, [1], None, 0)
+    sizes: dict[str, Any] = {"page_bytes": 10, "page_size": 4, "context": 16, "max_requests": 4}
+    sizes["device"] = "cpu"
+    assert page_budget(80, **sizes, dp_ranks=2) == 8
+    with pytest.raises(ValueError, match="16 tokens on each of 2 data-parallel ranks needs 80 B"):
+        page_budget(79, **sizes, dp_ranks=2)
+
+
+def test_accepted_rows_move_on_their_rank() -> None:
+    kv = two_ranks()
+    for request in (0, 1):
+        kv.open(request, [7, 8], None, 0)
+        kv.reserve(request, 8)
+        kv.advance(request, 2, [7, 8])
+    slots = kv.slots(1, 0, 8)
+    rows = torch.arange(2 * 8 * 2.0).view(2, 8, 1, 2)
+    kv.storage.write(slots, rows, -rows)
+    kv.commit(1, 2, [1, 3], [7, 8, 9, 10, 11])
+    keys, values = kv.storage.read(slots[:4])
+    assert torch.equal(keys, rows[:, [0, 1, 3, 5]]) and torch.equal(values, -keys)
+    assert kv.valid(1) == 4 and kv.valid(0) == 2

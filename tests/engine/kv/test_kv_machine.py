@@ -52,30 +52,23 @@ class CacheMachine(RuleBasedStateMachine):
         assert position >= self.held[request].valid
         slot = int(self.cache.slots(request, position, position + 1)[0])
         value = marker(self.held[request].root, text)
-        for layer, (k, v) in enumerate(
-            zip(self.cache.storage.k, self.cache.storage.v, strict=True)
-        ):
+        storage = self.cache.storage
+        for layer, (k, v) in enumerate(zip(storage.k, storage.v, strict=True)):
             k[slot] = value + layer
             v[slot] = -value - layer
 
     def reserve(self, request: int, length: int) -> bool:
-        room, free = self.cache.room(request), self.cache.free_pages
-        cached = self.cache.cached_pages
+        def state() -> tuple[int, int, int]:
+            return self.cache.room(request), self.cache.free_pages, self.cache.empty_pages
+
+        room, free, _ = before = state()
         enough = self.cache.pages_for(length) - room // PAGE_SIZE <= free
         assert self.cache.reserve(request, length) == enough
-        if enough:
-            assert self.cache.room(request) >= length
-        else:
-            after = self.cache.room(request), self.cache.free_pages, self.cache.cached_pages
-            assert after == (room, free, cached)
+        assert self.cache.room(request) >= length if enough else state() == before
         return enough
 
     @precondition(lambda self: len(self.held) < 4)
-    @rule(
-        tokens=texts,
-        root=roots,
-        most=st.sampled_from([None, -1, 7, 0]),
-    )
+    @rule(tokens=texts, root=roots, most=st.sampled_from([None, -1, 7, 0]))
     def open(self, tokens: list[int], root: object, most: int | None) -> None:
         limit = len(tokens) if most is None else len(tokens) - 1 if most == -1 else most
         valid = self.cache.open(self.opened, tokens, root, limit)
@@ -98,13 +91,10 @@ class CacheMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(
-        pick=picks,
-        nodes=st.lists(st.tuples(tokens_, picks), max_size=7),
-        leaf=picks,
-        bonus=tokens_,
+        pick=picks, nodes=st.lists(st.tuples(tokens_, picks), max_size=7), leaf=picks, bonus=tokens_
     )
     def step(self, pick: int, nodes: list[tuple[int, int]], leaf: int, bonus: int) -> None:
-        """Verify a random tree behind the last token, and accept the path to a random node."""
+        """Verify a random tree after the last token, and accept the path to a random node."""
         request = self.pick(pick)
         held = self.held[request]
         base = len(held.tokens)
@@ -139,7 +129,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def clear_prefix(self) -> None:
         self.cache.clear_prefix()
-        assert self.cache.cached_pages == 0
+        assert self.cache.free_pages == self.cache.empty_pages
 
     @invariant()
     def books_agree(self) -> None:
@@ -155,13 +145,10 @@ class CacheMachine(RuleBasedStateMachine):
     def rows_read_back(self) -> None:
         for request, held in self.held.items():
             assert self.cache.valid(request) == held.valid
-            slots = self.cache.slots(request, 0, held.valid)
-            expected = torch.tensor(
-                [marker(held.root, held.tokens[: i + 1]) for i in range(held.valid)]
-            )
-            for layer, (k, v) in enumerate(
-                zip(self.cache.storage.k, self.cache.storage.v, strict=True)
-            ):
+            slots, storage = self.cache.slots(request, 0, held.valid), self.cache.storage
+            markers = [marker(held.root, held.tokens[: i + 1]) for i in range(held.valid)]
+            expected = torch.tensor(markers)
+            for layer, (k, v) in enumerate(zip(storage.k, storage.v, strict=True)):
                 assert torch.equal(k[slots, 0, 1], expected + layer)
                 assert torch.equal(v[slots, 0, 0], -expected - layer)
 

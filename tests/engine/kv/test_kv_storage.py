@@ -69,7 +69,7 @@ def test_where_the_elements_of_a_tile_lie(dtype: torch.dtype) -> None:
 
 
 def test_where_the_bytes_of_a_tile_lie() -> None:
-    """As tile.h says: keys by words of four places, values by words of four slots, scales behind keys."""
+    """As tile.h says: keys by words of four places, values by words of four slots, scales after keys."""
     storage, (keys, values) = make(Int8Tiles, 40), some(40)
     storage.write(np.arange(40), keys, values)
     flat_keys = storage.k[2].flatten()

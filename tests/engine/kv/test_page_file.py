@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,22 +37,8 @@ def spilling(folder: Path, kv: KVCache, pages: int = 100) -> PageFile:
     return kv.spill
 
 
-class Broken:
-    """A file on a full disk, or one that is cut off."""
-
-    def __init__(self, full: bool) -> None:
-        self.full = full
-
-    def seek(self, place: int) -> int:
-        return place
-
-    def write(self, data: memoryview) -> int:
-        if self.full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return len(data)
-
-    def readinto(self, data: memoryview) -> int:
-        return len(data) - 1
+def no_space(data: memoryview) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def write(
@@ -166,7 +153,12 @@ def test_a_full_disk_ends_the_spilling_and_what_cannot_be_read_back_is_a_miss(
         write(kv, request, [500 * request + n for n in range(size)])
         kv.close(request)
     assert len(spill) > 0
-    monkeypatch.setattr(spill, "_file", Broken(full))
+    calls = {
+        "seek": int,
+        "write": no_space if full else len,
+        "readinto": lambda data: len(data) - 1,
+    }
+    monkeypatch.setattr(spill, "_file", SimpleNamespace(**calls))  # a full disk, or a file cut off
     if full:
         write(kv, 2, [900 + n for n in range(120)])
         kv.close(2)

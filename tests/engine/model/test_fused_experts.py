@@ -19,6 +19,7 @@ from fastslow.engine.model.config import ModelConfig
 
 CONFIG = {**FAMILIES["gpt_oss"], "num_hidden_layers": 2, "torch_dtype": "bfloat16"}
 FIRST = "model.layers.0.mlp.experts"
+NO_DOWN = {"down_proj_blocks": None, "down_proj_scales": None}
 
 
 def whole(packed: bool) -> dict[str, Tensor]:
@@ -42,17 +43,11 @@ def whole(packed: bool) -> dict[str, Tensor]:
                     table[f"{prefix}.{stem}_proj"] = stacked.transpose(1, 2).contiguous()
             if packed:
                 shape = (count, outputs, inputs // 32)
-                table[f"{prefix}.{stem}_proj_blocks"] = torch.randint(
-                    256, (*shape, 16), generator=random, dtype=torch.uint8
-                )
-                table[f"{prefix}.{stem}_proj_scales"] = torch.randint(
-                    100, 130, shape, generator=random, dtype=torch.uint8
-                )
-        for kind in ("weight", "bias"):
-            table[f"model.layers.{n}.mlp.router.{kind}"] = table.pop(
-                f"model.layers.{n}.mlp.gate.{kind}"
-            )
-    return table
+                blocks = torch.randint(256, (*shape, 16), generator=random, dtype=torch.uint8)
+                scales = torch.randint(100, 130, shape, generator=random, dtype=torch.uint8)
+                table[f"{prefix}.{stem}_proj_blocks"] = blocks
+                table[f"{prefix}.{stem}_proj_scales"] = scales
+    return {name.replace(".mlp.gate.", ".mlp.router."): x for name, x in table.items()}
 
 
 def test_one_tensor_or_many_are_the_same_model(tmp_path: Path) -> None:
@@ -83,10 +78,7 @@ def test_rows_in_mxfp4_are_those_of_a_gguf_file_bit_for_bit(tmp_path: Path) -> N
     ("change", "message"),
     [
         ({"gate_up_proj_scales": None}, "gate_up_proj_blocks, but lacks .*gate_up_proj_scales"),
-        (
-            {"down_proj_blocks": None, "down_proj_scales": None},
-            r"lacks tensor .*0.mlp.experts.down_proj of shape \[8, 32, 64\]",
-        ),
+        (NO_DOWN, r"lacks tensor .*0.mlp.experts.down_proj of shape \[8, 32, 64\]"),
         ({"gate_up_proj_bias": None}, "lacks tensor .*gate_up_proj_bias of shape"),
         ({"3.up_proj.weight": (32, 64)}, "3.up_proj.weight twice: .*gate_up_proj_blocks holds"),
         ({"down_proj": (8, 32, 64)}, "down_proj.weight twice: .*down_proj_blocks holds it, too"),

@@ -19,16 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastslow.engine.backends.cpu.library import build
-from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint import checkpoint
-from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.host.files import cache_folder
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Weights
-from fastslow.engine.model.tensors import tensor_shapes
 
-NORM = "model.norm.weight"
+NORM, NORM_8 = "model.norm.weight", torch.ones(64).to(torch.float8_e4m3fn)
+CACHE_SCALE = "model.layers.0.self_attn.k_proj.kv_cache_scale"
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -53,20 +49,6 @@ def with_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     change(index["weight_map"])
     (folder / INDEX).write_text(json.dumps(index))
     return folder
-
-
-def test_every_tensor_is_read_once(tmp_path: Path) -> None:
-    folder = checkpoints.write_moge(tmp_path, mlp_only_layers=[1])
-    config = ModelConfig.from_folder(folder)
-    names: list[str] = []
-    with Checkpoint.open(folder, config).reader(progress=False) as read:
-
-        def noted(name: str) -> Tensor:
-            names.append(name)
-            return read(name)
-
-        Weights(config, ops_for("cpu"), torch.float32, torch.device("cpu"), noted)
-    assert sorted(names) == sorted(tensor_shapes(config))
 
 
 def test_a_tied_head_and_rotary_constants_may_be_in_the_file(tmp_path: Path) -> None:
@@ -100,18 +82,12 @@ def test_dtypes(tmp_path: Path, stored: str, asked: str | torch.dtype, runs: tor
 
 def test_unknown_dtype_and_device_are_refused(tmp_path: Path) -> None:
     folder = checkpoints.write_dense(tmp_path)
-    with pytest.raises(ValueError, match="dtype 'int8' is not one of auto, bfloat16"):
-        load_model(folder, "int8")
-    with pytest.raises(ValueError, match=r"dtype 'x{79}\.\.\. is not one of auto, bfloat16"):
-        load_model(folder, "x" * 5000)  # as a config.json's own
-    with pytest.raises(ValueError, match="device 'abacus' is not one of"):
-        load_model(folder, device="abacus")
-    with pytest.raises(ValueError, match="device 'cpu:x' is not a device name"):
-        load_model(folder, device="cpu:x")
-    with pytest.raises(ValueError, match="device 'cuda:99' is not on this machine"):
-        load_model(folder, device="cuda:99")
-    with pytest.raises(ValueError, match="device 'meta' is not one of"):
-        load_model(folder, device="meta")
+    refused(folder, "dtype 'int8' is not one of auto, bfloat16", dtype="int8")
+    refused(folder, r"dtype 'x{79}\.\.\. is not one of auto", dtype="x" * 5000)  # as a config's own
+    refused(folder, "device 'abacus' is not one of", device="abacus")
+    refused(folder, "device 'cpu:x' is not a device name", device="cpu:x")
+    refused(folder, "device 'cuda:99' is not on this machine", device="cuda:99")
+    refused(folder, "device 'meta' is not one of", device="meta")
 
 
 def test_missing_parts(tmp_path: Path) -> None:
@@ -129,16 +105,10 @@ def test_missing_parts(tmp_path: Path) -> None:
         (lambda t: t.pop(NORM), r"lacks tensor model.norm.weight of shape \[64\]$"),
         (lambda t: [t.pop(k) for k in list(t) if "layers.1" in k], r"lacks .* and 8 more$"),
         (lambda t: t.update(odd=torch.zeros(2)), "unexpected tensor odd"),
-        (
-            lambda t: t.update({"model.layers.0.self_attn.k_proj.kv_cache_scale": torch.ones(1)}),
-            "unexpected tensor .*kv_cache_scale",
-        ),
+        (lambda t: t.update({CACHE_SCALE: torch.ones(1)}), "unexpected tensor .*kv_cache_scale"),
         (lambda t: t.update({NORM: torch.ones(65)}), r"norm.weight has shape \[65\].*\[64\]"),
         (lambda t: t.update({NORM: torch.ones(64, dtype=torch.int8)}), "dtype I8, which is not"),
-        (
-            lambda t: t.update({NORM: torch.ones(64).to(torch.float8_e4m3fn)}),
-            "dtype F8_E4M3, which is not one of BF16, F16, F32, F64",
-        ),
+        (lambda t: t.update({NORM: NORM_8}), "dtype F8_E4M3, which is not one of BF16, F16, F32"),
     ],
 )
 def test_wrong_tensors(
@@ -182,10 +152,7 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
 def test_broken_index(tmp_path: Path, text: str) -> None:
     folder = checkpoints.write_moge(tmp_path)
     (folder / INDEX).write_text(text)
-    refused(
-        folder,
-        f"{INDEX} (is not valid JSON|must hold an object weight_map|must hold a JSON object)",
-    )
+    refused(folder, f"{INDEX} (is not valid JSON|must hold an object weight_map|must hold a JSON)")
 
 
 MEMORY = """
@@ -228,11 +195,8 @@ print(max(peak, anonymous()) - before)
 def test_peak_memory_stays_near_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kernels: str
 ) -> None:
-    """Anonymous pages only: those of the mapped files belong to the system, and can be dropped.
-
-    What is packed passes through float32. At most three such copies of the largest matrix live at once,
-    the head's; whether the watcher sees all three is a matter of time.
-    """
+    """Anonymous pages only. What is packed passes through float32: at most three such copies of the largest
+    matrix live at once."""
     if kernels != "off":
         compiled = cache_folder() / "kernels"
         build(kernels)
@@ -240,22 +204,24 @@ def test_peak_memory_stays_near_the_model(
         shutil.copytree(compiled, tmp_path / "cache" / "kernels")
         monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FASTSLOW_KERNELS", kernels)
-    folder = checkpoints.write_moge(
-        tmp_path,
-        vocab=8192,
-        hidden_size=512,
-        moe_intermediate_size=768,
-        num_experts=20,
-        num_hidden_layers=4 if dtype == "bfloat16" else 2,
-        torch_dtype=dtype,
-    )
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    assert size > 150 << 20
+    size: dict[str, Any] = {
+        "vocab": 8192,
+        "hidden_size": 512,
+        "moe_intermediate_size": 768,
+        "num_experts": 20,
+    }
+    layers = 4 if dtype == "bfloat16" else 2
+    folder = checkpoints.write_moge(tmp_path, num_hidden_layers=layers, torch_dtype=dtype, **size)
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert held > 150 << 20
     script = [sys.executable, "-c", MEMORY, str(folder)]
     used = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
-    assert 0.9 * size < used < 1.05 * size + 3 * 8192 * 512 * 4
+    assert 0.9 * held < used < 1.05 * held + 3 * 8192 * 512 * 4
     if kernels != "off":
         assert list((tmp_path / "cache" / "packed").iterdir())
+
+
+STRETCHED = {"rope_scaling": {"type": "linear", "factor": 1e6}}
 
 
 @pytest.mark.parametrize(
@@ -268,16 +234,11 @@ def test_peak_memory_stays_near_the_model(
         ({"vocab_size": 3_000_000_000}, "vocab_size 3000000000 must be at most 2147483647"),
         ({"eos_token_id": 3_000_000_000}, "eos_token_id 3000000000 must be at most 2147483647"),
         ({"hidden_size": 2**31}, "hidden_size 2147483648 must be at most 16777216"),
-        ({"hidden_size": 64.0}, "hidden_size 64.0 must be a whole number"),
-        ({"hidden_size": True}, "hidden_size True must be a whole number"),
         ({"rms_norm_eps": 1e308}, "rms_norm_eps 1e.308 must be from 1e-20 to 1"),
         ({"rope_theta": 1e-320}, "rope_theta 1e-320 must be from 1 to 1e.15"),
         ({"max_position_embeddings": 2**40}, "max_position_embeddings 1099511627776 must be"),
         ({"rope_scaling": {"type": "linear", "factor": 1e9}}, "factor 1000000000.0 must be from"),
-        (
-            {"rope_scaling": {"type": "linear", "factor": 1e6}, "max_position_embeddings": 10**6},
-            "max_position_embeddings 1000000, times the rope_scaling factor, must be at most",
-        ),
+        ({**STRETCHED, "max_position_embeddings": 10**6}, "1000000, times the rope_scaling factor"),
         ({"architectures": ["x" * 5000]}, r"architecture 'xxx.*\.\.\. is not one of the known"),
     ],
 )
@@ -289,9 +250,6 @@ def test_absurd_sizes_are_refused_before_anything_is_made(
     (folder / "config.json").write_text(json.dumps(config | fields))
     monkeypatch.setattr(checkpoint, "expected_tensors", None)  # would name every tensor
     refused(folder, message)
-
-
-BLOCK_FILE = "q4_1.safetensors"
 
 
 @compiled
@@ -312,5 +270,5 @@ def test_four_bit_blocks_are_checked_like_all_tensors(
     """A block of 32 inputs takes 20 bytes."""
     folder = checkpoints.write_dense(tmp_path, torch_dtype="bfloat16")
     table = {f"model.layers.0.mlp.{name}_proj.weight": some for name, some in blocks.items()}
-    save_file(table, folder / BLOCK_FILE)
+    save_file(table, folder / "q4_1.safetensors")
     refused(folder, rf"q4_1\.safetensors.*{message}", quantization="auto")

@@ -19,13 +19,8 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.types import Rows
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def assert_same_probs(folder: Path, groups: int | None = None, max_len: int = 0) -> None:
@@ -39,20 +34,21 @@ def assert_same_probs(folder: Path, groups: int | None = None, max_len: int = 0)
     torch.testing.assert_close(exact.log_softmax(-1), expected, rtol=0, atol=1e-9)
 
 
+ONE_DEVICE = {"num_experts": 64, "num_experts_per_tok": 8}
+
+
 @pytest.mark.parametrize(
-    ("groups", "dense_layers"),
-    [(None, None), (0, [1]), (1, None), (3, [1]), (4, None), (8, [1])],
+    ("groups", "fields"),
+    [
+        *[(n, {}) for n in (None, 1, 4)],
+        *[(n, {"mlp_only_layers": [1]}) for n in (0, 3, 8)],
+        *[(n, ONE_DEVICE) for n in (None, 3)],
+    ],
 )
 def test_moge_runs_the_asked_for_groups(
-    tmp_path: Path, groups: int | None, dense_layers: list[int] | None
+    tmp_path: Path, groups: int | None, fields: dict[str, Any]
 ) -> None:
-    assert_same_probs(checkpoints.write_moge(tmp_path, mlp_only_layers=dense_layers), groups)
-
-
-@pytest.mark.parametrize("groups", [None, 3])
-def test_moge_with_the_groups_of_one_device(tmp_path: Path, groups: int | None) -> None:
-    folder = checkpoints.write_moge(tmp_path, num_experts=64, num_experts_per_tok=8)
-    assert_same_probs(folder, groups)
+    assert_same_probs(checkpoints.write_moge(tmp_path, **fields), groups)
 
 
 @pytest.mark.parametrize("groups", [None, 2])

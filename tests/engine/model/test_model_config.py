@@ -5,38 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
 import torch
-from loguru import logger
 
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import active_parameters, parameters
-
-PRO_MOE: dict[str, Any] = {
-    "architectures": ["PanguProMoEForCausalLM"],
-    "vocab_size": 153376,
-    "hidden_size": 5120,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rope_theta": 16000000.0,
-    "rms_norm_eps": 1e-5,
-    "num_experts": 64,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 1344,
-    "shared_expert_intermediate_size": 5376,
-}
+from fastslow.tools.plan.published import KNOWN
 
 
 def test_counts_of_the_72b_are_the_published_ones() -> None:
-    config = ModelConfig.from_json(PRO_MOE)
+    config = ModelConfig.from_json(KNOWN["openpangu-pro-moe-72b"])
     assert config.head_dim == 128 and config.context == 131072
     assert parameters(config) / 1e9 == pytest.approx(71.99, abs=0.01)
     assert active_parameters(config) / 1e9 == pytest.approx(16.5, abs=0.01)
@@ -46,7 +29,7 @@ def test_counts_of_the_72b_are_the_published_ones() -> None:
 
 
 def test_counts_of_a_dense_model_do_not_know_groups() -> None:
-    config = ModelConfig.from_json({**checkpoints.DENSE, "vocab_size": 96})
+    config = ModelConfig.from_json(checkpoints.DENSE)
     assert config.groups == 0
     assert parameters(config) == active_parameters(config) == active_parameters(config, 3)
 
@@ -70,11 +53,7 @@ def test_counts_of_a_dense_model_do_not_know_groups() -> None:
         ("rms_norm_eps", float("nan"), "rms_norm_eps nan must be a finite number"),
         ("rope_theta", "big", "rope_theta 'big' must be a number"),
         ("tie_word_embeddings", "yes", "tie_word_embeddings 'yes' must be true or false"),
-        (
-            "rope_scaling",
-            {"type": "longrope", "factor": 2.0},
-            "type 'longrope' is not one of the known",
-        ),
+        ("rope_scaling", {"type": "longrope", "factor": 2.0}, "'longrope' is not one of the kno"),
         ("rope_scaling", {"type": "linear"}, "factor is missing"),
         ("rope_scaling", {"type": "linear", "factor": 0.5}, "factor 0.5 must be at least 1"),
         ("rope_scaling", "linear", "rope_scaling must be an object"),
@@ -90,31 +69,21 @@ def test_refusals_name_field_value_and_limit(field: str, value: Any, message: st
 
 
 # As openPangu-R-7B-2512 says: the name of Embedded, and another network.
-R_7B: dict[str, Any] = {
-    "architectures": ["PanguEmbeddedForCausalLM"],
-    "vocab_size": 153376,
-    "hidden_size": 4096,
-    "intermediate_size": 12800,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
+SAID: dict[str, Any] = {
     "qk_rope_dim": 32,
     "param_sink_number": 128,
     "layer_types": ["sliding_attention", "full_attention"],
     "sliding_window": 128,
 }
-SAID = ("qk_rope_dim", "param_sink_number", "layer_types", "sliding_window")
 
 
 @pytest.mark.parametrize("field", SAID)
 def test_a_network_that_only_has_the_name_is_refused_for_each_field_alone(field: str) -> None:
-    with pytest.raises(ValueError, match=r"changes the model .* PanguEmbeddedForCausalLM"):
-        ModelConfig.from_json(R_7B)
-    rest = {name: value for name, value in R_7B.items() if name not in SAID}
-    assert ModelConfig.from_json(rest).layers == 27
-    with pytest.raises(ValueError, match=rf"{field} .*changes the model"):
-        ModelConfig.from_json({**rest, field: R_7B[field]})
+    named = {**checkpoints.DENSE, "architectures": ["PanguEmbeddedForCausalLM"]}
+    assert ModelConfig.from_json(named).layers == 2
+    for said in (SAID, {field: SAID[field]}):
+        with pytest.raises(ValueError, match=r"changes the model .* PanguEmbeddedForCausalLM"):
+            ModelConfig.from_json({**named, **said})
 
 
 CHANGED: list[tuple[str, Any]] = [
@@ -155,14 +124,6 @@ NEUTRAL: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
-    yield lines
-    logger.remove(sink)
-
-
 @pytest.mark.parametrize(("field", "value"), CHANGED)
 def test_a_field_that_changes_the_forward_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:
@@ -183,17 +144,17 @@ def test_a_name_that_says_nothing_is_logged(logged: list[str]) -> None:
     assert config == ModelConfig.from_json(checkpoints.DENSE)
 
 
+LATE = {"use_sliding_window": True, "max_window_layers": 2}
+SLOW = {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types .* must be a list of 4"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 4}, "'chunked_attention', which is not"),
-        (
-            "qwen2",
-            {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 4},
-            "no sliding_window is in use",
-        ),
-        ("qwen2", {"sliding_window": 0}, "sliding_window 0 must be a whole number of at least 1"),
+        ("mistral", {"sliding_window": 0}, "sliding_window 0 must be a whole number of at least 1"),
+        ("smollm3", {"layer_types": ["sliding_attention"] * 4}, "no sliding_window is in use"),
         ("qwen2", {"qk_norm": True}, "qk_norm True changes the model"),
         ("mistral", {"attention_bias": True}, "attention_bias True changes the model"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers .* for each of 4 layers"),
@@ -203,21 +164,14 @@ def test_a_name_that_says_nothing_is_logged(logged: list[str]) -> None:
         ("qwen3_moe", {"mlp_only_layers": [7]}, r"mlp_only_layers .*7.* must be below"),
         ("qwen3_moe", {"shared_expert_intermediate_size": 32}, "shared_expert_intermediate_size"),
         ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step 0 must be"),
-        (
-            "qwen3_moe",
-            {"use_sliding_window": True, "max_window_layers": 2},
-            "max_window_layers must be 0 where use_sliding_window is true",
-        ),
+        ("qwen3_moe", LATE, "max_window_layers must be 0 where use_sliding_window is true"),
         ("qwen3_moe", {"use_qk_norm": False}, "use_qk_norm false is not known"),
         ("llama", {"is_causal": False}, "is_causal false is not supported"),
         ("gpt_oss", {"swiglu_limit": -1.0}, "swiglu_limit -1.0 must be"),
-        ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ("gpt_oss", {"hidden_act": "gelu_pytorch_tanh"}, "'gelu_pytorch_tanh' is not supported"),
         ("gpt_oss", {"rope_scaling": {"rope_type": "yarn"}}, "factor is missing"),
-        (
-            "gpt_oss",
-            {"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}},
-            "beta_fast 1.0 must be above beta_slow 2.0",
-        ),
+        ("gpt_oss", {"rope_scaling": SLOW}, "beta_fast 1.0 must be above beta_slow 2.0"),
+        ("llama", {"head_dim": None, "hidden_size": 65}, "hidden_size 65 must be a multiple of"),
     ],
 )
 def test_families_refuse_what_does_not_fit(
@@ -261,24 +215,12 @@ def test_what_is_missing_is_as_in_transformers() -> None:
     assert not moe.router.normed
 
 
-def test_hidden_size_must_split_into_heads_when_head_dim_is_missing() -> None:
-    raw = {**checkpoints.DENSE, "head_dim": None, "hidden_size": 65}
-    with pytest.raises(ValueError, match="hidden_size 65 must be a multiple of num_att"):
-        ModelConfig.from_json(raw)
-
-
 def test_scaled_context_and_end_ids() -> None:
     scaling = {"type": "linear", "factor": 4.0}
     raw = {**checkpoints.DENSE, "rope_scaling": scaling, "eos_token_id": [2, 7]}
     config = ModelConfig.from_json(raw)
     assert config.context == 2048
     assert config.eos_ids == (2, 7) and config.bos_id == 1
-
-
-def test_gpt_oss_has_its_own_activation_alone() -> None:
-    raw = {**checkpoints.FAMILIES["gpt_oss"], "vocab_size": 96, "hidden_act": "gelu_pytorch_tanh"}
-    with pytest.raises(ValueError, match="hidden_act 'gelu_pytorch_tanh' is not supported"):
-        ModelConfig.from_json(raw)
 
 
 def test_two_threads_may_open_their_first_model_at_once() -> None:
@@ -298,8 +240,7 @@ def test_two_threads_may_open_their_first_model_at_once() -> None:
 
 
 def test_only_stacked_experts_are_in_mxfp4(tmp_path: Path) -> None:
-    raw = {**checkpoints.DENSE, "architectures": ["LlamaForCausalLM"], "vocab_size": 96}
-    raw |= {"quantization_config": {"quant_method": "mxfp4"}}
+    raw = {**checkpoints.DENSE, "quantization_config": {"quant_method": "mxfp4"}}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match="quant_method 'mxfp4', which is not the known"):
         Scheme.from_folder(tmp_path)

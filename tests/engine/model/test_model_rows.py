@@ -23,21 +23,18 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.types import Rows, Segment
 
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "wide window": ("mistral", {"sliding_window": 133}),
+    "one kv head": ("mistral", {"num_key_value_heads": 1, "sliding_window": 21}),
+    "odd head": ("qwen3", {"head_dim": 36, "num_attention_heads": 6}),
+    "not normed": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2}),
+    "long windows": ("gpt_oss", {"sliding_window": 150, "num_local_experts": 40}),
+}
 KINDS: dict[str, Callable[..., Path]] = {
     "moge": partial(write_moge, mlp_only_layers=[1]),
     "dense": partial(write_dense, attention_bias=True),
     **{family: partial(write_family, family=family) for family in FAMILIES},
-    "wide window": partial(write_family, family="mistral", sliding_window=133),
-    "one kv head": partial(
-        write_family, family="mistral", num_key_value_heads=1, sliding_window=21
-    ),
-    "odd head": partial(write_family, family="qwen3", head_dim=36, num_attention_heads=6),
-    "not normed": partial(
-        write_family, family="qwen3_moe", norm_topk_prob=False, decoder_sparse_step=2
-    ),
-    "long windows": partial(
-        write_family, family="gpt_oss", sliding_window=150, num_local_experts=40
-    ),
+    **{name: partial(write_family, family=f, **fields) for name, (f, fields) in OTHERS.items()},
     "pangu v2": partial(write_moe, v_channels=12),
     "many sinks": partial(write_moe, v_channels=12, param_sink_number=300),
 }

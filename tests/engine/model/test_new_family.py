@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import texts
 import torch
-from checkpoints import write
+from checkpoints import DENSE, tensors, write
 from engine_tools import PLENTY, Ask, Bench, RandomDraft, answer
 from family_tools import load
 from reference_model import ReferenceModel
@@ -34,30 +34,18 @@ from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.families.reading import decoder
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.config_json import ConfigJson, number
-from fastslow.engine.model.family import Family, register
+from fastslow.engine.model.family import ConfigJson, Family, number, register
 from fastslow.engine.model.shape import DecoderShape
-from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import probs_at
 
 CONFIG: dict[str, Any] = {
+    **DENSE,
     "architectures": ["SandwichForCausalLM"],
     "vocab_size": 48,
-    "hidden_size": 64,
-    "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-5,
     "hidden_act": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "float32",
 }
 CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
 PARTIAL = {"partial": 8, "values": 12}
@@ -87,14 +75,8 @@ register(Family(("SandwichForCausalLM",), read))
 
 
 def table(config: dict[str, Any]) -> dict[str, Tensor]:
-    """Random weights; every part matters."""
-    random = torch.Generator().manual_seed(0)
-    found = {}
-    for name, shape in tensor_shapes(ModelConfig.from_json(config)).items():
-        numbers = torch.randn(shape, generator=random)
-        gain = 0.2 if "norm" in name or len(shape) < 2 else 1.5 * shape[-1] ** -0.5
-        found[name] = gain * numbers
-    return found
+    """Random weights, those of norms less one."""
+    return {name: x - float("norm.weight" in name) for name, x in tensors(config).items()}
 
 
 class Reference(ReferenceModel):

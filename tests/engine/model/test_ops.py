@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.torch import reference
 from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
-from fastslow.engine.model.moge import choose
 from fastslow.engine.model.ops import Ops
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -85,17 +84,3 @@ def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> N
     weight, x = torch.randn(8, 16), torch.randn(4, 16)
     assert OneDnnOps().pack(weight) is weight
     assert torch.equal(OneDnnOps().linear(x, weight), F.linear(x, weight))
-
-
-def test_router_takes_the_first_of_equals_and_keeps_the_heaviest_groups() -> None:
-    logits = torch.tensor(
-        [[1.0, 3.0, 3.0, 0.0, 2.0, 2.0], [0.0] * 6, [0.0] * 6, [5.0, 0, 0, 0, 0, 4]]
-    )
-    scale = torch.tensor([1.0, 1.0, 2.0, 2.0, 1.0, 1.0])
-    choice = choose(logits, scale, 3, torch.tensor([1, 2, 0, -1]))
-    assert choice.numbers.tolist() == [[6, 2, 6], [0, 2, 6], [6, 6, 6], [0, 2, 5]]
-    probs = logits.softmax(-1)
-    wanted = [[0.0, 2 * probs[0, 2], 0.0], [1 / 6, 2 / 6, 0.0], [0.0] * 3]
-    torch.testing.assert_close(choice.weights[:3], torch.tensor(wanted))
-    heavy = torch.stack([probs[3, 0], 2 * probs[3, 2], probs[3, 5]])
-    torch.testing.assert_close(choice.weights[3], heavy)

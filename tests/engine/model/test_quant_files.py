@@ -24,7 +24,7 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import QuantKind, Scheme
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.int8 import QuantLinear, int8_product, pack_int8, quantise_tokens
+from fastslow.engine.model.ops import QuantLinear, int8_product, pack_int8, quantise_tokens
 
 DESCRIPTION = "quant_model_description.json"
 
@@ -155,44 +155,21 @@ def test_a_static_bias_is_found_again(tmp_path: Path) -> None:
 
 Break = Callable[[dict[str, torch.Tensor], dict[str, str]], object]
 Q = "model.layers.0.self_attn.q_proj.weight"
+SCALE, OFFSET = f"{Q}_scale", f"{Q}_offset"
 GATE, STRANGER = "model.layers.0.mlp.gate.weight", "model.layers.9.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (
-            lambda t, d: t.pop(f"{Q}_scale"),
-            r"lacks tensor model.layers.0.self_attn.q_proj.weight_scale of shape \[64, 1\]",
-        ),
-        (
-            lambda t, d: t.update({f"{Q}_scale": t[f"{Q}_scale"][1:].clone()}),
-            r"q_proj.weight_scale has shape \[63, 1\], but config.json asks for \[64, 1\]",
-        ),
-        (
-            lambda t, d: t[f"{Q}_scale"][2].fill_(float("nan")),
-            "the scales of tensor .*q_proj.weight must be finite numbers of at least 0",
-        ),
-        (
-            lambda t, d: t.update({f"{Q}_offset": torch.ones(64, 1)}),
-            "q_proj.weight_offset must be 0: int8 weights are symmetric",
-        ),
-        (
-            lambda t, d: d.update({Q: "W4A8_DYNAMIC"}),
-            "q_proj.weight is 'W4A8_DYNAMIC', which is not one of the known FLOAT, W8A8_D",
-        ),
-        (
-            lambda t, d: d.update({Q: "FLOAT"}),
-            "q_proj.weight is of dtype I8, which is not one of BF16, F16, F32, F64",
-        ),
-        (
-            lambda t, d: d.update({GATE: "W8A8_DYNAMIC"}),
-            "mlp.gate.weight is described as W8A8_DYNAMIC, but must be FLOAT",
-        ),
-        (
-            lambda t, d: d.update({STRANGER: "W8A8_DYNAMIC"}),
-            "layers.9.mlp.up_proj.weight is described as W8A8_.*, but the model has no such",
-        ),
+        (lambda t, d: t.pop(SCALE), r"lacks tensor .*q_proj.weight_scale of shape \[64, 1\]"),
+        (lambda t, d: t.update({SCALE: t[SCALE][1:].clone()}), r"weight_scale has shape \[63, 1\]"),
+        (lambda t, d: t[SCALE][2].fill_(torch.nan), "q_proj.weight must be finite numbers of at"),
+        (lambda t, d: t.update({OFFSET: torch.ones(64, 1)}), "weight_offset must be 0: int8 weig"),
+        (lambda t, d: d.update({Q: "W4A8_DYNAMIC"}), "'W4A8_DYNAMIC', which is not one of the"),
+        (lambda t, d: d.update({Q: "FLOAT"}), "q_proj.weight is of dtype I8, which is not one of"),
+        (lambda t, d: d.update({GATE: "W8A8_DYNAMIC"}), "gate.weight .* but must be FLOAT"),
+        (lambda t, d: d.update({STRANGER: "W8A8_DYNAMIC"}), "up_proj.weight .* model has no such"),
     ],
 )
 def test_damaged_files_are_refused(

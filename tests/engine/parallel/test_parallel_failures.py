@@ -15,7 +15,7 @@ from checkpoints import write_dense, write_moge
 from parallel_tools import SOON, gone, open_llm
 
 from fastslow import LLM, Parallel, SamplingParams
-from fastslow.engine.parallel import start
+from fastslow.engine.parallel import model as parallel_model
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.output import GenerationError
@@ -80,13 +80,13 @@ def test_an_llm_that_cannot_be_built_leaves_no_rank(
     tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[ParallelModel] = []
-    real = start.load_parallel
+    real = parallel_model.load_parallel
 
     def load(*arguments: Any, **options: Any) -> ParallelModel:
         opened.append(real(*arguments, **options))
         return opened[0]
 
-    monkeypatch.setattr(start, "load_parallel", load)
+    monkeypatch.setattr(parallel_model, "load_parallel", load)
     with pytest.raises(ValueError, match="kv_memory is 1.0 KiB"):
         open_llm(tiny_moge, kv_memory="1KiB")
     assert gone(opened[0].pids.values())
@@ -112,17 +112,16 @@ def test_an_llm_that_cannot_be_built_leaves_no_rank(
 def test_what_does_not_fit_is_refused_before_any_rank_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: Any, fields: Any, sentence: str
 ) -> None:
-    monkeypatch.setattr(start, "_started", lambda *_: pytest.fail("a rank was started"))
+    monkeypatch.setattr(parallel_model, "_started", lambda *_: pytest.fail("a rank was started"))
     write = write_dense if fields.pop("dense", False) else write_moge
     with pytest.raises(ValueError, match=sentence):
         open_llm(write(tmp_path, **fields), parallel)
 
 
 def test_quantization_is_for_one_rank(tiny_moge: Path) -> None:
-    with pytest.raises(ValueError, match="quantization 'int8' runs on one rank only"):
-        open_llm(tiny_moge, quantization="int8")
-    with pytest.raises(ValueError, match="kv_dtype 'int8' runs on one rank only"):
-        open_llm(tiny_moge, kv_dtype="int8")
+    for option in ("quantization", "kv_dtype"):
+        with pytest.raises(ValueError, match=f"{option} 'int8' runs on one rank only"):
+            open_llm(tiny_moge, **{option: "int8"})
 
 
 def test_torchrun_must_have_started_as_many_ranks(
@@ -131,9 +130,7 @@ def test_torchrun_must_have_started_as_many_ranks(
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(
-        ValueError, match="parallel ep=2,tp=1,dp=1 takes 2 ranks, torchrun started 4"
-    ):
+    with pytest.raises(ValueError, match="ep=2,tp=1,dp=1 takes 2 ranks, torchrun started 4"):
         open_llm(tiny_moge)
 
 

@@ -7,28 +7,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from accept_tools import Text, table, target_probs_of
 
 from fastslow.engine.sampling.accept.accept import RULES, accept
 from fastslow.engine.sampling.accept.exact import Rule, block, follow_target, tokenwise
-from fastslow.engine.sampling.accept.lossy import LossyTypical
 from fastslow.engine.sampling.rng import Purpose, draw, stream
 from fastslow.engine.types import Floats, OneHot, Tree
 
 V = 5
-Text = tuple[int, ...]
-
-
-def random_probs(seed: int, text: Text = (), vocab: int = V) -> Floats:
-    p_V = np.exp(1.5 * np.random.default_rng([seed, len(text), *text]).normal(size=vocab))
-    p_V /= p_V.sum()
-    return p_V.astype(np.float32)
-
-
-def rows(tree: Tree, of: Callable[[Text], Floats], done: Text = ()) -> list[Floats]:
-    runs: list[Text] = [done]
-    for token, parent in zip(tree.tokens, tree.parents):
-        runs.append((*runs[parent + 1], token))
-    return [of(run) for run in runs]
+TARGET, OTHER = table(1, vocab=V), table(2, vocab=V)  # probabilities after every text
 
 
 def sampled(q: Sequence[Floats], parents: Sequence[int], seed: int) -> Tree:
@@ -52,7 +39,7 @@ def none(seed: int, done: Text) -> Tree:
 
 
 def guesses(seed: int, done: Text) -> Tree:
-    first = int(random_probs(1, done).argmax())
+    first = int(TARGET(done).argmax())
     return Tree([first, 0, 1, 2, 0, 1], [-1, -1, -1, 0, 0, 1])
 
 
@@ -61,7 +48,7 @@ def own_numbers(seed: int, done: Text) -> Tree:
     draws = stream(seed, len(done), Purpose.DRAFT)
     text, q_probs = done, []
     for _ in range(3):
-        q_probs.append(random_probs(2, text))
+        q_probs.append(OTHER(text))
         text = (*text, draw(q_probs[-1], draws))
     return Tree.chain(text[len(done) :], np.stack(q_probs))
 
@@ -70,7 +57,7 @@ def shared_numbers(seed: int, done: Text) -> Tree:
     """Drawn from other probabilities by the numbers that the target will be drawn by."""
     text = done
     for _ in range(3):
-        q_V = 0.7 * random_probs(1, text) + 0.3 * random_probs(2, text)
+        q_V = np.float32(0.7) * TARGET(text) + np.float32(0.3) * OTHER(text)
         text = (*text, draw(q_V, stream(seed, len(text), Purpose.ACCEPT)))
     return Tree.chain(text[len(done) :])
 
@@ -80,7 +67,7 @@ def answer(drafter: Callable[[int, Text], Tree], rule: Rule, seed: int) -> tuple
     accepted = 0
     while len(done) < 12:
         tree = drafter(seed, done)
-        target_probs = rows(tree, lambda text: random_probs(1, text), done)
+        target_probs = target_probs_of(tree, TARGET, done)
 
         def rng(b: int, depth: int, start: int = len(done)) -> np.random.Generator:
             return stream(seed, start + depth, Purpose.ACCEPT)
@@ -129,12 +116,12 @@ def test_certain_laws_draw_nothing(rule: Rule) -> None:
 
 
 def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
-    q = [random_probs(2, (i,)) for i in range(5)]
+    q = [OTHER((i,)) for i in range(5)]
     shapes = [(), (-1, 0, 1), (-1, -1, 0, 1, 1)]
     cases = [(rule, shape) for rule in RULES.values() for shape in shapes]
     for run in range(20):
         trees = [sampled(q[: len(s)], s, run) if s else Tree() for _, s in cases]
-        target_probs = [rows(tree, lambda text: random_probs(1, text)) for tree in trees]
+        target_probs = [target_probs_of(tree, TARGET) for tree in trees]
 
         def rng(b: int, depth: int, run: int = run) -> np.random.Generator:
             return stream(1000 * run + b, depth, Purpose.ACCEPT)
@@ -145,17 +132,12 @@ def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
             assert (tuple(batched.accepted_nodes[b]), batched.tokens[b][-1]) == (path, last)
 
 
-def test_rules_and_requests_must_be_as_many() -> None:
-    with pytest.raises(ValueError, match="rules has 2 entries, and the batch has 1 requests"):
-        accept([Tree()], [[OneHot(0)]], lambda b, d: stream(0, d, Purpose.ACCEPT), [block] * 2)
-
-
 @pytest.mark.parametrize("rule", [tokenwise, block, follow_target])
 @pytest.mark.parametrize("parents", [(-1, 0, 1, 2), (-1, -1, 0, 0, 1, 1)], ids=["chain", "tree"])
 def test_probs_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
     """As a drafter that is the target in other batch shapes: no NaN, nothing of probability 0."""
     vocab = 3000
-    p_V = random_probs(3, vocab=vocab)
+    p_V = table(3, vocab=vocab)(()).copy()
     p_V[::7] = 0.0
     p_V /= p_V.sum()
     up_V = np.where(p_V > 0, np.nextafter(p_V, np.float32(1)), p_V)
@@ -189,31 +171,3 @@ def test_a_refusal_that_was_a_rounding_keeps_the_node(rule: Rule) -> None:
         found, last = rule(tree, [p_V, p_V], lambda depth: Refusals())  # type: ignore[arg-type,return-value]
         assert found == path
         assert last in (0, 1)
-
-
-def test_typical_acceptance_asks_less_where_the_target_is_unsure() -> None:
-    rule = LossyTypical(epsilon=0.3, delta=0.5)
-    flat = np.full(V, 0.2, dtype=np.float32)  # exp(-entropy) is 0.2: the bar is 0.1
-    sharp = np.array([0.78, 0.15, 0.05, 0.02, 0.0], dtype=np.float32)
-    # the bar of `sharp` is min(0.3, 0.5 * exp(-0.706)) = 0.247
-    for token, path in ((0, (0,)), (1, ()), (4, ())):
-        assert judge(rule, Tree.chain([token]), [sharp, OneHot(0)], 0)[0] == path
-    assert judge(rule, Tree.chain([4, 4, 1]), [flat, flat, sharp, flat], 0)[0] == (0, 1)
-    always = LossyTypical(epsilon=0.1, delta=1.0)  # above epsilon the entropy does not matter
-    assert judge(always, Tree.chain([1]), [sharp, OneHot(0)], 0)[0] == (0,)
-
-
-def test_typical_acceptance_takes_the_deepest_then_the_likeliest() -> None:
-    rule = LossyTypical()
-    p_V = np.array([0.4, 0.3, 0.2, 0.1, 0.0], dtype=np.float32)
-    bush = Tree([0, 1, 2, 4, 1, 0], [-1, -1, 1, 0, 0, 3])
-    path, last = judge(rule, bush, [p_V] * 7, 3)
-    assert path == (0, 4)  # 0.4 * 0.3 against 0.3 * 0.2; below token 4 nothing counts
-    assert last == draw(p_V, stream(3, 2, Purpose.ACCEPT))
-
-
-@pytest.mark.parametrize("field", ["epsilon", "delta"])
-@pytest.mark.parametrize("value", [0.0, -1.0, 1.5, math.nan])
-def test_typical_acceptance_refuses_bad_limits(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{field}={value} must be above 0"):
-        LossyTypical(**{field: value})

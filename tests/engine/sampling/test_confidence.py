@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from fastslow.engine.sampling.probs import log_probability, logprobs
 SURE, UNSURE = math.log(0.9), math.log(0.2)
 
 
-def confidence(window: int = 2, to_the_end: bool = False, within: int | None = None) -> Confidence:
-    return Confidence(Escalation(below=0.5, window=window, within=within), to_the_end)
+def confidence(below: float = 0.5, window: int = 2, within: int | None = None) -> Confidence:
+    return Confidence(Escalation(below=below, window=window, within=within))
 
 
 def test_it_is_the_geometric_mean_of_the_latest_tokens() -> None:
@@ -25,23 +26,43 @@ def test_it_is_the_geometric_mean_of_the_latest_tokens() -> None:
     assert found.value == 1.0
     found.take([SURE, SURE, UNSURE], last=False)
     assert found.value == pytest.approx(math.sqrt(0.9 * 0.2))
-    assert found.fell and not found.watching and found.tokens == 3
     assert str(found) == "confidence 0.42 < 0.5 over 2 tokens"
 
 
-def test_a_window_must_be_full() -> None:
-    found = confidence(window=3)
-    found.take([UNSURE, UNSURE], last=False)
-    assert not found.fell
-    found.take([UNSURE], last=False)
-    assert found.fell
+@pytest.mark.parametrize(
+    ("settings", "said", "fell"),
+    [
+        ({}, [SURE, SURE, UNSURE], True),
+        ({"window": 3}, [UNSURE] * 2, False),  # a window must be full
+        ({"window": 3}, [UNSURE] * 3, True),
+        ({"within": 3}, [SURE] * 3, False),  # it looks no further
+        ({"below": 0.0, "window": 1}, [-1e9], False),
+    ],
+)
+def test_where_it_falls(settings: dict[str, Any], said: list[float], fell: bool) -> None:
+    found = confidence(**settings)
+    found.take(said, last=False)
+    assert (found.fell, found.tokens) == (fell, len(said))
+    assert found.watching == (not fell and settings.get("within") != len(said))
 
 
-def test_a_run_is_cut_behind_the_token_at_which_it_falls() -> None:
+@pytest.mark.parametrize(
+    ("window", "to_the_end", "fell"), [(8, False, False), (8, True, True), (2, False, False)]
+)
+def test_the_end_of_a_short_answer_counts_where_it_can_begin_again(
+    window: int, to_the_end: bool, fell: bool
+) -> None:
+    found = Confidence(Escalation(below=0.5, window=window), to_the_end)
+    found.take([UNSURE, UNSURE], last=True)
+    assert found.fell is fell and not found.watching
+
+
+def test_a_run_is_cut_after_the_token_at_which_it_falls() -> None:
     found = confidence()
     assert found.keeps([SURE, SURE, UNSURE, UNSURE]) == 3
     assert found.keeps([SURE, SURE]) == 2
     assert found.tokens == 0, "looking remembers nothing"
+    assert confidence(within=3).keeps([SURE, SURE, SURE, UNSURE, UNSURE, UNSURE]) == 6
 
 
 @given(st.lists(st.sampled_from([SURE, UNSURE, -0.6]), max_size=20), st.data())
@@ -56,31 +77,6 @@ def test_runs_do_not_matter(said: list[float], data: st.DataObject) -> None:
         found.take(run[:kept], last=False)
         said = said[kept:]
     assert (found.fell, found.tokens) == (alone.fell, alone.tokens)
-
-
-def test_the_end_of_a_short_answer_counts_where_it_can_begin_again() -> None:
-    for to_the_end in (False, True):
-        found = confidence(window=8, to_the_end=to_the_end)
-        found.take([UNSURE, UNSURE], last=True)
-        assert found.fell is to_the_end
-        assert not found.watching
-    found = confidence(window=2)
-    found.take([UNSURE, UNSURE], last=True)
-    assert not found.fell, "nothing is left to go on with"
-
-
-def test_it_looks_no_further_than_it_is_told() -> None:
-    found = confidence(within=3)
-    found.take([SURE, SURE, SURE], last=False)
-    assert not found.watching
-    assert found.keeps([UNSURE, UNSURE]) == 2
-    assert confidence(within=3).keeps([SURE, SURE, SURE, UNSURE, UNSURE, UNSURE]) == 6
-
-
-def test_never_is_never() -> None:
-    found = Confidence(Escalation(below=0.0, window=1))
-    found.take([-1e9], last=False)
-    assert not found.fell
 
 
 def test_a_log_probability_is_the_models_own() -> None:

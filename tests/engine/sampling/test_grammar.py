@@ -1,4 +1,4 @@
-"""A request's grammar is a function of its text; where the answer begins behind a thought."""
+"""A request's grammar is a function of its text; where the answer begins after a thought."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def said(grammar: Grammar, tokens: list[int], drafted: Sequence[int]) -> object:
 
 
 def replayed(kit: GrammarKit, spec: GrammarSpec, text: list[int], opened: bool | None) -> object:
-    """What holds behind a text, asked for without a draft and token by token."""
+    """What holds after a text, asked for without a draft and token by token."""
     grammar = kit.grammar(spec, frozenset({END}), len(PROMPT), opened)
     for size in range(len(text) + 1):
         found = said(grammar, [*PROMPT, *text[:size]], [])
@@ -165,7 +165,7 @@ def test_an_answer_begins_behind_the_thought(pieces: list[str], fits: bool) -> N
     if fits:
         last = pieces[-1]
         over = grammar.whole_at(PROMPT, tokens) == len(tokens)
-        assert over is last.endswith(("yes", "no")), "the grammar took what was behind the tag"
+        assert over is last.endswith(("yes", "no")), "the grammar took what was after the tag"
         split = ThoughtSplitter(ThoughtTags("<think>", "</think>"), True, once=True)
         text = split.push("".join(pieces))[1] + split.finish()[1]
         assert text in ("yes", "no"), "the caller reads what the grammar held"

@@ -102,46 +102,29 @@ def test_all_together(
     check(view(answer=tokens, **fields), drafted, [value / 10 + 0.003 for value in logits])
 
 
-def test_equals_of_the_kth_stay() -> None:
-    probs_V = got(view(top_k=2), logits=[1.0, 3.0, 1.0, 0.0, 1.0])
-    assert np.flatnonzero(probs_V).tolist() == [0, 1, 2, 4]
-    assert probs_V[0] == probs_V[2] == probs_V[4]
+EVEN, LOGS = [0.0] * 4, [math.log(p) for p in (0.4, 0.2, 0.2, 0.1, 0.1)]
 
 
-def test_top_p_keeps_the_token_that_crosses_the_line_and_of_equals_the_first() -> None:
-    even = [0.0, 0.0, 0.0, 0.0]
-    assert np.flatnonzero(got(view(top_p=0.5), logits=even)).tolist() == [0, 1]
-    assert np.flatnonzero(got(view(top_p=0.51), logits=even)).tolist() == [0, 1, 2]
-    assert np.flatnonzero(got(view(top_p=1.0), logits=even)).tolist() == [0, 1, 2, 3]
-    assert np.flatnonzero(got(view(top_p=1e-30), logits=LOGITS)).tolist() == [3]
-
-
-def test_top_p_counts_what_top_k_left() -> None:
-    logits = [math.log(p) for p in (0.4, 0.2, 0.2, 0.1, 0.1)]
-    # of 0.4 + 0.2 + 0.2, the first is half: 0.5 is met by it alone
-    assert np.flatnonzero(got(view(top_k=2, top_p=0.49), logits=logits)).tolist() == [0]
-    assert np.flatnonzero(got(view(top_k=2, top_p=0.51), logits=logits)).tolist() == [0, 1]
-
-
-def test_a_penalty_sees_the_drafted_tokens_before_its_position_only() -> None:
-    request = view([1], [2], presence_penalty=2.0)
-    base = got(view([1], [2]))
-    for drafted, penalised in (([], {2}), ([4], {2, 4}), ([4, 4, 7], {2, 4, 7})):
-        probs_V = got(request, drafted)
-        lower = {i for i in range(8) if probs_V[i] / base[i] < probs_V[3] / base[3] * 0.5}
-        assert lower == penalised
-
-
-@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-8, 1e-3])
-def test_a_very_low_temperature_is_greedy_and_finite(temperature: float) -> None:
-    probs_V = got(view(temperature=temperature))
-    assert probs_V.tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
-    tied = got(view(temperature=temperature), logits=[1.0, 1.0, 0.0])
-    assert tied.tolist() == [0.5, 0.5, 0]
-
-
-def test_greedy_takes_the_first_of_equals() -> None:
-    assert got(view(temperature=0), logits=[0.0, 2.0, 2.0]).tolist() == [0, 1, 0]
+@pytest.mark.parametrize(
+    ("fields", "logits", "kept"),
+    [
+        ({"top_k": 2}, [1.0, 3.0, 1.0, 0.0, 1.0], [0, 1, 2, 4]),  # equals of the kth stay
+        ({"top_p": 0.5}, EVEN, [0, 1]),  # with the token that crosses the line; the first of equals
+        ({"top_p": 0.51}, EVEN, [0, 1, 2]),
+        ({"top_p": 1.0}, EVEN, [0, 1, 2, 3]),
+        ({"top_p": 1e-30}, LOGITS, [3]),
+        ({"top_k": 2, "top_p": 0.49}, LOGS, [0]),  # top_p counts what top_k left: 0.4, 0.2, 0.2
+        ({"top_k": 2, "top_p": 0.51}, LOGS, [0, 1]),
+        ({"temperature": 0}, [0.0, 2.0, 2.0], [1]),
+        *(({"temperature": heat}, LOGITS, [3]) for heat in (5e-324, 1e-300, 1e-40, 1e-8, 1e-3)),
+        *(({"temperature": heat}, [1.0, 1.0, 0.0], [0, 1]) for heat in (5e-324, 1e-300, 1e-3)),
+    ],
+)
+def test_what_is_kept(fields: dict[str, Any], logits: list[float], kept: list[int]) -> None:
+    probs_V = got(view(**fields), logits=logits)
+    assert np.flatnonzero(probs_V).tolist() == kept
+    equals = [probs_V[i] for i in kept if logits[i] == logits[kept[-1]]]
+    assert len(set(equals)) == 1
 
 
 def test_large_logits_do_not_overflow() -> None:

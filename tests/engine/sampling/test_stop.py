@@ -12,9 +12,8 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.stop import Stopper, StopStrings
-from fastslow.engine.text.detokenizer import Detokenizer, hold_back
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer, hold_back
 
 END = 2  # <|im_end|>
 

@@ -11,18 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import Bound, told
 
-from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.thought import (
     HARMONY,
     ChannelSplitter,
-    TagTokens,
     ThoughtSplitter,
     ThoughtTags,
     splitter,
 )
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.engine.types import LogitBoost, OneHot
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
+from fastslow.engine.types import OneHot
 
 ANALYSIS, COMMENTARY, FINAL = (
     f"<|channel|>{name}<|message|>" for name in ("analysis", "commentary", "final")
@@ -96,25 +94,11 @@ def test_an_answer_that_begins_inside_the_analysis() -> None:
     assert not HARMONY.opened_by("<|start|>assistant")
 
 
+PIECES = ["analysis", "final", "commentary", "assistant", " to=f", "<|", "|>", "\n", "wörd", "<|e"]
+
+
 @given(
-    parts=st.lists(
-        st.sampled_from(
-            [
-                *MARKS,
-                "analysis",
-                "final",
-                "commentary",
-                "assistant",
-                " to=f",
-                "<|",
-                "|>",
-                "\n",
-                "wörd",
-                "<|e",
-            ]
-        ),
-        max_size=14,
-    ),
+    parts=st.lists(st.sampled_from([*MARKS, *PIECES]), max_size=14),
     opened=st.booleans(),
     cuts=st.lists(st.integers(0, 120), max_size=8),
 )
@@ -137,9 +121,7 @@ def test_text_is_held_back_only_while_it_may_become_a_mark() -> None:
 
 def test_which_splitter() -> None:
     assert type(splitter(HARMONY, False)) is ChannelSplitter
-    assert (
-        type(splitter(ThoughtTags(*HARMONY), False)) is ChannelSplitter
-    )  # as a caller declares it
+    assert type(splitter(ThoughtTags(*HARMONY), False)) is ChannelSplitter  # a caller's
     assert type(splitter(ThoughtTags("<think>", "</think>"), False)) is ThoughtSplitter
     assert type(splitter(None, False)) is ThoughtSplitter
 
@@ -185,40 +167,9 @@ def test_a_budget_ends_the_analysis_and_begins_the_answer(
     assert list(bound.of(bpe, 0).ahead(answer[:first])) == ends, "drafted without a drafter"
 
 
-def test_the_closing_is_exact_within_an_accepted_run(bpe: Tokenizer) -> None:
-    """Whatever is drafted beyond the budget: the rules of a draft's nodes are those of plain decoding."""
-    bound = Bound(2, tags=HARMONY)
-    answer = [*ids(bpe, ANALYSIS), *ids(bpe, "ab"), *ids(bpe, CLOSE), *ids(bpe, "so")]
-    plain = told(bound.of(bpe, 0), [], answer)
-    for start in range(len(answer)):
-        thinking = bound.of(bpe, 0)
-        drafted = [
-            thinking.at(answer[:start], answer[start:end]) for end in range(start, len(answer) + 1)
-        ]
-        assert drafted == plain[start:]
-
-
-def test_a_closing_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:
-    begun, rest = ids(bpe, "<|end|><|start|>"), ids(bpe, "assistant<|channel|>final<|message|>")
-    said = [*ids(bpe, ANALYSIS), *ids(bpe, "ab"), *begun]
-    tight = Bound(4, closing="So", tags=HARMONY).of(bpe, 0)
-    assert list(tight.ahead(said)) == rest
-    assert tight.outcome([*said, *rest]) == (2, "budget", False)
-    soft = Bound(9, soft=9, tags=HARMONY).of(bpe, 0)
-    lift = soft.at(said, [])
-    assert isinstance(lift, LogitBoost) and lift.token == rest[0]
-
-
 def test_commentary_counts_among_the_thought(bpe: Tokenizer) -> None:
     between = ids(bpe, f"{NEXT}{COMMENTARY}")
     said = [*ids(bpe, ANALYSIS), *ids(bpe, "ab"), *between, *ids(bpe, "cd")]
     free = Bound(99, tags=HARMONY).of(bpe, 0)
     assert free.outcome([*said, *ids(bpe, CLOSE)]) == (2 + len(between) + 2, "model", False)
     assert Bound(99, tags=HARMONY).of(bpe, 0).outcome(ids(bpe, f"{FINAL}so")) == (0, None, False)
-
-
-def test_closing_tokens_are_marks(bpe: Tokenizer) -> None:
-    tokens = TagTokens(bpe, HARMONY)
-    assert [bpe.piece(n) for n in tokens.close_ids][:2] == ["<|end|>", "<|start|>"]
-    assert tokens.close_ids == tuple(ids(bpe, CLOSE))
-    assert tokens.spell(bpe.token_id("<|return|>") or 0) == b""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors
-from tokenizers_tiny import SPECIAL, write_bpe, write_spm
+from tokenizers_tiny import SPECIAL, edit, write_bpe, write_spm
 
 from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import Message
@@ -100,9 +100,8 @@ def test_what_a_user_spells_is_text(name: str, kind: Kind) -> None:
         assert kind.special(spelled) == kind.special(plain)
         text = kind.tokenizer.decode(spelled, skip_special=False)
         assert content.strip() in text
-        assert text.count(end) == content.count(end) + kind.tokenizer.decode(plain, False).count(
-            end
-        )
+        own = kind.tokenizer.decode(plain, False).count(end)
+        assert text.count(end) == content.count(end) + own
     assert kind.ids(user(f"a{end}b"), marks=False) == kind.tokenizer.encode(
         kind.template.render(user(f"a{end}b")), kind.template.add_special
     )
@@ -133,19 +132,10 @@ def test_other_texts_have_the_tokens_that_they_always_had(kind: Kind, data: st.D
 
 @given(data=st.data())
 def test_no_text_makes_a_mark(kind: Kind, data: st.DataObject) -> None:
-    some = [
-        "<|im_end|>",
-        "<|im",
-        "_start|>",
-        "</s>",
-        "<s",
-        ">",
-        "[unused10]",
-        "[unus",
-        "ed9]",
-        "<think>",
-    ]
-    content = "".join(data.draw(st.lists(st.sampled_from([*some, " ", "a", "\n"]), max_size=8)))
+    some = ["<|im_end|>", "<|im", "_start|>", "</s>", "<s", ">", "[unused10]", "[unus", "ed9]"]
+    content = "".join(
+        data.draw(st.lists(st.sampled_from([*some, "<think>", " ", "a", "\n"]), max_size=8))
+    )
     assert kind.special(kind.ids(user(content))) == kind.special(kind.ids(user("a")))
     ids = kind.tokenizer.encode_parts(kind.marks.parts(content), add_special=False)
     assert not kind.special(ids)
@@ -171,8 +161,7 @@ def test_what_is_added_around_a_text_stays_around_it(tmp_path: Path, place: str)
         special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)],
     )
     library.save(str(path))
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"add_bos_token": None}))
+    edit(tmp_path / "tokenizer_config.json", add_bos_token=None)
     tokenizer = load_tokenizer(tmp_path)
     text = f"{place}<think> y"
     ids = tokenizer.encode_parts(Marks(tokenizer, THINK).parts(text))
@@ -217,10 +206,9 @@ def test_a_mark_of_one_character_cannot_be_cut(tmp_path: Path) -> None:
 def test_letters_that_a_tokenizer_takes_for_others(tmp_path: Path) -> None:
     write_bpe(tmp_path, CHATML)
     path = tmp_path / "tokenizer.json"
-    file = json.loads(path.read_text("utf-8"))
-    for token in file["added_tokens"]:
-        token["normalized"] = True
-    path.write_text(json.dumps(file | {"normalizer": {"type": "NFKC"}}), "utf-8")
+    tokens = json.loads(path.read_text("utf-8"))["added_tokens"]
+    every = [{**token, "normalized": True} for token in tokens]
+    edit(path, added_tokens=every, normalizer={"type": "NFKC"})
     kind = Kind(tmp_path, THINK)
     wide = "\uff1c|im_end|\uff1e"  # full-width < and >
     rendered = kind.template.render(user(f"hi {wide}"))

@@ -30,7 +30,12 @@ def jinja(source: str) -> JinjaTemplate:
 
 
 FLAG = ThinkingSwitch("flag", ("enable_thinking",))
+BOTH = ThinkingSwitch("flag", ("enable_thinking", "thinking"))
 EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high"))
+NONE, WORD = ThinkingSwitch(), ThinkingSwitch("word", ("/no_think",))
+SWITCHED = ["qwen3", "smollm3", "glm", "deepseek", "gpt-oss", "mistral-effort", "nemotron"]
+LOWER, UPPER = ("low", "medium"), ("medium", "high")
+NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
 
 @pytest.mark.parametrize(
@@ -41,24 +46,9 @@ EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high
         ("glm", FLAG, "enable_thinking: true or false"),
         ("deepseek", ThinkingSwitch("flag", ("thinking",)), "thinking: true or false"),
         ("gpt-oss", EFFORT, "reasoning_effort: low, medium, high"),
-        (
-            "mistral-effort",
-            EFFORT._replace(levels=("none", "high")),
-            "reasoning_effort: none, high",
-        ),
-        (
-            "nemotron",
-            ThinkingSwitch("word", ("/no_think",)),
-            "/no_think in the user message",
-        ),
-        (
-            "system-word",
-            ThinkingSwitch("word", ("/no_think",), role="system"),
-            "/no_think in the system message",
-        ),
-        *((name, ThinkingSwitch(), "none") for name in ("qwen3-2507-thinking", "r1-distill")),
-        *((name, ThinkingSwitch(), "none") for name in ("qwen3-2507-instruct", "llama")),
-        *((name, ThinkingSwitch(), "none") for name in ("magistral", "seed")),
+        ("mistral-effort", NO_OR_HIGH, "reasoning_effort: none, high"),
+        ("nemotron", WORD, "/no_think in the user message"),
+        *((name, NONE, "none") for name in TEMPLATES if name not in SWITCHED),
     ],
 )
 def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said: str) -> None:
@@ -70,47 +60,28 @@ def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said:
 @pytest.mark.parametrize(
     ("source", "switch"),
     [
-        ("{% if false %}{{ enable_thinking }}{% endif %}", ThinkingSwitch()),
-        ("{{ messages[0].thinking }}{# enable_thinking #}", ThinkingSwitch()),
-        (
-            "{% if not (thinking or enable_thinking) %}no{% endif %}",
-            ThinkingSwitch("flag", ("enable_thinking", "thinking")),
-        ),
-        (
-            "{{ raise_exception('always thinks') if enable_thinking is false }}",
-            ThinkingSwitch(),
-        ),
-        (
-            "{{ thinking }}{{ enable_thinking }}",
-            ThinkingSwitch("flag", ("enable_thinking", "thinking")),
-        ),
-        (
-            "{{ strftime_now('%f') }}{{ 1 if thinking else 2 }}",
-            ThinkingSwitch("flag", ("thinking",)),
-        ),
-        (
-            "{{ 'deep' if reasoning_effort == 'high' else 'flat' }}",
-            EFFORT._replace(levels=("medium", "high")),  # "none" is for templates that name it
-        ),
-        (
-            "{{ 1 if reasoning_effort in ['low', 'minimal'] else 2 }}",
-            EFFORT._replace(levels=("low", "medium")),
-        ),
+        ("{% if false %}{{ enable_thinking }}{% endif %}", NONE),
+        ("{{ messages[0].thinking }}{# enable_thinking #}", NONE),
+        ("{% if not (thinking or enable_thinking) %}no{% endif %}", BOTH),
+        ("{{ raise_exception('always thinks') if enable_thinking is false }}", NONE),
+        ("{{ thinking }}{{ enable_thinking }}", BOTH),
+        ("{{ strftime_now('%f') }}{{ 1 if thinking else 2 }}", BOTH._replace(names=("thinking",))),
+        # "none" is for templates that name it
+        ("{{ 'deep' if reasoning_effort == 'high' else 'flat' }}", EFFORT._replace(levels=UPPER)),
+        ("{{ 1 if reasoning_effort in ['low', 'minimal'] else 2 }}", EFFORT._replace(levels=LOWER)),
         ("{{ reasoning_effort | upper if reasoning_effort }}", EFFORT),
-        ("{{ messages[0].content }} try /no_think", ThinkingSwitch()),
-        ("{{ messages[0].content | replace('/no_think', '') }}", ThinkingSwitch()),
-        (
-            "{{ 'quiet' if '/nothink' in messages[0].content }}",
-            ThinkingSwitch("word", ("/nothink",)),
-        ),
-        ("{{ raise_exception('no') }}{{ enable_thinking }}", ThinkingSwitch()),
-        ("{% for i in range(10**9) %}{{ thinking }}{% endfor %}", ThinkingSwitch()),
+        ("{{ messages[0].content }} try /no_think", NONE),
+        ("{{ messages[0].content | replace('/no_think', '') }}", NONE),
+        ("{{ 'quiet' if '/nothink' in messages[0].content }}", WORD._replace(names=("/nothink",))),
+        ("{{ raise_exception('no') }}{{ enable_thinking }}", NONE),
+        ("{% for i in range(10**9) %}{{ thinking }}{% endfor %}", NONE),
     ],
 )
 def test_what_is_a_switch_and_what_is_not(source: str, switch: ThinkingSwitch) -> None:
     assert jinja(source).switch == switch
 
 
+TURN = "user: hi\n<turn>assistant: <think>"
 Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -119,15 +90,7 @@ Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     [
         ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
         ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
-        (
-            "nemotron",
-            (
-                "user: hi\n<turn>assistant: <think></think>",
-                "user: hi\n<turn>assistant: <think>\n",
-                "user: hi\n<turn>assistant: <think>\n",
-            ),
-        ),
-        ("system-word", ("assistant: <think></think>", "assistant: ", "assistant: ")),
+        ("nemotron", (TURN + "</think>", TURN + "\n", TURN + "\n")),
     ],
 )
 def test_what_off_auto_and_on_write(tmp_path: Path, name: str, ends: tuple[str, ...]) -> None:
@@ -154,21 +117,13 @@ def test_levels_of_effort(tmp_path: Path) -> None:
     assert not FLAG.lessens and not ThinkingSwitch().lessens
 
 
-def test_a_word_of_the_callers_own_holds() -> None:
-    quiet = {"role": "system", "content": "Be kind. /no_think"}
-    for thinking in MODES:
-        text = jinja(TEMPLATES["smollm3"]).render([quiet, USER], thinking)
-        assert "Mode: /no_think" in text and "Be kind.<|im_end|>" in text
-        assert text.endswith("<think>\n\n</think>\n")
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("thinking", MODES)
 def test_prompts_are_those_of_transformers(name: str, thinking: Thinking) -> None:
     source = TEMPLATES[name]
     template = jinja(source)
     for chat in CHATS:
-        if name in ("deepseek", "system-word") and SAID in chat:
+        if name == "deepseek" and SAID in chat:
             continue
         given: dict[str, Any] = {**template.switch.variables(thinking)}
         theirs, _ = render_jinja_template(
@@ -214,10 +169,8 @@ def test_marks_in_a_variable_are_text(tmp_path: Path) -> None:
     parts = chat_parts(template, [USER], "auto", Marks(tokenizer), given)
     assert "".join(parts) == "a<|im_end|>b<|im_start|>hi"
     ids = tokenizer.encode_parts(parts, False)
-    assert (tokenizer.token_id("<|im_end|>") in ids, tokenizer.token_id("<|im_start|>") in ids) == (
-        False,
-        True,
-    )
+    assert tokenizer.token_id("<|im_end|>") not in ids
+    assert tokenizer.token_id("<|im_start|>") in ids
     assert chat_parts(template, [USER], "auto", None, given) == ["".join(parts)]
 
 

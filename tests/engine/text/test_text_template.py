@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loguru import logger
-from tokenizers_tiny import write_bpe, write_spm
+from tokenizers_tiny import edit, write_bpe, write_spm
 
 from fastslow.engine.params import Thinking
 from fastslow.engine.text.templates import ChatTemplate, load_template
@@ -33,9 +30,7 @@ CHATML = (
 
 def jinja(folder: Path, source: object) -> ChatTemplate:
     write_bpe(folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text("utf-8")) | {"chat_template": source}
-    path.write_text(json.dumps(config), "utf-8")
+    edit(folder / "tokenizer_config.json", chat_template=source)
     return load_template(folder, load_tokenizer(folder))
 
 
@@ -44,14 +39,6 @@ def pangu(
 ) -> ChatTemplate:
     write_spm(folder, **config)
     return load_template(folder, load_tokenizer(folder), architecture)
-
-
-@pytest.fixture
-def warnings() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lines.append, level="WARNING", format="{message}")
-    yield lines
-    logger.remove(sink)
 
 
 def test_pangu_history(tmp_path: Path) -> None:
@@ -68,37 +55,33 @@ def test_pangu_without_system_and_without_prompt(tmp_path: Path) -> None:
     assert pangu(tmp_path).render(tool).endswith("[unused9]工具：42[unused10][unused9]助手：")
 
 
+PRO, EMBEDDED = "PanguProMoEForCausalLM", "PanguEmbeddedForCausalLM"
+TOOL = {"role": "tool", "content": "42"}
+QUIET = {"role": "user", "content": "hi /no_think"}
+
+
 @pytest.mark.parametrize(
-    "architecture, thinking, ending",
+    ("architecture", "chat", "thinking", "written"),
     [
-        ("PanguProMoEForCausalLM", "off", "U2 /no_think"),
-        ("PanguProMoEForCausalLM", "on", "U2"),
-        ("PanguProMoEForCausalLM", "auto", "U2"),
-        ("PanguEmbeddedForCausalLM", "off", "U2 /no_think"),
-        ("PanguEmbeddedForCausalLM", "on", "U2"),
-        ("PanguEmbeddedForCausalLM", "auto", "U2 /auto_think"),
+        (PRO, CHAT, "off", "用户：U2 /no_think[unused10][unused9]助手："),
+        (PRO, CHAT, "on", "用户：U2[unused10][unused9]助手："),
+        (PRO, CHAT, "auto", "用户：U2[unused10][unused9]助手："),
+        (EMBEDDED, CHAT, "off", "用户：U2 /no_think[unused10][unused9]助手："),
+        (EMBEDDED, CHAT, "on", "用户：U2[unused10][unused9]助手："),
+        (EMBEDDED, CHAT, "auto", "用户：U2 /auto_think[unused10][unused9]助手："),
+        # to the user's turn even before a tool's, and not doubled
+        (PRO, [*USER, TOOL], "off", "用户：hi /no_think[unused10][unused9]工具：42[unused10]"),
+        (EMBEDDED, [QUIET], "off", "用户：hi /no_think[unused10]"),
+        (EMBEDDED, [QUIET], "auto", "用户：hi /no_think[unused10]"),
+        (PRO, CHAT[:1], "off", "系统：S[unused10][unused9]助手："),
     ],
 )
-def test_pangu_switches(tmp_path: Path, architecture: str, thinking: Thinking, ending: str) -> None:
-    text = pangu(tmp_path, architecture).render(CHAT, thinking)
-    assert text.endswith(f"[unused9]用户：{ending}[unused10][unused9]助手：")
-    assert "用户：U1[unused10]" in text
-    assert CHAT[3]["content"] == "U2"
-
-
-def test_pangu_switch_goes_to_the_users_turn_even_before_a_tools(tmp_path: Path) -> None:
-    chat = [*USER, {"role": "tool", "content": "42"}]
-    assert "用户：hi /no_think[unused10][unused9]工具：42[unused10]" in pangu(tmp_path).render(
-        chat, "off"
-    )
-    assert "/no_think" not in pangu(tmp_path).render(CHAT[:1], "off")
-
-
-@pytest.mark.parametrize("thinking", ["off", "auto"])
-def test_pangu_switch_is_not_doubled(tmp_path: Path, thinking: Thinking) -> None:
-    chat = [{"role": "user", "content": "hi /no_think"}]
-    text = pangu(tmp_path, "PanguEmbeddedForCausalLM").render(chat, thinking)
-    assert "用户：hi /no_think[unused10]" in text
+def test_pangu_switches(
+    tmp_path: Path, architecture: str, chat: Any, thinking: Thinking, written: str
+) -> None:
+    text = pangu(tmp_path, architecture).render(chat, thinking)
+    assert text.count("_think") == written.count("_think") and written in text
+    assert CHAT[3]["content"] == "U2" and (chat is not CHAT or "用户：U1[unused10]" in text)
 
 
 def test_pangu_checkpoint_with_a_template_file_still_switches(tmp_path: Path) -> None:
@@ -135,21 +118,12 @@ def test_jinja_file_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "source, text",
     [
-        (
-            "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}",
-            ("False", "True", ""),
-        ),
-        (
-            "{{ '</think>' if thinking is false else '<think>' }}",
-            ("</think>", "<think>", "<think>"),
-        ),
+        ("{{ enable_thinking if enable_thinking is defined }}", ("False", "True", "")),
+        ("{{ '</' if thinking is false else '<' }}", ("</", "<", "<")),
         ("{{ 'x' if tools is none and not documents else 'y' }}", ("x",) * 3),
         ("{{ {'a': '<é>'} | tojson }}", ('{"a": "<é>"}',) * 3),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", ("hi",) * 3),
-        (
-            "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-            ("01",) * 3,
-        ),
+        ("{% for i in [0, 1] %}{{ i }}{% break %}{% endfor %}", ("0",) * 3),
         ("{{ strftime_now('%Y') | length }}{{ bos_token }}", ("4<|endoftext|>",) * 3),
     ],
 )
@@ -169,6 +143,7 @@ def test_jinja_dialect(tmp_path: Path, source: str, text: tuple[str, str, str]) 
         "{{ cycler.__init__.__globals__.os.system('true') }}",
         "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
         "{{ messages.append(1) }}",
+        "{{ messages[0].update({'content': 'x'}) }}",
         "{% for i in range(10**9) %}{% endfor %}",
         "{% include '/etc/passwd' %}",
         "{{ messages[0].content + 1 }}",
@@ -179,13 +154,6 @@ def test_jinja_dialect(tmp_path: Path, source: str, text: tuple[str, str, str]) 
 def test_jinja_sandbox_and_errors(tmp_path: Path, source: str) -> None:
     with pytest.raises(ValueError, match="^tokenizer_config.json: chat_template: "):
         jinja(tmp_path, source).render(USER)
-
-
-def test_jinja_does_not_change_what_it_is_given(tmp_path: Path) -> None:
-    chat = [dict(USER[0])]
-    with pytest.raises(ValueError, match="chat_template"):
-        jinja(tmp_path, "{{ messages[0].update({'content': 'x'}) }}").render(chat)
-    assert chat == USER
 
 
 def test_a_template_refuses_in_its_own_words(tmp_path: Path) -> None:
@@ -213,24 +181,16 @@ def test_a_template_file_that_is_not_text(tmp_path: Path) -> None:
         jinja(tmp_path, None)
 
 
-def test_plain_template_with_one_warning(tmp_path: Path, warnings: list[str]) -> None:
+def test_plain_template_with_one_warning(tmp_path: Path, logged: list[str]) -> None:
     template = jinja(tmp_path, None)
     assert template.render(CHAT) == "System: S\nUser: U1\nAssistant: A1\nUser: U2\nAssistant:"
     assert template.render(USER, add_generation_prompt=False) == "User: hi"
-    assert len(warnings) == 1 and "no chat template" in warnings[0]
+    assert len(logged) == 1 and "no chat template" in logged[0]
 
 
-def test_file_templates_do_not_warn(tmp_path: Path, warnings: list[str]) -> None:
-    jinja(tmp_path / "a", CHATML)
-    pangu(tmp_path / "b")
-    assert warnings == []
-
-
-def test_every_kind_of_template_checks_the_messages(tmp_path: Path) -> None:
-    for template in (
-        pangu(tmp_path / "a"),
-        jinja(tmp_path / "b", CHATML),
-        jinja(tmp_path / "c", None),
-    ):
+def test_every_kind_of_template_checks_the_messages(tmp_path: Path, logged: list[str]) -> None:
+    kinds = pangu(tmp_path / "a"), jinja(tmp_path / "b", CHATML)
+    assert logged == []
+    for template in (*kinds, jinja(tmp_path / "c", None)):
         with pytest.raises(ValueError, match=r"messages\[0\] is a str"):
             template.render(["hi"], "off")  # type: ignore[list-item]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers_tiny import write_spm
 
-from fastslow.engine.text.detokenizer import Detokenizer
 from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, tags_for
-from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 
 TAGS = ThoughtTags("<think>", "</think>")
 
@@ -110,12 +106,6 @@ def test_a_prompt_that_opened_a_thought_is_shut() -> None:
 )
 def test_an_answer_that_began_inside_a_thought(text: str, strayed: bool) -> None:
     assert TAGS.strayed(text) == strayed
-
-
-@pytest.fixture
-def spm(tmp_path: Path) -> Tokenizer:
-    write_spm(tmp_path)
-    return load_tokenizer(tmp_path)
 
 
 def test_special_tags_through_detokenizer_and_splitter(spm: Tokenizer) -> None:

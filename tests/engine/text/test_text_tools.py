@@ -66,10 +66,8 @@ def test_a_template_without_tools_is_told_in_the_systems_turn(tmp_path: Path) ->
     assert system.startswith("system\nBe kind.\n\nYou may call functions")
     for tool in TOOLS:
         assert json.dumps(tool["function"], ensure_ascii=False) in system
-    assert (
-        '<tool_call>\n{"name": "<the function\'s name>", "arguments": {<its arguments>}}\n</tool_call>'
-        in system
-    )
+    form = '{"name": "<the function\'s name>", "arguments": {<its arguments>}}'
+    assert f"<tool_call>\n{form}\n</tool_call>" in system
     assert user == "user\nRain?<|im_end|>\n"
     call = '{"name": "get_weather", "arguments": {"city": "Köln", "days": 2}}'
     assert assistant == f"assistant\n<tool_call>\n{call}\n</tool_call><|im_end|>\n"
@@ -98,9 +96,7 @@ def test_pangu_is_told_of_its_own_marks(tmp_path: Path) -> None:
     text = pangu.render(ASKED, variables={"tools": TOOLS})
     assert text.startswith("[unused9]系统：You may call functions")
     call = '{"name": "get_weather", "arguments": {"city": "Köln", "days": 2}}'
-    assert (
-        f"[unused9]助手：[unused11][{call}][unused12][unused10][unused9]工具：dry[unused10]" in text
-    )
+    assert f"助手：[unused11][{call}][unused12][unused10][unused9]工具：dry[unused10]" in text
     assert set(pangu.calls.tokens(tokenizer)) == {"[unused11]", "[unused12]"}
 
 
@@ -113,21 +109,15 @@ def test_results_names_and_descriptions_spell_no_marks(tmp_path: Path, name: str
     def special(evil: str) -> list[str]:
         tool = json.loads(json.dumps(WEATHER))
         tool["function"]["description"] += evil
-        tool["function"]["parameters"]["properties"][f"x{evil}"] = {
-            "description": evil,
-            "enum": [evil],
-        }
+        fields = tool["function"]["parameters"]["properties"]
+        fields[f"x{evil}"] = {"description": evil, "enum": [evil]}
         arguments = json.dumps({f"y{evil}": [evil]})
         call = {**CALL, "function": {"name": f"f{evil}", "arguments": arguments}}
+        result = {"role": "tool", "tool_call_id": f"c{evil}", "name": f"n{evil}"}
         asked: list[dict[str, Any]] = [
             {"role": "user", "content": f"Rain?{evil}"},
             {"role": "assistant", "content": None, "tool_calls": [call]},
-            {
-                "role": "tool",
-                "tool_call_id": f"c{evil}",
-                "content": f"dry{evil}",
-                "name": f"n{evil}",
-            },
+            {**result, "content": f"dry{evil}"},
         ]
         parts = chat_parts(ours, check_messages(asked), "auto", marks, {"tools": [tool]})
         text = "".join(parts)
@@ -154,29 +144,8 @@ def test_marks_of_calls_stay_in_what_users_write(tmp_path: Path) -> None:
     assert marks.parts(text, "tool") == ["a<", "/tool_response>"]
 
 
-BAD = [
-    (
-        {"role": "user", "tool_calls": [CALL]},
-        "messages[0].tool_calls: only the assistant calls tools",
-    ),
-    (
-        {"role": "assistant", "tool_calls": {"a": 1}},
-        "messages[0].tool_calls is a dict; it must be a list",
-    ),
-    ({"role": "assistant", "tool_calls": [1]}, "messages[0].tool_calls[0] must have a function"),
-    ({"role": "assistant", "tool_calls": [{"function": {}}]}, "function.name is None; it must be"),
-    (
-        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 1}}]},
-        "messages[0].tool_calls[0].function.arguments is a int; it must be an object",
-    ),
-    ({"role": "assistant"}, "messages[0].content is missing"),
-    ({"role": "assistant", "tool_calls": []}, "messages[0].content is missing"),
-    ({"role": "tool", "tool_call_id": 5, "content": ""}, "messages[0].tool_call_id is a int"),
-    ({"role": "tool", "name": 5, "content": ""}, "messages[0].name is a int"),
-]
-
-
 USER = {"role": "user", "content": "hi"}
+NUMBER = {"function": {"name": "f", "arguments": 1}}
 BAD_CHATS: list[tuple[Any, str]] = [
     ([], "messages is empty"),
     (["hi"], "messages[0] is a str"),
@@ -185,15 +154,20 @@ BAD_CHATS: list[tuple[Any, str]] = [
     ([{"role": ["user"], "content": "x"}], "role is "),
     ([{"role": "user", "content": {}}], "content is a dict; it must be a string"),
     ([{"role": "user", "content": [1]}], "content[0] is a int; a part must have a type"),
-    (
-        [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}],
-        "messages[0].content[1].type is 'image_url'; this engine takes only 'text'",
-    ),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "[0].type is 'image_url'; this"),
     ([{"role": "user", "content": [{"type": "text"}]}], "[0].text is a NoneType"),
-    ([{"role": "user", "content": "x", "prefix": True}], "[0].prefix is true, but only"),
+    ([{**USER, "prefix": True}], "[0].prefix is true, but only"),
     ([{"role": "assistant", "content": "x", "prefix": True}, USER], "but only the last"),
     ([{"role": "assistant", "content": "x", "prefix": 1}], "prefix is 1; it must be true or"),
-    *(([message], said) for message, said in BAD),
+    ([{"role": "user", "tool_calls": [CALL]}], "[0].tool_calls: only the assistant calls tools"),
+    ([{"role": "assistant", "tool_calls": {"a": 1}}], "tool_calls is a dict; it must be a list"),
+    ([{"role": "assistant", "tool_calls": [1]}], "tool_calls[0] must have a function"),
+    ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "function.name is None; it must"),
+    ([{"role": "assistant", "tool_calls": [NUMBER]}], "arguments is a int; it must be an object"),
+    ([{"role": "assistant"}], "messages[0].content is missing"),
+    ([{"role": "assistant", "tool_calls": []}], "messages[0].content is missing"),
+    ([{"role": "tool", "tool_call_id": 5, "content": ""}], "messages[0].tool_call_id is a int"),
+    ([{"role": "tool", "name": 5, "content": ""}], "messages[0].name is a int"),
 ]
 
 

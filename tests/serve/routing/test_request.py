@@ -1,4 +1,4 @@
-"""What a router is told of a request."""
+"""What a router sees of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from fake_engine import TINY
 from requests_made import made_request
 
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import RoutedUnits
 from fastslow.policies.modes import builtin_modes
 from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest, routed_of
 
@@ -24,7 +24,7 @@ def routed(thinks: bool = True, **fields: Any) -> RoutedRequest:
 
 
 @pytest.mark.parametrize("thinks", [True, False])
-def test_deep_requests_are_told_from_quick_ones_whether_the_model_thinks_or_not(
+def test_deep_requests_are_known_from_quick_ones_whether_the_model_thinks_or_not(
     thinks: bool,
 ) -> None:
     target = {"base": "fast", "latency_ms": 200}
@@ -46,6 +46,6 @@ def test_a_long_prompt_is_cut_and_counted() -> None:
     assert routed(prompt=[7, 8, 9]).prompt_tokens == 3
 
 
-def test_what_decides_whose_keys_and_values_may_be_shared_is_told() -> None:
+def test_what_decides_whose_keys_and_values_may_be_shared_is_seen() -> None:
     assert routed(memory_key="of a").memory_key == "of a" and routed().memory_key == ""
     assert routed(avoid=("a", "b")).avoid == ("a", "b") and routed().id == "one"

@@ -22,9 +22,9 @@ def test_the_replica_that_read_most_comes_first() -> None:
     made.add(request("a" * 640), "short")
     made.add(request("a" * 1280 + "b" * 1000), "long")
     found = made.match(request("a" * 1280 + "c" * 1000), 5)
-    assert [match.id for match in found] == ["long", "short"]
-    assert 640 >= found[1].characters >= 0.85 * 640
-    assert 1280 >= found[0].characters >= 0.85 * 1280
+    assert list(found) == ["long", "short"]
+    assert 640 >= found["short"] >= 0.85 * 640
+    assert 1280 >= found["long"] >= 0.85 * 1280
     assert not made.match(request("c" + "a" * 1000), 5) and not made.match(request(""), 5)
 
 
@@ -54,7 +54,7 @@ def test_many_that_read_the_same_are_drawn_by_chance() -> None:
     made = index()
     for number in range(100):
         made.add(request("a" * 640), f"r{number}")
-    found = {match.id for _ in range(50) for match in made.match(request("a" * 640), 4)}
+    found = {id for _ in range(50) for id in made.match(request("a" * 640), 4)}
     assert len(made.match(request("a" * 640), 4)) == 4
     assert len(found) > 20
 
@@ -73,14 +73,3 @@ def test_memory_is_bounded(steps: list[tuple[int, int, int]]) -> None:
         held = {block for one in made._replicas.values() for block in one.blocks}
         assert held == set(made._readers)
         assert all(one.size == sum(one.blocks.values()) for one in made._replicas.values())
-
-
-def test_a_replica_that_is_gone_is_forgotten() -> None:
-    made = index()
-    made.add(request("a" * 640), "stays")
-    for n in range(3):
-        made.add(request("a" * 640), f"replica {n}")
-        found = {match.id for match in made.match(request("a" * 640), 9)}
-        assert found == {"stays", f"replica {n}"}
-        made.forget(f"replica {n}")
-    made.forget("unknown")

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields, field
+from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields
+from fastslow.tools.job_options import field
 from fastslow.tools.prompts import check_text, json_object, naming
 
 if TYPE_CHECKING:
@@ -36,13 +37,8 @@ USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
 
 
 class AnswerOptions(ModelOptions):
-    """How `generate` and `chat` answer; checked as far as that goes without a model.
-
-    `changes`, `drafts` and `sampling` hold what the command line gave: see their `model_fields_set`.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
+    """How `generate` and `chat` answer; checked as far as that goes without a model. `changes`, `drafts` and
+    `sampling` hold what the command line gave: see their `model_fields_set`."""
 
     mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", HOW)
     modes: str | Path | None = field(None, "JSON file with presets of your own", HOW)
@@ -95,13 +91,10 @@ class AnswerOptions(ModelOptions):
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def call(self, llm: LLM, asked: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Keyword arguments of `LLM.stream`. ValueError: there is no such preset, or the model has fewer
-        groups or experts.
-
-        asked: a preset or the fields of a mode, which the command line's options change too where these
-        fields do not say otherwise; None = the mode that the command line says.
-        """
-        from fastslow.engine.model.routed_units import RoutedUnits
+        """Keyword arguments of `LLM.stream`. asked: a preset or the fields of a mode, which the command line's
+        options change too where these fields do not say otherwise; None = the command line's mode.
+        ValueError: there is no such preset, or the model has fewer groups or experts."""
+        from fastslow.engine.model.config import RoutedUnits
         from fastslow.policies.modes import find_mode
 
         units = RoutedUnits.of(llm.model.config)
@@ -156,11 +149,7 @@ class AnswerOptions(ModelOptions):
 
 
 class GenerateCommand(AnswerOptions):
-    """What `generate` answers, and how.
-
-    Raises:
-        ValueError: options contradict each other.
-    """
+    """What `generate` answers, and how. ValueError: options contradict each other."""
 
     prompt: str | None = Field(
         None,

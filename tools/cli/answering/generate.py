@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -69,7 +68,7 @@ def _standard_input() -> str:
 def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
     """One answer, as it is made; what has come until Ctrl-C is kept."""
     from fastslow.tools.cli.answering.prompt_file import record_of
-    from fastslow.tools.cli.screen import errors, figures
+    from fastslow.tools.cli.screen import errors, figures, write_json
 
     answer, output = _screen(options), None
     pieces = llm.stream(asked, **options.call(llm))
@@ -80,8 +79,11 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
                 output = piece.output or output
     finally:
         answer.end()
-    if options.as_json:
-        _write(_cut(answer) if output is None else record_of(output, whole=True))
+    if options.as_json and output is not None:
+        write_json(record_of(output, whole=True))
+    elif options.as_json:
+        got = {name: getattr(answer, name) for name in ("text", "reasoning", "token_ids")}
+        write_json({**got, "finish_reason": "cancelled"})
     elif output is not None:
         errors().print(figures(output, options.context(llm)), style="dim")
     if output is None:
@@ -92,11 +94,11 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
     """Several answers, which come together."""
     from fastslow.output import Piece
     from fastslow.tools.cli.answering.prompt_file import record_of
-    from fastslow.tools.cli.screen import errors, figures
+    from fastslow.tools.cli.screen import errors, figures, write_json
 
     output = llm.generate(asked, **options.call(llm))
     if options.as_json:
-        _write(record_of(output, whole=True))
+        write_json(record_of(output, whole=True))
         return
     for number, choice in enumerate(output.choices, 1):
         errors().print(f"answer {number} of {len(output.choices)}", style="dim")
@@ -109,12 +111,13 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
 
 def _answer_file(file: Path, options: GenerateCommand) -> None:
     """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
-    from fastslow.tools.cli.answering.prompt_file import PromptFile, record_of
+    from fastslow.tools.cli.answering.prompt_file import answers, read_file, record_of
+    from fastslow.tools.cli.screen import write_json
 
-    prompts, failed = PromptFile(file, options, options.raw), False
+    lines, failed = read_file(file, options), False
     with options.load() as llm:
-        for index, output in prompts.answers(llm):
-            _write({"index": index, **record_of(output, options.as_json)})
+        for index, output in answers(llm, lines, options):
+            write_json({"index": index, **record_of(output, options.as_json)})
             failed |= any(choice.error is not None for choice in output.choices)
     if failed:
         raise typer.Exit(1)
@@ -125,19 +128,3 @@ def _screen(options: GenerateCommand) -> StreamedAnswer:
 
     silent = options.as_json or options.no_thinking
     return StreamedAnswer(None if options.as_json else console(), None if silent else errors())
-
-
-def _write(record: dict[str, Any]) -> None:
-    from fastslow.tools.cli.screen import console
-
-    console().out(json.dumps(record, ensure_ascii=False), highlight=False)
-
-
-def _cut(answer: StreamedAnswer) -> dict[str, Any]:
-    """What is known of an answer that Ctrl-C ended."""
-    return {
-        "text": answer.text,
-        "reasoning": answer.reasoning,
-        "token_ids": answer.token_ids,
-        "finish_reason": "cancelled",
-    }

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastslow.engine.checked import Params
 from fastslow.engine.host.progress import bar
-from fastslow.engine.params import SamplingParams, nearest
+from fastslow.engine.params import SamplingParams
 from fastslow.output import Completion, GenerationError, Output
-from fastslow.tools.cli.answering.answer_options import AnswerOptions
+from fastslow.tools.cli.answering.answer_options import GenerateCommand
 from fastslow.tools.prompts import FIELDS, Record, conversation, json_object, naming, text_lines
 
 if TYPE_CHECKING:
@@ -20,97 +21,102 @@ if TYPE_CHECKING:
 
 # what else such files hold, not used
 NOTES = ("answer", "grading", "category", "reference", "index")
-KNOWN = (*FIELDS, "mode", "sampling", "chat_template_kwargs", *NOTES)
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SHOWN, MEASURED = ("text", "reasoning", "finish_reason"), ("mode", "tokens", "tokens_per_second")
 
 
+class LineFields(Params):
+    """The fields of a line: a prompt, and what it says about its own answer."""
+
+    messages: Any = None
+    prompt: Any = None
+    turns: Any = None
+    question: Any = None
+    mode: str | dict[str, Any] | None = None
+    sampling: SamplingParams = SamplingParams()
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class FilePrompt(NamedTuple):
-    """A line of the file, and what it says about its own answer: `mode`, `sampling`, `chat_template_kwargs`."""
+    """A line of the file."""
 
     place: str  # for messages
     prompt: Prompt
-    own: Record
+    own: LineFields
 
 
-class PromptFile:
-    """The prompts of a file: of a text file one a line, of JSON lines those of `tools.prompts`.
+def read_file(path: Path, options: GenerateCommand) -> list[FilePrompt]:
+    """The prompts of a file: of a text file one a line, of JSON lines those of `tools.prompts`. ValueError:
+    the file cannot be read, is empty, or has a bad line, whose number is given."""
+    found = []
+    for place, line in text_lines(path, "prompts"):
+        with naming(place):
+            as_json = path.suffix in JSON_LINES
+            record: Record = json_object(line) if as_json else {"prompt": line.strip()}
+            own, turns = _fields(record), conversation(record)
+            if options.raw and "messages" in record:
+                raise ValueError("messages need the chat template, which --raw leaves out")
+            prompt: Any = turns[0]["content"] if options.raw else turns
+            if not options.raw and turns[0]["role"] != "system":
+                prompt = [*options.conversation(), *turns]
+        found.append(FilePrompt(place, prompt, own))
+    if not found:
+        raise ValueError(f"prompts file {str(path)!r} has no prompt")
+    return found
 
-    raw: the prompts are texts to continue, not questions. ValueError: the file cannot be read, is empty,
-    or has a bad line, whose number is given.
-    """
 
-    def __init__(self, path: Path, options: AnswerOptions, raw: bool) -> None:
-        self._options, self._raw = options, raw
-        self._lines = list(self._read(path))
-        if not self._lines:
-            raise ValueError(f"prompts file {str(path)!r} has no prompt")
+def _fields(record: Record) -> LineFields:
+    """ValueError for a field that is not known, whose value would be dropped, and for two prompts."""
+    for name in record:
+        if name in SamplingParams.model_fields:
+            raise ValueError(f'field {name!r} belongs into "sampling": {{"{name}": ...}}')
+    given = [name for name in FIELDS if name in record]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} are two prompts: give one of them")
+    used = {n: v for n, v in record.items() if n not in NOTES and not n.endswith("id")}
+    return LineFields(**used)
 
-    def answers(self, llm: LLM) -> Iterator[tuple[int, Output]]:
-        """The answers and their numbers in the order of the file, each as soon as those before it are
-        there too; after Ctrl-C those that are finished. ValueError: a line does not fit the model; nothing
-        has run then."""
-        jobs = []
-        for line in self._lines:
-            with naming(line.place):
-                call = self._call(llm, line.own)
-                one = call["sampling"].model_copy(update={"n": 1})
-                llm.stream(line.prompt, **{**call, "sampling": one})  # it checks, and runs nothing
-            jobs.append((line.prompt, call))
-        return self._run(llm, jobs)
 
-    def _run(
-        self, llm: LLM, jobs: Sequence[tuple[Prompt, dict[str, Any]]]
-    ) -> Iterator[tuple[int, Output]]:
-        handles = [llm.submit(prompt, **call) for prompt, call in jobs]
-        try:
-            shown = 0
-            try:
-                for handle in handles if sys.stdout.isatty() else bar(handles, "Answering"):
-                    output = _result(handle)
-                    shown += 1
-                    yield shown - 1, output
-            except KeyboardInterrupt:
-                for index, handle in enumerate(handles[shown:], shown):
-                    if handle.done:
-                        yield index, _result(handle)
-                raise
-        finally:  # after Ctrl-C
-            for handle in handles:
-                handle.cancel()
+def answers(
+    llm: LLM, lines: Sequence[FilePrompt], options: GenerateCommand
+) -> Iterator[tuple[int, Output]]:
+    """The answers and their numbers; see `in_order`. ValueError: a line does not fit the model; nothing
+    has run then."""
+    calls = []
+    for line in lines:
+        with naming(line.place):
+            call = options.call(llm, line.own.mode)
+            both = _given(call["sampling"]) | _given(line.own.sampling)
+            call["sampling"] = SamplingParams(**both)
+            if line.own.chat_template_kwargs is not None:
+                call["chat_template_kwargs"] = line.own.chat_template_kwargs
+            one = {**call, "sampling": call["sampling"].model_copy(update={"n": 1})}
+            llm.stream(line.prompt, **one)  # it checks, and runs nothing
+        calls.append(call)
+    return in_order([llm.submit(line.prompt, **call) for line, call in zip(lines, calls)])
 
-    def _call(self, llm: LLM, own: Record) -> dict[str, Any]:
-        """Keyword arguments for a line."""
-        mode = own.get("mode")
-        if not isinstance(mode, str | dict | None):
-            raise ValueError(f"mode={mode!r} must be a name or an object with the fields of Mode")
-        call = self._options.call(llm, mode)
-        given: SamplingParams = call["sampling"]
-        fields = {name: getattr(given, name) for name in given.model_fields_set}
-        call["sampling"] = SamplingParams(**{**fields, **own.get("sampling", {})})
-        if "chat_template_kwargs" in own:
-            call["chat_template_kwargs"] = own["chat_template_kwargs"]
-        return call
 
-    def _read(self, path: Path) -> Iterator[FilePrompt]:
-        as_json = path.suffix in JSON_LINES
-        for place, line in text_lines(path, "prompts"):
-            with naming(place):
-                record: Record = json_object(line) if as_json else {"prompt": line.strip()}
-                _check_fields(record)
-                if not isinstance(record.get("sampling", {}), dict):
-                    raise ValueError("sampling must be an object with the fields of SamplingParams")
-                SamplingParams(**record.get("sampling", {}))
-                turns = conversation(record)
-                if self._raw and "messages" in record:
-                    raise ValueError("messages need the chat template, which --raw leaves out")
-                prompt = turns[0]["content"] if self._raw else self._with_system(turns)
-            yield FilePrompt(place, prompt, record)
+def in_order(handles: Sequence[RequestHandle]) -> Iterator[tuple[int, Output]]:
+    """The answers in the order of the file, each as soon as those before it are there too; after Ctrl-C
+    those that are finished."""
+    shown = 0
+    try:
+        for handle in handles if sys.stdout.isatty() else bar(handles, "Answering"):
+            output = _result(handle)
+            shown += 1
+            yield shown - 1, output
+    except KeyboardInterrupt:
+        for index, handle in enumerate(handles[shown:], shown):
+            if handle.done:
+                yield index, _result(handle)
+        raise
+    finally:
+        for handle in handles:
+            handle.cancel()
 
-    def _with_system(self, turns: Any) -> Any:
-        """The conversation, after the system message of the command line if it has none."""
-        own = turns[0]["role"] == "system"
-        return turns if own else [*self._options.conversation(), *turns]
+
+def _given(sampling: SamplingParams) -> dict[str, Any]:
+    return {name: getattr(sampling, name) for name in sampling.model_fields_set}
 
 
 def _result(handle: RequestHandle) -> Output:
@@ -118,18 +124,6 @@ def _result(handle: RequestHandle) -> Output:
         return handle.result()
     except GenerationError as error:  # its line says so; the others continue
         return error.outputs[0]
-
-
-def _check_fields(record: Record) -> None:
-    """ValueError for a field that is not known, whose value would be dropped, and for two prompts."""
-    for name in record:
-        if name in SamplingParams.model_fields:
-            raise ValueError(f'field {name!r} belongs into "sampling": {{"{name}": ...}}')
-        if name not in KNOWN and not name.endswith("id"):
-            raise ValueError(f"field {name!r} is unknown{nearest(name, KNOWN)}")
-    given = [name for name in FIELDS if name in record]
-    if len(given) > 1:
-        raise ValueError(f"{given[0]} and {given[1]} are two prompts: give one of them")
 
 
 def record_of(output: Output, whole: bool = False) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,30 +36,26 @@ def show(
     Example:
       fastslow cache list
     """
-    import json
-
-    from rich.console import Console
     from rich.table import Table
 
     from fastslow.engine.backends.cpu.store import limit, packings
     from fastslow.engine.host.files import cache_folder
     from fastslow.engine.kv.budget import format_bytes
+    from fastslow.tools.cli import screen
 
     every, most = packings(), limit()
     if as_json:
         for one in every:
-            record: dict[str, Any] = {"path": str(one.path), "model": one.model and str(one.model)}
-            record |= {"format": one.format, "size": one.size, "used": one.used}
-            typer.echo(json.dumps(record))
+            facts = {"path": str(one.path), "model": one.model and str(one.model)}
+            screen.write_json(facts | {"format": one.format, "size": one.size, "used": one.used})
         return
     table = Table("model", "format", "size", "used last")
     for one in every:
         days = f"{(time.time() - one.used) / DAY:.1f} days ago"
         table.add_row(_model(one), one.format, format_bytes(one.size), days)
-    console = Console()
-    console.print(table)
+    screen.show(table)
     total = format_bytes(sum(one.size for one in every))
-    console.print(f"{total} of at most {format_bytes(most)} in {cache_folder()}", soft_wrap=True)
+    screen.console().print(f"{total} of at most {format_bytes(most)} in {cache_folder()}")
 
 
 def _model(one: Packing) -> str:
@@ -75,7 +71,6 @@ def prune(
         float | None, typer.Option(min=0, help="Also those not used for this many days.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
 ) -> None:
     """Remove packed weights whose model is gone, and what killed processes left unfinished.
 
@@ -89,16 +84,14 @@ def prune(
     from fastslow.engine.host.unfinished import sweep
     from fastslow.engine.kv.budget import format_bytes
 
-    if not dry_run:
-        sweep(cache_folder())
+    sweep(cache_folder())
     latest = time.time() - (older_than or 0) * DAY
     freed = 0
     for one in packings():
         gone = one.model is None or not one.model.exists()
         if not (everything or gone or (older_than is not None and one.used <= latest)):
             continue
-        if not dry_run:
-            one.path.unlink(missing_ok=True)
+        one.path.unlink(missing_ok=True)
         freed += one.size
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {_model(one)} in {one.format}")
-    typer.echo(f"{format_bytes(freed)} {'would be ' if dry_run else ''}freed")
+        typer.echo(f"removed {_model(one)} in {one.format}")
+    typer.echo(f"{format_bytes(freed)} freed")

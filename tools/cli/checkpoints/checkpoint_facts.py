@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -12,8 +11,7 @@ from rich.table import Table
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.kv.budget import format_bytes
-from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.config import ModelConfig, RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
@@ -32,18 +30,11 @@ RECORDED = (
 
 
 @dataclass(frozen=True, slots=True)
-class ModeCost:
-    """Bytes in one dtype."""
-
-    weights: int
-    kv_per_token: int
-
-
-@dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """A checkpoint's config, tokenizer and presets.
 
-    `tokenizer` and `switch` (of thinking) are one line each for people; `memory` maps dtype names to bytes.
+    `tokenizer` and `switch` (of thinking) are one line each for people; `memory` has bytes of weights and of
+    a token's keys and values by dtype.
     """
 
     config: ModelConfig
@@ -51,26 +42,38 @@ class CheckpointFacts:
     switch: str
     modes: dict[str, Mode]
     parameters: int
-    memory: dict[str, ModeCost]
+    memory: dict[str, dict[str, int]]
 
     @classmethod
     def of(cls, model: str, own_modes: str | None = None) -> CheckpointFacts:
         """Read a checkpoint's small files, of a GGUF file the header, and the user's presets. ValueError
         in one sentence for what does not fit."""
         folder = resolve_model(model)
-        config, tokenizer = ModelConfig.from_folder(folder), _tokenizer(folder)
+        config, tokenizer = ModelConfig.from_folder(folder), find_tokenizer(folder)
         weights = parameters(config)
         memory = {
-            name: ModeCost(weights * DTYPES[name].itemsize, config.kv_bytes_per_token(DTYPES[name]))
+            name: {
+                "weights": weights * DTYPES[name].itemsize,
+                "kv_per_token": config.kv_bytes_per_token(DTYPES[name]),
+            }
             for name in SHOWN
         }
         if is_gguf(folder):  # runs in the file's own numbers
             size = sum(part.stat().st_size for part in gguf_parts(folder))
-            kept = memory[config.dtype if config.dtype in SHOWN else "bfloat16"].kv_per_token
-            memory = {FILE: ModeCost(size, kept), **memory}
+            kept = memory[config.dtype if config.dtype in SHOWN else "bfloat16"]
+            memory = {FILE: {**kept, "weights": size}, **memory}
         modes = load_modes(folder, RoutedUnits.of(config), own_modes)
-        switch = _switch(folder, config.architecture)
-        return cls(config, tokenizer, switch, modes, weights, memory)
+        said, switch = "none: prompts are token ids", "none"
+        if tokenizer is not None:
+            names = ("tokenizer.json", "tokenizer.model")
+            name = next((name for name in names if (folder / name).is_file()), "of the file")
+            ends = ", ".join(repr(tokenizer.piece(number)) for number in sorted(tokenizer.eos_ids))
+            said = f"{name}, {tokenizer.vocab_size} ids, an answer ends at {ends or 'nothing'}"
+            try:
+                switch = str(load_template(folder, tokenizer, config.architecture).switch)
+            except ValueError as error:
+                switch = f"unknown, {error}"
+        return cls(config, said, switch, modes, weights, memory)
 
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
@@ -88,36 +91,23 @@ class CheckpointFacts:
             "tokenizer": self.tokenizer,
             "thinking_switch": self.switch,
             "parameters": self.parameters,
-            "memory": {name: asdict(cost) for name, cost in self.memory.items()},
+            "memory": self.memory,
             "modes": modes,
         }
 
     def tables(self) -> Iterator[Table]:
-        """For people: shape, memory, modes."""
+        """For people: shape, memory."""
         shape = Table.grid(padding=(0, 2))
         for name, value in self._shape().items():
             shape.add_row(name, value)
         yield shape
         memory = Table("dtype", "weights", "KV per token", "KV of a full context")
+        own = FILE if FILE in self.memory else self.config.dtype
         for name, cost in self.memory.items():
-            own = (
-                " (its own)" if name == (FILE if FILE in self.memory else self.config.dtype) else ""
-            )
-            sizes = (cost.weights, cost.kv_per_token, cost.kv_per_token * self.config.context)
-            memory.add_row(name + own, *map(format_bytes, sizes))
+            token = cost["kv_per_token"]
+            sizes = map(format_bytes, (cost["weights"], token, token * self.config.context))
+            memory.add_row(f"{name} (its own)" if name == own else name, *sizes)
         yield memory
-        units = RoutedUnits.of(self.config)
-        modes = Table("mode", units.name, "thinking", "active per token", "description")
-        for mode in self.modes.values():
-            running = units.running(mode.routed)
-            shown = f"{running[units.name]} of {units.most}" if running else "dense"
-            active = billions(active_parameters(self.config, mode.routed))
-            thinking: str = mode.thinking
-            if mode.auto:
-                words = meaning(mode, units)
-                shown, thinking, active = words[units.name], words["thinking"], "-"
-            modes.add_row(mode.name, shown, thinking, active, mode.description)
-        yield modes
 
     def _shape(self) -> dict[str, str]:
         c = self.config
@@ -154,54 +144,19 @@ def billions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _tokenizer(folder: Path) -> str:
-    if (tokenizer := find_tokenizer(folder)) is None:
-        return "none: prompts are token ids"
-    known = (name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file())
-    ends = ", ".join(repr(tokenizer.piece(number)) for number in sorted(tokenizer.eos_ids))
-    name = next(known, "of the file")
-    return f"{name}, {tokenizer.vocab_size} ids, an answer ends at {ends or 'nothing'}"
-
-
-def _switch(folder: Path, architecture: str) -> str:
-    if (tokenizer := find_tokenizer(folder)) is None:
-        return "none"
-    try:
-        return str(load_template(folder, tokenizer, architecture).switch)
-    except ValueError as error:
-        return f"unknown, {error}"
-
-
-def shard_plan(config: ModelConfig, layout: str) -> ShardPlan:
-    """The plan of "ep=8,tp=1", in the checkpoint's own dtype. ValueError if it does not fit."""
-    return ShardPlan.of(config, Parallel.parse(layout), DTYPES[config.dtype or "float32"])
-
-
-def shards_table(plan: ShardPlan) -> Table:
-    """A line a rank, and what a row of a layer costs in bytes sent."""
-    name, sent = str(plan.dtype).removeprefix("torch."), format_bytes(_sent(plan))
-    title = f"{plan.parallel} in {name}; a row of a layer sends {sent} between ranks"
-    routed = "groups" if plan.config.groups else "experts"
-    titles = ("rank", "dp rank", "heads", "KV heads", routed, "weights", "KV per token")
-    table = Table(*titles, title=title)
-    for share in plan.shares:
-        place = share.place
-        held = place.groups or place.experts
-        shown = f"{held.start}-{held.stop - 1}" if held else "-"
-        counts = map(str, (place.rank, place.dp_rank, place.heads, place.kv_heads))
-        sizes = map(format_bytes, (share.weights, share.kv_per_token))
-        table.add_row(*counts, shown, *sizes)
-    return table
-
-
-def shards_record(plan: ShardPlan) -> dict[str, Any]:
-    """For programs: sizes in bytes."""
+def shards_record(config: ModelConfig, layout: str) -> dict[str, Any]:
+    """What each rank of "ep=8,tp=1" would hold and send: bytes, in the checkpoint's own dtype. ValueError if
+    the layout does not fit."""
+    parallel, dtype = Parallel.parse(layout), config.dtype or "float32"
+    plan = ShardPlan.of(config, parallel, DTYPES[dtype])
+    counts = ("rank", "dp_rank", "heads", "kv_heads")
     return {
-        **{name: getattr(plan.parallel, name) for name in ("ep", "tp", "dp")},
-        "sent_per_row_and_layer": _sent(plan),
+        **{name: getattr(parallel, name) for name in ("ep", "tp", "dp")},
+        "dtype": dtype,
+        "sent_per_row_and_layer": sum(plan.layer_traffic(1).values()),
         "ranks": [
             {
-                **{n: getattr(share.place, n) for n in ("rank", "dp_rank", "heads", "kv_heads")},
+                **{name: getattr(share.place, name) for name in counts},
                 "groups": list(share.place.groups),
                 "experts": list(share.place.experts),
                 "weights": share.weights,
@@ -212,6 +167,17 @@ def shards_record(plan: ShardPlan) -> dict[str, Any]:
     }
 
 
-def _sent(plan: ShardPlan) -> int:
-    """Bytes that all ranks send in sum for one row of one layer."""
-    return sum(plan.layer_traffic(1).values())
+def shards_table(shards: dict[str, Any]) -> Table:
+    """What `shards_record` gives, a line a rank."""
+    layout = ",".join(f"{name}={shards[name]}" for name in ("ep", "tp", "dp"))
+    sent = format_bytes(shards["sent_per_row_and_layer"])
+    title = f"{layout} in {shards['dtype']}; a row of a layer sends {sent} between ranks"
+    routed = "groups" if shards["ranks"][0]["groups"] else "experts"
+    counts = ("rank", "dp_rank", "heads", "kv_heads")
+    table = Table(*counts, routed, "weights", "KV per token", title=title)
+    for rank in shards["ranks"]:
+        held = rank[routed]
+        sizes = map(format_bytes, (rank["weights"], rank["kv_per_token"]))
+        shown = f"{held[0]}-{held[-1]}" if held else "-"
+        table.add_row(*(str(rank[name]) for name in counts), shown, *sizes)
+    return table

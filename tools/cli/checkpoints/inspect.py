@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, option
+from fastslow.tools.cli.options import expand_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +23,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     parallel: Annotated[
-        str | None, option("Ranks that would share it, such as ep=8,tp=1,dp=1.")
+        str | None, typer.Option(help="Ranks that would share it, such as ep=8,tp=1,dp=1.")
     ] = None,
 ) -> None:
     """Show a checkpoint: parameters, memory, context, tokenizer and modes. Reads no weights.
@@ -34,25 +33,20 @@ def inspect(
       fastslow inspect smollm2-moge --json
       fastslow inspect path/to/checkpoint --parallel ep=8
     """
-    from fastslow.tools.cli.checkpoints.checkpoint_facts import (
-        CheckpointFacts,
-        shard_plan,
-        shards_record,
-        shards_table,
-    )
-    from fastslow.tools.cli.screen import console, quiet_log, show
+    from fastslow.tools.cli.checkpoints import checkpoint_facts
+    from fastslow.tools.cli.screen import quiet_log, show, write_json
 
     quiet_log()
-    facts = CheckpointFacts.of(model)
-    plan = None if parallel is None else shard_plan(facts.config, parallel)
+    facts = checkpoint_facts.CheckpointFacts.of(model)
+    shards = None if parallel is None else checkpoint_facts.shards_record(facts.config, parallel)
     if as_json:
-        record = facts.record() | ({} if plan is None else {"parallel": shards_record(plan)})
-        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        write_json(facts.record() | ({} if shards is None else {"parallel": shards}))
         return
     for table in facts.tables():
         show(table)
-    if plan is not None:
-        show(shards_table(plan))
+    _show_modes(facts, short=True)
+    if shards is not None:
+        show(checkpoint_facts.shards_table(shards))
 
 
 @expand_options
@@ -79,25 +73,30 @@ def modes(
       fastslow generate "How many?" --modes mine.json --mode brief
     """
     from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
-    from fastslow.tools.cli.screen import console, quiet_log, show
+    from fastslow.tools.cli.screen import quiet_log, write_json
 
     quiet_log()
     facts = CheckpointFacts.of(model, own)
     if as_json:
-        record = facts.record()["modes"]
-        console().out(json.dumps(record, ensure_ascii=False), highlight=False)
+        write_json(facts.record()["modes"])
         return
+    _show_modes(facts)
+
+
+def _show_modes(facts: CheckpointFacts, short: bool = False) -> None:
+    from fastslow.tools.cli.screen import console, show
+
     presets = list(facts.modes.values())
     beside = max(1, (console().width - SIDES) // COLUMN)
     for first in range(0, len(presets), beside):
-        show(_table(facts, presets[first : first + beside]))
+        show(_table(facts, presets[first : first + beside], short))
 
 
-def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
-    """A column for each mode, a row for each side of it."""
+def _table(facts: CheckpointFacts, presets: Sequence[Mode], short: bool) -> Table:
+    """A column for each mode, a row for each side of it. short: experts and thinking alone."""
     from rich.table import Column, Table
 
-    from fastslow.engine.model.routed_units import RoutedUnits
+    from fastslow.engine.model.config import RoutedUnits
     from fastslow.engine.model.tensors import active_parameters
     from fastslow.policies.meaning import meaning
     from fastslow.tools.cli.checkpoints.checkpoint_facts import billions
@@ -107,8 +106,8 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode]) -> Table:
     names = (Column(mode.name, overflow="fold") for mode in presets)
     table = Table(Column(no_wrap=True), *names, show_lines=True)
     if any(mode.description for mode in presets):
-        table.add_row("", *(mode.description or "-" for mode in presets))
-    for side in words[0]:
+        table.add_row("description", *(mode.description or "-" for mode in presets))
+    for side in (units.name, "thinking") if short else words[0]:
         table.add_row(side, *(each[side] for each in words))
         if side == units.name:
             active = [active_parameters(facts.config, mode.routed) for mode in presets]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options, field
-from fastslow.tools.job_options import ConvertOptions, QuantizeOptions
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from fastslow.tools.cli.options import expand_options
+from fastslow.tools.job_options import ConvertOptions, QuantizeOptions, field
 
 
 class QuantizeCommand(QuantizeOptions):
@@ -26,27 +23,23 @@ class QuantizeCommand(QuantizeOptions):
     )
     answer: int = field(160, "most tokens of an answer; 0: prompts alone", ge=0)
     check: int = field(16, "texts to compare both on; 0: none", ge=0)
-    plan: bool = field(False, "only say what it would save; reads no weights")
     seed: int = field(0, "of the answers to calibrate with")
 
 
 @expand_options
 def quantize(
     source: Annotated[str, typer.Argument(help="Float checkpoint folder, or built-in name.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
     options: QuantizeCommand,
-    out: Annotated[
-        Path | None, typer.Argument(help="Folder to create.", show_default=False)
-    ] = None,
 ) -> None:
     """Make a W8A8 checkpoint: int8 weights per output channel, int8 activations per token.
 
     Examples:
       fastslow quantize smollm2-moge path/to/w8a8
       fastslow quantize path/to/model path/to/w8a8 --calibration mine.jsonl --kv
-      fastslow quantize path/to/72b --plan
 
     What changed is measured and shown: perplexity, KL, likeliest tokens, memory. quantization_report.json in the
-    new folder has each layer and expert.
+    new folder also has the drift of each layer.
     """
     from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
@@ -59,11 +52,6 @@ def quantize(
 
     quiet_log()
     folder = resolve_model(source)
-    if options.plan:
-        show(_plan(folder, options.embedding, options.kv))
-        return
-    if out is None:
-        raise ValueError("OUT is missing: the folder to create")
     job.check_known(folder)
     require_vacant(out)
     prompts = prompts_of(options.calibration, folder)
@@ -86,22 +74,6 @@ def quantize(
     console().print(f'done: fastslow generate "Hello" --model {out}')
 
 
-def _plan(folder: Path, embedding: str, kv: bool) -> Table:
-    from rich.table import Table
-
-    from fastslow.engine.kv.budget import format_bytes
-    from fastslow.tools.quantize.quantize import check_known, int8_embedding, planned
-
-    config = check_known(folder)
-    small = int8_embedding(config) if embedding == "auto" else embedding == "int8"
-    parts = planned(config, embedding=small, kv=kv)
-    whole = [sum(side) for side in zip(*parts.values())]
-    table = Table("part", "bfloat16", "W8A8", "ratio")
-    for part, (before, after) in {**parts, "all": (whole[0], whole[1])}.items():
-        table.add_row(part, format_bytes(before), format_bytes(after), f"{after / before:.3f}")
-    return table
-
-
 @expand_options
 def convert(
     source: Annotated[str, typer.Argument(help="Dense checkpoint folder, or smollm2.")],
@@ -112,7 +84,7 @@ def convert(
 
     Examples:
       fastslow convert path/to/dense path/to/moge
-      fastslow convert path/to/dense path/to/moge --groups 4 --text book.txt
+      fastslow convert path/to/dense path/to/moge --groups 4
 
     The result is not trained: a rough copy with a clearly higher perplexity. `examples/smollm2_moge` has the
     training that made smollm2-moge.

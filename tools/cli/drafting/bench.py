@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.tools.cli.options import (
-    PROMPTS,
     ModelOptions,
     check_writable,
     expand_options,
-    field,
     listed,
     numbers,
 )
+from fastslow.tools.job_options import PROMPTS, field
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,12 +13,12 @@ from fastslow.tools.cli.options import check_writable, expand_options
 from fastslow.tools.prompts import Record, read_lines
 
 if TYPE_CHECKING:
-    from fastslow.draft.suffix.documents import Documents
     from fastslow.engine.text.templates import ChatTemplate
     from fastslow.engine.text.vocabulary import Tokenizer
 
 MOST = 10_000_000
 FIELDS = ("text", "answer", "messages")
+AnswerTokens = tuple[list[int], list[int]]  # an answer, its end token last; its prompt, if known
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
 corpus = typer.Typer(
@@ -40,24 +39,20 @@ Most = Annotated[
 ]
 
 
-class AnswerTokens(NamedTuple):
-    """One answer, its end token last, and the prompt that it answers (empty where unknown)."""
-
-    answer: list[int]
-    prompt: list[int]
-
-
 class AnswerFile:
     """Reads {"text": ...}, {"answer": ...} and {"messages": [...]} lines; other fields are ignored.
 
-    Of messages every assistant turn is an answer, and what stands before it its prompt. tokenizer,
+    Of messages every assistant turn is an answer, and the turns before it are its prompt. tokenizer,
     template: of the model that gave, or will give, these answers.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._end = self._end_ids()
+        self._end = list(tokenizer.eos_ids)
+        if len(self._end) > 1:  # the one that the template puts there
+            ids = self._encode(list(PROBE), answering=False)
+            self._end = [next((i for i in reversed(ids) if i in self._end), min(self._end))]
 
     def read(self, path: Path) -> Iterator[AnswerTokens]:
         """All answers of a file, in order. ValueError: it cannot be read, or a line does not fit."""
@@ -72,7 +67,7 @@ class AnswerFile:
         if field != "messages":
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{field}={value!r} must be text of at least one character")
-            return [AnswerTokens(self._answer(value), [])]
+            return [(self._answer(value), [])]
         if not isinstance(value, list):
             raise ValueError(f"messages must be a list, not {type(value).__name__}")
         value = check_messages(value)
@@ -80,7 +75,7 @@ class AnswerFile:
         if not turns:
             raise ValueError("messages hold no assistant turn")
         prompts = [self._encode(value[:i], True) if i else [] for i in turns]
-        return [AnswerTokens(self._answer(value[i]["content"]), p) for i, p in zip(turns, prompts)]
+        return [(self._answer(value[i]["content"]), p) for i, p in zip(turns, prompts)]
 
     def _answer(self, text: str) -> list[int]:
         return [*self._tokenizer.encode(text, add_special=False), *self._end]
@@ -88,14 +83,6 @@ class AnswerFile:
     def _encode(self, messages: list[Turn], answering: bool) -> list[int]:
         text = self._template.render(messages, add_generation_prompt=answering)
         return self._tokenizer.encode(text, self._template.add_special)
-
-    def _end_ids(self) -> list[int]:
-        """The token that ends an answer: of several, the one that the template puts there."""
-        ends = self._tokenizer.eos_ids
-        if len(ends) < 2:
-            return list(ends)
-        rendered = self._encode(list(PROBE), answering=False)
-        return [next((token for token in reversed(rendered) if token in ends), min(ends))]
 
 
 @corpus.command()
@@ -114,7 +101,6 @@ def build(
       fastslow corpus build answers.jsonl -o corpus.safetensors --model smollm2
     """
     from fastslow.draft.suffix.corpus import describe
-    from fastslow.draft.suffix.documents import Documents
 
     check_writable(out)
     if out.exists():
@@ -124,7 +110,7 @@ def build(
             raise ValueError(
                 f"{str(out)!r} exists and is no corpus: name another with -o"
             ) from None
-    _extend(Documents(), answers, out, model, most_tokens)
+    _extend(None, answers, out, model, most_tokens)
 
 
 @corpus.command()
@@ -140,14 +126,7 @@ def add(
     Example:
       fastslow corpus add corpus.safetensors today.jsonl --model smollm2
     """
-    from fastslow.draft.suffix.corpus import unpack
-    from fastslow.models.locate import resolve_model
-    from fastslow.tools.cli.screen import quiet_log
-
-    quiet_log()
-    tokenizer = _tokenizer(resolve_model(model))
-    documents = unpack(path, tokenizer.vocab())
-    _extend(documents, answers, path, model, most_tokens)
+    _extend(path, answers, path, model, most_tokens)
 
 
 @corpus.command()
@@ -159,11 +138,11 @@ def info(
     """Check a corpus and show what it holds."""
     from fastslow.draft.suffix.corpus import describe
     from fastslow.engine.kv.budget import format_bytes
-    from fastslow.tools.cli.screen import console
+    from fastslow.tools.cli.screen import console, write_json
 
     facts = describe(path)
     if as_json:
-        console().out(json.dumps(facts), highlight=False)
+        write_json(facts)
         return
     console().print(f"answers     {facts['documents']:,}")
     console().print(f"tokens      {facts['tokens']:,}")
@@ -172,37 +151,31 @@ def info(
     console().print(f"format      {facts['format']}")
 
 
-def _extend(documents: Documents, answers: Path, out: Path, model: str, most: int) -> None:
-    """Add the answers of a file, drop the oldest, index, write."""
-    from fastslow.draft.suffix.corpus import save, vocab_size
-    from fastslow.draft.suffix.documents import depths
+def _extend(old: Path | None, answers: Path, out: Path, model: str, most: int) -> None:
+    """Add the answers of a file to those of an old corpus, drop the oldest, index, write."""
+    from fastslow.draft.suffix.corpus import save, unpack, vocab_size
+    from fastslow.draft.suffix.documents import Documents, depths
     from fastslow.engine.host.progress import bar
     from fastslow.engine.model.config import ModelConfig
     from fastslow.engine.text.templates import load_template
-    from fastslow.models.locate import resolve_model
+    from fastslow.models.locate import find_tokenizer, resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()
     folder = resolve_model(model)
-    tokenizer = _tokenizer(folder)
-    architecture = ModelConfig.from_folder(folder).architecture
+    tokenizer = find_tokenizer(folder)
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer, which a corpus needs")
+    vocab = tokenizer.vocab()
+    documents = Documents() if old is None else unpack(old, vocab)
+    template = load_template(folder, tokenizer, ModelConfig.from_folder(folder).architecture)
     before = len(documents)
-    for one in AnswerFile(tokenizer, load_template(folder, tokenizer, architecture)).read(answers):
-        documents.add(one.answer, one.prompt)
+    for answer, prompt in AnswerFile(tokenizer, template).read(answers):
+        documents.add(answer, prompt)
     added = len(documents) - before
     dropped = documents.trim(most)
-    vocab = tokenizer.vocab()
     save(out, documents, vocab, bar(depths(vocab_size(vocab)), "Sorting"))
     console().print(
         f"{added:,} answers added, {dropped:,} of the oldest dropped: {out} holds "
         f"{len(documents):,} answers, {documents.tokens:,} tokens"
     )
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    from fastslow.models.locate import find_tokenizer
-
-    tokenizer = find_tokenizer(folder)
-    if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer, which a corpus needs")
-    return tokenizer

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-from fastslow.engine.checked import Params
-from fastslow.tools.cli.options import PROMPTS, ModelOptions, OptionFields, expand_options, field
-from fastslow.tools.job_options import TrainConfig
+from fastslow.tools.cli.options import ModelOptions, OptionFields, expand_options
+from fastslow.tools.job_options import HeadOptions, TrainConfig
 
-DATA, TRAINING = "Data", "Training"
-TRAINED = OptionFields("tokens", "rate", "rows", "steps", "seed", panel=TRAINING)
-
-
-class HeadOptions(Params):
-    """What a head is trained for, and from what."""
-
-    target: str = field(..., "checkpoint folder, GGUF file or built-in name")
-    data: Path = field(..., PROMPTS)
-    out: Path = field(..., "the head's file to write", names="--out -o")
-    work: Path | None = field(None, "folder for answers, features, checkpoint; default: OUT.work")
-    start: Path | None = field(None, "a head of a similar model to begin with", TRAINING)
-    vocabulary: int = field(8192, "tokens that can be drafted", TRAINING, ge=1)
-    answer: int = field(192, "most tokens of an answer", DATA, ge=3)
-    batch: int = field(16, "answers made at once", DATA, ge=1)
+TRAINED = OptionFields("tokens", "rate", "rows", "steps", "seed", panel="Training")
 
 
 @expand_options
 def train_draft(
-    options: HeadOptions,
+    options: Annotated[HeadOptions, OptionFields(panel="Data")],
     training: Annotated[TrainConfig, TRAINED],
     engine: Annotated[ModelOptions, OptionFields("dtype", "quantization", "device")],
 ) -> None:
@@ -40,29 +24,18 @@ def train_draft(
 
     Ctrl-C keeps what was done; the same command continues from there.
     """
-    from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.progress import progress_bar
     from fastslow.tools.prompts import read_prompts
-    from fastslow.tools.train_head.train import TrainPlan, default_layers, train_head
+    from fastslow.tools.train_head.train import train_head
 
     quiet_log()
     prompts = read_prompts(options.data)
-    folder, out = resolve_model(options.target), options.out
-    target = engine.model_copy(update={"model": str(folder)})
+    target = engine.model_copy(update={"model": options.target})
     with target.load(max_running=options.batch) as llm, progress_bar() as report:
-        plan = TrainPlan(
-            target=folder,
-            out=out,
-            work=options.work or out.with_suffix(".work"),
-            layers=default_layers(llm.model.config.layers),
-            vocabulary=options.vocabulary,
-            answer=options.answer,
-            train_config=training,
-            start=options.start,
-        )
         found = train_head(
-            plan,
+            options,
+            training,
             llm.model,
             lambda some, params: llm.generate(
                 list(some), list(params), speculation="off", progress=False

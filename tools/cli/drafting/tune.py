@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastslow.tools.cli.drafting.bench import MEASURED, MeasureOptions
-from fastslow.tools.cli.options import PROMPTS, check_writable, expand_options, field
+from fastslow.tools.cli.options import check_writable, expand_options
+from fastslow.tools.job_options import PROMPTS, field
 
 if TYPE_CHECKING:
     from fastslow.tools.tune.groups import GroupsFound
 
 
 class TuneOptions(MeasureOptions):
-    """What is tuned, and on what.
-
-    Raises:
-        ValueError: options contradict each other, or a file is missing or cannot be written.
-    """
+    """What is tuned, and on what. ValueError: options contradict each other, or a file is missing or cannot be
+    written."""
 
     prompts: Path | None = field(None, PROMPTS)
     modes: bool = field(False, "tune the choice between fast and deep instead")
@@ -27,13 +25,10 @@ class TuneOptions(MeasureOptions):
         names="--groups --experts",
     )
     tasks: Path | None = field(None, "graded tasks of --modes: JSON lines with prompt and answer")
-    grading: str | None = field(
-        None,
-        "exact, number (the last one) or contains; default: by the look of the answer",
-        MEASURED,
+    keep: float = field(
+        0.9, "share of deep's gain, or agreement with it, to keep", MEASURED, gt=0, le=1
     )
-    keep: float = field(0.9, "share of deep's gain, or agreement with it, to keep", MEASURED)
-    minutes: float = field(10.0, "time for everything", MEASURED)
+    minutes: float = field(10.0, "time for everything", MEASURED, gt=0, le=1440)
     batch: int = field(1, "requests at a time that you expect", MEASURED)
     mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", MEASURED)
     out: Path = field(Path("tuned.json"), "settings file to write", names="-o --out")
@@ -81,7 +76,7 @@ def tune(options: TuneOptions) -> None:
     from fastslow.tools.tune.speculation import tune_speculation
 
     limit, batch = options.limit, options.batch
-    graded = [] if options.tasks is None else read_tasks(options.tasks, limit, options.grading)
+    graded = [] if options.tasks is None else read_tasks(options.tasks, limit)
     asked = [] if options.prompts is None else read_prompts(options.prompts, limit)
     quiet_log()
     model, out, folder, said = options.model, options.out, options.folder, ""
@@ -93,8 +88,8 @@ def tune(options: TuneOptions) -> None:
     with load as llm, progress_bar() as progress:
         how["report"] = progress
         if options.modes:
-            found: Any = tune_modes(llm, model, graded, keep=options.keep, batch=batch, **how)
-            parts = {**found.settings(), "measured_modes": found.record()}
+            found: Any = tune_modes(llm, graded, keep=options.keep, batch=batch, **how)
+            parts = found.settings()
         elif options.groups:
             found = tune_groups(llm, model, asked, keep=options.keep, **how)
             parts, said = _groups_settings(found, llm.modes["fast"].routed, old, out)

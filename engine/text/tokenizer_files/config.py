@@ -33,9 +33,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Read config.json, generation_config.json, tokenizer_config.json, special_tokens_map.json and
-    added_tokens.json; each may be missing. Raises ValueError for broken ones.
-    """
+    """From the JSON files of a folder; each may be missing. ValueError for broken ones."""
     config = read_object(folder / "config.json")
     generation = read_object(folder / "generation_config.json")
     ours = read_object(folder / "special_tokens_map.json") | {
@@ -125,13 +123,8 @@ LLAMA3 = (
 class GgufVocabulary:
     """What a header says of its tokenizer.
 
-    Attributes:
-        model: "llama" (SentencePiece) or "gpt2" (byte-level BPE).
-        pre: how the text is split before merging, of a gpt2 one.
-        tokens: by id.
-        types: of each, see CONTROL.
-        fields: the header's.
-    """
+    model: "llama" (SentencePiece) or "gpt2" (byte-level BPE). pre: how a text is split before merging, of a
+    gpt2 one. types: of each token, see CONTROL."""
 
     model: str
     pre: str
@@ -157,20 +150,17 @@ class GgufVocabulary:
 
     @property
     def add_bos(self) -> bool:
-        """Whether a bos begins a text."""
         usual = self.model == "llama" or self.pre in LLAMA3
         return _flag(self.fields, "add_bos_token", usual)
 
     @property
     def add_eos(self) -> bool:
-        """Whether an eos ends a text."""
         return _flag(self.fields, "add_eos_token", False)
 
     def flag(self, name: str, default: bool) -> bool:
         return _flag(self.fields, name, default)
 
     def id_of(self, name: str) -> int | None:
-        """The id in a field; None where there is none."""
         number = self.fields.get(f"{PREFIX}{name}")
         if number is None:
             return None

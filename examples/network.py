@@ -11,9 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
-NETWORK = (
-    "10.77.0"  # its addresses are seen by nobody else: the switch is in a namespace of its own, too
-)
+NETWORK = "10.77.0"  # nobody else sees its addresses: the switch has a namespace, too
 DEVICE = "eth0"
 OWN_FOLDERS = ("TMPDIR", "RAY_TMPDIR")  # Ray would write there instead, where all hosts do
 PROGRAMS = ("ip", "unshare", "nsenter", "mount")
@@ -27,21 +25,16 @@ def why_not() -> str:
     if missing:
         return f"not installed: {', '.join(missing)} (packages iproute2, util-linux)"
     name = f"fs{os.getpid()}-try"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        return f"this machine allows no network namespaces: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "delete", name], check=False)
+    try:
+        _ip("netns", "add", name)
+    except RuntimeError as error:
+        return f"this machine allows no network namespaces: {error}"
+    _ip("netns", "delete", name)
     return ""
 
 
 class Host:
-    """Its own network, its own processes, and its own folder for what Ray writes.
-
-    Args:
-        space: the name of its network namespace.
-        address: its IP address.
-        folder: what its processes see as /tmp/ray.
-    """
+    """A network namespace `space`, its processes, and the `folder` that these see as /tmp/ray."""
 
     def __init__(self, space: str, address: str, folder: Path) -> None:
         self.space, self.address, self.folder = space, address, folder
@@ -77,9 +70,7 @@ class Host:
 
     def cut(self) -> None:
         """Pull its cable: nothing comes in or goes out, and no side is notified."""
-        subprocess.run(
-            ["ip", "-n", self.space, "link", "set", DEVICE, "down"], check=True, timeout=10
-        )
+        _ip("-n", self.space, "link", "set", DEVICE, "down")
 
     def kill(self) -> None:
         """End all its processes at once; its network tells those that it was connected to."""
@@ -93,9 +84,7 @@ class Host:
 class Network:
     """Hosts, and a switch between them. All of it is gone at the end of the `with` block.
 
-    Args:
-        names: of the hosts.
-        folder: for files of the hosts; its path is short, since sockets lie in it.
+    `folder`: for files of the hosts; its path must be short, since sockets lie in it.
     """
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:

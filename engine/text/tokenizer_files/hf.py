@@ -14,20 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from fastslow.engine.host.files import read_object, shown
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.tokenizer_config import (
+from fastslow.engine.text.tokenizer_files.config import (
     CONTROL,
     LLAMA3,
     PREFIX,
@@ -59,8 +51,7 @@ LETTER = re.compile(rb"\\u00(?:[4-6]|7[0-9aA])")  # which no program escapes
 
 @contextmanager
 def _one_sentence(said: str) -> Iterator[None]:
-    """What the library raises becomes a ValueError: it raises nothing narrower than Exception, and a
-    panic in it is a PanicException, which has no name to import and is no Exception at all."""
+    """What the library raises becomes a ValueError; its panic has no name to import and is no Exception."""
     try:
         yield
     except BaseException as error:
@@ -70,9 +61,7 @@ def _one_sentence(said: str) -> Iterator[None]:
 
 
 def _check_parts(path: Path) -> None:
-    """Raise ValueError for what would take all memory, since the library ends the process where there
-    is none: a table of characters that claims to be longer than it is, and steps that make a text
-    far longer."""
+    """ValueError for what would take all memory, since the library ends the process where there is none."""
     data = read_data(path)
     if LETTER.search(data):  # the table's name may be written in escapes, too
         with suppress(ValueError, RecursionError):
@@ -172,8 +161,7 @@ class HfTokenizer(Tokenizer):
         return text if self._normalizer is None else str(self._normalizer.normalize_str(text))
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """See `Tokenizer.encode`. tokenizer_config.json's `add_bos_token`, where it is given,
-        decides; else the file's own post-processor does."""
+        """tokenizer_config.json's `add_bos_token` decides, where given; else the file's post-processor does."""
         check_unicode(text)
         added = add_special and self._add_bos is not False
         added = added and not self.begins_with(text, self.bos_id)
@@ -226,11 +214,7 @@ def pre_tokenizer(kind: str) -> PreTokenizer:
 
 
 def build_bpe(vocabulary: GgufVocabulary) -> tokenizers.Tokenizer:
-    """The tokenizer; control tokens are special, and user-defined ones are found in any text.
-
-    Raises:
-        ValueError: merges that do not fit the tokens, or a way of splitting that is not known.
-    """
+    """The tokenizer; control tokens are special, and user-defined ones are found in any text."""
     splits = pre_tokenizer(vocabulary.pre)
     merges = []
     for merge in texts_of(vocabulary.fields, "merges"):
@@ -261,7 +245,6 @@ def _add(library: tokenizers.Tokenizer, vocabulary: GgufVocabulary) -> None:
 
 
 def _surround(library: tokenizers.Tokenizer, vocabulary: GgufVocabulary) -> None:
-    """What the header puts around a text."""
     bos = vocabulary.id_of("bos_token_id") if vocabulary.add_bos else None
     eos = vocabulary.id_of("eos_token_id") if vocabulary.add_eos else None
     around: list[Any] = [(vocabulary.tokens[n], n) for n in (bos, eos) if n is not None]

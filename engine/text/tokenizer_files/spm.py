@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from fastslow.engine.text.tokenizer_config import (
+from fastslow.engine.text.tokenizer_files.config import (
     PREFIX,
     GgufVocabulary,
     Settings,
@@ -102,11 +102,9 @@ class SpmTokenizer(Tokenizer):
         return self._added_pieces.get(token_id)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """See `Tokenizer.encode`. A bos is added unless `add_bos_token` is false.
+        """A bos is added unless `add_bos_token` is false.
 
-        Text between special tokens is encoded by itself, each part with the model's own prefix
-        space, as transformers' slow tokenizers do.
-        """
+        Text between special tokens is encoded by itself, each part with the model's own prefix space."""
         check_unicode(text)
         ids: list[int] = []
         for index, part in enumerate(self._split.split(text)):
@@ -117,8 +115,7 @@ class SpmTokenizer(Tokenizer):
 
 
 def _prefix(library: sentencepiece.SentencePieceProcessor, pieces: Sequence[str]) -> int:
-    """How many leading spaces the model's decoder drops. Its settings are not in the library's
-    interface, so it is asked to decode three times the shortest piece that begins with a space."""
+    """How many leading spaces the decoder drops: it is asked to decode a piece that begins with one."""
     spaced = min((piece for piece in pieces if piece.startswith(SPACE)), key=len, default=None)
     if spaced is None:
         return 0

@@ -1,4 +1,4 @@
-"""What a GPU is told, on a fake one: the current device, streams, graphs, copies, and how large things get."""
+"""The GPU's building blocks by their numbers, on CPU tensors; and what reaches a GPU, on a fake GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import texts
 import torch
-from fake_cuda import DEVICE, FakeCuda
+from checkpoints import write_moge
+from fake_cuda import DEVICE, FakeCuda, RecordingOps
 from layout_cases import CASES
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastslow.engine.backends.accelerator import cuda as cuda_module
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.kv import BLOCK
-from fastslow.engine.backends.accelerator.layout import BlockTables
+from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables
 from fastslow.engine.backends.accelerator.ops import AttentionShape, LayerKV
 from fastslow.engine.backends.accelerator.step import PagedStep, Staging, StepPlan, device_tables
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows
 
@@ -40,10 +41,11 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fak
     return fake
 
 
-def load(folder: Path, dtype: str = "float32") -> Any:
+def load(folder: Path, dtype: str = "float32", ops: CudaOps | None = None) -> Any:
+    """On the fake GPU, or on other building blocks."""
     config = ModelConfig.from_folder(folder)
     with Checkpoint.open(folder, config).reader(progress=False) as read:
-        return PagedDecoder(Stacked(config, CudaOps(DEVICE), DTYPES[dtype], CPU, read))
+        return PagedDecoder(Stacked(config, ops or CudaOps(DEVICE), DTYPES[dtype], CPU, read))
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,11 @@ def test_all_work_is_on_the_models_own_gpu(
     model = load(tiny_dense)
     run = model._run
 
-    def told(*given: Any) -> Any:
+    def noted(*given: Any) -> Any:
         cuda.say("run")
         return run(*given)
 
-    model._run = told
+    model._run = noted
     near(texts.logits(model, TOKENS, DECODING), expected)
     assert model.recorder.replays == 9
     for what in ("run", "capture", "replay", "record", "synchronize", "wait"):
@@ -74,18 +76,18 @@ def test_all_work_is_on_the_models_own_gpu(
     assert cuda.current == 0
 
 
-def test_a_step_is_recorded_on_a_stream_of_its_own_once_its_shapes_ran_there(
+def test_a_step_is_recorded_on_a_separate_stream_once_its_shapes_ran_there(
     cuda: FakeCuda, tiny_dense: Path
 ) -> None:
     """And what other threads do meanwhile, as allocating for a draft model, does not break it."""
     model = load(tiny_dense)
     main, run, ran = cuda.stream, model._run, []
 
-    def told(step: PagedStep, *rest: Any) -> Any:
+    def noted(step: PagedStep, *rest: Any) -> Any:
         ran.append((len(step.tokens), cuda.stream is main, cuda.capturing))
         return run(step, *rest)
 
-    model._run = told
+    model._run = noted
     kv, slots = texts.storage(model, 4 * BLOCK), np.arange(0, 4 * BLOCK, BLOCK)
     for _ in range(3):
         parts = [texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(3)]
@@ -104,9 +106,9 @@ def test_a_capture_that_fails_is_not_tried_again(
     cuda.failing = RuntimeError("operation failed due to a previous error during capture\nmore")
     near(texts.logits(model, TOKENS, DECODING), expected)
     assert cuda.said.count("capture") == 1 and cuda.said.count("replay") == 0
-    assert model.recorder.failed == 1 and cuda.stream is main, "steps go on where they were"
-    told = [line for line in logged if "cannot be recorded" in line]
-    assert len(told) == 1 and "previous error" in told[0] and "more" not in told[0]
+    assert model.recorder.failed == 1 and cuda.stream is main, "steps continue where they were"
+    lines = [line for line in logged if "cannot be recorded" in line]
+    assert len(lines) == 1 and "previous error" in lines[0] and "more" not in lines[0]
     cuda.failing = None
     near(texts.logits(model, TOKENS, DECODING), expected)  # on another cache
     assert model.recorder.replays == 9 and cuda.pools == [0, 1], "a pool that failed is left"
@@ -132,10 +134,10 @@ def test_grouped_products_only_where_the_chip_has_them(
     exact = texts.logits(load_model(tiny_moge, "float32", "cpu", progress=False), TOKENS)
     assert (found - exact).abs().mean() < 0.1 * exact.std()
     assert bool(calls) == fast == (model.recorder.replays > 0)
-    told = [line for line in logged if "one by one" in line]
+    lines = [line for line in logged if "one by one" in line]
     major, minor = cuda.capability
-    assert len(told) == (0 if fast else 1)
-    assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in told[0]
+    assert len(lines) == (0 if fast else 1)
+    assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in lines[0]
 
 
 def attention(
@@ -221,7 +223,7 @@ def laid(case: str = "all kinds") -> PagedStep:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_steps_numbers_go_to_the_device_in_one_copy_that_nobody_waits_for(case: str) -> None:
+def test_a_steps_numbers_go_to_the_device_in_one_copy_without_a_wait(case: str) -> None:
     step = laid(case)
     with Crossings() as crossings:
         step.to(torch.device("meta"), Staging(CudaOps(CPU)))
@@ -239,3 +241,56 @@ def test_host_memory_is_pinned_and_waits_for_what_still_reads_it(cuda: FakeCuda)
     large = torch.zeros(1 << 20, dtype=torch.int8)
     staging.send([large], torch.empty(1 << 20, dtype=torch.int8))
     assert len(cuda.pinned) == 2 and len(cuda.pinned[1]) >= 1 << 20
+
+
+def test_widths_that_grouped_products_do_not_take_run_expert_by_expert(tmp_path: Path) -> None:
+    """Their rows must be multiples of 16 bytes; and what reads sizes on the host is not recorded."""
+    for folder in (
+        write_moge(tmp_path / "hidden", hidden_size=36),
+        write_moge(tmp_path / "experts", moe_intermediate_size=7),
+    ):
+        model = load(folder, "bfloat16", RecordingOps(CPU))
+        found = texts.logits(model, texts.tokens_of(20), [12, *[1] * 8])
+        assert not model.ops.records and model.recorder.replays == 0
+        exact = texts.logits(load_model(folder, "float32"), texts.tokens_of(20))
+        assert (found - exact).abs().mean() < 0.1 * exact.std()
+
+
+def test_recorded_steps(tiny_dense: Path) -> None:
+    """Nothing in a step waits for the host; a text grows past the widths of its block tables."""
+    tokens, model = texts.tokens_of(270), load(tiny_dense, ops=RecordingOps(CPU))
+    wanted = texts.logits(load_model(tiny_dense, "float32", "cpu"), tokens)
+    sizes = [120, *[1] * 20, 100, *[1] * 30]
+    near(texts.logits(model, tokens, sizes), wanted)
+    assert model.recorder.recorded == 3 and model.recorder.replays > 40  # 1, 2 and 4 blocks
+
+
+@pytest.mark.parametrize("name", ["a tree", "all kinds", "rows that share no parent"])
+def test_trees_beside_chains(tiny_moge: Path, name: str) -> None:
+    """The logits of a node are those of its path, whatever stands beside it."""
+    rows = Rows.of(CASES[name])
+    known = np.unique(np.concatenate(rows.contexts))
+    random = torch.Generator().manual_seed(1)
+    sides = torch.randn(2, 3, len(known), 2, 16, generator=random)
+    rows.tokens[:] = np.arange(len(rows.tokens)) % 90
+    rows.outputs = np.arange(len(rows.tokens))
+    rows.only_best = np.zeros(len(rows.tokens), dtype=np.bool_)
+
+    def step(model: Model) -> Tensor:
+        kv = texts.storage(model, 128)
+        kv.write(known, *sides)
+        return model.forward(rows, kv).logits
+
+    near(
+        step(load(tiny_moge, ops=RecordingOps(CPU))), step(load_model(tiny_moge, "float32", "cpu"))
+    )
+
+
+def test_another_texts_nan_stays_its_own(tiny_moge: Path) -> None:
+    """Blocks are read whole, and what a failed request left after a text's end is not finite."""
+    model, tokens = load(tiny_moge, ops=RecordingOps(CPU)), texts.tokens_of(12)
+    kv = texts.storage(model, 128)
+    rest = np.arange(12, 128)
+    kv.write(rest, *(torch.full_like(side, torch.nan) for side in kv.read(rest)))
+    found = model.forward(Rows.of([texts.chunk(tokens, 0, 12, np.arange(12))]), kv).logits
+    assert torch.equal(found, texts.logits(model, tokens))

@@ -1,0 +1,196 @@
+"""openPangu Pro MoE V2: against an independent, naive model, and in the engine: its draft layer, and a model that drafts
+for another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import texts
+import torch
+from checkpoints import MOGE, write, write_dense
+from distributions import chi_square_fits, plain_probs, text_probs
+from engine_tools import Ask, Bench, Setting, answer, write_kin
+from pangu_v2_tools import MOE, tensors, write_moe
+from reference_model import ReferenceModel
+from typer.testing import CliRunner
+
+from fastslow import LLM, SamplingParams, Speculation
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.layer import HeadKV
+from fastslow.draft.head.mtp import load_mtp
+from fastslow.draft.head.runner import TorchRunner
+from fastslow.draft.head.state import RequestVocab
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.tensors import active_parameters, parameters
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.tools.cli.app import app
+from fastslow.tools.plan.published import KNOWN
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "no sinks": {"param_sink_number": 0},
+    "sinks of zero value": {"param_sink_with_value": False},
+    "no sandwich": {"sandwich_norm": False},
+    "no bias, no norm": {"router_enable_expert_bias": False, "norm_topk_prob": False},
+    "halves last": {"rotary_layout": "halves-last"},
+    "all rotated": {"qk_nope_dim": 8, "qk_rope_dim": 16, "rotary_layout": "halves-last"},
+    "many sinks": {"param_sink_number": 130},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_probabilities_are_the_references(tmp_path: Path, name: str) -> None:
+    folder = write_moe(tmp_path, **VARIANTS[name])
+    tokens = texts.tokens_of(13)
+    expected = ReferenceModel(folder).logits(tokens).log_softmax(-1)
+    got = texts.logits(load_model(folder, "float32"), tokens).double().log_softmax(-1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    exact = texts.logits(load_model(folder, "float64"), tokens).log_softmax(-1)
+    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"qk_rope_dim": 7}, "qk_rope_dim 7 must be even"),
+        ({"v_channels": 32}, "v_channels 32 must be at most 24"),
+        ({"num_experts_per_tok": 11}, "num_experts_per_tok 11 must be at most num_experts 10"),
+        ({"rotary_layout": "odd"}, "rotary_layout 'odd' is not one of interleaved-first"),
+        ({"qkv_bias": True}, "qkv_bias True is not supported"),
+        ({"param_sink_number": -1}, "param_sink_number -1 must be a whole number of at least 0"),
+    ],
+)
+def test_configs_that_do_not_fit(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**MOE, **fields}))
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_the_best_of_fewer_experts(tmp_path: Path, normed: bool) -> None:
+    folder = write_moe(tmp_path, norm_topk_prob=normed)
+    model, plain, tokens = load_model(folder, "float32"), ReferenceModel(folder), texts.tokens_of(9)
+    found = []
+    for count in (None, 0, 1, 2, 3, 9):
+        logits = texts.logits(model, tokens, groups=count).double()
+        expected = plain.logits(tokens, count).log_softmax(-1)
+        torch.testing.assert_close(logits.log_softmax(-1), expected, rtol=0, atol=1e-4)
+        found.append(logits)
+    assert torch.equal(found[0], found[4]) and torch.equal(found[0], found[5]), "all is all"
+    assert len({float(logits[-1, 0]) for logits in found[:4]}) == 4
+
+
+def test_inspect_names_its_experts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MOE))
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path)]).output
+    assert "best 3 of 10, each of 32; shared 64; dense layers: 1" in shown
+    assert " dense " not in shown.split("description")[1]
+
+
+def test_the_published_model_counts_as_published() -> None:
+    """openPangu-R-72B-2512: "74B-A15B", by its public config.json."""
+    config = ModelConfig.from_json(KNOWN["openpangu-r-72b"])
+    assert round(parameters(config) / 1e9) == 74
+    assert round(active_parameters(config) / 1e9) == 15
+
+
+VOCAB = 24
+FIELDS: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 2}
+PROMPTS = [tuple(np.random.default_rng(n).integers(3, VOCAB, n).tolist()) for n in (3, 21, 9, 14)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_moe(tmp_path_factory.mktemp("moe") / "target", **FIELDS)
+
+
+def test_sampled_answers_have_the_targets_probabilities(folder: Path) -> None:
+    """Chains and trees of the draft layer."""
+    head = load_mtp(folder, torch.float32)
+    bench = Bench(
+        load_model(folder, "float32", "cpu", progress=False),
+        {
+            "mtp": lambda kv: HeadDraft(TorchRunner(head), probs_at),
+            "mtp tree": lambda kv: HeadDraft(TorchRunner(head), probs_at, width=3, depth=3),
+        },
+    )
+    params = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
+    prompt = PROMPTS[0]
+    plain = ReferenceModel(folder)
+
+    def probs_after(begun: tuple[int, ...]) -> Any:
+        text = [*prompt, *begun]
+        return plain_probs(plain.logits(text)[-1].tolist(), text, len(prompt), params)
+
+    kinds = ("mtp", "mtp tree")
+    runs = [Ask(prompt, params, kinds[seed % 2], nodes=3, seed=seed) for seed in range(400)]
+    found = [tuple(answer(r)[:2]) for r in bench.run(runs, Setting(pages=4000))]
+    chi_square_fits(text_probs(probs_after, VOCAB, 2), found[::2])
+    chi_square_fits(text_probs(probs_after, VOCAB, 2), found[1::2])
+
+
+def test_the_head_is_the_predictor_of_the_reference(folder: Path) -> None:
+    """Its logits equal the layer run plainly, after the target's own hidden states."""
+    plain = ReferenceModel(folder)
+    tokens = list(PROMPTS[2])
+    head = load_mtp(folder, torch.float32)
+    features = plain.hidden(tokens).float()
+    hidden = head.read(features[:-1], tokens[1:], [HeadKV(head.config, 0)], [len(tokens) - 1])
+    got = head.logits(hidden, [RequestVocab(head.vocab)], [1])[0][0].double().log_softmax(-1)
+    torch.testing.assert_close(got, _predicted(plain, tokens), rtol=0, atol=1e-4)
+
+
+def test_head_names_the_checkpoints_own_layer(folder: Path) -> None:
+    params = SamplingParams(max_tokens=16, ignore_eos=True)
+    with LLM(folder, kv_memory="8MiB") as llm:
+        assert llm.has_head
+        assert same_answers(llm, params, Speculation(drafter="head", nodes=3)) > 0
+
+
+def test_without_the_layer_there_is_no_head(tmp_path: Path) -> None:
+    config = {**MOE, **FIELDS}
+    table = {n: t for n, t in tensors(config).items() if not n.startswith("model.layers.2.")}
+    with LLM(write(tmp_path, config, table), kv_memory="8MiB") as llm:
+        assert not llm.has_head
+        with pytest.raises(ValueError, match="drafter='head' needs head=PATH"):
+            llm.generate([5, 6], speculation="head")
+
+
+def test_a_dense_embedded_model_drafts_for_a_grouped_one(tmp_path: Path) -> None:
+    """As openPangu Embedded 1B and 7B, of the same vocabulary, would for Pro MoE 72B."""
+    target = write_kin(tmp_path / "target", MOGE, routed=0.3, vocab_size=VOCAB)
+    small = write_dense(
+        tmp_path / "small", "PanguEmbeddedForCausalLM", vocab=VOCAB, num_hidden_layers=1
+    )
+    greedy = SamplingParams(max_tokens=24, ignore_eos=True)
+    hot = greedy.model_copy(update={"temperature": 1.0, "seed": 5})
+    with LLM(target, kv_memory="8MiB") as llm:
+        for width, params in ((1, greedy), (3, hot)):
+            draft = Speculation(drafter="model", model=str(small), nodes=4, width=width)
+            assert same_answers(llm, params, draft) > 0
+
+
+def same_answers(llm: LLM, params: SamplingParams, draft: Speculation) -> int:
+    """Accepted tokens, where the answers are those without a draft."""
+    prompts = [list(prompt) for prompt in PROMPTS]
+    plain = llm.generate(prompts, params, speculation="off")
+    drafted = llm.generate(prompts, params, speculation=draft)
+    assert [o.token_ids for o in drafted] == [o.token_ids for o in plain]
+    return sum(o.choices[0].metrics.accepted for o in drafted)
+
+
+def _predicted(plain: ReferenceModel, tokens: list[int]) -> torch.Tensor:
+    """Log-probabilities of the token after the last one, by the draft layer after the plain model."""
+    n = plain.config["num_hidden_layers"]
+    layer = f"model.layers.{n}"
+    before = plain.norm(f"{layer}.hnorm", plain.norm("model.norm", plain.hidden(tokens)[:-1]))
+    embedded = plain.tensors["model.embed_tokens.weight"][tokens[1:]]
+    pairs = torch.cat((plain.norm(f"{layer}.enorm", embedded), before), -1)
+    last = plain.layer(n, plain.linear(f"{layer}.eh_proj", pairs))[-1]
+    logits = plain.linear("lm_head", plain.norm(f"{layer}.shared_head.norm", last))
+    return logits.log_softmax(-1)
