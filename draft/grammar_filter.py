@@ -13,10 +13,14 @@ from fastslow.engine.types import FORCED, RequestView, Tree
 
 def certain_chain(request: RequestView, most: int) -> Tree:
     """The next tokens that a thinking budget or a grammar leaves no choice of, at most `most`."""
-    ahead = () if request.thinking is None else request.thinking.ahead(request.tokens)[:most]
-    if ahead or request.grammar is None:
-        return _forced(ahead)
-    tokens = request.grammar.ahead(request.tokens, (), most)
+    thinking, grammar = request.thinking, request.grammar
+    if thinking is not None and (grammar is None or not grammar.begun(request.tokens)):
+        ahead = thinking.ahead(request.tokens)[:most]
+        if ahead:
+            return _forced(ahead)
+    if grammar is None:
+        return Tree()
+    tokens = grammar.ahead(request.tokens, (), most)
     return replace(_forced(tokens), drafter_ids=[CERTAIN] * len(tokens)) if tokens else Tree()
 
 

@@ -43,7 +43,9 @@ class PredictionDraft(BaseDrafter):
         place = self._places.get(request.id)
         if place is None:
             place = self._places[request.id] = _Place(request.prediction, request.prompt_length)
-        thinking = request.thinking
+        thinking, grammar = request.thinking, request.grammar
+        if grammar is not None and grammar.begun(request.tokens):
+            thinking = None
         if thinking is not None and thinking.inside(request.tokens):
             place.begin(len(request.tokens))
             return Tree()

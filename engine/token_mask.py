@@ -39,6 +39,9 @@ class GrammarRule(Protocol):
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
         """What may come after `tokens` and then `drafted`."""
 
+    def begun(self, tokens: Sequence[int]) -> bool:
+        """Whether the answer has begun in `tokens`: from there on no tag opens or closes a thought."""
+
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
         """Whether `drafted` may come after `tokens`, and holds nothing after the answer's end."""
 

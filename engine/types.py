@@ -103,6 +103,16 @@ Probs = Floats | OneHot
 """Probabilities of the next token: f32 [V] that sum to 1, or one token that has them all."""
 
 
+class FailedRow(NamedTuple):
+    """A drafted row that has no probabilities: its node may be accepted, but nothing after it.
+
+    Plain decoding would meet the error only if the answer came here. So the answer ends its step with this node,
+    and meets it in the next one.
+    """
+
+    error: Exception
+
+
 class LogitBoost(NamedTuple):
     """A token whose logit is raised."""
 

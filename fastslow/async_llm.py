@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
+from threading import Thread
 from time import monotonic
 from typing import Any, Self
 
@@ -157,11 +160,30 @@ class AsyncLLM:
 
     async def __aenter__(self) -> Self:
         if self._llm is None:
-            self._begin(await asyncio.to_thread(self._make))
+            loading = Future[LLM]()
+            Thread(target=self._load, args=(loading,), name="fastslow-load").start()
+            try:
+                self._begin(await asyncio.wrap_future(loading))
+            except asyncio.CancelledError:
+                if not loading.cancel() and loading.exception() is None:
+                    Thread(target=loading.result().close).start()
+                raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def _load(self, loading: Future[LLM]) -> None:
+        try:
+            llm = self._make()
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            with suppress(InvalidStateError):
+                loading.set_exception(error)
+            return
+        try:
+            loading.set_result(llm)
+        except InvalidStateError:  # it was cancelled
+            llm.close()
 
     def _begin(self, llm: LLM) -> None:
         self._llm = llm

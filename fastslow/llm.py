@@ -73,6 +73,7 @@ class LLM:
             join()
         memory = AnswerMemory(common=args.remember is True) if args.remember else None
         folder = resolve_model(args.model)
+        self._name = str(args.model)
         names = ("dtype", "quantization", "device", "kv_dtype", "progress")
         load = {name: getattr(args, name) for name in names}
         self._ranks = ExitStack()
@@ -283,6 +284,11 @@ class LLM:
         """Tokenise a prompt in a thread, and give its requests to the engine."""
         self._tokenising.submit(group.run)
         return RequestHandle(group)
+
+    def __repr__(self) -> str:
+        if isinstance(model := self.model, Closed):
+            return f"LLM({self._name!r}, closed)"
+        return f"LLM({self._name!r}, {model.config.architecture}, {model.dtype}, {model.device})"
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -110,6 +112,24 @@ class Output:
     choices: list[Completion]
     prompt_logprobs: list[dict[int, float] | None] | None = None
 
+    def __repr__(self) -> str:
+        more = f", n={len(self.choices)}" if len(self.choices) > 1 else ""
+        made = f"{len(self.token_ids)} tokens, {self.finish_reason!r}, mode {self.metrics.mode!r}"
+        return f"Output({textwrap.shorten(repr(self.text), 80, placeholder=' ...')}, {made}{more})"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the reasoning folded, the text, and how it came about."""
+        parts = []
+        for one in self.choices:
+            if one.reasoning:
+                parts.append(
+                    f"<details><summary>reasoning</summary>{_html(one.reasoning)}</details>"
+                )
+            parts.append(_html(one.text))
+        made = self.metrics
+        said = f"{made.tokens} tokens, {made.tokens_per_second:.0f}/s, mode {made.mode}, {self.finish_reason}"
+        return "".join([*parts, f"<small>{html.escape(said)}</small>"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; see `Completion.to_dict`. Text, reasoning, finish_reason and
         tokens_per_second are the first choice's."""
@@ -191,6 +211,10 @@ class GenerationError(RuntimeError):
     def __init__(self, message: str, outputs: list[Output]) -> None:
         super().__init__(message)
         self.outputs = outputs
+
+
+def _html(text: str) -> str:
+    return f"<pre style='white-space: pre-wrap'>{html.escape(text)}</pre>"
 
 
 def _plain(

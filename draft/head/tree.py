@@ -16,6 +16,7 @@ from fastslow.draft.head.head import DraftHead
 from fastslow.draft.head.layer import HeadKV
 from fastslow.draft.head.state import HeadState, RequestVocab
 from fastslow.draft.merge import likeliest_first
+from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
 
 NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finite number
@@ -126,7 +127,7 @@ class HeadChain:
         the other logits. The chain ends where no probabilities can be made."""
         try:
             probs = target_probs(logits_V, self.request, self.drafted)
-        except FloatingPointError as error:  # its neighbours draft on
+        except (FloatingPointError, GrammarError) as error:  # its neighbours draft on
             logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
             self.nodes = len(self.drafted)
             return

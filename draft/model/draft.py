@@ -13,6 +13,7 @@ from fastslow.draft.model.runs import ChainRun, DraftRun, TreeRun
 from fastslow.draft.model.vocab import VocabMap
 from fastslow.draft.several import on_each
 from fastslow.engine.model.base import Model
+from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import ModelOutput, RequestView, Rows, TargetProbs, Tree
 
 READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
@@ -71,7 +72,7 @@ class LockstepDraft(BaseDrafter, ABC):
             own = slice(first, first + len(part))
             try:
                 run.take(ModelOutput(out.logits[own], None, out.best[own]))
-            except FloatingPointError as error:  # its neighbours draft on
+            except (FloatingPointError, GrammarError) as error:  # its neighbours draft on
                 logger.warning("a draft ends early: {}", error)
                 run.stop()
             first += len(part)

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
+from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import lay_rows
 from fastslow.engine.core.request import KVHistory, Request
@@ -102,7 +103,8 @@ class EngineCore:
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)
         _check(trees, nodes, self.model.config.vocab_size)
-        trees = self._admitted(work, ready, trees)
+        rows = sum(chunk for _, chunk in work)
+        trees = admitted(ready, trees, nodes, rows, self.cost_model)
         drafted = time.perf_counter()
         read = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, read)
@@ -216,23 +218,6 @@ class EngineCore:
             left = max(0, request.max_len - len(request.tokens))
             request.trace.plan(planned, fits, left, nodes)
         return nodes
-
-    def _admitted(
-        self, work: Sequence[ScheduledChunk], ready: Sequence[Request], trees: list[Tree]
-    ) -> list[Tree]:
-        """The drafts, cut to what pays over the whole batch."""
-        if not any(tree.tokens for tree in trees):
-            return trees
-        survival = [r.survival(tree) if tree.tokens else () for r, tree in zip(ready, trees)]
-        if not any(survival):  # all of fixed length
-            return trees
-        rows = sum(chunk for _, chunk in work)
-        kept = self.cost_model.admit(ready, survival, [len(tree.tokens) for tree in trees], rows)
-        for request, tree, nodes in zip(ready, trees, kept, strict=True):
-            request.spec_stats.cut += len(tree.tokens) - len(nodes)
-            if request.trace is not None:
-                request.trace.cut("cost_model", len(tree.tokens) - len(nodes))
-        return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
         """Positions of text in this step, without the last ones, whose features the drafter wants."""

@@ -184,6 +184,8 @@ class Request:
         """Have its thought closed from the next step on, in the engine's thread. False: it has none."""
         if self.done or self.thinking is None:
             return False
+        if self.grammar is not None and self.grammar.begun(self.tokens):
+            return False
         if self.escape is not None and self.escape.thinking is not None:
             self.escape.thinking.close(self.tokens)
         return self.thinking.close(self.tokens)

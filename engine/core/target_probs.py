@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from fastslow.engine.types import (
     FORCED,
     TARGET,
     AcceptResult,
+    FailedRow,
     ModelOutput,
     OneHot,
     Probs,
@@ -36,26 +37,28 @@ MASK_THREADS = 2
 
 def target_probs(
     ready: Sequence[Request], trees: Sequence[Tree], layout: StepLayout, out: ModelOutput
-) -> list[list[Probs]]:
-    """Of every request: the probabilities after its last token, then after every node of its tree."""
-    found: list[list[Probs]] = []
+) -> list[list[Probs | FailedRow]]:
+    """Of every request: the probabilities after its last token, then after every node of its tree. An error
+    at its last token ends the request."""
+    found: list[list[Probs | FailedRow]] = []
     best = out.best.tolist()
     for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
-        drafted = drafted_runs(tree)
-        rows, probs = out.logits[first:], scored_probs_at if request.scored else probs_at
-        try:
-            if not layout.rows.only_best[first]:
-                found.append([probs(rows[i], request, run) for i, run in enumerate(drafted)])
-                if request.grammar is not None and request.grammar.error is not None:
-                    request.fail(request.grammar.error)
-                continue
-            tokens = best[first : first + len(drafted)]
-            if min(tokens) < 0:
-                raise FloatingPointError("the model's logits are not finite numbers")
-            found.append([one_hot(x, request, run) for x, run in zip(tokens, drafted)])
-        except Exception as error:  # noqa: BLE001 - this request ends; the others of the step go on
-            request.fail(error)
-            found.append([OneHot(0)] * len(drafted))
+        rows = list[Probs | FailedRow]()
+        probs = scored_probs_at if request.scored else probs_at
+        only_best = layout.rows.only_best[first]
+        for row, run in enumerate(drafted_runs(tree), first):
+            try:
+                if not only_best:
+                    rows.append(probs(out.logits[row], request, run))
+                elif best[row] < 0:
+                    raise FloatingPointError("the model's logits are not finite numbers")
+                else:
+                    rows.append(one_hot(best[row], request, run))
+            except Exception as error:  # noqa: BLE001 - perhaps no answer comes to this row
+                if not run:
+                    request.fail(error)
+                rows.append(FailedRow(error) if run else OneHot(0))
+        found.append(rows)
     return found
 
 
@@ -172,12 +175,10 @@ class MaskMaker:
 
 
 def _make(request: Request, tree: Tree) -> None:
-    try:
-        for run in drafted_runs(tree):
-            assert request.grammar is not None
+    assert request.grammar is not None
+    for run in drafted_runs(tree):
+        with suppress(Exception):  # raised again where the row is judged
             request.grammar.at(request.tokens, run)
-    except Exception as error:  # noqa: BLE001 - its grammar: the others run
-        request.fail(error)
 
 
 def token_sources(

@@ -83,19 +83,26 @@ class Worker:
         self.ask(action).result()
 
     def ask(self, action: Callable[[], T]) -> Future[T]:
-        """The same without waiting: a future of what the action returns, or raises."""
+        """The same without waiting: a future of what the action returns, or raises. Where it is cancelled
+        before its turn comes, the action is left out."""
         over = Future[T]()
 
         def run() -> None:
+            if not over.set_running_or_notify_cancel():
+                return
             try:
                 over.set_result(action())
             except Exception as error:  # noqa: BLE001 - it is the caller's
                 over.set_exception(error)
 
+        def refuse(error: RuntimeError | None) -> None:
+            if not over.done() and (over.running() or over.set_running_or_notify_cancel()):
+                over.set_exception(error or self._gone())
+
         if threading.current_thread() is self._thread:
             run()
         else:
-            self._put(_Errand(run, lambda error: over.set_exception(error or self._gone())))
+            self._put(_Errand(run, refuse))
         return over
 
     def cancel(self, requests: Sequence[Request]) -> None:

@@ -307,10 +307,13 @@ class KVCache:
         digest, size = table.digest or EMPTY, self.page_size
         for start in range(table.room, min(most, len(tokens)) - size + 1, size):
             digest = chain(digest, tokens[start : start + size])
-            if Key(table.root, digest) not in spill:
+            key = Key(table.root, digest)
+            if (
+                key not in spill or index.find(key) is not None
+            ):  # after other pages of the same text
                 break
-            keys.append(Key(table.root, digest))
-            spill.touch(keys[-1])
+            keys.append(key)
+            spill.touch(key)
         room = self._ranks[table.rank].available
         if not keys or self.pages_for(len(tokens)) - len(table.pages) > room:
             return

@@ -217,7 +217,7 @@ class BehindChannels:
         if place < 0:
             return None
         if last == END:
-            return ScanState("turn")
+            return ScanState("header")
         if last != BODY:
             return ScanState("header", prompt[start:].encode())
         found = self._body(prompt[start:place])

@@ -15,7 +15,7 @@ FURTHEST = 64  # certain tokens that are looked for at a time
 
 
 class GrammarError(ValueError):
-    """A grammar stopped in the middle of an answer, which ends its request."""
+    """A grammar cannot continue after a text. Where an answer comes there, its request ends."""
 
 
 class Ended(IntEnum):
@@ -37,7 +37,11 @@ class Matcher(Protocol):
         """
 
     def accept(self, token: int) -> bool:
-        """Take the next token. False: it does not fit, and nothing has changed."""
+        """Take the next token. False: it does not fit, and nothing has changed.
+
+        Raises:
+            GrammarError: it is too complex to tell; nothing has changed.
+        """
 
     def roll_back(self, count: int) -> None:
         """Take back the last `count` tokens."""
@@ -56,6 +60,7 @@ class _Progress(NamedTuple):
     fed: tuple[int, ...] = ()  # the answer's tokens that the matcher has after the committed ones
     over: bool = False  # the answer is whole, and ended
     lost: bool = False  # a token did not fit
+    error: GrammarError | None = None  # nobody can tell what may come
 
 
 class Grammar:
@@ -82,12 +87,25 @@ class Grammar:
         self._read = prompt_length
         self._state = _Progress(start.first)
         self._states: dict[tuple[int, ...], _Progress] = {(): self._state}
-        self._masks: dict[tuple[int, ...], TokenMask] = {}
+        self._masks: dict[tuple[int, ...], TokenMask | GrammarError] = {}
         self._path: list[int] = []  # what the matcher took after the committed tokens
         self.begins: int | None = None if start.first is not None else prompt_length
-        self.error: GrammarError | None = None  # why it stopped
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the answer begins at once: no thought may come before it."""
+        return self._start.first is None or self._start.first.kind == "gap"
+
+    def begun(self, tokens: Sequence[int]) -> bool:
+        self._after(tokens, ())
+        return self.at_once or self.begins is not None
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
+        """As `GrammarRule.at`.
+
+        Raises:
+            GrammarError: it cannot continue after this text.
+        """
         key = tuple(drafted)
         state = self._after(tokens, key)
         mask = self._masks.get(key)
@@ -95,13 +113,15 @@ class Grammar:
             try:
                 mask = self._mask(state)
             except GrammarError as error:
-                self.error = self.error or error
-                mask = TokenMask(only=0)  # its request ends in this step
+                mask = error
             self._masks[key] = mask
+        if isinstance(mask, GrammarError):
+            raise mask
         return mask
 
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
-        return not self._after(tokens, tuple(drafted)).lost
+        state = self._after(tokens, tuple(drafted))
+        return not state.lost and state.error is None
 
     def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> list[int]:
         run = list(drafted)
@@ -148,6 +168,8 @@ class Grammar:
         self._masks = {}
 
     def _step(self, state: _Progress, token: int) -> _Progress:
+        if state.error is not None:
+            return state
         if state.over or state.lost:
             return state._replace(lost=True)
         if state.place is not None:
@@ -164,7 +186,11 @@ class Grammar:
             if (certain := self._certain(state)) is not None and token != certain:
                 return state._replace(lost=True)
         self._go(state.fed)
-        if self._matcher.accept(own):
+        try:
+            taken = self._matcher.accept(own)
+        except GrammarError as error:
+            return _Progress(None, state.fed, error=error)
+        if taken:
             self._path.append(own)
             return _Progress(None, (*state.fed, own), self._matcher.ended() is Ended.MUST)
         ended = token in self._ends and self._matcher.ended() is not Ended.NO
@@ -183,13 +209,15 @@ class Grammar:
             self._path.append(token)
 
     def _certain(self, state: _Progress) -> int | None:
-        if state.place is not None or state.over or state.lost or self.error is not None:
+        if state.place is not None or state.over or state.lost or state.error is not None:
             return None
         self._go(state.fed)
         return next(iter(self._matcher.forced()), None)
 
     def _mask(self, state: _Progress) -> TokenMask:
-        if state.over or state.lost or self.error is not None:
+        if state.error is not None:
+            raise state.error
+        if state.over or state.lost:
             return TokenMask(only=self._ends[0] if self._ends else 0)  # never committed
         if (certain := self._certain(state)) is not None:
             return TokenMask(only=certain)

@@ -6,8 +6,10 @@ import importlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
 MOST_KEPT = 64  # compiled grammars
+DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
+_STACKS = threading.Lock()  # the size of new stacks is one for the process
+T = TypeVar("T")
 LONGEST_FORCED = 1024  # bytes of a certain text, which is cut into tokens at each of its places
 # between parts of JSON: without a limit a model may say nothing else
 OPTIONS = {"whitespace_pattern": r"\x20|\n[\x20\t]{0,40}"}
@@ -56,13 +61,13 @@ class GrammarCompiler:
         """A matcher at the beginning of the grammar. ValueError says in one sentence what is wrong with it."""
         with self._lock:
             made = self._made.get(spec)
-        made = self._compiled(spec) if made is None else made
+        made = self._compiled_anew(spec) if made is None else made
         with self._lock:
             self._made[spec] = made
             self._made.move_to_end(spec)
             while len(self._made) > MOST_KEPT:
                 self._made.popitem(last=False)
-            return LLGuidanceMatcher(made.deep_copy(), self._columns)
+            return LLGuidanceMatcher(made, partial(self._compiled_anew, spec), self._columns)
 
     def _compiled(self, spec: GrammarSpec) -> Any:
         try:
@@ -71,11 +76,21 @@ class GrammarCompiler:
             )
             if made.is_error():
                 raise ValueError(_first_line(made.get_error()))
-            first = LLGuidanceMatcher(made.deep_copy(), self._columns)
+            first = LLGuidanceMatcher(made, lambda: made, self._columns)
             if not first.mask().any() and first.ended() is Ended.NO:
                 raise ValueError("no text fits it, or none that this model's tokens can spell")
         except (ValueError, UnicodeError) as error:
             raise ValueError(f"grammar.{spec.kind} cannot be used: {error}") from None
+        except RecursionError:
+            raise ValueError(
+                f"grammar.{spec.kind} cannot be used: it is nested too deeply"
+            ) from None
+        return made
+
+    def _compiled_anew(self, spec: GrammarSpec) -> Any:
+        made = with_deep_stack(partial(self._compiled, spec))
+        with self._lock:
+            self._made[spec] = made
         return made
 
     def _source(self, spec: GrammarSpec) -> str:
@@ -96,36 +111,62 @@ class GrammarCompiler:
 
 
 class LLGuidanceMatcher:
-    """`Matcher` of one request."""
+    """`Matcher` of one request.
 
-    def __init__(self, matcher: Any, columns: int) -> None:
-        self._matcher = matcher
+    Args:
+        start: the library's matcher at the beginning of the grammar; it stays there.
+        anew: makes another one. Copies share a lexer, whose limit one of them may have used up.
+        columns: of the model's logits.
+    """
+
+    def __init__(self, start: Any, anew: Callable[[], Any], columns: int) -> None:
+        self._matcher = start.deep_copy()
+        self._anew = anew
         self._columns = columns
+        self._taken: list[int] = []
 
     def mask(self) -> Allowed:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            raise GrammarError(f"the grammar stopped: {_first_line(self._matcher.get_error())}")
+        self._check()
         allowed_V: Allowed = np.unpackbits(bits, count=self._columns, bitorder="little").view(bool)
         return allowed_V
 
     def accept(self, token: int) -> bool:
-        return bool(self._matcher.try_consume_tokens([token]))
+        taken = bool(self._matcher.try_consume_tokens([token]))
+        self._check()
+        self._taken += [token] * taken
+        return taken
 
     def roll_back(self, count: int) -> None:
         self._matcher.rollback(count)
+        del self._taken[len(self._taken) - count :]
 
     def forced(self) -> Sequence[int]:
         """As `Matcher` has it. A long text is certain from where its rest is short enough."""
         if self._matcher.is_stopped() or len(self._matcher.compute_ff_bytes()) > LONGEST_FORCED:
             return ()
-        tokens = self._matcher.compute_ff_tokens()
-        return tokens[: self._matcher.validate_tokens(tokens)] if tokens else ()
+        tokens: Sequence[int] = self._matcher.compute_ff_tokens()
+        fit = self._matcher.validate_tokens(tokens) if tokens else 0
+        if self._matcher.is_error():
+            self._restore()
+            return ()
+        return tokens[:fit]
 
     def ended(self) -> Ended:
         if self._matcher.is_error() or not self._matcher.is_accepting():
             return Ended.NO
         return Ended.MUST if self._matcher.is_stopped() else Ended.MAY
+
+    def _check(self) -> None:
+        """Raise what the library met. It takes nothing more after an error, so it starts anew here."""
+        if self._matcher.is_error():
+            error = _first_line(self._matcher.get_error())
+            self._restore()
+            raise GrammarError(f"the grammar stopped: {error}")
+
+    def _restore(self) -> None:
+        self._matcher = self._anew().deep_copy()
+        self._matcher.consume_tokens(self._taken)
 
 
 class _Vocabulary:
@@ -171,8 +212,31 @@ def _lark(text: str) -> str:
     convert = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark
     try:
         return str(convert(text))
+    except RecursionError:
+        raise
     except Exception as error:  # noqa: BLE001 - it is not said which ones there are
         raise ValueError(shown(str(error))) from None
+
+
+def with_deep_stack(call: Callable[[], T]) -> T:
+    """What a call gives that may recurse as deep as a grammar's longest text has rules. The library does not
+    look at its stack: it would end the process."""
+    over = Future[T]()
+
+    def run() -> None:
+        try:
+            over.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            over.set_exception(error)
+
+    with _STACKS:
+        usual = threading.stack_size(DEEP_STACK)
+        try:
+            thread = threading.Thread(target=run, name="fastslow-grammar")
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    return over.result()
 
 
 def _first_line(error: str) -> str:

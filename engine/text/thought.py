@@ -125,12 +125,19 @@ class ThoughtSplitter:
     The tags are dropped, and so are the newlines between a thought and its answer. A thought that is never
     closed is reasoning to the end. A tag where none belongs is only dropped. Without tags all is answer."""
 
-    def __init__(self, tags: ThoughtTags | None, opened: bool = False, once: bool = False) -> None:
-        """`opened`: the text begins inside a thought. `once`: where the answer has begun, all is answer."""
+    def __init__(
+        self,
+        tags: ThoughtTags | None,
+        opened: bool = False,
+        once: bool = False,
+        begun: bool = False,
+    ) -> None:
+        """`opened`: the text begins inside a thought. `once`: where the answer has begun, all is answer.
+        `begun`: it has from the start."""
         self._tags = tags
         self._once = once
-        self._over = False  # no tag counts from here on
-        self._thinking = opened and tags is not None
+        self._over = begun  # no tag counts from here on
+        self._thinking = opened and tags is not None and not begun
         self._bare = False  # newlines after a close tag are still being dropped
         self._held = ""
 
@@ -247,11 +254,15 @@ class ChannelSplitter(ThoughtSplitter):
 
     A text without a header is answer. With `calls` a message to a function is answer as the model wrote it."""
 
-    def __init__(self, opened: bool = False, calls: bool = False, once: bool = False) -> None:
-        super().__init__(HARMONY, opened, once)
+    def __init__(
+        self, opened: bool = False, calls: bool = False, once: bool = False, begun: bool = False
+    ) -> None:
+        """With `once` a text without a header is no answer; the others: see `splitter`."""
+        super().__init__(HARMONY, opened, once, begun)
         self._calls = calls
         self._calling = False  # a message to a function is being read
-        self._header: str | None = None  # that is being read
+        in_header = once and not opened and not begun
+        self._header: str | None = "" if in_header else None  # that is being read
         self._reasoned = False  # there was some
 
     def push(self, text: str) -> tuple[str, str]:
@@ -297,9 +308,17 @@ class ChannelSplitter(ThoughtSplitter):
 
 
 def splitter(
-    tags: ThoughtTags | None, opened: bool, calls: bool = False, once: bool = False
+    tags: ThoughtTags | None,
+    opened: bool,
+    calls: bool = False,
+    once: bool = False,
+    begun: bool = False,
 ) -> ThoughtSplitter:
-    """For answers of a model with these tags. `calls`: it may call functions, and the text shows how."""
+    """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought;
+    `calls`: it may call functions, and the text shows how; `once`: where it has begun, all is answer;
+    `begun`: no thought comes before it."""
+    if tags == HARMONY and calls:  # which have their own channels
+        return ChannelSplitter(opened, calls)
     if tags == HARMONY:
-        return ChannelSplitter(opened, calls, once and not calls)  # calls have their own channels
-    return ThoughtSplitter(tags, opened, once)
+        return ChannelSplitter(opened, once=once, begun=begun)
+    return ThoughtSplitter(tags, opened, once, begun)

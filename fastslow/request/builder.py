@@ -192,6 +192,10 @@ class RequestBuilder:
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
         params = plans[0].params
+        if params.n > 1 and params.temperature == 0:
+            self.inputs.said.warn(
+                "n above 1 at temperature 0 gives equal answers: set a temperature"
+            )
         if answered is not None and len(answered.tokens) > params.n:
             raise ValueError(
                 f"answered.tokens has {len(answered.tokens)} entries, and n={params.n}"
@@ -301,7 +305,10 @@ class RequestBuilder:
             mode=mode.name,
             called=called,
             policy=self._controller.policy(
-                settings if drafts else drafter, drafter, bool(plan.prediction)
+                settings if drafts else drafter,
+                drafter,
+                bool(plan.prediction),
+                options.memory_key,
             ),
             stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
             groups=mode.routed,

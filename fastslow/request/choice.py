@@ -14,7 +14,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.sampling.thinking import Ended, Thinking
-from fastslow.engine.text.thought import ThoughtTags, splitter
+from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece
 from fastslow.policies.mode_router import ModeChoice
@@ -99,10 +99,11 @@ class ChoiceState:
         opened, thinking = self.prompt.opened, request.thinking
         may_think = self._candidates[0].mode.thinking != "off" and not opened
         held = request.grammar is not None  # where its answer begins is known
-        if self._tags is not None and may_think and not held and self._tags.strayed(stopper.text):
+        strayed = self._tags is not None and self._tags.strayed(stopper.text)
+        if may_think and not held and strayed:
             opened = True
             thinking = thinking and thinking.reopened()
-        whole = splitter(self._tags, opened, self.prompt.tools, held)
+        whole = self._new_splitter(opened)
         parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
             text="".join(text for _, text in parts),
@@ -117,9 +118,13 @@ class ChoiceState:
         )
 
     def _begin(self) -> None:
-        held = self.request.grammar is not None
-        self._splitter = splitter(self._tags, self.prompt.opened, self.prompt.tools, held)
+        self._splitter = self._new_splitter(self.prompt.opened)
         self._sent = self.request.prompt_length
+
+    def _new_splitter(self, opened: bool) -> ThoughtSplitter:
+        grammar = self.request.grammar
+        begun = grammar is not None and grammar.at_once
+        return splitter(self._tags, opened, self.prompt.tools, grammar is not None, begun)
 
     def _on_step(self, request: Request) -> None:
         if request is not self.request:

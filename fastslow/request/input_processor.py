@@ -87,6 +87,7 @@ class InputProcessor:
         self._config = config
         self._template: ChatTemplate | None = None
         self.said = SaidOnce()
+        self._advised = False
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
@@ -109,10 +110,12 @@ class InputProcessor:
         """Say once what to call where a chat model was given a plain text and ended at once."""
         chats = self._template is not None and not isinstance(self._template, PlainTemplate)
         plain = prompt.text is not None and not prompt.chat
-        if chats and plain and len(answer.token_ids) == 1 and answer.finish_reason == "stop":
+        empty = len(answer.token_ids) == 1 and answer.finish_reason == "stop"
+        if chats and plain and empty and not self._advised:
+            self._advised = True
             self.said.warn(
-                "the answer to a plain text is empty: this model expects its chat template, so ask with "
-                "llm.chat(...)"
+                "the answer to a plain text is empty: this model expects its chat template, so ask "
+                f"llm.chat({shown(prompt.text)})"
             )
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:

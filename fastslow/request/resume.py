@@ -50,7 +50,12 @@ class ResumeState:
 
     def check(self, vocab_size: int, context: int) -> None:
         """Refuse what does not fit any call."""
+        for name, values in (
+            ("tokens", self.tokens), ("decided", self.decided), ("stopped", self.stopped)
+        ):  # fmt: skip
+            _check_list(f"answered.{name}", values)
         for place, tokens in enumerate(self.tokens):
+            _check_list(f"answered.tokens[{place}]", tokens)
             if len(tokens) > context:
                 raise ValueError(
                     f"answered.tokens[{place}] has {len(tokens)} tokens; the context is {context}"
@@ -64,6 +69,19 @@ class ResumeState:
             if values and len(values) != len(self.tokens):
                 raise ValueError(
                     f"answered.{name} has {len(values)} entries for {len(self.tokens)} answers"
+                )
+        for place, decided in enumerate(self.decided):
+            if decided is not None and not _is_decided(decided):
+                raise ValueError(
+                    f"answered.decided[{place}]={shown(decided)} must be a `Decided` of two texts and a number"
+                )
+        for place, stopped in enumerate(self.stopped):
+            most = len(self.tokens[place])
+            if stopped is not None and (
+                isinstance(stopped, bool) or not 0 <= _index(stopped) <= most
+            ):
+                raise ValueError(
+                    f"answered.stopped[{place}]={shown(stopped)} must be a number of its tokens, 0..{most}"
                 )
 
     @property
@@ -135,3 +153,16 @@ def _index(token: object) -> int:
         return operator.index(token)  # type: ignore[arg-type]
     except TypeError:
         return -1
+
+
+def _check_list(name: str, values: object) -> None:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name}={shown(values)} must be a list")
+
+
+def _is_decided(value: object) -> bool:
+    if not isinstance(value, Decided) or not (
+        isinstance(value.mode, str) and isinstance(value.why, str)
+    ):
+        return False
+    return value.units is None or (not isinstance(value.units, bool) and _index(value.units) >= 0)

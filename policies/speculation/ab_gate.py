@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from fastslow.policies.speculation.backoff import Backoff, RunningMean
+from fastslow.policies.speculation.backoff import Backoff, ByKey, RunningMean
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
@@ -13,32 +14,47 @@ class ABGate:
     """Lets batches draft, or not. It compares tokens a second, with all overhead, of some steps with drafts
     and some without, for batch sizes of every power of two.
 
-    Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
+    Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it. What steps of
+    one memory key show counts for that key alone. Batches of several keys have comparisons of their own; a
+    batch is taken to have the keys of the one before.
     """
 
     def __init__(self, tuning: SpeculationTuning = TUNING) -> None:
         self._tuning = tuning
-        self._comparisons: dict[int, _Comparison] = {}
-        self._decides = False  # in this step
+        self._comparisons = ByKey[dict[int, _Comparison]](dict)
+        self._mixed: dict[int, _Comparison] = {}
+        self._keys: AbstractSet[str | None] = frozenset()  # of the latest batch
+        self._used: dict[int, _Comparison] | None = None  # in this step
 
-    def allows(self, running: int, row_price: float) -> bool:
+    def allows(self, running: int, row_price: float, key: str | None = None) -> bool:
         """Whether this many requests may draft in the next step; always where rows are cheap."""
-        self._decides = row_price > self._tuning.gate_row_price
-        if not self._decides:
+        if row_price <= self._tuning.gate_row_price:
+            self._used = None
             return True
+        alone = running == 1 or self._keys <= {key}
+        used = self._used = self._comparisons.of(key) if alone else self._mixed
         size = running.bit_length()
-        if size not in self._comparisons:
+        if size not in used:
             likely = row_price < self._tuning.max_row_price
-            self._comparisons[size] = _Comparison.begin(likely, self._tuning)
-        return self._comparisons[size].allowed
+            used[size] = _Comparison.begin(likely, self._tuning)
+        return used[size].allowed
 
-    def note(self, running: int, tokens: int, seconds: float, pure: bool) -> None:
+    def note(
+        self,
+        running: int,
+        tokens: int,
+        seconds: float,
+        pure: bool,
+        keys: AbstractSet[str | None] = frozenset({None}),
+    ) -> None:
         """A step of this many requests made these tokens; its seconds include drafting. Only pure steps,
         which read no prompts, are compared."""
-        comparison = self._comparisons.get(running.bit_length())
-        if self._decides and pure and comparison is not None:
+        self._keys = keys
+        asked = self._comparisons.of(next(iter(keys))) if len(keys) == 1 else self._mixed
+        used, self._used = self._used, None
+        comparison = None if used is not asked else used.get(running.bit_length())
+        if pure and comparison is not None:
             comparison.take(tokens, seconds)
-        self._decides = False
 
 
 @dataclass(slots=True)

@@ -1,9 +1,15 @@
-"""When to try again what did not pay, and the running mean of the controller."""
+"""When to try again what did not pay, and the running mean of the controller, and what is kept by memory key."""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+MOST_KEYS = 256  # memory keys for which something is learnt: the latest
 
 
 @dataclass(slots=True)
@@ -53,3 +59,24 @@ class RunningMean:
     def add_time(self, seconds: float, held_up: float) -> None:
         """As `add`; a time counts as no more than `held_up` times the usual."""
         self.add(min(seconds, held_up * self.value) if self.count else seconds)
+
+
+class ByKey(Generic[T]):
+    """One value for each memory key, of the latest keys: what the requests of a key show changes nothing for
+    those of others. Any thread may ask.
+
+    Args:
+        make: gives the value that a key begins with.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+    def of(self, key: Hashable) -> T:
+        """The value of a key."""
+        value = self._values.pop(key, None)
+        self._values[key] = value = self._make() if value is None else value
+        while len(self._values) > MOST_KEYS:
+            self._values.popitem(last=False)
+        return value

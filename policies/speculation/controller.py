@@ -8,6 +8,7 @@ from fastslow.engine.params import Speculation
 from fastslow.engine.types import PREDICTION, MarginalValue, Policy, RequestView, StepTiming
 from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel
+from fastslow.policies.speculation.backoff import ByKey
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
@@ -29,21 +30,27 @@ class SpeculationController:
         self._tuning = tuning
         self._costs = StepCosts(measure, tuning)
         self._gate = ABGate(tuning)
-        self._acceptance: dict[object, AcceptanceModel] = {}
+        self._acceptance: dict[object, ByKey[AcceptanceModel]] = {}
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
-    def policy(self, settings: Speculation, drafter: object, predicted: bool = False) -> Policy:
-        """For a new request. Requests with the same drafter share its acceptance model, but for those
-        that have a prediction: what is drafted from that costs nothing, and is accepted more often."""
+    def policy(
+        self,
+        settings: Speculation,
+        drafter: object,
+        predicted: bool = False,
+        memory_key: str | None = None,
+    ) -> Policy:
+        """For a new request. Requests with the same drafter and memory key share its acceptance model, but
+        for those that have a prediction: what is drafted from that costs nothing, and is accepted more
+        often."""
         if settings.drafter == "off":
             return FixedLength(0)
         if settings.nodes is not None:
             return FixedLength(settings.nodes)
         drafter = (drafter, PREDICTION) if predicted else drafter
-        known = self._acceptance.get(drafter)
-        if known is None:
-            known = self._acceptance.setdefault(drafter, AcceptanceModel(self._tuning))
+        each = self._acceptance.setdefault(drafter, ByKey(lambda: AcceptanceModel(self._tuning)))
+        known = each.of(memory_key)
         return AdaptiveLength(drafter, known, self._costs, self._gate, self._tuning)
 
     def forget(self, drafter: object) -> None:
@@ -79,7 +86,8 @@ class SpeculationController:
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """What a step took, and what it made."""
         self._costs.note(_most_groups(batch), step.rows, step.seconds)
-        self._gate.note(len(batch), step.tokens, step.seconds + step.drafting, step.pure)
+        seconds, keys = step.seconds + step.drafting, {request.memory_key for request in batch}
+        self._gate.note(len(batch), step.tokens, seconds, step.pure, keys)
 
 
 def _most_groups(batch: Sequence[RequestView]) -> int | None:

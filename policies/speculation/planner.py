@@ -126,7 +126,8 @@ class AdaptiveLength:
         running = max(running, 1)
         tuning, curve = self._tuning, self._costs.curve(request.groups)
         self._asked = self._probing = False
-        if not self._gate.allows(running, curve.row_price(running, tuning.priced_nodes)):
+        price = curve.row_price(running, tuning.priced_nodes)
+        if not self._gate.allows(running, price, request.memory_key):
             return 0
         self._probing = self._probe.due
         step = curve.seconds(running)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
-from fastslow.policies.speculation.backoff import Backoff, RunningMean
+from fastslow.policies.speculation.backoff import Backoff, ByKey, RunningMean
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 FREE = MarginalValue(1.0, 0.0)
@@ -37,7 +37,7 @@ class _Gain(NamedTuple):
             )
 
     def begun(self, tuning: SpeculationTuning) -> _Gain:
-        """The gain that a new request begins with, from that of all requests."""
+        """The gain that a new request begins with, from that of all requests of its key."""
         memory = tuning.own_gain_memory
         count = min(self.tokens.count, tuning.gain_begun)
         return _Gain(
@@ -51,9 +51,11 @@ class _Drafter:
 
     def __init__(self, tuning: SpeculationTuning) -> None:
         memory = tuning.gain_memory
-        self.gain = _Gain(
-            RunningMean(tuning.prior_gain, memory, 1.0),
-            RunningMean(1.0, memory, tuning.own_gain_memory),
+        self.gains = ByKey(
+            lambda: _Gain(
+                RunningMean(tuning.prior_gain, memory, 1.0),
+                RunningMean(1.0, memory, tuning.own_gain_memory),
+            )
         )
         self.seconds = RunningMean(0.0, tuning.ask_memory)  # of asking, by request
         self.backoff = Backoff(*tuning.select_wait, wait=0)  # where it pays for no request
@@ -137,7 +139,8 @@ class AdaptiveSelection:
                 continue
             for made in request.proposals:
                 held = len(made.tree.match(tokens))  # with nodes that were cut before the step
-                for gain in (request.gains[made.drafter], self._drafters[made.drafter].gain):
+                every = self._drafters[made.drafter].gains.of(view.memory_key)
+                for gain in (request.gains[made.drafter], every):
                     gain.learn(held, made, self._tuning.most_calibration)
             request.proposals = []
 
@@ -178,7 +181,8 @@ class AdaptiveSelection:
         if (request := self._requests.get(view.id)) is None:
             request = self._requests[view.id] = _Request()
         if size not in request.by_size:
-            request.by_size[size] = [known.gain.begun(self._tuning) for known in self._drafters]
+            gains = (known.gains.of(view.memory_key) for known in self._drafters)
+            request.by_size[size] = [gain.begun(self._tuning) for gain in gains]
         request.gains, request.proposals, request.promised = request.by_size[size], [], 0.0
         return request
 

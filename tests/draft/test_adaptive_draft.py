@@ -58,7 +58,7 @@ def adaptive(*drafters: Says, token: float | None = None, row: float = 0.0) -> A
 
 
 def view(number: int = 0) -> Any:
-    return SimpleNamespace(id=number, tokens=[1, 2])
+    return SimpleNamespace(id=number, tokens=[1, 2], memory_key=None)
 
 
 def step(best: Any, accepted: int, count: int = 1) -> list[list[int]]:

@@ -212,6 +212,18 @@ MISFITS: list[tuple[dict[str, Any], Any, str]] = [
     ({}, ResumeState([[5] * 9]), r"has 9 tokens; this call's answer has room for 8"),
     ({}, ResumeState([[5] * 10_000]), r"has 10000 tokens; the context is"),
     ({"stop_token_ids": [7]}, ResumeState([[5, 7, 6]]), "this answer ends with token 2 of them"),
+    ({}, ResumeState(3), r"^answered.tokens=3 must be a list"),  # type: ignore[arg-type]
+    ({}, ResumeState(["ab"]), r"^answered.tokens\[0\]='ab' must be a list"),  # type: ignore[list-item]
+    ({}, ResumeState([[1.5]]), r"^answered.tokens\[0\] holds 1.5, not an id"),  # type: ignore[list-item]
+    ({}, ResumeState([[5]], 3), r"^answered.decided=3 must be a list"),  # type: ignore[arg-type]
+    ({}, ResumeState([[5]], ["x"]), r"^answered.decided\[0\]='x' must be a `Dec"),  # type: ignore[list-item]
+    ({}, ResumeState([[5]], [Decided("", "", True)]), r"^answered.decided\[0\]=Decided"),
+    (
+        {},
+        ResumeState([[5]], (), [-1]),
+        r"^answered.stopped\[0\]=-1 must be a number of its tokens, 0..1",
+    ),
+    ({}, ResumeState([[5]], (), ["x"]), r"^answered.stopped\[0\]='x' must"),  # type: ignore[list-item]
     ({"grammar": {"regex": "[0-9]"}}, ResumeState([[5]]), "grammar of this call does not allow"),
 ]
 

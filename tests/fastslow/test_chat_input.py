@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,13 +115,38 @@ def test_a_prefix_may_end_in_a_thought(llm: LLM, content: str, inside: bool) -> 
 
 
 def test_an_empty_answer_to_a_plain_text_says_what_to_call(fresh: LLM, logged: list[str]) -> None:
-    with pytest.warns(FastslowWarning, match=r"ask with llm\.chat\(\.\.\.\)$"):
+    with pytest.warns(FastslowWarning, match=r"so ask llm\.chat\('Why\?'\)$"):
         assert fresh.generate("Why?", ENDS).text == ""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for call in (fresh.generate, fresh.chat):
-            call("Why?", ENDS)
+            call("Why not?", ENDS)
     assert sum("llm.chat" in line for line in logged) == 1
+
+
+def test_equal_answers_are_warned_of(fresh: LLM) -> None:
+    few = SamplingParams(n=3, seed=1, max_tokens=4)
+    with pytest.warns(
+        FastslowWarning, match="^n above 1 at temperature 0 gives equal answers: set"
+    ):
+        out = fresh.chat("Hello", few)
+    assert len({choice.text for choice in out.choices}) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh.chat("Hello", few)
+        fresh.chat("Hello", few.model_copy(update={"temperature": 1.0}))
+
+
+def test_what_a_notebook_shows_is_short(fresh: LLM, folder: Path) -> None:
+    assert repr(fresh).startswith(f"LLM({str(folder)!r}, ") and len(repr(fresh)) < 200
+    params = SamplingParams(max_tokens=60, ignore_eos=True, n=2, temperature=1.0)
+    out = fresh.chat("Hello", params, mode="fast")
+    assert repr(out).startswith("Output('") and repr(out).endswith("mode 'fast', n=2)")
+    assert len(repr(out)) < 200 and "\n" not in repr(out)
+    shown = out._repr_html_()
+    fresh.close()
+    assert repr(fresh).endswith(", closed)")
+    assert html.escape(out.text) in shown and "60 tokens" in shown and "<script" not in shown
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say(folder: Path, tmp_path: Path) -> None:

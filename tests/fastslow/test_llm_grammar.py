@@ -90,6 +90,22 @@ def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
     assert last.output.finish_reason == "stop" and last.output.stop_reason is None
 
 
+@pytest.mark.parametrize("drafter", ["off", "ngram", "self", "suffix"])
+@pytest.mark.parametrize("regex", ["<think>(ab){12}c", "(ab){6}<think>(ab){6}</think>c"])
+def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str) -> None:
+    """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
+    for attempt in range(2):  # the second time "suffix" knows the answer
+        *_, last = llm.stream_chat(
+            "hello", asked({"regex": regex}), mode="fast", speculation=drafter
+        )
+        out = last.output
+        assert out is not None and out.finish_reason == "stop" and out.reasoning == ""
+        assert out.text.startswith(("<think>", "abab")) and out.text.endswith("c")
+        assert out.metrics.thinking_tokens == 0 and out.metrics.thinking_ended is None
+        if drafter in ("ngram", "suffix"):  # every next token is certain, and drafted
+            assert out.metrics.steps <= out.metrics.tokens / 4, attempt
+
+
 def test_several_answers_and_seeds(llm: LLM) -> None:
     params = asked({"json_schema": POINT}, n=4, temperature=1.0, seed=5)
     mode = {"base": "deep", "thinking_budget": 3}

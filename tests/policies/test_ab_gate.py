@@ -20,7 +20,7 @@ BATCH = 8
 DEAR = 1.01 * TUNING.gate_row_price  # a row's price, in tokens
 DEAREST = 1.01 * TUNING.max_row_price
 PHASE = TUNING.phase
-REQUEST: Any = SimpleNamespace(groups=None)
+REQUEST: Any = SimpleNamespace(groups=None, memory_key=None)
 
 
 def played(

@@ -23,7 +23,7 @@ NODE = Tree.chain([1])
 
 
 def view(groups: int | None = None) -> Any:
-    return SimpleNamespace(groups=groups)
+    return SimpleNamespace(groups=groups, memory_key=None)
 
 
 REQUEST = view()

@@ -41,9 +41,11 @@ def no_space(data: memoryview) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def write(kv: KVCache, request: int, tokens: list[int]) -> tuple[int, list[torch.Tensor]]:
+def write(
+    kv: KVCache, request: int, tokens: list[int], root: str = "root", for_all: str | None = None
+) -> tuple[int, list[torch.Tensor]]:
     """Read a text with rows of its own; how many were there before, and the raw rows of its pages."""
-    found = kv.open(request, tokens, "root", len(tokens) - 1)
+    found = kv.open(request, tokens, root, len(tokens) - 1, for_all=for_all)
     assert kv.reserve(request, len(tokens))
     fresh = torch.Generator().manual_seed(request)
     for place in range(found, len(tokens)):
@@ -100,6 +102,45 @@ def test_texts_that_branch_have_their_own_rows(tmp_path: Path, seed: int) -> Non
             assert kv.spill is not None and len(kv.spill) == 0
             rows.clear()
     assert hits > 10 and kv.free_pages == kv.pages
+
+
+def test_a_page_after_other_pages_of_its_text_is_not_restored(tmp_path: Path) -> None:
+    kv = cache(pages=8)
+    spilling(tmp_path, kv)
+    text = [n // PAGE for n in range(2 * PAGE + 1)]
+    write(kv, 0, text, "own")
+    kv.close(0)
+    write(kv, 1, [100 + n for n in range(8 * PAGE)])  # which takes all pages
+    kv.close(1)
+    write(kv, 2, text[: PAGE + 1], "other")
+    kv.close(2)
+    kv.pin(0, text[:PAGE], "other", 0, for_all="all")
+    assert write(kv, 3, text, "own", "all")[0] == 2 * PAGE  # its second page follows the pinned one
+    kv.close(3)
+    kv.unpin(0)
+    assert write(kv, 4, text, "own", "all")[0] == PAGE
+    kv.check_integrity()
+    kv.close(4)
+    kv.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(5, 10))
+def test_roots_and_pins_in_any_order_beside_a_file(tmp_path: Path, seed: int) -> None:
+    random = Random(seed)
+    kv = cache(pages=12)
+    spilling(tmp_path, kv, random.choice([3, 100]))
+    for request in range(120):
+        root, for_all = random.choice(["a", "b"]), random.choice([None, "all"])
+        text = [n for part in random.choices(range(2), k=3) for n in [part] * PAGE] + [7]
+        write(kv, request, text, root, for_all)
+        kv.check_integrity()
+        kv.close(request)
+        if random.random() < 0.3:
+            kv.unpin(0)
+            kv.pin(0, text[: random.randrange(1, 3) * PAGE], root, 0, for_all="all")
+        kv.check_integrity()
+    kv.unpin(0)
+    assert kv.spill is not None and kv.spill.restored > 3 and kv.free_pages == kv.pages
 
 
 @pytest.mark.parametrize("full", [True, False])

@@ -32,7 +32,7 @@ from distributions import text_probs
 from fastslow.engine.sampling.accept.accept import RULES, accept
 from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.rng import Purpose, draw
-from fastslow.engine.types import Floats, OneHot, Tree
+from fastslow.engine.types import FailedRow, Floats, OneHot, Tree
 
 ROUNDING = 2e-6  # probabilities are float32
 SAMPLED_RULES = {name: RULES[name] for name in ("token", "block")}
@@ -81,6 +81,28 @@ def test_certain_laws_among_others(rule: Rule) -> None:
 
     joint = joint_probs(Outcomes(step), target, 3)
     np.testing.assert_allclose(joint, text_probs(target, V, 3), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("make", [chain, apart, chosen])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_joint_law_where_rows_fail(rule: Rule, make: Make) -> None:
+    """Drafted rows without probabilities: the answer may come to such a node, and the step ends there."""
+    target, q = table(1), table(2, 1.0)
+
+    def step(world: World) -> Text:
+        tree = make(q, world.stream(0, Purpose.DRAFT))
+        rows: list[Floats | FailedRow] = list(target_probs_of(tree, target))
+        for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents), 1):
+            if token == 1 or (parent >= 0 and isinstance(rows[parent + 1], FailedRow)):
+                rows[i] = FailedRow(FloatingPointError("the logits are not finite numbers"))
+        rng = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
+        found = accept([tree], [rows], rng, [rule])  # type: ignore[arg-type]
+        assert [tree.tokens[i] for i in found.accepted_nodes[0]] == found.tokens[0][:-1]
+        assert 1 not in found.tokens[0][:-1], "nothing comes after a failed row"
+        return tuple(found.tokens[0])
+
+    joint = joint_probs(Outcomes(step), target, 4)
+    np.testing.assert_allclose(joint, text_probs(target, V, 4), atol=ROUNDING)
 
 
 def test_the_papers_example() -> None:

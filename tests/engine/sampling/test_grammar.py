@@ -11,8 +11,9 @@ from spellings import Pieces
 from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.answer_start import BehindChannels, Spellings
-from fastslow.engine.sampling.grammar import Ended, Grammar
+from fastslow.engine.sampling.answer_start import AtOnce, BehindChannels, Spellings
+from fastslow.engine.sampling.grammar import Ended, Grammar, GrammarError
+from fastslow.engine.sampling.llguidance_grammar import LLGuidanceMatcher
 from fastslow.engine.text.thought import (
     HARMONY,
     ChannelSplitter,
@@ -239,6 +240,21 @@ def test_in_channels_the_answer_is_the_final_one(prompt: str, pieces: str, fits:
         assert split.push("".join(words))[1] in ("yes", "no")
 
 
+@pytest.mark.parametrize("prompt", ["<|start|>assistant", "<|start|>user<|message|>a<|end|>"])
+def test_what_is_said_before_the_first_channel_is_no_answer(prompt: str) -> None:
+    kit = GrammarKit(CHANNELS, len(CHANNELS.pieces), HARMONY)
+    start = BehindChannels(Spellings(CHANNELS, kit.thoughts, len(CHANNELS.pieces)), prompt)
+    grammar = Grammar(start, kit.compiler.matcher(YES), frozenset({0}), len(PROMPT))
+    words = ["a", "a", "<|channel|>", "final", "<|message|>", "no"]
+    assert follow(grammar, [CHANNELS.pieces.index(p) for p in words])
+    assert not grammar.at_once
+    split = ChannelSplitter(once=True)
+    assert [*map(split.push, words)][-1] == ("", "no") and split.finish() == ("", "")
+    assert split.push("") == ("", "")
+    cut = ChannelSplitter(once=True)
+    assert (cut.push("aa"), cut.finish()) == (("", ""), ("", ""))
+
+
 def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKit) -> None:
     """Cutting all of it into tokens at each of its places would hold up every request for seconds."""
     matcher = kit.matcher(json_schema={"const": "x" * 3_000})
@@ -250,3 +266,63 @@ def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKi
     assert len(b"".join(map(kit.tokenizer.token_bytes, rest))) in range(1000, 1025)
     assert all(map(matcher.accept, rest))
     assert matcher.ended() is Ended.MUST
+
+
+def test_after_an_error_of_the_library_the_text_before_it_stands(kit: GrammarKit) -> None:
+    bomb = "((((a{1,999}){1,999}){1,999}){1,999}){999}"
+    x, n, a, y = (kit.tokenizer.encode(text, add_special=False)[0] for text in "xnay")
+    matcher = kit.matcher(lark=f'start: "x" ("y" | "n" BOMB)\nBOMB: /{bomb}/')
+    assert matcher.accept(x)
+    before, taken = matcher.mask().tolist(), 0
+    with pytest.raises(GrammarError, match="the grammar stopped: "):
+        for token in (n, *[a] * 60):
+            assert matcher.accept(token)
+            taken += 1
+            matcher.mask()
+    matcher.roll_back(taken)
+    assert matcher.mask().tolist() == before
+    assert matcher.accept(y) and matcher.ended() is Ended.MUST
+
+
+def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) -> None:
+    class Limited(LLGuidanceMatcher):
+        def accept(self, token: int) -> bool:
+            if token == n:
+                raise GrammarError("too complex")
+            return super().accept(token)
+
+    def limited() -> Grammar:
+        whole = kit.matcher(choice=["yes", "no"])
+        matcher = Limited(whole._matcher, whole._anew, VOCAB)
+        return Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
+
+    y, n = (kit.tokenizer.encode(text, add_special=False)[0] for text in "yn")
+    grammar = limited()
+    assert not grammar.fits(PROMPT, [n]) and grammar.fits(PROMPT, [y])
+    assert grammar.ahead(PROMPT, [n], 5) == [] and grammar.whole_at(PROMPT, [n]) is None
+    with pytest.raises(GrammarError):
+        grammar.at(PROMPT, [n])
+    assert said(grammar, [*PROMPT, y], []) == replayed(kit, YES, [y], None)
+    with pytest.raises(GrammarError):
+        limited().at([*PROMPT, n], [])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"lark": "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(9_000)) + '\nr9000: "a"'},
+        {"gbnf": "root ::= r0\n" + "\n".join(f"r{i} ::= r{i + 1}" for i in range(1_500)) + '\nr1500 ::= "a"'},
+    ],
+    ids=["lark", "gbnf"],
+)  # fmt: skip
+def test_a_chain_of_rules_does_not_end_the_process(kit: GrammarKit, spec: dict[str, str]) -> None:
+    """Compiled on a usual stack of 8 MiB the library would end it from some 2,900 rules on."""
+    (a,) = kit.tokenizer.encode("a", add_special=False)
+    matcher = kit.matcher(**spec)
+    assert np.flatnonzero(matcher.mask()).tolist() == [a]
+    assert matcher.accept(a) and matcher.ended() is Ended.MUST
+
+
+def test_deep_brackets_are_refused_in_one_sentence(kit: GrammarKit) -> None:
+    with pytest.raises(ValueError, match="^grammar.gbnf cannot be used: it is nested too deeply$"):
+        kit.matcher(gbnf="root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)

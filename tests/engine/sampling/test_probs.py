@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from engine_tools import (
     answer,
     cache_for,
     dense_probs,
+    finish,
     write_kin,
 )
 from numpy.typing import NDArray
@@ -33,11 +35,19 @@ from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.model.retokenized import RetokenizedDraft
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens
 from fastslow.draft.ngram import NgramDraft
+from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
+from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.sampling.answer_start import AtOnce, Spellings
+from fastslow.engine.sampling.grammar import Grammar
+from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.types import Floats
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.step_cost import StepCostCurve
 
 VOCAB = 12
 EOS = 2
@@ -214,3 +224,67 @@ def test_the_law_of_drafted_tokens(
     for r in requests:
         if r.thinking is not None and case.bound is not None:
             assert r.thinking.outcome(r.tokens)[0] <= (case.bound.most or 0)
+
+
+MOST = 2000  # answers of the law under a grammar
+# a short draft does not pay, a long one does: then what follows a drawn token must not decide whether it runs
+CONCAVE = StepCostCurve([1, 2, 8, 16, 64, 512], [1.0, 1.9, 2.0, 2.1, 2.2, 4.0])
+HELD = ("model", "self", "sampled tree", "ngram+self", "common", "retold")
+
+
+TOKENIZER = Pieces("abcdefghijkl")
+COMPILER = GrammarCompiler(TOKENIZER, VOCAB, ())
+
+
+def grammar_of(spec: GrammarSpec) -> Grammar:
+    start = AtOnce(Spellings(TOKENIZER, None, VOCAB))
+    return Grammar(start, COMPILER.matcher(spec), frozenset({EOS}), len(PROMPT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("drafter", HELD)
+def test_the_law_under_a_grammar(
+    bench: Bench,
+    logits: Callable[[tuple[int, ...], int | None], list[float]],
+    drafter: str,
+    rule: str,
+) -> None:
+    some = [re.escape(TOKENIZER.token_bytes(token).decode()) for token in range(4, 9)]
+    a, b, c, d, e = some
+    spec = GrammarSpec(regex=f"({a}|{b}{c}{d}|{c}({a}|{e})|{d}{b}{b}|{e}){{8,9}}")
+    core_kv = cache_for(bench.model, 4096)
+    controller = SpeculationController(lambda groups: CONCAVE)
+    made = {Speculation(drafter=drafter): bench.drafters[drafter](core_kv)}
+    core = EngineCore(bench.model, core_kv, DrafterRouter(made), 512, 64, controller)
+    ask = Ask(PROMPT, params(max_tokens=LENGTH + 4), drafter, rule=rule)
+    requests = []
+    for seed in range(MOST):
+        request = bench.request(seed, Ask(**{**ask.__dict__, "seed": seed}))
+        request.grammar = grammar_of(spec)
+        request.policy = controller.policy(request.speculation, drafter)
+        request.rule = RULES[rule]
+        requests.append(request)
+    finish(core, requests)
+    drafted = sum(request.spec_stats.drafted for request in requests)
+    assert drafted > MOST
+
+    def one_hot(token: int) -> NDArray[np.float64]:
+        row_V: NDArray[np.float64] = np.eye(VOCAB)[token]
+        return row_V
+
+    def law(text: tuple[int, ...]) -> NDArray[np.float64]:
+        grammar = grammar_of(spec)
+        if not grammar.fits([*PROMPT], text):
+            return one_hot(0)
+        mask = grammar.at([*PROMPT], text)
+        if mask.only is not None:
+            return one_hot(mask.only)
+        p = plain_probs(logits(text, None), [*PROMPT, *text], len(PROMPT), ask.params)
+        assert mask.allowed is not None
+        p = p * mask.allowed[:VOCAB]
+        law_V: NDArray[np.float64] = p / p.sum()
+        return law_V
+
+    want = text_probs(law, VOCAB, LENGTH)
+    chi_square_fits(want, [tuple(answer(request)[:LENGTH]) for request in requests])

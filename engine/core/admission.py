@@ -1,0 +1,79 @@
+"""Which drafted nodes a step runs: those that pay over its whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.token_mask import CERTAIN
+from fastslow.engine.types import StepCostModel, Tree
+
+
+def admitted(
+    ready: Sequence[Request],
+    trees: Sequence[Tree],
+    planned: Sequence[int],
+    rows: int,
+    cost_model: StepCostModel,
+) -> list[Tree]:
+    """The drafts, cut to what pays over the whole batch.
+
+    No decision sees a token that was sampled in this step. A sampled chain is judged as a chain of as many
+    nodes as its drafter was asked for, wherever it really ends: what was drawn may have ended it, as a
+    grammar does. Certain tokens that follow what was drawn are judged after it. A sampled tree with branches
+    runs whole.
+
+    Args:
+        ready: requests that decode.
+        trees: their drafts.
+        planned: most nodes that each drafter was asked for.
+        rows: the step's other rows.
+        cost_model: knows what pays.
+    """
+    if not any(tree.tokens for tree in trees):
+        return list(trees)
+    drawn = [_drawn(tree) for tree in trees]
+    shapes = [
+        tree if size is None else _chain(tree, max(most, size))
+        for tree, size, most in zip(trees, drawn, planned, strict=True)
+    ]
+    survival = [
+        None if tree.probs is not None and size is None else r.survival(tree) if tree.tokens else ()
+        for r, tree, size in zip(ready, shapes, drawn, strict=True)
+    ]
+    if not any(survival):  # all of fixed length
+        return list(trees)
+    sizes = [
+        len(tree.tokens if chances is None else chances) for tree, chances in zip(trees, survival)
+    ]
+    kept = cost_model.admit(ready, survival, sizes, rows)
+    tails: list[list[float]] = [[] for _ in trees]
+    for b, (tree, size, chances) in enumerate(zip(trees, drawn, survival)):
+        if size is not None and chances is not None:
+            if len(kept[b]) >= size:
+                tails[b] = [chances[size - 1]] * (len(tree.tokens) - size)
+            kept[b] = kept[b][:size]
+    if any(tails):
+        rows += sum(map(len, kept))
+        more = cost_model.admit(ready, tails, list(map(len, tails)), rows)
+        kept = [[*nodes, *(len(nodes) + i for i in some)] for nodes, some in zip(kept, more)]
+    for request, tree, nodes in zip(ready, trees, kept, strict=True):
+        cut = len(tree.tokens) - len(nodes)
+        request.spec_stats.cut += cut
+        if request.trace is not None:
+            request.trace.cut("cost_model", cut)
+    return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
+
+
+def _drawn(tree: Tree) -> int | None:
+    """How many nodes of a sampled chain were drawn: the others are certain. None: it is no such chain."""
+    if tree.probs is None or list(tree.parents) != list(range(-1, len(tree.tokens) - 1)):
+        return None
+    drafters = list(tree.drafter_ids or ())
+    return drafters.index(CERTAIN) if CERTAIN in drafters else len(tree.tokens)
+
+
+def _chain(tree: Tree, nodes: int) -> Tree:
+    """A chain of this many nodes of the same drafter, without its tokens."""
+    drafter = tree.drafter_ids[0] if tree.drafter_ids else 0
+    return Tree([0] * nodes, range(-1, nodes - 1), drafter_ids=[drafter] * nodes)

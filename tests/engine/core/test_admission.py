@@ -1,0 +1,154 @@
+"""What a step runs of its drafts: no decision may see what was sampled in it. Exact sums, no samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from accept_tools import Growing, NextProbs, Text, V, chain, joint_probs, table
+from coins import Outcomes, World
+from distributions import text_probs
+
+from fastslow.draft.grammar_filter import filter_by_grammar
+from fastslow.engine.core.admission import admitted
+from fastslow.engine.core.request import Request
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.sampling.accept.accept import RULES, accept
+from fastslow.engine.sampling.rng import Purpose
+from fastslow.engine.types import Floats, MarginalValue, StepTiming, Tree
+from fastslow.policies.speculation.planner import FixedLength, admit
+from fastslow.policies.speculation.step_cost import StepCostCurve
+
+# the second row costs as much as the first, the others next to nothing: short drafts do not pay, long ones do
+CONCAVE = StepCostCurve([1, 2, 3, 4, 8], [1.0, 2.0, 2.01, 2.02, 2.03])
+CHANCE = 0.6
+
+
+class Steps:
+    """A cost model of one curve."""
+
+    def admit(
+        self,
+        batch: Sequence[object],
+        survival: Sequence[Sequence[float] | None],
+        sizes: Sequence[int],
+        rows: int,
+    ) -> list[list[int]]:
+        return admit(survival, sizes, rows, CONCAVE, 1.0)
+
+    def note(self, batch: Sequence[object], step: StepTiming) -> None: ...
+    def seconds(self, groups: int | None, rows: int) -> float:
+        return CONCAVE.seconds(rows)
+
+    def draft_seconds(self, drafter: object) -> float | None:
+        return None
+
+    def value(self, *_: object) -> MarginalValue:
+        return MarginalValue(1.0, 0.0)
+
+
+class Adaptive(FixedLength):
+    def survival(self, tree: Tree) -> list[float]:  # type: ignore[override]
+        return [CHANCE**depth for depth in tree.depths]
+
+
+class Rules:
+    """A grammar of three tokens: 1 never follows 0, and after 2 come 0 and 0 for certain."""
+
+    def allowed(self, text: Text) -> list[bool]:
+        if (certain := self.certain(text)) is not None:
+            return [x == certain for x in range(V)]
+        return [True, text[-1:] != (0,), True]
+
+    def certain(self, text: Text) -> int | None:
+        return 0 if 2 in text[-2:] else None
+
+    def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
+        text = (*tokens, *drafted)
+        return all(self.allowed(text[:i])[text[i]] for i in range(len(tokens), len(text)))
+
+    def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> list[int]:
+        text = (*tokens, *drafted)
+        found: list[int] = []
+        while len(found) < most and (token := self.certain((*text, *found))) is not None:
+            found.append(token)
+        return found
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> Any:
+        raise AssertionError("the law is computed below")
+
+
+def request() -> Request:
+    return Request(
+        id=0, tokens=[], prompt_length=0, params=SamplingParams(temperature=1.0),
+        speculation=Speculation(drafter="model"), policy=Adaptive(4), stopper=None,  # type: ignore[arg-type]
+        groups=None, seed=0, max_len=20, grammar=Rules(),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def under(rules: Rules, law: NextProbs) -> NextProbs:
+    def masked(text: Text) -> Floats:
+        p_V: Floats = law(text) * np.array(rules.allowed(text), dtype=np.float32)
+        masked_V: Floats = p_V / p_V.sum()
+        return masked_V
+
+    return masked
+
+
+def pairs(q: NextProbs, draws: Any) -> Tree:
+    """A tree of drawn siblings."""
+    growing = Growing(q, draws)
+    growing.add(growing.add(-1))
+    growing.add(-1)
+    return growing.tree()
+
+
+Admit = Callable[[Sequence[Request], Sequence[Tree], Sequence[int], int, Any], list[Tree]]
+
+
+def law_of_a_step(rule: str, make: Any, decide: Admit) -> np.ndarray:
+    rules = Rules()
+    target, q = under(rules, table(1)), table(2, 1.0)
+
+    def step(world: World) -> Text:
+        one = request()
+        tree = filter_by_grammar(make(q, world.stream(0, Purpose.DRAFT)), one, 6)
+        (tree,) = decide([one], [tree], [3], 1, Steps())
+        rows: list[Any] = [target(())]
+        texts: list[Text] = [()]
+        for token, parent in zip(tree.tokens, tree.parents):
+            texts.append((*texts[parent + 1], token))
+            rows.append(target(texts[-1]) if rules.fits((), texts[-1]) else table(3)(()))
+        rng = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
+        return tuple(accept([tree], [rows], rng, [RULES[rule]]).tokens[0])  # type: ignore[arg-type]
+
+    return joint_probs(Outcomes(step), target, 4) - text_probs(target, V, 4)
+
+
+@pytest.mark.parametrize("make", [chain, pairs])
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_what_runs_of_a_sampled_draft_does_not_change_the_law(rule: str, make: Any) -> None:
+    assert np.abs(law_of_a_step(rule, make, admitted)).max() < 2e-6
+
+
+def test_the_sums_notice_a_decision_that_sees_what_was_drawn() -> None:
+    def seeing(
+        ready: Sequence[Request], trees: Sequence[Tree], planned: Sequence[int], rows: int, _: Any
+    ) -> list[Tree]:
+        survival = [one.survival(tree) for one, tree in zip(ready, trees)]
+        kept = admit(survival, [len(tree.tokens) for tree in trees], rows, CONCAVE, 1.0)
+        return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
+
+    assert np.abs(law_of_a_step("token", chain, seeing)).max() > 1e-2
+
+
+def test_certain_tokens_run_after_a_sampled_chain_where_they_pay() -> None:
+    one, drawn = request(), Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32))
+    tree = filter_by_grammar(drawn, one, 6)
+    assert list(tree.tokens) == [1, 2, 0, 0]
+    assert [len(t.tokens) for t in admitted([one], [tree], [6], 1, Steps())] == [4]
+    short = replace(one, policy=FixedLength(4))
+    assert admitted([short], [tree], [6], 1, Steps()) == [tree]

@@ -1,0 +1,100 @@
+"""What the requests of one memory key show changes nothing for those of another."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from fastslow.engine.params import Speculation
+from fastslow.engine.types import AcceptResult, MarginalValue, StepTiming, Tree
+from fastslow.policies.speculation.ab_gate import ABGate
+from fastslow.policies.speculation.backoff import MOST_KEYS, ByKey
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.selection import AdaptiveSelection
+from fastslow.policies.speculation.step_cost import StepCostCurve
+
+CHAIN = Tree.chain([1, 2, 3])
+DEAR = StepCostCurve([1, 2, 8, 64], [1.0, 1.3, 3.1, 20.0])
+
+
+def view(key: str | None, number: int = 0) -> Any:
+    return SimpleNamespace(groups=None, memory_key=key, id=number, tokens=[1, 2])
+
+
+def plans(controller: SpeculationController, key: str | None) -> list[Any]:
+    """What a new request of a key would do in its first steps."""
+    policy = controller.policy(Speculation(), "suffix", memory_key=key)
+    found: list[Any] = []
+    for _ in range(30):
+        found += [policy.plan(view(key), 1), policy.survival(CHAIN)]
+        policy.record(CHAIN, [0, 1])
+        controller.note([view(key)], StepTiming(4, 1.0, 0.0, 3, True))
+    return found
+
+
+def test_a_bad_key_changes_no_plan_of_another() -> None:
+    alone = plans(SpeculationController(lambda groups: DEAR), "b")
+    controller = SpeculationController(lambda groups: DEAR)
+    bad = controller.policy(Speculation(), "suffix", memory_key="a")
+    for _ in range(300):
+        bad.plan(view("a"), 1)
+        bad.record(CHAIN, [])
+        controller.note([view("a")], StepTiming(4, 1.0, 0.0, 1, True))
+    assert plans(controller, "b") == alone
+    assert plans(controller, "a") != alone, "it learns of its own"
+
+
+def test_a_selection_learns_by_key() -> None:
+    def gains(selection: AdaptiveSelection, key: str, number: int) -> list[int]:
+        sizes = []
+        for _ in range(12):
+            asked: list[int] = []
+
+            def ask(drafter: int, nodes: Any, asked: list[int] = asked) -> Any:
+                asked.append(drafter)
+                return [CHAIN], 0.0
+
+            selection.collect([view(key, number)], [4], ask)
+            selection.judge([view(key, number)], AcceptResult([[]], [[9]]))
+            sizes.append(len(asked))
+        return sizes
+
+    value = MarginalValue(1.0, 0.1)
+    alone = gains(AdaptiveSelection(2, lambda batch: value), "b", 1)
+    selection = AdaptiveSelection(2, lambda batch: value)
+    for n in range(30):
+        gains(selection, "a", 100 + n)
+    selection.release(range(100, 130))
+    assert gains(selection, "b", 1)[:4] == alone[:4]
+    assert gains(selection, "a", 2)[:4] != alone[:4]
+
+
+def test_a_gate_compares_by_key() -> None:
+    def ways(gate: ABGate, key: str, factor: float, steps: int) -> list[bool]:
+        found = []
+        for _ in range(steps):
+            found.append(gate.allows(8, 0.3, key))
+            gate.note(8, 8, factor if found[-1] else 1.0, True, {key})
+        return found
+
+    alone = ways(ABGate(), "b", 0.5, 200)
+    gate = ABGate()
+    ways(gate, "a", 3.0, 400)
+    assert not gate.allows(8, 0.3, "a"), "drafts do not pay for it"
+    _, *later = ways(gate, "b", 0.5, 201)  # the first step counts as one of both keys
+    assert later == alone
+    for _ in range(400):  # together they are a third case
+        allowed = gate.allows(8, 0.3, "a") and gate.allows(8, 0.3, "b")
+        gate.note(8, 8, 3.0 if allowed else 1.0, True, {"a", "b"})
+    assert ways(gate, "b", 0.5, 20)[1:] == [True] * 19
+
+
+def test_few_keys_are_kept() -> None:
+    by_key = ByKey[list[int]](list)
+    by_key.of(0).append(1)
+    for key in range(MOST_KEYS - 1):
+        by_key.of(key).append(2)
+    assert by_key.of(0) == [1, 2]
+    for key in range(1, MOST_KEYS + 1):
+        by_key.of(key)
+    assert by_key.of(0) == []
