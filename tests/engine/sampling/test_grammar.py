@@ -10,6 +10,7 @@ from grammar_tools import GrammarKit, kit_in
 from spellings import Pieces
 from tokenizers_tiny import write_bpe
 
+import fastslow.engine.sampling.grammar as grammar_module
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.answer_start import AtOnce, BehindChannels, Spellings
 from fastslow.engine.sampling.grammar import Ended, Grammar, GrammarError
@@ -293,7 +294,7 @@ def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) ->
 
     def limited() -> Grammar:
         whole = kit.matcher(choice=["yes", "no"])
-        matcher = Limited(whole._matcher, whole._anew, VOCAB)
+        matcher = Limited(whole._matcher, VOCAB, whole._take)
         return Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
 
     y, n = (kit.tokenizer.encode(text, add_special=False)[0] for text in "yn")
@@ -326,3 +327,18 @@ def test_a_chain_of_rules_does_not_end_the_process(kit: GrammarKit, spec: dict[s
 def test_deep_brackets_are_refused_in_one_sentence(kit: GrammarKit) -> None:
     with pytest.raises(ValueError, match="^grammar.gbnf cannot be used: it is nested too deeply$"):
         kit.matcher(gbnf="root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
+
+
+def test_an_answer_has_a_budget_of_long_masks(
+    kit: GrammarKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_module, "LONG_MASK", -1.0)
+    free = kit.grammar(GrammarSpec(regex="[a-f]{9}"), frozenset({END}), 3)
+    a, b = (kit.tokenizer.encode(letter)[0] for letter in "ab")
+    assert free.at(PROMPT, []).allowed is not None
+    monkeypatch.setattr(grammar_module, "MOST_LONG", 1e-9)
+    with pytest.raises(GrammarError, match=r"the grammar is too slow: masks of more than .* an answer has"):
+        free.at(PROMPT, [a])
+    monkeypatch.setattr(grammar_module, "LONG_MASK", 100.0)
+    with pytest.raises(GrammarError, match="too slow"):
+        free.at(PROMPT, [a, b])
