@@ -126,9 +126,7 @@ class EngineCore:
         )
         _keep_answered(ready, result)
         if late := self._masks.unfollowed(ready, trees, result):
-            work, ready, trees, layout, result = left_out(
-                late, work, ready, trees, layout, result
-            )
+            work, ready, trees, layout, result = left_out(late, work, ready, trees, layout, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)

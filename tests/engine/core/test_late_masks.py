@@ -33,7 +33,9 @@ def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 class Held:
     """A grammar that is asked `before` each mask."""
 
-    def __init__(self, grammar: Any, before: Callable[[Sequence[int], Sequence[int]], None]) -> None:
+    def __init__(
+        self, grammar: Any, before: Callable[[Sequence[int], Sequence[int]], None]
+    ) -> None:
         self._grammar, self._before = grammar, before
 
     def __getattr__(self, name: str) -> Any:

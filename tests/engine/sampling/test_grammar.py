@@ -337,7 +337,9 @@ def test_an_answer_has_a_budget_of_long_masks(
     a, b = (kit.tokenizer.encode(letter)[0] for letter in "ab")
     assert free.at(PROMPT, []).allowed is not None
     monkeypatch.setattr(grammar_module, "MOST_LONG", 1e-9)
-    with pytest.raises(GrammarError, match=r"the grammar is too slow: masks of more than .* an answer has"):
+    with pytest.raises(
+        GrammarError, match=r"the grammar is too slow: masks of more than .* an answer has"
+    ):
         free.at(PROMPT, [a])
     monkeypatch.setattr(grammar_module, "LONG_MASK", 100.0)
     with pytest.raises(GrammarError, match="too slow"):
