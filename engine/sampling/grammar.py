@@ -16,6 +16,7 @@ from fastslow.engine.token_mask import Allowed, TokenMask
 FURTHEST = 64  # certain tokens that are looked for at a time
 LONG_MASK = 0.1  # seconds of processor time; usual masks take 10 ms at most
 MOST_LONG = 2.0  # seconds of all long ones of an answer
+FADE = 0.9  # a token's, of what is expected of the next masks
 
 
 class GrammarError(ValueError):
@@ -36,6 +37,8 @@ class Ended(IntEnum):
 
 class Matcher(Protocol):
     """A place in a grammar. It knows text and nothing of end tokens."""
+
+    seconds: float  # of processor time, that a mask or a token is expected to take
 
     def mask(self) -> Allowed:
         """bool [V], a new array: the tokens that may come next.
@@ -99,7 +102,7 @@ class Grammar:
         self._path: list[int] = []  # what the matcher took after the committed tokens
         self._lock = threading.RLock()  # a mask may still be made when its request is over
         self._long = 0.0  # seconds of long masks
-        self.seconds = 0.0  # of processor time, of the last mask
+        self.seconds = matcher.seconds  # of processor time, that a mask takes
         self.begins: int | None = None if start.first is not None else prompt_length
 
     @property
@@ -144,9 +147,10 @@ class Grammar:
         except Exception as error:  # noqa: BLE001 - it is raised where the mask is asked for
             return error
         finally:
-            self.seconds = time.thread_time() - began
-        if self.seconds > LONG_MASK:
-            self._long += self.seconds
+            seconds = time.thread_time() - began
+            self.seconds = max(seconds, FADE * self.seconds)
+        if seconds > LONG_MASK:
+            self._long += seconds
         if self._long > MOST_LONG:
             return GrammarError(
                 f"the grammar is too slow: masks of more than {1000 * LONG_MASK:g} ms took {self._long:.1f} s of "

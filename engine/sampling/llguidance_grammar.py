@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.checked import shown
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.grammar import Ended, GrammarError
+from fastslow.engine.sampling.grammar import FADE, Ended, GrammarError
 from fastslow.engine.sampling.json_schema import check_embedded, check_schema
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
@@ -147,12 +147,14 @@ class LLGuidanceMatcher:
         self._take = take
         self._taken: list[int] = []
         self._bits: NDArray[np.uint8] | GrammarError | None = None  # the mask of this place
-        self._seconds = 0.0  # that the last mask took
+        self.seconds = 0.0
+        self._slowest = [0.0]  # seconds, of all copies
 
     def copy(self) -> LLGuidanceMatcher:
         """At the same place. It shares the lexer."""
         other = copy(self)
         other._own, other._taken = self._matcher.deep_copy(), [*self._taken]
+        other.seconds = self._slowest[0]
         return other
 
     def mask(self) -> Allowed:
@@ -166,7 +168,9 @@ class LLGuidanceMatcher:
         if known and self._slow:
             taken = self._take(self._matcher, token)
         else:
+            began = time.thread_time()
             taken = bool(self._matcher.try_consume_tokens([token]))
+            self._note(time.thread_time() - began)
         self._check()
         if taken:
             self._taken.append(token)
@@ -202,13 +206,17 @@ class LLGuidanceMatcher:
     @property
     def _slow(self) -> bool:
         """Whether other threads should run meanwhile. Of the library's calls, only masks and `take` let them."""
-        return self._seconds > SLOW
+        return self.seconds > SLOW
+
+    def _note(self, seconds: float) -> None:
+        self.seconds = max(seconds, FADE * self.seconds)
+        self._slowest[0] = max(seconds, self._slowest[0])
 
     def _mask_here(self) -> NDArray[np.uint8]:
         if self._bits is None:
             began = time.thread_time()
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-            self._seconds = time.thread_time() - began
+            self._note(time.thread_time() - began)
             try:
                 self._check()
                 self._bits = bits

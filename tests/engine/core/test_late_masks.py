@@ -12,9 +12,8 @@ import pytest
 from engine_tools import Ask, Bench, answer, finish, outcome
 from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, make_bench, params, tell
 
-from fastslow.engine.core import engine_core
 from fastslow.engine.core.request import Request
-from fastslow.engine.core.target_probs import MaskMaker
+from fastslow.engine.core.target_probs import MaskMaker, left_out
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.token_mask import TokenMask
@@ -33,8 +32,10 @@ def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 class Held:
     """A grammar that is asked `before` each mask."""
 
+    seconds: float
+
     def __init__(
-        self, grammar: Any, before: Callable[[Sequence[int], Sequence[int]], None]
+        self, grammar: Any, before: Callable[[Sequence[int], Sequence[int]], object]
     ) -> None:
         self._grammar, self._before = grammar, before
 
@@ -67,7 +68,7 @@ def test_late_masks_change_no_token(
     asks = asks_for(drafter, temperature)
     tell(moge, asks)
     waiting: dict[tuple[int, ...], threading.Event] = {}
-    made, left_out, left = moge.request, engine_core.left_out, list[Request]()
+    made, left = moge.request, list[Request]()
 
     def before(tokens: Sequence[int], drafted: Sequence[int]) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -89,7 +90,7 @@ def test_late_masks_change_no_token(
         return left_out(late, *step)
 
     monkeypatch.setattr(moge, "request", request)
-    monkeypatch.setattr(engine_core, "left_out", noted)
+    monkeypatch.setattr("fastslow.engine.core.engine_core.left_out", noted)
     requests = moge.run(asks)
     for one, ask in zip(requests, asks, strict=True):
         assert outcome(one) == outcome(moge.alone(ask))
@@ -113,8 +114,9 @@ def test_masks_that_are_known_to_be_slow_are_made_before_the_step(
     def request(number: int, ask: Ask, **more: Any) -> Request:
         built = made(number, ask, **more)
         if built.grammar is not None:
-            built.grammar = Held(built.grammar, before)  # type: ignore[assignment]
-            built.grammar.seconds = 1e9
+            held = Held(built.grammar, before)
+            held.seconds = 1e9
+            built.grammar = held  # type: ignore[assignment]
         return built
 
     monkeypatch.setattr(moge, "request", request)
@@ -129,7 +131,7 @@ def test_others_go_on_while_a_mask_is_made(moge: Bench) -> None:
     held, free = Ask(PROMPTS[0], params(), grammar=WORD), Ask(PROMPTS[1], params(max_tokens=30))
     requests = [moge.request(n, ask) for n, ask in enumerate((held, free))]
     opened = threading.Event()
-    requests[0].grammar = Held(requests[0].grammar, lambda *_: bool(opened.wait(SOON)) or None)  # type: ignore[assignment]
+    requests[0].grammar = Held(requests[0].grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
     core = moge.core()
     for request in requests:
         core.add(request)
@@ -146,7 +148,7 @@ def test_others_go_on_while_a_mask_is_made(moge: Bench) -> None:
 
 def test_a_request_may_end_while_its_mask_is_made(moge: Bench) -> None:
     request, opened = moge.request(0, Ask(PROMPTS[0], params(), grammar=WORD)), threading.Event()
-    request.grammar = Held(request.grammar, lambda *_: bool(opened.wait(SOON)) or None)  # type: ignore[assignment]
+    request.grammar = Held(request.grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
     core = moge.core()
     core.add(request)
     core.step()
@@ -169,7 +171,8 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(moge: Bench, sam
             given_up.wait(0.1)
 
     assert moge.tokenizer is not None
-    request.grammar = Held(request.grammar, before)  # type: ignore[assignment]
+    grammar = Held(request.grammar, before)
+    request.grammar = grammar  # type: ignore[assignment]
     a, b = (moge.tokenizer.encode(letter, add_special=False)[0] for letter in "ab")
     probs = np.full((2, 320), 1 / 320, np.float32) if sampled else None
     tree = replace(Tree.chain([a, b]), probs=probs)
@@ -177,6 +180,6 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(moge: Bench, sam
         assert first_made.wait(SOON)
     assert list(late) == ([] if sampled else [request])
     if sampled:  # its last mask is made no more: where the answer comes there, its step ends
-        assert request.grammar.at(request.tokens, [a]).allowed is not None
+        assert grammar.at(request.tokens, [a]).allowed is not None
         with pytest.raises(GrammarError, match="not made in time"):
-            request.grammar.at(request.tokens, [a, b])
+            grammar.at(request.tokens, [a, b])

@@ -324,6 +324,16 @@ def test_a_chain_of_rules_does_not_end_the_process(kit: GrammarKit, spec: dict[s
     assert matcher.accept(a) and matcher.ended() is Ended.MUST
 
 
+def test_a_long_gbnf_grammar_is_converted_in_a_process(kit: GrammarKit) -> None:
+    """It says what a short one says."""
+    for comments in (1, 3000):
+        with pytest.raises(ValueError, match=r"^grammar.gbnf cannot be used: .*Rule 'nowhere' not found"):
+            kit.matcher(gbnf="# a note\n" * comments + "root ::= nowhere\n")
+    (a,) = kit.tokenizer.encode("a", add_special=False)
+    matcher = kit.matcher(gbnf="# ein Zeichen: ß\n" * 3000 + 'root ::= "a"\n')
+    assert np.flatnonzero(matcher.mask()).tolist() == [a]
+
+
 def test_deep_brackets_are_refused_in_one_sentence(kit: GrammarKit) -> None:
     with pytest.raises(ValueError, match="^grammar.gbnf cannot be used: it is nested too deeply$"):
         kit.matcher(gbnf="root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
