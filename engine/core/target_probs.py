@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -166,16 +169,18 @@ class MaskMaker:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(MASK_THREADS, "fastslow-masks")
-        self._lane = ThreadPoolExecutor(1, "fastslow-late-masks")  # slow ones wait for each other
+        self._lane = ThreadPoolExecutor(1, "fastslow-late-masks", _stand_back)
         self._late: dict[Request, Future[None]] = {}
         self._again = WeakSet[Request]()  # they were late, and run again without a draft
         self._followed = WeakKeyDictionary[Request, int]()  # the length of its text then
-        self._forward = 0.0  # seconds of the last one
+        self._forward = 0.0  # seconds of the latest ones
         self._patience = PATIENCE
 
     def slow(self, request: Request) -> bool:
         """Whether no step should wait for its masks, and nothing drafts for it."""
-        return request.grammar is not None and (request in self._again or self._takes_long(request))
+        if request.grammar is None:
+            return False
+        return request in self._again or request.grammar.walks_slowly or self._takes_long(request)
 
     def _takes_long(self, request: Request) -> bool:
         seconds = 0.0 if request.grammar is None else request.grammar.seconds
@@ -192,11 +197,9 @@ class MaskMaker:
                     self._late[request] = self._lane.submit(_Job(request, Tree()).run)
         if not self._late:
             return work
-        left = self._without_late(work)
-        if not left and work:
+        if work and not self._without_late(work):
             wait(self._late.values(), LONGEST_WAIT, FIRST_COMPLETED)
-            left = self._without_late(work)
-        return left
+        return self._without_late(work)
 
     def _without_late(self, work: Sequence[ScheduledChunk]) -> list[ScheduledChunk]:
         made = [request for request, job in self._late.items() if job.done()]
@@ -223,7 +226,8 @@ class MaskMaker:
         try:
             yield late
         finally:
-            self._forward = time.perf_counter() - began
+            seconds = time.perf_counter() - began  # other masks may slow it down
+            self._forward = min(seconds, 1.05 * self._forward) if self._forward else seconds
             wait(made, self._patience)
             for job, done in zip(jobs, made):
                 if done.done():
@@ -251,6 +255,12 @@ class MaskMaker:
                 self._late[request] = self._lane.submit(_Job(request, Tree.chain(tokens)).run)
                 late.add(request)
         return late
+
+
+def _stand_back() -> None:
+    """Slow masks wait for all else."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def left_out(

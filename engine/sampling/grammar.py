@@ -16,6 +16,8 @@ from fastslow.engine.token_mask import Allowed, TokenMask
 FURTHEST = 64  # certain tokens that are looked for at a time
 LONG_MASK = 0.1  # seconds of processor time; usual masks take 10 ms at most
 MOST_LONG = 2.0  # seconds of all long ones of an answer
+LONG_WALK = 0.003  # seconds of processor time for a drafted token; usual ones take 0.1 ms
+SLOW = 0.002  # seconds of a mask
 FADE = 0.9  # a token's, of what is expected of the next masks
 
 
@@ -102,6 +104,7 @@ class Grammar:
         self._path: list[int] = []  # what the matcher took after the committed tokens
         self._lock = threading.RLock()  # a mask may still be made when its request is over
         self._long = 0.0  # seconds of long masks
+        self._walk = 0.0  # seconds that a drafted token takes
         self.seconds = matcher.seconds  # of processor time, that a mask takes
         self.begins: int | None = None if start.first is not None else prompt_length
 
@@ -109,6 +112,11 @@ class Grammar:
     def at_once(self) -> bool:
         """Whether the answer begins at once: no thought may come before it."""
         return self._start.first is None or self._start.first.kind == "gap"
+
+    @property
+    def walks_slowly(self) -> bool:
+        """Whether to follow drafts takes longer than they are worth."""
+        return self._walk > LONG_WALK
 
     def begun(self, tokens: Sequence[int]) -> bool:
         return self.at_once or self._begins(tokens) is not None
@@ -149,6 +157,7 @@ class Grammar:
         finally:
             seconds = time.thread_time() - began
             self.seconds = max(seconds, FADE * self.seconds)
+            self._walk *= FADE
         if seconds > LONG_MASK:
             self._long += seconds
         if self._long > MOST_LONG:
@@ -159,16 +168,20 @@ class Grammar:
         return mask
 
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
+        began = time.thread_time()
         state = self._after(tokens, tuple(drafted))
+        self._walk = max(time.thread_time() - began, FADE * self._walk)
         return not state.lost and state.error is None
 
     def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> list[int]:
         run = list(drafted)
-        while len(run) - len(drafted) < min(most, FURTHEST):
+        while len(run) - len(drafted) < min(most, FURTHEST) and not self.walks_slowly:
+            began = time.thread_time()
             token = self._certain(self._after(tokens, tuple(run)))
             if token is None:
                 break
             run.append(token)
+            self._walk = max(time.thread_time() - began, FADE * self._walk)
         return run[len(drafted) :]
 
     def whole_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
@@ -265,9 +278,11 @@ class Grammar:
             raise state.error
         if state.over or state.lost:
             return TokenMask(only=self._ends[0] if self._ends else 0)  # never committed
+        self._go(state.fed)
+        if self._matcher.seconds > SLOW:
+            self._matcher.mask()  # other threads run meanwhile, and what is certain is known then
         if (certain := self._certain(state)) is not None:
             return TokenMask(only=certain)
-        self._go(state.fed)
         allowed_V = self._matcher.mask()
         if state.place is not None:
             return self._before(state.place, allowed_V)

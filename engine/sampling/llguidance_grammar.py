@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from fastslow.engine.checked import shown
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.grammar import FADE, Ended, GrammarError
+from fastslow.engine.sampling.grammar import FADE, SLOW, Ended, GrammarError
 from fastslow.engine.sampling.json_schema import check_embedded, check_schema
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
 MOST_KEPT = 64  # compiled grammars
-SLOW = 0.002  # seconds of a mask
 DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
 _STACKS = threading.Lock()  # the size of new stacks is one for the process
 T = TypeVar("T")
@@ -165,7 +164,7 @@ class LLGuidanceMatcher:
     def accept(self, token: int) -> bool:
         bits = self._bits
         known = isinstance(bits, np.ndarray) and bits[token >> 3] >> (token & 7) & 1
-        if known and self._slow:
+        if known and self.seconds > SLOW:  # other threads run meanwhile
             taken = self._take(self._matcher, token)
         else:
             began = time.thread_time()
@@ -184,11 +183,6 @@ class LLGuidanceMatcher:
 
     def forced(self) -> Sequence[int]:
         """As `Matcher` has it. A long text is certain from where its rest is short enough."""
-        if self._slow:
-            try:
-                self._mask_here()  # then the calls below find all of it
-            except GrammarError:
-                return ()
         if self._matcher.is_stopped() or len(self._matcher.compute_ff_bytes()) > LONGEST_FORCED:
             return ()
         tokens: Sequence[int] = self._matcher.compute_ff_tokens()
@@ -202,11 +196,6 @@ class LLGuidanceMatcher:
         if self._matcher.is_error() or not self._matcher.is_accepting():
             return Ended.NO
         return Ended.MUST if self._matcher.is_stopped() else Ended.MAY
-
-    @property
-    def _slow(self) -> bool:
-        """Whether other threads should run meanwhile. Of the library's calls, only masks and `take` let them."""
-        return self.seconds > SLOW
 
     def _note(self, seconds: float) -> None:
         self.seconds = max(seconds, FADE * self.seconds)

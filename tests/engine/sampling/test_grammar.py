@@ -327,7 +327,9 @@ def test_a_chain_of_rules_does_not_end_the_process(kit: GrammarKit, spec: dict[s
 def test_a_long_gbnf_grammar_is_converted_in_a_process(kit: GrammarKit) -> None:
     """It says what a short one says."""
     for comments in (1, 3000):
-        with pytest.raises(ValueError, match=r"^grammar.gbnf cannot be used: .*Rule 'nowhere' not found"):
+        with pytest.raises(
+            ValueError, match=r"^grammar.gbnf cannot be used: .*Rule 'nowhere' not found"
+        ):
             kit.matcher(gbnf="# a note\n" * comments + "root ::= nowhere\n")
     (a,) = kit.tokenizer.encode("a", add_special=False)
     matcher = kit.matcher(gbnf="# ein Zeichen: ß\n" * 3000 + 'root ::= "a"\n')
