@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 WORDS = "the cat sat on the mat and "
 WORST = 0.25  # seconds that one token may come later than alone
+SHARED = 0.2  # seconds of the 99th percentile: masks are made on the same cores
 TOKENS = 120  # of the answer beside
 
 
@@ -135,5 +136,5 @@ def test_nobody_waits_for_a_slow_grammar(llm: LLM) -> None:
         rows[name] = show(name, values, said)
     _, p99, worst = show("alone", np.concatenate(alone), "")
     late = {name: row for name, row in rows.items() if row[2] > worst + WORST}
-    slow = {name: row for name, row in rows.items() if row[1] > 2 * p99}
+    slow = {name: row for name, row in rows.items() if row[1] > 2 * p99 + SHARED}
     assert not late and not slow, (late, slow)
