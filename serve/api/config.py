@@ -29,6 +29,8 @@ EFFORTS: dict[str, str | dict[str, Any]] = {
     "max": "deep",
 }
 
+MOST_TEMPERATURE = 2  # as OpenAI has it
+
 MODEL, HOW, LOAD = "Model", "Thinking and speculation", "Under load"
 SEVERAL, WHO, LOG = "More than one engine", "Who may use it", "Log and metrics"
 REMEMBER = {"by-key": "by_key", "all": True, "off": False}  # as the command line says it, and `LLM`
@@ -75,13 +77,13 @@ class ServerSettings(Params):
         default_factory=lambda: dict(EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",
     )
-    temperature: Annotated[float, Field(ge=0, le=100)] = Field(
+    temperature: Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)] = Field(
         default=1.0, description="where neither a client nor the mode says"
     )
     max_tokens: Count | None = Field(
-        default=None,
-        description="most tokens of a chat's answer, where neither a client nor the mode says; "
-        "None = as many as fit the context",
+        default=8192,
+        description="most tokens of a chat's answer, where neither a client nor the mode says, and never more "
+        "than fit the context",
     )
     completion_tokens: Count = Field(
         default=16, description="the same for /v1/completions, where 16 is OpenAI's number"

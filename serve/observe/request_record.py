@@ -105,7 +105,9 @@ class ObservedEngine(WrappedEngine):
             return ""
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        record = CURRENT.get()
+        record, reserved = CURRENT.get(), 0
+        if record is not None and record.caller.limits.tokens_per_minute is not None:
+            reserved = self._limits.reserve(record.caller, request, self.engine.card)
         answer = AnswerRecord(request.id, request.prompt, time.perf_counter(), self._model)
         if record is not None:
             record.answers.append(answer)
@@ -120,7 +122,7 @@ class ObservedEngine(WrappedEngine):
             raise
         finally:
             if record is not None:
-                self._limits.spend(record.caller, sum(tokens_of(answer)))
+                self._limits.spend(record.caller, sum(tokens_of(answer)), reserved)
 
 
 def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
