@@ -61,7 +61,7 @@ def test_modest_clients_take_at_most_twice_as_long(
 ) -> None:
     path = tmp_path / "keys.json"
     keys = [add_key(path, f"client-{n}") for n in range(MODEST + 1)]
-    options = ("--port", 0, "--api-keys", path, "--kv-memory", "64MiB", "--dtype", "float32")
+    options = ("--port", 0, "--api-keys", path, "--kv-memory", "64MiB", "--log-level", "error")
     with command(folder, *options, *more) as process:
         url = address(process)
         wait_ready(url)
