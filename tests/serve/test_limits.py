@@ -80,7 +80,7 @@ def test_the_tokens_of_all_answers_are_reserved_at_the_start() -> None:
     assert limits.reserve(caller, ask, TINY) == 200
     with pytest.raises(ApiError, match="up to 200 tokens are wanted, and .* 300 a minute") as error:
         limits.reserve(caller, ask, TINY)
-    assert (error.value.status, error.value.retry_after) == (429, pytest.approx(20.0))
+    assert error.value.status == 429 and error.value.retry_after == pytest.approx(20.0)
     limits.spend(caller, 30, 200)
     assert limits.reserve(caller, ask, TINY) == 200, "what was not used is given back"
     limits.spend(caller, 0, 200)

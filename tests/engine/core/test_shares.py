@@ -98,7 +98,7 @@ def test_where_pages_run_out_the_largest_share_gives_way() -> None:
 def seconds_of_modest(places: int, greedy: bool) -> list[float]:
     """How long each request of 20 clients takes that have one at a time, beside a client with 256 or alone.
     A step takes a second, and a twentieth more for each row."""
-    step, clock, took = scheduler(places, pages=2000), 0.0, []
+    step, clock, took = scheduler(places, pages=2000), 0.0, list[float]()
     numbers, greedy_ones = itertools.count(), list[Request]()
     asks = {f"modest {n}": 0.7 * n for n in range(20)}  # when each asks next
     asked: dict[str, tuple[Request, float]] = {}
