@@ -61,6 +61,17 @@ def test_one_share_runs_as_without_any(share: str | None) -> None:
     assert list(run(step)) == list(range(8))
 
 
+def test_shares_that_have_nothing_start_in_turns() -> None:
+    step = scheduler(running=1)
+    added(step, range(5), "greedy", room=1)
+    started = list(run(step))
+    added(step, range(10, 12), "a", room=1)
+    added(step, range(20, 22), "b", room=1)
+    while step.waiting:
+        started += run(step)
+    assert started == [0, 1, 10, 20, 2, 11, 21, 3, 4]
+
+
 def test_prompts_are_read_in_turns() -> None:
     step = scheduler(rows=20)
     added(step, range(3), "greedy", prompt=100)
