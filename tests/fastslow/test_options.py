@@ -136,7 +136,7 @@ def test_calls_without_sampling_have_the_model_s_own_and_the_log_says_so_once(
 ) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text('{"temperature": 50.0}')
-    asked, few = "1 + 1", {"max_tokens": 12, "seed": 1}
+    asked, few = "1 + 1", dict[str, Any](max_tokens=12, seed=1)
     with open_llm(tmp_path) as own:
         plain = own.generate(asked, SamplingParams(**few)).token_ids
         warm = own.generate(asked, SamplingParams(**few, temperature=50)).token_ids
@@ -145,6 +145,4 @@ def test_calls_without_sampling_have_the_model_s_own_and_the_log_says_so_once(
         for _ in range(2):
             assert own.generate(asked, few).token_ids == warm
     (said,) = [line.strip() for line in logged if "give none" in line]
-    assert (
-        said == "sampling of calls that give none: temperature=50.0 (generation_config.json)"
-    )
+    assert said == "sampling of calls that give none: temperature=50.0 (generation_config.json)"

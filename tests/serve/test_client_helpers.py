@@ -28,8 +28,12 @@ class Clock(BaseModel):
     zone: Literal["UTC", "CET"]
 
 
-CALLS = [Weather(city='Köln, "old"', days=2), Clock(zone="UTC"), Weather(city="Ulm", days=3)]
-NAMES = {Weather: "get_weather", Clock: "clock"}
+CALLS: list[BaseModel] = [
+    Weather(city='Köln, "old"', days=2),
+    Clock(zone="UTC"),
+    Weather(city="Ulm", days=3),
+]
+NAMES: dict[type[BaseModel], str] = {Weather: "get_weather", Clock: "clock"}
 CALLED = [(NAMES[type(call)], call.model_dump()) for call in CALLS]
 TEXT = "Let me look.\n" + GENERIC.written([{"name": n, "arguments": a} for n, a in CALLED])
 TOOLS: Any = [openai.pydantic_function_tool(kind, name=name) for kind, name in NAMES.items()]
@@ -80,7 +84,8 @@ def test_chat_completions_stream_and_parse(served_by: Clients) -> None:
         ]
         streamed = stream.get_final_completion()
     assert done == [(*called, call) for called, call in zip(CALLED, CALLS)]
-    for made in (streamed, served_by.gpt.chat.completions.parse(**asked)):
+    both: list[Any] = [streamed, served_by.gpt.chat.completions.parse(**asked)]
+    for made in both:
         (choice,) = made.choices
         assert choice.finish_reason == "tool_calls"
         assert choice.message.content == "Let me look."
@@ -98,7 +103,8 @@ def test_responses_stream_and_parse(served_by: Clients) -> None:
         ]
         streamed = stream.get_final_response()
     assert done == [arguments for _, arguments in CALLED]
-    for made in (streamed, served_by.gpt.responses.parse(**asked)):
+    both: list[Any] = [streamed, served_by.gpt.responses.parse(**asked)]
+    for made in both:
         assert made.output_text == "Let me look."
         items = [item for item in made.output if item.type == "function_call"]
         assert [(item.name, item.parsed_arguments) for item in items] == CALLED
@@ -113,7 +119,8 @@ def test_messages_stream(served_by: Clients) -> None:
                 parts[event.index] = parts.get(event.index, "") + event.delta.partial_json
         streamed = stream.get_final_message()
     assert [json.loads(text) for text in parts.values()] == [each for _, each in CALLED]
-    for made in (streamed, served_by.claude.messages.create(**asked)):
+    both: list[Any] = [streamed, served_by.claude.messages.create(**asked)]
+    for made in both:
         assert made.stop_reason == "tool_use"
         blocks = [block for block in made.content if block.type == "tool_use"]
         assert [(block.name, block.input) for block in blocks] == CALLED
