@@ -55,6 +55,7 @@ class LocalEngine:
             device=str(llm.model.device),
             tool_format=llm.tool_calls.form.name,
             tool_tokens=llm.tool_calls.tokens,
+            sampling=inputs.sampling,
         )
 
     @property
