@@ -60,7 +60,7 @@ def options_of(model: type[BaseModel], which: OptionFields = ALL) -> list[inspec
     (such as `["--out", "-o"]`; a word such as `TARGET` among them: it may also be given by position) and `argument`
     (true: it is an argument, not an option).
     """
-    found = []
+    found: list[inspect.Parameter] = []
     for _, option, info, nested in which.of(model):
         found += options_of(*nested) if nested else _parameters(option, info, which)
     return found
