@@ -44,7 +44,6 @@ def found() -> TuneResult:
             FREE: [drafted(part, 45, 14) for part in range(4)],
         },
         finalists=[NGRAM, FREE],
-        whole_runs=4,
         seconds=90.0,
         circumstances=facts,
     )

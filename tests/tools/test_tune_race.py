@@ -10,7 +10,7 @@ from fastslow.engine.params import Speculation
 from fastslow.output import Metrics
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, grid, label
-from fastslow.tools.tune.halving import ENOUGH, SuccessiveHalving
+from fastslow.tools.tune.halving import SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import (
     Cell,
@@ -131,7 +131,7 @@ def test_a_search_keeps_its_time(seconds: float, logged: list[str]) -> None:
     tried = [setting for setting in CANDIDATES if search.samples[setting]]
     assert first.startswith(f"{len(tried)} of 12 settings fit")
     assert len(tried) == 12 or 1 not in {s.nodes for s in tried}
-    assert search.whole_runs >= ENOUGH, "so that there is a verdict"
+    assert search.carried, "so that there is a verdict"
 
 
 def test_no_time_for_a_verdict_is_said_at_once() -> None:
@@ -150,12 +150,15 @@ def test_one_disturbed_run_carries_no_verdict_and_fixes_no_length() -> None:
     search.samples[PLAIN] = [sample(n) for n in range(4)]
     search.samples[free] = [sample(n, seconds=8.0) for n in range(4)]
     search.samples[fixed] = [sample(0, seconds=2.0)]
-    assert search.fastest_draft == free and search.best == free and search.whole_runs == 4
+    assert search.fastest_draft == free and search.best == free and search.carried
     search.samples[fixed] = [sample(n, seconds=s) for n, s in enumerate((7.0, 7.1, 7.05, 6.9))]
-    assert search.fastest_draft == fixed, "four runs do"
+    assert search.fastest_draft == fixed and search.carried, "four runs do"
     search.alive = [fixed]
     search.samples[fixed] = [sample(n, seconds=s) for n, s in enumerate((5.0, 50.0, 5.0))]
-    assert search.whole_runs == 2 < ENOUGH, "one of three was disturbed"
+    assert search.best == fixed and not search.carried, "one of three was disturbed"
+    for times, carried in (((9.0, 10.0, 11.5, 7.0), False), ((9.9, 10.0, 10.1, 10.0), True)):
+        search.samples[fixed] = [sample(n, seconds=s) for n, s in enumerate(times)]
+        assert search.best == PLAIN and search.carried == carried
 
 
 def test_of_equals_the_adaptive_length_wins() -> None:

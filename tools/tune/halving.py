@@ -19,6 +19,7 @@ FINALISTS = 2  # the last round halves no more
 PASSES = 3  # times that a round runs a prompt at most
 TIE = 0.02  # closer than this the adaptive length wins: it holds at other loads, too
 ENOUGH = 3  # runs beside plain decoding that carry a verdict
+LOSS = 0.05  # that a verdict for plain decoding may cost
 WARM = 0.3  # of a run, that warming up takes
 
 Parts = Sequence[Sequence[Conversation]]
@@ -102,9 +103,12 @@ class SuccessiveHalving:
         return fastest if self.score(fastest) * (1 - self.error(fastest)) > 1 else PLAIN
 
     @property
-    def whole_runs(self) -> int:
-        """Runs of the fastest draft beside plain decoding that nothing disturbed: ENOUGH carry a verdict."""
-        return whole_runs(self.samples[self.fastest_draft], self.samples[PLAIN])
+    def carried(self) -> bool:
+        """Whether the runs carry a verdict: enough of the fastest draft's are undisturbed, and it is surely faster
+        than plain decoding, or surely not by much."""
+        fastest = self.fastest_draft
+        sure = self.score(fastest) * (1 + self.error(fastest)) <= 1 + LOSS or fastest == self.best
+        return sure and whole_runs(self.samples[fastest], self.samples[PLAIN]) >= ENOUGH
 
     def _choose(self, run: float, left: float) -> None:
         """Keep as many settings as there is time for, and say so. run: seconds of one run."""

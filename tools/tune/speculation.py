@@ -42,7 +42,7 @@ class TuneResult:
     samples: dict[Speculation, list[Sample]]
     best: Speculation = PLAIN
     finalists: list[Speculation] = field(default_factory=list)
-    whole_runs: int = 0  # of the fastest draft: ENOUGH carry a verdict
+    carried: bool = True  # whether the samples carry a verdict
     stopped: bool = False  # by Ctrl-C
     seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
@@ -51,11 +51,6 @@ class TuneResult:
     def plain_rate(self) -> float:
         """Tokens a second of plain decoding."""
         return stats.rate(self.samples[PLAIN])
-
-    @property
-    def carried(self) -> bool:
-        """Whether the samples carry a verdict."""
-        return self.whole_runs >= ENOUGH
 
     def ratio(self, setting: Speculation) -> float:
         """How many times plain, on the prompts that both ran; nan if there are none."""
@@ -96,8 +91,8 @@ class TuneResult:
         """How much faster the best setting is than plain decoding, and what it is."""
         if not self.carried:
             return (
-                f"No verdict: it takes {ENOUGH} undisturbed runs of the fastest draft beside plain decoding, and there "
-                f"are {self.whole_runs}. No file is written: give more --minutes, or a quieter machine."
+                f"No verdict: the runs are fewer than {ENOUGH}, disturbed, or scatter too much to say what is faster. No "
+                "file is written: give more --minutes, or a quieter machine."
             )
         if is_plain(self.best):
             tried = len([s for s in self.measured if not is_plain(s)])
@@ -226,6 +221,6 @@ def tune_speculation(
         found.stopped = True
     if not any(sample.tokens for sample in search.samples[PLAIN]):
         raise ValueError("every answer ended at its first token: there is nothing to measure")
-    found.best, found.finalists, found.whole_runs = search.best, search.alive, search.whole_runs
+    found.best, found.finalists, found.carried = search.best, search.alive, search.carried
     found.seconds = time.monotonic() - started
     return found
