@@ -37,7 +37,10 @@ class SuccessiveHalving:
         self._batch, self._mode = batch, mode
         drafts = [setting for setting in candidates if not is_plain(setting)]
         self.samples: dict[Speculation, list[Sample]] = {s: [] for s in (PLAIN, *drafts)}
-        self.alive = sorted(drafts, key=_unusual)  # where time is short the first ones are tried
+        # first those that win most often, which are tried where time is short: the adaptive length, then about four
+        self.alive = sorted(
+            drafts, key=lambda s: (s.nodes is not None, abs(log2(s.nodes or 4) - 2))
+        )
         self._visits = 0
 
     def run(
@@ -68,7 +71,9 @@ class SuccessiveHalving:
                     break
                 share = min(1.0, (before - started) / seconds)
                 report(share, f"round {number + 1} of {rounds}: {self._summary()}")
-                for setting in self._order():
+                for setting in shuffled([PLAIN, *self.alive], self._visits):
+                    if is_plain(setting) and not self._visits:
+                        continue  # it ran already
                     if now() + one > end:
                         return
                     self._measure(runner, setting, parts)
@@ -122,11 +127,6 @@ class SuccessiveHalving:
         say_fits(fits, every, "settings")
         self.alive = self.alive[:fits]
 
-    def _order(self) -> list[Speculation]:
-        """What runs in this visit; plain decoding ran already in the first."""
-        order = shuffled([PLAIN, *self.alive], self._visits)
-        return order if self._visits else [setting for setting in order if not is_plain(setting)]
-
     def _cell(self, setting: Speculation) -> Cell:
         return Cell(setting, self._batch, self._mode)
 
@@ -148,11 +148,6 @@ class SuccessiveHalving:
         best = self.best
         at = "" if is_plain(best) else f" at {self.score(best):.2f} x plain"
         return f"{len(self.alive)} settings left, best so far {label(best)}{at}"
-
-
-def _unusual(setting: Speculation) -> tuple[bool, float]:
-    """How far a length is from those that win most often: the adaptive one, then about four."""
-    return setting.nodes is not None, abs(log2(setting.nodes or 4) - 2)
 
 
 def _left(count: int) -> list[int]:
