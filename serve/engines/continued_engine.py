@@ -226,7 +226,8 @@ class ContinuedEngine(WrappedEngine):
             return 0.0
         if replica:
             own.failed.append(replica)
-        own.deaths += not refused and (own.came or bool(replica))
+        if not (isinstance(error, EngineCrashed) and not error.suspects):  # others were to blame
+            own.deaths += not refused and (own.came or bool(replica))
         if own.since is None or (replica and not refused):
             own.since = now  # where one had taken it, the search begins anew: deaths bound that
         if (why := self._hopeless(own, error, now - own.since)) is not None:
@@ -249,10 +250,12 @@ class ContinuedEngine(WrappedEngine):
             return f"it cannot be continued: {error}"
         if isinstance(error, OtherAnswer):
             return f"it cannot be continued: {own.refused or 'another engine made other tokens'}"
-        if isinstance(error, EngineCrashed):
-            own.suspected = True
-            if error.alone:
+        if isinstance(error, EngineCrashed) and error.suspects:
+            if error.suspects == 1:
                 return f"{error}: no other engine is asked"
+            if own.suspected:
+                return "two engines crashed as they began it"
+            own.suspected = True
         if own.deaths >= self._retries.deaths:
             return f"it was under way on {own.deaths} engines when they ended"
         if seconds >= self._retries.seconds:

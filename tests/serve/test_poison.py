@@ -45,8 +45,8 @@ async def _error(answer: AnswerStream) -> Exception:
 
 
 def test_which_answers_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ended(*new: bool, crashed: bool = True, streamed: bool = True) -> list[bool | None]:
-        """Of each answer: None = it is not suspected, else whether it alone is."""
+    async def ended(*new: bool, crashed: bool = True, streamed: bool = True) -> list[int | None]:
+        """Of each answer: `suspects`; None = no crash is spoken of."""
         link = EngineConnection()
         link._transport = cast(asyncio.Transport, Mute())
         answers = [link.ask(asked(streamed=streamed))[1] for _ in new]
@@ -55,17 +55,17 @@ def test_which_answers_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) -> Non
                 answer.put(Piece("x", token_ids=[1]))
         link.end("it ended", crashed)
         errors = [await _error(answer) for answer in answers]
-        return [one.alone if isinstance(one, EngineCrashed) else None for one in errors]
+        return [one.suspects if isinstance(one, EngineCrashed) else None for one in errors]
 
     async def main() -> None:
-        assert await ended(False, True, False) == [None, True, None]
-        assert await ended(True, True, False) == [False, False, None]
+        assert await ended(False, True, False) == [0, 1, 0]
+        assert await ended(True, True, False) == [2, 2, 0]
         assert await ended(True, crashed=False) == [None]
         assert await ended(False, False) == [None, None]
-        assert await ended(True, streamed=False) == [True]
+        assert await ended(True, streamed=False) == [1]
         monkeypatch.setattr(connection, "NEW", 0.0)
         assert await ended(True, streamed=False) == [None], "it has run for long"
-        assert await ended(True) == [True], "nothing came of it"
+        assert await ended(True) == [1], "nothing came of it"
 
     asyncio.run(main())
 
@@ -84,13 +84,25 @@ def test_which_ends_are_crashes(code: int | None, crashed: bool) -> None:
 
 
 def test_the_only_new_one_is_not_tried_again(logged: list[str]) -> None:
-    error = EngineCrashed(connection.ALONE, alone=True)
+    error = EngineCrashed(connection.ALONE, 1)
     inner = ScriptedReplicas([[Token(5)]], [Break(after=0, error=error)] * 9)
     engine = ContinuedEngine(inner, QUICK)
     with pytest.raises(NotReady, match="no other one was new there: no other engine is asked"):
         asyncio.run(answer_of(engine, asked("poison")))
     assert len(inner.asked) == 1 and engine.given_up == 1
     assert "poison is given up" in "".join(logged)
+
+
+def test_one_that_is_suspected_twice_is_not_tried_again_and_others_are_not_to_blame() -> None:
+    crashes = [Break(after=0, error=EngineCrashed("it ended", n)) for n in (3, 2)]
+    engine = ContinuedEngine(inner := ScriptedReplicas([[Token(5)]], crashes), QUICK)
+    with pytest.raises(NotReady, match="two engines crashed as they began it"):
+        asyncio.run(answer_of(engine, asked("poison")))
+    assert len(inner.asked) == 2
+    others = [Break(after=1, error=EngineCrashed("it ended", 0)) for _ in range(9)]
+    inner = ScriptedReplicas([[Token(n) for n in range(5, 20)]], others)
+    output = asyncio.run(answer_of(ContinuedEngine(inner, QUICK), asked("innocent")))
+    assert output.token_ids == [*range(5, 20)] and len(inner.asked) == 10
 
 
 class Fragile(FakeEngine):
@@ -123,7 +135,7 @@ class Fragile(FakeEngine):
     def _crash(self) -> None:
         self.crashes += 1
         for one in self.new.values():
-            error = EngineCrashed("it ended", len(self.new) == 1)
+            error = EngineCrashed("it ended", len(self.new))
             error.replica = f"engine {self.crashes}"
             one.set_exception(error)
 

@@ -124,7 +124,7 @@ def test_figures_that_do_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_age_of_several() -> None:
     sums = StatsSum()
     assert sums.of({})["age_seconds"] == 0.0
-    found = sums.of({"a": figures_of(1) | {"age_seconds": 7.0}, "b": figures_of(2)})  # type: ignore[dict-item]
+    found = sums.of({"a": figures_of(1) | {"age_seconds": 7.0}, "b": figures_of(2)})
     assert found["age_seconds"] == 7.0 and found["tokens"] == 30
     assert [one["age_seconds"] for one in found["replicas"].values()] == [7.0, 0.0]
     assert sums.of({"b": figures_of(2)}, missing=1)["age_seconds"] >= 7.0

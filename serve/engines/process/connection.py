@@ -40,14 +40,14 @@ _NAMES = tuple(field.name for field in fields(Piece) if field.name not in ("inde
 
 
 class EngineCrashed(NotReady):
-    """The engine ended by its own fault, and this answer was new there: it may be the reason.
+    """The engine ended by its own fault, and answers that were new there may be the reason.
 
-    alone: no other answer was new.
+    suspects: how many they are, where this is one of them; else 0.
     """
 
-    def __init__(self, message: str, alone: bool) -> None:
+    def __init__(self, message: str, suspects: int) -> None:
         super().__init__(message)
-        self.alone = alone
+        self.suspects = suspects
 
 
 class AnswerStream:
@@ -191,10 +191,10 @@ class EngineConnection(asyncio.Protocol):
         """The process is gone, by its own fault where it crashed: all who wait for it hear why."""
         answers, self._answers = self._answers, {}
         new = [answer for answer in answers.values() if crashed and answer.new]
-        alone = len(new) == 1
         for answer in answers.values():
-            crash = EngineCrashed(ALONE if alone else why, alone)
-            answer.end(crash if answer in new else NotReady(why))
+            suspects = len(new) if answer in new else 0
+            said = ALONE if suspects == 1 else why
+            answer.end(EngineCrashed(said, suspects) if new else NotReady(why))
         for result in self._calls.values():
             _settle(result, None, NotReady(why))
 
