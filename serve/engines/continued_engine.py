@@ -53,9 +53,8 @@ class _ContinuedRequest:
     asked_again: int = 0
     since: float | None = None  # when the latest engine ended, and nothing has come since
     try_started: float = 0.0
-    suspected: bool = (
-        False  # it was new to an engine that crashed, and nothing has come of it since
-    )
+    # it was new to an engine that crashed, and nothing has come of it since
+    suspected: bool = False
     stop_again: bool = False  # its caller closed a thought before an engine had sent any of it
     refused: str = ""  # why it cannot be continued: it is made again from its beginning
 

@@ -152,9 +152,8 @@ class EngineServer(asyncio.Protocol):
             await self._engine.close(seconds)
             if self._answering:  # they hear now that the engine is closed
                 await asyncio.wait(self._answering.values(), timeout=LAST)
-        self._paused = (
-            False  # a server that is late finds the last pieces in the socket, see `serve`
-        )
+        # a server that is late finds the last pieces in the socket, see `serve`
+        self._paused = False
         self._flush()
         self._end()
 
