@@ -320,6 +320,27 @@ def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) ->
         limited().at([*PROMPT, n], [])
 
 
+def test_what_the_library_followed_once_it_may_refuse_later(kit: GrammarKit) -> None:
+    """Its limits count all that it was asked. Only the request's own row hears of that, not the step."""
+    seen: list[int] = []
+
+    class Once(LLGuidanceMatcher):
+        def accept(self, token: int) -> bool:
+            if token == n and n in seen:
+                raise GrammarError("too complex")
+            seen.append(token)
+            return super().accept(token)
+
+    y, n, o = (kit.tokenizer.encode(text, add_special=False)[0] for text in "yno")
+    for ask in (Grammar.fits, Grammar.whole_at, lambda g, tokens, run: g.fits([*tokens, n], [o])):
+        seen.clear()
+        whole = kit.matcher(regex="(y|n)[on]{1,3}")
+        matcher = Once(whole._matcher, whole._anew, VOCAB)
+        grammar = Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
+        assert grammar.fits(PROMPT, [n]) and grammar.fits(PROMPT, [y])
+        assert not ask(grammar, PROMPT, [n, o])
+
+
 @pytest.mark.parametrize(
     "spec",
     [
