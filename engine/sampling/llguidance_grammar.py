@@ -24,6 +24,7 @@ MOST_KEPT = 64  # compiled grammars
 DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
 _STACKS = threading.Lock()  # the size of new stacks is one for the process
 T = TypeVar("T")
+MOST_TRIES = 8  # of a request after errors: each compiles its grammar while all wait
 LONGEST_FORCED = 1024  # bytes of a certain text, which is cut into tokens at each of its places
 # between parts of JSON: without a limit a model may say nothing else
 OPTIONS = {"whitespace_pattern": r"\x20|\n[\x20\t]{0,40}"}
@@ -123,6 +124,7 @@ class LLGuidanceMatcher:
         self._matcher = start.deep_copy()
         self._anew = anew
         self._columns = columns
+        self._tries = MOST_TRIES
         self._taken: list[int] = []
 
     def mask(self) -> Allowed:
@@ -161,7 +163,8 @@ class LLGuidanceMatcher:
         """What the library says. It takes nothing more after an error, so it starts anew here and is asked once
         more: other texts, perhaps of other requests, may have used up the limit of their common lexer."""
         said = ask()
-        if self._matcher.is_error():
+        if self._matcher.is_error() and self._tries > 0:
+            self._tries -= 1
             self._restore()
             said = ask()
         if self._matcher.is_error():
