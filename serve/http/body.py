@@ -20,11 +20,14 @@ from fastslow.serve.api.errors import ERRORS, SOON, ApiError
 
 EXACT = 2**53  # below it floats hold every whole number
 TOGETHER = 16  # bodies of the largest size, whose bytes may be here before they are whole
+PIECE = 64 * 1024  # bytes that are looked at together
 OPENING, BRACKETS = b"[{", b"[]{}"
 PARTS = (
     b"[{:.eE"  # lists, objects, names, and numbers that are no digits alone: these cost the most
 )
 NO_BRACKETS = bytes(one for one in range(256) if one not in BRACKETS)
+DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+LONG_NUMBER = b"0" * 500  # the time for a number grows with the square of its digits
 
 
 class JsonRequest(Request):
@@ -38,18 +41,29 @@ class JsonRequest(Request):
             declared = self.headers.get("content-length", "")
             if declared.isdecimal() and int(declared) > most:
                 raise ApiError(413, said, code="body_too_large")
-            chunks, size = [], 0
+            chunks, size, held = [], 0, JsonCount(self._settings)
+            refusal: ApiError | None = (
+                None  # for the body's end: before it many clients read no answer
+            )
             async for chunk in self.stream():
                 size += len(chunk)
                 if size > most:
                     raise ApiError(413, said, code="body_too_large")
-                chunks.append(chunk)
+                if refusal is None:
+                    try:
+                        held.add(chunk)
+                        chunks.append(chunk)
+                    except ApiError as error:
+                        refusal, chunks = error, []
+            if refusal is not None:
+                raise refusal
+            held.end()
             self._body = b"".join(chunks)
         return self._body
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            self._json = read_json(await self.body(), self._settings)
+            self._json = read_json(await self.body())
             self._body = b""  # the answer may take minutes
         return self._json
 
@@ -150,21 +164,62 @@ class IncomingBodies:
         self._bytes -= self._sizes.pop(body, 0)
 
 
-def read_json(data: bytes, settings: ServerSettings) -> Any:
-    """JSON as the standard has it, with finite numbers.
+class JsonCount:
+    """Counts what JSON holds while its bytes come: while it is parsed, the event loop stands still.
 
-    What it holds is counted in the bytes first: while it is read, the event loop stands still.
+    It looks at the marks outside of texts. As far as the bytes are JSON, these are the marks that a parser meets.
+    Raises ApiError for what nests too deep, or holds too much to be looked at.
     """
-    _check_size(data, settings)
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._most = settings
+        self._data = b""  # that was not looked at
+        self._in_text = False
+        self._texts = self._level = self._parts = self._commas = 0
+
+    def add(self, data: bytes) -> None:
+        """Bytes that follow those before."""
+        self._data += data
+        if len(self._data) >= PIECE:
+            self.end()
+
+    def end(self) -> None:
+        """Look at all that came."""
+        parts, values = self._most.json_parts, self._most.json_values
+        data = self._data
+        cut = (len(data) - len(data.rstrip(b"\\"))) % 2  # a mark that belongs to the next byte
+        self._data = data[len(data) - cut :]
+        plain = data[: len(data) - cut].replace(b"\\\\", b"").replace(b'\\"', b"")
+        quotes = plain.count(b'"')
+        self._texts += quotes
+        if self._texts > 2 * (parts + values):  # each text is a name or a value
+            raise _too_many(values, "values")
+        outside = b"".join(plain.split(b'"')[self._in_text :: 2])
+        self._in_text ^= quotes % 2 == 1
+        brackets = outside.translate(None, NO_BRACKETS)[: 2 * parts]
+        steps = (1 if bracket in OPENING else -1 for bracket in brackets)
+        *_, self._level = levels = [*accumulate(steps, initial=self._level)]
+        if max(levels) > self._most.json_depth:
+            raise _no_json(f"it nests deeper than {self._most.json_depth} levels")
+        self._parts += len(outside) - len(outside.translate(None, PARTS))
+        self._commas += outside.count(b",")
+        if self._parts > parts:
+            raise _too_many(parts, "lists, objects, names, fractions and truth values")
+        if self._commas >= values:
+            raise _too_many(values, "values")
+        if LONG_NUMBER in outside.translate(DIGITS):
+            raise _no_json("a number has too many digits")
+
+
+def read_json(data: bytes) -> Any:
+    """JSON as the standard has it, with finite numbers, of bytes that `JsonCount` let through."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise _no_json(f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise _no_json(f"{error.msg.lower()} at character {error.pos}") from None
-    except ValueError:  # Python's own limit of digits
-        raise _no_json("a number has too many digits") from None
-    if b"\\u" in data:
+    if b"\\ud" in data or b"\\uD" in data:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
@@ -172,24 +227,6 @@ def read_json(data: bytes, settings: ServerSettings) -> Any:
                 "a text holds a lone surrogate (\\ud800 to \\udfff), which is no character"
             ) from None
     return value
-
-
-def _check_size(data: bytes, settings: ServerSettings) -> None:
-    """Refuse what nests too deep, or holds too much to be looked at, by the marks outside of texts: as far as
-    the bytes are JSON, these are the marks that a parser meets."""
-    parts, values = settings.json_parts, settings.json_values
-    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if plain.count(b'"') > 2 * (parts + values):  # each text is a name or a value
-        raise _too_many(values, "values")
-    outside = b"".join(plain.split(b'"')[::2])
-    brackets = outside.translate(None, NO_BRACKETS)[: 2 * parts]
-    levels = accumulate(1 if bracket in OPENING else -1 for bracket in brackets)
-    if max(levels, default=0) > settings.json_depth:
-        raise _no_json(f"it nests deeper than {settings.json_depth} levels")
-    if len(outside) - len(outside.translate(None, PARTS)) > parts:
-        raise _too_many(parts, "lists, objects, names, fractions and truth values")
-    if outside.count(b",") >= values:
-        raise _too_many(values, "values")
 
 
 def _too_many(most: int, what: str) -> ApiError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
+import httpx
 import pytest
 from attacks import (
     BOMBS,
@@ -39,17 +41,25 @@ from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.fields import GrammarFields
 from fastslow.serve.http import body
 from fastslow.serve.http.app import create_app
-from fastslow.serve.http.body import TOGETHER, read_json
+from fastslow.serve.http.body import TOGETHER, JsonCount, read_json
 
 MANY = {name: bomb for name, (bomb, refused) in BOMBS.items() if refused}
 COSTLY = (list, dict, bool, float)
 
 
+def held(data: bytes, size: int = 10**9, **settings: int) -> None:
+    """Count what comes in pieces of a size."""
+    count = JsonCount(ServerSettings(**settings))
+    for start in range(0, len(data), size):
+        count.add(data[start : start + size])
+    count.end()
+
+
 @pytest.mark.parametrize("name", MANY)
 def test_what_is_too_much_is_refused_before_it_is_read(name: str) -> None:
-    with patch.object(body.json, "loads") as read, pytest.raises(ApiError) as error:
-        read_json(MANY[name], ServerSettings())
-    assert not read.called and error.value.status in (400, 413)
+    with pytest.raises(ApiError) as error:
+        held(MANY[name], 70_000)
+    assert error.value.status in (400, 413)
 
 
 def counted(value: Any) -> tuple[int, int, int]:
@@ -70,25 +80,37 @@ values = st.recursive(
 )
 
 
-@given(values, st.booleans(), st.sampled_from([None, 1]))
-def test_marks_in_texts_are_not_counted(value: Any, escaped: bool, indent: int | None) -> None:
+@given(values, st.booleans(), st.sampled_from([None, 1]), st.integers(1, 9))
+def test_marks_in_texts_are_not_counted(
+    value: Any, escaped: bool, indent: int | None, size: int
+) -> None:
     data = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
     depth, parts, number = (max(1, one) for one in counted(value))
     fits = {"json_depth": depth, "json_parts": parts, "json_values": number}
-    assert read_json(data, ServerSettings(**fits)) == value
-    if depth > 1:
-        with pytest.raises(ApiError, match="nests deeper"):
-            read_json(data, ServerSettings(**{**fits, "json_depth": depth - 1}))
-    if parts > 1:
-        with pytest.raises(ApiError, match="the body has more than"):
-            read_json(data, ServerSettings(**{**fits, "json_parts": parts - 1}))
+    with patch.object(body, "PIECE", size):
+        held(data, 1, **fits)
+        if depth > 1:
+            with pytest.raises(ApiError, match="nests deeper"):
+                held(data, 1, **{**fits, "json_depth": depth - 1})
+        if parts > 1:
+            with pytest.raises(ApiError, match="the body has more than"):
+                held(data, 1, **{**fits, "json_parts": parts - 1})
+    assert read_json(data) == value
 
 
 def test_as_many_values_as_the_settings_say() -> None:
-    four = ServerSettings(json_values=4)
-    assert read_json(b'["a,b", 2, "", null]', four) == ["a,b", 2, "", None]
+    held(b'["a,b", 2, "", null]', json_values=4)
     with pytest.raises(ApiError, match="the body has more than 4 values"):
-        read_json(b"[1, 2, 3, 4, 5]", four)
+        held(b"[1, 2, 3, 4, 5]", json_values=4)
+
+
+@pytest.mark.parametrize("name", ["names that fit", "biases that fit"])
+def test_few_of_many_errors_are_looked_at(http: httpx.Client, name: str) -> None:
+    kind = {"content-type": "application/json"}
+    answer = http.post(TEXTS, content=BOMBS[name][0], headers=kind)
+    assert answer.status_code == 400
+    said = answer.json()["error"]["message"]
+    assert re.fullmatch(r"the body has \d+ errors; at most 100 are looked at", said)
 
 
 def test_unfinished_bodies_have_a_limit_together() -> None:
