@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_BYTES = 64 * 1024  # of a request's first line and headers
 HEAD_SECONDS = 30.0  # in which they must have come
 WRITE_SECONDS = 60.0  # in which a client must take something of what waits for it
-SLICE = 4096  # bytes that are parsed at a time: some 200 of the shortest requests
+SLICE = 1024  # bytes that are parsed at a time: some 60 of the shortest requests
 UPGRADE = frozenset({b"upgrade", b"http2-settings"})  # headers that offer another protocol
 CODING = b"transfer-encoding"
 
