@@ -172,8 +172,10 @@ class PagedOps(ABC):
             limit, alpha = self.activation.limit, self.activation.alpha
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
             inner = gate * torch.sigmoid(gate * alpha) * (up + 1)
-        else:
+        elif self.activation == "gelu_tanh":
             inner = F.gelu(gate, approximate="tanh") * up
+        else:
+            raise ValueError(f"activation={self.activation!r} does not run on accelerators")
         return inner.to(gate_up_T2F.dtype)
 
     @abstractmethod

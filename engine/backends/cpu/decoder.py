@@ -270,9 +270,12 @@ class CpuDecoder:
         )
 
 
+ACTIVATIONS = "silu", "gelu_tanh"  # as kernels/model.h numbers them
+
+
 def _activation(activation: Activation) -> int:
     """Its number in kernels/model.h."""
-    return 2 if isinstance(activation, ClampedSwiglu) else int(activation == "gelu_tanh")
+    return 2 if isinstance(activation, ClampedSwiglu) else ACTIVATIONS.index(activation)
 
 
 def _neurons(config: ModelConfig) -> int:
@@ -282,6 +285,8 @@ def _neurons(config: ModelConfig) -> int:
 
 def unsupported(config: ModelConfig) -> str | None:
     """What about a model the kernels cannot run; None = they run it."""
+    if not isinstance(config.activation, ClampedSwiglu) and config.activation not in ACTIVATIONS:
+        return f"the activation {config.activation!r}"
     try:
         library.check_limits(
             layers=config.layers,

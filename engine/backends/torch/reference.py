@@ -87,8 +87,10 @@ class ReferenceOps:
             inner = gate.mul(-activation.alpha)
         elif activation == "gelu_tanh":
             inner = (gate * gate).mul_(GELU_CUBE).add_(1).mul_(gate).mul_(-GELU_SCALE)
-        else:
+        elif activation == "silu":
             inner = gate.neg()
+        else:
+            raise ValueError(f"activation={activation!r} does not run in plain torch")
         return inner.exp_().add_(1).reciprocal_().mul_(gate).mul_(up).to(gate_up_T2F.dtype)
 
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
