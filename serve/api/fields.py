@@ -38,9 +38,8 @@ MODE = ":"  # stands between a model's name and a mode's
 Ignored = Annotated[Any, Field(description="accepted; has no effect here")]
 Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
-Schema = (
-    Annotated[str, Field(max_length=2**17)] | dict[str, Any]
-)  # a text is read as JSON, with all that it holds
+# a text is read as JSON, whatever it holds
+Schema = Annotated[str, Field(max_length=2**17)] | dict[str, Any]
 Choices = Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)]
 SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
 MOST_BIASES = 20_000  # that are looked at; the settings allow fewer

@@ -42,9 +42,7 @@ class JsonRequest(Request):
             if declared.isdecimal() and int(declared) > most:
                 raise ApiError(413, said, code="body_too_large")
             chunks, size, held = [], 0, JsonCount(self._settings)
-            refusal: ApiError | None = (
-                None  # for the body's end: before it many clients read no answer
-            )
+            refusal: ApiError | None = None
             async for chunk in self.stream():
                 size += len(chunk)
                 if size > most:
@@ -55,7 +53,7 @@ class JsonRequest(Request):
                         chunks.append(chunk)
                     except ApiError as error:
                         refusal, chunks = error, []
-            if refusal is not None:
+            if refusal is not None:  # many clients read no answer before they sent all
                 raise refusal
             held.end()
             self._body = b"".join(chunks)
