@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from fastslow.engine.host.files import cache_folder, is_file, shown
+from fastslow.engine.host.files import cache_folder, is_file, read_object, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf, read_gguf
 from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
@@ -92,6 +93,25 @@ def builtin_path(name: str) -> Path:
         raise ValueError(f"built-in model must be one of {', '.join(BUILTIN)}, got {name!r}")
     if name in SHIPPED:
         return FOLDERS / name
+    return _greedy(_made(name))
+
+
+def _greedy(folder: Path) -> Path:
+    """The folder, whose generation_config.json says that its model answers best without chance, as folders that
+    were made earlier do not."""
+    path = folder / "generation_config.json"
+    said = read_object(path)
+    if "do_sample" not in said:
+        try:
+            with unfinished(path) as work:
+                work.write_text(json.dumps(said | {"do_sample": False}, indent=2) + "\n", "utf-8")
+                os.replace(work, path)
+        except OSError as error:  # another user's
+            logger.info("{} cannot say how its model is sampled: {}", folder, error.strerror)
+    return folder
+
+
+def _made(name: str) -> Path:
     cache = cache_folder()
     dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
     if not _complete(dense):

@@ -228,7 +228,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         variables = kept.pop("chat_template_kwargs", {}) | variables
         fields: dict[str, Any] = {
             "sampling": given,
-            "sampling_defaults": settings.sampling,
+            "sampling_defaults": settings.sampling_of(card) | options.pop("sampling_defaults", {}),
             "mode": mode,
             "speculation": _speculation_of(self.speculation),
             "timeout": self._seconds(settings),

@@ -54,6 +54,7 @@ class LocalEngine:
             device=str(llm.model.device),
             tool_format=llm.tool_calls.form.name,
             tool_tokens=llm.tool_calls.tokens,
+            sampling=inputs.sampling,
         )
 
     @property

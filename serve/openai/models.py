@@ -52,6 +52,7 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
         "modes": dict(card.modes),
         "thinks": card.thinks,
         "efforts": list(card.efforts),
+        "sampling": {n: v for n, v in settings.sampling_of(card).items() if n != "max_tokens"},
     }
     names: list[tuple[str, str | None]] = [(card.name, None)]
     names += [(alias, None) for alias in settings.aliases]

@@ -23,6 +23,7 @@ from fastslow.models import locate
 from fastslow.models.dense import Dense
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense
+from fastslow.request.options import model_sampling
 
 HIDDEN = 64
 
@@ -126,6 +127,14 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = locate.builtin_path("smollm2")
     given.unlink()
     assert locate.builtin_path("smollm2") == first
+    own = first / "generation_config.json"
+    assert (
+        model_sampling(first) == {"temperature": 0}
+        and json.loads(own.read_text())["eos_token_id"] == 2
+    )
+    own.write_text('{"eos_token_id": 2}')  # as folders that were made earlier have it
+    assert model_sampling(locate.builtin_path("smollm2")) == {"temperature": 0}
+    assert json.loads(own.read_text())["eos_token_id"] == 2
     assert locate.builtin_gguf().read_bytes() == content
     with pytest.raises(ValueError, match="smollm3"):
         locate.builtin_path("smollm3")

@@ -27,7 +27,7 @@ from fastslow.serve.http.app import create_app
 MODES = {
     "fast": {"description": "a quarter of the expert groups, no thinking: low latency"},
     "deep": {"description": "all expert groups, thinking on"},
-    "auto": {"description": "fast or deep, by what is asked; metrics.decision says why"},
+    "auto": {"description": "fast or deep, by what is asked; each answer says which, and why"},
 }
 SOURCES = [
     "target",
