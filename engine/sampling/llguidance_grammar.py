@@ -24,6 +24,7 @@ MOST_KEPT = 64  # compiled grammars
 DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
 _STACKS = threading.Lock()  # the size of new stacks is one for the process
 T = TypeVar("T")
+MOST_TRIES = 8  # of a request after errors: each compiles its grammar while all wait
 LONGEST_FORCED = 1024  # bytes of a certain text, which is cut into tokens at each of its places
 # between parts of JSON: without a limit a model may say nothing else
 OPTIONS = {"whitespace_pattern": r"\x20|\n[\x20\t]{0,40}"}
@@ -123,17 +124,16 @@ class LLGuidanceMatcher:
         self._matcher = start.deep_copy()
         self._anew = anew
         self._columns = columns
+        self._tries = MOST_TRIES
         self._taken: list[int] = []
 
     def mask(self) -> Allowed:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
+        bits = np.frombuffer(self._tried(lambda: self._matcher.compute_bitmask()), np.uint8)
         allowed_V: Allowed = np.unpackbits(bits, count=self._columns, bitorder="little").view(bool)
         return allowed_V
 
     def accept(self, token: int) -> bool:
-        taken = bool(self._matcher.try_consume_tokens([token]))
-        self._check()
+        taken = bool(self._tried(lambda: self._matcher.try_consume_tokens([token])))
         self._taken += [token] * taken
         return taken
 
@@ -143,26 +143,35 @@ class LLGuidanceMatcher:
 
     def forced(self) -> Sequence[int]:
         """As `Matcher` has it. A long text is certain from where its rest is short enough."""
+        try:
+            return self._tried(self._forced)
+        except GrammarError:
+            return ()
+
+    def _forced(self) -> Sequence[int]:
         if self._matcher.is_stopped() or len(self._matcher.compute_ff_bytes()) > LONGEST_FORCED:
             return ()
         tokens: Sequence[int] = self._matcher.compute_ff_tokens()
-        fit = self._matcher.validate_tokens(tokens) if tokens else 0
-        if self._matcher.is_error():
-            self._restore()
-            return ()
-        return tokens[:fit]
+        return tokens[: self._matcher.validate_tokens(tokens)] if tokens else ()
 
     def ended(self) -> Ended:
         if self._matcher.is_error() or not self._matcher.is_accepting():
             return Ended.NO
         return Ended.MUST if self._matcher.is_stopped() else Ended.MAY
 
-    def _check(self) -> None:
-        """Raise what the library met. It takes nothing more after an error, so it starts anew here."""
+    def _tried(self, ask: Callable[[], T]) -> T:
+        """What the library says. It takes nothing more after an error, so it starts anew here and is asked once
+        more: other texts, perhaps of other requests, may have used up the limit of their common lexer."""
+        said = ask()
+        if self._matcher.is_error() and self._tries > 0:
+            self._tries -= 1
+            self._restore()
+            said = ask()
         if self._matcher.is_error():
             error = _first_line(self._matcher.get_error())
             self._restore()
             raise GrammarError(f"the grammar stopped: {error}")
+        return said
 
     def _restore(self) -> None:
         self._matcher = self._anew().deep_copy()

@@ -40,7 +40,10 @@ class ServerSettings(Params):
 
     body_bytes: Count = Field(default=4 * 2**20, description="most bytes of a request's body")
     json_depth: Count = Field(default=100, description="most levels of lists and objects in it")
-    json_parts: Count = Field(default=30_000, description="most lists and objects in it")
+    json_parts: Count = Field(
+        default=30_000, description="most lists, objects, names, fractions and truth values in it"
+    )
+    json_values: Count = Field(default=2**17, description="most values in it, of any kind")
     prompt_characters: Count = Field(default=2 * 2**20, description="most characters of a prompt")
     messages: Count = Field(default=4096, description="most messages of a chat")
     prompts: Count = Field(default=64, description="most prompts of one call to /v1/completions")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     StrictBool,
     StrictInt,
+    ValidationError,
     model_validator,
 )
 
@@ -36,10 +38,12 @@ MODE = ":"  # stands between a model's name and a mode's
 Ignored = Annotated[Any, Field(description="accepted; has no effect here")]
 Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
-Schema = str | dict[str, Any]
+# a text is read as JSON, whatever it holds
+Schema = Annotated[str, Field(max_length=2**17)] | dict[str, Any]
 Choices = Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)]
 SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
 MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
+MOST_ERRORS = 100  # of a body; to write many takes long
 SAMPLED = [name for name in SamplingParams.model_fields if name != "grammar"]
 
 
@@ -56,6 +60,18 @@ class Fields(BaseModel):
                 hint = nearest(name, cls.model_fields).partition("; known")[0]  # not all of them
                 raise ValueError(f"field {shown(name)} is unknown{hint}")
         return data
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _few_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if (count := error.error_count()) <= MOST_ERRORS:
+                raise
+            raise ValueError(
+                f"the body has {count} errors; at most {MOST_ERRORS} are looked at"
+            ) from None
 
 
 class StructuredOutputs(BaseModel):

@@ -93,6 +93,7 @@ def test_a_known_page_is_not_sent_again() -> None:
 def test_an_engine_that_gives_no_figures_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "PATIENCE", 0.05)
     assert client().get("/v1/stats").json()["waiting"] == 1
+    assert client().get("/v1/stats").json()["age_seconds"] == 0.0
     answer = client(Hanging()).get("/v1/stats")
     assert answer.status_code == 503 and "no figures within 0.05 seconds" in answer.text
 
