@@ -338,6 +338,7 @@ class RequestBuilder:
             trace=trace,
             prediction=plan.prediction if drafts else (),
             priority=options.priority,
+            share=options.share,
             deadline=None if options.timeout is None else called + options.timeout,
             latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,

@@ -148,6 +148,11 @@ class GenerateOptions(ClientOptions, Params):
         "Remembered answers and cached prefixes are shared among calls with the same key only. None: "
         'among all calls without a key, but for answers of `remember="by_key"`',
     )
+    share: Annotated[str | None, PlainValidator(_key)] = Field(
+        default=None,
+        description="who asks, where several are to have fair shares: text of at most 256 characters. While calls of "
+        "several shares run or wait, the answers of a step are dealt out among the shares. No token depends on it",
+    )
     allow_special: Flag = Field(
         default=False,
         description="special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise they are "

@@ -29,7 +29,7 @@ EFFORTS: dict[str, str | dict[str, Any]] = {
     "max": "deep",
 }
 
-USUAL_TEMPERATURE = 1.0  # of OpenAI
+USUAL_TEMPERATURE, MOST_TEMPERATURE = 1.0, 2  # of OpenAI
 MODEL, HOW, LOAD = "Model", "Thinking and speculation", "Under load"
 SEVERAL, WHO, LOG = "More than one engine", "Who may use it", "Log and metrics"
 REMEMBER = {"by-key": "by_key", "all": True, "off": False}  # as the command line says it, and `LLM`
@@ -79,14 +79,14 @@ class ServerSettings(Params):
         default_factory=lambda: dict(EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",
     )
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
+    temperature: Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)] | None = Field(
         default=None,
         description="where neither a client nor the mode says; None = the model's own, or else 1",
     )
     max_tokens: Count | None = Field(
-        default=None,
-        description="most tokens of a chat's answer, where neither a client nor the mode says; "
-        "None = as many as fit the context",
+        default=8192,
+        description="most tokens of a chat's answer, where neither a client nor the mode says, and never more "
+        "than fit the context",
     )
     completion_tokens: Count = Field(
         default=16, description="the same for /v1/completions, where 16 is OpenAI's number"

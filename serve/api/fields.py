@@ -22,7 +22,7 @@ from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import MOST, Number, SamplingParams, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
 from fastslow.request.options import ClientOptions, GenerateOptions
-from fastslow.serve.api.config import ServerSettings
+from fastslow.serve.api.config import MOST_TEMPERATURE, ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -179,7 +179,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="prefixes and answers are shared with the same salt only"
     )
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=MOST_TEMPERATURE)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -207,6 +207,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         id: str,
         default_mode: str | None = None,
         streamed: bool = True,
+        prompts: int = 1,
         **options: Any,
     ) -> GenerateRequest:
         """What the engine is to do.
@@ -214,6 +215,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         Args:
             prompt: as `GenerateRequest` has it.
             default_mode: the mode where the client names none; None = the settings'.
+            prompts: of this call, for each of which there is such a request.
             options: further `GenerateOptions`.
         """
         default_mode = default_mode or settings.default_mode
@@ -233,11 +235,12 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
             "speculation": _speculation_of(self.speculation),
             "timeout": self._seconds(settings),
             "memory_key": who.memory(self.cache_salt),
+            "share": who.share,
             "chat_template_kwargs": variables or None,
             **{name: getattr(self, name) for name in ClientOptions.model_fields},
         }
         made = GenerateOptions(**{**fields, **kept, **options})
-        return who.admit(GenerateRequest(id, prompt, made, streamed), card)
+        return who.admit(GenerateRequest(id, prompt, made, streamed), card, prompts)
 
     def _seconds(self, settings: ServerSettings) -> float:
         most = settings.longest_timeout

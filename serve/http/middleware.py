@@ -186,7 +186,7 @@ class RequestAccess:
 
     def _caller(self, scope: Scope) -> Caller:
         if self._keys is None:
-            return Caller()
+            return Caller(address=(scope.get("client") or ("",))[0])
         sent = sent_key(Headers(scope=scope))
         found = None if sent is None else self._keys.find(sent)
         if found is not None:

@@ -115,7 +115,9 @@ class ObservedEngine(WrappedEngine):
             return ""
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        record = CURRENT.get()
+        record, reserved = CURRENT.get(), 0
+        if record is not None and record.caller.limits.tokens_per_minute is not None:
+            reserved = self._limits.reserve(record.caller, request, self.engine.card)
         answer = AnswerRecord(request.id, request.prompt, time.perf_counter(), self._model)
         if record is not None:
             record.answers.append(answer)
@@ -132,7 +134,7 @@ class ObservedEngine(WrappedEngine):
             if answer.output is None and answer.failed is None:
                 answer.prompt_tokens = await self._prompt_tokens(request)
             if record is not None:
-                self._limits.spend(record.caller, sum(tokens_of(answer)))
+                self._limits.spend(record.caller, sum(tokens_of(answer)), reserved)
 
     async def _prompt_tokens(self, request: GenerateRequest) -> int:
         """Of a request whose client left: the engine says them with the end alone."""

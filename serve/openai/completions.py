@@ -88,6 +88,7 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
             self.request(
                 prompt,
                 id=f"{self.id}-{place}" if several else self.id,
+                prompts=len(prompts),
                 allow_special=body.allow_special is True,
                 sampling_defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
             )

@@ -49,6 +49,7 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
         "owned_by": "fastslow",
         "root": card.name,
         "max_model_len": card.context,
+        "default_max_tokens": min(settings.sampling["max_tokens"], card.context),
         "modes": dict(card.modes),
         "thinks": card.thinks,
         "efforts": list(card.efforts),

@@ -79,6 +79,7 @@ def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) 
         ({"temperature": -1}, "temperature", "must be greater than or equal to 0"),
         ({"temperature": True}, "temperature", "must be a valid number"),
         ({"temperature": 10**400}, "temperature", "must be"),
+        ({"temperature": 2.01}, "temperature", "temperature=2.01 must be less than or equal to 2"),
         ({"top_p": 0}, "top_p", "must be greater than 0"),
         ({"n": 17}, "n", "n=17 must be at most 16"),
         ({"n": 10**30}, "n", "must be less than or equal to 128"),

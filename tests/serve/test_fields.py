@@ -122,6 +122,13 @@ def test_one_sentence_for_what_does_not_fit(fields: dict[str, Any], said: str) -
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_the_servers_own_number_of_tokens() -> None:
+    assert options_of().sampling_defaults["max_tokens"] == 8192
+    settings = ServerSettings(max_tokens=30)
+    assert options_of(CARD, settings).sampling_defaults["max_tokens"] == 30
+    assert options_of(temperature=2).sampling == {"temperature": 2}
+
+
 def test_a_model_with_levels_of_effort_gets_its_own() -> None:
     for effort, level in (
         ("minimal", "low"),

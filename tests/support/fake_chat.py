@@ -218,7 +218,7 @@ class ChatEngine(FakeEngine):
         mode, prompt = asked if isinstance(asked, str) else asked["base"], request.prompt
         message = str(prompt[-1]["content"])  # type: ignore[index]
         if message.startswith("wrong"):
-            raise ValueError("temperature=1000 must be at most 100")
+            raise ValueError("temperature=1000 must be at most 2")
         answer = self._answers[request.id] = script(message, mode)
         thought, text = (re.findall(r"\s*\S+|\s+$", part) for part in (answer.thought, answer.text))
         tokens = [(True, token) for token in thought] + [(False, token) for token in text]
