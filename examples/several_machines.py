@@ -50,6 +50,7 @@ class Play:
         self._hosts, self._model, self._log = hosts, model, log
         # a program without the token cannot use Ray's ports, which run whatever they are sent
         token = log.parent / "token"
+        token.touch(0o600)
         token.write_text(secrets.token_hex(32))
         self._environment = ["RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={token}"]
         self._environment += [f"RAY_health_check_{name}={value}" for name, value in NOTICE.items()]

@@ -16,12 +16,12 @@ from smollm2_moge.distill import Distiller, Schedule
 from smollm2_moge.student import Student, Teacher, recipe_of
 
 from fastslow import LLM
+from fastslow.engine.host.progress import progress_bar
 from fastslow.models.folder import require_vacant
 from fastslow.models.locate import resolve_model
 from fastslow.models.moge import write_moge
 from fastslow.tools.convert import NeuronSplit, calibrate
 from fastslow.tools.job_options import ConvertOptions
-from fastslow.tools.progress import progress_bar
 from fastslow.tools.quantize.calibration import answered, prompts_of
 
 CALIBRATION = 100  # texts that choose the experts

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from fastslow.engine_args import EngineArgs
@@ -52,6 +53,8 @@ def _llm(options: dict[str, Any]) -> tuple[LLM, dict[str, Any]]:
     """The model that is asked, and the options of the call."""
     own = {field.name for field in fields(EngineArgs)} - {"speculation", "progress"}
     made = {name: value for name, value in options.items() if name in own}
+    model = made.setdefault("model", EngineArgs.model)
+    made["model"] = str(model) if isinstance(model, Path) else model  # one model, however named
     call = {name: value for name, value in options.items() if name not in own}
     # a forked process has the parent's models, which do not answer there
     key = os.getpid(), tuple(sorted((name, repr(value)) for name, value in made.items()))

@@ -108,13 +108,13 @@ class AsyncLLM:
             raise RuntimeError("this AsyncLLM takes no more requests: it is drained or closed")
         group = group_of("submit", prompt, options, llm._parts)
         count = group.count
-        self._admission.enter(count)
+        self._admission.enter(count, options.share)
         try:
             handle = llm._start(group)
             self._handles.add(handle)
-            group.when_done(partial(self._over, handle, count))
+            group.when_done(partial(self._over, handle, count, options.share))
         except BaseException:
-            self._admission.leave(count)
+            self._admission.leave(count, options.share)
             raise
         return handle
 
@@ -189,7 +189,7 @@ class AsyncLLM:
         self._llm = llm
         self._admission = Admission(llm.max_running, self._max_waiting)
 
-    def _over(self, handle: RequestHandle, count: int) -> None:
+    def _over(self, handle: RequestHandle, count: int, share: str | None) -> None:
         """Called from any thread, in the engine's most of the time."""
         self._handles.discard(handle)
-        self._admission.leave(count)
+        self._admission.leave(count, share)

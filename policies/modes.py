@@ -42,7 +42,7 @@ def builtin_modes(units: RoutedUnits) -> dict[str, Mode]:
         "auto": Mode(
             name="auto",
             auto=True,
-            description="fast or deep, by what is asked; metrics.decision says why",
+            description="fast or deep, by what is asked; each answer says which, and why",
         ),
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.tensors import decoder_layer
 from fastslow.llm import LLM
 from fastslow.models.dense import Dense, dense_config
@@ -17,7 +18,6 @@ from fastslow.models.folder import require_vacant
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe
 from fastslow.tools.job_options import ConvertOptions
-from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import answered, prompts_of
 from fastslow.tools.quantize.plain_layer import PlainLayer, plain, watched
 

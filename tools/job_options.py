@@ -15,8 +15,9 @@ PROMPTS = "prompts, JSON lines with prompt, messages, turns or question"
 def field(
     default: Any, description: str, panel: str | None = None, *, names: str = "", **how: Any
 ) -> Any:
-    """A field that is an option, too. panel: of the help. names: of the option, such as "--out -o"; without
-    any `--` and the field's name. how: further arguments of `Field`."""
+    """A field that is an option, too. panel: of the help. names: of the option, such as "--out -o", after a word such
+    as MODEL where it may be given by position, too; without any `--` and the field's name. how: further arguments of
+    `Field`."""
     extra: dict[str, Any] = {"panel": panel}
     if names:
         extra["names"] = names.split()
@@ -57,7 +58,9 @@ class ConvertOptions(Params):
 class HeadOptions(Params):
     """What a head is trained for, and from what; also options of `fastslow train-draft`."""
 
-    target: str = field(..., "checkpoint folder, GGUF file or built-in name")
+    target: str = field(
+        ..., "checkpoint folder, GGUF file or built-in name", names="TARGET --target"
+    )
     data: Path = field(..., PROMPTS)
     out: Path = field(..., "the head's file to write", names="--out -o")
     work: Path | None = field(None, "folder for answers, features, checkpoint; default: OUT.work")
@@ -85,4 +88,6 @@ class TrainConfig(Params):
     moved: float = field(0.5, "share of these prompts that are moved away from the answer")
     decay: float = field(0.01, "weight decay of the matrices")
     seed: int = field(0, "of order and shares")
-    products: str = field("auto", "dtype of the matrix products; auto = the faster one here")
+    products: Literal["auto", "float32", "bfloat16"] = field(
+        "auto", "dtype of the matrix products; auto = that of before, at first the faster one here"
+    )

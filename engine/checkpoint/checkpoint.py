@@ -32,7 +32,7 @@ from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-BLOCKS = "q4_1.safetensors"  # beside the weights: the 4-bit blocks they were made from
+BLOCKS = "q4_1.blocks"  # safetensors beside the weights: the 4-bit blocks they were made from
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
 BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inputs a byte
 EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files

@@ -82,6 +82,7 @@ class Request:
     prediction: Sequence[int] = ()  # of its answer, by the caller
     answered: Sequence[int] = ()  # the first tokens of its answer, which its call brought
     priority: int = 0  # smaller goes first; the scheduler lowers it where a request has waited long
+    share: str | None = None  # who asks: the places of a step are dealt out among these
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
     mode: str = ""  # the name of the mode that was asked for
     called: float = 0.0  # when its call came, of `time.monotonic`

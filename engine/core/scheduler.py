@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from bisect import insort
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from fastslow.engine.core.latency_budget import LEAST, PATIENCE, LatencyBudget
@@ -32,6 +32,88 @@ class ScheduledChunk(NamedTuple):
         return self.chunk == self.request.pending
 
 
+class FairShares:
+    """How many answers of each share run in a step, where requests of several shares run or wait.
+
+    The step's places are dealt out: a share that wants few gets them, and the others get equal parts of what
+    is left. None gets more than all others want together, unless its equal part of all places is more: so a
+    share alone never makes steps much longer for others. Against a request only those count that are as
+    urgent. With one share there is nothing to deal out.
+
+    Args:
+        places: most requests in a step.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._parts: dict[tuple[int, str | None], int] = {}  # by priority and share
+        self._turns: dict[int, int] = {}  # of requests that run
+        self._running: defaultdict[str | None, Counter[int]]  # by share and priority
+        self._starts = 0
+        self._latest: dict[str | None, int] = {}  # start of each share
+        self._next: dict[tuple[int, str | None], tuple[bool, int, int]] = {}  # what `next` has said
+
+    @property
+    def several(self) -> bool:
+        return bool(self._parts)
+
+    def begin(self, running: Sequence[Request], waiting: Iterable[Request]) -> None:
+        """Deal out the places of a step."""
+        self._parts, self._turns, self._running, self._next = {}, {}, defaultdict(Counter), {}
+        every = (*running, *waiting)
+        shares = {r.share for r in every}
+        if len(shares) < 2:
+            return
+        newest = self._starts - 1  # before the share that started last, and after all others
+        self._latest = {share: self._latest.get(share, newest) for share in shares}
+        for priority in {r.priority for r in every}:
+            wants = Counter(r.share for r in every if r.priority <= priority)
+            left, equal = self._places, self._places // len(wants)
+            for after, (share, want) in enumerate(sorted(wants.items(), key=itemgetter(1))):
+                part = max(1, left // (len(wants) - after))
+                left -= min(want, part)
+                most = max(1, equal, wants.total() - want)
+                self._parts[priority, share] = min(part, most)
+        for request in sorted(running, key=_priority):
+            self._count(request)
+
+    def start(self, request: Request) -> None:
+        """A request that waited runs from now on."""
+        if self._parts:
+            self._starts += 1
+            self._latest[request.share] = self._starts
+            self._count(request)
+
+    def turn(self, request: Request) -> int:
+        """How many answers of its share go before it; 0 where there is one share."""
+        turn = self._turns.get(request.id)
+        return self.next(request)[1] if turn is None else turn
+
+    def waits(self, request: Request) -> bool:
+        """Whether its share has its part of the step without it."""
+        part = self._parts.get((request.priority, request.share))
+        return part is not None and not _goes_first(request) and self.turn(request) >= part
+
+    def next(self, request: Request) -> tuple[bool, int, int]:
+        """Sort key of a request that waits: whether its share has its part, how many of its answers run, and a
+        number that is larger the later it started one."""
+        place = request.priority, request.share
+        if place not in self._next:
+            turn = self._before(request)
+            beyond = turn >= self._parts.get(place, self._places)
+            self._next[place] = beyond, turn, self._latest.get(request.share, 0)
+        return self._next[place]
+
+    def _before(self, request: Request) -> int:
+        running = self._running[request.share].items()
+        return sum(count for priority, count in running if priority <= request.priority)
+
+    def _count(self, request: Request) -> None:
+        self._turns[request.id] = self._before(request)
+        self._running[request.share][request.priority] += 1
+        self._next.clear()
+
+
 class Scheduler:
     """Continuous batching, by priority (the smallest number first), then oldest first.
 
@@ -40,6 +122,10 @@ class Scheduler:
     pages run out, of the least urgent running requests the youngest is preempted (its pages are freed,
     and it is computed again later), so the oldest of the most urgent requests always runs. A preempted
     request keeps its age.
+
+    Of requests that are as urgent, those start first, and have their prompts read first, whose share has the
+    fewest answers running; see `FairShares`. An answer beyond its share's part is not in the step, and keeps
+    its pages; where a request of another share lacks a place or pages, it is preempted for that.
 
     Requests with a latency target go before all others, waiting or running, and the rows of others
     are cut to what the tightest target leaves. Of requests that were skipped PATIENCE times in a row,
@@ -63,6 +149,7 @@ class Scheduler:
         self.max_running = max_running
         self._arrivals = itertools.count()
         self._overtakes = 0  # requests in a row that started before the oldest that waits
+        self._shares = FairShares(max_running)
         self._blocked = False  # in this step none of those that wait can start any more
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
@@ -87,13 +174,15 @@ class Scheduler:
         work: dict[int, ScheduledChunk] = {}
         self._blocked = False
         self.latency_budget.begin((*self.running, *self.waiting))
+        self._shares.begin(self.running, self.waiting)
         self._serve([r for r in self.running if _goes_first(r)], work)
         self._take_in(work, _goes_first)
         others = [r for r in self.running if r.id not in work and not _goes_first(r)]
+        others = [r for r in others if not self._shares.waits(r)]
         self._serve([r for r in others if r.pending <= 1], work)
-        reading = sorted((r for r in others if r.pending > 1), key=_priority)
-        for priority, alike in itertools.groupby(reading, key=_priority):
-            self._take_in(work, lambda r, than=priority: r.priority < than)  # type: ignore[misc]
+        reading = sorted((r for r in others if r.pending > 1), key=self._rank)
+        for rank, alike in itertools.groupby(reading, key=self._rank):
+            self._take_in(work, lambda r, than=rank: self._rank(r) < than)  # type: ignore[misc]
             self._serve(list(alike), work)
         self._take_in(work, lambda _: True)
         self._count(work)
@@ -144,15 +233,21 @@ class Scheduler:
 
     def _take_in(self, work: dict[int, ScheduledChunk], may: Callable[[Request], bool]) -> None:
         """Start waiting requests in their order, as long as they `may`."""
-        while self.waiting and len(self.running) < self.max_running and not self._blocked:
+        while self.waiting and not self._blocked:
+            if len(self.running) >= self.max_running and not self._shares.several:
+                return
             left = self._prompt_rows - sum(chunk for _, chunk in work.values())
             oldest = min(self.waiting, key=_age)
             if self._overtakes >= OVERTAKEN:
                 oldest.priority = FIRST
-            request = min(self.waiting, key=_waiting_rank)
-            if left <= 0 or not may(request):
+            request = min(self.waiting, key=self._waiting_rank)
+            if left <= 0 or not may(request) or self._shares.waits(request):
                 return
-            chunk = self._admit(request, left)
+            rows, chunk = self.latency_budget.share(request, left), 0
+            while rows and not chunk:
+                chunk = self._admit(request, rows)
+                if not chunk and not self._make_place(request, work):
+                    break
             if not chunk:
                 self._blocked = True
                 return
@@ -162,6 +257,7 @@ class Scheduler:
                 self._overtakes += request.priority < oldest.priority
             self.waiting.remove(request)
             insort(self.running, request, key=_age)
+            self._shares.start(request)
             work[request.id] = ScheduledChunk(request, chunk)
             self.latency_budget.take(request, chunk)
 
@@ -170,7 +266,7 @@ class Scheduler:
         limited = self.latency_budget.limited
         contested = limited or len({r.priority for r in self.running}) > 1
         for request in self.running:
-            served = request.id in work or not contested
+            served = request.id in work or not contested or self._shares.waits(request)
             request.skipped_steps = 0 if served else request.skipped_steps + 1
         if self.waiting:
             oldest = min(self.waiting, key=_age)
@@ -180,12 +276,20 @@ class Scheduler:
         while not self._kv.reserve(request.id, request.computed + chunk):
             rank = self._kv.dp_rank(request.id)
             beside = (r for r in self.running if self._kv.dp_rank(r.id) == rank)
-            victim = max(beside, key=lambda r: (r.priority, r.arrival))
+            victim = max(beside, key=self._order)
             work.pop(victim.id, None)
             self._preempt(victim)
             if victim is request:
                 return False
         return True
+
+    def _make_place(self, request: Request, work: Mapping[int, ScheduledChunk]) -> bool:
+        """Preempt an answer beyond its share's part for a request that waits. False: there is none."""
+        beyond = [r for r in self.running if r.id not in work and self._shares.waits(r)]
+        beyond = [r for r in beyond if r.priority >= request.priority]
+        if beyond:
+            self._preempt(max(beyond, key=self._order))
+        return bool(beyond)
 
     def _preempt(self, request: Request) -> None:
         self._kv.close(request.id)  # first: if it raises, the request is still among those that run
@@ -194,10 +298,9 @@ class Scheduler:
         request.spec_stats.preemptions += 1
         self.waiting.appendleft(request)
 
-    def _admit(self, request: Request, left: int) -> int:
-        """Open the request's pages; returns the rows it may run, 0 if it must wait."""
-        rows = self.latency_budget.share(request, left)
-        if not rows:
+    def _admit(self, request: Request, rows: int) -> int:
+        """Open the request's pages; returns how many of these rows it may run, 0 if it must wait."""
+        if len(self.running) >= self.max_running:
             return 0
         tokens, kept = request.tokens, request.kv_from_previous_mode
         most, end = len(tokens) - 1, len(tokens)
@@ -227,6 +330,22 @@ class Scheduler:
             request.spec_stats.cached = min(cached, request.prompt_length)
         return chunk
 
+    def _rank(self, request: Request) -> tuple[int, int]:
+        """Sort key: the most urgent, then those of shares with the fewest answers before them."""
+        return request.priority, self._shares.turn(request)
+
+    def _order(self, request: Request) -> tuple[int, int, int]:
+        """The same, and then the oldest. The last one gives way."""
+        return *self._rank(request), request.arrival
+
+    def _waiting_rank(self, request: Request) -> tuple[bool, int, int, int, int, int]:
+        """As `_running_rank`, but of equals the oldest of the share that started least lately. Many with little
+        to read do not keep out one with much."""
+        first, _, priority = _running_rank(request)
+        beyond, turn, latest = self._shares.next(request)
+        beyond = beyond and not _goes_first(request)
+        return beyond, first, priority, turn, latest, request.arrival
+
 
 def _goes_first(request: Request) -> bool:
     """Whether it has a latency target, or was skipped long enough."""
@@ -239,9 +358,3 @@ def _running_rank(request: Request) -> tuple[int, bool, int]:
     if request.skipped_steps >= PATIENCE:
         return -request.skipped_steps, False, 0
     return int(request.latency_target is None), request.pending > 1, request.priority
-
-
-def _waiting_rank(request: Request) -> tuple[int, int, int]:
-    """The same, but of equals the oldest. Many with little to read do not keep out one with much."""
-    first, _, priority = _running_rank(request)
-    return first, priority, request.arrival

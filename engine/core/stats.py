@@ -135,13 +135,14 @@ class EngineTotals:
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
         modes = _copied(self.modes)
         each = list(modes.values())
+        here = [*list(scheduler.running), *list(scheduler.waiting)]  # copies: its thread moves them
         for name, evicted in dict(kv.evicted).items():
             modes.setdefault(name, ModeStats()).evicted_pages = evicted
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             steps=self.steps,
-            tokens=sum(mode.tokens for mode in each),
+            tokens=sum(mode.tokens for mode in each) + sum(one.made for one in here),
             prompt_tokens=sum(mode.prompt_tokens for mode in each),
             cached_tokens=sum(mode.cached_tokens for mode in each),
             pages=pages,
@@ -159,12 +160,12 @@ class EngineTotals:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """An engine at one moment. Requests are counted when they end; each of n answers is one."""
+    """An engine at one moment. Requests are counted when they end, their tokens at once; each of n answers is one."""
 
     running: int  # requests in the present step
     waiting: int  # requests in the queue
     steps: int
-    tokens: int  # of answers
+    tokens: int  # of answers, those that run too
     prompt_tokens: int  # of prompts that began to run
     cached_tokens: int  # of these, found in the prefix cache
     pages: int  # of keys and values; the next three add up to it

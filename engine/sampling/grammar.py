@@ -218,7 +218,10 @@ class Grammar:
             if self.begins is None and self._states[run].place is None:
                 self.begins = place  # the token that the answer begins in
         state = self._states[run]
-        self._go(state.fed)
+        try:
+            self._go(state.fed)
+        except GrammarError as error:
+            state = state._replace(error=error)
         self._path = []
         self._read = end
         self._state = state._replace(fed=())
@@ -244,8 +247,8 @@ class Grammar:
             own = token
             if (certain := self._certain(state)) is not None and token != certain:
                 return state._replace(lost=True)
-        self._go(state.fed)
         try:
+            self._go(state.fed)
             taken = self._matcher.accept(own)
         except GrammarError as error:
             return _Progress(None, state.fed, error=error)
@@ -270,7 +273,10 @@ class Grammar:
     def _certain(self, state: _Progress) -> int | None:
         if state.place is not None or state.over or state.lost or state.error is not None:
             return None
-        self._go(state.fed)
+        try:
+            self._go(state.fed)
+        except GrammarError:  # said where this place is asked for
+            return None
         return next(iter(self._matcher.forced()), None)
 
     def _mask(self, state: _Progress) -> TokenMask:

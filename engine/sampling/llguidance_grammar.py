@@ -29,6 +29,7 @@ MOST_KEPT = 64  # compiled grammars
 DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
 _STACKS = threading.Lock()  # the size of new stacks is one for the process
 T = TypeVar("T")
+MOST_TRIES = 8  # of a request after errors: each compiles its grammar while all wait
 LONGEST_FORCED = 1024  # bytes of a certain text, which is cut into tokens at each of its places
 LONGEST_ENCODED = 4096  # bytes of a certain text, of which the library wants the first token
 LONGEST_HERE = 8192  # characters of a GBNF grammar that this process converts
@@ -144,6 +145,7 @@ class LLGuidanceMatcher:
         )  # of a lexer that no other has used up
         self._columns = columns
         self._take = take
+        self._tries = MOST_TRIES
         self._taken: list[int] = []
         self._bits: NDArray[np.uint8] | GrammarError | None = None  # the mask of this place
         self.seconds = 0.0
@@ -162,15 +164,13 @@ class LLGuidanceMatcher:
         return allowed_V
 
     def accept(self, token: int) -> bool:
-        bits = self._bits
+        bits, began = self._bits, time.thread_time()
         known = isinstance(bits, np.ndarray) and bits[token >> 3] >> (token & 7) & 1
         if known and self.seconds > SLOW:  # other threads run meanwhile
-            taken = self._take(self._matcher, token)
+            taken = self._tried(lambda: self._take(self._matcher, token))
         else:
-            began = time.thread_time()
-            taken = bool(self._matcher.try_consume_tokens([token]))
-            self._note(time.thread_time() - began)
-        self._check()
+            taken = bool(self._tried(lambda: self._matcher.try_consume_tokens([token])))
+        self._note(time.thread_time() - began)
         if taken:
             self._taken.append(token)
             self._bits = None
@@ -183,14 +183,16 @@ class LLGuidanceMatcher:
 
     def forced(self) -> Sequence[int]:
         """As `Matcher` has it. A long text is certain from where its rest is short enough."""
+        try:
+            return self._tried(self._forced)
+        except GrammarError:
+            return ()
+
+    def _forced(self) -> Sequence[int]:
         if self._matcher.is_stopped() or len(self._matcher.compute_ff_bytes()) > LONGEST_FORCED:
             return ()
         tokens: Sequence[int] = self._matcher.compute_ff_tokens()
-        fit = self._matcher.validate_tokens(tokens) if tokens else 0
-        if self._matcher.is_error():
-            self._lost = True
-            return ()
-        return tokens[:fit]
+        return tokens[: self._matcher.validate_tokens(tokens)] if tokens else ()
 
     def ended(self) -> Ended:
         if self._matcher.is_error() or not self._matcher.is_accepting():
@@ -204,23 +206,28 @@ class LLGuidanceMatcher:
     def _mask_here(self) -> NDArray[np.uint8]:
         if self._bits is None:
             began = time.thread_time()
-            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-            self._note(time.thread_time() - began)
             try:
-                self._check()
-                self._bits = bits
+                data = self._tried(lambda: self._matcher.compute_bitmask())
+                self._bits = np.frombuffer(data, np.uint8)
             except GrammarError as error:
                 self._bits = error
+            self._note(time.thread_time() - began)
         if isinstance(self._bits, GrammarError):
             raise self._bits
         return self._bits
 
-    def _check(self) -> None:
-        """Raise what the library met. It takes nothing more after an error, so another starts anew."""
-        if self._matcher.is_error():
-            error = _first_line(self._matcher.get_error())
+    def _tried(self, ask: Callable[[], T]) -> T:
+        """What the library says. It takes nothing more after an error, so it starts anew, and is asked once
+        more: other texts, perhaps of other requests, may have used up the limit of their common lexer."""
+        said = ask()
+        if self._own.is_error() and self._tries > 0:
+            self._tries -= 1
             self._lost = True
-            raise GrammarError(f"the grammar stopped: {error}")
+            said = ask()
+        if self._own.is_error():
+            self._lost = True
+            raise GrammarError(f"the grammar stopped: {_first_line(self._own.get_error())}")
+        return said
 
     @property
     def _matcher(self) -> Any:

@@ -317,8 +317,6 @@ def splitter(
     """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought;
     `calls`: it may call functions, and the text shows how; `once`: where it has begun, all is answer;
     `begun`: no thought comes before it."""
-    if tags == HARMONY and calls:  # which have their own channels
-        return ChannelSplitter(opened, calls)
     if tags == HARMONY:
-        return ChannelSplitter(opened, once=once, begun=begun)
+        return ChannelSplitter(opened, calls, once, begun)
     return ThoughtSplitter(tags, opened, once, begun)

@@ -14,7 +14,7 @@ from torch import nn
 from abacus.batches import LENGTH, Sample, Writer, pack
 from abacus.moge import Decoder, Packed, Shape, places, routers, split
 from abacus.tasks import LARGEST, held_out
-from fastslow.tools.progress import progress_bar
+from fastslow.engine.host.progress import progress_bar
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.trainer import faster_dtype
 

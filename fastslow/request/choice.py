@@ -14,7 +14,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.sampling.thinking import Ended, Thinking
-from fastslow.engine.text.thought import ThoughtSplitter, ThoughtTags, splitter
+from fastslow.engine.text.thought import HARMONY, ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece
 from fastslow.policies.mode_router import ModeChoice
@@ -122,9 +122,13 @@ class ChoiceState:
         self._sent = self.request.prompt_length
 
     def _new_splitter(self, opened: bool) -> ThoughtSplitter:
-        grammar = self.request.grammar
+        grammar, spec = self.request.grammar, self.request.params.grammar_spec
         begun = grammar is not None and grammar.at_once
-        return splitter(self._tags, opened, self.prompt.tools, grammar is not None, begun)
+        calls = self.prompt.tools
+        # in channels such a grammar in Lark holds messages with their headers, see `Grammars.grammar`
+        messages = self._tags == HARMONY and calls and spec is not None and spec.kind == "lark"
+        once = grammar is not None and not messages
+        return splitter(self._tags, opened, calls, once, once and begun)
 
     def _on_step(self, request: Request) -> None:
         if request is not self.request:

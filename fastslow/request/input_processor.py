@@ -21,7 +21,7 @@ from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, f
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion, FastslowWarning
-from fastslow.request.options import GenerateOptions, Prompt
+from fastslow.request.options import GenerateOptions, Prompt, model_sampling
 
 MOST_SAID = 100  # things: clients may name any number of modes
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
@@ -87,6 +87,7 @@ class InputProcessor:
         self._config = config
         self._template: ChatTemplate | None = None
         self.said = SaidOnce()
+        self.sampling = model_sampling(folder)  # where calls and modes give none
         self._advised = False
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol, SupportsIndex, TypeGuard, TypeVar
 from pydantic import BaseModel, Field, PlainValidator
 
 from fastslow.engine.checked import Params, kept_as, shown
+from fastslow.engine.host.files import read_object
 from fastslow.engine.params import MOST_PRIORITY, Mode, SamplingParams, Speculation
 from fastslow.engine.text.messages import Message
 from fastslow.policies.mode_router import ModeChoice, ModeRouter  # noqa: F401 - pydantic needs both
@@ -26,6 +27,8 @@ SpeculationLike = str | Speculation | Mapping[str, Any]
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 """Presets by name, or the path of a JSON file that holds them."""
 
+GENERATION = "generation_config.json"
+OF_MODELS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that it may hold
 LONGEST = 1e9  # seconds, thirty years
 LONGEST_KEY = 256  # characters of a memory key
 
@@ -145,6 +148,11 @@ class GenerateOptions(ClientOptions, Params):
         "Remembered answers and cached prefixes are shared among calls with the same key only. None: "
         'among all calls without a key, but for answers of `remember="by_key"`',
     )
+    share: Annotated[str | None, PlainValidator(_key)] = Field(
+        default=None,
+        description="who asks, where several are to have fair shares: text of at most 256 characters. While calls of "
+        "several shares run or wait, the answers of a step are dealt out among the shares. No token depends on it",
+    )
     allow_special: Flag = Field(
         default=False,
         description="special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise they are "
@@ -170,12 +178,17 @@ class GenerateOptions(ClientOptions, Params):
         default=None, description="the tokens of the answer so far, see `ResumeState`"
     )
 
-    def sampling_in(self, mode: Mode) -> SamplingParams:
-        """The call's fields, then the mode's where the call gives none, then the defaults."""
+    def sampling_in(self, mode: Mode, model: Mapping[str, Any] | None = None) -> SamplingParams:
+        """The call's fields, then the mode's where the call gives none, then the defaults, then the model's own.
+
+        `SamplingParams` of a call are its own defaults: with them the model's do not count.
+        """
         own, given = mode.sampling, self.sampling
-        if isinstance(given, SamplingParams) and own is None and not self.sampling_defaults:
-            return given
-        layers = (self.sampling_defaults, own, given)
+        if isinstance(given, SamplingParams):
+            model = None
+            if own is None and not self.sampling_defaults:
+                return given
+        layers = (model, self.sampling_defaults, own, given)
         # a class of the caller's may have defaults of its own
         kind = type(given) if isinstance(given, SamplingParams) else SamplingParams
         return kind(**{k: v for layer in layers for k, v in _fields(layer).items()})
@@ -189,6 +202,26 @@ def _fields(sampling: Sampling) -> Mapping[str, Any]:
     if isinstance(sampling, SamplingParams):
         return {name: getattr(sampling, name) for name in sampling.model_fields_set}
     return sampling or {}
+
+
+def model_sampling(folder: Path) -> dict[str, Any]:
+    """What a model's makers say of its sampling in generation_config.json, as fields of `SamplingParams`.
+
+    Raises:
+        ValueError: a value does not fit; one sentence.
+    """
+    path = folder / GENERATION
+    said = read_object(path)
+    found = {name: said[name] for name in OF_MODELS if said.get(name) is not None}
+    if said.get("do_sample") is False:
+        found["temperature"] = 0
+    elif said.get("do_sample") is True:
+        found.setdefault("temperature", 1)
+    try:
+        SamplingParams(**found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:

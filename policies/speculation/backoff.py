@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -72,11 +73,13 @@ class ByKey(Generic[T]):
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = threading.Lock()
 
     def of(self, key: Hashable) -> T:
         """The value of a key."""
-        value = self._values.pop(key, None)
-        self._values[key] = value = self._make() if value is None else value
-        while len(self._values) > MOST_KEYS:
-            self._values.popitem(last=False)
-        return value
+        with self._lock:
+            value = self._values.pop(key, None)
+            self._values[key] = value = self._make() if value is None else value
+            while len(self._values) > MOST_KEYS:
+                self._values.popitem(last=False)
+            return value

@@ -3,14 +3,14 @@ read it, so a new setting is one field here and its use."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from loguru import logger
 from pydantic import ConfigDict, Field, PlainSerializer, SkipValidation, field_validator
 
 from fastslow.engine.params import MOST, Params, nearest, shown
-from fastslow.serve.api.engine import WarmPrefix
+from fastslow.serve.api.engine import ModelCard, WarmPrefix
 from fastslow.serve.engines.settings import EngineSettings
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
@@ -29,6 +29,7 @@ EFFORTS: dict[str, str | dict[str, Any]] = {
     "max": "deep",
 }
 
+USUAL_TEMPERATURE, MOST_TEMPERATURE = 1.0, 2  # of OpenAI
 MODEL, HOW, LOAD = "Model", "Thinking and speculation", "Under load"
 SEVERAL, WHO, LOG = "More than one engine", "Who may use it", "Log and metrics"
 REMEMBER = {"by-key": "by_key", "all": True, "off": False}  # as the command line says it, and `LLM`
@@ -39,7 +40,10 @@ class ServerSettings(Params):
 
     body_bytes: Count = Field(default=4 * 2**20, description="most bytes of a request's body")
     json_depth: Count = Field(default=100, description="most levels of lists and objects in it")
-    json_parts: Count = Field(default=30_000, description="most lists and objects in it")
+    json_parts: Count = Field(
+        default=30_000, description="most lists, objects, names, fractions and truth values in it"
+    )
+    json_values: Count = Field(default=2**17, description="most values in it, of any kind")
     prompt_characters: Count = Field(default=2 * 2**20, description="most characters of a prompt")
     messages: Count = Field(default=4096, description="most messages of a chat")
     prompts: Count = Field(default=64, description="most prompts of one call to /v1/completions")
@@ -75,13 +79,14 @@ class ServerSettings(Params):
         default_factory=lambda: dict(EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",
     )
-    temperature: Annotated[float, Field(ge=0, le=100)] = Field(
-        default=1.0, description="where neither a client nor the mode says"
+    temperature: Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)] | None = Field(
+        default=None,
+        description="where neither a client nor the mode says; None = the model's own, or else 1",
     )
     max_tokens: Count | None = Field(
-        default=None,
-        description="most tokens of a chat's answer, where neither a client nor the mode says; "
-        "None = as many as fit the context",
+        default=8192,
+        description="most tokens of a chat's answer, where neither a client nor the mode says, and never more "
+        "than fit the context",
     )
     completion_tokens: Count = Field(
         default=16, description="the same for /v1/completions, where 16 is OpenAI's number"
@@ -95,11 +100,18 @@ class ServerSettings(Params):
         description="fields of an answer that hold the thought",
     )
 
-    def fit(self, modes: Collection[str]) -> None:
-        """Raises ValueError for a default mode that is none of the model's."""
-        if self.default_mode not in modes:
-            known = nearest(self.default_mode, modes)
+    def fit(self, card: ModelCard) -> None:
+        """Say whose sampling holds where neither a client nor the mode gives it. Raises ValueError for a default
+        mode that is none of the model's."""
+        if self.default_mode not in card.modes:
+            known = nearest(self.default_mode, card.modes)
             raise ValueError(f"default mode {shown(self.default_mode)} is unknown{known}")
+        whose = "the settings"
+        if self.temperature is None:
+            whose = "the model's own" if "temperature" in card.sampling else "OpenAI's"
+        found = self.sampling_of(card)
+        fields = ", ".join(f"{name}={found[name]}" for name in found if name != "max_tokens")
+        logger.info("sampling of requests that give none: {} (temperature: {})", fields, whose)
 
     @field_validator("efforts")
     @classmethod
@@ -111,9 +123,14 @@ class ServerSettings(Params):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Fields of `SamplingParams` that hold where neither a client nor the mode gives them."""
+        """Fields of `SamplingParams` that the operator gives where neither a client nor the mode does."""
         most = MOST if self.max_tokens is None else self.max_tokens
-        return {"temperature": self.temperature, "max_tokens": most}
+        own = {} if self.temperature is None else {"temperature": self.temperature}
+        return {**own, "max_tokens": most}
+
+    def sampling_of(self, card: ModelCard) -> dict[str, Any]:
+        """All that hold there: the operator's, then the model's own, and OpenAI's temperature."""
+        return {"temperature": USUAL_TEMPERATURE, **card.sampling, **self.sampling}
 
 
 def _option(panel: str, description: str, default: Any = None, *names: str, **bounds: Any) -> Any:

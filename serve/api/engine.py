@@ -38,6 +38,8 @@ class ModelCard:
     tool_format: str = "generic"  # a name of `engine.text.tool_formats`
     # its marks that are special tokens
     tool_tokens: Mapping[str, int] = field(default_factory=dict)
+    # of its makers, see `model_sampling`
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 class WarmPrefix(TypedDict):

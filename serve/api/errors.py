@@ -67,7 +67,8 @@ def openai_shape(error: ApiError) -> dict[str, Any]:
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer, in the shape of the path's protocol: `app.state.error_shapes` has those of other protocols
-    than OpenAI's, by the beginnings of their paths."""
+    than OpenAI's, by the beginnings of their paths. The request's state keeps the error, for its log line."""
+    scope.setdefault("state", {})["error"] = error
     shapes: Mapping[str, Shape] = getattr(scope["app"].state, "error_shapes", {})
     path = scope["path"]
     shape = next((s for start, s in shapes.items() if path.startswith(start)), openai_shape)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     StrictBool,
     StrictInt,
+    ValidationError,
     model_validator,
 )
 
@@ -20,7 +22,7 @@ from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import MOST, Number, SamplingParams, Speculation, nearest, shown
 from fastslow.engine.text.messages import Message
 from fastslow.request.options import ClientOptions, GenerateOptions
-from fastslow.serve.api.config import ServerSettings
+from fastslow.serve.api.config import MOST_TEMPERATURE, ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -36,10 +38,12 @@ MODE = ":"  # stands between a model's name and a mode's
 Ignored = Annotated[Any, Field(description="accepted; has no effect here")]
 Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
-Schema = str | dict[str, Any]
+# a text is read as JSON, whatever it holds
+Schema = Annotated[str, Field(max_length=2**17)] | dict[str, Any]
 Choices = Annotated[list[str], Field(min_length=1, max_length=1000, fail_fast=True)]
 SEEDS = 2**63  # a negative seed means the one that has the same 63 bits
 MOST_BIASES = 20_000  # that are looked at; the settings allow fewer
+MOST_ERRORS = 100  # of a body; to write many takes long
 SAMPLED = [name for name in SamplingParams.model_fields if name != "grammar"]
 
 
@@ -56,6 +60,18 @@ class Fields(BaseModel):
                 hint = nearest(name, cls.model_fields).partition("; known")[0]  # not all of them
                 raise ValueError(f"field {shown(name)} is unknown{hint}")
         return data
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _few_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if (count := error.error_count()) <= MOST_ERRORS:
+                raise
+            raise ValueError(
+                f"the body has {count} errors; at most {MOST_ERRORS} are looked at"
+            ) from None
 
 
 class StructuredOutputs(BaseModel):
@@ -163,7 +179,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="prefixes and answers are shared with the same salt only"
     )
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=MOST_TEMPERATURE)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
@@ -191,6 +207,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         id: str,
         default_mode: str | None = None,
         streamed: bool = True,
+        prompts: int = 1,
         **options: Any,
     ) -> GenerateRequest:
         """What the engine is to do.
@@ -198,6 +215,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         Args:
             prompt: as `GenerateRequest` has it.
             default_mode: the mode where the client names none; None = the settings'.
+            prompts: of this call, for each of which there is such a request.
             options: further `GenerateOptions`.
         """
         default_mode = default_mode or settings.default_mode
@@ -212,16 +230,17 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         variables = kept.pop("chat_template_kwargs", {}) | variables
         fields: dict[str, Any] = {
             "sampling": given,
-            "sampling_defaults": settings.sampling,
+            "sampling_defaults": settings.sampling_of(card) | options.pop("sampling_defaults", {}),
             "mode": mode,
             "speculation": _speculation_of(self.speculation),
             "timeout": self._seconds(settings),
             "memory_key": who.memory(self.cache_salt),
+            "share": who.share,
             "chat_template_kwargs": variables or None,
             **{name: getattr(self, name) for name in ClientOptions.model_fields},
         }
         made = GenerateOptions(**{**fields, **kept, **options})
-        return who.admit(GenerateRequest(id, prompt, made, streamed), card)
+        return who.admit(GenerateRequest(id, prompt, made, streamed), card, prompts)
 
     def _seconds(self, settings: ServerSettings) -> float:
         most = settings.longest_timeout

@@ -48,7 +48,9 @@ class KeyLimits(BaseModel):
         default=None, description="tokens of prompts and answers in a minute"
     )
     concurrent: Count | None = Field(default=None, description="requests at the same time")
-    max_tokens: Count | None = Field(default=None, description="tokens of one answer")
+    max_tokens: Count | None = Field(
+        default=None, description="tokens of all answers of a request together"
+    )
     modes: Annotated[list[str], Field(min_length=1, max_length=64)] | None = None
     priority: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None  # from, to
 

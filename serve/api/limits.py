@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -12,11 +13,12 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from fastslow.admission import KEPT, FairPlaces
 from fastslow.engine.params import shown
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.keys import KeyLimits, StoredKey
+from fastslow.serve.api.keys import MOST, KeyLimits, StoredKey
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
 ORDINARY = "deep"  # the mode where a request names none
@@ -36,15 +38,22 @@ class Caller:
     Attributes:
         memory_key: its requests share remembered answers and cached prefixes; nobody outside can work it out.
             None: no answer is remembered, and prefixes are shared by all who have no key.
+        address: where a request without a key comes from.
     """
 
     name: str = "anonymous"
     memory_key: str | None = None
     limits: KeyLimits = NO_LIMITS
+    address: str = ""
 
     @classmethod
     def of(cls, key: StoredKey) -> Caller:
         return cls(key.name, _derived(key.id, "key"), key.limits)
+
+    @property
+    def share(self) -> str | None:
+        """Whose share of the places its requests take: the key's, or its address's."""
+        return self.memory_key or _network(self.address) or None
 
     def memory(self, cache_salt: str | None = None) -> str | None:
         """The memory key of a request: the caller's, or one for each of its salts.
@@ -55,16 +64,20 @@ class Caller:
             return self.memory_key
         return _derived(self.memory_key or OPEN, "salt", cache_salt)
 
-    def admit(self, request: GenerateRequest, card: ModelCard) -> GenerateRequest:
-        """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may."""
+    def admit(self, request: GenerateRequest, card: ModelCard, prompts: int = 1) -> GenerateRequest:
+        """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may.
+
+        prompts: of its call, each with such a request.
+        """
         limits = self.limits
         if limits.modes is not None:
             self._check_mode(request.options.mode, limits.modes)
         if limits.priority is not None:
             priority = self._priority(request.options.priority, *limits.priority)
             request = request.with_options(priority=priority)
-        if limits.max_tokens is not None:
-            request = self._with_fewer_tokens(request, card, limits.max_tokens)
+        mosts = [n for n in (limits.max_tokens, limits.tokens_per_minute) if n is not None]
+        if mosts:
+            request = self._with_fewer_tokens(request, card, min(mosts), prompts)
         return request
 
     def _check_mode(self, mode: Any, allowed: list[str]) -> None:
@@ -86,20 +99,29 @@ class Caller:
         return priority
 
     def _with_fewer_tokens(
-        self, request: GenerateRequest, card: ModelCard, most: int
+        self, request: GenerateRequest, card: ModelCard, most: int, prompts: int
     ) -> GenerateRequest:
-        given = request.sampling.get("max_tokens")
-        if given is None:
-            usual = (card.modes.get(_base(request.options.mode), {}).get("sampling") or {}).get(
-                "max_tokens"
-            )
-            if isinstance(usual, int) and usual <= most:
-                return request
-            return request.with_options(sampling={**request.sampling, "max_tokens": most})
-        if given > most:
-            limit = f"max_tokens={shown(given)} is above {most}, the most with this key"
-            raise _refusal("max_tokens", limit)
-        return request
+        """With at most this many tokens in all answers of the call together."""
+        tokens, answers = answer_tokens(request, card)
+        answers *= prompts
+        if tokens is not None and tokens * answers <= most:
+            return request
+        each = f" for each of {answers} answers" if answers > 1 else ""
+        if (given := request.sampling.get("max_tokens")) is not None:
+            said = f"max_tokens={shown(given)}{each} is above {most}, the most with this key"
+            raise _refusal("max_tokens", said)
+        if answers > most:
+            raise _refusal("n", f"a token{each} is above {most}, the most with this key")
+        return request.with_options(sampling={**request.sampling, "max_tokens": most // answers})
+
+
+def answer_tokens(request: GenerateRequest, card: ModelCard) -> tuple[int | None, int]:
+    """The most tokens of an answer, None where nobody says, and how many answers the request wants."""
+    mode = card.modes.get(_base(request.options.mode), {}).get("sampling") or {}
+    layers = request.options.sampling_defaults, mode, request.sampling
+    known = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    most = known.get("max_tokens")
+    return (None if most is None else min(most, card.context)), known.get("n", 1)
 
 
 def _refusal(param: str, message: str) -> ApiError:
@@ -118,6 +140,17 @@ Who = Annotated[Caller, Depends(caller)]
 def _base(mode: Any) -> str:
     """The preset that a mode is, or is made of."""
     return str((mode.get("base") if isinstance(mode, Mapping) else mode) or ORDINARY)
+
+
+def _network(address: str) -> str:
+    """An address, or the first half of one of IPv6: whoever has one has all that begin so."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is None:
+        return str(ipaddress.ip_network((int(ip), 64), strict=False))
+    return address
 
 
 def _derived(id: str, *parts: str) -> str:
@@ -179,24 +212,28 @@ class Limits:
     """The use of all callers, in one event loop.
 
     Args:
-        concurrent: requests of all callers at the same time; None = no limit.
+        concurrent: requests of all callers at the same time, a quarter of them for callers with few; None = no
+            limit.
         clock: seconds that never go back.
     """
 
     def __init__(
         self, concurrent: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._concurrent, self._clock = concurrent, clock
-        self.running = 0
+        most = MOST if concurrent is None else concurrent
+        self._places, self._clock = FairPlaces(most, most // KEPT), clock
         self._uses: dict[str, _Use] = {}
+
+    @property
+    def running(self) -> int:
+        """Requests that have a place."""
+        return self._places.taken
 
     def enter(self, caller: Caller) -> dict[str, str]:
         """Give a request a place; `leave` gives it back. Returns headers: what is left, as OpenAI's answers say it."""
         now, use, most = self._clock(), self._use(caller), caller.limits.concurrent
-        if self._concurrent is not None and self.running >= self._concurrent:
-            said = (
-                f"the server answers {self._concurrent} requests already, the most at the same time"
-            )
+        if self.running >= (open_to := self._places.open_to(caller.share, 1)):
+            said = f"the server answers {self.running} requests already, and {open_to} is the most at the same time"
             raise _too_many(said, "server_busy", SOON, use.headers(now))
         if most is not None and use.running >= most:
             said = f"this key has {most} requests running already, the most at the same time"
@@ -208,18 +245,31 @@ class Limits:
         if "requests" in use.rates:
             use.rates["requests"].take(1, now)
         use.running += 1
-        self.running += 1
+        self._places.take(caller.share, 1)
         return use.headers(now)
 
-    def spend(self, caller: Caller, tokens: int) -> None:
-        """Count an answer's tokens and those of its prompt."""
+    def reserve(self, caller: Caller, request: GenerateRequest, card: ModelCard) -> int:
+        """Take the tokens that all answers to a request may have; `spend` gives back what they had not."""
+        now, use = self._clock(), self._use(caller)
+        if (bucket := use.rates.get("tokens")) is None:
+            return 0
+        most, answers = answer_tokens(request, card)
+        tokens = min((most or card.context) * answers, bucket.per_minute)
+        if wait := bucket.wait(tokens, now):
+            said = f"up to {tokens} tokens are wanted, and this key may use {bucket.per_minute} a minute: try again "
+            raise _too_many(f"{said}in {wait:.1f} s", EXCEEDED, wait, use.headers(now))
+        bucket.take(tokens, now)
+        return tokens
+
+    def spend(self, caller: Caller, tokens: int, reserved: int = 0) -> None:
+        """Count an answer's tokens and those of its prompt, of which some were reserved."""
         if bucket := self._use(caller).rates.get("tokens"):
-            bucket.take(tokens, self._clock())
+            bucket.take(tokens - reserved, self._clock())
 
     def leave(self, caller: Caller) -> None:
         """A request is over, however it ended."""
         self._use(caller).running -= 1
-        self.running -= 1
+        self._places.take(caller.share, -1)
 
     def _use(self, caller: Caller) -> _Use:
         """Its use by name; buckets are made anew where its limits were changed."""

@@ -14,6 +14,7 @@ from loguru import logger
 from fastslow.output import Completion, Output, Piece
 from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.connection import EngineCrashed
 from fastslow.serve.engines.sent_pieces import OtherAnswer, SentPieces, whole_sources
 
 ANY_REPLICA = ("tokenize", "detokenize", "token_bytes")  # calls that any replica answers alike
@@ -52,6 +53,10 @@ class _ContinuedRequest:
     asked_again: int = 0
     since: float | None = None  # when the latest engine ended, and nothing has come since
     try_started: float = 0.0
+    # it was new to an engine that crashed, and nothing has come of it since
+    suspected: bool = False
+    stop_again: bool = False  # its caller closed a thought before an engine had sent any of it
+    refused: str = ""  # why it cannot be continued: it is made again from its beginning
 
     @property
     def first_try(self) -> bool:
@@ -64,9 +69,10 @@ class ContinuedEngine(WrappedEngine):
     a part of it was streamed, another replica continues after that part, and the client notices no more than
     a pause. Greedy and seeded answers are exactly what they would have been.
 
-    What cannot be continued, or breaks too often, ends with `NotReady` and one sentence. An answer that is not
-    streamed is made again from its beginning: pieces would cost time in each step of each answer, and
-    replicas seldom end.
+    What an engine refuses to continue, as where a mode may escalate, is made again from its beginning, without
+    what was sent. What has other tokens then, breaks too often, or crashes an engine to which it alone was new,
+    ends with `NotReady` and one sentence. An answer that is not streamed is made again from its beginning:
+    pieces would cost time in each step of each answer, and replicas seldom end.
 
     Args:
         engine: raises `NotReady` where a replica ended, with its name as `replica`.
@@ -81,6 +87,7 @@ class ContinuedEngine(WrappedEngine):
         self._retries = retries
         self._running: dict[str, _ContinuedRequest] = {}
         self._closing = False
+        self._suspect: _ContinuedRequest | None = None  # of the suspected ones, the one that runs
         self.retried = self.continued = self.given_up = 0
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
@@ -98,9 +105,12 @@ class ContinuedEngine(WrappedEngine):
                     pause = self._pause(own, error)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(own.cancelled.wait(), pause)
+                if own.suspected:
+                    await self._turn(own)
                 if own.cancelled.is_set():
                     raise NotReady("the request was cancelled after its engine had ended")
         finally:
+            self._cleared(own)
             if self._running.get(request.id) is own:
                 del self._running[request.id]
 
@@ -120,10 +130,13 @@ class ContinuedEngine(WrappedEngine):
 
     async def stop_thinking(self, id: str) -> bool:
         own = self._running.get(id)
-        before = {} if own is None else own.sent.sizes
+        sizes: dict[int, int] = {}
+        if own is not None:
+            sizes = dict.fromkeys(range(own.request.sampling.get("n") or 1), 0) | own.sent.sizes
         stopped = await self.engine.stop_thinking(id)
         if stopped and own is not None:
-            own.sent.thought_stopped(before)
+            own.sent.thought_stopped(sizes)
+            own.stop_again |= not all(sizes.values())
         return stopped
 
     async def close(self, drain: float = 0.0) -> None:
@@ -147,19 +160,54 @@ class ContinuedEngine(WrappedEngine):
     async def _try(self, own: _ContinuedRequest) -> AsyncGenerator[Piece, None]:
         """Ask once; the pieces are those that were not sent yet."""
         request, sent, own.came = own.request, own.sent, False
+        stopping: asyncio.Task[None] | None = None
         if own.since is not None:
             request = _asked_again(own)
             sent.begin_again()
-        async with aclosing(self.engine.stream(request)) as pieces:
-            async for piece in pieces:
-                own.since, own.tries, own.came = None, 0, True
-                if piece.output is not None:
-                    yield replace(piece, output=_whole(own, piece.output))
-                    return
-                fresh = sent.take(piece, time.monotonic())
-                if fresh is not None:
-                    yield fresh
+            if own.stop_again:
+                stopping = asyncio.create_task(self._stop_again(own))
+        try:
+            async with aclosing(self.engine.stream(request)) as pieces:
+                async for piece in pieces:
+                    if not own.came:
+                        self._cleared(own)
+                    own.since, own.tries, own.came = None, 0, True
+                    if piece.output is not None:
+                        yield replace(piece, output=_whole(own, piece.output))
+                        return
+                    fresh = sent.take(piece, time.monotonic()) if own.request.streamed else None
+                    if fresh is not None:
+                        yield fresh
+        finally:
+            self._cleared(own, own.came)
+            if stopping is not None:
+                stopping.cancel()
         raise NotReady("the engine ended before the answer was there")
+
+    async def _turn(self, own: _ContinuedRequest) -> None:
+        """Wait until no other suspected request runs: so an engine that crashes again shows which one it was."""
+        began = time.monotonic()
+        while self._suspect is not None and not own.cancelled.is_set():
+            await asyncio.sleep(FIND)
+        self._suspect = self._suspect or own
+        if own.since is not None:
+            own.since += time.monotonic() - began  # which was no search for an engine
+
+    def _cleared(self, own: _ContinuedRequest, innocent: bool = True) -> None:
+        """Something came of a request, or its try is over: another suspected one may run."""
+        own.suspected &= not innocent
+        if self._suspect is own:
+            self._suspect = None
+
+    async def _stop_again(self, own: _ContinuedRequest) -> None:
+        """Have a thought closed on the engine that answers now, once that has it."""
+        pause = FIND
+        while True:
+            with suppress(RuntimeError):
+                if await self.stop_thinking(own.request.id):
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self._retries.longest)
 
     def _pause(self, own: _ContinuedRequest, error: Exception) -> float:
         """How long to wait before the next try. Raises an error where there is none."""
@@ -170,9 +218,15 @@ class ContinuedEngine(WrappedEngine):
             raise error
         if first and isinstance(error, NotReady) and not (own.sent.tokens or replica or own.there):
             raise error
+        if isinstance(error, ValueError) and own.sent.tokens and not (own.came or own.refused):
+            own.refused = str(error)
+            said = "request {} is made again from its beginning: {}"
+            logger.warning(said, own.request.id, error)
+            return 0.0
         if replica:
             own.failed.append(replica)
-        own.deaths += not refused and (own.came or bool(replica))
+        if not (isinstance(error, EngineCrashed) and not error.suspects):  # others were to blame
+            own.deaths += not refused and (own.came or bool(replica))
         if own.since is None or (replica and not refused):
             own.since = now  # where one had taken it, the search begins anew: deaths bound that
         if (why := self._hopeless(own, error, now - own.since)) is not None:
@@ -194,7 +248,13 @@ class ContinuedEngine(WrappedEngine):
         if isinstance(error, ValueError):
             return f"it cannot be continued: {error}"
         if isinstance(error, OtherAnswer):
-            return "it cannot be continued: another engine made other tokens"
+            return f"it cannot be continued: {own.refused or 'another engine made other tokens'}"
+        if isinstance(error, EngineCrashed) and error.suspects:
+            if error.suspects == 1:
+                return f"{error}: no other engine is asked"
+            if own.suspected:
+                return "two engines crashed as they began it"
+            own.suspected = True
         if own.deaths >= self._retries.deaths:
             return f"it was under way on {own.deaths} engines when they ended"
         if seconds >= self._retries.seconds:
@@ -222,13 +282,17 @@ class ContinuedEngine(WrappedEngine):
 
 
 def _asked_again(own: _ContinuedRequest) -> GenerateRequest:
-    """The request for another engine, after what was sent, and for the time that is left."""
+    """The request for another engine, after what was sent where that is possible, and for the time that is left."""
     request, timeout = own.request, own.request.options.timeout
     if timeout is not None:
         timeout = max(LEAST, timeout - (time.monotonic() - own.started))
     answered = own.sent.answered if own.sent.tokens else request.options.answered
+    if answered is not None and own.refused:  # all that is kept is what was decided
+        answered = replace(answered, tokens=[[] for _ in answered.tokens], stopped=())
     asked = request.with_options(answered=answered, timeout=timeout)
-    return replace(asked, avoid=tuple(own.failed))
+    # one that may end an engine shows with a piece that it does not
+    streamed = request.streamed or own.suspected
+    return replace(asked, avoid=tuple(own.failed), streamed=streamed)
 
 
 def _whole(own: _ContinuedRequest, output: Output) -> Output:

@@ -13,6 +13,7 @@ from loguru import logger
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.params import Mode
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.handle import RequestHandle
@@ -42,7 +43,7 @@ class LocalEngine:
             name=name,
             created=int(time.time()),
             context=llm.max_model_len,
-            modes={name: mode.model_dump(mode="json") for name, mode in llm.modes.items()},
+            modes={name: _fields(mode) for name, mode in llm.modes.items()},
             units=units.name,
             most=units.most,
             thinks=llm.thinks,
@@ -54,6 +55,7 @@ class LocalEngine:
             device=str(llm.model.device),
             tool_format=llm.tool_calls.form.name,
             tool_tokens=llm.tool_calls.tokens,
+            sampling=inputs.sampling,
         )
 
     @property
@@ -181,3 +183,10 @@ class LocalEngine:
         cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
         if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
             raise NotReady("the engine closed before the answer was whole", refused=True)
+
+
+def _fields(mode: Mode) -> dict[str, Any]:
+    """As plain values; of its sampling those that it gives, as only they count."""
+    own = mode.sampling
+    given = None if own is None else own.model_dump(mode="json", exclude_unset=True)
+    return {**mode.model_dump(mode="json"), "sampling": given}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -13,7 +13,7 @@ from typing import Any
 from loguru import logger
 
 from fastslow.output import Piece
-from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.serve.api.engine import ModelCard, NotReady, called
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient
@@ -24,7 +24,7 @@ from fastslow.serve.engines.settings import VISIBLE, EngineSettings
 
 LOOK = 1.0  # seconds between two reports of a replica
 AGAIN = 30.0  # seconds until another replica is started in place of one that was given up
-MISSED = 3  # checks without an answer, after which a replica counts as hung
+HUNG = 3  # times `hung_seconds` without an answer, after which a replica is killed
 
 
 @dataclass(eq=False, slots=True)
@@ -44,7 +44,7 @@ class _Replica:
 
     @property
     def runs(self) -> bool:
-        return self.client.ready and self.leaving is None
+        return self.client.loaded and self.leaving is None
 
 
 class ProcessReplicas:
@@ -66,7 +66,8 @@ class ProcessReplicas:
         self._scaling = scaling or ScalingSettings()
         self._scaling = replace(self._scaling, least=replicas.least, most=replicas.most)
         self._state = ScalingState()
-        self._heartbeat = Heartbeat(replicas.hung_seconds, MISSED)
+        every = replicas.health_seconds
+        self._heartbeat = Heartbeat(every, missed=round(HUNG * replicas.hung_seconds / every))
         self._replicas: list[_Replica] = []
         self._started = 0  # replicas, ever
         self._failed_at = -AGAIN  # when one was given up last
@@ -76,6 +77,10 @@ class ProcessReplicas:
     @property
     def running(self) -> Mapping[str, ReplicaReport | None]:
         return {one.name: one.report for one in self._replicas if one.runs}
+
+    @property
+    def silent(self) -> Collection[str]:
+        return [one.name for one in self._replicas if one.runs and not one.client.ready]
 
     @property
     def starting(self) -> int:
@@ -108,7 +113,7 @@ class ProcessReplicas:
                 yield piece
 
     async def call(self, name: str, method: str, *arguments: Any) -> Any:
-        return await self._named(name).client.call(method, *arguments)
+        return await called(self._named(name).client, method, arguments)
 
     async def close(self) -> None:
         if self._watching is not None:

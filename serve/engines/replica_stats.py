@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
@@ -19,11 +20,13 @@ class StatsSum:
     def __init__(self) -> None:
         self.gone = 0  # replicas that ended or fell silent
         self.answered: Mapping[str, Mapping[str, Any]] = {}  # what each said last, by its id
+        self._at: dict[str, float] = {}  # when that was, of `time.monotonic`
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._gone: dict[str, Any] = {}
 
     def of(self, found: Mapping[str, Mapping[str, Any]], missing: int = 0) -> dict[str, Any]:
         """`EngineStats.to_dict()` of all together, with those of each replica under "replicas".
+        `age_seconds`: how old they are; of all, the oldest.
 
         Args:
             found: what replicas say now, by their ids.
@@ -33,6 +36,10 @@ class StatsSum:
         answered = {id: self.answered[id] for id in silent[:missing]} | dict(found)
         self.gone += len(set(self.answered) - set(answered))
         self.answered = answered
+        now = time.monotonic()
+        self._at.update((id, now - one.get("age_seconds", 0.0)) for id, one in found.items())
+        self._at = {id: self._at[id] for id in answered}
+        ages = {id: round(now - at, 3) for id, at in self._at.items()}
         gone = [id for id in self._latest if id not in answered]
         for id in gone:
             self._latest[id] = {**self._latest[id], **dict.fromkeys(NOW, 0)}
@@ -43,9 +50,11 @@ class StatsSum:
         for stats in self._latest.values():
             total = _added(total, stats)
         return _with_rates(total) | {
+            "age_seconds": max(ages.values(), default=0.0),
             "replicas_gone": self.gone,
             "replicas": {
                 id: {name: value for name, value in one.items() if not isinstance(value, Mapping)}
+                | {"age_seconds": ages[id]}
                 for id, one in answered.items()
             },
         }

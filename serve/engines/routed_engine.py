@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import count
@@ -38,6 +38,10 @@ class Replicas(Protocol):
     @property
     def running(self) -> Mapping[str, ReplicaReport | None]:
         """The replicas that take requests, each with its newest report."""
+
+    @property
+    def silent(self) -> Collection[str]:
+        """Those of them that have said nothing for some seconds."""
 
     @property
     def starting(self) -> int:
@@ -103,15 +107,18 @@ class RoutedEngine(CalledEngine):
             return "the server is closing"
         if self._card is None:
             return "the model is loading"
-        if self._replicas.running:
-            return ""
+        if running := self._replicas.running:
+            silent = len(running) == len(self._replicas.silent)
+            return f"no replica answers now, {len(running)} run" if silent else ""
         return f"no replica runs, {self._replicas.starting} are starting"
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         routed = routed_of(request, self.card)
         # a request that is asked again elsewhere keeps its id, and counts by itself
         id = f"{request.id}/{next(self._numbers)}"
-        routed = replace(routed, id=id, avoid=(*routed.avoid, *self._failed))
+        routed = replace(
+            routed, id=id, avoid=(*routed.avoid, *self._failed, *self._replicas.silent)
+        )
         name = self._choose(routed)
         self._chooser.routed(routed, name)
         self._running[request.id] = name
@@ -175,10 +182,10 @@ class RoutedEngine(CalledEngine):
         return next(ranked, None) or self._any()
 
     def _any(self) -> str:
-        running = list(self._replicas.running)
-        if not running:
+        answering = set(self._replicas.running).difference(self._replicas.silent)
+        if not answering:
             raise NotReady(self.why_not_ready)
-        return random.choice(running)
+        return random.choice([*answering])
 
     async def _call(self, name: str, method: str, *arguments: Any, seconds: float = CALL) -> Any:
         try:

@@ -71,7 +71,7 @@ class SentPieces:
     def thought_stopped(self, sizes: Mapping[int, int]) -> None:
         """The caller closed thoughts, when these numbers of tokens had been sent."""
         for index, size in sizes.items():
-            sent = self.choices[index]
+            sent = self.choices.setdefault(index, SentChoice())
             sent.stopped = size if sent.stopped is None else sent.stopped
 
     def take(self, piece: Piece, now: float) -> Piece | None:

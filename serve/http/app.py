@@ -17,6 +17,7 @@ from fastslow.serve.api.errors import as_api_error, error_response
 from fastslow.serve.api.keys import KeyRing, is_loopback
 from fastslow.serve.api.limits import Limits
 from fastslow.serve.http import requests
+from fastslow.serve.http.body import TOGETHER
 from fastslow.serve.http.middleware import LOOPBACK, RequestAccess, RequestWatch, request_id
 from fastslow.serve.observe import health, metrics
 from fastslow.serve.observe.metrics import ServerMetrics
@@ -75,7 +76,13 @@ def create_app(
     for kind in (HTTPException, RequestValidationError, Busy, NotReady):
         app.add_exception_handler(kind, _answer_error)
     # a middleware stands around those that were added before it
-    app.add_middleware(RequestAccess, keys=keys, limits=limits, body_seconds=config.body_seconds)
+    app.add_middleware(
+        RequestAccess,
+        keys=keys,
+        limits=limits,
+        body_seconds=config.body_seconds,
+        incoming_bytes=TOGETHER * config.settings.body_bytes,
+    )
     if config.allow_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from starlette.types import Message, Receive
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerSettings
-from fastslow.serve.api.errors import ERRORS, ApiError
+from fastslow.serve.api.errors import ERRORS, SOON, ApiError
 
 EXACT = 2**53  # below it floats hold every whole number
+TOGETHER = 16  # bodies of the largest size, whose bytes may be here before they are whole
+PIECE = 64 * 1024  # bytes that are looked at together
+OPENING, BRACKETS = b"[{", b"[]{}"
+PARTS = (
+    b"[{:.eE"  # lists, objects, names, and numbers that are no digits alone: these cost the most
+)
+NO_BRACKETS = bytes(one for one in range(256) if one not in BRACKETS)
+DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+LONG_NUMBER = b"0" * 500  # the time for a number grows with the square of its digits
 
 
 class JsonRequest(Request):
@@ -24,20 +37,34 @@ class JsonRequest(Request):
         if not hasattr(self, "_body"):
             most = self._settings.body_bytes
             self._check_type()
-            chunks, size = [], 0
+            said = f"the body has more than {most} bytes"
+            declared = self.headers.get("content-length", "")
+            if declared.isdecimal() and int(declared) > most:
+                raise ApiError(413, said, code="body_too_large")
+            chunks, size, held = [], 0, JsonCount(self._settings)
+            refusal: ApiError | None = None
             async for chunk in self.stream():
                 size += len(chunk)
                 if size > most:
-                    said = f"the body has more than {most} bytes"
                     raise ApiError(413, said, code="body_too_large")
-                chunks.append(chunk)
+                if refusal is None:
+                    try:
+                        held.add(chunk)
+                        chunks.append(chunk)
+                    except ApiError as error:
+                        refusal, chunks = error, []
+            if refusal is not None:  # many clients read no answer before they sent all
+                raise refusal
+            held.end()
             self._body = b"".join(chunks)
         return self._body
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            most = self._settings.json_depth, self._settings.json_parts
-            self._json = read_json(await self.body(), *most)
+            data = await self.body()
+            self._json, self._body = read_json(data), b""  # the answer may take minutes
+            if len(data) > PIECE:
+                await asyncio.sleep(0)  # others have their turn before its fields are checked
         return self._json
 
     @property
@@ -71,20 +98,128 @@ def json_router() -> APIRouter:
     return APIRouter(route_class=JsonRoute, responses=ERRORS)
 
 
-def read_json(data: bytes, depth: int, parts: int) -> Any:
-    """JSON as the standard has it, with finite numbers."""
+class IncomingBody:
+    """A body as it comes, within its seconds and the bytes of all.
+
+    Args:
+        receive: of the request's scope.
+        bodies: all that come.
+        seconds: from now to its end.
+    """
+
+    def __init__(self, receive: Receive, bodies: IncomingBodies, seconds: float) -> None:
+        self._receive, self._bodies, self._seconds = receive, bodies, seconds
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._timeout: asyncio.Timeout | None = None
+        self._whole = self._given_up = False
+
+    async def receive(self) -> Message:
+        """As the scope's. Raises ApiError where the time is over, or others need the room."""
+        if self._whole:
+            return await self._receive()
+        message: Message | None = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline) as self._timeout:
+                message = await self._receive()
+        if self._given_up:
+            said = "the server holds too many unfinished bodies, and this was the longest silent"
+            raise ApiError(503, said, "server_error", None, "server_busy", SOON)
+        if message is None:
+            said = f"the body was not there after {self._seconds:g} s"
+            raise ApiError(408, said, code="body_timeout")
+        self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+        if self._whole:
+            self._bodies.remove(self)
+        else:
+            self._bodies.add(self, len(message.get("body", b"")))
+        return message
+
+    def give_up(self) -> None:
+        """Let go of what came."""
+        self._given_up = True
+        if self._timeout is not None:
+            with suppress(RuntimeError):  # nobody waits for more of it
+                self._timeout.reschedule(0)
+
+
+class IncomingBodies:
+    """The bodies that are not whole yet. Where they have more than `most` bytes together, those that were silent
+    for longest are given up."""
+
+    def __init__(self, most: float) -> None:
+        self._most, self._bytes = most, 0
+        self._sizes: dict[IncomingBody, int] = {}  # the longest silent is the first
+
+    def add(self, body: IncomingBody, size: int) -> None:
+        """A further piece came."""
+        self._sizes[body] = self._sizes.pop(body, 0) + size
+        self._bytes += size
+        while self._bytes > self._most:
+            silent = next(iter(self._sizes))
+            self.remove(silent)
+            silent.give_up()
+
+    def remove(self, body: IncomingBody) -> None:
+        """It is whole, or its request is over."""
+        self._bytes -= self._sizes.pop(body, 0)
+
+
+class JsonCount:
+    """Counts what JSON holds while its bytes come: while it is parsed, the event loop stands still.
+
+    It looks at the marks outside of texts. As far as the bytes are JSON, these are the marks that a parser meets.
+    Raises ApiError for what nests too deep, or holds too much to be looked at.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._most = settings
+        self._data = b""  # that was not looked at
+        self._in_text = False
+        self._texts = self._level = self._parts = self._commas = 0
+
+    def add(self, data: bytes) -> None:
+        """Bytes that follow those before."""
+        self._data += data
+        if len(self._data) >= PIECE:
+            self.end()
+
+    def end(self) -> None:
+        """Look at all that came."""
+        parts, values = self._most.json_parts, self._most.json_values
+        data = self._data
+        cut = (len(data) - len(data.rstrip(b"\\"))) % 2  # a mark that belongs to the next byte
+        self._data = data[len(data) - cut :]
+        plain = data[: len(data) - cut].replace(b"\\\\", b"").replace(b'\\"', b"")
+        quotes = plain.count(b'"')
+        self._texts += quotes
+        if self._texts > 2 * (parts + values):  # each text is a name or a value
+            raise _too_many(values, "values")
+        outside = b"".join(plain.split(b'"')[self._in_text :: 2])
+        self._in_text ^= quotes % 2 == 1
+        brackets = outside.translate(None, NO_BRACKETS)[: 2 * parts]
+        steps = (1 if bracket in OPENING else -1 for bracket in brackets)
+        *_, self._level = levels = [*accumulate(steps, initial=self._level)]
+        if max(levels) > self._most.json_depth:
+            raise _no_json(f"it nests deeper than {self._most.json_depth} levels")
+        self._parts += len(outside) - len(outside.translate(None, PARTS))
+        self._commas += outside.count(b",")
+        if self._parts > parts:
+            raise _too_many(parts, "lists, objects, names, fractions and truth values")
+        if self._commas >= values:
+            raise _too_many(values, "values")
+        if LONG_NUMBER in outside.translate(DIGITS):
+            raise _no_json("a number has too many digits")
+
+
+def read_json(data: bytes) -> Any:
+    """JSON as the standard has it, with finite numbers, of bytes that `JsonCount` let through."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise _no_json(f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise _no_json(f"{error.msg.lower()} at character {error.pos}") from None
-    except RecursionError:
-        raise _too_deep(depth) from None
-    except ValueError:  # Python's own limit of digits
-        raise _no_json("a number has too many digits") from None
-    _check_size(value, depth, parts)
-    if b"\\u" in data:
+    if b"\\ud" in data or b"\\uD" in data:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
@@ -94,24 +229,8 @@ def read_json(data: bytes, depth: int, parts: int) -> Any:
     return value
 
 
-def _check_size(value: Any, deepest: int, most: int) -> None:
-    """Refuse what nests too deep, or holds too many lists and objects to be looked at."""
-    level, depth, count = [value], 0, 0
-    while level:
-        if depth > deepest:
-            raise _too_deep(deepest)
-        count += len(level)
-        if count > most:
-            said = f"the body has more than {most} lists and objects"
-            raise ApiError(413, said, code="body_too_large")
-        level = [
-            part
-            for one in level
-            if isinstance(one, list | dict)
-            for part in (one.values() if isinstance(one, dict) else one)
-            if isinstance(part, list | dict)
-        ]
-        depth += 1
+def _too_many(most: int, what: str) -> ApiError:
+    return ApiError(413, f"the body has more than {most} {what}", code="body_too_large")
 
 
 def _no_number(name: str) -> NoReturn:
@@ -128,7 +247,3 @@ def _finite(digits: str) -> float:
 
 def _no_json(why: str) -> ApiError:
     return ApiError(400, f"the body is no JSON that can be read: {why}", code="invalid_json")
-
-
-def _too_deep(most: int) -> ApiError:
-    return _no_json(f"it nests deeper than {most} levels")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
 import re
 import secrets
 import time
@@ -16,6 +16,7 @@ from fastslow.engine.params import shown
 from fastslow.serve.api.errors import ApiError, as_api_error, error_response
 from fastslow.serve.api.keys import KeyRing
 from fastslow.serve.api.limits import Caller, Limits
+from fastslow.serve.http.body import IncomingBodies, IncomingBody
 from fastslow.serve.observe.request_record import (
     CURRENT,
     UNMATCHED,
@@ -25,6 +26,9 @@ from fastslow.serve.observe.request_record import (
 )
 
 VALID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+HOST = re.compile(  # a name or an address, and a port
+    r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([A-Za-z0-9._~!$&'()*+,;=%-]*))(?::[0-9]{0,5})?"
+)
 HEADER = b"x-request-id"
 ANSWERED = (HEADER, b"request-id")  # as OpenAI's clients read it, and as Anthropic's do
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -136,12 +140,19 @@ class RequestAccess:
         keys: None = everybody is let in.
         limits: of callers, and of all together.
         body_seconds: from the request's start to the end of its body.
+        incoming_bytes: of all bodies together that are not whole yet.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing | None, limits: Limits, body_seconds: float = 60.0
+        self,
+        app: ASGIApp,
+        keys: KeyRing | None,
+        limits: Limits,
+        body_seconds: float = 60.0,
+        incoming_bytes: float = math.inf,
     ) -> None:
         self._app, self._keys, self._limits, self._seconds = app, keys, limits, body_seconds
+        self._bodies = IncomingBodies(incoming_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -155,21 +166,8 @@ class RequestAccess:
             await error_response(scope, error)(scope, receive, send)
             return
         rates = [(name.encode(), value.encode()) for name, value in left.items()]
-        deadline, whole = asyncio.get_running_loop().time() + self._seconds, False
+        body = IncomingBody(receive, self._bodies, self._seconds)
         head = scope["method"] == "HEAD"
-
-        async def receive_in_time() -> Message:
-            nonlocal whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                said = f"the body was not there after {self._seconds:g} s"
-                raise ApiError(408, said, code="body_timeout") from None
-            whole = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
 
         async def send_with_rates(message: Message) -> None:
             if rates and message["type"] == "http.response.start":
@@ -180,14 +178,15 @@ class RequestAccess:
 
         try:
             inner = {**scope, "method": "GET"} if head else scope
-            await self._app(inner, receive_in_time, send_with_rates)
+            await self._app(inner, body.receive, send_with_rates)
         finally:
+            self._bodies.remove(body)
             if works:
                 self._limits.leave(caller)
 
     def _caller(self, scope: Scope) -> Caller:
         if self._keys is None:
-            return Caller()
+            return Caller(address=(scope.get("client") or ("",))[0])
         sent = sent_key(Headers(scope=scope))
         found = None if sent is None else self._keys.find(sent)
         if found is not None:
@@ -223,7 +222,10 @@ def _check(scope: Scope, hosts: frozenset[str] | None, origins: frozenset[str] |
     if (count := len(headers.getlist("host"))) > 1:  # others may read another one than we do
         raise ApiError(400, f"there are {count} Host headers; a request has one")
     host, origin = headers.get("host", ""), headers.get("origin")
-    if hosts is not None and host_name(host) not in hosts:
+    written = HOST.fullmatch(host)
+    if written is None:
+        raise ApiError(400, f"Host: {shown(host)} is no name or address with a port")
+    if hosts is not None and (written[1] or written[2] or "").lower() not in hosts:
         known = ", ".join(sorted(hosts))
         said = f"Host: {shown(host)} is no name of this server, which are {known}: --allow-host adds one"
         raise ApiError(400, said)
@@ -232,13 +234,6 @@ def _check(scope: Scope, hosts: frozenset[str] | None, origins: frozenset[str] |
     if not (origin in origins or "*" in origins or _same(origin, host)):
         said = f"Origin: {shown(origin)} may not use this server: --allow-origin adds it, and so does a key"
         raise ApiError(403, said, "permission_error")
-
-
-def host_name(host: str) -> str:
-    """A Host header's name, without port and the brackets of IPv6."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
 
 
 def _same(origin: str, host: str) -> bool:

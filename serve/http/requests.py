@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi import Request
 
@@ -18,23 +18,22 @@ REMEMBERED = 1000  # of those that are over, for their traces
 router = json_router()
 
 
-class Started(NamedTuple):
-    who: Caller
-    ids: list[str]  # by which the engine knows what it does for the request
+Name = tuple[str, str]
+"""The caller's, and one that it gave or got: callers take no names from each other."""
 
 
 class Requests:
-    """The answer's id and the header's each find a request, for its own caller alone."""
+    """The answer's id and the header's each find what the engine does for a request, for its own caller alone."""
 
     def __init__(self) -> None:
-        self._running: dict[str, Started] = {}
-        self._over: OrderedDict[str, Started] = OrderedDict()
+        self._running: dict[Name, list[str]] = {}
+        self._over: OrderedDict[Name, list[str]] = OrderedDict()
 
     @contextmanager
     def running(self, names: list[str], ids: list[str], who: Caller) -> Iterator[None]:
         """While a request runs. A name that runs already keeps its meaning."""
-        own = [name for name in names if name not in self._running]
-        self._running.update(dict.fromkeys(own, Started(who, ids)))
+        own = [name for each in names if (name := (who.name, each)) not in self._running]
+        self._running.update(dict.fromkeys(own, ids))
         try:
             yield
         finally:
@@ -46,10 +45,11 @@ class Requests:
 
     def find(self, name: str, who: Caller) -> list[str]:
         """The engine's ids of a request. Raises ApiError where the caller has none of this name."""
-        started = self._running.get(name) or self._over.get(name)
-        if started is None or started.who.name != who.name:
+        own = who.name, name
+        found = self._running.get(own) or self._over.get(own)
+        if found is None:
             raise _unknown(name)
-        return started.ids
+        return found
 
 
 @router.delete("/v1/requests/{id}")

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,17 @@ LOUD = {
     "asyncio": logging.WARNING,
 }  # we write of each request ourselves
 LINE = "line"  # the field of a record that holds the line as it is written
+SIGNS = ', "='  # that end a word of a list, or but for the first one a field
 MOST_CHARACTERS = 20_000  # of a line's message, and of each of its fields
+_lost = 0  # lines of this process; the thread that writes them alone counts
 
 
 class ServerLog:
     """All that this process logs: loguru's lines and those of `logging`, as of uvicorn.
 
-    A thread of loguru's writes them, so a slow disk holds up no answer; a line that cannot be written is lost
-    with a word on standard error. A line is one line, whatever clients send: JSON and text escape what would
-    end it.
+    A thread of loguru's writes them, so a slow disk holds up no answer. Lines that cannot be written are lost:
+    standard error hears of the first one, and `lost_lines` counts all. A line is one line, whatever clients send:
+    JSON and text escape what would end it.
 
     Args:
         format: json or text.
@@ -44,6 +47,7 @@ class ServerLog:
         if level.upper() not in LEVELS:
             raise ValueError(f"log_level={level!r} must be one of {', '.join(LEVELS).lower()}")
         self._number = number = _opened(path)
+        self._loses = False  # lines
         written = FORMATS[format]
 
         def line(record: Record) -> str:
@@ -51,7 +55,12 @@ class ServerLog:
             return f"{{extra[{LINE}]}}"
 
         def write(message: str) -> None:
-            os.write(number, message.encode("utf-8", "backslashreplace"))
+            data = message.encode("utf-8", "backslashreplace")
+            try:
+                while data:  # a disk that is nearly full takes a part
+                    data = data[os.write(number, data) :]
+            except OSError as error:
+                self._lose(error)
 
         logger.remove()
         logger.enable("fastslow")
@@ -75,6 +84,16 @@ class ServerLog:
         level = os.environ.get("FASTSLOW_LOG_LEVEL", "info")
         return cls(format, level, Path(path) if path else None)
 
+    def _lose(self, error: OSError) -> None:
+        global _lost
+        _lost += 1
+        if not self._loses:
+            self._loses = True
+            with suppress(OSError):  # it may lie on the same disk
+                os.write(
+                    2, f"the log cannot be written: {error.strerror}; lines are lost\n".encode()
+                )
+
     def close(self) -> None:
         """Write what waits."""
         logger.remove(self._sink)
@@ -91,6 +110,11 @@ class _ToLoguru(logging.Handler):
             level = record.levelno
         options = logger.opt(exception=record.exc_info, depth=6)
         options.bind(logger=record.name).log(level, "{}", record.getMessage())
+
+
+def lost_lines() -> int:
+    """Lines of this process that could not be written."""
+    return _lost
 
 
 def _opened(path: Path | None) -> int:
@@ -142,9 +166,11 @@ def escaped(text: str) -> str:
 
 
 def _one_word(value: object) -> str:
-    """A field's value; in quotes where it could be taken for more than one field."""
+    """A field's value, of a list its words; in quotes where it could be taken for more than one field."""
+    if isinstance(value, list) and not any(sign in str(part) for part in value for sign in SIGNS):
+        value = ",".join(map(str, value))
     text = escaped(str(value))
-    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ' "=') else text
+    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in SIGNS[1:]) else text
 
 
 def _fields(record: Record) -> dict[str, Any]:

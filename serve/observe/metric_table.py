@@ -39,6 +39,7 @@ counter fastslow:engine_restarts engine.restarts  Times that the engine began an
 counter fastslow:retried_asks engine.retried  Requests whose replica ended before anything was streamed: another replica took them.
 counter fastslow:continued_answers engine.continued  Answers whose replica ended in the middle of a stream: another replica continued them.
 counter fastslow:given_up_answers engine.given_up  Answers whose replica ended, and that ended by an error.
+counter fastslow:log_lines_lost  Lines of the log that could not be written, as onto a full disk.
 counter fastslow:engine_steps stats.steps  Forward passes of the engine.
 gauge fastslow:kv_pages{state}  KV pages: used, cached, free.
 gauge fastslow:kv_pages_pinned stats.pages_pinned  KV pages that warm prefixes keep; where they are not in use, they count as used.

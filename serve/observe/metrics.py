@@ -20,6 +20,7 @@ from fastslow.engine.params import CHANGED
 from fastslow.output import Completion, Metrics, Output
 from fastslow.serve.api.engine import Engine, NotReady
 from fastslow.serve.api.limits import Limits
+from fastslow.serve.observe.logs import lost_lines
 from fastslow.serve.observe.metric_table import TABLE, Metric
 from fastslow.serve.observe.request_record import AnswerRecord, RequestRecord, tokens_of
 
@@ -172,6 +173,7 @@ class ServerMetrics:
         """What the engine does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
         counts.labelled(RUNNING).set(self._limits.running)
+        counts.add_up_to("fastslow:log_lines_lost", lost_lines())
         for metric in _of("engine"):
             counts.add_up_to(metric.name, getattr(self._engine, metric.field, 0))
         for metric in TABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from loguru import logger
@@ -10,6 +11,12 @@ from fastslow.serve.observe.request_record import UNMATCHED, AnswerRecord, Reque
 
 QUIET = ("/health", "/ready", "/metrics")  # every few seconds: only with level debug
 MOST_SHOWN = 2000  # characters of a text
+MOST_REASON = 300
+# Texts in a sentence as repr shows them, the last one maybe cut, but for fields' names; lists and objects to its end.
+VALUE = re.compile(
+    r"""(?<!\w)(?<!field )(?<!mean )(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|(?<==)[\[{].*""",
+    re.DOTALL,
+)
 
 
 class RequestLog:
@@ -24,6 +31,9 @@ class RequestLog:
 
     def __call__(self, record: RequestRecord) -> None:
         fields = fields_of(record)
+        if record.error is not None and record.status != 500:  # that one has a line of its own
+            said = record.error.message
+            fields["reason"] = (said if self._texts else VALUE.sub("...", said))[:MOST_REASON]
         if self._texts:
             outputs = [answer.output for answer in record.answers if answer.output is not None]
             choices = [choice for output in outputs for choice in output.choices]

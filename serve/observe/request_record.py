@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,13 @@ from starlette.types import Scope
 
 from fastslow.output import Output, Piece
 from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
+from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Caller, Limits
 
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
 OTHER, UNMATCHED = "other", "unmatched"
+PATIENCE = 2.0  # seconds that the engine has to count the tokens of a prompt
 
 
 @dataclass(slots=True)
@@ -33,6 +36,7 @@ class AnswerRecord:
     last: float | None = None
     gaps: list[float] = field(default_factory=list)  # seconds between pieces of one answer
     sent: int = 0  # tokens in pieces
+    prompt_tokens: int = 0  # where its client left
     output: Output | None = None  # None: it was left or failed before its end
     failed: str | None = None  # busy, not_ready, invalid, refused, error
 
@@ -40,7 +44,7 @@ class AnswerRecord:
 def tokens_of(answer: AnswerRecord) -> tuple[int, int]:
     """Tokens of a prompt and of its answers; of an answer without an end, those that were sent."""
     if answer.output is None:
-        return 0, answer.sent
+        return answer.prompt_tokens, answer.sent
     choices = answer.output.choices
     return len(answer.output.prompt_token_ids), sum(len(one.token_ids) for one in choices)
 
@@ -67,6 +71,12 @@ class RequestRecord:
     def caller(self) -> Caller:
         found = self.state.get("caller")
         return found if isinstance(found, Caller) else Caller()
+
+    @property
+    def error(self) -> ApiError | None:
+        """What was answered instead of an answer."""
+        found = self.state.get("error")
+        return found if isinstance(found, ApiError) else None
 
 
 CURRENT: ContextVar[RequestRecord | None] = ContextVar("fastslow_request", default=None)
@@ -105,7 +115,9 @@ class ObservedEngine(WrappedEngine):
             return ""
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        record = CURRENT.get()
+        record, reserved = CURRENT.get(), 0
+        if record is not None and record.caller.limits.tokens_per_minute is not None:
+            reserved = self._limits.reserve(record.caller, request, self.engine.card)
         answer = AnswerRecord(request.id, request.prompt, time.perf_counter(), self._model)
         if record is not None:
             record.answers.append(answer)
@@ -119,8 +131,17 @@ class ObservedEngine(WrappedEngine):
             answer.failed = _reason(error)
             raise
         finally:
+            if answer.output is None and answer.failed is None:
+                answer.prompt_tokens = await self._prompt_tokens(request)
             if record is not None:
-                self._limits.spend(record.caller, sum(tokens_of(answer)))
+                self._limits.spend(record.caller, sum(tokens_of(answer)), reserved)
+
+    async def _prompt_tokens(self, request: GenerateRequest) -> int:
+        """Of a request whose client left: the engine says them with the end alone."""
+        with suppress(Exception):  # it is gone, or hangs
+            async with asyncio.timeout(PATIENCE):
+                return len(await self.engine.tokenize(request))
+        return 0
 
 
 def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:

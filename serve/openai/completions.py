@@ -21,13 +21,14 @@ from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, usage_of
 from fastslow.serve.openai.logprobs import Places, TextLogprobsWriter, tokens_in
 
 router = json_router()
+MOST_PROMPTS = 1024  # that are looked at; the settings allow fewer
 TokenId = Annotated[StrictInt, Field(ge=0, le=MOST)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 Prompts = (
     str
     | Annotated[list[str], Field(fail_fast=True)]
     | TokenIds
-    | Annotated[list[TokenIds], Field(fail_fast=True)]
+    | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MOST_PROMPTS)]
 )
 
 
@@ -87,6 +88,7 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
             self.request(
                 prompt,
                 id=f"{self.id}-{place}" if several else self.id,
+                prompts=len(prompts),
                 allow_special=body.allow_special is True,
                 sampling_defaults={**settings.sampling, "max_tokens": settings.completion_tokens},
             )

@@ -49,9 +49,11 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
         "owned_by": "fastslow",
         "root": card.name,
         "max_model_len": card.context,
+        "default_max_tokens": min(settings.sampling["max_tokens"], card.context),
         "modes": dict(card.modes),
         "thinks": card.thinks,
         "efforts": list(card.efforts),
+        "sampling": {n: v for n, v in settings.sampling_of(card).items() if n != "max_tokens"},
     }
     names: list[tuple[str, str | None]] = [(card.name, None)]
     names += [(alias, None) for alias in settings.aliases]

@@ -64,8 +64,10 @@ async def show(request: Request) -> Response:
 
 @router.get("/v1/stats")
 async def stats(request: Request, who: Who) -> dict[str, Any]:
-    """What the engine has done so far, and what it holds now: `EngineStats.to_dict()`."""
+    """What the engine has done so far, and what it holds now: `EngineStats.to_dict()`. `age_seconds`: how old that
+    is, where the engine does not answer now."""
     try:
-        return dict(await asyncio.wait_for(request.app.state.engine.stats(), PATIENCE))
+        found = await asyncio.wait_for(request.app.state.engine.stats(), PATIENCE)
     except TimeoutError:
         raise NotReady(f"the engine gave no figures within {PATIENCE:g} seconds") from None
+    return {"age_seconds": 0.0, **found}

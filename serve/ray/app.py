@@ -67,7 +67,7 @@ class Ingress:
         """Until the engines are there, /ready says so."""
         try:
             await self._engine.start()
-            self._settings.fit(self._engine.card.modes)
+            self._settings.fit(self._engine.card)
         except Exception as error:  # noqa: BLE001 - the deployment's status has it, too
             logger.error("the server cannot be used as it is: {}", error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -56,6 +56,10 @@ class RayReplicas:
                 for id, values in latest.items()
             }
         return self._known
+
+    @property
+    def silent(self) -> Collection[str]:
+        return ()  # Ray replaces them
 
     @property
     def starting(self) -> int:

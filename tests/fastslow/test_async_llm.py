@@ -189,6 +189,47 @@ def test_when_to_ask_again() -> None:
         admission.enter(1)
 
 
+def test_a_caller_with_many_answers_keeps_out_nobody() -> None:
+    admission = Admission(64, 256)
+    took = 0
+    with pytest.raises(Busy, match=r"at most 256 may \(the rest is kept for callers with few\)"):
+        while True:
+            admission.enter(16, "greedy")
+            took += 16
+    assert took == admission.answers == 256
+    for n in range(20):
+        for _ in range(3):
+            admission.enter(1, f"modest {n}")
+    admission.enter(4, "several")
+    with pytest.raises(Busy, match="at most 320 may: try"):
+        admission.enter(1, "late")
+    admission.leave(16, "greedy")
+    with pytest.raises(Busy):
+        admission.enter(1, "greedy")
+    admission.enter(16, "late")
+    with pytest.raises(Busy):
+        admission.enter(1, None)
+    for n in range(20):
+        admission.leave(3, f"modest {n}")
+    admission.enter(1, None)
+
+
+def test_a_call_names_its_share(llm: LLM, gate: Gate) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm, max_waiting=4)  # and two run
+        handles = [served.submit([5, n], TEN, share="greedy") for n in range(5)]
+        with pytest.raises(Busy):
+            served.submit([5, 6], TEN, share="greedy")
+        handles.append(served.submit([5, 6], TEN, share="modest"))
+        gate.open()
+        await asyncio.gather(*handles)
+        await until(lambda: served.answers == 0)
+        served.submit([5, 6], TEN, share="greedy").cancel()
+        await until(lambda: served.answers == 0)
+
+    asyncio.run(main())
+
+
 # The end
 
 

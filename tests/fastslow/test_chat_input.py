@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from checkpoints import write_moge
@@ -170,5 +171,16 @@ def test_one_off_calls(folder: Path, llm: LLM) -> None:
     assert several[0].token_ids == llm.generate("Hello", FEW).token_ids
     assert marks(several[1].prompt_token_ids) == [1, 2, 1, 2, 1]
     assert len(fastslow.api._loaded) == 1, "the second call finds the model of the first"
+    fastslow.chat("Hello", FEW, **(options | {"model": str(folder)}))
+    assert len(fastslow.api._loaded) == 1, "a folder is the same by its name"
     with pytest.raises(ValueError, match="option 'dtyp' is unknown"):
         fastslow.chat("Hello", dtyp="bfloat16", **options)
+
+
+def test_one_off_calls_find_the_usual_model_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = MagicMock()
+    monkeypatch.setattr(fastslow.api, "_loaded", {})
+    monkeypatch.setattr(fastslow.api, "LLM", loads)
+    for options in ({}, {"model": "smollm2-moge"}):
+        fastslow.generate("Hello", **options)
+    loads.assert_called_once_with(model="smollm2-moge", progress=True)

@@ -506,3 +506,15 @@ def test_names_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPat
     now = llm.stats()  # a request of another test may have ended meanwhile
     for names in (set(now.drafters), set(now.modes)):
         assert "other" in names and len(names) == 2
+
+
+def test_tokens_of_an_answer_that_runs_are_in_the_stats(llm: LLM, gate: Gate) -> None:
+    before = llm.stats().tokens
+    handle = llm.submit([5, 6], LONG, speculation="off")
+    assert gate.reached.acquire(timeout=SOON)
+    gate.steps(4)
+    now = llm.stats()
+    assert now.running == 1 and before < now.tokens <= before + 5
+    handle.cancel()
+    gate.open()
+    assert settled(llm) and llm.stats().tokens == before + len(handle.result().token_ids)

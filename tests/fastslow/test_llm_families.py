@@ -126,6 +126,15 @@ def test_an_earlier_answer_is_written_as_final(llms: dict[str, LLM]) -> None:
     assert out.text and not out.reasoning
 
 
+def test_beside_tools_an_answer_under_a_grammar_may_spell_marks(llms: dict[str, LLM]) -> None:
+    begun: list[Any] = [*USER, {"role": "assistant", "content": "It is", "prefix": True}]
+    spelled = "a<|channel|>final<|message|>b"
+    form = SamplingParams(max_tokens=60, grammar={"choice": [spelled]})
+    for kwargs in ({}, {"tools": {"look": {"type": "object"}}}):
+        out = llms["gpt-oss"].chat(begun, form, chat_template_kwargs=kwargs)
+        assert (out.reasoning, out.text, out.finish_reason) == ("", spelled, "stop")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from gate import open_llm
 
 from fastslow import LLM, AsyncLLM, Decided, Mode, ResumeState, SamplingParams
 from fastslow.engine_args import AsyncArgs, EngineArgs
 from fastslow.keywords import GenerateCall, ListOptions
-from fastslow.request.options import GenerateOptions
+from fastslow.models.locate import SHIPPED, builtin_path
+from fastslow.request.options import GenerateOptions, model_sampling
 from fastslow.serve.api.generate_request import GenerateRequest
 
 FIELDS = GenerateOptions.model_fields
@@ -73,3 +77,72 @@ def test_a_class_of_sampling_parameters_keeps_its_own_defaults() -> None:
     mode = Mode(name="cool", sampling=SamplingParams(temperature=0.5))
     merged = GenerateOptions(sampling=Short(top_p=0.9)).sampling_in(mode)
     assert (merged.max_tokens, merged.temperature, merged.top_p) == (7, 0.5, 0.9)
+
+
+OWN = {"temperature": 0.6, "top_p": 0.9}  # a model's
+
+
+@pytest.mark.parametrize(
+    ("given", "cool", "found"),
+    [
+        ({}, None, (0.6, 0.9, 256)),
+        ({"sampling": {"top_p": 0.5}}, None, (0.6, 0.5, 256)),
+        ({"sampling": {"temperature": 1}}, 0.2, (1, 0.9, 256)),
+        ({}, 0.2, (0.2, 0.9, 256)),
+        ({"sampling_defaults": {"temperature": 0.7}}, None, (0.7, 0.9, 256)),
+        ({"sampling": SamplingParams(max_tokens=3)}, None, (0, 1, 3)),
+        ({"sampling": SamplingParams(max_tokens=3)}, 0.2, (0.2, 1, 3)),
+    ],
+)
+def test_a_model_s_own_sampling_gives_way_to_all_else(
+    given: dict[str, Any], cool: float | None, found: tuple[float, float, int]
+) -> None:
+    mode = Mode(sampling=None if cool is None else SamplingParams(temperature=cool))
+    params = GenerateOptions(**given).sampling_in(mode, OWN)
+    assert (params.temperature, params.top_p, params.max_tokens) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({}, {}),
+        ({"eos_token_id": 2, "top_k": None}, {}),
+        ({"do_sample": False, "temperature": 0.7, "top_k": 20}, {"temperature": 0, "top_k": 20}),
+        ({"do_sample": True, "top_p": 0.9}, {"temperature": 1, "top_p": 0.9}),
+        ({"temperature": 0.7, "max_length": 20}, {"temperature": 0.7}),
+    ],
+)
+def test_what_generation_config_says_of_sampling(
+    tmp_path: Path, said: dict[str, Any], found: dict[str, Any]
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    assert model_sampling(tmp_path) == found
+
+
+def test_a_generation_config_that_does_not_fit(tmp_path: Path) -> None:
+    assert model_sampling(tmp_path) == {}
+    (tmp_path / "generation_config.json").write_text('{"temperature": "hot"}')
+    with pytest.raises(ValueError, match=r"generation_config\.json: temperature='hot' "):
+        model_sampling(tmp_path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_are_greedy(name: str) -> None:
+    assert model_sampling(builtin_path(name)) == {"temperature": 0}
+
+
+def test_calls_without_sampling_have_the_model_s_own_and_the_log_says_so_once(
+    folder: Path, tmp_path: Path, logged: list[str]
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 50.0}')
+    asked, few = "1 + 1", dict[str, Any](max_tokens=12, seed=1)
+    with open_llm(tmp_path) as own:
+        plain = own.generate(asked, SamplingParams(**few)).token_ids
+        warm = own.generate(asked, SamplingParams(**few, temperature=50)).token_ids
+        assert plain != warm
+        assert not any("give none" in line for line in logged)
+        for _ in range(2):
+            assert own.generate(asked, few).token_ids == warm
+    (said,) = [line.strip() for line in logged if "give none" in line]
+    assert said == "sampling of calls that give none: temperature=50.0 (generation_config.json)"

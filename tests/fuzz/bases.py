@@ -176,7 +176,7 @@ def _with_blocks(folder: Path) -> Path:
             raw = draws.integers(0, 256, (rows, inputs // 32, 20), dtype=np.uint8)
             raw[:, :, :4].view(np.float16)[:] = (0.01, -0.08)
             blocks[name] = torch.from_numpy(raw.reshape(rows, -1))
-    save_file(blocks, folder / "q4_1.safetensors")
+    save_file(blocks, folder / "q4_1.blocks")
     return folder
 
 

@@ -326,7 +326,7 @@ def blind(path: Path, random: Random) -> str:
 
 
 NAMES = (
-    "model.safetensors", "draft_head.safetensors", "q4_1.safetensors", "tokenizer.json",
+    "model.safetensors", "draft_head.safetensors", "q4_1.blocks", "tokenizer.json",
     "tokenizer.model", "fastslow.json", "config.json", "added_tokens.json", "chat_template.jinja",
     "quant_model_description.json", "model.safetensors.index.json",
 )  # fmt: skip
@@ -359,6 +359,8 @@ CHANGES: tuple[tuple[str, Callable[[Path, Random], str]], ...] = (
     *[(".safetensors", tensor_header)] * 4,
     *[(".safetensors", tensor_entry)] * 3,
     (".safetensors", tensor_values),
+    (".blocks", tensor_header),
+    (".blocks", tensor_entry),
     *[(".gguf", gguf_number)] * 3,
     (".gguf", gguf_text),
 )

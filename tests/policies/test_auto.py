@@ -217,7 +217,7 @@ def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -
     path.write_text('{"auto": {"weights": {"luck": 1}}}', "utf-8")
     with pytest.raises(ValueError, match=r"fastslow.json: auto .*'luck' is unknown"):
         LLM(tmp_path, **QUIET)
-    said = r"^auto=5 must be Callable or str or Path or None$"
+    said = r"^auto=.* must be Callable or str or Path or None$"
     wrongs: list[Any] = [5, {"weights": {}}]
     for wrong in wrongs:
         with pytest.raises(ValueError, match=said):

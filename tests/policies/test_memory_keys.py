@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,3 +101,18 @@ def test_few_keys_are_kept() -> None:
     for key in range(1, MOST_KEYS + 1):
         by_key.of(key)
     assert by_key.of(0) == []
+
+
+def test_threads_that_ask_at_once_get_the_same_value() -> None:
+    """Else one of them would learn for itself, and what was learnt would be lost."""
+    both = Barrier(2)
+
+    def made() -> object:
+        with suppress(BrokenBarrierError):
+            both.wait(0.2)
+        return object()
+
+    kept = ByKey(made)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(kept.of, ["a", "a"])
+    assert first is second is kept.of("a")

@@ -226,3 +226,18 @@ def test_nginx_passes_events_on_and_keeps_metrics() -> None:
     socket = started(SOCKET)[started(SOCKET).index("--unix-socket") + 1]
     assert f"server unix:{socket};" in bare
     assert re.search(r"location = /metrics \{\s*deny all;", bare)
+
+
+def test_only_its_owner_reads_the_token_that_the_cluster_page_makes(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guide" / "cluster.md").read_text("utf-8")
+    (line,) = [line for line in page.splitlines() if "get-auth-token" in line]
+    ray = tmp_path / "ray"
+    ray.write_text("#!/bin/sh\nmkdir -p ~/.ray && echo secret > ~/.ray/auth_token && echo secret\n")
+    ray.chmod(0o755)
+    token = tmp_path / ".ray" / "auth_token"
+    space = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for there in (False, True):
+        if there:
+            token.chmod(0o644)  # of an earlier start
+        done = subprocess.run(["sh", "-c", line], env=space, capture_output=True, check=True)
+        assert done.stdout == b"" and token.stat().st_mode & 0o777 == 0o600

@@ -75,6 +75,13 @@ FAST = {"modes": ["fast"]}
         ({"mode": {"base": "fast", "escalate": {}}}, FAST, "escalate="),
         ({"priority": -1}, {"priority": [0, 5]}, "priority=-1 must be from 0 to 5"),
         ({"sampling": {"max_tokens": 11}}, {"max_tokens": 10}, "max_tokens=11 is above 10"),
+        (
+            {"sampling": {"max_tokens": 3, "n": 4}},
+            {"max_tokens": 10},
+            "max_tokens=3 for each of 4 answers is above 10, the most with this key",
+        ),
+        ({"sampling": {"n": 11}}, {"max_tokens": 10}, "a token for each of 11 answers is above 10"),
+        ({"sampling": {"max_tokens": 11}}, {"tokens_per_minute": 10}, "max_tokens=11 is above 10"),
     ],
 )
 def test_what_is_beyond_them_is_refused(
@@ -95,6 +102,7 @@ def test_what_is_beyond_them_is_refused(
         ("deep", 10, 10),
         (None, 10, 10),
         ("not there", 10, 10),  # the engine says what is wrong
+        ("deep", 1000, 1000),
     ],
 )
 def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int | None) -> None:
@@ -102,3 +110,13 @@ def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int 
         admitted(made_request("1", "x", mode=mode), max_tokens=most).sampling.get("max_tokens")
         == given
     )
+
+
+def test_a_keys_tokens_are_those_of_all_answers_of_a_call() -> None:
+    four = made_request("1", "x", {"n": 4})
+    assert admitted(four, max_tokens=10).sampling == {"n": 4, "max_tokens": 2}
+    assert admitted(four, max_tokens=100, tokens_per_minute=20).sampling["max_tokens"] == 5
+    caller = Caller.of(stored(1, max_tokens=24))
+    assert caller.admit(four, CARD, prompts=3).sampling["max_tokens"] == 2
+    brief = made_request("1", "x", sampling_defaults={"max_tokens": 16})
+    assert admitted(brief, max_tokens=500) is brief, "the server's default is less"

@@ -102,6 +102,8 @@ def test_models(http: httpx.Client) -> None:
     one = http.get("/v1/models/tiny").json()
     assert one == listed["data"][0] and one["max_model_len"] == 512
     assert one["thinks"] and "fast" in one["modes"]
+    assert one["default_max_tokens"] == 512, "what the context holds of 8,192"
+    assert one["modes"]["brief"]["sampling"] == {"max_tokens": 3, "temperature": 0}
     missing = http.get("/v1/models/other")
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import socket
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from serve_tools import served
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
-from fastslow.serve.http.connection import HEAD_BYTES
+from fastslow.serve.http.connection import HEAD_BYTES, Connection
 
 HOST = b"Host: localhost\r\n"
 
@@ -76,6 +82,9 @@ RUBBISH = {
     "two lengths": b"POST /body HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
     "a length and chunks": b"POST /body HTTP/1.1\r\nContent-Length: 5\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a body that is packed": b"POST /body HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "the same in two lines": b"POST /body HTTP/1.1\r\nTransfer-Encoding: gzip\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a negative length": b"POST /body HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
     "another proxy's": b"CONNECT example.com:443 HTTP/1.1\r\n\r\n",
     "endless headers": b"GET / HTTP/1.1\r\nx: " + b"x" * HEAD_BYTES,
@@ -87,3 +96,56 @@ def test_rubbish_is_refused_and_the_connection_closed(
     address: tuple[str, int], rubbish: str
 ) -> None:
     assert said(address, RUBBISH[rubbish])[0].startswith(b"http/1.1 400")
+
+
+def test_what_is_wrong_with_the_coding_of_a_body(address: tuple[str, int]) -> None:
+    _, body = said(address, RUBBISH["a body that is packed"])
+    assert body == b"Transfer-Encoding must be chunked, and nothing else."
+    plain = b"POST /body HTTP/1.1\r\nConnection: close\r\n" + HOST
+    chunked = plain + b"Transfer-Encoding: Chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    assert said(address, chunked)[1] == b'{"body":"hi","host":"localhost"}'
+
+
+def test_requests_that_do_not_wait_for_answers_have_them_in_turn(
+    address: tuple[str, int],
+) -> None:
+    bodies = [b"%04d" % n * (1 + n % 97 * 40) for n in range(200)]  # many are longer than a slice
+    sent = [b"POST /body HTTP/1.1\r\n%sContent-Length: %d\r\n" % (HOST, len(b)) for b in bodies]
+    sent[-1] += b"Connection: close\r\n"
+    whole = b"".join([head + b"\r\n" + body for head, body in zip(sent, bodies)])
+    _, answers = said(address, whole)
+    assert re.findall(rb'"body":"(\d+)"', answers) == bodies
+
+
+async def empty(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+
+
+def test_few_requests_are_read_ahead() -> None:
+    """What waits for its turn waits as bytes, and no more of them come."""
+
+    async def run() -> tuple[int, bytes, list[str]]:
+        config = uvicorn.Config(empty, http=Connection, lifespan="off", log_config=None)
+        config.load()
+        connection, transport = Connection(config, ServerState(), {}), Mock(asyncio.Transport)
+        transport.get_extra_info.return_value = None
+        transport.is_closing.return_value = False
+        connection.connection_made(transport)
+        connection.data_received(b"GET / HTTP/1.1\r\n\r\n" * 2000)
+        most = len(connection.pipeline)
+        async with asyncio.timeout(60):
+            while transport.write.call_count < 4000:  # a head and a body each
+                await asyncio.sleep(0)
+                most = max(most, len(connection.pipeline))
+        await asyncio.sleep(0)
+        connection.connection_lost(None)
+        written = b"".join(call.args[0] for call in transport.write.call_args_list)
+
+        return most, written, [call[0] for call in transport.method_calls]
+
+    most, written, calls = asyncio.run(run())
+    assert most < 100
+    assert written.count(b"HTTP/1.1 204") == 2000
+    reading = [call for call in calls if call in ("pause_reading", "resume_reading")]
+    assert reading == ["pause_reading", "resume_reading"], "all that came is answered first"

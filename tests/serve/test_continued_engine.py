@@ -47,6 +47,7 @@ def refused(error: Exception) -> Break:
 
 NOBODY = refused(NotReady("nobody is there"))
 FULL = refused(Busy("the queue is full", 0.01))
+UNSURE = refused(ValueError("answered: mode 'unsure' escalates"))
 
 
 async def taken(engine: ContinuedEngine, ask: GenerateRequest = ASK) -> tuple[list[Piece], Output]:
@@ -186,10 +187,19 @@ ENDS = {
     "a first refusal: wrong": Ending([refused(ValueError("max_tokens=0"))], ValueError, "^max", 1),
     "a first refusal: failed": Ending([refused(BROKEN)], GenerationError, "it broke", 1),
     "a failure inside the engine": Ending([Break(after=2, error=BROKEN)], GenerationError, "", 1),
-    "what cannot be continued": Ending(
-        [gone(after=1), refused(ValueError("answered: mode 'unsure' escalates"))],
+    "what is made again from its beginning": Ending([gone(after=3), UNSURE], None, "", 3, 1),
+    "what cannot be made again": Ending(
+        [gone(after=1), UNSURE, UNSURE],
         NotReady,
         "cannot be continued: answered: mode 'unsure' escalates",
+        3,
+    ),
+    "what is made again in other words": Ending(
+        [gone(after=1), UNSURE],
+        NotReady,
+        "cannot be continued: answered: mode 'unsure' escalates",
+        3,
+        engine=OtherWords,
     ),
     "other tokens": Ending(
         [gone(after=2)], NotReady, "another engine made other tokens", 2, engine=OtherWords
@@ -277,6 +287,11 @@ def test_what_was_decided_is_sent_again() -> None:
     asyncio.run(taken(ContinuedEngine(inner, QUICK)))
     found = [ask.options.answered and ask.options.answered.decided for ask in inner.asked]
     assert found == [None, [("fast", "it is short", 2)], [("fast", "it is short", 2)]]
+    inner = Choosing([ANSWER], [Break(after=2), UNSURE])
+    asyncio.run(taken(ContinuedEngine(inner, QUICK)))
+    answered = inner.asked[2].options.answered
+    assert answered is not None and answered.decided == [("fast", "it is short", 2)]
+    assert answered.tokens == [[]], "it is made again from its beginning"
 
 
 def test_what_is_not_streamed_is_asked_again_whole(logged: list[str]) -> None:
@@ -377,6 +392,44 @@ def test_a_thought_that_was_stopped_stays_stopped(sources: Sequence[str], place:
         assert again is not None and again.stopped == [place]
 
     asyncio.run(main())
+
+
+class Thinker(ScriptedReplicas):
+    """Each try waits until its thought is stopped; at first it has none."""
+
+    stops = waits = 0
+
+    async def stop_thinking(self, id: str) -> bool:
+        self.stops += 1
+        return self.stops % 2 == 0
+
+    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        self.waits += 1
+        while self.stops < 2 * self.waits:
+            await asyncio.sleep(0.001)
+        async for piece in super().stream(ask):
+            yield piece
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(
+    streamed: bool,
+) -> None:
+    async def main() -> None:
+        inner = Thinker([ANSWER, ANSWER[:3]], [gone(), Break(after=1), gone("b")])
+        engine = ContinuedEngine(inner, QUICK)
+        ask = replace(made_request("one", "a prompt", {"n": 2}), streamed=streamed)
+        task = asyncio.ensure_future(taken(engine, ask))
+        while not inner.waits:
+            await asyncio.sleep(0)
+        assert [await engine.stop_thinking("one") for _ in range(2)] == [False, True]
+        _, output = await task
+        assert len(output.choices) == 2 and inner.waits == 4 and inner.stops == 8
+        third = inner.asked[2].options.answered
+        assert (third is not None) is streamed, "of which one had begun"
+        assert third is None or third.stopped == [1, 0]
+
+    asyncio.run(asyncio.wait_for(main(), 10))
 
 
 class Forgetful(ScriptedReplicas):

@@ -79,6 +79,7 @@ def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) 
         ({"temperature": -1}, "temperature", "must be greater than or equal to 0"),
         ({"temperature": True}, "temperature", "must be a valid number"),
         ({"temperature": 10**400}, "temperature", "must be"),
+        ({"temperature": 2.01}, "temperature", "temperature=2.01 must be less than or equal to 2"),
         ({"top_p": 0}, "top_p", "must be greater than 0"),
         ({"n": 17}, "n", "n=17 must be at most 16"),
         ({"n": 10**30}, "n", "must be less than or equal to 128"),
@@ -198,4 +199,6 @@ def test_a_body_of_very_many_parts(http: httpx.Client) -> None:
         answer = http.post(f"/v1/{path}", json=body)
         assert answer.status_code == 413
         said = answer.json()["error"]["message"]
-        assert said == "the body has more than 30000 lists and objects"
+        assert (
+            said == "the body has more than 30000 lists, objects, names, fractions and truth values"
+        )

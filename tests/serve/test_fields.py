@@ -122,6 +122,13 @@ def test_one_sentence_for_what_does_not_fit(fields: dict[str, Any], said: str) -
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_the_servers_own_number_of_tokens() -> None:
+    assert options_of().sampling_defaults["max_tokens"] == 8192
+    settings = ServerSettings(max_tokens=30)
+    assert options_of(CARD, settings).sampling_defaults["max_tokens"] == 30
+    assert options_of(temperature=2).sampling == {"temperature": 2}
+
+
 def test_a_model_with_levels_of_effort_gets_its_own() -> None:
     for effort, level in (
         ("minimal", "low"),
@@ -217,6 +224,35 @@ def test_only_the_first_of_many_wrong_values_is_looked_at(
 
 
 def test_a_default_mode_that_the_model_has_not() -> None:
-    ServerSettings(default_mode="fast").fit({"fast", "deep"})
+    ServerSettings(default_mode="fast").fit(CARD)
     with pytest.raises(ValueError, match="^default mode 'fsat' is unknown; did you mean 'fast'"):
-        ServerSettings(default_mode="fsat").fit({"fast", "deep"})
+        ServerSettings(default_mode="fsat").fit(CARD)
+
+
+OWN = replace(CARD, sampling={"temperature": 0.2, "top_p": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("card", "given", "found", "whose"),
+    [
+        (CARD, None, {"temperature": 1.0}, "temperature=1.0 (temperature: OpenAI's)"),
+        (OWN, None, OWN.sampling, "temperature=0.2, top_p=0.9 (temperature: the model's own)"),
+        (
+            OWN,
+            0.7,
+            {"temperature": 0.7, "top_p": 0.9},
+            "temperature=0.7, top_p=0.9 (temperature: the settings)",
+        ),
+        (CARD, 0.7, {"temperature": 0.7}, "temperature=0.7 (temperature: the settings)"),
+    ],
+)
+def test_a_request_without_sampling_has_the_model_s_own_unless_the_settings_say_it(
+    card: ModelCard, given: float | None, found: dict[str, Any], whose: str, logged: list[str]
+) -> None:
+    settings = ServerSettings(temperature=given)
+    settings.fit(card)
+    assert [line.strip() for line in logged] == [f"sampling of requests that give none: {whose}"]
+    params = options_of(card, settings).sampling_in(Mode(), card.sampling)
+    assert {name: getattr(params, name) for name in found} == found
+    asked = options_of(card, settings, temperature=0.4).sampling_in(Mode(), card.sampling)
+    assert asked.temperature == 0.4

@@ -6,9 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from fake_engine import TINY
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
+from requests_made import made_request
 from serve_tools import Clock, call
 
 from fastslow.serve.api.errors import ApiError
@@ -69,6 +71,51 @@ def test_tokens_a_minute_are_counted_at_the_end() -> None:
     assert error.retry_after == pytest.approx(10.1)
     clock.now += 10.2
     limits.enter(caller)
+
+
+def test_the_tokens_of_all_answers_are_reserved_at_the_start() -> None:
+    clock = Clock()
+    limits, caller = Limits(clock=clock), who(tokens_per_minute=300)
+    ask = made_request("1", "x", {"max_tokens": 50, "n": 4})
+    assert limits.reserve(caller, ask, TINY) == 200
+    with pytest.raises(ApiError, match="up to 200 tokens are wanted, and .* 300 a minute") as error:
+        limits.reserve(caller, ask, TINY)
+    assert error.value.status == 429 and error.value.retry_after == pytest.approx(20.0)
+    limits.spend(caller, 30, 200)
+    assert limits.reserve(caller, ask, TINY) == 200, "what was not used is given back"
+    limits.spend(caller, 0, 200)
+    assert limits.enter(caller)["x-ratelimit-remaining-tokens"] == "270"
+    assert limits.reserve(who("other"), ask, TINY) == 0
+
+
+def test_one_client_does_not_take_all_places() -> None:
+    limits = Limits(concurrent=8)
+    greedy, modest, third = (Caller(address=f"10.0.0.{n}") for n in (1, 2, 3))
+    for _ in range(6):
+        limits.enter(greedy)
+    assert refused(limits, greedy).code == "server_busy"
+    limits.enter(modest)
+    limits.enter(modest)
+    assert refused(limits, modest).code == "server_busy"
+    limits.leave(greedy)
+    assert refused(limits, greedy).code == "server_busy"
+    limits.enter(third)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", False),
+        ("testclient", "testclient", True),
+    ],
+)
+def test_who_shares_a_place(one: str, other: str, same: bool) -> None:
+    assert (Caller(address=one).share == Caller(address=other).share) is same
+    assert Caller().share is None and who().share == Caller("x", "m", address=one).share == "m"
 
 
 def test_requests_at_the_same_time() -> None:

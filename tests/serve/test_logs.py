@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine
 from loguru import logger
-from metrics_client import ASK, ask, client
+from metrics_client import ASK, ask, client, scraped
+from serve_tools import call
 
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.observe.logs import ServerLog
+from fastslow.serve.http.app import create_app
+from fastslow.serve.observe.logs import ServerLog, lost_lines
 
 Opened = Callable[..., ServerLog]
 SECRET = "a prompt that nobody else may read"
@@ -148,12 +152,90 @@ def test_uvicorns_lines_go_the_same_way(path: Path, opened: Opened) -> None:
     assert line["level"] == "WARNING"
 
 
-def test_a_full_disk_costs_lines_and_nothing_else(
+def test_a_full_disk_is_said_once_and_counted(
     opened: Opened, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    log = opened(path=Path("/dev/full"))
+    log, before = opened(path=Path("/dev/full")), lost_lines()
     with client() as ours:
         for _ in range(20):
             assert ask(ours, SECRET).status_code == 200
+        log.close()
+        assert scraped(ours)["fastslow:log_lines_lost_total", ()] == lost_lines() >= before + 20
+    said = capfd.readouterr().err
+    assert said == "the log cannot be written: No space left on device; lines are lost\n"
+
+
+def test_a_line_is_whole_where_its_file_takes_it_in_parts(
+    path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda number, data: write(number, data[:7]))
+    log = opened()
+    logger.info("a line of more than seven bytes")
     log.close()
-    assert "No space left on device" in capfd.readouterr().err
+    assert [line["message"] for line in lines(path)] == ["a line of more than seven bytes"]
+
+
+def test_a_refused_request_says_why_and_shows_no_text_of_it(path: Path, opened: Opened) -> None:
+    log = opened()
+    said = []
+    with client() as ours:
+        for fields in (
+            {"temperature": -1},
+            {"temprature": 1},
+            {"prompt": {"a": SECRET, "b": 'it\'s a "secret"'}},
+            {"prompt": SECRET, "stop": {"x": SECRET * 9}},
+            {"prompt": [[7654, 4567], "x", 7654]},
+            {"model": SECRET},
+        ):
+            answer = ours.post(ASK, json={"prompt": SECRET, **fields})
+            assert answer.status_code in (400, 404)
+            said.append(answer.json()["error"]["message"])
+        ours.get("/not-there")
+    log.close()
+    reasons = [line["reason"] for line in lines(path) if line["message"] == "request"]
+    assert reasons[0] == said[0] and reasons[0].startswith("temperature=-1 must be ")
+    assert reasons[1] == said[1] == "field 'temprature' is unknown; did you mean 'temperature'?"
+    assert reasons[2].endswith("=...") and reasons[-1] == "Not Found"
+    text = path.read_text("utf-8")
+    assert "secret" not in text and SECRET[:20] not in text and "7654" not in text
+
+
+def test_reasons_are_whole_where_texts_are_logged(path: Path, opened: Opened) -> None:
+    log = opened()
+    with client(log_texts=True) as ours:
+        said = ask(ours, model=SECRET).json()["error"]["message"]
+    log.close()
+    (line,) = [line for line in lines(path) if line["message"] == "request"]
+    assert line["reason"] == said and SECRET in said
+
+
+def test_the_prompt_of_a_client_that_left_is_counted(path: Path, opened: Opened) -> None:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        yield Piece("a", token_ids=[1, 2])
+        await asyncio.sleep(60)
+
+    log = opened()
+    app = create_app(FakeEngine(script))
+    body = json.dumps({"prompt": SECRET, "stream": True}).encode()
+    asyncio.run(call(app, "POST", ASK, body, leave_after=1))
+    log.close()
+    (line,) = [line for line in lines(path) if line["message"] == "request"]
+    assert line["client_left"] and (line["prompt_tokens"], line["tokens"]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "shown"),
+    [
+        (["stop"], "finish_reasons=stop"),
+        (["stop", "length"], "finish_reasons=stop,length"),
+        (["a b", "c"], "finish_reasons=\"['a b', 'c']\""),
+    ],
+)
+def test_a_list_of_words_is_written_alike_whatever_its_length(
+    path: Path, opened: Opened, reasons: list[str], shown: str
+) -> None:
+    log = opened(format="text")
+    logger.bind(finish_reasons=reasons).info("request")
+    log.close()
+    assert path.read_text("utf-8").endswith(f" request {shown}\n")

@@ -30,20 +30,24 @@ def test_a_key_with_limits(path: Path) -> None:
     app = create_app(engine, ServerConfig(metrics_by_key=True), KeyRing(path))
     with TestClient(app) as client:
         assert client.post(CHAT).status_code == 401
-        first = client.post(CHAT, headers=bot, json=BODY)
+        asked = {**BODY, "max_tokens": 4}
+        assert client.post(CHAT, headers=bot, json={**BODY, "max_tokens": 21}).status_code == 403
+        first = client.post(CHAT, headers=bot, json=asked)
         assert first.status_code == 200 and first.headers["x-ratelimit-remaining-tokens"] == "20"
-        second = client.post(CHAT, headers=bot, json=BODY)  # 16 tokens were spent, 4 are left
+        assert client.post(CHAT, headers=bot, json={**BODY, "max_tokens": 5}).status_code == 429
+        second = client.post(CHAT, headers=bot, json=asked)  # 16 tokens were spent, 4 are left
         assert second.status_code == 200 and second.headers["x-ratelimit-remaining-tokens"] == "4"
-        third = client.post(CHAT, headers=bot, json=BODY)
+        third = client.post(CHAT, headers=bot, json=asked)
         error = third.json()["error"]
         assert third.status_code == 429 and "20 tokens a minute" in error["message"]
         assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
         assert 1 <= int(third.headers["retry-after"]) <= 60
         client.post(CHAT, headers=page, json=BODY)
-        memories = [asked.options.memory_key for asked in engine.asked]
+        memories = [one.options.memory_key for one in engine.asked]
+        assert [one.options.share for one in engine.asked] == memories
         assert None not in memories and memories[0] == memories[1] != memories[2]
         text = client.get("/metrics").text
-        assert 'fastslow:key_requests_total{key="bot",model_name="tiny"} 3.0' in text
+        assert 'fastslow:key_requests_total{key="bot",model_name="tiny"} 5.0' in text
         for status in (401, 429):  # refused before the route was found, and still labelled with it
             assert f'route="{CHAT}",status="{status}"' in text
         assert client.get("/v1/models", headers=bot).status_code == 200

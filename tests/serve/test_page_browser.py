@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from browser import missing, until
+from browser import appear, missing, until
 from fake_chat import ANSWER, SOURCES
 from page_chat import ALT, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat
 
@@ -236,3 +238,30 @@ def test_replicas_have_a_table(chat: Chat) -> None:
     assert "25%" in card and "1,234" in card
     assert "5 more are not shown." in card and "3 are gone since the server started." in card
     assert "NaN" not in card and "undefined" not in card
+
+
+def test_charts_are_filled_from_their_second_figure_on(chat: Chat) -> None:
+    before = chat.engine.calls
+    chat.driver.find_element("id", "tab-server").click()
+    until(lambda: chat.engine.calls >= before + 2, "there are two figures")
+    first = "return document.querySelector('.plot polyline').getAttribute('points').split(',')[0]"
+    until(lambda: float(chat.run(first)) == 0, "the line begins at the left")
+    assert re.search(r"\d s ago", chat.text("#cards"))
+
+
+def test_a_phone_shows_no_keys(chat: Chat) -> None:
+    assert chat.all(".keys")[0].is_displayed()
+    appear(chat.driver, 375, 720, "light")
+    touch = "Emulation.setTouchEmulationEnabled"
+    chat.driver.execute_cdp_cmd(touch, {"enabled": True})
+    try:
+        assert chat.run("return matchMedia('(pointer: coarse)').matches")
+        assert not chat.all(".keys")[0].is_displayed()
+    finally:
+        chat.driver.execute_cdp_cmd(touch, {"enabled": False})
+        appear(chat.driver, 1280, 860, "light")
+
+
+def test_the_settings_say_the_usual_temperature(chat: Chat) -> None:
+    field = chat.driver.find_element("css selector", '[data-setting="temperature"]')
+    assert field.get_attribute("placeholder") == "1 if empty; 0 = greedy"

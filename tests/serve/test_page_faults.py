@@ -30,7 +30,7 @@ def test_errors_are_sentences_that_say_what_to_do(chat: Chat) -> None:
     chat.ended()
     assert chat.text(".answer .rendered") == "later"
     for word, sentence in {
-        "wrong": "temperature=1000 must be at most 100.",
+        "wrong": "temperature=1000 must be at most 2.",
         "off": "The connection broke in the middle of the answer. What came is kept; try again.",
         "error": "the engine ended in the middle of the request",
     }.items():

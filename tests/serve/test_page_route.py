@@ -13,6 +13,9 @@ import pytest
 from fake_engine import FakeEngine
 from metrics_client import client
 
+from fastslow.engine.model.config import RoutedUnits
+from fastslow.policies.modes import builtin_modes
+from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.page import route
 
 TEXT = files("fastslow.serve.page").joinpath("index.html").read_text("utf-8")
@@ -26,6 +29,11 @@ class Hanging(FakeEngine):
     async def stats(self) -> dict[str, Any]:
         await asyncio.sleep(60)
         raise AssertionError
+
+
+def test_people_read_plain_words_of_the_modes() -> None:
+    modes = builtin_modes(RoutedUnits("groups", 8, 0))
+    assert not [mode for mode in modes.values() if re.search(r"\w[._]\w", mode.description)]
 
 
 def test_it_is_small() -> None:
@@ -85,5 +93,12 @@ def test_a_known_page_is_not_sent_again() -> None:
 def test_an_engine_that_gives_no_figures_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "PATIENCE", 0.05)
     assert client().get("/v1/stats").json()["waiting"] == 1
+    assert client().get("/v1/stats").json()["age_seconds"] == 0.0
     answer = client(Hanging()).get("/v1/stats")
     assert answer.status_code == 503 and "no figures within 0.05 seconds" in answer.text
+
+
+def test_the_page_can_ask_how_a_request_without_sampling_is_sampled() -> None:
+    asking = client(settings=ServerSettings(temperature=0.3))
+    models = asking.get("/v1/models").json()["data"]
+    assert models[0]["sampling"] == {"temperature": 0.3}

@@ -29,6 +29,7 @@ class FakeReplicas:
     """Replicas that do what a test says.
 
     Attributes:
+        silent: names of those that have said nothing for long.
         hangs: names of those that answer no call.
         does: what a call gives, by replica, method and arguments.
         error: that each answer ends with.
@@ -36,6 +37,7 @@ class FakeReplicas:
 
     def __init__(self, *names: str) -> None:
         self.running: dict[str, ReplicaReport | None] = dict.fromkeys(names)
+        self.silent: set[str] = set()
         self.starting = 1
         self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.hangs = ""
@@ -132,6 +134,21 @@ def test_a_replica_that_failed_is_left_out_until_it_reports() -> None:
         for stream in streams:
             await anext(stream)
         assert failed in replicas.asked[10:]
+
+
+def test_a_silent_replica_gets_no_requests_and_where_all_are_it_is_not_ready() -> None:
+    @with_replicas("a", "b")
+    async def _(engine: RoutedEngine, replicas: FakeReplicas) -> None:
+        replicas.silent, replicas.does = {"a"}, lambda name, method, tokens: name
+        for n in range(6):
+            await pieces_of(engine, asked(str(n)))
+            assert await engine.detokenize([1]) == "b"
+        assert engine.ready and set(replicas.asked) == {"b"}
+        replicas.silent = {"a", "b"}
+        assert not engine.ready
+        for call in (pieces_of(engine, asked()), engine.detokenize([1])):
+            with pytest.raises(NotReady, match="^no replica answers now, 2 run$"):
+                await call
 
 
 def test_what_is_said_of_a_request_is_asked_of_its_replica() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
+from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.limits import Caller
 from fastslow.serve.http.middleware import LOOPBACK, RequestWatch
+from fastslow.serve.http.requests import Requests
 
 
 def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = None) -> TestClient:
@@ -69,3 +73,42 @@ def test_origins() -> None:
         assert answer.status_code == 403, origin
     assert ours.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 200
     assert client(origins=["*"]).post(path, headers={"origin": "https://any"}).status_code == 200
+
+
+ODD = (
+    "[::1]evil",
+    "127.0.0.1:80:evil",
+    "[localhost]",
+    "[::1",
+    "::1",
+    "localhost:80evil",
+    "a b",
+    "a/b",
+)
+
+
+@pytest.mark.parametrize("host", ODD)
+def test_odd_hosts(host: str) -> None:
+    for hosts in (None, LOOPBACK):
+        answer = client(hosts=hosts).get("/v1/models", headers={"host": host})
+        assert answer.status_code == 400
+        said = answer.json()["error"]["message"]
+        assert said == f"Host: {host!r} is no name or address with a port"
+
+
+def test_callers_take_no_names_of_requests_from_each_other() -> None:
+    requests, one, two = Requests(), Caller("one"), Caller("two")
+    with requests.running(["same", "a"], ["engine-1"], one):
+        with requests.running(["same", "b"], ["engine-2"], two):
+            for who, ids in ((one, ["engine-1"]), (two, ["engine-2"])):
+                assert requests.find("same", who) == ids
+        with requests.running(["same"], ["engine-3"], one):
+            assert requests.find("same", one) == ["engine-1"], "it runs"
+    for _ in range(2):
+        assert requests.find("same", one) == ["engine-1"]
+        with requests.running(["same"], ["engine-4"], two):
+            pass
+    assert requests.find("same", two) == ["engine-4"]
+    for name, who in (("b", one), ("a", two), ("same", Caller())):
+        with pytest.raises(ApiError, match="is not known"):
+            requests.find(name, who)

@@ -5,50 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from processes_served import SUPPORT, line, program
 from serve_engines import write_served
 
 import fastslow
 from fastslow.serve.http.listen import address_of, listen
 
-SUPPORT = Path(__file__).parents[1] / "support"
 PATIENCE = 120  # seconds
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_served(tmp_path_factory.mktemp("served"))
-
-
-@contextmanager
-def program(*command: object) -> Iterator[subprocess.Popen[str]]:
-    """A server; what it prints is read as text."""
-    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    server = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield server
-    finally:
-        server.kill()
-        server.communicate()
-
-
-def line(server: subprocess.Popen[str]) -> str:
-    assert server.stdout is not None
-    return server.stdout.readline().strip()
 
 
 def test_it_loads_serves_and_drains(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,26 +148,6 @@ def test_results_go_back(served_by: Clients) -> None:
     back = {"type": "function_call_output", "call_id": output[-1].call_id, "output": result}
     again = served_by.ask("responses", **few, input=[user, *items, back])
     assert again.tokens[0] == counted
-
-
-@with_hermes
-def test_the_client_s_own_stream_helper_reads_calls(served_by: Clients) -> None:
-    tools: Any = [{"type": "function", "function": FUNCTIONS[0]}]
-    with served_by.gpt.chat.completions.stream(
-        model="tiny",
-        messages=[{"role": "user", "content": "Rain?"}],
-        tools=tools,
-        tool_choice="required",
-        max_tokens=300,
-        extra_body={"thinking_budget": 3, "seed": 3},
-        parallel_tool_calls=False,
-    ) as stream:
-        kinds = {event.type for event in stream}
-        made = stream.get_final_completion().choices[0]
-    assert "tool_calls.function.arguments.done" in kinds and made.finish_reason == "tool_calls"
-    (call,) = made.message.tool_calls or []
-    assert call.id.startswith("call_") and call.type == "function"
-    check([(call.function.name, json.loads(call.function.arguments))])
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -27,7 +27,7 @@ from fastslow.serve.http.app import create_app
 MODES = {
     "fast": {"description": "a quarter of the expert groups, no thinking: low latency"},
     "deep": {"description": "all expert groups, thinking on"},
-    "auto": {"description": "fast or deep, by what is asked; metrics.decision says why"},
+    "auto": {"description": "fast or deep, by what is asked; each answer says which, and why"},
 }
 SOURCES = [
     "target",
@@ -218,7 +218,7 @@ class ChatEngine(FakeEngine):
         mode, prompt = asked if isinstance(asked, str) else asked["base"], request.prompt
         message = str(prompt[-1]["content"])  # type: ignore[index]
         if message.startswith("wrong"):
-            raise ValueError("temperature=1000 must be at most 100")
+            raise ValueError("temperature=1000 must be at most 2")
         answer = self._answers[request.id] = script(message, mode)
         thought, text = (re.findall(r"\s*\S+|\s+$", part) for part in (answer.thought, answer.text))
         tokens = [(True, token) for token in thought] + [(False, token) for token in text]

@@ -1,4 +1,4 @@
-"""The command `fastslow serve` in another process."""
+"""The command `fastslow serve`, and other servers, in another process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 
 PATIENCE = 180  # seconds
+SUPPORT = Path(__file__).parent
 
 
 def free_port() -> int:
@@ -58,3 +60,26 @@ def wait_ready(url: str) -> None:
             return
         time.sleep(0.2)
     raise AssertionError("it is not ready")
+
+
+@contextmanager
+def program(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """A server; what it prints is read as text."""
+    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    server = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def line(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    return server.stdout.readline().strip()

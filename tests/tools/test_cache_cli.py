@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.loader import load_model
+from fastslow.tools.cli.checkpoints.cache import KEPT
 
 pytestmark = compiled
 DAY = 24 * 3600
@@ -99,3 +102,39 @@ def test_a_limit_that_is_no_number_is_refused(
     monkeypatch.setenv(store.LIMIT_VARIABLE, given)
     with pytest.raises(ValueError, match=f"FASTSLOW_CACHE_LIMIT='{given}' must be a number of gig"):
         store.limit()
+
+
+def test_clear_takes_all_that_is_ours_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "cache"
+    monkeypatch.setenv("FASTSLOW_CACHE", str(root))
+    assert run("cache", "clear") == 0 and "0 B freed" in capsys.readouterr().out
+    (tmp_path / "theirs").write_text("data")
+    for name in ("packed", "kernels", "smollm2-moge-0f", "mine"):
+        (root / name).mkdir(parents=True)
+        (root / name / "file").write_bytes(bytes(1000))
+    (root / "packed" / "link").symlink_to(tmp_path / "theirs")
+    (root / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(bytes(96))
+    assert run("cache", "clear") == 0
+    assert "3.0 KiB freed" in capsys.readouterr().out
+    assert [path.name for path in root.iterdir()] == ["mine"], "another program's"
+    assert (tmp_path / "theirs").read_text() == "data"
+    shutil.rmtree(root / "mine")
+    assert run("cache", "clear") == 0 and not root.exists()
+
+
+def test_clear_knows_every_name_in_the_cache_folder() -> None:
+    top = Path(__file__).parents[2]
+    rooms = ("draft", "engine", "fastslow", "policies", "serve", "tools", "benchmarks")
+    named = r'(?:cache_folder\(\)|cache|root) / f?"([\w-]+)|^PACKED, DIGESTS.*= "(\w+)", "(\w+)"|^GGUF = "(.*)"'
+    sources = [path.read_text("utf-8") for room in rooms for path in (top / room).rglob("*.py")]
+    found = [
+        name
+        for text in sources
+        for names in re.findall(named, text, re.MULTILINE)
+        for name in names
+    ]
+    assert {"kernels", "packed", "step_times", "smollm2-"} <= set(found)
+    for name in filter(None, found):
+        assert any(fnmatch(name, kept) for kept in KEPT), name

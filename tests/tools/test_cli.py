@@ -23,6 +23,7 @@ from tokenizers_tiny import write_bpe
 import fastslow
 from fastslow.output import Piece
 from fastslow.policies.auto import LinearModeRouter
+from fastslow.serve.api.keys import KeyFile, KeyRing
 from fastslow.tools.cli import screen
 from fastslow.tools.cli.screen import StreamedAnswer
 
@@ -53,8 +54,8 @@ def test_a_draft_model_alone_means_drafter_model(
 ) -> None:
     write_bpe(tmp_path, TEMPLATE, VOCAB)
     write_dense(tmp_path, vocab=VOCAB)
-    options = ("--draft-model", tmp_path, "--max-tokens", 6)
-    assert run("generate", "Hello", "--model", endless, *options) == 0
+    options = (endless, "--draft-model", tmp_path, "--max-tokens", 6)
+    assert run("generate", "Hello", *options) == 0
     streams = capsys.readouterr()
     assert streams.out and " | drafter " not in streams.out
     *_, last = streams.err.splitlines()
@@ -85,7 +86,10 @@ def test_inspect_shows_tokenizer_and_own_presets(
     shown = capsys.readouterr().out
     assert "tokenizer.json, 320 ids" in shown
     assert "middling" in shown
-    assert "3 of 4" in shown
+    assert "3 of 4" in shown and "on, where" not in shown
+    assert run("inspect", tmp_path, "--json") == 0
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert modes["deep"]["words"]["thinking"] == "as the model likes, which has no switch"
 
 
 def test_mode_auto_goes_by_a_file(
@@ -267,7 +271,7 @@ def test_piped_questions_are_answered_one_a_line(
     endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/fast\nHello again\n/nope\n"))
-    assert run("chat", "--model", endless, "--max-tokens", 4) == 0
+    assert run("chat", endless, "--max-tokens", 4) == 0
     streams = capsys.readouterr()
     assert " | " not in streams.out and "Mode fast" not in streams.out, "answers alone"
     lines = streams.err.splitlines()
@@ -286,3 +290,23 @@ def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str])
     streams = capsys.readouterr()
     assert (streams.out, streams.err) == ("42\n", "hmm\n\n")
     assert (answer.text, answer.reasoning) == ("42", "hmm")
+
+
+def test_a_key_is_written_where_only_its_owner_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, out = tmp_path / "keys.json", tmp_path / "bot.key"
+    add = ("keys", "add", "--file", keys, "--out", out)
+    before = os.umask(0)
+    try:
+        assert run(*add, "bot") == 0
+    finally:
+        os.umask(before)
+    key = out.read_text("utf-8").removesuffix("\n")
+    assert out.stat().st_mode & 0o777 == 0o600 and key not in "".join(capsys.readouterr())
+    found = KeyRing(keys).find(key)
+    assert found is not None and found.name == "bot"
+    assert run(*add, "page") == 2 and "exists: name a new file" in capsys.readouterr().err
+    assert [stored.name for stored in KeyFile.read(keys).keys] == ["bot"]
+    out.unlink()
+    assert run(*add, "bot") == 2 and "is taken" in capsys.readouterr().err and not out.exists()

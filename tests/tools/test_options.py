@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from fastslow.engine.params import Speculation
 from fastslow.tools.cli.app import COMMANDS, LateCommand, app
 from fastslow.tools.cli.options import OptionFields, expand_options
+from fastslow.tools.job_options import field
 
 DRAFTS = OptionFields("head", "width", panel="Drafts", defaults=False, model="draft_model")
 
@@ -23,6 +25,7 @@ class Inner(BaseModel):
 
 
 class Outer(BaseModel):
+    target: str = field("usual", "a model", names="TARGET --target")
     file: Path | None = Field(
         default=None, description="a file", json_schema_extra={"panel": "Files"}
     )
@@ -69,6 +72,17 @@ def test_what_is_given_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.drafts.model_fields_set == {"model", "width"}
 
 
+def test_by_position_or_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for given in (("~/m",), ("--target=~/m",), ("--loud", "~/m")):
+        made, _, _ = invoked(*given)
+        assert made.target == "/home/me/m", given
+    _, _, error = invoked("a", "--target", "a")
+    assert str(error) == "TARGET and --target are two: give one of them"
+    _, shown, _ = invoked("--help")
+    assert "[TARGET]" in shown and "--target" in shown
+
+
 def test_what_does_not_fit_is_one_sentence() -> None:
     _, _, error = invoked("--port", "-1")
     assert str(error) == "port=-1 must be greater than or equal to 0"
@@ -94,3 +108,15 @@ def test_every_command_has_help_and_an_example(name: str) -> None:
     assert f"fastslow {name}" in result.output
     command = next(c for n, c in typer.main.get_command(app).commands.items() if n == name)  # type: ignore[attr-defined]
     assert isinstance(command, LateCommand) and command.real().name == name
+
+
+BY_NAME = ("generate", "chat", "plan", "bench", "tune", "train-draft", "corpus build", "corpus add")
+
+
+@pytest.mark.parametrize("name", (*BY_NAME, "simulate measure", "serve", "inspect", "modes"))
+def test_every_command_takes_its_model_by_position(name: str) -> None:
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "120"})
+    usage = next(line for line in result.output.splitlines() if "Usage:" in line)
+    assert re.search(r"\b(MODEL|TARGET)[]}]?$", usage.strip().upper()), usage
+    if name in (*BY_NAME, "simulate measure"):
+        assert re.search("--(model|target) ", result.output)

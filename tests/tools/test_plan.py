@@ -127,6 +127,9 @@ def test_what_cannot_be_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         (("--acceptance", -1), "acceptance=-1.0 must be greater than or equal to 0"),
         (("--acceptance", "nan"), "acceptance=nan must be a finite number"),
         (("--model", "openpangu"), "model='openpangu' is unknown"),
+        (("smollm2.gguf",), "model='smollm2.gguf' is unknown"),
+        (("abacus",), "device is missing: one of 800i-a2, 300i-duo, h100. A plan is for cards,"),
+        ((PRO, "--model", PRO), "MODEL and --model are two: give one of them"),
         (("--sequence", 10**6), "sequence=1000000 must be at most"),
     ):
         assert run("plan", *arguments) == 2
@@ -151,8 +154,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "config.json").write_text(json.dumps(MOGE))
     file = write_gguf(write_dense(tmp_path / "dense"), tmp_path / "m.gguf")
     for model in (tmp_path / "config.json", tmp_path, file):
-        asked = ("--model", model, "--device", "h100", "--sequence", 64, "--batch", 2)
-        assert run("plan", *asked) == 0 and "products" in capsys.readouterr().out
+        asked = (model, "--device", "h100", "--sequence", 64, "--batch", 2)
+        assert run("plan", *asked) == 0 and "1 x h100, the few" in capsys.readouterr().out
     for context, batch in ((2048, 1), (2048, 300)):
         s = fewest_cards(setting(cards=1), context, batch)
         room = 0.95 * s.device.memory

@@ -13,15 +13,17 @@ import torch
 from checkpoints import write_dense
 from cli_tools import run
 from engine_tools import Ask, Bench, answer, write_kin
+from safetensors.torch import load_file, save_file
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.head.config import read_head
+from fastslow.draft.head.config import read_head, read_metadata
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.job_options import HeadOptions, TrainConfig
-from fastslow.tools.train_head.answers import TrainText
+from fastslow.tools.train_head import trainer
+from fastslow.tools.train_head.answers import AnswerStore, TrainText
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
 from fastslow.tools.train_head.train import head_quality, train_head
@@ -237,3 +239,57 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert head.config.layers == (0, 1)
     assert len(head.vocab_ids(head.open(0))) == 100
     assert run("train-draft", "--target", folder, "--data", out, "-o", out) != 0
+
+
+def test_a_resumed_training_keeps_its_dtype(
+    bench: Bench, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is timed at the start: another moment would choose another one."""
+    made, training = plan(target, tmp_path, tokens=300)
+    training = training.model_copy(update={"products": "auto"})
+    timed: list[torch.dtype] = []
+
+    def faster() -> torch.dtype:
+        timed.append([torch.bfloat16, torch.float32][len(timed)])
+        return timed[-1]
+
+    monkeypatch.setattr(trainer, "faster_dtype", faster)
+    train_head(made, training, bench.model, asked(bench), prompts(20))
+    longer = training.model_copy(update={"tokens": 600})
+    train_head(made, longer, bench.model, asked(bench), prompts(20))
+    assert timed == [torch.bfloat16]
+    path = made.work_folder / "checkpoint.safetensors"
+    assert read_metadata(path)["products"] == "bfloat16"
+    table = load_file(path)  # one of an older version does not say it
+    facts = {k: v for k, v in read_metadata(path).items() if k != "products"}
+    save_file(table, tmp_path / "old", facts)
+    (tmp_path / "old").replace(path)
+    train_head(made, longer, bench.model, asked(bench), prompts(20))
+    assert timed == [torch.bfloat16, torch.float32]
+
+
+def test_interrupted_the_command_says_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_dense(tmp_path / "model", vocab=320)
+    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
+    files = (folder, "--data", data, "-o", tmp_path / "head.safetensors", "--answer", 12)
+    small = ("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100)
+
+    def stop(*_: Any, **how: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for place, kept in (
+        (AnswerStore, "keeps 0 answers, 0 files of features and 0 tokens of training"),
+        (Shards, "keeps 8 answers, 0 files of features and 0 tokens of training"),
+        (trainer.Trainer, "keeps 8 answers, 1 files of features and 0 tokens of training"),
+    ):
+        with monkeypatch.context() as patch:
+            name = {AnswerStore: "write", Shards: "grow"}.get(place, "update")
+            patch.setattr(place, name, stop)
+            assert run("train-draft", *files, *small) == 130
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{kept}: the same command continues from there" in said
+    assert run("train-draft", *files, *small) == 0

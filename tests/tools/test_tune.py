@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from tune_tools import write_prompts
 
 from fastslow.engine.host import machine as watch_module
 from fastslow.engine.host.machine import Watch
+from fastslow.engine.host.progress import silent
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.settings import read_settings
-from fastslow.tools.progress import silent
 from fastslow.tools.prompts import Conversation, read_prompts
+from fastslow.tools.tune import halving, sample
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
 from fastslow.tools.tune.runner import Grid, TuneRunner
 from fastslow.tools.tune.sample import Cell
@@ -47,7 +49,7 @@ def prompts(questions: Path) -> list[Conversation]:
 
 
 def quick(llm: LLM, prompts: list[Conversation], **options: object) -> TuneResult:
-    given: dict[str, object] = {"sampling": FEW, "minutes": 0.02, "report": silent}
+    given: dict[str, object] = {"sampling": FEW, "minutes": 0.2, "report": silent}
     settings = grid(DRAFTERS, [1, 3])
     return tune_speculation(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
 
@@ -147,7 +149,7 @@ def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
 
 def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> None:
     reported: list[tuple[float, str]] = []
-    found = quick(llm, prompts, batch=2, report=lambda *news: reported.append(news))
+    found = quick(llm, prompts[:2], batch=2, report=lambda *news: reported.append(news))
     assert not found.stopped
     assert set(found.samples) == {PLAIN, *grid(DRAFTERS, [1, 3])}
     assert all(found.samples.values())
@@ -169,12 +171,26 @@ def test_ctrl_c_keeps_what_was_found(
     assert found.best == PLAIN or found.ratio(found.best) > 1
 
 
-def interrupt_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def deaf() -> Iterator[None]:
+    """To SIGTERM, which else would end the tests."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def interrupt_after(
+    runs: int, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None] = ctrl_c
+) -> None:
     count, real = itertools.count(), TuneRunner.run
 
     def counted(self: TuneRunner, *arguments: object) -> object:
         if next(count) >= runs:
-            raise KeyboardInterrupt
+            end()
         return real(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TuneRunner, "run", counted)
@@ -189,7 +205,7 @@ def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
     with pytest.raises(ValueError, match="prompt 4: prompt has .* must fit the context of 512"):
         quick(llm, [*prompts[:3], long])
     with pytest.raises(ValueError, match="ended at its first token"):
-        quick(llm, prompts, sampling=SamplingParams(max_tokens=1))
+        quick(llm, prompts[:1], sampling=SamplingParams(max_tokens=1))
 
 
 def test_bench_shows_and_writes(
@@ -211,7 +227,7 @@ def test_bench_shows_and_writes(
     assert {"tokens", "seconds", "others"} <= set(first["samples"][0])
 
 
-@pytest.mark.parametrize("runs", [None, 5])
+@pytest.mark.parametrize(("runs", "carried"), [(None, True), (40, True), (5, False)])
 def test_tune_writes_both_files(
     tiny: Path,
     questions: Path,
@@ -219,20 +235,39 @@ def test_tune_writes_both_files(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     runs: int | None,
+    carried: bool,
+    deaf: None,
 ) -> None:
-    """Stopped by Ctrl-C it does so, too, and exits with 130."""
+    """Stopped by SIGTERM it does so, too, and exits with 130; but not where the runs carry no verdict."""
     if runs is not None:
-        interrupt_after(runs, monkeypatch)
+        interrupt_after(runs, monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(sample, "CLIP", 1e9)  # no run counts as disturbed
+    monkeypatch.setattr(halving, "LOSS", 1e9)  # nor do they scatter too much
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
-    options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 0.02)
-    files = ("--model", tiny, "--prompts", questions, "-o", out, "--report", report)
-    assert run("tune", *files, *options) == (0 if runs is None else 130)
-    assert "plain decoding" in capsys.readouterr().out
-    measured = json.loads(out.read_text("utf-8"))["measured"]
-    assert measured["stopped_early"] == (runs is not None)
-    assert label(read_settings(out)) in measured["settings"]
-    page = report.read_text("utf-8")
-    assert page.startswith("<!doctype html>") and ("stopped early" in page) == (runs is not None)
+    options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 1, "--limit", 2 if runs else 1)
+    files = ("--prompts", questions, "-o", out, "--report", report)
+    assert run("tune", tiny, *files, *options) == (0 if runs is None else 130)
+    streams = capsys.readouterr()
+    assert "8 of 8 settings fit into the time" in streams.err
+    assert ("No verdict: the runs are fewer than 3" in streams.out) == (not carried)
+    assert out.exists() == report.exists() == carried
+    if carried:
+        measured = json.loads(out.read_text("utf-8"))["measured"]
+        assert measured["stopped_early"] == (runs is not None)
+        assert label(read_settings(out)) in measured["settings"]
+        page = report.read_text("utf-8")
+        assert page.startswith("<!doctype html>") and ("stopped early" in page) == bool(runs)
+
+
+def test_without_a_verdict_the_exit_code_says_so(
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "CLIP", 1.0)  # whatever differs from the median was disturbed
+    out = tmp_path / "tuned.json"
+    options = ("--drafters", "ngram", "--lengths", "1", "--tokens", 8, "--limit", 1, "-o", out)
+    files = ("--prompts", questions, "--report", tmp_path / "tuned.html")
+    assert run("tune", tiny, *files, *options) == 1 and not out.exists()
+    assert run("tune", tiny, *files, *options, "--minutes", 0.00001) == 2
 
 
 @pytest.mark.parametrize(

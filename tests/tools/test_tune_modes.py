@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,17 @@ def test_what_is_proposed() -> None:
     assert by_agreement.headline().startswith("1 of 2 groups: the same next token at 92%")
     no_time = found((0.5, 1.0), (0.92, 1.99), (1.0, 2.0))
     assert no_time.proposed.count == 2 and "should run all 2" in no_time.headline()
+
+
+def test_the_time_is_kept_and_what_fits_is_said(
+    tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned.json"
+    little = ("--tokens", 4, "--minutes", 0.0001, "--kv-memory", "4MiB", "-o", out)
+    assert tune(tiny, "--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), *little) == 0
+    assert re.search(r"\d of 8 prompts fit into the time", capsys.readouterr().err)
+    assert json.loads(out.read_text("utf-8"))["measured_groups"]["prompts"] < 8
+    assert tune(tiny, "--modes", "--tasks", tasks, *little) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"\d of 24 tasks fit into the time", said)
+    assert "tasks were answered in time; 20 are needed" in said

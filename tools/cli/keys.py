@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from fastslow.engine.params import sentence
 from fastslow.serve.api.keys import KeyFile, KeyLimits, add_key, remove_key, usual_file
-from fastslow.tools.cli.options import OptionFields, expand_options
+from fastslow.tools.cli.options import OptionFields, check_writable, expand_options
 
 keys = typer.Typer(
     name="keys",
@@ -45,12 +46,16 @@ def add(
     priority: Annotated[
         str | None, typer.Option(help="First and last priority it may ask for, such as 0,5.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New file for the key, for you alone.")
+    ] = None,
 ) -> None:
-    """Make a key and print it, this once: the file has only its hash. A running server takes it within a second.
+    """Make a key and print it, or write it to --out: the keys file has only its hash. A running server takes it
+    within a second.
 
     Examples:
       fastslow keys add page
-      fastslow keys add bot --requests-per-minute 60 --concurrent 4 --allow-modes fast
+      fastslow keys add bot --requests-per-minute 60 --concurrent 4 --allow-modes fast --out bot.key
     """
     more: dict[str, Any] = {}
     if modes is not None:
@@ -61,9 +66,19 @@ def add(
         checked = KeyLimits(**limits.model_dump(exclude_unset=True), **more)
     except ValidationError as error:
         raise ValueError(sentence(error)) from None
-    path = file or usual_file()
-    typer.echo(add_key(path, name, checked))
-    typer.echo(f"{name} is in {path}; the key is shown only now", err=True)
+    path, where = file or usual_file(), "shown only now"
+    if out is not None:
+        check_writable(out)
+        if out.exists():
+            raise ValueError(f"out={str(out)!r} exists: name a new file")
+        where = f"in {out} alone"
+    key = add_key(path, name, checked)
+    if out is None:
+        typer.echo(key)
+    else:
+        with open(out, "x", opener=lambda place, how: os.open(place, how, 0o600)) as written:
+            written.write(f"{key}\n")
+    typer.echo(f"{name} is in {path}; the key is {where}", err=True)
 
 
 @keys.command("list")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 SIMPLE = (bool, int, float, str, Path)
+PLACED = "_placed"  # ends the name of an argument that stands for an option
 PATHS = ("model", "own", "source", "target")  # arguments of type str that may be paths
 
 
@@ -51,14 +54,15 @@ ALL = OptionFields()
 
 
 def options_of(model: type[BaseModel], which: OptionFields = ALL) -> list[inspect.Parameter]:
-    """One parameter for typer for each field, those of nested models in place.
+    """Parameters for typer for each field, those of nested models in place.
 
     A field's `description` is the help. Its `json_schema_extra` may have `panel` (of the help), `names`
-    (such as `["--out", "-o"]`) and `argument` (true: it is an argument, not an option).
+    (such as `["--out", "-o"]`; a word such as `TARGET` among them: it may also be given by position) and `argument`
+    (true: it is an argument, not an option).
     """
-    found = []
+    found: list[inspect.Parameter] = []
     for _, option, info, nested in which.of(model):
-        found += options_of(*nested) if nested else [_parameter(option, info, which)]
+        found += options_of(*nested) if nested else _parameters(option, info, which)
     return found
 
 
@@ -69,12 +73,19 @@ def filled(model: type[Any], given: Mapping[str, Any], which: OptionFields = ALL
     for name, option, _, nested in which.of(model):
         if nested:
             values[name] = filled(nested[0], given, nested[1])
-        elif (value := given.get(option)) not in (None, []):
+        elif (value := _given(given, option)) not in (None, []):
             values[name] = value
     try:
         return model(**values)
     except ValidationError as error:
         raise ValueError(sentence(error, model.model_fields)) from None
+
+
+def _given(given: Mapping[str, Any], option: str) -> Any:
+    value, placed = given.get(option), given.get(option + PLACED)
+    if value is not None and placed is not None:
+        raise ValueError(f"{option.upper()} and --{option} are two: give one of them")
+    return value if placed is None else placed
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -93,7 +104,9 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
             shown += options_of(*found)
         else:
             shown.append(parameter)
-    paths = {p.name for p in shown if p.name in PATHS or Path in _parts(p.annotation)}
+    shown.sort(key=lambda p: p.name.endswith(PLACED))  # after arguments that have no other way
+    parts = ((p.name, p.name.removesuffix(PLACED), p.annotation) for p in shown)
+    paths = {name for name, own, hint in parts if own in PATHS or Path in _parts(hint)}
 
     @wraps(command)
     def run(**given: Any) -> None:
@@ -125,7 +138,7 @@ def _model_of(annotation: Any) -> tuple[type[BaseModel], OptionFields] | None:
     return None
 
 
-def _parameter(name: str, info: FieldInfo, which: OptionFields) -> inspect.Parameter:
+def _parameters(name: str, info: FieldInfo, which: OptionFields) -> Iterator[inspect.Parameter]:
     extra: Mapping[str, Any] = info.json_schema_extra or {}  # type: ignore[assignment]
     parts = list(_parts(info.annotation))
     kinds = {part if isinstance(part, type) else type(part) for part in parts}
@@ -140,19 +153,27 @@ def _parameter(name: str, info: FieldInfo, which: OptionFields) -> inspect.Param
     }
     if choices := [part for part in parts if isinstance(part, str)]:
         how["metavar"] = f"[{'|'.join(choices)}]"
+    flag = f"--{name.replace('_', '-')}"
+    if hint is bool and info.default is True:
+        flag = f"{flag}/--no-{flag[2:]}"
+    named = extra.get("names", [flag])
+    placed = [word for word in named if word[0] != "-"]
+    needed = info.is_required() and not placed
     if extra.get("argument"):
-        made = typer.Argument(**how)
+        made = {name: typer.Argument(**how)}
     else:
-        flag = f"--{name.replace('_', '-')}"
-        if hint is bool and info.default is True:
-            flag = f"{flag}/--no-{flag[2:]}"
-        made = typer.Option(*extra.get("names", [flag]), **how)
-    default = inspect.Parameter.empty if info.is_required() else None
-    hint = hint if info.is_required() else hint | None
-    marked = Annotated[hint, made, Path] if Path in kinds else Annotated[hint, made]
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=marked
-    )
+        made = {name: typer.Option(*(word for word in named if word[0] == "-"), **how)}
+        if placed:
+            there = {**how, "rich_help_panel": None, "metavar": placed[0]}
+            made[name + PLACED] = typer.Argument(**there)
+    hint = hint if needed else hint | None
+    for own, option in made.items():
+        yield inspect.Parameter(
+            own,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if needed else None,
+            annotation=Annotated[hint, option, Path] if Path in kinds else Annotated[hint, option],
+        )
 
 
 def _help(info: FieldInfo, defaults: bool) -> str:
@@ -207,7 +228,12 @@ MODEL = "Model"
 class ModelOptions(Params):
     """Which model, and how it is run: arguments of `LLM`."""
 
-    model: str = field("smollm2-moge", "checkpoint folder, GGUF file or built-in name", MODEL)
+    model: str = field(
+        "smollm2-moge",
+        "checkpoint folder, GGUF file or built-in name",
+        MODEL,
+        names="MODEL --model",
+    )
     dtype: str = field("auto", "auto, bfloat16, float32 or float16", MODEL)
     quantization: str = field(
         "auto", "auto, none, int8, int4 or w8a8; auto runs a quantised model as it is", MODEL
@@ -238,6 +264,12 @@ class ModelOptions(Params):
         """Keyword arguments of `LLM`."""
         names = ModelOptions.model_fields.keys() - {"model"}
         return {name: getattr(self, name) for name in names}
+
+
+def heed_sigterm() -> None:
+    """For commands that keep on Ctrl-C what they have: SIGTERM ends them as that does."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def standard_input() -> TextIO:

@@ -100,7 +100,7 @@ async def _serve(config: ServerConfig, place: Place, listener: socket.socket) ->
         errors().print(f"{address}/ready says when {config.served_name} is loaded.", style="dim")
 
     def announce(card: ModelCard) -> None:
-        config.settings.fit(card.modes)
+        config.settings.fit(card)
         errors().print(_usage(address, card), soft_wrap=True)
 
     app = create_app(engine, config, keys, host, tracing())

@@ -63,8 +63,8 @@ def run(
     counts = numbers("replicas", replicas)
     if out is not None:
         check_writable(out)
+    from fastslow.engine.host.progress import progress_bar
     from fastslow.tools.cli.screen import console, show
-    from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate import figures
     from fastslow.tools.simulate.cluster import SimulatedCluster
     from fastslow.tools.simulate.costs import read_costs
@@ -171,8 +171,8 @@ def measure(
     """
     check_writable(out)
     names = listed("modes", modes)
+    from fastslow.engine.host.progress import progress_bar
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.progress import progress_bar
     from fastslow.tools.simulate import measured
     from fastslow.tools.simulate.costs import write_costs
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import KV_TYPE, Scheme
+from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import decoder_layer, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.job_options import QuantizeOptions
-from fastslow.tools.progress import Report, silent
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.serve.engines.process.child import end_with_parent
-from fastslow.tools.progress import Report, silent
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, curve_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together

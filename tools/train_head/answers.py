@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.params import SamplingParams
 from fastslow.output import Output
-from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
 
 Ask = Callable[[Sequence[Conversation], Sequence[SamplingParams]], Sequence[Output]]

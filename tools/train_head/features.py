@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.base import Model
 from fastslow.tools.forward import forward_texts
-from fastslow.tools.progress import Report, silent
 from fastslow.tools.train_head.answers import TrainText
 
 ROWS = 512  # of a forward

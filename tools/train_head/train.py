@@ -16,12 +16,12 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends
+from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends, read_metadata
+from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.models.locate import resolve_model
 from fastslow.tools.job_options import HeadOptions, TrainConfig
-from fastslow.tools.progress import Report, silent
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
 from fastslow.tools.train_head.batches import Shown, batches
@@ -31,6 +31,7 @@ from fastslow.tools.train_head.trainer import Measured, Trainer
 HELD = 0.05  # share of prompts that nothing is learnt from
 MOST_HELD = 64
 ANSWER_ROWS = 256  # that attention has room for besides a prompt
+CHECKPOINT = "checkpoint.safetensors"  # in the work folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def train_head(
     if training.prompts:
         rows = training.prompt_rows
         config = replace(config, prompt=rows, window=max(config.window, rows + ANSWER_ROWS))
-    checkpoint = work / "checkpoint.safetensors"
+    checkpoint = work / CHECKPOINT
     trainer = Trainer(config, weights, read_ends(target), training, checkpoint)
 
     def updated(measured: Measured) -> None:
@@ -122,6 +123,19 @@ def train_head(
     provenance = {"tokens": trainer.tokens, "answers": len(taught), "held_out": quality}
     save_head(trainer, options.out, fingerprint(target), provenance)
     return found
+
+
+def kept(options: HeadOptions) -> str:
+    """What is there of a run that was stopped, for people."""
+    work, tokens = options.work_folder, 0
+    answers = len(AnswerStore(work / "answers.jsonl").read())
+    features = len([*(work / "features").glob("*.safetensors")])
+    if (checkpoint := work / CHECKPOINT).is_file():
+        tokens = json.loads(read_metadata(checkpoint)["trained"])[0]
+    return (
+        f"{work} keeps {answers:,} answers, {features:,} files of features and {tokens:,} tokens of training: "
+        "the same command continues from there"
+    )
 
 
 def _parted(texts: Sequence[TrainText]) -> tuple[list[TrainText], list[TrainText]]:

@@ -19,7 +19,7 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig, opened
+from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig, opened, read_metadata
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
@@ -28,6 +28,7 @@ from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
 
 SHAPE = (256, 512, 1024)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @cache
@@ -110,8 +111,7 @@ class Trainer:
         self.config = config
         self.train_config = train_config
         self.checkpoint = checkpoint
-        auto = train_config.products == "auto"
-        self._dtype: torch.dtype = faster_dtype() if auto else getattr(torch, train_config.products)
+        self._dtype = self._products()
         self.vocabulary = weights["tokens"]
         self.weights = {
             name: torch.nn.Parameter(weights[name].float()) for name in (*MATRICES, *NORMS)
@@ -203,8 +203,16 @@ class Trainer:
             table |= {f"{name}.{key}": value.contiguous() for key, value in state.items()}
         part = self.checkpoint.with_suffix(".part")
         trained = json.dumps([self.tokens, self.updates])
-        save_file(table, part, self.config.metadata() | {"trained": trained})
+        facts = {"trained": trained, "products": str(self._dtype).removeprefix("torch.")}
+        save_file(table, part, self.config.metadata() | facts)
         part.replace(self.checkpoint)
+
+    def _products(self) -> torch.dtype:
+        """The dtype of products: what the options say, else the checkpoint's, else the faster one."""
+        named: str = self.train_config.products
+        if named == "auto" and self.checkpoint is not None and self.checkpoint.is_file():
+            named = read_metadata(self.checkpoint).get("products", named)
+        return DTYPES[named] if named in DTYPES else faster_dtype()
 
     def _resume(self, path: Path) -> None:
         with opened(path) as file:

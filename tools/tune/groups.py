@@ -10,13 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
+from fastslow.engine.host.progress import Report
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
-from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.runner import say_fits
 
 ROUNDS = 5  # answers whose time counts, for each number, interleaved
 TIMED = SamplingParams(max_tokens=16, ignore_eos=True)
@@ -116,16 +117,20 @@ def tune_groups(
     units = RoutedUnits.of(llm.model.config)
     if not units.most:
         raise ValueError(f"{model} is dense: it has no routed experts to choose from")
-    started = time.monotonic()
+    started, seconds, last = time.monotonic(), 60 * minutes, 0.0
     found = GroupsFound(model, units, [GroupsRow(n) for n in units.steps], 0, 0, keep)
     try:
-        _time(found, llm, prompts[0])
+        _time(found, llm, prompts[0], started + seconds / 2)
         for number, prompt in enumerate(prompts):
-            share = (time.monotonic() - started) / (60 * minutes)
-            if number and share > 1:
+            begun = time.monotonic()
+            if number and begun + last > started + seconds:
                 break
+            share = (begun - started) / seconds
             report(min(1.0, max(share, number / len(prompts))), f"prompt {number + 1}")
             _compare(found, llm, prompt, sampling)
+            last = time.monotonic() - begun
+            if not number:
+                say_fits(1 + (started + seconds - time.monotonic()) / last, len(prompts), "prompts")
     except KeyboardInterrupt:
         if not found.places:
             raise
@@ -139,9 +144,12 @@ def _mode(found: GroupsFound, row: GroupsRow) -> Mode:
     return Mode(name="some", thinking="off", **{found.units.name: row.count})  # type: ignore[arg-type]
 
 
-def _time(found: GroupsFound, llm: LLM, prompt: Conversation) -> None:
+def _time(found: GroupsFound, llm: LLM, prompt: Conversation, end: float) -> None:
     taken: dict[int, list[float]] = {row.count: [] for row in found.rows}
+    begun = time.monotonic()
     for turn in range(ROUNDS):
+        if turn and (now := time.monotonic()) + (now - begun) / turn > end:
+            break
         for row in found.rows if turn % 2 else reversed(found.rows):
             out = llm.generate(prompt, TIMED, mode=_mode(found, row), speculation=PLAIN)
             taken[row.count].append(out.metrics.tpot)

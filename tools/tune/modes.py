@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from fastslow.engine.host.progress import Report
 from fastslow.engine.params import Escalation, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import Output
@@ -20,10 +21,10 @@ from fastslow.policies.auto import BUILT_IN, LinearModeRouter
 from fastslow.policies.features import LABELS, count_words, features
 from fastslow.policies.mode_router import PromptFacts
 from fastslow.tools.machine import circumstances
-from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Task
 from fastslow.tools.tune import selector as fitting
 from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.runner import say_fits
 from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
@@ -202,18 +203,22 @@ def answer_tasks(
     log-probabilities, which say how sure it was.
     """
     params = {CHEAP: sampling.model_copy(update={"logprobs": 0}), GOOD: sampling}
-    begun = time.monotonic()
+    begun, last = time.monotonic(), 0.0
     llm.generate([tasks[0].prompt], sampling, mode=CHEAP, speculation=PLAIN, progress=False)
     for start in range(0, len(tasks), batch):
-        gone = (time.monotonic() - begun) / seconds
-        if start and gone > 1:
+        gone = time.monotonic() - begun
+        if start and gone + last > seconds:
             break
-        report(min(1.0, max(gone, start / len(tasks))), f"{start} of {len(tasks)} tasks")
+        share = min(1.0, max(gone / seconds, start / len(tasks)))
+        report(share, f"{start} of {len(tasks)} tasks")
         some, found = tasks[start : start + batch], {}
         prompts = [task.prompt for task in some]
         for mode in MODES if start // batch % 2 else reversed(MODES):
             outs = llm.generate(prompts, params[mode], mode=mode, speculation=PLAIN, progress=False)
             found[mode] = map(_graded, some, outs)
+        last = time.monotonic() - begun - gone
+        if not start:
+            say_fits(batch * (1 + (seconds - gone - last) / last), len(tasks), "tasks")
         yield from map(Pair, some, found[CHEAP], found[GOOD])
 
 

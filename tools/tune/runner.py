@@ -75,6 +75,11 @@ class TuneRunner:
         return outputs
 
 
+def say_fits(fits: float, count: int, what: str) -> None:
+    """One line of the log: how much of what was asked for there is time for."""
+    logger.info("{} of {} {} fit into the time", max(1, min(int(fits), count)), count, what)
+
+
 def _looks(setting: Speculation) -> bool:
     """Whether its drafters may look at the text of prompts."""
     return setting.drafter == "auto" or "head" in setting.drafter

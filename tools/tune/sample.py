@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median_low
+from math import inf, sqrt
+from statistics import fmean, median_low, stdev
 from typing import NamedTuple
 
 from fastslow.engine.params import Speculation
@@ -96,13 +97,31 @@ def step_cost(samples: Samples, plain: Samples) -> float:
     """How many times as long as plain decoding's a step takes; nan without a run of both. Each run is compared
     with plain decoding's of the same moment, and counts as CLIP where it is further from the median."""
     pairs = _pairs(samples, plain)
-    if not pairs:
-        return float("nan")
-    costs = [(s.seconds / s.forwards) / (p.seconds / p.forwards) for s, p in pairs]
-    middle = median_low(costs)  # what disturbs a run makes it longer
-    clipped = [min(max(cost, middle / CLIP), middle * CLIP) for cost in costs]
     weights = [s.forwards for s, _ in pairs]
-    return sum(c * w for c, w in zip(clipped, weights)) / sum(weights)
+    costs = _clipped(_costs(pairs))
+    return sum(c * w for c, w in zip(costs, weights)) / sum(weights) if pairs else float("nan")
+
+
+def error(samples: Samples, plain: Samples) -> float:
+    """Standard error of `ratio`, as a share of it, by how far step costs scatter; infinite before two runs of
+    both."""
+    costs = _clipped(_costs(_pairs(samples, plain)))
+    return stdev(costs) / fmean(costs) / sqrt(len(costs)) if len(costs) > 1 else inf
+
+
+def whole_runs(samples: Samples, plain: Samples) -> int:
+    """Runs of both whose step cost nothing disturbed: it is within CLIP of the median."""
+    costs = _costs(_pairs(samples, plain))
+    return sum(cost == near for cost, near in zip(costs, _clipped(costs)))
+
+
+def _costs(pairs: Sequence[tuple[Sample, Sample]]) -> list[float]:
+    return [(s.seconds / s.forwards) / (p.seconds / p.forwards) for s, p in pairs]
+
+
+def _clipped(costs: list[float]) -> list[float]:
+    middle = median_low(costs) if costs else 0.0  # what disturbs a run makes it longer
+    return [min(max(cost, middle / CLIP), middle * CLIP) for cost in costs]
 
 
 def _pairs(samples: Samples, plain: Samples) -> list[tuple[Sample, Sample]]:

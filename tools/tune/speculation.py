@@ -15,16 +15,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from fastslow.engine.host.machine import CONTENDED
+from fastslow.engine.host.progress import Report
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances
-from fastslow.tools.progress import Report
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune import sample as stats
 from fastslow.tools.tune.candidates import PLAIN, family, is_plain, label
-from fastslow.tools.tune.halving import TIE, SuccessiveHalving
+from fastslow.tools.tune.halving import ENOUGH, SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner
-from fastslow.tools.tune.sample import Cell, Sample
+from fastslow.tools.tune.sample import Sample
 
 NOISY = 1 / 3  # share of disturbed runs from which on the report warns
 COLUMNS = ("setting", "x plain", "tokens/s", "tokens/step", "step time", "accepted", "runs", "")
@@ -42,6 +42,7 @@ class TuneResult:
     samples: dict[Speculation, list[Sample]]
     best: Speculation = PLAIN
     finalists: list[Speculation] = field(default_factory=list)
+    carried: bool = True  # whether the samples carry a verdict
     stopped: bool = False  # by Ctrl-C
     seconds: float = 0.0
     circumstances: dict[str, Any] = field(default_factory=circumstances)
@@ -88,10 +89,15 @@ class TuneResult:
 
     def headline(self) -> str:
         """How much faster the best setting is than plain decoding, and what it is."""
+        if not self.carried:
+            return (
+                f"No verdict: the runs are fewer than {ENOUGH}, disturbed, or scatter too much to say what is faster. No "
+                "file is written: give more --minutes, or a quieter machine."
+            )
         if is_plain(self.best):
             tried = len([s for s in self.measured if not is_plain(s)])
             return (
-                f"On {self.prompts} prompts, none of {tried} drafting settings is faster than plain "
+                f"On {self.prompts} prompts, none of {tried} drafting settings is surely faster than plain "
                 f"decoding with {self.plain_rate:.1f} tokens/s."
             )
         name, nodes = family(self.best), self.best.nodes
@@ -176,8 +182,7 @@ class TuneResult:
     def _note(self, setting: Speculation) -> str:
         if setting not in self.finalists and not is_plain(setting) and setting != self.best:
             return "dropped out"
-        faster = self.ratio(setting) > self.ratio(self.best)
-        return f"within {TIE:.0%}: the adaptive length holds at other loads, too" if faster else ""
+        return "not surely faster" if self.ratio(setting) > self.ratio(self.best) else ""
 
 
 def tune_speculation(
@@ -194,7 +199,7 @@ def tune_speculation(
 ) -> TuneResult:
     """Find the fastest of the candidates for these prompts, which are run in a shuffled order.
 
-    minutes: for everything; a slow model may need more for the first run of each candidate. ValueError:
+    minutes: for everything; the log says before how many candidates fit into them. ValueError: too few minutes,
     batch out of range, too few prompts, a candidate or a prompt does not fit the model, no
     answer is longer than a token. KeyboardInterrupt: before anything was measured.
     """
@@ -209,15 +214,13 @@ def tune_speculation(
     found = TuneResult(model, batch, mode, len(order), sampling, samples=search.samples)
     try:
         runner.check(prompts, [mode])
-        runner.warm_up([Cell(s, batch, mode) for s in search.samples], order[0])
-        left = started + seconds - time.monotonic()
-        search.run(runner, parts, max(left, 1.0), report)
+        search.run(runner, parts, started + seconds - time.monotonic(), report)
     except KeyboardInterrupt:
         if not search.samples[PLAIN]:
             raise
         found.stopped = True
     if not any(sample.tokens for sample in search.samples[PLAIN]):
         raise ValueError("every answer ended at its first token: there is nothing to measure")
-    found.best, found.finalists = search.best, search.alive
+    found.best, found.finalists, found.carried = search.best, search.alive, search.carried
     found.seconds = time.monotonic() - started
     return found

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from fastslow.engine.backends.cpu.formats import Sources
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.cpu.packed import Arena
+from fastslow.engine.checkpoint.checkpoint import BLOCKS
 from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.host.files import cache_folder, read_object, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
@@ -124,7 +125,8 @@ def _sources(folder: Path) -> list[Path]:
     if is_gguf(folder):
         return gguf_parts(folder)
     files = (p for p in folder.iterdir() if p.is_file() and not p.name.endswith("_report.json"))
-    return sorted(path for path in files if path.suffix in (".safetensors", ".json"))
+    kinds = (".safetensors", ".json", Path(BLOCKS).suffix)
+    return sorted(path for path in files if path.suffix in kinds)
 
 
 def _known(record: Path) -> dict[str, list[Any]]:

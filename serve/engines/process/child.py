@@ -137,15 +137,14 @@ class EngineServer(asyncio.Protocol):
         assert self._engine is not None
         try:
             if message.method == "alive":
-                value: Any = not self._engine.broken
+                value: Any = None if self._engine.broken else await self._engine.stats()
             elif message.method == "report":
                 value = self._engine.report().to_dict()
             else:
                 value = await called(self._engine, message.method, arguments_of(message.arguments))
-        except Exception as error:  # noqa: BLE001 - it is the client's
-            self.send(CallResult(message.number, None, failure_of(error)))
-        else:
             self.send(CallResult(message.number, value))
+        except Exception as error:  # noqa: BLE001 - it is the client's, also where the value cannot be sent
+            self.send(CallResult(message.number, None, failure_of(error)))
 
     async def _drain(self, seconds: float) -> None:
         self._end_loading()
@@ -153,6 +152,8 @@ class EngineServer(asyncio.Protocol):
             await self._engine.close(seconds)
             if self._answering:  # they hear now that the engine is closed
                 await asyncio.wait(self._answering.values(), timeout=LAST)
+        # a server that is late finds the last pieces in the socket, see `serve`
+        self._paused = False
         self._flush()
         self._end()
 
@@ -167,7 +168,26 @@ class EngineServer(asyncio.Protocol):
         if (self._pieces or self._over) and not self._paused:
             message = Answers(self._pieces, self._over)
             self._pieces, self._over = [], []
-            self.send(message)
+            try:
+                self.send(message)
+            except Exception:  # noqa: BLE001 - of one answer, which its own message says
+                self._send_each(message)
+
+    def _send_each(self, bunch: Answers) -> None:
+        """Send each answer by itself. One that cannot be sent ends with a sentence."""
+        pieces: dict[int, list[tuple[int, Piece]]] = {}
+        for number, piece in bunch.pieces:
+            pieces.setdefault(number, []).append((number, piece))
+        over = dict(bunch.over)
+        for number in dict.fromkeys([*pieces, *over]):
+            end = [(number, over[number])] if number in over else []
+            try:
+                self.send(Answers(pieces.get(number, []), end))
+            except Exception as error:  # noqa: BLE001 - it is the client's
+                why = ValueError(f"the answer cannot be sent between two processes: {error}")
+                self.send(Answers([], [(number, failure_of(why))]))
+                if (running := self._answering.get(number)) is not None:
+                    running.cancel()
 
     def _end_loading(self) -> None:
         """End now if the model is not loaded: nothing ends the thread that loads it."""

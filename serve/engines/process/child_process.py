@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
+from loguru import logger
 from msgspec import to_builtins
 
 from fastslow.serve.api.keys import environment_without_key
@@ -20,20 +22,24 @@ from fastslow.serve.engines.process.messages import Start
 from fastslow.serve.engines.settings import EngineSettings
 
 GRACE = 5.0  # seconds that a process has to end once its connection is closed
+# signals of a process that is at fault itself: nobody killed it
+CRASHES = tuple(
+    getattr(signal, name, 0) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Asks a process whether it lives, over and over.
+    """Asks a process whether it lives, over and over; the answer has the engine's figures.
 
     A long step of the model is no hang: the event loop of the process answers meanwhile. Time in which this
     process could not run itself, as while a machine sleeps, counts as one pause at most.
     """
 
-    every: float = (
-        10.0  # seconds between a question and the next one, and of a pause for its answer
-    )
-    missed: int = 6  # after as many pauses without the answer the process counts as hung
+    # seconds between a question and the next one, and of a pause for its answer
+    every: float = 1.0
+    silent: int = 3  # after as many pauses without the answer the process gets no more requests
+    missed: int = 30  # after as many it counts as hung
 
     async def watch(self, connection: EngineConnection) -> str:
         """Wait until a process is lost, or to be ended: what is wrong with it, "" if it is lost."""
@@ -42,19 +48,29 @@ class Heartbeat:
             try:
                 either: list[asyncio.Future[None]] = [connection.lost, answer]
                 first = asyncio.FIRST_COMPLETED
-                for _ in range(self.missed):
+                for pauses in range(1, self.missed + 1):
                     await asyncio.wait(either, timeout=self.every, return_when=first)
                     if connection.lost.done():
                         return ""
                     if answer.done():
                         break
+                    if pauses == self.silent:
+                        connection.why_silent = (
+                            f"the engine has said nothing for {self.every * pauses:g} s or more"
+                        )
+                        logger.warning("{}; it gets no requests meanwhile", connection.why_silent)
                 else:
                     return f"answered nothing for {self.every * self.missed:g} s"
             finally:
                 answer.cancel()
                 await asyncio.gather(answer, return_exceptions=True)
-            if answer.exception() is None and not answer.result():
-                return "lives on without its engine, which broke"
+            if answer.exception() is None:
+                if not answer.result():
+                    return "lives on without its engine, which broke"
+                connection.figures, connection.heard = answer.result(), time.monotonic()
+            if connection.why_silent:
+                logger.info("the engine answers again")
+                connection.why_silent = ""
             await asyncio.wait([connection.lost], timeout=self.every)
 
 
@@ -88,6 +104,11 @@ class ChildProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it ended, and by its own fault."""
+        return -(self._process.returncode or 1) in CRASHES
 
     async def wait(self) -> str:
         """Wait until the connection is lost and the process gone: how it ended, for a sentence."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from fastslow.serve.engines.process.child_process import GRACE, USUAL, ChildProc
 from fastslow.serve.engines.process.connection import EngineConnection
 from fastslow.serve.engines.process.messages import Drain
 from fastslow.serve.engines.settings import EngineSettings
+
+STATS = 1.0  # seconds for figures; those who ask for several engines' wait a little longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,19 @@ class EngineClient(CalledEngine):
         return self._card
 
     @property
-    def ready(self) -> bool:
+    def loaded(self) -> bool:
+        """Whether its process runs with its model, and is to stay."""
         return self._connection is not None and not self._closing
 
     @property
+    def ready(self) -> bool:
+        return not self.why_not_ready
+
+    @property
     def why_not_ready(self) -> str:
-        return "" if self.ready else self._why
+        if self._connection is None or self._closing:
+            return self._why
+        return self._connection.why_silent
 
     @property
     def pid(self) -> int | None:
@@ -89,8 +98,8 @@ class EngineClient(CalledEngine):
 
     async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         connection = self._connection
-        if connection is None or self._closing:
-            raise NotReady(self._why)
+        if connection is None or not self.ready:
+            raise NotReady(self.why_not_ready, refused=self.loaded)
         number, answer = connection.ask(ask)
         try:
             while pieces := await answer.take():
@@ -103,6 +112,20 @@ class EngineClient(CalledEngine):
         if self._connection is None:  # while it drains it is there
             raise NotReady(self._why)
         return await self._connection.call(method, *arguments)
+
+    async def stats(self) -> Mapping[str, Any]:
+        """Where the engine does not answer, what it said last; `age_seconds` is how old that is."""
+        connection = self._connection
+        if connection is None:
+            raise NotReady(self._why)
+        if not connection.why_silent:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STATS):
+                    connection.figures, connection.heard = await super().stats(), time.monotonic()
+        if not connection.figures:
+            raise NotReady(f"the engine gave no figures within {STATS:g} s")
+        age = time.monotonic() - connection.heard
+        return {**connection.figures, "age_seconds": round(age, 3)}
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing, self._why = True, "the server is closing"
@@ -146,10 +169,10 @@ class EngineClient(CalledEngine):
                     logger.error("the engine's process {}: it is killed", wrong)
                     child.kill()
                 self._connection, self._why = None, "the engine ended and is started again"
-                child.connection.end(
-                    "the engine ended in the middle of the request; try again soon"
-                )
                 ended = await child.wait()
+                child.connection.end(
+                    "the engine ended in the middle of the request; try again soon", child.crashed
+                )
                 how = f"the engine's process {wrong or ended}"
             now = time.monotonic()
             ends.append(now)

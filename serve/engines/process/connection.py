@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, cast
 
@@ -31,8 +32,22 @@ from fastslow.serve.engines.process.messages import (
 )
 
 CROWDED = 256  # pieces that wait, from which they are joined
+# seconds in which an answer may be new to an engine, where nothing comes of it before its end
+NEW = 10.0
+ALONE = "the engine crashed as it began this request, and no other one was new there"
 
 _NAMES = tuple(field.name for field in fields(Piece) if field.name not in ("index", "output"))
+
+
+class EngineCrashed(NotReady):
+    """The engine ended by its own fault, and answers that were new there may be the reason.
+
+    suspects: how many they are, where this is one of them; else 0.
+    """
+
+    def __init__(self, message: str, suspects: int) -> None:
+        super().__init__(message)
+        self.suspects = suspects
 
 
 class AnswerStream:
@@ -40,17 +55,26 @@ class AnswerStream:
 
     A reader that is slower than the engine gets several pieces as one, so that what waits is never more than
     the answer's text.
+
+    streamed: pieces come before the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, streamed: bool = True) -> None:
+        self._new_until = time.monotonic() + (NEW if not streamed else float("inf"))
         self._pieces: list[Piece] = []
         self._crowded = CROWDED
         self._over = False
         self._error: Exception | None = None
         self._news = asyncio.Event()
 
+    @property
+    def new(self) -> bool:
+        """Whether its engine may have just begun it."""
+        return time.monotonic() < self._new_until
+
     def put(self, piece: Piece) -> None:
         """A piece has come."""
+        self._new_until = 0.0
         self._pieces.append(piece)
         if len(self._pieces) > self._crowded:
             self._pieces = joined(self._pieces)
@@ -120,6 +144,10 @@ class EngineConnection(asyncio.Protocol):
         self._answers: dict[int, AnswerStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._transport: asyncio.Transport | None = None
+        # what its `Heartbeat` knows: why it gets no requests, the engine's figures, and when they came
+        self.why_silent = ""
+        self.figures: Mapping[str, Any] = {}
+        self.heard = 0.0
 
     @property
     def answering(self) -> int:
@@ -140,7 +168,7 @@ class EngineConnection(asyncio.Protocol):
         """Have a prompt answered; the number is for `leave`."""
         number = next(self._numbers)
         self.send(StartAnswer(number, ask.to_fields()))
-        answer = self._answers[number] = AnswerStream()
+        answer = self._answers[number] = AnswerStream(ask.streamed)
         return number, answer
 
     def leave(self, number: int) -> None:
@@ -159,11 +187,14 @@ class EngineConnection(asyncio.Protocol):
         finally:
             self._calls.pop(number, None)
 
-    def end(self, why: str) -> None:
-        """The process is gone: all who wait for it hear why."""
+    def end(self, why: str, crashed: bool = False) -> None:
+        """The process is gone, by its own fault where it crashed: all who wait for it hear why."""
         answers, self._answers = self._answers, {}
+        new = [answer for answer in answers.values() if crashed and answer.new]
         for answer in answers.values():
-            answer.end(NotReady(why))
+            suspects = len(new) if answer in new else 0
+            said = ALONE if suspects == 1 else why
+            answer.end(EngineCrashed(said, suspects) if new else NotReady(why))
         for result in self._calls.values():
             _settle(result, None, NotReady(why))
 

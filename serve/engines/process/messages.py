@@ -44,7 +44,8 @@ class LeaveAnswer(Struct, tag=True, array_like=True):
 
 
 class Call(Struct, tag=True, array_like=True):
-    """Call a method of the engine: one of `CALLS`, `alive` or `report`. The arguments are of `plain`."""
+    """Call a method of the engine: one of `CALLS`, `report`, or `alive`, which gives the engine's figures, or None
+    where it broke. The arguments are of `plain`."""
 
     number: int
     method: str
@@ -132,8 +133,10 @@ def error_of(failure: Failure) -> Exception:
 
 
 def frame(message: Any) -> bytes:
-    """A message on its way: with its length in front."""
+    """A message on its way: with its length in front. ValueError: as `packed` says, or it is too long."""
     data = packed(message)
+    if len(data) > LONGEST:
+        raise ValueError(f"it has {len(data)} bytes; a message has at most {LONGEST}")
     return LENGTH.pack(len(data)) + data
 
 

@@ -168,6 +168,7 @@ def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, logged: list[str]
     raw = {k: quantize(v.float().numpy(), kind) for k, v in layers.items()}
     exact = {k: torch.from_numpy(dequantize(v, kind)).to(torch.float32) for k, v in raw.items()}
     save_file({k: torch.from_numpy(v.copy()) for k, v in raw.items()}, folder / BLOCKS)
+    assert folder / BLOCKS in store._sources(folder), "an edit of it is noticed"
     model = load_model(folder, quantization="auto")
     assert isinstance(model, CpuDecoder) and model.formats.name == "int4"
     assert [line for line in logged if "4-bit" in line]

@@ -126,7 +126,7 @@ def test_what_the_library_reads_is_read(tmp_path: Path, good: bytes) -> None:
         assert bytes(one.data) == bytes(two.data)
         assert one.shape == tuple(two.shape[::-1])
     out = gguf_to_dense(tmp_path / "good.gguf", tmp_path / "out")
-    assert len(load_file(out / "q4_1.safetensors")) == 7
+    assert len(load_file(out / "q4_1.blocks")) == 7
     assert struct.unpack("<I", good[4:8]) == (3,) and np.isfinite(
         ours.fields["llama.rope.freq_base"]
     )

@@ -270,5 +270,5 @@ def test_four_bit_blocks_are_checked_like_all_tensors(
     """A block of 32 inputs takes 20 bytes."""
     folder = checkpoints.write_dense(tmp_path, torch_dtype="bfloat16")
     table = {f"model.layers.0.mlp.{name}_proj.weight": some for name, some in blocks.items()}
-    save_file(table, folder / "q4_1.safetensors")
-    refused(folder, rf"q4_1\.safetensors.*{message}", quantization="auto")
+    save_file(table, folder / "q4_1.blocks")
+    refused(folder, rf"q4_1\.blocks.*{message}", quantization="auto")

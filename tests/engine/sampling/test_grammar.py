@@ -285,6 +285,19 @@ def test_after_an_error_of_the_library_the_text_before_it_stands(kit: GrammarKit
     assert matcher.accept(y) and matcher.ended() is Ended.MUST
 
 
+def test_a_limit_that_another_request_used_up_ends_no_other(kit: GrammarKit) -> None:
+    bomb = "((((a{1,999}){1,999}){1,999}){1,999}){999}"
+    x, n, a, y = (kit.tokenizer.encode(text, add_special=False)[0] for text in "xnay")
+    spec = GrammarSpec(lark=f'start: "x" ("y" | "n" BOMB)\nBOMB: /{bomb}/')
+    wild, calm = (kit.grammar(spec, frozenset({END}), len(PROMPT)) for _ in range(2))
+    assert said(calm, PROMPT, []) == said(wild, PROMPT, [])
+    with pytest.raises(GrammarError, match="the grammar stopped: "):
+        for size in range(60):
+            wild.at([*PROMPT, x, n, *[a] * size], [])
+    assert said(calm, [*PROMPT, x], []) == (None, sorted([y, n]), [])
+    assert said(calm, [*PROMPT, x, y], []) == (END, None, [])
+
+
 def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) -> None:
     class Limited(LLGuidanceMatcher):
         def accept(self, token: int) -> bool:
@@ -306,6 +319,27 @@ def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) ->
     assert said(grammar, [*PROMPT, y], []) == replayed(kit, YES, [y], None)
     with pytest.raises(GrammarError):
         limited().at([*PROMPT, n], [])
+
+
+def test_what_the_library_followed_once_it_may_refuse_later(kit: GrammarKit) -> None:
+    """Its limits count all that it was asked. Only the request's own row hears of that, not the step."""
+    seen: list[int] = []
+
+    class Once(LLGuidanceMatcher):
+        def accept(self, token: int) -> bool:
+            if token == n and n in seen:
+                raise GrammarError("too complex")
+            seen.append(token)
+            return super().accept(token)
+
+    y, n, o = (kit.tokenizer.encode(text, add_special=False)[0] for text in "yno")
+    for ask in (Grammar.fits, Grammar.whole_at, lambda g, tokens, run: g.fits([*tokens, n], [o])):
+        seen.clear()
+        whole = kit.matcher(regex="(y|n)[on]{1,3}")
+        matcher = Once(whole._matcher, VOCAB, whole._take)
+        grammar = Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
+        assert grammar.fits(PROMPT, [n]) and grammar.fits(PROMPT, [y])
+        assert not ask(grammar, PROMPT, [n, o])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fastslow.tools.cli.answering.answer_options import GenerateCommand
-from fastslow.tools.cli.options import expand_options, standard_input
+from fastslow.tools.cli.options import expand_options, heed_sigterm, standard_input
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
@@ -36,11 +36,12 @@ def generate(options: GenerateCommand) -> None:
     With --file all lines are checked first. Answers come in the order of the file, with index, text,
     reasoning, finish_reason, mode, tokens, tokens_per_second and prompt_tokens.
 
-    Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C.
+    Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C or SIGTERM, which keep what has come.
     """
     from fastslow.tools.cli.screen import quiet_log
     from fastslow.tools.prompts import check_text
 
+    heed_sigterm()
     quiet_log()
     if options.file is not None:
         _answer_file(options.file, options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,10 +15,14 @@ if TYPE_CHECKING:
     from fastslow.engine.backends.cpu.store import Packing
 
 DAY = 24 * 3600.0
+KEPT = (  # what we put into the cache folder, which may be one that holds other things, too
+    *("packed", "digests", "kernels", "step_times", "kv_spill", "peers"),
+    *("smollm2-*", "SmolLM2-*.gguf"),
+)
 
 cache = typer.Typer(
     name="cache",
-    help="List and remove packed weights, which are made at a model's first start.",
+    help="List and remove what was made once and kept.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -94,4 +100,33 @@ def prune(
         one.path.unlink(missing_ok=True)
         freed += one.size
         typer.echo(f"removed {_model(one)} in {one.format}")
+    typer.echo(f"{format_bytes(freed)} freed")
+
+
+@cache.command()
+@expand_options
+def clear() -> None:
+    """Remove all that was made once and kept: packed weights, built-in models, compiled kernels, measured times.
+
+    Each is made again when it is needed. End running engines first.
+
+    Example:
+      fastslow cache clear
+    """
+    from fastslow.engine.host.files import cache_folder
+    from fastslow.engine.host.unfinished import sweep
+    from fastslow.engine.kv.budget import format_bytes
+
+    root, freed = cache_folder(), 0
+    sweep(root)
+    for path in sorted(found for name in KEPT for found in root.glob(name)):
+        files = [one for one in (path, *path.rglob("*")) if one.is_file() and not one.is_symlink()]
+        freed += sum(one.stat().st_size for one in files)
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+        typer.echo(f"removed {path}")
+    with suppress(OSError):  # there is none, or it holds what is not ours
+        root.rmdir()
     typer.echo(f"{format_bytes(freed)} freed")

@@ -15,14 +15,16 @@ from fastslow.engine.model.config import ModelConfig, RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
+from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import load_template
 from fastslow.models.locate import find_tokenizer, resolve_model
-from fastslow.policies.meaning import meaning
+from fastslow.policies.meaning import THINKING, meaning
 from fastslow.policies.modes import load_modes
 from fastslow.tools.plan.shards import ShardPlan
 
 FILE = "gguf"
 SHOWN = ("float32", "bfloat16", "float16")
+NO_SWITCH = str(ThinkingSwitch())
 RECORDED = (
     *("architecture", "layers", "hidden_size", "heads", "kv_heads", "head_dim"),
     *("groups", "experts", "context", "vocab_size", "dtype"),
@@ -63,7 +65,7 @@ class CheckpointFacts:
             kept = memory[config.dtype if config.dtype in SHOWN else "bfloat16"]
             memory = {FILE: {**kept, "weights": size}, **memory}
         modes = load_modes(folder, RoutedUnits.of(config), own_modes)
-        said, switch = "none: prompts are token ids", "none"
+        said, switch = "none: prompts are token ids", NO_SWITCH
         if tokenizer is not None:
             names = ("tokenizer.json", "tokenizer.model")
             name = next((name for name in names if (folder / name).is_file()), "of the file")
@@ -75,14 +77,21 @@ class CheckpointFacts:
                 switch = f"unknown, {error}"
         return cls(config, said, switch, modes, weights, memory)
 
+    def words(self, mode: Mode) -> dict[str, str]:
+        """What a mode does with this model: see `meaning`."""
+        said = meaning(mode, RoutedUnits.of(self.config))
+        if self.switch == NO_SWITCH and said["thinking"] == THINKING["on"]:
+            said["thinking"] = f"{THINKING['auto']}, which has no switch"
+        return said
+
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
-        c, units = self.config, RoutedUnits.of(self.config)
+        c = self.config
         modes = {
             name: {
                 **mode.model_dump(exclude={"name"}),
                 "active_parameters": active_parameters(c, mode.routed),
-                "words": meaning(mode, units),
+                "words": self.words(mode),
             }
             for name, mode in self.modes.items()
         }

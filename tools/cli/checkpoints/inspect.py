@@ -98,11 +98,10 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode], short: bool) -> Tabl
 
     from fastslow.engine.model.config import RoutedUnits
     from fastslow.engine.model.tensors import active_parameters
-    from fastslow.policies.meaning import meaning
     from fastslow.tools.cli.checkpoints.checkpoint_facts import billions
 
     units = RoutedUnits.of(facts.config)
-    words = [meaning(mode, units) for mode in presets]
+    words = [facts.words(mode) for mode in presets]
     names = (Column(mode.name, overflow="fold") for mode in presets)
     table = Table(Column(no_wrap=True), *names, show_lines=True)
     if any(mode.description for mode in presets):

@@ -41,11 +41,11 @@ def quantize(
     What changed is measured and shown: perplexity, KL, likeliest tokens, memory. quantization_report.json in the
     new folder also has the drift of each layer.
     """
+    from fastslow.engine.host.progress import progress_bar
     from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
     from fastslow.models.locate import resolve_model
     from fastslow.tools.cli.screen import console, quiet_log, show
-    from fastslow.tools.progress import progress_bar
     from fastslow.tools.quantize import quantize as job
     from fastslow.tools.quantize.calibration import answered, prompts_of
     from fastslow.tools.quantize.comparison import FILE, compare, record, table_of
@@ -56,18 +56,25 @@ def quantize(
     require_vacant(out)
     prompts = prompts_of(options.calibration, folder)
     tokens, seed = options.answer, options.seed
-    with LLM(folder, remember=False) as llm, progress_bar() as bar:
-        if llm.tokenizer is None:
-            vocabulary = llm.model.config.vocab_size
-            prompts = [[token % vocabulary] for token in range(1, 1 + len(prompts))]  # type: ignore[list-item]
-        # texts that calibration does not see
-        held = list(islice(answered(llm, prompts, tokens=tokens, seed=seed + 1), options.check))
-        made = job.quantize(
-            folder, out, answered(llm, prompts, tokens=tokens, seed=seed), options, bar
-        )
-    with LLM(folder, remember=False) as first, LLM(out, remember=False) as second:
-        sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (first, second)]
-        compared = compare(first.model, second.model, held) if held else None
+    with progress_bar() as bar:
+        bar(0.0, "loading")
+        with LLM(folder, remember=False, progress=False) as llm:
+            if llm.tokenizer is None:
+                vocabulary = llm.model.config.vocab_size
+                prompts = [[token % vocabulary] for token in range(1, 1 + len(prompts))]  # type: ignore[list-item]
+            # texts that calibration does not see
+            bar(0.0, "answers to compare both on")
+            held = list(islice(answered(llm, prompts, tokens=tokens, seed=seed + 1), options.check))
+            bar(0.0, "answers to calibrate with")
+            texts = answered(llm, prompts, tokens=tokens, seed=seed)
+            made = job.quantize(folder, out, texts, options, bar)
+        bar(1.0, "comparing both")
+        with (
+            LLM(folder, remember=False, progress=False) as first,
+            LLM(out, remember=False, progress=False) as second,
+        ):
+            sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (first, second)]
+            compared = compare(first.model, second.model, held) if held else None
     facts = record(made, options.least, compared, sizes if all(sizes) else [])
     (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
     show(table_of(facts))
@@ -89,10 +96,10 @@ def convert(
     The result is not trained: a rough copy with a clearly higher perplexity. `examples/smollm2_moge` has the
     training that made smollm2-moge.
     """
+    from fastslow.engine.host.progress import progress_bar
     from fastslow.models.locate import resolve_model
     from fastslow.tools import convert as job
     from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.progress import progress_bar
 
     quiet_log()
     with progress_bar() as report:

@@ -25,8 +25,11 @@ class PlanOptions(Params):
     model: str = field(
         "openpangu-pro-moe-72b",
         "a known name, a checkpoint folder, a GGUF file, a config.json or a built-in name",
+        names="MODEL --model",
     )
-    device: Literal["800i-a2", "300i-duo", "h100"] = field("800i-a2", "the cards")
+    device: Literal["800i-a2", "300i-duo", "h100"] | None = field(
+        None, "the cards; default: 800i-a2, for a known name"
+    )
     cards: int | None = field(
         None, "cards that share the model; default: the fewest that hold it", ge=1
     )
@@ -51,21 +54,21 @@ class PlanOptions(Params):
 
 @expand_options
 def plan(options: PlanOptions) -> None:
-    """Plan batch, draft length and memory of a model on a device: a roofline, checked against
+    """Plan batch, draft length and memory of a model on cards, not on this machine: a roofline, checked against
     published figures (docs/planner.md). Nothing is loaded.
 
     Examples:
       fastslow plan
       fastslow plan --cards 4 --sequence 2048 --latency-ms 100
       fastslow plan --cards 4 --costs costs.json
-      fastslow plan --model path/to/checkpoint --device h100 --batch 1 --acceptance 0.8
+      fastslow plan path/to/checkpoint --device h100 --batch 1 --acceptance 0.8
     """
     if options.costs is not None:
         check_writable(options.costs)
     from fastslow.tools.cli.screen import console, quiet_log, show, write_json
     from fastslow.tools.plan import search
     from fastslow.tools.plan.device import DEVICES
-    from fastslow.tools.plan.published import config_of
+    from fastslow.tools.plan.published import KNOWN, config_of
     from fastslow.tools.plan.step import CARDS, ForwardWork, Precision, Setting
 
     quiet_log()
@@ -76,8 +79,13 @@ def plan(options: PlanOptions) -> None:
         raise ValueError(
             f"sequence={sequence} must be at most {config.context}, the model's context"
         )
+    if (name := options.device or ("800i-a2" if options.model in KNOWN else None)) is None:
+        raise ValueError(
+            f"device is missing: one of {', '.join(DEVICES)}. A plan is for cards, not for this machine, which "
+            "`fastslow bench` measures"
+        )
     precision = Precision(options.weights, options.kv)
-    device, work = DEVICES[options.device], ForwardWork.of(config)
+    device, work = DEVICES[name], ForwardWork.of(config)
     setting = Setting(work, device, options.cards or 1, precision, CARDS)
     if options.cards is None:
         setting = search.fewest_cards(setting, sequence, options.batch or 1)
@@ -87,9 +95,8 @@ def plan(options: PlanOptions) -> None:
         choices = search.choose_nodes(setting, drafting, sequence, options.batch)
     top, prefill = search.best(choices), setting.prefill(1, sequence)
     title = (
-        f"{options.model}, {options.weights}, KV {options.kv}, {sequence} tokens a request, "
-        f"on {setting.cards} x {options.device}"
-        f"{', the fewest that hold it' if options.cards is None else ''}"
+        f"{setting.cards} x {name}{', the fewest that hold it' if options.cards is None else ''}, by data sheets: "
+        f"{options.model}, {options.weights}, KV {options.kv}, {sequence} tokens a request"
     )
     if options.costs is not None:
         from fastslow.tools.plan.replica_costs import planned_costs

@@ -12,6 +12,7 @@ from fastslow.tools.cli.options import (
     ModelOptions,
     check_writable,
     expand_options,
+    heed_sigterm,
     listed,
     numbers,
 )
@@ -96,8 +97,9 @@ def bench(options: BenchOptions) -> None:
       fastslow bench --prompts mine.jsonl --drafters ngram,self --lengths 2,4,8 --batch 1,8
       fastslow bench --prompts mine.jsonl --modes deep,fast --limit 20 -o figures.json
 
-    All settings run on the same prompts in turns. Ctrl-C shows what there is until then.
+    All settings run on the same prompts in turns. Ctrl-C or SIGTERM shows what there is until then.
     """
+    heed_sigterm()
     sampling, _ = options.sampling(), options.drafting()  # what does not fit is known now
     sizes, names = numbers("batch", options.batch), listed("modes", options.modes)
     out = options.out

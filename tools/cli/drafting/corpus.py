@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastslow.engine.text.messages import Turn, check_messages
-from fastslow.tools.cli.options import check_writable, expand_options
+from fastslow.tools.cli.options import ModelOptions, OptionFields, check_writable, expand_options
 from fastslow.tools.prompts import Record, read_lines
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ corpus = typer.Typer(
 Answers = Annotated[
     Path, typer.Argument(help='JSON lines: {"text": ...}, {"answer": ...} or {"messages": [...]}.')
 ]
-Model = Annotated[
-    str, typer.Option(help="Checkpoint folder, GGUF file or built-in name: its tokenizer.")
-]
+Model = Annotated[ModelOptions, OptionFields("model")]  # for its tokenizer
 Most = Annotated[
     int, typer.Option("--most-tokens", min=1, help="Keep this many tokens; the oldest answers go.")
 ]
@@ -90,7 +88,7 @@ class AnswerFile:
 def build(
     answers: Answers,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
-    model: Model = "smollm2-moge",
+    model: Model,
     most_tokens: Most = MOST,
 ) -> None:
     """Make a corpus from a file of answers, oldest first.
@@ -118,7 +116,7 @@ def build(
 def add(
     path: Annotated[Path, typer.Argument(help="Corpus to extend.")],
     answers: Answers,
-    model: Model = "smollm2-moge",
+    model: Model,
     most_tokens: Most = MOST,
 ) -> None:
     """Add answers to a corpus. Engines that have it open keep the old one until they are restarted.
@@ -151,18 +149,18 @@ def info(
     console().print(f"format      {facts['format']}")
 
 
-def _extend(old: Path | None, answers: Path, out: Path, model: str, most: int) -> None:
+def _extend(old: Path | None, answers: Path, out: Path, model: ModelOptions, most: int) -> None:
     """Add the answers of a file to those of an old corpus, drop the oldest, index, write."""
     from fastslow.draft.suffix.corpus import save, unpack, vocab_size
     from fastslow.draft.suffix.documents import Documents, depths
     from fastslow.engine.host.progress import bar
     from fastslow.engine.model.config import ModelConfig
     from fastslow.engine.text.templates import load_template
-    from fastslow.models.locate import find_tokenizer, resolve_model
+    from fastslow.models.locate import find_tokenizer
     from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()
-    folder = resolve_model(model)
+    folder = model.folder
     tokenizer = find_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer, which a corpus needs")

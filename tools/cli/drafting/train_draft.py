@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastslow.tools.cli.options import ModelOptions, OptionFields, expand_options
+from fastslow.tools.cli.options import ModelOptions, OptionFields, expand_options, heed_sigterm
 from fastslow.tools.job_options import HeadOptions, TrainConfig
 
 TRAINED = OptionFields("tokens", "rate", "rows", "steps", "seed", panel="Training")
@@ -19,30 +19,35 @@ def train_draft(
     """Train a head that drafts for a target, on the target's own answers.
 
     Examples:
-      fastslow train-draft --target smollm2-moge --data prompts.jsonl -o head.safetensors
-      fastslow train-draft --target path/to/model --data mine.jsonl -o head.safetensors --tokens 200000
+      fastslow train-draft smollm2-moge --data prompts.jsonl -o head.safetensors
+      fastslow train-draft path/to/model --data mine.jsonl -o head.safetensors --tokens 200000
 
-    Ctrl-C keeps what was done; the same command continues from there.
+    Ctrl-C or SIGTERM keeps what was done, and says what; the same command continues from there.
     """
-    from fastslow.tools.cli.screen import console, quiet_log
-    from fastslow.tools.progress import progress_bar
+    from fastslow.engine.host.progress import progress_bar
+    from fastslow.tools.cli.screen import console, errors, quiet_log
     from fastslow.tools.prompts import read_prompts
-    from fastslow.tools.train_head.train import train_head
+    from fastslow.tools.train_head.train import kept, train_head
 
+    heed_sigterm()
     quiet_log()
     prompts = read_prompts(options.data)
     target = engine.model_copy(update={"model": options.target})
-    with target.load(max_running=options.batch) as llm, progress_bar() as report:
-        found = train_head(
-            options,
-            training,
-            llm.model,
-            lambda some, params: llm.generate(
-                list(some), list(params), speculation="off", progress=False
-            ),
-            prompts,
-            report,
-        )
+    try:
+        with target.load(max_running=options.batch) as llm, progress_bar() as report:
+            found = train_head(
+                options,
+                training,
+                llm.model,
+                lambda some, params: llm.generate(
+                    list(some), list(params), speculation="off", progress=False
+                ),
+                prompts,
+                report,
+            )
+    except KeyboardInterrupt:
+        errors().print(kept(options), style="dim")
+        raise
     shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
     console().print(
         f"{found.tokens_per_step:.2f} tokens/step in chains of {training.steps} on held-out answers "

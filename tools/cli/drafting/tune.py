@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from fastslow.tools.cli.drafting.bench import MEASURED, MeasureOptions
-from fastslow.tools.cli.options import check_writable, expand_options
+from fastslow.tools.cli.options import check_writable, expand_options, heed_sigterm
 from fastslow.tools.job_options import PROMPTS, field
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ class TuneOptions(MeasureOptions):
     keep: float = field(
         0.9, "share of deep's gain, or agreement with it, to keep", MEASURED, gt=0, le=1
     )
-    minutes: float = field(10.0, "time for everything", MEASURED, gt=0, le=1440)
+    minutes: float = field(
+        10.0, "time for everything; what does not fit is said and left out", MEASURED, gt=0, le=1440
+    )
     batch: int = field(1, "requests at a time that you expect", MEASURED)
     mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", MEASURED)
     out: Path = field(Path("tuned.json"), "settings file to write", names="-o --out")
@@ -61,20 +66,22 @@ def tune(options: TuneOptions) -> None:
       fastslow tune --prompts mine.jsonl
       fastslow tune --modes --tasks graded.jsonl
       fastslow tune --groups --prompts mine.jsonl
-      fastslow tune --prompts mine.jsonl --minutes 3 --batch 8 --mode fast
+      fastslow tune path/to/model --prompts mine.jsonl --minutes 3 --batch 8 --mode fast
       fastslow tune --prompts mine.jsonl --drafters ngram,self --lengths 2,4,8
 
-    Writes a settings file; without --modes and --groups also an HTML page that shows why. Ctrl-C ends the
-    search early and still writes both.
+    Writes a settings file; without --modes and --groups also an HTML page that shows why. Ctrl-C or SIGTERM ends the
+    search early and still writes both, if what was measured carries a verdict; without one the exit code is 1.
     """
+    from fastslow.engine.host.progress import progress_bar
     from fastslow.settings import add_settings, check_settings, write_settings
     from fastslow.tools.cli.screen import console, quiet_log, show
-    from fastslow.tools.progress import progress_bar
     from fastslow.tools.prompts import read_prompts, read_tasks
     from fastslow.tools.tune.groups import tune_groups
     from fastslow.tools.tune.modes import tune_modes
     from fastslow.tools.tune.speculation import tune_speculation
 
+    begun = time.monotonic()
+    heed_sigterm()
     limit, batch = options.limit, options.batch
     graded = [] if options.tasks is None else read_tasks(options.tasks, limit)
     asked = [] if options.prompts is None else read_prompts(options.prompts, limit)
@@ -82,11 +89,12 @@ def tune(options: TuneOptions) -> None:
     model, out, folder, said = options.model, options.out, options.folder, ""
     old = check_settings(out, model, folder)
     sampling = options.sampling(512 if options.modes else 128)
-    how: dict[str, Any] = {"minutes": options.minutes, "sampling": sampling}
+    how: dict[str, Any] = {"sampling": sampling}
     # an LLM that remembered answers would draft each prompt from its own answer
     load = options.load(max_running=max(64, batch), remember=False)
     with load as llm, progress_bar() as progress:
-        how["report"] = progress
+        left = options.minutes - (time.monotonic() - begun) / 60
+        how |= {"report": progress, "minutes": max(left, 0.001)}
         if options.modes:
             found: Any = tune_modes(llm, graded, keep=options.keep, batch=batch, **how)
             parts = found.settings()
@@ -99,15 +107,19 @@ def tune(options: TuneOptions) -> None:
     written = f"settings in {out}"
     if options.modes or options.groups:
         add_settings(out, model, folder, **parts)
-    else:
+    elif found.carried:
         write_settings(out, model, found.best, found.figures(), folder)
         options.report.write_text(found.page(out.name), "utf-8")
         written += f", report in {options.report}"
+    else:
+        written = ""
     show(found.table())
     console().print(found.headline() + said)
     console().print(written, style="dim")
     if found.stopped:
         raise KeyboardInterrupt
+    if not written:
+        raise typer.Exit(1)
 
 
 def _groups_settings(
