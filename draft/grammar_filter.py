@@ -45,7 +45,7 @@ def filter_by_grammar(tree: Tree, request: RequestView, most: int) -> Tree:
     runs: dict[int, list[int]] = {-1: []}  # tokens up to every node that fits
     kept: list[int] = []
     for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents)):
-        if parent not in runs:
+        if parent not in runs or grammar.walks_slowly:
             continue
         run = [*runs[parent], token]
         fits = grammar.fits(request.tokens, run)

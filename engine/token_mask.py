@@ -36,6 +36,11 @@ class GrammarRule(Protocol):
     """How a grammar changes the target's probabilities: a function of the text alone, so it holds for
     drafted tokens as for committed ones."""
 
+    @property
+    def walks_slowly(self) -> bool:
+        """Whether to follow drafts takes longer than they are worth. What was sampled may end a draft by it, but
+        only after the token that took long."""
+
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
         """What may come after `tokens` and then `drafted`."""
 

@@ -19,6 +19,7 @@ from fastslow.engine.core.target_probs import (
     MaskMaker,
     committed_features,
     cut_where_unsure,
+    left_out,
     note_logprobs,
     read_features,
     target_probs,
@@ -95,7 +96,7 @@ class EngineCore:
         """One forward for every request that runs: prompt chunks, last tokens and draft nodes."""
         if time.monotonic() >= self._next_deadline:
             self._end_late()
-        work = self.scheduler.next()
+        work = self._masks.runnable(self.scheduler.next())
         if not work:
             return
         ready = [item.request for item in work if item.ready]
@@ -109,8 +110,12 @@ class EngineCore:
         read = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, read)
         rows = len(layout.rows.tokens)
-        with self._masks.beside(ready, trees):
+        with self._masks.beside(ready, trees) as late:
             out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
+        if late:
+            work, ready, trees, layout, _ = left_out(
+                late, work, ready, trees, layout, AcceptResult()
+            )
         verified = time.perf_counter()
         target = target_probs(ready, trees, layout, out)
         result = accept(
@@ -120,6 +125,8 @@ class EngineCore:
             [request.judge for request in ready],
         )
         _keep_answered(ready, result)
+        if late := self._masks.unfollowed(ready, trees, result):
+            work, ready, trees, layout, result = left_out(late, work, ready, trees, layout, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
         _truncate(ready, result)
@@ -206,7 +213,7 @@ class EngineCore:
         """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
         try:
             planned = 0
-            if request.next_answered is None:
+            if request.next_answered is None and not self._masks.slow(request):
                 planned = request.policy.plan(request, len(self.scheduler.running))
                 planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
@@ -343,7 +350,7 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
         if request.error is not None:
             request.stopper.finish("error")
         run, whole_at = result.tokens[b], None
-        if request.grammar is not None:
+        if request.grammar is not None and request.error is None:
             whole_at = request.grammar.whole_at(request.tokens, run)
         kept = 0 if request.error is not None else request.stopper.scan(run, whole_at)
         result.cut(b, kept)

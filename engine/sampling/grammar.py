@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -12,10 +14,19 @@ from fastslow.engine.sampling.answer_start import EMPTY, AnswerStart, ScanState
 from fastslow.engine.token_mask import Allowed, TokenMask
 
 FURTHEST = 64  # certain tokens that are looked for at a time
+LONG_MASK = 0.1  # seconds of processor time; usual masks take 10 ms at most
+MOST_LONG = 2.0  # seconds of all long ones of an answer
+LONG_WALK = 0.003  # seconds of processor time for a drafted token; usual ones take 0.1 ms
+SLOW = 0.002  # seconds of a mask
+FADE = 0.9  # a token's, of what is expected of the next masks
 
 
 class GrammarError(ValueError):
     """A grammar cannot continue after a text. Where an answer comes there, its request ends."""
+
+
+class _NotMade(GrammarError):
+    """A drafted row's mask that nobody waited for."""
 
 
 class Ended(IntEnum):
@@ -28,6 +39,8 @@ class Ended(IntEnum):
 
 class Matcher(Protocol):
     """A place in a grammar. It knows text and nothing of end tokens."""
+
+    seconds: float  # of processor time, that a mask or a token is expected to take
 
     def mask(self) -> Allowed:
         """bool [V], a new array: the tokens that may come next.
@@ -87,8 +100,12 @@ class Grammar:
         self._read = prompt_length
         self._state = _Progress(start.first)
         self._states: dict[tuple[int, ...], _Progress] = {(): self._state}
-        self._masks: dict[tuple[int, ...], TokenMask | GrammarError] = {}
+        self._masks: dict[tuple[int, ...], TokenMask | Exception] = {}
         self._path: list[int] = []  # what the matcher took after the committed tokens
+        self._lock = threading.RLock()  # a mask may still be made when its request is over
+        self._long = 0.0  # seconds of long masks
+        self._walk = 0.0  # seconds that a drafted token takes
+        self.seconds = matcher.seconds  # of processor time, that a mask takes
         self.begins: int | None = None if start.first is not None else prompt_length
 
     @property
@@ -96,9 +113,25 @@ class Grammar:
         """Whether the answer begins at once: no thought may come before it."""
         return self._start.first is None or self._start.first.kind == "gap"
 
+    @property
+    def walks_slowly(self) -> bool:
+        """Whether to follow drafts takes longer than they are worth."""
+        return self._walk > LONG_WALK
+
     def begun(self, tokens: Sequence[int]) -> bool:
-        self._after(tokens, ())
-        return self.at_once or self.begins is not None
+        return self.at_once or self._begins(tokens) is not None
+
+    def knows(self, tokens: Sequence[int]) -> bool:
+        """Whether the mask after a text is made."""
+        return self._read == len(tokens) and () in self._masks
+
+    def follows(self, run: Sequence[int]) -> bool:
+        """Whether it has followed these tokens after the text."""
+        return tuple(run) in self._states
+
+    def leave_out(self, drafted: Sequence[int]) -> None:
+        """Make no mask after this draft any more."""
+        self._masks.setdefault(tuple(drafted), _NotMade("its mask was not made in time"))
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
         """As `GrammarRule.at`.
@@ -106,30 +139,49 @@ class Grammar:
         Raises:
             GrammarError: it cannot continue after this text.
         """
-        key = tuple(drafted)
-        state = self._after(tokens, key)
-        mask = self._masks.get(key)
-        if mask is None:
-            try:
-                mask = self._mask(state)
-            except GrammarError as error:
-                mask = error
-            self._masks[key] = mask
-        if isinstance(mask, GrammarError):
+        with self._lock:
+            key, began = tuple(drafted), time.thread_time()
+            state = self._after(tokens, key)
+            mask = self._masks.get(key)
+            if mask is None:
+                mask = self._masks[key] = self._made(state, began)
+        if isinstance(mask, Exception):
             raise mask
         return mask
 
+    def _made(self, state: _Progress, began: float) -> TokenMask | Exception:
+        try:
+            mask = self._mask(state)
+        except Exception as error:  # noqa: BLE001 - it is raised where the mask is asked for
+            return error
+        finally:
+            seconds = time.thread_time() - began
+            self.seconds = max(seconds, FADE * self.seconds)
+            self._walk *= FADE
+        if seconds > LONG_MASK:
+            self._long += seconds
+        if self._long > MOST_LONG:
+            return GrammarError(
+                f"the grammar is too slow: masks of more than {1000 * LONG_MASK:g} ms took {self._long:.1f} s of "
+                f"processor time, and an answer has {MOST_LONG:g} s for them"
+            )
+        return mask
+
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
+        began = time.thread_time()
         state = self._after(tokens, tuple(drafted))
+        self._walk = max(time.thread_time() - began, FADE * self._walk)
         return not state.lost and state.error is None
 
     def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> list[int]:
         run = list(drafted)
-        while len(run) - len(drafted) < min(most, FURTHEST):
+        while len(run) - len(drafted) < min(most, FURTHEST) and not self.walks_slowly:
+            began = time.thread_time()
             token = self._certain(self._after(tokens, tuple(run)))
             if token is None:
                 break
             run.append(token)
+            self._walk = max(time.thread_time() - began, FADE * self._walk)
         return run[len(drafted) :]
 
     def whole_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
@@ -139,8 +191,14 @@ class Grammar:
 
     def thought(self, tokens: Sequence[int]) -> Sequence[int]:
         """The part of a text that comes before the answer."""
-        self._after(tokens, ())
-        return tokens if self.begins is None else tokens[: self.begins]
+        begins = self._begins(tokens)
+        return tokens if begins is None else tokens[:begins]
+
+    def _begins(self, tokens: Sequence[int]) -> int | None:
+        if self.begins is None:
+            with self._lock:
+                self._after(tokens, ())
+        return self.begins
 
     def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _Progress:
         while self._read < len(tokens):  # a whole answer may come at once
@@ -168,7 +226,8 @@ class Grammar:
         self._read = end
         self._state = state._replace(fed=())
         self._states = {(): self._state}
-        self._masks = {}
+        mask = self._masks.get(run)
+        self._masks = {} if mask is None or isinstance(mask, _NotMade) else {(): mask}
 
     def _step(self, state: _Progress, token: int) -> _Progress:
         if state.error is not None:
@@ -225,9 +284,11 @@ class Grammar:
             raise state.error
         if state.over or state.lost:
             return TokenMask(only=self._ends[0] if self._ends else 0)  # never committed
+        self._go(state.fed)
+        if self._matcher.seconds > SLOW:
+            self._matcher.mask()  # other threads run meanwhile, and what is certain is known then
         if (certain := self._certain(state)) is not None:
             return TokenMask(only=certain)
-        self._go(state.fed)
         allowed_V = self._matcher.mask()
         if state.place is not None:
             return self._before(state.place, allowed_V)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from copy import copy
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastslow.engine.checked import shown
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.grammar import Ended, GrammarError
+from fastslow.engine.sampling.grammar import FADE, SLOW, Ended, GrammarError
 from fastslow.engine.sampling.json_schema import check_embedded, check_schema
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
@@ -26,6 +31,12 @@ _STACKS = threading.Lock()  # the size of new stacks is one for the process
 T = TypeVar("T")
 MOST_TRIES = 8  # of a request after errors: each compiles its grammar while all wait
 LONGEST_FORCED = 1024  # bytes of a certain text, which is cut into tokens at each of its places
+LONGEST_ENCODED = 4096  # bytes of a certain text, of which the library wants the first token
+LONGEST_HERE = 8192  # characters of a GBNF grammar that this process converts
+MOST_CONVERTING = 10.0  # seconds
+CONVERT = """import sys
+from llguidance.gbnf_to_lark import any_to_lark
+sys.stdout.buffer.write(any_to_lark(sys.stdin.buffer.read().decode()).encode())"""
 # between parts of JSON: without a limit a model may say nothing else
 OPTIONS = {"whitespace_pattern": r"\x20|\n[\x20\t]{0,40}"}
 LIMITS = {
@@ -55,7 +66,8 @@ class GrammarCompiler:
         self._columns = columns
         self._tokenizer = self._library.LLTokenizer(_Vocabulary(tokenizer, columns, marks))
         self._limits = self._library.LLParserLimits(**LIMITS)
-        self._made: OrderedDict[GrammarSpec, Any] = OrderedDict()
+        self._executor = self._library.LLExecutor(num_threads=1)
+        self._made: OrderedDict[GrammarSpec, LLGuidanceMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def matcher(self, spec: GrammarSpec) -> LLGuidanceMatcher:
@@ -68,16 +80,16 @@ class GrammarCompiler:
             self._made.move_to_end(spec)
             while len(self._made) > MOST_KEPT:
                 self._made.popitem(last=False)
-            return LLGuidanceMatcher(made, partial(self._compiled_anew, spec), self._columns)
+            return made.copy()
 
-    def _compiled(self, spec: GrammarSpec) -> Any:
+    def _compiled(self, spec: GrammarSpec) -> LLGuidanceMatcher:
         try:
             made = self._library.LLMatcher(
                 self._tokenizer, self._source(spec), log_level=0, limits=self._limits
             )
             if made.is_error():
                 raise ValueError(_first_line(made.get_error()))
-            first = LLGuidanceMatcher(made, lambda: made, self._columns)
+            first = LLGuidanceMatcher(made, self._columns, self._take)
             if not first.mask().any() and first.ended() is Ended.NO:
                 raise ValueError("no text fits it, or none that this model's tokens can spell")
         except (ValueError, UnicodeError) as error:
@@ -86,13 +98,19 @@ class GrammarCompiler:
             raise ValueError(
                 f"grammar.{spec.kind} cannot be used: it is nested too deeply"
             ) from None
-        return made
+        first.anew = partial(self._compiled_anew, spec)
+        return first
 
-    def _compiled_anew(self, spec: GrammarSpec) -> Any:
+    def _compiled_anew(self, spec: GrammarSpec) -> LLGuidanceMatcher:
         made = with_deep_stack(partial(self._compiled, spec))
         with self._lock:
             self._made[spec] = made
         return made
+
+    def _take(self, matcher: Any, token: int) -> bool:
+        """Take a token that fits, while other threads run: the library lets them where it has two matchers."""
+        other = self._library.LLMatcher(self._tokenizer, "", log_level=0)  # of no grammar
+        return bool(self._executor.consume_token_par([(matcher, token), (other, token)])[0])
 
     def _source(self, spec: GrammarSpec) -> str:
         """The grammar in the library's own form."""
@@ -115,29 +133,51 @@ class LLGuidanceMatcher:
     """`Matcher` of one request.
 
     Args:
-        start: the library's matcher at the beginning of the grammar; it stays there.
-        anew: makes another one. Copies share a lexer, whose limit one of them may have used up.
+        matcher: the library's, at the beginning of the grammar.
         columns: of the model's logits.
+        take: takes a token that fits, while other threads run.
     """
 
-    def __init__(self, start: Any, anew: Callable[[], Any], columns: int) -> None:
-        self._matcher = start.deep_copy()
-        self._anew = anew
+    def __init__(self, matcher: Any, columns: int, take: Callable[[Any, int], bool]) -> None:
+        self._own, self._lost = matcher, False
+        self.anew: Callable[[], LLGuidanceMatcher] = lambda: (
+            self
+        )  # of a lexer that no other has used up
         self._columns = columns
+        self._take = take
         self._tries = MOST_TRIES
         self._taken: list[int] = []
+        self._bits: NDArray[np.uint8] | GrammarError | None = None  # the mask of this place
+        self.seconds = 0.0
+        self._slowest = [0.0]  # seconds, of all copies
+
+    def copy(self) -> LLGuidanceMatcher:
+        """At the same place. It shares the lexer."""
+        other = copy(self)
+        other._own, other._taken = self._matcher.deep_copy(), [*self._taken]
+        other.seconds = self._slowest[0]
+        return other
 
     def mask(self) -> Allowed:
-        bits = np.frombuffer(self._tried(lambda: self._matcher.compute_bitmask()), np.uint8)
+        bits = self._mask_here()
         allowed_V: Allowed = np.unpackbits(bits, count=self._columns, bitorder="little").view(bool)
         return allowed_V
 
     def accept(self, token: int) -> bool:
-        taken = bool(self._tried(lambda: self._matcher.try_consume_tokens([token])))
-        self._taken += [token] * taken
+        bits, began = self._bits, time.thread_time()
+        known = isinstance(bits, np.ndarray) and bits[token >> 3] >> (token & 7) & 1
+        if known and self.seconds > SLOW:  # other threads run meanwhile
+            taken = self._tried(lambda: self._take(self._matcher, token))
+        else:
+            taken = bool(self._tried(lambda: self._matcher.try_consume_tokens([token])))
+        self._note(time.thread_time() - began)
+        if taken:
+            self._taken.append(token)
+            self._bits = None
         return taken
 
     def roll_back(self, count: int) -> None:
+        self._bits = None
         self._matcher.rollback(count)
         del self._taken[len(self._taken) - count :]
 
@@ -159,23 +199,42 @@ class LLGuidanceMatcher:
             return Ended.NO
         return Ended.MUST if self._matcher.is_stopped() else Ended.MAY
 
+    def _note(self, seconds: float) -> None:
+        self.seconds = max(seconds, FADE * self.seconds)
+        self._slowest[0] = max(seconds, self._slowest[0])
+
+    def _mask_here(self) -> NDArray[np.uint8]:
+        if self._bits is None:
+            began = time.thread_time()
+            try:
+                data = self._tried(lambda: self._matcher.compute_bitmask())
+                self._bits = np.frombuffer(data, np.uint8)
+            except GrammarError as error:
+                self._bits = error
+            self._note(time.thread_time() - began)
+        if isinstance(self._bits, GrammarError):
+            raise self._bits
+        return self._bits
+
     def _tried(self, ask: Callable[[], T]) -> T:
-        """What the library says. It takes nothing more after an error, so it starts anew here and is asked once
+        """What the library says. It takes nothing more after an error, so it starts anew, and is asked once
         more: other texts, perhaps of other requests, may have used up the limit of their common lexer."""
         said = ask()
-        if self._matcher.is_error() and self._tries > 0:
+        if self._own.is_error() and self._tries > 0:
             self._tries -= 1
-            self._restore()
+            self._lost = True
             said = ask()
-        if self._matcher.is_error():
-            error = _first_line(self._matcher.get_error())
-            self._restore()
-            raise GrammarError(f"the grammar stopped: {error}")
+        if self._own.is_error():
+            self._lost = True
+            raise GrammarError(f"the grammar stopped: {_first_line(self._own.get_error())}")
         return said
 
-    def _restore(self) -> None:
-        self._matcher = self._anew().deep_copy()
-        self._matcher.consume_tokens(self._taken)
+    @property
+    def _matcher(self) -> Any:
+        if self._lost:
+            self._own, self._lost = self.anew()._own.deep_copy(), False
+            self._own.consume_tokens(self._taken)
+        return self._own
 
 
 class _Vocabulary:
@@ -194,8 +253,12 @@ class _Vocabulary:
         self._single = {data[0]: i for data, i in single if i not in self._marks}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """The tokens of a text that continues another."""
+        """The tokens of a text that continues another; of a long one, those of its beginning."""
         data = text.encode() if isinstance(text, str) else text
+        if (end := LONGEST_ENCODED) < len(data):
+            while end and data[end] & 0xC0 == 0x80:  # inside a character
+                end -= 1
+            data = data[:end]
         before = self._tokenizer.encode("\n", add_special=False)
         try:
             ids = self._tokenizer.encode_parts(["\n", data.decode()], add_special=False)
@@ -217,7 +280,9 @@ def _library() -> Any:
 
 
 def _lark(text: str) -> str:
-    """A GBNF grammar as Lark."""
+    """A GBNF grammar as Lark. A long one is converted in a process: it takes seconds of Python."""
+    if len(text) > LONGEST_HERE:
+        return _lark_elsewhere(text)
     convert = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark
     try:
         return str(convert(text))
@@ -225,6 +290,22 @@ def _lark(text: str) -> str:
         raise
     except Exception as error:  # noqa: BLE001 - it is not said which ones there are
         raise ValueError(shown(str(error))) from None
+
+
+def _lark_elsewhere(text: str) -> str:
+    command = [sys.executable, "-c", CONVERT]
+    try:
+        over = subprocess.run(
+            command, input=text.encode(), capture_output=True, check=True, timeout=MOST_CONVERTING
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"to convert it takes more than {MOST_CONVERTING:g} s") from None
+    except subprocess.CalledProcessError as error:
+        kind, _, said = error.stderr.decode().strip().splitlines()[-1].partition(": ")
+        if kind == RecursionError.__name__:
+            raise RecursionError(said) from None
+        raise ValueError(shown(said)) from None
+    return over.stdout.decode()
 
 
 def with_deep_stack(call: Callable[[], T]) -> T:

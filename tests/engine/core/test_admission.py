@@ -58,6 +58,8 @@ class Adaptive(FixedLength):
 class Rules:
     """A grammar of three tokens: 1 never follows 0, and after 2 come 0 and 0 for certain."""
 
+    walks_slowly = False
+
     def allowed(self, text: Text) -> list[bool]:
         if (certain := self.certain(text)) is not None:
             return [x == certain for x in range(V)]

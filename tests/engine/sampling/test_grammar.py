@@ -10,6 +10,7 @@ from grammar_tools import GrammarKit, kit_in
 from spellings import Pieces
 from tokenizers_tiny import write_bpe
 
+import fastslow.engine.sampling.grammar as grammar_module
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.answer_start import AtOnce, BehindChannels, Spellings
 from fastslow.engine.sampling.grammar import Ended, Grammar, GrammarError
@@ -306,7 +307,7 @@ def test_a_draft_that_the_library_cannot_follow_does_not_fit(kit: GrammarKit) ->
 
     def limited() -> Grammar:
         whole = kit.matcher(choice=["yes", "no"])
-        matcher = Limited(whole._matcher, whole._anew, VOCAB)
+        matcher = Limited(whole._matcher, VOCAB, whole._take)
         return Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
 
     y, n = (kit.tokenizer.encode(text, add_special=False)[0] for text in "yn")
@@ -335,7 +336,7 @@ def test_what_the_library_followed_once_it_may_refuse_later(kit: GrammarKit) -> 
     for ask in (Grammar.fits, Grammar.whole_at, lambda g, tokens, run: g.fits([*tokens, n], [o])):
         seen.clear()
         whole = kit.matcher(regex="(y|n)[on]{1,3}")
-        matcher = Once(whole._matcher, whole._anew, VOCAB)
+        matcher = Once(whole._matcher, VOCAB, whole._take)
         grammar = Grammar(AtOnce(kit.spellings), matcher, frozenset({END}), len(PROMPT))
         assert grammar.fits(PROMPT, [n]) and grammar.fits(PROMPT, [y])
         assert not ask(grammar, PROMPT, [n, o])
@@ -357,6 +358,35 @@ def test_a_chain_of_rules_does_not_end_the_process(kit: GrammarKit, spec: dict[s
     assert matcher.accept(a) and matcher.ended() is Ended.MUST
 
 
+def test_a_long_gbnf_grammar_is_converted_in_a_process(kit: GrammarKit) -> None:
+    """It says what a short one says."""
+    for comments in (1, 3000):
+        with pytest.raises(
+            ValueError, match=r"^grammar.gbnf cannot be used: .*Rule 'nowhere' not found"
+        ):
+            kit.matcher(gbnf="# a note\n" * comments + "root ::= nowhere\n")
+    (a,) = kit.tokenizer.encode("a", add_special=False)
+    matcher = kit.matcher(gbnf="# ein Zeichen: ß\n" * 3000 + 'root ::= "a"\n')
+    assert np.flatnonzero(matcher.mask()).tolist() == [a]
+
+
 def test_deep_brackets_are_refused_in_one_sentence(kit: GrammarKit) -> None:
     with pytest.raises(ValueError, match="^grammar.gbnf cannot be used: it is nested too deeply$"):
         kit.matcher(gbnf="root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
+
+
+def test_an_answer_has_a_budget_of_long_masks(
+    kit: GrammarKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_module, "LONG_MASK", -1.0)
+    free = kit.grammar(GrammarSpec(regex="[a-f]{9}"), frozenset({END}), 3)
+    a, b = (kit.tokenizer.encode(letter)[0] for letter in "ab")
+    assert free.at(PROMPT, []).allowed is not None
+    monkeypatch.setattr(grammar_module, "MOST_LONG", 1e-9)
+    with pytest.raises(
+        GrammarError, match=r"the grammar is too slow: masks of more than .* an answer has"
+    ):
+        free.at(PROMPT, [a])
+    monkeypatch.setattr(grammar_module, "LONG_MASK", 100.0)
+    with pytest.raises(GrammarError, match="too slow"):
+        free.at(PROMPT, [a, b])

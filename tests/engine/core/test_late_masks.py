@@ -1,0 +1,185 @@
+"""Masks that take long: the steps of others go on without that request, and no token changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_tools import Ask, Bench, answer, finish, outcome
+from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, make_bench, params, tell
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.target_probs import MaskMaker, left_out
+from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling.grammar import GrammarError
+from fastslow.engine.token_mask import TokenMask
+from fastslow.engine.types import Tree
+
+DRAFTERS = ("off", *CHAINS, *TREES, *ORACLES)
+SOON = 20.0
+WORD = GrammarSpec(regex="[a-f]{12,16}")
+
+
+@pytest.fixture(scope="module")
+def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("models"), "moge", eos_token_id=2)
+
+
+class Held:
+    """A grammar that is asked `before` each mask."""
+
+    seconds: float
+
+    def __init__(
+        self, grammar: Any, before: Callable[[Sequence[int], Sequence[int]], object]
+    ) -> None:
+        self._grammar, self._before = grammar, before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grammar, name)
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
+        self._before(tokens, drafted)
+        mask: TokenMask = self._grammar.at(tokens, drafted)
+        return mask
+
+
+def asks_for(drafter: str, temperature: float) -> list[Ask]:
+    hot = {"temperature": temperature, "ignore_eos": False}
+    rule = "reproducible" if temperature else "token"
+    return [
+        Ask(PROMPTS[1], params(**hot), drafter, seed=5, rule=rule, grammar=WORD),
+        Ask(PROMPTS[2], params(max_tokens=9), drafter),
+        Ask(PROMPTS[3], params(**hot, logprobs=2), drafter, seed=6, rule=rule, grammar=WORD),
+        Ask(PROMPTS[4], params(**hot, prompt_logprobs=1), drafter, rule=rule, grammar=WORD),
+    ]
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_late_masks_change_no_token(
+    moge: Bench, drafter: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second text, the mask comes after the step has gone on without it."""
+    asks = asks_for(drafter, temperature)
+    tell(moge, asks)
+    waiting: dict[tuple[int, ...], threading.Event] = {}
+    made, left = moge.request, list[Request]()
+
+    def before(tokens: Sequence[int], drafted: Sequence[int]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            return  # a drafter asks for itself
+        if not drafted and len(tokens) % 2 and tuple(tokens) not in waiting:
+            over = waiting[tuple(tokens)] = threading.Event()
+            assert over.wait(SOON), "the step waits for the mask"
+
+    def request(number: int, ask: Ask, **more: Any) -> Request:
+        built = made(number, ask, **more)
+        if built.grammar is not None:
+            built.grammar = Held(built.grammar, before)  # type: ignore[assignment]
+        return built
+
+    def noted(late: Any, *step: Any) -> Any:
+        for one in late:
+            left.append(one)
+            waiting.get(tuple(one.tokens), threading.Event()).set()
+        return left_out(late, *step)
+
+    monkeypatch.setattr(moge, "request", request)
+    monkeypatch.setattr("fastslow.engine.core.engine_core.left_out", noted)
+    requests = moge.run(asks)
+    for one, ask in zip(requests, asks, strict=True):
+        assert outcome(one) == outcome(moge.alone(ask))
+        assert len(one.logprobs) == len(answer(one)) * (ask.params.logprobs is not None)
+        assert len(one.prompt_logprobs) == len(moge.alone(ask).prompt_logprobs)
+    assert left
+
+
+@pytest.mark.parametrize("drafter", ["model", "sampled", "erring"])
+def test_masks_that_are_known_to_be_slow_are_made_before_the_step(
+    moge: Bench, drafter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = asks_for(drafter, 1.0)
+    tell(moge, asks)
+    made = moge.request
+    threads = set[str]()
+
+    def before(tokens: Sequence[int], drafted: Sequence[int]) -> None:
+        threads.add(threading.current_thread().name)
+
+    def request(number: int, ask: Ask, **more: Any) -> Request:
+        built = made(number, ask, **more)
+        if built.grammar is not None:
+            held = Held(built.grammar, before)
+            held.seconds = 1e9
+            built.grammar = held  # type: ignore[assignment]
+        return built
+
+    monkeypatch.setattr(moge, "request", request)
+    requests = moge.run(asks)
+    for one, ask in zip(requests, asks, strict=True):
+        assert outcome(one) == outcome(moge.alone(ask))
+        assert one.grammar is None or not one.spec_stats.drafted
+    assert any("late" in name for name in threads)
+
+
+def test_others_go_on_while_a_mask_is_made(moge: Bench) -> None:
+    held, free = Ask(PROMPTS[0], params(), grammar=WORD), Ask(PROMPTS[1], params(max_tokens=30))
+    requests = [moge.request(n, ask) for n, ask in enumerate((held, free))]
+    opened = threading.Event()
+    requests[0].grammar = Held(requests[0].grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
+    core = moge.core()
+    for request in requests:
+        core.add(request)
+    while not requests[1].done:
+        core.step()
+    assert not requests[0].done and answer(requests[0]) == []
+    core.step()  # nothing is left to run
+    assert answer(requests[0]) == []
+    opened.set()
+    finish(core, [])
+    for request, ask in zip(requests, (held, free), strict=True):
+        assert outcome(request) == outcome(moge.alone(ask))
+
+
+def test_a_request_may_end_while_its_mask_is_made(moge: Bench) -> None:
+    request, opened = moge.request(0, Ask(PROMPTS[0], params(), grammar=WORD)), threading.Event()
+    request.grammar = Held(request.grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
+    core = moge.core()
+    core.add(request)
+    core.step()
+    core.end([request], "cancelled", None)
+    assert core.idle and request.stopper.reason == "cancelled"
+    opened.set()
+    finish(core, [moge.request(1, Ask(PROMPTS[0], params(), grammar=WORD))])
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_was_sampled_does_not_decide_whether_a_step_counts(moge: Bench, sampled: bool) -> None:
+    """The first mask is ready, one after a drafted token is not."""
+    ask = Ask(PROMPTS[0], params(), grammar=WORD)
+    request, first_made = moge.request(0, ask), threading.Event()
+    given_up = threading.Event()
+
+    def before(_: Sequence[int], drafted: Sequence[int]) -> None:
+        if len(drafted) == 1:
+            first_made.set()
+            given_up.wait(0.1)
+
+    assert moge.tokenizer is not None
+    grammar = Held(request.grammar, before)
+    request.grammar = grammar  # type: ignore[assignment]
+    a, b = (moge.tokenizer.encode(letter, add_special=False)[0] for letter in "ab")
+    probs = np.full((2, 320), 1 / 320, np.float32) if sampled else None
+    tree = replace(Tree.chain([a, b]), probs=probs)
+    with MaskMaker().beside([request], [tree]) as late:
+        assert first_made.wait(SOON)
+    assert list(late) == ([] if sampled else [request])
+    if sampled:  # its last mask is made no more: where the answer comes there, its step ends
+        assert grammar.at(request.tokens, [a]).allowed is not None
+        with pytest.raises(GrammarError, match="not made in time"):
+            grammar.at(request.tokens, [a, b])
