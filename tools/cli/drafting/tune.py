@@ -94,7 +94,7 @@ def tune(options: TuneOptions) -> None:
     load = options.load(max_running=max(64, batch), remember=False)
     with load as llm, progress_bar() as progress:
         left = options.minutes - (time.monotonic() - begun) / 60
-        how |= {"report": progress, "minutes": max(left, 0.001)}
+        how |= {"report": progress, "minutes": max(left, 1e-6)}
         if options.modes:
             found: Any = tune_modes(llm, graded, keep=options.keep, batch=batch, **how)
             parts = found.settings()
