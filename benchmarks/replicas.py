@@ -124,7 +124,7 @@ def run_killed(args: argparse.Namespace) -> Found:
             counts["continued"] += "continued" in reply.decision
     if code:
         wrong.append(f"the server ended with exit code {code}")
-    lines = [line for line in front.said if "ended; another one" in line]
+    again = [line for line in front.said if "ended; another engine is asked" in line]
     firsts = percentiles([1000 * reply.first for [reply] in seen if reply.first])
     when, equal = (f"{moment:.0f}" for moment in moments), counts["greedy"] + counts["seeded"]
     figures = (len(asked), equal, len(wrong), ", ".join(when), f"{seconds:.0f}")
@@ -133,7 +133,7 @@ def run_killed(args: argparse.Namespace) -> Found:
         [(*map(str, figures), *(f"{value:.0f}" for value in firsts))],
         f"{CLIENTS} clients, {args.replicas} replicas; {counts['greedy']} greedy, {counts['seeded']} seeded; of "
         f"these {counts['continued']} were continued on another replica, and "
-        f"{len(lines) - counts['continued']} asked again.",
+        f"{len(again)} asked again.",
     )
     found = {"counts": counts, "kills": moments, "seconds": seconds, "stats": stats, "log": lines}
     return found, wrong
