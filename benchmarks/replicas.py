@@ -135,7 +135,7 @@ def run_killed(args: argparse.Namespace) -> Found:
         f"these {counts['continued']} were continued on another replica, and "
         f"{len(again)} asked again.",
     )
-    found = {"counts": counts, "kills": moments, "seconds": seconds, "stats": stats, "log": lines}
+    found = {"counts": counts, "kills": moments, "seconds": seconds, "stats": stats, "log": again}
     return found, wrong
 
 
