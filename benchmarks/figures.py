@@ -84,7 +84,7 @@ def numbers(text: str) -> list[int]:
 
 
 def prompts_of(files: Sequence[Path], count: int) -> list[Conversation]:
-    """So many prompts, one of each file in turn."""
+    """This many prompts, one of each file in turn."""
     turns = itertools.zip_longest(*(read_prompts(file) for file in files))
     found = (prompt for turn in turns for prompt in turn if prompt is not None)
     return list(itertools.islice(found, count))

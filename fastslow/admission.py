@@ -56,7 +56,7 @@ class FairPlaces:
 
 
 class Admission:
-    """Counts the answers that wait or run; any thread may call it. `running` and `waiting`: at most so many.
+    """Counts the answers that wait or run; any thread may call it. `running`, `waiting`: the most of each.
 
     A quarter of the waiting places is kept for callers with few answers.
     """

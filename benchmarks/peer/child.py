@@ -35,7 +35,7 @@ class Engine(Protocol):
         and what else is to be noted."""
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-        """So many tokens for each prompt at once; an end token does not end an answer."""
+        """This many tokens for each prompt, all prompts at once; an end token does not end an answer."""
 
     def prefill(self, prompt: Sequence[int]) -> float:
         """Seconds from the call to the first token."""

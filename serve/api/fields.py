@@ -98,7 +98,7 @@ class GrammarFields(BaseModel):
     structured_outputs: StructuredOutputs | None = None
 
     def grammar(self, most: int) -> dict[str, Any] | None:
-        """The grammar that the answer must match, of at most so many bytes, as `SamplingParams.grammar` has it."""
+        """The grammar that the answer must match, of at most this many bytes, as `SamplingParams.grammar` has it."""
         found = dict(self.grammars())
         if len(found) > 1:
             raise ValueError(f"{' and '.join(found)} are both given, and an answer has one grammar")
