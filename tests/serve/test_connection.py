@@ -106,9 +106,7 @@ def test_what_is_wrong_with_the_coding_of_a_body(address: tuple[str, int]) -> No
     assert said(address, chunked)[1] == b'{"body":"hi","host":"localhost"}'
 
 
-def test_requests_that_do_not_wait_for_answers_have_them_in_turn(
-    address: tuple[str, int],
-) -> None:
+def test_requests_that_do_not_wait_for_answers_have_them_in_turn(address: tuple[str, int]) -> None:
     bodies = [b"%04d" % n * (1 + n % 97 * 40) for n in range(200)]  # many are longer than a slice
     sent = [b"POST /body HTTP/1.1\r\n%sContent-Length: %d\r\n" % (HOST, len(b)) for b in bodies]
     sent[-1] += b"Connection: close\r\n"

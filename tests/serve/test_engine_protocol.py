@@ -9,16 +9,7 @@ from typing import Any
 
 import pytest
 from requests_made import made_request
-from serve_engines import (
-    LONG,
-    answer_of,
-    asked,
-    first_of,
-    idle,
-    pieces_of,
-    settings_of,
-    until,
-)
+from serve_engines import LONG, answer_of, asked, first_of, idle, pieces_of, settings_of, until
 
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest

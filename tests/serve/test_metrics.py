@@ -129,8 +129,7 @@ def test_what_fails_in_the_middle_counts_what_was_sent() -> None:
     assert found["vllm:request_success_total", (("finished_reason", "error"),)] == 1
     assert found["vllm:time_to_first_token_seconds_count", ()] == 1
     assert found[
-        "fastslow:http_requests_total",
-        (("method", "POST"), ("route", ASK), ("status", "500")),
+        "fastslow:http_requests_total", (("method", "POST"), ("route", ASK), ("status", "500"))
     ]
 
 

@@ -18,11 +18,7 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engines.process import connection
 from fastslow.serve.engines.process.child_process import ChildProcess
-from fastslow.serve.engines.process.connection import (
-    AnswerStream,
-    EngineConnection,
-    EngineCrashed,
-)
+from fastslow.serve.engines.process.connection import AnswerStream, EngineConnection, EngineCrashed
 
 QUICK = Retries(first=0.0, longest=0.0)
 

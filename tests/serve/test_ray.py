@@ -28,19 +28,8 @@ from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.ray import replica as replica_module
 from fastslow.serve.ray import replicas as replicas_module
 from fastslow.serve.ray.cluster import first_line
-from fastslow.serve.ray.deployments import (
-    SPARE,
-    DeploymentState,
-    FoundDeployment,
-    engines,
-    lacking,
-)
-from fastslow.serve.ray.messages import (
-    Reply,
-    failure_in,
-    load_failure,
-    reply_of,
-)
+from fastslow.serve.ray.deployments import SPARE, DeploymentState, FoundDeployment, engines, lacking
+from fastslow.serve.ray.messages import Reply, failure_in, load_failure, reply_of
 from fastslow.serve.ray.replica import EngineReplica
 from fastslow.serve.ray.replicas import RayReplicas
 from fastslow.serve.ray.router import RUNNING, NamedReplicaRouter

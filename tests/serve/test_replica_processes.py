@@ -247,10 +247,7 @@ def test_the_command_serves_and_leaves_no_process(folder: Path, end: signal.Sign
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code", "said"),
-    [
-        ([], 2, "missing"),
-        (["--address", "127.0.0.1:9"], 1, "nothing is reached at the address"),
-    ],
+    [([], 2, "missing"), (["--address", "127.0.0.1:9"], 1, "nothing is reached at the address")],
 )
 def test_what_is_not_there(tmp_path: Path, options: list[str], code: int, said: str) -> None:
     with command(tmp_path / "missing", "--port", 0, "--replicas", 2, *options) as server:

@@ -16,16 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from ray_engines import started_cluster
-from serve_engines import (
-    LONG,
-    answer_of,
-    asked,
-    first_of,
-    idle,
-    pieces_of,
-    settings_of,
-    until,
-)
+from serve_engines import LONG, answer_of, asked, first_of, idle, pieces_of, settings_of, until
 
 from fastslow.output import Output
 from fastslow.serve.api.engine import Engine, NotReady

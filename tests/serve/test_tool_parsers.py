@@ -99,11 +99,7 @@ CASES: list[tuple[str, str, Found]] = [
         f"{MARK}f<|message|>{B5}<|call|>{MARK}get_it-2<|message|>{GA}<|end|>so",
         ("so", BOTH),
     ),
-    (
-        "qwen3-coder",
-        f"A\n<tool_call>\n{XML}",
-        ("A", [("f", '{"a": "1\\n2 \\"x\\"", "b": 5}')]),
-    ),
+    ("qwen3-coder", f"A\n<tool_call>\n{XML}", ("A", [("f", '{"a": "1\\n2 \\"x\\"", "b": 5}')])),
     ("qwen3-coder", "<tool_call>\n<function=f>\n</function>\n</tool_call>B", ("B", [("f", "{}")])),
     ("qwen3-coder", "<tool_call><function=f>\n<parameter=b>\n5\n", ("", [("f", "{")])),
     (

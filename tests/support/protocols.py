@@ -217,11 +217,7 @@ def said_in_response(made: Any) -> Said:
         made.output_text,
         [(item.name, _arguments(item.arguments)) for item in called],
         whole if made.status == "completed" else "length",
-        (
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.output_tokens_details.reasoning_tokens,
-        ),
+        (usage.input_tokens, usage.output_tokens, usage.output_tokens_details.reasoning_tokens),
     )
 
 
