@@ -1,8 +1,7 @@
-"""/v1/chat/completions: what this protocol alone has: n answers, log-probabilities, sources, figures, grammars."""
+"""/v1/chat/completions: what this protocol alone has: n answers, log-probabilities, sources, figures."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import httpx
@@ -151,24 +150,6 @@ def test_the_engine_and_the_metrics_tell_it_by_mode(http: httpx.Client) -> None:
     for name in ("prefix_hits_total", "cached_tokens_total", "prompt_tokens_total"):
         assert f'fastslow:{name}{{mode="fast",model_name="tiny"}}' in text
     assert "fastslow:kv_pages_pinned" in text
-
-
-WANTED = {"name": "n", "schema": {"enum": [1, 2]}}
-GRAMMARS: list[tuple[dict[str, Any], str]] = [
-    ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"),
-    ({"guided_choice": ["yes", "no"]}, "yes|no"),
-    ({"structured_outputs": {"grammar": 'root ::= "x" "y"'}}, "xy"),
-    ({"guided_grammar": "start: /[x]{4}/"}, "xxxx"),
-    ({"response_format": {"type": "json_object"}}, r"(?s)\{.*\}"),
-    ({"response_format": {"type": "json_schema", "json_schema": WANTED}}, "[12]"),
-]
-
-
-@pytest.mark.parametrize(("fields", "form"), GRAMMARS)
-def test_answers_keep_to_a_grammar(http: httpx.Client, fields: dict[str, Any], form: str) -> None:
-    choice = ask(http, temperature=0, max_tokens=60, mode="fast", **fields)["choices"][0]
-    assert choice["finish_reason"] == "stop"
-    assert re.fullmatch(form, choice["message"]["content"])
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/version", "/metrics", "/v1/models"])

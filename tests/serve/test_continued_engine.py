@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 from breaking_engines import Break, ScriptedReplicas, Token
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import within
 from requests_made import made_request
 
 from fastslow.output import Decided, GenerationError, Output, Piece
@@ -147,15 +149,6 @@ class Loading(Vanishing):
     there = False
 
 
-class Slow(ScriptedReplicas):
-    """Each try takes a while before anything comes, as where an answer is not streamed."""
-
-    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        await asyncio.sleep(0.1)
-        async for piece in super().stream(ask):
-            yield piece
-
-
 class Ending(NamedTuple):
     """How an answer ends without its client's doing. asked, continued: times; -1: any number."""
 
@@ -165,14 +158,16 @@ class Ending(NamedTuple):
     asked: int = -1
     continued: int = -1
     retries: Retries = QUICK
-    engine: type[ScriptedReplicas] = ScriptedReplicas
+    engine: Callable[..., ScriptedReplicas] = ScriptedReplicas
 
 
 BRIEF = Retries(seconds=0.1, first=0.01, longest=0.02)
 BUSY, BROKEN = Busy("full"), GenerationError("it broke", [])
 THREE = "it was under way on 3 engines when they ended"
 LATE = r"no other engine took it within 0\.1 s"
+ESCALATES = "cannot be continued: answered: mode 'unsure' escalates"
 SUSPECT = replace(QUICK, deaths=3)
+SLOW = partial(ScriptedReplicas, seconds=0.1)  # as where an answer is not streamed
 ENDS = {
     "the last of several deaths": Ending([gone(after=2)] * 9, NotReady, THREE, 3, 2, SUSPECT),
     "the same before any piece": Ending([gone()] * 9, NotReady, THREE, 3, 0, SUSPECT),
@@ -188,18 +183,9 @@ ENDS = {
     "a first refusal: failed": Ending([refused(BROKEN)], GenerationError, "it broke", 1),
     "a failure inside the engine": Ending([Break(after=2, error=BROKEN)], GenerationError, "", 1),
     "what is made again from its beginning": Ending([gone(after=3), UNSURE], None, "", 3, 1),
-    "what cannot be made again": Ending(
-        [gone(after=1), UNSURE, UNSURE],
-        NotReady,
-        "cannot be continued: answered: mode 'unsure' escalates",
-        3,
-    ),
+    "what cannot be made again": Ending([gone(after=1), UNSURE, UNSURE], NotReady, ESCALATES, 3),
     "what is made again in other words": Ending(
-        [gone(after=1), UNSURE],
-        NotReady,
-        "cannot be continued: answered: mode 'unsure' escalates",
-        3,
-        engine=OtherWords,
+        [gone(after=1), UNSURE], NotReady, ESCALATES, 3, engine=OtherWords
     ),
     "other tokens": Ending(
         [gone(after=2)], NotReady, "another engine made other tokens", 2, engine=OtherWords
@@ -213,9 +199,9 @@ ENDS = {
         retries=replace(QUICK, deaths=1),
     ),
     # what an engine worked before it ended is no search for one
-    "slow tries": Ending([gone(), gone()], retries=replace(BRIEF, seconds=0.05), engine=Slow),
+    "slow tries": Ending([gone(), gone()], retries=replace(BRIEF, seconds=0.05), engine=SLOW),
     "slow tries that nobody takes": Ending(
-        [gone(), NOBODY, NOBODY], NotReady, LATE, retries=BRIEF, engine=Slow
+        [gone(), NOBODY, NOBODY], NotReady, LATE, retries=BRIEF, engine=SLOW
     ),
 }
 
@@ -309,25 +295,23 @@ def test_what_is_not_streamed_is_asked_again_whole(logged: list[str]) -> None:
 
 
 @pytest.mark.parametrize("leave", [False, True])
-def test_a_pause_ends_where_the_request_is_cancelled_or_left(leave: bool) -> None:
-    async def main() -> None:
-        inner = ScriptedReplicas([ANSWER], [Break(after=1)])
-        engine = ContinuedEngine(inner, Retries(first=60.0, longest=60.0))
-        task = asyncio.ensure_future(taken(engine))
-        while inner.left < 1:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        if leave:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        else:
-            assert await engine.cancel("one")
-            with pytest.raises(NotReady, match="cancelled after its engine had ended"):
-                await task
-        assert len(inner.asked) == 1 and not engine._running
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+@within(10)
+async def test_a_pause_ends_where_the_request_is_cancelled_or_left(leave: bool) -> None:
+    inner = ScriptedReplicas([ANSWER], [Break(after=1)])
+    engine = ContinuedEngine(inner, Retries(first=60.0, longest=60.0))
+    task = asyncio.ensure_future(taken(engine))
+    while inner.left < 1:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    if leave:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        assert await engine.cancel("one")
+        with pytest.raises(NotReady, match="cancelled after its engine had ended"):
+            await task
+    assert len(inner.asked) == 1 and not engine._running
 
 
 class OnItsWay(ScriptedReplicas):
@@ -347,51 +331,44 @@ class OnItsWay(ScriptedReplicas):
         return self.known and await super().cancel(id)
 
 
-def test_a_request_that_no_replica_knows_yet_is_cancelled_once_one_does() -> None:
-    async def main() -> None:
-        inner = OnItsWay([ANSWER])
-        engine = ContinuedEngine(inner, QUICK)
-        task = asyncio.ensure_future(taken(engine))
-        await asyncio.sleep(0.01)
-        assert await engine.cancel("one")
-        assert inner.cancelled == ["one"]
-        await task
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+@within(10)
+async def test_a_request_that_no_replica_knows_yet_is_cancelled_once_one_does() -> None:
+    inner = OnItsWay([ANSWER])
+    engine = ContinuedEngine(inner, QUICK)
+    task = asyncio.ensure_future(taken(engine))
+    await asyncio.sleep(0.01)
+    assert await engine.cancel("one")
+    assert inner.cancelled == ["one"]
+    await task
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_after_a_cancel_or_the_end_of_the_server_nobody_is_asked(closes: bool) -> None:
-    async def main() -> None:
-        inner = ScriptedReplicas([ANSWER], [Break(after=2)])
-        engine = ContinuedEngine(inner, QUICK)
-        said = "the server is closing" if closes else "the request was cancelled"
-        with pytest.raises(NotReady, match=said):
-            async for _ in engine.stream(ASK):
-                await (engine.close() if closes else engine.cancel("one"))
-        assert len(inner.asked) == 1
-
-    asyncio.run(main())
+@within()
+async def test_after_a_cancel_or_the_end_of_the_server_nobody_is_asked(closes: bool) -> None:
+    inner = ScriptedReplicas([ANSWER], [Break(after=2)])
+    engine = ContinuedEngine(inner, QUICK)
+    said = "the server is closing" if closes else "the request was cancelled"
+    with pytest.raises(NotReady, match=said):
+        async for _ in engine.stream(ASK):
+            await (engine.close() if closes else engine.cancel("one"))
+    assert len(inner.asked) == 1
 
 
 @pytest.mark.parametrize(("sources", "place"), [((), 3), (("target", "forced", "forced"), 4)])
-def test_a_thought_that_was_stopped_stays_stopped(sources: Sequence[str], place: int) -> None:
+@within()
+async def test_a_thought_that_was_stopped_stays_stopped(sources: Sequence[str], place: int) -> None:
     """Where its closing was forced; after all that came, where that is not known. The first stop counts."""
     answer = [Token(5 + n) for n in range(3)]
     answer += [Token(20, source=source) for source in sources]
-
-    async def main() -> None:
-        inner = ScriptedReplicas([[*answer, Token(30)]], [Break(after=len(answer))])
-        engine = ContinuedEngine(inner, QUICK)
-        count = 0
-        async for piece in engine.stream(ASK):
-            count += len(piece.token_ids)
-            if count in (3, 5):
-                assert await engine.stop_thinking("one")
-        again = inner.asked[1].options.answered
-        assert again is not None and again.stopped == [place]
-
-    asyncio.run(main())
+    inner = ScriptedReplicas([[*answer, Token(30)]], [Break(after=len(answer))])
+    engine = ContinuedEngine(inner, QUICK)
+    count = 0
+    async for piece in engine.stream(ASK):
+        count += len(piece.token_ids)
+        if count in (3, 5):
+            assert await engine.stop_thinking("one")
+    again = inner.asked[1].options.answered
+    assert again is not None and again.stopped == [place]
 
 
 class Thinker(ScriptedReplicas):
@@ -412,24 +389,22 @@ class Thinker(ScriptedReplicas):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(
+@within(10)
+async def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(
     streamed: bool,
 ) -> None:
-    async def main() -> None:
-        inner = Thinker([ANSWER, ANSWER[:3]], [gone(), Break(after=1), gone("b")])
-        engine = ContinuedEngine(inner, QUICK)
-        ask = replace(made_request("one", "a prompt", {"n": 2}), streamed=streamed)
-        task = asyncio.ensure_future(taken(engine, ask))
-        while not inner.waits:
-            await asyncio.sleep(0)
-        assert [await engine.stop_thinking("one") for _ in range(2)] == [False, True]
-        _, output = await task
-        assert len(output.choices) == 2 and inner.waits == 4 and inner.stops == 8
-        third = inner.asked[2].options.answered
-        assert (third is not None) is streamed, "of which one had begun"
-        assert third is None or third.stopped == [1, 0]
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+    inner = Thinker([ANSWER, ANSWER[:3]], [gone(), Break(after=1), gone("b")])
+    engine = ContinuedEngine(inner, QUICK)
+    ask = replace(made_request("one", "a prompt", {"n": 2}), streamed=streamed)
+    task = asyncio.ensure_future(taken(engine, ask))
+    while not inner.waits:
+        await asyncio.sleep(0)
+    assert [await engine.stop_thinking("one") for _ in range(2)] == [False, True]
+    _, output = await task
+    assert len(output.choices) == 2 and inner.waits == 4 and inner.stops == 8
+    third = inner.asked[2].options.answered
+    assert (third is not None) is streamed, "of which one had begun"
+    assert third is None or third.stopped == [1, 0]
 
 
 class Forgetful(ScriptedReplicas):
@@ -450,19 +425,16 @@ class Forgetful(ScriptedReplicas):
         return await super().token_bytes(tokens)
 
 
-def test_calls_about_tokens_are_made_again() -> None:
+@within()
+async def test_calls_about_tokens_are_made_again() -> None:
     """An answer under way may need them for its log-probabilities."""
-
-    async def main() -> None:
-        engine = ContinuedEngine(Forgetful(5), QUICK)
-        assert await engine.token_bytes([1]) == [(b"x", True)]
-        late = ContinuedEngine(Forgetful(9), replace(QUICK, seconds=0.0))
-        inner = Forgetful(1, ready=False)
-        for engine in (late, ContinuedEngine(inner, QUICK)):
-            with pytest.raises(NotReady, match="the replica ended"):
-                await engine.token_bytes([1])
-        inner.deaths, engine = 1, ContinuedEngine(inner, QUICK)
-        async for _ in engine.stream(ASK):
-            assert await engine.token_bytes([1]), "it waits for one, as the answer does"
-
-    asyncio.run(main())
+    engine = ContinuedEngine(Forgetful(5), QUICK)
+    assert await engine.token_bytes([1]) == [(b"x", True)]
+    late = ContinuedEngine(Forgetful(9), replace(QUICK, seconds=0.0))
+    inner = Forgetful(1, ready=False)
+    for engine in (late, ContinuedEngine(inner, QUICK)):
+        with pytest.raises(NotReady, match="the replica ended"):
+            await engine.token_bytes([1])
+    inner.deaths, engine = 1, ContinuedEngine(inner, QUICK)
+    async for _ in engine.stream(ASK):
+        assert await engine.token_bytes([1]), "it waits for one, as the answer does"

@@ -189,8 +189,12 @@ def test_grammars_under_every_name() -> None:
     ):
         assert options_of(**fields).sampling == {"grammar": grammar}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    chat: Any = {"messages": CHAT, "response_format": wanted}
-    assert ChatRequest(**chat).grammar(10_000) == {"json_schema": schema}
+    for format, grammar in (
+        (wanted, {"json_schema": schema}),
+        ({"type": "json_object"}, {"json_object": True}),
+    ):
+        chat: Any = {"messages": CHAT, "response_format": format}
+        assert ChatRequest(**chat).grammar(10_000) == grammar
 
 
 def test_defaults_give_way_to_the_mode_and_the_client() -> None:

@@ -221,11 +221,3 @@ def test_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         dict(labels)["route"] for name, labels in found if name == "fastslow:http_requests_total"
     }
     assert routes == {ASK, "unmatched"}
-
-
-def test_keys_only_where_they_are_asked_for() -> None:
-    with client(FakeEngine(), metrics_by_key=True) as ours:
-        ask(ours)
-        found = scraped(ours)
-    assert found["fastslow:key_tokens_total", (("key", "anonymous"), ("kind", "prompt"))] == 10
-    assert found["fastslow:key_tokens_total", (("key", "anonymous"), ("kind", "answer"))] == 6

@@ -106,7 +106,9 @@ def test_places_of_all_together() -> None:
     with TestClient(app) as client:
         answer = client.post(CHAT)
         assert answer.status_code == 429 and answer.json()["error"]["code"] == "server_busy"
-        assert client.get("/metrics").status_code == 200
+        for path in ("/metrics", "/v1/models"):
+            assert client.get(path).status_code == 200
+        assert client.post("/v1/requests/1/stop_thinking").status_code == 404
 
 
 def test_a_body_that_does_not_come() -> None:

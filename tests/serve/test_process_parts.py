@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import subprocess
 import sys
 
 import pytest
+from loops import within
 from requests_made import made_request
 
 from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
@@ -120,18 +120,16 @@ def test_pieces_that_wait_are_joined_by_answer() -> None:
     ]
 
 
-def test_a_stream_keeps_few_pieces() -> None:
-    async def fill() -> None:
-        stream = AnswerStream()
-        for n in range(10 * CROWDED):
-            stream.put(Piece("x", token_ids=[n]))
-            assert len(stream._pieces) <= CROWDED + 1
-        stream.end(NotReady("gone"))
-        assert await stream.take() == [Piece("x" * 10 * CROWDED, "", [*range(10 * CROWDED)])]
-        with pytest.raises(NotReady, match="gone"):
-            await stream.take()
-
-    asyncio.run(fill())
+@within()
+async def test_a_stream_keeps_few_pieces() -> None:
+    stream = AnswerStream()
+    for n in range(10 * CROWDED):
+        stream.put(Piece("x", token_ids=[n]))
+        assert len(stream._pieces) <= CROWDED + 1
+    stream.end(NotReady("gone"))
+    assert await stream.take() == [Piece("x" * 10 * CROWDED, "", [*range(10 * CROWDED)])]
+    with pytest.raises(NotReady, match="gone"):
+        await stream.take()
 
 
 def test_the_server_has_no_torch() -> None:

@@ -51,20 +51,6 @@ def test_it_loads_serves_and_drains(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_drain_does_not_wait_for_is_cut(folder: Path) -> None:
-    with program(SUPPORT / "serve_program.py", folder, 0) as server:
-        address = line(server)
-        line(server)
-        with httpx.stream("GET", f"{address}/stream?tokens=4000", timeout=PATIENCE) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            server.send_signal(signal.SIGINT)
-            *_, last = lines
-            assert last == "over"  # with what it has
-        assert server.wait(PATIENCE) == 0
-
-
-@pytest.mark.slow
 def test_ctrl_c_twice_ends_it_now(folder: Path) -> None:
     with program(SUPPORT / "serve_program.py", folder, 60) as server:
         address = line(server)

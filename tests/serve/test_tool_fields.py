@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,18 +89,18 @@ def test_choices() -> None:
     assert anthropic_choice(alone) == (named, False)
 
 
-@pytest.mark.parametrize("given", ["any", 5, {}, {"type": "function"}, {"type": "allowed_tools"}])
-def test_bad_choices_are_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match="^tool_choice"):
-        openai_choice(given)
-
-
 @pytest.mark.parametrize(
-    "given", [{"type": "tool"}, {"type": []}, {"type": "auto", "disable_parallel_tool_use": 1}]
+    ("read", "given"),
+    [
+        *((openai_choice, given) for given in ("any", 5, {}, {"type": "function"})),
+        (openai_choice, {"type": "allowed_tools"}),
+        *((anthropic_choice, given) for given in ({"type": "tool"}, {"type": []})),
+        (anthropic_choice, {"type": "auto", "disable_parallel_tool_use": 1}),
+    ],
 )
-def test_bad_choices_of_the_other_protocol_are_refused(given: Any) -> None:
+def test_bad_choices_are_refused(read: Callable[[Any], object], given: Any) -> None:
     with pytest.raises(ValueError, match="^tool_choice"):
-        anthropic_choice(given)
+        read(given)
 
 
 def test_names_are_known_and_differ() -> None:

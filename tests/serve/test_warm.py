@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loops import within
 from serve_engines import settings_of, until, write_served
 from serve_tools import client_of
 
@@ -48,31 +49,29 @@ async def cached(engine: Engine, question: str, **fields: Any) -> tuple[int, int
 
 
 @pytest.mark.parametrize("kind", ["local", pytest.param("process", marks=pytest.mark.slow)])
-def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> None:
-    async def main() -> None:
-        settings = warm(folder, "deep", "fast")
-        engine: Engine = await settings.open() if kind == "local" else EngineClient(settings)
-        if isinstance(engine, EngineClient):
-            engine._restarts = Restarts(first=0.01)
-            await engine.start()
-        assert (await engine.stats())["pages_pinned"] > 0
-        for fields in ({}, {"cache_salt": "me"}, {"cache_salt": "you", "mode": "fast"}):
-            found, system = await cached(engine, "What is it?", **fields)
-            assert system - 32 < found <= system + 16 and found >= 48
-        own, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
-        again, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
-        other, _ = await cached(engine, "What is it? " * 5, cache_salt="them")
-        assert again > own >= other, "what follows it is the caller's own"
-        if isinstance(engine, EngineClient):
-            assert engine.pid is not None
-            os.kill(engine.pid, signal.SIGKILL)
-            await until(lambda: not engine.ready)
-            await until(lambda: engine.ready)
-            found, _ = await cached(engine, "Apples", cache_salt="me")
-            assert found >= 48, "it is warm again after a new start"
-        await engine.close()
-
-    asyncio.run(main())
+@within()
+async def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> None:
+    settings = warm(folder, "deep", "fast")
+    engine: Engine = await settings.open() if kind == "local" else EngineClient(settings)
+    if isinstance(engine, EngineClient):
+        engine._restarts = Restarts(first=0.01)
+        await engine.start()
+    assert (await engine.stats())["pages_pinned"] > 0
+    for fields in ({}, {"cache_salt": "me"}, {"cache_salt": "you", "mode": "fast"}):
+        found, system = await cached(engine, "What is it?", **fields)
+        assert system - 32 < found <= system + 16 and found >= 48
+    own, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
+    again, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
+    other, _ = await cached(engine, "What is it? " * 5, cache_salt="them")
+    assert again > own >= other, "what follows it is the caller's own"
+    if isinstance(engine, EngineClient):
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: not engine.ready)
+        await until(lambda: engine.ready)
+        found, _ = await cached(engine, "Apples", cache_salt="me")
+        assert found >= 48, "it is warm again after a new start"
+    await engine.close()
 
 
 def test_what_cannot_be_warm_is_refused_before_a_request_comes(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -39,10 +40,17 @@ class ScriptedReplicas(FakeEngine):
     Args:
         answer: the tokens of each of n answers.
         breaks: one for each try; later tries are whole.
+        seconds: that each try takes before anything comes.
     """
 
-    def __init__(self, answer: Sequence[Sequence[Token]], breaks: Sequence[Break] = ()) -> None:
+    def __init__(
+        self,
+        answer: Sequence[Sequence[Token]],
+        breaks: Sequence[Break] = (),
+        seconds: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.seconds = seconds
         self.answer = answer
         self.breaks = list(breaks)
         self.left = 0  # streams that were left or are over
@@ -50,6 +58,7 @@ class ScriptedReplicas(FakeEngine):
     async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.asked.append(ask)
         broken = self.breaks.pop(0) if self.breaks else Break()
+        await asyncio.sleep(self.seconds)
         try:
             if broken.after == 0:
                 raise broken.error

@@ -264,29 +264,28 @@ class ChatEngine(FakeEngine):
 
 def figures_at(call: int) -> dict[str, Any]:
     """Those of a server with some load, at the `call`-th look."""
-    one = {"requests": 1, "tokens": 30, "steps": 12, "drafted": 40, "accepted": 18}
-    one |= {"prompt_tokens": 90, "cached_tokens": 61}
-    modes = {}
-    for name, seconds in (("fast", 0.04), ("deep", 0.31), ("auto", 0.18)):
-        modes[name] = {field: value * call for field, value in one.items()}
-        modes[name]["first_token"] = {"count": call, "seconds": seconds * call}  # type: ignore[assignment]
+
+    def grown(**each: float) -> dict[str, Any]:
+        return {name: figure * call for name, figure in each.items()}
+
+    one = grown(requests=1, tokens=30, steps=12, drafted=40, accepted=18)
+    one |= grown(prompt_tokens=90, cached_tokens=61)
+    seconds = {"fast": 0.04, "deep": 0.31, "auto": 0.18}
+    suffix, head = grown(offered=400, accepted=184), grown(offered=250, accepted=177)
     return {
+        **grown(steps=300, tokens=900, prompt_tokens=4000, cached_tokens=2600),
         "running": 2 + call % 7,
         "waiting": call % 3,
-        "steps": 300 * call,
-        "tokens": 900 * call,
-        "prompt_tokens": 4000 * call,
-        "cached_tokens": 2600 * call,
         "pages": 1024,
         "pages_used": 320,
         "pages_cached": 200,
         "pages_free": 504,
-        "ended": {"stop": 44 * call, "length": 4 * call, "cancelled": 2 * call},
-        "drafters": {
-            "suffix": {"offered": 400 * call, "accepted": 184 * call},
-            "head": {"offered": 250 * call, "accepted": 177 * call},
+        "ended": grown(stop=44, length=4, cancelled=2),
+        "drafters": {"suffix": suffix, "head": head},
+        "modes": {
+            name: one | {"first_token": grown(count=1, seconds=each)}
+            for name, each in seconds.items()
         },
-        "modes": modes,
     }
 
 

@@ -6,22 +6,14 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+from serve_tools import Clock
+
 from fastslow.serve.engines.routing.chooser import ReplicaChooser
 from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.serve.engines.routing.request import RoutedRequest
 from fastslow.serve.engines.routing.settings import RoutingSettings
 
 _numbers = count()
-
-
-class Clock:
-    """Seconds that stand still until a test moves them."""
-
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def request(prompt: str = "", **fields: Any) -> RoutedRequest:

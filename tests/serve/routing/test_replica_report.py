@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from checkpoints import write_moge
 from gate import SOON, Gate, settled
+from loops import within
 from requests_made import made_request
 from tokenizers_tiny import write_bpe
 
@@ -18,7 +19,6 @@ from fastslow import LLM, SamplingParams
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.engines.routing.report import read_report
-from fastslow.serve.engines.routing.request import may_take_long
 
 CHAT = [{"role": "user", "content": "hello, how are you"}]
 LONG: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}
@@ -41,7 +41,10 @@ async def answer(engine: LocalEngine, ask: GenerateRequest) -> None:
         pass
 
 
-def test_it_says_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@within()
+async def test_it_says_what_runs_waits_and_how_fast(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = LocalEngine(llm, "tiny")
     first = engine.report()
     assert (first.answers, first.deep, first.urgent) == (0, 0, 0)
@@ -49,24 +52,20 @@ def test_it_says_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.Monk
     gate = Gate(llm, monkeypatch)
     soon = {"base": "fast", "latency_ms": 5000.0}
     modes = ["deep", {"base": "deep", "thinking_budget": 5}, "fast", soon]
-
-    async def main() -> None:
-        tasks = []
-        for number, mode in enumerate(modes):
-            ask = made_request(f"{number}", CHAT, LONG, mode=mode)
-            tasks.append(asyncio.create_task(answer(engine, ask)))
-        assert await asyncio.to_thread(gate.reached.acquire, timeout=SOON)
-        ends = time.monotonic() + SOON
-        while (said := engine.report()).answers < 4 and time.monotonic() < ends:
-            await asyncio.to_thread(gate.steps)  # what came while a step ran is taken in after it
-        assert sum(said.running.values()) == 2
-        assert sum(said.waiting.values()) == 2
-        assert (said.deep, said.urgent) == (2, 1)
-        assert said.queue_seconds >= said.quick_queue_seconds > 0
-        gate.open()
-        await asyncio.gather(*tasks)
-
-    asyncio.run(main())
+    tasks = []
+    for number, mode in enumerate(modes):
+        ask = made_request(f"{number}", CHAT, LONG, mode=mode)
+        tasks.append(asyncio.create_task(answer(engine, ask)))
+    assert await asyncio.to_thread(gate.reached.acquire, timeout=SOON)
+    ends = time.monotonic() + SOON
+    while (said := engine.report()).answers < 4 and time.monotonic() < ends:
+        await asyncio.to_thread(gate.steps)  # what came while a step ran is taken in after it
+    assert sum(said.running.values()) == 2
+    assert sum(said.waiting.values()) == 2
+    assert (said.deep, said.urgent) == (2, 1)
+    assert said.queue_seconds >= said.quick_queue_seconds > 0
+    gate.open()
+    await asyncio.gather(*tasks)
     assert settled(llm)
     said = engine.report()
     assert said.answers == said.deep == said.urgent == 0
@@ -76,17 +75,3 @@ def test_it_says_what_runs_waits_and_how_fast(llm: LLM, monkeypatch: pytest.Monk
     assert said.prompt_rate > 0 and said.queue_seconds > 0
     assert read_report(json.loads(json.dumps(said.to_dict()))) == said
     assert read_report({}) is None and read_report({"deep": "many"}) is None
-
-
-@pytest.mark.parametrize(
-    ("mode", "long"),
-    [
-        ({"thinking": "off"}, False),
-        ({"thinking": "on"}, True),
-        ({"thinking": "auto"}, True),
-        ({"thinking": "off", "auto": True}, True),
-        ({}, True),
-    ],
-)
-def test_what_may_take_long(mode: dict[str, Any], long: bool) -> None:
-    assert may_take_long(mode) is long
