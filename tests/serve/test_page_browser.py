@@ -281,8 +281,3 @@ def test_a_long_answer_stays_smooth(chat: Chat, message: str, colours: bool) -> 
     assert chat.run(end) < 48  # its end is in view
     said = chat.run("return turns[0].answers[0].text.length")
     assert len(chat.text(ANSWERED)) >= 0.9 * said  # Markdown's marks are not shown
-
-
-def test_the_settings_say_the_usual_temperature(chat: Chat) -> None:
-    field = chat.driver.find_element("css selector", '[data-setting="temperature"]')
-    assert field.get_attribute("placeholder") == "1 if empty; 0 = greedy"

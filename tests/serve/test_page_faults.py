@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -51,6 +50,8 @@ def test_a_key_is_asked_for_and_forgotten_with_the_tab(chat: Chat) -> None:
 
 def test_settings_are_sent_and_checked(chat: Chat) -> None:
     chat.driver.find_element("id", "open-settings").click()
+    usual = chat.driver.find_element("css selector", '[data-setting="temperature"]')
+    assert usual.get_attribute("placeholder") == "1 if empty; 0 = greedy"
     given = {"system": "Be brief.", "drafter": "off", "schema": '{"type": "object"}'}
     given |= {"temperature": "0.5", "max_tokens": "77", "seed": "3", "thinking_budget": "9"}
     for name, value in given.items():
@@ -74,50 +75,34 @@ def test_settings_are_sent_and_checked(chat: Chat) -> None:
 
 @pytest.mark.parametrize("colours", [False, True])
 def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
-    chat.run(f"setColours({json.dumps(colours)})")
+    chat.run("setColours(arguments[0])", colours)
     chat.answered("hostile <img src=x onerror=window.hurt=9>", "deep")
     assert HOSTILE.splitlines()[0] in chat.text(ANSWERED)
     inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
     assert chat.all(inside) == []
     assert chat.run("return window.hurt ?? null") is None
-    policy = (
-        "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
-    )
-    assert chat.run(policy) == "TypeError"
+    html = "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
+    assert chat.run(html) == "TypeError"
     chat.driver.get_log("browser")  # that was an error, and the test's own
 
 
+HURT = "<img src=x onerror=window.hurt=1>"
+HURTING: dict[str, Any] = {
+    "text": HOSTILE,
+    "mode": "<script>window.hurt=2</script>",
+    "marks": [16, 10**15, 33],
+    "problem": HURT,
+    "metrics": {"mode": "<b>", "acceptance": ["<i>", 5, None], "decision": {"toString": 1}}
+    | {"drafter": "<u>", "thinking_ended": "__proto__"},
+    "usage": {"prompt_tokens_details": {"cached_tokens": "<s>"}},
+}
 STORED: dict[str, Any] = {
     "no list": {"a": 1},
     "null": None,
     "wrong kinds": [
-        1,
-        None,
-        {"asked": 3},
-        {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]},
+        *(1, None, {"asked": 3}, {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]})
     ],
-    "hostile": [
-        {
-            "asked": "<img src=x onerror=window.hurt=1>",
-            "answers": [
-                {
-                    "text": HOSTILE,
-                    "mode": "<script>window.hurt=2</script>",
-                    "marks": [16, 10**15, 33],
-                    "problem": "<img src=x onerror=window.hurt=3>",
-                    "metrics": {
-                        "mode": "<b>",
-                        "acceptance": ["<i>", 5, None],
-                        "decision": {"toString": 1},
-                        "drafter": "<u>",
-                        "thinking_ended": "__proto__",
-                    },
-                    "usage": {"prompt_tokens_details": {"cached_tokens": "<s>"}},
-                }
-            ],
-            "chosen": 99,
-        }
-    ],
+    "hostile": [{"asked": HURT, "answers": [HURTING], "chosen": 99}],
 }
 
 
@@ -125,13 +110,9 @@ STORED: dict[str, Any] = {
 def test_a_stored_conversation_is_not_trusted(chat: Chat, name: str) -> None:
     for colours in (False, True):
         wrong: dict[str, Any] = {"colours": colours, "mode": 5, "settings": []}
-        stored = {"turns": STORED[name], "preferences": wrong}
-        for key, value in stored.items():
-            chat.driver.execute_script(
-                "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))",
-                key,
-                value,
-            )
+        store = "localStorage.setItem('fastslow.' + arguments[0], JSON.stringify(arguments[1]))"
+        chat.run(store, "turns", STORED[name])
+        chat.run(store, "preferences", wrong)
         chat.open()
         assert chat.all("#turns img, #turns script, #turns iframe") == []
         assert chat.run("return window.hurt ?? null") is None

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from breaking_engines import Break, ScriptedReplicas, Token
@@ -24,16 +25,6 @@ from fastslow.serve.engines.process.connection import AnswerStream, EngineConnec
 QUICK = Retries(first=0.0, longest=0.0)
 
 
-class Mute:
-    """A transport that sends nothing."""
-
-    def is_closing(self) -> bool:
-        return False
-
-    def write(self, data: bytes) -> None:
-        pass
-
-
 async def _error(answer: AnswerStream) -> Exception:
     with pytest.raises(NotReady) as raised:
         while await answer.take():
@@ -46,7 +37,7 @@ async def test_which_answers_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) 
     async def ended(*new: bool, crashed: bool = True, streamed: bool = True) -> list[int | None]:
         """Of each answer: `suspects`; None = no crash is spoken of."""
         link = EngineConnection()
-        link._transport = cast(asyncio.Transport, Mute())
+        link._transport = Mock(asyncio.Transport, **{"is_closing.return_value": False})
         answers = [link.ask(asked(streamed=streamed))[1] for _ in new]
         for answer, one in zip(answers, new):
             if not one:

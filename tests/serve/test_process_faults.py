@@ -5,22 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import cast
 
 import pytest
 from loops import within
+from processes_served import program
 from ray_engines import living
 from serve_engines import LONG, answer_of, asked, settings_of, until
 
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient, Restarts
-from fastslow.serve.engines.process.connection import EngineConnection
-
-SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @within()
@@ -52,23 +46,6 @@ async def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: l
     said = "".join(logged)
     assert "the engine's process was killed by SIGKILL; a new one starts in 0.01 s" in said
     assert "the engine is back" in said
-
-
-class BrokenLink:
-    """Of a process that lives on, and says that its engine does not."""
-
-    def __init__(self) -> None:
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def call(self, kind: type) -> bool:
-        return False
-
-
-def test_one_whose_engine_broke_is_noticed() -> None:
-    async def watched() -> str:
-        return await Heartbeat(every=60.0).watch(cast(EngineConnection, BrokenLink()))
-
-    assert asyncio.run(watched()) == "lives on without its engine, which broke"
 
 
 @within()
@@ -110,19 +87,15 @@ async def test_one_that_ends_again_and_again_is_given_up(
 
 
 @pytest.mark.slow
-def test_one_that_dies_while_it_loads_is_one_sentence(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def dies() -> None:
-        engine = EngineClient(settings_of(folder))
-        start = asyncio.create_task(engine.start())
-        await until(lambda: engine.pid is not None)
-        assert engine.pid is not None
-        os.kill(engine.pid, signal.SIGKILL)
-        await start
-
+@within()
+async def test_one_that_dies_while_it_loads_is_one_sentence(folder: Path) -> None:
+    engine = EngineClient(settings_of(folder))
+    start = asyncio.create_task(engine.start())
+    await until(lambda: engine.pid is not None)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="was killed by SIGKILL while it loaded"):
-        asyncio.run(dies())
+        await start
 
 
 PARENT = """
@@ -144,13 +117,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 def test_it_ends_with_the_server(folder: Path) -> None:
-    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    server = subprocess.run(
-        [sys.executable, "-c", PARENT, str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        timeout=120,
-        check=False,
-    )
+    with program("-c", PARENT, folder, stderr=None) as server:
+        said, _ = server.communicate(timeout=120)
     assert server.returncode == -signal.SIGKILL
-    asyncio.run(until(lambda: not living([int(server.stdout)]), 20.0))
+    asyncio.run(until(lambda: not living([int(said)]), 20.0))

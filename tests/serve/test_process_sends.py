@@ -117,14 +117,8 @@ async def test_what_cannot_be_sent_ends_alone(monkeypatch: pytest.MonkeyPatch) -
     engine = Large()
     async with linked(monkeypatch, engine) as link:
         answers = {id: link.ask(asked(id))[1] for id in ids}
-        found = dict(
-            zip(
-                ids,
-                await asyncio.gather(
-                    *(pieces_of(one) for one in answers.values()), return_exceptions=True
-                ),
-            )
-        )
+        ends = (pieces_of(answer) for answer in answers.values())
+        found = dict(zip(ids, await asyncio.gather(*ends, return_exceptions=True)))
         for id in ("small", "other"):
             *_, last = found[id]  # type: ignore[misc]
             assert isinstance(last.output, Output) and last.output.text == id

@@ -19,6 +19,7 @@ from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 
 TOOLS: Any = [{"name": "clock", "input_schema": {"type": "object"}}]
+BRIEF = {"most": 12, "thinking_budget": 3}
 SELF = {"drafter": "self", "nodes": 3}
 DRAWN: list[dict[str, Any]] = [
     GREEDY,
@@ -53,13 +54,16 @@ def test_streamed_is_whole_is_the_library_s_own(
     assert served_by.ask(protocol, **fields) == right == served_by.ask(protocol, True, **fields)
 
 
+def streamed(served_by: Clients, protocol: str, **fields: Any) -> str:
+    body = body_of(protocol, stream=True, **GREEDY, **fields)
+    answer = served_by.http.post(PATHS[protocol], json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return answer.text
+
+
 def test_chunks_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
-    body = {**body_of("chat", **GREEDY), "stream": True}
-    counted = served_by.http.post(
-        PATHS["chat"], json={**body, "stream_options": {"include_usage": True}}
-    )
-    assert counted.headers["content-type"].startswith("text/event-stream")
-    chunks = events_of(counted.text)
+    counted = {"include_usage": True}
+    chunks = events_of(streamed(served_by, "chat", stream_options=counted))
     first, *_, finish, usage = chunks
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert finish["choices"][0]["delta"] == {} and finish["choices"][0]["finish_reason"] == "length"
@@ -68,14 +72,11 @@ def test_chunks_come_in_the_order_that_clients_expect(served_by: Clients) -> Non
     assert {chunk["usage"] for chunk in chunks[:-1]} == {None}
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
-    assert "usage" not in events_of(served_by.http.post(PATHS["chat"], json=body).text)[0]
+    assert "usage" not in events_of(streamed(served_by, "chat"))[0]
 
 
 def test_events_of_messages_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
-    body = {**body_of("messages", 12, thinking_budget=3, **GREEDY), "stream": True}
-    answer = served_by.http.post("/v1/messages", json=body)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    start, ping, *middle, delta, stop = named_events_of(answer.text)
+    start, ping, *middle, delta, stop = named_events_of(streamed(served_by, "messages", **BRIEF))
     assert start["message"]["content"] == [] and start["message"]["stop_reason"] is None
     assert start["message"]["usage"]["input_tokens"] > 0
     assert ping == {"type": "ping"} and stop == {"type": "message_stop"}
@@ -84,17 +85,12 @@ def test_events_of_messages_come_in_the_order_that_clients_expect(served_by: Cli
     kinds = [(e["type"].removeprefix("content_block_"), e["index"]) for e in middle]
     block = ["start", "delta", "stop"]
     assert [*dict.fromkeys(kinds)] == [(kind, index) for index in (0, 1) for kind in block]
-    assert [e["content_block"]["type"] for e in middle if "content_block" in e] == [
-        "thinking",
-        "text",
-    ]
+    blocks = [event["content_block"]["type"] for event in middle if "content_block" in event]
+    assert blocks == ["thinking", "text"]
 
 
 def test_events_of_responses_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
-    body = {**body_of("responses", 12, thinking_budget=3, **GREEDY), "stream": True}
-    answer = served_by.http.post("/v1/responses", json=body)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    events = named_events_of(answer.text)
+    events = named_events_of(streamed(served_by, "responses", **BRIEF))
     kinds = [event["type"].removeprefix("response.") for event in events]
     whole = ["content_part.added", "delta", "done", "content_part.done", "output_item.done"]
     expected = ["created", "in_progress"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +39,7 @@ from fastslow.serve.ray.scaling import QueueScaling, autoscaling_stats
 APP = "an application"
 PIECES = [Piece("one", token_ids=[1]), Piece(" two", token_ids=[2])]
 GONE = ActorUnavailableError("it ended", ActorID.nil().binary())
+OF_B = packed(Reply("b", value=True))
 CARD = packed(Reply("a", value=to_builtins(TINY)))
 
 
@@ -73,13 +74,21 @@ class Response:
         self.cancelled += self.taken.is_set()
 
 
+def next_of(things: list[Any]) -> Any:
+    """The next, and the last again and again. Errors are raised."""
+    found = things.pop(0) if len(things) > 1 else things[0]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 class Handle:
     """Of replicas that all do the same. It needs no start.
 
     Args:
         items: of each answer after the first one.
         accepts: who takes it.
-        calls: what a call does.
+        replies: what calls give, one after the other.
         kept: for each `Response`.
     """
 
@@ -89,21 +98,25 @@ class Handle:
         self,
         *items: Reply,
         accepts: str = "a",
-        calls: Callable[[], Awaitable[bytes]] | None = None,
+        replies: Sequence[bytes | Exception] | None = None,
         **kept: bool,
     ) -> None:
         self._items = [packed(item) for item in (Reply(accepts), *items)]
-        self._calls, self._kept = calls, kept
+        self._replies = None if replies is None else list(replies)
+        self._kept = kept
         self.responses: list[Response] = []
 
     def options(self, **options: Any) -> Handle:
         return self
 
     def remote(self, name: str, *arguments: Any) -> Any:
-        if self._calls is not None:
-            return self._calls()
+        if self._replies is not None:
+            return self._reply(self._replies)
         self.responses.append(Response(self._items, **self._kept))
         return self.responses[-1]
+
+    async def _reply(self, replies: list[Any]) -> Any:
+        return next_of(replies) if replies else await asyncio.Future()
 
     async def shutdown_async(self) -> None:
         pass
@@ -116,11 +129,8 @@ class Deployment(FoundDeployment):
         super().__init__(handle, APP)
         self.looks = list(looks or [DeploymentState(running=2)])
 
-    async def look(self) -> DeploymentState:
-        found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
-        if isinstance(found, Exception):
-            raise found
-        return found
+    async def look(self) -> Any:
+        return next_of(self.looks)
 
 
 @pytest.fixture(autouse=True)
@@ -154,16 +164,12 @@ async def test_a_whole_answer_is_not_cancelled_and_one_that_is_left_is() -> None
 @within(20)
 async def test_where_its_replica_is_gone_another_one_is_not_used_unseen() -> None:
     """Else a cancel would be sent to the replica that is gone."""
-
-    async def call() -> bytes:
-        return packed(Reply("b", value=True))
-
     handle = Handle(Reply("b", PIECES), accepts="b")
     with pytest.raises(NotReady, match="the replica is gone") as raised:
         await all_of(replicas_of(handle))
     assert raised.value.refused and handle.responses[0].cancelled == 1
     with pytest.raises(NotReady, match="the replica is gone"):
-        await replicas_of(Handle(calls=call)).call("a", "cancel", "one")
+        await replicas_of(Handle(replies=[OF_B])).call("a", "cancel", "one")
 
 
 @within(20)
@@ -197,16 +203,8 @@ async def test_a_replica_that_says_nothing_is_left() -> None:
 async def test_replicas_that_end_before_they_give_their_card_are_waited_for(
     logged: list[str],
 ) -> None:
-    left = 2
-
-    async def card() -> bytes:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            raise GONE
-        return CARD
-
-    own = RayReplicas(Deployment(Handle(calls=card), GONE, GONE, DeploymentState(running=2)))
+    handle = Handle(replies=[GONE, GONE, CARD])
+    own = RayReplicas(Deployment(handle, GONE, GONE, DeploymentState(running=2)))
     assert await own.start() == TINY and own.running == {"a": None}
     await own.close()
     assert sum("no replica answers yet" in line for line in logged) == 4
@@ -217,26 +215,18 @@ async def test_where_none_ever_answers_the_start_ends_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replicas_module, "CALL", 0.05)
-
-    async def card() -> bytes:
-        await asyncio.sleep(10)
-        return CARD
-
     for look in (DeploymentState(running=2), GONE):
         with pytest.raises(RuntimeError, match="^no replica answers: ") as raised:
-            await RayReplicas(Deployment(Handle(calls=card), look)).start()
+            await RayReplicas(Deployment(Handle(replies=[]), look)).start()
         assert "\n" not in str(raised.value)
 
 
 @within(20)
 async def test_a_look_that_fails_is_not_the_last(logged: list[str]) -> None:
-    async def card() -> bytes:
-        return CARD
-
     there = DeploymentState(running=1)
     none = DeploymentState(failed=RuntimeError("no node has it"))
     looks: list[Any] = [there, KeyError("not what Ray raises"), there, there, none]
-    own = RayReplicas(Deployment(Handle(calls=card), *looks))
+    own = RayReplicas(Deployment(Handle(replies=[CARD]), *looks))
     await own.start()
     assert await own.gave_up == "no replica can be started: no node has it"
     await own.close()

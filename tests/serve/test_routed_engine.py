@@ -216,12 +216,8 @@ async def test_a_replica_that_hangs_counts_with_its_last_figures(
     replicas.hangs, more = "ab", 0
     with pytest.raises(NotReady, match=r"no replica sent its figures within 0\.05 s"):
         await engine.stats()
-    for hangs, more, tokens in (  # noqa: B007 - `does` reads it
-        ("b", 0, 10),
-        ("", 0, 30),
-        *[("b", 1, 40)] * 3,
-        ("ab", 1, 40),
-    ):
+    steps = [("b", 0, 10), ("", 0, 30), *[("b", 1, 40)] * 3, ("ab", 1, 40)]
+    for hangs, more, tokens in steps:  # noqa: B007 - `does` reads it
         replicas.hangs = hangs
         found = await engine.stats()
         assert found["tokens"] == tokens and found["replicas_gone"] == 0

@@ -24,23 +24,28 @@ SILENT = "the engine has said nothing for 3 s or more"
 
 
 class Link:
-    """Of a process that answers when a test says so."""
+    """Of a process that answers when a test says so.
 
-    def __init__(self) -> None:
+    Args:
+        answer: none of an engine that broke in a process that lives on.
+    """
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.answers = asyncio.Event()
         self.why_silent = ""
         self.figures: dict[str, int] = {}
         self.heard = 0.0
 
-    async def call(self, kind: str) -> dict[str, int]:
+    async def call(self, kind: str) -> Any:
         await self.answers.wait()
-        return {"running": 3}
+        return self.answer
 
 
 @within()
 async def test_a_process_is_silent_until_it_answers(logged: list[str]) -> None:
-    link = Link()
+    link = Link({"running": 3})
     heartbeat = Heartbeat(every=0.01, silent=3, missed=100_000)
     watching = asyncio.create_task(heartbeat.watch(cast(EngineConnection, link)))
     await until(lambda: bool(link.why_silent))
@@ -57,12 +62,13 @@ async def test_a_process_is_silent_until_it_answers(logged: list[str]) -> None:
     ]
 
 
-def test_a_process_that_stays_silent_is_ended() -> None:
-    async def main() -> str:
-        heartbeat = Heartbeat(every=0.01, silent=1, missed=4)
-        return await heartbeat.watch(cast(EngineConnection, Link()))
-
-    assert asyncio.run(main()) == "answered nothing for 0.04 s"
+@within(10)
+async def test_a_process_that_stays_silent_or_whose_engine_broke_is_ended() -> None:
+    link = cast(EngineConnection, Link())
+    assert await Heartbeat(0.01, 1, missed=4).watch(link) == "answered nothing for 0.04 s"
+    cast(Link, link).answers.set()
+    said = await Heartbeat(every=60.0).watch(link)
+    assert said == "lives on without its engine, which broke"
 
 
 @within(10)

@@ -21,10 +21,10 @@ SCHEMA = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}, "c":
 FUNCTIONS: dict[str, Any] = {"f": SCHEMA, "get_it-2": SCHEMA}
 MARK = "<|start|>assistant<|channel|>commentary to=functions."
 
-Found = tuple[str, list[tuple[str, str]]]
+Calls = list[tuple[str, str]]
 
 
-def read(name: str, pieces: Sequence[str]) -> Found:
+def read(name: str, pieces: Sequence[str]) -> tuple[str, Calls]:
     """The content, and the calls with their arguments."""
     parser = ToolParser(BY_NAME[name], FUNCTIONS)
     events = [event for piece in pieces for event in parser.push(piece)] + parser.finish()
@@ -62,7 +62,7 @@ PLAIN = {
         *("<tool_call><function=g></function></tool_call>", f"<tool_call>{F5}</tool_call>")
     ],
 }
-CASES: dict[str, list[tuple[str, str, list[tuple[str, str]]]]] = {
+CASES: dict[str, list[tuple[str, str, Calls]]] = {
     "hermes": [
         (f"<tool_call>\n{F5}\n</tool_call>", "", F),
         (f"<tool_call>{F5}</tool_call>\n", "", F),
@@ -105,12 +105,13 @@ CASES: dict[str, list[tuple[str, str, list[tuple[str, str]]]]] = {
         ),
     ],
 }
-ALL = [(name, text, text, []) for name, texts in PLAIN.items() for text in texts]
+ALL: list[tuple[str, str, str, Calls]] = []
+ALL += [(name, text, text, []) for name, texts in PLAIN.items() for text in texts]
 ALL += [(name, *case) for name, cases in CASES.items() for case in cases]
 
 
 @pytest.mark.parametrize(("name", "text", "content", "calls"), ALL)
-def test_parse(name: str, text: str, content: str, calls: list[tuple[str, str]]) -> None:
+def test_parse(name: str, text: str, content: str, calls: Calls) -> None:
     assert read(name, [text]) == read(name, list(text)) == (content, calls)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from loops import within
-from serve_engines import settings_of, until, write_served
+from serve_engines import settings_of, until
 from serve_tools import client_of
 
 from fastslow.serve.api.config import ServerConfig, ServerSettings
@@ -22,11 +23,6 @@ from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.serve_options import Place, complete, read_warm
 
 SYSTEM = "You answer in one short sentence, and you never say why. " * 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 def warm(folder: Path, *modes: str, **options: Any) -> EngineSettings:
@@ -87,11 +83,8 @@ def test_what_cannot_be_warm_is_refused_before_a_request_comes(folder: Path) -> 
 def test_files_of_prefixes(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
     file = tmp_path / "a.json"
-    for text in (
-        '[{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]',
-        '{"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}',
-    ):
-        file.write_text(text, "utf-8")
+    for held in (turns, {"messages": turns}):
+        file.write_text(json.dumps(held), "utf-8")
         assert read_warm(file) == turns
     plain = tmp_path / "a.txt"
     plain.write_bytes("\ufeffone\r\ntwo\n\n".encode())

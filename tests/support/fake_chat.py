@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from fastslow.engine.core.spec_decode_stats import DraftCounts
+from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -242,24 +243,19 @@ class ChatEngine(FakeEngine):
                 yield Piece(*said, list(ids), sources=names[1:])
             await asyncio.sleep(max(0.004, 1 / answer.rate))
         count = sum(thinks for thinks, _ in tokens[:sent])
-        yield Piece(
-            output=output(
-                "",
-                "cancelled" if answer.stopped else "stop",
-                mode=("deep" if thought else "fast") if mode == "auto" else mode,
-                decision="the question asks for a proof" if mode == "auto" else "",
-                by_drafter={"suffix": DraftCounts(96, 44), "head": DraftCounts(61, 43)},
-                ttft=0.042,
-                tokens=sent,
-                steps=sent * 2 // 5,
-                cached_tokens=96,
-                acceptance=[0.84, 0.61, 0.43, 0.2],
-                prompt_tokens=120,
-                thinking_tokens=count,
-                thinking_ended=ended,
-                tpot=1 / answer.rate,
-            )
-        )
+        figures: dict[str, Any] = {"mode": mode, "thinking_tokens": count, "thinking_ended": ended}
+        if mode == "auto":
+            chosen = "deep" if thought else "fast"
+            figures |= {"mode": chosen, "decision": "the question asks for a proof"}
+        figures |= {"ttft": 0.042, "tpot": 1 / answer.rate, "tokens": sent, "steps": sent * 2 // 5}
+        figures |= {
+            "prompt_tokens": 120,
+            "cached_tokens": 96,
+            "acceptance": [0.84, 0.61, 0.43, 0.2],
+        }
+        drafts = {"suffix": DraftCounts(96, 44), "head": DraftCounts(61, 43)}
+        reason: Reason = "cancelled" if answer.stopped else "stop"
+        yield Piece(output=output("", reason, by_drafter=drafts, **figures))
 
 
 def figures_at(call: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,15 @@ def address(process: subprocess.Popen[str]) -> str:
     raise AssertionError("it ended")
 
 
+def wait_for(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+        time.sleep(0.02)
+
+
 def wait_ready(url: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if httpx.get(f"{url}/ready", timeout=60).status_code == 200:
-            return
-        time.sleep(0.2)
-    raise AssertionError("it is not ready")
+    wait_for(lambda: httpx.get(f"{url}/ready", timeout=60).status_code == 200)
 
 
 def line(server: subprocess.Popen[str]) -> str:

@@ -18,12 +18,8 @@ _numbers = count()
 
 def request(prompt: str = "", **fields: Any) -> RoutedRequest:
     """One of a fresh id."""
-    values: dict[str, Any] = {
-        "id": f"r{next(_numbers)}",
-        "mode": "fast",
-        "deep": False,
-        "prompt_tokens": len(prompt) // 4,
-    }
+    values: dict[str, Any] = {"id": f"r{next(_numbers)}", "mode": "fast", "deep": False}
+    values["prompt_tokens"] = len(prompt) // 4
     return RoutedRequest(prompt=prompt, **values | fields)
 
 
@@ -39,16 +35,8 @@ def deep(prompt: str = "", **fields: Any) -> RoutedRequest:
 
 def report(at: float, **fields: Any) -> ReplicaReport:
     """An idle replica."""
-    values: dict[str, Any] = {
-        "running": {},
-        "waiting": {},
-        "deep": 0,
-        "pages": 1000,
-        "step_seconds": {"fast": 0.05},
-        "queue_seconds": 0.0,
-        "prompt_rate": 1000.0,
-        "at": at,
-    }
+    values: dict[str, Any] = {"running": {}, "waiting": {}, "deep": 0, "pages": 1000, "at": at}
+    values |= {"step_seconds": {"fast": 0.05}, "queue_seconds": 0.0, "prompt_rate": 1000.0}
     return ReplicaReport(**values | fields)
 
 
