@@ -85,9 +85,10 @@ def test_chat_completions_stream_and_parse(served_by: Clients) -> None:
             for event in stream
             if event.type == "tool_calls.function.arguments.done"
         ]
-        streamed: Any = stream.get_final_completion()
+        streamed = stream.get_final_completion()
     assert done == [(*called, call) for called, call in zip(CALLED, CALLS)]
-    for made in (streamed, served_by.gpt.chat.completions.parse(**asked)):
+    both: list[Any] = [streamed, served_by.gpt.chat.completions.parse(**asked)]
+    for made in both:
         (choice,) = made.choices
         assert choice.finish_reason == "tool_calls"
         assert choice.message.content == "Let me look."
@@ -103,9 +104,10 @@ def test_responses_stream_and_parse(served_by: Clients) -> None:
             for event in stream
             if event.type == "response.function_call_arguments.done"
         ]
-        streamed: Any = stream.get_final_response()
+        streamed = stream.get_final_response()
     assert done == [arguments for _, arguments in CALLED]
-    for made in (streamed, served_by.gpt.responses.parse(**asked)):
+    both: list[Any] = [streamed, served_by.gpt.responses.parse(**asked)]
+    for made in both:
         assert made.output_text == "Let me look."
         items = [item for item in made.output if item.type == "function_call"]
         assert [(item.name, item.parsed_arguments) for item in items] == CALLED
@@ -118,9 +120,10 @@ def test_messages_stream(served_by: Clients) -> None:
         for event in stream:
             if event.type == "content_block_delta" and event.delta.type == "input_json_delta":
                 parts[event.index] = parts.get(event.index, "") + event.delta.partial_json
-        streamed: Any = stream.get_final_message()
+        streamed = stream.get_final_message()
     assert [json.loads(text) for text in parts.values()] == [each for _, each in CALLED]
-    for made in (streamed, served_by.claude.messages.create(**asked)):
+    both: list[Any] = [streamed, served_by.claude.messages.create(**asked)]
+    for made in both:
         assert made.stop_reason == "tool_use"
         blocks = [block for block in made.content if block.type == "tool_use"]
         assert [(block.name, block.input) for block in blocks] == CALLED
