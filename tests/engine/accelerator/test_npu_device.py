@@ -1,13 +1,16 @@
-"""`device="npu"`: what is missing is said, what runs is what the CPU says; weights in int8, and a router's."""
+"""`device="npu"`: what is missing is said, what runs is what the CPU says; weights in int8, and a router's; and which
+names of torch_npu are called, and where."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import npu_kernels
+import npu_sim
 import pytest
 import texts
 import torch
@@ -33,6 +36,9 @@ from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.request.options import Prompt
 
+ROOT = Path(__file__).parents[3]
+FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
+CALLED = re.compile(r"torch_npu\.((?:npu\.)?\w+)")
 TOKENS = texts.tokens_of(60)
 Quantised = tuple[Path, dict[str, QuantLinear]]
 
@@ -213,3 +219,35 @@ def test_the_routers_weights_are_not_rounded(name: str) -> None:
         alone = torch.tensor([[1.0, 0.0]] * 3)
         one = ops.experts(x, ExpertChoice(experts, alone), both, none)
         torch.testing.assert_close(found.float(), one.float() * 1e-4, rtol=0.02, atol=1e-6)
+
+
+def test_all_names_exist_and_all_schemas_are_used() -> None:
+    text = "".join((ROOT / file).read_text("utf-8") for file in FILES)
+    known = {schema.partition("(")[0].partition("::")[2] for schema in npu_kernels.SCHEMAS}
+    device = {f"npu.{name}" for name in vars(npu_sim.torch_npu().npu)}
+    found = set(CALLED.findall(text))
+    assert found - device == known and "torch.ops." not in text
+    assert json.loads(npu_kernels.FILE.read_text("utf-8"))["torch_npu"] == "2.13.0"
+
+
+def test_a_call_that_does_not_bind_is_refused() -> None:
+    """The simulated operators have the real ones' schemas."""
+    with simulated(CHIPS[0]):
+        paged_ops_for(choose_device("npu"))
+        import torch_npu
+
+        x = torch.ones(2, 16)
+        assert torch_npu.npu_rms_norm(x, x[0], epsilon=1e-6)[0].shape == x.shape
+        for given in ({"eps": 1e-6}, {"epsilon": "small"}):
+            with pytest.raises(RuntimeError, match="npu_rms_norm"):
+                torch_npu.npu_rms_norm(x, x[0], **given)
+        with pytest.raises(RuntimeError, match="missing value for argument"):
+            torch_npu.npu_rms_norm(x)
+
+
+def test_calls_are_in_these_files_only() -> None:
+    files = [p for room in ("engine", "draft", "policies") for p in (ROOT / room).rglob("*.py")]
+    words = ("torch_npu.", "ops.npu.", "from torch_npu")
+    found = {p for p in files if any(word in p.read_text("utf-8") for word in words)}
+    others = {path.relative_to(ROOT).as_posix() for path in found}
+    assert others - set(FILES) == {"engine/backends/device.py"}
