@@ -55,39 +55,6 @@ def test_what_was_written_is_read_back_and_moved(kind: type[KVStorage], dtype: t
     assert storage.memory_dtype == (torch.int8 if kind is Int8Tiles else dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_where_the_elements_of_a_tile_lie(dtype: torch.dtype) -> None:
-    """As tile.h says: keys by words of neighbours in a key, values by words of neighbouring slots."""
-    storage, (keys, values) = make(TiledStorage, 40, dtype), some(40, dtype)
-    storage.write(np.arange(40), keys, values)
-    pack = 4 // dtype.itemsize
-    for layer, slot, head, d in [(0, 0, 0, 0), (1, 21, 1, 5), (2, 39, 0, 3), (2, 18, 1, 2)]:
-        tile, lane = (slot // 16 * 2 + head) * 16 * 8, slot % 16
-        key = storage.k[layer].flatten()[tile + (d // pack * 16 + lane) * pack + d % pack]
-        value = storage.v[layer].flatten()[tile + (lane // pack * 8 + d) * pack + lane % pack]
-        assert key == keys[layer, slot, head, d] and value == values[layer, slot, head, d]
-
-
-def test_where_the_bytes_of_a_tile_lie() -> None:
-    """As tile.h says: keys by words of four places, values by words of four slots, scales after keys."""
-    storage, (keys, values) = make(Int8Tiles, 40), some(40)
-    storage.write(np.arange(40), keys, values)
-    flat_keys = storage.k[2].flatten()
-    flat_values = storage.v[2].flatten()
-    size = 16 * 8 + 128
-    for slot, head, d in [(0, 0, 0), (21, 1, 5), (39, 0, 3), (18, 1, 7)]:
-        tile, lane = slot // 16 * 2 + head, slot % 16
-        scales = flat_keys[tile * size + 128 : (tile + 1) * size].clone().view(torch.float32)
-        key = int(flat_keys[tile * size + (d // 4 * 16 + lane) * 4 + d % 4]) - 128
-        value = int(flat_values[tile * 128 + (lane // 4 * 8 + d) * 4 + lane % 4]) - 128
-        for number, scale, given in (
-            (key, scales[lane], keys[2, slot, head]),
-            (value, scales[16 + lane], values[2, slot, head]),
-        ):
-            assert scale == given.abs().max() / 127
-            assert number == round(float(given[d] / scale))
-
-
 def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
     assert make(Int8Tiles, 48).nbytes == 48 * Int8Tiles.token_bytes(**SHAPE, dtype=torch.bfloat16)
     wide = KVStorage.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
