@@ -14,7 +14,7 @@ import texts
 import torch
 from checkpoints import FAMILIES, write_family, write_moge
 from engine_tools import Setting
-from exact_tools import check, mixed
+from exact_tools import SETTINGS, check, mixed
 from parallel_tools import bench_on, counted, ranks, weight_bytes
 
 from fastslow.engine.backends.loader import load_model
@@ -24,6 +24,7 @@ from fastslow.tools.plan.shards import ShardPlan
 
 SIZES = (30, *[1] * 4, 6)
 MIXTURES = ("qwen3_moe", "gpt_oss", "pangu_v2")
+MIXES = ("ep=4", "tp=4", "dp=4", "ep=2,tp=2", "dp=2,tp=2", "dp=2,ep=2")
 FIELDS: dict[str, dict[str, Any]] = {"qwen3_moe": {"norm_topk_prob": False}}
 
 
@@ -33,6 +34,36 @@ def test_every_drafter_in_a_mixed_batch_under_pressure(tmp_path: Path) -> None:
         sums = check(bench, mixed(bench), Setting(pages=30, prompt_rows=11), warm=True)
     assert 0 < sums["accepted"] < sums["drafted"]
     assert sums["preempted"] > 0 and sums["cached"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tp=2", "dp=2", *MIXES])
+def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> None:
+    with bench_on(tmp_path, layout, num_attention_heads=4, num_key_value_heads=2) as bench:
+        for name in ("prefix hit", "few pages, small chunks"):
+            setting, warm = SETTINGS[name]
+            if "few" in name:  # of every data-parallel rank
+                assert isinstance(bench.model, ParallelModel)
+                setting = Setting(26 * bench.model.storage.dp_ranks, prompt_rows=5)
+            sums = check(bench, mixed(bench), setting, warm)
+            assert 0 < sums["accepted"] < sums["drafted"], name
+            assert sums["cached"] > 0 or not warm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", MIXES)
+def test_bytes_are_those_of_the_plan(tiny_moge: Path, layout: str) -> None:
+    with ranks(tiny_moge, layout, "bfloat16") as model:
+        plan = ShardPlan.of(model.config, model.parallel, torch.bfloat16)
+        assert weight_bytes(model._worker.decoder.weights) == plan.shares[0].weights
+        kv, sent = texts.storage(model, 32 * model.storage.dp_ranks), counted(model)
+        rows = Rows.of([texts.chunk(texts.tokens_of(13), 0, 13, np.arange(13))])
+        rows.outputs, rows.only_best = rows.outputs[:0], rows.only_best[:0]
+        model.forward(rows, kv)
+        padded = plan.padded([13] + [0] * (model.storage.dp_ranks - 1))
+        sent["all reduce-scatter"] -= 64 * 2 * (model.parallel.ranks - 1) * padded  # the embedding
+        for name, expected in plan.layer_traffic(padded).items():
+            assert sent[name.replace("mlp", "all")] == expected * model.config.layers, name
 
 
 def check_family(folder: Path, family: str, layout: str, **fields: Any) -> None:
