@@ -84,12 +84,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = checkpoints.write_dense(tmp_path)
     with pytest.raises(ValueError, match="kv_dtype 'int9' is not one of auto, int8, model"):
         load_model(folder, kv_dtype="int9")
-    library.available.cache_clear()
-    with monkeypatch.context() as off:
-        off.setenv(library.VARIABLE, "off")
-        with pytest.raises(ValueError, match="kv_dtype 'int8' needs the CPU kernels"):
-            load_model(folder, kv_dtype="int8")
-    library.available.cache_clear()
+    monkeypatch.setattr(library, "available", lambda: False)
+    with pytest.raises(ValueError, match="kv_dtype 'int8' needs the CPU kernels"):
+        load_model(folder, kv_dtype="int8")
 
 
 @compiled
@@ -115,23 +112,6 @@ def test_attention_over_int8_is_exact_over_what_is_kept(tmp_path: Path, head_dim
     for mine, theirs in zip(kept.read(first), again.read(first), strict=True):
         step = theirs[0].abs().amax(-1, keepdim=True) / 127
         assert ((mine[0] - theirs[0]).abs() <= 0.51 * step).all()
-
-
-@compiled
-def test_a_key_that_is_not_finite_shows_in_its_request_alone(tmp_path: Path) -> None:
-    model = load_model(checkpoints.write_dense(tmp_path), "float32", kv_dtype="int8")
-    kv, slots = texts.storage(model, 64), np.arange(64)
-    first, second = texts.tokens_of(20), texts.tokens_of(20, seed=1)
-    for at, text in ((0, first), (32, second)):
-        model.forward(Rows.of([texts.chunk(text, 0, 19, slots[at:])]), kv)
-    pieces = [texts.chunk(t, 19, 20, slots[at:]) for at, t in ((0, first), (32, second))]
-    good = model.forward(Rows.of(pieces), kv).logits
-    for side in (0, 1):
-        rows = list(kv.read(slots[4:5]))
-        rows[side] = rows[side] * float("inf")
-        kv.write(slots[4:5], *rows)
-        bad = model.forward(Rows.of(pieces), kv).logits
-        assert not bad[0].isfinite().any() and torch.equal(bad[1], good[1])
 
 
 @compiled

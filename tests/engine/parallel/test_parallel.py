@@ -4,6 +4,7 @@ stay where they belong."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fastslow.tools.plan.shards import ShardPlan
 
 SIZES = (30, *[1] * 4, 6)
 MIXTURES = ("qwen3_moe", "gpt_oss", "pangu_v2")
+FLAT = [name for name in FAMILIES if name not in MIXTURES]
 MIXES = ("ep=4", "tp=4", "dp=4", "ep=2,tp=2", "dp=2,tp=2", "dp=2,ep=2")
 FIELDS: dict[str, dict[str, Any]] = {"qwen3_moe": {"norm_topk_prob": False}}
 
@@ -66,11 +68,23 @@ def test_bytes_are_those_of_the_plan(tiny_moge: Path, layout: str) -> None:
             assert sent[name.replace("mlp", "all")] == expected * model.config.layers, name
 
 
-def check_family(folder: Path, family: str, layout: str, **fields: Any) -> None:
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("gpt_oss", "ep=2"),
+        ("qwen3_moe", "tp=2"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product(MIXTURES, MIXES)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in product(FLAT, ("tp=2", "dp=2", "tp=4"))
+        ),
+    ],
+)
+def test_a_family(tmp_path: Path, family: str, layout: str) -> None:
     if family == "pangu_v2":
-        made = pangu_v2_tools.write_moe(folder, num_experts=12, v_channels=8)
+        made = pangu_v2_tools.write_moe(tmp_path, num_experts=12, v_channels=8)
     else:
-        made = write_family(folder, family, **fields)
+        made = write_family(tmp_path, family, **FIELDS.get(family, {}))
     plain, tokens = load_model(made, "float64", "cpu"), texts.tokens_of(sum(SIZES))
     with ranks(made, layout) as model:
         # all on the last copy of attention
@@ -79,25 +93,6 @@ def check_family(folder: Path, family: str, layout: str, **fields: Any) -> None:
             found = texts.logits(model, tokens, SIZES, groups=wanted, slots=slots).double()
             expected = texts.logits(plain, tokens, groups=wanted).log_softmax(-1)
             torch.testing.assert_close(found.log_softmax(-1), expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("family", "layout"), [("gpt_oss", "ep=2"), ("qwen3_moe", "tp=2")])
-def test_a_mixture(tmp_path: Path, family: str, layout: str) -> None:
-    check_family(tmp_path, family, layout)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["tp=2", "dp=2", "tp=4"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in MIXTURES])
-def test_dense_families(tmp_path: Path, family: str, layout: str) -> None:
-    check_family(tmp_path, family, layout)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ep=4", "tp=4", "dp=2", "ep=2,tp=2", "ep=2,dp=2"])
-@pytest.mark.parametrize("family", MIXTURES)
-def test_mixtures(tmp_path: Path, family: str, layout: str) -> None:
-    check_family(tmp_path, family, layout, **FIELDS.get(family, {}))
 
 
 # One model after the other: this one stays until the file ends.
