@@ -127,9 +127,6 @@ def test_what_the_library_reads_is_read(tmp_path: Path, good: bytes) -> None:
         assert one.shape == tuple(two.shape[::-1])
     out = gguf_to_dense(tmp_path / "good.gguf", tmp_path / "out")
     assert len(load_file(out / "q4_1.blocks")) == 7
-    assert struct.unpack("<I", good[4:8]) == (3,) and np.isfinite(
-        ours.fields["llama.rope.freq_base"]
-    )
 
 
 def header(tensors: int = 0, fields: int = 1) -> bytes:

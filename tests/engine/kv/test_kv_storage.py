@@ -11,7 +11,6 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled
-from schedule_tools import small_cache
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
@@ -60,17 +59,6 @@ def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
     wide = KVStorage.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
     slim = Int8Tiles.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
     assert slim / wide == (64 + 4) / 128
-    cache = small_cache(7, **SHAPE, page_size=3, storage=Int8Tiles)
-    tokens = list(range(12))
-    cache.open(0, tokens, None, 0)
-    assert cache.reserve(0, 12)
-    slots = cache.slots(0, 0, 12).copy()
-    rows = torch.arange(12.0).view(1, 12, 1, 1).expand(3, -1, 2, 8)
-    cache.storage.write(slots, rows, -rows)
-    cache.commit(0, 5, [1, 2, 5], tokens)
-    keys, values = cache.storage.read(slots[:8])
-    assert keys[0, :, 0, 3].round().tolist() == [0, 1, 2, 3, 4, 6, 7, 10]
-    assert torch.equal(values, -keys)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

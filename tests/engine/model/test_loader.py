@@ -192,9 +192,9 @@ def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copytree(cache_folder() / "kernels", tmp_path / "cache" / "kernels")
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FASTSLOW_KERNELS", "native")
-    size = {"vocab": 8192, "hidden_size": 512, "moe_intermediate_size": 768, "num_experts": 20}
-    size["num_hidden_layers"] = 4
-    folder = checkpoints.write_moge(tmp_path, torch_dtype="bfloat16", **size)
+    size: dict[str, Any] = {"vocab": 8192, "hidden_size": 512, "moe_intermediate_size": 768}
+    size |= {"num_experts": 20, "num_hidden_layers": 4, "torch_dtype": "bfloat16"}
+    folder = checkpoints.write_moge(tmp_path, **size)
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert held > 150 << 20
     script = [sys.executable, "-c", MEMORY, str(folder)]
