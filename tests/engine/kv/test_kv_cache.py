@@ -198,6 +198,17 @@ def test_the_longer_of_two_ways_counts() -> None:
     cache.check_integrity()
 
 
+def test_a_page_after_other_pages_of_its_text_is_not_shared() -> None:
+    cache, text = small_cache(24), list(range(9))
+    read(cache, 0, text[:5], "nobody")
+    cache.pin(0, text[:4], "nobody", 4, ALL)
+    assert read(cache, 1, text, "me") == 4, "its second page follows the pinned one"
+    cache.unpin(0)
+    assert read(cache, 2, text[:5], "me") == 0
+    assert read(cache, 3, text, "me") == 4, "a page of its own, but not what follows another"
+    cache.check_integrity()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_any_order_of_calls_keeps_the_books(seed: int, tmp_path: Path) -> None:
     """Also where pages go to a file, which may be too small."""
