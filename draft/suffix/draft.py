@@ -31,11 +31,9 @@ class SuffixDraft(BaseDrafter):
     Sources are the request's own text, `memory` and `corpus`. The longest match wins, and matches of
     equal length count as one. Where they disagree on what comes next, the draft branches.
 
-    Args:
-        corpus: stored answers.
-        memory: answers of the same engine, by the requests' memory keys. Finished answers are added to
-            it, but for those that were sampled with a given seed; drafters of one engine may share it.
-        min_score: nodes less likely than this to be accepted are not proposed, 0..1.
+    corpus: stored answers. memory: answers of the same engine, by the requests' memory keys. Finished answers are
+    added to it, but for those that were sampled with a given seed; drafters of one engine may share it. min_score:
+    nodes less likely than this to be accepted are not proposed, 0..1.
     """
 
     def __init__(

@@ -40,8 +40,7 @@ class FairShares:
     share alone never makes steps much longer for others. Against a request only those count that are as
     urgent. With one share there is nothing to deal out.
 
-    Args:
-        places: most requests in a step.
+    places: most requests in a step.
     """
 
     def __init__(self, places: int) -> None:

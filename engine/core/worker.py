@@ -37,10 +37,8 @@ class Worker:
     A step that raises ends the requests that were running with that error; the engine runs on. Whatever
     ends the thread, every caller hears of it, waiting or later.
 
-    Args:
-        core: what the thread steps.
-        closed: called in the thread when it ends because `close` or `end` was called.
-        around: entered before each step and each errand of a caller, and left after it.
+    core: what the thread steps. closed: called in the thread when it ends because `close` or `end` was called.
+    around: entered before each step and each errand of a caller, and left after it.
     """
 
     def __init__(

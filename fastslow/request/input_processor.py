@@ -59,13 +59,9 @@ class EncodedPrompt(NamedTuple):
 
 
 class InputProcessor:
-    """Turns prompts into token ids, and refuses what cannot run with one sentence.
-
-    Args:
-        tokenizer: None for a checkpoint without one; then only token ids are taken.
-        context: most tokens of prompt plus answer.
-        tags: the model's thinking tags, instead of the checkpoint's own.
-    """
+    """Turns prompts into token ids, and refuses what cannot run with one sentence. tokenizer: None for a checkpoint
+    without one; then only token ids are taken. context: most tokens of prompt plus answer. tags: the model's thinking
+    tags, instead of the checkpoint's own."""
 
     def __init__(
         self,

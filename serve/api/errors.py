@@ -31,13 +31,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class ApiError(HTTPException):
-    """An answer other than 200.
-
-    Args:
-        message: one sentence: the field, its value, the limit.
-        kind, param, code: OpenAI's `type`, `param` (the field) and `code`.
-        retry_after: seconds, for the header of that name.
-    """
+    """An answer other than 200. message: one sentence: the field, its value, the limit. kind, param, code: OpenAI's
+    `type`, `param` (the field) and `code`. retry_after: seconds, for the header of that name."""
 
     def __init__(
         self,

@@ -117,12 +117,8 @@ class LocalEngine:
             handle.cancel()
 
     async def warm(self, prefix: WarmPrefix) -> None:
-        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
-        operator's text; what follows it in a prompt is shared as without it.
-
-        Raises:
-            ValueError: it does not fit.
-        """
+        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the operator's
+        text; what follows it in a prompt is shared as without it. ValueError: it does not fit."""
         mode, pin = prefix["mode"], self._llm.llm.pin
         try:
             pinned = await asyncio.to_thread(pin, prefix["prompt"], mode=mode, every_key=True)

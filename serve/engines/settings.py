@@ -34,12 +34,8 @@ class EngineSettings:
     )
 
     async def open(self) -> LocalEngine:
-        """Load the model, in a thread, and measure its steps: no request has to wait for that.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: a rank failed.
-        """
+        """Load the model, in a thread, and measure its steps: no request has to wait for that. ValueError: one
+        sentence about what does not fit. RuntimeError: a rank failed."""
         if self.devices is not None:
             _see(device_kind(self.options), self.devices)
         # with torch, which only the process that runs the model needs

@@ -99,13 +99,8 @@ def json_router() -> APIRouter:
 
 
 class IncomingBody:
-    """A body as it comes, within its seconds and the bytes of all.
-
-    Args:
-        receive: of the request's scope.
-        bodies: all that come.
-        seconds: from now to its end.
-    """
+    """A body as it comes, within its seconds and the bytes of all. receive: of the request's scope. bodies: all that
+    come. seconds: from now to its end."""
 
     def __init__(self, receive: Receive, bodies: IncomingBodies, seconds: float) -> None:
         self._receive, self._bodies, self._seconds = receive, bodies, seconds

@@ -88,10 +88,8 @@ async def serve(
         ready: called once the model is loaded.
         started: what is to be started for it, if anything is.
 
-    Raises:
-        ValueError: the model cannot be loaded: one sentence.
-        RuntimeError: the engine ended, and is not started again.
-        StoppedError: Ctrl-C came twice.
+    ValueError: the model cannot be loaded: one sentence. RuntimeError: the engine ended, and is not started again.
+    StoppedError: Ctrl-C came twice.
     """
     server = Server(app, engine, drain)
     serving = asyncio.create_task(server.serve([listener]))

@@ -35,10 +35,7 @@ class ServerLog:
     standard error hears of the first one, and `lost_lines` counts all. A line is one line, whatever clients send:
     JSON and text escape what would end it.
 
-    Args:
-        format: json or text.
-        level: the lowest that is written.
-        path: a file to add to; None = standard error.
+    format: json or text. level: the lowest that is written. path: a file to add to; None = standard error.
     """
 
     def __init__(self, format: str = "json", level: str = "INFO", path: Path | None = None) -> None:

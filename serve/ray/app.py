@@ -73,11 +73,8 @@ class Ingress:
 
 
 def build(given: dict[str, Any]) -> Application:
-    """Engines, and HTTP servers in front of them. given: the fields of `Arguments`.
-
-    Raises:
-        ValueError: one does not fit; one sentence.
-    """
+    """Engines, and HTTP servers in front of them. given: the fields of `Arguments`. ValueError: one does not fit; one
+    sentence."""
     arguments = Arguments(**given)
     environment = QUIET | arguments.log_environment | arguments.environment
     handle = engines(arguments.engine, ReplicaSettings.of(arguments), environment)

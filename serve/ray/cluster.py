@@ -23,11 +23,7 @@ NEEDS_TOKEN = "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the clus
 
 
 async def join(address: str) -> None:
-    """Join the cluster at "auto" or HOST:PORT.
-
-    Raises:
-        RuntimeError: that failed; one sentence.
-    """
+    """Join the cluster at "auto" or HOST:PORT. RuntimeError: that failed; one sentence."""
     try:
         await in_thread(_join, address)
     finally:

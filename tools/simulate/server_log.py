@@ -25,8 +25,7 @@ def read_log(
 
     latency_ms: the target of requests in mode fast, which the log does not have. All others count as deep.
 
-    Raises:
-        ValueError: it cannot be read, a line is no JSON, or no request can be used.
+    ValueError: it cannot be read, a line is no JSON, or no request can be used.
     """
     lacks, timed = Counter[str](), []
     for number, line in json_lines(path):

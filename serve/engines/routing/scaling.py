@@ -43,13 +43,8 @@ def replicas_wanted(
     settings: ScalingSettings,
     now: float,
 ) -> tuple[int, ScalingState]:
-    """How many replicas there should be, and what to remember until the next look.
-
-    Args:
-        reports: the newest of each replica that reports.
-        present: replicas that there are, or that are starting.
-        now: seconds, by any clock.
-    """
+    """How many replicas there should be, and what to remember until the next look. reports: the newest of each
+    replica that reports. present: replicas that there are, or that are starting. now: seconds, by any clock."""
     bounded = min(max(present, settings.least), settings.most)
     if bounded != present or not reports:
         return bounded, replace(state, busy_since=None, calm_since=None)
