@@ -182,8 +182,7 @@ class AdaptiveDrafter(SeveralDrafters):
         on_each(parts, lambda release: release(requests))
 
     def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
-        """A prompt is shown once, and reading it costs little. So drafters that are not asked now read it,
-        too, except those that are never asked in such batches."""
+        """A prompt is shown once: drafters that are not asked now read it, too, unless such batches never ask them."""
         return self.drafters[: self.selection.able(batch)]
 
 

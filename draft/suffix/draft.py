@@ -96,8 +96,7 @@ class SuffixDraft(BaseDrafter):
 
 
 def _can_be_shared(request: RequestView) -> bool:
-    """Whether the answer came to its own end (no cancelled or failed answer is stored) without a given
-    seed: if the seed came again, drafts would know the random numbers that verify them."""
+    """Whether it came to its own end without a given seed: drafts would know the numbers that verify them."""
     answered = len(request.tokens) > request.prompt_length
     ended = answered and request.tokens[-1] in request.end_ids
     params = request.params

@@ -201,8 +201,7 @@ class Worker:
         self._errand = _Errand(lambda: None)
 
     def _sleep(self) -> _Errand:
-        """Wait for a call. Pages are checked once a pause is long enough: a check takes milliseconds
-        for thousands of pages, for which a call that comes at once would have to wait."""
+        """Wait for a call. Pages are checked in a long pause only: a call that comes at once would wait for it."""
         if self._unchecked:
             try:
                 return self._inbox.get(timeout=PAUSE)

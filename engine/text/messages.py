@@ -86,8 +86,7 @@ def _part(place: str, part: object) -> str:
 def _tool_fields(
     place: str, message: Mapping[str, Any], names: dict[str, str]
 ) -> Mapping[str, Any]:
-    """A message's calls or result. A message with calls may lack a content, and a result its function's name,
-    which is taken from `names`: those of all calls so far, by id."""
+    """A message's calls or result. A result's function is looked up in `names` by id, where it says none."""
     if message["role"] == "tool":
         for field in ("tool_call_id", "name"):
             if not isinstance(message.get(field), str | None):

@@ -95,8 +95,7 @@ def builtin_path(name: str) -> Path:
 
 
 def _greedy(folder: Path) -> Path:
-    """The folder, whose generation_config.json says that its model answers best without chance, as folders that
-    were made earlier do not."""
+    """The folder, whose generation_config.json says now that its model answers best without chance."""
     path = folder / "generation_config.json"
     said = read_object(path)
     if "do_sample" not in said:

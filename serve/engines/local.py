@@ -173,9 +173,7 @@ class LocalEngine:
         await self._llm.close()
 
     def _check_whole(self, ask: GenerateRequest, output: Output) -> None:
-        """Raises:
-        NotReady: this engine closed, and cut an answer that is wanted whole.
-        """
+        """NotReady: this engine closed, and cut an answer that is wanted whole."""
         cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
         if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
             raise NotReady("the engine closed before the answer was whole", refused=True)

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from loguru import logger
 
 from fastslow.serve.api.engine import Engine, ModelCard, StartedEngine
-from fastslow.serve.http.connection import Connection
+from fastslow.serve.http.client_connection import Connection
 
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for the last bytes of answers, once the engine is closed

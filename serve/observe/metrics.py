@@ -284,8 +284,7 @@ class ServerMetrics:
         counts.add("vllm:spec_decode_num_drafts", min(drafts, one.steps))
 
     def _mode(self, name: str) -> str:
-        """A preset's name, or two of an answer that continued in another mode; else `custom`. The call may have
-        changed fields of it."""
+        """A preset's name, or two of an answer that continued in another mode; else `custom`."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
         return ">".join(parts) if all(part in known for part in parts) else OWN
 

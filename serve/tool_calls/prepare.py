@@ -72,9 +72,7 @@ class ToolSupport:
 
 
 def _schema_of(tool: Tool, place: str) -> dict[str, Any]:
-    """The schema of a tool's arguments, with the library's options. Keywords that the library does not
-    know are left out of a tool that is not strict, and the log says so.
-    """
+    """The schema of a tool's arguments. Unknown keywords of a tool that is not strict are left out, with a log line."""
     options = WRITTEN if tool.strict else {**WRITTEN, "lenient": True}
     schema = {"type": "object", **tool.parameters, "x-guidance": options}
     error = _error(json.dumps(schema))
