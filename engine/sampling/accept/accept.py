@@ -7,12 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from fastslow.engine.sampling.accept.exact import (
-    Rule,
-    block,
-    follow_target,
-    tokenwise,
-)
+from fastslow.engine.sampling.accept.exact import Rule, block, follow_target, tokenwise
 from fastslow.engine.types import AcceptResult, FailedRow, OneHot, Probs, Tree
 
 RngAt = Callable[[int, int], np.random.Generator]
