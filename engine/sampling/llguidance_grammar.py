@@ -131,9 +131,7 @@ class LLGuidanceMatcher:
 
     def __init__(self, matcher: Any, columns: int, take: Callable[[Any, int], bool]) -> None:
         self._own, self._lost = matcher, False
-        self.anew: Callable[[], LLGuidanceMatcher] = lambda: (
-            self
-        )  # of a lexer that no other has used up
+        self.anew: Callable[[], LLGuidanceMatcher] = lambda: self  # of a lexer that is not used up
         self._columns = columns
         self._take = take
         self._tries = MOST_TRIES

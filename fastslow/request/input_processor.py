@@ -75,9 +75,7 @@ class InputProcessor:
         self.context = context
         self.tags: ThoughtTags | None = None  # the model does not think
         self.thoughts: TagTokens | None = None
-        self.analysis: TagTokens | None = (
-            None  # of thoughts that a call may follow in another channel
-        )
+        self.analysis: TagTokens | None = None  # of thoughts that a call may follow
         self.switch = ThinkingSwitch()
         self.tool_calls = ToolCalls()
         self._config = config

@@ -26,9 +26,7 @@ from fastslow.serve.ray.deployments import FoundDeployment, engines
 from fastslow.serve.ray.replicas import RayReplicas
 
 SERVER = "server"  # the deployment's name
-MOST_REQUESTS = (
-    10_000  # of a server at the same time; its own limits are below, and say what is wrong
-)
+MOST_REQUESTS = 10_000  # of a server at a time; its own limits are below, and say what is wrong
 
 
 class Arguments(ServerConfig):

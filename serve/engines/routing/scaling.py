@@ -22,9 +22,7 @@ class ScalingSettings:
     up_seconds: float = 5.0  # that queues are too long before there are more: one burst is no load
     start_seconds: float = 300.0  # in which new ones have to report, before more are asked for
     down_seconds: float = 300.0  # that they are short before there are fewer: a start takes minutes
-    most_growth: float = (
-        2.0  # times as many at once: queues say that they are too few, not by how many
-    )
+    most_growth: float = 2.0  # times as many at once: queues do not say how many are missing
 
 
 @dataclass(frozen=True, slots=True)
