@@ -91,11 +91,6 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     assert str(error) == "width=9 must be less than or equal to 8"
 
 
-def test_a_draft_model_is_for_each_drafter_that_names_it() -> None:
-    drafters, _ = MeasureOptions(drafters="ngram,suffix|model", draft_model="m").drafting()
-    assert [setting.model for setting in drafters] == [None, "m"]
-
-
 def test_help_has_panels_and_defaults() -> None:
     _, shown, _ = invoked("--help")
     words = " ".join(shown.split())
@@ -126,3 +121,8 @@ def test_every_command_takes_its_model_by_position(name: str) -> None:
     assert re.search(r"\b(MODEL|TARGET)[]}]?$", usage.strip().upper()), usage
     if name in (*BY_NAME, "simulate measure"):
         assert re.search("--(model|target) ", result.output)
+
+
+def test_a_draft_model_is_for_each_drafter_that_names_it() -> None:
+    drafters, _ = MeasureOptions(drafters="ngram,suffix|model", draft_model="m").drafting()
+    assert [setting.model for setting in drafters] == [None, "m"]
