@@ -142,9 +142,12 @@ class DrafterSelection(Protocol):
 
 class AdaptiveDrafter(SeveralDrafters):
     """`AdaptiveDrafter([a, b], selection)`: b is asked, too, where it would bring more than a promises; what both
-    propose is merged into one tree. The selection decides, and learns from the result. drafters: in the order in
-    which they are asked, the cheapest first. now: seconds, as of `time.perf_counter`. names: of the drafters, for
-    their trees' `drafter_names`. features: the layers that the drafters read which may be asked now or soon."""
+    propose is merged into one tree. The selection decides, and learns from the result.
+
+    drafters: in the order in which they are asked, the cheapest first. now: seconds, as of `time.perf_counter`.
+    names: of the drafters, for their trees' `drafter_names`. features: the layers that the drafters read which may be
+    asked now or soon.
+    """
 
     def __init__(
         self,

@@ -30,9 +30,11 @@ def write_settings(
 
 def add_settings(path: Path, model: str, folder: Path | None = None, **parts: Any) -> None:
     """Add parts to a settings file: "auto" for mode auto, "modes" for presets. A file that is no settings file, or
-    holds those of another model, is not touched. model: what the parts were found with, for people. folder: of that
-    model, whose fingerprint goes into the file; None = the file fits any. parts: JSON values by name; None takes one
-    out."""
+    holds those of another model, is not touched.
+
+    model: what the parts were found with, for people. folder: of that model, whose fingerprint goes into the file;
+    None = the file fits any. parts: JSON values by name; None takes one out.
+    """
     record = check_settings(path, model, folder)
     for name, value in parts.items():
         both = isinstance(record.get(name), dict) and isinstance(value, dict) and name != "auto"

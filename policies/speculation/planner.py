@@ -21,8 +21,10 @@ def admit(
 ) -> list[list[int]]:
     """The nodes of each request's tree to run, ascending: the likeliest nodes (parents before children), as many as
     give the step the most expected tokens per second; none if that is less than the margin over plain decoding.
+
     survival: for each request, the chance of every node to be accepted with all before it; None: all its nodes run.
-    sizes: nodes of each request's tree. rows: the step's other rows."""
+    sizes: nodes of each request's tree. rows: the step's other rows.
+    """
     kept: list[list[int]] = [
         list(range(size)) if chances is None else []
         for chances, size in zip(survival, sizes, strict=True)

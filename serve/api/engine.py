@@ -77,9 +77,11 @@ class Engine(Protocol):
 
     def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n above 1
-        pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels. ValueError: one
-        sentence about what does not fit; before the first piece. Busy, NotReady: see there. GenerationError: the
-        engine failed on the request."""
+        pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
+
+        ValueError: one sentence about what does not fit; before the first piece. Busy, NotReady: see there.
+        GenerationError: the engine failed on the request.
+        """
 
     async def cancel(self, id: str) -> bool:
         """End a request with what it has. False: no such request runs or waits."""
