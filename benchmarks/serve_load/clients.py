@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,8 +21,14 @@ class Reply:
 
     status: int = 0
     first: float = 0.0  # to the first event with a token
+    seconds: float = 0.0
     waited: float = 0.0  # to the first token, as the engine says
     tokens: int = 0
+    text: str = ""
+    thought: str = ""
+    ids: list[int] = field(default_factory=list)  # where the request asked for them
+    decision: str = ""  # what the engine tells of how the answer came about
+    finish: str | None = None
     whole: bool = False  # it came to its end
     error: str = ""  # of an event; of a status other than 200 the body
 
@@ -56,6 +62,7 @@ class Stream(asyncio.Protocol):
             del self._tail[:-TAIL]
         if b"data: [DONE]" in self._tail[-len(data) - 16 :]:
             reply.whole = True
+            reply.seconds = time.perf_counter() - self._begin
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.reply.status == 200:
@@ -66,7 +73,13 @@ class Stream(asyncio.Protocol):
             self.over.set_result(None)
 
     def _read_end(self) -> None:
-        """What the answer says of itself, or why it failed."""
+        """What the answer says, and why it ended, or failed."""
+        head, _, body = bytes(self._tail).partition(b"\r\n\r\n")
+        if b"application/json" in head:
+            self._note(json.loads(body))
+            self.reply.whole = True
+            self.reply.seconds = time.perf_counter() - self._begin
+            return
         for line in bytes(self._tail).split(b"\n"):
             if not line.startswith(b"data: {") or not line.rstrip().endswith(b"}"):
                 continue  # a chunk's length, or the first line, of which the beginning is gone
@@ -74,12 +87,22 @@ class Stream(asyncio.Protocol):
                 event = json.loads(line[6:])
             except ValueError:
                 continue  # a line in two chunks, of which the client left the second
-            if event.get("error"):
-                self.reply.error = event["error"]["message"]
-            if metrics := event.get("metrics"):
-                self.reply.waited = metrics["ttft"]
-            if usage := event.get("usage"):
-                self.reply.tokens = usage["completion_tokens"]
+            self._note(event)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        reply = self.reply
+        if event.get("error"):
+            reply.error = event["error"]["message"]
+        if metrics := event.get("metrics"):
+            reply.waited, reply.decision = metrics["ttft"], metrics["decision"]
+        if usage := event.get("usage"):
+            reply.tokens = usage["completion_tokens"]
+        for choice in event.get("choices", ()):
+            reply.finish = choice.get("finish_reason") or reply.finish
+            delta = choice.get("delta") or choice.get("message") or {}
+            reply.text += delta.get("content") or ""
+            reply.thought += delta.get("reasoning_content") or ""
+            reply.ids += delta.get("token_ids") or ()
 
 
 def request_of(body: Mapping[str, Any]) -> bytes:

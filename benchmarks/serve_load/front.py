@@ -1,4 +1,4 @@
-"""`fastslow serve` as a program; and the engine without a server."""
+"""`fastslow serve` as a program, and its replicas' processes; and the engine without a server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).parent
+REPLICAS = b"ServeReplica", b"serve.engines.process.child"  # of the title of a replica's process
 START = 240.0  # seconds that models have to load
 ADDRESS = re.compile(r" is served at (http://\S+?),")
 
@@ -24,7 +26,7 @@ ADDRESS = re.compile(r" is served at (http://\S+?),")
 class Front:
     """The command, once it answers. It serves `model` as "measured".
 
-    replicas: how many must run before it counts as started; 0: one engine alone.
+    replicas: how many must run before it counts as started; 0: it runs without Ray.
     """
 
     def __init__(self, model: str, arguments: Sequence[str] = (), replicas: int = 0) -> None:
@@ -53,6 +55,15 @@ class Front:
 
     def __exit__(self, *error: object) -> None:
         self.end()
+
+    @property
+    def replicas(self) -> list[int]:
+        """The processes of replicas."""
+        return sorted(
+            pid
+            for pid in descendants(self.process.pid)
+            if any(map(_title(pid).__contains__, REPLICAS))
+        )
 
     def stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.address}/v1/stats", timeout=60) as answer:
@@ -123,3 +134,18 @@ def environment() -> dict[str, str]:
     """This process's, in which this checkout is found."""
     paths = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that a process started, and those that they started."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it ended meanwhile
+            for child in map(int, task.read_text().split()):
+                yield child
+                yield from descendants(child)
+
+
+def _title(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""

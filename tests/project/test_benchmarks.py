@@ -216,9 +216,15 @@ def test_a_format_that_does_not_load_is_left_out(
 
 
 @pytest.mark.slow
-def test_replicas_are_measured(place: Place) -> None:
-    place.run("replicas", "--seconds 2 --repeat 1 --flood 2 --model {model} --out {out}")
-    assert place.file()["turns"]
+@pytest.mark.parametrize(
+    "part",
+    ["killed --answers 60 --kills 1", "flood --seconds 2 --repeat 1 --flood 2"],
+)
+def test_replicas_are_measured(part: str, place: Place) -> None:
+    place.run("replicas", part + " --model {model} --out {out}")
+    assert place.file()["found"]
+    if part.startswith("killed"):
+        assert not place.file()["wrong"]
 
 
 @pytest.mark.slow
