@@ -12,6 +12,7 @@ Message = Mapping[str, object]  # role, content, and whatever else a template ma
 Turn = Mapping[str, Any]  # the same, checked: its content is text
 
 ROLES = ("system", "user", "assistant", "tool")
+MOST_VALUES = 131_072  # of the JSON text of a call's arguments: nothing else runs while it is read
 
 
 def check_messages(messages: Sequence[Message]) -> list[Turn]:
@@ -125,8 +126,19 @@ def _call(place: str, call: object) -> dict[str, Any]:
         raise ValueError(
             f"{place}.function.arguments is a {kind}; it must be an object, or its JSON text"
         )
+    if isinstance(arguments, str) and _holds_much(arguments):
+        raise ValueError(f"{place}.function.arguments holds more than {MOST_VALUES} values")
     function = {**function, "arguments": as_object(arguments)}
     return {"type": "function", **call, "function": function}
+
+
+def _holds_much(text: str) -> bool:
+    """Whether a JSON text has more values than are read at once; marks in its texts do not count."""
+    plain = text.replace("\\\\", "").replace('\\"', "")
+    if plain.count('"') > 4 * MOST_VALUES:  # a name and a text for each
+        return True
+    outside = "".join(plain.split('"')[::2])
+    return sum(outside.count(mark) for mark in "[{,") > MOST_VALUES
 
 
 def as_object(arguments: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]:
