@@ -58,6 +58,9 @@ def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
     assert set(fields["options"]) == {"sampling", "mode", "timeout", "answered"}
     back = GenerateRequest.from_fields(json.loads(json.dumps(fields)))
     assert back.options == options and (back.id, list(back.avoid)) == ("id", ["a"])
+    for wrong in ({}, {"tokens": 3}, {"tokens": [[1]], "decided": [["fast"]]}):
+        with pytest.raises(ValueError, match="^answered should have the tokens"):
+            ResumeState.of(wrong)
 
 
 def test_keywords_that_do_not_fit(llm: LLM) -> None:

