@@ -22,6 +22,7 @@ ANALYSIS = "<|channel|>analysis<|message|>"
 TWENTY = SamplingParams(max_tokens=20, ignore_eos=True)
 FORTY = SamplingParams(max_tokens=40, ignore_eos=True)  # gpt-oss's closing takes many of them
 USER = [{"role": "user", "content": "hello"}]
+PHRASE = "\nSo:\n"
 BRACKETS = ("[THINK]", "[/THINK]", "[INST]", "[/INST]")
 # gpt-oss itself begins the header: a random model would not
 OPENED = GPT_OSS.replace("<|start|>assistant{%", f"<|start|>assistant{ANALYSIS}{{%")
@@ -93,14 +94,16 @@ def test_a_budget_is_exact_in_every_family(
 ) -> None:
     llm = llms[name]
     assert llm.tokenizer is not None
-    mode = Mode(base="deep", thinking_budget=most, closing="\nSo:\n")
+    mode = Mode(base="deep", thinking_budget=most, closing=PHRASE)
     free = llm.chat(USER, FORTY)
     out = streamed(llm, FORTY, mode=mode, speculation=wish)
     close = "<|end|><|start|>assistant<|channel|>final<|message|>" if "gpt" in name else "</think>"
-    ends = llm.tokenizer.encode("\nSo:\n" + close, add_special=False)
+    ends = llm.tokenizer.encode(PHRASE + close, add_special=False)
     assert out.token_ids[: most + len(ends)] == [*free.token_ids[:most], *ends]
-    assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
-    assert out.reasoning.endswith("\nSo:\n") and out.text != ""
+    metrics = out.metrics
+    assert (metrics.mode, metrics.thinking_tokens) == ("deep*", most)
+    assert metrics.thinking_ended == "budget"
+    assert out.reasoning == llm.tokenizer.decode(free.token_ids[:most]) + PHRASE and out.text
     assert "<|" not in out.reasoning.replace("<|extra", "") + out.text.replace("<|extra", "")
 
 

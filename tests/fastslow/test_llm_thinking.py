@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
+from checkpoints import write_chat, write_moge
 from gate import open_llm
-from tokenizers_tiny import write_bpe, write_spm
+from tokenizers_tiny import write_spm
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.request.options import SpeculationLike
 
-VOCAB = 320
 OPEN, CLOSE = 3, 4  # <think>, </think>
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -36,10 +34,7 @@ PHRASE = "\nSo:\n"
 
 
 def checkpoint(folder: Path, template: str, **presets: Any) -> Path:
-    write_bpe(folder, TEMPLATES[template], VOCAB)
-    if presets:
-        (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+    return write_chat(folder, TEMPLATES[template], presets)
 
 
 @pytest.fixture(scope="module")
@@ -83,29 +78,6 @@ def test_with_thinking_off_the_answer_is_the_text(
     assert not out.prompt.rstrip().endswith("<think>"), "a prompt that opens a thought closes it"
     opened = [i for i, token in enumerate(out.token_ids) if token == OPEN]
     assert all(out.token_ids[i + 1] == CLOSE for i in opened if i + 1 < len(out.token_ids))
-
-
-@pytest.mark.parametrize("name", ["opening", "switched"])
-@pytest.mark.parametrize("wish", ["off", "self", Speculation(drafter="ngram", nodes=4)], ids=str)
-def test_a_thought_that_the_prompt_opened_is_reasoning_until_the_budget_ends_it(
-    llms: dict[str, LLM], name: str, wish: str | Speculation
-) -> None:
-    llm = llms[name]
-    free = llm.chat("hello", TWENTY)
-    assert (free.text, free.reasoning != "") == ("", True)
-    assert (free.metrics.thinking_tokens, free.metrics.thinking_ended) == (20, "length")
-    for most in (0, 1, 7):
-        mode = Mode(base="deep", thinking_budget=most, closing=PHRASE)
-        out, reasoning, text = streamed(llm, TWENTY, mode=mode, speculation=wish)
-        assert out.metrics.mode == "deep*"
-        assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
-        assert llm.tokenizer is not None
-        forced = [*llm.tokenizer.encode(PHRASE, add_special=False), CLOSE]
-        assert out.token_ids[: most + len(forced)] == [*free.token_ids[:most], *forced]
-        assert (out.reasoning, out.text) == (reasoning, text)
-        assert out.reasoning.endswith(PHRASE) and PHRASE not in out.text
-        assert llm.tokenizer.decode(free.token_ids[:most]) + PHRASE == out.reasoning
-        assert out.text != ""
 
 
 def test_a_thought_that_the_answer_opens(llms: dict[str, LLM]) -> None:
@@ -208,16 +180,6 @@ def test_a_batch_of_sixteen_modes_equals_its_solo_runs(llms: dict[str, LLM]) -> 
         assert out.metrics.thinking_ended == plain.metrics.thinking_ended
 
 
-def test_several_answers_have_a_budget_each(llms: dict[str, LLM]) -> None:
-    params = SamplingParams(max_tokens=20, ignore_eos=True, n=4, temperature=1.2, seed=1)
-    out = llms["opening"].chat("hello", params, mode={"base": "deep", "thinking_budget": 6})
-    assert len({tuple(choice.token_ids) for choice in out.choices}) == 4
-    for choice in out.choices:
-        assert choice.token_ids[choice.metrics.thinking_tokens] == CLOSE
-        assert choice.metrics.thinking_tokens <= 6
-    assert [c.metrics.thinking_ended for c in out.choices].count("budget") > 1
-
-
 def test_texts_and_ids_are_taken_as_they_stand(llms: dict[str, LLM]) -> None:
     """The switch is a chat's; a budget that is given holds for them, too."""
     llm = llms["plain"]
@@ -225,26 +187,6 @@ def test_texts_and_ids_are_taken_as_they_stand(llms: dict[str, LLM]) -> None:
     assert (out.text, out.metrics.thinking_tokens) == ("", 20)
     out = llm.generate("Once <think>", TWENTY, mode={"base": "fast", "thinking_budget": 3})
     assert out.token_ids[3] == CLOSE and out.text
-
-
-def test_presets_from_python_and_from_a_file(tmp_path: Path, llms: dict[str, LLM]) -> None:
-    folder = checkpoint(tmp_path / "model", "opening", modes={"fast": {"groups": 2}})
-    own = {"bot": Mode(base="fast", sampling=SamplingParams(max_tokens=4)), "deep": {"groups": 3}}
-    with open_llm(folder, modes=own) as llm:
-        assert set(llm.modes) == {"fast", "deep", "auto", "bot"}
-        assert (llm.modes["bot"].groups, llm.modes["bot"].thinking) == (2, "off")
-        assert (llm.modes["deep"].groups, llm.modes["deep"].thinking) == (3, "on")
-        assert len(llm.chat("hello", mode="bot").token_ids) <= 4
-        changed = llm.chat("hello", mode={"base": "bot", "groups": 0, "name": "mine"})
-        assert (changed.metrics.mode, len(changed.token_ids) <= 4) == ("mine", True)
-    path = tmp_path / "my.json"
-    path.write_text(json.dumps({"modes": {"bot": {"base": "fast", "thinking_budget": 2}}}))
-    with open_llm(folder, modes=str(path)) as llm:
-        assert llm.modes["bot"].thinking_budget == 2
-        with pytest.raises(ValueError, match=r"^mode='bto' is unknown; did you mean 'bot'\?$"):
-            llm.chat("hello", mode={"base": "bto"})
-        with pytest.raises(ValueError, match=r"^thinking_soft=4 exceeds thinking_budget=2$"):
-            llm.chat("hello", mode={"base": "bot", "thinking_soft": 4})
 
 
 def test_what_a_budget_cannot_do_is_said_once(
