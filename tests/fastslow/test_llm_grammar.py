@@ -11,13 +11,12 @@ import pytest
 from checkpoints import write_moge
 from gate import open_llm
 from grammar_tools import holds
-from tokenizers_tiny import write_bpe, write_spm
+from tokenizers_tiny import write_spm
 
 from fastslow.engine.params import GrammarSpec, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
 
-VOCAB = 320
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TEMPLATE = CHATML + "<|im_start|>assistant\n{{ '<think>\\n' }}"
 POINT = {
@@ -50,14 +49,8 @@ KINDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     ("mode", "drafter"),
-    [
-        ("fast", "ngram"),
-        ("fast", "auto"),
-        ("deep", "self"),
-        (BUDGET, "suffix"),
-        (BUDGET, "ngram"),
-        (BUDGET, "self"),
-    ],
+    [("fast", "ngram"), ("fast", "auto"), ("deep", "self")]
+    + [(BUDGET, drafter) for drafter in ("suffix", "ngram", "self")],
 )
 def test_answers_keep_to_their_grammar(llm: LLM, mode: Any, drafter: str) -> None:
     batch = [asked(grammar) for grammar in KINDS]
@@ -149,20 +142,14 @@ def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "grammar, said",
+    ("grammar", "said"),
     [
         ({}, "exactly one of json_schema"),
-        ({"regex": "a", "choice": ["b"]}, "exactly one of json_schema"),
         ({"choice": ["a"] * 1001}, "at most 1000 items"),
         ({"regex": "a" * 262_145}, "at most 262144 characters"),
         ({"choice": ["a" * 200_000, "b" * 200_000]}, "more than 262144 characters"),
         ({"json_schema": {"a": float("nan")}}, "no JSON"),
-        ({"json_schema": {"uniqueItems": True}}, "'uniqueItems' is not supported"),
-        ({"regex": "(a"}, "unclosed group"),
-        (
-            {"json_schema": {"properties": {f"p{i}": True for i in range(2001)}}},
-            "has 2001 properties; at most 2000 are taken",
-        ),
+        ({"json_schema": {"properties": {f"p{i}": True for i in range(2001)}}}, "at most 2000 are"),
     ],
 )
 def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: str) -> None:
@@ -182,14 +169,11 @@ def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> No
 
 
 def test_without_the_package_or_a_tokenizer_a_grammar_is_refused(
-    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = write_moge(tmp_path / "bare", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
     without = pytest.raises(ValueError, match="needs a tokenizer, and this checkpoint has none")
-    with open_llm(bare) as other, without:
+    with open_llm(tiny_moge) as other, without:
         other.generate([5, 6], asked({"json_object": True}))
-    write_bpe(tmp_path / "words", vocab_size=VOCAB)
-    folder = write_moge(tmp_path / "words", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     missing = pytest.raises(ValueError, match=r"pip install 'fastslow\[grammar\]'")
     with open_llm(folder) as other, missing:
