@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -87,7 +89,7 @@ def _dense(folder: Path, **fields: Any) -> Path:
     return checkpoints.write_dense(folder, **{**SMALL, "vocab": 320, **fields})
 
 
-def _chatty(folder: Path, **fields: Any) -> Path:
+def _chatty(folder: Path, **fields: Any) -> None:
     """Dense, with the files that a chat model has."""
     _dense(folder, **fields)
     write_bpe(folder, MARKS)
@@ -100,7 +102,6 @@ def _chatty(folder: Path, **fields: Any) -> Path:
     for name, value in more.items():
         (folder / name).write_text(json.dumps(value))
     (folder / "chat_template.jinja").write_text(MARKS)
-    return folder
 
 
 def _moge(folder: Path, **fields: Any) -> Path:
@@ -110,40 +111,29 @@ def _moge(folder: Path, **fields: Any) -> Path:
     return folder
 
 
-def _mtp(folder: Path) -> Path:
+def _mtp(folder: Path) -> None:
     fields = {**SMALL, **MOGE, "vocab_size": 420, "v_channels": 16, "num_experts_per_tok": 2}
     fields.pop("head_dim")
     pangu_v2_tools.write_moe(folder, **{**fields, "qk_nope_dim": 8, "qk_rope_dim": 8})
     write_spm(folder)
-    return folder
 
 
-def _quantised(folder: Path) -> Path:
+def _quantised(folder: Path) -> None:
     source = _moge(folder.parent / "source", torch_dtype="bfloat16")
-    out = quant_tools.quantised(source, folder)
-    _drop(source)
-    return out
+    quant_tools.quantised(source, folder)
+    shutil.rmtree(source)
 
 
-def _exported(folder: Path, kind: str) -> Path:
+def _exported(folder: Path, kind: str) -> None:
     source = _dense(folder.parent / "source", architecture="PanguEmbeddedForCausalLM", vocab=420)
-    out = quant_tools.export(source, folder, kind, bits=kind == "W8A8")
-    write_spm(out)
-    _drop(source)
-    return out
+    write_spm(quant_tools.export(source, folder, kind, bits=kind == "W8A8"))
+    shutil.rmtree(source)
 
 
-def _drop(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-
-
-def _with_head(folder: Path) -> Path:
-    target = _chatty(folder, torch_dtype="bfloat16")
-    config, weights = head_tools.tiny_weights(target, (0, 1), 10)
-    head_tools.write_head(target / "draft_head.safetensors", config, weights)
-    return target
+def _with_head(folder: Path) -> None:
+    _chatty(folder, torch_dtype="bfloat16")
+    config, weights = head_tools.tiny_weights(folder, (0, 1), 10)
+    head_tools.write_head(folder / "draft_head.safetensors", config, weights)
 
 
 def _with_eagle(folder: Path, layout: str, **fields: Any) -> None:
@@ -164,20 +154,18 @@ def _across(folder: Path) -> None:
     _moge(folder.with_name("draft"), sharded=False)
 
 
-def _with_blocks(folder: Path) -> Path:
+def _with_blocks(folder: Path) -> None:
     """As a GGUF in Q4_1 becomes one: a block of 32 inputs is a scale, a minimum and 16 bytes."""
     _chatty(folder, torch_dtype="bfloat16", tie_word_embeddings=True)
+    config = json.loads((folder / "config.json").read_text())
     blocks, draws = {}, np.random.default_rng(0)
-    for name, tensor in checkpoints.tensors(
-        json.loads((folder / "config.json").read_text())
-    ).items():
+    for name, tensor in checkpoints.tensors(config).items():
         if name.endswith("_proj.weight"):
             rows, inputs = tensor.shape
             raw = draws.integers(0, 256, (rows, inputs // 32, 20), dtype=np.uint8)
             raw[:, :, :4].view(np.float16)[:] = (0.01, -0.08)
             blocks[name] = torch.from_numpy(raw.reshape(rows, -1))
     save_file(blocks, folder / "q4_1.blocks")
-    return folder
 
 
 def _with_corpus(folder: Path) -> None:
@@ -194,7 +182,7 @@ def _with_settings(folder: Path) -> None:
     folder.with_name("tuned.json").write_text(json.dumps(TUNED))
 
 
-def _unigram(folder: Path) -> Path:
+def _unigram(folder: Path) -> None:
     """A SentencePiece tokenizer in the form of tokenizer.json."""
     _dense(folder, vocab=300, tie_word_embeddings=True)
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -2.0), ("\u2581the", -3.0)]
@@ -203,32 +191,16 @@ def _unigram(folder: Path) -> Path:
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.decoder = decoders.Metaspace()
     library.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def _gguf(folder: Path) -> None:
     """A one-layer llama; its projections of 32 inputs are in Q4_1."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he", "Ġt"]
-    source = _dense(folder.with_name("source"), vocab=len(tokens), num_hidden_layers=1)
-
-    def vocabulary(writer: gguf.GGUFWriter) -> None:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm")
-        writer.add_token_list(tokens)
-        writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-        writer.add_token_merges(["h e", "Ġ t"])
-        _marked(writer)
-
+    vocab = len(gguf_tools.BYTE_TOKENS)
+    source = _dense(folder.with_name("source"), vocab=vocab, num_hidden_layers=1)
     kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q4_1)
+    vocabulary = partial(gguf_tools.add_byte_level, template=MARKS)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
-    _drop(source)
-
-
-def _marked(writer: gguf.GGUFWriter) -> None:
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template(MARKS)
+    shutil.rmtree(source)
 
 
 def _gguf_mixture(folder: Path) -> None:
@@ -247,12 +219,12 @@ def _gguf_mixture(folder: Path) -> None:
         writer.add_token_list([model.id_to_piece(n) for n in every])
         writer.add_token_scores([model.get_score(n) for n in every])
         writer.add_token_types([next((k for k, of in kinds.items() if of(n)), 1) for n in every])
-        _marked(writer)
+        gguf_tools.add_marks(writer, MARKS)
 
     kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
     for name in ("text", "source"):
-        _drop(folder.with_name(name))
+        shutil.rmtree(folder.with_name(name))
 
 
 KINDS: dict[str, Kind] = {

@@ -51,10 +51,8 @@ def odd_model(folder: Path, random: Random) -> Path:
     if random.random() < 0.5:
         groups = random.choice((1, 2, 3))
         fields |= {name: random.choice(sizes) for name, sizes in EXPERTS.items()}
-        fields |= {
-            "num_experts_per_tok": groups,
-            "num_experts": groups * random.choice((1, 2, 5, 40)),
-        }
+        fields["num_experts_per_tok"] = groups
+        fields["num_experts"] = groups * random.choice((1, 2, 5, 40))
         checkpoints.write_moge(folder, sharded=False, **fields)
     else:
         family = random.choice(("LlamaForCausalLM", "PanguEmbeddedForCausalLM"))
