@@ -179,7 +179,8 @@ def test_it_knows_the_capital_of_france_and_drafts_change_no_token(
         for wish in (Speculation(drafter="self", nodes=5), "ngram+self"):
             drafted = smollm2.chat(question, FEW, mode=mode, speculation=wish)
             assert drafted.token_ids == plain.token_ids
-        assert "France" not in question or isinstance(mode, Mode) or "Paris" in plain.text
+        if question == QUESTIONS[0] and isinstance(mode, str):
+            assert "Paris" in plain.text
 
 
 @pytest.mark.slow

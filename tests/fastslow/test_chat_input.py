@@ -10,14 +10,12 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from checkpoints import write_moge
+from checkpoints import write_chat
 from gate import open_llm
-from tokenizers_tiny import write_bpe
 
 import fastslow
 from fastslow import LLM, FastslowWarning, Message, SamplingParams
 
-VOCAB = 320
 END, OPEN, CLOSE = 2, 3, 4  # <|im_end|>, <think>, </think>
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -97,10 +95,8 @@ def test_an_answer_continues_a_prefix(llm: LLM) -> None:
     same = llm.generate(out.prompt_token_ids, FEW)
     assert (out.token_ids, out.text) == (same.token_ids, same.text)
     again = [*user("hi"), {"role": "assistant", "content": "The answer is"}]
-    turned = llm.chat(again, FEW).prompt
-    assert turned is not None and turned.endswith(
-        "The answer is<|im_end|>\n<|im_start|>assistant\n"
-    )
+    turned = llm.chat(again, FEW).prompt or ""
+    assert turned.endswith("The answer is<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize(
@@ -127,9 +123,7 @@ def test_an_empty_answer_to_a_plain_text_says_what_to_call(fresh: LLM, logged: l
 
 def test_equal_answers_are_warned_of(fresh: LLM) -> None:
     few = SamplingParams(n=3, seed=1, max_tokens=4)
-    with pytest.warns(
-        FastslowWarning, match="^n above 1 at temperature 0 gives equal answers: set"
-    ):
+    with pytest.warns(FastslowWarning, match="^n above 1 at temperature 0 gives equal answers: "):
         out = fresh.chat("Hello", few)
     assert len({choice.text for choice in out.choices}) == 1
     with warnings.catch_warnings():
@@ -140,9 +134,9 @@ def test_equal_answers_are_warned_of(fresh: LLM) -> None:
 
 def test_what_a_notebook_shows_is_short(fresh: LLM, folder: Path) -> None:
     assert repr(fresh).startswith(f"LLM({str(folder)!r}, ") and len(repr(fresh)) < 200
-    params = SamplingParams(max_tokens=60, ignore_eos=True, n=2, temperature=1.0)
+    params = SamplingParams(max_tokens=60, ignore_eos=True, n=2, temperature=1.0, seed=3)
     out = fresh.chat("Hello", params, mode="fast")
-    assert repr(out).startswith("Output('") and repr(out).endswith("mode 'fast', n=2)")
+    assert repr(out).startswith("Output(") and repr(out).endswith("mode 'fast', n=2)")
     assert len(repr(out)) < 200 and "\n" not in repr(out)
     shown = out._repr_html_()
     fresh.close()
@@ -150,17 +144,14 @@ def test_what_a_notebook_shows_is_short(fresh: LLM, folder: Path) -> None:
     assert html.escape(out.text) in shown and "60 tokens" in shown and "<script" not in shown
 
 
-def test_nothing_is_said_where_there_is_nothing_to_say(folder: Path, tmp_path: Path) -> None:
-    write_bpe(tmp_path, None, VOCAB)
-    write_moge(tmp_path, vocab=VOCAB, num_hidden_layers=1)
+def test_nothing_is_said_where_there_is_nothing_to_say(fresh: LLM, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with open_llm(folder) as llm:
-            llm.chat("Why?", ENDS)
-            llm.generate([60], ENDS)
-            llm.generate("Why?", FEW)
-        with open_llm(tmp_path) as llm:
-            llm.generate("Why?", ENDS)
+        fresh.chat("Why?", ENDS)
+        fresh.generate([60], ENDS)
+        fresh.generate("Why?", FEW)
+        with open_llm(write_chat(tmp_path)) as without_template:
+            without_template.generate("Why?", ENDS)
 
 
 def test_one_off_calls(folder: Path, llm: LLM) -> None:

@@ -7,7 +7,7 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from fastslow import (
     SamplingParams,
     as_completed,
 )
-from fastslow.engine.core import stats
 from fastslow.request.handle import group_of
 from fastslow.request.options import GenerateOptions
 
@@ -365,55 +364,6 @@ def test_results_as_they_complete(llm: LLM, gate: Gate) -> None:
     assert list(as_completed([])) == []
 
 
-def test_the_bar_counts_what_is_done(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[list[int]] = []
-
-    def bar(items: Any, _: str, total: int) -> Iterator[Any]:
-        assert total == 2
-        for item in items:
-            ended.append(item.result().prompt_token_ids)
-            yield item
-
-    monkeypatch.setattr("fastslow.llm.bar", bar)
-    llm.generate([[5], [6]], [LONG, TEN], speculation="off")
-    assert ended == [[6], [5]]
-
-
-def test_stats(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_llm(folder, max_running=1) as llm:
-        fresh = llm.stats()
-        assert (fresh.running, fresh.waiting, fresh.steps, fresh.ended) == (0, 0, 0, {})
-        assert fresh.pages_free == fresh.pages > 0 and fresh.prefix_hit_rate == 0.0
-        prompt = list(range(10, 60))
-        outs = [llm.generate(prompt, TEN, speculation=wish) for wish in ("off", "self", "self")]
-        assert settled(llm)
-        stats = llm.stats()
-        assert stats.ended == {"length": 3} and stats.tokens == 30
-        assert stats.steps == sum(out.metrics.steps for out in outs)
-        assert (stats.prompt_tokens, stats.cached_tokens) == (150, 96)
-        assert stats.prefix_hit_rate == pytest.approx(96 / 150)
-        (drafts,) = stats.drafters.values()
-        assert drafts.offered == sum(out.metrics.drafted for out in outs[1:]) > 0
-        assert stats.pages_used == 0 and stats.pages_cached == 3
-        assert stats.pages_free + stats.pages_cached == stats.pages
-        gate = Gate(llm, monkeypatch)
-        handles = [llm.submit([5, 6], LONG, speculation="off") for _ in range(3)]
-        assert gate.reached.acquire(timeout=SOON)
-        while llm.stats().waiting < 2:
-            gate.steps()
-        before = llm.stats().tokens
-        gate.steps(4)
-        now = llm.stats()
-        assert (now.running, now.waiting) == (1, 2) and now.pages_used > 0
-        assert now.tokens == before + 4, "those of an answer that runs count"
-        for handle in handles:
-            handle.cancel()
-        gate.open()
-        assert settled(llm)
-        assert llm.stats().ended == {"length": 3, "cancelled": 3}
-        assert llm.stats().to_dict()["drafters"]["self"]["offered"] == drafts.offered
-
-
 @pytest.mark.parametrize("timeout", ["x", True, math.nan, 10**400], ids=lambda x: str(x)[:9])
 def test_a_wait_takes_seconds(llm: LLM, timeout: Any) -> None:
     handle = llm.submit("The quick", TEN)
@@ -426,14 +376,3 @@ def test_a_wait_takes_seconds(llm: LLM, timeout: Any) -> None:
         list(as_completed([handle, 5]))  # type: ignore[list-item]
     assert list(as_completed([handle], 1e9)) == [handle]
     assert handle.result(-1).finish_reason == "length"
-
-
-def test_names_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "MOST_NAMES", 1)
-    monkeypatch.setattr(llm._core, "_totals", stats.EngineTotals())
-    prompt = [5, 6, 7, 5, 6, 7, 5, 6]
-    for name in ("ngram", "self", "ngram+self"):
-        llm.generate(prompt, LONG, speculation=name, mode=Mode(name=name))
-    now = llm.stats()  # a request of another test may have ended meanwhile
-    for names in (set(now.drafters), set(now.modes)):
-        assert "other" in names and len(names) == 2

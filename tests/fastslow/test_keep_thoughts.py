@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
+from checkpoints import write_chat
 from gate import open_llm
-from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Message, SamplingParams
 
@@ -35,9 +34,7 @@ def abacus() -> Iterator[LLM]:
 
 
 def opened(folder: Path, template: str) -> LLM:
-    write_bpe(folder, template, 320)
-    write_moge(folder, vocab=320, num_hidden_layers=1)
-    return open_llm(folder, thinking_tags=TAGS)
+    return open_llm(write_chat(folder, template), thinking_tags=TAGS)
 
 
 def said(thought: object, name: str = "reasoning_content", content: str = "sum") -> Message:
@@ -66,16 +63,13 @@ def test_the_second_turn_begins_with_all_of_the_first(abacus: LLM) -> None:
 def test_a_template_that_strips_thoughts_cannot_lose_them(tmp_path: Path) -> None:
     with opened(tmp_path, STRIPS) as llm:
         chat = QUESTION, said("one two\n"), NEXT
-        assert text(llm, *chat) == (
-            "[user]What is 327 + 486?;[assistant]sum;[user]What is 31 + 24?;[assistant]<think>\n"
-        )
-        assert text(llm, *chat, keep_thoughts=True) == (
-            "[user]What is 327 + 486?;[assistant]<think>\none two\n</think>\n\nsum;"
-            "[user]What is 31 + 24?;[assistant]<think>\n"
-        )
-        assert text(llm, QUESTION, said(""), NEXT, keep_thoughts=True) == text(
-            llm, QUESTION, said(None), NEXT
-        ), "a turn without a thought"
+        asked, after = "[user]What is 327 + 486?;[assistant]", "sum;[user]What is 31 + 24?;"
+        stripped = f"{asked}{after}[assistant]<think>\n"
+        assert text(llm, *chat) == stripped
+        kept = f"{asked}<think>\none two\n</think>\n\n{after}[assistant]<think>\n"
+        assert text(llm, *chat, keep_thoughts=True) == kept
+        for nothing in ("", None):
+            assert text(llm, QUESTION, said(nothing), NEXT, keep_thoughts=True) == stripped
 
 
 def test_a_template_with_thoughts_of_its_own(tmp_path: Path) -> None:
@@ -105,9 +99,8 @@ def test_a_template_that_cannot_says_so_once(tmp_path: Path, logged: list[str]) 
 
 
 def test_what_is_no_thought(abacus: LLM) -> None:
-    with pytest.raises(
-        ValueError, match=r"^messages\[1\]\.reasoning is a int; it must be a string$"
-    ):
+    said_so = r"^messages\[1\]\.reasoning is a int; it must be a string$"
+    with pytest.raises(ValueError, match=said_so):
         abacus.tokenize([QUESTION, said(5, "reasoning")])
     with pytest.raises(ValueError, match="^keep_thoughts='yes' must be True or False$"):
         abacus.tokenize([QUESTION], keep_thoughts="yes")  # type: ignore[call-overload]

@@ -16,8 +16,8 @@ from fastslow.policies.speculation.cost_curve import step_seconds
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load_model(write_dense(tmp_path_factory.mktemp("model")))
+def model(tiny_dense: Path) -> Model:
+    return load_model(tiny_dense)
 
 
 @pytest.fixture
