@@ -87,10 +87,9 @@ def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
 @pytest.mark.parametrize("regex", ["<think>(ab){12}c", "(ab){6}<think>(ab){6}</think>c"])
 def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str) -> None:
     """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
+    params = asked({"regex": regex})
     for attempt in range(2):  # the second time "suffix" knows the answer
-        *_, last = llm.stream_chat(
-            "hello", asked({"regex": regex}), mode="fast", speculation=drafter
-        )
+        *_, last = llm.stream_chat("hello", params, mode="fast", speculation=drafter)
         out = last.output
         assert out is not None and out.finish_reason == "stop" and out.reasoning == ""
         assert out.text.startswith(("<think>", "abab")) and out.text.endswith("c")

@@ -1,4 +1,4 @@
-"""Speculation as callers ask for it: settings files, seeds, rules of acceptance, advice."""
+"""Speculation as callers ask for it: heads, stored answers, what calls with other keys learn, advice."""
 
 from __future__ import annotations
 
@@ -22,25 +22,10 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.output import Metrics
 from fastslow.request.choice import advice
-from fastslow.settings import write_settings
 from fastslow.tools.cli.app import app
 
 VOCAB = 320
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
-
-
-def test_settings_that_tuning_wrote_are_taken_by_path(folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tuned.json"
-    write_settings(path, "tiny", Speculation(drafter="self", nodes=3), {})
-    with open_llm(folder, speculation=str(path)) as llm:
-        assert llm.generate("The", TEN).metrics.drafter == "self"
-        assert llm.generate("The", TEN, speculation="off").metrics.drafted == 0
-        out = llm.generate("The", TEN, speculation=str(path))
-        assert out.metrics.drafter == "self" and out.metrics.drafted > 0
-        with pytest.raises(ValueError, match=r"^settings file '.*nothing.json' cannot be read"):
-            llm.generate("The", TEN, speculation=str(tmp_path / "nothing.json"))
-    with pytest.raises(ValueError, match=r"^drafter='ngarm' is unknown"):
-        open_llm(folder, speculation="ngarm")
 
 
 @pytest.mark.parametrize("layout", ["original", "speculators"])

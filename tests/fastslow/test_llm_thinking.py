@@ -16,7 +16,7 @@ from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.request.options import SpeculationLike
 
-OPEN, CLOSE = 3, 4  # <think>, </think>
+OPEN, CLOSE, LETTER = 3, 4, 60  # <think>, </think>
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 EMPTY = (
@@ -46,13 +46,10 @@ def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
         llm.close()
 
 
-def biased(**bias: float) -> SamplingParams:
-    """A model that says this first, likeliest first, and then never again: tags, or a word."""
-    ids = {"open": OPEN, "close": CLOSE, "a": 60}
-    table = {ids[name]: by for name, by in bias.items()}
-    return SamplingParams(
-        max_tokens=20, ignore_eos=True, logit_bias=table, repetition_penalty=100.0
-    )
+def biased(bias: dict[int, float]) -> SamplingParams:
+    """A model that says these tokens first, likeliest first, and then never again."""
+    fields = {"logit_bias": bias, "repetition_penalty": 100.0}
+    return TWENTY.model_copy(update=fields)
 
 
 def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, str]:
@@ -63,7 +60,7 @@ def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, st
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize(
-    "params", [TWENTY, biased(open=60.0), biased(close=60.0)], ids=["", "opens", "closes"]
+    "params", [TWENTY, biased({OPEN: 60.0}), biased({CLOSE: 60.0})], ids=["", "opens", "closes"]
 )
 def test_with_thinking_off_the_answer_is_the_text(
     llms: dict[str, LLM], name: str, params: SamplingParams
@@ -82,17 +79,17 @@ def test_with_thinking_off_the_answer_is_the_text(
 
 def test_a_thought_that_the_answer_opens(llms: dict[str, LLM]) -> None:
     mode = {"base": "deep", "thinking_budget": 5}
-    out, reasoning, text = streamed(llms["qwen"], biased(open=60.0), mode=mode)
+    out, reasoning, text = streamed(llms["qwen"], biased({OPEN: 60.0}), mode=mode)
     assert out.token_ids[0] == OPEN and out.token_ids[6] == CLOSE
     assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (5, "budget")
     assert (out.reasoning, out.text) == (reasoning, text) and reasoning and text
-    own = llms["qwen"].chat("hello", biased(open=90.0, close=60.0), mode=mode).metrics
+    own = llms["qwen"].chat("hello", biased({OPEN: 90.0, CLOSE: 60.0}), mode=mode).metrics
     assert (own.thinking_tokens, own.thinking_ended) == (0, "model")
     assert llms["qwen"].chat("hello", TWENTY).metrics.thinking_ended is None
 
 
 def test_a_thought_that_is_closed_but_was_never_opened(llms: dict[str, LLM]) -> None:
-    params = biased(a=60.0, close=57.0)
+    params = biased({LETTER: 60.0, CLOSE: 57.0})
     out, reasoning, text = streamed(llms["plain"], params, mode="deep")
     place = out.token_ids.index(CLOSE)
     assert place > 0 and out.metrics.thinking_tokens == place
@@ -137,9 +134,7 @@ def test_pangus_tags_and_switch(tmp_path: Path) -> None:
         assert llm.tokenizer is not None
         opens, closes = (llm.tokenizer.token_id(f"[unused{n}]") for n in (16, 17))
         assert opens is not None and closes is not None
-        bias = SamplingParams(
-            max_tokens=16, ignore_eos=True, logit_bias={opens: 60.0}, repetition_penalty=100.0
-        )
+        bias = biased({opens: 60.0})
         mode = Mode(base="deep", thinking_budget=3, closing="\nThe answer:")
         out = llm.chat("hi", bias, mode=mode)
         assert out.prompt is not None and "/no_think" not in out.prompt
