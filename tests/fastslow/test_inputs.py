@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections import UserList
 from pathlib import Path
 from typing import Any
 
@@ -200,29 +200,16 @@ def test_none_is_the_default(llm: LLM) -> None:
     assert last.output is not None and last.output.token_ids == usual.token_ids
 
 
-class Lines(Sequence[Any]):
-    """A sequence that is neither a list nor a tuple."""
-
-    def __init__(self, *lines: Any) -> None:
-        self._lines = lines
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._lines[place]
-
-
 def test_any_sequence_is_a_list(llm: LLM) -> None:
     few = SamplingParams(max_tokens=2)
     right = llm.generate([7, 8], few).token_ids
     ids: list[np.integer[Any]] = [np.int64(7), np.int32(8)]
     assert llm.generate(ids, few).token_ids == llm.generate((7, 8), few).token_ids == right
     many: Any = llm.generate
-    outs = many(Lines("a", "b c"), few, mode=Lines("fast", "deep"))
+    outs = many(UserList(["a", "b c"]), few, mode=UserList(["fast", "deep"]))
     assert [(out.prompt, out.metrics.mode) for out in outs] == [("a", "fast"), ("b c", "deep")]
     many = llm.chat
-    chats = many(Lines("hi", Lines(USER), [USER, USER]), few)
+    chats = many(UserList(["hi", UserList([USER]), [USER, USER]]), few)
     assert [out.prompt for out in chats] == ["hi ", "hi ", "hi hi "]
 
 
@@ -240,12 +227,12 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
     refused(r"^messages has 41 entries; .* context of 40$", llm.generate, [USER] * 41)
     assert not encoded
 
-    class Ids(Lines):
+    class Ids(UserList[int]):
         def __getitem__(self, place: Any) -> Any:
             assert place < 2, "looked at"
             return 5
 
-    refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, Ids(*range(100_000)))
+    refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, Ids(range(100_000)))
 
 
 def test_what_a_dense_model_without_a_tokenizer_cannot_do(tiny_dense: Path) -> None:

@@ -18,29 +18,27 @@ from fastslow.request.options import SpeculationLike
 
 OPEN, CLOSE, LETTER = 3, 4, 60  # <think>, </think>
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PLAIN = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 EMPTY = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 )
 OPENS = "{{ '<think>\\n' }}"  # always: it has no switch
 TEMPLATES = {
-    "qwen": CHATML + ASSISTANT + EMPTY,  # writes an empty thought when it is not to think
-    "opening": CHATML + ASSISTANT + OPENS,
-    "switched": CHATML + ASSISTANT + "{% if thinking %}<think>{% else %}</think>{% endif %}",
-    "plain": CHATML + ASSISTANT,  # the model opens its thoughts, or does not
+    "qwen": PLAIN + EMPTY,  # writes an empty thought when it is not to think
+    "opening": PLAIN + OPENS,
+    "switched": PLAIN + "{% if thinking %}<think>{% else %}</think>{% endif %}",
+    "plain": PLAIN,  # the model opens its thoughts, or does not
 }
 TWENTY = SamplingParams(max_tokens=20, ignore_eos=True)
 PHRASE = "\nSo:\n"
 
 
-def checkpoint(folder: Path, template: str, **presets: Any) -> Path:
-    return write_chat(folder, TEMPLATES[template], presets)
-
-
 @pytest.fixture(scope="module")
 def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
     root = tmp_path_factory.mktemp("llms")
-    made = {name: open_llm(checkpoint(root / name, name)) for name in TEMPLATES}
+    made = {
+        name: open_llm(write_chat(root / name, template)) for name, template in TEMPLATES.items()
+    }
     yield made
     for llm in made.values():
         llm.close()
@@ -102,7 +100,7 @@ def test_a_thought_that_is_closed_but_was_never_opened(llms: dict[str, LLM]) -> 
 
 
 def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path, "plain", thinking_tags=["<reason>", "</reason>"])
+    folder = write_chat(tmp_path, PLAIN, {"thinking_tags": ["<reason>", "</reason>"]})
     deep: dict[str, Any] = {"base": "deep", "thinking_budget": 4}
     with open_llm(folder) as llm:
         out = llm.generate("Think. <reason>", TWENTY, mode=deep)
@@ -190,7 +188,7 @@ def test_what_a_budget_cannot_do_is_said_once(
     for _ in range(2):
         llms["opening"].chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 20})
     assert sum("leaves no room" in line for line in logged) == 1
-    folder = checkpoint(tmp_path, "plain")
+    folder = write_chat(tmp_path, PLAIN)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace("think>", "thonk>"), "utf-8")
     with open_llm(folder) as llm:
