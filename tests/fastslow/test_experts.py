@@ -47,13 +47,6 @@ def test_a_count_for_each_request_of_a_batch(llm: LLM) -> None:
         assert out.metrics.groups is None
 
 
-def test_fast_runs_half_of_the_experts(llm: LLM) -> None:
-    fast, deep = (llm.generate(TEXTS[1], PARAMS, mode=mode) for mode in ("fast", "deep"))
-    assert (fast.metrics.experts, deep.metrics.experts) == (2, 4)
-    assert fast.token_ids == llm.generate(TEXTS[1], PARAMS, mode=experts(2)).token_ids
-    assert deep.token_ids != fast.token_ids
-
-
 @pytest.mark.parametrize("how", ["recompute", "restart", "keep"])
 def test_an_answer_continues_with_more_experts(llm: LLM, how: str) -> None:
     unsure = Escalation(below=1, window=2, to="deep", how=how)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from gate import open_llm
+from gate import open_llm, settled
 from grammar_tools import holds
 from tokenizers_tiny import write_spm
 
@@ -159,12 +159,16 @@ def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> None:
     wild = asked({"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}, max_tokens=60)
-    with pytest.raises(GenerationError, match="the grammar stopped: ") as error:
+    said = r"^1 request\(s\) failed: .*the grammar stopped: "
+    with pytest.raises(GenerationError, match=said) as error:
         llm.generate(["hello"] * 3, [wild, asked({"choice": ["yes"]}), asked(None)], progress=False)
     outs = error.value.outputs
     assert outs[0].finish_reason == "error" and outs[1].text == "yes"
+    assert outs[0].choices[0].error is not None and outs[1].choices[0].error is None
     assert outs[2].finish_reason in ("stop", "length")
-    assert llm.generate("hello", asked({"choice": ["no"]}), mode="fast").text == "no"
+    with pytest.raises(GenerationError, match="the grammar stopped: "):
+        list(llm.stream("hello", wild))
+    assert settled(llm)
 
 
 def test_without_the_package_or_a_tokenizer_a_grammar_is_refused(
