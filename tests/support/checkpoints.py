@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers_tiny import write_bpe
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
@@ -128,6 +129,17 @@ def write_moge(
 ) -> Path:
     """A PanguProMoE checkpoint."""
     return _write(folder, MOGE, seed, 1 + sharded, {"vocab_size": vocab, **overrides})
+
+
+def write_chat(
+    folder: Path, template: str | None = None, presets: Any = None, **fields: Any
+) -> Path:
+    """A PanguProMoE checkpoint of two layers with a tokenizer; `presets` are its fastslow.json."""
+    vocab = write_bpe(folder, template)
+    if presets is not None:
+        (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
+    small = {"vocab": vocab, "num_hidden_layers": 2, "hidden_size": 32}
+    return write_moge(folder, **{**small, **fields})
 
 
 def write_dense(
