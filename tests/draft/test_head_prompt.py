@@ -263,11 +263,12 @@ def test_only_some_rows_of_ended_texts_are_finished(target: Path) -> None:
     assert [state.tokens[0] for state in manual.drafter._finished] == [10, 11]
 
 
-def test_drafting_computes_what_training_computed(target: Path, model: Model) -> None:
+@pytest.mark.parametrize("window", [512, 6])
+def test_drafting_computes_what_training_computed(target: Path, model: Model, window: int) -> None:
     """A text with a prompt, in the rows and places of a batch, and as a drafter sees it."""
     config, weights = tiny_weights(target)
     ends = read_ends(target)
-    head = TrainedHead(replace(config, prompt=SHOWN), weights, ends)
+    head = TrainedHead(replace(config, prompt=SHOWN, window=window), weights, ends)
     tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
     (seen,) = look(model, [TrainText(tokens, 40)], (0, 1))
     batch = batch_of([BatchCut(seen, SHOWN)], config.hidden)

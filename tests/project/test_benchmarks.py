@@ -187,10 +187,9 @@ def test_an_engine_is_measured_in_a_separate_process(
         " --venvs {folder}/venvs --repeat 1 --tokens 4 --seconds 0 --lookup --out {out}",
     )
     found = place.file()
-    assert set(found) == HEADER | {"threads", "engines"} and set(found["engines"]) == {
-        "fastslow:float32"
-    }
-    engine = found["engines"]["fastslow:float32"]
+    assert set(found) == HEADER | {"threads", "engines"}
+    ((name, engine),) = found["engines"].items()
+    assert name == "fastslow:float32"
     assert not engine["failed"] and engine["memory"]["peak"] > 0 and engine["versions"]
     cells = {sample["cell"]: sample for sample in engine["samples"]}
     assert {"batch 1", "batch 8", "prefill 512", "lookup copy"} < set(cells)
@@ -225,10 +224,3 @@ def test_replicas_are_measured(part: str, place: Place) -> None:
     assert place.file()["found"]
     if part.startswith("killed"):
         assert not place.file()["wrong"]
-
-
-@pytest.mark.slow
-def test_the_usual_model_is_measured(place: Place) -> None:
-    asked = "--formats bfloat16,int4+kv8 --rows 1 --tokens 4 --repeat 1 --seconds 0 --out {out}"
-    assert place.run("decode", asked) == 0
-    assert [row["format"] for row in place.file()["rows"]] == ["bfloat16", "int4+kv8"]

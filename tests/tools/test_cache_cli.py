@@ -96,9 +96,7 @@ def test_the_ones_used_longest_ago_go_for_the_limit(
 
 
 @pytest.mark.parametrize("given", ["many", "0", "-3", "nan", "inf"])
-def test_a_limit_that_is_no_number_is_refused(
-    models: list[Path], monkeypatch: pytest.MonkeyPatch, given: str
-) -> None:
+def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv(store.LIMIT_VARIABLE, given)
     with pytest.raises(ValueError, match=f"FASTSLOW_CACHE_LIMIT='{given}' must be a number of gig"):
         store.limit()

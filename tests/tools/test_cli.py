@@ -19,6 +19,7 @@ from cli_tools import run
 from gguf import GGMLQuantizationType
 from gguf_tools import matrices, write_gguf
 from tokenizers_tiny import write_bpe
+from tune_tools import TEMPLATE, VOCAB
 
 import fastslow
 from fastslow.output import Piece
@@ -28,12 +29,6 @@ from fastslow.tools.cli import screen
 from fastslow.tools.cli.screen import StreamedAnswer
 
 pytest_plugins = ("tiny_models",)
-
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-VOCAB = 320
 
 
 def test_dash_reads_standard_input_and_raw_leaves_the_template_out(
@@ -152,14 +147,11 @@ def test_a_call_on_the_command_line_changes_its_mode(
         assert said in capsys.readouterr().err
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_load_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"fastslow {fastslow.__version__}\n"
-
-
-def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom fastslow.tools.cli.app import main\n"
+        "import sys\nimport fastslow.draft.registry\nfrom fastslow.tools.cli.app import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'pydantic', 'tokenizers'} & set(sys.modules)))"
     )
@@ -275,10 +267,8 @@ def test_piped_questions_are_answered_one_a_line(
     streams = capsys.readouterr()
     assert " | " not in streams.out and "Mode fast" not in streams.out, "answers alone"
     lines = streams.err.splitlines()
-    assert [line.split(" | ")[0] for line in lines if " | drafter " in line] == [
-        "mode deep",
-        "mode fast",
-    ]
+    modes = [line.split(" | ")[0] for line in lines if " | drafter " in line]
+    assert modes == ["mode deep", "mode fast"]
     assert "/nope is no command" in streams.err
 
 

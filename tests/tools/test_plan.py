@@ -117,14 +117,10 @@ def test_the_search_keeps_latency_and_memory_and_grows_to_the_limit() -> None:
 
 def test_what_cannot_be_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (
-            ("--cards", 1),
-            "cards=1: a card would hold 74.0 GB of weights and one request, but has 65.3",
-        ),
+        (("--cards", 1), "cards=1: a card would hold 74.0 GB of weights and one request, but has"),
         (("--latency-ms", 5), "latency-ms=5 cannot be reached: one request alone takes "),
         (("--weights", "w8a9"), "weights='w8a9' must be 'w8a8' or 'bf16'"),
         (("--device", "800i"), "device='800i' must be '800i-a2', '300i-duo' or 'h100'"),
-        (("--acceptance", -1), "acceptance=-1.0 must be greater than or equal to 0"),
         (("--acceptance", "nan"), "acceptance=nan must be a finite number"),
         (("--model", "openpangu"), "model='openpangu' is unknown"),
         (("smollm2.gguf",), "model='smollm2.gguf' is unknown"),
@@ -162,24 +158,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert s.memory(batch, context) <= room < setting(cards=s.cards - 1).memory(batch, context)
 
 
-def test_the_72b_counts_as_arithmetic_has_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_72b_is_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """config.json alone: 71.99 B in all, 16.50 B for a token."""
-    (tmp_path / "config.json").write_text(json.dumps(KNOWN["openpangu-pro-moe-72b"]))
-    hidden, layers, heads, kv_heads, dim = 5120, 48, 40, 8, 128
-    queries, keys = heads * dim, kv_heads * dim
-    attention = 2 * hidden * queries + 2 * hidden * keys + (queries + 2 * keys + hidden)  # + biases
-    expert, shared = 3 * hidden * 1344, 3 * hidden * 5376
-    router = 64 * hidden + 64  # and router_scale
-    layer = attention + 2 * hidden + router + shared
-    ends = 2 * 153376 * hidden + hidden  # embedding, head, last norm
-    total = layers * (layer + 64 * expert) + ends
-    active = layers * (layer + 8 * expert) + ends
+    (tmp_path / "config.json").write_text(json.dumps(KNOWN[PRO]))
     assert run("inspect", tmp_path, "--json") == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["parameters"] == total == 71_988_781_056
-    assert record["modes"]["deep"]["active_parameters"] == active == 16_498_139_136
+    assert record["parameters"] == 71_988_781_056
+    assert record["modes"]["deep"]["active_parameters"] == 16_498_139_136
     assert record["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
     assert run("inspect", tmp_path) == 0
     table = capsys.readouterr().out

@@ -13,7 +13,6 @@ import torch
 from checkpoints import write_dense
 from cli_tools import run
 from engine_tools import Ask, Bench, answer, write_kin
-from safetensors.torch import load_file, save_file
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.config import read_head, read_metadata
@@ -52,25 +51,19 @@ def asked(bench: Bench) -> Any:
     def ask(some: Any, params: Any) -> list[Any]:
         asks = [Ask(tuple(c[0]["content"]), p, seed=p.seed) for c, p in zip(some, params)]
         requests = bench.run(asks)
+        pairs = zip(asks, requests)
         return [
-            SimpleNamespace(prompt_token_ids=list(a.tokens), token_ids=answer(r))
-            for a, r in zip(asks, requests)
+            SimpleNamespace(prompt_token_ids=[*a.tokens], token_ids=answer(r)) for a, r in pairs
         ]
 
     return ask
 
 
 def plan(target: Path, folder: Path, tokens: int = 6000) -> tuple[HeadOptions, TrainConfig]:
-    options = HeadOptions(
-        target=str(target),
-        data=folder,
-        out=folder / "head.safetensors",
-        vocabulary=VOCAB,
-        answer=20,
-    )
-    return options, TrainConfig(
-        tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
-    )
+    out, sizes = folder / "head.safetensors", {"vocabulary": VOCAB, "answer": 20}
+    options = HeadOptions(target=str(target), data=folder, out=out, **sizes)
+    training = {"tokens": tokens, "rows": 256, "steps": 3, "warm_up": 4, "rate": 1e-2}
+    return options, TrainConfig(products="float32", **training)
 
 
 def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:
@@ -186,11 +179,8 @@ def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
 
 
 def test_batches_hold_what_is_seen_of_prompts(bench: Bench) -> None:
-    texts = [
-        TrainText([*range(3, 23)], 12),
-        TrainText([*range(5, 12)], 1),
-        TrainText([*range(4, 14)], 4),
-    ]
+    runs = (range(3, 23), 12), (range(5, 12), 1), (range(4, 14), 4)
+    texts = [TrainText([*tokens], start) for tokens, start in runs]
     seen = look(bench.model, texts, (0, 1))
     for share, shown in ((1.0, {12: 6, 1: 0, 4: 3}), (0.0, {12: 0, 1: 0, 4: 0})):
         found = list(batches(seen, 200, Shown(share, 6), 32, Random(0)))
@@ -225,15 +215,23 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def command(tmp_path: Path) -> tuple[object, ...]:
+    """`train-draft` of a small head for a small model."""
     folder = write_dense(tmp_path / "model", vocab=320)
     write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
     data = tmp_path / "prompts.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
-    out = tmp_path / "head.safetensors"
-    files = ("--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64)
-    small = ("--answer", 12, "--dtype", "float32", "--vocabulary", 100)
-    assert run("train-draft", *files, *small) == 0
+    files = (folder, "--data", data, "-o", tmp_path / "head.safetensors", "--answer", 12)
+    small = ("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100)
+    return ("train-draft", *files, *small)
+
+
+def test_the_command(
+    command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "model", tmp_path / "head.safetensors"
+    assert run(*command) == 0
     assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
     assert (tmp_path / "head.work" / "checkpoint.safetensors").is_file()
     head = load_head(out, folder)
@@ -248,37 +246,20 @@ def test_a_resumed_training_keeps_its_dtype(
     """Which is timed at the start: another moment would choose another one."""
     made, training = plan(target, tmp_path, tokens=300)
     training = training.model_copy(update={"products": "auto"})
-    timed: list[torch.dtype] = []
-
-    def faster() -> torch.dtype:
-        timed.append([torch.bfloat16, torch.float32][len(timed)])
-        return timed[-1]
-
-    monkeypatch.setattr(trainer, "faster_dtype", faster)
+    timed = iter([torch.bfloat16])
+    monkeypatch.setattr(trainer, "faster_dtype", lambda: next(timed))
     train_head(made, training, bench.model, asked(bench), prompts(20))
     longer = training.model_copy(update={"tokens": 600})
     train_head(made, longer, bench.model, asked(bench), prompts(20))
-    assert timed == [torch.bfloat16]
-    path = made.work_folder / "checkpoint.safetensors"
-    assert read_metadata(path)["products"] == "bfloat16"
-    table = load_file(path)  # one of an older version does not say it
-    facts = {k: v for k, v in read_metadata(path).items() if k != "products"}
-    save_file(table, tmp_path / "old", facts)
-    (tmp_path / "old").replace(path)
-    train_head(made, longer, bench.model, asked(bench), prompts(20))
-    assert timed == [torch.bfloat16, torch.float32]
+    kept = read_metadata(made.work_folder / "checkpoint.safetensors")
+    assert kept["products"] == "bfloat16"
 
 
 def test_interrupted_the_command_says_what_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: tuple[object, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = write_dense(tmp_path / "model", vocab=320)
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
-    files = (folder, "--data", data, "-o", tmp_path / "head.safetensors", "--answer", 12)
-    small = ("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100)
-
     def stop(*_: Any, **how: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -290,10 +271,10 @@ def test_interrupted_the_command_says_what_is_kept(
         with monkeypatch.context() as patch:
             name = {AnswerStore: "write", Shards: "grow"}.get(place, "update")
             patch.setattr(place, name, stop)
-            assert run("train-draft", *files, *small) == 130
+            assert run(*command) == 130
         said = " ".join(capsys.readouterr().err.split())
         assert f"{kept}: the same command continues from there" in said
-    assert run("train-draft", *files, *small) == 0
+    assert run(*command) == 0
 
 
 # The optimiser

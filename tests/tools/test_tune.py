@@ -60,12 +60,8 @@ def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversatio
     assert made.answered == sum(m.tokens for m in outputs) == 36
     assert made.tokens == 33
     assert made.steps == sum(m.steps for m in outputs)
-    assert (made.drafted, made.accepted) == (
-        sum(m.drafted for m in outputs),
-        sum(m.accepted for m in outputs),
-    )
-    assert made.drafted > 0
-    assert made.seconds > 0
+    assert made.drafted == sum(m.drafted for m in outputs) > 0
+    assert made.accepted == sum(m.accepted for m in outputs) and made.seconds > 0
     assert made.forwards == max(m.steps for m in outputs[:2]) - 1 + outputs[2].steps - 1
 
 
@@ -273,7 +269,6 @@ def test_without_a_verdict_the_exit_code_says_so(
 @pytest.mark.parametrize(
     ("command", "options", "said"),
     [
-        ("tune", ("--minutes", "0"), "minutes=0.0 must be greater than 0"),
         ("tune", ("--keep", "nan"), "keep=nan must be a finite number"),
         ("tune", ("--batch", "99"), "batch=99 is outside 1..8"),
         ("tune", ("-o", "nowhere/tuned.json"), "'nowhere/tuned.json' cannot be written"),
@@ -282,8 +277,6 @@ def test_without_a_verdict_the_exit_code_says_so(
         ("bench", ("--lengths", "0"), "leave nothing but plain decoding"),
         ("bench", ("--batch", "1,x"), "batch: 'x' must be a whole number"),
         ("bench", ("--modes", ","), "modes=',' names nothing"),
-        ("bench", ("--tokens", "0"), "max_tokens=0 must be greater than or equal to 1"),
-        ("bench", ("--drafters", "model"), "drafter='model' needs model=PATH"),
         ("bench", ("--prompts", "none.jsonl"), "prompts file 'none.jsonl' cannot be read"),
     ],
 )

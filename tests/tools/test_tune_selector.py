@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from fastslow.engine.params import Escalation
-from fastslow.policies.auto import read_selector
-from fastslow.settings import add_settings, read_settings
 from fastslow.tools.prompts import Task, read_tasks
 from fastslow.tools.tune.modes import ModesFound, find
 from fastslow.tools.tune.selector import (
@@ -132,21 +130,6 @@ def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
     assert found.figures["auto"].share_in_better_mode == 0.0 and found.escalation is None
     assert "is no better than" in found.headline()
     assert found.table().row_count == 5
-
-
-def test_a_settings_file_holds_several_things(found: ModesFound, tmp_path: Path) -> None:
-    path = tmp_path / "tuned.json"
-    add_settings(path, "tiny", auto=found.selector.model_dump(mode="json"))
-    add_settings(path, "tiny", modes={"a": {"groups": 1}}, speculation={"drafter": "ngram"})
-    add_settings(path, "tiny", modes={"b": {"groups": 2}})
-    assert read_selector(path) == found.selector
-    assert read_settings(path).drafter == "ngram"
-    assert json.loads(path.read_text())["modes"] == {"a": {"groups": 1}, "b": {"groups": 2}}
-    for text, says in (("{}", "no settings file"), ("x", "not valid JSON")):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=says):
-            add_settings(path, "tiny", auto={})
-        assert path.read_text() == text
 
 
 LINES: list[tuple[dict[str, object], str, str]] = [
