@@ -13,23 +13,16 @@ from typing import Any
 import pytest
 from chat_templates import TEMPLATES, write_marked
 from checkpoints import write_moge
-from cli_tools import run
+from cli_tools import call, printed, record, records, refusal
 
 from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answering.prompt_file import in_order
-
-pytest_plugins = ("tiny_models",)
 
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
 
 
-def generate(*arguments: object) -> int:
-    return run("generate", *ABACUS, *arguments)
-
-
-def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+GENERATE = ("generate", *ABACUS)
 
 
 def write_lines(path: Path, *lines: object) -> Path:
@@ -41,55 +34,43 @@ def write_lines(path: Path, *lines: object) -> Path:
 # What goes where
 
 
-def test_standard_output_gets_the_answer_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(ASKED) == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n"
-    assert "4827+396" in streams.err and "mode deep | " in streams.err
-    assert generate(ASKED, "--no-thinking") == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n"
-    assert "4827+396" not in streams.err and "tokens of thought" in streams.err
+def test_standard_output_gets_the_answer_alone() -> None:
+    done = call(*GENERATE, ASKED)
+    assert done.out == "5223\n" and "4827+396" in done.err and "mode deep | " in done.err
+    done = call(*GENERATE, ASKED, "--no-thinking")
+    assert done.out == "5223\n"
+    assert "4827+396" not in done.err and "tokens of thought" in done.err
 
 
-def test_with_json_there_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(ASKED, "--json") == 0
-    streams = capsys.readouterr()
-    record = json.loads(streams.out)
-    assert (record["text"], record["mode"]) == ("5223", "deep")
-    assert record["prompt_tokens"] > 0 and "4827+396" in record["reasoning"]
-    assert streams.err == ""
+def test_with_json_there_is_json_alone() -> None:
+    done = call(*GENERATE, ASKED, "--json")
+    found = json.loads(done.out)
+    assert (found["text"], found["mode"]) == ("5223", "deep")
+    assert found["prompt_tokens"] > 0 and "4827+396" in found["reasoning"]
+    assert done.err == ""
 
 
-def test_several_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(ASKED, "--n", 3) == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n" * 3
-    assert "answer 2 of 3" in streams.err
-    assert generate(ASKED, "--n", 2, "--json", "--logprobs", 1) == 0
-    (record,) = records(capsys)
-    assert [choice["text"] for choice in record["choices"]] == ["5223"] * 2
-    assert len(record["choices"][1]["logprobs"]) == record["choices"][1]["tokens"]
+def test_several_answers() -> None:
+    done = call(*GENERATE, ASKED, "--n", 3)
+    assert done.out == "5223\n" * 3 and "answer 2 of 3" in done.err
+    first, second = record(*GENERATE, ASKED, "--n", 2, "--logprobs", 1)["choices"]
+    assert first["text"] == second["text"] == "5223"
+    assert len(second["logprobs"]) == second["tokens"]
 
 
 # Files of prompts
 
 
-def test_a_text_file_has_a_prompt_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", "", f"  {ASKED}", "What is 20*3?")
-    assert generate("--file", path) == 0
-    found = records(capsys)
+    found = records(*GENERATE, "--file", path)
     assert [(one["index"], one["text"]) for one in found] == [(0, "2"), (1, "5223"), (2, "60")]
     for one in found:
         assert one["reasoning"] and one["finish_reason"] == "stop" and one["mode"] == "deep"
         assert one["tokens"] > 0 and one["prompt_tokens"] > 0 and one["tokens_per_second"] > 0
 
 
-def test_json_lines_bring_their_own_mode_and_sampling(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_lines_bring_their_own_mode_and_sampling(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": ASKED}]
     path = write_lines(
         tmp_path / "p.jsonl",
@@ -98,15 +79,13 @@ def test_json_lines_bring_their_own_mode_and_sampling(
         {"prompt": ASKED, "sampling": {"max_tokens": 3, "logprobs": 0}},
         {"prompt": ASKED, "mode": {"base": "deep", "thinking_budget": 2}},
     )
-    assert generate("--file", path, "--max-tokens", 96) == 0
-    deep, fast, short, bounded = records(capsys)
+    deep, fast, short, bounded = records(*GENERATE, "--file", path, "--max-tokens", 96)
     assert (deep["text"], deep["mode"], fast["mode"]) == ("5223", "deep", "fast")
     assert (short["tokens"], short["finish_reason"], len(short["logprobs"])) == (3, "length", 3)
     assert bounded["mode"] == "deep*" and len(bounded["reasoning"]) < len(deep["reasoning"])
     modes: list[Any] = ["deep", {"base": "deep"}, {"base": "deep", "thinking": "on"}]
     write_lines(path, *({"prompt": ASKED, "mode": mode} for mode in modes))
-    assert generate("--file", path, "--thinking", "off") == 0
-    first, second, own = records(capsys)
+    first, second, own = records(*GENERATE, "--file", path, "--thinking", "off")
     assert [(one["mode"], one["reasoning"]) for one in (first, second)] == [("deep*", "")] * 2
     assert "4827+396" in own["reasoning"], "what the line says goes first"
 
@@ -129,18 +108,15 @@ def test_json_lines_bring_their_own_mode_and_sampling(
     ],
 )
 def test_a_wrong_line_is_named_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str], said: str
+    tmp_path: Path, lines: list[str], said: str
 ) -> None:
     path = write_lines(tmp_path / "p.jsonl", *lines)
-    assert generate("--file", path) == 2
-    streams = capsys.readouterr()
-    assert streams.out == ""
-    assert streams.err.startswith(f"error: prompts file {str(path)!r}") and said in streams.err
-    assert streams.err.count("\n") == 1
+    found = refusal(*GENERATE, "--file", path)
+    assert found.startswith(f"error: prompts file {str(path)!r}") and said in found
 
 
 def test_a_request_that_fails_does_not_take_the_others_along(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastslow.output import GenerationError
 
@@ -155,20 +131,20 @@ def test_a_request_that_fails_does_not_take_the_others_along(
 
     monkeypatch.setattr(RequestHandle, "result", failing)
     path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", ASKED)
-    assert generate("--file", path) == 1
-    first, second = records(capsys)
+    done = call(*GENERATE, "--file", path)
+    first, second = map(json.loads, done.out.splitlines())
+    assert done.code == 1
     assert first["error"] == "it broke"
     assert second["text"] == "5223" and "error" not in second
 
 
-def test_variables_of_the_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_variables_of_the_chat_template(tmp_path: Path) -> None:
     vocab = write_marked(tmp_path, TEMPLATES["qwen3"], ())
     write_moge(tmp_path, vocab=vocab, num_hidden_layers=1, hidden_size=32)
 
     def length(*more: object) -> int:
         asked = ("generate", "--model", tmp_path, "--kv-memory", "4MiB", "--max-tokens", 2)
-        assert run(*asked, "--json", *more) == 0
-        return int(records(capsys)[-1]["prompt_tokens"])
+        return int(records(*asked, "--json", *more)[-1]["prompt_tokens"])
 
     off, on = (f'{{"enable_thinking": {value}}}' for value in ("false", "true"))
     assert length("Hi", "--template-kwargs", off) != length("Hi", "--template-kwargs", on)
@@ -176,28 +152,24 @@ def test_variables_of_the_chat_template(tmp_path: Path, capsys: pytest.CaptureFi
     path = write_lines(tmp_path / "p.jsonl", *lines)
     assert length("--file", path, "--template-kwargs", on) == length("Hi", "--template-kwargs", off)
     for wrong in ("[1]", "{", '{"a'):
-        assert run("generate", "--model", tmp_path, "Hi", "--template-kwargs", wrong) == 2
-        assert "--template-kwargs: " in capsys.readouterr().err
+        said = refusal("generate", "--model", tmp_path, "Hi", "--template-kwargs", wrong)
+        assert "--template-kwargs: " in said
 
 
 # Drafts
 
 
-def test_tuned_settings_a_corpus_and_a_drafter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tuned_settings_a_corpus_and_a_drafter(tmp_path: Path) -> None:
     tuned, corpus = tmp_path / "tuned.json", tmp_path / "c.safetensors"
     settings = {"version": 1, "speculation": {"drafter": "suffix", "nodes": 3}}
     tuned.write_text(json.dumps(settings))
-    assert generate(ASKED, "--json") == 0
-    (answer,) = records(capsys)
+    answer = record(*GENERATE, ASKED)
     turns = [
         {"role": "user", "content": ASKED},
         {"role": "assistant", "content": f"<think>{answer['reasoning']}</think>{answer['text']}"},
     ]
     answers = write_lines(tmp_path / "a.jsonl", {"messages": turns})
-    assert run("corpus", "build", answers, "-o", corpus, "--model", "abacus") == 0
-    capsys.readouterr()
+    printed("corpus", "build", answers, "-o", corpus, "--model", "abacus")
     drafted = {}
     for name, options in {
         "tuned": ("--speculation", tuned),
@@ -205,10 +177,9 @@ def test_tuned_settings_a_corpus_and_a_drafter(
         "off": ("--speculation", tuned, "--nodes", 0),
         "corpus": ("--speculation", tuned, "--corpus", corpus),
     }.items():
-        assert generate(ASKED, "--json", *options) == 0, name
-        (record,) = records(capsys)
-        assert record["text"] == "5223"
-        drafted[name] = record["metrics"]
+        found = record(*GENERATE, ASKED, *options)
+        assert found["text"] == "5223"
+        drafted[name] = found["metrics"]
     assert drafted["tuned"]["drafter"] == "suffix" and drafted["named"]["drafter"] == "ngram"
     assert drafted["off"]["drafted"] == 0
     assert drafted["corpus"]["accepted"] > drafted["tuned"]["accepted"]
@@ -241,16 +212,10 @@ def test_tuned_settings_a_corpus_and_a_drafter(
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...],
-    said: str,
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
-    assert generate(*arguments) == 2
-    streams = capsys.readouterr()
-    assert streams.out == "" and said in streams.err
-    assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
+    assert said in refusal(*GENERATE, *arguments)
 
 
 @pytest.mark.slow
@@ -267,17 +232,12 @@ def test_a_closed_standard_input_is_one_sentence(command: tuple[str, ...]) -> No
     assert done.stderr == "error: standard input is closed: there is nothing to read\n"
 
 
-def test_bytes_that_are_no_text_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lone = b"ab\xff".decode("utf-8", "surrogateescape")
-    assert generate(lone) == 2
-    assert "PROMPT is no text in UTF-8: see its character 3" in capsys.readouterr().err
-    assert generate("a", "--system", lone) == 2
-    assert "--system is no text in UTF-8" in capsys.readouterr().err
+    assert "PROMPT is no text in UTF-8: see its character 3" in refusal(*GENERATE, lone)
+    assert "--system is no text in UTF-8" in refusal(*GENERATE, "a", "--system", lone)
     monkeypatch.setattr("sys.stdin", io.StringIO(lone))
-    assert generate("-") == 2
-    assert "standard input is no text in UTF-8" in capsys.readouterr().err
+    assert "standard input is no text in UTF-8" in refusal(*GENERATE, "-")
 
 
 def test_ctrl_c_keeps_finished_answers_after_an_unfinished_one() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from cli_tools import run
+from cli_tools import printed, record, refusal
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.suffix.corpus import Corpus
@@ -35,32 +35,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moge(folder, vocab=320)
 
 
-def corpus(*arguments: object) -> int:
-    return run("corpus", *arguments)
-
-
 def write(path: Path, *records: Any) -> Path:
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
     return path
 
 
-def test_build_add_and_info(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_build_add_and_info(model: Path, tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1})
     out = tmp_path / "c.safetensors"
-    assert corpus("build", first, "-o", out, "--model", model) == 0
-    assert "2 answers added, 0 of the oldest dropped" in capsys.readouterr().out
+    said = printed("corpus", "build", first, "-o", out, "--model", model)
+    assert "2 answers added, 0 of the oldest dropped" in said
     second = write(tmp_path / "b.jsonl", {"messages": CHAT})
-    assert corpus("add", out, second, "--model", model) == 0
-    assert "holds 4 answers" in capsys.readouterr().out
-    assert corpus("info", out, "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
+    add = ("corpus", "add", out, second, "--model", model)
+    assert "holds 4 answers" in printed(*add)
+    facts = record("corpus", "info", out)
     assert (facts["documents"], facts["vocab_size"]) == (4, 320)
-    assert corpus("add", out, second, "--model", model, "--most-tokens", facts["tokens"]) == 0
-    assert "2 answers added, 4 of the oldest dropped" in capsys.readouterr().out
-    assert corpus("info", out) == 0
-    shown = capsys.readouterr().out
+    said = printed(*add, "--most-tokens", facts["tokens"])
+    assert "2 answers added, 4 of the oldest dropped" in said
+    shown = printed("corpus", "info", out)
     assert "answers     2" in shown and "320 ids" in shown
 
     tokenizer = load_tokenizer(model)
@@ -107,19 +99,14 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
         ('{"messages": [{"role": "assistant"}]}', "content is missing"),
     ],
 )
-def test_bad_lines_are_told(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
-) -> None:
+def test_bad_lines_are_told(model: Path, tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": "fine"}}\n{line}\n')
-    assert corpus("build", path, "-o", tmp_path / "c", "--model", model) == 2
-    streams = capsys.readouterr()
-    assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
-    assert said in streams.err
+    assert said in refusal("corpus", "build", path, "-o", tmp_path / "c", "--model", model)
     assert not (tmp_path / "c").exists()
 
 
-def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_bad_input(model: Path, tmp_path: Path) -> None:
     good, out = write(tmp_path / "a.jsonl", {"text": "Hello"}), tmp_path / "c"
     other = tmp_path / "other"
     write_bpe(other, TEMPLATE, 321)
@@ -132,12 +119,10 @@ def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (("build", good, "-o", tmp_path), "cannot be written: no such folder, or a folder"),
         (("build", good, "-o", tmp_path / "new" / "c"), "cannot be written: no such folder"),
     ):
-        assert corpus(*arguments, "--model", model) == 2
-        assert said in capsys.readouterr().err
+        assert said in refusal("corpus", *arguments, "--model", model)
     assert good.read_bytes() == before
-    assert corpus("info", good) == 2
-    assert "damaged or no sealed file" in capsys.readouterr().err
+    assert "damaged or no sealed file" in refusal("corpus", "info", good)
     for _ in range(2):  # a corpus is overwritten
-        assert corpus("build", good, "-o", out, "--model", model) == 0
-    assert corpus("add", out, good, "--model", other) == 2
-    assert "made with another vocabulary of 320 ids" in capsys.readouterr().err
+        printed("corpus", "build", good, "-o", out, "--model", model)
+    said = refusal("corpus", "add", out, good, "--model", other)
+    assert "made with another vocabulary of 320 ids" in said

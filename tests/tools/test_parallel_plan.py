@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import DENSE, FAMILIES, MOGE
-from cli_tools import run
+from cli_tools import printed, record, refusal
 from pangu_v2_tools import MOE
 from parallel_tools import weight_bytes
 
@@ -133,24 +133,21 @@ def test_a_tied_head_counts_as_it_lies(kind: str, dtype: torch.dtype) -> None:
         assert held == share.weights
 
 
-def test_inspect_shows_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_the_shares(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
-    assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2", "--json") == 0
-    told = json.loads(capsys.readouterr().out)["parallel"]
+    told = record("inspect", tmp_path, "--parallel", "ep=4,dp=2")["parallel"]
     assert (told["ep"], told["tp"], told["dp"], told["sent_per_row_and_layer"]) == (4, 1, 2, 204800)
     plan = ShardPlan.of(config_of(PANGU_72B), Parallel(ep=4, dp=2), torch.bfloat16)
     assert [rank["weights"] for rank in told["ranks"]] == [share.weights for share in plan.shares]
     assert told["ranks"][5]["groups"] == [2, 3] and told["ranks"][5]["dp_rank"] == 1
-    assert run("inspect", tmp_path, "--parallel", "ep=4,dp=2") == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(printed("inspect", tmp_path, "--parallel", "ep=4,dp=2").split())
     assert "a row of a layer sends 200.0 KiB between ranks" in shown and "17.5 GiB" in shown
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES["qwen3_moe"]))
-    assert run("inspect", tmp_path, "--parallel", "ep=4", "--json") == 0
-    ranks = json.loads(capsys.readouterr().out)["parallel"]["ranks"]
+    ranks = record("inspect", tmp_path, "--parallel", "ep=4")["parallel"]["ranks"]
     assert [rank["experts"] for rank in ranks] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
-    assert run("inspect", tmp_path, "--parallel", "ep=3") == 2
-    assert "ep=3 does not divide the 8 groups" in capsys.readouterr().err
+    said = refusal("inspect", tmp_path, "--parallel", "ep=3")
+    assert "ep=3 does not divide the 8 groups" in said
 
 
 def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_dense
-from cli_tools import run
+from cli_tools import call, printed, run
 from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
@@ -227,12 +227,9 @@ def command(tmp_path: Path) -> tuple[object, ...]:
     return ("train-draft", *files, *small)
 
 
-def test_the_command(
-    command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(command: tuple[object, ...], tmp_path: Path) -> None:
     folder, out = tmp_path / "model", tmp_path / "head.safetensors"
-    assert run(*command) == 0
-    assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
+    assert "tokens/step in chains of 4 on held-out answers" in printed(*command)
     assert (tmp_path / "head.work" / "checkpoint.safetensors").is_file()
     head = load_head(out, folder)
     assert head.config.layers == (0, 1)
@@ -256,9 +253,7 @@ def test_a_resumed_training_keeps_its_dtype(
 
 
 def test_interrupted_the_command_says_what_is_kept(
-    command: tuple[object, ...],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **how: Any) -> Any:
         raise KeyboardInterrupt
@@ -271,9 +266,9 @@ def test_interrupted_the_command_says_what_is_kept(
         with monkeypatch.context() as patch:
             name = {AnswerStore: "write", Shards: "grow"}.get(place, "update")
             patch.setattr(place, name, stop)
-            assert run(*command) == 130
-        said = " ".join(capsys.readouterr().err.split())
-        assert f"{kept}: the same command continues from there" in said
+            done = call(*command)
+        said = " ".join(done.err.split())
+        assert done.code == 130 and f"{kept}: the same command continues from there" in said
     assert run(*command) == 0
 
 

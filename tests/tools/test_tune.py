@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
-from cli_tools import run
+from cli_tools import call, printed, run
 from tune_tools import write_prompts
 
 from fastslow.engine.host import machine as watch_module
@@ -24,8 +24,6 @@ from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
 from fastslow.tools.tune.runner import Grid, TuneRunner
 from fastslow.tools.tune.sample import Cell
 from fastslow.tools.tune.speculation import TuneResult, tune_speculation
-
-pytest_plugins = ("tiny_models",)
 
 DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
@@ -204,21 +202,17 @@ def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
         quick(llm, prompts[:1], sampling=SamplingParams(max_tokens=1))
 
 
-def test_bench_shows_and_writes(
-    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bench_shows_and_writes(tiny: Path, questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     options = ("--drafters", "ngram,self", "--lengths", "0,2", "--batch", "1,2", "--tokens", 8)
     files = ("--model", tiny, "--prompts", questions, "-o", out)
-    assert run("bench", *files, *options, "--limit", 4, "--repeat", 1) == 0
-    shown = capsys.readouterr().out
+    shown = printed("bench", *files, *options, "--limit", 4, "--repeat", 1)
     for word in ("ngram", "self", "plain", "tokens/s", "x plain", "accepted"):
         assert word in shown
-    record = json.loads(out.read_text("utf-8"))
-    assert len(record["cells"]) == 2 * 3
-    assert record["prompts"] == 4
-    assert {"command", "versions", "machine"} <= set(record)
-    first = record["cells"][0]
+    found = json.loads(out.read_text("utf-8"))
+    assert len(found["cells"]) == 2 * 3 and found["prompts"] == 4
+    assert {"command", "versions", "machine"} <= set(found)
+    first = found["cells"][0]
     assert (first["label"], first["ratio"]) == ("plain", 1.0)
     assert {"tokens", "seconds", "others"} <= set(first["samples"][0])
 
@@ -228,7 +222,6 @@ def test_tune_writes_both_files(
     tiny: Path,
     questions: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     runs: int | None,
     carried: bool,
@@ -242,10 +235,10 @@ def test_tune_writes_both_files(
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 1, "--limit", 2 if runs else 1)
     files = ("--prompts", questions, "-o", out, "--report", report)
-    assert run("tune", tiny, *files, *options) == (0 if runs is None else 130)
-    streams = capsys.readouterr()
-    assert "8 of 8 settings fit into the time" in streams.err
-    assert ("No verdict: the runs are fewer than 3" in streams.out) == (not carried)
+    done = call("tune", tiny, *files, *options)
+    assert done.code == (0 if runs is None else 130)
+    assert "8 of 8 settings fit into the time" in done.err
+    assert ("No verdict: the runs are fewer than 3" in done.out) == (not carried)
     assert out.exists() == report.exists() == carried
     if carried:
         measured = json.loads(out.read_text("utf-8"))["measured"]
@@ -281,14 +274,8 @@ def test_without_a_verdict_the_exit_code_says_so(
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
-    tiny: Path,
-    questions: Path,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    options: tuple[str, ...],
-    said: str,
+    tiny: Path, questions: Path, command: str, options: tuple[str, ...], said: str
 ) -> None:
-    assert run(command, "--model", tiny, "--prompts", questions, *options) == 2
-    err = capsys.readouterr().err
-    assert said in err
-    assert err.splitlines()[-1].startswith("error: ")
+    done = call(command, "--model", tiny, "--prompts", questions, *options)
+    *_, last = done.err.splitlines()
+    assert done.code == 2 and last.startswith("error: ") and said in last
