@@ -13,7 +13,6 @@ import figures
 import pytest
 import texts
 import torch
-from drafting import layers_of
 from exact import Judge
 from figures import middle
 from head_tools import tiny_weights, write_head
@@ -133,19 +132,6 @@ def test_replay_says_what_it_found(place: Place, capsys: pytest.CaptureFixture[s
     place.run("replay", PRINTED["replay"])
     printed = capsys.readouterr().out
     assert all(words in printed for words in ("suffix", "head", "auto"))
-
-
-@pytest.mark.slow
-def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
-    place.run(
-        "drafting",
-        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 4"
-        " --drafters self:2 --keep 0-1 2 --groups 0,2 --batch 1 --temperatures 0 -o {out}",
-    )
-    drafted = [cell["speculation"] for cell in place.file()["cells"][1:]]
-    asked = [([0, 1], 0), ([0, 1], 2), ([2], 0), ([2], 2)]
-    assert [(fields["layers"], fields["groups"]) for fields in drafted] == asked
-    assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
 
 
 def test_where_answers_differ_the_place_is_judged(

@@ -101,7 +101,7 @@ def test_the_start_takes_the_kernels_along(tmp_path: Path) -> None:
     write_program(tmp_path / "fastslow", 'printf "%s|" "$@"')
     environment = {"FASTSLOW_HOME": str(home.parent), "FASTSLOW_CACHE": str(cache.parent)}
     environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
-    command = [DEPLOY / "start.sh", "a model", "--port", "1"]
+    command = [str(DEPLOY / "start.sh"), "a model", "--port", "1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "serve|a model|--port|1|"
     assert [(cache / f"{name}.so").read_text() for name in "ab"] == ["before", "b"]

@@ -23,12 +23,13 @@ from typing import Any, NoReturn
 
 import pytest
 import typer
+from cli_tools import run
 from pages import Block, blocks, prose
 
 import fastslow
 from fastslow import LLM, AsyncLLM, SamplingParams, Speculation
 from fastslow.models.locate import builtin_path
-from fastslow.tools.cli.app import LateCommand, app, main
+from fastslow.tools.cli.app import LateCommand, app
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -71,12 +72,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def build_corpus() -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["corpus", "build", "answers.jsonl", "-o", "corpus.safetensors", "--model", "abacus"])
-    assert end.value.code == 0
-
-
 def adapted(text: str) -> str:
     """A block with a small model and few tokens."""
     for name, instead in STANDS_IN.items():
@@ -94,7 +89,8 @@ def test_the_python_of_a_page_runs(page: Path, desk: Path) -> None:
     python = [block for block in blocks(page) if block.language == "python"]
     assert python
     if any("corpus.safetensors" in block.text for block in python):
-        build_corpus()
+        corpus = ("answers.jsonl", "-o", "corpus.safetensors", "--model", "abacus")
+        assert run("corpus", "build", *corpus) == 0
     for block in python:
         code = compile(adapted(block.text), f"{named(page)}:{block.line}", "exec")
         if block.runs:

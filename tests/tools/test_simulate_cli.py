@@ -78,33 +78,23 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "line", "said"),
     [
-        (("simulate", "run", "t.jsonl", "--costs", "none.json"), "there is no such file"),
-        ((*RUN, "--replicas", 10**18), f"replicas={10**18} must be between 1 and 10000"),
-        ((*RUN, "--machine-replicas", 2), "machine_replicas=2 needs costs with a slowdown"),
-        (
-            ("simulate", "make", "-o", "x.jsonl", "--deep", "2"),
-            "deep=2.0 must be less than or equal to 1",
-        ),
-        (("simulate", "measure", "-o", "x.json", "--model", "no-such-model"), "no-such-model"),
+        (("run", "t.jsonl", "--costs", "none.json"), {}, "there is no such file"),
+        ((*RUN[1:], "--replicas", 10**18), {}, f"replicas={10**18} must be between 1 and 10000"),
+        ((*RUN[1:], "--machine-replicas", 2), {}, "machine_replicas=2 needs costs with a slowdown"),
+        (RUN[1:], {"mode": "quick"}, "mode 'quick' has no step costs"),
+        (RUN[1:], {"answer_tokens": 10**7}, "pages of 16 tokens, and a replica has 10000"),
+        (("make", "-o", "x.jsonl", "--deep", "2"), {}, "deep=2.0 must be less than or equal to 1"),
+        (("measure", "-o", "x.json", "--model", "no-such-model"), {}, "no-such-model"),
     ],
 )
-def test_bad_input_is_one_sentence(words: tuple[object, ...], said: str, made: Path) -> None:
-    assert said in refusal(*words)
-    assert not list(Path().glob("x.*"))
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ({"mode": "quick"}, "mode 'quick' has no step costs"),
-        ({"answer_tokens": 10_000_000}, "pages of 16 tokens, and a replica has 10000"),
-    ],
-)
-def test_traces_that_do_not_fit(line: dict[str, Any], said: str, made: Path) -> None:
+def test_bad_input_is_one_sentence(
+    words: tuple[object, ...], line: dict[str, Any], said: str, made: Path
+) -> None:
     Path("t.jsonl").write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE | line)}\n")
-    assert said in refusal(*RUN)
+    assert said in refusal("simulate", *words)
+    assert not list(Path().glob("x.*"))
 
 
 USUAL = ModeFigures(9, (0.0881, 0.2364, 0.3127), (0.0211, 0.0305, 0.1), 0.85, 0.99)

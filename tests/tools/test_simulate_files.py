@@ -19,29 +19,18 @@ from fastslow.tools.simulate.server_log import read_log
 from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 from fastslow.tools.simulate.trace import TracedRequest, read_trace, write_trace
 
-WHOLE = TracedRequest(
-    arrival=1.5,
-    mode="deep",
-    prompt_tokens=300,
-    answer_tokens=40,
-    id="a",
-    deep=True,
-    prefix=(("s", 100), ("t", 50)),
-    latency_ms=150.0,
-    tokens_per_step=1.5,
-    rows_per_step=3.0,
-    first_seconds=0.1,
-    end_seconds=0.9,
-    cached_tokens=96,
-)
 LINE: dict[str, Any] = {"arrival": 0, "mode": "fast", "prompt_tokens": 10, "answer_tokens": 5}
 SHORT = LINE | {"arrival": 0.5, "id": "b"}
+WHOLE = SHORT | {"arrival": 1.5, "mode": "deep", "id": "a", "deep": True, "prompt_tokens": 300}
+WHOLE |= {"prefix": (("s", 100), ("t", 50)), "latency_ms": 150.0, "cached_tokens": 96}
+WHOLE |= {"first_seconds": 0.1, "end_seconds": 0.9, "tokens_per_step": 1.5, "rows_per_step": 3.0}
 
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    write_trace(path, [WHOLE, TracedRequest(**SHORT)])
-    assert read_trace(path) == [TracedRequest(**SHORT), WHOLE]
+    short, whole = TracedRequest(**SHORT), TracedRequest(**WHOLE)
+    write_trace(path, [whole, short])
+    assert read_trace(path) == [short, whole]
     assert json.loads(path.read_text().splitlines()[1]) == SHORT
 
 

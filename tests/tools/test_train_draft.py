@@ -60,10 +60,10 @@ def asked(bench: Bench) -> Any:
 
 
 def plan(target: Path, folder: Path, tokens: int = 6000) -> tuple[HeadOptions, TrainConfig]:
-    out, sizes = folder / "head.safetensors", {"vocabulary": VOCAB, "answer": 20}
-    options = HeadOptions(target=str(target), data=folder, out=out, **sizes)
-    training = {"tokens": tokens, "rows": 256, "steps": 3, "warm_up": 4, "rate": 1e-2}
-    return options, TrainConfig(products="float32", **training)
+    out, model = folder / "head.safetensors", str(target)
+    options = HeadOptions(target=model, data=folder, out=out, vocabulary=VOCAB, answer=20)
+    training = {"rows": 256, "steps": 3, "warm_up": 4, "products": "float32", "rate": 1e-2}
+    return options, TrainConfig.model_validate(training | {"tokens": tokens})
 
 
 def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:

@@ -132,13 +132,8 @@ def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversatio
 
 
 def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
-    for wrong, said in (
-        (Grid([NGRAM], batches=(2, 5)), "batch sizes 2, 5 need at least 10 prompts; there are 8"),
-        (Grid([NGRAM], modes=("dep",)), "mode='dep' is unknown"),
-        (Grid([Speculation(drafter="ngrm")]), "drafter='ngrm' is unknown"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            wrong.measure(TuneRunner(llm, FEW), prompts, 1)
+    with pytest.raises(ValueError, match="batch sizes 2, 5 need at least 10 prompts; there are 8"):
+        Grid([NGRAM], batches=(2, 5)).measure(TuneRunner(llm, FEW), prompts, 1)
 
 
 def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> None:
@@ -263,7 +258,6 @@ def test_without_a_verdict_the_exit_code_says_so(
     ("command", "options", "said"),
     [
         ("tune", ("--keep", "nan"), "keep=nan must be a finite number"),
-        ("tune", ("--batch", "99"), "batch=99 is outside 1..8"),
         ("tune", ("-o", "nowhere/tuned.json"), "'nowhere/tuned.json' cannot be written"),
         ("bench", ("-o", "."), "'.' cannot be written"),
         ("bench", ("--lengths", "many"), "'many' is neither a number"),
