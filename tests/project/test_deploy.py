@@ -189,12 +189,8 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
             r"^ExecStart=\S+", f"ExecStart={truth}", path.read_text("utf-8"), flags=re.MULTILINE
         )
         copy.write_text(text, "utf-8")
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     about = [line for line in done.stderr.splitlines() if "fastslow" in line]
     assert about == [], done.stderr
 

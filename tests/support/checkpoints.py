@@ -13,25 +13,12 @@ from torch import Tensor
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
 
-DENSE: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "float32",
-}
+DENSE: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+DENSE |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+DENSE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+DENSE |= {"max_position_embeddings": 512, "rope_theta": 10000.0, "rms_norm_eps": 1e-5}
+DENSE |= {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
+DENSE |= {"hidden_act": "silu", "torch_dtype": "float32"}
 MOGE: dict[str, Any] = {
     **DENSE,
     "architectures": ["PanguProMoEForCausalLM"],

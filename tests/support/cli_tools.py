@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -57,3 +58,12 @@ def refusal(*arguments: object) -> str:
 def records(*arguments: object) -> list[Any]:
     """The lines of JSON that a command prints."""
     return [json.loads(line) for line in printed(*arguments).splitlines()]
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    """A file of lines, as JSON where they are no text."""
+    made = (
+        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
+    )
+    path.write_text("".join(f"{line}\n" for line in made), "utf-8")
+    return path

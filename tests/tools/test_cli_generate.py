@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chat_templates import TEMPLATES, write_marked
 from checkpoints import write_moge
-from cli_tools import call, printed, record, records, refusal
+from cli_tools import call, printed, record, records, refusal, write_lines
 
 from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answering.prompt_file import in_order
@@ -23,12 +23,6 @@ ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
 
 
 GENERATE = ("generate", *ABACUS)
-
-
-def write_lines(path: Path, *lines: object) -> Path:
-    text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-    path.write_text("\n".join(text) + "\n", "utf-8")
-    return path
 
 
 # What goes where

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_dense
-from cli_tools import call, printed, run
+from cli_tools import call, printed, run, write_lines
 from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
@@ -220,8 +219,7 @@ def command(tmp_path: Path) -> tuple[object, ...]:
     """`train-draft` of a small head for a small model."""
     folder = write_dense(tmp_path / "model", vocab=320)
     write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
+    data = write_lines(tmp_path / "prompts.jsonl", *({"prompt": f"say {n}"} for n in range(8)))
     files = (folder, "--data", data, "-o", tmp_path / "head.safetensors", "--answer", 12)
     small = ("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100)
     return ("train-draft", *files, *small)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import write_dense
@@ -20,12 +21,11 @@ from fastslow.output import Output
 from fastslow.settings import read_settings
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune import halving, sample
-from fastslow.tools.tune.candidates import PLAIN, default_drafters, grid, label
+from fastslow.tools.tune.candidates import PLAIN, default_drafters, label
 from fastslow.tools.tune.runner import Grid, TuneRunner
 from fastslow.tools.tune.sample import Cell
-from fastslow.tools.tune.speculation import TuneResult, tune_speculation
+from fastslow.tools.tune.speculation import tune_speculation
 
-DRAFTERS = [Speculation(drafter=name) for name in ("ngram", "self", "suffix|self")]
 NGRAM = Speculation(drafter="ngram", nodes=3)
 FEW = SamplingParams(max_tokens=12)
 
@@ -44,23 +44,6 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def prompts(questions: Path) -> list[Conversation]:
     return read_prompts(questions)
-
-
-def quick(llm: LLM, prompts: list[Conversation], **options: object) -> TuneResult:
-    given: dict[str, object] = {"sampling": FEW, "minutes": 0.2, "report": silent}
-    settings = grid(DRAFTERS, [1, 3])
-    return tune_speculation(llm, "tiny", prompts, settings, **{**given, **options})  # type: ignore[arg-type]
-
-
-def test_a_sample_holds_what_the_answers_say(llm: LLM, prompts: list[Conversation]) -> None:
-    made = TuneRunner(llm, FEW).run(Cell(NGRAM, 2), prompts[:3], part=0, turn=0)
-    outputs = [llm.generate(p, FEW, speculation=NGRAM).metrics for p in prompts[:3]]
-    assert made.answered == sum(m.tokens for m in outputs) == 36
-    assert made.tokens == 33
-    assert made.steps == sum(m.steps for m in outputs)
-    assert made.drafted == sum(m.drafted for m in outputs) > 0
-    assert made.accepted == sum(m.accepted for m in outputs) and made.seconds > 0
-    assert made.forwards == max(m.steps for m in outputs[:2]) - 1 + outputs[2].steps - 1
 
 
 def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
@@ -136,34 +119,6 @@ def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
         Grid([NGRAM], batches=(2, 5)).measure(TuneRunner(llm, FEW), prompts, 1)
 
 
-def test_tuning_measures_everything(llm: LLM, prompts: list[Conversation]) -> None:
-    reported: list[tuple[float, str]] = []
-    found = quick(llm, prompts[:2], batch=2, report=lambda *news: reported.append(news))
-    assert not found.stopped
-    assert set(found.samples) == {PLAIN, *grid(DRAFTERS, [1, 3])}
-    assert all(found.samples.values())
-    assert found.best == PLAIN or found.ratio(found.best) > 1
-    assert [share for share, _ in reported] == sorted(share for share, _ in reported)
-    figures = found.figures()
-    assert json.loads(json.dumps(figures)) == figures
-    assert figures["settings"]["plain"]["ratio"] == 1.0
-
-
-@pytest.mark.parametrize("runs", [1, 9, 40])
-def test_ctrl_c_keeps_what_was_found(
-    llm: LLM, prompts: list[Conversation], monkeypatch: pytest.MonkeyPatch, runs: int
-) -> None:
-    interrupt_after(runs, monkeypatch)
-    found = quick(llm, prompts, minutes=10.0)
-    assert found.stopped
-    assert sum(map(len, found.samples.values())) == runs
-    assert found.best == PLAIN or found.ratio(found.best) > 1
-
-
-def ctrl_c() -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.fixture
 def deaf() -> Iterator[None]:
     """To SIGTERM, which else would end the tests."""
@@ -172,29 +127,29 @@ def deaf() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def interrupt_after(
-    runs: int, monkeypatch: pytest.MonkeyPatch, end: Callable[[], None] = ctrl_c
-) -> None:
+def terminate_after(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     count, real = itertools.count(), TuneRunner.run
 
     def counted(self: TuneRunner, *arguments: object) -> object:
         if next(count) >= runs:
-            end()
+            signal.raise_signal(signal.SIGTERM)
         return real(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TuneRunner, "run", counted)
 
 
 def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
-    with pytest.raises(ValueError, match="batch=9 is outside 1..8, the number of prompts"):
-        quick(llm, prompts, batch=9)
-    with pytest.raises(ValueError, match="mode='dep' is unknown"):
-        quick(llm, prompts, mode="dep")
     long: Conversation = [{"role": "user", "content": "word " * 600}]
-    with pytest.raises(ValueError, match="prompt 4: prompt has .* must fit the context of 512"):
-        quick(llm, [*prompts[:3], long])
-    with pytest.raises(ValueError, match="ended at its first token"):
-        quick(llm, prompts[:1], sampling=SamplingParams(max_tokens=1))
+    cases: tuple[tuple[list[Conversation], dict[str, Any], str], ...] = (
+        (prompts, {"batch": 9}, "batch=9 is outside 1..8, the number of prompts"),
+        (prompts, {"mode": "dep"}, "mode='dep' is unknown"),
+        ([*prompts[:3], long], {}, "prompt 4: prompt has .* must fit the context of 512"),
+        (prompts[:1], {"sampling": SamplingParams(max_tokens=1)}, "ended at its first token"),
+    )
+    for some, options, said in cases:
+        given = {"sampling": FEW, "minutes": 0.2, "report": silent} | options
+        with pytest.raises(ValueError, match=said):
+            tune_speculation(llm, "tiny", some, [NGRAM], **given)
 
 
 def test_bench_shows_and_writes(tiny: Path, questions: Path, tmp_path: Path) -> None:
@@ -224,7 +179,7 @@ def test_tune_writes_both_files(
 ) -> None:
     """Stopped by SIGTERM it does so, too, and exits with 130; but not where the runs carry no verdict."""
     if runs is not None:
-        interrupt_after(runs, monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+        terminate_after(runs, monkeypatch)
     monkeypatch.setattr(sample, "CLIP", 1e9)  # no run counts as disturbed
     monkeypatch.setattr(halving, "LOSS", 1e9)  # nor do they scatter too much
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
-from cli_tools import call, printed
+from cli_tools import call, printed, write_lines
 from pangu_v2_tools import write_moe
 from tokenizers_tiny import write_bpe
 from tune_tools import write_prompts
@@ -21,10 +21,8 @@ from fastslow.tools.tune.groups import GroupsFound, GroupsRow, likeliest
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    path = tmp_path / "graded.jsonl"
     lines = [{"prompt": f"What is {n} + {n}?", "answer": 2 * n} for n in range(24)]
-    path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
-    return path
+    return write_lines(tmp_path / "graded.jsonl", *lines)
 
 
 def test_modes(tiny: Path, tasks: Path, tmp_path: Path) -> None:

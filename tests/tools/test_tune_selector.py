@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_tools import write_lines
 
 from fastslow.engine.params import Escalation
 from fastslow.tools.prompts import Task, read_tasks
@@ -144,11 +144,8 @@ LINES: list[tuple[dict[str, object], str, str]] = [
 
 @pytest.mark.parametrize(("line", "grading", "right"), LINES)
 def test_grading(line: dict[str, object], grading: str, right: str, tmp_path: Path) -> None:
-    path = tmp_path / "tasks.jsonl"
-    path.write_text(json.dumps(line) + "\n\n", "utf-8")
-    (task,) = read_tasks(path)
-    assert task.grading == grading
-    assert task.right(right)
+    (task,) = read_tasks(write_lines(tmp_path / "tasks.jsonl", line, ""))
+    assert task.grading == grading and task.right(right)
     assert not task.right("I do not know: 99999 zebras, no")
 
 
@@ -163,7 +160,5 @@ BAD = [
 
 @pytest.mark.parametrize(("line", "says"), BAD)
 def test_bad_tasks_are_refused(line: str, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "tasks.jsonl"
-    path.write_text(line, "utf-8")
     with pytest.raises(ValueError, match=says):
-        read_tasks(path)
+        read_tasks(write_lines(tmp_path / "tasks.jsonl", line))
