@@ -308,9 +308,11 @@ class Looks(BaseDrafter):
 
 
 def test_of_several_that_look_each_gets_its_layers() -> None:
-    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), BaseDrafter()
+    one, two = Looks((2,), 2), Looks((0, 1), 3)
+    blind: Any = BaseDrafter()
     blind.features = (5,)
-    best = AdaptiveDrafter([blind, one, two], AdaptiveSelection(3))
+    drafters: list[Any] = [blind, one, two]
+    best = AdaptiveDrafter(drafters, AdaptiveSelection(3))
     best.features = (5,)
     rows, wanted = [range(4, 9), range(0), range(1, 2)], [range(6, 9), range(0), range(1, 2)]
     batch: Any = [View(n, [3] * 10) for n in range(3)]
@@ -328,7 +330,8 @@ def test_where_rows_are_dear_nobody_who_is_not_asked_looks(price: float, found: 
     batch: Any = [View(0, [3] * 6)]
     value = MarginalValue(1.0, price * TUNING.max_row_price)
     selection = AdaptiveSelection(2, lambda batch: value)
-    best = AdaptiveDrafter([BaseDrafter(), Looks((2,), 2)], selection)
+    drafters: list[Any] = [BaseDrafter(), Looks((2,), 2)]
+    best = AdaptiveDrafter(drafters, selection)
     best.features = ()
     assert [*best.wants(batch, [range(5)])[0]] == [*found]
     assert best.features == ((2,) if found else ())

@@ -20,7 +20,7 @@ from fastslow.tools.simulate.costs import read_costs
 from fastslow.tools.simulate.figures import ModeFigures
 
 COSTS = {"modes": {m: {"rows": [1, 64], "seconds": [0.01, 0.02]} for m in ("fast", "deep")}}
-RUN = "simulate", "run", "t.jsonl", "--costs", "c.json"
+RUN = "run", "t.jsonl", "--costs", "c.json"
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_from_a_trace_to_figures(made: Path) -> None:
-    shown = printed(*RUN, "--replicas", "2,3", "-o", "f.json")
+    shown = printed("simulate", *RUN, "--replicas", "2,3", "-o", "f.json")
     figures = json.loads(Path("f.json").read_text())
     assert [one["replicas"] for one in figures["simulations"]] == [2, 3]
     for one in figures["simulations"]:
@@ -54,7 +54,7 @@ def test_a_log_is_recorded_and_its_times_stand_beside_the_simulated_ones(made: P
     Path("serve.log").write_text(logged(1) + logged(2, tokens=0))
     said = printed("simulate", "record", "serve.log", "-o", "t.jsonl")
     assert "1 lines left out" in said and "1 prompts not in the log" in said
-    shown = printed(*RUN, "-o", "f.json")
+    shown = printed("simulate", *RUN, "-o", "f.json")
     measured = json.loads(Path("f.json").read_text())["measured"]
     assert measured["fast"]["first"] == pytest.approx([0.125] * 3)
     assert measured["fast"]["each"] == pytest.approx([0.375 / 29] * 3)
@@ -81,10 +81,10 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
     ("words", "line", "said"),
     [
         (("run", "t.jsonl", "--costs", "none.json"), {}, "there is no such file"),
-        ((*RUN[1:], "--replicas", 10**18), {}, f"replicas={10**18} must be between 1 and 10000"),
-        ((*RUN[1:], "--machine-replicas", 2), {}, "machine_replicas=2 needs costs with a slowdown"),
-        (RUN[1:], {"mode": "quick"}, "mode 'quick' has no step costs"),
-        (RUN[1:], {"answer_tokens": 10**7}, "pages of 16 tokens, and a replica has 10000"),
+        ((*RUN, "--replicas", 10**18), {}, f"replicas={10**18} must be between 1 and 10000"),
+        ((*RUN, "--machine-replicas", 2), {}, "machine_replicas=2 needs costs with a slowdown"),
+        (RUN, {"mode": "quick"}, "mode 'quick' has no step costs"),
+        (RUN, {"answer_tokens": 10**7}, "pages of 16 tokens, and a replica has 10000"),
         (("make", "-o", "x.jsonl", "--deep", "2"), {}, "deep=2.0 must be less than or equal to 1"),
         (("measure", "-o", "x.json", "--model", "no-such-model"), {}, "no-such-model"),
     ],

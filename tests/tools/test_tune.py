@@ -147,7 +147,7 @@ def test_tuning_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation])
         (prompts[:1], {"sampling": SamplingParams(max_tokens=1)}, "ended at its first token"),
     )
     for some, options, said in cases:
-        given = {"sampling": FEW, "minutes": 0.2, "report": silent} | options
+        given: dict[str, Any] = {"sampling": FEW, "minutes": 0.2, "report": silent, **options}
         with pytest.raises(ValueError, match=said):
             tune_speculation(llm, "tiny", some, [NGRAM], **given)
 
