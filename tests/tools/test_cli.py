@@ -28,6 +28,8 @@ from fastslow.serve.api.keys import KeyFile, KeyRing
 from fastslow.tools.cli import screen
 from fastslow.tools.cli.screen import StreamedAnswer
 
+pytest_plugins = ("tiny_models",)
+
 
 def test_dash_reads_standard_input_and_raw_leaves_the_template_out(
     endless: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,8 @@ from cli_tools import call, printed, record, records, refusal, write_lines
 from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answering.prompt_file import in_order
 
+pytest_plugins = ("tiny_models",)
+
 ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
 

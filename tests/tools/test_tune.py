@@ -26,6 +26,8 @@ from fastslow.tools.tune.runner import Grid, TuneRunner
 from fastslow.tools.tune.sample import Cell
 from fastslow.tools.tune.speculation import tune_speculation
 
+pytest_plugins = ("tiny_models",)
+
 NGRAM = Speculation(drafter="ngram", nodes=3)
 FEW = SamplingParams(max_tokens=12)
 

@@ -18,6 +18,8 @@ from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.tune.groups import GroupsFound, GroupsRow, likeliest
 
+pytest_plugins = ("tiny_models",)
+
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
