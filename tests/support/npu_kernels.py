@@ -289,11 +289,11 @@ def npu_quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, **given: Any) -> Ten
     assert not CHIP.small and set(given) == {"pertoken_scale", "output_dtype"}, (
         "the default is int8"
     )
-    pertoken_scale, output_dtype = given["pertoken_scale"], given["output_dtype"]
+    pertoken_scale: Tensor = given["pertoken_scale"]
     assert x1.dtype == x2.dtype == torch.int8 and x1.shape[1] == x2.shape[0]
     assert scale.dtype == torch.float32 and scale.shape == x2.shape[1:]
     assert pertoken_scale.dtype == torch.float32
-    dtype = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}[output_dtype]
+    dtype = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}[given["output_dtype"]]
     assert dtype in CHIP.floats()
     return ((x1.float() @ x2.float()) * scale * pertoken_scale[:, None]).to(dtype)
 

@@ -17,9 +17,9 @@ from checkpoints import DENSE, MOGE, random_table, write_family
 from fake_cuda import RecordingOps
 from npu_tools import CHIPS, simulated
 from pairs import pairwise
-from test_cli import TEMPLATE
 from tokenizers_tiny import write_bpe
 from torch import Tensor
+from tune_tools import TEMPLATE
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.backends import device as device_file

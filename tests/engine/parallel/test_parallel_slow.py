@@ -20,8 +20,8 @@ from engine_tools import Setting
 from exact_tools import SETTINGS, check, mixed
 from head_tools import tiny_weights, write_head
 from parallel_tools import SOON, bench_on, counted, gone, ranks, weight_bytes
-from test_cli import TEMPLATE
 from tokenizers_tiny import edit, write_bpe
+from tune_tools import TEMPLATE
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.engine.parallel.model import ParallelModel
