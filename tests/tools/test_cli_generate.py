@@ -198,6 +198,10 @@ def test_tuned_settings_a_corpus_and_a_drafter(tmp_path: Path) -> None:
         (("Hello", "--speculation", "a.json", "--drafter", "off"), "give one of them"),
         (("Hello", "--corpus", "none.safetensors"), "none.safetensors cannot be read"),
         (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
+        (
+            ("Hello", "--drafter", "ngram", "--draft-groups", "0"),
+            "--draft-groups is for drafter self",
+        ),
         (("Hello", "--modes", "none.json"), "none.json cannot be read"),
         (("Hello", "--nodes", "99"), "nodes=99 must be less than or equal to 64"),
         (("Hello", "--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),

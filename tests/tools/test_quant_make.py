@@ -258,6 +258,7 @@ def test_models_are_compared_place_by_place(tmp_path: Path) -> None:
 
 def test_the_command_quantises_and_reports(tmp_path: Path) -> None:
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=2, eos_token_id=None)
+    (plain_ / "old.head").write_bytes(b"")  # of the float weights
     out = tmp_path / "w8a8"
     small = ("--tokens", 64, "--answer", 6, "--least", 1, "--check", 3, "--kv")
     said = printed("quantize", plain_, out, *small)
@@ -265,6 +266,7 @@ def test_the_command_quantises_and_reports(tmp_path: Path) -> None:
     record = json.loads((out / "quantization_report.json").read_text())
     assert record["bytes"] < record["source_bytes"] and len(record["drift"]) == 2
     assert record["compared"]["agreement"] > 0.5 and record["compared"]["kl"] > 0
+    assert not (out / "old.head").exists()
 
 
 def test_a_checkpoint_may_bring_its_own_prompts(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import checkpoints
 import pytest
 from cli_tools import printed, refusal
 from rich.console import Console
-from test_simulate_files import LINE, logged
+from test_simulate_files import LINE
 
 from fastslow.tools.cli import screen
 from fastslow.tools.cli.simulate import latency_table
@@ -50,14 +50,12 @@ def test_costs_are_planned(made: Path) -> None:
     printed("simulate", "run", "t.jsonl", "--costs", "p.json")
 
 
-def test_a_log_is_recorded_and_its_times_stand_beside_the_simulated_ones(made: Path) -> None:
-    Path("serve.log").write_text(logged(1) + logged(2, tokens=0))
-    said = printed("simulate", "record", "serve.log", "-o", "t.jsonl")
-    assert "1 lines left out" in said and "1 prompts not in the log" in said
+def test_measured_times_stand_beside_the_simulated_ones(made: Path) -> None:
+    Path("t.jsonl").write_text(json.dumps(LINE | {"first_seconds": 0.125, "end_seconds": 0.5}))
     shown = printed("simulate", *RUN, "-o", "f.json")
     measured = json.loads(Path("f.json").read_text())["measured"]
     assert measured["fast"]["first"] == pytest.approx([0.125] * 3)
-    assert measured["fast"]["each"] == pytest.approx([0.375 / 29] * 3)
+    assert measured["fast"]["each"] == pytest.approx([0.375 / 4] * 3)
     assert "measured all 0.125" in " ".join(shown.split())
 
 
