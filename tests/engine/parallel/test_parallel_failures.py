@@ -16,8 +16,8 @@ import pytest
 import torch.distributed as dist
 from checkpoints import write_dense, write_moge
 from parallel_tools import SOON, gone, open_llm
-from test_cli import TEMPLATE
 from tokenizers_tiny import edit, write_bpe
+from tune_tools import TEMPLATE
 
 from fastslow import LLM, Parallel, SamplingParams
 from fastslow.engine.parallel import model as parallel_model
