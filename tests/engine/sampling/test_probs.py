@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from accept_tools import table
-from distributions import chi_square_fits, plain_probs, text_probs
+from distributions import (
+    chi_square_fits,
+    plain_probs,
+    text_probs,
+    transformed,
+    uniform_fits,
+)
 from engine_tools import (
     Ask,
     Bench,
@@ -226,7 +232,7 @@ def test_the_law_of_drafted_tokens(
             assert r.thinking.outcome(r.tokens)[0] <= (case.bound.most or 0)
 
 
-MOST = 2000  # answers of the law under a grammar
+MOST = 3000  # answers of the law under a grammar, of seven tokens
 # a short draft does not pay, a long one does: then what follows a drawn token must not decide whether it runs
 CONCAVE = StepCostCurve([1, 2, 8, 16, 64, 512], [1.0, 1.9, 2.0, 2.1, 2.2, 4.0])
 HELD = ("model", "self", "sampled tree", "ngram+self", "common", "retold")
@@ -286,5 +292,7 @@ def test_the_law_under_a_grammar(
         law_V: NDArray[np.float64] = p / p.sum()
         return law_V
 
-    want = text_probs(law, VOCAB, LENGTH)
-    chi_square_fits(want, [tuple(answer(request)[:LENGTH]) for request in requests])
+    answers = [tuple(answer(request)) for request in requests]
+    chi_square_fits(text_probs(law, VOCAB, LENGTH), [text[:LENGTH] for text in answers])
+    assert sum(map(len, answers)) > 20_000
+    uniform_fits(transformed(law, answers))
