@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish, outcome
-from exact_tools import EVERY, NAMES, PROMPTS, make_bench, params, tell
+from exact_tools import EVERY, NAMES, PROMPTS, params, tell
 from thoughts import Bound
 
 from fastslow.engine.core.request import Request
@@ -19,11 +19,6 @@ DRAFTERS = ("off", *EVERY, *(f"named {name}" for name in NAMES))
 LENGTH = 8
 WORD = GrammarSpec(regex="[a-c]{2,3}-[0-9]{2}(-x)?")
 UNDER_PRESSURE = Setting(pages=8, prompt_rows=9, max_running=16)
-
-
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("models"), "moge", eos_token_id=END)
 
 
 def kinds(bench: Bench) -> dict[str, Ask]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from engine_tools import Ask, Bench, Setting, answer, finish
-from exact_tools import NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
+from exact_tools import NAMES, ORACLES, PROMPTS, TREES, check, params
 from grammar_tools import holds
 from thoughts import Bound
 
@@ -38,11 +38,6 @@ GRAMMARS: tuple[dict[str, Any], ...] = (
 )
 FEW = ("model", "self0", "skip", "common", "retold")  # of `CHAINS`: the others are among the names
 DRAFTERS = (*FEW, *TREES, *ORACLES, *(f"named {name}" for name in NAMES))
-
-
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("models"), "moge", eos_token_id=END)
 
 
 def eight(drafter: str, **fields: Any) -> list[Ask]:
