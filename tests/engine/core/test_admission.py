@@ -14,11 +14,12 @@ from distributions import text_probs
 
 from fastslow.draft.grammar_filter import filter_by_grammar
 from fastslow.engine.core.admission import admitted
+from fastslow.engine.core.latency_budget import RunEverything
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES, accept
 from fastslow.engine.sampling.rng import Purpose
-from fastslow.engine.types import Floats, MarginalValue, StepTiming, Tree
+from fastslow.engine.types import Floats, Tree
 from fastslow.policies.speculation.planner import FixedLength, admit
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
@@ -27,27 +28,13 @@ CONCAVE = StepCostCurve([1, 2, 3, 4, 8], [1.0, 2.0, 2.01, 2.02, 2.03])
 CHANCE = 0.6
 
 
-class Steps:
+class Steps(RunEverything):
     """A cost model of one curve."""
 
     def admit(
-        self,
-        batch: Sequence[object],
-        survival: Sequence[Sequence[float] | None],
-        sizes: Sequence[int],
-        rows: int,
+        self, batch: object, survival: Any, sizes: Sequence[int], rows: int
     ) -> list[list[int]]:
         return admit(survival, sizes, rows, CONCAVE, 1.0)
-
-    def note(self, batch: Sequence[object], step: StepTiming) -> None: ...
-    def seconds(self, groups: int | None, rows: int) -> float:
-        return CONCAVE.seconds(rows)
-
-    def draft_seconds(self, drafter: object) -> float | None:
-        return None
-
-    def value(self, *_: object) -> MarginalValue:
-        return MarginalValue(1.0, 0.0)
 
 
 class Adaptive(FixedLength):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import write_family
-from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, finish
+from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer
 from kernel_tools import wanted
 from pairs import pairwise
 from pangu_v2_tools import write_moe
@@ -129,17 +129,6 @@ def test_drafted_answers_are_those_of_plain_decoding(
         assert cached.pop(missing) == 0 and all(cached.values()), "nobody ran so many before"
     else:
         assert sum(r.spec_stats.preemptions for r in requests) > 0
-
-
-def test_pages_are_shared_by_requests_of_one_count_only(bench_of: MakeBench) -> None:
-    pangu = bench_of("pangu v2", "plain torch")
-    core = pangu.core()
-    for number, (count, found) in enumerate(((3, 0), (None, 0), (2, 0), (3, 20), (None, 20))):
-        ask = Ask(PROMPTS[1], PARAMS, groups=count)
-        request = pangu.request(number, ask)
-        finish(core, [request])
-        assert request.spec_stats.cached == found, count
-        assert answer(request) == answer(pangu.alone(ask))
 
 
 class Timed(RunEverything):

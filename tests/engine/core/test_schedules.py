@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -61,16 +60,9 @@ class MarkerModel:
 
     def __init__(self) -> None:
         self.config = ModelConfig(
-            architecture="marker",
-            vocab_size=7,
-            hidden_size=3,
-            layers=1,
-            heads=1,
-            kv_heads=1,
-            head_dim=3,
-            max_positions=64,
-            groups=2,
-        )
+            architecture="marker", vocab_size=7, hidden_size=3, layers=1, heads=1, kv_heads=1,
+            head_dim=3, max_positions=64, groups=2,
+        )  # fmt: skip
         self.fault: str | None = None
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
@@ -113,19 +105,6 @@ def fail_once(drafter: Drafter, method: str) -> None:
     setattr(drafter, method, failing)
 
 
-@dataclass
-class Switch:
-    """Other groups once an answer has `at` tokens; `length`: how long the text was then."""
-
-    at: int = 99
-    to: int | None = None
-    length: int | None = None
-
-    def due(self, request: Request) -> bool:
-        answered = len(request.tokens) - request.prompt_length
-        return self.length is None and not request.done and answered >= self.at
-
-
 class Slow(RunEverything):
     """Steps that take a second for each row, and more with more groups."""
 
@@ -156,18 +135,12 @@ class Engine:
         self.drafter = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
         self.requests: list[Request] = []
-        self.switches: list[Switch] = []
         self.told: dict[int, int] = {}
 
     def add(
-        self,
-        prompt: Sequence[int],
-        room: int,
-        drafter: str,
-        groups: int | None,
-        switch: Switch,
-        target: float | None = None,
-    ) -> Request:
+        self, prompt: Sequence[int], room: int, drafter: str, groups: int | None,
+        target: float | None,
+    ) -> Request:  # fmt: skip
         ends = frozenset({EOS})
         request = new_request(
             len(self.requests),
@@ -183,7 +156,6 @@ class Engine:
             latency_target=target,
         )
         self.requests.append(request)
-        self.switches.append(switch)
         self.core.add(request)
         return request
 
@@ -201,9 +173,6 @@ class Engine:
             fail_once(self.drafter, fault)
 
     def step(self) -> None:
-        for request, switch in zip(self.requests, self.switches):
-            if switch.due(request):
-                self._switch(request, switch)
         try:
             self.core.step()
         except RuntimeError as error:
@@ -227,14 +196,6 @@ class Engine:
         longest = PATIENCE + len(running) + 1  # others' turns may come first
         assert all(r.skipped_steps <= longest for r in running), "somebody starves"
 
-    def _switch(self, request: Request, switch: Switch) -> None:
-        """The text is computed again under other groups, as where a request escalates."""
-        switch.length = len(request.tokens)
-        if request in self.core.scheduler.running:
-            self.core.scheduler.restart(request, switch.to)
-        else:  # nothing of it is computed
-            request.groups = switch.to
-
     def _hear(self, request: Request) -> None:
         self.told[request.id] = self.told.get(request.id, 0) + request.done
 
@@ -247,15 +208,12 @@ def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
     return state
 
 
-def plain(
-    request: Request, groups: int | None, switch: Switch, doubt: Doubt | None = None
-) -> list[int]:
+def plain(request: Request, groups: int | None, doubt: Doubt | None) -> list[int]:
     """What a MarkerModel answers, computed from the text alone."""
     text = list(request.tokens[: request.prompt_length])
     unsure, fell = 0, None  # tokens in a row; length of the text when it was left
     while len(text) < request.max_len + 1:
-        switched = switch.length is not None and len(text) >= switch.length
-        ran = [switch.to if switched else groups] * len(text)
+        ran = [groups] * len(text)
         if doubt is not None and fell is not None:
             early = fell - 1 if doubt.keep else 0  # its last token had not run yet
             ran = [groups] * early + [doubt.to] * (len(text) - early)
@@ -290,7 +248,6 @@ additions = st.tuples(
     st.integers(1, 10),  # room
     st.sampled_from(DRAFTERS),
     groups_of,
-    st.one_of(st.just((99, None)), st.tuples(st.integers(0, 6), groups_of)),  # a switch
     st.one_of(st.none(), st.builds(Doubt, st.integers(1, 2), groups_of, st.booleans())),
     st.sampled_from([None, None, 0.5, 6.0]),  # a target: tighter than any step, or of some rows
 )
@@ -302,22 +259,18 @@ operations = st.one_of(
     st.tuples(st.just("cancel"), st.integers(0, 20)),
     st.tuples(st.just("fault"), st.sampled_from(FAULTS)),
 )
-Asked = list[tuple[Request, int | None, Switch, Doubt | None]]
+Asked = list[tuple[Request, int | None, Doubt | None]]
 
 
 def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
     asked: Asked = []
     for name, *details in schedule:
         if name == "add":
-            shared, own, room, drafter, groups, (at, to), doubt, target = details
-            if doubt is not None:
-                at = 99  # one switch is enough
-            switch = Switch(at, to)
-            prompt = [*STORY[:shared], *own]
-            request = engine.add(prompt, room, drafter, groups, switch, target)
+            shared, own, room, drafter, groups, doubt, target = details
+            request = engine.add([*STORY[:shared], *own], room, drafter, groups, target)
             if doubt is not None:
                 doubt.watch(request)
-            asked.append((request, groups, switch, doubt))
+            asked.append((request, groups, doubt))
         elif name == "step":
             for _ in range(details[0]):
                 engine.step()
@@ -338,8 +291,8 @@ def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
 )
 def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
     engine = Engine(pages, rows, running)
-    for request, groups, switch, doubt in play(engine, schedule):
-        expected = plain(request, groups, switch, doubt)
+    for request, groups, doubt in play(engine, schedule):
+        expected = plain(request, groups, doubt)
         got = answer(request)
         if request.stopper.reason in ("cancelled", "error") or request.error is not None:
             assert got == expected[: len(got)]
