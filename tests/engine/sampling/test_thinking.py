@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import THINK, Bound, told
-from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.sampling.thinking import Thought
 from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
-from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
 from fastslow.policies.thinking_budget import ThinkingBudget
@@ -23,20 +21,6 @@ OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer
 A, B, C = 60, 61, 62  # ordinary tokens
 REASON = ThoughtTags("<reason>", "</reason>")  # several tokens each
 PROMPT = (7, 8, 9)
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("bpe")
-    write_bpe(folder)
-    return load_tokenizer(folder)
-
-
-@pytest.fixture(scope="module")
-def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("spm")
-    write_spm(folder, 600)
-    return load_tokenizer(folder)
 
 
 def forced(rules: Sequence[object]) -> list[int | None]:
