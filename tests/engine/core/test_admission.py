@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from accept_tools import Growing, NextProbs, Text, V, chain, joint_probs, table
-from coins import Outcomes, World
+from accept_tools import Growing, Make, NextProbs, Text, V, chain, joint_probs, one_step, table
+from coins import Outcomes, Stream
 from distributions import text_probs
 
 from fastslow.draft.grammar_filter import filter_by_grammar
@@ -17,8 +17,7 @@ from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import RunEverything
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.accept.accept import RULES, accept
-from fastslow.engine.sampling.rng import Purpose
+from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.types import Floats, Tree
 from fastslow.policies.speculation.planner import FixedLength, admit
 from fastslow.policies.speculation.step_cost import StepCostCurve
@@ -87,7 +86,7 @@ def under(rules: Rules, law: NextProbs) -> NextProbs:
     return masked
 
 
-def pairs(q: NextProbs, draws: Any) -> Tree:
+def pairs(q: NextProbs, draws: Stream) -> Tree:
     """A tree of drawn siblings."""
     growing = Growing(q, draws)
     growing.add(growing.add(-1))
@@ -98,28 +97,25 @@ def pairs(q: NextProbs, draws: Any) -> Tree:
 Admit = Callable[[Sequence[Request], Sequence[Tree], Sequence[int], int, Any], list[Tree]]
 
 
-def law_of_a_step(rule: str, make: Any, decide: Admit) -> np.ndarray:
+def law_of_a_step(rule: str, make: Make, decide: Admit) -> np.ndarray:
     rules = Rules()
-    target, q = under(rules, table(1)), table(2, 1.0)
+    target = under(rules, table(1))
 
-    def step(world: World) -> Text:
+    def drafted(q: NextProbs, draws: Stream) -> Tree:
         one = request()
-        tree = filter_by_grammar(make(q, world.stream(0, Purpose.DRAFT)), one, 6)
-        (tree,) = decide([one], [tree], [3], 1, Steps())
-        rows: list[Any] = [target(())]
-        texts: list[Text] = [()]
-        for token, parent in zip(tree.tokens, tree.parents):
-            texts.append((*texts[parent + 1], token))
-            rows.append(target(texts[-1]) if rules.fits((), texts[-1]) else table(3)(()))
-        rng = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
-        return tuple(accept([tree], [rows], rng, [RULES[rule]]).tokens[0])  # type: ignore[arg-type]
+        (tree,) = decide([one], [filter_by_grammar(make(q, draws), one, 6)], [3], 1, Steps())
+        return tree
 
+    def rows(text: Text) -> Floats:
+        return target(text) if rules.fits((), text) else table(3)(())
+
+    step = one_step(RULES[rule], drafted, table(2, 1.0), rows)
     return joint_probs(Outcomes(step), target, 4) - text_probs(target, V, 4)
 
 
 @pytest.mark.parametrize("make", [chain, pairs])
 @pytest.mark.parametrize("rule", ["token", "block"])
-def test_what_runs_of_a_sampled_draft_does_not_change_the_law(rule: str, make: Any) -> None:
+def test_what_runs_of_a_sampled_draft_does_not_change_the_law(rule: str, make: Make) -> None:
     assert np.abs(law_of_a_step(rule, make, admitted)).max() < 2e-6
 
 

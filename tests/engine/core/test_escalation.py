@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
 from engine_tools import PLENTY, Ask, Bench, OracleDraft, Setting, answer, finish, write_kin
 from kernel_tools import wanted
-from tokenizers_tiny import write_bpe
 
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.cpu import library
@@ -24,24 +22,11 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.llm import LLM
 from fastslow.output import Output
 
-VOCAB = 320
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
-    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
-)
 PATHS = ["off", pytest.param("native", marks=pytest.mark.skipif(not wanted(), reason="no kernels"))]
 DRAFTS = ["off", Speculation(drafter="ngram", nodes=6), Speculation(drafter="self", nodes=4)]
 QUESTIONS = ["one two one two one two", "tell me", "a b c a b c a b"]
 DRAWN = {"temperature": 0.8, "seed": 5}
 ROOM = 24
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32, num_experts=32)
 
 
 def open_llm(folder: Path, **options: Any) -> LLM:
@@ -50,21 +35,21 @@ def open_llm(folder: Path, **options: Any) -> LLM:
 
 
 @pytest.fixture(scope="module", params=PATHS)
-def llms(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
+def llms(thinker: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
     """One to ask, and one without a prefix cache that says what is right."""
     library.available.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "off":
             patch.setenv("FASTSLOW_KERNELS", "off")
-        with open_llm(folder) as llm, open_llm(folder, prefix_caching=False) as judge:
+        with open_llm(thinker) as llm, open_llm(thinker, prefix_caching=False) as judge:
             library.available.cache_clear()
             assert (llm.model.storage is KVStorage) == (request.param == "off")
             yield llm, judge
 
 
 @pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder) as llm:
+def llm(thinker: Path) -> Iterator[LLM]:
+    with open_llm(thinker) as llm:
         yield llm
 
 

@@ -9,9 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
 from engine_tools import Ask, Bench, OracleDraft, answer, finish, write_kin
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.request import Request
@@ -20,10 +18,6 @@ from fastslow.llm import LLM
 from fastslow.output import GenerationError
 
 HUGE = 10**30
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
-)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +48,15 @@ TEMPLATE = (
         lambda: Mode(thinking_budget=10**400, thinking_soft=10**400),
     ],
 )
-def test_numbers_without_bounds_are_refused(make: Callable[[], object]) -> None:
+def test_settings_without_bounds_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"^\w+(\[\d\])?=.* must (be|have) ") as refused:
         make()
     assert len(str(refused.value)) < 200
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32, num_experts=32)
-    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+def llm(thinker: Path) -> Iterator[LLM]:
+    with LLM(thinker, kv_memory="4MiB", progress=False) as llm:
         yield llm
 
 

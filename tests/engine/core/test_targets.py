@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from checkpoints import write_moge
 from hypothesis import given
 from hypothesis import strategies as st
 from schedule_tools import request, run, scheduler
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.core.latency_budget import (
     LATER,
@@ -186,22 +184,15 @@ def test_a_preempted_request_keeps_its_age() -> None:
     assert list(step.waiting) == [new]
 
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-
-
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    (folder / "fastslow.json").write_text(json.dumps({"modes": {"fast": {"latency_ms": 60000}}}))
-    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+def llm(tiny_chat: Path) -> Iterator[LLM]:
+    with LLM(tiny_chat, kv_memory="4MiB", progress=False) as llm:
         yield llm
 
 
 def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:
     params = SamplingParams(max_tokens=4, ignore_eos=True)
-    kept = llm.chat("one", params, mode="fast").metrics
+    kept = llm.chat("one", params, mode=Mode(latency_ms=60000)).metrics
     assert (kept.target_ms, kept.target_kept) == (60000, True)
     missed = llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics
     assert missed.target_ms == pytest.approx(0.001) and missed.target_kept is False

@@ -9,8 +9,6 @@ from engine_tools import Ask, Bench, Setting, answer
 from exact_tools import EVERY, PROMPTS, check, params
 from thoughts import Bound
 
-from fastslow.engine.params import SamplingParams
-
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
 BUDGETS = (0, 1, 7, 64)
@@ -133,20 +131,3 @@ def test_forced_tokens_have_the_models_own_logprobs(moge: Bench, drafter: str) -
     for ask, most in zip(asks, BUDGETS):
         first = moge.alone(ask).logprobs[most]
         assert first[closing(moge)[0]] < max(first.values()), "forced, not the likeliest"
-
-
-def test_samples_with_a_budget_do_not_depend_on_the_neighbours(moge: Bench) -> None:
-    hot = SamplingParams(max_tokens=40, temperature=1.1, ignore_eos=True)
-    bounds = [Bound(n, min(n, 4), closing=PHRASE, opened=True) for n in (0, 1, 7, 12)]
-    asks = [
-        Ask((*PROMPTS[n], OPEN), hot, drafter, groups=(None, 2)[n % 2], seed=n, bound=bound)
-        for drafter in ("off", "model", "self1", "sampled")
-        for n, bound in enumerate(bounds)
-    ]
-    for ask, request in zip(asks, moge.run(asks), strict=True):
-        assert answer(request) == answer(moge.run([ask])[0])
-        thinking, bound = request.thinking, ask.bound
-        assert thinking is not None and bound is not None and bound.most is not None
-        spent, ended, still_open = thinking.outcome(request.tokens)
-        assert spent <= bound.most and not still_open
-        assert spent == bound.most or ended == "model"

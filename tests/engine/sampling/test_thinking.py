@@ -54,6 +54,8 @@ ANSWERS: list[tuple[Bound, list[Any], tuple[int, str | None]]] = [
         (2, "budget"),
     ),
     (Bound(9), [*"<think>", A, A, A, CLOSE], (3, "model")),  # not the special token
+    (Bound(90, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "loop")),
+    (Bound(40, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "budget")),
 ]
 
 
@@ -205,14 +207,6 @@ def test_a_thought_settles_on_a_line_that_comes_the_third_time(bpe: Tokenizer) -
     assert ends(f"{line}\n{line}\n{line}\nAnd then") is None, "only where the line ends"
     assert ends("---\n" * 3) is None, "too short to say anything"
     assert Bound(opened=True).of(bpe, 0).at(bpe.encode(f"{line}\n" * 5), []) is None
-
-
-def test_early_exit_and_budget_say_what_ended_the_thought(bpe: Tokenizer) -> None:
-    answer = [A] * 40
-    early = Bound(90, early_exit=True, opened=True)
-    assert told(early.of(bpe, 3), PROMPT, answer)[40] == OneHot(CLOSE)
-    assert outcome(early, bpe, [*answer, CLOSE]) == (40, "loop")
-    assert outcome(Bound(40, early_exit=True, opened=True), bpe, [*answer, CLOSE])[1] == "budget"
 
 
 def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenizer) -> None:

@@ -33,6 +33,8 @@ NEXT = "<|end|><|start|>assistant"
 CLOSE = NEXT + FINAL
 CALL = "<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
 BEGUN = "<|start|>assistant" + CALL
+LOOK, NAMED = f"{ANALYSIS}a{NEXT}{COMMENTARY}I look.", f"{NEXT} to=functions.f{COMMENTARY}{{}}"
+JSON = "<|channel|>final <|constrain|>json<|message|>{}"
 
 tagged, opened = partial(ThoughtSplitter, THINK), partial(ThoughtSplitter, THINK, True)
 endless = partial(ThoughtSplitter, ThoughtTags("", "</think>"))  # tags without an opening one
@@ -64,16 +66,11 @@ CASES: list[tuple[Callable[[], Any], str, str, str]] = [
     (ChannelSplitter, f"{ANALYSIS}cut off{NEXT}<|chan", "cut off", ""),
     (ChannelSplitter, f"{ANALYSIS}cut <|en", "cut <|en", ""),
     (ChannelSplitter, f"{ANALYSIS}a{NEXT}{ANALYSIS}b{CLOSE}so", "a\n\nb", "so"),
-    (ChannelSplitter, f"{ANALYSIS}a{NEXT}{COMMENTARY}I look.{CLOSE}so", "a\n\nI look.", "so"),
+    (ChannelSplitter, f"{LOOK}{CLOSE}so", "a\n\nI look.", "so"),
     (ChannelSplitter, f"{COMMENTARY}I look.{CLOSE}so", "I look.", "so"),
     (ChannelSplitter, f'{ANALYSIS}a{NEXT}{CALL}{{"x": 1}}', 'a\n\n{"x": 1}', ""),
-    (ChannelSplitter, f"{ANALYSIS}a{NEXT} to=functions.f{COMMENTARY}{{}}", "a\n\n{}", ""),
-    (
-        ChannelSplitter,
-        f"{ANALYSIS}a{NEXT}<|channel|>final <|constrain|>json<|message|>{{}}",
-        "a",
-        "{}",
-    ),
+    (ChannelSplitter, f"{ANALYSIS}a{NAMED}", "a\n\n{}", ""),
+    (ChannelSplitter, f"{ANALYSIS}a{NEXT}{JSON}", "a", "{}"),
     (ChannelSplitter, f"{FINAL}so{NEXT}{ANALYSIS}more{CLOSE}that", "more", "sothat"),
     (ChannelSplitter, "a model that was never told", "", "a model that was never told"),
     (ChannelSplitter, "<|start|>assistant<|message|>bare", "", "bare"),
@@ -81,18 +78,8 @@ CASES: list[tuple[Callable[[], Any], str, str, str]] = [
     (ChannelSplitter, f"{ANALYSIS}<|message|>twice", "twice", ""),
     (calling, f"{CALL}{{}}", "", f"{BEGUN}{{}}"),
     (calling, f"{ANALYSIS}a{NEXT}{CALL}{{}}<|call|>", "a", f"{BEGUN}{{}}<|call|>"),
-    (
-        calling,
-        f"{ANALYSIS}a{NEXT}{COMMENTARY}I look.{NEXT}{CALL}{{}}<|call|>",
-        "a\n\nI look.",
-        f"{BEGUN}{{}}<|call|>",
-    ),
-    (
-        calling,
-        f"{ANALYSIS}a{NEXT} to=functions.f{COMMENTARY}{{}}{CLOSE}so",
-        "a",
-        f"<|start|>assistant to=functions.f{COMMENTARY}{{}}<|end|>so",
-    ),
+    (calling, f"{LOOK}{NEXT}{CALL}{{}}<|call|>", "a\n\nI look.", f"{BEGUN}{{}}<|call|>"),
+    (calling, f"{ANALYSIS}a{NAMED}{CLOSE}so", "a", f"{NAMED.removeprefix('<|end|>')}<|end|>so"),
     (calling, f"{ANALYSIS}a{NEXT}{COMMENTARY}to=functions.f", "a\n\nto=functions.f", ""),
     (calling, f"{ANALYSIS}a{NEXT}<|channel|>analysis to=python<|message|>1+1", "a\n\n1+1", ""),
     (calling, f"{FINAL}so<|call|>", "", "so"),
@@ -164,20 +151,13 @@ def test_text_is_held_back_only_while_it_may_become_a_mark(
     assert whole.finish() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("tags", "prompt", "said"),
-    [
-        (THINK, "<|im_start|>assistant\n<think>\n", True),
-        (THINK, "<think>\n\n</think>\n\n", False),
-        (THINK, "", False),
-        (ThoughtTags("<r>\n", "</r>"), "a <r>\n", True),
-        (ThoughtTags("", "</think>"), "a", False),
-        (HARMONY, f"<|start|>assistant{ANALYSIS}", True),
-        (HARMONY, "<|start|>assistant", False),
-    ],
-)
-def test_opened_by(tags: ThoughtTags, prompt: str, said: bool) -> None:
-    assert tags.opened_by(prompt) == said
+def test_opened_by() -> None:
+    assert THINK.opened_by("<|im_start|>assistant\n<think>\n")
+    assert not THINK.opened_by("<think>\n\n</think>\n\n") and not THINK.opened_by("")
+    assert ThoughtTags("<r>\n", "</r>").opened_by("a <r>\n")
+    assert not ThoughtTags("", "</think>").opened_by("a")
+    assert HARMONY.opened_by(f"<|start|>assistant{ANALYSIS}")
+    assert not HARMONY.opened_by("<|start|>assistant")
 
 
 def test_a_prompt_that_opened_a_thought_is_shut() -> None:
@@ -186,19 +166,9 @@ def test_a_prompt_that_opened_a_thought_is_shut() -> None:
     assert not THINK.opened_by(THINK.shut("<think>"))
 
 
-@pytest.mark.parametrize(
-    ("text", "strayed"),
-    [
-        ("a</think>b", True),
-        ("</think>", True),
-        ("a</think>b<think>c", True),
-        ("<think>a</think>b", False),
-        ("a", False),
-        ("a<think>b", False),
-    ],
-)
-def test_an_answer_that_began_inside_a_thought(text: str, strayed: bool) -> None:
-    assert THINK.strayed(text) == strayed
+def test_an_answer_that_began_inside_a_thought() -> None:
+    assert all(map(THINK.strayed, ("a</think>b", "</think>", "a</think>b<think>c")))
+    assert not any(map(THINK.strayed, ("<think>a</think>b", "a", "a<think>b")))
 
 
 @pytest.mark.parametrize("tags", [["a", "b" * 257], ["\u0000", "\ud800"]])
