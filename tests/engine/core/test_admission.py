@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from accept_tools import Growing, Make, NextProbs, Text, V, chain, joint_probs, one_step, table
+from accept_tools import Make, NextProbs, Text, V, chain, joint_probs, one_step, repeats, table
 from coins import Outcomes, Stream
 from distributions import text_probs
+from schedule_tools import request as new_request
 
 from fastslow.draft.grammar_filter import filter_by_grammar
 from fastslow.engine.core.admission import admitted
@@ -69,12 +69,11 @@ class Rules:
         raise AssertionError("the law is computed below")
 
 
-def request() -> Request:
-    return Request(
-        id=0, tokens=[], prompt_length=0, params=SamplingParams(temperature=1.0),
-        speculation=Speculation(drafter="model"), policy=Adaptive(4), stopper=None,  # type: ignore[arg-type]
-        groups=None, seed=0, max_len=20, grammar=Rules(),  # type: ignore[arg-type]
-    )  # fmt: skip
+def request(**fields: Any) -> Request:
+    """Before its first token."""
+    hot = SamplingParams(temperature=1.0)
+    fields = {"speculation": Speculation(drafter="model"), "policy": Adaptive(4), **fields}
+    return new_request(0, prompt=0, room=20, params=hot, grammar=Rules(), **fields)
 
 
 def under(rules: Rules, law: NextProbs) -> NextProbs:
@@ -84,14 +83,6 @@ def under(rules: Rules, law: NextProbs) -> NextProbs:
         return masked_V
 
     return masked
-
-
-def pairs(q: NextProbs, draws: Stream) -> Tree:
-    """A tree of drawn siblings."""
-    growing = Growing(q, draws)
-    growing.add(growing.add(-1))
-    growing.add(-1)
-    return growing.tree()
 
 
 Admit = Callable[[Sequence[Request], Sequence[Tree], Sequence[int], int, Any], list[Tree]]
@@ -113,7 +104,7 @@ def law_of_a_step(rule: str, make: Make, decide: Admit) -> np.ndarray:
     return joint_probs(Outcomes(step), target, 4) - text_probs(target, V, 4)
 
 
-@pytest.mark.parametrize("make", [chain, pairs])
+@pytest.mark.parametrize("make", [chain, repeats])
 @pytest.mark.parametrize("rule", ["token", "block"])
 def test_what_runs_of_a_sampled_draft_does_not_change_the_law(rule: str, make: Make) -> None:
     assert np.abs(law_of_a_step(rule, make, admitted)).max() < 2e-6
@@ -131,9 +122,9 @@ def test_the_sums_notice_a_decision_that_sees_what_was_drawn() -> None:
 
 
 def test_certain_tokens_run_after_a_sampled_chain_where_they_pay() -> None:
-    one, drawn = request(), Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32))
+    one, short = request(), request(policy=FixedLength(4))
+    drawn = Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32))
     tree = filter_by_grammar(drawn, one, 6)
     assert list(tree.tokens) == [1, 2, 0, 0]
     assert [len(t.tokens) for t in admitted([one], [tree], [6], 1, Steps())] == [4]
-    short = replace(one, policy=FixedLength(4))
     assert admitted([short], [tree], [6], 1, Steps()) == [tree]

@@ -106,7 +106,7 @@ def test_cut_answers_and_their_logprobs_beside_others(
     cuts = []
     for name, ask in kinds(moge).items():
         told = ask.params.model_copy(update={"logprobs": 3, "prompt_logprobs": 2})
-        if name == "greedy":
+        if name in ("greedy", "seeded", "stop"):
             told = told.model_copy(update={"prompt_logprobs": None})
         cuts += every_cut(moge, replace(ask, params=told, drafter=drafter))[::2]
     requests = continued(moge, cuts, setting)
@@ -114,14 +114,8 @@ def test_cut_answers_and_their_logprobs_beside_others(
     pressed = sum(r.spec_stats.preemptions for r in requests) > 0
     assert pressed == (setting is UNDER_PRESSURE)
     assert all(r.spec_stats.cached <= r.prompt_length for r in requests)
+    assert sum(r.spec_stats.cached for r in requests) > 0 or not pressed, "prompts are found"
     assert all(len(r.logprobs) == len(answer(r)) for r in requests)
-
-
-def test_prompts_of_cut_answers_are_found_in_the_prefix_cache(moge: Bench) -> None:
-    cuts = [cut for ask in kinds(moge).values() for cut in every_cut(moge, ask)[::3]]
-    requests = continued(moge, cuts, UNDER_PRESSURE)
-    check(moge, cuts, requests)
-    assert sum(r.spec_stats.cached for r in requests) > 0
 
 
 @pytest.mark.parametrize("drafter", ["off", "tree"])

@@ -1,8 +1,8 @@
-"""Settings that nobody should send: refused, or harmless to the requests beside them."""
+"""Settings that nobody should send, drafts that nobody should make: refused, or harmless to others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from engine_tools import Ask, Bench, OracleDraft, answer, finish, write_kin
 
+from fastslow.draft.base import BaseDrafter
+from fastslow.draft.registry import DRAFTERS, DrafterKind
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.types import RequestView, Tree
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
 
@@ -54,10 +57,42 @@ def test_settings_without_bounds_are_refused(make: Callable[[], object]) -> None
     assert len(str(refused.value)) < 200
 
 
+class Says(BaseDrafter):
+    """The same tree for every request."""
+
+    trees: Sequence[Tree] = ()
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return list(self.trees)
+
+
 @pytest.fixture(scope="module")
 def llm(thinker: Path) -> Iterator[LLM]:
+    DRAFTERS["says"] = DrafterKind(lambda settings, deps: Says(), help="", likely_cause="")
     with LLM(thinker, kv_memory="4MiB", progress=False) as llm:
         yield llm
+    del DRAFTERS["says"]
+
+
+@pytest.mark.parametrize(
+    ("trees", "said"),
+    [
+        ([Tree.chain([5] * 9)], r"proposed \[9\] nodes where \[4\] fit"),
+        ([Tree.chain([5, -1])], r"tokens \[5, -1\], and ids are 0 to \d+"),
+        ([Tree.chain([10**6])], r"tokens \[1000000\], and ids are 0 to \d+"),
+        ([Tree([5, 6], [-1, 1])], r"parents \[-1, 1\]: each must come earlier"),
+        ([Tree([5, 6], [-1])], r"parents \[-1\]: each must come earlier"),
+        ([Tree([5], [-2])], r"parents \[-2\]: each must come earlier"),
+    ],
+)
+def test_a_tree_that_does_not_fit_ends_its_step(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, trees: list[Tree], said: str
+) -> None:
+    monkeypatch.setattr(Says, "trees", trees)
+    sampling = SamplingParams(max_tokens=8, ignore_eos=True)
+    with pytest.raises(GenerationError, match=said):
+        llm.generate("1 + 1", sampling, speculation=Speculation(drafter="says", nodes=4))
+    assert len(llm.generate("1 + 1", sampling).token_ids) == 8  # the engine goes on
 
 
 MOST = 2**31 - 1

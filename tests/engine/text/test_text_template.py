@@ -96,14 +96,10 @@ def test_pangu_checkpoint_with_a_template_file_still_switches(tmp_path: Path) ->
     assert pangu(tmp_path, chat_template=own).render(USER, "off") == "hi /no_think"
 
 
-def test_jinja_from_tokenizer_config(tmp_path: Path) -> None:
-    text = jinja(tmp_path, CHATML).render(USER)
-    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+def test_where_a_template_lies(tmp_path: Path) -> None:
+    text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
-    assert jinja(tmp_path, named).render(USER) == text
-
-
-def test_jinja_file_wins(tmp_path: Path) -> None:
+    assert jinja(tmp_path, CHATML).render(USER) == jinja(tmp_path, named).render(USER) == text
     (tmp_path / "chat_template.jinja").write_text("file 你", "utf-8")
     template = jinja(tmp_path, "config")
     assert template.render(USER) == template.source == "file 你"
