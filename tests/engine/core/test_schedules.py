@@ -115,6 +115,20 @@ class Slow(RunEverything):
         return 0.5
 
 
+class Doubt(NamedTuple):
+    """Leave the mode after `window` unsure tokens in a row, for other groups."""
+
+    window: int
+    to: int | None
+    keep: bool
+
+    def fields(self) -> dict[str, Any]:
+        """Of a request."""
+        # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
+        watched = Confidence(Escalation(below=0.4, window=self.window))
+        return {"confidence": watched, "escape": EscalationTarget("other", self.to, self.keep)}
+
+
 class Engine:
     """A core with every drafter, driven as the engine's thread drives it."""
 
@@ -134,34 +148,27 @@ class Engine:
         }
         self.drafter = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
-        self.requests: list[Request] = []
+        self.asked: list[tuple[Request, int | None, Doubt | None]] = []
         self.told: dict[int, int] = {}
 
     def add(
-        self, prompt: Sequence[int], room: int, drafter: str, groups: int | None,
-        target: float | None,
-    ) -> Request:  # fmt: skip
-        ends = frozenset({EOS})
+        self, shared: int, own: list[int], room: int, drafter: str, groups: int | None,
+        doubt: Doubt | None, target: float | None,
+    ) -> None:  # fmt: skip
+        ends, tokens = frozenset({EOS}), [*STORY[:shared], *own]
+        stopper = Stopper(SamplingParams(max_tokens=room), ends, room, None)
         request = new_request(
-            len(self.requests),
-            len(prompt),
-            room,
-            tokens=list(prompt),
-            speculation=Speculation(drafter=drafter),
-            policy=FixedLength(0 if drafter == "off" else 4),
-            stopper=Stopper(SamplingParams(max_tokens=room), ends, room, None),
-            groups=groups,
-            end_ids=ends,
-            listener=self._hear,
-            latency_target=target,
-        )
-        self.requests.append(request)
+            len(self.asked), len(tokens), room, tokens=tokens, groups=groups, end_ids=ends,
+            speculation=Speculation(drafter=drafter), stopper=stopper, latency_target=target,
+            policy=FixedLength(0 if drafter == "off" else 4), listener=self._hear,
+            **(doubt.fields() if doubt else {}),
+        )  # fmt: skip
+        self.asked.append((request, groups, doubt))
         self.core.add(request)
-        return request
 
     def cancel(self, number: int) -> None:
-        if self.requests:
-            request = self.requests[number % len(self.requests)]
+        if self.asked:
+            request = self.asked[number % len(self.asked)][0]
             self.core.end([r for r in [request] if not r.done], "cancelled", None)
             self.check()
 
@@ -172,12 +179,13 @@ class Engine:
         else:
             fail_once(self.drafter, fault)
 
-    def step(self) -> None:
-        try:
-            self.core.step()
-        except RuntimeError as error:
-            self.core.end(list(self.core.scheduler.running), "error", error)
-        self.check()
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            try:
+                self.core.step()
+            except RuntimeError as error:
+                self.core.end(list(self.core.scheduler.running), "error", error)
+            self.check()
 
     def drain(self) -> None:
         for _ in range(2000):
@@ -187,7 +195,7 @@ class Engine:
         assert self.core.idle, "the engine does not come to an end"
         for kv in (self.kv, self.small_kv):
             assert kv.requests == 0 and kv.free_pages == kv.pages, "pages leaked"
-        assert all(self.told[r.id] == 1 for r in self.requests), "an end is told once"
+        assert all(self.told[r.id] == 1 for r, *_ in self.asked), "an end is told once"
 
     def check(self) -> None:
         self.kv.check_integrity()
@@ -227,19 +235,6 @@ def plain(request: Request, groups: int | None, doubt: Doubt | None) -> list[int
     return text[request.prompt_length :]
 
 
-class Doubt(NamedTuple):
-    """Leave the mode after `window` unsure tokens in a row, for other groups."""
-
-    window: int
-    to: int | None
-    keep: bool
-
-    def watch(self, request: Request) -> None:
-        # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
-        request.confidence = Confidence(Escalation(below=0.4, window=self.window))
-        request.escape = EscalationTarget("other", self.to, self.keep)
-
-
 groups_of = st.sampled_from([None, None, 0, 1])
 additions = st.tuples(
     st.just("add"),
@@ -257,29 +252,8 @@ operations = st.one_of(
     st.tuples(st.just("step"), st.integers(1, 4)),
     st.tuples(st.just("step"), st.integers(1, 4)),
     st.tuples(st.just("cancel"), st.integers(0, 20)),
-    st.tuples(st.just("fault"), st.sampled_from(FAULTS)),
+    st.tuples(st.just("break_next"), st.sampled_from(FAULTS)),
 )
-Asked = list[tuple[Request, int | None, Doubt | None]]
-
-
-def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
-    asked: Asked = []
-    for name, *details in schedule:
-        if name == "add":
-            shared, own, room, drafter, groups, doubt, target = details
-            request = engine.add([*STORY[:shared], *own], room, drafter, groups, target)
-            if doubt is not None:
-                doubt.watch(request)
-            asked.append((request, groups, doubt))
-        elif name == "step":
-            for _ in range(details[0]):
-                engine.step()
-        elif name == "cancel":
-            engine.cancel(details[0])
-        else:
-            engine.break_next(details[0])
-    engine.drain()
-    return asked
 
 
 @settings(suppress_health_check=list(HealthCheck))
@@ -291,7 +265,10 @@ def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
 )
 def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
     engine = Engine(pages, rows, running)
-    for request, groups, doubt in play(engine, schedule):
+    for operation, *details in schedule:
+        getattr(engine, operation)(*details)
+    engine.drain()
+    for request, groups, doubt in engine.asked:
         expected = plain(request, groups, doubt)
         got = answer(request)
         if request.stopper.reason in ("cancelled", "error") or request.error is not None:

@@ -39,27 +39,14 @@ NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
 
 @pytest.mark.parametrize(
-    ("name", "switch", "said"),
-    [
-        ("qwen3", FLAG, "enable_thinking: true or false"),
-        ("smollm3", FLAG, "enable_thinking: true or false"),
-        ("glm", FLAG, "enable_thinking: true or false"),
-        ("deepseek", ThinkingSwitch("flag", ("thinking",)), "thinking: true or false"),
-        ("gpt-oss", EFFORT, "reasoning_effort: low, medium, high"),
-        ("mistral-effort", NO_OR_HIGH, "reasoning_effort: none, high"),
-        ("nemotron", WORD, "/no_think in the user message"),
-        *((name, NONE, "none") for name in TEMPLATES if name not in SWITCHED),
-    ],
-)
-def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said: str) -> None:
-    found = jinja(TEMPLATES[name]).switch
-    assert found == switch
-    assert str(found) == said
-
-
-@pytest.mark.parametrize(
     ("source", "switch"),
     [
+        *((TEMPLATES[name], FLAG) for name in ("qwen3", "smollm3", "glm")),
+        (TEMPLATES["deepseek"], ThinkingSwitch("flag", ("thinking",))),
+        (TEMPLATES["gpt-oss"], EFFORT),
+        (TEMPLATES["mistral-effort"], NO_OR_HIGH),
+        (TEMPLATES["nemotron"], WORD),
+        *((source, NONE) for name, source in TEMPLATES.items() if name not in SWITCHED),
         ("{% if false %}{{ enable_thinking }}{% endif %}", NONE),
         ("{{ messages[0].thinking }}{# enable_thinking #}", NONE),
         ("{% if not (thinking or enable_thinking) %}no{% endif %}", BOTH),
@@ -79,6 +66,19 @@ def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said:
 )
 def test_what_is_a_switch_and_what_is_not(source: str, switch: ThinkingSwitch) -> None:
     assert jinja(source).switch == switch
+
+
+@pytest.mark.parametrize(
+    ("switch", "said"),
+    [
+        (FLAG, "enable_thinking: true or false"),
+        (NO_OR_HIGH, "reasoning_effort: none, high"),
+        (WORD, "/no_think in the user message"),
+        (NONE, "none"),
+    ],
+)
+def test_a_switch_says_what_it_is(switch: ThinkingSwitch, said: str) -> None:
+    assert str(switch) == said
 
 
 TURN = "user: hi\n<turn>assistant: <think>"
