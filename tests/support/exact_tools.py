@@ -187,12 +187,10 @@ def check(
 def same_answer(request: Request, plain: Request) -> None:
     """All that a caller sees, log-probabilities too."""
     assert outcome(request) == outcome(plain), request.spec_stats
-    for ours, theirs in (
-        (request.logprobs, plain.logprobs),
-        (request.prompt_logprobs, plain.prompt_logprobs),
-    ):
-        assert len(ours) == len(theirs)
-        assert all(a == pytest.approx(b, abs=1e-4) for a, b in zip(ours, theirs)), request.id
+    assert len(request.logprobs) == len(plain.logprobs)
+    ours = [*request.logprobs, *request.prompt_logprobs]
+    for one, other in zip(ours, [*plain.logprobs, *plain.prompt_logprobs], strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 class WatchedGrammar:

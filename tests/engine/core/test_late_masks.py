@@ -9,17 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_tools import Ask, Bench, answer, finish, outcome
-from exact_tools import (
-    CHAINS,
-    ORACLES,
-    PROMPTS,
-    TREES,
-    WatchedGrammar,
-    check,
-    params,
-    tell,
-    watch,
-)
+from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, WatchedGrammar, check, params, tell, watch
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.target_probs import MaskMaker, left_out

@@ -16,12 +16,7 @@ from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.answer_start import AtOnce, BehindChannels
 from fastslow.engine.sampling.grammar import Ended, Grammar, GrammarError
 from fastslow.engine.sampling.llguidance_grammar import LLGuidanceMatcher
-from fastslow.engine.text.thought import (
-    HARMONY,
-    ChannelSplitter,
-    ThoughtSplitter,
-    ThoughtTags,
-)
+from fastslow.engine.text.thought import HARMONY, ChannelSplitter, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 
 VOCAB = 320
