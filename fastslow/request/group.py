@@ -78,8 +78,7 @@ class RequestGroup:
     The engine's thread wakes the threads and event loops that wait; no other thread stands between. In a forked
     process, where no news comes, all that wait raise RuntimeError.
 
-    Raises:
-        ValueError: one sentence about what is seen without a tokenizer.
+    ValueError: one sentence about what is seen without a tokenizer.
     """
 
     def __init__(self, prompt: Prompt, options: GenerateOptions, parts: GroupParts) -> None:

@@ -47,6 +47,26 @@ def test_it_answers_as_an_llm_does(llm: LLM) -> None:
     assert settled(llm)
 
 
+def test_closing_while_the_model_loads_lets_it_go(folder: Path) -> None:
+    async def main() -> None:
+        served = AsyncLLM(folder, kv_memory="4MiB", progress=False)
+        entering = asyncio.create_task(served.__aenter__())
+        await asyncio.sleep(0)
+        await served.close()
+        with pytest.raises(RuntimeError, match="closed before its model was loaded"):
+            await entering
+        assert "closed" in repr(served.llm)
+
+    asyncio.run(main())
+
+
+def test_a_handle_is_not_pickled(llm: LLM) -> None:
+    handle = llm.submit([5], TEN)
+    with pytest.raises(TypeError, match="^an answer in the making cannot be pickled"):
+        pickle.dumps(handle)
+    handle.result()
+
+
 def test_it_is_loaded_in_a_thread_and_closed(folder: Path) -> None:
     async def main() -> None:
         unloaded = AsyncLLM(folder)

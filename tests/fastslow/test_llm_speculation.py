@@ -137,7 +137,9 @@ def test_a_head_is_bound_to_the_weights_that_it_was_trained_for(
     other = write_dense(tmp_path / "smollm2-0123456789ab", hidden_size=32)
     assert own_head(other) is None
     (named / "draft_head.safetensors").write_bytes(b"")
-    assert own_head(named) == named / "draft_head.safetensors"
+    assert own_head(named) == named / "draft_head.safetensors", "its name of before"
+    (named / "draft.head").write_bytes(b"")
+    assert own_head(named) == named / "draft.head"
 
 
 def test_every_builtin_model_of_the_table_has_a_head() -> None:

@@ -16,7 +16,7 @@ from serve_tools import served
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from fastslow.serve.http.connection import HEAD_BYTES, Connection
+from fastslow.serve.http.client_connection import HEAD_BYTES, Connection
 
 HOST = b"Host: localhost\r\n"
 

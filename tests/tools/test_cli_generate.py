@@ -236,6 +236,10 @@ def test_tuned_settings_a_corpus_and_a_drafter(
         (("Hello", "--corpus", "none.safetensors"), "none.safetensors cannot be read"),
         (("Hello", "--head", "none.safetensors"), "none.safetensors cannot be read"),
         (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
+        (
+            ("Hello", "--drafter", "ngram", "--draft-groups", "0"),
+            "--draft-groups is for drafter self",
+        ),
         (("Hello", "--modes", "none.json"), "none.json cannot be read"),
         (("Hello", "--top-p", "5"), "top_p=5.0 must be less than or equal to 1"),
         (("Hello", "--nodes", "99"), "nodes=99 must be less than or equal to 64"),

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fastslow.engine.params import Speculation
 from fastslow.tools.cli.app import COMMANDS, LateCommand, app
+from fastslow.tools.cli.drafting.bench import MeasureOptions
 from fastslow.tools.cli.options import OptionFields, expand_options
 from fastslow.tools.job_options import field
 
@@ -120,3 +121,8 @@ def test_every_command_takes_its_model_by_position(name: str) -> None:
     assert re.search(r"\b(MODEL|TARGET)[]}]?$", usage.strip().upper()), usage
     if name in (*BY_NAME, "simulate measure"):
         assert re.search("--(model|target) ", result.output)
+
+
+def test_a_draft_model_is_for_each_drafter_that_names_it() -> None:
+    drafters, _ = MeasureOptions(drafters="ngram,suffix|model", draft_model="m").drafting()
+    assert [setting.model for setting in drafters] == [None, "m"]

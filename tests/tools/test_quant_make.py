@@ -263,6 +263,7 @@ def test_the_command_quantises_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=2, eos_token_id=None)
+    (plain_ / "old.head").write_bytes(b"")  # of the float weights
     out = tmp_path / "w8a8"
     small = ("--tokens", 64, "--answer", 6, "--least", 1, "--check", 3, "--kv")
     assert run("quantize", plain_, out, *small) == 0
@@ -271,6 +272,7 @@ def test_the_command_quantises_and_reports(
     record = json.loads((out / "quantization_report.json").read_text())
     assert record["bytes"] < record["source_bytes"] and len(record["drift"]) == 2
     assert record["compared"]["agreement"] > 0.5 and record["compared"]["kl"] > 0
+    assert not (out / "old.head").exists()
 
 
 def test_a_checkpoint_may_bring_its_own_prompts(tmp_path: Path) -> None:
