@@ -19,19 +19,11 @@ from fastslow.policies.speculation.planner import FixedLength
 
 def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Request:
     params = SamplingParams(max_tokens=room)
-    given: dict[str, Any] = {
-        "id": number,
-        "tokens": [3 + number % 7] * prompt,
-        "prompt_length": prompt,
-        "params": params,
-        "speculation": Speculation(drafter="off"),
-        "policy": FixedLength(0),
-        "stopper": Stopper(params, frozenset(), room, None),
-        "groups": None,
-        "seed": number,
-        "max_len": prompt + room - 1,
-        "rule": tokenwise,
-    }
+    given: dict[str, Any] = {"tokens": [3 + number % 7] * prompt, "prompt_length": prompt}
+    given |= {"id": number, "seed": number, "max_len": prompt + room - 1, "groups": None}
+    given |= {"params": params, "stopper": Stopper(params, frozenset(), room, None)}
+    given |= {"speculation": Speculation(drafter="off"), "policy": FixedLength(0)}
+    given["rule"] = tokenwise
     return Request(**{**given, **fields})
 
 
