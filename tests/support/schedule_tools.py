@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from fastslow.engine.core.latency_budget import LatencyBudget, RunEverything
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
@@ -32,11 +34,24 @@ def small_cache(pages: int = 200, **fields: Any) -> KVCache:
     return KVCache(**{**shape, **place, "pages": pages, **fields})
 
 
+def scheduler(
+    rows: int = 512, running: int = 8, pages: int = 400, budget: LatencyBudget | None = None
+) -> Scheduler:
+    return Scheduler(small_cache(pages), rows, running, budget or LatencyBudget(RunEverything()))
+
+
+def added(step: Scheduler, numbers: Iterable[int], **fields: Any) -> list[Request]:
+    """Like requests with these numbers, which now wait."""
+    made = [request(number, **fields) for number in numbers]
+    for one in made:
+        step.add(one)
+    return made
+
+
 def run(step: Scheduler) -> dict[int, int]:
     """One step as the core would do it: request -> rows."""
     found = {}
-    for item in step.next():
-        one, chunk = item
+    for one, chunk in step.next():
         found[one.id] = chunk
         one.computed += chunk
         if one.computed == len(one.tokens):
