@@ -111,7 +111,7 @@ class Chaos:
         while not self.stopped:
             prompt, leaves = self.random.choice(PROMPTS), self.random.random() < 0.2
             how = await self.ask(prompt, leaves or self.random.random() < 0.5, leaves)
-            if NONE_RUNS in how:  # both crashed: it was never taken, and is asked again as clients do
+            if NONE_RUNS in how:  # it was never taken, and is asked again as clients do
                 how = AGAIN
                 await asyncio.sleep(0.1)
             self.found[how] += 1
