@@ -195,7 +195,7 @@ class ServerConfig(Params):
 
     model: str = Field(
         default="smollm2-moge",
-        description="checkpoint folder, GGUF file or built-in name; default smollm2-moge",
+        description="checkpoint folder, GGUF file, built-in name or hub name; default smollm2-moge",
         json_schema_extra={"argument": True},
     )
     name: str = _option(
