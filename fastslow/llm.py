@@ -22,6 +22,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.torchrun import join
+from fastslow.engine.params import Speculation
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import EngineArgs
 from fastslow.keywords import GenerateCall, takes_fields, takes_lists, takes_options
@@ -243,6 +244,12 @@ class LLM:
         """Measure now how long steps take; else the first call in a mode may wait for it, up to 2 s."""
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
+
+    def load_drafter(self, speculation: Speculation | Mapping[str, Any]) -> None:
+        """Fetch and load now what drafts need; else the first call with these settings waits for it. Raises
+        ValueError and RuntimeError as that call would."""
+        given = speculation if isinstance(speculation, Speculation) else Speculation(**speculation)
+        self._drafters.make(given)
 
     @property
     def tool_calls(self) -> ToolCalls:

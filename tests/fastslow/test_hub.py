@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -20,6 +21,10 @@ from fastslow.models.hub.about import published
 from fastslow.models.hub.name import HubName
 from fastslow.models.hub.repository import RepoFile, Repository
 from fastslow.models.locate import resolve_head, resolve_model
+from fastslow.serve.api.config import ServerConfig, ServerSettings
+from fastslow.serve.api.fields import _speculation_of
+from fastslow.serve.api.limits import Caller
+from fastslow.serve.openai.chat_body import ChatRequest
 
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
 MODEL = "tiny/chat"
@@ -326,3 +331,36 @@ def test_what_is_published(
     head.write_bytes(b"x" * 5000)
     hub.repos["tiny/trained"] = Repo({head.name: head.read_bytes()})
     assert resolve_head("tiny/trained").name == head.name
+
+
+def test_a_server_offers_what_its_operator_named(
+    hub: FakeHub, tiny_chat: Path, tmp_path: Path
+) -> None:
+    hub.repos["tiny/head"] = Repo.of(write_eagle(tmp_path / "head", tiny_chat, "speculators"))
+    settings = ServerSettings(heads=("tiny/head",), draft_models=(MODEL,))
+    config = ServerConfig(model=f"{MODEL}@main", settings=settings)
+    assert config.served_name == MODEL
+
+    async def answer(*wishes: object) -> list[dict[str, object]]:
+        engine = await config.engine.open()
+        loaded, found = list(hub.asked), []
+        for n, wish in enumerate(wishes):
+            body = ChatRequest(
+                messages=[{"role": "user", "content": "abc"}], speculation=wish, max_tokens=6
+            )
+            request = body.as_request([5, 6, 7], Caller(), engine.card, settings, id=str(n))
+            found.append([piece async for piece in engine.stream(request)][-1].output.metrics)
+        assert hub.asked == loaded, "all was fetched at the start"
+        await engine.close()
+        return [{"drafter": m.drafter, "drafted": m.drafted > 0} for m in found]
+
+    named = {"drafter": "model", "model": MODEL, "nodes": 2}
+    for made in asyncio.run(answer(None, "head", named)):
+        assert made["drafted"]
+    for name, value, words in (
+        ("head", MODEL, "not for clients; it offers tiny/head"),
+        ("model", "tiny/other", f"not for clients; it offers {MODEL}"),
+        ("corpus", MODEL, "not for clients$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            _speculation_of({name: value}, settings)
