@@ -40,11 +40,11 @@ FAST_GROUPS = 4
 FORMAT = 2  # raise it when conversion writes something else from the same recipe
 
 
-def resolve_model(model: str | Path, progress: bool = True) -> Path:
+def resolve_model(model: str | Path, progress: bool = True, weights: bool = True) -> Path:
     """A model's folder or GGUF file, given by path, by a built-in name, or by a hub's name, from which it is
     then fetched. What killed processes left unfinished in the cache goes before.
 
-    progress: draw bars while it is fetched.
+    progress: draw bars while it is fetched. weights: False: those of a hub's folder are not needed.
 
     Raises:
         ValueError: it is none of these, or nothing that runs.
@@ -74,7 +74,7 @@ def resolve_model(model: str | Path, progress: bool = True) -> Path:
     if (named := HubName.parse(str(model))) is not None:
         from fastslow.models.hub.fetch import fetch
 
-        return fetch(named, progress=progress)
+        return fetch(named, weights=weights, progress=progress)
     raise ValueError(
         f"model={shown(str(model))} is no folder, no GGUF file, no hub name ({FORMS}) and no built-in"
         f"{nearest(str(model), BUILTIN)}"

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eagle_tools import write_eagle
@@ -24,7 +25,7 @@ from fastslow.models.locate import resolve_head, resolve_model
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.fields import _speculation_of
 from fastslow.serve.api.limits import Caller
-from fastslow.serve.openai.chat_body import ChatRequest
+from fastslow.serve.openai.completions import CompletionRequest
 
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
 MODEL = "tiny/chat"
@@ -341,22 +342,20 @@ def test_a_server_offers_what_its_operator_named(
     config = ServerConfig(model=f"{MODEL}@main", settings=settings)
     assert config.served_name == MODEL
 
-    async def answer(*wishes: object) -> list[dict[str, object]]:
+    async def drafted(*wishes: Any) -> list[int]:
         engine = await config.engine.open()
         loaded, found = list(hub.asked), []
         for n, wish in enumerate(wishes):
-            body = ChatRequest(
-                messages=[{"role": "user", "content": "abc"}], speculation=wish, max_tokens=6
-            )
+            body = CompletionRequest(prompt=[5], speculation=wish, max_tokens=6)
             request = body.as_request([5, 6, 7], Caller(), engine.card, settings, id=str(n))
-            found.append([piece async for piece in engine.stream(request)][-1].output.metrics)
+            last = [piece async for piece in engine.stream(request)][-1].output
+            found.append(0 if last is None else last.metrics.drafted)
         assert hub.asked == loaded, "all was fetched at the start"
         await engine.close()
-        return [{"drafter": m.drafter, "drafted": m.drafted > 0} for m in found]
+        return found
 
     named = {"drafter": "model", "model": MODEL, "nodes": 2}
-    for made in asyncio.run(answer(None, "head", named)):
-        assert made["drafted"]
+    assert all(asyncio.run(drafted(None, "head", "model", named)))
     for name, value, words in (
         ("head", MODEL, "not for clients; it offers tiny/head"),
         ("model", "tiny/other", f"not for clients; it offers {MODEL}"),
@@ -364,3 +363,11 @@ def test_a_server_offers_what_its_operator_named(
     ):
         with pytest.raises(ValueError, match=words):
             _speculation_of({name: value}, settings)
+
+
+def test_what_a_model_is_needs_no_weights(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = resolve_model(MODEL, weights=False)
+    assert (path / "tokenizer.json").exists() and not (path / WEIGHTS).exists()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve_model(MODEL, weights=False) == path
+    refused(MODEL, "is not in the cache as a whole", RuntimeError)

@@ -21,6 +21,8 @@ def explained(error: Exception, name: HubName, place: str) -> Exception:
         cause = error.__cause__  # the library wraps what happened
     status = getattr(getattr(cause, "response", None), "status_code", None)
     match cause:
+        case Exception(__module__="modelscope_hub.errors") if not isinstance(cause, OSError):
+            return ValueError(f"{name}: {place} says: {' '.join(str(cause).split())[:200]}")
         case errors.GatedRepoError():
             return ValueError(
                 f"{name} is gated: accept its terms at {place}/{name.repo}, and set HF_TOKEN to a token of that "
@@ -61,6 +63,8 @@ def explained(error: Exception, name: HubName, place: str) -> Exception:
             return RuntimeError(_no_hub(name, place))
         case ValueError():
             return cause
+    if not isinstance(cause, (NETWORK, OSError)):
+        return error  # a fault of ours, and no hub's
     said = " ".join(str(cause).split())[:200] or type(cause).__name__
     return RuntimeError(f"{name}: {place} cannot be reached ({said}): {CACHED}")
 

@@ -40,13 +40,16 @@ class Hub(Protocol):
     def sweep(self, name: HubName) -> None: ...
 
 
-def fetch(name: HubName, *, head: bool = False, progress: bool = True) -> Path:
+def fetch(
+    name: HubName, *, head: bool = False, weights: bool = True, progress: bool = True
+) -> Path:
     """A model's folder in the cache, its GGUF file, or a draft head's file or folder; what is not here is fetched.
 
     Without a network, or where the hub is down, what was fetched before runs, and one line says so.
 
     Args:
         head: it is a draft head, and no model.
+        weights: False: only the files that say what it is, unless a GGUF file does.
         progress: draw bars where standard error is a terminal.
 
     Raises:
@@ -56,19 +59,21 @@ def fetch(name: HubName, *, head: bool = False, progress: bool = True) -> Path:
     hub = open_hub()
     here = hub.cached(name)
     try:
-        if here is not None and name.is_commit and (path := _whole(hub, here)) is not None:
+        if here is not None and name.is_commit and (path := _whole(hub, here, weights)):
             return path
         found = hub.look_up(name)
     except Exception as error:  # noqa: BLE001 - whatever the library raises becomes one sentence
         path = (
-            None if here is None or isinstance(error, RevisionNotFoundError) else _whole(hub, here)
+            None
+            if here is None or isinstance(error, RevisionNotFoundError)
+            else _whole(hub, here, weights)
         )
         if path is None:
             raise explained(error, name, hub.place) from None
         if not isinstance(error, OfflineModeIsEnabled):
             logger.warning("{}; so it is now", explained(error, name, hub.place))
         return path
-    return _fetched(hub, found, head, progress)
+    return _fetched(hub, found, head, weights, progress)
 
 
 def open_hub() -> Hub:
@@ -85,7 +90,7 @@ def open_hub() -> Hub:
     return HuggingFace()
 
 
-def _fetched(hub: Hub, found: Repository, head: bool, progress: bool) -> Path:
+def _fetched(hub: Hub, found: Repository, head: bool, whole: bool, progress: bool) -> Path:
     name, folder = found.name, hub.folder(found)
     hub.sweep(name)
     small = found.small()
@@ -93,7 +98,7 @@ def _fetched(hub: Hub, found: Repository, head: bool, progress: bool) -> Path:
         _get(hub, found, file, progress)
     if not head:
         check_family(found, folder)
-    weights = found.weights(lambda path: read_object(folder / path))
+    weights = _weights(hub, found, whole)
     absent = [file for file in weights if not (folder / file.path).is_file()]
     if absent:
         if not head:
@@ -112,19 +117,24 @@ def _fetched(hub: Hub, found: Repository, head: bool, progress: bool) -> Path:
     return _place(found, folder, weights)
 
 
+def _weights(hub: Hub, found: Repository, whole: bool) -> list[RepoFile]:
+    if not whole and not found.is_gguf:
+        return []
+    return found.weights(lambda path: read_object(hub.folder(found) / path))
+
+
 def _place(found: Repository, folder: Path, weights: list[RepoFile]) -> Path:
     """What the engine opens: the folder, or the one file that is all there is."""
-    first = weights[0].path
-    return (
-        folder / first if found.is_gguf or first == HEAD and CONFIG not in found.files else folder
-    )
+    if found.is_gguf or CONFIG not in found.files and [file.path for file in weights] == [HEAD]:
+        return folder / weights[0].path
+    return folder
 
 
-def _whole(hub: Hub, here: Repository) -> Path | None:
+def _whole(hub: Hub, here: Repository, whole: bool) -> Path | None:
     """The model in the cache; None where a part of it is missing."""
     folder = hub.folder(here)
     try:
-        weights = here.weights(lambda path: read_object(folder / path))
+        weights = _weights(hub, here, whole)
         for file in (*here.small(), *weights):
             _check_kept(hub, here, file)
     except (ValueError, RuntimeError) as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils.tqdm import tqdm
 
 from fastslow.models.hub.name import COMMIT, HubName
 from fastslow.models.hub.repository import SAFE, RepoFile, Repository
@@ -85,9 +86,10 @@ class HuggingFace:
 
     def sweep(self, name: HubName) -> None:
         """Remove what killed processes left half-fetched: the library begins each file anew."""
-        for path in (self._storage(name) / "blobs").glob("*.incomplete"):
-            if time.time() - path.stat().st_mtime > STALE:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):  # another's cache, or another process was first
+            for path in (self._storage(name) / "blobs").glob("*.incomplete"):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
 
     def _storage(self, name: HubName) -> Path:
         return self.cache / f"models--{name.repo.replace('/', '--')}"

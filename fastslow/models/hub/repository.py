@@ -18,10 +18,13 @@ SMALL = (  # what the engine reads of a folder beside the weights
     *(CONFIG, "generation_config.json", "fastslow.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json"),
-    *("quantize_config.json", "quant_config.json", "quant_model_description.json"),
+    *("quantize_config.json", "quant_config.json"),
 )
 HEAD = "draft_head.safetensors"  # of `fastslow train-draft`
-EXPORT = re.compile(r"quant_model_weight[\w.-]*\.safetensors|quant_model_description_\w+\.json")
+EXPORT = re.compile(r"quant_model_weight[\w.-]*\.safetensors")
+DESCRIBED = re.compile(
+    r"quant_model_(?:weight[\w.-]*\.safetensors\.index|description[\w.-]*)\.json"
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SAFE = re.compile(r"[\w+=()][\w .+=()-]*(?:/[\w+=()][\w .+=()-]*)?", re.ASCII)
 QUANT = re.compile(
@@ -61,7 +64,8 @@ class Repository:
         """Files that say what the model is. ValueError: one is larger than is ever read."""
         if self.is_gguf:
             return []
-        found = [self.files[name] for name in (*SMALL, INDEX) if name in self.files]
+        names = (*SMALL, INDEX, *(name for name in self.files if DESCRIBED.fullmatch(name)))
+        found = [self.files[name] for name in names if name in self.files]
         for file in found:
             if file.size > MOST_BYTES:
                 most = format_bytes(MOST_BYTES)
@@ -74,32 +78,27 @@ class Repository:
         ValueError in one sentence: there are none that run, several to choose from, or one is missing."""
         if self.is_gguf:
             return self._gguf()
-        if HEAD in self.files and CONFIG not in self.files:
-            return [self.files[HEAD]]
+        exports = [name for name in sorted(self.files) if EXPORT.fullmatch(name)]
+        indices = [f"{name}.index.json" for name in ("model.safetensors", *exports)]
+        names = {HEAD} & self.files.keys()
         if SINGLE in self.files:
-            names = {SINGLE, HEAD} & self.files.keys()
-        elif INDEX in self.files:
-            names = self._indexed(read(INDEX))
+            names |= {SINGLE}
+        elif index := next((name for name in indices if name in self.files), None):
+            places = read(index).get("weight_map")
+            for name in set(places.values()) if isinstance(places, Mapping) else ():
+                if name not in self.files:
+                    raise ValueError(
+                        f"{self.name}: its {index} puts tensors into {shown(name)}, which is not there"
+                    )
+                names |= {name}
         else:
-            names = {name for name in self.files if EXPORT.fullmatch(name)}
-        if not any(name.endswith(".safetensors") for name in names):
+            names |= set(exports)
+        if not names:
             raise ValueError(self._none())
         return [self.files[name] for name in sorted(names)]
 
     def _has_tensors(self) -> bool:
-        return any(name in self.files for name in (SINGLE, INDEX, HEAD)) or any(
-            EXPORT.fullmatch(name) for name in self.files
-        )
-
-    def _indexed(self, index: Mapping[str, Any]) -> set[str]:
-        places = index.get("weight_map")
-        names = set(places.values()) if isinstance(places, Mapping) else set()
-        for name in names:
-            if name not in self.files:
-                raise ValueError(
-                    f"{self.name}: its {INDEX} puts tensors into {shown(name)}, which is not there"
-                )
-        return names
+        return any(n in (SINGLE, INDEX, HEAD) or EXPORT.fullmatch(n) for n in self.files)
 
     def _none(self) -> str:
         """Why nothing of it runs."""

@@ -51,7 +51,7 @@ class CheckpointFacts:
     def of(cls, model: str, own_modes: str | None = None) -> CheckpointFacts:
         """Read a checkpoint's small files, of a GGUF file the header, and the user's presets. ValueError
         in one sentence for what does not fit."""
-        folder = resolve_model(model)
+        folder = resolve_model(model, weights=False)
         config, tokenizer = ModelConfig.from_folder(folder), find_tokenizer(folder)
         weights = parameters(config)
         memory = {
