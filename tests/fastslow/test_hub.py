@@ -111,6 +111,7 @@ def test_offline_after_once_online(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub.down = True
     assert resolve_model(MODEL) == path and "HTTP 503" in logged[0]
+    assert "what was fetched before runs" in logged[0]
     (path / WEIGHTS).unlink()  # a part is no model
     refused(MODEL, "HTTP 503", RuntimeError)
     hub.down = False
@@ -163,7 +164,7 @@ def test_answers_of_no_hub(odd: str, hub: FakeHub) -> None:
 
 def test_nobody_listens(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused(MODEL, r"cannot be reached .*HF_HUB_OFFLINE=1 runs what was fetched", RuntimeError)
+    refused(MODEL, r"cannot be reached .*: look at the network, or set HF_ENDPOINT", RuntimeError)
 
 
 @pytest.mark.parametrize("wrong", ["sizes", "hashes"])
@@ -181,6 +182,13 @@ def test_a_connection_that_is_cut(hub: FakeHub) -> None:
     path = resolve_model(MODEL)
     assert (path / WEIGHTS).read_bytes() == hub.repos[MODEL].files[WEIGHTS]
     assert not list(path.parents[1].glob("blobs/*.incomplete"))
+
+
+def test_a_file_that_was_cut_later(hub: FakeHub, logged: list[str]) -> None:
+    path = resolve_model(MODEL) / WEIGHTS
+    os.truncate(path, 100)
+    assert resolve_model(MODEL) / WEIGHTS == path and "is no whole copy" in "".join(logged)
+    assert path.read_bytes() == hub.repos[MODEL].files[WEIGHTS]
 
 
 def test_a_link_out_of_the_cache(hub: FakeHub, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from fastslow.models.hub.name import HubName
 
 NETWORK = errors.HfHubHTTPError.__mro__[1]  # of the client that huggingface_hub comes with
 FULL = (errno.ENOSPC, errno.EDQUOT)
-CACHED = "HF_HUB_OFFLINE=1 runs what was fetched before"
 
 
 def explained(error: Exception, name: HubName, place: str) -> Exception:
@@ -48,7 +47,7 @@ def explained(error: Exception, name: HubName, place: str) -> Exception:
                 f"{name}: {place} refuses the token (HTTP {status}): look at HF_TOKEN"
             )
         case errors.HfHubHTTPError():
-            return RuntimeError(f"{name}: {place} answers HTTP {status}: try again later; {CACHED}")
+            return RuntimeError(f"{name}: {place} answers HTTP {status}: try again later")
         case errors.FileMetadataError() | KeyError() | TypeError() | AssertionError():
             return RuntimeError(_no_hub(name, place))
         case OSError() if cause.errno in FULL:
@@ -62,11 +61,13 @@ def explained(error: Exception, name: HubName, place: str) -> Exception:
         case ValueError() if "JSON" in type(cause).__name__:
             return RuntimeError(_no_hub(name, place))
         case ValueError():
-            return cause
+            return ValueError(" ".join(str(cause).split()))
     if not isinstance(cause, (NETWORK, OSError)):
         return error  # a fault of ours, and no hub's
-    said = " ".join(str(cause).split())[:200] or type(cause).__name__
-    return RuntimeError(f"{name}: {place} cannot be reached ({said}): {CACHED}")
+    said = " ".join(str(cause).split())[:100] or type(cause).__name__
+    return RuntimeError(
+        f"{name}: {place} cannot be reached ({said}): look at the network, or set HF_ENDPOINT to a mirror"
+    )
 
 
 def _no_hub(name: HubName, place: str) -> str:

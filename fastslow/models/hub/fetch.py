@@ -71,7 +71,7 @@ def fetch(
         if path is None:
             raise explained(error, name, hub.place) from None
         if not isinstance(error, OfflineModeIsEnabled):
-            logger.warning("{}; so it is now", explained(error, name, hub.place))
+            logger.warning("{}; what was fetched before runs", explained(error, name, hub.place))
         return path
     return _fetched(hub, found, head, weights, progress)
 
@@ -99,7 +99,7 @@ def _fetched(hub: Hub, found: Repository, head: bool, whole: bool, progress: boo
     if not head:
         check_family(found, folder)
     weights = _weights(hub, found, whole)
-    absent = [file for file in weights if not (folder / file.path).is_file()]
+    absent = [file for file in weights if not _is_here(folder / file.path, file)]
     if absent:
         if not head:
             logger.info("{}: {}", name, about(found, folder))
@@ -147,7 +147,12 @@ def _get(hub: Hub, found: Repository, file: RepoFile, progress: bool) -> None:
     """Fetch a file that is not here, and hold it against the hub's list."""
     path = hub.folder(found) / file.path
     if path.is_file():
-        return
+        if _is_here(path, file) or not _inside(hub, path):
+            return
+        logger.warning(
+            "{}: {} in the cache is no whole copy, and is fetched anew", found.name, path
+        )
+        _drop(path)
     try:
         path = hub.get(found, file, progress)
     except Exception as error:  # noqa: BLE001 - as above
@@ -165,7 +170,7 @@ def _get(hub: Hub, found: Repository, file: RepoFile, progress: bool) -> None:
 def _check_kept(hub: Hub, found: Repository, file: RepoFile) -> None:
     """RuntimeError for a file that is no whole copy of the hub's, which goes, or lies outside the cache."""
     path = hub.folder(found) / file.path
-    if not path.resolve().is_relative_to(hub.cache.resolve()):
+    if not _inside(hub, path):
         path.unlink(missing_ok=True)
         raise RuntimeError(f"{found.name}: {path} led out of the cache {hub.cache}: it was removed")
     if (size := path.stat().st_size) != file.size:
@@ -174,6 +179,14 @@ def _check_kept(hub: Hub, found: Repository, file: RepoFile) -> None:
             f"{found.name}: {file.path} has {size} bytes, and {hub.place} lists {file.size}: it was removed; "
             "try again"
         )
+
+
+def _is_here(path: Path, file: RepoFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.size
+
+
+def _inside(hub: Hub, path: Path) -> bool:
+    return path.resolve().is_relative_to(hub.cache.resolve())
 
 
 def _drop(path: Path) -> None:
