@@ -21,6 +21,9 @@ LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOUD = {
     "uvicorn.access": logging.CRITICAL,
     "asyncio": logging.WARNING,
+    # of huggingface_hub: addresses of files are signed
+    "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,
 }  # we write of each request ourselves
 LINE = "line"  # the field of a record that holds the line as it is written
 SIGNS = ', "='  # that end a word of a list, or but for the first one a field
