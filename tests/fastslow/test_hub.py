@@ -177,9 +177,15 @@ def test_a_file_that_is_not_as_listed(wrong: str, hub: FakeHub) -> None:
     assert (path / WEIGHTS).read_bytes() == hub.repos[MODEL].files[WEIGHTS]
 
 
+def test_a_file_without_end(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastslow.models.hub.huggingface.SLACK", 0)
+    hub.repos[MODEL].sizes[WEIGHTS] = 1000
+    refused(MODEL, f"{WEIGHTS} brings more than the 1000 bytes that its hub lists", RuntimeError)
+
+
 def test_a_connection_that_is_cut(hub: FakeHub) -> None:
     hub.repos[MODEL].cut[WEIGHTS] = 100_000
-    path = resolve_model(MODEL)
+    path = resolve_model(MODEL, progress=False)
     assert (path / WEIGHTS).read_bytes() == hub.repos[MODEL].files[WEIGHTS]
     assert not list(path.parents[1].glob("blobs/*.incomplete"))
 

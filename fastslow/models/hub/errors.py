@@ -48,7 +48,7 @@ def explained(error: Exception, name: HubName, place: str) -> Exception:
             )
         case errors.HfHubHTTPError():
             return RuntimeError(f"{name}: {place} answers HTTP {status}: try again later")
-        case errors.FileMetadataError() | KeyError() | TypeError() | AssertionError():
+        case errors.FileMetadataError():
             return RuntimeError(_no_hub(name, place))
         case OSError() if cause.errno in FULL:
             return RuntimeError(

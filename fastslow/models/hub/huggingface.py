@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import FileMetadataError
 from huggingface_hub.utils.tqdm import tqdm
 
 from fastslow.models.hub.name import COMMIT, HubName
 from fastslow.models.hub.repository import SAFE, RepoFile, Repository
 
 USUAL = "main"
+SLACK = 64 << 20  # bytes
 STALE = 3600.0  # seconds without a byte, after which what a killed process left is nobody's
 
 
@@ -48,11 +50,14 @@ class HuggingFace:
         """The hub's list of a repository's files, with sizes and hashes. Raises what the library does."""
         revision = name.revision or USUAL
         timeout = constants.HF_HUB_ETAG_TIMEOUT
-        info = HfApi().model_info(
-            name.repo, revision=revision, files_metadata=True, timeout=timeout
-        )
+        try:
+            info = HfApi().model_info(
+                name.repo, revision=revision, files_metadata=True, timeout=timeout
+            )
+        except (AttributeError, KeyError, TypeError) as error:  # of JSON that is no such answer
+            raise FileMetadataError(str(error)) from None
         if info.sha is None or not COMMIT.fullmatch(info.sha):
-            raise TypeError("no commit")
+            raise FileMetadataError("no commit")
         files = {
             file.rfilename: RepoFile(
                 file.rfilename,
@@ -76,9 +81,10 @@ class HuggingFace:
         known = self._ref(name)
         named = name.is_commit or known.is_file() and known.read_text().strip() == commit
         revision = commit if named else name.revision or USUAL  # then the library notes its commit
-        bar = None if progress else partial(tqdm, disable=True)
         path = Path(
-            hf_hub_download(name.repo, file.path, revision=revision, tqdm_class=bar)  # type: ignore[arg-type]
+            hf_hub_download(
+                name.repo, file.path, revision=revision, tqdm_class=_bar(file, progress)
+            )
         )
         if not path.is_relative_to(self.folder(repository)):
             raise RuntimeError(f"{name} changed while it was fetched: try again")
@@ -96,3 +102,23 @@ class HuggingFace:
 
     def _ref(self, name: HubName) -> Path:
         return self._storage(name) / "refs" / (name.revision or USUAL)
+
+
+def _bar(file: RepoFile, progress: bool) -> type[tqdm]:
+    """The library's bar, which ends a download that brings much more than the hub lists: it may have no end."""
+    most = 2 * file.size + SLACK  # what is sent again after a cut counts twice
+
+    class Bar(tqdm):
+        def __init__(self, *given: Any, **how: Any) -> None:
+            super().__init__(*given, **(how if progress else how | {"disable": True}))  # type: ignore[no-untyped-call]
+            self._got = 0.0
+
+        def update(self, n: float | None = 1) -> Any:
+            self._got += n or 0
+            if self._got > most:
+                raise RuntimeError(
+                    f"{file.path} brings more than the {file.size} bytes that its hub lists"
+                )
+            return super().update(n)
+
+    return Bar
