@@ -307,11 +307,6 @@ def architecture_in(raw: Mapping[str, Any]) -> object:
     return names[0] if isinstance(names, list) and names else names
 
 
-def gguf_architectures() -> list[str]:
-    """What GGUF files may name as their architecture."""
-    return sorted({f.gguf.architecture for f in _known().values() if f.gguf is not None})
-
-
 def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
     """The family of a GGUF file, and how the file spells it. ValueError: none has its architecture."""
     architecture = str(file.fields.get(GGUF_ARCHITECTURE))

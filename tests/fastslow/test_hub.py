@@ -65,7 +65,7 @@ def test_a_model_by_its_name(hub: FakeHub, tiny_chat: Path, logged: list[str]) -
     said = "".join(logged)
     for words in (
         "PanguProMoEForCausalLM",
-        "M parameters (fast:",
+        "M parameters (fast: ",
         "switch none",
         "apache-2.0",
         "fetching",
@@ -110,10 +110,10 @@ def test_offline_after_once_online(
     assert resolve_model(MODEL) == path and not logged
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub.down = True
-    assert resolve_model(MODEL) == path and "HTTP 503" in logged[0]
+    assert resolve_model(MODEL) == path and "503" in logged[0]
     assert "what was fetched before runs" in logged[0]
     (path / WEIGHTS).unlink()  # a part is no model
-    refused(MODEL, "HTTP 503", RuntimeError)
+    refused(MODEL, "503", RuntimeError)
     hub.down = False
     assert resolve_model(MODEL) == path
 
@@ -144,7 +144,7 @@ def test_files_that_others_fetched(hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 
 def test_who_may_not(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("tiny/none", "model=tiny/none is no folder here, and http.* has none of this name")
-    refused(f"{MODEL}@v9", "has no revision 'v9'")
+    refused(f"{MODEL}@v9", "has no such revision of tiny/chat")
     hub.repos[MODEL].gated = True
     refused(MODEL, f"{MODEL} is gated: accept its terms at http.*/{MODEL}, and set HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -156,7 +156,11 @@ def test_who_may_not(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("odd", ["html", "loop", "gone"])
 def test_answers_of_no_hub(odd: str, hub: FakeHub) -> None:
     hub.repos[MODEL].odd[WEIGHTS] = odd
-    said = {"html": "as a hub does", "loop": "cannot be reached", "gone": "it does not have"}[odd]
+    said = {
+        "html": "as a hub does",
+        "loop": "cannot be reached",
+        "gone": "lacks a file that it lists",
+    }[odd]
     refused(MODEL, said, RuntimeError)
     hub.odd = "html"
     refused("tiny/other", "as a hub does: look at HF_ENDPOINT", RuntimeError)
@@ -178,7 +182,7 @@ def test_a_file_that_is_not_as_listed(wrong: str, hub: FakeHub) -> None:
 
 
 def test_a_file_without_end(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastslow.models.hub.huggingface.SLACK", 0)
+    monkeypatch.setattr("fastslow.models.hub.hubs.SLACK", 0)
     hub.repos[MODEL].sizes[WEIGHTS] = 1000
     refused(MODEL, f"{WEIGHTS} brings more than the 1000 bytes that its hub lists", RuntimeError)
 
@@ -203,11 +207,11 @@ def test_a_link_out_of_the_cache(hub: FakeHub, tmp_path: Path) -> None:
     shutil.copy(path / "config.json", outside)
     (path / "config.json").unlink()
     (path / "config.json").symlink_to(outside)
-    refused(MODEL, "led out of the cache", RuntimeError)
+    refused(MODEL, "led out of .*/cache: it was removed", RuntimeError)
     assert outside.exists() and resolve_model(MODEL) == path
     hub.repos[MODEL].odd[WEIGHTS] = "../../../../elsewhere"  # an ETag names the file
     hub.repos[MODEL].revisions = {"main": "c" * 40}
-    refused(MODEL, "led out of the cache", RuntimeError)
+    refused(MODEL, "led out of .*/cache: it was removed", RuntimeError)
 
 
 def test_what_a_killed_process_left(hub: FakeHub) -> None:
@@ -304,13 +308,13 @@ def test_a_gguf_variant(parts: int, hub: FakeHub, tiny_dense: Path, tmp_path: Pa
     assert one.token_ids == two.token_ids
     assert hub.fetched == [part_path(Path("M-Q8_0.gguf"), n, parts).name for n in range(parts)]
     hub.repos["tiny/gguf"].gguf = {"architecture": "whisper"}
-    refused("tiny/gguf:F16", "is of the architecture 'whisper', not one of ")
+    refused("tiny/gguf:F16", "general.architecture 'whisper' is not one of the known")
 
 
 def test_a_family_that_does_not_run(hub: FakeHub) -> None:
     config = {"architectures": ["OddForCausalLM"], "auto_map": {"AutoModel": "modeling.Odd"}}
     hub.repos[MODEL].files["config.json"] = json.dumps(config).encode()
-    refused(MODEL, "it comes with code, which is never run, and architecture 'OddForCausalLM'")
+    refused(MODEL, "it comes with code, which is never run, and .*architecture 'OddForCausalLM'")
     assert WEIGHTS not in hub.fetched, "nothing large was fetched for it"
 
 

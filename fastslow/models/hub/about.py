@@ -13,8 +13,9 @@ from pathlib import Path
 from loguru import logger
 
 from fastslow.engine.host.files import read_object
+from fastslow.engine.host.gguf_file import GgufFile
 from fastslow.engine.model.config import ModelConfig, RoutedUnits
-from fastslow.engine.model.family import architecture_in, family_of, gguf_architectures
+from fastslow.engine.model.family import GGUF_ARCHITECTURE, gguf_family
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -65,57 +66,47 @@ def propose_drafts(model: str) -> None:
         logger.info("a small model can draft: --drafter model --draft-model {}", found.drafts[0])
 
 
-def check_family(repository: Repository, folder: Path) -> None:
-    """ValueError in one sentence for a model that does not run here, before its weights come."""
-    name = repository.name
-    if repository.is_gguf:
-        said = (repository.gguf or {}).get("architecture")
-        if isinstance(said, str) and said not in (known := gguf_architectures()):
-            raise ValueError(
-                f"{name} is of the architecture {said!r}, not one of {', '.join(known)}"
-            )
-        return
-    raw = read_object(folder / CONFIG)
-    try:
-        family_of(architecture_in(raw))
-    except ValueError as error:
-        code = "it comes with code, which is never run, and " if raw.get("auto_map") else ""
-        raise ValueError(f"{name} does not run here: {code}{error}") from None
-
-
 def about(repository: Repository, folder: Path) -> str:
-    """One line for people. ValueError: its config.json does not fit its family."""
-    return ", ".join(part for part in _parts(repository, folder) if part)
+    """One line for people, of the small files in a folder, or what the hub says of a GGUF file. ValueError in one
+    sentence: it does not run here."""
+    parts = _of_gguf(repository) if repository.is_gguf else _of_folder(repository.name, folder)
+    heads = ", ".join(published(repository.name).heads)
+    licence = f"licence {repository.license or 'not named'}"
+    return ", ".join((*parts, licence, *([f"published heads: {heads}"] if heads else ())))
 
 
-def _parts(repository: Repository, folder: Path) -> Iterator[str]:
-    if repository.is_gguf:
-        said = repository.gguf or {}
-        yield f"GGUF {said.get('architecture', '')}".strip()
-        if isinstance(total := said.get("total"), int):
-            yield f"{billions(total)} parameters"
-    else:
+def _of_gguf(repository: Repository) -> Iterator[str]:
+    if "architecture" in repository.gguf:
+        architecture = repository.gguf["architecture"]
+        gguf_family(GgufFile({GGUF_ARCHITECTURE: architecture}, []))
+        yield f"GGUF {architecture}"
+    if isinstance(total := repository.gguf.get("total"), int):
+        yield f"{billions(total)} parameters"
+
+
+def _of_folder(name: HubName, folder: Path) -> Iterator[str]:
+    try:
         config = ModelConfig.from_folder(folder)
-        units, whole = RoutedUnits.of(config), parameters(config)
-        yield config.architecture
-        modes = {name: mode.routed for name, mode in load_modes(folder, units).items()}
-        active = {
-            n: billions(active_parameters(config, modes[n])) for n in ("fast", "deep") if n in modes
-        }
-        shares = (
-            f" ({' and '.join(f'{n}: {a}' for n, a in active.items())} active)"
-            if units.most
-            else ""
-        )
-        yield f"{billions(whole)} parameters{shares}"
-        try:
-            tokenizer = load_tokenizer(folder)
-            yield f"thinking switch {load_template(folder, tokenizer, config.architecture).switch}"
-        except ValueError as error:
-            yield f"thinking switch unknown ({error})"
-    yield f"licence {repository.license or 'not named'}"
-    if heads := published(repository.name).heads:
-        yield f"published heads: {', '.join(heads)}"
+    except ValueError as error:
+        code = "auto_map" in read_object(folder / CONFIG)
+        more = "it comes with code, which is never run, and " if code else ""
+        raise ValueError(f"{name} does not run here: {more}{error}") from None
+    yield config.architecture
+    units = RoutedUnits.of(config)
+    modes = load_modes(folder, units)
+    active = [
+        f"{name}: {billions(active_parameters(config, modes[name].routed))}"
+        for name in ("fast", "deep")
+        if units.most and name in modes
+    ]
+    yield f"{billions(parameters(config))} parameters" + (
+        f" ({', '.join(active)})" if active else ""
+    )
+    try:
+        template = load_template(folder, load_tokenizer(folder), config.architecture)
+        yield f"thinking switch {template.switch}"
+    except ValueError as error:
+        yield f"thinking switch unknown ({error})"
 
 
 def billions(count: int) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
 from loguru import logger
@@ -17,27 +16,13 @@ from fastslow.engine.host.files import read_object
 from fastslow.engine.host.machine import free_memory
 from fastslow.engine.host.progress import bar
 from fastslow.engine.kv.budget import format_bytes
-from fastslow.models.hub.about import about, check_family
+from fastslow.models.hub.about import about
 from fastslow.models.hub.errors import explained
+from fastslow.models.hub.hubs import HuggingFace, open_hub
 from fastslow.models.hub.name import HubName
 from fastslow.models.hub.repository import CONFIG, HEAD, RepoFile, Repository
 
-HUB = "FASTSLOW_HUB"
-HUBS = "huggingface", "modelscope"
 SPARE = 256 << 20  # bytes of the disk that a download leaves free
-
-
-class Hub(Protocol):
-    """Where models come from; `huggingface.py` says what each method does."""
-
-    place: str
-    cache: Path
-
-    def folder(self, repository: Repository) -> Path: ...
-    def cached(self, name: HubName) -> Repository | None: ...
-    def look_up(self, name: HubName) -> Repository: ...
-    def get(self, repository: Repository, file: RepoFile, progress: bool) -> Path: ...
-    def sweep(self, name: HubName) -> None: ...
 
 
 def fetch(
@@ -58,135 +43,131 @@ def fetch(
     """
     hub = open_hub()
     here = hub.cached(name)
+    kept = None if here is None else Copy(hub, here, weights)
     try:
-        if here is not None and name.is_commit and (path := _whole(hub, here, weights)):
+        if kept is not None and name.is_commit and (path := kept.whole()):
             return path
         found = hub.look_up(name)
     except Exception as error:  # noqa: BLE001 - whatever the library raises becomes one sentence
-        path = (
-            None
-            if here is None or isinstance(error, RevisionNotFoundError)
-            else _whole(hub, here, weights)
-        )
-        if path is None:
-            raise explained(error, name, hub.place) from None
+        why = explained(error, name, hub.place)
+        gone = kept is None or isinstance(error, RevisionNotFoundError)
+        if gone or kept is None or not (path := kept.whole()):
+            raise why from None
         if not isinstance(error, OfflineModeIsEnabled):
-            logger.warning("{}; what was fetched before runs", explained(error, name, hub.place))
+            logger.warning("{}; what was fetched before runs", why)
         return path
-    return _fetched(hub, found, head, weights, progress)
+    return Copy(hub, found, weights).complete(head, progress)
 
 
-def open_hub() -> Hub:
-    """The hub that FASTSLOW_HUB names. ValueError: none is called so, or its package is missing."""
-    named = os.environ.get(HUB) or HUBS[0]
-    if named not in HUBS:
-        raise ValueError(f"{HUB}={named!r} must be one of {', '.join(HUBS)}")
-    if named == "modelscope":
-        from fastslow.models.hub.modelscope import ModelScope
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A repository's files in the cache. with_weights: not only those that say what the model is."""
 
-        return ModelScope()
-    from fastslow.models.hub.huggingface import HuggingFace
+    hub: HuggingFace
+    found: Repository
+    with_weights: bool
 
-    return HuggingFace()
+    def complete(self, head: bool, progress: bool) -> Path:
+        """Fetch what is not here, check all, and give what the engine opens."""
+        name, hub = self.found.name, self.hub
+        hub.sweep(name)
+        for file in (small := self.found.small()):
+            self._get(file, progress)
+        weights = self._weights()
+        if absent := [file for file in weights if not self._is_here(file)]:
+            if not head:
+                logger.info("{}: {}", name, about(self.found, hub.folder(self.found)))
+            self._check_room(size := sum(file.size for file in absent))
+            logger.info("fetching {} of {} from {}", format_bytes(size), name, hub.place)
+            began, drawn = time.monotonic(), sys.stderr.isatty() or not progress
+            for file in absent if drawn else bar(absent, f"fetching {name}"):
+                self._get(file, progress)
+            logger.info("{} came in {:.0f} s", name, time.monotonic() - began)
+        for file in (*small, *weights):
+            self._check(file)
+        return self._opened(weights)
 
+    def whole(self) -> Path | None:
+        """What the engine opens, if nothing of it is missing."""
+        try:
+            weights = self._weights()
+            for file in (*self.found.small(), *weights):
+                self._check(file)
+            return self._opened(weights)
+        except (ValueError, RuntimeError) as error:
+            logger.debug("what is here of {} does not do: {}", self.found.name, error)
+            return None
 
-def _fetched(hub: Hub, found: Repository, head: bool, whole: bool, progress: bool) -> Path:
-    name, folder = found.name, hub.folder(found)
-    hub.sweep(name)
-    small = found.small()
-    for file in small:
-        _get(hub, found, file, progress)
-    if not head:
-        check_family(found, folder)
-    weights = _weights(hub, found, whole)
-    absent = [file for file in weights if not _is_here(folder / file.path, file)]
-    if absent:
-        if not head:
-            logger.info("{}: {}", name, about(found, folder))
-        _check_room(hub, name, absent)
-        began, size = time.monotonic(), format_bytes(sum(file.size for file in absent))
-        logger.info("fetching {} of {} from {}", size, name, hub.place)
-        drawn = progress and sys.stderr.isatty()
-        for file in (
-            absent if drawn or not progress else bar(absent, f"fetching {name}", len(absent))
-        ):
-            _get(hub, found, file, progress)
-        logger.info("{} came in {:.0f} s", name, time.monotonic() - began)
-    for file in (*small, *weights):
-        _check_kept(hub, found, file)
-    return _place(found, folder, weights)
+    def _path(self, file: RepoFile) -> Path:
+        return self.hub.folder(self.found) / file.path
 
+    def _weights(self) -> list[RepoFile]:
+        if not self.with_weights and not self.found.is_gguf:
+            return []
+        return self.found.weights(lambda path: read_object(self.hub.folder(self.found) / path))
 
-def _weights(hub: Hub, found: Repository, whole: bool) -> list[RepoFile]:
-    if not whole and not found.is_gguf:
-        return []
-    return found.weights(lambda path: read_object(hub.folder(found) / path))
+    def _opened(self, weights: list[RepoFile]) -> Path:
+        """The folder, or the one file that is all there is."""
+        alone = [file.path for file in weights] == [HEAD] and CONFIG not in self.found.files
+        return (
+            self._path(weights[0]) if self.found.is_gguf or alone else self.hub.folder(self.found)
+        )
 
-
-def _place(found: Repository, folder: Path, weights: list[RepoFile]) -> Path:
-    """What the engine opens: the folder, or the one file that is all there is."""
-    if found.is_gguf or CONFIG not in found.files and [file.path for file in weights] == [HEAD]:
-        return folder / weights[0].path
-    return folder
-
-
-def _whole(hub: Hub, here: Repository, whole: bool) -> Path | None:
-    """The model in the cache; None where a part of it is missing."""
-    folder = hub.folder(here)
-    try:
-        weights = _weights(hub, here, whole)
-        for file in (*here.small(), *weights):
-            _check_kept(hub, here, file)
-    except (ValueError, RuntimeError) as error:
-        logger.debug("the copy of {} in the cache does not do: {}", here.name, error)
-        return None
-    return _place(here, folder, weights)
-
-
-def _get(hub: Hub, found: Repository, file: RepoFile, progress: bool) -> None:
-    """Fetch a file that is not here, and hold it against the hub's list."""
-    path = hub.folder(found) / file.path
-    if path.is_file():
-        if _is_here(path, file) or not _inside(hub, path):
+    def _get(self, file: RepoFile, progress: bool) -> None:
+        """Fetch a file that is not here, and hold it against the hub's list."""
+        path, name = self._path(file), self.found.name
+        if self._is_here(file) or path.exists() and not self._inside(path):
             return
-        logger.warning(
-            "{}: {} in the cache is no whole copy, and is fetched anew", found.name, path
-        )
-        _drop(path)
-    try:
-        path = hub.get(found, file, progress)
-    except Exception as error:  # noqa: BLE001 - as above
-        raise explained(error, found.name, hub.place) from None
-    _check_kept(hub, found, file)
-    for kind, wanted in (("sha256", file.sha256), ("sha1", file.git)):
-        if wanted and (digest := _digest(path, kind)) != wanted:
+        if path.is_file():
+            logger.warning("{}: {} in the cache is no whole copy, and is fetched anew", name, path)
             _drop(path)
+        try:
+            self.hub.get(self.found, file, progress)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise explained(error, name, self.hub.place) from None
+        self._check(file)
+        for kind, wanted in (("sha256", file.sha256), ("sha1", file.git)):
+            if wanted and (digest := _digest(path, kind)) != wanted:
+                _drop(path)
+                self._refuse(file, f"came with the {kind} {digest[:12]}", wanted[:12])
+
+    def _check(self, file: RepoFile) -> None:
+        """RuntimeError for a file that is no whole copy of the hub's, or lies outside the cache; it goes."""
+        path = self._path(file)
+        if not self._inside(path):
+            path.unlink(missing_ok=True)
             raise RuntimeError(
-                f"{found.name}: {file.path} came with the {kind} {digest[:12]}, and {hub.place} lists "
-                f"{wanted[:12]}: it was removed; try again"
+                f"{self.found.name}: {path} led out of {self.hub.cache}: it was removed"
             )
+        if (size := path.stat().st_size) != file.size:
+            _drop(path)
+            self._refuse(file, f"has {size} bytes", file.size)
 
-
-def _check_kept(hub: Hub, found: Repository, file: RepoFile) -> None:
-    """RuntimeError for a file that is no whole copy of the hub's, which goes, or lies outside the cache."""
-    path = hub.folder(found) / file.path
-    if not _inside(hub, path):
-        path.unlink(missing_ok=True)
-        raise RuntimeError(f"{found.name}: {path} led out of the cache {hub.cache}: it was removed")
-    if (size := path.stat().st_size) != file.size:
-        _drop(path)
+    def _refuse(self, file: RepoFile, has: str, listed: object) -> None:
+        where = f"{self.hub.place} lists {listed}"
         raise RuntimeError(
-            f"{found.name}: {file.path} has {size} bytes, and {hub.place} lists {file.size}: it was removed; "
-            "try again"
+            f"{self.found.name}: {file.path} {has}, and {where}: it was removed; try again"
         )
 
+    def _is_here(self, file: RepoFile) -> bool:
+        path = self._path(file)
+        return path.is_file() and path.stat().st_size == file.size
 
-def _is_here(path: Path, file: RepoFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.size
+    def _inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.hub.cache.resolve())
 
-
-def _inside(hub: Hub, path: Path) -> bool:
-    return path.resolve().is_relative_to(hub.cache.resolve())
+    def _check_room(self, size: int) -> None:
+        """RuntimeError where the disk has no room; a warning where memory has none."""
+        name, cache, need = self.found.name, self.hub.cache, format_bytes(size)
+        place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+        if size + SPARE > (free := shutil.disk_usage(place).free):
+            raise RuntimeError(
+                f"{name} takes {need}, and {cache} has {format_bytes(free)} free: free some of it, or set "
+                "HF_HOME to a folder on a larger disk"
+            )
+        if size > (memory := free_memory("cpu")):
+            said = "{} takes {}, and {} of memory is free: a smaller GGUF variant or --quantization int4 may fit"
+            logger.warning(said, name, need, format_bytes(memory))
 
 
 def _drop(path: Path) -> None:
@@ -202,22 +183,3 @@ def _digest(path: Path, kind: str) -> str:
             return hashlib.file_digest(file, kind).hexdigest()
         start = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
         return hashlib.file_digest(file, start.copy).hexdigest()
-
-
-def _check_room(hub: Hub, name: HubName, absent: list[RepoFile]) -> None:
-    """RuntimeError where the disk has no room; a warning where memory has none."""
-    size = sum(file.size for file in absent)
-    place = next(folder for folder in (hub.cache, *hub.cache.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
-    if size + SPARE > free:
-        raise RuntimeError(
-            f"{name} takes {format_bytes(size)}, and {hub.cache} has {format_bytes(free)} free: free some of it, "
-            "or set HF_HOME to a folder on a larger disk"
-        )
-    if size > (memory := free_memory("cpu")):
-        logger.warning(
-            "{} takes {}, and {} of memory is free: a smaller GGUF variant or --quantization int4 may fit",
-            name,
-            format_bytes(size),
-            format_bytes(memory),
-        )

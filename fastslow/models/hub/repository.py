@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastslow.engine.checkpoint.checkpoint import INDEX, SINGLE
@@ -53,7 +53,7 @@ class Repository:
     commit: str
     files: Mapping[str, RepoFile]
     license: str = ""
-    gguf: Mapping[str, Any] | None = None
+    gguf: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_gguf(self) -> bool:
