@@ -263,8 +263,8 @@ def test_what_of_a_repository_runs(hub: FakeHub) -> None:
         (index, {"x": "c.safetensors"}, "puts tensors into 'c.safetensors', which is not there"),
         (index, {"x": 1}, "puts tensors into 1, which is not there"),
         (("config.json", "pytorch_model.bin"), None, "may hold code and is never loaded"),
-        (("model.onnx",), None, "but files of the kinds onnx"),
-        ((), None, "but no files"),
+        (("model.onnx",), None, "has files such as model.onnx: it takes safetensors"),
+        ((), None, "has no files"),
     ):
         with pytest.raises(ValueError, match=words):
             weights(listing(*names), places)
@@ -290,9 +290,9 @@ def test_variants() -> None:
     ):
         with pytest.raises(ValueError, match=rf"{words}: o/n:BF16 \(20 B\), o/n:Q4_K_M \(10 B\), "):
             chosen(variant)
-    with pytest.raises(ValueError, match="has 1 of its 3 files"):
+    with pytest.raises(ValueError, match="has 1 of the 3 files of M-Q6_K"):
         chosen("Q6_K", "M-Q6_K-00001-of-00003.gguf")
-    with pytest.raises(ValueError, match="asks for a GGUF file, and o/n has none"):
+    with pytest.raises(ValueError, match="o/n:Q4_0 is not there: no GGUF file is"):
         listing("model.safetensors", variant="Q4_0").weights(lambda _: {})
 
 

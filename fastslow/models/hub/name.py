@@ -13,6 +13,7 @@ LINK = re.compile(
 PART = re.compile(r"\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 REVISION = re.compile(r"\w(?:[\w./-]{0,198}\w)?", re.ASCII)
 NAME = re.compile(r"(?P<repo>[^@:]*)(?:@(?P<revision>[^:]*))?(?::(?P<variant>.*))?", re.DOTALL)
+BAD = re.compile(r"\.\.|--|//|\.git$|\.lock$")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FILES = (".gguf", ".safetensors", ".json", ".bin", ".pt")  # ends of names that are of files here
 FORMS = "owner/name, owner/name@revision or owner/name:VARIANT"
@@ -42,14 +43,12 @@ class HubName:
         is_path = repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith(FILES)
         if is_path and not link:
             return None
-        parts = repo.split("/")
-        sound = len(parts) == 2 and all(PART.fullmatch(part) for part in parts)
+        sound = all(PART.fullmatch(part) for part in repo.split("/")) and not is_path
         for part, kind, mark in ((revision, REVISION, "@"), (variant, PART, ":")):
-            sound = sound and (kind.fullmatch(part) is not None or not part and mark not in given)
-        if not sound or re.search(r"\.\.|--|//|\.git$|\.lock$", f"{repo} {revision} {variant}"):
-            raise ValueError(
-                f"model={shown(text)} is no name of a hub: that is {FORMS}, of letters, digits, '-', '_' and '.'"
-            )
+            sound = sound and bool(kind.fullmatch(part) if part else mark not in given)
+        if not sound or BAD.search(f"{repo} {revision} {variant}"):
+            letters = "of letters, digits, '-', '_' and '.'"
+            raise ValueError(f"model={shown(text)} is no name of a hub: that is {FORMS}, {letters}")
         return cls(repo, revision, variant)
 
     @property

@@ -14,13 +14,12 @@ from fastslow.engine.kv.budget import format_bytes
 from fastslow.models.hub.name import HubName
 
 CONFIG = "config.json"
-SMALL = (  # what the engine reads of a folder beside the weights
-    *(CONFIG, "generation_config.json", "fastslow.json", "chat_template.jinja"),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json"),
-    *("quantize_config.json", "quant_config.json"),
-)
 HEAD = "draft_head.safetensors"  # of `fastslow train-draft`
+SMALL = (  # what the engine reads of a folder beside the weights
+    *(CONFIG, "generation_config.json", "fastslow.json", "chat_template.jinja", INDEX),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "quantize_config.json", "quant_config.json"),
+)
 EXPORT = re.compile(r"quant_model_weight[\w.-]*\.safetensors")
 DESCRIBED = re.compile(
     r"quant_model_(?:weight[\w.-]*\.safetensors\.index|description[\w.-]*)\.json"
@@ -28,10 +27,10 @@ DESCRIBED = re.compile(
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SAFE = re.compile(r"[\w+=()][\w .+=()-]*(?:/[\w+=()][\w .+=()-]*)?", re.ASCII)
 QUANT = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|F16|F32|FP16|FP32)(?:_[A-Z0-9]+)*)$",
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|FP?16|FP?32)(?:_[A-Z0-9]+)*)$",
     re.IGNORECASE,
 )
-PROJECTOR = re.compile(r"mmproj|imatrix|^mtp-", re.IGNORECASE)  # GGUF files that are no model alone
+NO_MODEL = re.compile(r"mmproj|imatrix|^mtp-", re.IGNORECASE)  # GGUF files beside one
 LISTED = 40  # variants that a message names
 
 
@@ -58,19 +57,17 @@ class Repository:
     @property
     def is_gguf(self) -> bool:
         """Whether the name asks for a GGUF file, or there is nothing else."""
-        return bool(self.name.variant) or bool(self._variants()) and not self._has_tensors()
+        tensors = any(n in (SINGLE, INDEX, HEAD) or EXPORT.fullmatch(n) for n in self.files)
+        return bool(self.name.variant) or bool(self._variants()) and not tensors
 
     def small(self) -> list[RepoFile]:
         """Files that say what the model is. ValueError: one is larger than is ever read."""
-        if self.is_gguf:
-            return []
-        names = (*SMALL, INDEX, *(name for name in self.files if DESCRIBED.fullmatch(name)))
-        found = [self.files[name] for name in names if name in self.files]
+        names = (*SMALL, *(name for name in self.files if DESCRIBED.fullmatch(name)))
+        found = [self.files[n] for n in names if n in self.files and not self.is_gguf]
         for file in found:
             if file.size > MOST_BYTES:
-                most = format_bytes(MOST_BYTES)
-                size = format_bytes(file.size)
-                raise ValueError(f"{self.name}: {file.path} has {size}, and {most} are the most")
+                has, most = format_bytes(file.size), format_bytes(MOST_BYTES)
+                raise ValueError(f"{self.name}: {file.path} has {has}, and {most} are the most")
         return found
 
     def weights(self, read: Callable[[str], Mapping[str, Any]]) -> list[RepoFile]:
@@ -78,74 +75,62 @@ class Repository:
         ValueError in one sentence: there are none that run, several to choose from, or one is missing."""
         if self.is_gguf:
             return self._gguf()
-        exports = [name for name in sorted(self.files) if EXPORT.fullmatch(name)]
-        indices = [f"{name}.index.json" for name in ("model.safetensors", *exports)]
-        names = {HEAD} & self.files.keys()
+        exports = {name for name in self.files if EXPORT.fullmatch(name)}
+        indices = (INDEX, *(f"{name}.index.json" for name in sorted(exports)))
+        index = next((name for name in indices if name in self.files), None)
+        names = exports
         if SINGLE in self.files:
-            names |= {SINGLE}
-        elif index := next((name for name in indices if name in self.files), None):
+            names = {SINGLE}
+        elif index is not None:
             places = read(index).get("weight_map")
-            for name in set(places.values()) if isinstance(places, Mapping) else ():
-                if name not in self.files:
-                    raise ValueError(
-                        f"{self.name}: its {index} puts tensors into {shown(name)}, which is not there"
-                    )
-                names |= {name}
-        else:
-            names |= set(exports)
-        if not names:
-            raise ValueError(self._none())
+            names = set(places.values()) if isinstance(places, Mapping) else set()
+            if absent := names - self.files.keys():
+                raise ValueError(
+                    f"{self.name}: its {index} puts tensors into {shown(absent.pop())}, which is not there"
+                )
+        if not (names := names | ({HEAD} & self.files.keys())):
+            raise ValueError(
+                f"{self.name} has {self._other()}: it takes safetensors or a GGUF file"
+            )
         return [self.files[name] for name in sorted(names)]
 
-    def _has_tensors(self) -> bool:
-        return any(n in (SINGLE, INDEX, HEAD) or EXPORT.fullmatch(n) for n in self.files)
-
-    def _none(self) -> str:
-        """Why nothing of it runs."""
-        pickles = [name for name in self.files if name.endswith(PICKLES)]
-        if pickles:
-            return (
-                f"{self.name} has its weights in {pickles[0]}, which may hold code and is never loaded: look "
-                "for a copy of it in safetensors or GGUF"
-            )
-        others = sorted({name.rpartition(".")[2] for name in self.files if "." in name})
-        has = f"files of the kinds {', '.join(others[:9])}" if others else "no files"
-        return f"{self.name} has neither {SINGLE} nor {INDEX} nor a GGUF file, but {has}"
+    def _other(self) -> str:
+        """What it has, of which nothing runs."""
+        if pickles := [name for name in self.files if name.endswith(PICKLES)]:
+            return f"its weights in {pickles[0]}, which may hold code and is never loaded"
+        return f"files such as {min(self.files)}" if self.files else "no files"
 
     def _variants(self) -> dict[str, list[RepoFile]]:
         """The files of each GGUF model in here, by its name without the number of the part."""
         found: dict[str, list[RepoFile]] = {}
         for path in sorted(self.files):
-            base = path.rpartition("/")[2]
-            if path.endswith(".gguf") and not PROJECTOR.search(base):
+            if path.endswith(".gguf") and not NO_MODEL.search(_base(path)):
                 split = PART.fullmatch(path)
-                found.setdefault(split[1] if split else path.removesuffix(".gguf"), []).append(
-                    self.files[path]
-                )
+                stem = split[1] if split else path.removesuffix(".gguf")
+                found.setdefault(stem, []).append(self.files[path])
         return found
 
     def _gguf(self) -> list[RepoFile]:
-        every = self._variants()
-        if not every:
-            raise ValueError(f"{self.name} asks for a GGUF file, and {self.name.repo} has none")
+        every, repo = self._variants(), self.name.repo
         wanted = self.name.variant.upper().removesuffix(".GGUF")
         fitting = [s for s in every if not wanted or wanted in (_quant(s), _base(s).upper())]
         fitting = fitting or [s for s in every if _quant(s).endswith(f"-{wanted}")]  # UD-Q4_K_XL
         if len(fitting) != 1:
             labels = [_quant(stem) for stem in every]
             listed = [
-                f"{self.name.repo}:{label if labels.count(label) == 1 and label else _base(stem)} "
+                f"{repo}:{label if label and labels.count(label) == 1 else _base(stem)} "
                 f"({format_bytes(sum(file.size for file in parts))})"
                 for (stem, parts), label in zip(every.items(), labels)
             ]
-            more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-            why = "needs a choice" if len(fitting) != 0 or not wanted else "is not there"
-            raise ValueError(f"{self.name} {why}: {', '.join(listed[:LISTED])}{more}")
+            why = "needs a choice" if fitting else "is not there"
+            raise ValueError(
+                f"{self.name} {why}: {', '.join(listed[:LISTED]) or 'no GGUF file is'}"
+            )
         parts = every[fitting[0]]
         split = PART.fullmatch(parts[0].path)
         if split is not None and int(split[3]) != len(parts):
             raise ValueError(
-                f"{self.name} has {len(parts)} of its {int(split[3])} files: {parts[0].path}, ..."
+                f"{self.name} has {len(parts)} of the {int(split[3])} files of {_base(split[1])}"
             )
         return parts
 
