@@ -339,8 +339,8 @@ def test_a_draft_model_and_a_head(
 def test_what_is_published(
     hub: FakeHub, tiny_chat: Path, tmp_path: Path, logged: list[str]
 ) -> None:
-    assert published(HubName("unsloth/Qwen3-1.7B-GGUF", variant="Q4_K_M")).heads
-    assert not published(HubName("Qwen/Qwen3-1.7B-Base")).heads
+    assert published(HubName("unsloth/Qwen3-1.7B-GGUF", variant="Q4_K_M"))["heads"]
+    assert not published(HubName("Qwen/Qwen3-1.7B-Base"))
     hub.repos["Qwen/Qwen3-1.7B"] = hub.repos[MODEL]
     LLM("Qwen/Qwen3-1.7B").close()
     assert any(

@@ -42,16 +42,14 @@ def fetch(
         RuntimeError: one sentence: no network, no room, or a hub that answers wrongly.
     """
     hub = open_hub()
-    here = hub.cached(name)
-    kept = None if here is None else Copy(hub, here, weights)
+    kept = Copy(hub, hub.cached(name) or Repository(name, "", {}), weights)
+    if name.is_commit and (path := kept.whole()):
+        return path
     try:
-        if kept is not None and name.is_commit and (path := kept.whole()):
-            return path
         found = hub.look_up(name)
     except Exception as error:  # noqa: BLE001 - whatever the library raises becomes one sentence
         why = explained(error, name, hub.place)
-        gone = kept is None or isinstance(error, RevisionNotFoundError)
-        if gone or kept is None or not (path := kept.whole()):
+        if isinstance(error, RevisionNotFoundError) or not (path := kept.whole()):
             raise why from None
         if not isinstance(error, OfflineModeIsEnabled):
             logger.warning("{}; what was fetched before runs", why)
