@@ -204,7 +204,7 @@ class DrafterFactory:
         return LoadedModel(model, self._pages_for(model), self._tokenizers[model])
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
-        folder = resolve_model(path, bool(self._options.get("progress", True)))
+        folder = resolve_model(path, self._options.get("progress", True))
         theirs = find_tokenizer(folder)
         both = None
         if self._tokenizer is not None and theirs is not None:
@@ -234,8 +234,7 @@ class DrafterFactory:
         if path is None and self._own_head is None and self._has_mtp:
             head = TorchRunner(load_mtp(self.folder, self._deps.target.dtype))
         else:
-            progress = bool(self._options.get("progress", True))
-            found = self._own_head or Path(HEAD) if path is None else resolve_head(path, progress)
+            found = self._own_head or Path(HEAD) if path is None else resolve_head(path)
             head = load_head(found, self.folder)
             give_back()  # matrices were in float32 before they were packed
         self._heads[path] = head

@@ -245,11 +245,10 @@ class LLM:
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
-    def load_drafter(self, speculation: Speculation | Mapping[str, Any]) -> None:
-        """Fetch and load now what drafts need; else the first call with these settings waits for it. Raises
-        ValueError and RuntimeError as that call would."""
-        given = speculation if isinstance(speculation, Speculation) else Speculation(**speculation)
-        self._drafters.make(given)
+    def load_drafter(self, speculation: Mapping[str, Any]) -> None:
+        """Fetch and load now what drafts with these fields of a `Speculation` need; else the first call waits.
+        Raises what that call would."""
+        self._drafters.make(Speculation(**speculation))
 
     @property
     def tool_calls(self) -> ToolCalls:

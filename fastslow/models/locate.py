@@ -59,9 +59,7 @@ def resolve_model(model: str | Path, progress: bool = True, weights: bool = True
         raise ValueError(f"model={shown(str(model))} cannot be read: {error.strerror}") from None
     if folder:
         if not path.is_absolute() and str(model).count("/") == 1 and not str(model).startswith("."):
-            logger.info(
-                "{} is a folder here: the model of that name on a hub is not asked for", model
-            )
+            logger.info("{} is a folder here: no hub is asked for that model", model)
         return path
     if file and path.suffix == ".gguf":
         return gguf_parts(path)[0]

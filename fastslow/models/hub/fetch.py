@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
 from loguru import logger
@@ -72,9 +73,10 @@ class Copy:
         for file in (small := self.found.small()):
             self._get(file, progress)
         weights = self._weights()
-        if absent := [file for file in weights if not self._is_here(file)]:
+        folder = self.hub.folder(self.found)
+        if absent := [file for file in weights if not (folder / file.path).is_file()]:
             if not head:
-                logger.info("{}: {}", name, about(self.found, hub.folder(self.found)))
+                logger.info("{}: {}", name, about(self.found, folder))
             self._check_room(size := sum(file.size for file in absent))
             logger.info("fetching {} of {} from {}", format_bytes(size), name, hub.place)
             began, drawn = time.monotonic(), sys.stderr.isatty() or not progress
@@ -96,88 +98,56 @@ class Copy:
             logger.debug("what is here of {} does not do: {}", self.found.name, error)
             return None
 
-    def _path(self, file: RepoFile) -> Path:
-        return self.hub.folder(self.found) / file.path
-
     def _weights(self) -> list[RepoFile]:
-        if not self.with_weights and not self.found.is_gguf:
+        if not self.with_weights and not self.found.is_gguf and CONFIG in self.found.files:
             return []
         return self.found.weights(lambda path: read_object(self.hub.folder(self.found) / path))
 
     def _opened(self, weights: list[RepoFile]) -> Path:
         """The folder, or the one file that is all there is."""
+        folder = self.hub.folder(self.found)
         alone = [file.path for file in weights] == [HEAD] and CONFIG not in self.found.files
-        return (
-            self._path(weights[0]) if self.found.is_gguf or alone else self.hub.folder(self.found)
-        )
+        return folder / weights[0].path if self.found.is_gguf or alone else folder
 
     def _get(self, file: RepoFile, progress: bool) -> None:
         """Fetch a file that is not here, and hold it against the hub's list."""
-        path, name = self._path(file), self.found.name
-        if self._is_here(file) or path.exists() and not self._inside(path):
-            return
+        path = self.hub.folder(self.found) / file.path
         if path.is_file():
-            logger.warning("{}: {} in the cache is no whole copy, and is fetched anew", name, path)
-            _drop(path)
+            return
         try:
             self.hub.get(self.found, file, progress)
         except Exception as error:  # noqa: BLE001 - as above
-            raise explained(error, name, self.hub.place) from None
+            raise explained(error, self.found.name, self.hub.place) from None
         self._check(file)
-        for kind, wanted in (("sha256", file.sha256), ("sha1", file.git)):
-            if wanted and (digest := _digest(path, kind)) != wanted:
-                _drop(path)
-                self._refuse(file, f"came with the {kind} {digest[:12]}", wanted[:12])
+        if file.sha256:
+            with path.open("rb") as data:
+                digest = hashlib.file_digest(data, "sha256").hexdigest()
+            if digest != file.sha256:
+                self._refuse(file, f"the sha256 {digest[:12]}, not {file.sha256[:12]}")
 
     def _check(self, file: RepoFile) -> None:
         """RuntimeError for a file that is no whole copy of the hub's, or lies outside the cache; it goes."""
-        path = self._path(file)
-        if not self._inside(path):
-            path.unlink(missing_ok=True)
-            raise RuntimeError(
-                f"{self.found.name}: {path} led out of {self.hub.cache}: it was removed"
-            )
+        path = self.hub.folder(self.found) / file.path
+        if not (inside := path.resolve().is_relative_to(self.hub.cache.resolve())):
+            self._refuse(file, f"its place outside of {self.hub.cache}", inside)
         if (size := path.stat().st_size) != file.size:
-            _drop(path)
-            self._refuse(file, f"has {size} bytes", file.size)
+            self._refuse(file, f"{size} bytes, not {file.size}")
 
-    def _refuse(self, file: RepoFile, has: str, listed: object) -> None:
-        where = f"{self.hub.place} lists {listed}"
-        raise RuntimeError(
-            f"{self.found.name}: {file.path} {has}, and {where}: it was removed; try again"
-        )
-
-    def _is_here(self, file: RepoFile) -> bool:
-        path = self._path(file)
-        return path.is_file() and path.stat().st_size == file.size
-
-    def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.hub.cache.resolve())
+    def _refuse(self, file: RepoFile, has: str, inside: bool = True) -> NoReturn:
+        """Remove a file, with what a link to it shows."""
+        path = self.hub.folder(self.found) / file.path
+        if inside:
+            path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise RuntimeError(f"{self.found.name}: {file.path} had {has}, and was removed: try again")
 
     def _check_room(self, size: int) -> None:
         """RuntimeError where the disk has no room; a warning where memory has none."""
         name, cache, need = self.found.name, self.hub.cache, format_bytes(size)
         place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
         if size + SPARE > (free := shutil.disk_usage(place).free):
-            raise RuntimeError(
-                f"{name} takes {need}, and {cache} has {format_bytes(free)} free: free some of it, or set "
-                "HF_HOME to a folder on a larger disk"
-            )
+            more = "free some of it, or set HF_HOME to a folder on a larger disk"
+            raise RuntimeError(f"{name} takes {need}, and {cache} has {format_bytes(free)}: {more}")
         if size > (memory := free_memory("cpu")):
-            said = "{} takes {}, and {} of memory is free: a smaller GGUF variant or --quantization int4 may fit"
+            said = "{} takes {}, and {} of memory is free: try a smaller GGUF variant, or int4"
             logger.warning(said, name, need, format_bytes(memory))
-
-
-def _drop(path: Path) -> None:
-    """Remove a file of the cache, with what a link to it shows."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-
-
-def _digest(path: Path, kind: str) -> str:
-    """Of a file's bytes; sha1 as git takes it."""
-    with path.open("rb") as file:
-        if kind == "sha256":
-            return hashlib.file_digest(file, kind).hexdigest()
-        start = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        return hashlib.file_digest(file, start.copy).hexdigest()

@@ -59,12 +59,11 @@ class HuggingFace:
             raise FileMetadataError(str(error)) from None
         if not COMMIT.fullmatch(info.sha or ""):
             raise FileMetadataError("no commit")
-        files = {}
-        for file in info.siblings or ():
-            if SAFE.fullmatch(path := file.rfilename) and file.size is not None:
-                sha256 = "" if file.lfs is None else file.lfs.sha256
-                git = "" if sha256 else file.blob_id or ""
-                files[path] = RepoFile(path, int(file.size), sha256, git)
+        files = {
+            f.rfilename: RepoFile(f.rfilename, f.size, "" if f.lfs is None else f.lfs.sha256)
+            for f in info.siblings or ()
+            if SAFE.fullmatch(f.rfilename) and f.size is not None
+        }
         card: Any = info.card_data or {}
         licence = str(card.get("license_name") or card.get("license") or "")
         return Repository(name, str(info.sha), files, licence, getattr(info, "gguf", None) or {})

@@ -16,14 +16,12 @@ from fastslow.models.hub.name import HubName
 CONFIG = "config.json"
 HEAD = "draft_head.safetensors"  # of `fastslow train-draft`
 SMALL = (  # what the engine reads of a folder beside the weights
-    *(CONFIG, "generation_config.json", "fastslow.json", "chat_template.jinja", INDEX),
+    *(CONFIG, "generation_config.json", "fastslow.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "quantize_config.json", "quant_config.json"),
 )
 EXPORT = re.compile(r"quant_model_weight[\w.-]*\.safetensors")
-DESCRIBED = re.compile(
-    r"quant_model_(?:weight[\w.-]*\.safetensors\.index|description[\w.-]*)\.json"
-)
+DESCRIBED = re.compile(r"[\w.-]+\.safetensors\.index\.json|quant_model_description[\w.-]*\.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SAFE = re.compile(r"[\w+=()][\w .+=()-]*(?:/[\w+=()][\w .+=()-]*)?", re.ASCII)
 QUANT = re.compile(
@@ -36,12 +34,11 @@ LISTED = 40  # variants that a message names
 
 @dataclass(frozen=True, slots=True)
 class RepoFile:
-    """path: in the repository. size: bytes. sha256, git: hashes by which its content is known; "" = unknown."""
+    """path: in the repository. size: bytes. sha256: of its content; "" = unknown."""
 
     path: str
     size: int
     sha256: str = ""
-    git: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +72,9 @@ class Repository:
         ValueError in one sentence: there are none that run, several to choose from, or one is missing."""
         if self.is_gguf:
             return self._gguf()
-        exports = {name for name in self.files if EXPORT.fullmatch(name)}
-        indices = (INDEX, *(f"{name}.index.json" for name in sorted(exports)))
+        names = {name for name in self.files if EXPORT.fullmatch(name)}
+        indices = (INDEX, *(f"{name}.index.json" for name in sorted(names)))
         index = next((name for name in indices if name in self.files), None)
-        names = exports
         if SINGLE in self.files:
             names = {SINGLE}
         elif index is not None:
