@@ -11,14 +11,8 @@ from fastslow.models.hub.name import HubName
 
 NETWORK = errors.HfHubHTTPError.__mro__[1]  # of the client that huggingface_hub comes with
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_HUB = (
-    "{name}: {place} does not answer as a hub does: look at HF_ENDPOINT, and at a proxy or firewall"
-)
-TO_CHANGE = (
-    errors.RepositoryNotFoundError,
-    errors.RevisionNotFoundError,
-    ValueError,
-)  # by who asks
+NO_HUB = "{name}: {place} answers as no hub does: look at HF_ENDPOINT, a proxy or a firewall"
+TO_CHANGE = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, ValueError)
 SENTENCES: dict[type[BaseException], str] = {  # the first that fits
     errors.GatedRepoError: "{name} is gated: accept its terms at {place}/{name.repo}, and set HF_TOKEN to that account's",
     errors.RevisionNotFoundError: "{name}: {place} has no such revision of {name.repo}",

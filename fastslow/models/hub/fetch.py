@@ -26,12 +26,9 @@ from fastslow.models.hub.repository import CONFIG, HEAD, RepoFile, Repository
 SPARE = 256 << 20  # bytes of the disk that a download leaves free
 
 
-def fetch(
-    name: HubName, *, head: bool = False, weights: bool = True, progress: bool = True
-) -> Path:
+def fetch(name: HubName, head: bool = False, weights: bool = True, progress: bool = True) -> Path:
     """A model's folder in the cache, its GGUF file, or a draft head's file or folder; what is not here is fetched.
-
-    Without a network, or where the hub is down, what was fetched before runs, and one line says so.
+    Where the hub cannot be asked, what was fetched before runs, and one line says so.
 
     Args:
         head: it is a draft head, and no model.
@@ -43,7 +40,7 @@ def fetch(
         RuntimeError: one sentence: no network, no room, or a hub that answers wrongly.
     """
     hub = open_hub()
-    kept = Copy(hub, hub.cached(name) or Repository(name, "", {}), weights)
+    kept = Copy(hub, hub.cached(name), weights)
     if name.is_commit and (path := kept.whole()):
         return path
     try:
@@ -66,34 +63,32 @@ class Copy:
     found: Repository
     with_weights: bool
 
+    @property
+    def folder(self) -> Path:
+        return self.hub.folder(self.found)
+
     def complete(self, head: bool, progress: bool) -> Path:
         """Fetch what is not here, check all, and give what the engine opens."""
         name, hub = self.found.name, self.hub
         hub.sweep(name)
-        for file in (small := self.found.small()):
+        for file in self.found.small():
             self._get(file, progress)
-        weights = self._weights()
-        folder = self.hub.folder(self.found)
-        if absent := [file for file in weights if not (folder / file.path).is_file()]:
+        files = self._weights()
+        if absent := [file for file in files if not (self.folder / file.path).is_file()]:
             if not head:
-                logger.info("{}: {}", name, about(self.found, folder))
+                logger.info("{}: {}", name, about(self.found, self.folder))
             self._check_room(size := sum(file.size for file in absent))
             logger.info("fetching {} of {} from {}", format_bytes(size), name, hub.place)
             began, drawn = time.monotonic(), sys.stderr.isatty() or not progress
             for file in absent if drawn else bar(absent, f"fetching {name}"):
                 self._get(file, progress)
             logger.info("{} came in {:.0f} s", name, time.monotonic() - began)
-        for file in (*small, *weights):
-            self._check(file)
-        return self._opened(weights)
+        return self._checked(files)
 
     def whole(self) -> Path | None:
         """What the engine opens, if nothing of it is missing."""
         try:
-            weights = self._weights()
-            for file in (*self.found.small(), *weights):
-                self._check(file)
-            return self._opened(weights)
+            return self._checked(self._weights())
         except (ValueError, RuntimeError) as error:
             logger.debug("what is here of {} does not do: {}", self.found.name, error)
             return None
@@ -101,18 +96,19 @@ class Copy:
     def _weights(self) -> list[RepoFile]:
         if not self.with_weights and not self.found.is_gguf and CONFIG in self.found.files:
             return []
-        return self.found.weights(lambda path: read_object(self.hub.folder(self.found) / path))
+        return self.found.weights(lambda path: read_object(self.folder / path))
 
-    def _opened(self, weights: list[RepoFile]) -> Path:
+    def _checked(self, weights: list[RepoFile]) -> Path:
         """The folder, or the one file that is all there is."""
-        folder = self.hub.folder(self.found)
+        for file in (*self.found.small(), *weights):
+            self._check(file)
         alone = [file.path for file in weights] == [HEAD] and CONFIG not in self.found.files
-        return folder / weights[0].path if self.found.is_gguf or alone else folder
+        one = alone or self.found.is_gguf
+        return self.folder / weights[0].path if one else self.folder
 
     def _get(self, file: RepoFile, progress: bool) -> None:
         """Fetch a file that is not here, and hold it against the hub's list."""
-        path = self.hub.folder(self.found) / file.path
-        if path.is_file():
+        if (path := self.folder / file.path).is_file():
             return
         try:
             self.hub.get(self.found, file, progress)
@@ -127,18 +123,17 @@ class Copy:
 
     def _check(self, file: RepoFile) -> None:
         """RuntimeError for a file that is no whole copy of the hub's, or lies outside the cache; it goes."""
-        path = self.hub.folder(self.found) / file.path
-        if not (inside := path.resolve().is_relative_to(self.hub.cache.resolve())):
-            self._refuse(file, f"its place outside of {self.hub.cache}", inside)
+        path = self.folder / file.path
+        if not path.resolve().is_relative_to(self.hub.cache.resolve()):
+            self._refuse(file, f"its place outside of {self.hub.cache}", inside=False)
         if (size := path.stat().st_size) != file.size:
             self._refuse(file, f"{size} bytes, not {file.size}")
 
     def _refuse(self, file: RepoFile, has: str, inside: bool = True) -> NoReturn:
         """Remove a file, with what a link to it shows."""
-        path = self.hub.folder(self.found) / file.path
-        if inside:
-            path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        path = self.folder / file.path
+        for part in (path.resolve(), path) if inside else (path,):
+            part.unlink(missing_ok=True)
         raise RuntimeError(f"{self.found.name}: {file.path} had {has}, and was removed: try again")
 
     def _check_room(self, size: int) -> None:

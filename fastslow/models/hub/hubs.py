@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,13 @@ class HuggingFace:
         """Where its files lie: links to what is kept by content."""
         return self._storage(repository.name) / "snapshots" / repository.commit
 
-    def cached(self, name: HubName) -> Repository | None:
+    def cached(self, name: HubName) -> Repository:
         """What is here of a repository, by whomever it was fetched, without the network."""
-        bare = Repository(name, self._commit(name), {})
-        folder = self.folder(bare)
-        found = [path for path in folder.rglob("*") if path.is_file()] if bare.commit else []
+        here = Repository(name, self._commit(name), {})
+        folder = self.folder(here)
+        found = [path for path in folder.rglob("*") if path.is_file()] if here.commit else []
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
-        files = {path: RepoFile(path, size) for path, size in sizes.items()}
-        return Repository(name, bare.commit, files) if files else None
+        return replace(here, files={path: RepoFile(path, size) for path, size in sizes.items()})
 
     def look_up(self, name: HubName) -> Repository:
         """The hub's list of a repository's files, with sizes and hashes. Raises what the library does."""
@@ -70,12 +70,10 @@ class HuggingFace:
 
     def get(self, repository: Repository, file: RepoFile, progress: bool) -> None:
         """Fetch a file. Raises what the library does; RuntimeError: the revision moved meanwhile."""
-        name, commit = repository.name, repository.commit
-        named = self._commit(name) == commit
-        revision = (
-            commit if named else name.revision or self.usual
-        )  # then the library notes its commit
-        bar = _bar(file, progress)
+        name, bar = repository.name, _bar(file, progress)
+        revision = name.revision or self.usual  # the library notes which commit it means
+        if self._commit(name) == repository.commit:
+            revision = repository.commit
         path = hf_hub_download(name.repo, file.path, revision=revision, tqdm_class=bar)
         if not Path(path).is_relative_to(self.folder(repository)):
             raise RuntimeError(f"{name} changed while it was fetched: try again")
@@ -106,20 +104,15 @@ class ModelScope(HuggingFace):
         try:
             from modelscope_hub import HubApi, get_default_config
         except ImportError:
-            raise ValueError(
-                f"{HUB}=modelscope needs: pip install 'fastslow[modelscope]'"
-            ) from None
+            raise ValueError(f"{HUB}=modelscope needs pip install modelscope-hub") from None
         self._api, config = HubApi(), get_default_config()
         self.place, self.cache = str(config.endpoint), Path(config.cache_dir)
 
     def look_up(self, name: HubName) -> Repository:
-        listed = self._api.list_repo_files(name.repo, "model", revision=self._commit(name))
-        files = {
-            f.path: RepoFile(f.path, int(f.size), f.sha256 or "") for f in listed if not f.is_dir
-        }
-        return Repository(
-            name, self._commit(name), {p: f for p, f in files.items() if SAFE.fullmatch(p)}
-        )
+        revision = self._commit(name)
+        listed = self._api.list_repo_files(name.repo, "model", revision=revision)
+        files = [RepoFile(f.path, int(f.size), f.sha256 or "") for f in listed if not f.is_dir]
+        return Repository(name, revision, {f.path: f for f in files if SAFE.fullmatch(f.path)})
 
     def get(self, repository: Repository, file: RepoFile, progress: bool) -> None:
         how = {"revision": repository.commit, "local_dir": self.folder(repository)}
@@ -139,15 +132,14 @@ def _bar(file: RepoFile, progress: bool) -> type[tqdm]:
 
     class Bar(tqdm):
         def __init__(self, *given: Any, **how: Any) -> None:
-            super().__init__(*given, **(how if progress else how | {"disable": True}))  # type: ignore[no-untyped-call]
+            how |= {} if progress else {"disable": True}
+            super().__init__(*given, **how)  # type: ignore[no-untyped-call]
             self._got = 0.0
 
         def update(self, n: float | None = 1) -> Any:
             self._got += n or 0
             if self._got > most:
-                raise RuntimeError(
-                    f"{file.path} brings more than the {file.size} bytes that its hub lists"
-                )
+                raise RuntimeError(f"{file.path} brings more than its {file.size} bytes")
             return super().update(n)
 
     return Bar

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from fastslow.engine.checked import shown
 
-LINK = re.compile(
-    r"hf://|(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co|modelscope\.cn/models)/"
-)
+LINK = re.compile(r"^(hf://|(https?://)?(hf\.co|huggingface\.co|modelscope\.cn/models)/)")
 PART = re.compile(r"\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 REVISION = re.compile(r"\w(?:[\w./-]{0,198}\w)?", re.ASCII)
-NAME = re.compile(r"(?P<repo>[^@:]*)(?:@(?P<revision>[^:]*))?(?::(?P<variant>.*))?", re.DOTALL)
+NAME = re.compile(r"([^@:]*)(?:@([^:]*))?(?::(.*))?", re.DOTALL)
 BAD = re.compile(r"\.\.|--|//|\.git$|\.lock$")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FILES = (".gguf", ".safetensors", ".json", ".bin", ".pt")  # ends of names that are of files here
@@ -33,15 +31,12 @@ class HubName:
     def parse(cls, text: str) -> HubName | None:
         """The name in a text, which may be the address of the model's page; None: it is none, but a path or a
         single word. ValueError in one sentence where it looks like one, and no hub has such names."""
-        link = LINK.match(text)
-        given = text[link.end() :] if link else text
+        given = LINK.sub("", text, count=1)
         found = NAME.fullmatch(given)
         assert found is not None  # it matches any text
-        repo, revision, variant = (
-            part or "" for part in found.group("repo", "revision", "variant")
-        )
+        repo, revision, variant = found.groups("")
         is_path = repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith(FILES)
-        if is_path and not link:
+        if is_path and given == text:
             return None
         sound = all(PART.fullmatch(part) for part in repo.split("/")) and not is_path
         for part, kind, mark in ((revision, REVISION, "@"), (variant, PART, ":")):

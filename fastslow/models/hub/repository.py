@@ -74,27 +74,22 @@ class Repository:
             return self._gguf()
         names = {name for name in self.files if EXPORT.fullmatch(name)}
         indices = (INDEX, *(f"{name}.index.json" for name in sorted(names)))
-        index = next((name for name in indices if name in self.files), None)
         if SINGLE in self.files:
             names = {SINGLE}
-        elif index is not None:
+        elif index := next((name for name in indices if name in self.files), None):
             places = read(index).get("weight_map")
-            names = set(places.values()) if isinstance(places, Mapping) else set()
-            if absent := names - self.files.keys():
-                raise ValueError(
-                    f"{self.name}: its {index} puts tensors into {shown(absent.pop())}, which is not there"
-                )
-        if not (names := names | ({HEAD} & self.files.keys())):
-            raise ValueError(
-                f"{self.name} has {self._other()}: it takes safetensors or a GGUF file"
-            )
-        return [self.files[name] for name in sorted(names)]
-
-    def _other(self) -> str:
-        """What it has, of which nothing runs."""
-        if pickles := [name for name in self.files if name.endswith(PICKLES)]:
-            return f"its weights in {pickles[0]}, which may hold code and is never loaded"
-        return f"files such as {min(self.files)}" if self.files else "no files"
+            names = set(map(str, places.values())) if isinstance(places, Mapping) else set()
+            for n in names:
+                if n not in self.files or not n.endswith(".safetensors"):
+                    raise ValueError(
+                        f"{self.name}: {index} names {shown(n)}, no safetensors file of it"
+                    )
+        if names := names | ({HEAD} & self.files.keys()):
+            return [self.files[name] for name in sorted(names)]
+        pickle = next((name for name in self.files if name.endswith(PICKLES)), None)
+        code = f"{pickle}, which may hold code and is never loaded"
+        has = code if pickle else f"{len(self.files)} files"
+        raise ValueError(f"{self.name} has neither safetensors nor a GGUF file, but {has}")
 
     def _variants(self) -> dict[str, list[RepoFile]]:
         """The files of each GGUF model in here, by its name without the number of the part."""
@@ -113,21 +108,15 @@ class Repository:
         fitting = fitting or [s for s in every if _quant(s).endswith(f"-{wanted}")]  # UD-Q4_K_XL
         if len(fitting) != 1:
             labels = [_quant(stem) for stem in every]
-            listed = [
-                f"{repo}:{label if label and labels.count(label) == 1 else _base(stem)} "
-                f"({format_bytes(sum(file.size for file in parts))})"
-                for (stem, parts), label in zip(every.items(), labels)
-            ]
+            names = (q if labels.count(q) == 1 and q else _base(s) for q, s in zip(labels, every))
+            sizes = (format_bytes(sum(file.size for file in parts)) for parts in every.values())
+            listed = [f"{repo}:{name} ({size})" for name, size in zip(names, sizes)][:LISTED]
             why = "needs a choice" if fitting else "is not there"
-            raise ValueError(
-                f"{self.name} {why}: {', '.join(listed[:LISTED]) or 'no GGUF file is'}"
-            )
+            raise ValueError(f"{self.name} {why}: {', '.join(listed) or 'no GGUF file is'}")
         parts = every[fitting[0]]
         split = PART.fullmatch(parts[0].path)
         if split is not None and int(split[3]) != len(parts):
-            raise ValueError(
-                f"{self.name} has {len(parts)} of the {int(split[3])} files of {_base(split[1])}"
-            )
+            raise ValueError(f"{self.name} has {len(parts)} of {int(split[3])} files")
         return parts
 
 
