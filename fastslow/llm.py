@@ -22,7 +22,6 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.torchrun import join
-from fastslow.engine.params import Speculation
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import EngineArgs
 from fastslow.keywords import GenerateCall, takes_fields, takes_lists, takes_options
@@ -244,11 +243,6 @@ class LLM:
         """Measure now how long steps take; else the first call in a mode may wait for it, up to 2 s."""
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
-
-    def load_drafter(self, speculation: Mapping[str, Any]) -> None:
-        """Fetch and load now what drafts with these fields of a `Speculation` need; else the first call waits.
-        Raises what that call would."""
-        self._drafters.make(Speculation(**speculation))
 
     @property
     def tool_calls(self) -> ToolCalls:

@@ -98,8 +98,7 @@ class ServerSettings(Params):
     aliases: tuple[str, ...] = Field(default=(), description="further names of the model")
     heads: tuple[str, ...] = Field(
         default=(),
-        description="draft head, a path or hub name, that requests may name; the first is the one of requests "
-        "that say nothing; may be repeated",
+        description="draft head, a path or hub name, that requests may name, the first by default; may be repeated",
     )
     draft_models: tuple[str, ...] = Field(
         default=(), description="the same for draft models; may be repeated"

@@ -30,22 +30,17 @@ class EngineSettings:
     drafts: Sequence[Mapping[str, Any]] = ()  # settings whose head or draft model is loaded, too
     # of the processor, for an engine that has a process to itself; None = all that are left
     threads: int | None = None
-    devices: Sequence[int] | None = (
-        None  # numbers of those of the kind that `options` name; None = any
-    )
+    devices: Sequence[int] | None = None  # of the kind that `options` name; None = any
 
     async def open(self) -> LocalEngine:
-        """Load the model, in a thread, and measure its steps: no request has to wait for that.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: a rank failed.
-        """
+        """Load the model, in a thread, and measure its steps: no request has to wait for that. ValueError: one
+        sentence about what does not fit. RuntimeError: a rank failed."""
         if self.devices is not None:
             _see(device_kind(self.options), self.devices)
         # with torch, which only the process that runs the model needs
         import torch
 
+        from fastslow.engine.params import Speculation
         from fastslow.llm import LLM
         from fastslow.serve.engines.local import LocalEngine
 
@@ -55,8 +50,8 @@ class EngineSettings:
         llm = await asyncio.to_thread(LLM, self.model, **self.options)
         engine = LocalEngine(llm, self.name, self.max_waiting)
         try:
-            for speculation in self.drafts:
-                await asyncio.to_thread(llm.load_drafter, speculation)
+            for fields in self.drafts:
+                await asyncio.to_thread(llm._drafters.make, Speculation(**fields))
             await asyncio.to_thread(llm.measure_steps)
             for prefix in self.warm:
                 await engine.warm(prefix)

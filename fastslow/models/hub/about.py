@@ -23,8 +23,7 @@ from fastslow.models.hub.repository import CONFIG, Repository
 from fastslow.policies.modes import load_modes
 
 PACKED = re.compile(r"[-_.](gguf|gptq|awq|fp8|int[48]|w[48]a(8|16)|bnb|4bit|8bit).*", re.IGNORECASE)
-Published = Mapping[str, Sequence[str]]
-"""Names of "heads" and of "drafts" (models) that others made for a target, the best first."""
+Published = Mapping[str, Sequence[str]]  # "heads", "drafts" (models) -> names, the best first
 
 
 @cache

@@ -20,7 +20,7 @@ from fastslow.engine.kv.budget import format_bytes
 from fastslow.models.hub.about import about
 from fastslow.models.hub.errors import explained
 from fastslow.models.hub.hubs import HuggingFace, open_hub
-from fastslow.models.hub.name import HubName
+from fastslow.models.hub.name import COMMIT, HubName
 from fastslow.models.hub.repository import CONFIG, HEAD, RepoFile, Repository
 
 SPARE = 256 << 20  # bytes of the disk that a download leaves free
@@ -30,18 +30,12 @@ def fetch(name: HubName, head: bool = False, weights: bool = True, progress: boo
     """A model's folder in the cache, its GGUF file, or a draft head's file or folder; what is not here is fetched.
     Where the hub cannot be asked, what was fetched before runs, and one line says so.
 
-    Args:
-        head: it is a draft head, and no model.
-        weights: False: only the files that say what it is, unless a GGUF file does.
-        progress: draw bars where standard error is a terminal.
-
-    Raises:
-        ValueError: one sentence: no such model or revision, no access, or nothing in it that runs.
-        RuntimeError: one sentence: no network, no room, or a hub that answers wrongly.
-    """
+    head: it is a draft head, and no model. weights: False: only the files that say what it is, unless a GGUF file
+    does. ValueError in one sentence: no such model or revision, no access, or nothing in it that runs.
+    RuntimeError in one sentence: no network, no room, or a hub that answers wrongly."""
     hub = open_hub()
     kept = Copy(hub, hub.cached(name), weights)
-    if name.is_commit and (path := kept.whole()):
+    if COMMIT.fullmatch(name.revision) and (path := kept.whole()):
         return path
     try:
         found = hub.look_up(name)

@@ -91,7 +91,7 @@ class HuggingFace:
     def _commit(self, name: HubName) -> str:
         """What a revision meant when it was last looked up; "" = never."""
         known = self._storage(name) / "refs" / (name.revision or self.usual)
-        said = name.revision if name.is_commit else known.read_text() if known.is_file() else ""
+        said = known.read_text().strip() if known.is_file() else name.revision
         return said if COMMIT.fullmatch(said) else ""
 
 

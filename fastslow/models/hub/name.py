@@ -12,7 +12,7 @@ PART = re.compile(r"\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 REVISION = re.compile(r"\w(?:[\w./-]{0,198}\w)?", re.ASCII)
 NAME = re.compile(r"([^@:]*)(?:@([^:]*))?(?::(.*))?", re.DOTALL)
 BAD = re.compile(r"\.\.|--|//|\.git$|\.lock$")
-COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")  # a revision that never means other files
 FILES = (".gguf", ".safetensors", ".json", ".bin", ".pt")  # ends of names that are of files here
 FORMS = "owner/name, owner/name@revision or owner/name:VARIANT"
 
@@ -45,11 +45,6 @@ class HubName:
             letters = "of letters, digits, '-', '_' and '.'"
             raise ValueError(f"model={shown(text)} is no name of a hub: that is {FORMS}, {letters}")
         return cls(repo, revision, variant)
-
-    @property
-    def is_commit(self) -> bool:
-        """Whether the revision can never mean other files than it does now."""
-        return COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:
         revision = self.revision and f"@{self.revision}"

@@ -25,7 +25,7 @@ DESCRIBED = re.compile(r"[\w.-]+\.safetensors\.index\.json|quant_model_descripti
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SAFE = re.compile(r"[\w+=()][\w .+=()-]*(?:/[\w+=()][\w .+=()-]*)?", re.ASCII)
 QUANT = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|FP?16|FP?32)(?:_[A-Z0-9]+)*)$",
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d|TQ\d|MXFP4|NVFP4|BF16|FP?16|FP?32)(?:_[A-Z0-9]+)*)$",
     re.IGNORECASE,
 )
 NO_MODEL = re.compile(r"mmproj|imatrix|^mtp-", re.IGNORECASE)  # GGUF files beside one
@@ -95,7 +95,7 @@ class Repository:
         """The files of each GGUF model in here, by its name without the number of the part."""
         found: dict[str, list[RepoFile]] = {}
         for path in sorted(self.files):
-            if path.endswith(".gguf") and not NO_MODEL.search(_base(path)):
+            if path.endswith(".gguf") and not NO_MODEL.search(path.rpartition("/")[2]):
                 split = PART.fullmatch(path)
                 stem = split[1] if split else path.removesuffix(".gguf")
                 found.setdefault(stem, []).append(self.files[path])
@@ -103,12 +103,13 @@ class Repository:
 
     def _gguf(self) -> list[RepoFile]:
         every, repo = self._variants(), self.name.repo
+        bases = {stem: stem.rpartition("/")[2] for stem in every}
         wanted = self.name.variant.upper().removesuffix(".GGUF")
-        fitting = [s for s in every if not wanted or wanted in (_quant(s), _base(s).upper())]
+        fitting = [s for s in every if not wanted or wanted in (_quant(s), bases[s].upper())]
         fitting = fitting or [s for s in every if _quant(s).endswith(f"-{wanted}")]  # UD-Q4_K_XL
         if len(fitting) != 1:
             labels = [_quant(stem) for stem in every]
-            names = (q if labels.count(q) == 1 and q else _base(s) for q, s in zip(labels, every))
+            names = (q if labels.count(q) == 1 and q else bases[s] for q, s in zip(labels, every))
             sizes = (format_bytes(sum(file.size for file in parts)) for parts in every.values())
             listed = [f"{repo}:{name} ({size})" for name, size in zip(names, sizes)][:LISTED]
             why = "needs a choice" if fitting else "is not there"
@@ -120,11 +121,7 @@ class Repository:
         return parts
 
 
-def _base(stem: str) -> str:
-    return stem.rpartition("/")[2]
-
-
 def _quant(stem: str) -> str:
     """The quantisation that a file is named after, in capitals; "" where it names none."""
-    found = QUANT.search(_base(stem))
+    found = QUANT.search(stem)
     return found[1].upper() if found else ""
