@@ -168,7 +168,8 @@ def test_what_lies_in_the_cache(hub: FakeHub, tmp_path: Path) -> None:
     os.truncate(path / WEIGHTS, 100)
     refused(MODEL, "had 100 bytes, not .*, and was removed", RuntimeError)
     old, new = (path.parents[1] / "blobs" / f"x.{n}.incomplete" for n in range(2))
-    old.write_bytes(b"half"), new.write_bytes(b"half"), os.utime(old, (1, 1))
+    old.write_bytes(b"half"), new.write_bytes(b"half")
+    os.utime(old, (1, 1))
     assert resolve_model(MODEL) == path
     assert not old.exists() and new.exists(), "another process may be at it"
 

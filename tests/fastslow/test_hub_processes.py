@@ -47,7 +47,8 @@ def test_a_download_that_ends_early(how: signal.Signals, hub: FakeHub, tmp_path:
     snapshot = next(tmp_path.glob("hub/models--tiny--chat/snapshots/*"))
     halves = list(tmp_path.rglob("*.incomplete"))
     assert not (snapshot / WEIGHTS).exists() and len(halves) == (how == signal.SIGKILL)
-    repo.wrong.clear(), hub.asked.clear()
+    repo.wrong.clear()
+    hub.asked.clear()
     found, said = start(hub, tmp_path, "-c", RESOLVE).communicate(timeout=60)
     assert found.strip() == str(snapshot), said
     assert hub.fetched == [WEIGHTS], "what was whole stays"
