@@ -28,7 +28,7 @@ Published = Mapping[str, Sequence[str]]  # "heads", "drafts" (models) -> names, 
 
 @cache
 def _table() -> dict[str, Published]:
-    text = (files("fastslow.models") / "data" / "published_drafts.json").read_text("utf-8")
+    text = (files("fastslow.models.hub") / "published.json").read_text("utf-8")
     table: dict[str, Published] = json.loads(text)
     return table | {target.partition("/")[2].lower(): found for target, found in table.items()}
 
