@@ -92,11 +92,13 @@ def _about(
 
       fastslow generate "Why is the sky blue?"
       fastslow chat --mode fast
+      fastslow chat Qwen/Qwen3-0.6B
       fastslow serve smollm2-moge
       fastslow inspect path/to/checkpoint
       fastslow tune --prompts mine.jsonl
 
-    A model is a checkpoint folder (config.json, safetensors, tokenizer), a GGUF file or a built-in name:
+    A model is a checkpoint folder (config.json, safetensors, tokenizer), a GGUF file, a hub's name
+    (owner/name, owner/name@revision, or owner/name:Q4_K_M for a GGUF file of it), or a built-in name:
     smollm2-moge, made on first use from a 93 MB download, or smollm2, its dense original.
     """
 
