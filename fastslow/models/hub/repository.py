@@ -14,7 +14,9 @@ from fastslow.engine.kv.budget import format_bytes
 from fastslow.models.hub.name import HubName
 
 CONFIG = "config.json"
-HEAD = "draft_head.safetensors"  # of `fastslow train-draft`
+HEAD = "draft.head"  # of `fastslow train-draft`: safetensors
+OLD_HEAD = "draft_head.safetensors"  # its name of before, which other programs take for weights
+HEADS = frozenset((HEAD, OLD_HEAD))
 SMALL = (  # what the engine reads of a folder beside the weights
     *(CONFIG, "generation_config.json", "fastslow.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
@@ -54,7 +56,7 @@ class Repository:
     @property
     def is_gguf(self) -> bool:
         """Whether the name asks for a GGUF file, or there is nothing else."""
-        tensors = any(n in (SINGLE, INDEX, HEAD) or EXPORT.fullmatch(n) for n in self.files)
+        tensors = any(n in (SINGLE, INDEX, *HEADS) or EXPORT.fullmatch(n) for n in self.files)
         return bool(self.name.variant) or bool(self._variants()) and not tensors
 
     def small(self) -> list[RepoFile]:
@@ -84,7 +86,7 @@ class Repository:
                     raise ValueError(
                         f"{self.name}: {index} names {shown(n)}, no safetensors file of it"
                     )
-        if names := names | ({HEAD} & self.files.keys()):
+        if names := names | (HEADS & self.files.keys()):
             return [self.files[name] for name in sorted(names)]
         pickle = next((name for name in self.files if name.endswith(PICKLES)), None)
         code = f"{pickle}, which may hold code and is never loaded"
