@@ -86,6 +86,15 @@ class Repository:
             raise ValueError(self._none())
         return [self.files[name] for name in sorted(names)]
 
+    def variants(self) -> list[str]:
+        """What stands after the colon for each GGUF model in here."""
+        labels = {stem: _quant(stem) for stem in self._variants()}
+        several = [*labels.values()]
+        return [
+            label if label and several.count(label) == 1 else _base(stem)
+            for stem, label in labels.items()
+        ]
+
     def _has_tensors(self) -> bool:
         return any(name in self.files for name in (SINGLE, INDEX, HEAD)) or any(
             EXPORT.fullmatch(name) for name in self.files
@@ -133,11 +142,9 @@ class Repository:
         fitting = [s for s in every if not wanted or wanted in (_quant(s), _base(s).upper())]
         fitting = fitting or [s for s in every if _quant(s).endswith(f"-{wanted}")]  # UD-Q4_K_XL
         if len(fitting) != 1:
-            labels = [_quant(stem) for stem in every]
             listed = [
-                f"{self.name.repo}:{label if labels.count(label) == 1 and label else _base(stem)} "
-                f"({format_bytes(sum(file.size for file in parts))})"
-                for (stem, parts), label in zip(every.items(), labels)
+                f"{self.name.repo}:{variant} ({format_bytes(sum(file.size for file in parts))})"
+                for variant, parts in zip(self.variants(), every.values())
             ]
             more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
             why = "needs a choice" if len(fitting) != 0 or not wanted else "is not there"
