@@ -93,6 +93,13 @@ class Repository:
         has = code if pickle else f"{len(self.files)} files"
         raise ValueError(f"{self.name} has neither safetensors nor a GGUF file, but {has}")
 
+    def variants(self) -> list[str]:
+        """What stands after the colon for each GGUF model in here."""
+        stems = [*self._variants()]
+        labels = [_quant(stem) for stem in stems]
+        bases = (stem.rpartition("/")[2] for stem in stems)
+        return [q if q and labels.count(q) == 1 else base for q, base in zip(labels, bases)]
+
     def _variants(self) -> dict[str, list[RepoFile]]:
         """The files of each GGUF model in here, by its name without the number of the part."""
         found: dict[str, list[RepoFile]] = {}
@@ -110,10 +117,9 @@ class Repository:
         fitting = [s for s in every if not wanted or wanted in (_quant(s), bases[s].upper())]
         fitting = fitting or [s for s in every if _quant(s).endswith(f"-{wanted}")]  # UD-Q4_K_XL
         if len(fitting) != 1:
-            labels = [_quant(stem) for stem in every]
-            names = (q if labels.count(q) == 1 and q else bases[s] for q, s in zip(labels, every))
             sizes = (format_bytes(sum(file.size for file in parts)) for parts in every.values())
-            listed = [f"{repo}:{name} ({size})" for name, size in zip(names, sizes)][:LISTED]
+            named = zip(self.variants(), sizes)
+            listed = [f"{repo}:{name} ({size})" for name, size in named][:LISTED]
             why = "needs a choice" if fitting else "is not there"
             raise ValueError(f"{self.name} {why}: {', '.join(listed) or 'no GGUF file is'}")
         parts = every[fitting[0]]
