@@ -16,6 +16,7 @@ from fastslow.tools.cli.options import expand_options
 
 BLOCK = 256 << 20  # bytes that the bandwidth is read from: more than caches hold
 TURNS = 3
+REACH = 3.0  # seconds that the hub has to answer
 # flags of /proc/cpuinfo that the kernels make use of
 FLAGS = {
     "avx2": "AVX2",
@@ -157,6 +158,28 @@ def _cache() -> Iterator[MachineCheck]:
     yield MachineCheck("cache", writable, said, facts)
 
 
+def _hub() -> Iterator[MachineCheck]:
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    from huggingface_hub import constants, get_token
+
+    from fastslow.models.hub.hubs import open_hub
+
+    hub = open_hub()
+    facts: dict[str, Any] = {"place": hub.place, "cache": str(hub.cache), "reached": False}
+    facts |= {"offline": constants.HF_HUB_OFFLINE, "token": get_token() is not None}
+    why = "not asked: HF_HUB_OFFLINE is set"
+    if not facts["offline"]:
+        try:
+            with urlopen(hub.place, timeout=REACH):
+                facts["reached"], why = True, "reached"
+        except (URLError, OSError) as error:
+            why = f"not reached ({getattr(error, 'reason', error)}): models that are here run"
+    token = "a token" if facts["token"] else "no token (HF_TOKEN, for models that ask for one)"
+    yield MachineCheck("hub", True, f"{hub.place} {why}; {token}; cache {hub.cache}", facts)
+
+
 def _packages() -> Iterator[MachineCheck]:
     for extra, (package, what) in EXTRAS.items():
         found = _version(package)
@@ -179,5 +202,6 @@ LOOKS: tuple[Callable[[], Iterator[MachineCheck]], ...] = (
     _kernels,
     _devices,
     _cache,
+    _hub,
     _packages,
 )
