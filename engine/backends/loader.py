@@ -32,6 +32,7 @@ from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.checkpoint.published.layout import Published
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.host.files import is_file, shown
 from fastslow.engine.host.gguf_file import is_gguf
@@ -43,7 +44,7 @@ from fastslow.engine.model.ops import no_int8
 from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"
-OWN = "gguf"  # a file's own numbers
+OWN = "own"  # a GGUF file's own numbers, or those of a published checkpoint
 PACKERS = 2  # threads that pack a file's blocks
 KV_DTYPES = ("auto", "int8", "model")
 
@@ -95,6 +96,10 @@ def load_model(
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
     with source.checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
+        if source.method is not None:
+            logger.info(
+                "the weights of {} are {}: they run in {}", folder.name, source.method, picked
+            )
         if ops is not None and picked != torch.float64:
             return PagedDecoder(Stacked(config, ops, picked, place.device, tensors.read, int8))
         where = place.device
@@ -103,13 +108,14 @@ def load_model(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What is loaded. scheme: of a quantised checkpoint. shard: of a GGUF file."""
+    """What is loaded. scheme: of a W8A8 checkpoint. shard: of a GGUF file. method: of another quantised checkpoint."""
 
     folder: Path
     config: ModelConfig
     checkpoint: Checkpoint
     scheme: Scheme | None
     shard: GgufShard | None
+    method: str | None
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> _Source:
@@ -117,13 +123,15 @@ class _Source:
         if scheme is not None:  # pieces are packed by the usual names
             scheme = scheme.renamed(lambda name: canonical(name, config))
         checkpoint = Checkpoint.open(folder, config, scheme)
-        return cls(folder, config, checkpoint, scheme, gguf_shard(folder))
+        published = (x for x in checkpoint.fused.values() if isinstance(x, Published))
+        method = next((layout.reader.label for layout in published), None)
+        return cls(folder, config, checkpoint, scheme, gguf_shard(folder), method)
 
     def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
         """What "auto" means."""
         available = device == "cpu" and library.available()
         kernels = available and unsupported(self.config) is None
-        if is_gguf(self.folder) or self.checkpoint.mxfp4_names:
+        if is_gguf(self.folder) or self.checkpoint.packed:
             return OWN if dtype == "auto" and kernels else "none"
         if dtype == "auto" and self.scheme is not None:
             inputs = ", inputs per 32, which is finer than per token" if kernels else ""
@@ -143,8 +151,17 @@ class _Source:
         if quantization != OWN:
             return Formats.of(dtype, quantization)
         if self.shard is None:
-            types = dict.fromkeys(self.checkpoint.mxfp4_names, Format.MXFP4)
-            return Formats.of_file(types, dtype, head)
+            layouts = self.checkpoint.packed
+            types = {name: Format[layout.form or ""] for name, layout in layouts.items()}
+            if self.method is None:
+                return Formats.of_file(types, dtype, head)
+            near = sum(not layout.exact for layout in layouts.values())
+            also = (
+                f", {near} of them rounded to 8 bits with a scale for each 32, once" if near else ""
+            )
+            said = "the weights of {} are {} and run so: {} matrices{}"
+            logger.info(said, self.folder.name, self.method, len(layouts), also)
+            return Formats.published(types, dtype, head)
         kinds = self.shard.types()  # of matrices; those that the kernels do not know run as Q8_0
         if others := sorted({kind for kind in kinds.values() if kind not in GGUF_FORMATS}):
             logger.info("matrices of type {} are packed as Q8_0, once", ", ".join(others))
@@ -176,8 +193,8 @@ class _Source:
         if formats.layers is not Format.INT4 and not formats.types:
             yield lambda name: None
             return
-        mxfp4 = self.checkpoint.mxfp4() if formats.types else None
-        with mxfp4 or blocks(self.folder, self.config) as read:
+        packed = self.checkpoint.blocks() if formats.types else None
+        with packed or blocks(self.folder, self.config) as read:
 
             def array(name: str) -> NDArray[np.uint8] | None:
                 found = read(name)
@@ -191,7 +208,7 @@ def _on_cpu(
 ) -> CpuDecoder:
     """On the CPU kernels, from a packing that is kept."""
     folder, config = source.folder, source.config
-    if source.shard is not None and not formats.types:
+    if (source.shard or source.method) and not formats.types:
         said = "{} runs as {}, not in its own numbers, since that was asked for"
         logger.info(said, folder, formats.name)
     logger.debug("running {} on the CPU kernels ({})", formats.name, level())

@@ -6,8 +6,9 @@ weights 2i and 2i + 1 of a block in byte i; GGUF files hold i and i + 16 there, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +32,49 @@ class Expected:
         return self.shapes[0]
 
 
-ReadExpert = Callable[[str, int], Tensor]  # of a tensor of the file, what one expert has
+class Fact(NamedTuple):
+    """What a file says of a tensor, the dtype as safetensors spells it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Facts = Mapping[str, Fact]
+
+
+class ReadTensor(Protocol):
+    """Gives a tensor of the file, or what one expert has of it."""
+
+    def __call__(self, name: str, expert: int | None = None) -> Tensor: ...
+
+
+class Layout(Protocol):
+    """Tensors of the model, `parts`, that lie in others of the file, `tensors`."""
+
+    @property
+    def tensors(self) -> Mapping[str, Expected]: ...
+
+    @property
+    def parts(self) -> Collection[str]: ...
+
+    @property
+    def form(self) -> str | None:
+        """The kernel format that `read_packed` gives rows of blocks for, or INT8; None where there is none."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether that format holds the same numbers."""
+
+    def bind(self, facts: Facts) -> Layout:
+        """The same with what the file says of the tensors that are there."""
+
+    def read(self, name: str, read: ReadTensor) -> Tensor:
+        """A tensor of the model in floats."""
+
+    def read_packed(self, name: str, read: ReadTensor) -> Tensor:
+        """uint8 [outputs, bytes of a row]."""
+
+
 Take = Callable[[Sequence[Tensor], slice], Tensor]
 
 
@@ -48,15 +91,25 @@ class Fused:
     take: Take
     take_packed: Take | None = None
 
-    def read(self, name: str, expert: ReadExpert) -> Tensor:
-        return self._taken(self.take, name, expert)
+    @property
+    def form(self) -> str | None:
+        return None if self.take_packed is None else "MXFP4"
 
-    def read_packed(self, name: str, expert: ReadExpert) -> Tensor | None:
-        return None if self.take_packed is None else self._taken(self.take_packed, name, expert)
+    exact = True
 
-    def _taken(self, take: Take, name: str, expert: ReadExpert) -> Tensor:
+    def bind(self, facts: Facts) -> Fused:
+        return self
+
+    def read(self, name: str, read: ReadTensor) -> Tensor:
+        return self._taken(self.take, name, read)
+
+    def read_packed(self, name: str, read: ReadTensor) -> Tensor:
+        assert self.take_packed is not None
+        return self._taken(self.take_packed, name, read)
+
+    def _taken(self, take: Take, name: str, read: ReadTensor) -> Tensor:
         number, outputs = self.parts[name]
-        return take([expert(tensor, number) for tensor in self.tensors], outputs)
+        return take([read(tensor, number) for tensor in self.tensors], outputs)
 
 
 STACKED_METHOD = "mxfp4"  # `quant_method` of files whose stacked experts are MXFP4
