@@ -155,7 +155,7 @@ class _Source:
             types = {name: Format[layout.form or ""] for name, layout in layouts.items()}
             if self.method is None:
                 return Formats.of_file(types, dtype, head)
-            near = sum(not layout.exact for layout in layouts.values())
+            near = list(types.values()).count(Format.Q8_0)
             also = (
                 f", {near} of them rounded to 8 bits with a scale for each 32, once" if near else ""
             )

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastslow.engine.checkpoint.fused import Expected, Fact, Layout, ReadTensor, fused_tensors
+from fastslow.engine.checkpoint.fused import Expected, Fact, Facts, Fused, Slices, fused_tensors
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.checkpoint.published.layout import Published, published_layouts
 from fastslow.engine.checkpoint.quantised import (
@@ -40,7 +40,10 @@ BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inp
 EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
 ENTRY = 64  # bytes that a tensor takes in a file's header, and more
 # Old exports carry frequencies along, which we compute; and ranges of keys and values, which need none here.
-CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq|.*\.self_attn\.[kv]_scale")
+CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq|.*\.self_attn\.[kv]_(scale|proj\.output_scale)")
+
+
+Layout = Fused | Published
 
 
 class ReadPart(Protocol):
@@ -69,16 +72,12 @@ class Checkpoint:
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
+        facts, stored, holders = _facts(shards, config)
         layouts: list[Layout] = []
         if not is_gguf(folder):
-            layouts += [*fused_tensors(config), *published_layouts(folder, config)]
-        facts, stored, holders = _facts(shards, config)
+            layouts += [*fused_tensors(config), *published_layouts(folder, config, facts)]
         inside = _inside_others(folder, layouts, facts)
-        known = (
-            expected
-            | drafts
-            | {n: x for layout in inside.values() for n, x in layout.tensors.items()}
-        )
+        known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         files: dict[Path, list[str]] = {}
         for name, path in holders.items():
             if name in known:
@@ -92,9 +91,10 @@ class Checkpoint:
         there = holders.keys() | inside.keys()
         if missing := [n for n, x in expected.items() if n not in there and not x.optional]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            others = (next(iter(x.tensors.items())) for x in layouts if missing[0] in x.parts)
-            name, lacked = next(others, (missing[0], expected[missing[0]]))
-            shape = list(lacked.shape)
+            name = next(
+                (next(iter(x.tensors)) for x in layouts if missing[0] in x.parts), missing[0]
+            )
+            shape = list(known[name].shape)
             raise ValueError(f"{folder} lacks tensor {name} of shape {shape}{more}")
         return cls(files, scheme, stored, inside)
 
@@ -118,7 +118,7 @@ class Checkpoint:
             def read(name: str, part: tuple[slice, ...] | None = None) -> Tensor:
                 advance()
                 if name in self.fused:
-                    whole = self.fused[name].read(name, self._tensors(shards))
+                    whole = self.fused[name].read(name, self._slices(shards))
                     return whole if part is None else whole[part]
                 spelled = self.stored.get(name, name)
                 tensor: Tensor = (
@@ -142,22 +142,12 @@ class Checkpoint:
 
             def rows(name: str) -> Tensor | None:
                 layout = self.packed.get(name)
-                return None if layout is None else layout.read_packed(name, self._tensors(shards))
+                return None if layout is None else layout.read_packed(name, self._slices(shards))
 
             yield rows
 
-    def _tensors(self, shards: Mapping[str, Any]) -> ReadTensor:
-        def read(name: str, expert: int | None = None) -> Tensor:
-            spelled = self.stored.get(name, name)
-            whole = expert is None
-            tensor: Tensor = (
-                shards[name].get_tensor(spelled)
-                if whole
-                else shards[name].get_slice(spelled)[expert]
-            )
-            return tensor
-
-        return read
+    def _slices(self, shards: Mapping[str, Any]) -> Slices:
+        return lambda name: shards[name].get_slice(self.stored.get(name, name))
 
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
@@ -183,11 +173,8 @@ class Checkpoint:
         with self.reader(progress) as read, self._open_files() as shards:
 
             def own(name: str) -> QuantLinear | None:
-                layout = self.fused.get(name)
-                if not isinstance(layout, Published) or layout.form != "INT8":
-                    return None
-                found = layout.matrix(self._tensors(shards))
-                return found if isinstance(found, QuantLinear) else None
+                layout, slices = self.fused.get(name), self._slices(shards)
+                return layout.linear(slices) if isinstance(layout, Published) else None
 
             raw: Callable[[str], Tensor | None] = lambda n: read(n) if n in held else None
             yield QuantReader(raw, self.scheme or Scheme({}), own)
@@ -219,9 +206,7 @@ def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor
                 )
             outputs, inputs = shapes[name]
             shape = (outputs, inputs // BLOCK_INPUTS * BLOCK_BYTES)
-            found = file.get_slice(name)
-            fact = Fact(found.get_dtype(), tuple(found.get_shape()))
-            _check(path, name, fact, Expected((shape,), ("U8",)))
+            _check(path, name, Fact.of(file.get_slice(name)), Expected((shape,), ("U8",)))
         yield lambda name: file.get_tensor(name) if name in names else None
 
 
@@ -254,28 +239,24 @@ def _facts(
                     stored[name] = spelled
                 if name in holders:
                     raise ValueError(f"tensor {name:.99} is in both {holders[name]} and {path}")
-                found = shard.get_slice(spelled)
-                holders[name] = path
-                facts[name] = Fact(found.get_dtype(), tuple(found.get_shape()))
+                holders[name], facts[name] = path, Fact.of(shard.get_slice(spelled))
     return facts, stored, holders
 
 
-def _inside_others(
-    folder: Path, layouts: Iterable[Layout], facts: Mapping[str, Fact]
-) -> dict[str, Layout]:
+def _inside_others(folder: Path, layouts: Iterable[Layout], facts: Facts) -> dict[str, Layout]:
     """The model's tensors that lie in others of the files; ValueError where a part is missing or there twice."""
     found: dict[str, Layout] = {}
     for layout in layouts:
-        there = [name for name in layout.tensors if name in facts and name not in layout.parts]
-        if all(layout.tensors[name].optional for name in there):
+        there = [name for name in layout.tensors if name in facts]
+        if not there:
             continue
-        lacked = (n for n, x in layout.tensors.items() if n not in facts and not x.optional)
-        if (absent := next(lacked, None)) is not None:
-            raise ValueError(f"{folder} has tensor {there[0]}, but lacks {absent}")
-        alone = [name for name in layout.parts if name not in layout.tensors]
-        if twice := [name for name in alone if name in facts or name in found]:
+        needed = (name for name, x in layout.tensors.items() if not x.optional)
+        if absent := [name for name in needed if name not in facts]:
+            raise ValueError(f"{folder} has tensor {there[0]}, but lacks {absent[0]}")
+        apart = (name for name in layout.parts if name not in layout.tensors)
+        if twice := [name for name in apart if name in facts or name in found]:
             raise ValueError(f"{folder} has tensor {twice[0]} twice: {there[0]} holds it, too")
-        found |= dict.fromkeys(layout.parts, layout.bind(facts))
+        found |= dict.fromkeys(layout.parts, layout)
     return found
 
 

@@ -6,9 +6,9 @@ weights 2i and 2i + 1 of a block in byte i; GGUF files hold i and i + 16 there, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,43 +38,14 @@ class Fact(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
 
+    @classmethod
+    def of(cls, found: Any) -> Fact:
+        """found: the slice of a file."""
+        return cls(found.get_dtype(), tuple(found.get_shape()))
+
 
 Facts = Mapping[str, Fact]
-
-
-class ReadTensor(Protocol):
-    """Gives a tensor of the file, or what one expert has of it."""
-
-    def __call__(self, name: str, expert: int | None = None) -> Tensor: ...
-
-
-class Layout(Protocol):
-    """Tensors of the model, `parts`, that lie in others of the file, `tensors`."""
-
-    @property
-    def tensors(self) -> Mapping[str, Expected]: ...
-
-    @property
-    def parts(self) -> Collection[str]: ...
-
-    @property
-    def form(self) -> str | None:
-        """The kernel format that `read_packed` gives rows of blocks for, or INT8; None where there is none."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether that format holds the same numbers."""
-
-    def bind(self, facts: Facts) -> Layout:
-        """The same with what the file says of the tensors that are there."""
-
-    def read(self, name: str, read: ReadTensor) -> Tensor:
-        """A tensor of the model in floats."""
-
-    def read_packed(self, name: str, read: ReadTensor) -> Tensor:
-        """uint8 [outputs, bytes of a row]."""
-
-
+Slices = Callable[[str], Any]  # gives the slice of a file by a tensor's name
 Take = Callable[[Sequence[Tensor], slice], Tensor]
 
 
@@ -95,21 +66,16 @@ class Fused:
     def form(self) -> str | None:
         return None if self.take_packed is None else "MXFP4"
 
-    exact = True
+    def read(self, name: str, slices: Slices) -> Tensor:
+        return self._taken(self.take, name, slices)
 
-    def bind(self, facts: Facts) -> Fused:
-        return self
-
-    def read(self, name: str, read: ReadTensor) -> Tensor:
-        return self._taken(self.take, name, read)
-
-    def read_packed(self, name: str, read: ReadTensor) -> Tensor:
+    def read_packed(self, name: str, slices: Slices) -> Tensor:
         assert self.take_packed is not None
-        return self._taken(self.take_packed, name, read)
+        return self._taken(self.take_packed, name, slices)
 
-    def _taken(self, take: Take, name: str, read: ReadTensor) -> Tensor:
+    def _taken(self, take: Take, name: str, slices: Slices) -> Tensor:
         number, outputs = self.parts[name]
-        return take([read(tensor, number) for tensor in self.tensors], outputs)
+        return take([slices(tensor)[number] for tensor in self.tensors], outputs)
 
 
 STACKED_METHOD = "mxfp4"  # `quant_method` of files whose stacked experts are MXFP4

@@ -10,24 +10,13 @@ from pydantic import Field
 
 from fastslow.engine.checked import Params
 from fastslow.engine.checkpoint.fused import Expected, Facts
+from fastslow.engine.checkpoint.published.fp8 import FP8, INPUTS, Block, scaled
 from fastslow.engine.checkpoint.published.grouped import Grouped, unpack
-from fastslow.engine.checkpoint.published.reader import (
-    FP8,
-    INPUTS,
-    NEAREST,
-    GroupSize,
-    Matrix,
-    Raw,
-    Size,
-    form_of,
-    known,
-    refuse,
-    scaled,
-)
+from fastslow.engine.checkpoint.published.reader import NEAREST, Matrix, Raw, form_of, known, refuse
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.ops import QuantLinear
 
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+FORMATS = (*(f"{x}-quantized" for x in ("pack", "int", "float", "naive")), "mixed-precision")
 
 
 class Weights(Params):
@@ -35,11 +24,9 @@ class Weights(Params):
 
     num_bits: Literal[4, 8]
     type: Literal["int", "float"] = "int"
-    group_size: GroupSize | None = None
+    group_size: int | None = Field(None, ge=-1, le=1 << 20)
     strategy: Literal["tensor", "channel", "group", "block"] | None = None
-    block_structure: tuple[Size, Size] | None = None
-    dynamic: Literal[False] = False
-    actorder: Literal["weight", "static", False] | None = None
+    block_structure: Block | None = None
 
 
 class Compressed(Params):
@@ -84,17 +71,16 @@ class Compressed(Params):
         shape = facts["weight_scale"].shape
         groups = shape[1] if len(shape) == 2 else 1
         if (packed := facts.get("weight_packed")) is not None:
-            return form_of(packed.shape[1] * 32 // inputs, inputs, -(-inputs // groups))
+            return form_of(_bits(packed.shape[1], inputs), inputs, -(-inputs // groups))
         if "weight" not in facts or facts["weight"].dtype != "I8":
             return NEAREST
-        if groups == 1 and "weight_zero_point" not in facts:
-            return "INT8"
-        return form_of(8, inputs, -(-inputs // groups))
+        plain = groups == 1 and "weight_zero_point" not in facts
+        return "INT8" if plain else form_of(8, inputs, -(-inputs // groups))
 
     def matrix(self, raw: Raw, outputs: int, inputs: int) -> Matrix:
         scale, zero, bits = raw["weight_scale"].float(), raw.get("weight_zero_point"), 8
         if (words := raw.get("weight_packed")) is not None:
-            bits = words.shape[1] * 32 // inputs
+            bits = _bits(words.shape[1], inputs)
             numbers = unpack(words, bits)[:, :inputs].contiguous()
         elif (weight := raw.get("weight")) is None:
             raise ValueError("weight_scale has neither weight_packed nor weight beside it")
@@ -105,11 +91,18 @@ class Compressed(Params):
             return QuantLinear(weight, scale.flatten().expand(outputs).contiguous())
         else:
             numbers = weight.view(torch.uint8) ^ 128
-        scale = (scale if scale.dim() == 2 else scale.reshape(-1, 1)).expand(outputs, -1)
+        scale = scale if scale.dim() == 2 else scale.reshape(-1, 1)
+        if len(scale) not in (1, outputs) or inputs % scale.shape[1]:
+            raise ValueError(f"weight_scale {list(scale.shape)} is none of equal groups of inputs")
+        scale = scale.expand(outputs, -1)
         if zero is None:
             zeros = torch.full(scale.shape, 1 << bits - 1, dtype=torch.uint8)
         elif zero.dtype == torch.int32:
             zeros = unpack(zero.T, bits).T[:outputs].contiguous()
         else:
             zeros = (zero.view(torch.uint8) + (1 << bits - 1)).expand(scale.shape).contiguous()
-        return Grouped(numbers, scale, zeros, bits, -(-inputs // scale.shape[1]))
+        return Grouped(numbers, scale, zeros, bits, inputs // scale.shape[1])
+
+
+def _bits(words: int, inputs: int) -> int:
+    return 8 if 4 * words >= inputs else 4

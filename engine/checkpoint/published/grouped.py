@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from gguf import GGMLQuantizationType, quantize
 from torch import Tensor
 
-BITS = (4, 8)
 STEPS = (128, 32)  # inputs that share a scale in the kernels' formats, the cheaper one first
 
 
@@ -59,9 +59,5 @@ class Grouped:
 
 
 def q8_0_rows(weight_OI: Tensor) -> Tensor:
-    """uint8 [O, 34 * I / 32]: floats rounded to GGUF's Q8_0, a float16 scale and 32 numbers of 8 bits a block."""
-    blocks = weight_OI.float().unflatten(-1, (-1, 32))
-    scale = blocks.abs().amax(-1, keepdim=True) / 127
-    inverse = torch.where(scale > 0, 1 / scale, 0.0)
-    numbers = (blocks * inverse).round_().to(torch.int8).view(torch.uint8)
-    return torch.cat((scale.half().view(torch.uint8), numbers), -1).flatten(-2)
+    """uint8 [O, 34 * I / 32]: floats rounded to GGUF's Q8_0."""
+    return torch.from_numpy(quantize(weight_OI.numpy(), GGMLQuantizationType.Q8_0))
