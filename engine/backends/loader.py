@@ -67,8 +67,8 @@ def load_model(
     checkpoint's own. device: "cpu", "cuda", "npu", or "auto": an accelerator where there is one.
     progress: draw a bar on a terminal while reading. quantization: "int8" or "int4" weights, on the
     CPU; "w8a8" for a checkpoint that is quantised so; "none" runs the dtype; "auto" is w8a8 or int4
-    where the folder is quantised so, or came from a 4-bit file, and no dtype is asked for, a GGUF file's own
-    numbers where no dtype is asked for either, else none.
+    where the folder is quantised so, or came from a 4-bit file, and no dtype is asked for, the own numbers of a
+    GGUF file or a published checkpoint where no dtype is asked for either, else none.
     kv_dtype: of keys and values: "int8" (a scale per token and head, on the CPU kernels), "model" (the
     model's own), or "auto": int8 for a w8a8 checkpoint that is made for it, else the model's. Raises
     ValueError in one sentence, before any weight is allocated, for a folder that
@@ -88,6 +88,9 @@ def load_model(
             f"quantization {W8A8!r} runs checkpoints that are quantised so, and {folder} is not: "
             "see fastslow quantize"
         )
+    if (source.shard or source.method) and quantization != OWN:
+        runs = str(picked).removeprefix("torch.") if quantization == "none" else quantization
+        logger.info("{} runs as {}, not in its own numbers", folder, runs)
     if _on_kernels(config, picked, place.kind, quantization):
         return _on_cpu(
             source, source.formats(picked, quantization), quantization, kv_dtype, progress
@@ -96,10 +99,6 @@ def load_model(
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
     with source.checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
-        if source.method is not None:
-            logger.info(
-                "the weights of {} are {}: they run in {}", folder.name, source.method, picked
-            )
         if ops is not None and picked != torch.float64:
             return PagedDecoder(Stacked(config, ops, picked, place.device, tensors.read, int8))
         where = place.device
@@ -123,8 +122,8 @@ class _Source:
         if scheme is not None:  # pieces are packed by the usual names
             scheme = scheme.renamed(lambda name: canonical(name, config))
         checkpoint = Checkpoint.open(folder, config, scheme)
-        published = (x for x in checkpoint.fused.values() if isinstance(x, Published))
-        method = next((layout.reader.label for layout in published), None)
+        others = checkpoint.fused.values()
+        method = next((x.reader.label for x in others if isinstance(x, Published)), None)
         return cls(folder, config, checkpoint, scheme, gguf_shard(folder), method)
 
     def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
@@ -151,16 +150,12 @@ class _Source:
         if quantization != OWN:
             return Formats.of(dtype, quantization)
         if self.shard is None:
-            layouts = self.checkpoint.packed
-            types = {name: Format[layout.form or ""] for name, layout in layouts.items()}
+            types = {name: Format[form] for name, form in self.checkpoint.packed.items()}
             if self.method is None:
                 return Formats.of_file(types, dtype, head)
             near = list(types.values()).count(Format.Q8_0)
-            also = (
-                f", {near} of them rounded to 8 bits with a scale for each 32, once" if near else ""
-            )
-            said = "the weights of {} are {} and run so: {} matrices{}"
-            logger.info(said, self.folder.name, self.method, len(layouts), also)
+            said = "the weights of {} are {} and run so: {} matrices, {} of them rounded to 8 bits once"
+            logger.info(said, self.folder.name, self.method, len(types), near)
             return Formats.published(types, dtype, head)
         kinds = self.shard.types()  # of matrices; those that the kernels do not know run as Q8_0
         if others := sorted({kind for kind in kinds.values() if kind not in GGUF_FORMATS}):
@@ -208,9 +203,6 @@ def _on_cpu(
 ) -> CpuDecoder:
     """On the CPU kernels, from a packing that is kept."""
     folder, config = source.folder, source.config
-    if (source.shard or source.method) and not formats.types:
-        said = "{} runs as {}, not in its own numbers, since that was asked for"
-        logger.info(said, folder, formats.name)
     logger.debug("running {} on the CPU kernels ({})", formats.name, level())
     storage = source.storage(kv_dtype, quantization)
     arena = Arena.of(config, formats)

@@ -131,9 +131,9 @@ class Checkpoint:
             yield read
 
     @property
-    def packed(self) -> dict[str, Layout]:
-        """The matrices whose numbers a kernel format holds, exactly or nearly."""
-        return {name: layout for name, layout in self.fused.items() if layout.form is not None}
+    def packed(self) -> dict[str, str]:
+        """The kernel format of each matrix whose numbers one holds, exactly or nearly."""
+        return {name: x.form for name, x in self.fused.items() if x.form is not None}
 
     @contextmanager
     def blocks(self) -> Iterator[Callable[[str], Tensor | None]]:
@@ -141,8 +141,10 @@ class Checkpoint:
         with self._open_files() as shards:
 
             def rows(name: str) -> Tensor | None:
-                layout = self.packed.get(name)
-                return None if layout is None else layout.read_packed(name, self._slices(shards))
+                found = self.fused.get(name)
+                if found is None or found.form is None:
+                    return None
+                return found.read_packed(name, self._slices(shards))
 
             yield rows
 
@@ -176,7 +178,9 @@ class Checkpoint:
                 layout, slices = self.fused.get(name), self._slices(shards)
                 return layout.linear(slices) if isinstance(layout, Published) else None
 
-            raw: Callable[[str], Tensor | None] = lambda n: read(n) if n in held else None
+            def raw(name: str) -> Tensor | None:
+                return read(name) if name in held else None
+
             yield QuantReader(raw, self.scheme or Scheme({}), own)
 
 

@@ -40,7 +40,6 @@ class Fact(NamedTuple):
 
     @classmethod
     def of(cls, found: Any) -> Fact:
-        """found: the slice of a file."""
         return cls(found.get_dtype(), tuple(found.get_shape()))
 
 

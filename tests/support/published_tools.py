@@ -66,7 +66,9 @@ def tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def gptq(bits: int, group: int, symmetric: bool = True, v2: bool = False, shuffled: bool = False):
+def gptq(
+    bits: int, group: int, symmetric: bool = True, v2: bool = False, shuffled: bool = False
+) -> Method:
     def make(weight: Array) -> Made:
         inputs = weight.shape[1]
         order = np.arange(inputs) // (inputs if group < 0 else group)
@@ -84,7 +86,7 @@ def gptq(bits: int, group: int, symmetric: bool = True, v2: bool = False, shuffl
 
     section = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": shuffled}
     section |= {"sym": symmetric, "damp_percent": 0.01, "lm_head": False}
-    section |= {"checkpoint_format": "gptq_v2"} if v2 else {}
+    section["checkpoint_format"] = "gptq_v2" if v2 else "gptq"
     form = "Q8_0" if shuffled else f"U{bits}_{32 if group % 128 and group > 0 else 128}"
     return Method(section, make, form, not shuffled)
 
@@ -104,11 +106,12 @@ def awq(group: int) -> Method:
     return Method(section | {"version": "gemm"}, make, f"U4_{128 if group % 128 == 0 else 32}")
 
 
-def compressed(form: str, fmt: str, inputs: dict[str, Any] | None = None, **weights: Any):
+def compressed(
+    form: str, fmt: str, inputs: Any = None, **weights: Any
+) -> Callable[[Callable[[Array], Made]], Method]:
     """A decorator that makes a Method of compressed-tensors."""
     group = {"weights": weights, "input_activations": inputs, "targets": ["Linear"]}
-    section = {"quant_method": "compressed-tensors", "format": fmt, "ignore": ["lm_head"]}
-    section |= {"config_groups": {"group_0": group}, "quantization_status": "compressed"}
+    section = {"quant_method": "compressed-tensors", "format": fmt, "config_groups": {"g": group}}
     return lambda make: Method(section, make, form, form != "Q8_0")
 
 
@@ -125,11 +128,11 @@ def packed(bits: int, group: int | None, symmetric: bool) -> Method:
 
     strategy = {"strategy": "group" if group else "channel", "group_size": group}
     form = f"U{bits}_{128 if not group or group % 128 == 0 else 32}"
-    fields = {"num_bits": bits, "type": "int", "symmetric": symmetric, **strategy}
+    fields: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": symmetric, **strategy}
     return compressed(form, "pack-quantized", **fields)(make)
 
 
-EIGHT = {"num_bits": 8, "strategy": "channel", "symmetric": True, "dynamic": False}
+EIGHT: dict[str, Any] = {"num_bits": 8, "strategy": "channel", "symmetric": True, "dynamic": False}
 TOKENS = {"num_bits": 8, "strategy": "token", "dynamic": True}
 
 

@@ -102,12 +102,11 @@ class Formats:
 
     def alike(self, prefixes: Iterable[str]) -> Formats:
         """The same with all gates, ups and downs below the prefixes in one format: experts lie at one distance."""
-        every = list(prefixes)
-        odd: set[str] = set()
+        every, odd = list(prefixes), set[str]()
         for parts in (("gate", "up"), ("down",)):
-            names = [f"{prefix}.{part}_proj.weight" for prefix in every for part in parts]
-            if self.apart(names):
-                odd.update(names)
+            names = [[f"{prefix}.{part}_proj.weight" for part in parts] for prefix in every]
+            if len({tuple(self.matrix((name,)) for name in some) for some in names}) > 1:
+                odd.update(*names)
         types = {name: form for name, form in self.types.items() if name not in odd}
         return replace(self, kept=self.kept - odd, types=types) if odd else self
 
@@ -144,10 +143,8 @@ class Formats:
         rows = own in (Format.FLOAT32, Format.BFLOAT16) and head != EMBEDDING
         embedding = torch.float32 if own is Format.FLOAT32 else torch.bfloat16
         form, tiles = types.get(head, plain.head), None if rows else own
-        name, every = f"gguf-{plain.name}", dict(types)
-        return cls(
-            name, plain.layers, form, embedding, dtype, types=every, tiles=tiles, screened=False
-        )
+        made = cls(f"gguf-{plain.name}", plain.layers, form, embedding, dtype, tiles=tiles)
+        return replace(made, types=dict(types), screened=False)
 
     @classmethod
     def published(cls, types: Mapping[str, Format], dtype: torch.dtype, head: str) -> Formats:

@@ -23,9 +23,7 @@ class Weights(Params):
     """How one group of matrices is quantised."""
 
     num_bits: Literal[4, 8]
-    type: Literal["int", "float"] = "int"
     group_size: int | None = Field(None, ge=-1, le=1 << 20)
-    strategy: Literal["tensor", "channel", "group", "block"] | None = None
     block_structure: Block | None = None
 
 

@@ -33,23 +33,20 @@ class Gptq(InGroups):
         }
 
     def form(self, facts: Facts, outputs: int, inputs: int) -> str:
-        return NEAREST if self._mixed else form_of(self.bits, inputs, self.group(inputs))
+        mixed = self.desc_act and not self.static_groups and self.group_size > 0
+        return NEAREST if mixed else form_of(self.bits, inputs, self.group(inputs))
 
     def matrix(self, raw: Raw, outputs: int, inputs: int) -> Matrix:
         group, zero = self.group(inputs), unpack(raw["qzeros"], self.bits)
-        older = (self.format or self.checkpoint_format) == "gptq"
-        if older:  # it has -1 for a zero point of 0
-            zero = zero + 1 & (1 << self.bits) - 1
-        of_input = raw["g_idx"].long() if "g_idx" in raw else torch.arange(inputs) // group
+        if (self.format or self.checkpoint_format) == "gptq":
+            zero = zero + 1 & (1 << self.bits) - 1  # it has -1 for a zero point of 0
+        usual = torch.arange(inputs) // group
+        of_input = raw["g_idx"].long() if "g_idx" in raw else usual
         if not 0 <= of_input.min() <= of_input.max() < len(zero):
             raise ValueError(f"g_idx must be in 0..{len(zero) - 1}, the groups")
-        ordered = torch.equal(of_input, torch.arange(inputs) // group)
-        if not (ordered or self._mixed):
+        mixed = not torch.equal(of_input, usual)
+        if mixed and self.form({}, outputs, inputs) != NEAREST:
             raise ValueError("g_idx has groups out of order, but desc_act does not say so")
         numbers, scale = unpack(raw["qweight"].T, self.bits), raw["scales"].T.float()
-        zero, mixed = zero.T.contiguous(), None if ordered else of_input
-        return Grouped(numbers, scale, zero, self.bits, group, mixed)
-
-    @property
-    def _mixed(self) -> bool:
-        return self.desc_act and not self.static_groups and self.group_size > 0
+        zero, order = zero.T.contiguous(), of_input if mixed else None
+        return Grouped(numbers, scale, zero, self.bits, group, order)

@@ -31,18 +31,15 @@ class InGroups(Params):
 
 
 class Reader(Protocol):
-    """How a method keeps a matrix. label: its name for people."""
+    """How a method keeps a matrix. label: its name for people. tensors: what may stand for X.weight, by the ends of names
+    after X. form: the kernel format that holds the matrix, or NEAREST. matrix: its numbers; ValueError in one sentence
+    for what they cannot be."""
 
     label: ClassVar[str]
 
-    def tensors(self, outputs: int, inputs: int) -> dict[str, Expected]:
-        """What may stand for X.weight, by the ends of names after X; the first is always there."""
-
-    def form(self, facts: Facts, outputs: int, inputs: int) -> str:
-        """The kernel format that holds the matrix, or NEAREST."""
-
-    def matrix(self, raw: Raw, outputs: int, inputs: int) -> Matrix:
-        """Its numbers; ValueError in one sentence for what they cannot be."""
+    def tensors(self, outputs: int, inputs: int) -> dict[str, Expected]: ...
+    def form(self, facts: Facts, outputs: int, inputs: int) -> str: ...
+    def matrix(self, raw: Raw, outputs: int, inputs: int) -> Matrix: ...
 
 
 def form_of(bits: int, inputs: int, group: int) -> str:
