@@ -30,7 +30,7 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
-from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
+from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.checkpoint.published.layout import Published
 from fastslow.engine.checkpoint.quantised import Scheme
@@ -124,7 +124,8 @@ class _Source:
         checkpoint = Checkpoint.open(folder, config, scheme)
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)
-        return cls(folder, config, checkpoint, scheme, gguf_shard(folder), method)
+        shard = GgufShard(folder) if is_gguf(folder) else None
+        return cls(folder, config, checkpoint, scheme, shard, method)
 
     def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
         """What "auto" means."""

@@ -153,10 +153,13 @@ class Checkpoint:
 
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
-        if name in self.fused:
-            return None
-        path = next(path for path, names in self.files.items() if name in names)
-        return None if is_gguf(path) else RowFile.of_tensor(path, self.stored.get(name, name))
+        holders = (path for path, names in self.files.items() if name in names)
+        path = next(holders, None)
+        return (
+            None
+            if path is None or name in self.fused or is_gguf(path)
+            else RowFile.of_tensor(path, self.stored.get(name, name))
+        )
 
     @contextmanager
     def _open_files(self) -> Iterator[dict[str, Any]]:
@@ -171,22 +174,14 @@ class Checkpoint:
     @contextmanager
     def quantised(self, progress: bool) -> Iterator[QuantReader]:
         """The same, for tensors that may be in int8."""
-        held = self.names
+        held, scheme = self.names, self.scheme or Scheme({})
         with self.reader(progress) as read, self._open_files() as shards:
 
             def own(name: str) -> QuantLinear | None:
                 layout, slices = self.fused.get(name), self._slices(shards)
                 return layout.linear(slices) if isinstance(layout, Published) else None
 
-            def raw(name: str) -> Tensor | None:
-                return read(name) if name in held else None
-
-            yield QuantReader(raw, self.scheme or Scheme({}), own)
-
-
-def gguf_shard(path: Path) -> GgufShard | None:
-    """The file's tensors as it has them; None for a folder."""
-    return GgufShard(path) if is_gguf(path) else None
+            yield QuantReader(lambda n: read(n) if n in held else None, scheme, own)
 
 
 @contextmanager
@@ -254,8 +249,7 @@ def _inside_others(folder: Path, layouts: Iterable[Layout], facts: Facts) -> dic
         there = [name for name in layout.tensors if name in facts]
         if not there:
             continue
-        needed = (name for name, x in layout.tensors.items() if not x.optional)
-        if absent := [name for name in needed if name not in facts]:
+        if absent := [n for n, x in layout.tensors.items() if n not in facts and not x.optional]:
             raise ValueError(f"{folder} has tensor {there[0]}, but lacks {absent[0]}")
         apart = (name for name in layout.parts if name not in layout.tensors)
         if twice := [name for name in apart if name in facts or name in found]:

@@ -46,10 +46,9 @@ class Scheme:
         described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
-            if method == STACKED_METHOD and ModelConfig.from_json(raw).stacked_experts:
-                return None  # `fused_tensors` reads them
-            if isinstance(method, str) and method in METHODS:
-                return None  # `published_layouts` reads them
+            stacked = method == STACKED_METHOD and ModelConfig.from_json(raw).stacked_experts
+            if stacked or method in tuple(METHODS):
+                return None  # `fused_tensors` or `published_layouts` reads them
             if method != METHOD:
                 raise ValueError(
                     f"{folder / 'config.json'}: quantization_config has quant_method {shown(method)}, "
@@ -176,8 +175,7 @@ Raw = Callable[[str], "Tensor | None"]
 
 @dataclass(frozen=True, slots=True)
 class QuantReader:
-    """raw: reads a tensor as the file holds it, None where the file lacks it. own: a matrix that another method than
-    the scheme has in int8."""
+    """raw: reads a tensor as the file holds it, None where it lacks one. own: matrices that other methods have in int8."""
 
     raw: Raw
     scheme: Scheme

@@ -24,6 +24,7 @@ import eagle_tools
 import gguf_tools
 import head_tools
 import pangu_v2_tools
+import published_tools
 import quant_tools
 from odd import odd_head, odd_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -131,6 +132,13 @@ def _exported(folder: Path, kind: str) -> Path:
     write_spm(out)
     _drop(source)
     return out
+
+
+def _published(folder: Path, method: str) -> Path:
+    source = _dense(folder.parent / "source")
+    published_tools.publish(source, folder, published_tools.METHODS[method])
+    _drop(source)
+    return folder
 
 
 def _drop(folder: Path) -> None:
@@ -264,6 +272,10 @@ KINDS: dict[str, Kind] = {
     "quantised": Kind(_quantised),
     "dynamic": Kind(lambda f: _exported(f, "W8A8_DYNAMIC")),
     "static": Kind(lambda f: _exported(f, "W8A8")),
+    "gptq": Kind(lambda f: _published(f, "gptq 4, act-order")),
+    "awq": Kind(lambda f: _published(f, "awq")),
+    "compressed": Kind(lambda f: _published(f, "w4a16, zeros")),
+    "fp8": Kind(lambda f: _published(f, "fp8 blocks")),
     "head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 4, "width": 2},)),
     "eagle": Kind(
         lambda f: _with_eagle(f, "original", attention_bias=True),

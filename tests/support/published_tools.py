@@ -4,15 +4,17 @@ them, and says what their numbers mean."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 Array = NDArray[Any]
@@ -32,13 +34,13 @@ class Method:
     exact: bool = True
 
 
-def words(values: Array, bits: int) -> Array:
+def words(values: Array, bits: int) -> Tensor:
     """int32 [rows, n * bits / 32]: along the last axis, the first value in the lowest bits."""
     each = values.reshape(len(values), -1, 32 // bits).astype(np.uint64)
     found = np.zeros(each.shape[:2], np.uint64)
     for place in range(each.shape[2]):
         found |= each[:, :, place] << np.uint64(bits * place)
-    return found.astype(np.uint32).view(np.int32)
+    return torch.from_numpy(found.astype(np.uint32).view(np.int32))
 
 
 def grouped(
@@ -62,10 +64,6 @@ def grouped(
     return numbers, kept, zero, torch.from_numpy(exact * (numbers - zero[:, of_input])).float()
 
 
-def tensor(array: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
 def gptq(
     bits: int, group: int, symmetric: bool = True, v2: bool = False, shuffled: bool = False
 ) -> Method:
@@ -77,10 +75,10 @@ def gptq(
         numbers, scale, zero, means = grouped(weight, bits, order, symmetric, torch.float16)
         stored = zero if v2 else zero - 1 & 2**bits - 1
         return {
-            "qweight": tensor(words(numbers, bits).T),
-            "qzeros": tensor(words(stored.T, bits)),
+            "qweight": words(numbers, bits).T.contiguous(),
+            "qzeros": words(stored.T, bits),
             "scales": scale.T.contiguous(),
-            "g_idx": tensor(order.astype(np.int32)),
+            "g_idx": torch.from_numpy(order.astype(np.int32)),
             "bias": torch.zeros(len(weight), dtype=torch.float16),
         }, means
 
@@ -99,18 +97,15 @@ def awq(group: int) -> Method:
             words(x.T.reshape(-1, 8)[:, AWQ_PLACES].reshape(x.shape[1], -1), 4)
             for x in (numbers, zero)
         )
-        found = {"qweight": tensor(qweight), "qzeros": tensor(qzeros)}
-        return found | {"scales": scale.T.contiguous()}, means
+        return {"qweight": qweight, "qzeros": qzeros, "scales": scale.T.contiguous()}, means
 
     section = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True}
     return Method(section | {"version": "gemm"}, make, f"U4_{128 if group % 128 == 0 else 32}")
 
 
-def compressed(
-    form: str, fmt: str, inputs: Any = None, **weights: Any
-) -> Callable[[Callable[[Array], Made]], Method]:
+def compressed(form: str, fmt: str, **weights: Any) -> Callable[[Callable[[Array], Made]], Method]:
     """A decorator that makes a Method of compressed-tensors."""
-    group = {"weights": weights, "input_activations": inputs, "targets": ["Linear"]}
+    group = {"weights": weights, "input_activations": None, "targets": ["Linear"]}
     section = {"quant_method": "compressed-tensors", "format": fmt, "config_groups": {"g": group}}
     return lambda make: Method(section, make, form, form != "Q8_0")
 
@@ -120,23 +115,26 @@ def packed(bits: int, group: int | None, symmetric: bool) -> Method:
         inputs = weight.shape[1]
         order = np.arange(inputs) // (group or inputs)
         numbers, scale, zero, means = grouped(weight, bits, order, symmetric, torch.bfloat16)
-        found = {"weight_packed": tensor(words(numbers, bits)), "weight_scale": scale}
+        found = {"weight_packed": words(numbers, bits), "weight_scale": scale}
         found["weight_shape"] = torch.tensor(weight.shape)
         if not symmetric:
-            found["weight_zero_point"] = tensor(words(zero.T, bits).T)
+            found["weight_zero_point"] = words(zero.T, bits).T.contiguous()
         return found, means
 
-    strategy = {"strategy": "group" if group else "channel", "group_size": group}
     form = f"U{bits}_{128 if not group or group % 128 == 0 else 32}"
-    fields: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": symmetric, **strategy}
+    fields: dict[str, Any] = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "group_size": group,
+    }
     return compressed(form, "pack-quantized", **fields)(make)
 
 
 EIGHT: dict[str, Any] = {"num_bits": 8, "strategy": "channel", "symmetric": True, "dynamic": False}
-TOKENS = {"num_bits": 8, "strategy": "token", "dynamic": True}
 
 
-@compressed("INT8", "int-quantized", TOKENS, type="int", **EIGHT)
+@compressed("INT8", "int-quantized", type="int", **EIGHT)
 def w8a8(weight: Array) -> Made:
     given = torch.from_numpy(weight)
     scale = (given.abs().amax(1, keepdim=True) / 127).bfloat16()
@@ -144,7 +142,7 @@ def w8a8(weight: Array) -> Made:
     return {"weight": numbers, "weight_scale": scale}, numbers.float() * scale.float()
 
 
-@compressed("Q8_0", "float-quantized", TOKENS, type="float", **EIGHT)
+@compressed("Q8_0", "float-quantized", type="float", **EIGHT)
 def fp8(weight: Array) -> Made:
     given = torch.from_numpy(weight)
     scale = (given.abs().amax(1, keepdim=True) / 448).float()
@@ -188,29 +186,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-def publish(source: Path, out: Path, method: Method) -> tuple[Path, Path]:
-    """The checkpoint with all matrices of layers but the router quantised; and in floats what that means."""
-    config = json.loads((source / "config.json").read_text())
-    table: dict[str, Tensor] = {}
+def publish(source: Path, folder: Path, method: Method) -> dict[str, Tensor]:
+    """The checkpoint with all matrices of layers but the router quantised; and what that means, in floats."""
+    config, table = json.loads((source / "config.json").read_text()), dict[str, Tensor]()
     for file in source.glob("*.safetensors"):
         table |= load_file(file)
     found, plain = dict[str, Tensor](), dict(table)
-    for name, weight in table.items():
-        if not name.endswith("_proj.weight"):
-            found[name] = weight
-            continue
-        made, plain[name] = method.make(weight.double().numpy())
-        stem = name.removesuffix("weight")
-        biased = f"{stem}bias" in table
-        found |= {stem + end: x for end, x in made.items() if end != "bias" or not biased}
-    for folder, tensors, section in ((out / "q", found, method.section), (out / "f", plain, None)):
-        folder.mkdir(parents=True)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        said: Mapping[str, Any] = (
-            config if section is None else {**config, "quantization_config": section}
-        )
-        (folder / "config.json").write_text(json.dumps(said))
-        for file in source.glob("*.json"):
-            if file.name not in ("config.json", "model.safetensors.index.json"):
-                (folder / file.name).write_bytes(file.read_bytes())
-    return out / "q", out / "f"
+    for name in [name for name in table if name.endswith("_proj.weight")]:
+        made, plain[name] = method.make(table.pop(name).double().numpy())
+        found |= {name.removesuffix("weight") + end: x for end, x in made.items()}
+    found |= table
+    ignored = shutil.ignore_patterns("*.safetensors*")
+    shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+    checkpoints.write(folder, {**config, "quantization_config": method.section}, found)
+    return plain

@@ -16,7 +16,6 @@ class Awq(InGroups):
 
     label: ClassVar[str] = "AWQ"
     bits: Literal[4] = 4
-    zero_point: Literal[True] = True
     version: Literal["gemm", "GEMM"] = "gemm"
 
     def tensors(self, outputs: int, inputs: int) -> dict[str, Expected]:

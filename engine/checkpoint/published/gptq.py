@@ -21,7 +21,6 @@ class Gptq(InGroups):
     static_groups: bool = False
     checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
     format: Literal["gptq", "gptq_v2"] | None = None
-    pack_dtype: Literal["int32"] = "int32"
 
     def tensors(self, outputs: int, inputs: int) -> dict[str, Expected]:
         groups, each = -(-inputs // self.group(inputs)), 32 // self.bits

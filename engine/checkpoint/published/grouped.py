@@ -14,9 +14,7 @@ STEPS = (128, 32)  # inputs that share a scale in the kernels' formats, the chea
 def unpack(words: Tensor, bits: int) -> Tensor:
     """uint8 [..., N * 32 / bits] from int32 [..., N]: the lowest bits of a word come first."""
     every = words.contiguous().view(torch.uint8)
-    if bits == 8:
-        return every
-    return torch.stack((every & 15, every >> 4), -1).flatten(-2)
+    return every if bits == 8 else torch.stack((every & 15, every >> 4), -1).flatten(-2)
 
 
 def step_of(inputs: int, group: int) -> int | None:

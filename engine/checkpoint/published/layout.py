@@ -59,7 +59,7 @@ class Published:
             raise ValueError(f"the scales of tensor {self.parts[0]} must be finite numbers")
         try:
             return self.reader.matrix(raw, *self.shape)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # torch's, where shapes do not fit each other
             raise ValueError(f"tensor {self.parts[0]}: {error}") from None
 
     def linear(self, slices: Slices) -> QuantLinear | None:
