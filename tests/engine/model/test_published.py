@@ -13,7 +13,7 @@ import pytest
 import texts
 import torch
 from engine_tools import Ask
-from exact_tools import DENSE_DRAFTERS, EVERY, PROMPTS, check, make_bench, params
+from exact_tools import DENSE_DRAFTERS, EVERY, NAMES, PROMPTS, check, make_bench, params
 from gguf_rows import product
 from kernel_tools import compiled
 from published_tools import METHODS, publish
@@ -33,6 +33,8 @@ WIDE: dict[str, Any] = {
     "intermediate_size": 256,
     "num_hidden_layers": 2,
 }
+QUICK = {how.form: name for name, how in METHODS.items()}.values()  # one for each kernel format
+DRAFTED = [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in METHODS]
 FAMILIES = {"llama": WIDE, "qwen3_moe": {**WIDE, "moe_intermediate_size": 128}}
 
 
@@ -95,7 +97,7 @@ def test_its_numbers_run(tmp_path: Path, method: str, family: str, logged: list[
 
 @compiled
 @pytest.mark.parametrize("kind", ["dense", "moge"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DRAFTED)
 def test_every_drafter_says_what_it_says_alone(tmp_path: Path, method: str, kind: str) -> None:
     def load(folder: Path, **options: Any) -> Any:
         publish(folder, tmp_path / "q", METHODS[method])
@@ -105,7 +107,8 @@ def test_every_drafter_says_what_it_says_alone(tmp_path: Path, method: str, kind
     if kind == "moge":
         wide |= {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 128}
     bench = make_bench(tmp_path, kind, load=load, **wide)
-    names = EVERY if kind == "moge" else DENSE_DRAFTERS
+    own = EVERY if kind == "moge" else DENSE_DRAFTERS
+    names = (*own, *(f"named {name}" for name in NAMES))
     asks = [
         Ask(PROMPTS[n % len(PROMPTS)], params(max_tokens=12), name, seed=n)
         for n, name in enumerate(names)
