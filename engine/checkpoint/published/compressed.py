@@ -54,8 +54,8 @@ class Compressed(Params):
             rows, columns = weights.block_structure or (1, group if group > 0 else inputs)
             scale = (-(-outputs // rows), -(-inputs // columns))
             scales.append(scale)
-            packed.append((outputs, -(-inputs // each)))
-            zeros += [(-(-outputs // each), scale[1]), scale]
+            packed.append((outputs, inputs // each))
+            zeros += [(outputs // each, scale[1]), scale]
         return {
             "weight_scale": Expected(tuple(scales)),
             "weight_packed": Expected(tuple(packed), ("I32",), optional=True),
@@ -79,7 +79,7 @@ class Compressed(Params):
         scale, zero, bits = raw["weight_scale"].float(), raw.get("weight_zero_point"), 8
         if (words := raw.get("weight_packed")) is not None:
             bits = _bits(words.shape[1], inputs)
-            numbers = unpack(words, bits)[:, :inputs].contiguous()
+            numbers = unpack(words, bits)
         elif (weight := raw.get("weight")) is None:
             raise ValueError("weight_scale has neither weight_packed nor weight beside it")
         elif weight.dtype != torch.int8:
@@ -96,9 +96,11 @@ class Compressed(Params):
         if zero is None:
             zeros = torch.full(scale.shape, 1 << bits - 1, dtype=torch.uint8)
         elif zero.dtype == torch.int32:
-            zeros = unpack(zero.T, bits).T[:outputs].contiguous()
+            zeros = unpack(zero.T, bits).T.contiguous()
         else:
-            zeros = (zero.view(torch.uint8) + (1 << bits - 1)).expand(scale.shape).contiguous()
+            zeros = zero.view(torch.uint8) + (1 << bits - 1)
+        if zeros.shape != scale.shape:
+            raise ValueError(f"weight_zero_point is none of {list(scale.shape)} groups")
         return Grouped(numbers, scale, zeros, bits, inputs // scale.shape[1])
 
 

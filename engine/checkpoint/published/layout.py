@@ -55,8 +55,8 @@ class Published:
         raw = {end: slices(self.stem + end)[...] for end in self.facts}
         if "bias" in raw and raw["bias"].count_nonzero():
             raise ValueError(f"tensor {self.stem}bias must be zeros: the model has no such one")
-        if not all(raw[end].float().isfinite().all() for end in raw if "scale" in end):
-            raise ValueError(f"the scales of tensor {self.parts[0]} must be finite numbers")
+        if not all(x.float().isfinite().all() for x in raw.values() if x.is_floating_point()):
+            raise ValueError(f"the numbers of tensor {self.parts[0]} must be finite")
         try:
             return self.reader.matrix(raw, *self.shape)
         except (ValueError, RuntimeError) as error:  # torch's, where shapes do not fit each other
@@ -91,8 +91,8 @@ def published_layouts(folder: Path, config: ModelConfig, facts: Facts) -> Iterat
         raise ValueError(f"{path}: quantization_config of {method}: {error}") from None
     shapes = tensor_shapes(config) | mtp_shapes(config)
     for name, shape in shapes.items():
-        if len(shape) != 2 or not name.endswith(".weight"):
-            continue
+        if len(shape) != 2 or any(size % 8 for size in shape) or not name.endswith(".weight"):
+            continue  # no method has parts of words
         stem, ends = name.removesuffix("weight"), reader.tensors(shape[0], shape[1])
         there = {end: facts[stem + end] for end in ends if stem + end in facts}
         if all(ends[end].optional or end == "weight" for end in there):

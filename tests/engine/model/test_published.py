@@ -155,7 +155,7 @@ Q = "model.layers.0.self_attn.q_proj."
         ("gptq 4", lambda t, s: s.update(group_size=64), r"down_proj.qzeros has shape \[2, 16\]"),
         ("gptq 4", lambda t, s: t.pop(f"{Q}qzeros"), "q_proj.qweight, but lacks .*q_proj.qzeros"),
         ("gptq 4", lambda t, s: t[f"{Q}bias"].fill_(1), "q_proj.bias must be zeros"),
-        ("gptq 4", lambda t, s: t[f"{Q}scales"].fill_(torch.inf), "scales of .* finite numbers"),
+        ("gptq 4", lambda t, s: t[f"{Q}scales"].fill_(torch.inf), "q_proj.weight must be finite"),
         ("gptq 4", lambda t, s: t[f"{Q}g_idx"].fill_(1), r"g_idx must be in 0..0, the groups"),
         ("gptq 4, act-order", lambda t, s: s.update(desc_act=False), "groups out of order, but"),
         (
