@@ -63,11 +63,8 @@ Runs = Mapping[Speculation, Sequence[Run]]
 
 
 def run_of(metrics: Sequence[Metrics], others: float | None = None) -> Run:
-    """What the answers say; they were all asked for at the same time.
-
-    Raises:
-        ValueError: they all began at once, so that nothing flowed.
-    """
+    """What the answers say; they were all asked for at the same time. ValueError: they all began at once, so that
+    nothing flowed."""
     ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
     first, last = min(m.ttft for m in metrics), max(m.ttft for m in metrics)
     if last <= first:

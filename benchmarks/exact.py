@@ -271,8 +271,7 @@ class ExactBench:
     def _drafters(
         self, args: argparse.Namespace, groups: int, layers: int
     ) -> Mapping[str, dict[str, Any]]:
-        """Fields of each drafter's settings. Accepted nodes of a tree need not lie side by side: then their keys and
-        values are moved."""
+        """Fields of each drafter's settings; accepted nodes of a tree may lie apart: then keys and values are moved."""
         every = {} if groups else {"layers": tuple(range(layers))}
         found: dict[str, dict[str, Any]] = {"tree": {"drafter": "self", "width": 2, **every}}
         for name in ("ngram", "suffix", *(("self", "ngram+self") if groups else ())):

@@ -4,8 +4,9 @@
     python benchmarks/replicas.py flood
 
 killed: 64 clients, mixed modes, greedy and seeded, streamed and not; replicas are killed with -9 meanwhile. Every
-answer must be there once, and be the one that an engine alone gives. flood: fast requests with a target, alone and
-beside clients of deep ones.
+answer must be there once, and be the one that an engine alone gives. flood: fast requests with a target beside clients
+of deep ones, and without them on a server that has only the replicas that are reserved in the flood: what more
+replicas would save is a shorter queue, and no matter of the flood.
 
 Both run the command `fastslow serve MODEL --replicas N` and ask it over HTTP. Exit code 1 where something is wrong.
 """
@@ -27,6 +28,9 @@ from typing import Any
 from figures import console, options, percentiles, show, write
 from serve_load.clients import TOPICS, Reply, ask, chat
 from serve_load.front import Front
+
+from fastslow.engine.host.machine import cores
+from fastslow.serve.engines.routing.settings import RoutingSettings
 
 Found = tuple[dict[str, Any], list[str]]  # what was found, and what is wrong
 
@@ -187,27 +191,36 @@ async def flood(address: str, clients: int, draw: random.Random, done: asyncio.E
 
 
 async def one_turn(
-    address: str, seconds: float, clients: int, draw: random.Random
+    alone: str, address: str, seconds: float, clients: int, seed: str
 ) -> tuple[list[float], list[float], int]:
-    """Fast requests alone, and beside the flood."""
-    alone = await probes(address, seconds, draw)
-    done = asyncio.Event()
+    """The same fast requests at the same moments alone, and at another address beside the flood."""
+    quiet = await probes(alone, seconds, random.Random(seed))
+    done, draw = asyncio.Event(), random.Random(f"{seed} flood")
     flooding = asyncio.create_task(flood(address, clients, draw, done))
     await probes(address, SETTLE, draw)
-    beside = await probes(address, seconds, draw)
+    beside = await probes(address, seconds, random.Random(seed))
     done.set()
     answered = await flooding
     await asyncio.sleep(QUIET)
-    return alone, beside, answered
+    return quiet, beside, answered
 
 
 def run_flood(args: argparse.Namespace) -> Found:
-    with Front(args.model, args.more, args.replicas) as front:
-        draw = random.Random(args.seed)
-        asyncio.run(probes(front.address, 5, draw))  # what is made on first use
+    reserved = max(1, round(RoutingSettings().reserved_share * args.replicas))
+    each = ["--replica-cpus", str(max(1, cores() // args.replicas))]
+    with (
+        Front(args.model, [*each, *args.more], reserved) as alone,
+        Front(args.model, args.more, args.replicas) as front,
+    ):
+        for server in (alone, front):  # what is made on first use
+            asyncio.run(probes(server.address, 5, random.Random(args.seed)))
         turns = [
-            asyncio.run(one_turn(front.address, args.seconds, args.flood, draw))
-            for _ in range(args.repeat)
+            asyncio.run(
+                one_turn(
+                    alone.address, front.address, args.seconds, args.flood, f"{args.seed} {turn}"
+                )
+            )
+            for turn in range(args.repeat)
         ]
     middle = [
         [statistics.median(percentiles(one)[place] for one in times) for place in (0, 1)]
@@ -218,8 +231,9 @@ def run_flood(args: argparse.Namespace) -> Found:
     show(
         ("alone p50", "p95", "flood p50", "p95", "ratio of p95", "deep answers"),
         [(*figures, f"{ratio:.2f}", str(sum(turn[2] for turn in turns)))],
-        f"Milliseconds to the first token of fast requests, {args.replicas} replicas; medians of {args.repeat} turns "
-        f"of {args.seconds:g} s each; the flood: {args.flood} clients of deep answers of {DEEP_TOKENS} tokens.",
+        f"Milliseconds to the first token of fast requests; medians of {args.repeat} turns of {args.seconds:g} s each. "
+        f"Alone: {reserved} replicas. The flood: {args.replicas} replicas, {args.flood} clients of deep answers "
+        f"of {DEEP_TOKENS} tokens.",
     )
     wrong = [f"fast p95 is {ratio:.2f} times its value without load"] if ratio > 1.3 else []
     return {"turns": turns, "p95": [pair[1] for pair in middle]}, wrong

@@ -36,11 +36,9 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[s
     siblings' chances add up to more than one they are scaled down to one. `drafter_ids` encode which
     drafters propose the node and which propose another token there.
 
-    Args:
-        trees: of chosen nodes with scores, each with the number of its drafter, below MAX_DRAFTERS; a
-            single tree is returned with its number.
-        nodes: most nodes.
-        names: of the drafters by number; a node has the name of the first that holds it.
+    trees: of chosen nodes with scores, each with the number of its drafter, below MAX_DRAFTERS; a single tree is
+    returned with its number. nodes: most nodes. names: of the drafters by number; a node has the name of the first
+    that holds it.
     """
     if len(trees) == 1:
         number, tree = trees[0]

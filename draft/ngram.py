@@ -21,8 +21,7 @@ class NgramDraft(BaseDrafter):
 
     The longest match wins, and of equally long ones the newest.
 
-    Args:
-        longest, shortest: most and fewest tokens to match, default 4 and 2.
+    longest, shortest: most and fewest tokens to match, default 4 and 2.
     """
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:

@@ -15,15 +15,13 @@ from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 
 class DrafterRouter:
-    """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget,
-    and those that the caller predicted, are drafted without asking the drafter, and so are those of a
-    grammar where they fill the draft. Other drafts under a grammar are cut where it forbids a token.
+    """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget, and those
+    that the caller predicted, are drafted without asking the drafter, and so are those of a grammar where they fill
+    the draft. Other drafts under a grammar are cut where it forbids a token.
 
-    Args:
-        drafters: speculation settings -> drafter. The mapping may change while the engine runs;
-            a request whose settings are not in it is not drafted for.
-        drafted: called after each proposal with the settings, seconds, number of requests asked, and
-            nodes of the largest tree.
+    drafters: speculation settings -> drafter. The mapping may change while the engine runs; a request whose settings
+    are not in it is not drafted for. drafted: called after each proposal with the settings, seconds, number of
+    requests asked, and nodes of the largest tree.
     """
 
     def __init__(

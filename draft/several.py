@@ -141,16 +141,12 @@ class DrafterSelection(Protocol):
 
 
 class AdaptiveDrafter(SeveralDrafters):
-    """`AdaptiveDrafter([a, b], selection)`: b is asked, too, where it would bring more than a
-    promises; what both propose is merged into one tree. The selection decides, and learns from the result.
+    """`AdaptiveDrafter([a, b], selection)`: b is asked, too, where it would bring more than a promises; what both
+    propose is merged into one tree. The selection decides, and learns from the result.
 
-    Args:
-        drafters: in the order in which they are asked, the cheapest first.
-        now: seconds, as of `time.perf_counter`.
-        names: of the drafters, for their trees' `drafter_names`.
-
-    Attributes:
-        features: the layers that the drafters read which may be asked now or soon.
+    drafters: in the order in which they are asked, the cheapest first. now: seconds, as of `time.perf_counter`.
+    names: of the drafters, for their trees' `drafter_names`. features: the layers that the drafters read which may be
+    asked now or soon.
     """
 
     def __init__(
@@ -189,8 +185,7 @@ class AdaptiveDrafter(SeveralDrafters):
         on_each(parts, lambda release: release(requests))
 
     def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
-        """A prompt is shown once, and reading it costs little. So drafters that are not asked now read it,
-        too, except those that are never asked in such batches."""
+        """A prompt is shown once: drafters that are not asked now read it, too, unless such batches never ask them."""
         return self.drafters[: self.selection.able(batch)]
 
 

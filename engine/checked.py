@@ -17,11 +17,8 @@ def kept_as(kind: Any) -> GetPydanticSchema:
 
 
 class Params(BaseModel):
-    """Immutable, and no unknown or mistyped field slips through.
-
-    Raises:
-        ValueError: one sentence with the field, its value and the limit.
-    """
+    """Immutable, and no unknown or mistyped field slips through. ValueError: one sentence with the field, its value
+    and the limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -26,13 +26,8 @@ class Busy(RuntimeError):
 
 
 class FairPlaces:
-    """Places that callers take. The last ones are for callers that have fewer than an equal part of all, so
-    that one with many does not keep out the others.
-
-    Args:
-        most: how many there are.
-        kept: how many of them are the last ones.
-    """
+    """Places that callers take. The last ones are for callers that have fewer than an equal part of all, so that one
+    with many does not keep out the others. most: how many there are. kept: how many of them are the last ones."""
 
     def __init__(self, most: int, kept: int) -> None:
         self.most, self._kept = most, kept
@@ -74,12 +69,8 @@ class Admission:
         return self._places.taken
 
     def enter(self, answers: int, share: str | None = None) -> None:
-        """Let a request in; `leave` has to follow. `share`: who asks.
-
-        Raises:
-            Busy: they do not fit now.
-            ValueError: they never will.
-        """
+        """Let a request in; `leave` has to follow. `share`: who asks. Busy: they do not fit now. ValueError: they
+        never will."""
         with self._lock:
             places = self._places
             if answers > places.most:

@@ -168,6 +168,9 @@ class AsyncLLM:
                 if not loading.cancel() and loading.exception() is None:
                     Thread(target=loading.result().close).start()
                 raise
+        if not self._open:
+            await self.close()
+            raise RuntimeError("this AsyncLLM was closed before its model was loaded")
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -39,7 +39,8 @@ from fastslow.engine.types import Drafter
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 
-HEAD = "draft_head.safetensors"  # in the checkpoint's folder
+HEAD = "draft.head"  # safetensors in the checkpoint's folder
+OLD_HEAD = "draft_head.safetensors"  # its name of before, which other programs take for weights
 SHIPPED = Path(str(files("fastslow.draft.head"))) / "shipped"
 MOST = 32  # drafters at a time
 MOST_MODELS = 4  # of them with a draft model, which have pages of their own
@@ -262,6 +263,7 @@ def _has_cache(names: Sequence[str]) -> bool:
 def own_head(folder: Path) -> Path | None:
     """The head that belongs to a checkpoint: in its folder, or shipped for a model with these weights,
     whatever its folder is called."""
-    if is_file(own := folder / HEAD):
-        return own
+    for own in (folder / HEAD, folder / OLD_HEAD):
+        if is_file(own):
+            return own
     return made_for(folder, SHIPPED.glob("*.safetensors"))

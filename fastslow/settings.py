@@ -29,13 +29,11 @@ def write_settings(
 
 
 def add_settings(path: Path, model: str, folder: Path | None = None, **parts: Any) -> None:
-    """Add parts to a settings file: "auto" for mode auto, "modes" for presets. A file that is no settings
-    file, or holds those of another model, is not touched.
+    """Add parts to a settings file: "auto" for mode auto, "modes" for presets. A file that is no settings file, or
+    holds those of another model, is not touched.
 
-    Args:
-        model: what the parts were found with, for people.
-        folder: of that model, whose fingerprint goes into the file; None = the file fits any.
-        parts: JSON values by name; None takes one out.
+    model: what the parts were found with, for people. folder: of that model, whose fingerprint goes into the file;
+    None = the file fits any. parts: JSON values by name; None takes one out.
     """
     record = check_settings(path, model, folder)
     for name, value in parts.items():
@@ -50,12 +48,8 @@ def add_settings(path: Path, model: str, folder: Path | None = None, **parts: An
 
 
 def check_settings(path: Path, model: str, folder: Path | None) -> dict[str, Any]:
-    """What is in a settings file, for parts that are found with a model to be added to it; a new one
-    where there is none.
-
-    Raises:
-        ValueError: the file is there and is no settings file, or it holds those of another model.
-    """
+    """What is in a settings file, for parts that are found with a model to be added to it; a new one where there is
+    none. ValueError: the file is there and is no settings file, or it holds those of another model."""
     record: dict[str, Any] = read_object(path) if path.is_file() else {"version": VERSION}
     if record.get("version") != VERSION:
         raise ValueError(f"{str(path)!r} exists and is no settings file: name another with -o")
@@ -69,11 +63,8 @@ def check_settings(path: Path, model: str, folder: Path | None) -> dict[str, Any
 
 
 def read_settings(path: str | Path, folder: Path | None = None) -> Speculation:
-    """The speculation settings in a file of `write_settings`; other parts are ignored. `folder`: of the model
-    that they are for; None = any.
-
-    Raises:
-        ValueError: the file and what is wrong with it, or that it was found with another model.
+    """The speculation settings in a file of `write_settings`; other parts are ignored. `folder`: of the model that
+    they are for; None = any. ValueError: the file and what is wrong with it, or that it was found with another model.
     """
     if not Path(path).is_file():
         raise ValueError(f"settings file {str(path)!r} cannot be read: there is no such file")

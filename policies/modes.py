@@ -56,13 +56,9 @@ def load_modes(
     ...}}}`. A name that is there already is changed: fields not given keep their value. A new one
     begins with its `base`, another preset, or else with the fields' defaults.
 
-    Args:
-        units: what the checkpoint's modes may run fewer of.
-        own: the user's: a JSON file, or name -> `Mode` or its fields.
-
-    Raises:
-        ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes
-            round in a circle; the user's file was found with another model.
+    units: what the checkpoint's modes may run fewer of. own: the user's: a JSON file, or name -> `Mode` or its
+    fields. ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes round in a
+    circle; the user's file was found with another model.
     """
     modes = builtin_modes(units)
     if is_file(path := folder / "fastslow.json"):

@@ -23,10 +23,8 @@ class ThinkingBudget:
     A *soft* budget makes the closing tag likelier over its last tokens: what is added to the tag's
     logit rises evenly from 0 to 12, so that the model can choose where it closes.
 
-    Args:
-        most: tokens, over all thoughts of an answer; None = any number.
-        soft: how many of the last tokens of `most` are soft.
-        early_exit: whether loops and settled thoughts are ended.
+    most: tokens, over all thoughts of an answer; None = any number. soft: how many of the last tokens of `most` are
+    soft. early_exit: whether loops and settled thoughts are ended.
     """
 
     def __init__(self, most: int | None, soft: int = 0, early_exit: bool = False) -> None:

@@ -13,10 +13,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from checkpoints import write_dense, write_moge
+from checkpoints import write_chat, write_dense, write_moge
 from hypothesis import settings
 from loguru import logger
-from tokenizers_tiny import write_bpe
 
 import fastslow  # noqa: F401 - it turns its log off
 
@@ -54,10 +53,8 @@ def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A smaller mixture with a tokenizer and a chat template, to be read only."""
-    folder = tmp_path_factory.mktemp("tiny") / "chat"
-    folder.mkdir()
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }} {% endfor %}", 320)
-    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
+    template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    return write_chat(tmp_path_factory.mktemp("tiny") / "chat", template)
 
 
 @pytest.fixture

@@ -51,11 +51,8 @@ PEERS = {
 
 
 def read_names(wish: str) -> list[tuple[str, str]]:
-    """Engines and formats of a text such as "fastslow,llama.cpp:file,openvino".
-
-    Raises:
-        ValueError: an unknown engine or format.
-    """
+    """Engines and formats of a text such as "fastslow,llama.cpp:file,openvino". ValueError: an unknown engine or
+    format."""
     found = []
     for part in wish.split(","):
         name, _, format = part.strip().partition(":")
@@ -112,11 +109,7 @@ class EngineClient:
         self.pid = self._process.pid
 
     def ask(self, do: str, limit: float = 900, **arguments: Any) -> Any:
-        """One command's reply.
-
-        Raises:
-            EngineError: it failed, or gave no reply within `limit` seconds.
-        """
+        """One command's reply. EngineError: it failed, or gave no reply within `limit` seconds."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")

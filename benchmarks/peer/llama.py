@@ -136,8 +136,7 @@ class LlamaCpp:
 
 
 def _make(file: Path, made: Path, type: int) -> None:
-    """Write the file's weights in another format, rounded from the file's own: every engine then starts from the same
-    numbers."""
+    """Write the file's weights in another format, rounded from its own: all engines start from the same numbers."""
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = type
     options.allow_requantize = True

@@ -60,11 +60,8 @@ TASKS = {
 
 
 def openings(tokenizer: Tokenizer | None, count: int, length: int) -> list[list[int]]:
-    """Prompts of exactly `length` tokens that begin at different places of a story.
-
-    Raises:
-        ValueError: the model has no tokenizer.
-    """
+    """Prompts of exactly `length` tokens that begin at different places of a story. ValueError: the model has no
+    tokenizer."""
     if tokenizer is None:
         raise ValueError("the model has no tokenizer, and prompts are texts")
     ids = tokenizer.encode(STORY, add_special=False)

@@ -130,11 +130,7 @@ def chat(prompt: str, tokens: int, **fields: Any) -> dict[str, Any]:
 
 
 async def ask(address: str, body: Mapping[str, Any]) -> Reply:
-    """Send a request and read its answer.
-
-    Raises:
-        TimeoutError: it hangs.
-    """
+    """Send a request and read its answer. TimeoutError: it hangs."""
     loop, where = asyncio.get_running_loop(), urlsplit(address)
     assert where.hostname is not None and where.port is not None
     _, stream = await loop.create_connection(

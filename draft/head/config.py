@@ -29,13 +29,8 @@ MATRICES = ("fuse", "entry", "qkv", "out", "gate_up", "down")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig(DraftShape):
-    """One decoder layer over the target's hidden states.
-
-    Attributes:
-        layers: target layers whose outputs are fused, 0 = the first layer's.
-        vocabulary: D, tokens that can be drafted.
-        prompt: how many last rows of a prompt it was trained to see.
-    """
+    """One decoder layer over the target's hidden states. layers: target layers whose outputs are fused, 0 = the first
+    layer's. vocabulary: D, tokens that can be drafted. prompt: how many last rows of a prompt it was trained to see."""
 
     layers: tuple[int, ...]
     vocabulary: int

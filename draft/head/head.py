@@ -23,12 +23,8 @@ Projected = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class DraftHead(ABC):
-    """One decoder layer. It runs on the CPU, wherever the target does.
-
-    Attributes:
-        vocab_size: V, of the target.
-        sinks: keys and values [S, kv_heads, head_dim] before every text, if it has any.
-    """
+    """One decoder layer. It runs on the CPU, wherever the target does. vocab_size: V, of the target. sinks: keys and
+    values [S, kv_heads, head_dim] before every text, if it has any."""
 
     config: HeadConfig
     vocab: DraftVocab
@@ -38,13 +34,8 @@ class DraftHead(ABC):
     def read(
         self, features: Tensor, after: Sequence[int], kvs: Sequence[HeadKV], sizes: Sequence[int]
     ) -> Tensor:
-        """Add committed rows; the hidden states [B, H] at each text's last new row.
-
-        Args:
-            features: [R, F] of the rows, text by text.
-            after: R tokens, each what comes after its row.
-            sizes: rows of each text, at least 1.
-        """
+        """Add committed rows; the hidden states [B, H] at each text's last new row. features: [R, F] of the rows,
+        text by text. after: R tokens, each what comes after its row. sizes: rows of each text, at least 1."""
         x, q = self.store(features, after, kvs, sizes)
         ends = torch.tensor(sizes).cumsum(0) - 1
         attended = [kv.attend(q[e : e + 1]) for kv, e in zip(kvs, ends.tolist())]
@@ -71,13 +62,9 @@ class DraftHead(ABC):
         kvs: Sequence[HeadKV],
         parents: Sequence[Sequence[int]],
     ) -> Tensor:
-        """One more token of drafts; the hidden states [R, H] of the rows.
-
-        Args:
-            hidden: [R, H], the head's output before each token.
-            after: R tokens just drafted.
-            parents: per text, the draft row before each of its new rows; -1 = the last committed row.
-        """
+        """One more token of drafts; the hidden states [R, H] of the rows. hidden: [R, H], the head's output before
+        each token. after: R tokens just drafted. parents: per text, the draft row before each of its new rows; -1 =
+        the last committed row."""
         sizes = [len(p) for p in parents]
         positions = [p for kv, rows in zip(kvs, parents) for p in kv.draft_positions(rows)]
         x, q, k, v = self._project(hidden, after, positions)

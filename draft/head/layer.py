@@ -16,12 +16,8 @@ GROW = 64  # rows
 
 
 class HeadLayer:
-    """One step of the head; attention itself is the caller's.
-
-    Args:
-        norms: name -> weight [H], the names of `config.NORMS`.
-        linear: applies the matrices of `config.MATRICES`, and "head" [D, H].
-    """
+    """One step of the head; attention itself is the caller's. norms: name -> weight [H], the names of `config.NORMS`.
+    linear: applies the matrices of `config.MATRICES`, and "head" [D, H]."""
 
     def __init__(self, config: HeadConfig, norms: Mapping[str, Tensor], linear: Linear) -> None:
         self.config = config
@@ -79,12 +75,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class HeadKV:
-    """A text's keys and values. A draft's rows are dropped when the next rows are committed. Rows may be
-    missing between others, as of a prompt that was never read: positions stay right.
-
-    Attributes:
-        position: of the next committed row, in the text.
-    """
+    """A text's keys and values. A draft's rows are dropped when the next rows are committed. Rows may be missing
+    between others, as of a prompt that was never read: positions stay right. position: of the next committed row, in
+    the text."""
 
     def __init__(self, config: HeadConfig, position: int) -> None:
         self.position = position

@@ -25,12 +25,8 @@ class DraftVocab:
 
 
 class RequestVocab:
-    """The tokens that can be drafted in one text: `shared`, and those of the text itself.
-
-    Attributes:
-        ids: int64 [D + E], the shared tokens and then the text's own.
-        rows: f32 [E, H], the target's head rows of its own tokens.
-    """
+    """The tokens that can be drafted in one text: `shared`, and those of the text itself. ids: int64 [D + E], the
+    shared tokens and then the text's own. rows: f32 [E, H], the target's head rows of its own tokens."""
 
     def __init__(self, shared: DraftVocab) -> None:
         self._shared = shared

@@ -23,13 +23,11 @@ NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finit
 
 
 class GrowingTree:
-    """One text's tree of at most `nodes` nodes while it grows from `root` [H], the head's output at the
-    text's last row. Nodes less likely than `min_score` (0..1), with all before them, are left out.
+    """One text's tree of at most `nodes` nodes while it grows from `root` [H], the head's output at the text's last
+    row. Nodes less likely than `min_score` (0..1), with all before them, are left out.
 
-    Attributes:
-        scores: log-probability of each node and all before it.
-        frontier: nodes that get children next.
-        rows: node -> its row among the draft's, for nodes that got children.
+    scores: log-probability of each node and all before it. frontier: nodes that get children next. rows: node -> its
+    row among the draft's, for nodes that got children.
     """
 
     def __init__(

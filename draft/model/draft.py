@@ -20,12 +20,9 @@ READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 
 
 class LockstepDraft(BaseDrafter, ABC):
-    """The loop that drafting models share; `_begin` makes a request's draft. Logits stay on the model's
-    device, which may differ from the target's.
-
-    Args:
-        kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself; on the model's device.
-    """
+    """The loop that drafting models share; `_begin` makes a request's draft. Logits stay on the model's device, which
+    may differ from the target's. kv: `OwnKV` for a separate model, `BorrowedKV` for the target itself; on the model's
+    device."""
 
     def __init__(self, model: Model, kv: DraftKV) -> None:
         self._model = model

@@ -78,8 +78,7 @@ class TextRetokenizer:
         return self._own.tokenizer.encode(text, add_special=False) if found is None else found
 
     def _settle(self, ids: list[int], text: str) -> list[int]:
-        """Settle all but a few, up to a place between two characters; nothing where the tokenizer changes
-        the text's bytes."""
+        """Settle all but a few, up to a place between two characters; nothing where the tokenizer changes bytes."""
         data = text.encode()
         for first in range(len(ids) - MIN_TAIL, 0, -1):
             tail = b"".join(map(self._own.tokenizer.token_bytes, ids[first:]))

@@ -32,12 +32,8 @@ class Corpus:
     A lookup is one binary search among places sorted by the tokens before them (a suffix array of the
     reversed text; Manber and Myers 1993): it finds the longest match at once.
 
-    Args:
-        path: a file that `save` wrote.
-        vocab: the vocabulary of the model that will be drafted for, piece -> id.
-
-    Raises:
-        ValueError: no such file, damaged, not a corpus, or of another vocabulary.
+    path: a file that `save` wrote. vocab: the vocabulary of the model that will be drafted for, piece -> id.
+    ValueError: no such file, damaged, not a corpus, or of another vocabulary.
     """
 
     def __init__(self, path: str | Path, vocab: Mapping[str, int]) -> None:

@@ -27,12 +27,9 @@ def depths(vocab_size: int) -> list[int]:
 def sort_places(
     tokens: NDArray[np.int32], vocab_size: int, rounds: Iterable[int]
 ) -> NDArray[np.int64]:
-    """Places int64 [N] of `tokens` int32 [N], by the run of MAX_MATCH tokens that begins there.
-
-    Args:
-        tokens: ids below `vocab_size`, or END.
-        rounds: `depths(vocab_size)`, perhaps with a bar around it; memory is about 40 bytes a token.
-    """
+    """Places int64 [N] of `tokens` int32 [N], by the run of MAX_MATCH tokens that begins there. tokens: ids below
+    `vocab_size`, or END. rounds: `depths(vocab_size)`, perhaps with a bar around it; memory is about 40 bytes a
+    token."""
     order: NDArray[np.int64] = np.zeros(0, np.int64)
     rank: NDArray[np.int64] = order
     shared = np.zeros(0, np.bool_)
@@ -90,12 +87,8 @@ def _rank(
 
 
 class Documents:
-    """Texts back to front, each ended by END.
-
-    Args:
-        tokens: int32 [N], as they are stored.
-        sizes: int32 [D, 2]: tokens of each text with END, and how many of them are answer; the tokens
-            before the answer are matched, but never proposed.
+    """Texts back to front, each ended by END. tokens: int32 [N], as they are stored. sizes: int32 [D, 2]: tokens of
+    each text with END, and how many of them are answer; the tokens before the answer are matched, but never proposed.
     """
 
     def __init__(self, tokens: NDArray[np.int32] = EMPTY, sizes: NDArray[np.int32] = EMPTY) -> None:

@@ -31,11 +31,9 @@ class SuffixDraft(BaseDrafter):
     Sources are the request's own text, `memory` and `corpus`. The longest match wins, and matches of
     equal length count as one. Where they disagree on what comes next, the draft branches.
 
-    Args:
-        corpus: stored answers.
-        memory: answers of the same engine, by the requests' memory keys. Finished answers are added to
-            it, but for those that were sampled with a given seed; drafters of one engine may share it.
-        min_score: nodes less likely than this to be accepted are not proposed, 0..1.
+    corpus: stored answers. memory: answers of the same engine, by the requests' memory keys. Finished answers are
+    added to it, but for those that were sampled with a given seed; drafters of one engine may share it. min_score:
+    nodes less likely than this to be accepted are not proposed, 0..1.
     """
 
     def __init__(
@@ -98,8 +96,7 @@ class SuffixDraft(BaseDrafter):
 
 
 def _can_be_shared(request: RequestView) -> bool:
-    """Whether the answer came to its own end (no cancelled or failed answer is stored) without a given
-    seed: if the seed came again, drafts would know the random numbers that verify them."""
+    """Whether it came to its own end without a given seed: drafts would know the numbers that verify them."""
     answered = len(request.tokens) > request.prompt_length
     ended = answered and request.tokens[-1] in request.end_ids
     params = request.params

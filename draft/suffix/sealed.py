@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from fastslow.engine.host.files import open_file, parse_object
+from fastslow.engine.host.files import mapped, parse_object
 from fastslow.engine.host.unfinished import unfinished
 
 UNSEALED = b"0" * 64
@@ -52,11 +52,7 @@ def write_sealed(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[
 def read_sealed(path: Path) -> Sealed:
     """Map a file and check its seal; reads all of it once. ValueError where there is no such file, or it is
     not exactly what was written."""
-    try:
-        with open_file(path) as file:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    memory = mapped(path)
     place = _seal_place(memory)
     if place is None or memory[place : place + len(UNSEALED)] != _digest(memory, place):
         raise ValueError(

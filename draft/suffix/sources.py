@@ -181,13 +181,9 @@ class EarlierAnswers:
 
 
 class AnswerMemory:
-    """Earlier answers, those of each memory key apart.
-
-    Args:
-        common: whether requests without a key share answers; False: nothing of them is kept.
-        keys: how many keys are known; the least recently used key is forgotten.
-        tokens: of each key's answers; those without a key have as much as all keys.
-    """
+    """Earlier answers, those of each memory key apart. common: whether requests without a key share answers; False:
+    nothing of them is kept. keys: how many keys are known; the least recently used key is forgotten. tokens: of each
+    key's answers; those without a key have as much as all keys."""
 
     def __init__(self, common: bool = True, keys: int = 64, tokens: int = 2**12) -> None:
         self._keys = keys

@@ -41,9 +41,7 @@ class MatchRuns:
     As tokens come, the runs with another token are dropped. The runs that are left are again the
     longest matches: whatever matches one token more now did match one less before.
 
-    Attributes:
-        at: how many tokens came since the runs were found.
-        length: tokens that matched then.
+    at: how many tokens came since the runs were found. length: tokens that matched then.
     """
 
     def __init__(

@@ -174,8 +174,7 @@ class EngineCore:
         self.end(self._live(), reason, error)
 
     def _live(self) -> list[Request]:
-        """All that are not over. One that replaces another stands before it: so it is over when its caller
-        hears that it answers."""
+        """All that are not over. One that replaces another stands before it: it is over when its caller hears that."""
         return list(reversed(self._unnotified.values()))
 
     def _end_late(self) -> None:
@@ -329,8 +328,7 @@ class EngineCore:
 
 
 def _certain(request: Request) -> int:
-    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says, where
-    it is free to draft."""
+    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says."""
     speculation = request.speculation
     if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
         return 0

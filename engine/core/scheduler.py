@@ -40,8 +40,7 @@ class FairShares:
     share alone never makes steps much longer for others. Against a request only those count that are as
     urgent. With one share there is nothing to deal out.
 
-    Args:
-        places: most requests in a step.
+    places: most requests in a step.
     """
 
     def __init__(self, places: int) -> None:
@@ -339,8 +338,7 @@ class Scheduler:
         return *self._rank(request), request.arrival
 
     def _waiting_rank(self, request: Request) -> tuple[bool, int, int, int, int, int]:
-        """As `_running_rank`, but of equals the oldest of the share that started least lately. Many with little
-        to read do not keep out one with much."""
+        """As `_running_rank`, but of equals the oldest of the share that started least lately."""
         first, _, priority = _running_rank(request)
         beyond, turn, latest = self._shares.next(request)
         beyond = beyond and not _goes_first(request)

@@ -16,12 +16,8 @@ FIRST, LAST = 500, 500  # steps that are kept, from the beginning and from the e
 
 
 class StepTrace:
-    """The steps of one answer, of all requests that made it. The engine's thread writes it, and any
-    thread may read it meanwhile.
-
-    Args:
-        units: what the model's modes may run fewer of.
-    """
+    """The steps of one answer, of all requests that made it. The engine's thread writes it, and any thread may read
+    it meanwhile. units: what the model's modes may run fewer of."""
 
     def __init__(self, units: RoutedUnits) -> None:
         self.units = units

@@ -37,10 +37,8 @@ class Worker:
     A step that raises ends the requests that were running with that error; the engine runs on. Whatever
     ends the thread, every caller hears of it, waiting or later.
 
-    Args:
-        core: what the thread steps.
-        closed: called in the thread when it ends because `close` or `end` was called.
-        around: entered before each step and each errand of a caller, and left after it.
+    core: what the thread steps. closed: called in the thread when it ends because `close` or `end` was called.
+    around: entered before each step and each errand of a caller, and left after it.
     """
 
     def __init__(
@@ -203,8 +201,7 @@ class Worker:
         self._errand = _Errand(lambda: None)
 
     def _sleep(self) -> _Errand:
-        """Wait for a call. Pages are checked once a pause is long enough: a check takes milliseconds
-        for thousands of pages, for which a call that comes at once would have to wait."""
+        """Wait for a call. Pages are checked in a long pause only: a call that comes at once would wait for it."""
         if self._unchecked:
             try:
                 return self._inbox.get(timeout=PAUSE)

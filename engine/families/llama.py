@@ -54,8 +54,7 @@ def _smollm3(raw: ConfigJson) -> DecoderShape:
 
 
 def _embedded(raw: ConfigJson) -> DecoderShape:
-    """Biases of q, k, v and o, unless `bias` is false. openPangu-R-7B-2512 has the same architecture's name and is
-    another network: its fields are refused."""
+    """Biases of q, k, v, o, unless `bias` is false. openPangu-R-7B-2512, another network, is refused by its fields."""
     bias = boolean(raw, "bias", True)
     return replace(decoder(raw), qkv_bias=bias, out_bias=bias)
 

@@ -27,9 +27,8 @@ from fastslow.engine.model.family import (
 from fastslow.engine.model.shape import Activation, DecoderShape, RopeScaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
-KNOWN_ACTIVATIONS = " and ".join(map(repr, ACTIVATIONS))
 
 
 def decoder(
@@ -78,9 +77,10 @@ def decoder(
 
 def _activation(raw: ConfigJson) -> Activation:
     name = raw.get("hidden_act", "silu")
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"hidden_act {shown(name)} is not supported, only {KNOWN_ACTIVATIONS} are")
-    return ACTIVATIONS[name]
+    if not isinstance(name, str) or name not in HIDDEN_ACTS:
+        known = " and ".join(map(repr, HIDDEN_ACTS))
+        raise ValueError(f"hidden_act {shown(name)} is not supported, only {known} are")
+    return HIDDEN_ACTS[name]
 
 
 def _head_dim(raw: ConfigJson, hidden: int, heads: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -52,6 +53,15 @@ def open_file(path: Path) -> BinaryIO:
     except BaseException:
         os.close(number)
         raise
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """A file in memory, to be read. ValueError where it cannot be, as one that is empty."""
+    try:
+        with open_file(path) as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from fastslow.engine.host.files import open_file, shown
+from fastslow.engine.host.files import mapped, shown
 
 MAGIC = b"GGUF"
 VERSIONS = 2, 3
@@ -128,11 +128,7 @@ class GgufFile:
     @classmethod
     def read(cls, path: Path) -> GgufFile:
         """Map a file and read its header. ValueError in one sentence for one that is damaged."""
-        try:
-            with open_file(path) as file:
-                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise ValueError(f"{path} cannot be read: {error}") from None
+        memory = mapped(path)
         try:
             return _Reader(memory).file()
         except UnicodeDecodeError:

@@ -147,8 +147,7 @@ class HomeProcess:
 
 
 def _end_parallel_threads() -> None:
-    """Give back the threads that OpenMP keeps for the thread that calls fork; it makes new ones when it
-    needs them. A child would wait for them at its first product, for libgomp does not see the fork."""
+    """Give back OpenMP's threads before a fork, which libgomp does not see: a child would wait for them."""
     if (pause := getattr(ctypes.CDLL(None), "omp_pause_resource_all", None)) is not None:
         pause(ctypes.c_int(2))  # omp_pause_hard
 

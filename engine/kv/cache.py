@@ -308,9 +308,8 @@ class KVCache:
         for start in range(table.room, min(most, len(tokens)) - size + 1, size):
             digest = chain(digest, tokens[start : start + size])
             key = Key(table.root, digest)
-            if (
-                key not in spill or index.find(key) is not None
-            ):  # after other pages of the same text
+            # the index has it where it lies after other pages of the same text
+            if key not in spill or index.find(key) is not None:
                 break
             keys.append(key)
             spill.touch(key)

@@ -281,9 +281,7 @@ def inverse_frequencies(config: DecoderShape, max_len: int = 0) -> Tensor:
     request keeps one base from its first token to its last; <= 0 means unscaled."""
     turning = _turning(config, max_len)
     still = torch.zeros(config.head_dim // 2 - len(turning), dtype=torch.float64)
-    return torch.cat(
-        (turning, still)
-    )  # `rotary_order` puts dims that stand still where the zeros are
+    return torch.cat((turning, still))  # `rotary_order` puts dims that stand still at the zeros
 
 
 def _turning(config: DecoderShape, max_len: int) -> Tensor:

@@ -178,8 +178,7 @@ class BestOfAll(Moge):
 def _dispatch(
     experts: Ints, rows: Ints, count: int, step: int, device: torch.device
 ) -> tuple[Dispatch, Tensor]:
-    """Sort (expert, row) entries by expert, each expert's share padded to a multiple of `step` with row 0;
-    and, int64, where in the sorted rows each entry went."""
+    """(expert, row) entries by expert, each share padded to a multiple of `step` with row 0; where each went."""
     order = np.argsort(experts, kind="stable")
     sizes = np.bincount(experts, minlength=count)
     padded = -(-sizes // step) * step

@@ -57,7 +57,7 @@ class ClampedSwiglu:
     limit: float = 7.0
 
 
-ACTIVATIONS = "silu", "gelu_tanh"
+ACTIVATIONS = "silu", "gelu_tanh"  # as kernels/model.h numbers them
 Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
 """What an MLP makes of gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
 

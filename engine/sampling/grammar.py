@@ -43,18 +43,11 @@ class Matcher(Protocol):
     seconds: float  # of processor time, that a mask or a token is expected to take
 
     def mask(self) -> Allowed:
-        """bool [V], a new array: the tokens that may come next.
-
-        Raises:
-            GrammarError: this place is too complex.
-        """
+        """bool [V], a new array: the tokens that may come next. GrammarError: this place is too complex."""
 
     def accept(self, token: int) -> bool:
-        """Take the next token. False: it does not fit, and nothing has changed.
-
-        Raises:
-            GrammarError: it is too complex to tell; nothing has changed.
-        """
+        """Take the next token. False: it does not fit, and nothing has changed. GrammarError: it is too complex to
+        tell; nothing has changed."""
 
     def roll_back(self, count: int) -> None:
         """Take back the last `count` tokens."""
@@ -134,11 +127,7 @@ class Grammar:
         self._masks.setdefault(tuple(drafted), _NotMade("its mask was not made in time"))
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
-        """As `GrammarRule.at`.
-
-        Raises:
-            GrammarError: it cannot continue after this text.
-        """
+        """As `GrammarRule.at`. GrammarError: it cannot continue after this text."""
         with self._lock:
             key, began = tuple(drafted), time.thread_time()
             state = self._after(tokens, key)

@@ -51,12 +51,8 @@ LIMITS = {
 
 
 class GrammarCompiler:
-    """Compiles grammars for one model, in any thread, and keeps the latest.
-
-    Args:
-        tokenizer: of the model.
-        columns: of the model's logits.
-        marks: tokens that are no text, such as end tokens and thinking tags.
+    """Compiles grammars for one model, in any thread, and keeps the latest. tokenizer: of the model. columns: of the
+    model's logits. marks: tokens that are no text, such as end tokens and thinking tags.
 
     Raises ValueError where llguidance is not installed.
     """
@@ -130,19 +126,12 @@ class GrammarCompiler:
 
 
 class LLGuidanceMatcher:
-    """`Matcher` of one request.
-
-    Args:
-        matcher: the library's, at the beginning of the grammar.
-        columns: of the model's logits.
-        take: takes a token that fits, while other threads run.
-    """
+    """`Matcher` of one request. matcher: the library's, at the beginning of the grammar. columns: of the model's
+    logits. take: takes a token that fits, while other threads run."""
 
     def __init__(self, matcher: Any, columns: int, take: Callable[[Any, int], bool]) -> None:
         self._own, self._lost = matcher, False
-        self.anew: Callable[[], LLGuidanceMatcher] = lambda: (
-            self
-        )  # of a lexer that no other has used up
+        self.anew: Callable[[], LLGuidanceMatcher] = lambda: self  # of a lexer that is not used up
         self._columns = columns
         self._take = take
         self._tries = MOST_TRIES

@@ -12,6 +12,7 @@ Message = Mapping[str, object]  # role, content, and whatever else a template ma
 Turn = Mapping[str, Any]  # the same, checked: its content is text
 
 ROLES = ("system", "user", "assistant", "tool")
+MOST_VALUES = 131_072  # of the JSON text of a call's arguments: nothing else runs while it is read
 
 
 def check_messages(messages: Sequence[Message]) -> list[Turn]:
@@ -86,8 +87,7 @@ def _part(place: str, part: object) -> str:
 def _tool_fields(
     place: str, message: Mapping[str, Any], names: dict[str, str]
 ) -> Mapping[str, Any]:
-    """A message's calls or result. A message with calls may lack a content, and a result its function's name,
-    which is taken from `names`: those of all calls so far, by id."""
+    """A message's calls or result. A result's function is looked up in `names` by id, where it says none."""
     if message["role"] == "tool":
         for field in ("tool_call_id", "name"):
             if not isinstance(message.get(field), str | None):
@@ -126,8 +126,19 @@ def _call(place: str, call: object) -> dict[str, Any]:
         raise ValueError(
             f"{place}.function.arguments is a {kind}; it must be an object, or its JSON text"
         )
+    if isinstance(arguments, str) and _holds_much(arguments):
+        raise ValueError(f"{place}.function.arguments holds more than {MOST_VALUES} values")
     function = {**function, "arguments": as_object(arguments)}
     return {"type": "function", **call, "function": function}
+
+
+def _holds_much(text: str) -> bool:
+    """Whether a JSON text has more values than are read at once; marks in its texts do not count."""
+    plain = text.replace("\\\\", "").replace('\\"', "")
+    if plain.count('"') > 4 * MOST_VALUES:  # a name and a text for each
+        return True
+    outside = "".join(plain.split('"')[::2])
+    return sum(outside.count(mark) for mark in "[{,") > MOST_VALUES
 
 
 def as_object(arguments: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]:

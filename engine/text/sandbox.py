@@ -167,9 +167,8 @@ class _Limiting(NodeTransformer):
     def generic_visit(self, node: Any, *args: Any, **named: Any) -> Any:
         super().generic_visit(node, *args, **named)
         match node:
-            case (
-                nodes.For() | nodes.Macro() | nodes.CallBlock() | nodes.Block()
-            ):  # may run many times
+            # may run many times
+            case nodes.For() | nodes.Macro() | nodes.CallBlock() | nodes.Block():
                 if isinstance(node, nodes.For) and node.test is not None:
                     node.test = _put("seen!", node.test)
                 own = ITEM + sum(len(text.data) for text in node.find_all(nodes.TemplateData))

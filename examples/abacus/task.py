@@ -41,11 +41,8 @@ def graded(text: str, answer: str) -> bool:
 
 
 def worked(left: int, sign: str, right: int, name: str = "") -> tuple[str, int]:
-    """The lines of `left sign right`, and its value; `name` is the variable that takes it.
-
-    Raises:
-        ValueError: a sign other than + - *, a negative number, or a difference below zero.
-    """
+    """The lines of `left sign right`, and its value; `name` is the variable that takes it. ValueError: a sign other
+    than + - *, a negative number, or a difference below zero."""
     if left < 0 or right < 0 or (sign == "-" and right > left):
         raise ValueError(f"{left}{sign}{right} has a negative number in it")
     match sign:

@@ -26,14 +26,8 @@ SIZES = (18, 12, 3, 2, 1, 1)
 LARGEST = len(SIZES)
 TRIES = 300  # for a held-out task of a kind and size, which one in 32 is: where that fails, hardly any is left
 Kind = Callable[[Random, int], Task]
-KINDS: dict[Kind, int] = {
-    total: 4,
-    difference: 4,
-    product: 3,
-    chain: 3,
-    story: 3,
-    program: 3,
-}  # shares
+# kind -> its share
+KINDS: dict[Kind, int] = {total: 4, difference: 4, product: 3, chain: 3, story: 3, program: 3}
 
 
 def draw(rng: Random, size: int = LARGEST, shares: Sequence[int] = SIZES) -> Task:

@@ -54,8 +54,7 @@ class Trainer:
         self._rates = [group["lr"] for o in self._optimizers for group in o.param_groups]
 
     def _split(self) -> None:
-        """Continue with a mixture of groups: its weights, their averages and Muon's momentum are those
-        of the dense model, AdamW begins anew."""
+        """Continue with a mixture of groups of the dense model's weights, averages and momentum; AdamW begins anew."""
         old, average = dict(self.model.named_parameters()), self.average
         states = {n: self._optimizers[0].state.get(p, {}) for n, p in old.items()}
         moved = {n: s.get("momentum", torch.zeros_like(old[n])) for n, s in states.items()}

@@ -92,10 +92,8 @@ class MaskedGate(torch.nn.Module):
     of the groups only the `groups` with the largest weights run, ties to the lower group. The
     backward pass sees soft choices (straight-through, Bengio et al., arXiv 1308.3432).
 
-    Args:
-        router: [groups * experts, hidden] float32, before division by TEMPERATURE.
-        scale: [groups * experts] float32.
-        member: [groups, experts, pool] 1.0 where the neuron belongs to the expert.
+    router: [groups * experts, hidden] float32, before division by TEMPERATURE. scale: [groups * experts] float32.
+    member: [groups, experts, pool] 1.0 where the neuron belongs to the expert.
     """
 
     member: Tensor
@@ -150,11 +148,9 @@ class Student(torch.nn.Module):
     neurons are multiplied by 1. That costs what the dense model costs. Low-rank deltas are those of LoRA
     (Hu et al., arXiv 2106.09685).
 
-    Args:
-        dense: the frozen model; its weights are used and not copied except for the FFN,
-            whose neurons are put in the layout's order.
-        layout: neurons of the shared expert and of every expert, per layer.
-        rank: of the deltas of q, k, v, o, gate, up, down.
+    dense: the frozen model; its weights are used and not copied except for the FFN, whose neurons are put in the
+    layout's order. layout: neurons of the shared expert and of every expert, per layer. rank: of the deltas of q, k,
+    v, o, gate, up, down.
     """
 
     def __init__(self, dense: Teacher, layout: ExpertLayout, rank: int = 16) -> None:

@@ -26,11 +26,8 @@ PLAIN = (*LLAMA.architectures, *EMBEDDED.architectures)
 
 
 def dense_config(folder: Path) -> ModelConfig:
-    """The config of a folder that can become a MoGE model.
-
-    Raises:
-        ValueError: another architecture than Llama and openPangu Embedded, scaled rotary or MLP biases.
-    """
+    """The config of a folder that can become a MoGE model. ValueError: another architecture than Llama and openPangu
+    Embedded, scaled rotary or MLP biases."""
     config = ModelConfig.from_folder(folder)
     path = folder / "config.json"
     if config.architecture not in PLAIN:

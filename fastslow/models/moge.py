@@ -114,16 +114,9 @@ def write_moge(
     fast: int = 2,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Write a MoGE checkpoint of the dense one that the recipe was made for, with its tokenizer files.
-
-    Args:
-        out: folder to create; it appears only when complete.
-        fast: groups that the preset "fast" runs; "deep" runs all.
-        dtype: dtype of every tensor.
-
-    Raises:
-        ValueError: the recipe does not fit the dense model, or `out` is not vacant.
-    """
+    """Write a MoGE checkpoint of the dense one that the recipe was made for, with its tokenizer files. out: folder to
+    create; it appears only when complete. fast: groups that the preset "fast" runs; "deep" runs all. dtype: dtype of
+    every tensor. ValueError: the recipe does not fit the dense model, or `out` is not vacant."""
     require_vacant(out)
     groups = recipe.layout.experts.shape[1]
     if not 0 <= fast <= groups:

@@ -67,11 +67,9 @@ class ExpertLayout:
 class Recipe:
     """Turns one dense checkpoint into its MoGE checkpoint.
 
-    Attributes:
-        layout: neurons of every expert, router and router scales.
-        deltas: low-rank pairs by "<layer>_<linear>": a [rank, columns], b [rows, rank]; the rows of
-            gate and up and the columns of down are in the layout's order. Empty: weights stay.
-        norms: replaced norm weights by "<layer>_<norm>" and "norm". Empty: norms stay.
+    layout: neurons of every expert, router and router scales. deltas: low-rank pairs by "<layer>_<linear>": a [rank,
+    columns], b [rows, rank]; the rows of gate and up and the columns of down are in the layout's order. Empty:
+    weights stay. norms: replaced norm weights by "<layer>_<norm>" and "norm". Empty: norms stay.
     """
 
     layout: ExpertLayout

@@ -35,13 +35,7 @@ from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
-from fastslow.request.options import (
-    GENERATION,
-    GenerateOptions,
-    ModeLike,
-    Prompt,
-    SpeculationLike,
-)
+from fastslow.request.options import GENERATION, GenerateOptions, ModeLike, Prompt, SpeculationLike
 from fastslow.settings import read_settings
 
 STEPWISE = "lossy-stepwise"
@@ -318,10 +312,7 @@ class RequestBuilder:
             mode=mode.name,
             called=called,
             policy=self._controller.policy(
-                settings if drafts else drafter,
-                drafter,
-                bool(plan.prediction),
-                options.memory_key,
+                settings if drafts else drafter, drafter, bool(plan.prediction), options.memory_key
             ),
             stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
             groups=mode.routed,

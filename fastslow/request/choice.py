@@ -36,10 +36,8 @@ class ChoiceState:
     A second candidate replaces the first where its confidence falls. Nothing of the first is streamed while
     it may still be replaced.
 
-    Args:
-        decided: the preset that was chosen, and why; None = the call names its mode.
-        called: when the call came, of `time.monotonic`.
-        index: which of the prompt's answers this is.
+    decided: the preset that was chosen, and why; None = the call names its mode. called: when the call came, of
+    `time.monotonic`. index: which of the prompt's answers this is.
     """
 
     def __init__(

@@ -12,6 +12,8 @@ from threading import Condition
 from time import monotonic
 from typing import NamedTuple, Self
 
+from loguru import logger
+
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import HomeProcess
@@ -78,8 +80,7 @@ class RequestGroup:
     The engine's thread wakes the threads and event loops that wait; no other thread stands between. In a forked
     process, where no news comes, all that wait raise RuntimeError.
 
-    Raises:
-        ValueError: one sentence about what is seen without a tokenizer.
+    ValueError: one sentence about what is seen without a tokenizer.
     """
 
     def __init__(self, prompt: Prompt, options: GenerateOptions, parts: GroupParts) -> None:
@@ -139,9 +140,16 @@ class RequestGroup:
             return self._choices
 
     def fail(self, error: BaseException) -> None:
-        """It does not get to the engine."""
+        """It does not get to the engine. Neither the group nor the error, which its caller may keep, holds the
+        model from now on."""
+        logger.opt(exception=error).debug("a request did not get to the engine")
+        link: BaseException | None = error
+        while link is not None:
+            link.__traceback__, link = None, link.__context__
         self._error = error
         self._wake()
+        self._builder = self._call = self._gather = None
+        self._choices = []
 
     def cancel(self) -> None:
         """End it, unless it is over: within a step, or now if the engine does not have it."""

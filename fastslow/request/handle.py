@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import shown
@@ -21,6 +21,11 @@ class _AnswerInTheMaking:
 
     def __init__(self, group: RequestGroup) -> None:
         self._group = group
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an answer in the making cannot be pickled; wait for it and send its Output"
+        )
 
     def trace(self, index: int = 0) -> dict[str, Any] | None:
         """What each step has done so far, where the call said `trace=True`; else None, and before the

@@ -59,13 +59,9 @@ class EncodedPrompt(NamedTuple):
 
 
 class InputProcessor:
-    """Turns prompts into token ids, and refuses what cannot run with one sentence.
-
-    Args:
-        tokenizer: None for a checkpoint without one; then only token ids are taken.
-        context: most tokens of prompt plus answer.
-        tags: the model's thinking tags, instead of the checkpoint's own.
-    """
+    """Turns prompts into token ids, and refuses what cannot run with one sentence. tokenizer: None for a checkpoint
+    without one; then only token ids are taken. context: most tokens of prompt plus answer. tags: the model's thinking
+    tags, instead of the checkpoint's own."""
 
     def __init__(
         self,
@@ -79,9 +75,7 @@ class InputProcessor:
         self.context = context
         self.tags: ThoughtTags | None = None  # the model does not think
         self.thoughts: TagTokens | None = None
-        self.analysis: TagTokens | None = (
-            None  # of thoughts that a call may follow in another channel
-        )
+        self.analysis: TagTokens | None = None  # of thoughts that a call may follow
         self.switch = ThinkingSwitch()
         self.tool_calls = ToolCalls()
         self._config = config

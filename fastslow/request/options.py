@@ -205,11 +205,8 @@ def _fields(sampling: Sampling) -> Mapping[str, Any]:
 
 
 def model_sampling(folder: Path) -> dict[str, Any]:
-    """What a model's makers say of its sampling in generation_config.json, as fields of `SamplingParams`.
-
-    Raises:
-        ValueError: a value does not fit; one sentence.
-    """
+    """What a model's makers say of its sampling in generation_config.json, as fields of `SamplingParams`. ValueError:
+    a value does not fit; one sentence."""
     path = folder / GENERATION
     said = read_object(path)
     found = {name: said[name] for name in OF_MODELS if said.get(name) is not None}

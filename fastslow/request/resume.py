@@ -25,12 +25,10 @@ class ResumeState:
     penalties and its stops, and its first piece holds them. Answers in a mode that escalates cannot be
     continued.
 
-    Attributes:
-        tokens: of each of the n answers, from its first token on: an empty list where there is none yet, and
-            none at all for the last ones that have not begun.
-        decided: of each of these, `Piece.decided` of its first piece; () = nothing was decided of any.
-        stopped: of each of these, after how many tokens its caller had the thought closed, see
-            `RequestHandle.stop_thinking`; None = it did not, and () = of none.
+    tokens: of each of the n answers, from its first token on: an empty list where there is none yet, and none at all
+    for the last ones that have not begun. decided: of each of these, `Piece.decided` of its first piece; () = nothing
+    was decided of any. stopped: of each of these, after how many tokens its caller had the thought closed, see
+    `RequestHandle.stop_thinking`; None = it did not, and () = of none.
     """
 
     tokens: Sequence[Sequence[int]]

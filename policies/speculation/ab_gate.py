@@ -116,8 +116,7 @@ class _Comparison:
             self.trying = self.backoff.due
 
     def _judge(self) -> None:
-        """Compare a trial with the phases before and after it, so that a change of the machine's speed
-        cancels."""
+        """Compare a trial with the phases before and after it: a change of the machine's speed cancels."""
         tuning = self.tuning
         before, tried, after = self.rates
         gain = math.log(tried / math.sqrt(before * after))

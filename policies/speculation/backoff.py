@@ -63,12 +63,8 @@ class RunningMean:
 
 
 class ByKey(Generic[T]):
-    """One value for each memory key, of the latest keys: what the requests of a key show changes nothing for
-    those of others. Any thread may ask.
-
-    Args:
-        make: gives the value that a key begins with.
-    """
+    """One value for each memory key, of the latest keys: what the requests of a key show changes nothing for those of
+    others. Any thread may ask. make: gives the value that a key begins with."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make

@@ -19,15 +19,11 @@ def admit(
     curve: StepCostCurve,
     margin: float = TUNING.margin,
 ) -> list[list[int]]:
-    """The nodes of each request's tree to run, ascending: the likeliest nodes (parents before children), as
-    many as give the step the most expected tokens per second; none if that is less than the margin over
-    plain decoding.
+    """The nodes of each request's tree to run, ascending: the likeliest nodes (parents before children), as many as
+    give the step the most expected tokens per second; none if that is less than the margin over plain decoding.
 
-    Args:
-        survival: for each request, the chance of every node to be accepted with all before it;
-            None: all its nodes run.
-        sizes: nodes of each request's tree.
-        rows: the step's other rows.
+    survival: for each request, the chance of every node to be accepted with all before it; None: all its nodes run.
+    sizes: nodes of each request's tree. rows: the step's other rows.
     """
     kept: list[list[int]] = [
         list(range(size)) if chances is None else []
@@ -60,13 +56,9 @@ def best_length(
     curve: StepCostCurve,
     margin: float = TUNING.margin,
 ) -> int:
-    """How far to draft where drafting itself takes time.
-
-    Args:
-        chances: survival of a chain's nodes, first to last.
-        running: requests that run; the others are taken to be alike.
-        node_seconds: what one more node of depth takes to draft, for all of them.
-    """
+    """How far to draft where drafting itself takes time. chances: survival of a chain's nodes, first to last.
+    running: requests that run; the others are taken to be alike. node_seconds: what one more node of depth takes to
+    draft, for all of them."""
     tokens = 1.0
     best, most = 0, margin * tokens / curve.seconds(running)
     for length, chance in enumerate(chances, 1):

@@ -79,12 +79,8 @@ class StepCostCurve:
 
 
 class StepCosts:
-    """The curves of all modes, and what each drafter takes.
-
-    Args:
-        measure: gives the curve of steps with a number of routed groups (None = all); asked once for
-            each number.
-    """
+    """The curves of all modes, and what each drafter takes. measure: gives the curve of steps with a number of routed
+    groups (None = all); asked once for each number."""
 
     def __init__(
         self, measure: Callable[[int | None], StepCostCurve], tuning: SpeculationTuning = TUNING

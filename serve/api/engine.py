@@ -51,12 +51,9 @@ class WarmPrefix(TypedDict):
 
 
 class NotReady(RuntimeError):
-    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503.
-
-    Attributes:
-        replica: which of several engines had the request; "" where none had it.
-        refused: this engine lives, and did not take the request; else it ended with it.
-    """
+    """The engine is not there: it starts, drains, or ended in the middle of a request. HTTP 503. replica: which of
+    several engines had the request; "" where none had it. refused: this engine lives, and did not take the request;
+    else it ended with it."""
 
     def __init__(self, message: str = "", replica: str = "", refused: bool = False) -> None:
         super().__init__(message)
@@ -79,13 +76,11 @@ class Engine(Protocol):
         """One sentence; "" while it is ready."""
 
     def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        """The answer in pieces, in the order in which they are made; the last one has the `output`. With n
-        above 1 pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
+        """The answer in pieces, in the order in which they are made; the last one has the `output`. With n above 1
+        pieces of several answers mix; `Piece.index` says which. Whoever leaves the loop cancels.
 
-        Raises:
-            ValueError: one sentence about what does not fit; before the first piece.
-            Busy, NotReady: see there.
-            GenerationError: the engine failed on the request.
+        ValueError: one sentence about what does not fit; before the first piece. Busy, NotReady: see there.
+        GenerationError: the engine failed on the request.
         """
 
     async def cancel(self, id: str) -> bool:
@@ -101,18 +96,10 @@ class Engine(Protocol):
         """`EngineStats.to_dict()`."""
 
     async def tokenize(self, request: GenerateRequest) -> list[int]:
-        """The token ids of a request's prompt, in its mode.
-
-        Raises:
-            ValueError: as `stream`.
-        """
+        """The token ids of a request's prompt, in its mode. ValueError: as `stream`."""
 
     async def detokenize(self, tokens: list[int]) -> str:
-        """Their text, special tokens too.
-
-        Raises:
-            ValueError: an id is outside the vocabulary.
-        """
+        """Their text, special tokens too. ValueError: an id is outside the vocabulary."""
 
     async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
         """The bytes of each token, b"" outside the vocabulary; and whether answers show it: special tokens are
@@ -123,11 +110,7 @@ class Engine(Protocol):
 
 
 async def called(engine: Engine, method: str, arguments: Sequence[Any]) -> Any:
-    """What one of `CALLS` returns.
-
-    Raises:
-        ValueError: it is none of them; or as the method says.
-    """
+    """What one of `CALLS` returns. ValueError: it is none of them; or as the method says."""
     if method not in CALLS:
         raise ValueError(f"an engine has no method {method!r} to be called")
     return await getattr(engine, method)(*arguments)
@@ -196,9 +179,5 @@ class StartedEngine(Protocol):
     gave_up: asyncio.Future[str]  # done with one sentence when it will not answer any more
 
     async def start(self) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: it failed, or ended.
-        """
+        """Wait until the model is loaded. ValueError: one sentence about what does not fit. RuntimeError: it failed,
+        or ended."""

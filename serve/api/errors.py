@@ -31,13 +31,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class ApiError(HTTPException):
-    """An answer other than 200.
-
-    Args:
-        message: one sentence: the field, its value, the limit.
-        kind, param, code: OpenAI's `type`, `param` (the field) and `code`.
-        retry_after: seconds, for the header of that name.
-    """
+    """An answer other than 200. message: one sentence: the field, its value, the limit. kind, param, code: OpenAI's
+    `type`, `param` (the field) and `code`. retry_after: seconds, for the header of that name."""
 
     def __init__(
         self,
@@ -111,8 +106,7 @@ def _plain(error: HTTPException) -> ApiError:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing wrong in a body, a path or a query. What pydantic says of several kinds that a
-    value might have had is said together."""
+    """The first thing wrong in a body, path or query; what pydantic says of a value's kinds is said together."""
     found = error.errors()[:KINDS_OF_VALUE]
     path, value = _place(found[0]["loc"], error.body)
     if found[0]["type"] == "missing":
@@ -131,8 +125,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 
 def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
-    """Where an error is, as "messages[0].content", and the value there: parts that name a kind of
-    value, and not a place in the body, are left out."""
+    """Where an error is, as "messages[0].content", and the value there; parts that name a kind are left out."""
     path, value = "", body
     start = 1 if loc and loc[0] in ("body", "query", "path", "header") else 0
     within = bool(loc) and loc[0] == "body"

@@ -134,13 +134,8 @@ def _grammar(field: str, name: str, value: Any) -> Any:
 def format_grammar(
     field: str, kind: str, schema: dict[str, Any] | None, place: str = "schema"
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The grammar of a `field` that holds the form of an answer, such as a response_format; none for "text".
-
-    Args:
-        kind: text, json_object or json_schema.
-        schema: of the last kind.
-        place: of the schema in the field.
-    """
+    """The grammar of a `field` that holds the form of an answer, such as a response_format; none for "text". kind:
+    text, json_object or json_schema. schema: of the last kind. place: of the schema in the field."""
     if kind == "text":
         return []
     if kind == "json_object":

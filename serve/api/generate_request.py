@@ -47,11 +47,7 @@ class GenerateRequest:
         return replace(self, options=self.options.model_copy(update=changes))
 
     def to_fields(self) -> Any:
-        """As plain JSON values, for another process.
-
-        Raises:
-            ValueError: a client's value is nested too deeply.
-        """
+        """As plain JSON values, for another process. ValueError: a client's value is nested too deeply."""
         from msgspec import to_builtins  # an extra: the command line says it where it is missing
 
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -62,9 +58,5 @@ class GenerateRequest:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> GenerateRequest:
-        """Again, in the other process.
-
-        Raises:
-            ValueError: an option does not fit.
-        """
+        """Again, in the other process. ValueError: an option does not fit."""
         return cls(**{**fields, "options": GenerateOptions(**fields["options"])})

@@ -113,11 +113,8 @@ def usual_file() -> Path:
 
 
 def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
-    """Make a key and keep its hash in the file, which is made where there is none.
-
-    Returns:
-        The key. It is nowhere else.
-    """
+    """Make a key and keep its hash in the file, which is made where there is none. Returns the key, which is nowhere
+    else."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"name={shown(name)} must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
@@ -174,12 +171,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def known_keys(path: Path | None = None, single: Sequence[str] = ()) -> KeyRing | None:
-    """The keys that a server needs; None: it is open.
-
-    Args:
-        path: the keys file; None = the usual one, if it is there.
-        single: keys that stand alone; none = FASTSLOW_API_KEY, if it is set.
-    """
+    """The keys that a server needs; None: it is open. path: the keys file; None = the usual one, if it is there.
+    single: keys that stand alone; none = FASTSLOW_API_KEY, if it is set."""
     if not single and (named := os.environ.get(KEY_VARIABLE)):
         single = (named,)
     if path is None:
@@ -219,10 +212,8 @@ class KeyRing:
     The file is read again when it changes. While it is broken or gone, the keys that were read last still
     count, and the log says so once.
 
-    Args:
-        path: the file; None = there is none.
-        single: keys that stand alone, as of `--api-key`; one or several.
-        clock: seconds.
+    path: the file; None = there is none. single: keys that stand alone, as of `--api-key`; one or several. clock:
+    seconds.
     """
 
     def __init__(

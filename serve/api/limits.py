@@ -33,13 +33,9 @@ SOON = 1.0  # seconds after which a place may be free
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One API key's name, memory and limits.
-
-    Attributes:
-        memory_key: its requests share remembered answers and cached prefixes; nobody outside can work it out.
-            None: no answer is remembered, and prefixes are shared by all who have no key.
-        address: where a request without a key comes from.
-    """
+    """One API key's name, memory and limits. memory_key: its requests share remembered answers and cached prefixes;
+    nobody outside can work it out. None: no answer is remembered, and prefixes are shared by all who have no key.
+    address: where a request without a key comes from."""
 
     name: str = "anonymous"
     memory_key: str | None = None
@@ -163,13 +159,9 @@ def _derived(id: str, *parts: str) -> str:
 
 
 class TokenBucket:
-    """A rate with room for a minute's worth at once. Its level may fall below zero, which then has to fill up:
-    what an answer takes is known only at its end.
-
-    Args:
-        per_minute: how much comes in a minute, and the most that it holds.
-        now: seconds.
-    """
+    """A rate with room for a minute's worth at once. Its level may fall below zero, which then has to fill up: what
+    an answer takes is known only at its end. per_minute: how much comes in a minute, and the most that it holds. now:
+    seconds."""
 
     def __init__(self, per_minute: int, now: float) -> None:
         self.per_minute = per_minute
@@ -209,13 +201,8 @@ class _Use:
 
 
 class Limits:
-    """The use of all callers, in one event loop.
-
-    Args:
-        concurrent: requests of all callers at the same time, a quarter of them for callers with few; None = no
-            limit.
-        clock: seconds that never go back.
-    """
+    """The use of all callers, in one event loop. concurrent: requests of all callers at the same time, a quarter of
+    them for callers with few; None = no limit. clock: seconds that never go back."""
 
     def __init__(
         self, concurrent: int | None = None, clock: Callable[[], float] = time.monotonic

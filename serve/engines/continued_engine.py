@@ -74,12 +74,9 @@ class ContinuedEngine(WrappedEngine):
     ends with `NotReady` and one sentence. An answer that is not streamed is made again from its beginning:
     pieces would cost time in each step of each answer, and replicas seldom end.
 
-    Args:
-        engine: raises `NotReady` where a replica ended, with its name as `replica`.
-
-    Attributes:
-        retried, continued, given_up: answers that were requested again with nothing streamed; that another
-            replica continued; and that ended by an error. An answer may count several times.
+    engine: raises `NotReady` where a replica ended, with its name as `replica`. retried, continued, given_up: answers
+    that were requested again with nothing streamed; that another replica continued; and that ended by an error. An
+    answer may count several times.
     """
 
     def __init__(self, engine: Engine, retries: Retries = Retries()) -> None:

@@ -117,12 +117,8 @@ class LocalEngine:
             handle.cancel()
 
     async def warm(self, prefix: WarmPrefix) -> None:
-        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the
-        operator's text; what follows it in a prompt is shared as without it.
-
-        Raises:
-            ValueError: it does not fit.
-        """
+        """Read what prompts begin with, and keep it: requests of its mode find it, whoever asks. It is the operator's
+        text; what follows it in a prompt is shared as without it. ValueError: it does not fit."""
         mode, pin = prefix["mode"], self._llm.llm.pin
         try:
             pinned = await asyncio.to_thread(pin, prefix["prompt"], mode=mode, every_key=True)
@@ -177,9 +173,7 @@ class LocalEngine:
         await self._llm.close()
 
     def _check_whole(self, ask: GenerateRequest, output: Output) -> None:
-        """Raises:
-        NotReady: this engine closed, and cut an answer that is wanted whole.
-        """
+        """NotReady: this engine closed, and cut an answer that is wanted whole."""
         cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
         if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
             raise NotReady("the engine closed before the answer was whole", refused=True)

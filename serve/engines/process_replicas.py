@@ -48,11 +48,8 @@ class _Replica:
 
 
 class ProcessReplicas:
-    """`Replicas` in processes of this server, which nobody else can reach. They end with it.
-
-    Args:
-        scaling: when there are more and fewer, where their number is a range.
-    """
+    """`Replicas` in processes of this server, which nobody else can reach. They end with it. scaling: when there are
+    more and fewer, where their number is a range."""
 
     def __init__(
         self,

@@ -34,8 +34,7 @@ class ReplicaSettings:
 
         cores: that the replicas share, where they have a machine to themselves.
 
-        Raises:
-            ValueError: a value does not fit; one sentence.
+        ValueError: a value does not fit; one sentence.
         """
         options = config.engine.options
         least, most = counts(config.replicas or "1")

@@ -25,13 +25,9 @@ class StatsSum:
         self._gone: dict[str, Any] = {}
 
     def of(self, found: Mapping[str, Mapping[str, Any]], missing: int = 0) -> dict[str, Any]:
-        """`EngineStats.to_dict()` of all together, with those of each replica under "replicas".
-        `age_seconds`: how old they are; of all, the oldest.
-
-        Args:
-            found: what replicas say now, by their ids.
-            missing: how many have not said anything: what they said before counts.
-        """
+        """`EngineStats.to_dict()` of all together, with those of each replica under "replicas". `age_seconds`: how
+        old they are; of all, the oldest. found: what replicas say now, by their ids. missing: how many have not said
+        anything: what they said before counts."""
         silent = [id for id in self.answered if id not in found]
         answered = {id: self.answered[id] for id in silent[:missing]} | dict(found)
         self.gone += len(set(self.answered) - set(answered))

@@ -197,8 +197,7 @@ class RoutedEngine(CalledEngine):
             raise NotReady(f"a replica did not answer within {seconds:g} s") from None
 
     async def _about(self, id: str, method: str, seconds: float = CALL) -> list[Any]:
-        """What is known of a request: by the replica that answers it, or by all where it is over, or another
-        server sent it."""
+        """What is known of a request, by its replica; by all where it is over, or another server sent it."""
         name = self._running.get(id)
         if name is not None:
             return [await self._call(name, method, id, seconds=seconds)]

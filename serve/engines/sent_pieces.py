@@ -75,12 +75,8 @@ class SentPieces:
             sent.stopped = size if sent.stopped is None else sent.stopped
 
     def take(self, piece: Piece, now: float) -> Piece | None:
-        """What is new of a piece, which the caller sends; None: nothing is. A piece with the output is the
-        caller's.
-
-        Raises:
-            OtherAnswer: it has other tokens.
-        """
+        """What is new of a piece, which the caller sends; None: nothing is. A piece with the output is the caller's.
+        OtherAnswer: it has other tokens."""
         sent = self.choices.get(piece.index)
         if sent is None:
             sent = self.choices[piece.index] = SentChoice()

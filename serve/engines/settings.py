@@ -29,17 +29,11 @@ class EngineSettings:
     warm: Sequence[WarmPrefix] = ()  # read before the first request
     # of the processor, for an engine that has a process to itself; None = all that are left
     threads: int | None = None
-    devices: Sequence[int] | None = (
-        None  # numbers of those of the kind that `options` name; None = any
-    )
+    devices: Sequence[int] | None = None  # of the kind that `options` name; None = any
 
     async def open(self) -> LocalEngine:
-        """Load the model, in a thread, and measure its steps: no request has to wait for that.
-
-        Raises:
-            ValueError: one sentence about what does not fit.
-            RuntimeError: a rank failed.
-        """
+        """Load the model, in a thread, and measure its steps: no request has to wait for that. ValueError: one
+        sentence about what does not fit. RuntimeError: a rank failed."""
         if self.devices is not None:
             _see(device_kind(self.options), self.devices)
         # with torch, which only the process that runs the model needs

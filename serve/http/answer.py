@@ -54,12 +54,8 @@ class ClientLeft(ApiError):
 
 
 async def all_whole(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Output]:
-    """The answers to several requests, which run side by side; where one fails, all end.
-
-    Raises:
-        ApiError: a request does not fit.
-        Busy, NotReady, GenerationError: as `Engine.stream`.
-    """
+    """The answers to several requests, which run side by side; where one fails, all end. ApiError: a request does not
+    fit. Busy, NotReady, GenerationError: as `Engine.stream`."""
     pieces = Pieces(engine, requests)
     outputs: dict[int, Output] = {}
     try:
@@ -73,11 +69,7 @@ async def all_whole(engine: Engine, requests: Sequence[GenerateRequest]) -> list
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of some work, which is cancelled where the client leaves.
-
-    Raises:
-        ClientLeft: it did.
-    """
+    """The result of some work, which is cancelled where the client leaves. ClientLeft: it did."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(left(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,12 +103,8 @@ class Pieces:
         ]
 
     async def take(self, seconds: float | None) -> list[PlacedPiece] | None:
-        """The next bunch; empty if none came within `seconds`, None after the last one.
-
-        Raises:
-            ApiError: a request does not fit; only before the first piece.
-            Busy, NotReady, GenerationError: as `Engine.stream`.
-        """
+        """The next bunch; empty if none came within `seconds`, None after the last one. ApiError: a request does not
+        fit; only before the first piece. Busy, NotReady, GenerationError: as `Engine.stream`."""
         if not self._news.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):

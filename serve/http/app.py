@@ -107,9 +107,7 @@ def allowed_hosts(more: Sequence[str], host: str | None, keyed: bool) -> tuple[s
     On an address that only this machine reaches, without keys, a page on the web could reach it by a name that
     the page's owner chose: there only known names count.
 
-    Args:
-        more: names besides its own; "*" = any.
-        keyed: whether requests need a key.
+    more: names besides its own; "*" = any. keyed: whether requests need a key.
     """
     alone = not keyed and host is not None and is_loopback(host)
     if "*" in more or not (alone or more):

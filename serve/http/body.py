@@ -22,9 +22,7 @@ EXACT = 2**53  # below it floats hold every whole number
 TOGETHER = 16  # bodies of the largest size, whose bytes may be here before they are whole
 PIECE = 64 * 1024  # bytes that are looked at together
 OPENING, BRACKETS = b"[{", b"[]{}"
-PARTS = (
-    b"[{:.eE"  # lists, objects, names, and numbers that are no digits alone: these cost the most
-)
+PARTS = b"[{:.eE"  # of lists, objects, names, and numbers that are no digits alone: the dearest
 NO_BRACKETS = bytes(one for one in range(256) if one not in BRACKETS)
 DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 LONG_NUMBER = b"0" * 500  # the time for a number grows with the square of its digits
@@ -99,13 +97,8 @@ def json_router() -> APIRouter:
 
 
 class IncomingBody:
-    """A body as it comes, within its seconds and the bytes of all.
-
-    Args:
-        receive: of the request's scope.
-        bodies: all that come.
-        seconds: from now to its end.
-    """
+    """A body as it comes, within its seconds and the bytes of all. receive: of the request's scope. bodies: all that
+    come. seconds: from now to its end."""
 
     def __init__(self, receive: Receive, bodies: IncomingBodies, seconds: float) -> None:
         self._receive, self._bodies, self._seconds = receive, bodies, seconds

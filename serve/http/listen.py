@@ -18,13 +18,8 @@ T = TypeVar("T")
 
 @contextmanager
 def listen(host: str, port: int, unix_socket: Path | None = None) -> Iterator[socket.socket]:
-    """A listening socket, closed at the end.
-
-    Args:
-        host: a name or an address of this machine.
-        port: 0 = any that is free.
-        unix_socket: a file to listen at instead; removed at the end.
-    """
+    """A listening socket, closed at the end. host: a name or an address of this machine. port: 0 = any that is free.
+    unix_socket: a file to listen at instead; removed at the end."""
     listener = _at_port(host, port) if unix_socket is None else _at_file(unix_socket)
     try:
         yield listener

@@ -65,9 +65,8 @@ class RequestWatch:
     server that it does not know (DNS rebinding) and, where no key is needed, other pages' requests are
     therefore refused.
 
-    Args:
-        hosts: names that a request may call the server by, without port; None = any.
-        origins: pages that may use it from a browser, such as https://chat.example.com; None = any.
+    hosts: names that a request may call the server by, without port; None = any. origins: pages that may use it from
+    a browser, such as https://chat.example.com; None = any.
     """
 
     def __init__(

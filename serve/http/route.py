@@ -27,16 +27,9 @@ B = TypeVar("B", bound=SharedFields)
 
 
 class ProtocolAnswer(Events, Generic[B]):
-    """One answer in the words of one protocol: of what it is made, and how it is written, whole or as events.
-
-    Args:
-        body: what the client sent.
-        who: the client.
-        state: of the application.
-
-    Attributes:
-        id: of the answer, by which the client may cancel it.
-    """
+    """One answer in the words of one protocol: of what it is made, and how it is written, whole or as events. body:
+    what the client sent. who: the client. state: of the application. id: of the answer, by which the client may
+    cancel it."""
 
     prefix: ClassVar[str]  # of the ids
 
@@ -88,12 +81,8 @@ class ProtocolAnswer(Events, Generic[B]):
 
 
 async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: Caller) -> Response:
-    """Answer a request, streamed where it wants that.
-
-    Raises:
-        ApiError: the request does not fit, or the client left.
-        Busy, NotReady, GenerationError: as `Engine.stream`.
-    """
+    """Answer a request, streamed where it wants that. ApiError: the request does not fit, or the client left. Busy,
+    NotReady, GenerationError: as `Engine.stream`."""
     state = request.app.state
     made = kind(body, who, state)
     requests = await checked(made)

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from loguru import logger
 
 from fastslow.serve.api.engine import Engine, ModelCard, StartedEngine
-from fastslow.serve.http.connection import Connection
+from fastslow.serve.http.client_connection import Connection
 
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for the last bytes of answers, once the engine is closed
@@ -88,10 +88,8 @@ async def serve(
         ready: called once the model is loaded.
         started: what is to be started for it, if anything is.
 
-    Raises:
-        ValueError: the model cannot be loaded: one sentence.
-        RuntimeError: the engine ended, and is not started again.
-        StoppedError: Ctrl-C came twice.
+    ValueError: the model cannot be loaded: one sentence. RuntimeError: the engine ended, and is not started again.
+    StoppedError: Ctrl-C came twice.
     """
     server = Server(app, engine, drain)
     serving = asyncio.create_task(server.serve([listener]))

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from loguru import Record
 
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-LOUD = {
-    "uvicorn.access": logging.CRITICAL,
-    "asyncio": logging.WARNING,
-}  # we write of each request ourselves
+# we write of each request ourselves
+LOUD = {"uvicorn.access": logging.CRITICAL, "asyncio": logging.WARNING}
 LINE = "line"  # the field of a record that holds the line as it is written
 SIGNS = ', "='  # that end a word of a list, or but for the first one a field
 MOST_CHARACTERS = 20_000  # of a line's message, and of each of its fields
@@ -35,10 +33,7 @@ class ServerLog:
     standard error hears of the first one, and `lost_lines` counts all. A line is one line, whatever clients send:
     JSON and text escape what would end it.
 
-    Args:
-        format: json or text.
-        level: the lowest that is written.
-        path: a file to add to; None = standard error.
+    format: json or text. level: the lowest that is written. path: a file to add to; None = standard error.
     """
 
     def __init__(self, format: str = "json", level: str = "INFO", path: Path | None = None) -> None:

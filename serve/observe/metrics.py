@@ -36,12 +36,9 @@ router = APIRouter(include_in_schema=False)
 
 
 class BatchHistogram(Collector):
-    """Counts by model. What prometheus-client has takes a lock and a search for each value, which at the end of
-    a long answer would hold up all others for milliseconds.
-
-    Args:
-        bounds: upper ones of the buckets, ascending, without infinity.
-    """
+    """Counts by model. What prometheus-client has takes a lock and a search for each value, which at the end of a
+    long answer would hold up all others for milliseconds. bounds: upper ones of the buckets, ascending, without
+    infinity."""
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
         self._name, self._help, self._bounds = name, help, list(bounds)
@@ -70,11 +67,8 @@ class BatchHistogram(Collector):
 
 
 class MetricRegistry:
-    """The metrics of the table, to be counted up by name.
-
-    Args:
-        model: (), the value of the label model_name; read when something is counted.
-    """
+    """The metrics of the table, to be counted up by name. model: (), the value of the label model_name; read when
+    something is counted."""
 
     def __init__(self, model: Callable[[], str]) -> None:
         self.registry = CollectorRegistry()
@@ -140,12 +134,8 @@ async def metrics(request: Request) -> Response:
 
 
 class ServerMetrics:
-    """Counts answers and requests when they end, and looks at the engine in each scrape.
-
-    Args:
-        by_key: whether API keys are labels.
-        model: its name until it is loaded.
-    """
+    """Counts answers and requests when they end, and looks at the engine in each scrape. by_key: whether API keys are
+    labels. model: its name until it is loaded."""
 
     def __init__(
         self, engine: Engine, limits: Limits, by_key: bool = False, model: str = "loading"
@@ -294,8 +284,7 @@ class ServerMetrics:
         counts.add("vllm:spec_decode_num_drafts", min(drafts, one.steps))
 
     def _mode(self, name: str) -> str:
-        """A preset's name, or two of an answer that continued in another mode; else `custom`. The call may have
-        changed fields of it."""
+        """A preset's name, or two of an answer that continued in another mode; else `custom`."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
         return ">".join(parts) if all(part in known for part in parts) else OWN
 

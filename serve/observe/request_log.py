@@ -20,11 +20,7 @@ VALUE = re.compile(
 
 
 class RequestLog:
-    """Writes a line when a request is over.
-
-    Args:
-        texts: whether prompts and answers are written, too.
-    """
+    """Writes a line when a request is over. texts: whether prompts and answers are written, too."""
 
     def __init__(self, texts: bool = False) -> None:
         self._texts = texts

@@ -62,12 +62,8 @@ def chat_logprobs(
 
 
 class TextLogprobsWriter:
-    """The older shape. Offsets count whole characters from the beginning of the text, across calls.
-
-    Args:
-        table: of the tokens' bytes.
-        top: how many likeliest tokens stand beside each token.
-    """
+    """The older shape. Offsets count whole characters from the beginning of the text, across calls. table: of the
+    tokens' bytes. top: how many likeliest tokens stand beside each token."""
 
     def __init__(self, table: TokenTable, top: int) -> None:
         self._table, self._top = table, top

@@ -26,9 +26,7 @@ from fastslow.serve.ray.deployments import FoundDeployment, engines
 from fastslow.serve.ray.replicas import RayReplicas
 
 SERVER = "server"  # the deployment's name
-MOST_REQUESTS = (
-    10_000  # of a server at the same time; its own limits are below, and say what is wrong
-)
+MOST_REQUESTS = 10_000  # of a server at a time; its own limits are below, and say what is wrong
 
 
 class Arguments(ServerConfig):
@@ -73,11 +71,8 @@ class Ingress:
 
 
 def build(given: dict[str, Any]) -> Application:
-    """Engines, and HTTP servers in front of them. given: the fields of `Arguments`.
-
-    Raises:
-        ValueError: one does not fit; one sentence.
-    """
+    """Engines, and HTTP servers in front of them. given: the fields of `Arguments`. ValueError: one does not fit; one
+    sentence."""
     arguments = Arguments(**given)
     environment = QUIET | arguments.log_environment | arguments.environment
     handle = engines(arguments.engine, ReplicaSettings.of(arguments), environment)

@@ -23,11 +23,7 @@ NEEDS_TOKEN = "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the clus
 
 
 async def join(address: str) -> None:
-    """Join the cluster at "auto" or HOST:PORT.
-
-    Raises:
-        RuntimeError: that failed; one sentence.
-    """
+    """Join the cluster at "auto" or HOST:PORT. RuntimeError: that failed; one sentence."""
     try:
         await in_thread(_join, address)
     finally:
@@ -80,8 +76,7 @@ def _leave() -> None:
 
 
 def _own_signals() -> None:
-    """Signals are for this process again: Ray has put a handler before it that writes stack traces, and aborts
-    the process soon after."""
+    """Signals are for this process again: Ray's handler writes stack traces, and aborts the process soon after."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.getsignal(number))

@@ -159,8 +159,7 @@ def _number(replicas: ReplicaSettings) -> dict[str, Any]:
 
 
 def _place(replicas: ReplicaSettings, ranks: int, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a replica's process takes. Ranks are processes of the replica, so all of them are on one node; Ray
-    shows devices only to the process that has asked for them, which is the replica for all its ranks."""
+    """What a replica's process takes: its ranks are its own processes, on one node, and see only its devices."""
     own = {name: amount for name, amount in replicas.resources.items() if name != "GPU"}
     gpus = replicas.resources.get("GPU", 0)
     actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": gpus, "resources": own}

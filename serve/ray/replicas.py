@@ -131,8 +131,7 @@ class RayReplicas:
         RUNNING.pop(self._deployment.name, None)
 
     async def _first_card(self) -> ModelCard:
-        """The card of the first replica that runs. One that ends before it answers is no failure: Ray starts
-        another one."""
+        """The card of the first replica that runs; where one ends before it answers, Ray starts another one."""
         silent_since: float | None = None
         while True:
             try:

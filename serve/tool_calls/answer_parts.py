@@ -18,13 +18,8 @@ LETTERS = string.ascii_letters + string.digits
 
 @dataclass(slots=True)
 class AnswerPart:
-    """A run of one kind, or one call.
-
-    Attributes:
-        index: of the part in the answer.
-        key: names it; no other part has the same.
-        id, name, number: of a call, of the function that it calls, and of the call among all calls.
-    """
+    """A run of one kind, or one call. index: of the part in the answer. key: names it; no other part has the same.
+    id, name, number: of a call, of the function that it calls, and of the call among all calls."""
 
     kind: Kind
     index: int
@@ -45,15 +40,8 @@ Change = tuple[Verb, AnswerPart, str]
 
 
 class AnswerParts:
-    """The parts of one answer, from pieces that are cut in any way.
-
-    Args:
-        parser: finds calls in the text; None: there are none.
-        shows_thought: else the thought is left out.
-
-    Attributes:
-        parts: so far.
-    """
+    """The parts of one answer, from pieces that are cut in any way. parser: finds calls in the text; None: there are
+    none. shows_thought: else the thought is left out. parts: so far."""
 
     def __init__(self, parser: ToolParser | None, shows_thought: bool) -> None:
         self.parts: list[AnswerPart] = []

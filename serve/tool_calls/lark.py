@@ -124,12 +124,8 @@ class CallGrammar:
 
 
 class ChannelGrammar:
-    """The same for messages to functions. It begins after the analysis; an answer has one call.
-
-    Args:
-        tokens: the marks that are special tokens, all of NEEDED among them.
-        schemas: of the functions that may be called.
-    """
+    """The same for messages to functions. It begins after the analysis; an answer has one call. tokens: the marks
+    that are special tokens, all of NEEDED among them. schemas: of the functions that may be called."""
 
     def __init__(self, tokens: Mapping[str, int], schemas: Schemas) -> None:
         start, self._channel, self._body, self._end, form = (_mark(m, tokens) for m in NEEDED)

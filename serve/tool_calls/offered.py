@@ -27,12 +27,8 @@ ANTHROPIC_MODES: dict[str, Mode] = {
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One function.
-
-    Attributes:
-        parameters: a JSON schema of an object.
-        strict: what the grammar cannot hold the arguments to is an error; else it is left out.
-    """
+    """One function. parameters: a JSON schema of an object. strict: what the grammar cannot hold the arguments to is
+    an error; else it is left out."""
 
     name: str
     description: str = ""
@@ -51,11 +47,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether an answer calls functions.
-
-    Attributes:
-        names: those that it may call; None: all that are offered.
-    """
+    """Whether an answer calls functions. names: those that it may call; None: all that are offered."""
 
     mode: Mode = "auto"
     names: tuple[str, ...] | None = None

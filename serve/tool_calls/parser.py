@@ -34,13 +34,9 @@ BETWEEN = " \t\r\n}],;"  # after the arguments of a call
 
 
 class ToolParser:
-    """Reads one answer. Text that only looks like a call, or is left after one, is content. Whitespace at the
-    end of the content is dropped where there are calls.
-
-    Args:
-        form: how the model writes calls.
-        functions: the schema of the parameters, by function.
-    """
+    """Reads one answer. Text that only looks like a call, or is left after one, is content. Whitespace at the end of
+    the content is dropped where there are calls. form: how the model writes calls. functions: the schema of the
+    parameters, by function."""
 
     def __init__(self, form: ToolFormat, functions: Functions) -> None:
         self.form, self._functions = form, functions

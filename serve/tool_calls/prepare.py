@@ -22,16 +22,9 @@ WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 
 
 class ToolSupport:
-    """The tools of one request; nothing where none are offered.
-
-    Args:
-        parallel: an answer may hold several calls.
-        grammar: that an answer without calls has to match.
-
-    Attributes:
-        variables: of the chat template.
-        sampling: fields of `SamplingParams`: the grammar, and tokens that end an answer with calls.
-    """
+    """The tools of one request; nothing where none are offered. parallel: an answer may hold several calls. grammar:
+    that an answer without calls has to match. variables: of the chat template. sampling: fields of `SamplingParams`:
+    the grammar, and tokens that end an answer with calls."""
 
     def __init__(
         self,
@@ -79,9 +72,7 @@ class ToolSupport:
 
 
 def _schema_of(tool: Tool, place: str) -> dict[str, Any]:
-    """The schema of a tool's arguments, with the library's options. Keywords that the library does not
-    know are left out of a tool that is not strict, and the log says so.
-    """
+    """The schema of a tool's arguments. Unknown keywords of a tool that is not strict are left out, with a log line."""
     options = WRITTEN if tool.strict else {**WRITTEN, "lenient": True}
     schema = {"type": "object", **tool.parameters, "x-guidance": options}
     error = _error(json.dumps(schema))

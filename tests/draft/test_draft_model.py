@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from distributions import plain_probs
 from engine_tools import cache_for
-from head_tools import View, node_paths
+from head_tools import View, likeliest, node_paths
 
 from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
@@ -85,30 +84,17 @@ def next_probs(text: Sequence[int], temperature: float = 1.0) -> list[float]:
     return torch.softmax(next_logits(text).double() / temperature, dim=-1).tolist()
 
 
-def warm_probs(text: Sequence[int]) -> list[float]:
-    return next_probs(text, WARM["temperature"])
+def paths_after(text: Sequence[int], nodes: int, width: int) -> set[tuple[int, ...]]:
+    """The likeliest ones, at the temperature of drafts."""
+
+    def probs(path: tuple[int, ...]) -> dict[int, float]:
+        return dict(enumerate(next_probs([*text, *path], WARM["temperature"])))
+
+    return likeliest(probs, nodes, width)
 
 
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
     return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=4000)
-
-
-def likeliest(
-    text: Sequence[int],
-    nodes: int,
-    width: int,
-    probs_of: Callable[[Sequence[int]], Sequence[float]] = warm_probs,
-) -> set[tuple[int, ...]]:
-    """Likeliest first, one node at a time, each path computed from its beginning."""
-    heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
-    found: set[tuple[int, ...]] = set()
-    while len(found) <= nodes:
-        chance, path = heapq.heappop(heap)
-        found.add(path)
-        probs = probs_of([*text, *path])
-        for token in sorted(range(VOCAB), key=lambda x: -probs[x])[:width]:
-            heapq.heappush(heap, (chance * probs[token], (*path, token)))
-    return found - {()}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +107,7 @@ def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
     batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
     trees = drafter.propose(batch, [nodes] * 3)
     for asked, tree in zip(batch, trees):
-        assert {*node_paths(tree)} == likeliest(asked.tokens, nodes, width)
+        assert {*node_paths(tree)} == paths_after(asked.tokens, nodes, width)
         assert tree.probs is None
     assert len(model.forwards) <= nodes, "no more levels than a chain would have"
     assert nodes < 5 or any(len(set(t.parents)) < nodes for t in trees), "no branch anywhere"
@@ -136,7 +122,7 @@ def test_a_tree_goes_on_from_what_was_accepted() -> None:
         before = len(model.forwards)
         tree = drafter.propose([request(text)], [6])[0]
         kv.check_integrity()
-        assert {*node_paths(tree)} == likeliest(text, 6, 3)
+        assert {*node_paths(tree)} == paths_after(text, 6, 3)
         longest = max(node_paths(tree), key=len)
         assert model.forwards[before] == fresh, "the text is not read again"
         text += [*longest[: turn % 3], 3]
@@ -150,7 +136,7 @@ def test_trees_and_sampled_chains_share_a_batch() -> None:
     drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
     batch = [request(TEXT, 0), request(TEXT, 1, temperature=1.2), request(TEXT, 2)]
     tree, chain, nothing = drafter.propose(batch, [5, 4, 0])
-    assert {*node_paths(tree)} == likeliest(TEXT, 5, 3)
+    assert {*node_paths(tree)} == paths_after(TEXT, 5, 3)
     assert list(chain.parents) == [-1, 0, 1, 2] and chain.probs is not None
     for i, probs in enumerate(chain.probs):
         assert probs == pytest.approx(next_probs([*TEXT, *chain.tokens[:i]], 1.2), abs=1e-5)
@@ -164,11 +150,11 @@ def test_a_penalty_counts_a_nodes_own_path() -> None:
     tree = drafter.propose([request(TEXT, **fields)], [12])[0]
     warm = SamplingParams(**{**fields, **WARM})
 
-    def probs_of(text: Sequence[int]) -> list[float]:
-        probs: list[float] = plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()
-        return probs
+    def probs(path: tuple[int, ...]) -> dict[int, float]:
+        text = [*TEXT, *path]
+        return dict(enumerate(plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()))
 
-    assert {*node_paths(tree)} == likeliest(TEXT, 12, 3, probs_of) != likeliest(TEXT, 12, 3)
+    assert {*node_paths(tree)} == likeliest(probs, 12, 3) != paths_after(TEXT, 12, 3)
 
 
 @pytest.mark.parametrize("width", [1, 3])

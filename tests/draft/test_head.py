@@ -1,93 +1,29 @@
-"""A draft head by itself: one step at a time it computes what training unrolls; trees; files."""
+"""A draft head's file and its tokens; what would reach outside the kernels' memory is refused in one sentence."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from head_tools import tiny_weights, write_head
+from kernel_tools import compiled
 from safetensors.torch import save_file
+from torch import Tensor
 
-from fastslow.draft.head.config import read_ends, read_head
+from fastslow.draft.head.config import HeadConfig, read_ends, read_head
 from fastslow.draft.head.head import TrainedHead
-from fastslow.draft.head.layer import HeadKV
+from fastslow.draft.head.runner import KernelRunner, load_head
 from fastslow.draft.head.state import RequestVocab
-from fastslow.draft.head.tree import GrowingTree, grow_trees
+from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.tools.train_head.train import draft_vocabulary
-from fastslow.tools.train_head.unroll import unroll
 
-
-def rows(count: int, head: TrainedHead, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
-    random = torch.Generator().manual_seed(seed)
-    features = torch.randn(count, len(head.config.layers) * head.config.hidden, generator=random)
-    return features, torch.randint(12, (count,), generator=random).tolist()
-
-
-@pytest.mark.parametrize(
-    ("first", "cut", "window"), [(0, 1, 512), (0, 4, 6), (0, 9, 512), (0, 9, 6), (4, 7, 512)]
-)
-def test_drafting_computes_what_training_unrolled(
-    target: Path, first: int, cut: int, window: int
-) -> None:
-    """A context that begins late is a text whose first rows are invisible."""
-    config, weights = tiny_weights(target)
-    head = TrainedHead(replace(config, window=window), weights, read_ends(target))
-    features, after = rows(14, head)
-    embedded = head._embedding[torch.tensor(after)].float()
-    visible = (torch.arange(14) >= first)[None]
-    steps = [s[0] for s in unroll(head._layer, features[None], embedded[None], visible, 4)]
-    context, start = HeadKV(head.config, first), first
-    for end in (3, cut) if 3 < cut else (cut,):
-        if start < end:
-            hidden = head.read(features[start:end], after[start:end], [context], [end - start])
-        start = max(start, end)
-    assert torch.allclose(hidden[0], steps[0][cut - 1], atol=1e-4)
-    for depth in range(1, 4):
-        hidden = head.step(hidden, [after[cut - 1 + depth]], [context], [[depth - 2]])
-        assert torch.allclose(hidden[0], steps[depth][cut - 1 + depth], atol=1e-4), depth
-    # The draft is forgotten: the next rows stand where it stood.
-    fresh = slice(cut, cut + 2)
-    hidden = head.read(features[fresh], after[fresh], [context], [2])
-    assert torch.allclose(hidden[0], steps[0][cut + 1], atol=1e-4)
-
-
-def test_trees_keep_the_likeliest_paths(target: Path) -> None:
-    plain = TrainedHead(*tiny_weights(target), read_ends(target))
-    features, after = rows(5, plain)
-    kv = HeadKV(plain.config, 0)
-    hidden = plain.read(features, after, [kv], [5])
-    vocab = RequestVocab(plain.vocab)
-    vocab.add([*after, 11])
-    assert len(vocab.ids) > len(plain.vocab.ids)
-    scores: dict[tuple[int, ...], float] = {}
-
-    def explore(path: tuple[int, ...], score: float) -> None:
-        own, state = HeadKV(plain.config, 0), None
-        state = plain.read(features, after, [own], [5])
-        for depth, place in enumerate(path):
-            token = int(vocab.ids[place])
-            state = plain.step(state, [token], [own], [[depth - 1]])
-        log_q = torch.log_softmax(plain.logits(state, [vocab], [1])[0][0], -1)
-        for place in range(len(log_q)):
-            scores[(*path, place)] = score + float(log_q[place])
-            if len(path) < 2:
-                explore((*path, place), score + float(log_q[place]))
-
-    explore((), 0.0)
-    best = sorted(scores, key=lambda path: -scores[path])[:6]
-    growing = GrowingTree(kv, vocab, hidden[0], 6)
-    (tree,) = grow_trees(plain, [growing], width=12, depth=3)
-    found: list[tuple[int, ...]] = []
-    for token, parent in zip(tree.tokens, tree.parents):
-        place = int((vocab.ids == token).nonzero()[0])
-        found.append((*(found[parent] if parent >= 0 else ()), place))
-    assert sorted(found) == sorted(best)
-    assert tree.scores is not None
-    assert list(tree.scores) == pytest.approx([math.exp(scores[path]) for path in found], rel=1e-4)
-    assert grow_trees(plain, [], 2, 2) == []
+VOCABULARY, HIDDEN = 90, 64
+FAR = 10**12
 
 
 def test_files_are_read_back_and_bad_ones_refused(target: Path, tmp_path: Path) -> None:
@@ -123,3 +59,141 @@ def test_a_head_knows_its_draft_tokens(target: Path) -> None:
     assert mine.shape == (2, 8) and plain.shape == (1, 7)
     ready = head._layer.final_norm(hidden[:2])
     assert torch.allclose(mine[:, -1], ready @ read_ends(target).head[outside].float(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("heads", 0, r"heads=0 must be a whole number in 1\.\.1024"),
+        ("heads", True, "heads=True must be a whole number"),
+        ("prompt", -1, r"prompt=-1 must be a whole number in 0\.\."),
+        ("kv_heads", 3, "heads=2 must be a multiple of kv_heads=3"),
+        ("head_dim", 2**40, "head_dim=1099511627776 must be a whole number"),
+        ("head_dim", 15, "head_dim=15 even"),
+        ("window", 2**31, r"window=2147483648 must be a whole number in 1\.\.16777216"),
+        ("vocabulary", 2**32 + 10, "vocabulary=4294967306 must be a whole number"),
+        ("layers", [], "must name at least one target layer"),
+        ("layers", "01", "must name at least one target layer"),
+        ("layers", [0] * 2**15, "inputs=2097152 must be a whole number"),
+        ("rope_theta", 0.0, "rope_theta=0.0 must be a number above 0"),
+        ("eps", float("nan"), "eps=nan must be a number above 0"),
+        ("eps", 10**39, "eps=1000000000000000000000000000000000000000 must be a number above 0"),
+        pytest.param("eps", 10**400, "it has a number of 401 digits", id="long eps"),
+        ("layers", [-1] * 10**5, "must name at least one target layer"),
+        pytest.param("prompt", "x" * 10**5, "must be a whole number", id="long text as prompt"),
+    ],
+)
+def test_a_shape_beyond_the_limits_is_refused(
+    wide_target: Path, tmp_path: Path, field: str, value: Any, sentence: str
+) -> None:
+    config, weights = tiny_weights(wide_target)
+    fields = asdict(config) | {"layers": list(config.layers), field: value}
+    path = tmp_path / "head.safetensors"
+    save_file(weights, path, {"kind": "fastslow-head", "config": json.dumps(fields)})
+    with pytest.raises(ValueError, match=f"head {path}: .*{sentence}") as caught:
+        read_head(path)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("qkv", lambda t: None, "lacks tensor qkv of shape"),
+        ("fuse", lambda t: t[1:].clone(), "tensor fuse is"),
+        ("tokens", lambda t: t - 100, "token -.* of tensor tokens must be at least 0"),
+        ("tokens", lambda t: t.double(), "tensor tokens is of torch.float64, and must hold whole"),
+        ("qkv", lambda t: t.to(torch.int8), "tensor qkv is of torch.int8, and must hold floats"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    wide_target: Path, tmp_path: Path, name: str, change: Callable[[Tensor], Any], sentence: str
+) -> None:
+    config, weights = tiny_weights(wide_target)
+    changed = {n: t for n, t in (weights | {name: change(weights[name])}).items() if t is not None}
+    with pytest.raises(ValueError, match=sentence):
+        load_head(write_head(tmp_path / "h", config, changed), wide_target)
+
+
+def test_a_head_of_another_target_is_refused(wide_target: Path, tmp_path: Path) -> None:
+    config, weights = tiny_weights(wide_target)
+    wide = replace(config, hidden=96)
+    shapes = {name: torch.zeros(shape) for name, shape in wide.shapes().items()}
+    path = write_head(tmp_path / "wide.safetensors", wide, shapes | {"tokens": weights["tokens"]})
+    with pytest.raises(ValueError, match="is of a target with hidden_size=96 and a vocabulary"):
+        load_head(path, wide_target)
+    path = write_head(tmp_path / "deep.safetensors", replace(config, layers=(0, 7)), weights)
+    with pytest.raises(ValueError, match="reads layer 7 of its target, which has 2"):
+        load_head(path, wide_target)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("changes", "tokens", "sentence"),
+    [
+        ({"heads": 130, "kv_heads": 2, "head_dim": 4}, 0, "heads_per_kv_head=65 must be"),
+        ({"window": 2**31}, 0, "window=2147483648 must be"),
+        ({}, -1, "drafted token -1 must be in 0..89"),
+        ({}, 90, "drafted token 90 must be in 0..89"),
+    ],
+)
+def test_the_kernels_refuse_such_heads_themselves(
+    wide_target: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, tokens: int, sentence: str
+) -> None:  # fmt: skip
+    config, _ = tiny_weights(wide_target)
+    config = replace(config, **changes)
+    monkeypatch.setattr(HeadConfig, "check", lambda self: None)
+    ends = read_ends(wide_target)
+    if tokens:
+        ends = replace(ends, head=torch.cat([ends.head, ends.head]))  # has rows for any of them
+    weights = {name: torch.zeros(shape) for name, shape in config.shapes().items()}
+    weights["tokens"] = torch.arange(config.vocabulary)
+    weights["tokens"][-1] = tokens or config.vocabulary
+    with pytest.raises(ValueError, match=sentence):
+        KernelRunner(config, weights, ends)
+
+
+@compiled
+def test_calls_that_reach_outside_are_refused_and_the_next_one_drafts(wide_target: Path) -> None:
+    head = KernelRunner(*tiny_weights(wide_target), read_ends(wide_target))
+    torch.manual_seed(0)
+    features = torch.randn(3, 2 * HIDDEN)
+    text = head.open(0)
+
+    def grow(
+        texts: list[int], sizes: list[int], after: list[int], nodes: list[int], width: int = 2,
+        depth: int = 3,
+    ) -> Any:  # fmt: skip
+        limits = TreeLimits(nodes, width, depth, [0.0] * len(nodes))
+        return head.grow(NewRows(texts, sizes, after, features[: len(after)]), limits)
+
+    want = grow([text], [3], [1, 2, 3], [6])
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: grow([text], [3], [1, 2, -3], [6]), r"token -3 must be in 0\.\.89"),
+        (lambda: grow([text], [3], [1, 2, FAR], [6]), "token 1000000000000 must be"),
+        (lambda: grow([text], [2], [1, 2, 3], [6]), "texts take 2 rows, and 3 are given"),
+        (lambda: grow([text], [FAR], [1, 2, 3], [6]), "number of rows 1000000000000 must be"),
+        (lambda: grow([text], [-1], [1], [6]), "number of rows -1 must be"),
+        (lambda: grow([text, text], [1, 2], [1, 2, 3], [6, 6]), f"text {text} comes twice"),
+        (lambda: grow([7], [1], [1], [6]), "text 7 is not open"),
+        (lambda: grow([text], [1], [1], [-6]), "number of nodes -6 must be"),
+        (lambda: grow([text], [1], [1], [2**40]), "nodes=1099511627776 must be"),
+        (lambda: grow([text], [1], [1], [6], width=0), "width=0 must be"),
+        (lambda: grow([text], [1], [1], [6], width=2**31), "width=2147483648 must be"),
+        (lambda: grow([text], [1], [1], [6], depth=-1), "depth=-1 must be|nodes=-1 must be"),
+        (lambda: head.read(NewRows([text], [1], [90], features[:1])), "token 90 must be"),
+        (lambda: head.read(NewRows([text], [1], [9], features[:2])), "features must be 128 of"),
+        (lambda: head.advance([text], [-1]), "token -1 must be"),
+        (lambda: head.advance([text, text], [1, 2]), "comes twice"),
+        (lambda: head.advance([head.open(0)], [1]), "has no row to draft from"),
+        (lambda: head.logits(99), "text 99 is not open"),
+        (lambda: head.skip(text, -1), r"position=-1 must be in 0\.\.16777216"),
+        (lambda: head.open(2**24 + 1), "position=16777217 must be"),
+        (lambda: head.fork(text, 4), "position=-1 must be"),
+        (lambda: head.fork(text, -1), "drop=-1 must be at least 0"),
+        (lambda: head.extend_vocab(text, [-1], features[:1, :HIDDEN]), "token -1 must be"),
+        (lambda: head.extend_vocab(text, [1, 2], features[:1, :HIDDEN]), "rows of the head must"),
+    ]
+    for call, sentence in calls:
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    assert grow([text], [0], [], [6]) == want

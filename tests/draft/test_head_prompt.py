@@ -263,11 +263,12 @@ def test_only_some_rows_of_ended_texts_are_finished(target: Path) -> None:
     assert [state.tokens[0] for state in manual.drafter._finished] == [10, 11]
 
 
-def test_drafting_computes_what_training_computed(target: Path, model: Model) -> None:
+@pytest.mark.parametrize("window", [512, 6])
+def test_drafting_computes_what_training_computed(target: Path, model: Model, window: int) -> None:
     """A text with a prompt, in the rows and places of a batch, and as a drafter sees it."""
     config, weights = tiny_weights(target)
     ends = read_ends(target)
-    head = TrainedHead(replace(config, prompt=SHOWN), weights, ends)
+    head = TrainedHead(replace(config, prompt=SHOWN, window=window), weights, ends)
     tokens = [*PROMPTS[3], 5, 7, 6, 9, 4, 8]
     (seen,) = look(model, [TrainText(tokens, 40)], (0, 1))
     batch = batch_of([BatchCut(seen, SHOWN)], config.hidden)
@@ -296,8 +297,7 @@ class Looks(BaseDrafter):
     """Wants the last rows that are read; notes what it is shown."""
 
     def __init__(self, features: tuple[int, ...], most: int) -> None:
-        self.features = features
-        self.most = most
+        self.features, self.most = features, most
         self.seen: list[tuple[list[range], torch.Tensor]] = []
 
     def wants(self, batch: Sequence[Any], rows: Sequence[range]) -> list[range]:
@@ -308,30 +308,30 @@ class Looks(BaseDrafter):
 
 
 def test_of_several_that_look_each_gets_its_layers() -> None:
-    one, two, blind = Looks((2,), 2), Looks((0, 1), 3), BaseDrafter()
+    one, two = Looks((2,), 2), Looks((0, 1), 3)
+    blind: Any = BaseDrafter()
     blind.features = (5,)
     drafters: list[Any] = [blind, one, two]
     best = AdaptiveDrafter(drafters, AdaptiveSelection(3))
     best.features = (5,)
-    rows = [range(4, 9), range(0), range(1, 2)]
+    rows, wanted = [range(4, 9), range(0), range(1, 2)], [range(6, 9), range(0), range(1, 2)]
     batch: Any = [View(n, [3] * 10) for n in range(3)]
-    assert best.wants(batch, rows) == [range(6, 9), range(0), range(1, 2)]
-    assert list(best.features) == [0, 1, 2, 5]
+    assert best.wants(batch, rows) == wanted and list(best.features) == [0, 1, 2, 5]
     features = torch.arange(4.0)[:, None] * 10 + torch.tensor([0.0, 1.0, 2.0, 5.0])
-    best.read(batch, [range(6, 9), range(0), range(1, 2)], features)
+    best.read(batch, wanted, features)
     assert one.seen[0][1].tolist() == [[2.0], [12.0], [22.0], [32.0]]
     assert two.seen[0][1][:, 1].tolist() == [1.0, 11.0, 21.0, 31.0]
-    alone = FallbackDrafter(blind)  # type: ignore[arg-type]
+    alone = FallbackDrafter(blind)
     assert alone.wants(batch, rows) == [range(0)] * 3 and alone.features == (5,)
 
 
-def test_where_rows_are_dear_nobody_who_is_not_asked_looks() -> None:
+@pytest.mark.parametrize(("price", "found"), [(0.5, range(3, 5)), (2.0, range(0))])
+def test_where_rows_are_dear_nobody_who_is_not_asked_looks(price: float, found: range) -> None:
     batch: Any = [View(0, [3] * 6)]
-    for row, found in ((0.5, range(3, 5)), (2.0, range(0))):
-        value = MarginalValue(1.0, row * TUNING.max_row_price)
-        drafters: list[Any] = [BaseDrafter(), Looks((2,), 2)]
-        selection = AdaptiveSelection(2, lambda batch, v=value: v)  # type: ignore[misc]
-        best = AdaptiveDrafter(drafters, selection)
-        best.features = ()
-        assert [*best.wants(batch, [range(5)])[0]] == [*found]
-        assert best.features == ((2,) if found else ())
+    value = MarginalValue(1.0, price * TUNING.max_row_price)
+    selection = AdaptiveSelection(2, lambda batch: value)
+    drafters: list[Any] = [BaseDrafter(), Looks((2,), 2)]
+    best = AdaptiveDrafter(drafters, selection)
+    best.features = ()
+    assert [*best.wants(batch, [range(5)])[0]] == [*found]
+    assert best.features == ((2,) if found else ())

@@ -3,14 +3,12 @@ its fastslow.json, and OPTIONS of its `LLM`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import write_moge
+from checkpoints import write_chat
 from gate import Gate, open_llm, settled
-from tokenizers_tiny import write_bpe
 
 from fastslow import LLM
 
@@ -23,11 +21,7 @@ def folder(
     template, presets = (getattr(request.module, name, None) for name in ("TEMPLATE", "PRESETS"))
     if template is None:
         return tiny_chat
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, template, 320)
-    if presets is not None:
-        (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
-    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
+    return write_chat(tmp_path_factory.mktemp("moge"), template, presets)
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import gguf
 import gguf_tools
 import pytest
 import torch
 from checkpoints import write_dense
+from gguf_tools import BYTE_TOKENS
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from tokenizers.pre_tokenizers import ByteLevel
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.models import locate
@@ -31,30 +31,19 @@ HIDDEN = 64
 
 def write_gguf(path: Path, pre: str = "smollm", arch: str | None = None) -> Path:
     """A small llama with a byte-level tokenizer as a GGUF file; gives the checkpoint that it was made from."""
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he", "Ġt"]
-
-    def add_tokenizer(writer: gguf.GGUFWriter) -> None:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre)
-        writer.add_token_list(tokens)
-        writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-        writer.add_token_merges(["h e", "Ġ t"])
-        writer.add_bos_token_id(1)
-        writer.add_eos_token_id(2)
-        writer.add_chat_template("{{ messages[0]['content'] }}")
-
+    vocabulary = partial(
+        gguf_tools.add_byte_level, template="{{ messages[0]['content'] }}", pre=pre
+    )
     folder = path.with_suffix(".dense")
-    if not folder.exists():
-        write_dense(folder, vocab=len(tokens), num_hidden_layers=1, hidden_size=HIDDEN)
-    gguf_tools.write_gguf(folder, path, change=add_tokenizer)
+    write_dense(folder, vocab=len(BYTE_TOKENS), num_hidden_layers=1, hidden_size=HIDDEN)
+    gguf_tools.write_gguf(folder, path, change=vocabulary)
     if arch is not None:
         whole = path.read_bytes()
         path.write_bytes(whole.replace(b"llama", arch.encode(), 1))  # of as many letters
     return folder
 
 
-def test_gguf_becomes_a_dense_folder(tmp_path: Path) -> None:
+def test_gguf_becomes_a_dense_folder_with_its_tokenizer(tmp_path: Path) -> None:
     made_from = write_gguf(tmp_path / "tiny.gguf")
     out = gguf_to_dense(tmp_path / "tiny.gguf", tmp_path / "dense")
     tensors, wanted = (load_file(one / "model.safetensors") for one in (out, made_from))
@@ -70,15 +59,9 @@ def test_gguf_becomes_a_dense_folder(tmp_path: Path) -> None:
     assert (settings["bos_token"], settings["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert settings["chat_template"] == (out / "chat_template.jinja").read_text()
     assert Dense(out).embedding.shape[1] == HIDDEN
-
-
-def test_smollm_tokenizer_splits_digits_and_knows_special_tokens(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "tiny.gguf")
-    out = gguf_to_dense(tmp_path / "tiny.gguf", tmp_path / "dense")
-    encoded = Tokenizer.from_file(str(out / "tokenizer.json")).encode(
-        "<|im_start|>he 12 t<|im_end|>"
-    )
-    assert encoded.tokens == ["<|im_start|>", "he", "Ġ", "1", "2", "Ġt", "<|im_end|>"]
+    library = Tokenizer.from_file(str(out / "tokenizer.json"))
+    pieces = ["<|im_start|>", "he", "Ġ", "1", "2", "Ġt", "<|im_end|>"]  # digits are split
+    assert library.encode("<|im_start|>he 12 t<|im_end|>").tokens == pieces
 
 
 def test_other_gguf_files_are_refused(tmp_path: Path) -> None:
@@ -129,10 +112,8 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     given.unlink()
     assert locate.builtin_path("smollm2") == first
     own = first / "generation_config.json"
-    assert (
-        model_sampling(first) == {"temperature": 0}
-        and json.loads(own.read_text())["eos_token_id"] == 2
-    )
+    assert model_sampling(first) == {"temperature": 0}
+    assert json.loads(own.read_text())["eos_token_id"] == 2
     own.write_text('{"eos_token_id": 2}')  # as folders that were made earlier have it
     assert model_sampling(locate.builtin_path("smollm2")) == {"temperature": 0}
     assert json.loads(own.read_text())["eos_token_id"] == 2
@@ -177,8 +158,7 @@ def test_the_first_of_two_writers_wins_and_a_failed_one_leaves_nothing(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-# As people meet it
-
+FEW = SamplingParams(max_tokens=24)
 QUESTIONS = ("What is the capital of France?", "Count from one to ten.", "Say hello to Anna.")
 
 
@@ -189,23 +169,18 @@ def smollm2() -> Iterator[LLM]:
 
 
 @pytest.mark.slow
-def test_it_knows_the_capital_of_france(smollm2: LLM) -> None:
-    assert smollm2.has_head
-    for mode in ("deep", "fast"):
-        assert "Paris" in smollm2.chat(QUESTIONS[0], SamplingParams(max_tokens=24), mode=mode).text
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["deep", "fast", Mode(name="shared", groups=0)])
-@pytest.mark.parametrize("speculation", [Speculation(drafter="self", nodes=5), "ngram+self"])
-def test_drafts_change_no_token(
-    smollm2: LLM, mode: str | Mode, speculation: str | Speculation
+def test_it_knows_the_capital_of_france_and_drafts_change_no_token(
+    smollm2: LLM, mode: str | Mode
 ) -> None:
-    sampling = SamplingParams(max_tokens=24)
+    assert smollm2.has_head
     for question in QUESTIONS:
-        plain = smollm2.chat(question, sampling, mode=mode, speculation="off")
-        drafted = smollm2.chat(question, sampling, mode=mode, speculation=speculation)
-        assert drafted.token_ids == plain.token_ids
+        plain = smollm2.chat(question, FEW, mode=mode, speculation="off")
+        for wish in (Speculation(drafter="self", nodes=5), "ngram+self"):
+            drafted = smollm2.chat(question, FEW, mode=mode, speculation=wish)
+            assert drafted.token_ids == plain.token_ids
+        if question == QUESTIONS[0] and isinstance(mode, str):
+            assert "Paris" in plain.text
 
 
 @pytest.mark.slow

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkpoints import write_moge
+from checkpoints import write_chat
 from engine_tools import write_kin
 from gate import open_llm
 from head_tools import tiny_weights, write_head
-from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import KernelRunner, TorchRunner
@@ -30,9 +29,7 @@ PROMPT = [5, 6, 7, 5, 6, 8, 5, 6]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, "{{ messages }}", 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
+    folder = write_chat(tmp_path_factory.mktemp("moge"), "{{ messages }}")
     config, weights = tiny_weights(folder)
     write_head(folder / "draft_head.safetensors", replace(config, prompt=64), weights)
     return folder

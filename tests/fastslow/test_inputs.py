@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections import UserList
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,6 @@ from fastslow.llm import LLM
 VOCAB = 320
 OPTIONS = {"max_model_len": 40}
 USER = {"role": "user", "content": "hi"}
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    """Without routed groups, and without a tokenizer."""
-    folder = write_dense(tmp_path_factory.mktemp("dense"), num_hidden_layers=1)
-    with open_llm(folder, max_model_len=40) as llm:
-        yield llm
 
 
 def refused(pattern: str, call: Any, *arguments: Any, **options: Any) -> None:
@@ -69,39 +61,32 @@ def test_bounds_of_sampling_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "pattern"),
-    [
-        ({"max_tokens": "5"}, r"^max_tokens='5' must be a valid integer$"),
-        ({"max_tokens": 10**5000}, r"^max_tokens=<int> must be"),
-        ({"min_tokens": 6, "max_tokens": 5}, r"^min_tokens=6 exceeds max_tokens=5$"),
-        ({"temperature": math.nan}, r"^temperature=nan must be a finite number$"),
-        ({"seed": 2**63}, r"^seed=9223372036854775808 must be less than 9223372036854775808$"),
-        ({"logit_bias": {1: 101}}, r"^logit_bias\[1\]=101 must be less than or equal to 100$"),
-        ({"logit_bias": {"cat": 1}}, r"^logit_bias\.cat='cat' must be a valid integer"),
-        ({"stop": ["a", ""]}, r"^stop\[1\]='' must have at least 1 character$"),
-        ({"temprature": 1.0}, r"^field 'temprature' is unknown; did you mean 'temperature'\?$"),
-        ({"xyzzy": 1.0}, r"^field 'xyzzy' is unknown; known: .*top_p"),
-        ({"top_k": "k" * 500}, r"^top_k='k+\.\.\. must be a valid integer$"),
-    ],
-    ids=lambda value: shown(value)[:40],
-)
-def test_sentences_of_sampling_parameters(fields: dict[str, Any], pattern: str) -> None:
-    refused(pattern, SamplingParams, **fields)
-
-
-@pytest.mark.parametrize(
     ("kind", "fields", "pattern"),
     [
+        (SamplingParams, {"max_tokens": 10**5000}, r"^max_tokens=<int> must be"),
+        (
+            SamplingParams,
+            {"min_tokens": 6, "max_tokens": 5},
+            r"^min_tokens=6 exceeds max_tokens=5$",
+        ),
+        (SamplingParams, {"temperature": math.nan}, r"^temperature=nan must be a finite number$"),
+        (SamplingParams, {"logit_bias": {1: 101}}, r"^logit_bias\[1\]=101 must be less than or eq"),
+        (SamplingParams, {"logit_bias": {"cat": 1}}, r"^logit_bias\.cat='cat' must be a valid int"),
+        (SamplingParams, {"stop": ["a", ""]}, r"^stop\[1\]='' must have at least 1 character$"),
+        (SamplingParams, {"temprature": 1.0}, r"^field 'temprature' is unknown; did you mean 'tem"),
+        (SamplingParams, {"xyzzy": 1.0}, r"^field 'xyzzy' is unknown; known: .*top_p"),
+        (SamplingParams, {"top_k": "k" * 500}, r"^top_k='k+\.\.\. must be a valid integer$"),
         (Speculation, {"nodes": 65}, r"^nodes=65 must be less than or equal to 64$"),
-        (Speculation, {"nodes": 2.0}, r"^nodes=2.0 must be a valid integer$"),
-        (Speculation, {"node": 4}, r"^field 'node' is unknown; did you mean 'nodes'\?$"),
-        (Mode, {"groups": "all"}, r"^groups='all' must be a valid integer$"),
         (Mode, {"name": ""}, r"^name='' must have at least 1 character$"),
+        (Mode, {"base": "x" * 257}, r"^base='x+\.\.\. must have at most 256 characters$"),
+        (Mode, {"closing": "x" * 1001}, r"^closing='x+\.\.\. must have at most 1000 characters$"),
+        (Mode, {"closing": "a\ud800"}, r"^closing='a\\ud800' must be a valid string"),
         (Mode, {"thinking": "maybe"}, r"^thinking='maybe' must be 'off', 'on' or 'auto'$"),
         (Mode, {"sampling": {"top_p": 2}}, r"^sampling\.top_p=2 must be less than or equal to 1$"),
     ],
+    ids=lambda value: shown(value)[:40],
 )
-def test_speculation_and_mode(kind: type[Params], fields: dict[str, Any], pattern: str) -> None:
+def test_sentences_of_fields(kind: type[Params], fields: dict[str, Any], pattern: str) -> None:
     refused(pattern, kind, **fields)
 
 
@@ -136,6 +121,7 @@ def test_an_int_is_a_number_too_and_nothing_changes_afterwards() -> None:
         ("a\ud800b", r"lone surrogate at position 1"),
         ([{}], r"^messages\[0\]\.role is None; it must be one of system, user"),
         ([{"role": "user"}], r"^messages\[0\]\.content is missing"),
+        ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
         ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
         ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
     ],
@@ -147,27 +133,11 @@ def test_prompts(llm: LLM, prompt: Any, pattern: str) -> None:
         refused(pattern, llm.stream, prompt)
 
 
-def test_numpy_ids_are_fine(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=2)
-    ids: list[np.integer[Any]] = [np.int64(7), np.int32(8)]
-    assert llm.generate(ids, params).token_ids == llm.generate([7, 8], params).token_ids
-    assert llm.generate((7, 8), params).token_ids == llm.generate([7, 8], params).token_ids
-
-
-@pytest.mark.parametrize(
-    ("messages", "pattern"),
-    [
-        ([], r"is empty"),
-        (5, r"^messages=5 must be text or a list"),
-        (USER, r"^messages=\{.*must be text or a list"),
-        ([USER, "hi"], r"^messages=.* must"),
-        ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
-    ],
-    ids=str,
-)
-def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
-    refused(pattern, llm.chat, messages)
-    refused(pattern, llm.stream_chat, messages)
+def test_chats(llm: LLM) -> None:
+    refused(r"is empty", llm.chat, [])
+    for messages in (5, USER, [USER, "hi"]):
+        refused(r"^messages=.* must be text or a list", llm.chat, messages)
+        refused(r"^messages=.* must be text or a list", llm.stream_chat, messages)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +146,7 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
         ({"sampling": {"max_tokens": 0}}, r"^max_tokens=0 must be greater than or equal to 1$"),
         ({"sampling": 0}, r"^sampling=0 must be SamplingParams, or None$"),
         ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
-        (
-            {"sampling": {"logit_bias": {VOCAB: 1.0}}},
-            r"^logit_bias: token id 320 is outside the voc",
-        ),
+        ({"sampling": {"logit_bias": {VOCAB: 1.0}}}, r"^logit_bias: token id 320 is outside"),
         ({"sampling": {"stop_token_ids": (5, 999)}}, r"^stop_token_ids: token id 999 is outside"),
         ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
         ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: auto, deep, fast$"),
@@ -190,6 +157,8 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
             {"speculation": ""},
             r"^drafter='' is unknown; known: auto, head, model, ngram, off, self",
         ),
+        ({"speculation": {"model": 5}}, r"^model=5 must be"),
+        ({"speculation": {"x": 5}}, r"^field 'x' is unknown"),
         ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
         ({"timeout": 0}, r"^timeout=0 must be seconds, above 0 and at most 1e\+09, or None$"),
         *(({"timeout": x}, "^timeout=.* must be") for x in (True, "5", math.nan, 1e300, 10**5000)),
@@ -201,9 +170,10 @@ def test_chats(llm: LLM, messages: Any, pattern: str) -> None:
             r"^speculation groups=5 is outside 0\.\.4$",
         ),
         (
-            {"speculation": {"drafter": "model", "model": "/no/such"}},
-            r"^model='/no/such' is no folder",
+            {"speculation": {"drafter": "self", "experts": 2}},
+            r"^speculation experts=2 must be left",
         ),
+        ({"speculation": {"drafter": "model", "model": "/no"}}, r"^model='/no' is no folder"),
     ],
     ids=lambda value: shown(value)[:40],
 )
@@ -211,20 +181,12 @@ def test_options(llm: LLM, options: dict[str, Any], pattern: str) -> None:
     refused(pattern, llm.generate, "hello", **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "pattern"),
-    [
-        ({"mod": "deep"}, r"^option 'mod' is unknown; did you mean 'mode'\?$"),
-        ({"xyzzy": 1}, r"^option 'xyzzy' is unknown; known: .*mode, .*speculation"),
-        (
-            {"max_tokens": 5},
-            r"^option 'max_tokens' belongs .* sampling=SamplingParams\(max_tokens=\.\.\.\)$",
-        ),
-    ],
-)
-def test_unknown_keywords(llm: LLM, options: dict[str, Any], pattern: str) -> None:
+def test_unknown_keywords(llm: LLM) -> None:
     for call in (llm.generate, llm.chat, llm.stream, llm.stream_chat, llm.submit):
-        refused(pattern, call, "hello", **options)
+        refused(r"^option 'mod' is unknown; did you mean 'mode'\?$", call, "hello", mod="deep")
+        refused(r"^option 'xyzzy' is unknown; known: .*mode, .*speculation", call, "hello", xyzzy=1)
+        belongs = r"^option 'max_tokens' belongs .* sampling=SamplingParams\(max_tokens=\.\.\.\)$"
+        refused(belongs, call, "hello", max_tokens=5)
 
 
 def test_none_is_the_default(llm: LLM) -> None:
@@ -238,26 +200,16 @@ def test_none_is_the_default(llm: LLM) -> None:
     assert last.output is not None and last.output.token_ids == usual.token_ids
 
 
-class Lines(Sequence[Any]):
-    """A sequence that is neither a list nor a tuple."""
-
-    def __init__(self, *lines: Any) -> None:
-        self._lines = lines
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._lines[place]
-
-
 def test_any_sequence_is_a_list(llm: LLM) -> None:
     few = SamplingParams(max_tokens=2)
+    right = llm.generate([7, 8], few).token_ids
+    ids: list[np.integer[Any]] = [np.int64(7), np.int32(8)]
+    assert llm.generate(ids, few).token_ids == llm.generate((7, 8), few).token_ids == right
     many: Any = llm.generate
-    outs = many(Lines("a", "b c"), few, mode=Lines("fast", "deep"))
+    outs = many(UserList(["a", "b c"]), few, mode=UserList(["fast", "deep"]))
     assert [(out.prompt, out.metrics.mode) for out in outs] == [("a", "fast"), ("b c", "deep")]
     many = llm.chat
-    chats = many(Lines("hi", Lines(USER), [USER, USER]), few)
+    chats = many(UserList(["hi", UserList([USER]), [USER, USER]]), few)
     assert [out.prompt for out in chats] == ["hi ", "hi ", "hi hi "]
 
 
@@ -275,28 +227,28 @@ def test_what_cannot_fit_is_refused_before_it_is_tokenised(
     refused(r"^messages has 41 entries; .* context of 40$", llm.generate, [USER] * 41)
     assert not encoded
 
-    class Ids(Lines):
+    class Ids(UserList[int]):
         def __getitem__(self, place: Any) -> Any:
             assert place < 2, "looked at"
             return 5
 
-    refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, Ids(*range(100_000)))
+    refused(r"^prompt has 100000 tokens; .* context of 40$", llm.generate, Ids(range(100_000)))
 
 
-def test_what_a_dense_model_without_a_tokenizer_cannot_do(dense: LLM) -> None:
-    refused(r"has no tokenizer: give the prompt as token ids", dense.generate, "text")
-    refused(r"has no tokenizer", dense.chat, "text")
-    refused(r"^stop strings need a tokenizer", dense.generate, [5], SamplingParams(stop=("x",)))
-    said = r"^drafter='self' needs a model with routed groups"
-    refused(said, dense.generate, [5], speculation="self")
-    refused(r"groups=3 must be left out", dense.generate, [5], mode=Mode(groups=3))
-    assert dense.generate([5], SamplingParams(max_tokens=2), mode="fast").text == ""
+def test_what_a_dense_model_without_a_tokenizer_cannot_do(tiny_dense: Path) -> None:
+    with open_llm(tiny_dense) as dense:
+        refused(r"has no tokenizer: give the prompt as token ids", dense.generate, "text")
+        refused(r"has no tokenizer", dense.chat, "text")
+        refused(r"^stop strings need a tokenizer", dense.generate, [5], SamplingParams(stop=("x",)))
+        said = r"^drafter='self' needs a model with routed groups"
+        refused(said, dense.generate, [5], speculation="self")
+        refused(r"groups=3 must be left out", dense.generate, [5], mode=Mode(groups=3))
+        assert dense.generate([5], SamplingParams(max_tokens=2), mode="fast").text == ""
 
 
 def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
     """Other tokens are translated; a padded vocabulary with the same tokens is drafted from as it is."""
     for name, tokens, vocab in (("size", 0, 96), ("narrow", 320, 300), ("wide", 320, 384)):
-        (tmp_path / name).mkdir()
         if tokens:
             write_bpe(tmp_path / name, vocab_size=tokens)
         write_dense(tmp_path / name, vocab=vocab, num_hidden_layers=1)
@@ -320,11 +272,8 @@ def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"model": None}, r"^model=None must be str or Path$"),
         ({"model": ""}, r"^model='' is empty$"),
-        ({"max_model_len": 30.0}, r"^max_model_len=30.0 must be int or None$"),
         ({"max_running": True}, r"^max_running=True must be int$"),
-        ({"parallel": 3}, r"^parallel=3 must be str or Parallel or None$"),
         ({"remember": "always"}, r"^remember='always' must be bool or 'by_key'$"),
         ({"max_runing": 3}, r"^option 'max_runing' is unknown; did you mean 'max_running'\?$"),
         ({"temperature": 3}, r"^option 'temperature' belongs into sampling=SamplingParams"),
@@ -350,25 +299,6 @@ def test_every_argument_of_the_engine_refuses_another_type() -> None:
         refused(rf"^{name}=", LLM, **{name: 1j})
 
 
-def test_requests_in_flight_do_not_notice_a_refused_one(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=20, ignore_eos=True)
-    alone = llm.generate("hello", params)
-    pieces = llm.stream("hello", params)
-    first = next(pieces)
-    for bad in ("", [VOCAB], [5] * 99):
-        refused("prompt", llm.generate, [bad, "fine"])
-    *_, last = [first, *pieces]
-    assert last.output is not None and last.output.token_ids == alone.token_ids
-
-
-@pytest.mark.parametrize(("field", "most"), [("name", 256), ("base", 256), ("closing", 1000)])
-def test_texts_of_a_mode_are_bounded(field: str, most: int) -> None:
-    Mode(**{field: "x" * most})  # type: ignore[arg-type]
-    long = rf"^{field}='x+\.\.\. must have at most {most} characters$"
-    refused(long, Mode, **{field: "x" * (most + 1)})
-    refused(rf"^{field}='a\\ud800' must be a valid string", Mode, **{field: "a\ud800"})
-
-
 class Broken:
     """A value that cannot be shown."""
 
@@ -385,13 +315,3 @@ def test_messages_show_a_value_in_short(llm: LLM, value: Any) -> None:
     refused("^prompt token 0 is ", llm.generate, [value])
     refused("^messages=.* must be text", llm.chat, {"role": value})
     refused(r"^messages\[0\].role is ", llm.generate, [{"role": value, "content": "x"}])
-
-
-def test_fields_of_speculation(llm: LLM, folder: Path) -> None:
-    few = SamplingParams(max_tokens=3)
-    out = llm.generate("hello", few, speculation={"drafter": "ngram"})
-    assert out.metrics.drafter == "ngram"
-    refused("^model=5 must be", llm.submit, "hello", speculation={"model": 5})
-    refused("^field 'x' is unknown", llm.submit, "hello", speculation={"x": 5})
-    with open_llm(folder, speculation={"drafter": "ngram"}) as other:
-        assert other.generate("hello", few).metrics.drafter == "ngram"

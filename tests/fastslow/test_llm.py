@@ -7,24 +7,20 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from gate import open_llm, settled
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.types import Rows
 from fastslow.llm import LLM
-from fastslow.output import GenerationError, Output
+from fastslow.output import Output
 from fastslow.request.options import Prompt
 
 VOCAB = 320
-POISON = 300  # a prompt with this id makes the model fail, where a test asks for it
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
@@ -42,8 +38,7 @@ SAMPLED = SamplingParams(max_tokens=10, ignore_eos=True, temperature=1.0, seed=7
 
 def test_one_prompt_one_output(llm: LLM) -> None:
     out = llm.generate("The quick brown fox", TEN)
-    assert isinstance(out, Output)
-    assert out.prompt == "The quick brown fox"
+    assert isinstance(out, Output) and out.prompt == "The quick brown fox"
     assert llm.tokenizer is not None
     assert out.prompt_token_ids == llm.tokenizer.encode(out.prompt)
     assert len(out.token_ids) == 10 and out.finish_reason == "length"
@@ -53,12 +48,8 @@ def test_one_prompt_one_output(llm: LLM) -> None:
 
 
 def test_many_prompts_many_outputs_in_order_each_with_its_own_settings(llm: LLM) -> None:
-    prompts: list[Prompt] = [
-        "The quick",
-        [7, 8, 9],
-        "Every expert",
-        [{"role": "user", "content": "hi"}],
-    ]
+    chat = [{"role": "user", "content": "hi"}]
+    prompts: list[Prompt] = ["The quick", [7, 8, 9], "Every expert", chat]
     params = [TEN, SamplingParams(max_tokens=2), None, SAMPLED]
     modes: list[str | Mode] = ["deep", "fast", "fast", Mode(groups=0)]
     wishes: list[str | Speculation] = ["auto", "off", Speculation(nodes=1), "self"]
@@ -76,26 +67,11 @@ def test_many_prompts_many_outputs_in_order_each_with_its_own_settings(llm: LLM)
 def test_chat_goes_through_the_template(llm: LLM) -> None:
     out = llm.chat("hello", TEN, mode="brief")
     assert out.prompt == "<|im_start|>user hello<|im_end|><|im_start|>assistant "
-    same = llm.chat([{"role": "user", "content": "hello"}], TEN, mode="brief")
-    assert same.token_ids == out.token_ids
     *_, last = llm.stream_chat("hello", TEN, mode="brief")
     assert last.output is not None and last.output.token_ids == out.token_ids
-    assert llm.chat("hello", TEN, mode="deep").prompt == f"{out.prompt}<think>"
     both = llm.chat(["hello", [{"role": "user", "content": "hello"}]], TEN, mode=["brief", "deep"])
     assert [one.prompt for one in both] == [out.prompt, f"{out.prompt}<think>"]
-
-
-@pytest.mark.parametrize(
-    ("wish", "prompt"), [("off", "你好，世界。"), ("ngram", "The quick"), ("self", "你好，世界。")]
-)
-def test_pieces_join_to_the_answer(llm: LLM, wish: str, prompt: str) -> None:
-    params = SamplingParams(max_tokens=30, ignore_eos=True, stop=("zzz", "qq"))
-    whole = llm.generate(prompt, params, speculation=wish)
-    *pieces, last = llm.stream(prompt, params, speculation=wish)
-    assert last.output is not None and all(p.output is None for p in pieces)
-    assert "".join(p.text for p in pieces) == whole.text == last.output.text
-    assert "".join(p.reasoning for p in pieces) == whole.reasoning == last.output.reasoning
-    assert [t for p in pieces for t in p.token_ids] == whole.token_ids
+    assert both[0].token_ids == out.token_ids
 
 
 def test_leaving_a_stream_gives_its_pages_back(llm: LLM) -> None:
@@ -139,20 +115,17 @@ def test_logprobs(llm: LLM, wish: str) -> None:
     params = SAMPLED.model_copy(update={"logprobs": 3, "prompt_logprobs": 2})
     out = llm.generate("The quick brown fox", params, speculation=wish)
     assert out.logprobs is not None and out.prompt_logprobs is not None
-    assert len(out.logprobs) == len(out.token_ids)
-    for token, table in zip(out.token_ids, out.logprobs):
+    for token, table in zip(out.token_ids, out.logprobs, strict=True):
         assert token in table and 3 <= len(table) <= 4
-        assert sum(map(math.exp, table.values())) <= 1 + 1e-5
     assert out.prompt_logprobs[0] is None
-    assert len(out.prompt_logprobs) == len(out.prompt_token_ids)
-    for token, known in zip(out.prompt_token_ids[1:], out.prompt_logprobs[1:]):
+    for token, known in zip(out.prompt_token_ids[1:], out.prompt_logprobs[1:], strict=True):
         assert known is not None and token in known and 2 <= len(known) <= 3
     # What the answer's tokens get as an answer, they get as a prompt.
     text = [*out.prompt_token_ids, *out.token_ids]
     asked = SamplingParams(max_tokens=1, prompt_logprobs=VOCAB)
     again = llm.generate(text, asked).prompt_logprobs
-    assert out.logprobs is not None and again is not None
-    for table, full in zip(out.logprobs, again[len(out.prompt_token_ids) :]):
+    assert again is not None
+    for table, full in zip(out.logprobs, again[len(out.prompt_token_ids) :], strict=True):
         assert full is not None
         assert sum(map(math.exp, full.values())) == pytest.approx(1, abs=1e-4)
         assert table == pytest.approx({t: full[t] for t in table}, abs=1e-4)
@@ -165,13 +138,11 @@ def test_logprobs(llm: LLM, wish: str) -> None:
 def test_threads_get_what_they_would_get_alone(llm: LLM) -> None:
     prompts = [f"{word} expert {i}" for i, word in enumerate(("The", "Every", "How", "你好"))] * 2
     wishes = ["off", "ngram", "self", "ngram+self"]
+    modes = ["fast", "deep", Mode(groups=0)]
 
     def job(i: int) -> tuple[list[int], str]:
         params = SAMPLED.model_copy(update={"seed": i}) if i % 2 else TEN
-        options: dict[str, Any] = {
-            "mode": ["fast", "deep", Mode(groups=0)][i % 3],
-            "speculation": wishes[i % 4],
-        }
+        options: dict[str, Any] = {"mode": modes[i % 3], "speculation": wishes[i % 4]}
         if i % 4 == 1:
             *_, last = llm.stream(prompts[i], params, **options)
             assert last.output is not None
@@ -223,44 +194,6 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
             call("The", params)
 
 
-@pytest.fixture
-def broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
-    """Logits are NaN for texts that hold POISON; a step fails where two POISONs are read."""
-    with open_llm(folder) as llm:
-        forward = llm.model.forward
-
-        def fail(rows: Rows, *arguments: Any) -> Any:
-            if (rows.tokens == POISON).sum() >= 2:
-                raise RuntimeError("the device is gone")
-            out = forward(rows, *arguments)
-            out.logits = out.logits.clone()  # the model's own are read-only
-            ids = rows.tokens.tolist()
-            for m, row in enumerate(rows.outputs.tolist()):
-                b = next(i for i, stop in enumerate(rows.starts[1:]) if row < stop)
-                if POISON in ids[rows.starts[b] : row + 1]:
-                    out.logits[m : m + 1] = torch.nan  # empty where only the best token is wanted
-                    out.best[m] = -1
-            return out
-
-        monkeypatch.setattr(llm.model, "forward", fail)
-        yield llm
-
-
-@pytest.mark.parametrize("wish", ["off", "self"])
-def test_an_error_in_one_request_leaves_the_others_alone(broken: LLM, wish: str) -> None:
-    good = broken.generate(["The quick", "Every"], TEN, speculation=wish)
-    prompts: list[Prompt] = ["The quick", [5, POISON], "Every"]
-    with pytest.raises(GenerationError, match=r"^1 request\(s\) failed: .*not finite") as caught:
-        broken.generate(prompts, TEN, speculation=wish)
-    outs = caught.value.outputs
-    assert [outs[0].token_ids, outs[2].token_ids] == [o.token_ids for o in good]
-    assert (outs[1].finish_reason, outs[1].token_ids, outs[1].text) == ("error", [], "")
-    assert outs[1].choices[0].error is not None and outs[0].choices[0].error is None
-    with pytest.raises(GenerationError, match="not finite"):
-        list(broken.stream([5, POISON], TEN))
-    assert settled(broken)
-
-
 def test_metrics_are_sane(llm: LLM) -> None:
     started = time.monotonic()
     out = llm.generate("The quick brown fox", SamplingParams(max_tokens=40, ignore_eos=True))
@@ -270,11 +203,9 @@ def test_metrics_are_sane(llm: LLM) -> None:
     assert 0 < m.ttft <= spent and 0 <= m.tpot <= spent
     assert m.ttft + m.tpot * 39 <= spent * 1.01
     assert m.tokens == m.steps + m.accepted and m.accepted <= m.drafted
-    assert m.tokens_per_step == pytest.approx(m.tokens / m.steps)
     assert len(m.runs) == m.steps and sum(m.runs) == m.accepted
     assert 0 <= m.draft_seconds + m.verify_seconds <= spent
     assert len(m.acceptance) <= 24 and all(0 <= share <= 1 for share in m.acceptance)
-    assert m.cut >= 0
     off = llm.generate("The quick", TEN, speculation="off").metrics
     assert (off.drafter, off.drafted, off.steps, off.acceptance) == ("off", 0, 10, [])
     assert (off.preemptions, off.mean_accepted, off.tokens_per_step) == (0, 0.0, 1.0)
@@ -305,27 +236,6 @@ def test_forgotten_prompts_are_read_again_and_what_runs_continues(folder: Path) 
         assert llm.generate(prompt, TEN).metrics.cached_tokens == 48
     with pytest.raises(RuntimeError, match="closed"):
         llm.forget_prompts()
-
-
-@pytest.mark.parametrize("wish", ["off", "self"])
-def test_a_prefix_hit_does_not_change_a_seeded_answer(folder: Path, wish: str) -> None:
-    prompt = list(range(10, 27))  # a page and one token: with a hit there is nothing left to read
-    with open_llm(folder) as llm:
-        first, hit = (llm.generate(prompt, SAMPLED, speculation=wish) for _ in range(2))
-    assert (first.metrics.cached_tokens, hit.metrics.cached_tokens) == (0, 16)
-    assert first.token_ids == hit.token_ids
-
-
-def test_little_kv_memory_preempts_and_changes_nothing(folder: Path, llm: LLM) -> None:
-    params = SamplingParams(max_tokens=60, ignore_eos=True)
-    prompts = [[20 + i] * 3 for i in range(6)]
-    config = llm.model.config
-    page = config.kv_bytes_per_token(torch.float32) * 16
-    with open_llm(folder, kv_memory=8 * page, max_model_len=100) as small:
-        outs = small.generate(prompts, params)
-        assert settled(small)
-    assert [o.token_ids for o in outs] == [o.token_ids for o in llm.generate(prompts, params)]
-    assert sum(o.metrics.preemptions for o in outs) > 0
 
 
 def test_an_answer_ends_where_it_should(folder: Path, llm: LLM) -> None:

@@ -22,6 +22,8 @@ ANALYSIS = "<|channel|>analysis<|message|>"
 TWENTY = SamplingParams(max_tokens=20, ignore_eos=True)
 FORTY = SamplingParams(max_tokens=40, ignore_eos=True)  # gpt-oss's closing takes many of them
 USER = [{"role": "user", "content": "hello"}]
+BEGUN: list[Any] = [*USER, {"role": "assistant", "content": "It is", "prefix": True}]
+PHRASE = "\nSo:\n"
 BRACKETS = ("[THINK]", "[/THINK]", "[INST]", "[/INST]")
 # gpt-oss itself begins the header: a random model would not
 OPENED = GPT_OSS.replace("<|start|>assistant{%", f"<|start|>assistant{ANALYSIS}{{%")
@@ -93,14 +95,16 @@ def test_a_budget_is_exact_in_every_family(
 ) -> None:
     llm = llms[name]
     assert llm.tokenizer is not None
-    mode = Mode(base="deep", thinking_budget=most, closing="\nSo:\n")
+    mode = Mode(base="deep", thinking_budget=most, closing=PHRASE)
     free = llm.chat(USER, FORTY)
     out = streamed(llm, FORTY, mode=mode, speculation=wish)
     close = "<|end|><|start|>assistant<|channel|>final<|message|>" if "gpt" in name else "</think>"
-    ends = llm.tokenizer.encode("\nSo:\n" + close, add_special=False)
+    ends = llm.tokenizer.encode(PHRASE + close, add_special=False)
     assert out.token_ids[: most + len(ends)] == [*free.token_ids[:most], *ends]
-    assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
-    assert out.reasoning.endswith("\nSo:\n") and out.text != ""
+    metrics = out.metrics
+    assert (metrics.mode, metrics.thinking_tokens) == ("deep*", most)
+    assert metrics.thinking_ended == "budget"
+    assert out.reasoning == llm.tokenizer.decode(free.token_ids[:most]) + PHRASE and out.text
     assert "<|" not in out.reasoning.replace("<|extra", "") + out.text.replace("<|extra", "")
 
 
@@ -120,18 +124,16 @@ def test_an_earlier_answer_is_written_as_final(llms: dict[str, LLM]) -> None:
     out = llms["gpt-oss"].chat(chat, TWENTY)
     assert out.prompt is not None
     assert "<|start|>assistant<|channel|>final<|message|>so<|end|>" in out.prompt
-    begun: list[Any] = [*USER, {"role": "assistant", "content": "It is", "prefix": True}]
-    out = llms["gpt-oss"].chat(begun, TWENTY)
+    out = llms["gpt-oss"].chat(BEGUN, TWENTY)
     assert out.prompt is not None and out.prompt.endswith("final<|message|>It is")
     assert out.text and not out.reasoning
 
 
 def test_beside_tools_an_answer_under_a_grammar_may_spell_marks(llms: dict[str, LLM]) -> None:
-    begun: list[Any] = [*USER, {"role": "assistant", "content": "It is", "prefix": True}]
     spelled = "a<|channel|>final<|message|>b"
     form = SamplingParams(max_tokens=60, grammar={"choice": [spelled]})
     for kwargs in ({}, {"tools": {"look": {"type": "object"}}}):
-        out = llms["gpt-oss"].chat(begun, form, chat_template_kwargs=kwargs)
+        out = llms["gpt-oss"].chat(BEGUN, form, chat_template_kwargs=kwargs)
         assert (out.reasoning, out.text, out.finish_reason) == ("", spelled, "stop")
 
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from gate import open_llm
+from gate import open_llm, settled
 from grammar_tools import holds
-from tokenizers_tiny import write_bpe, write_spm
+from tokenizers_tiny import write_spm
 
 from fastslow.engine.params import GrammarSpec, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
 
-VOCAB = 320
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TEMPLATE = CHATML + "<|im_start|>assistant\n{{ '<think>\\n' }}"
 POINT = {
@@ -50,14 +49,8 @@ KINDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     ("mode", "drafter"),
-    [
-        ("fast", "ngram"),
-        ("fast", "auto"),
-        ("deep", "self"),
-        (BUDGET, "suffix"),
-        (BUDGET, "ngram"),
-        (BUDGET, "self"),
-    ],
+    [("fast", "ngram"), ("fast", "auto"), ("deep", "self")]
+    + [(BUDGET, drafter) for drafter in ("suffix", "ngram", "self")],
 )
 def test_answers_keep_to_their_grammar(llm: LLM, mode: Any, drafter: str) -> None:
     batch = [asked(grammar) for grammar in KINDS]
@@ -94,10 +87,9 @@ def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
 @pytest.mark.parametrize("regex", ["<think>(ab){12}c", "(ab){6}<think>(ab){6}</think>c"])
 def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str) -> None:
     """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
+    params = asked({"regex": regex})
     for attempt in range(2):  # the second time "suffix" knows the answer
-        *_, last = llm.stream_chat(
-            "hello", asked({"regex": regex}), mode="fast", speculation=drafter
-        )
+        *_, last = llm.stream_chat("hello", params, mode="fast", speculation=drafter)
         out = last.output
         assert out is not None and out.finish_reason == "stop" and out.reasoning == ""
         assert out.text.startswith(("<think>", "abab")) and out.text.endswith("c")
@@ -149,20 +141,14 @@ def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "grammar, said",
+    ("grammar", "said"),
     [
         ({}, "exactly one of json_schema"),
-        ({"regex": "a", "choice": ["b"]}, "exactly one of json_schema"),
         ({"choice": ["a"] * 1001}, "at most 1000 items"),
         ({"regex": "a" * 262_145}, "at most 262144 characters"),
         ({"choice": ["a" * 200_000, "b" * 200_000]}, "more than 262144 characters"),
         ({"json_schema": {"a": float("nan")}}, "no JSON"),
-        ({"json_schema": {"uniqueItems": True}}, "'uniqueItems' is not supported"),
-        ({"regex": "(a"}, "unclosed group"),
-        (
-            {"json_schema": {"properties": {f"p{i}": True for i in range(2001)}}},
-            "has 2001 properties; at most 2000 are taken",
-        ),
+        ({"json_schema": {"properties": {f"p{i}": True for i in range(2001)}}}, "at most 2000 are"),
     ],
 )
 def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: str) -> None:
@@ -173,23 +159,24 @@ def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> None:
     wild = asked({"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}, max_tokens=60)
-    with pytest.raises(GenerationError, match="the grammar stopped: ") as error:
+    said = r"^1 request\(s\) failed: .*the grammar stopped: "
+    with pytest.raises(GenerationError, match=said) as error:
         llm.generate(["hello"] * 3, [wild, asked({"choice": ["yes"]}), asked(None)], progress=False)
     outs = error.value.outputs
     assert outs[0].finish_reason == "error" and outs[1].text == "yes"
+    assert outs[0].choices[0].error is not None and outs[1].choices[0].error is None
     assert outs[2].finish_reason in ("stop", "length")
-    assert llm.generate("hello", asked({"choice": ["no"]}), mode="fast").text == "no"
+    with pytest.raises(GenerationError, match="the grammar stopped: "):
+        list(llm.stream("hello", wild))
+    assert settled(llm)
 
 
 def test_without_the_package_or_a_tokenizer_a_grammar_is_refused(
-    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = write_moge(tmp_path / "bare", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
     without = pytest.raises(ValueError, match="needs a tokenizer, and this checkpoint has none")
-    with open_llm(bare) as other, without:
+    with open_llm(tiny_moge) as other, without:
         other.generate([5, 6], asked({"json_object": True}))
-    write_bpe(tmp_path / "words", vocab_size=VOCAB)
-    folder = write_moge(tmp_path / "words", vocab=VOCAB, num_hidden_layers=1, hidden_size=32)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     missing = pytest.raises(ValueError, match=r"pip install 'fastslow\[grammar\]'")
     with open_llm(folder) as other, missing:

@@ -1,63 +1,59 @@
-"""Thinking as callers see it: presets, switches, tags, budgets, reasoning and text."""
+"""Thinking as callers see it: presets, switches, tags, budgets, reasoning and text; and a thought that its caller closes."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from gate import open_llm
-from tokenizers_tiny import write_bpe, write_spm
+from checkpoints import write_chat, write_moge
+from gate import SOON, Gate, StopThinking, open_llm, settled
+from tokenizers_tiny import write_spm
 
-from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.output import Output
+from fastslow import LLM, AsyncLLM, Escalation, Mode, Output, SamplingParams, Speculation
 from fastslow.request.options import SpeculationLike
 
-VOCAB = 320
-OPEN, CLOSE = 3, 4  # <think>, </think>
+OPEN, CLOSE, LETTER = 3, 4, 60  # <think>, </think>
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PLAIN = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 EMPTY = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 )
 OPENS = "{{ '<think>\\n' }}"  # always: it has no switch
 TEMPLATES = {
-    "qwen": CHATML + ASSISTANT + EMPTY,  # writes an empty thought when it is not to think
-    "opening": CHATML + ASSISTANT + OPENS,
-    "switched": CHATML + ASSISTANT + "{% if thinking %}<think>{% else %}</think>{% endif %}",
-    "plain": CHATML + ASSISTANT,  # the model opens its thoughts, or does not
+    "qwen": PLAIN + EMPTY,  # writes an empty thought when it is not to think
+    "opening": PLAIN + OPENS,
+    "switched": PLAIN + "{% if thinking %}<think>{% else %}</think>{% endif %}",
+    "plain": PLAIN,  # the model opens its thoughts, or does not
 }
 TWENTY = SamplingParams(max_tokens=20, ignore_eos=True)
 PHRASE = "\nSo:\n"
-
-
-def checkpoint(folder: Path, template: str, **presets: Any) -> Path:
-    write_bpe(folder, TEMPLATES[template], VOCAB)
-    if presets:
-        (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32)
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
+OPTIONS = {"thinking_tags": ("<think>", "</think>")}
+LONG = SamplingParams(max_tokens=80, ignore_eos=True)
+SEEDED = SamplingParams(max_tokens=80, ignore_eos=True, temperature=0.9, seed=5)
+CHAT = [{"role": "user", "content": "The quick"}]
+WISHES: list[Any] = ["off", Speculation(drafter="self", nodes=5), "suffix|self"]
 
 
 @pytest.fixture(scope="module")
 def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
     root = tmp_path_factory.mktemp("llms")
-    made = {name: open_llm(checkpoint(root / name, name)) for name in TEMPLATES}
+    made = {
+        name: open_llm(write_chat(root / name, template)) for name, template in TEMPLATES.items()
+    }
     yield made
     for llm in made.values():
         llm.close()
 
 
-def biased(**bias: float) -> SamplingParams:
-    """A model that says this first, likeliest first, and then never again: tags, or a word."""
-    ids = {"open": OPEN, "close": CLOSE, "a": 60}
-    table = {ids[name]: by for name, by in bias.items()}
-    return SamplingParams(
-        max_tokens=20, ignore_eos=True, logit_bias=table, repetition_penalty=100.0
-    )
+def biased(bias: dict[int, float]) -> SamplingParams:
+    """A model that says these tokens first, likeliest first, and then never again."""
+    fields = {"logit_bias": bias, "repetition_penalty": 100.0}
+    return TWENTY.model_copy(update=fields)
 
 
 def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, str]:
@@ -68,7 +64,7 @@ def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, st
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize(
-    "params", [TWENTY, biased(open=60.0), biased(close=60.0)], ids=["", "opens", "closes"]
+    "params", [TWENTY, biased({OPEN: 60.0}), biased({CLOSE: 60.0})], ids=["", "opens", "closes"]
 )
 def test_with_thinking_off_the_answer_is_the_text(
     llms: dict[str, LLM], name: str, params: SamplingParams
@@ -85,42 +81,19 @@ def test_with_thinking_off_the_answer_is_the_text(
     assert all(out.token_ids[i + 1] == CLOSE for i in opened if i + 1 < len(out.token_ids))
 
 
-@pytest.mark.parametrize("name", ["opening", "switched"])
-@pytest.mark.parametrize("wish", ["off", "self", Speculation(drafter="ngram", nodes=4)], ids=str)
-def test_a_thought_that_the_prompt_opened_is_reasoning_until_the_budget_ends_it(
-    llms: dict[str, LLM], name: str, wish: str | Speculation
-) -> None:
-    llm = llms[name]
-    free = llm.chat("hello", TWENTY)
-    assert (free.text, free.reasoning != "") == ("", True)
-    assert (free.metrics.thinking_tokens, free.metrics.thinking_ended) == (20, "length")
-    for most in (0, 1, 7):
-        mode = Mode(base="deep", thinking_budget=most, closing=PHRASE)
-        out, reasoning, text = streamed(llm, TWENTY, mode=mode, speculation=wish)
-        assert out.metrics.mode == "deep*"
-        assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
-        assert llm.tokenizer is not None
-        forced = [*llm.tokenizer.encode(PHRASE, add_special=False), CLOSE]
-        assert out.token_ids[: most + len(forced)] == [*free.token_ids[:most], *forced]
-        assert (out.reasoning, out.text) == (reasoning, text)
-        assert out.reasoning.endswith(PHRASE) and PHRASE not in out.text
-        assert llm.tokenizer.decode(free.token_ids[:most]) + PHRASE == out.reasoning
-        assert out.text != ""
-
-
 def test_a_thought_that_the_answer_opens(llms: dict[str, LLM]) -> None:
     mode = {"base": "deep", "thinking_budget": 5}
-    out, reasoning, text = streamed(llms["qwen"], biased(open=60.0), mode=mode)
+    out, reasoning, text = streamed(llms["qwen"], biased({OPEN: 60.0}), mode=mode)
     assert out.token_ids[0] == OPEN and out.token_ids[6] == CLOSE
     assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (5, "budget")
     assert (out.reasoning, out.text) == (reasoning, text) and reasoning and text
-    own = llms["qwen"].chat("hello", biased(open=90.0, close=60.0), mode=mode).metrics
+    own = llms["qwen"].chat("hello", biased({OPEN: 90.0, CLOSE: 60.0}), mode=mode).metrics
     assert (own.thinking_tokens, own.thinking_ended) == (0, "model")
     assert llms["qwen"].chat("hello", TWENTY).metrics.thinking_ended is None
 
 
 def test_a_thought_that_is_closed_but_was_never_opened(llms: dict[str, LLM]) -> None:
-    params = biased(a=60.0, close=57.0)
+    params = biased({LETTER: 60.0, CLOSE: 57.0})
     out, reasoning, text = streamed(llms["plain"], params, mode="deep")
     place = out.token_ids.index(CLOSE)
     assert place > 0 and out.metrics.thinking_tokens == place
@@ -133,7 +106,7 @@ def test_a_thought_that_is_closed_but_was_never_opened(llms: dict[str, LLM]) -> 
 
 
 def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path, "plain", thinking_tags=["<reason>", "</reason>"])
+    folder = write_chat(tmp_path, PLAIN, {"thinking_tags": ["<reason>", "</reason>"]})
     deep: dict[str, Any] = {"base": "deep", "thinking_budget": 4}
     with open_llm(folder) as llm:
         out = llm.generate("Think. <reason>", TWENTY, mode=deep)
@@ -165,9 +138,7 @@ def test_pangus_tags_and_switch(tmp_path: Path) -> None:
         assert llm.tokenizer is not None
         opens, closes = (llm.tokenizer.token_id(f"[unused{n}]") for n in (16, 17))
         assert opens is not None and closes is not None
-        bias = SamplingParams(
-            max_tokens=16, ignore_eos=True, logit_bias={opens: 60.0}, repetition_penalty=100.0
-        )
+        bias = biased({opens: 60.0})
         mode = Mode(base="deep", thinking_budget=3, closing="\nThe answer:")
         out = llm.chat("hi", bias, mode=mode)
         assert out.prompt is not None and "/no_think" not in out.prompt
@@ -208,16 +179,6 @@ def test_a_batch_of_sixteen_modes_equals_its_solo_runs(llms: dict[str, LLM]) -> 
         assert out.metrics.thinking_ended == plain.metrics.thinking_ended
 
 
-def test_several_answers_have_a_budget_each(llms: dict[str, LLM]) -> None:
-    params = SamplingParams(max_tokens=20, ignore_eos=True, n=4, temperature=1.2, seed=1)
-    out = llms["opening"].chat("hello", params, mode={"base": "deep", "thinking_budget": 6})
-    assert len({tuple(choice.token_ids) for choice in out.choices}) == 4
-    for choice in out.choices:
-        assert choice.token_ids[choice.metrics.thinking_tokens] == CLOSE
-        assert choice.metrics.thinking_tokens <= 6
-    assert [c.metrics.thinking_ended for c in out.choices].count("budget") > 1
-
-
 def test_texts_and_ids_are_taken_as_they_stand(llms: dict[str, LLM]) -> None:
     """The switch is a chat's; a budget that is given holds for them, too."""
     llm = llms["plain"]
@@ -227,36 +188,105 @@ def test_texts_and_ids_are_taken_as_they_stand(llms: dict[str, LLM]) -> None:
     assert out.token_ids[3] == CLOSE and out.text
 
 
-def test_presets_from_python_and_from_a_file(tmp_path: Path, llms: dict[str, LLM]) -> None:
-    folder = checkpoint(tmp_path / "model", "opening", modes={"fast": {"groups": 2}})
-    own = {"bot": Mode(base="fast", sampling=SamplingParams(max_tokens=4)), "deep": {"groups": 3}}
-    with open_llm(folder, modes=own) as llm:
-        assert set(llm.modes) == {"fast", "deep", "auto", "bot"}
-        assert (llm.modes["bot"].groups, llm.modes["bot"].thinking) == (2, "off")
-        assert (llm.modes["deep"].groups, llm.modes["deep"].thinking) == (3, "on")
-        assert len(llm.chat("hello", mode="bot").token_ids) <= 4
-        changed = llm.chat("hello", mode={"base": "bot", "groups": 0, "name": "mine"})
-        assert (changed.metrics.mode, len(changed.token_ids) <= 4) == ("mine", True)
-    path = tmp_path / "my.json"
-    path.write_text(json.dumps({"modes": {"bot": {"base": "fast", "thinking_budget": 2}}}))
-    with open_llm(folder, modes=str(path)) as llm:
-        assert llm.modes["bot"].thinking_budget == 2
-        with pytest.raises(ValueError, match=r"^mode='bto' is unknown; did you mean 'bot'\?$"):
-            llm.chat("hello", mode={"base": "bto"})
-        with pytest.raises(ValueError, match=r"^thinking_soft=4 exceeds thinking_budget=2$"):
-            llm.chat("hello", mode={"base": "bot", "thinking_soft": 4})
-
-
 def test_what_a_budget_cannot_do_is_said_once(
     tmp_path: Path, llms: dict[str, LLM], logged: list[str]
 ) -> None:
     for _ in range(2):
         llms["opening"].chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 20})
     assert sum("leaves no room" in line for line in logged) == 1
-    folder = checkpoint(tmp_path, "plain")
+    folder = write_chat(tmp_path, PLAIN)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace("think>", "thonk>"), "utf-8")
     with open_llm(folder) as llm:
         out = llm.chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 0})
         assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (0, None)
     assert any("no thinking tags" in line for line in logged)
+
+
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+@pytest.mark.parametrize("params", [LONG, SEEDED], ids=["greedy", "seeded"])
+def test_a_closed_thought_is_a_budget_that_is_used_up(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, wish: Any, params: SamplingParams
+) -> None:
+    with monkeypatch.context() as patch:
+        stop = StopThinking(llm, patch, 4)
+        out = llm.generate(CHAT, params, mode=Mode(closing=PHRASE), speculation=wish)
+    metrics = out.metrics
+    assert stop.closed == [True]
+    assert metrics.thinking_ended == "caller" and 4 <= metrics.thinking_tokens < 40
+    budget = Mode(closing=PHRASE, thinking_budget=metrics.thinking_tokens)
+    plain = llm.generate(CHAT, params, mode=budget, speculation="off")
+    assert out.token_ids == plain.token_ids and len(out.token_ids) == 80
+    assert out.reasoning == plain.reasoning and out.reasoning.endswith(PHRASE) and out.text
+
+
+def test_a_thought_that_is_closed_beside_a_budget(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode = Mode(thinking_budget=50, thinking_soft=10, early_exit=True)
+    StopThinking(llm, monkeypatch, 3)
+    out = llm.generate(CHAT, LONG, mode=mode, speculation="off")
+    assert (out.metrics.thinking_ended, out.metrics.thinking_tokens) == ("caller", 3)
+
+
+def test_closing_twice_and_while_the_phrase_is_forced(llm: LLM, gate: Gate) -> None:
+    handle = llm.submit(CHAT, LONG, mode=Mode(closing=PHRASE), speculation="off")
+    with ThreadPoolExecutor(2) as pool:
+        assert gate.reached.acquire(timeout=SOON)
+        gate.steps(2)
+        both = [pool.submit(handle.stop_thinking) for _ in range(2)]
+        while not all(closed.done() for closed in both):
+            gate.steps()
+        assert all(closed.result() for closed in both)
+    gate.open()
+    out = handle.result(SOON)
+    assert out.metrics.thinking_ended == "caller" and out.reasoning.count(PHRASE) == 1
+    assert settled(llm)
+
+
+def test_a_thought_that_ended_or_never_began_is_not_closed(llm: LLM) -> None:
+    done = llm.submit(CHAT, LONG)
+    done.result(SOON)
+    assert not done.stop_thinking()
+    fast = llm.stream(CHAT, LONG, mode={"thinking_budget": 2}, speculation="off")
+    for _, piece in zip(range(8), fast):
+        assert piece.token_ids
+    assert not fast.stop_thinking()
+    fast.close()
+    unstarted = llm.stream(CHAT, LONG)
+    assert not unstarted.stop_thinking()
+    unstarted.close()
+
+
+@pytest.mark.parametrize("how", ["keep", "recompute"])
+def test_a_closed_thought_continues_in_another_mode(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=6, how=how))
+    StopThinking(llm, monkeypatch, 4)
+    out = llm.generate(CHAT, LONG, mode=doubt, speculation="off")
+    assert out.metrics.escalated_at is not None
+    assert (out.metrics.thinking_ended, out.metrics.thinking_tokens) == ("caller", 4)
+
+
+def test_several_answers_are_closed_in_an_event_loop(llm: LLM) -> None:
+    async def main() -> None:
+        served = AsyncLLM.around(llm)
+        handle = served.submit(CHAT, LONG.model_copy(update={"n": 2, "max_tokens": 300}))
+        async for piece in handle:
+            assert piece.output is None and not piece.text, "it thinks"
+            assert await served.stop_thinking(handle)
+            break
+        out = await handle  # leaving the loop cancelled it
+        assert {c.metrics.thinking_ended for c in out.choices} <= {"caller", None}
+        assert not await served.stop_thinking(handle)
+        stream = served.stream(CHAT, LONG, speculation="off")
+        closed = False
+        async for _ in stream:
+            closed = closed or await served.stop_thinking(stream)
+        streamed = stream.output
+        assert closed and streamed is not None
+        assert streamed.metrics.thinking_ended == "caller" and streamed.text
+
+    asyncio.run(main())
+    assert settled(llm)

@@ -58,13 +58,12 @@ def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
     assert set(fields["options"]) == {"sampling", "mode", "timeout", "answered"}
     back = GenerateRequest.from_fields(json.loads(json.dumps(fields)))
     assert back.options == options and (back.id, list(back.avoid)) == ("id", ["a"])
+    for wrong in ({}, {"tokens": 3}, {"tokens": [[1]], "decided": [["fast"]]}):
+        with pytest.raises(ValueError, match="^answered should have the tokens"):
+            ResumeState.of(wrong)
 
 
 def test_keywords_that_do_not_fit(llm: LLM) -> None:
-    with pytest.raises(TypeError, match="missing a required argument: 'prompt'"):
-        llm.submit()  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="multiple values for argument 'prompt'"):
-        llm.submit("a", prompt="b")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="too many positional arguments"):
         llm.submit("a", None, "deep")  # type: ignore[call-overload]
     assert llm.tokenize(prompt="1 + 1") == llm.tokenize("1 + 1")  # type: ignore[call-overload]
@@ -119,16 +118,12 @@ def test_what_generation_config_says_of_sampling(
     assert model_sampling(tmp_path) == found
 
 
-def test_a_generation_config_that_does_not_fit(tmp_path: Path) -> None:
+def test_generation_configs_of_shipped_models_and_broken_ones(tmp_path: Path) -> None:
+    assert all(model_sampling(builtin_path(name)) == {"temperature": 0} for name in SHIPPED)
     assert model_sampling(tmp_path) == {}
     (tmp_path / "generation_config.json").write_text('{"temperature": "hot"}')
     with pytest.raises(ValueError, match=r"generation_config\.json: temperature='hot' "):
         model_sampling(tmp_path)
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_models_are_greedy(name: str) -> None:
-    assert model_sampling(builtin_path(name)) == {"temperature": 0}
 
 
 def test_calls_without_sampling_have_the_model_s_own_and_the_log_says_so_once(
@@ -136,13 +131,12 @@ def test_calls_without_sampling_have_the_model_s_own_and_the_log_says_so_once(
 ) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text('{"temperature": 50.0}')
-    asked, few = "1 + 1", dict[str, Any](max_tokens=12, seed=1)
+    few = dict[str, Any](max_tokens=12, seed=1)
     with open_llm(tmp_path) as own:
-        plain = own.generate(asked, SamplingParams(**few)).token_ids
-        warm = own.generate(asked, SamplingParams(**few, temperature=50)).token_ids
-        assert plain != warm
+        warm = own.generate("1 + 1", SamplingParams(**few, temperature=50)).token_ids
+        assert warm != own.generate("1 + 1", SamplingParams(**few)).token_ids
         assert not any("give none" in line for line in logged)
         for _ in range(2):
-            assert own.generate(asked, few).token_ids == warm
+            assert own.generate("1 + 1", few).token_ids == warm
     (said,) = [line.strip() for line in logged if "give none" in line]
     assert said == "sampling of calls that give none: temperature=50.0 (generation_config.json)"

@@ -14,27 +14,18 @@ from gate import open_llm
 from fastslow.engine.params import SamplingParams
 
 SUPPORT = Path(__file__).parents[1] / "support"
-VOCAB = 320
 PATIENCE = 120  # seconds for a process
 WAIT = 60  # seconds for an answer
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
 
-def environment(**more: str) -> dict[str, str]:
-    here = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(here), "OMP_NUM_THREADS": "2", **more}
-
-
 def run(folder: Path, what: str, **more: str) -> None:
     """One of the programs of support/processes.py."""
+    here = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(here), "OMP_NUM_THREADS": "2", **more}
     command = [sys.executable, str(SUPPORT / "processes.py"), str(folder), what]
     done = subprocess.run(
-        command,
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+        command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -48,7 +39,7 @@ def test_an_llm_answers_in_its_own_process_and_a_new_one_in_a_forked_one(folder:
 @forks
 @pytest.mark.parametrize(
     ("what", "kernels"),
-    [*((what, "native") for what in ("drop", "busy", "ranks", "notebook"))]
+    [(what, "native") for what in ("drop", "busy", "ranks", "notebook")]
     + [(what, "off") for what in ("fork", "drop", "busy", "notebook")],
 )
 def test_what_programs_do_with_processes(folder: Path, what: str, kernels: str) -> None:

@@ -40,35 +40,41 @@ def test_a_fingerprint_is_of_the_weights_not_of_the_folder(
     assert model_digest(copy) == model_digest(mine) != model_digest(other)
 
 
-def test_tuned_settings_of_another_model_are_refused(
+def test_tuned_settings_are_taken_by_path_and_those_of_another_model_refused(
     mine: Path, other: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "tuned.json"
+    out, few = tmp_path / "tuned.json", SamplingParams(max_tokens=2)
     write_settings(out, "mine", NGRAM, {}, mine)
     said = "found with model 'mine' .* this model is 'other'"
     with pytest.raises(ValueError, match=said):
         open_llm(other, speculation=str(out))
     with open_llm(other) as llm, pytest.raises(ValueError, match=said):
-        llm.generate("Hello", SamplingParams(max_tokens=2), speculation=str(out))
+        llm.generate("Hello", few, speculation=str(out))
     with open_llm(mine, speculation=str(out)) as llm:
-        assert llm.generate("Hello", SamplingParams(max_tokens=2)).text
+        for wish, drafter in ((None, "ngram"), ("off", "off"), (str(out), "ngram")):
+            assert llm.generate("Hello", few, speculation=wish).metrics.drafter == drafter
+        with pytest.raises(ValueError, match=r"^settings file '.*nothing.json' cannot be read"):
+            llm.generate("Hello", few, speculation=str(tmp_path / "nothing.json"))
+    with pytest.raises(ValueError, match=r"^drafter='ngarm' is unknown"):
+        open_llm(mine, speculation="ngarm")
 
 
 def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tuned.json"
+    path, bot = tmp_path / "tuned.json", {"bot": {"base": "fast"}}
     add_settings(path, "mine", mine, auto=BUILT_IN.model_dump(mode="json"))
-    add_settings(path, "mine", mine, modes={"bot": {"base": "fast"}}, speculation=dict(NGRAM))
+    add_settings(path, "mine", mine, modes=bot, speculation=dict(NGRAM))
     assert "bot" in load_modes(mine, FOUR, path)
     assert read_selector(path, mine) == BUILT_IN
     assert read_settings(path, mine) == NGRAM
-    for read in (read_selector, read_settings):
-        with pytest.raises(ValueError, match="found with model 'mine'"):
-            read(path, other)
-    with pytest.raises(ValueError, match="found with model 'mine'"):
-        load_modes(other, FOUR, path)
     before = path.read_text("utf-8")
-    with pytest.raises(ValueError, match="found with model 'mine'"):
-        add_settings(path, "other", other, modes={"bot": {"base": "deep"}})
+    for use in (
+        lambda: read_selector(path, other),
+        lambda: read_settings(path, other),
+        lambda: load_modes(other, FOUR, path),
+        lambda: add_settings(path, "other", other, modes=bot),
+    ):
+        with pytest.raises(ValueError, match="found with model 'mine'"):
+            use()
     assert path.read_text("utf-8") == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,6 @@ def write(folder: Path, *added: str, template: str = TEMPLATE, **config: Any) ->
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("added"), NEW)
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder) as llm:
-        yield llm
 
 
 OUTSIDE = r"^the prompt holds '<new>', whose token id 320 is outside the vocabulary 0\.\.319"
@@ -112,14 +105,11 @@ def test_a_corpus_with_such_tokens_is_refused(llm: LLM, tmp_path: Path) -> None:
 def test_a_post_processor_with_an_id_that_no_piece_has(tmp_path: Path) -> None:
     folder = write(tmp_path, NEW)
     path = folder / "tokenizer.json"
-    begin, text = (
-        {"SpecialToken": {"id": "<s>", "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-    )
+    both = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     added = {
         "type": "TemplateProcessing",
-        "single": [begin, text],
-        "pair": [begin, text],
+        "single": both,
+        "pair": both,
         "special_tokens": {"<s>": {"id": "<s>", "ids": [999], "tokens": ["<s>"]}},
     }
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"post_processor": added}))

@@ -1,11 +1,14 @@
-"""Tiny valid checkpoints of every kind, which the fuzzer then damages."""
+"""Tiny valid checkpoints of every kind, which the fuzzer then damages; and whole ones of odd sizes, most of which were
+never tried."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,7 +29,6 @@ import head_tools
 import pangu_v2_tools
 import published_tools
 import quant_tools
-from odd import odd_head, odd_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_tiny import write_bpe, write_spm
 
@@ -88,7 +90,7 @@ def _dense(folder: Path, **fields: Any) -> Path:
     return checkpoints.write_dense(folder, **{**SMALL, "vocab": 320, **fields})
 
 
-def _chatty(folder: Path, **fields: Any) -> Path:
+def _chatty(folder: Path, **fields: Any) -> None:
     """Dense, with the files that a chat model has."""
     _dense(folder, **fields)
     write_bpe(folder, MARKS)
@@ -101,7 +103,6 @@ def _chatty(folder: Path, **fields: Any) -> Path:
     for name, value in more.items():
         (folder / name).write_text(json.dumps(value))
     (folder / "chat_template.jinja").write_text(MARKS)
-    return folder
 
 
 def _moge(folder: Path, **fields: Any) -> Path:
@@ -111,47 +112,35 @@ def _moge(folder: Path, **fields: Any) -> Path:
     return folder
 
 
-def _mtp(folder: Path) -> Path:
+def _mtp(folder: Path) -> None:
     fields = {**SMALL, **MOGE, "vocab_size": 420, "v_channels": 16, "num_experts_per_tok": 2}
     fields.pop("head_dim")
     pangu_v2_tools.write_moe(folder, **{**fields, "qk_nope_dim": 8, "qk_rope_dim": 8})
     write_spm(folder)
-    return folder
 
 
-def _quantised(folder: Path) -> Path:
+def _quantised(folder: Path) -> None:
     source = _moge(folder.parent / "source", torch_dtype="bfloat16")
-    out = quant_tools.quantised(source, folder)
-    _drop(source)
-    return out
+    quant_tools.quantised(source, folder)
+    shutil.rmtree(source)
 
 
-def _exported(folder: Path, kind: str) -> Path:
+def _exported(folder: Path, kind: str) -> None:
     source = _dense(folder.parent / "source", architecture="PanguEmbeddedForCausalLM", vocab=420)
-    out = quant_tools.export(source, folder, kind, bits=kind == "W8A8")
-    write_spm(out)
-    _drop(source)
-    return out
+    write_spm(quant_tools.export(source, folder, kind, bits=kind == "W8A8"))
+    shutil.rmtree(source)
 
 
-def _published(folder: Path, method: str) -> Path:
+def _published(folder: Path, method: str) -> None:
     source = _dense(folder.parent / "source")
     published_tools.publish(source, folder, published_tools.METHODS[method])
-    _drop(source)
-    return folder
+    shutil.rmtree(source)
 
 
-def _drop(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-
-
-def _with_head(folder: Path) -> Path:
-    target = _chatty(folder, torch_dtype="bfloat16")
-    config, weights = head_tools.tiny_weights(target, (0, 1), 10)
-    head_tools.write_head(target / "draft_head.safetensors", config, weights)
-    return target
+def _with_head(folder: Path) -> None:
+    _chatty(folder, torch_dtype="bfloat16")
+    config, weights = head_tools.tiny_weights(folder, (0, 1), 10)
+    head_tools.write_head(folder / "draft_head.safetensors", config, weights)
 
 
 def _with_eagle(folder: Path, layout: str, **fields: Any) -> None:
@@ -172,20 +161,18 @@ def _across(folder: Path) -> None:
     _moge(folder.with_name("draft"), sharded=False)
 
 
-def _with_blocks(folder: Path) -> Path:
+def _with_blocks(folder: Path) -> None:
     """As a GGUF in Q4_1 becomes one: a block of 32 inputs is a scale, a minimum and 16 bytes."""
     _chatty(folder, torch_dtype="bfloat16", tie_word_embeddings=True)
+    config = json.loads((folder / "config.json").read_text())
     blocks, draws = {}, np.random.default_rng(0)
-    for name, tensor in checkpoints.tensors(
-        json.loads((folder / "config.json").read_text())
-    ).items():
+    for name, tensor in checkpoints.tensors(config).items():
         if name.endswith("_proj.weight"):
             rows, inputs = tensor.shape
             raw = draws.integers(0, 256, (rows, inputs // 32, 20), dtype=np.uint8)
             raw[:, :, :4].view(np.float16)[:] = (0.01, -0.08)
             blocks[name] = torch.from_numpy(raw.reshape(rows, -1))
     save_file(blocks, folder / "q4_1.blocks")
-    return folder
 
 
 def _with_corpus(folder: Path) -> None:
@@ -202,7 +189,7 @@ def _with_settings(folder: Path) -> None:
     folder.with_name("tuned.json").write_text(json.dumps(TUNED))
 
 
-def _unigram(folder: Path) -> Path:
+def _unigram(folder: Path) -> None:
     """A SentencePiece tokenizer in the form of tokenizer.json."""
     _dense(folder, vocab=300, tie_word_embeddings=True)
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -2.0), ("\u2581the", -3.0)]
@@ -211,32 +198,16 @@ def _unigram(folder: Path) -> Path:
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.decoder = decoders.Metaspace()
     library.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def _gguf(folder: Path) -> None:
     """A one-layer llama; its projections of 32 inputs are in Q4_1."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he", "Ġt"]
-    source = _dense(folder.with_name("source"), vocab=len(tokens), num_hidden_layers=1)
-
-    def vocabulary(writer: gguf.GGUFWriter) -> None:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm")
-        writer.add_token_list(tokens)
-        writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
-        writer.add_token_merges(["h e", "Ġ t"])
-        _marked(writer)
-
+    vocab = len(gguf_tools.BYTE_TOKENS)
+    source = _dense(folder.with_name("source"), vocab=vocab, num_hidden_layers=1)
     kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q4_1)
+    vocabulary = partial(gguf_tools.add_byte_level, template=MARKS)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
-    _drop(source)
-
-
-def _marked(writer: gguf.GGUFWriter) -> None:
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template(MARKS)
+    shutil.rmtree(source)
 
 
 def _gguf_mixture(folder: Path) -> None:
@@ -255,12 +226,89 @@ def _gguf_mixture(folder: Path) -> None:
         writer.add_token_list([model.id_to_piece(n) for n in every])
         writer.add_token_scores([model.get_score(n) for n in every])
         writer.add_token_types([next((k for k, of in kinds.items() if of(n)), 1) for n in every])
-        _marked(writer)
+        gguf_tools.add_marks(writer, MARKS)
 
     kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
     for name in ("text", "source"):
-        _drop(folder.with_name(name))
+        shutil.rmtree(folder.with_name(name))
+
+
+HEADS = ((1, 1), (2, 1), (6, 2), (3, 3), (64, 1), (65, 1), (130, 1), (128, 2), (256, 1))
+SCALINGS: tuple[dict[str, Any] | None, ...] = (
+    None,
+    {"rope_type": "linear", "factor": 2.5},
+    {"rope_type": "dynamic", "factor": 4.0},
+    {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+     "original_max_position_embeddings": 32},
+)  # fmt: skip
+
+
+SIZES: dict[str, Sequence[Any]] = {
+    "head_dim": (4, 6, 8, 16, 18, 64, 130),
+    "hidden_size": (1, 4, 31, 32, 33, 36, 64, 100),
+    "num_hidden_layers": (1, 2, 3),
+    "intermediate_size": (1, 3, 32, 33, 100),
+    "max_position_embeddings": (16, 40, 100, 128, 4096),
+    "vocab": (1, 2, 9, 63, 320, 320, 321, 1000),
+    "torch_dtype": ("float32", "bfloat16", "bfloat16", "float16", "float64"),
+    "tie_word_embeddings": (True, True, False, False, False),
+    "rope_scaling": SCALINGS,
+    "seed": range(1000),
+}
+EXPERTS: dict[str, Sequence[Any]] = {
+    "moe_intermediate_size": (1, 16, 33),
+    "shared_expert_intermediate_size": (1, 32, 40),
+    "mlp_only_layers": ([], [0]),
+}
+
+
+def odd_model(folder: Path, random: Random) -> Path:
+    """A MoGE, dense or openPangu Embedded model."""
+    fields: dict[str, Any] = {name: random.choice(sizes) for name, sizes in SIZES.items()}
+    fields["num_attention_heads"], fields["num_key_value_heads"] = random.choice(HEADS)
+    fields["eos_token_id"] = min(2, fields["vocab"] - 1)
+    if random.random() < 0.5:
+        groups = random.choice((1, 2, 3))
+        fields |= {name: random.choice(sizes) for name, sizes in EXPERTS.items()}
+        fields["num_experts_per_tok"] = groups
+        fields["num_experts"] = groups * random.choice((1, 2, 5, 40))
+        checkpoints.write_moge(folder, sharded=False, **fields)
+    else:
+        family = random.choice(("LlamaForCausalLM", "PanguEmbeddedForCausalLM"))
+        checkpoints.write_dense(folder, family, **fields)
+    if fields["vocab"] >= 320:
+        write_bpe(folder)
+    return folder
+
+
+def odd_head(folder: Path, random: Random) -> None:
+    """A draft head of odd sizes for a usual model."""
+    dtype = random.choice(("float32", "bfloat16"))
+    checkpoints.write_dense(folder, vocab=320, hidden_size=32, torch_dtype=dtype)
+    write_bpe(folder)
+    made, weights = head_tools.tiny_weights(folder, random.choice(((0,), (1,), (0, 1), (1, 0))), 10)
+    heads, kv_heads = random.choice(HEADS)
+    config = replace(
+        made,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=random.choice((2, 4, 6, 16, 18, 64)),
+        neurons=random.choice((1, 31, 32, 48)),
+        window=random.choice((1, 2, 16, 512, 512, 512, 2**31 - 1, 2**31)),
+        prompt=random.choice((0, 1, 7, 7, 1024, 1024, 2**63)),
+        rope_theta=random.choice((1e-300, 1.0, 1e4, 1e308)),
+        eps=random.choice((1e-300, 1e-5, 1e308)),
+    )
+    draws = torch.Generator().manual_seed(random.randrange(1000))
+    for name, shape in config.shapes().items():
+        if weights[name].shape != shape:
+            weights[name] = torch.randn(shape, generator=draws) * 0.2
+    tokens = weights["tokens"] = weights["tokens"].long()
+    if random.random() < 0.4:
+        wrong = (-1, -(2**31), int(tokens[0]), 319, 320, 2**31, 2**62)
+        tokens[random.randrange(len(tokens))] = random.choice(wrong)
+    save_file(weights, folder / "draft_head.safetensors", config.metadata())
 
 
 KINDS: dict[str, Kind] = {

@@ -194,6 +194,9 @@ def tensor_entry(path: Path, random: Random) -> str:
     return f"{what} {name} {header.get(name)}"
 
 
+FILLS = tuple(map(bytes.fromhex, ["00", "ff", "7f", "80", "0000807f", "807f", "0000c07f", "01"]))
+
+
 def tensor_values(path: Path, random: Random) -> str:
     """Numbers of a tensor: not finite, huge, tiny, negative, or any."""
     header, body = _header(path)
@@ -201,17 +204,7 @@ def tensor_values(path: Path, random: Random) -> str:
     first, last = header[name]["data_offsets"]
     step = random.choice((4, 64, last - first))
     at = random.randrange(first, max(first + 1, last - step))
-    fills = (
-        b"\0",
-        b"\xff",
-        b"\x7f",
-        b"\x80",
-        b"\0\0\x80\x7f",
-        b"\x80\x7f",
-        b"\0\0\xc0\x7f",
-        b"\x01",
-    )
-    fill = random.choice((*fills, random.randbytes(step or 1)))
+    fill = random.choice((*FILLS, random.randbytes(step or 1)))
     some = (fill * step)[:step][: last - at]
     _write(path, header, body[:at] + some + body[at + len(some) :], random)
     return f"{name} {step} {fill[:8]!r}"
@@ -304,10 +297,8 @@ def template_snippet(path: Path, random: Random) -> str:
 def blind(path: Path, random: Random) -> str:
     """Bytes that are flipped, blanked, cut off or added."""
     data = bytearray(path.read_bytes())
-    at, what = (
-        random.randrange(len(data) + 1),
-        random.choice(("flip", "flip", "blank", "cut", "add")),
-    )
+    at = random.randrange(len(data) + 1)
+    what = random.choice(("flip", "flip", "blank", "cut", "add"))
     if what == "flip":
         most = min(len(data), random.choice((64, 4096, 10**9)))
         for at in random.choices(range(most), k=random.choice((1, 1, 2, 8))):

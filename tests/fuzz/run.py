@@ -169,14 +169,10 @@ def _watched(plan: Plan, outcome: Outcome) -> None:
     while left:
         share = [str(plan.folder), plan.seed, left.start, left.stop, left.step]
         command = [sys.executable, __file__, "--child", json.dumps(share)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "env": variables, "cwd": ROOT}
         last: int | None = None
         ended = False
-        with (
-            log.open("w") as errors,
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, env=variables, cwd=ROOT
-            ) as process,
-        ):
+        with log.open("w") as errors, subprocess.Popen(command, stderr=errors, **pipes) as process:
             for said in map(json.loads, process.stdout or ()):
                 ended = "ended" in said
                 if ended:
@@ -201,15 +197,12 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=5000, help="up to this number")
-    parser.add_argument("--first", type=int, default=0, help="from this number on")
     parser.add_argument("--only", type=int, help="this one alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where findings are kept; default: a new one")
     parser.add_argument("--plain", action="store_true", help="without the sanitizer")
     given = parser.parse_args()
-    cases = range(given.first, given.cases)
-    if given.only is not None:
-        cases = range(given.only, given.only + 1)
+    cases = range(given.cases) if given.only is None else range(given.only, given.only + 1)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fz"))
     outcome = fuzz(Plan(folder, cases, given.seed, not given.plain))
     counts = f"{outcome.ran} cases, {outcome.refused} refused in part or whole, {outcome.answered}"

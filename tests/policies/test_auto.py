@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_moge
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers_tiny import write_bpe
 
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
@@ -22,20 +20,18 @@ from fastslow.policies.features import LABELS, count_words, features
 from fastslow.policies.mode_router import ModeChoice, PromptFacts
 
 DEEP = [
-    "Why is the sky blue?",
-    "What is 37*48?",
-    "Write a python function that reverses a list.",
+    *("Why is the sky blue?", "What is 37*48?", "Write a python function that reverses a list."),
     "Anna has 3 apples and buys 12 more each day. How many does she have after 5 days?",
-    "为什么天空是蓝色的？",
-    "Prove that there are infinitely many primes.",
+    *("为什么天空是蓝色的？", "Prove that there are infinitely many primes."),
 ]
 FAST = [
-    "Hello!",
-    "Who wrote Faust?",
-    "Is the shop open on Sunday?",
-    "What is the capital of France?",
-    "Tell me a story.",
-    "你好",
+    *(
+        "Hello!",
+        "Who wrote Faust?",
+        "Is the shop open on Sunday?",
+        "What is the capital of France?",
+    ),
+    *("Tell me a story.", "你好"),
 ]
 
 
@@ -87,16 +83,14 @@ def test_long_numbers_count_by_their_squares(text: str, expected: float) -> None
 def test_words_and_what_a_document_adds() -> None:
     assert (count_words("one two, 3 four"), count_words("为什么天空")) == (4, 5)
     article = "The minister said that 3 of 5 plans were == to be dropped; why, nobody knew. " * 60
-    seen = features(
-        PromptFacts(f"Sum up this text. {article} Thank you very much indeed. " + "x" * 400)
-    )
+    text = f"Sum up this text. {article} Thank you very much indeed. " + "x" * 400
+    seen = features(PromptFacts(text))
     assert seen["length"] > 9 and seen["numbers"] < 1.5, "it does not look like a task"
 
 
 def test_means_and_threshold() -> None:
-    selector = LinearModeRouter(
-        weights={"length": 1.0}, means={"length": 2.0}, bias=0.5, threshold=1.0
-    )
+    fields: dict[str, Any] = {"means": {"length": 2.0}, "bias": 0.5, "threshold": 1.0}
+    selector = LinearModeRouter(weights={"length": 1.0}, **fields)
     assert selector.score({"length": 3.0}) == pytest.approx(1.5)
     assert selector(PromptFacts("a b c d e f g")).mode == "deep"
     assert selector(PromptFacts("a b c")).mode == "fast"
@@ -128,9 +122,8 @@ def test_a_bad_selector_is_refused(text: Any, says: str, tmp_path: Path) -> None
 
 def test_a_chooser_must_name_a_preset() -> None:
     presets = {"fast": Mode(), "deep": Mode(), "auto": Mode(auto=True)}
-    assert choose(lambda _: "fast", PromptFacts("x"), presets) == ModeChoice(
-        "fast", "fast: <lambda>"
-    )
+    fast = choose(lambda _: "fast", PromptFacts("x"), presets)
+    assert fast == ModeChoice("fast", "fast: <lambda>")
     for wrong in ("depe", "auto", None, 3, ()):
         with pytest.raises(ValueError, match="which is no preset"):
             choose(lambda _, w=wrong: w, PromptFacts("x"), presets)  # type: ignore[misc]
@@ -138,38 +131,30 @@ def test_a_chooser_must_name_a_preset() -> None:
         choose(lambda _: ModeChoice("fast", 3), PromptFacts("x"), presets)  # type: ignore[arg-type]
 
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 FEW = SamplingParams(max_tokens=6, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, 320)
-    return write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
 
 
 QUIET: dict[str, Any] = {"kv_memory": "4MiB", "speculation": "off", "progress": False}
 
 
 @pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(folder, **QUIET) as llm:
+def llm(tiny_chat: Path) -> Iterator[LLM]:
+    with LLM(tiny_chat, **QUIET) as llm:
         yield llm
 
 
 def test_answers_are_those_of_the_mode_taken_in_any_batch(llm: LLM) -> None:
     texts = (DEEP + FAST)[3:11]
     prompts = [[{"role": "user", "content": t}] for t in texts]
-    batched = llm.generate(prompts, FEW, mode=["auto", "auto", "fast", "deep"] * 2, progress=False)
-    for n, (prompt, out) in enumerate(zip(prompts, batched)):
-        mode = out.metrics.mode
+    asked = ["auto", "auto", "fast", "deep"] * 2
+    batched = llm.generate(prompts, FEW, mode=asked)
+    for text, prompt, wish, out in zip(texts, prompts, asked, batched):
+        mode, why = out.metrics.mode, out.metrics.decision
         assert out.token_ids == llm.generate(prompt, FEW, mode=mode).token_ids
-        wanted = ("deep" if texts[n] in DEEP else "fast") if n % 4 < 2 else ["fast", "deep"][n % 2]
-        assert mode == wanted
-        assert (
-            out.metrics.decision.startswith(f"{mode}: ") if n % 4 < 2 else not out.metrics.decision
-        )
+        if wish == "auto":
+            assert mode == ("deep" if text in DEEP else "fast") and why.startswith(f"{mode}: ")
+        else:
+            assert (mode, why) == (wish, "")
 
 
 def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:
@@ -194,13 +179,11 @@ def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:
     assert llm.tokenizer is not None and seen[2].text == llm.tokenizer.decode([5, 6, 7])
     llm.generate([np.int64(5), np.int64(6), np.int64(7)], FEW, mode=mine)
     assert seen[3].text == seen[2].text
-    with pytest.raises(ValueError, match="auto chose 'slow', which is no preset"):
-        llm.chat("hi", FEW, mode=lambda _: "slow")
 
 
-def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -> None:
+def test_the_engines_own_chooser_can_be_replaced(tiny_chat: Path, tmp_path: Path) -> None:
     """By a file, a function, or what the checkpoint brings."""
-    for file in folder.iterdir():
+    for file in tiny_chat.iterdir():
         (tmp_path / file.name).symlink_to(file)
     path = tmp_path / "fastslow.json"
     selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5).model_dump()
@@ -210,23 +193,21 @@ def test_the_engines_own_chooser_can_be_replaced(folder: Path, tmp_path: Path) -
             return [llm.chat(text, FEW, mode="auto").metrics.mode for text in ("Why 7?", "hi 77")]
 
     path.write_text(json.dumps({"auto": selector}), "utf-8")
-    assert modes(folder, auto=path) == modes(tmp_path) == ["fast", "deep"]
-    assert modes(folder, auto=lambda _: "deep") == ["deep", "deep"]
+    assert modes(tiny_chat, auto=path) == modes(tmp_path) == ["fast", "deep"]
+    assert modes(tiny_chat, auto=lambda _: "deep") == ["deep", "deep"]
     path.write_text(json.dumps({"auto": None, "modes": {}}), "utf-8")
     assert modes(tmp_path) == ["deep", "fast"]
     path.write_text('{"auto": {"weights": {"luck": 1}}}', "utf-8")
     with pytest.raises(ValueError, match=r"fastslow.json: auto .*'luck' is unknown"):
         LLM(tmp_path, **QUIET)
-    said = r"^auto=.* must be Callable or str or Path or None$"
-    wrongs: list[Any] = [5, {"weights": {}}]
-    for wrong in wrongs:
-        with pytest.raises(ValueError, match=said):
-            LLM(folder, auto=wrong, progress=False)
+    wrong: Any = {"weights": {}}
+    with pytest.raises(ValueError, match=r"^auto=.* must be Callable or str or Path or None$"):
+        LLM(tiny_chat, auto=wrong)
 
 
-def test_what_the_preset_itself_says_holds_in_either_mode(folder: Path) -> None:
+def test_what_the_preset_itself_says_holds_in_either_mode(tiny_chat: Path) -> None:
     auto = {"latency_ms": 60000, "sampling": {"max_tokens": 2}}
-    with LLM(folder, modes={"auto": auto}, **QUIET) as llm:
+    with LLM(tiny_chat, modes={"auto": auto}, **QUIET) as llm:
         for text in ("hi", "What is 37*48?"):
             out = llm.chat(text, mode="auto")
             assert len(out.token_ids) <= 2 and out.metrics.target_ms == 60000

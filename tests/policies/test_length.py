@@ -1,20 +1,29 @@
-"""The adaptive length: what it believes, what it runs, and that it never runs what does not pay."""
+"""The adaptive length: what it believes, what it runs, and that it never runs what does not pay; and how the seconds of
+steps are measured, kept where that took long, and never believed from a broken file."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import write_dense
 
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.host.machine import Watch
+from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import Tree
+from fastslow.policies.speculation import cost_curve
 from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel, RequestBias
 from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.cost_curve import step_seconds
 from fastslow.policies.speculation.planner import AdaptiveLength, admit, best_length
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
@@ -215,3 +224,51 @@ def test_what_is_left_of_a_tree_keeps_its_shape_and_how_far_it_holds_a_text() ->
     assert tree.only([0, 1, 2, 3]) is tree and tree.only([]).tokens == []
     texts: list[list[int]] = [[], [9], [5, 7], [6, 7, 4], [6, 7]]
     assert [tree.match(text) for text in texts] == [[], [], [0], [1, 2], [1, 2]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dense: Path) -> Model:
+    return load_model(tiny_dense)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of measurements, all of which are kept."""
+    monkeypatch.setattr(cost_curve, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cost_curve, "WORTH_KEEPING", 0.0)
+    return tmp_path / "step_times"
+
+
+def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path) -> None:
+    rows, seconds = step_seconds(model, None, "tiny")
+    assert rows == cost_curve.ROWS and len(seconds) == len(rows) and min(seconds) > 0
+    (path,) = kept.iterdir()
+    path.write_text(json.dumps({"rows": [1, 2], "seconds": [0.5, 0.6]}), "utf-8")
+    assert step_seconds(model, None, "tiny") == ((1, 2), (0.5, 0.6))
+    assert step_seconds(model, None, "another")[0] == cost_curve.ROWS
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path) -> None:
+    step_seconds(model, None, "tiny")
+    (path,) = kept.iterdir()
+    pairs = ["[2], [1]", "[1, 1], [1, 1]", "[1], [-1]", "[1, 2], [1]", "[1], [Infinity]"]
+    pairs += ["[Infinity], [1]", "[1, 2], [1, NaN]"]
+    texts = ['{"rows": ' + pair.replace("], [", '], "seconds": [') + "}" for pair in pairs]
+    for text in ("", "[]", "{}", "[" * 100_000, *texts):
+        path.write_text(text, "utf-8")
+        assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
+
+
+def test_what_was_measured_on_a_busy_machine_is_not_kept(
+    model: Model, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for others, files in ((0.4, 0), (0.02, 1)):
+        monkeypatch.setattr(Watch, "others", lambda self, others=others: others)
+        assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
+        assert len(list(kept.glob("*"))) == files
+
+
+def test_a_short_context_measures_what_fits(tmp_path: Path, kept: Path) -> None:
+    model = load_model(write_dense(tmp_path / "short", max_position_embeddings=66))
+    assert step_seconds(model, None, "short")[0] == (1, 2)

@@ -13,7 +13,6 @@ import figures
 import pytest
 import texts
 import torch
-from drafting import layers_of
 from exact import Judge
 from figures import middle
 from head_tools import tiny_weights, write_head
@@ -135,19 +134,6 @@ def test_replay_says_what_it_found(place: Place, capsys: pytest.CaptureFixture[s
     assert all(words in printed for words in ("suffix", "head", "auto"))
 
 
-@pytest.mark.slow
-def test_a_model_drafts_for_itself_with_some_layers_and_groups(place: Place) -> None:
-    place.run(
-        "drafting",
-        "--model {model} --dtype float32 --quantization none --prompts {prompts} --limit 4 --tokens 4"
-        " --drafters self:2 --keep 0-1 2 --groups 0,2 --batch 1 --temperatures 0 -o {out}",
-    )
-    drafted = [cell["speculation"] for cell in place.file()["cells"][1:]]
-    asked = [([0, 1], 0), ([0, 1], 2), ([2], 0), ([2], 2)]
-    assert [(fields["layers"], fields["groups"]) for fields in drafted] == asked
-    assert layers_of("0-4,5-9/2,9-10") == (0, 1, 2, 3, 4, 5, 7, 9, 10)
-
-
 def test_where_answers_differ_the_place_is_judged(
     tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,10 +173,9 @@ def test_an_engine_is_measured_in_a_separate_process(
         " --venvs {folder}/venvs --repeat 1 --tokens 4 --seconds 0 --lookup --out {out}",
     )
     found = place.file()
-    assert set(found) == HEADER | {"threads", "engines"} and set(found["engines"]) == {
-        "fastslow:float32"
-    }
-    engine = found["engines"]["fastslow:float32"]
+    assert set(found) == HEADER | {"threads", "engines"}
+    ((name, engine),) = found["engines"].items()
+    assert name == "fastslow:float32"
     assert not engine["failed"] and engine["memory"]["peak"] > 0 and engine["versions"]
     cells = {sample["cell"]: sample for sample in engine["samples"]}
     assert {"batch 1", "batch 8", "prefill 512", "lookup copy"} < set(cells)
@@ -225,10 +210,3 @@ def test_replicas_are_measured(part: str, place: Place) -> None:
     assert place.file()["found"]
     if part.startswith("killed"):
         assert not place.file()["wrong"]
-
-
-@pytest.mark.slow
-def test_the_usual_model_is_measured(place: Place) -> None:
-    asked = "--formats bfloat16,int4+kv8 --rows 1 --tokens 4 --repeat 1 --seconds 0 --out {out}"
-    assert place.run("decode", asked) == 0
-    assert [row["format"] for row in place.file()["rows"]] == ["bfloat16", "int4+kv8"]

@@ -130,17 +130,10 @@ def test_no_files_import_each_other() -> None:
         ("engine.core.engine_core", "from fastslow.draft import ngram", upward),
         ("engine.core.engine_core", "from fastslow import LLM", upward),
         ("engine.kv.cache", "import fastslow.policies.modes", upward),
-        ("engine.kv.cache", "from fastslow.engine.core.scheduler import Scheduler", upward),
-        ("engine.backends.loader", "from fastslow.engine.families import gpt_oss", upward),
         ("engine.types", "from fastslow.engine.kv.cache import KVCache", upward),
         ("draft.ngram", "from fastslow.policies.modes import find_mode", upward),
         ("fastslow.llm", "def late():\n    from fastslow.tools.cli.app import main", upward),
-        ("engine.kv.storage", "from fastslow.engine.kv.cache import KVCache", circle),
-        (
-            "engine.model.shape",
-            "if TYPE_CHECKING:\n    from fastslow.engine.model import tensors",
-            circle,
-        ),
+        ("engine.model.shape", "if True:\n    from fastslow.engine.model import tensors", circle),
     ],
 )
 def test_one_wrong_import_is_seen(
@@ -210,6 +203,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert 'pip install . && fastslow generate "Why is the sky blue?"' in lines
     commands = [line for line in lines if line.endswith("python -m pytest")]
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()

@@ -13,24 +13,14 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
+import attacks
 import httpx
 import pytest
-from attacks import (
-    BOMBS,
-    CHAT,
-    LARGEST,
-    TEXTS,
-    begun_bodies,
-    filled,
-    memory_of,
-    pipelined,
-    post,
-    row,
-    waits_during,
-)
+from attacks import BOMBS, CHAT, LARGEST, TEXTS, post, waits_during
 from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import within
 from processes_served import SUPPORT, line, program
 from pydantic import ValidationError
 from serve_tools import call
@@ -114,23 +104,18 @@ def test_few_of_many_errors_are_looked_at(http: httpx.Client, name: str) -> None
     assert re.fullmatch(r"the body has \d+ errors; at most 100 are looked at", said)
 
 
-def test_unfinished_bodies_have_a_limit_together() -> None:
+@within(60)
+async def test_unfinished_bodies_have_a_limit_together() -> None:
     """Of those that were silent for longest the bytes are let go; the others have their time."""
     settings = ServerSettings(body_bytes=1000)
     app = create_app(FakeEngine(), ServerConfig(settings=settings, body_seconds=0.2))
-    path, begun = "/v1/chat/completions", b" " * 900
-
-    async def run() -> tuple[list[int], list[Any], int]:
-        calls = [call(app, "POST", path, begun, whole=False) for _ in range(TOGETHER + 5)]
-        whole = b'{"messages": [{"role": "user", "content": "hi"}]}'
-        *sent, last = await asyncio.gather(*calls, call(app, "POST", path, whole))
-        again = await call(app, "POST", path, begun, whole=False)
-        return [one[0]["status"] for one in sent], sent, last[0]["status"] + again[0]["status"]
-
-    statuses, sent, others = asyncio.run(run())
+    calls = [call(app, "POST", CHAT, b" " * 900, whole=False) for _ in range(TOGETHER + 5)]
+    whole = b'{"messages": [{"role": "user", "content": "hi"}]}'
+    *sent, last = await asyncio.gather(*calls, call(app, "POST", CHAT, whole))
+    again = await call(app, "POST", CHAT, b" " * 900, whole=False)
     fit = TOGETHER * 1000 // 900
-    assert statuses == [503] * (TOGETHER + 5 - fit) + [408] * fit
-    assert others == 200 + 408
+    statuses = [one[0]["status"] for one in (*sent, last, again)]
+    assert statuses == [503] * (TOGETHER + 5 - fit) + [408] * fit + [200, 408]
     refused = json.loads(sent[0][1]["body"])["error"]
     assert refused["code"] == "server_busy" and "unfinished bodies" in refused["message"]
     assert (b"retry-after", b"1") in sent[0][0]["headers"]
@@ -146,7 +131,7 @@ def test_a_body_that_says_that_it_is_too_large_is_not_waited_for(url: str) -> No
 
 def test_texts_that_hold_much() -> None:
     """A schema as a text is JSON, too; a name that is no field is compared with those that are."""
-    bomb = filled(b"", b"[],", b"").decode()
+    bomb = attacks.filled(b"", b"[],", b"").decode()
     with pytest.raises(ValidationError, match="at most 131072 characters"):
         GrammarFields(guided_json=bomb)
     with pytest.raises(ValidationError, match="at most 131072 characters"):
@@ -191,7 +176,9 @@ def test_pipelining_and_a_bystander(
     url, _ = attacked
     rows = {"alone": waits_during(url, lambda: None, 3)}
     answers: list[int] = []
-    rows["50,000 requests"] = waits_during(url, lambda: answers.append(pipelined(url, 50_000)))
+    rows["50,000 requests"] = waits_during(
+        url, lambda: answers.append(attacks.pipelined(url, 50_000))
+    )
     _show(rows, capsys)
     assert answers == [50_000]
     assert rows["50,000 requests"][-1] < SLOW
@@ -200,12 +187,12 @@ def test_pipelining_and_a_bystander(
 @pytest.mark.slow
 def test_the_memory_of_unfinished_bodies(attacked: tuple[str, int]) -> None:
     url, pid = attacked
-    before = memory_of(pid)
+    before = attacks.memory_of(pid)
     with ExitStack() as stack:
-        for connection in begun_bodies(url, 150, 4_100_000):
+        for connection in attacks.begun_bodies(url, 150, 4_100_000):
             stack.enter_context(connection)
         time.sleep(1)
-        grown = memory_of(pid) - before
+        grown = attacks.memory_of(pid) - before
         assert post(url, CHAT, BOMBS["messages that fit"][0]) == 200  # larger ones have room
     assert grown < 2.5 * TOGETHER * LARGEST  # all of them: 600 MB
 
@@ -213,4 +200,4 @@ def test_the_memory_of_unfinished_bodies(attacked: tuple[str, int]) -> None:
 def _show(rows: dict[str, list[float]], capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print("\n| | answers | p50 ms | p99 ms | worst ms |\n|---|---|---|---|---|")
-        print("\n".join(row(name, found) for name, found in rows.items()))
+        print("\n".join(attacks.row(name, found) for name, found in rows.items()))

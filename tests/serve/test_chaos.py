@@ -9,23 +9,19 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from processes_served import wait_ready
+from processes_served import SUPPORT, line, program, wait_ready
 from ray_engines import descendants, living
 from serve_engines import until
 
-SUPPORT = Path(__file__).parents[1] / "support"
 SECONDS = min(600.0, float(os.environ.get("FASTSLOW_CHAOS_SECONDS", "60")))
 CLIENTS = 8
 TOKENS = 300
@@ -47,30 +43,6 @@ class Held(NamedTuple):
         pages = int((own / "statm").read_text().split()[1])
         files, threads = (len(list((own / name).iterdir())) for name in ("fd", "task"))
         return cls(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, files, threads)
-
-
-@contextmanager
-def program(folder: Path, replicas: int, log: Path) -> Iterator[tuple[int, str]]:
-    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log.open("w") as written:
-        process = subprocess.Popen(
-            [sys.executable, str(SUPPORT / "chaos_program.py"), str(folder), str(replicas)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            stdout=subprocess.PIPE,
-            stderr=written,
-            text=True,
-            start_new_session=True,
-        )
-    assert process.stdout is not None
-    try:
-        yield process.pid, process.stdout.readline().strip()
-        pids = descendants(process.pid)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        assert not living(pids)
-    finally:
-        process.kill()
-        process.wait()
 
 
 class Chaos:
@@ -221,7 +193,13 @@ def test_none_is_lost_but_the_poisons_own(folder: Path, tmp_path: Path, replicas
                 assert await chaos.ask(prompt, True) == WHOLE
 
     log = tmp_path / "log"
-    with program(folder, replicas, log) as (pid, url):
+    words = (SUPPORT / "chaos_program.py", folder, replicas)
+    with log.open("w") as written, program(*words, stderr=written) as server:
+        url = line(server)
         wait_ready(url)
-        asyncio.run(main(pid, url))
+        asyncio.run(main(server.pid, url))
+        pids = descendants(server.pid)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+        assert not living(pids)
     assert "Traceback" not in log.read_text()

@@ -1,8 +1,7 @@
-"""/v1/chat/completions: what this protocol alone has: n answers, log-probabilities, sources, figures, grammars."""
+"""/v1/chat/completions: what this protocol alone has: n answers, log-probabilities, sources, figures."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import httpx
@@ -153,33 +152,12 @@ def test_the_engine_and_the_metrics_tell_it_by_mode(http: httpx.Client) -> None:
     assert "fastslow:kv_pages_pinned" in text
 
 
-WANTED = {"name": "n", "schema": {"enum": [1, 2]}}
-GRAMMARS: list[tuple[dict[str, Any], str]] = [
-    ({"guided_regex": "[a-c]{3}"}, "[a-c]{3}"),
-    ({"guided_choice": ["yes", "no"]}, "yes|no"),
-    ({"structured_outputs": {"grammar": 'root ::= "x" "y"'}}, "xy"),
-    ({"guided_grammar": "start: /[x]{4}/"}, "xxxx"),
-    ({"response_format": {"type": "json_object"}}, r"(?s)\{.*\}"),
-    ({"response_format": {"type": "json_schema", "json_schema": WANTED}}, "[12]"),
-]
-
-
-@pytest.mark.parametrize(("fields", "form"), GRAMMARS)
-def test_answers_keep_to_a_grammar(http: httpx.Client, fields: dict[str, Any], form: str) -> None:
-    choice = ask(http, temperature=0, max_tokens=60, mode="fast", **fields)["choices"][0]
-    assert choice["finish_reason"] == "stop"
-    assert re.fullmatch(form, choice["message"]["content"])
-
-
 @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/version", "/metrics", "/v1/models"])
 def test_head_is_get_without_the_body(http: httpx.Client, path: str) -> None:
     head, whole = http.head(path), http.get(path)
     assert (head.status_code, head.content) == (200, b"")
     alike = ("content-type", "etag", "content-security-policy", "x-frame-options")
     assert [head.headers.get(name) for name in alike] == [whole.headers.get(name) for name in alike]
-
-
-def test_head_of_what_is_not_there(http: httpx.Client) -> None:
     assert http.head("/nothing").status_code == 404
     answer = http.head("/v1/chat/completions")
     assert answer.status_code == 405 and answer.headers["allow"] == "POST"

@@ -1,8 +1,12 @@
-"""Calls of tools as the makers' own helpers read them, however the text of an answer is cut."""
+"""Calls of tools as the makers' own helpers read them, however the text of an answer is cut; and frameworks that people
+build on, of which one that is not installed is skipped: the project does not need them."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
+import operator
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Literal
 
@@ -20,6 +24,8 @@ from fastslow.serve.http.app import create_app
 
 
 class Weather(BaseModel):
+    """The weather of a city."""
+
     city: str
     days: int
 
@@ -28,11 +34,8 @@ class Clock(BaseModel):
     zone: Literal["UTC", "CET"]
 
 
-CALLS: list[BaseModel] = [
-    Weather(city='Köln, "old"', days=2),
-    Clock(zone="UTC"),
-    Weather(city="Ulm", days=3),
-]
+FIRST, LAST = Weather(city='Köln, "old"', days=2), Weather(city="Ulm", days=3)
+CALLS: list[BaseModel] = [FIRST, Clock(zone="UTC"), LAST]
 NAMES: dict[type[BaseModel], str] = {Weather: "get_weather", Clock: "clock"}
 CALLED = [(NAMES[type(call)], call.model_dump()) for call in CALLS]
 TEXT = "Let me look.\n" + GENERIC.written([{"name": n, "arguments": a} for n, a in CALLED])
@@ -125,3 +128,131 @@ def test_messages_stream(served_by: Clients) -> None:
         blocks = [block for block in made.content if block.type == "tool_use"]
         assert [(block.name, block.input) for block in blocks] == CALLED
         assert [block.text for block in made.content if block.type == "text"] == ["Let me look."]
+
+
+ASKED, RAIN = "Does it rain?", "It rains."
+ARGUMENTS = FIRST.model_dump()
+called: list[dict[str, Any]] = []
+
+
+def get_weather(city: str, days: int) -> str:
+    """Say the weather of a city for some days."""
+    called.append({"city": city, "days": days})
+    return "rain"
+
+
+async def calling(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    """A call of the first tool, and after its result a text; each comes in one piece, where clients that expect an
+    entry for each call and chunk go wrong."""
+    variables, text = request.options.chat_template_kwargs or {}, RAIN
+    last: Any = request.prompt[-1]
+    if last["role"] != "tool":
+        tools: Any = variables["tools"]
+        text = GENERIC.written([{"name": tools[0]["function"]["name"], "arguments": ARGUMENTS}])
+    yield Piece(text, token_ids=[1])
+    yield Piece(output=output(text))
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    called.clear()
+    with served(create_app(FakeEngine(calling))) as url:
+        yield url
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+def test_langchain(url: str, kind: str) -> None:
+    own: dict[str, Any] = {"model": "tiny", "api_key": "none", "base_url": f"{url}/v1"}
+    if kind == "messages":
+        chat = pytest.importorskip("langchain_anthropic").ChatAnthropic(**own | {"base_url": url})
+    else:
+        library = pytest.importorskip("langchain_openai")
+        chat = library.ChatOpenAI(**own, use_responses_api=kind == "responses")
+    model = chat.bind_tools([get_weather])
+    streamed = functools.reduce(operator.add, model.stream(ASKED))
+    for made in (model.invoke(ASKED), streamed):
+        (call,) = made.tool_calls
+        assert (call["name"], call["args"]) == ("get_weather", ARGUMENTS)
+        assert made.invalid_tool_calls == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["OpenAIChatModel", "OpenAIResponsesModel"])
+def test_pydantic_ai(url: str, kind: str) -> None:
+    library = pytest.importorskip("pydantic_ai")
+    models = pytest.importorskip("pydantic_ai.models.openai")
+    providers = pytest.importorskip("pydantic_ai.providers.openai")
+    provider = providers.OpenAIProvider(base_url=f"{url}/v1", api_key="none")
+    agent = library.Agent(getattr(models, kind)("tiny", provider=provider), tools=[get_weather])
+
+    async def streamed() -> Any:
+        async with agent.run_stream(ASKED) as run:
+            return await run.get_output()
+
+    assert asyncio.run(streamed()) == RAIN and called == [ARGUMENTS]
+    assert agent.run_sync(ASKED).output == RAIN and called == [ARGUMENTS, ARGUMENTS]
+
+
+@pytest.mark.slow
+def test_instructor(url: str) -> None:
+    library = pytest.importorskip("instructor")
+    client = library.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"))
+    asked = {"model": "tiny", "messages": CHAT, "response_model": Weather}
+    assert client.chat.completions.create(**asked).model_dump() == ARGUMENTS
+    *_, last = client.chat.completions.create_partial(**asked)
+    assert last.model_dump() == ARGUMENTS
+
+
+@pytest.mark.slow
+def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network
+    library = pytest.importorskip("litellm")
+    tool = openai.pydantic_function_tool(Weather, name="get_weather")
+    asked: Any = {"model": "openai/tiny", "api_base": f"{url}/v1", "api_key": "none"}
+    asked |= {"messages": CHAT, "tools": [tool]}
+    streamed = library.stream_chunk_builder(list(library.completion(**asked, stream=True)))
+    for made in (library.completion(**asked), streamed):
+        (call,) = made.choices[0].message.tool_calls
+        assert (call.function.name, json.loads(call.function.arguments)) == (
+            "get_weather",
+            ARGUMENTS,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["OpenAIChatCompletionsModel", "OpenAIResponsesModel"])
+def test_openai_agents(url: str, kind: str) -> None:
+    library = pytest.importorskip("agents")
+    library.set_tracing_disabled(True)
+
+    async def outputs() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            model = getattr(library, kind)(model="tiny", openai_client=client)
+            tools = [library.function_tool(get_weather)]
+            agent = library.Agent(name="one", model=model, tools=tools)
+            whole = await library.Runner.run(agent, ASKED)
+            streamed = library.Runner.run_streamed(agent, ASKED)
+            async for _ in streamed.stream_events():
+                pass
+            return [whole.final_output, streamed.final_output]
+
+    assert asyncio.run(outputs()) == [RAIN, RAIN] and called == [ARGUMENTS, ARGUMENTS]
+
+
+@pytest.mark.slow
+def test_llama_index(url: str) -> None:
+    library = pytest.importorskip("llama_index.llms.openai_like")
+    tools = pytest.importorskip("llama_index.core.tools")
+    llm = library.OpenAILike(
+        model="tiny",
+        api_base=f"{url}/v1",
+        api_key="none",
+        is_chat_model=True,
+        is_function_calling_model=True,
+    )
+    asked: Any = {"tools": [tools.FunctionTool.from_defaults(get_weather)], "user_msg": ASKED}
+    *_, streamed = llm.stream_chat_with_tools(**asked)
+    for made in (llm.chat_with_tools(**asked), streamed):
+        (call,) = llm.get_tool_calls_from_response(made)
+        assert (call.tool_name, call.tool_kwargs) == ("get_weather", ARGUMENTS)

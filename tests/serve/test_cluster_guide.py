@@ -5,26 +5,23 @@ The hosts are network namespaces, which need root. A tiny checkpoint has the nam
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from checkpoints import write_moge
-from guide_desk import MODEL, PATIENCE, Desk, needs_programs, write_program
+from guide_desk import MODEL, PATIENCE, Desk, needs_programs, write_model, write_program
 from network import Host, Network, why_not
 from pages import Block, blocks
-from serve_tools import TEMPLATE, VOCAB
-from tokenizers_tiny import write_bpe
+from serve_engines import until
+from serve_tools import events_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guide" / "cluster.md"
@@ -53,11 +50,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    return write_moge(
-        folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32, max_position_embeddings=4096
-    )
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 class OneMachine(Desk):
@@ -122,9 +115,8 @@ def test_the_page_can_be_followed_on_one_machine(
 
 
 def told_in(stream: str) -> str:
-    """The text of an answer, from its events."""
-    events = [line.removeprefix("data: ") for line in stream.splitlines() if "data: {" in line]
-    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    """The text of an answer."""
+    choices = [choice for event in events_of(stream) for choice in event["choices"]]
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
@@ -138,12 +130,8 @@ class Machines:
         self._serving: subprocess.Popen[bytes] | None = None
         programs = folder / "bin"
         programs.mkdir()
-        modules = {
-            "fastslow": "fastslow",
-            "ray": "ray.scripts.scripts",
-            "serve": "ray.serve.scripts",
-        }
-        for name, module in modules.items():
+        modules = {"ray": "ray.scripts.scripts", "serve": "ray.serve.scripts"}
+        for name, module in {"fastslow": "fastslow", **modules}.items():
             write_program(programs / name, f'exec {sys.executable} -m {module} "$@"')
         self._env = [
             f"PATH={programs}:{os.environ['PATH']}",
@@ -201,7 +189,7 @@ class Machines:
         self.end()
         with (self._home(name) / "serve.txt").open("ab") as output:
             self._serving = self.hosts[name].start(self._bash(name, f"exec {command}"), output)
-        until(self.answers)
+        asyncio.run(until(self.answers, PATIENCE))
 
     def _type(self, name: str, text: str) -> None:
         """What it starts in the background may still run, so that nothing waits for the end of its output."""
@@ -222,20 +210,13 @@ class Machines:
         return self.hosts[name].folder / "home"
 
 
-def until(there: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.5)
-
-
 def test_the_page_can_be_followed_on_several_machines(model: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
     needs_programs("bash", "curl", "pkill")
     names = ["first", "other", "client"]
     with TemporaryDirectory(prefix="fs") as folder, Network(names, Path(folder)) as network:
-        until(lambda: all(host.up for host in network.hosts.values()))
+        asyncio.run(until(lambda: all(host.up for host in network.hosts.values()), PATIENCE))
         machines = Machines(network.hosts, Path(folder), model)
         for block in blocks(PAGE):
             if place_of(block):

@@ -122,11 +122,7 @@ def test_tokenize_and_back(http: httpx.Client, llm: LLM) -> None:
         for mode in ("deep", "fast")
     )
     assert thinking != quiet
-    for path, body in (
-        ("/tokenize", {}),
-        ("/tokenize", {"prompt": "a", "messages": chat}),
-        ("/detokenize", {"tokens": [320]}),
-        ("/detokenize", {"tokens": [-1]}),
-        ("/detokenize", {"tokens": [True]}),
-    ):
-        assert http.post(path, json=body).status_code == 400
+    for wrong in ({}, {"prompt": "a", "messages": chat}):
+        assert http.post("/tokenize", json=wrong).status_code == 400
+    for token in (320, -1, True):
+        assert http.post("/detokenize", json={"tokens": [token]}).status_code == 400

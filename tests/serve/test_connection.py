@@ -12,11 +12,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
+from loops import within
 from serve_tools import served
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from fastslow.serve.http.connection import HEAD_BYTES, Connection
+from fastslow.serve.http.client_connection import HEAD_BYTES, Connection
 
 HOST = b"Host: localhost\r\n"
 
@@ -106,9 +107,7 @@ def test_what_is_wrong_with_the_coding_of_a_body(address: tuple[str, int]) -> No
     assert said(address, chunked)[1] == b'{"body":"hi","host":"localhost"}'
 
 
-def test_requests_that_do_not_wait_for_answers_have_them_in_turn(
-    address: tuple[str, int],
-) -> None:
+def test_requests_that_do_not_wait_for_answers_have_them_in_turn(address: tuple[str, int]) -> None:
     bodies = [b"%04d" % n * (1 + n % 97 * 40) for n in range(200)]  # many are longer than a slice
     sent = [b"POST /body HTTP/1.1\r\n%sContent-Length: %d\r\n" % (HOST, len(b)) for b in bodies]
     sent[-1] += b"Connection: close\r\n"
@@ -122,30 +121,24 @@ async def empty(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body"})
 
 
-def test_few_requests_are_read_ahead() -> None:
+@within(60)
+async def test_few_requests_are_read_ahead() -> None:
     """What waits for its turn waits as bytes, and no more of them come."""
-
-    async def run() -> tuple[int, bytes, list[str]]:
-        config = uvicorn.Config(empty, http=Connection, lifespan="off", log_config=None)
-        config.load()
-        connection, transport = Connection(config, ServerState(), {}), Mock(asyncio.Transport)
-        transport.get_extra_info.return_value = None
-        transport.is_closing.return_value = False
-        connection.connection_made(transport)
-        connection.data_received(b"GET / HTTP/1.1\r\n\r\n" * 2000)
-        most = len(connection.pipeline)
-        async with asyncio.timeout(60):
-            while transport.write.call_count < 4000:  # a head and a body each
-                await asyncio.sleep(0)
-                most = max(most, len(connection.pipeline))
+    config = uvicorn.Config(empty, http=Connection, lifespan="off", log_config=None)
+    config.load()
+    connection, transport = Connection(config, ServerState(), {}), Mock(asyncio.Transport)
+    transport.get_extra_info.return_value = None
+    transport.is_closing.return_value = False
+    connection.connection_made(transport)
+    connection.data_received(b"GET / HTTP/1.1\r\n\r\n" * 2000)
+    most = len(connection.pipeline)
+    while transport.write.call_count < 4000:  # a head and a body each
         await asyncio.sleep(0)
-        connection.connection_lost(None)
-        written = b"".join(call.args[0] for call in transport.write.call_args_list)
-
-        return most, written, [call[0] for call in transport.method_calls]
-
-    most, written, calls = asyncio.run(run())
+        most = max(most, len(connection.pipeline))
+    await asyncio.sleep(0)
+    connection.connection_lost(None)
+    written = b"".join(call.args[0] for call in transport.write.call_args_list)
     assert most < 100
     assert written.count(b"HTTP/1.1 204") == 2000
-    reading = [call for call in calls if call in ("pause_reading", "resume_reading")]
+    reading = [call[0] for call in transport.method_calls if call[0].endswith("_reading")]
     assert reading == ["pause_reading", "resume_reading"], "all that came is answered first"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from breaking_engines import Replicas
+from breaking_engines import Replicas, taken
 from checkpoints import write_moge
+from loops import within
 from requests_made import made_request
 from serve_tools import TEMPLATE, VOCAB, client_of, events_of, open_tiny
 from tokenizers_tiny import write_bpe
@@ -46,18 +47,8 @@ def replicas(llms: dict[str, LLM], *after: int) -> Replicas:
     return Replicas({name: LocalEngine(llm, "tiny") for name, llm in llms.items()}, after)
 
 
-def answer(llms: dict[str, LLM], ask: GenerateRequest, *after: int) -> tuple[list[Piece], Output]:
-    return answer_of(replicas(llms, *after), ask)
-
-
-def answer_of(alike: Replicas, ask: GenerateRequest) -> tuple[list[Piece], Output]:
-    async def main() -> tuple[list[Piece], Output]:
-        engine = ContinuedEngine(alike, QUICK)
-        *pieces, last = [piece async for piece in engine.stream(ask)]
-        assert last.output is not None
-        return pieces, last.output
-
-    return asyncio.run(main())
+async def answer_of(alike: Replicas, ask: GenerateRequest) -> tuple[list[Piece], Output]:
+    return await taken(ContinuedEngine(alike, QUICK), ask)
 
 
 def said(one: Completion) -> tuple[Any, ...]:
@@ -114,13 +105,14 @@ ASKS: dict[str, GenerateRequest] = {
 
 
 @pytest.mark.parametrize("name", ASKS)
-def test_it_breaks_after_every_piece(llms: dict[str, LLM], name: str) -> None:
+@within()
+async def test_it_breaks_after_every_piece(llms: dict[str, LLM], name: str) -> None:
     ask = ASKS[name].with_options(speculation="off")  # else later answers come in fewer pieces
-    pieces, whole = answer(llms, ask)
+    pieces, whole = await answer_of(replicas(llms), ask)
     broken = 0
     for after in range(len(pieces) + 1):
         alike = replicas(llms, after)
-        ours, output = answer_of(alike, ask)
+        ours, output = await answer_of(alike, ask)
         for index, choice in enumerate(whole.choices):
             assert said(output.choices[index]) == said(choice), after
             got, wanted = joined(ours, index), joined(pieces, index)
@@ -133,83 +125,70 @@ def test_it_breaks_after_every_piece(llms: dict[str, LLM], name: str) -> None:
     assert broken > 1
 
 
-@pytest.mark.parametrize("streamed", [True, False])
-def test_it_breaks_again_and_again(llms: dict[str, LLM], streamed: bool) -> None:
-    ask = replace(ASKS["budget"], streamed=streamed)
-    _, whole = answer(llms, ask)
-    _, output = answer(llms, ask, 2, 1, 0, 3, 2, 1) if streamed else answer(llms, ask, 0, 0)
-    assert said(output.choices[0]) == said(whole.choices[0])
-    assert output.metrics.tokens_per_step <= output.metrics.tokens
-
-
-def test_a_sampled_answer_that_may_escalate_ends_in_a_clean_error(llms: dict[str, LLM]) -> None:
+@within()
+async def test_a_sampled_answer_that_may_escalate_ends_in_a_clean_error(
+    llms: dict[str, LLM],
+) -> None:
     """Without a seed another engine makes other tokens, and what the first one was unsure of is not known."""
     mode = {"base": "fast", "escalate": {"below": 0.0}}
     sampling = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
     ask = made_request("a", CHAT, sampling, mode=mode, speculation="off")
-    assert answer(llms, ask)[1].metrics.tokens == 12
+    assert (await answer_of(replicas(llms), ask))[1].metrics.tokens == 12
     with pytest.raises(NotReady, match=r"cannot be continued: answered: mode 'fast\*' escalates"):
-        answer(llms, ask, 8)
+        await answer_of(replicas(llms, 8), ask)
 
 
-def test_a_stream_that_is_given_up_ends_with_an_error_event(llms: dict[str, LLM]) -> None:
-    async def main() -> str:
-        app = create_app(ContinuedEngine(replicas(llms, 2, 2, 2), Retries(first=0.0)))
-        async with client_of(app) as client:
-            asked = {"model": "tiny", "messages": CHAT, "max_tokens": 12, **SEEDED, "stream": True}
-            answer = await client.post("/v1/chat/completions", json=asked, timeout=60)
-            figures = await client.get("/metrics")
-        assert answer.status_code == 200
-        for said in ("retried_asks", "continued_answers", "given_up_answers"):
-            assert f"fastslow:{said}_total" in figures.text
-        assert 'fastslow:continued_answers_total{model_name="tiny"} 2.0' in figures.text
-        assert 'fastslow:given_up_answers_total{model_name="tiny"} 1.0' in figures.text
-        return answer.text
-
-    events = events_of(asyncio.run(main()))
+@within()
+async def test_a_stream_that_is_given_up_ends_with_an_error_event(llms: dict[str, LLM]) -> None:
+    app = create_app(ContinuedEngine(replicas(llms, 2, 2, 2), Retries(first=0.0)))
+    async with client_of(app) as client:
+        asked = {"model": "tiny", "messages": CHAT, "max_tokens": 12, **SEEDED, "stream": True}
+        answer = await client.post("/v1/chat/completions", json=asked, timeout=60)
+        figures = await client.get("/metrics")
+    assert answer.status_code == 200
+    for said, count in (("continued_answers", 2), ("given_up_answers", 1)):
+        assert f'fastslow:{said}_total{{model_name="tiny"}} {count}.0' in figures.text
+    events = events_of(answer.text)
     assert "it was under way on 3 engines" in events[-1]["error"]["message"]
     assert events[-1]["error"]["code"] == "not_ready"
 
 
 @pytest.mark.parametrize("streamed", [True, False])
 @pytest.mark.parametrize("mode", ["fast", "deep"])
-def test_an_answer_that_its_engine_cut_to_close_is_continued(
+@within()
+async def test_an_answer_that_its_engine_cut_to_close_is_continued(
     llms: dict[str, LLM], tmp_path: Path, mode: str, streamed: bool
 ) -> None:
     """A replica that is taken away drains; what it cannot end in time another one ends."""
     sampling = {"max_tokens": 300, "ignore_eos": True, **SEEDED}
     ask = made_request("a", CHAT, sampling, mode=mode, speculation="off", streamed=streamed)
-    pieces, whole = answer(llms, ask)
+    pieces, whole = await answer_of(replicas(llms), ask)
     folder = write_model(tmp_path)
-
-    async def main() -> None:
-        with open_tiny(folder) as short:
-            inner = Replicas({"a": LocalEngine(short, "tiny"), "b": LocalEngine(llms["b"], "tiny")})
-            stream = ContinuedEngine(inner, replace(QUICK, deaths=1)).stream(ask)
-            ours = [await anext(stream) for _ in range(3 * streamed)]
-            rest = asyncio.ensure_future(anext(stream))
-            while not short.stats().running:
-                await asyncio.sleep(0)
-            closing = asyncio.ensure_future(inner.engines["a"].close())
-            *more, last = [await rest, *[piece async for piece in stream]]
-            await closing
-            assert inner.names == ["a", "b"] and last.output is not None
-            assert said(last.output.choices[0]) == said(whole.choices[0])
-            assert joined([*ours, *more], 0)[:3] == joined(pieces, 0)[:3]
-
-    asyncio.run(main())
+    with open_tiny(folder) as short:
+        inner = Replicas({"a": LocalEngine(short, "tiny"), "b": LocalEngine(llms["b"], "tiny")})
+        stream = ContinuedEngine(inner, replace(QUICK, deaths=1)).stream(ask)
+        ours = [await anext(stream) for _ in range(3 * streamed)]
+        rest = asyncio.ensure_future(anext(stream))
+        while not short.stats().running:
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(inner.engines["a"].close())
+        *more, last = [await rest, *[piece async for piece in stream]]
+        await closing
+        assert inner.names == ["a", "b"] and last.output is not None
+        assert said(last.output.choices[0]) == said(whole.choices[0])
+        assert joined([*ours, *more], 0)[:3] == joined(pieces, 0)[:3]
 
 
-def test_an_answer_that_its_caller_cancelled_ends_with_what_it_has(llms: dict[str, LLM]) -> None:
-    async def main() -> None:
-        sampling = {"max_tokens": 3000, "ignore_eos": True}
-        engine = ContinuedEngine(inner := replicas(llms), QUICK)
-        last = None
-        async for piece in engine.stream(made_request("a", CHAT, sampling, mode="fast")):
-            if last is None:
-                assert await engine.cancel("a")
-            last = piece
-        assert last is not None and last.output is not None and inner.names == ["a"]
-        assert last.output.finish_reason == "cancelled"
-
-    asyncio.run(main())
+@within()
+async def test_an_answer_that_its_caller_cancelled_ends_with_what_it_has(
+    llms: dict[str, LLM],
+) -> None:
+    sampling = {"max_tokens": 3000, "ignore_eos": True}
+    engine = ContinuedEngine(inner := replicas(llms), QUICK)
+    last = None
+    async for piece in engine.stream(made_request("a", CHAT, sampling, mode="fast")):
+        if last is None:
+            assert await engine.cancel("a")
+        last = piece
+    assert last is not None and last.output is not None and inner.names == ["a"]
+    assert last.output.finish_reason == "cancelled"

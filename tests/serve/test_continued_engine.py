@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
-from breaking_engines import Break, ScriptedReplicas, Token
+from breaking_engines import Break, ScriptedReplicas, Token, piece_of, taken
 from hypothesis import given
 from hypothesis import strategies as st
+from loops import within
 from requests_made import made_request
 
 from fastslow.output import Decided, GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.continued_engine import (
-    ContinuedEngine,
-    Retries,
-    _ContinuedRequest,
-    _whole,
-)
+from fastslow.serve.engines import continued_engine
+from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries, _ContinuedRequest
 from fastslow.serve.engines.sent_pieces import SentChoice, SentPieces
 
 QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
@@ -50,24 +48,16 @@ FULL = refused(Busy("the queue is full", 0.01))
 UNSURE = refused(ValueError("answered: mode 'unsure' escalates"))
 
 
-async def taken(engine: ContinuedEngine, ask: GenerateRequest = ASK) -> tuple[list[Piece], Output]:
-    *pieces, last = [piece async for piece in engine.stream(ask)]
-    assert last.output is not None
-    return pieces, last.output
-
-
 def check(answer: Sequence[Sequence[Token]], pieces: Sequence[Piece], output: Output) -> None:
     """Everything came once and in order."""
     for index, tokens in enumerate(answer):
-        own = [piece for piece in pieces if piece.index == index]
-        ids, sources = [t.id for t in tokens], [t.source for t in tokens]
-        assert "".join(piece.text for piece in own) == "".join(t.text for t in tokens)
-        assert "".join(piece.reasoning for piece in own) == "".join(t.reasoning for t in tokens)
-        assert [token for piece in own for token in piece.token_ids] == ids
-        assert [s for piece in own for s in piece.sources] == sources
-        assert [p for piece in own for p in piece.logprobs or ()] == [{one: -0.5} for one in ids]
-        assert output.choices[index].token_ids == ids
-        assert output.choices[index].sources == sources
+        own, whole = [p for p in pieces if p.index == index], piece_of(tokens, index)
+        assert "".join(piece.text for piece in own) == whole.text
+        assert "".join(piece.reasoning for piece in own) == whole.reasoning
+        for name in ("token_ids", "sources", "logprobs"):
+            assert [one for p in own for one in getattr(p, name) or ()] == getattr(whole, name)
+        assert output.choices[index].token_ids == whole.token_ids
+        assert output.choices[index].sources == whole.sources
     assert all(piece.text or piece.reasoning or piece.token_ids for piece in pieces)
 
 
@@ -77,26 +67,23 @@ def test_it_breaks_after_every_piece(n: int, after: int) -> None:
     answer = [ANSWER[: 6 - i] for i in range(n)]
     inner = ScriptedReplicas(answer, [Break(after=after)])
     engine = ContinuedEngine(inner, QUICK)
-    check(answer, *asyncio.run(taken(engine)))
+    check(answer, *asyncio.run(taken(engine, ASK)))
     assert len(inner.asked) == 2 and inner.asked[1].avoid == ("a",)
     assert (inner.asked[1].options.answered is None) == (after == 0)
     assert (engine.retried, engine.continued) == ((1, 0) if after == 0 else (0, 1))
     assert inner.left == 2 and engine.given_up == 0
 
 
-tokens = st.builds(
-    Token,
-    st.integers(5, 9),
-    st.text("ab é", max_size=3),
-    st.text("xy ü", max_size=3),
-    st.sampled_from(["target", "ngram"]),
-)
+texts = [st.text(letters, max_size=3) for letters in ("ab é", "xy ü")]
+tokens = st.builds(Token, st.integers(5, 9), *texts, st.sampled_from(["target", "ngram"]))
 breaks = st.builds(Break, st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 9))
 
 
 @given(st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=3), st.lists(breaks))
 def test_it_breaks_anywhere_and_often(answer: list[list[Token]], breaks: list[Break]) -> None:
-    check(answer, *asyncio.run(taken(ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK))))
+    check(
+        answer, *asyncio.run(taken(ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK), ASK))
+    )
 
 
 @given(st.integers(0, 6), st.integers(0, 12), st.integers(1, 12))
@@ -129,29 +116,10 @@ class OtherWords(ScriptedReplicas):
 
 
 class Vanishing(ScriptedReplicas):
-    """No replica runs from the first try on, until the last; or none at first either."""
-
-    there = True
-
-    @property
-    def ready(self) -> bool:
-        return self.there
+    """No replica runs from the first try on, until the last."""
 
     async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.there = not self.breaks
-        async for piece in super().stream(ask):
-            yield piece
-
-
-class Loading(Vanishing):
-    there = False
-
-
-class Slow(ScriptedReplicas):
-    """Each try takes a while before anything comes, as where an answer is not streamed."""
-
-    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        await asyncio.sleep(0.1)
         async for piece in super().stream(ask):
             yield piece
 
@@ -165,21 +133,23 @@ class Ending(NamedTuple):
     asked: int = -1
     continued: int = -1
     retries: Retries = QUICK
-    engine: type[ScriptedReplicas] = ScriptedReplicas
+    engine: Callable[..., ScriptedReplicas] = ScriptedReplicas
 
 
 BRIEF = Retries(seconds=0.1, first=0.01, longest=0.02)
 BUSY, BROKEN = Busy("full"), GenerationError("it broke", [])
 THREE = "it was under way on 3 engines when they ended"
+NEVER = [NOBODY] * 99
 LATE = r"no other engine took it within 0\.1 s"
+ESCALATES = "cannot be continued: answered: mode 'unsure' escalates"
 SUSPECT = replace(QUICK, deaths=3)
+LOADING = partial(ScriptedReplicas, there=False)
+SLOW = partial(ScriptedReplicas, seconds=0.1)  # as where an answer is not streamed
 ENDS = {
     "the last of several deaths": Ending([gone(after=2)] * 9, NotReady, THREE, 3, 2, SUSPECT),
     "the same before any piece": Ending([gone()] * 9, NotReady, THREE, 3, 0, SUSPECT),
     # one engine ended, however often others were looked for
-    "nobody is there in time": Ending(
-        [gone(after=2), *[NOBODY] * 99], NotReady, LATE, -1, 1, BRIEF
-    ),
+    "nobody is there in time": Ending([gone(after=2), *NEVER], NotReady, LATE, -1, 1, BRIEF),
     "somebody is there in time": Ending([gone(after=2), NOBODY, FULL, NOBODY], None, "", 5, 1),
     "queues stay full": Ending([gone(after=2), *[FULL] * 99], NotReady, LATE, retries=BRIEF),
     "the same before any piece: HTTP 429": Ending([gone(), *[FULL] * 99], Busy, retries=BRIEF),
@@ -188,23 +158,14 @@ ENDS = {
     "a first refusal: failed": Ending([refused(BROKEN)], GenerationError, "it broke", 1),
     "a failure inside the engine": Ending([Break(after=2, error=BROKEN)], GenerationError, "", 1),
     "what is made again from its beginning": Ending([gone(after=3), UNSURE], None, "", 3, 1),
-    "what cannot be made again": Ending(
-        [gone(after=1), UNSURE, UNSURE],
-        NotReady,
-        "cannot be continued: answered: mode 'unsure' escalates",
-        3,
-    ),
+    "what cannot be made again": Ending([gone(after=1), UNSURE, UNSURE], NotReady, ESCALATES, 3),
     "what is made again in other words": Ending(
-        [gone(after=1), UNSURE],
-        NotReady,
-        "cannot be continued: answered: mode 'unsure' escalates",
-        3,
-        engine=OtherWords,
+        [gone(after=1), UNSURE], NotReady, ESCALATES, 3, engine=OtherWords
     ),
     "other tokens": Ending(
         [gone(after=2)], NotReady, "another engine made other tokens", 2, engine=OtherWords
     ),
-    "not there yet": Ending([NOBODY], NotReady, "nobody is there", 1, engine=Loading),
+    "not there yet": Ending([NOBODY], NotReady, "nobody is there", 1, engine=LOADING),
     "asked while replicas were known to run": Ending([NOBODY] * 3, asked=4, engine=Vanishing),
     # several may refuse an answer that is not to blame
     "engines that close are no deaths": Ending(
@@ -213,9 +174,9 @@ ENDS = {
         retries=replace(QUICK, deaths=1),
     ),
     # what an engine worked before it ended is no search for one
-    "slow tries": Ending([gone(), gone()], retries=replace(BRIEF, seconds=0.05), engine=Slow),
+    "slow tries": Ending([gone(), gone()], retries=replace(BRIEF, seconds=0.05), engine=SLOW),
     "slow tries that nobody takes": Ending(
-        [gone(), NOBODY, NOBODY], NotReady, LATE, retries=BRIEF, engine=Slow
+        [gone(), NOBODY, NOBODY], NotReady, LATE, retries=BRIEF, engine=SLOW
     ),
 }
 
@@ -226,10 +187,10 @@ def test_how_an_answer_ends(name: str, logged: list[str]) -> None:
     inner = kind([ANSWER], list(breaks))
     engine = ContinuedEngine(inner, retries)
     if error is None:
-        check([ANSWER], *asyncio.run(taken(engine)))
+        check([ANSWER], *asyncio.run(taken(engine, ASK)))
     else:
         with pytest.raises(error, match=said or None):
-            asyncio.run(taken(engine))
+            asyncio.run(taken(engine, ASK))
     assert asked in (-1, len(inner.asked)) and len(inner.asked) < 40
     assert continued in (-1, engine.continued)
     tried = error is not None and len(inner.asked) > 1
@@ -238,20 +199,20 @@ def test_how_an_answer_ends(name: str, logged: list[str]) -> None:
 
 
 def test_the_output_says_what_happened() -> None:
-    whole = asyncio.run(taken(ContinuedEngine(ScriptedReplicas([ANSWER]))))[1]
+    whole = asyncio.run(taken(ContinuedEngine(ScriptedReplicas([ANSWER])), ASK))[1]
     assert whole.metrics.decision == "" and whole.metrics.ttft == 0.2, "as the engine says"
     for breaks, said in (
-        ([Break(after=2), Break(after=0), Break(after=1)], "continued on another engine (3 times)"),
-        ([Break(after=0)], "asked again of another engine (once)"),
+        ([gone(after=2), gone(), gone(after=1)], "continued on another engine (3 times)"),
+        ([gone()], "asked again of another engine (once)"),
     ):
         engine = ContinuedEngine(ScriptedReplicas([ANSWER], breaks), QUICK)
-        assert asyncio.run(taken(engine))[1].metrics.decision == said
+        assert asyncio.run(taken(engine, ASK))[1].metrics.decision == said
 
 
 @pytest.mark.parametrize(("first", "kept"), [(0.05, True), (9.5, False), (None, False)])
 def test_the_figures_of_a_continued_answer(first: float | None, kept: bool) -> None:
     """It began ten seconds ago; the present try began one second ago, and alone it would be in time."""
-    _, plain = asyncio.run(taken(ContinuedEngine(ScriptedReplicas([ANSWER]))))
+    _, plain = asyncio.run(taken(ContinuedEngine(ScriptedReplicas([ANSWER])), ASK))
     (choice,) = plain.choices
     metrics = replace(choice.metrics, queue_seconds=0.2, target_ms=5000.0, target_kept=not kept)
     output = replace(plain, choices=[replace(choice, metrics=metrics)])
@@ -259,11 +220,11 @@ def test_the_figures_of_a_continued_answer(first: float | None, kept: bool) -> N
     own = _ContinuedRequest(ASK, now - 10, continued=1, try_started=now - 1)
     if first is not None:
         own.sent.choices[0] = SentChoice(tokens=[5], first=now - 10 + first)
-    made = _whole(own, output).choices[0].metrics
+    made = continued_engine._whole(own, output).choices[0].metrics
     assert made.queue_seconds == pytest.approx(9.2)
     assert made.ttft == pytest.approx(first or metrics.ttft + 9)
     assert made.target_kept is kept
-    assert _whole(_ContinuedRequest(ASK, now - 10), output) is output
+    assert continued_engine._whole(_ContinuedRequest(ASK, now - 10), output) is output
 
 
 @pytest.mark.parametrize(("longest", "pause"), [(2.0, 0.5), (0.3, 0.3)])
@@ -284,11 +245,11 @@ def test_what_was_decided_is_sent_again() -> None:
                 first = False
 
     inner = Choosing([ANSWER], [Break(after=2), Break(after=2)])
-    asyncio.run(taken(ContinuedEngine(inner, QUICK)))
+    asyncio.run(taken(ContinuedEngine(inner, QUICK), ASK))
     found = [ask.options.answered and ask.options.answered.decided for ask in inner.asked]
     assert found == [None, [("fast", "it is short", 2)], [("fast", "it is short", 2)]]
     inner = Choosing([ANSWER], [Break(after=2), UNSURE])
-    asyncio.run(taken(ContinuedEngine(inner, QUICK)))
+    asyncio.run(taken(ContinuedEngine(inner, QUICK), ASK))
     answered = inner.asked[2].options.answered
     assert answered is not None and answered.decided == [("fast", "it is short", 2)]
     assert answered.tokens == [[]], "it is made again from its beginning"
@@ -309,89 +270,70 @@ def test_what_is_not_streamed_is_asked_again_whole(logged: list[str]) -> None:
 
 
 @pytest.mark.parametrize("leave", [False, True])
-def test_a_pause_ends_where_the_request_is_cancelled_or_left(leave: bool) -> None:
-    async def main() -> None:
-        inner = ScriptedReplicas([ANSWER], [Break(after=1)])
-        engine = ContinuedEngine(inner, Retries(first=60.0, longest=60.0))
-        task = asyncio.ensure_future(taken(engine))
-        while inner.left < 1:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
-        if leave:
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        else:
-            assert await engine.cancel("one")
-            with pytest.raises(NotReady, match="cancelled after its engine had ended"):
-                await task
-        assert len(inner.asked) == 1 and not engine._running
-
-    asyncio.run(asyncio.wait_for(main(), 10))
-
-
-class OnItsWay(ScriptedReplicas):
-    """Does not know a request before its first piece is there, which takes a moment."""
-
-    known = False
-
-    async def stream(self, ask: GenerateRequest) -> Any:
-        await asyncio.sleep(0.05)
-        self.known = True
-        while not self.cancelled:
-            await asyncio.sleep(0.001)
-        async for piece in super().stream(ask):
-            yield piece
-
-    async def cancel(self, id: str) -> bool:
-        return self.known and await super().cancel(id)
-
-
-def test_a_request_that_no_replica_knows_yet_is_cancelled_once_one_does() -> None:
-    async def main() -> None:
-        inner = OnItsWay([ANSWER])
-        engine = ContinuedEngine(inner, QUICK)
-        task = asyncio.ensure_future(taken(engine))
-        await asyncio.sleep(0.01)
-        assert await engine.cancel("one")
-        assert inner.cancelled == ["one"]
+@within(10)
+async def test_a_pause_ends_where_the_request_is_cancelled_or_left(leave: bool) -> None:
+    inner = ScriptedReplicas([ANSWER], [Break(after=1)])
+    engine = ContinuedEngine(inner, Retries(first=60.0, longest=60.0))
+    task = asyncio.ensure_future(taken(engine, ASK))
+    while inner.left < 1:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert task.cancel() if leave else await engine.cancel("one")
+    error, said = (
+        (asyncio.CancelledError, None) if leave else (NotReady, "after its engine had end")
+    )
+    with pytest.raises(error, match=said):
         await task
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+    assert len(inner.asked) == 1 and not engine._running
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_after_a_cancel_or_the_end_of_the_server_nobody_is_asked(closes: bool) -> None:
-    async def main() -> None:
-        inner = ScriptedReplicas([ANSWER], [Break(after=2)])
-        engine = ContinuedEngine(inner, QUICK)
-        said = "the server is closing" if closes else "the request was cancelled"
-        with pytest.raises(NotReady, match=said):
-            async for _ in engine.stream(ASK):
-                await (engine.close() if closes else engine.cancel("one"))
-        assert len(inner.asked) == 1
+@within(10)
+async def test_after_a_cancel_or_the_end_of_the_server_nobody_is_asked(closes: bool) -> None:
+    inner = ScriptedReplicas([ANSWER], [Break(after=2)])
+    engine = ContinuedEngine(inner, QUICK)
+    said = "the server is closing" if closes else "the request was cancelled"
+    with pytest.raises(NotReady, match=said):
+        async for _ in engine.stream(ASK):
+            await (engine.close() if closes else engine.cancel("one"))
+    assert len(inner.asked) == 1
 
-    asyncio.run(main())
+
+class OnItsWay(ScriptedReplicas):
+    """Its replica does not know a request at the first calls about it."""
+
+    calls = 0
+
+    async def cancel(self, id: str) -> bool:
+        self.calls += 1
+        return self.calls > 2 and await super().cancel(id)
+
+
+@within(10)
+async def test_a_request_that_no_replica_knows_yet_is_cancelled_once_one_does() -> None:
+    engine = ContinuedEngine(inner := OnItsWay([ANSWER], seconds=1.0), QUICK)
+    task = asyncio.ensure_future(taken(engine, ASK))
+    await asyncio.sleep(0.01)
+    assert await engine.cancel("one")
+    assert inner.cancelled == ["one"] and not task.done()
+    await task
 
 
 @pytest.mark.parametrize(("sources", "place"), [((), 3), (("target", "forced", "forced"), 4)])
-def test_a_thought_that_was_stopped_stays_stopped(sources: Sequence[str], place: int) -> None:
+@within()
+async def test_a_thought_that_was_stopped_stays_stopped(sources: Sequence[str], place: int) -> None:
     """Where its closing was forced; after all that came, where that is not known. The first stop counts."""
     answer = [Token(5 + n) for n in range(3)]
     answer += [Token(20, source=source) for source in sources]
-
-    async def main() -> None:
-        inner = ScriptedReplicas([[*answer, Token(30)]], [Break(after=len(answer))])
-        engine = ContinuedEngine(inner, QUICK)
-        count = 0
-        async for piece in engine.stream(ASK):
-            count += len(piece.token_ids)
-            if count in (3, 5):
-                assert await engine.stop_thinking("one")
-        again = inner.asked[1].options.answered
-        assert again is not None and again.stopped == [place]
-
-    asyncio.run(main())
+    inner = ScriptedReplicas([[*answer, Token(30)]], [Break(after=len(answer))])
+    engine = ContinuedEngine(inner, QUICK)
+    count = 0
+    async for piece in engine.stream(ASK):
+        count += len(piece.token_ids)
+        if count in (3, 5):
+            assert await engine.stop_thinking("one")
+    again = inner.asked[1].options.answered
+    assert again is not None and again.stopped == [place]
 
 
 class Thinker(ScriptedReplicas):
@@ -412,36 +354,28 @@ class Thinker(ScriptedReplicas):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(
+@within(10)
+async def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(
     streamed: bool,
 ) -> None:
-    async def main() -> None:
-        inner = Thinker([ANSWER, ANSWER[:3]], [gone(), Break(after=1), gone("b")])
-        engine = ContinuedEngine(inner, QUICK)
-        ask = replace(made_request("one", "a prompt", {"n": 2}), streamed=streamed)
-        task = asyncio.ensure_future(taken(engine, ask))
-        while not inner.waits:
-            await asyncio.sleep(0)
-        assert [await engine.stop_thinking("one") for _ in range(2)] == [False, True]
-        _, output = await task
-        assert len(output.choices) == 2 and inner.waits == 4 and inner.stops == 8
-        third = inner.asked[2].options.answered
-        assert (third is not None) is streamed, "of which one had begun"
-        assert third is None or third.stopped == [1, 0]
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+    inner = Thinker([ANSWER, ANSWER[:3]], [gone(), Break(after=1), gone("b")])
+    engine = ContinuedEngine(inner, QUICK)
+    ask = replace(made_request("one", "a prompt", {"n": 2}), streamed=streamed)
+    task = asyncio.ensure_future(taken(engine, ask))
+    while not inner.waits:
+        await asyncio.sleep(0)
+    assert [await engine.stop_thinking("one") for _ in range(2)] == [False, True]
+    _, output = await task
+    assert len(output.choices) == 2 and inner.waits == 4 and inner.stops == 8
+    third = inner.asked[2].options.answered
+    assert (third is not None) is streamed, "of which one had begun"
+    assert third is None or third.stopped == [1, 0]
 
 
 class Forgetful(ScriptedReplicas):
     """Each replica ends under the first calls about tokens."""
 
-    def __init__(self, deaths: int, ready: bool = True) -> None:
-        super().__init__([ANSWER])
-        self.deaths, self.there = deaths, ready
-
-    @property
-    def ready(self) -> bool:
-        return self.there
+    deaths = 1
 
     async def token_bytes(self, tokens: Sequence[int]) -> list[tuple[bytes, bool]]:
         if self.deaths:
@@ -450,19 +384,17 @@ class Forgetful(ScriptedReplicas):
         return await super().token_bytes(tokens)
 
 
-def test_calls_about_tokens_are_made_again() -> None:
+@within()
+async def test_calls_about_tokens_are_made_again() -> None:
     """An answer under way may need them for its log-probabilities."""
-
-    async def main() -> None:
-        engine = ContinuedEngine(Forgetful(5), QUICK)
-        assert await engine.token_bytes([1]) == [(b"x", True)]
-        late = ContinuedEngine(Forgetful(9), replace(QUICK, seconds=0.0))
-        inner = Forgetful(1, ready=False)
-        for engine in (late, ContinuedEngine(inner, QUICK)):
-            with pytest.raises(NotReady, match="the replica ended"):
-                await engine.token_bytes([1])
-        inner.deaths, engine = 1, ContinuedEngine(inner, QUICK)
-        async for _ in engine.stream(ASK):
-            assert await engine.token_bytes([1]), "it waits for one, as the answer does"
-
-    asyncio.run(main())
+    inner = Forgetful([ANSWER])
+    inner.deaths = 5
+    assert await ContinuedEngine(inner, QUICK).token_bytes([1]) == [(b"x", True)]
+    inner = Forgetful([ANSWER], there=False)
+    late = ContinuedEngine(Forgetful([ANSWER]), replace(QUICK, seconds=0.0))
+    for engine in (late, ContinuedEngine(inner, QUICK)):
+        with pytest.raises(NotReady, match="the replica ended"):
+            await engine.token_bytes([1])
+    inner.deaths, engine = 1, ContinuedEngine(inner, QUICK)
+    async for _ in engine.stream(ASK):
+        assert await engine.token_bytes([1]), "it waits for one, as the answer does"

@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loops import within
 from requests_made import made_request
-from serve_engines import (
-    LONG,
-    answer_of,
-    asked,
-    first_of,
-    idle,
-    pieces_of,
-    settings_of,
-    until,
-)
+from serve_engines import LONG, answer_of, asked, first_of, idle, pieces_of, settings_of, until
 
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -78,10 +70,8 @@ def test_an_answer_continues_after_what_another_engine_made(
     *pieces, last = run(pieces_of(engine, ask))
     assert [one.token_ids for one in last.output.choices] == [c.token_ids for c in whole.choices]
     assert [one.text for one in last.output.choices] == [c.text for c in whole.choices]
-    assert {piece.index: piece.decided for piece in pieces if piece.decided} == {
-        0: decided,
-        1: decided,
-    }
+    found = {piece.index: piece.decided for piece in pieces if piece.decided}
+    assert found == {0: decided, 1: decided}
     for wrong in ({}, {"tokens": [[5], [6], [7]]}):
         with pytest.raises(ValueError, match="^answered"):
             run(pieces_of(engine, asked(answered=wrong)))
@@ -164,10 +154,6 @@ def test_what_does_not_fit_is_a_value_error(
     assert len(run(answer_of(engine, asked())).token_ids) == 8
 
 
-async def running(engine: Engine) -> bool:
-    return bool((await engine.stats())["running"])
-
-
 def test_prompts_and_tokens_as_text(engine: Engine, run: Run) -> None:
     tokens = run(engine.tokenize(asked(prompt="one two")))
     assert run(engine.detokenize(tokens)) == "one two"
@@ -207,29 +193,23 @@ async def has_room(engine: Engine) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("drain", "reason"), [(60.0, "length"), (0.0, "cancelled")])
-def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: Path) -> None:
-    async def closing() -> str:
-        engine = await started(kind, folder)
-        tokens = 200 if drain else LONG
-        task = asyncio.create_task(answer_of(engine, asked(tokens=tokens)))
-        await until(lambda: running(engine))
-        close = asyncio.create_task(engine.close(drain))
-        await asyncio.sleep(0)
-        assert not engine.ready and "closing" in engine.why_not_ready
-        with pytest.raises(NotReady, match="closing"):
-            await first_of(engine, asked())
-        output = await task
-        await close
-        return output.finish_reason
-
-    assert asyncio.run(closing()) == reason
+@within()
+async def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: Path) -> None:
+    engine = await started(kind, folder)
+    task = asyncio.create_task(answer_of(engine, asked(tokens=200 if drain else LONG)))
+    await until(lambda: counted(engine, "running", 1))
+    close = asyncio.create_task(engine.close(drain))
+    await asyncio.sleep(0)
+    assert not engine.ready and "closing" in engine.why_not_ready
+    with pytest.raises(NotReady, match="closing"):
+        await first_of(engine, asked())
+    assert (await task).finish_reason == reason
+    await close
 
 
-def test_a_grammar_that_becomes_too_complex_is_its_clients_fault(
-    runner: asyncio.Runner, engine: Engine
-) -> None:
+def test_a_grammar_that_becomes_too_complex_is_its_clients_fault(engine: Engine, run: Run) -> None:
     wild = {"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}
     for streamed in (True, False):
         ask = asked(tokens=60, sampling={"grammar": wild}, mode="fast", streamed=streamed)
         with pytest.raises(ValueError, match="the grammar stopped: "):
-            runner.run(pieces_of(engine, ask))
+            run(pieces_of(engine, ask))

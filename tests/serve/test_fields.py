@@ -32,48 +32,36 @@ def options_of(
     return SharedFields(**fields).as_request(CHAT, who, card, settings, id="id").options
 
 
+DEEP = {"base": "deep"}
+BUDGET = {**DEEP, "thinking_budget": 7}
+QUIET = {**DEEP, "thinking": "off"}
+WAYS: list[tuple[Any, list[dict[str, Any]]]] = [
+    ("deep", [{}, {"reasoning_effort": "high"}, {"reasoning_effort": "max"}]),
+    ("deep", [{"reasoning": {"effort": "xhigh"}}, {"reasoning_effort": "high", "mode": "deep"}]),
+    ("fast", [{"mode": "fast"}, {"reasoning_effort": "minimal"}]),
+    ({"base": "fast", "groups": 3}, [{"mode": {"base": "fast", "groups": 3}}]),
+    ({**DEEP, "groups": 3}, [{"mode": {"groups": 3}}, {"groups": 3}]),
+    ({"base": "fast", "experts": 0}, [{"experts": 0, "mode": "fast"}]),
+    ({**DEEP, "latency_ms": 80}, [{"latency_ms": 80}]),
+    ({"base": "fast", "thinking": "off"}, [{"reasoning_effort": "none"}]),
+    ({**DEEP, "thinking_budget": 4096}, [{"reasoning_effort": "medium"}]),
+    (BUDGET, [{"reasoning_effort": "low", "thinking_budget": 7}, {"thinking_budget": 7}]),
+    (BUDGET, [{"thinking_token_budget": 7}, {"thinking_budget_tokens": 7}]),
+    (BUDGET, [{"max_thinking_tokens": 7}, {"reasoning": {"max_tokens": 7}}]),
+    (BUDGET, [{"thinking_budget": 7, "max_thinking_tokens": 7}]),
+    (BUDGET, [{"thinking": {"type": "adaptive", "budget_tokens": 7}}]),
+    ({**BUDGET, "thinking": "on"}, [{"thinking": {"type": "enabled", "budget_tokens": 7}}]),
+    (QUIET, [{"thinking": {"type": "disabled"}}, {"reasoning": {"enabled": False}}]),
+    (QUIET, [{"chat_template_kwargs": {"enable_thinking": False}}]),
+    (
+        {"base": "fast", "thinking": "on"},
+        [{"chat_template_kwargs": {"thinking": True}, "mode": "fast"}],
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("fields", "mode"),
-    [
-        ({}, "deep"),
-        ({"mode": "fast"}, "fast"),
-        ({"mode": {"base": "fast", "groups": 3}}, {"base": "fast", "groups": 3}),
-        ({"mode": {"groups": 3}}, {"base": "deep", "groups": 3}),
-        ({"groups": 2}, {"base": "deep", "groups": 2}),
-        ({"experts": 0, "mode": "fast"}, {"base": "fast", "experts": 0}),
-        ({"latency_ms": 80}, {"base": "deep", "latency_ms": 80}),
-        ({"reasoning_effort": "none"}, {"base": "fast", "thinking": "off"}),
-        ({"reasoning_effort": "minimal"}, "fast"),
-        ({"reasoning_effort": "medium"}, {"base": "deep", "thinking_budget": 4096}),
-        ({"reasoning_effort": "high"}, "deep"),
-        ({"reasoning_effort": "max"}, "deep"),
-        ({"reasoning": {"effort": "xhigh"}}, "deep"),
-        ({"reasoning_effort": "high", "mode": "deep"}, "deep"),
-        ({"reasoning_effort": "low", "thinking_budget": 9}, {"base": "deep", "thinking_budget": 9}),
-        *(
-            (one, {"base": "deep", "thinking_budget": 7})
-            for one in (
-                {"thinking_budget": 7},
-                {"thinking_token_budget": 7},
-                {"thinking_budget_tokens": 7},
-                {"max_thinking_tokens": 7},
-                {"reasoning": {"max_tokens": 7}},
-                {"thinking_budget": 7, "max_thinking_tokens": 7},
-                {"thinking": {"type": "adaptive", "budget_tokens": 7}},
-            )
-        ),
-        (
-            {"thinking": {"type": "enabled", "budget_tokens": 7}},
-            {"base": "deep", "thinking": "on", "thinking_budget": 7},
-        ),
-        ({"thinking": {"type": "disabled"}}, {"base": "deep", "thinking": "off"}),
-        ({"chat_template_kwargs": {"enable_thinking": False}}, {"base": "deep", "thinking": "off"}),
-        (
-            {"chat_template_kwargs": {"thinking": True}, "mode": "fast"},
-            {"base": "fast", "thinking": "on"},
-        ),
-        ({"reasoning": {"enabled": False}}, {"base": "deep", "thinking": "off"}),
-    ],
+    ("fields", "mode"), [(fields, mode) for mode, ways in WAYS for fields in ways]
 )
 def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode: Any) -> None:
     ask = options_of(**fields)
@@ -130,22 +118,16 @@ def test_the_servers_own_number_of_tokens() -> None:
 
 
 def test_a_model_with_levels_of_effort_gets_its_own() -> None:
-    for effort, level in (
-        ("minimal", "low"),
-        ("low", "low"),
-        ("medium", "medium"),
-        ("xhigh", "high"),
-        ("max", "high"),
-    ):
+    levels = {"minimal": "low", "low": "low", "medium": "medium", "xhigh": "high", "max": "high"}
+    for effort, level in levels.items():
         ask = options_of(LEVELS, reasoning_effort=effort)
         assert ask.chat_template_kwargs == {"reasoning_effort": level}
     assert options_of(LEVELS, reasoning_effort="none").chat_template_kwargs is None
     both = options_of(LEVELS, reasoning_effort="low", mode="fast")
     assert (both.mode, both.chat_template_kwargs) == ("fast", {"reasoning_effort": "low"})
     with pytest.raises(ValueError, match="contradict"):
-        options_of(
-            LEVELS, reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"}
-        )
+        kwargs = {"reasoning_effort": "high"}
+        options_of(LEVELS, reasoning_effort="low", chat_template_kwargs=kwargs)
 
 
 KEPT, LEFT = {"clear_thinking": False}, {"clear_thinking": True}
@@ -189,8 +171,12 @@ def test_grammars_under_every_name() -> None:
     ):
         assert options_of(**fields).sampling == {"grammar": grammar}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    chat: Any = {"messages": CHAT, "response_format": wanted}
-    assert ChatRequest(**chat).grammar(10_000) == {"json_schema": schema}
+    for format, grammar in (
+        (wanted, {"json_schema": schema}),
+        ({"type": "json_object"}, {"json_object": True}),
+    ):
+        chat: Any = {"messages": CHAT, "response_format": format}
+        assert ChatRequest(**chat).grammar(10_000) == grammar
 
 
 def test_defaults_give_way_to_the_mode_and_the_client() -> None:
@@ -235,15 +221,10 @@ OWN = replace(CARD, sampling={"temperature": 0.2, "top_p": 0.9})
 @pytest.mark.parametrize(
     ("card", "given", "found", "whose"),
     [
-        (CARD, None, {"temperature": 1.0}, "temperature=1.0 (temperature: OpenAI's)"),
-        (OWN, None, OWN.sampling, "temperature=0.2, top_p=0.9 (temperature: the model's own)"),
-        (
-            OWN,
-            0.7,
-            {"temperature": 0.7, "top_p": 0.9},
-            "temperature=0.7, top_p=0.9 (temperature: the settings)",
-        ),
-        (CARD, 0.7, {"temperature": 0.7}, "temperature=0.7 (temperature: the settings)"),
+        (CARD, None, {"temperature": 1.0}, "OpenAI's"),
+        (OWN, None, OWN.sampling, "the model's own"),
+        (OWN, 0.7, {"temperature": 0.7, "top_p": 0.9}, "the settings"),
+        (CARD, 0.7, {"temperature": 0.7}, "the settings"),
     ],
 )
 def test_a_request_without_sampling_has_the_model_s_own_unless_the_settings_say_it(
@@ -251,7 +232,9 @@ def test_a_request_without_sampling_has_the_model_s_own_unless_the_settings_say_
 ) -> None:
     settings = ServerSettings(temperature=given)
     settings.fit(card)
-    assert [line.strip() for line in logged] == [f"sampling of requests that give none: {whose}"]
+    values = ", ".join(f"{name}={value}" for name, value in found.items())
+    said = f"sampling of requests that give none: {values} (temperature: {whose})"
+    assert [line.strip() for line in logged] == [said]
     params = options_of(card, settings).sampling_in(Mode(), card.sampling)
     assert {name: getattr(params, name) for name in found} == found
     asked = options_of(card, settings, temperature=0.4).sampling_in(Mode(), card.sampling)

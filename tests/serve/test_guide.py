@@ -10,13 +10,9 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from guide_desk import MODEL, Desk, needs_programs
-from serve_tools import TEMPLATE, VOCAB
-from tokenizers_tiny import write_bpe
+from guide_desk import MODEL, Desk, needs_programs, write_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guide" / "serving.md"
@@ -53,10 +49,7 @@ def follow(desk: Desk) -> None:
 def test_the_page_can_be_followed(folder: Path) -> None:
     model = folder / "model"
     model.mkdir()
-    write_bpe(model, TEMPLATE, VOCAB)
-    size: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32}
-    write_moge(model, vocab=VOCAB, max_position_embeddings=4096, **size)
-    desk = Desk(PAGE, check, folder, str(model), ["--kv-memory", "32MiB"])
+    desk = Desk(PAGE, check, folder, str(write_model(model)), ["--kv-memory", "32MiB"])
     follow(desk)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     asked = (folder / "pip.txt").read_text().split()

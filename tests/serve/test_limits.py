@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import pytest
-from fake_engine import TINY
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
-from fastapi.testclient import TestClient
+from fake_engine import TINY, FakeEngine, output
+from loops import within
 from requests_made import made_request
 from serve_tools import Clock, call
 
+from fastslow.output import Piece
+from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyLimits
-from fastslow.serve.api.limits import Caller, Limits, TokenBucket
-from fastslow.serve.http.middleware import RequestAccess
+from fastslow.serve.api.limits import Caller, Limits
+from fastslow.serve.http.app import create_app
 
 
 def who(name: str = "bot", **limits: Any) -> Caller:
@@ -28,19 +31,6 @@ def refused(limits: Limits, caller: Caller) -> ApiError:
         limits.enter(caller)
     assert error.value.status == 429
     return error.value
-
-
-def test_a_bucket_fills_evenly() -> None:
-    bucket = TokenBucket(60, 0.0)
-    bucket.take(60, 0.0)
-    assert bucket.wait(1, 0.0) == 1.0
-    assert bucket.wait(1, 0.5) == 0.5
-    assert bucket.wait(1, 1.0) == 0
-    assert bucket.wait(60, 1.0) == 59.0
-    assert bucket.level(10_000.0) == 60.0
-    bucket.take(120, 10_000.0)
-    assert bucket.wait(1, 10_000.0) == 61.0
-    assert bucket.level(9_000.0) == -60.0  # a clock that goes back gives nothing
 
 
 def test_requests_a_minute() -> None:
@@ -57,6 +47,8 @@ def test_requests_a_minute() -> None:
     limits.enter(who("other", requests_per_minute=3))
     clock.now += error.retry_after
     limits.enter(caller)  # to wait as long as it says is enough
+    refused(limits, caller)
+    clock.now -= 3600  # a clock that goes back gives nothing
     refused(limits, caller)
 
 
@@ -152,65 +144,33 @@ def test_a_refusal_takes_nothing() -> None:
     assert limits.enter(caller)["x-ratelimit-remaining-requests"] == "0"
 
 
-def served(limits: Limits) -> FastAPI:
-    app = FastAPI()
-
-    @app.post("/whole")
-    async def whole() -> dict[str, int]:
-        return {"running": limits.running}
-
-    @app.post("/broken")
-    async def broken() -> None:
+async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    if request.prompt == "broken":
         raise RuntimeError("it broke")
-
-    @app.post("/stream")
-    async def stream(request: Request) -> StreamingResponse:
-        async def parts() -> Any:
-            while True:
-                yield b"x"
-                await asyncio.sleep(0)
-
-        return StreamingResponse(parts())
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, int]:
-        return {"running": limits.running}
-
-    @app.post("/v1/requests/1/stop_thinking")
-    async def stop() -> dict[str, int]:
-        return {"running": limits.running}
-
-    app.add_middleware(RequestAccess, keys=None, limits=limits)
-    return app
+    while request.prompt == "endless":
+        yield Piece("x", token_ids=[1])
+        await asyncio.sleep(0)
+    yield Piece(output=output())
 
 
-def test_the_place_comes_back_after_an_answer_and_an_error() -> None:
-    limits = Limits()
-    with TestClient(served(limits), raise_server_exceptions=False) as client:
-        assert client.post("/whole").json() == {"running": 1}
-        assert client.get("/v1/models").json() == {"running": 0}
-        assert client.post("/v1/requests/1/stop_thinking").json() == {"running": 0}
-        assert client.post("/broken").status_code == 500
-        assert client.post("/not-there").status_code == 404
-    assert limits.running == 0
+@within(20)
+async def test_the_place_comes_back_whatever_happens() -> None:
+    app = create_app(FakeEngine(script), ServerConfig(max_requests=1))
 
+    def sent(prompt: str, leave_after: int = 10**9) -> Coroutine[Any, Any, list[Any]]:
+        body = json.dumps({"prompt": prompt, "stream": prompt == "endless"}).encode()
+        return call(app, "POST", "/v1/completions", body, leave_after=leave_after)
 
-def test_the_place_comes_back_when_the_client_goes_away() -> None:
-    limits = Limits()
-    sent = asyncio.run(call(served(limits), "POST", "/stream", leave_after=20))
-    assert len(sent) >= 20 and limits.running == 0
+    async def status(prompt: str) -> int:
+        return int((await sent(prompt))[0]["status"])
 
-
-def test_the_place_comes_back_when_the_task_is_cancelled() -> None:
-    limits = Limits()
-
-    async def run() -> None:
-        task = asyncio.create_task(call(served(limits), "POST", "/stream"))
-        while limits.running == 0:
-            await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(run())
-    assert limits.running == 0
+    assert [await status(prompt) for prompt in ("whole", "broken", "whole")] == [200, 500, 200]
+    await sent("endless", leave_after=20)
+    assert await status("whole") == 200, "its client went away"
+    task = asyncio.create_task(sent("endless"))
+    await asyncio.sleep(0.05)
+    assert await status("whole") == 429
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await status("whole") == 200

@@ -58,6 +58,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+def requests(path: Path) -> list[dict[str, Any]]:
+    return [line for line in lines(path) if line["message"] == "request"]
+
+
 def test_a_line_for_each_request(path: Path, opened: Opened) -> None:
     log = opened()
     with client() as ours:
@@ -65,7 +69,7 @@ def test_a_line_for_each_request(path: Path, opened: Opened) -> None:
         ours.get("/health")
         ours.get("/not-there")
     log.close()
-    first, second = [line for line in lines(path) if line["message"] == "request"]
+    first, second = requests(path)
     assert first["method"] == "POST" and first["route"] == ASK and first["status"] == 200
     assert first["answers"] == [id] and first["mode"] == "deep" and first["tokens"] == 6
     assert (
@@ -82,9 +86,11 @@ def test_texts_only_where_they_are_asked_for(path: Path, opened: Opened) -> None
     log = opened()
     with client(log_texts=True) as ours:
         ask(ours, SECRET)
+        said = ask(ours, model=SECRET).json()["error"]["message"]
     log.close()
-    (line,) = [line for line in lines(path) if line["message"] == "request"]
-    assert line["prompts"] == [SECRET] and line["texts"] == ["part 0 part 1 part 2 "]
+    first, second = requests(path)
+    assert first["prompts"] == [SECRET] and first["texts"] == ["part 0 part 1 part 2 "]
+    assert second["reason"] == said and SECRET in said
 
 
 def test_an_error_is_logged_without_the_values_of_variables(path: Path, opened: Opened) -> None:
@@ -105,7 +111,7 @@ def test_an_error_is_logged_without_the_values_of_variables(path: Path, opened: 
     log.close()
     text = path.read_text("utf-8")
     assert "ZeroDivisionError" in text and SECRET not in text
-    (line,) = [line for line in lines(path) if line["message"] == "request"]
+    (line,) = requests(path)
     assert line["level"] == "ERROR" and line["failed"] == "error"
 
 
@@ -193,21 +199,12 @@ def test_a_refused_request_says_why_and_shows_no_text_of_it(path: Path, opened: 
             said.append(answer.json()["error"]["message"])
         ours.get("/not-there")
     log.close()
-    reasons = [line["reason"] for line in lines(path) if line["message"] == "request"]
+    reasons = [line["reason"] for line in requests(path)]
     assert reasons[0] == said[0] and reasons[0].startswith("temperature=-1 must be ")
     assert reasons[1] == said[1] == "field 'temprature' is unknown; did you mean 'temperature'?"
     assert reasons[2].endswith("=...") and reasons[-1] == "Not Found"
     text = path.read_text("utf-8")
     assert "secret" not in text and SECRET[:20] not in text and "7654" not in text
-
-
-def test_reasons_are_whole_where_texts_are_logged(path: Path, opened: Opened) -> None:
-    log = opened()
-    with client(log_texts=True) as ours:
-        said = ask(ours, model=SECRET).json()["error"]["message"]
-    log.close()
-    (line,) = [line for line in lines(path) if line["message"] == "request"]
-    assert line["reason"] == said and SECRET in said
 
 
 def test_the_prompt_of_a_client_that_left_is_counted(path: Path, opened: Opened) -> None:
@@ -220,7 +217,7 @@ def test_the_prompt_of_a_client_that_left_is_counted(path: Path, opened: Opened)
     body = json.dumps({"prompt": SECRET, "stream": True}).encode()
     asyncio.run(call(app, "POST", ASK, body, leave_after=1))
     log.close()
-    (line,) = [line for line in lines(path) if line["message"] == "request"]
+    (line,) = requests(path)
     assert line["client_left"] and (line["prompt_tokens"], line["tokens"]) == (3, 2)
 
 

@@ -41,13 +41,8 @@ def opened(folder: Path, names: Sequence[str]) -> Iterator[tuple[TestClient, dic
 
 
 def ask(client: TestClient, key: str, drafter: str, **fields: Any) -> dict[str, Any]:
-    body = {
-        "messages": [{"role": "user", "content": SECRET}],
-        "max_tokens": 40,
-        "temperature": 0,
-        "speculation": {"drafter": drafter, "nodes": 4},
-        **fields,
-    }
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 40}
+    body |= {"temperature": 0, "speculation": {"drafter": drafter, "nodes": 4}, **fields}
     answer = client.post("/v1/chat/completions", json=body, headers={"x-api-key": key})
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()

@@ -1,18 +1,23 @@
-"""The page in Chromium, in front of a server that makes up answers: what a person does."""
+"""The page in Chromium, in front of a server that makes up answers: what a person does and sees, on a phone, too."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
-from browser import appear, missing, until
+from browser import IN_CHROMIUM, appear, until
 from fake_chat import ANSWER, SOURCES
-from page_chat import ALT, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat
+from page_chat import ALT, ANSWERED, ARROW_RIGHT, CONTROL, ENTER, ESCAPE, SHIFT, TAB, Chat
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
-]
+pytestmark = IN_CHROMIUM
+TOKENS, RATE = 10_000, 2000
+LEAST_FRAMES = 8  # a second, on a machine that does other work; it is 60 on one that does not
+LONGEST = 1000  # milliseconds
+WATCH = """
+window.times = []; let before = performance.now();
+(function watch(now) { times.push(now - before); before = now; requestAnimationFrame(watch); })(before);
+"""
 
 
 def test_a_question_is_answered(chat: Chat) -> None:
@@ -37,12 +42,8 @@ def test_a_question_is_answered(chat: Chat) -> None:
 
 
 def test_what_was_said_is_sent_and_thoughts_are_not(chat: Chat) -> None:
-    chat.mode("deep")
-    chat.ask("echo one")
-    chat.ended()
-    chat.mode("fast")
-    chat.ask("echo two")
-    chat.ended()
+    chat.answered("echo one", "deep")
+    chat.answered("echo two", "fast")
     assert chat.engine.bodies[-1]["messages"] == [
         {"role": "user", "content": "echo one"},
         {"role": "assistant", "content": "one"},
@@ -75,17 +76,13 @@ def test_a_thought_is_stopped(chat: Chat) -> None:
 
 
 def test_auto_says_what_it_chose_and_why(chat: Chat) -> None:
-    chat.mode("auto")
-    chat.ask("echo yes")
-    chat.ended()
+    chat.answered("echo yes", "auto")
     assert "Mode deep: the question asks for a proof." in chat.text(".why")
     assert "chosen by auto" in chat.text(".answer header")
 
 
 def test_two_modes_are_compared_and_one_is_continued(chat: Chat) -> None:
-    chat.mode("deep")
-    chat.ask("echo same")
-    chat.ended()
+    chat.answered("echo same", "deep")
     chat.button("Compare with fast").click()
     until(lambda: len(chat.all(".answer")) == 2, "both answers stand there")
     chat.ended()
@@ -100,8 +97,7 @@ def test_two_modes_are_compared_and_one_is_continued(chat: Chat) -> None:
 def test_a_reload_keeps_the_conversation_and_the_settings(chat: Chat) -> None:
     chat.mode("deep")
     chat.run("setColours(true)")
-    chat.ask("Explain binary search")
-    chat.ended()
+    chat.answered("Explain binary search")
     before = chat.text(".answer .coloured")
     spans = len(chat.all(".answer .coloured span"))
     strip, summary = chat.text(".strip"), chat.text(".thought summary")
@@ -111,8 +107,7 @@ def test_a_reload_keeps_the_conversation_and_the_settings(chat: Chat) -> None:
     assert len(chat.all(".answer .coloured span")) == spans > 100
     assert (chat.text(".strip"), chat.text(".thought summary")) == (strip, summary)
     assert chat.driver.find_element("css selector", '#modes input[value="deep"]').is_selected()
-    chat.ask("echo on")
-    chat.ended()
+    chat.answered("echo on")
     assert chat.engine.bodies[-1]["messages"][1]["content"] == ANSWER
 
 
@@ -125,8 +120,7 @@ def test_a_reload_in_the_middle_keeps_what_came(chat: Chat) -> None:
 
 
 def test_a_cleared_conversation_can_be_had_back(chat: Chat) -> None:
-    chat.ask("echo old")
-    chat.ended()
+    chat.answered("echo old")
     chat.press(CONTROL, "k")
     assert not chat.all(".turn")
     assert chat.run("return localStorage.getItem('fastslow.turns')") == "[]"
@@ -137,8 +131,7 @@ def test_a_cleared_conversation_can_be_had_back(chat: Chat) -> None:
 def test_colours_say_where_tokens_came_from(chat: Chat) -> None:
     chat.mode("fast")
     chat.press(ALT, "c")
-    chat.ask("echo one two three four five six seven eight nine ten")
-    chat.ended()
+    chat.answered("echo one two three four five six seven eight nine ten")
     kinds = [span.get_attribute("class") for span in chat.all(".answer .coloured span")]
     assert kinds == [f"s-{name}" for name in SOURCES]
     assert [s.text for s in chat.all("#legend > span")] == list(dict.fromkeys(SOURCES))
@@ -210,34 +203,30 @@ def test_figures_are_asked_for_only_in_view(chat: Chat) -> None:
     assert chat.engine.calls <= seen + 1
 
 
+def cards_of(chat: Chat, **given: Any) -> str:
+    """What is shown where the server gives these figures."""
+    chat.engine.given = given
+    chat.driver.find_element("id", "tab-server").click()
+    until(lambda: chat.all("#cards .card"), "there are figures")
+    cards = chat.text("#cards")
+    assert "NaN" not in cards and "undefined" not in cards
+    return cards
+
+
 def test_missing_figures_are_explained(chat: Chat) -> None:
-    chat.engine.given = {"running": 1, "waiting": 0, "drafters": {}, "prompt_tokens": 0}
-    try:
-        chat.driver.find_element("id", "tab-server").click()
-        until(lambda: chat.all("#cards .card"), "there are figures")
-        cards = chat.text("#cards")
-    finally:
-        chat.engine.given = {}
+    cards = cards_of(chat, running=1, waiting=0, drafters={}, prompt_tokens=0)
     assert "Nothing was drafted yet." in cards
     assert "This server does not count requests by mode." in cards
     assert "No prompt has run yet." in cards
-    assert "NaN" not in cards and "undefined" not in cards
 
 
 def test_replicas_have_a_table(chat: Chat) -> None:
     one = {"running": 2, "waiting": 1, "pages": 80, "pages_used": 20, "tokens": 1234}
     each = {f"r{n:02}": one for n in range(25)} | {"<b>bad</b>": None}
-    chat.engine.given = {"running": 1, "replicas": each, "replicas_gone": 3}
-    try:
-        chat.driver.find_element("id", "tab-server").click()
-        until(lambda: "Replica" in chat.text("#cards"), "there are replicas")
-        card = chat.text("#cards")
-    finally:
-        chat.engine.given = {}
+    card = cards_of(chat, running=1, replicas=each, replicas_gone=3)
     assert "r00" in card and "r19" in card and "r20" not in card and "bad" not in card
     assert "25%" in card and "1,234" in card
     assert "5 more are not shown." in card and "3 are gone since the server started." in card
-    assert "NaN" not in card and "undefined" not in card
 
 
 def test_charts_are_filled_from_their_second_figure_on(chat: Chat) -> None:
@@ -250,18 +239,45 @@ def test_charts_are_filled_from_their_second_figure_on(chat: Chat) -> None:
 
 
 def test_a_phone_shows_no_keys(chat: Chat) -> None:
-    assert chat.all(".keys")[0].is_displayed()
-    appear(chat.driver, 375, 720, "light")
     touch = "Emulation.setTouchEmulationEnabled"
+    appear(chat.driver, 375, 720, "light")
     chat.driver.execute_cdp_cmd(touch, {"enabled": True})
-    try:
-        assert chat.run("return matchMedia('(pointer: coarse)').matches")
-        assert not chat.all(".keys")[0].is_displayed()
-    finally:
-        chat.driver.execute_cdp_cmd(touch, {"enabled": False})
-        appear(chat.driver, 1280, 860, "light")
+    coarse = chat.run("return matchMedia('(pointer: coarse)').matches")
+    shown = chat.all(".keys")[0].is_displayed()
+    chat.driver.execute_cdp_cmd(touch, {"enabled": False})
+    appear(chat.driver, 1280, 860, "light")
+    assert coarse and not shown and chat.all(".keys")[0].is_displayed()
 
 
-def test_the_settings_say_the_usual_temperature(chat: Chat) -> None:
-    field = chat.driver.find_element("css selector", '[data-setting="temperature"]')
-    assert field.get_attribute("placeholder") == "1 if empty; 0 = greedy"
+@pytest.mark.parametrize("colours", [False, True])
+def test_nothing_is_wider_than_a_phone(chat: Chat, colours: bool) -> None:
+    chat.run("setColours(arguments[0])", colours)
+    chat.answered("Explain binary search")
+    appear(chat.driver, 375, 720, "light")
+    wide = chat.run(
+        "return [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length &&"
+        " !n.closest('.scroller, pre, .unseen') && n.getBoundingClientRect().right > 376)"
+        ".map(n => n.tagName + '.' + n.className)"
+    )
+    appear(chat.driver, 1280, 860, "light")
+    assert wide == []
+
+
+@pytest.mark.parametrize(
+    ("message", "colours"),
+    [(f"long {TOKENS} {RATE}", False), (f"wall {TOKENS} {RATE}", True), ("code", False)],
+    ids=["prose", "one line", "code"],
+)
+def test_a_long_answer_stays_smooth(chat: Chat, message: str, colours: bool) -> None:
+    chat.run("setColours(arguments[0])", colours)
+    chat.mode("fast")
+    chat.run(WATCH)
+    chat.ask(message)
+    until(lambda: not chat.all(".running"), "the answer has ended", 120)
+    times: list[float] = chat.run("return times.slice(1)")  # milliseconds between frames
+    assert len(times) > LEAST_FRAMES * sum(times) / 1000
+    assert max(times) < LONGEST
+    end = "const b = document.getElementById('scroll'); return b.scrollHeight - b.scrollTop - b.clientHeight"
+    assert chat.run(end) < 48  # its end is in view
+    said = chat.run("return turns[0].answers[0].text.length")
+    assert len(chat.text(ANSWERED)) >= 0.9 * said  # Markdown's marks are not shown

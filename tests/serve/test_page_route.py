@@ -36,11 +36,8 @@ def test_people_read_plain_words_of_the_modes() -> None:
     assert not [mode for mode in modes.values() if re.search(r"\w[._]\w", mode.description)]
 
 
-def test_it_is_small() -> None:
+def test_it_is_small_and_loads_nothing() -> None:
     assert len(TEXT.encode()) < MOST_BYTES
-
-
-def test_it_loads_nothing() -> None:
     without_data = re.sub(r'"data:image/svg\+xml,[^"]*"', "", TEXT)
     addresses = set(re.findall(r"\b(?:https?|wss?):/*[^\s\"'`)]*", without_data))
     assert addresses == {"http://www.w3.org/2000/svg"}  # a namespace, which nobody loads
@@ -53,11 +50,8 @@ def test_it_loads_nothing() -> None:
 RISKY = "innerHTML|outerHTML|insertAdjacentHTML|document.write|eval(|new Function|DOMParser|srcdoc"
 
 
-def test_no_text_can_become_html_or_code() -> None:
+def test_no_text_can_become_html_or_code_and_markup_has_no_handlers_or_styles() -> None:
     assert not [risky for risky in RISKY.split("|") if risky in "".join(SCRIPTS)]
-
-
-def test_markup_has_no_inline_handlers_or_styles() -> None:
     markup = re.sub(r"<(script|style)>.*?</\1>", "", TEXT, flags=re.DOTALL)
     assert not re.search(r"<[^>]*\s(?:on[a-z]+|style)=", markup)
 

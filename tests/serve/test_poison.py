@@ -6,10 +6,12 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from breaking_engines import Break, ScriptedReplicas, Token
 from fake_engine import FakeEngine, output
+from loops import within
 from serve_engines import answer_of, asked
 
 from fastslow.output import Output, Piece
@@ -18,23 +20,9 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engines.process import connection
 from fastslow.serve.engines.process.child_process import ChildProcess
-from fastslow.serve.engines.process.connection import (
-    AnswerStream,
-    EngineConnection,
-    EngineCrashed,
-)
+from fastslow.serve.engines.process.connection import AnswerStream, EngineConnection, EngineCrashed
 
 QUICK = Retries(first=0.0, longest=0.0)
-
-
-class Mute:
-    """A transport that sends nothing."""
-
-    def is_closing(self) -> bool:
-        return False
-
-    def write(self, data: bytes) -> None:
-        pass
 
 
 async def _error(answer: AnswerStream) -> Exception:
@@ -44,11 +32,12 @@ async def _error(answer: AnswerStream) -> Exception:
     return raised.value
 
 
-def test_which_answers_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@within()
+async def test_which_answers_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ended(*new: bool, crashed: bool = True, streamed: bool = True) -> list[int | None]:
         """Of each answer: `suspects`; None = no crash is spoken of."""
         link = EngineConnection()
-        link._transport = cast(asyncio.Transport, Mute())
+        link._transport = Mock(asyncio.Transport, **{"is_closing.return_value": False})
         answers = [link.ask(asked(streamed=streamed))[1] for _ in new]
         for answer, one in zip(answers, new):
             if not one:
@@ -57,17 +46,14 @@ def test_which_answers_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) -> Non
         errors = [await _error(answer) for answer in answers]
         return [one.suspects if isinstance(one, EngineCrashed) else None for one in errors]
 
-    async def main() -> None:
-        assert await ended(False, True, False) == [0, 1, 0]
-        assert await ended(True, True, False) == [2, 2, 0]
-        assert await ended(True, crashed=False) == [None]
-        assert await ended(False, False) == [None, None]
-        assert await ended(True, streamed=False) == [1]
-        monkeypatch.setattr(connection, "NEW", 0.0)
-        assert await ended(True, streamed=False) == [None], "it has run for long"
-        assert await ended(True) == [1], "nothing came of it"
-
-    asyncio.run(main())
+    assert await ended(False, True, False) == [0, 1, 0]
+    assert await ended(True, True, False) == [2, 2, 0]
+    assert await ended(True, crashed=False) == [None]
+    assert await ended(False, False) == [None, None]
+    assert await ended(True, streamed=False) == [1]
+    monkeypatch.setattr(connection, "NEW", 0.0)
+    assert await ended(True, streamed=False) == [None], "it has run for long"
+    assert await ended(True) == [1], "nothing came of it"
 
 
 @pytest.mark.parametrize(
@@ -140,38 +126,32 @@ class Fragile(FakeEngine):
             one.set_exception(error)
 
 
-def test_those_that_were_new_beside_it_are_tried_one_by_one() -> None:
-    async def main() -> None:
-        inner = Fragile()
-        engine = ContinuedEngine(inner, QUICK)
-        asks = [asked(str(n), streamed=n % 2 == 0) for n in range(6)]
-        asks.insert(3, asked("poison"))
-        found = await asyncio.gather(
-            *(answer_of(engine, ask) for ask in asks), return_exceptions=True
-        )
-        poison = found.pop(3)
-        assert isinstance(poison, NotReady) and "no other engine is asked" in str(poison)
-        assert all(isinstance(one, Output) and one.text == "an answer" for one in found)
-        assert inner.crashes == 2 and inner.most == 1
-        assert inner.streamed["1"] == [False, True], "so that its first piece clears it"
-        assert engine._suspect is None and not engine._running and engine.given_up == 1
-
-    asyncio.run(asyncio.wait_for(main(), 20))
+@within(20)
+async def test_those_that_were_new_beside_it_are_tried_one_by_one() -> None:
+    inner = Fragile()
+    engine = ContinuedEngine(inner, QUICK)
+    asks = [asked(str(n), streamed=n % 2 == 0) for n in range(6)]
+    asks.insert(3, asked("poison"))
+    found = await asyncio.gather(*(answer_of(engine, ask) for ask in asks), return_exceptions=True)
+    poison = found.pop(3)
+    assert isinstance(poison, NotReady) and "no other engine is asked" in str(poison)
+    assert all(isinstance(one, Output) and one.text == "an answer" for one in found)
+    assert inner.crashes == 2 and inner.most == 1
+    assert inner.streamed["1"] == [False, True], "so that its first piece clears it"
+    assert engine._suspect is None and not engine._running and engine.given_up == 1
 
 
-def test_a_suspected_one_that_is_left_or_cancelled_holds_up_nobody() -> None:
-    async def main() -> None:
-        inner = Fragile()
-        engine = ContinuedEngine(inner, QUICK)
-        asks = [asked(id) for id in ("poison", "left", "cancelled", "last")]
-        tasks = [asyncio.ensure_future(answer_of(engine, ask)) for ask in asks]
-        while not inner.crashes:
-            await asyncio.sleep(0.001)
-        tasks[1].cancel()
-        assert await engine.cancel("cancelled")
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert isinstance(found[1], asyncio.CancelledError)
-        assert isinstance(found[2], NotReady | Output) and isinstance(found[3], Output)
-        assert engine._suspect is None and not engine._running
-
-    asyncio.run(asyncio.wait_for(main(), 20))
+@within(20)
+async def test_a_suspected_one_that_is_left_or_cancelled_holds_up_nobody() -> None:
+    inner = Fragile()
+    engine = ContinuedEngine(inner, QUICK)
+    asks = [asked(id) for id in ("poison", "left", "cancelled", "last")]
+    tasks = [asyncio.ensure_future(answer_of(engine, ask)) for ask in asks]
+    while not inner.crashes:
+        await asyncio.sleep(0.001)
+    tasks[1].cancel()
+    assert await engine.cancel("cancelled")
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(found[1], asyncio.CancelledError)
+    assert isinstance(found[2], NotReady | Output) and isinstance(found[3], Output)
+    assert engine._suspect is None and not engine._running

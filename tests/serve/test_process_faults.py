@@ -5,122 +5,97 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-from contextlib import aclosing
 from pathlib import Path
-from typing import cast
 
 import pytest
+from loops import within
+from processes_served import program
 from ray_engines import living
-from serve_engines import LONG, answer_of, asked, idle, settings_of, until
+from serve_engines import LONG, answer_of, asked, settings_of, until
 
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient, Restarts
-from fastslow.serve.engines.process.connection import EngineConnection
-
-SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[str]) -> None:
-    async def killed() -> None:
-        engine = EngineClient(settings_of(folder), Restarts(most=3, first=0.01))
-        with pytest.raises(NotReady, match="the model is loading"):
-            print(engine.card)
-        await engine.start()
-        right = (await answer_of(engine, asked())).token_ids
-        tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(3)]
-        link, first = engine._connection, engine.pid
-        assert link is not None and first is not None
-        await until(lambda: link.answering == 3)
-        os.kill(first, signal.SIGKILL)
-        for task in tasks:
-            with pytest.raises(NotReady, match="the engine ended in the middle of the request"):
-                await task
-        assert not engine.ready and "started again" in engine.why_not_ready
-        assert engine.card.name == "tiny"  # which is known
-        with pytest.raises(NotReady, match="started again"):
-            await answer_of(engine, asked())
-        with pytest.raises(NotReady, match="started again"):
-            await engine.stats()
-        assert link.answering == 0
-        await until(lambda: engine.ready)
-        assert engine.pid != first and not living([first])
-        assert (await answer_of(engine, asked())).token_ids == right
-        await engine.close()
-
-    asyncio.run(killed())
+@within()
+async def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[str]) -> None:
+    engine = EngineClient(settings_of(folder), Restarts(most=3, first=0.01))
+    with pytest.raises(NotReady, match="the model is loading"):
+        print(engine.card)
+    await engine.start()
+    right = (await answer_of(engine, asked())).token_ids
+    tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(3)]
+    link, first = engine._connection, engine.pid
+    assert link is not None and first is not None
+    await until(lambda: link.answering == 3)
+    os.kill(first, signal.SIGKILL)
+    for task in tasks:
+        with pytest.raises(NotReady, match="the engine ended in the middle of the request"):
+            await task
+    assert not engine.ready and "started again" in engine.why_not_ready
+    assert engine.card.name == "tiny"  # which is known
+    with pytest.raises(NotReady, match="started again"):
+        await answer_of(engine, asked())
+    with pytest.raises(NotReady, match="started again"):
+        await engine.stats()
+    assert link.answering == 0
+    await until(lambda: engine.ready)
+    assert engine.pid != first and not living([first])
+    assert (await answer_of(engine, asked())).token_ids == right
+    await engine.close()
     said = "".join(logged)
     assert "the engine's process was killed by SIGKILL; a new one starts in 0.01 s" in said
     assert "the engine is back" in said
 
 
-class BrokenLink:
-    """Of a process that lives on, and says that its engine does not."""
-
-    def __init__(self) -> None:
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def call(self, kind: type) -> bool:
-        return False
-
-
-def test_one_whose_engine_broke_is_noticed() -> None:
-    async def watched() -> str:
-        return await Heartbeat(every=60.0).watch(cast(EngineConnection, BrokenLink()))
-
-    assert asyncio.run(watched()) == "lives on without its engine, which broke"
-
-
-def test_an_engine_that_broke_is_not_ready(folder: Path) -> None:
+@within()
+async def test_an_engine_that_broke_is_not_ready(folder: Path) -> None:
     def fatal() -> None:
         raise SystemExit
 
-    async def broken() -> None:
-        engine = await settings_of(folder).open()
-        assert engine.ready and not engine.broken
-        engine._llm.llm._worker.ask(fatal)
-        await until(lambda: engine.broken)
-        assert not engine.ready and engine.why_not_ready == "the engine broke"
-        await engine.close()
-        assert engine.broken
-
-    asyncio.run(broken())
+    engine = await settings_of(folder).open()
+    assert engine.ready and not engine.broken
+    engine._llm.llm._worker.ask(fatal)
+    await until(lambda: engine.broken)
+    assert not engine.ready and engine.why_not_ready == "the engine broke"
+    await engine.close()
+    assert engine.broken
 
 
 @pytest.mark.slow
-def test_one_that_ends_again_and_again_is_given_up(folder: Path) -> None:
-    async def given_up() -> str:
-        engine = EngineClient(settings_of(folder), Restarts(most=1))
-        await engine.start()
-        assert engine.pid is not None
-        os.kill(engine.pid, signal.SIGKILL)
-        said = await engine.gave_up
-        assert not engine.ready and engine.why_not_ready == said
-        await engine.close()
-        return said
-
-    assert asyncio.run(given_up()) == (
-        "the engine is given up: the engine's process was killed by SIGKILL; "
-        "that was end 1 within 600 s"
-    )
-
-
-@pytest.mark.slow
-def test_one_that_dies_while_it_loads_is_one_sentence(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("killed", "how"), [(True, "was killed by SIGKILL"), (False, "ended with exit code 0")]
+)
+@within()
+async def test_one_that_ends_again_and_again_is_given_up(
+    folder: Path, killed: bool, how: str
 ) -> None:
-    async def dies() -> None:
-        engine = EngineClient(settings_of(folder))
-        start = asyncio.create_task(engine.start())
-        await until(lambda: engine.pid is not None)
-        assert engine.pid is not None
+    """Where only the connection is closed it ends, too: a system may not say that the server is gone."""
+    engine = EngineClient(settings_of(folder), Restarts(most=1))
+    await engine.start()
+    assert engine.pid is not None and engine._connection is not None
+    if killed:
         os.kill(engine.pid, signal.SIGKILL)
-        await start
+    else:
+        engine._connection.close()
+    said = await engine.gave_up
+    assert said == (
+        f"the engine is given up: the engine's process {how}; that was end 1 within 600 s"
+    )
+    assert not engine.ready and engine.why_not_ready == said
+    await engine.close()
 
+
+@pytest.mark.slow
+@within()
+async def test_one_that_dies_while_it_loads_is_one_sentence(folder: Path) -> None:
+    engine = EngineClient(settings_of(folder))
+    start = asyncio.create_task(engine.start())
+    await until(lambda: engine.pid is not None)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="was killed by SIGKILL while it loaded"):
-        asyncio.run(dies())
+        await start
 
 
 PARENT = """
@@ -142,49 +117,7 @@ asyncio.run(main())
 
 @pytest.mark.slow
 def test_it_ends_with_the_server(folder: Path) -> None:
-    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    server = subprocess.run(
-        [sys.executable, "-c", PARENT, str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        timeout=120,
-        check=False,
-    )
+    with program("-c", PARENT, folder, stderr=None) as server:
+        said, _ = server.communicate(timeout=120)
     assert server.returncode == -signal.SIGKILL
-    asyncio.run(until(lambda: not living([int(server.stdout)]), 20.0))
-
-
-@pytest.mark.slow
-def test_it_ends_where_only_the_connection_is_closed(folder: Path) -> None:
-    """As when the server is gone on a system that does not say so."""
-
-    async def closed() -> str:
-        engine = EngineClient(settings_of(folder), Restarts(most=1))
-        await engine.start()
-        link = engine._connection
-        assert link is not None
-        link.close()
-        return await engine.gave_up
-
-    assert "ended with exit code 0" in asyncio.run(closed())
-
-
-@pytest.mark.slow
-def test_a_slow_reader_holds_up_nobody_and_misses_nothing(folder: Path) -> None:
-    async def slow() -> None:
-        engine = EngineClient(settings_of(folder))
-        await engine.start()
-        ask = asked("slow", 600)
-        async with aclosing(engine.stream(ask)) as pieces:
-            made = [await anext(pieces)]
-            right = (await answer_of(engine, asked("other", 600))).token_ids
-            await until(lambda: idle(engine))
-            made += [piece async for piece in pieces]
-        *parts, last = made
-        assert [token for piece in parts for token in piece.token_ids] == right
-        assert last.output is not None and last.output.token_ids == right
-        assert "".join(piece.text for piece in parts) == last.output.text
-        assert len(made) < 10  # what waited came together
-        await engine.close()
-
-    asyncio.run(slow())
+    asyncio.run(until(lambda: not living([int(said)]), 20.0))

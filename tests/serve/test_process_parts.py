@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import os
-import subprocess
-import sys
 
 import pytest
+from loops import within
+from processes_served import program
 from requests_made import made_request
 
 from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
 from fastslow.serve.api.engine import Busy, NotReady
+from fastslow.serve.engines.process import messages
 from fastslow.serve.engines.process.connection import CROWDED, AnswerStream, joined
-from fastslow.serve.engines.process.messages import (
-    LENGTH,
-    LONGEST,
-    Answers,
-    Call,
-    Failure,
-    FrameReader,
-    StartAnswer,
-    ToEngine,
-    ToServer,
-    error_of,
-    failure_of,
-    frame,
-)
+from fastslow.serve.engines.process.messages import Call, FrameReader, StartAnswer, frame
 
 METRICS = Metrics(
     "deep", "auto", 0.1, 0.02, 2, 1, 4, 1, 0, [1], 0.1, 0.1, [0.5], 0, 0, thinking_ended="budget"
@@ -41,12 +27,12 @@ OUTPUT = Output(
 
 def test_messages_arrive_whole_however_their_bytes_come() -> None:
     sent = [
-        Answers([(3, Piece("a", token_ids=[5], logprobs=[{5: -math.inf}])), (4, Piece(output=OUTPUT))], []),
-        Answers([], [(3, None), (4, Failure("ValueError", "no", [OUTPUT]))]),
+        messages.Answers([(3, Piece("a", token_ids=[5], logprobs=[{5: -math.inf}])), (4, Piece(output=OUTPUT))], []),
+        messages.Answers([], [(3, None), (4, messages.Failure("ValueError", "no", [OUTPUT]))]),
     ]  # fmt: skip
     data = b"".join(map(frame, sent))
     for size in (1, 3, len(data) - 1, len(data)):
-        reader: FrameReader[ToServer] = FrameReader(ToServer)
+        reader: FrameReader[messages.ToServer] = FrameReader(messages.ToServer)
         found = []
         for start in range(0, len(data), size):
             found += reader.feed(data[start : start + size])
@@ -54,14 +40,17 @@ def test_messages_arrive_whole_however_their_bytes_come() -> None:
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:
-    for data in (LENGTH.pack(3) + b"abc", LENGTH.pack(LONGEST + 1), frame(["Unknown", 1])):
+    for data in (
+        messages.LENGTH.pack(3) + b"abc",
+        messages.LENGTH.pack(messages.LONGEST + 1),
+        frame(["Unknown", 1]),
+    ):
         with pytest.raises(ValueError):
-            FrameReader[ToServer](ToServer).feed(data)
+            FrameReader[messages.ToServer](messages.ToServer).feed(data)
     with pytest.raises(ValueError):  # a type that is not the field's
-        FrameReader[ToEngine](ToEngine).feed(frame(["Call", 1, 2]))
-    assert FrameReader[ToEngine](ToEngine).feed(frame(Call(1, "trace", ["a"]))) == [
-        Call(1, "trace", ["a"])
-    ]
+        FrameReader[messages.ToEngine](messages.ToEngine).feed(frame(["Call", 1, 2]))
+    whole = Call(1, "trace", ["a"])
+    assert FrameReader[messages.ToEngine](messages.ToEngine).feed(frame(whole)) == [whole]
 
 
 def test_what_no_message_can_hold_is_one_sentence() -> None:
@@ -87,19 +76,13 @@ def test_what_no_message_can_hold_is_one_sentence() -> None:
         RuntimeError("this LLM is closed"),
     ],
 )
-def test_errors_keep_their_kind_and_sentence(error: Exception) -> None:
-    found = error_of(failure_of(error))
+def test_errors_keep_their_kind_and_sentence_and_others_are_named(error: Exception) -> None:
+    found = messages.error_of(messages.failure_of(error))
     assert type(found) is type(error) and str(found) == str(error)
     for name in ("outputs", "retry_after", "refused"):
         assert getattr(found, name, None) == getattr(error, name, None)
-
-
-def test_errors_of_other_kinds_are_named() -> None:
-    class Refused(ValueError):
-        pass
-
-    assert type(error_of(failure_of(Refused("no")))) is ValueError
-    assert str(error_of(failure_of(KeyError("x")))) == "KeyError: 'x'"
+    assert type(messages.error_of(messages.failure_of(UnicodeError("no")))) is ValueError
+    assert str(messages.error_of(messages.failure_of(KeyError("x")))) == "KeyError: 'x'"
 
 
 def test_pieces_that_wait_are_joined_by_answer() -> None:
@@ -120,24 +103,20 @@ def test_pieces_that_wait_are_joined_by_answer() -> None:
     ]
 
 
-def test_a_stream_keeps_few_pieces() -> None:
-    async def fill() -> None:
-        stream = AnswerStream()
-        for n in range(10 * CROWDED):
-            stream.put(Piece("x", token_ids=[n]))
-            assert len(stream._pieces) <= CROWDED + 1
-        stream.end(NotReady("gone"))
-        assert await stream.take() == [Piece("x" * 10 * CROWDED, "", [*range(10 * CROWDED)])]
-        with pytest.raises(NotReady, match="gone"):
-            await stream.take()
-
-    asyncio.run(fill())
+@within()
+async def test_a_stream_keeps_few_pieces() -> None:
+    stream = AnswerStream()
+    for n in range(10 * CROWDED):
+        stream.put(Piece("x", token_ids=[n]))
+        assert len(stream._pieces) <= CROWDED + 1
+    stream.end(NotReady("gone"))
+    assert await stream.take() == [Piece("x" * 10 * CROWDED, "", [*range(10 * CROWDED)])]
+    with pytest.raises(NotReady, match="gone"):
+        await stream.take()
 
 
 def test_the_server_has_no_torch() -> None:
     """Which takes memory and time: only the engine's process needs it."""
     said = "import sys, fastslow.serve.http.app, fastslow.serve.http.server; sys.exit('torch' in sys.modules)"
-    paths = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", said], env=environment, check=False)
-    assert done.returncode == 0
+    with program("-c", said) as server:
+        assert server.wait(60) == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, output
+from loops import within
 from msgspec import to_builtins
 from serve_engines import asked
 
@@ -57,7 +58,10 @@ async def pieces_of(answer: AnswerStream) -> list[Piece]:
     return found
 
 
-def test_a_drain_loses_nothing_where_the_server_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+@within(20)
+async def test_a_drain_loses_nothing_where_the_server_is_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = asyncio.Event()
 
     async def many(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
@@ -68,22 +72,19 @@ def test_a_drain_loses_nothing_where_the_server_is_late(monkeypatch: pytest.Monk
         yield Piece(output=output("the end"))
         made.set()
 
-    async def main() -> None:
-        async with linked(monkeypatch, FakeEngine(many)) as link:
-            assert link._transport is not None
-            link._transport.pause_reading()
-            _, answer = link.ask(asked())
-            await made.wait()
-            link.send(Drain(1.0))
-            await asyncio.sleep(0.1)
-            link._transport.resume_reading()
-            await link.lost
-            link.end("it is gone")
-            *parts, last = await pieces_of(answer)
-            assert [token for piece in parts for token in piece.token_ids] == [*range(MANY)]
-            assert last.output is not None and last.output.text == "the end"
-
-    asyncio.run(asyncio.wait_for(main(), 20))
+    async with linked(monkeypatch, FakeEngine(many)) as link:
+        assert link._transport is not None
+        link._transport.pause_reading()
+        _, answer = link.ask(asked())
+        await made.wait()
+        link.send(Drain(1.0))
+        await asyncio.sleep(0.1)
+        link._transport.resume_reading()
+        await link.lost
+        link.end("it is gone")
+        *parts, last = await pieces_of(answer)
+        assert [token for piece in parts for token in piece.token_ids] == [*range(MANY)]
+        assert last.output is not None and last.output.text == "the end"
 
 
 class Large(FakeEngine):
@@ -109,38 +110,29 @@ class Large(FakeEngine):
         return {"steps": [LARGE if id == "large" else object()]}
 
 
-def test_what_cannot_be_sent_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@within(20)
+async def test_what_cannot_be_sent_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "LONGEST", MOST)
     ids = ("small", "large", "end", "number", "other")
-
-    async def main() -> None:
-        engine = Large()
-        async with linked(monkeypatch, engine) as link:
-            answers = {id: link.ask(asked(id))[1] for id in ids}
-            found = dict(
-                zip(
-                    ids,
-                    await asyncio.gather(
-                        *(pieces_of(one) for one in answers.values()), return_exceptions=True
-                    ),
-                )
-            )
-            for id in ("small", "other"):
-                *_, last = found[id]  # type: ignore[misc]
-                assert isinstance(last.output, Output) and last.output.text == id
-            for id, why in (("large", "20000"), ("end", "20000"), ("number", "64 bits")):
-                error = found[id]
-                assert isinstance(error, ValueError) and why in str(error), id
-                assert "the answer cannot be sent between two processes" in str(error)
-            while len(engine.left) < len(ids):
-                await asyncio.sleep(0.001)
-            with pytest.raises(ValueError, match="it has 300.. bytes; a message has at most 20000"):
-                await link.call("trace", "large")
-            with pytest.raises(RuntimeError, match="TypeError"):
-                await link.call("trace", "no message")
-            assert await link.call("detokenize", [1]) == "text"
-            with pytest.raises(ValueError, match="a message has at most 20000"):
-                link.ask(asked(prompt=LARGE))
-            assert not link.answering
-
-    asyncio.run(asyncio.wait_for(main(), 20))
+    engine = Large()
+    async with linked(monkeypatch, engine) as link:
+        answers = {id: link.ask(asked(id))[1] for id in ids}
+        ends = (pieces_of(answer) for answer in answers.values())
+        found = dict(zip(ids, await asyncio.gather(*ends, return_exceptions=True)))
+        for id in ("small", "other"):
+            *_, last = found[id]  # type: ignore[misc]
+            assert isinstance(last.output, Output) and last.output.text == id
+        for id, why in (("large", "20000"), ("end", "20000"), ("number", "64 bits")):
+            error = found[id]
+            assert isinstance(error, ValueError) and why in str(error), id
+            assert "the answer cannot be sent between two processes" in str(error)
+        while len(engine.left) < len(ids):
+            await asyncio.sleep(0.001)
+        with pytest.raises(ValueError, match="it has 300.. bytes; a message has at most 20000"):
+            await link.call("trace", "large")
+        with pytest.raises(RuntimeError, match="TypeError"):
+            await link.call("trace", "no message")
+        assert await link.call("detokenize", [1]) == "text"
+        with pytest.raises(ValueError, match="a message has at most 20000"):
+            link.ask(asked(prompt=LARGE))
+        assert not link.answering

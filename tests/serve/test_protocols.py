@@ -12,13 +12,14 @@ import jsonschema
 import openai
 import pytest
 from pairs import pairwise
-from protocols import CHAT, GREEDY, PATHS, SAID, SAMPLED, WHERE, Clients, Said, body_of, clients
+from protocols import CHAT, GREEDY, PATHS, SAMPLED, WHERE, Clients, Said, body_of, clients
 from serve_tools import events_of, named_events_of
 
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 
 TOOLS: Any = [{"name": "clock", "input_schema": {"type": "object"}}]
+BRIEF = {"most": 12, "thinking_budget": 3}
 SELF = {"drafter": "self", "nodes": 3}
 DRAWN: list[dict[str, Any]] = [
     GREEDY,
@@ -53,13 +54,16 @@ def test_streamed_is_whole_is_the_library_s_own(
     assert served_by.ask(protocol, **fields) == right == served_by.ask(protocol, True, **fields)
 
 
+def streamed(served_by: Clients, protocol: str, **fields: Any) -> str:
+    body = body_of(protocol, stream=True, **GREEDY, **fields)
+    answer = served_by.http.post(PATHS[protocol], json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return answer.text
+
+
 def test_chunks_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
-    body = {**body_of("chat", **GREEDY), "stream": True}
-    counted = served_by.http.post(
-        PATHS["chat"], json={**body, "stream_options": {"include_usage": True}}
-    )
-    assert counted.headers["content-type"].startswith("text/event-stream")
-    chunks = events_of(counted.text)
+    counted = {"include_usage": True}
+    chunks = events_of(streamed(served_by, "chat", stream_options=counted))
     first, *_, finish, usage = chunks
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert finish["choices"][0]["delta"] == {} and finish["choices"][0]["finish_reason"] == "length"
@@ -68,14 +72,11 @@ def test_chunks_come_in_the_order_that_clients_expect(served_by: Clients) -> Non
     assert {chunk["usage"] for chunk in chunks[:-1]} == {None}
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
-    assert "usage" not in events_of(served_by.http.post(PATHS["chat"], json=body).text)[0]
+    assert "usage" not in events_of(streamed(served_by, "chat"))[0]
 
 
 def test_events_of_messages_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
-    body = {**body_of("messages", 12, thinking_budget=3, **GREEDY), "stream": True}
-    answer = served_by.http.post("/v1/messages", json=body)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    start, ping, *middle, delta, stop = named_events_of(answer.text)
+    start, ping, *middle, delta, stop = named_events_of(streamed(served_by, "messages", **BRIEF))
     assert start["message"]["content"] == [] and start["message"]["stop_reason"] is None
     assert start["message"]["usage"]["input_tokens"] > 0
     assert ping == {"type": "ping"} and stop == {"type": "message_stop"}
@@ -84,17 +85,12 @@ def test_events_of_messages_come_in_the_order_that_clients_expect(served_by: Cli
     kinds = [(e["type"].removeprefix("content_block_"), e["index"]) for e in middle]
     block = ["start", "delta", "stop"]
     assert [*dict.fromkeys(kinds)] == [(kind, index) for index in (0, 1) for kind in block]
-    assert [e["content_block"]["type"] for e in middle if "content_block" in e] == [
-        "thinking",
-        "text",
-    ]
+    blocks = [event["content_block"]["type"] for event in middle if "content_block" in event]
+    assert blocks == ["thinking", "text"]
 
 
 def test_events_of_responses_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
-    body = {**body_of("responses", 12, thinking_budget=3, **GREEDY), "stream": True}
-    answer = served_by.http.post("/v1/responses", json=body)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    events = named_events_of(answer.text)
+    events = named_events_of(streamed(served_by, "responses", **BRIEF))
     kinds = [event["type"].removeprefix("response.") for event in events]
     whole = ["content_part.added", "delta", "done", "content_part.done", "output_item.done"]
     expected = ["created", "in_progress"]
@@ -121,23 +117,14 @@ SAME: list[dict[str, Any]] = [
     {"role": "tool", "tool_call_id": "x", "content": "noon"},
     {"role": "user", "content": "e"},
 ]
+A_AND_B = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 CONVERSATIONS: dict[str, dict[str, Any]] = {
     "chat": {
         "messages": [
             {"role": "developer", "content": "Be brief."},
             {"role": "system", "content": "Be kind."},
-            {
-                "role": "user",
-                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-            },
-            {
-                "role": "assistant",
-                "content": "d",
-                "reasoning": "c",
-                "tool_calls": [CALL],
-                "refusal": None,
-                "audio": None,
-            },
+            {"role": "user", "content": A_AND_B},
+            {**SAME[3], "refusal": None, "audio": None},
             {"role": "tool", "tool_call_id": "x", "content": "noon"},
             {"role": "user", "content": "e", "name": "Eve"},
         ]
@@ -145,10 +132,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     "messages": {
         "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
         "messages": [
-            {
-                "role": "user",
-                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-            },
+            {"role": "user", "content": A_AND_B},
             {
                 "role": "assistant",
                 "content": [
@@ -240,29 +224,12 @@ def test_answers_keep_to_a_schema(served_by: Clients, protocol: str) -> None:
             "text": {"format": {"type": "json_schema", "name": "n", "strict": True, **form}}
         },
     }
-    fields: dict[str, Any] = {
-        "thinking_budget": 3,
-        "most": 200,
-        "temperature": 1,
-        "seed": 2,
-        **forms[protocol],
-    }
+    fields: dict[str, Any] = {"thinking_budget": 3, "most": 200, "temperature": 1, "seed": 2}
+    fields |= forms[protocol]
     made = served_by.ask(protocol, **fields)
     assert made.end == "stop" and made.thought
     jsonschema.validate(json.loads(made.text), WHERE)
     assert served_by.ask(protocol, True, **fields) == made
-
-
-def test_the_stream_helpers_of_the_client(served_by: Clients) -> None:
-    fields: Any = {"mode": "fast", "guided_choice": ["yes", "no"], "seed": 2}
-    gpt = served_by.gpt
-    with gpt.responses.stream(model="tiny", input=SAID, extra_body=fields) as responses:
-        kinds = {event.type for event in responses}
-        text = responses.get_final_response().output_text
-    assert "response.output_text.delta" in kinds and text in ("yes", "no")
-    with gpt.chat.completions.stream(model="tiny", messages=CHAT, extra_body=fields) as chunks:
-        assert "content.delta" in {event.type for event in chunks}
-        assert chunks.get_final_completion().choices[0].message.content == text
 
 
 def test_many_at_once(url: str) -> None:
@@ -342,8 +309,6 @@ def test_what_is_asked_of_a_response_comes_back(served_by: Clients) -> None:
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("messages", {"max_tokens": 0}, "max_tokens=0 must"),
-    ("messages", {"messages": []}, "messages=[] must"),
     ("messages", {"messages": [*CHAT, {"role": "x", "content": ""}]}, "[1].role"),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "'image' is not"),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "[0].text is miss"),
@@ -351,20 +316,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("messages", {"messages": [{"role": "assistant", "content": [{"type": "tool_use"}]}]}, "name is"),
     ("messages", {"messages": [{"role": "assistant", "content": [{"type": "tool_result"}]}]}, "assis"),
     ("messages", {"system": [{"type": "image"}]}, "system[0].type='image' is not read here"),
-    ("messages", {"stop_sequences": [""]}, "stop_sequences[0]='' must"),
     ("messages", {"stop_sequences": ["a"] * 33}, "at most 32"),
-    ("messages", {"thinking": {"type": "enabled", "budget_tokens": -1}}, "budget_tokens=-1 must"),
     ("messages", {"thinking": {"type": "disabled", "budget_tokens": 9}}, "thinking is off"),
     ("messages", {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "only 'custom'"),
-    ("messages", {"tools": [{"name": "a b"}]}, "tools[0].name is 'a b'"),
     ("messages", {"tool_choice": {"type": "any"}}, "there are no tools"),
-    ("messages", {"tools": TOOLS, "tool_choice": {"type": "tool", "name": "f"}}, "not among the too"),
     ("messages", {"output_config": {"format": {"type": "json_schema"}}}, "schema' is missing"),
     ("messages", {"output_config": {"effort": "low"}, "reasoning_effort": "high"}, "contradict"),
-    ("messages", {"max_token": 5}, "'max_token' is unknown"),
-    ("messages", {"top_p": 2}, "top_p=2 must"),
-    ("responses", {"input": []}, "input=[] must"),
-    ("responses", {"input": 5}, "input=5 must"),
     ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "is not read here"),
     ("responses", {"input": [{"type": "computer_call"}]}, "[0].type='computer_call' is not read her"),
     ("responses", {"input": [{"role": "user"}]}, "input[0].content is missing"),
@@ -372,22 +329,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "is not read"),
     ("responses", {"input": [{"type": "function_call", "name": "f"}]}, "[0].arguments is missing"),
     ("responses", {"input": [{"type": "function_call_output", "output": "f"}]}, "call_id is missing"),
-    ("responses", {"max_output_tokens": 0}, "max_output_tokens=0 must"),
     ("responses", {"max_tokens": 5}, "'max_tokens' is unknown"),
     ("responses", {"tools": [{"type": "web_search"}]}, "'web_search'; only 'function'"),
     ("responses", {"tool_choice": "required"}, "there are no tools"),
     ("responses", {"text": {"format": {"type": "json_schema"}}}, "'text.format.schema' is missing"),
-    ("responses", {"text": {"format": {"type": "xml"}}}, "text.format.type='xml' must"),
     ("responses", {"previous_response_id": "resp_1"}, "send the whole conversation as input"),
     ("responses", {"conversation": "conv_1"}, "send the whole conversation as input"),
     ("responses", {"prompt": {"id": "x"}}, "send the whole conversation as input"),
     ("responses", {"background": True}, "background=True must be false"),
-    ("responses", {"truncation": "auto"}, "truncation='auto' must"),
     ("responses", {"include": ["message.output_text.logprobs"]}, "/v1/chat/completions alone"),
     ("responses", {"top_logprobs": 3}, "top_logprobs=3 must be left out"),
-    ("responses", {"reasoning": {"effort": "huge"}}, "reasoning.effort='huge' must"),
-    ("responses", {"metadata": {"a": 5}}, "metadata.a=5 must"),
-    ("responses", {"temperature": -1}, "temperature=-1 must"),
 ]  # fmt: skip
 
 

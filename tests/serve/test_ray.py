@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_engine import TINY
+from loops import within
 from msgspec import to_builtins
 from ray import ActorID
 from ray.exceptions import ActorUnavailableError
@@ -28,19 +29,8 @@ from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.ray import replica as replica_module
 from fastslow.serve.ray import replicas as replicas_module
 from fastslow.serve.ray.cluster import first_line
-from fastslow.serve.ray.deployments import (
-    SPARE,
-    DeploymentState,
-    FoundDeployment,
-    engines,
-    lacking,
-)
-from fastslow.serve.ray.messages import (
-    Reply,
-    failure_in,
-    load_failure,
-    reply_of,
-)
+from fastslow.serve.ray.deployments import SPARE, DeploymentState, FoundDeployment, engines, lacking
+from fastslow.serve.ray.messages import Reply, failure_in, load_failure, reply_of
 from fastslow.serve.ray.replica import EngineReplica
 from fastslow.serve.ray.replicas import RayReplicas
 from fastslow.serve.ray.router import RUNNING, NamedReplicaRouter
@@ -49,6 +39,7 @@ from fastslow.serve.ray.scaling import QueueScaling, autoscaling_stats
 APP = "an application"
 PIECES = [Piece("one", token_ids=[1]), Piece(" two", token_ids=[2])]
 GONE = ActorUnavailableError("it ended", ActorID.nil().binary())
+OF_B = packed(Reply("b", value=True))
 CARD = packed(Reply("a", value=to_builtins(TINY)))
 
 
@@ -83,13 +74,21 @@ class Response:
         self.cancelled += self.taken.is_set()
 
 
+def next_of(things: list[Any]) -> Any:
+    """The next, and the last again and again. Errors are raised."""
+    found = things.pop(0) if len(things) > 1 else things[0]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 class Handle:
     """Of replicas that all do the same. It needs no start.
 
     Args:
         items: of each answer after the first one.
         accepts: who takes it.
-        calls: what a call does.
+        replies: what calls give, one after the other.
         kept: for each `Response`.
     """
 
@@ -99,21 +98,25 @@ class Handle:
         self,
         *items: Reply,
         accepts: str = "a",
-        calls: Callable[[], Awaitable[bytes]] | None = None,
+        replies: Sequence[bytes | Exception] | None = None,
         **kept: bool,
     ) -> None:
         self._items = [packed(item) for item in (Reply(accepts), *items)]
-        self._calls, self._kept = calls, kept
+        self._replies = None if replies is None else list(replies)
+        self._kept = kept
         self.responses: list[Response] = []
 
     def options(self, **options: Any) -> Handle:
         return self
 
     def remote(self, name: str, *arguments: Any) -> Any:
-        if self._calls is not None:
-            return self._calls()
+        if self._replies is not None:
+            return self._reply(self._replies)
         self.responses.append(Response(self._items, **self._kept))
         return self.responses[-1]
+
+    async def _reply(self, replies: list[Any]) -> Any:
+        return next_of(replies) if replies else await asyncio.Future()
 
     async def shutdown_async(self) -> None:
         pass
@@ -126,11 +129,8 @@ class Deployment(FoundDeployment):
         super().__init__(handle, APP)
         self.looks = list(looks or [DeploymentState(running=2)])
 
-    async def look(self) -> DeploymentState:
-        found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
-        if isinstance(found, Exception):
-            raise found
-        return found
+    async def look(self) -> Any:
+        return next_of(self.looks)
 
 
 @pytest.fixture(autouse=True)
@@ -150,120 +150,86 @@ async def all_of(own: RayReplicas) -> list[Piece]:
     return [piece async for piece in own.stream("a", asked())]
 
 
-Test = Callable[[], Coroutine[Any, Any, None]]
+@within(20)
+async def test_a_whole_answer_is_not_cancelled_and_one_that_is_left_is() -> None:
+    handle = Handle(Reply("a", PIECES[:1]), Reply("a"), Reply("a", PIECES[1:]))
+    own = replicas_of(handle)
+    assert await all_of(own) == PIECES
+    left = own.stream("a", asked())
+    assert await anext(left) == PIECES[0]
+    await left.aclose()
+    assert [response.cancelled for response in handle.responses] == [0, 1]
 
 
-def running(test: Test) -> None:
-    asyncio.run(asyncio.wait_for(test(), 20))
-
-
-def test_a_whole_answer_is_not_cancelled_and_one_that_is_left_is() -> None:
-    @running
-    async def _() -> None:
-        handle = Handle(Reply("a", PIECES[:1]), Reply("a"), Reply("a", PIECES[1:]))
-        own = replicas_of(handle)
-        assert await all_of(own) == PIECES
-        left = own.stream("a", asked())
-        assert await anext(left) == PIECES[0]
-        await left.aclose()
-        assert [response.cancelled for response in handle.responses] == [0, 1]
-
-
-def test_where_its_replica_is_gone_another_one_is_not_used_unseen() -> None:
+@within(20)
+async def test_where_its_replica_is_gone_another_one_is_not_used_unseen() -> None:
     """Else a cancel would be sent to the replica that is gone."""
-
-    async def call() -> bytes:
-        return packed(Reply("b", value=True))
-
-    @running
-    async def _() -> None:
-        handle = Handle(Reply("b", PIECES), accepts="b")
-        with pytest.raises(NotReady, match="the replica is gone") as raised:
-            await all_of(replicas_of(handle))
-        assert raised.value.refused and handle.responses[0].cancelled == 1
-        with pytest.raises(NotReady, match="the replica is gone"):
-            await replicas_of(Handle(calls=call)).call("a", "cancel", "one")
+    handle = Handle(Reply("b", PIECES), accepts="b")
+    with pytest.raises(NotReady, match="the replica is gone") as raised:
+        await all_of(replicas_of(handle))
+    assert raised.value.refused and handle.responses[0].cancelled == 1
+    with pytest.raises(NotReady, match="the replica is gone"):
+        await replicas_of(Handle(replies=[OF_B])).call("a", "cancel", "one")
 
 
-def test_a_call_that_is_left_ends_once_it_is_taken() -> None:
-    @running
-    async def _() -> None:
-        handle = Handle(taken=False)
-        own = replicas_of(handle)
-        asking = asyncio.create_task(all_of(own))
-        await asyncio.sleep(0.01)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        [response] = handle.responses
-        assert not response.cancelled and own._abandoned
-        response.taken.set()
-        await own.close()
-        assert response.cancelled and not own._abandoned
+@within(20)
+async def test_a_call_that_is_left_ends_once_it_is_taken() -> None:
+    handle = Handle(taken=False)
+    own = replicas_of(handle)
+    asking = asyncio.create_task(all_of(own))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    [response] = handle.responses
+    assert not response.cancelled and own._abandoned
+    response.taken.set()
+    await own.close()
+    assert response.cancelled and not own._abandoned
 
 
-def test_a_replica_that_says_nothing_is_left() -> None:
-    @running
-    async def _() -> None:
-        own = replicas_of(Handle(taken=False))
-        with pytest.raises(NotReady, match=r"no replica took the request within 0\.1 s"):
-            await all_of(own)
-        await own.close()
-        with pytest.raises(NotReady, match="the replica fell silent") as raised:
-            await all_of(replicas_of(Handle(silent=True)))
-        assert not raised.value.refused, "it may have ended because of the request"
+@within(20)
+async def test_a_replica_that_says_nothing_is_left() -> None:
+    own = replicas_of(Handle(taken=False))
+    with pytest.raises(NotReady, match=r"no replica took the request within 0\.1 s"):
+        await all_of(own)
+    await own.close()
+    with pytest.raises(NotReady, match="the replica fell silent") as raised:
+        await all_of(replicas_of(Handle(silent=True)))
+    assert not raised.value.refused, "it may have ended because of the request"
 
 
-def test_replicas_that_end_before_they_give_their_card_are_waited_for(logged: list[str]) -> None:
-    left = 2
-
-    async def card() -> bytes:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            raise GONE
-        return CARD
-
-    @running
-    async def _() -> None:
-        own = RayReplicas(Deployment(Handle(calls=card), GONE, GONE, DeploymentState(running=2)))
-        assert await own.start() == TINY and own.running == {"a": None}
-        await own.close()
-
+@within(20)
+async def test_replicas_that_end_before_they_give_their_card_are_waited_for(
+    logged: list[str],
+) -> None:
+    handle = Handle(replies=[GONE, GONE, CARD])
+    own = RayReplicas(Deployment(handle, GONE, GONE, DeploymentState(running=2)))
+    assert await own.start() == TINY and own.running == {"a": None}
+    await own.close()
     assert sum("no replica answers yet" in line for line in logged) == 4
 
 
-def test_where_none_ever_answers_the_start_ends_in_one_sentence(
+@within(20)
+async def test_where_none_ever_answers_the_start_ends_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replicas_module, "CALL", 0.05)
-
-    async def card() -> bytes:
-        await asyncio.sleep(10)
-        return CARD
-
-    @running
-    async def _() -> None:
-        for look in (DeploymentState(running=2), GONE):
-            with pytest.raises(RuntimeError, match="^no replica answers: ") as raised:
-                await RayReplicas(Deployment(Handle(calls=card), look)).start()
-            assert "\n" not in str(raised.value)
+    for look in (DeploymentState(running=2), GONE):
+        with pytest.raises(RuntimeError, match="^no replica answers: ") as raised:
+            await RayReplicas(Deployment(Handle(replies=[]), look)).start()
+        assert "\n" not in str(raised.value)
 
 
-def test_a_look_that_fails_is_not_the_last(logged: list[str]) -> None:
-    async def card() -> bytes:
-        return CARD
-
-    @running
-    async def _() -> None:
-        there = DeploymentState(running=1)
-        none = DeploymentState(failed=RuntimeError("no node has it"))
-        looks: list[Any] = [there, KeyError("not what Ray raises"), there, there, none]
-        own = RayReplicas(Deployment(Handle(calls=card), *looks))
-        await own.start()
-        assert await own.gave_up == "no replica can be started: no node has it"
-        await own.close()
-
+@within(20)
+async def test_a_look_that_fails_is_not_the_last(logged: list[str]) -> None:
+    there = DeploymentState(running=1)
+    none = DeploymentState(failed=RuntimeError("no node has it"))
+    looks: list[Any] = [there, KeyError("not what Ray raises"), there, there, none]
+    own = RayReplicas(Deployment(Handle(replies=[CARD]), *looks))
+    await own.start()
+    assert await own.gave_up == "no replica can be started: no node has it"
+    await own.close()
     assert sum("controller of Ray Serve does not answer" in line for line in logged) == 1
 
 
@@ -276,20 +242,18 @@ class Engine:
         raise TimeoutError("the engine has a limit of time")
 
 
-def test_a_replica_says_that_it_is_there_while_nothing_comes(
+@within(20)
+async def test_a_replica_says_that_it_is_there_while_nothing_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replica_module, "ALIVE", 0.05)
     own: Any = SimpleNamespace(_id="this", _engine=Engine())
     own._fill = partial(EngineReplica._fill, own)
-
-    @running
-    async def _() -> None:
-        stream = EngineReplica.stream(own, "this", packed(plain([asked()])))
-        *silent, answer, last = [reply_of(data) async for data in stream]
-        assert len(silent) > 3 and all(item == Reply("this") for item in silent)
-        assert answer.pieces[0].text == "at last" and answer.failure is None
-        assert last.failure is not None, "no pause, but an error"
+    stream = EngineReplica.stream(own, "this", packed(plain([asked()])))
+    *silent, answer, last = [reply_of(data) async for data in stream]
+    assert len(silent) > 3 and all(item == Reply("this") for item in silent)
+    assert answer.pieces[0].text == "at last" and answer.failure is None
+    assert last.failure is not None, "no pause, but an error"
 
 
 def replica(name: str, at: int = 0) -> Any:
@@ -312,17 +276,16 @@ class Router(NamedReplicaRouter):
         return SimpleNamespace(get=lambda id: self.lengths.get(id.unique_id), update=update)
 
 
-def test_a_call_goes_to_the_replica_that_it_names() -> None:
+@within(20)
+async def test_a_call_goes_to_the_replica_that_it_names() -> None:
     def named(name: str) -> Any:
         return SimpleNamespace(args=(name, "call"))
 
-    @running
-    async def _() -> None:
-        router, a, b = Router(), replica("a"), replica("b")
-        assert await router.choose_replicas([a, b], named("b")) == [[b]]
-        assert list(router.lengths) == ["b"], "Ray does not ask it first"
-        assert await router.choose_replicas([a, b], named("")) == [[a, b]]
-        assert await router.choose_replicas([a], named("b")) == [[a]], "its answer says who it is"
+    router, a, b = Router(), replica("a"), replica("b")
+    assert await router.choose_replicas([a, b], named("b")) == [[b]]
+    assert list(router.lengths) == ["b"], "Ray does not ask it first"
+    assert await router.choose_replicas([a, b], named("")) == [[a, b]]
+    assert await router.choose_replicas([a], named("b")) == [[a]], "its answer says who it is"
 
 
 def test_reports_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml  # type: ignore[import-untyped,unused-ignore]
-from processes_served import address, command, free_port, wait_ready
+from processes_served import address, command, free_port, program, wait_for, wait_ready
 from ray_engines import StartedCluster, living, started_cluster
 
 pytestmark = pytest.mark.slow
@@ -31,24 +27,16 @@ def cluster() -> Iterator[StartedCluster]:
 
 
 def text_of(url: str) -> str:
-    """What is answered, once something answers."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            response = httpx.post(f"{url}/v1/completions", json=BODY, timeout=60)
-            if response.status_code == 200:
-                return str(response.json()["choices"][0]["text"])
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.3)
-    raise AssertionError("nothing answers")
+    answer = httpx.post(f"{url}/v1/completions", json=BODY, timeout=60)
+    assert answer.status_code == 200
+    return str(answer.json()["choices"][0]["text"])
 
 
-def soon(true: Any) -> bool:
-    end = time.monotonic() + PATIENCE
-    while not true() and time.monotonic() < end:
-        time.sleep(0.2)
-    return bool(true())
+def answers(url: str) -> bool:
+    try:
+        return text_of(url) != ""
+    except (httpx.HTTPError, AssertionError):
+        return False
 
 
 def test_by_its_address(cluster: StartedCluster, folder: Path) -> None:
@@ -60,24 +48,8 @@ def test_by_its_address(cluster: StartedCluster, folder: Path) -> None:
         assert text_of(url) and len(cluster.engines()) == 1
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == 0
-    assert soon(lambda: not cluster.engines()), "it took its replicas along"
+    wait_for(lambda: not cluster.engines())  # it took its replicas along
     assert living([cluster.pid]), "the cluster stays"
-
-
-@contextmanager
-def serve_run(cluster: StartedCluster, file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [str(Path(sys.executable).parent / "serve"), "run", str(file)],
-        env={**os.environ, **cluster.environment, "RAY_ADDRESS": cluster.address},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
 
 
 def test_serve_run_of_the_file_that_is_there(
@@ -89,10 +61,16 @@ def test_serve_run_of_the_file_that_is_there(
     arguments |= {"model": str(folder), "name": "tiny"}
     arguments["options"] |= {"kv_memory": "16MiB"}
     (file := tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    with serve_run(cluster, file):
+    words = ("-m", "ray.serve.scripts", "run", file)
+    own = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+    quiet: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    with program(*words, environment=own, **quiet) as server:
         url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: answers(url))
         assert text_of(url) == text_of(url)
         assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
         refused = httpx.post(f"{url}/v1/completions", json=BODY | {"max_tokens": 0})
         assert refused.status_code == 400 and "max_tokens" in refused.text
-    assert soon(lambda: not cluster.engines())
+        server.send_signal(signal.SIGINT)
+        server.wait(PATIENCE)
+    wait_for(lambda: not cluster.engines())

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from loops import within
 from processes_served import address, command, wait_ready
 from ray_engines import descendants, living
 from serve_engines import LONG, answer_of, asked, settings_of, until
@@ -29,31 +30,29 @@ BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 12, "mode": "fast", 
 
 
 @pytest.mark.slow
-def test_a_flood_brings_a_second_replica_and_quiet_ends_it(folder: Path) -> None:
-    async def main() -> None:
-        scaling = ScalingSettings(quick_queue_seconds=0.1, up_seconds=1.0, down_seconds=3.0)
-        settings = settings_of(folder, max_running=1)
-        replicas = ProcessReplicas(settings, ReplicaSettings(1, 2, drain=1.0), scaling)
-        engine = RoutedEngine(replicas)
-        await engine.start()
-        assert (len(replicas.running), replicas.starting) == (1, 0)
-        [first] = replicas.pids
-        clients = [asyncio.create_task(_keep_asking(engine, n)) for n in range(16)]
-        try:
-            await until(lambda: len(replicas.running) == 2, SOON)
-            await until(lambda: _both_answer(engine), SOON)
-        finally:
-            for task in clients:
-                task.cancel()
-            await asyncio.gather(*clients, return_exceptions=True)
-        second = next(pid for pid in replicas.pids if pid != first)
-        await until(lambda: replicas.pids == [first] and not living([second]), SOON)
-        stats = await engine.stats()
-        assert stats["replicas_gone"] == 1 and stats["replicas_running"] == 1
-        await engine.close()
-        assert not living([first])
-
-    asyncio.run(main())
+@within()
+async def test_a_flood_brings_a_second_replica_and_quiet_ends_it(folder: Path) -> None:
+    scaling = ScalingSettings(quick_queue_seconds=0.1, up_seconds=1.0, down_seconds=3.0)
+    settings = settings_of(folder, max_running=1)
+    replicas = ProcessReplicas(settings, ReplicaSettings(1, 2, drain=1.0), scaling)
+    engine = RoutedEngine(replicas)
+    await engine.start()
+    assert (len(replicas.running), replicas.starting) == (1, 0)
+    [first] = replicas.pids
+    clients = [asyncio.create_task(_keep_asking(engine, n)) for n in range(16)]
+    try:
+        await until(lambda: len(replicas.running) == 2, SOON)
+        await until(lambda: _both_answer(engine), SOON)
+    finally:
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+    second = next(pid for pid in replicas.pids if pid != first)
+    await until(lambda: replicas.pids == [first] and not living([second]), SOON)
+    stats = await engine.stats()
+    assert stats["replicas_gone"] == 1 and stats["replicas_running"] == 1
+    await engine.close()
+    assert not living([first])
 
 
 async def _keep_asking(engine: RoutedEngine, client: int) -> None:
@@ -69,58 +68,53 @@ async def _both_answer(engine: RoutedEngine) -> bool:
 
 
 @pytest.mark.slow
-def test_a_replica_of_two_ranks_ends_with_its_ranks_and_comes_again(folder: Path) -> None:
-    async def main() -> None:
-        alone = await settings_of(folder).open()
-        ask = asked("seeded", 30, sampling={"temperature": 1.0, "seed": 5})
-        right = (await answer_of(alone, ask)).token_ids
-        await alone.close()
-        settings = settings_of(folder, parallel="ep=2", device="cpu")
-        replicas = ProcessReplicas(settings, ReplicaSettings(cpus=2))
-        engine = RoutedEngine(replicas)
-        await engine.start()
-        assert (await answer_of(engine, ask)).token_ids == right
-        [replica] = replicas.pids
-        ranks = descendants(replica)
-        assert ranks, "they are processes of the replica"
-        running = asyncio.create_task(answer_of(engine, asked("long", LONG)))
-        await until(lambda: bool(engine._running))
-        os.kill(replica, signal.SIGKILL)
-        with pytest.raises(NotReady):
-            await running
-        await until(lambda: not living(ranks), SOON)
-        await until(lambda: bool(replicas.pids), SOON)
-        assert (await answer_of(engine, ask)).token_ids == right
-        await engine.close()
-
-    asyncio.run(main())
+@within()
+async def test_a_replica_of_two_ranks_ends_with_its_ranks_and_comes_again(folder: Path) -> None:
+    alone = await settings_of(folder).open()
+    ask = asked("seeded", 30, sampling={"temperature": 1.0, "seed": 5})
+    right = (await answer_of(alone, ask)).token_ids
+    await alone.close()
+    settings = settings_of(folder, parallel="ep=2", device="cpu")
+    replicas = ProcessReplicas(settings, ReplicaSettings(cpus=2))
+    engine = RoutedEngine(replicas)
+    await engine.start()
+    assert (await answer_of(engine, ask)).token_ids == right
+    [replica] = replicas.pids
+    ranks = descendants(replica)
+    assert ranks, "they are processes of the replica"
+    running = asyncio.create_task(answer_of(engine, asked("long", LONG)))
+    await until(lambda: bool(engine._running))
+    os.kill(replica, signal.SIGKILL)
+    with pytest.raises(NotReady):
+        await running
+    await until(lambda: not living(ranks), SOON)
+    await until(lambda: bool(replicas.pids), SOON)
+    assert (await answer_of(engine, ask)).token_ids == right
+    await engine.close()
 
 
 @pytest.mark.slow
-def test_a_replica_that_is_given_up_is_replaced_while_another_one_runs(
+@within()
+async def test_a_replica_that_is_given_up_is_replaced_while_another_one_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
     monkeypatch.setattr("fastslow.serve.engines.process_replicas.AGAIN", 0.0)
-
-    async def main() -> None:
-        replicas = ProcessReplicas(settings_of(folder), ReplicaSettings(2, 2))
-        engine = RoutedEngine(replicas)
-        await engine.start()
-        await until(lambda: len(replicas.running) == 2, SOON)
-        poor = replicas._replicas[0]
-        poor.client._restarts = Restarts(most=1)
-        os.kill(poor.client.pid or 0, signal.SIGKILL)
-        await until(lambda: len(replicas.running) == 2 and poor not in replicas._replicas, SOON)
-        assert any("is given up" in line for line in logged) and not engine.gave_up.done()
-        for one in replicas._replicas:
-            one.client._restarts = Restarts(most=1)
-        monkeypatch.setattr("fastslow.serve.engines.process_replicas.AGAIN", 60.0)
-        for pid in replicas.pids:
-            os.kill(pid, signal.SIGKILL)
-        assert await asyncio.wait_for(engine.gave_up, SOON) == "no replica can be started"
-        await engine.close()
-
-    asyncio.run(main())
+    replicas = ProcessReplicas(settings_of(folder), ReplicaSettings(2, 2))
+    engine = RoutedEngine(replicas)
+    await engine.start()
+    await until(lambda: len(replicas.running) == 2, SOON)
+    poor = replicas._replicas[0]
+    poor.client._restarts = Restarts(most=1)
+    os.kill(poor.client.pid or 0, signal.SIGKILL)
+    await until(lambda: len(replicas.running) == 2 and poor not in replicas._replicas, SOON)
+    assert any("is given up" in line for line in logged) and not engine.gave_up.done()
+    for one in replicas._replicas:
+        one.client._restarts = Restarts(most=1)
+    monkeypatch.setattr("fastslow.serve.engines.process_replicas.AGAIN", 60.0)
+    for pid in replicas.pids:
+        os.kill(pid, signal.SIGKILL)
+    assert await asyncio.wait_for(engine.gave_up, SOON) == "no replica can be started"
+    await engine.close()
 
 
 class Client(EngineClient):
@@ -153,34 +147,29 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
         ({"device": "cpu"}, [None, None]),
     ],
 )
-def test_a_model_that_does_not_fit_ends_the_start_of_replicas_with_devices_for_each(
+@within()
+async def test_a_model_that_does_not_fit_ends_the_start_of_replicas_with_devices_for_each(
     no_start: type[Client], options: dict[str, Any], devices: list[list[int] | None]
 ) -> None:
-    async def main() -> None:
-        settings = settings_of(Path("x"), **options)
-        engine = RoutedEngine(ProcessReplicas(settings, ReplicaSettings(2, 2)))
-        with pytest.raises(ValueError, match=r"^groups=9 is too much$"):
-            await engine.start()
-        await engine.close()
-
-    asyncio.run(main())
+    settings = settings_of(Path("x"), **options)
+    engine = RoutedEngine(ProcessReplicas(settings, ReplicaSettings(2, 2)))
+    with pytest.raises(ValueError, match=r"^groups=9 is too much$"):
+        await engine.start()
+    await engine.close()
     assert [one.devices for one in no_start.made] == devices
 
 
-def test_a_server_that_closes_while_replicas_load_does_not_wait(
+@within(5)
+async def test_a_server_that_closes_while_replicas_load_does_not_wait(
     no_start: type[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(no_start, "seconds", 30.0)
-
-    async def main() -> None:
-        engine = RoutedEngine(ProcessReplicas(settings_of(Path("x")), ReplicaSettings(2, 2)))
-        starting = asyncio.create_task(engine.start())
-        await asyncio.sleep(0.01)
-        await engine.close()
-        with pytest.raises(NotReady, match="the server is closing"):
-            await starting
-
-    asyncio.run(asyncio.wait_for(main(), 5))
+    engine = RoutedEngine(ProcessReplicas(settings_of(Path("x")), ReplicaSettings(2, 2)))
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0.01)
+    await engine.close()
+    with pytest.raises(NotReady, match="the server is closing"):
+        await starting
 
 
 def test_what_the_operator_gives() -> None:
@@ -247,10 +236,7 @@ def test_the_command_serves_and_leaves_no_process(folder: Path, end: signal.Sign
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code", "said"),
-    [
-        ([], 2, "missing"),
-        (["--address", "127.0.0.1:9"], 1, "nothing is reached at the address"),
-    ],
+    [([], 2, "missing"), (["--address", "127.0.0.1:9"], 1, "nothing is reached at the address")],
 )
 def test_what_is_not_there(tmp_path: Path, options: list[str], code: int, said: str) -> None:
     with command(tmp_path / "missing", "--port", 0, "--replicas", 2, *options) as server:

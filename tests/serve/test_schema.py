@@ -16,12 +16,8 @@ CHECKS: Any = [
     *(not_a_server_error, checks.content_type_conformance),
     *(checks.response_schema_conformance, checks.status_code_conformance),
 ]
-LIMITS = (
-    "max_tokens",
-    "max_completion_tokens",
-    "max_output_tokens",
-    "n",
-)  # else a case may take a minute
+# else a case may take a minute
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n")
 # half of all cases are of these, by the field that says how long an answer may be
 ASKING = {
     "POST /v1/chat/completions": "max_tokens",
@@ -85,12 +81,7 @@ def _make_likely(body: dict[str, Any], limit: str | None) -> None:
         body.setdefault(limit, 2)
 
 
-def test_40_cases(url: str) -> None:
-    seen = run(url, 40)
-    assert seen["2xx"] > 5 and seen["4xx"] > 10 and not seen["5xx"]
-
-
-@pytest.mark.slow
-def test_2000_cases(url: str) -> None:
-    seen = run(url, 2000)
-    assert seen["2xx"] > 100 and seen["4xx"] > 500 and not seen["5xx"]
+@pytest.mark.parametrize("cases", [40, pytest.param(2000, marks=pytest.mark.slow)])
+def test_made_up_cases(url: str, cases: int) -> None:
+    seen = run(url, cases)
+    assert seen["2xx"] > cases // 20 and seen["4xx"] > cases // 4 and not seen["5xx"]

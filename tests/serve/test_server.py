@@ -5,23 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import httpx
 import pytest
-from processes_served import SUPPORT, line, program
-from serve_engines import write_served
+from processes_served import SUPPORT, line, program, wait_for
 
 import fastslow
 from fastslow.serve.http.listen import address_of, listen
 
 PATIENCE = 120  # seconds
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 def test_it_loads_serves_and_drains(folder: Path) -> None:
@@ -41,27 +34,13 @@ def test_it_loads_serves_and_drains(folder: Path) -> None:
                 lines = answer.iter_lines()
                 tokens = int(next(lines))
                 server.send_signal(signal.SIGTERM)
-                _until_drains(client)
+                wait_for(lambda: client.get("/ready").status_code == 503)
                 assert client.get("/ready").json()["why"] == "the server is closing"
                 assert client.get("/stream?tokens=1").status_code == 503
                 *rest, last = lines
                 assert tokens + sum(map(int, rest)) == 1500 and last == "over"
         assert server.wait(PATIENCE) == 0
         _gone(int(pid))
-
-
-@pytest.mark.slow
-def test_what_a_drain_does_not_wait_for_is_cut(folder: Path) -> None:
-    with program(SUPPORT / "serve_program.py", folder, 0) as server:
-        address = line(server)
-        line(server)
-        with httpx.stream("GET", f"{address}/stream?tokens=4000", timeout=PATIENCE) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            server.send_signal(signal.SIGINT)
-            *_, last = lines
-            assert last == "over"  # with what it has
-        assert server.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
@@ -75,18 +54,12 @@ def test_ctrl_c_twice_ends_it_now(folder: Path) -> None:
         ):
             next(answer.iter_lines())
             server.send_signal(signal.SIGINT)
-            _until_drains(client)
+            wait_for(lambda: client.get("/ready").status_code == 503)
             server.send_signal(signal.SIGINT)
             assert server.wait(PATIENCE) == 1
         said = server.communicate()[1]
         assert "StoppedError" in said and "CancelledError" not in said
         _gone(int(pid))
-
-
-def _until_drains(client: httpx.Client) -> None:
-    end = time.monotonic() + PATIENCE
-    while client.get("/ready").status_code != 503:
-        assert time.monotonic() < end
 
 
 def _gone(pid: int) -> None:

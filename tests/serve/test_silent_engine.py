@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from loops import within
 from routing_tools import figures_of
-from serve_engines import LONG, answer_of, asked, settings_of, until
+from serve_engines import answer_of, asked, settings_of, until
 from serve_tools import client_of
 
 from fastslow.serve.api.engine import NotReady
-from fastslow.serve.engines.process.child_process import USUAL, Heartbeat
+from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient
 from fastslow.serve.engines.process.connection import EngineConnection
-from fastslow.serve.engines.process_replicas import ProcessReplicas
-from fastslow.serve.engines.replica_settings import ReplicaSettings
 from fastslow.serve.engines.replica_stats import StatsSum
 from fastslow.serve.http.app import create_app
 
@@ -27,82 +24,76 @@ SILENT = "the engine has said nothing for 3 s or more"
 
 
 class Link:
-    """Of a process that answers when a test says so."""
+    """Of a process that answers when a test says so.
 
-    def __init__(self) -> None:
+    Args:
+        answer: none of an engine that broke in a process that lives on.
+    """
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.answers = asyncio.Event()
         self.why_silent = ""
         self.figures: dict[str, int] = {}
         self.heard = 0.0
 
-    async def call(self, kind: str) -> dict[str, int]:
+    async def call(self, kind: str) -> Any:
         await self.answers.wait()
-        return {"running": 3}
+        return self.answer
 
 
-def test_a_process_is_silent_until_it_answers(logged: list[str]) -> None:
-    async def main() -> None:
-        link = Link()
-        heartbeat = Heartbeat(every=0.01, silent=3, missed=100_000)
-        watching = asyncio.create_task(heartbeat.watch(cast(EngineConnection, link)))
-        await until(lambda: bool(link.why_silent))
-        assert link.why_silent == "the engine has said nothing for 0.03 s or more"
-        assert not link.figures
-        link.answers.set()
-        await until(lambda: not link.why_silent)
-        assert link.figures == {"running": 3} and link.heard > 0
-        link.lost.set_result(None)
-        assert await watching == ""
-
-    asyncio.run(main())
+@within()
+async def test_a_process_is_silent_until_it_answers(logged: list[str]) -> None:
+    link = Link({"running": 3})
+    heartbeat = Heartbeat(every=0.01, silent=3, missed=100_000)
+    watching = asyncio.create_task(heartbeat.watch(cast(EngineConnection, link)))
+    await until(lambda: bool(link.why_silent))
+    assert link.why_silent == "the engine has said nothing for 0.03 s or more"
+    assert not link.figures
+    link.answers.set()
+    await until(lambda: not link.why_silent)
+    assert link.figures == {"running": 3} and link.heard > 0
+    link.lost.set_result(None)
+    assert await watching == ""
     assert [line.strip() for line in logged] == [
         "the engine has said nothing for 0.03 s or more; it gets no requests meanwhile",
         "the engine answers again",
     ]
 
 
-def test_a_process_that_stays_silent_is_ended() -> None:
-    async def main() -> str:
-        heartbeat = Heartbeat(every=0.01, silent=1, missed=4)
-        return await heartbeat.watch(cast(EngineConnection, Link()))
-
-    assert asyncio.run(main()) == "answered nothing for 0.04 s"
-
-
-def test_how_long_it_may_be_silent() -> None:
-    assert (USUAL.every, USUAL.silent, USUAL.missed) == (1.0, 3, 30)
-
-    async def of_replicas() -> Heartbeat:
-        return ProcessReplicas(settings_of(Path("x")), ReplicaSettings())._heartbeat
-
-    assert asyncio.run(of_replicas()) == USUAL
+@within(10)
+async def test_a_process_that_stays_silent_or_whose_engine_broke_is_ended() -> None:
+    link = cast(EngineConnection, Link())
+    assert await Heartbeat(0.01, 1, missed=4).watch(link) == "answered nothing for 0.04 s"
+    cast(Link, link).answers.set()
+    said = await Heartbeat(every=60.0).watch(link)
+    assert said == "lives on without its engine, which broke"
 
 
-def test_a_silent_engine_is_not_ready_and_its_last_figures_stay() -> None:
-    async def main() -> None:
-        engine = EngineClient(settings_of(Path("x")))
-        link = engine._connection = EngineConnection()
-        link.why_silent = SILENT
-        async with client_of(create_app(engine)) as http:
-            for figures, status in (({}, 503), (figures_of(2), 200)):
-                link.figures, link.heard = figures, time.monotonic() - 7
-                answer = await http.get("/v1/stats")
-                assert answer.status_code == status
-            found = answer.json()
-            assert found["tokens"] == 20 and 7 <= found["age_seconds"] < 60
-            ready = await http.get("/ready")
-            assert ready.status_code == 503 and ready.json()["why"] == SILENT
-            with pytest.raises(NotReady, match=SILENT) as raised:
-                await answer_of(engine, asked())
-            assert raised.value.refused
-            link.why_silent = ""
-            assert (await http.get("/ready")).status_code == 200
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+@within(10)
+async def test_a_silent_engine_is_not_ready_and_its_last_figures_stay() -> None:
+    engine = EngineClient(settings_of(Path("x")))
+    link = engine._connection = EngineConnection()
+    link.why_silent = SILENT
+    async with client_of(create_app(engine)) as http:
+        for figures, status in (({}, 503), (figures_of(2), 200)):
+            link.figures, link.heard = figures, time.monotonic() - 7
+            answer = await http.get("/v1/stats")
+            assert answer.status_code == status
+        found = answer.json()
+        assert found["tokens"] == 20 and 7 <= found["age_seconds"] < 60
+        ready = await http.get("/ready")
+        assert ready.status_code == 503 and ready.json()["why"] == SILENT
+        with pytest.raises(NotReady, match=SILENT) as raised:
+            await answer_of(engine, asked())
+        assert raised.value.refused
+        link.why_silent = ""
+        assert (await http.get("/ready")).status_code == 200
 
 
-def test_figures_that_do_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@within(10)
+async def test_figures_that_do_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the heartbeat has seen that."""
     monkeypatch.setattr("fastslow.serve.engines.process.client.STATS", 0.01)
 
@@ -110,15 +101,12 @@ def test_figures_that_do_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> No
         async def call(self, method: str, *arguments: Any) -> Any:
             await asyncio.sleep(60)
 
-    async def main() -> None:
-        engine = EngineClient(settings_of(Path("x")))
-        link = engine._connection = Slow()
-        with pytest.raises(NotReady, match=r"no figures within 0\.01 s"):
-            await engine.stats()
-        link.figures = figures_of(1)
-        assert (await engine.stats())["tokens"] == 10
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+    engine = EngineClient(settings_of(Path("x")))
+    link = engine._connection = Slow()
+    with pytest.raises(NotReady, match=r"no figures within 0\.01 s"):
+        await engine.stats()
+    link.figures = figures_of(1)
+    assert (await engine.stats())["tokens"] == 10
 
 
 def test_the_age_of_several() -> None:
@@ -129,25 +117,3 @@ def test_the_age_of_several() -> None:
     assert [one["age_seconds"] for one in found["replicas"].values()] == [7.0, 0.0]
     assert sums.of({"b": figures_of(2)}, missing=1)["age_seconds"] >= 7.0
     assert sums.of({"b": figures_of(2)})["age_seconds"] == 0.0
-
-
-@pytest.mark.slow
-def test_a_stopped_engine_comes_back(folder: Path) -> None:
-    async def main() -> None:
-        engine = EngineClient(settings_of(folder), heartbeat=Heartbeat(0.2, 3, 25))
-        await engine.start()
-        right = (await answer_of(engine, asked(tokens=LONG // 4))).token_ids
-        running = asyncio.create_task(answer_of(engine, asked(tokens=LONG // 4)))
-        await until(lambda: engine._connection is not None and engine._connection.answering == 1)
-        first = engine.pid or 0
-        os.kill(first, signal.SIGSTOP)
-        await until(lambda: not engine.ready, 3.0)
-        stats = await engine.stats()
-        assert stats["pages"] > 0 and stats["age_seconds"] > 0.1
-        os.kill(first, signal.SIGCONT)
-        await until(lambda: engine.ready, 5.0)
-        assert (await running).token_ids == right and engine.restarts == 0
-        assert (await engine.stats())["age_seconds"] < 0.1
-        await engine.close()
-
-    asyncio.run(main())

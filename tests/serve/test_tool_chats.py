@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
-import openai
 import pytest
 from chat_templates import HARMONY, INSTRUCT, write_marked
 from checkpoints import write_moge
@@ -36,7 +35,6 @@ FUNCTIONS: list[dict[str, Any]] = [
 SCHEMAS = {one["name"]: one["parameters"] for one in FUNCTIONS}
 SAME: dict[str, Any] = {"functions": FUNCTIONS, "most": 300, "seed": 5, "thinking_budget": 3}
 ONE = {**SAME, "parallel": False}
-with_hermes = pytest.mark.parametrize("served_by", ["hermes"], indirect=True)
 with_some = pytest.mark.parametrize("served_by", ["hermes", "harmony"], indirect=True)
 
 
@@ -148,21 +146,3 @@ def test_results_go_back(served_by: Clients) -> None:
     back = {"type": "function_call_output", "call_id": output[-1].call_id, "output": result}
     again = served_by.ask("responses", **few, input=[user, *items, back])
     assert again.tokens[0] == counted
-
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"functions": [{"name": "a b"}]}, "tools[0].function.name is 'a b'"),
-    ({"functions": FUNCTIONS[:1] * 2}, "two functions are named get_weather"),
-    ({"functions": FUNCTIONS[:1] * 129}, "tools has 129 functions; at most 128"),
-    ({"functions": FUNCTIONS, "choice": "f"}, "not among the tools"),
-    ({"choice": "required"}, "there are no tools"),
-    ({"functions": FUNCTIONS, "guided_regex": "a"}, "only be held to a JSON schema"),
-]
-
-
-@with_hermes
-def test_bad_tools_are_the_client_s_error(served_by: Clients) -> None:
-    for fields, said in BAD:
-        with pytest.raises(openai.BadRequestError) as caught:
-            served_by.made("chat", **fields)
-        assert said in str(caught.value)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from tool_templates import CLOCK, WEATHER
 
-from fastslow.serve.tool_calls.offered import (
-    Tool,
-    ToolChoice,
-    anthropic_choice,
-    anthropic_tools,
-    callable_tools,
-    openai_choice,
-    openai_tools,
-)
+from fastslow.serve.tool_calls import offered
+from fastslow.serve.tool_calls.offered import Tool, ToolChoice, openai_choice, openai_tools
 
 MANY = {"type": "object", "properties": {f"p{i}": {} for i in range(2001)}}
 
@@ -32,9 +26,9 @@ def test_all_protocols_say_the_same() -> None:
         fields = dict(tool["function"])
         fields["input_schema"] = fields.pop("parameters")
         renamed.append(fields)
-    assert openai_tools(flat) == anthropic_tools(renamed) == chat
+    assert openai_tools(flat) == offered.anthropic_tools(renamed) == chat
     assert [tool.as_variable() for tool in chat] == [WEATHER, CLOCK]
-    assert openai_tools(None) == anthropic_tools([]) == []
+    assert openai_tools(None) == offered.anthropic_tools([]) == []
     (bare,) = openai_tools([function()])
     assert bare == Tool(
         "f", "", {"type": "object", "properties": {}, "additionalProperties": False}
@@ -82,33 +76,33 @@ def test_choices() -> None:
         "auto", ("f", "g")
     )
     assert openai_choice({"type": "allowed_tools", **some}) == ToolChoice("auto", ("f", "g"))
-    assert anthropic_choice(None) == (ToolChoice(), True)
-    assert anthropic_choice({"type": "any"}) == (ToolChoice("required"), True)
+    assert offered.anthropic_choice(None) == (ToolChoice(), True)
+    assert offered.anthropic_choice({"type": "any"}) == (ToolChoice("required"), True)
     alone = {"type": "tool", "name": "f", "disable_parallel_tool_use": True}
-    assert anthropic_choice(alone) == (named, False)
+    assert offered.anthropic_choice(alone) == (named, False)
 
 
-@pytest.mark.parametrize("given", ["any", 5, {}, {"type": "function"}, {"type": "allowed_tools"}])
-def test_bad_choices_are_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match="^tool_choice"):
-        openai_choice(given)
+BAD_CHOICES: list[tuple[Callable[[Any], object], list[Any]]] = [
+    (openai_choice, ["any", 5, {}, {"type": "function"}, {"type": "allowed_tools"}]),
+    (offered.anthropic_choice, [{"type": "tool"}, {"type": []}]),
+    (offered.anthropic_choice, [{"type": "auto", "disable_parallel_tool_use": 1}]),
+]
 
 
-@pytest.mark.parametrize(
-    "given", [{"type": "tool"}, {"type": []}, {"type": "auto", "disable_parallel_tool_use": 1}]
-)
-def test_bad_choices_of_the_other_protocol_are_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match="^tool_choice"):
-        anthropic_choice(given)
+@pytest.mark.parametrize(("read", "given"), BAD_CHOICES)
+def test_bad_choices_are_refused(read: Callable[[Any], object], given: list[Any]) -> None:
+    for choice in given:
+        with pytest.raises(ValueError, match="^tool_choice"):
+            read(choice)
 
 
 def test_names_are_known_and_differ() -> None:
     tools = [Tool("get"), Tool("put")]
-    assert callable_tools(tools, ToolChoice(names=("put",))) == tools[1:]
+    assert offered.callable_tools(tools, ToolChoice(names=("put",))) == tools[1:]
     with pytest.raises(ValueError, match="two functions are named get"):
-        callable_tools([*tools, Tool("get")], ToolChoice())
+        offered.callable_tools([*tools, Tool("get")], ToolChoice())
     with pytest.raises(ValueError, match="'pet', which is not among the tools"):
-        callable_tools(tools, ToolChoice("required", ("pet",)))
+        offered.callable_tools(tools, ToolChoice("required", ("pet",)))
     long = {"type": "object", "description": "x" * 60_000}
     with pytest.raises(ValueError, match="characters together; at most 196608 are taken"):
-        callable_tools([Tool(f"f{i}", parameters=long) for i in range(4)], ToolChoice())
+        offered.callable_tools([Tool(f"f{i}", parameters=long) for i in range(4)], ToolChoice())

@@ -1,11 +1,14 @@
-"""Grammars of tools: whatever they let a model say is read as valid calls, and what is refused."""
+"""Grammars of tools: whatever they let a model say is read as valid calls, what is refused, and what takes long."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 from chat_templates import HARMONY, write_marked
@@ -16,6 +19,7 @@ from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.tool_formats import BY_NAME
 from fastslow.output import Piece
 from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.tool_calls import prepare
 from fastslow.serve.tool_calls.answer_parts import AnswerParts
 from fastslow.serve.tool_calls.offered import Tool, ToolChoice
 from fastslow.serve.tool_calls.prepare import ToolSupport
@@ -51,6 +55,11 @@ class Speaker:
     def card(self, name: str) -> ModelCard:
         tokens = BY_NAME[name].tokens(self.tokenizer)
         return ModelCard("m", 0, 512, {}, "", 1, False, False, tool_format=name, tool_tokens=tokens)
+
+    def grammar(self, name: str, choice: Any = "auto", parallel: bool = True, **given: Any) -> str:
+        """Of answers in a format, by a model that has the tools."""
+        held = ToolSupport(TOOLS, ToolChoice(choice), parallel, self.card(name), given or None)
+        return lark(held)
 
     def text(self, lark: str, begun: str, seed: int) -> str:
         chance = random.Random(seed)
@@ -136,8 +145,7 @@ def test_an_answer_is_free_until_a_call_begins(speaker: Speaker, name: str, para
 
 def test_a_call_may_stand_between_texts(speaker: Speaker) -> None:
     call = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
-    many = lark(ToolSupport(TOOLS, ToolChoice(), True, speaker.card("hermes")))
-    one = lark(ToolSupport(TOOLS, ToolChoice(), False, speaker.card("hermes")))
+    many, one = (speaker.grammar("hermes", parallel=parallel) for parallel in (True, False))
     assert speaker.fits(many, f"A{call} B\n{call}\nC")
     assert speaker.fits(one, f"A{call}")
     assert not speaker.fits(one, f"A{call}{call}")
@@ -146,20 +154,16 @@ def test_a_call_may_stand_between_texts(speaker: Speaker) -> None:
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "llama3"])
 def test_an_answer_without_calls_keeps_to_its_schema(speaker: Speaker, name: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    for given in ({"json_schema": schema}, {"json_object": True}):
-        grammar = lark(ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name), given))
-        assert speaker.fits(grammar, '{"a": 5}')
-        assert not speaker.fits(grammar, "So.")
-    assert not speaker.fits(
-        lark(ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name), {"json_schema": schema})),
-        "{}",
-    )
-    with pytest.raises(
-        ValueError, match="JSON without a mark, so its other answers cannot be held"
-    ):
-        ToolSupport(TOOLS, ToolChoice(), True, speaker.card("llama3"), {"json_object": True})
+    held: dict[str, Any] = {"json_schema": schema}
+    any_object: dict[str, Any] = {"json_object": True}
+    for given in (held, any_object):
+        grammar = speaker.grammar(name, **given)
+        assert speaker.fits(grammar, '{"a": 5}') and not speaker.fits(grammar, "So.")
+        assert speaker.fits(grammar, "{}") is (given == any_object)
+    with pytest.raises(ValueError, match="JSON without a mark, so its other answers cannot be hel"):
+        speaker.grammar("llama3", **any_object)
     with pytest.raises(ValueError, match="only be held to a JSON schema"):
-        ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name), {"regex": "a"})
+        speaker.grammar(name, regex="a")
 
 
 def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> None:
@@ -202,13 +206,9 @@ def test_no_tools_no_change(speaker: Speaker) -> None:
 
 def test_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
     number = speaker.tokenizer.token_id("<|eom_id|>")
-    assert ToolSupport(TOOLS, ToolChoice(), True, speaker.card("llama3")).sampling[
-        "stop_token_ids"
-    ] == [number]
-    assert (
-        "stop_token_ids"
-        not in ToolSupport(TOOLS, ToolChoice(), True, speaker.card("pangu")).sampling
-    )
+    for name, stops in (("llama3", [number]), ("pangu", None)):
+        held = ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name))
+        assert held.sampling.get("stop_token_ids") == stops
 
 
 CALLED = "<|channel|>commentary to=functions.get <|constrain|>json<|message|>{}"
@@ -217,8 +217,7 @@ NEXT = "<|start|>assistant"
 
 def test_calls_in_channels_come_after_the_analysis(speaker: Speaker) -> None:
     card = speaker.card("harmony")
-    must = lark(ToolSupport(TOOLS, ToolChoice("required"), True, card))
-    may = lark(ToolSupport(TOOLS, ToolChoice(), True, card))
+    must, may = (speaker.grammar("harmony", choice) for choice in ("required", "auto"))
     final = f"{NEXT}<|channel|>final<|message|>"
     word = f"{NEXT}<|channel|>commentary<|message|>I look.<|end|>"
     for grammar in (must, may):
@@ -228,7 +227,49 @@ def test_calls_in_channels_come_after_the_analysis(speaker: Speaker) -> None:
         assert not speaker.fits(grammar, f"{NEXT}{CALLED}so")
     for said in (word + NEXT + CALLED, f"{word}{final}so", f"{final}so"):
         assert speaker.fits(may, said) and not speaker.fits(must, said)
-    held = lark(ToolSupport(TOOLS, ToolChoice(), True, card, {"json_schema": {"type": "integer"}}))
+    held = speaker.grammar("harmony", json_schema={"type": "integer"})
     assert speaker.fits(held, f"{final}5") and not speaker.fits(held, f"{final}so")
     stops = ToolSupport(TOOLS, ToolChoice(), True, card).sampling["stop_token_ids"]
     assert stops == [speaker.tokenizer.token_id("<|call|>")]
+
+
+ASKED = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+COSTLY = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 999_983}}}
+
+
+def tool(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": COSTLY, **fields}}
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
+def test_schemas_are_looked_at_beside_the_loop(
+    http: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+
+    def look(schema: str) -> str:
+        try:
+            looked.append(bool(asyncio.get_running_loop()))
+        except RuntimeError:
+            looked.append(False)
+        return ""
+
+    monkeypatch.setattr(prepare, "_error", look)
+    parameters = {"type": "object", "properties": {"b": {"type": "string"}}}
+    body: dict[str, Any] = {**ASKED, "tools": [tool(parameters=parameters)]}
+    if path == "responses":
+        body = {"input": "a", "max_output_tokens": 1, "tools": body["tools"]}
+    elif path == "messages":
+        body["tools"] = [{"name": "f", "input_schema": parameters}]
+    assert http.post(f"/v1/{path}", json=body).status_code == 200
+    assert looked == [False]
+
+
+def test_a_costly_schema_is_refused_or_left_out(http: httpx.Client, logged: list[str]) -> None:
+    strict = http.post("/v1/chat/completions", json={**ASKED, "tools": [tool(strict=True)]})
+    assert strict.status_code == 400
+    said = strict.json()["error"]["message"]
+    assert said.startswith("tools[0].parameters cannot be held to: multipleOf: ")
+    loose = http.post("/v1/chat/completions", json={**ASKED, "tools": [tool()]})
+    assert loose.status_code == 200
+    assert any("arguments of f are any object: multipleOf" in line for line in logged)

@@ -21,10 +21,10 @@ SCHEMA = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}, "c":
 FUNCTIONS: dict[str, Any] = {"f": SCHEMA, "get_it-2": SCHEMA}
 MARK = "<|start|>assistant<|channel|>commentary to=functions."
 
-Found = tuple[str, list[tuple[str, str]]]
+Calls = list[tuple[str, str]]
 
 
-def read(name: str, pieces: Sequence[str]) -> Found:
+def read(name: str, pieces: Sequence[str]) -> tuple[str, Calls]:
     """The content, and the calls with their arguments."""
     parser = ToolParser(BY_NAME[name], FUNCTIONS)
     events = [event for piece in pieces for event in parser.push(piece)] + parser.finish()
@@ -41,83 +41,78 @@ def read(name: str, pieces: Sequence[str]) -> Found:
     return content, calls
 
 
-def same(name: str, *texts: str) -> list[tuple[str, str, Found]]:
-    """Texts without a call: all of them is content."""
-    return [(name, text, (text, [])) for text in texts]
-
-
 F5 = '{"name": "f", "arguments": {"b": 5}}'
 G = '{"name": "get_it-2", "arguments": {"a": "é\\n\\"</tool_call>"}}'
 GA = '{"a": "é\\n\\"</tool_call>"}'
 B5 = '{"b": 5}'
-BOTH = [("f", B5), ("get_it-2", GA)]
+F, BOTH = [("f", B5)], [("f", B5), ("get_it-2", GA)]
 XML = '<function=f>\n<parameter=a>\n1\n2 "x"\n</parameter>\n<parameter=b>\n5\n</parameter>\n</function>\n</tool_call>'
-CASES: list[tuple[str, str, Found]] = [
-    *same(
-        "hermes", "", " \nhello \n", F5, "<tool_call>{bad}</tool_call> x", "<tool_call></tool_call>"
-    ),
-    *same("hermes", '<tool_call>{"name": "g", "arguments": {}}', '<tool_call>{"name": "f", "argu'),
-    *same("pangu", "[unused11][][unused12]"),
-    *same(
-        "llama3", "<|python_tag|>print(1)", '{"answer": {"name": "f"}}', '{"name": "Zoe", "age": 5}'
-    ),
-    *same("llama3", f"So: {F5}"),
-    *same("harmony", f"{MARK}g<|message|>{B5}<|call|>", f"{MARK}f json"),
-    *same(
-        "qwen3-coder",
-        "<tool_call><function=g></function></tool_call>",
-        f"<tool_call>{F5}</tool_call>",
-    ),
-    ("hermes", f"<tool_call>\n{F5}\n</tool_call>", ("", [("f", B5)])),
-    ("hermes", f"<tool_call>{F5}</tool_call>\n", ("", [("f", B5)])),
-    ("hermes", f"A.\n<tool_call>\n{F5}\n</tool_call>", ("A.", [("f", B5)])),
-    (
-        "hermes",
-        f"A\n<tool_call>\n{F5}\n</tool_call>\n<tool_call>\n{G}\n</tool_call> B",
-        ("A\n\n B", BOTH),
-    ),
-    ("hermes", f"<tool_call>oh <tool_call>{F5}</tool_call>", ("<tool_call>oh", [("f", B5)])),
-    ("hermes", '<tool_call>{"name": "f", "arguments": {"b": 5', ("", [("f", '{"b": 5')])),
-    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "\\', ("", [("f", '{"a": "\\')])),
-    ("hermes", f"<tool_call>{F5}\n</tool_", ("", [("f", B5)])),
-    ("hermes", f"<tool_call>{F5}", ("", [("f", B5)])),
-    ("hermes", f"<tool_call>{F5} more", ("more", [("f", B5)])),
-    ("hermes", f"<tool_call>{F5[:-1]}</tool_call>", ("", [("f", B5)])),
-    ("generic", f"<tool_call>\n{F5}\n</tool_call>", ("", [("f", B5)])),
-    ("pangu", f"A[unused11][{F5}][unused12]", ("A", [("f", B5)])),
-    ("pangu", f"[unused11][{F5}, {G}][unused12]B", ("B", BOTH)),
-    ("pangu", f"[unused11][{F5}]", ("", [("f", B5)])),
-    ("llama3", F5.replace("arguments", "parameters"), ("", [("f", B5)])),
-    ("llama3", f"\n{F5}; {G}", ("", BOTH)),
-    ("llama3", f"<|python_tag|>{F5}", ("", [("f", B5)])),
-    ("mistral", f"[TOOL_CALLS] [{F5}, {G}]", ("", BOTH)),
-    ("harmony", f"{MARK}f <|constrain|>json<|message|>{B5}<|call|>", ("", [("f", B5)])),
-    ("harmony", f"{MARK}f json<|message|>{B5}", ("", [("f", B5)])),
-    ("harmony", f'{MARK}f json<|message|>{{"b', ("", [("f", '{"b')])),
-    (
-        "harmony",
-        f"{MARK}f<|message|>{B5}<|call|>{MARK}get_it-2<|message|>{GA}<|end|>so",
-        ("so", BOTH),
-    ),
-    (
-        "qwen3-coder",
-        f"A\n<tool_call>\n{XML}",
-        ("A", [("f", '{"a": "1\\n2 \\"x\\"", "b": 5}')]),
-    ),
-    ("qwen3-coder", "<tool_call>\n<function=f>\n</function>\n</tool_call>B", ("B", [("f", "{}")])),
-    ("qwen3-coder", "<tool_call><function=f>\n<parameter=b>\n5\n", ("", [("f", "{")])),
-    (
-        "qwen3-coder",
-        "<tool_call><function=f>\n<parameter=c>\n1\n</parameter>\n</function>",
-        ("", [("f", '{"c": "1"}')]),
-    ),
-]
+PLAIN = {
+    "hermes": [
+        *("", " \nhello \n", F5, "<tool_call>{bad}</tool_call> x", "<tool_call></tool_call>"),
+        *('<tool_call>{"name": "g", "arguments": {}}', '<tool_call>{"name": "f", "argu'),
+    ],
+    "pangu": ["[unused11][][unused12]"],
+    "llama3": [
+        *("<|python_tag|>print(1)", '{"answer": {"name": "f"}}', '{"name": "Zoe", "age": 5}'),
+        f"So: {F5}",
+    ],
+    "harmony": [f"{MARK}g<|message|>{B5}<|call|>", f"{MARK}f json"],
+    "qwen3-coder": [
+        *("<tool_call><function=g></function></tool_call>", f"<tool_call>{F5}</tool_call>")
+    ],
+}
+CASES: dict[str, list[tuple[str, str, Calls]]] = {
+    "hermes": [
+        (f"<tool_call>\n{F5}\n</tool_call>", "", F),
+        (f"<tool_call>{F5}</tool_call>\n", "", F),
+        (f"A.\n<tool_call>\n{F5}\n</tool_call>", "A.", F),
+        (f"A\n<tool_call>\n{F5}\n</tool_call>\n<tool_call>\n{G}\n</tool_call> B", "A\n\n B", BOTH),
+        (f"<tool_call>oh <tool_call>{F5}</tool_call>", "<tool_call>oh", F),
+        ('<tool_call>{"name": "f", "arguments": {"b": 5', "", [("f", '{"b": 5')]),
+        ('<tool_call>{"name": "f", "arguments": {"a": "\\', "", [("f", '{"a": "\\')]),
+        (f"<tool_call>{F5}\n</tool_", "", F),
+        (f"<tool_call>{F5}", "", F),
+        (f"<tool_call>{F5} more", "more", F),
+        (f"<tool_call>{F5[:-1]}</tool_call>", "", F),
+    ],
+    "generic": [(f"<tool_call>\n{F5}\n</tool_call>", "", F)],
+    "pangu": [
+        (f"A[unused11][{F5}][unused12]", "A", F),
+        (f"[unused11][{F5}, {G}][unused12]B", "B", BOTH),
+        (f"[unused11][{F5}]", "", F),
+    ],
+    "llama3": [
+        (F5.replace("arguments", "parameters"), "", F),
+        (f"\n{F5}; {G}", "", BOTH),
+        (f"<|python_tag|>{F5}", "", F),
+    ],
+    "mistral": [(f"[TOOL_CALLS] [{F5}, {G}]", "", BOTH)],
+    "harmony": [
+        (f"{MARK}f <|constrain|>json<|message|>{B5}<|call|>", "", F),
+        (f"{MARK}f json<|message|>{B5}", "", F),
+        (f'{MARK}f json<|message|>{{"b', "", [("f", '{"b')]),
+        (f"{MARK}f<|message|>{B5}<|call|>{MARK}get_it-2<|message|>{GA}<|end|>so", "so", BOTH),
+    ],
+    "qwen3-coder": [
+        (f"A\n<tool_call>\n{XML}", "A", [("f", '{"a": "1\\n2 \\"x\\"", "b": 5}')]),
+        ("<tool_call>\n<function=f>\n</function>\n</tool_call>B", "B", [("f", "{}")]),
+        ("<tool_call><function=f>\n<parameter=b>\n5\n", "", [("f", "{")]),
+        (
+            "<tool_call><function=f>\n<parameter=c>\n1\n</parameter>\n</function>",
+            "",
+            [("f", '{"c": "1"}')],
+        ),
+    ],
+}
+ALL: list[tuple[str, str, str, Calls]] = []
+ALL += [(name, text, text, []) for name, texts in PLAIN.items() for text in texts]
+ALL += [(name, *case) for name, cases in CASES.items() for case in cases]
 
 
-@pytest.mark.parametrize(("name", "text", "expected"), CASES)
-def test_parse(name: str, text: str, expected: Found) -> None:
-    assert read(name, [text]) == expected
-    assert read(name, list(text)) == expected
+@pytest.mark.parametrize(("name", "text", "content", "calls"), ALL)
+def test_parse(name: str, text: str, content: str, calls: Calls) -> None:
+    assert read(name, [text]) == read(name, list(text)) == (content, calls)
 
 
 PARTS = {
@@ -135,16 +130,8 @@ PARTS = {
     "pangu": ["[unused11]", "[unused12]", "[", F5, ", ", G, "]", "}", '{"name": "f", ', "\n"],
     "llama3": ["<|python_tag|>", F5, "; ", G, "[", "]", '{"name": ', "\n", '"f"'],
     "harmony": [
-        MARK,
-        "f",
-        " json",
-        "<|message|>",
-        B5,
-        "<|call|>",
-        "<|end|>",
-        "<|start|>",
-        "\n",
-        "<|",
+        *(MARK, "f", " json", "<|message|>", B5),
+        *("<|call|>", "<|end|>", "<|start|>", "\n", "<|"),
     ],
     "qwen3-coder": [
         *("<tool_call>", "<function=f>\n", "<parameter=a>\n", "<parameter=b>\n", "5", "x"),
@@ -164,23 +151,24 @@ def test_cuts_make_no_difference(data: st.DataObject, name: str) -> None:
     assert read(name, list(text)) == whole
 
 
+def objects_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.text(max_size=4), values, max_size=3)
+
+
 values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | objects_of(inner),
     max_leaves=8,
 )
-objects = st.dictionaries(st.text(max_size=4), values, max_size=3)
 
 
 @given(
     name=st.sampled_from(["hermes", "pangu", "llama3", "mistral"]),
-    each=st.lists(objects, min_size=1, max_size=3),
+    each=st.lists(objects_of(values), min_size=1, max_size=3),
     ascii=st.booleans(),
     indent=st.sampled_from([None, 2]),
 )
@@ -226,11 +214,9 @@ def test_ids_are_unique_and_fit_the_template(name: str, size: int) -> None:
 
 
 LONG = "x<[ {\\n" * 10_000
+LONG_TEXT = f'"{LONG}"'
 LONGS = {
-    "arguments": (
-        "hermes",
-        f'<tool_call>{{"name": "f", "arguments": {{"a": "{LONG}"}}}}</tool_call>',
-    ),
+    "arguments": ("hermes", f"<tool_call>{F5.replace('5', LONG_TEXT)}</tool_call>"),
     "brackets": ("hermes", '<tool_call>{"name": "f", "arguments": ' + '{"a": [1, 2]}, ' * 5000),
     "unfit": ("hermes", f'<tool_call>{{"x": "{LONG}'),
     "content": ("hermes", "a <tool_cal <" * 5000),
@@ -238,10 +224,7 @@ LONGS = {
     "bare": ("llama3", "; ".join([F5] * 1500)),
     "channels": ("harmony", f"{MARK}f<|message|>{LONG}<|"),
     "header": ("harmony", f"{MARK}{LONG}"),
-    "xml": (
-        "qwen3-coder",
-        f"<tool_call><function=f>\n<parameter=a>\n{LONG}\n</parameter>\n</function>",
-    ),
+    "xml": ("qwen3-coder", f"<tool_call>{XML.replace('1', LONG)}"),
     "spaces": ("hermes", "a" + " \n" * 30_000),
 }
 

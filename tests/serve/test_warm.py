@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from dataclasses import replace
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_engines import settings_of, until, write_served
+from loops import within
+from serve_engines import settings_of, until
 from serve_tools import client_of
 
 from fastslow.serve.api.config import ServerConfig, ServerSettings
@@ -21,11 +23,6 @@ from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.serve_options import Place, complete, read_warm
 
 SYSTEM = "You answer in one short sentence, and you never say why. " * 3
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_served(tmp_path_factory.mktemp("served"))
 
 
 def warm(folder: Path, *modes: str, **options: Any) -> EngineSettings:
@@ -48,31 +45,29 @@ async def cached(engine: Engine, question: str, **fields: Any) -> tuple[int, int
 
 
 @pytest.mark.parametrize("kind", ["local", pytest.param("process", marks=pytest.mark.slow)])
-def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> None:
-    async def main() -> None:
-        settings = warm(folder, "deep", "fast")
-        engine: Engine = await settings.open() if kind == "local" else EngineClient(settings)
-        if isinstance(engine, EngineClient):
-            engine._restarts = Restarts(first=0.01)
-            await engine.start()
-        assert (await engine.stats())["pages_pinned"] > 0
-        for fields in ({}, {"cache_salt": "me"}, {"cache_salt": "you", "mode": "fast"}):
-            found, system = await cached(engine, "What is it?", **fields)
-            assert system - 32 < found <= system + 16 and found >= 48
-        own, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
-        again, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
-        other, _ = await cached(engine, "What is it? " * 5, cache_salt="them")
-        assert again > own >= other, "what follows it is the caller's own"
-        if isinstance(engine, EngineClient):
-            assert engine.pid is not None
-            os.kill(engine.pid, signal.SIGKILL)
-            await until(lambda: not engine.ready)
-            await until(lambda: engine.ready)
-            found, _ = await cached(engine, "Apples", cache_salt="me")
-            assert found >= 48, "it is warm again after a new start"
-        await engine.close()
-
-    asyncio.run(main())
+@within()
+async def test_the_first_request_of_every_caller_finds_it(kind: str, folder: Path) -> None:
+    settings = warm(folder, "deep", "fast")
+    engine: Engine = await settings.open() if kind == "local" else EngineClient(settings)
+    if isinstance(engine, EngineClient):
+        engine._restarts = Restarts(first=0.01)
+        await engine.start()
+    assert (await engine.stats())["pages_pinned"] > 0
+    for fields in ({}, {"cache_salt": "me"}, {"cache_salt": "you", "mode": "fast"}):
+        found, system = await cached(engine, "What is it?", **fields)
+        assert system - 32 < found <= system + 16 and found >= 48
+    own, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
+    again, _ = await cached(engine, "What is it? " * 5, cache_salt="me")
+    other, _ = await cached(engine, "What is it? " * 5, cache_salt="them")
+    assert again > own >= other, "what follows it is the caller's own"
+    if isinstance(engine, EngineClient):
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: not engine.ready)
+        await until(lambda: engine.ready)
+        found, _ = await cached(engine, "Apples", cache_salt="me")
+        assert found >= 48, "it is warm again after a new start"
+    await engine.close()
 
 
 def test_what_cannot_be_warm_is_refused_before_a_request_comes(folder: Path) -> None:
@@ -88,11 +83,8 @@ def test_what_cannot_be_warm_is_refused_before_a_request_comes(folder: Path) -> 
 def test_files_of_prefixes(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
     file = tmp_path / "a.json"
-    for text in (
-        '[{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]',
-        '{"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}',
-    ):
-        file.write_text(text, "utf-8")
+    for held in (turns, {"messages": turns}):
+        file.write_text(json.dumps(held), "utf-8")
         assert read_warm(file) == turns
     plain = tmp_path / "a.txt"
     plain.write_bytes("\ufeffone\r\ntwo\n\n".encode())

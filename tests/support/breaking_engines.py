@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fake_engine import FakeEngine, metrics
 
 from fastslow.output import Completion, Output, Piece
-from fastslow.serve.api.engine import NotReady, WrappedEngine
+from fastslow.serve.api.engine import Engine, NotReady, WrappedEngine
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.local import LocalEngine
 
@@ -39,17 +40,31 @@ class ScriptedReplicas(FakeEngine):
     Args:
         answer: the tokens of each of n answers.
         breaks: one for each try; later tries are whole.
+        seconds: that each try takes before anything comes.
+        there: whether a replica runs.
     """
 
-    def __init__(self, answer: Sequence[Sequence[Token]], breaks: Sequence[Break] = ()) -> None:
+    def __init__(
+        self,
+        answer: Sequence[Sequence[Token]],
+        breaks: Sequence[Break] = (),
+        seconds: float = 0.0,
+        there: bool = True,
+    ) -> None:
         super().__init__()
+        self.seconds, self.there = seconds, there
         self.answer = answer
         self.breaks = list(breaks)
         self.left = 0  # streams that were left or are over
 
+    @property
+    def ready(self) -> bool:
+        return self.there
+
     async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         self.asked.append(ask)
         broken = self.breaks.pop(0) if self.breaks else Break()
+        await asyncio.sleep(self.seconds)
         try:
             if broken.after == 0:
                 raise broken.error
@@ -66,7 +81,7 @@ class ScriptedReplicas(FakeEngine):
     def output(self, ask: GenerateRequest) -> Output:
         choices = []
         for index, tokens in enumerate(self.answer):
-            known, whole = self._known(ask, index), _piece(tokens, index)
+            known, whole = self._known(ask, index), piece_of(tokens, index)
             figures = metrics(tokens=len(tokens))
             made = Completion(
                 whole.text, whole.reasoning, whole.token_ids, "stop", None, None, figures
@@ -87,7 +102,7 @@ class ScriptedReplicas(FakeEngine):
             part = self.answer[index][places[index] : places[index] + size]
             places[index] += len(part)
             if part:
-                found.append(_piece(part, index))
+                found.append(piece_of(part, index))
         return found
 
     def _known(self, ask: GenerateRequest, index: int) -> int:
@@ -99,7 +114,7 @@ class ScriptedReplicas(FakeEngine):
         return len(known)
 
 
-def _piece(part: Sequence[Token], index: int) -> Piece:
+def piece_of(part: Sequence[Token], index: int) -> Piece:
     return Piece(
         "".join(token.text for token in part),
         "".join(token.reasoning for token in part),
@@ -108,6 +123,13 @@ def _piece(part: Sequence[Token], index: int) -> Piece:
         index=index,
         sources=[token.source for token in part],
     )
+
+
+async def taken(engine: Engine, ask: GenerateRequest) -> tuple[list[Piece], Output]:
+    """The pieces of an answer, and what it is as a whole."""
+    *pieces, last = [piece async for piece in engine.stream(ask)]
+    assert last.output is not None
+    return pieces, last.output
 
 
 class Replicas(WrappedEngine):

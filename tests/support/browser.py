@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ALONE = (  # it calls nobody by itself
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -26,6 +28,12 @@ def missing() -> str | None:
     except ImportError:
         return "selenium is not installed"
     return None
+
+
+IN_CHROMIUM = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}"),
+]
 
 
 @contextmanager

@@ -212,15 +212,8 @@ TEMPLATES = {
     "llama": LLAMA,
 }
 
-HARMONY = (
-    "<|start|>",
-    "<|end|>",
-    "<|message|>",
-    "<|channel|>",
-    "<|constrain|>",
-    "<|return|>",
-    "<|call|>",
-)
+PARTS = ("start", "end", "message", "channel", "constrain", "return", "call")
+HARMONY = tuple(f"<|{part}|>" for part in PARTS)
 
 
 def write_marked(folder: Path, template: str, marks: tuple[str, ...] = (), eos: str = "") -> int:

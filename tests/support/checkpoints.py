@@ -8,30 +8,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers_tiny import write_bpe
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
 
-DENSE: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "torch_dtype": "float32",
-}
+DENSE: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+DENSE |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+DENSE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+DENSE |= {"max_position_embeddings": 512, "rope_theta": 10000.0, "rms_norm_eps": 1e-5}
+DENSE |= {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
+DENSE |= {"hidden_act": "silu", "torch_dtype": "float32"}
 MOGE: dict[str, Any] = {
     **DENSE,
     "architectures": ["PanguProMoEForCausalLM"],
@@ -44,48 +32,30 @@ MOGE: dict[str, Any] = {
 }
 ROTATED = {k: v for k, v in DENSE.items() if k != "architectures"} | {"num_hidden_layers": 4}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
-FAMILIES: dict[
-    str, dict[str, Any]
-] = {  # one config of every family without groups, by a short name
-    "llama": {**ROTATED, "architectures": ["LlamaForCausalLM"]},
-    "mistral": {**ROTATED, "architectures": ["MistralForCausalLM"], "sliding_window": 7},
-    "qwen2": {
-        **ROTATED,
-        "architectures": ["Qwen2ForCausalLM"],
-        "use_sliding_window": True,
-        "sliding_window": 9,
-        "max_window_layers": 2,
-    },
-    "qwen3": {**ROTATED, "architectures": ["Qwen3ForCausalLM"], "head_dim": 24},
-    "smollm3": {
-        **ROTATED,
-        "architectures": ["SmolLM3ForCausalLM"],
-        "no_rope_layer_interval": 2,
-        "tie_word_embeddings": True,
-    },
-    "qwen3_moe": {
-        **ROTATED,
-        **EXPERTS,
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "norm_topk_prob": True,
-        "mlp_only_layers": [1],
-    },
-    "gpt_oss": {
-        **ROTATED,
-        "architectures": ["GptOssForCausalLM"],
-        "intermediate_size": 32,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 3,
-        "sliding_window": 8,
-        "rope_scaling": {
-            "rope_type": "yarn",
-            "factor": 4.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-            "original_max_position_embeddings": 128,
-        },
-    },
+LATE = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0}
+YARN |= {"truncate": False, "original_max_position_embeddings": 128}
+
+
+def _family(name: str, **fields: Any) -> dict[str, Any]:
+    return {**ROTATED, "architectures": [f"{name}ForCausalLM"], **fields}
+
+
+FAMILIES = {  # one config of every family without groups, by a short name
+    "llama": _family("Llama"),
+    "mistral": _family("Mistral", sliding_window=7),
+    "qwen2": _family("Qwen2", **LATE),
+    "qwen3": _family("Qwen3", head_dim=24),
+    "smollm3": _family("SmolLM3", no_rope_layer_interval=2, tie_word_embeddings=True),
+    "qwen3_moe": _family("Qwen3Moe", **EXPERTS, norm_topk_prob=True, mlp_only_layers=[1]),
+    "gpt_oss": _family(
+        "GptOss",
+        intermediate_size=32,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        sliding_window=8,
+        rope_scaling=YARN,
+    ),
 }
 
 
@@ -128,6 +98,17 @@ def write_moge(
 ) -> Path:
     """A PanguProMoE checkpoint."""
     return _write(folder, MOGE, seed, 1 + sharded, {"vocab_size": vocab, **overrides})
+
+
+def write_chat(
+    folder: Path, template: str | None = None, presets: Any = None, **fields: Any
+) -> Path:
+    """A PanguProMoE checkpoint of two layers with a tokenizer; `presets` are its fastslow.json."""
+    vocab = write_bpe(folder, template)
+    if presets is not None:
+        (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
+    small = {"vocab": vocab, "num_hidden_layers": 2, "hidden_size": 32}
+    return write_moge(folder, **{**small, **fields})
 
 
 def write_dense(

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import pytest
 
 from fastslow.tools.cli.app import main
+
+
+class Done(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
 
 
 def run(*arguments: object) -> int:
@@ -12,3 +26,44 @@ def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
     return int(end.value.code or 0)
+
+
+def call(*arguments: object) -> Done:
+    """`fastslow ARGUMENTS`, with what it prints."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = run(*arguments)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def printed(*arguments: object) -> str:
+    """What a command prints that succeeds."""
+    done = call(*arguments)
+    assert done.code == 0, done
+    return done.out
+
+
+def record(*arguments: object) -> Any:
+    """The same with --json."""
+    return json.loads(printed(*arguments, "--json"))
+
+
+def refusal(*arguments: object) -> str:
+    """The one sentence of a command that fails."""
+    done = call(*arguments)
+    assert (done.code, done.out) == (2, "") and done.err.startswith("error: "), done
+    assert done.err.count("\n") == 1, done.err
+    return done.err
+
+
+def records(*arguments: object) -> list[Any]:
+    """The lines of JSON that a command prints."""
+    return [json.loads(line) for line in printed(*arguments).splitlines()]
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    """A file of lines, as JSON where they are no text."""
+    made = (
+        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
+    )
+    path.write_text("".join(f"{line}\n" for line in made), "utf-8")
+    return path

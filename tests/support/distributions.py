@@ -50,6 +50,24 @@ def chi_square_fits(want: NDArray[np.float64], texts: Sequence[tuple[int, ...]])
     assert chi < limit, f"chi-square {chi:.1f} for {freedom} (limit {limit:.1f}, {share:.6f})"
 
 
+def transformed(next_probs: NextProbs, texts: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+    """The probability integral transform of every token: uniform in [0, 1) if each has its law given those before it."""
+    draws, found = np.random.default_rng(0), []
+    for text in texts:
+        for place, token in enumerate(text):
+            p_V = next_probs(text[:place])
+            assert p_V[token] > 0, "a token of probability 0 came out"
+            if p_V[token] < 1:  # a certain token shows nothing
+                found.append(p_V[:token].sum() + draws.random() * p_V[token])
+    return np.array(found)
+
+
+def uniform_fits(values: NDArray[np.float64], bins: int = 20) -> None:
+    """That values are uniform in [0, 1), as `chi_square_fits` tests."""
+    places = np.minimum((values * bins).astype(int), bins - 1)
+    chi_square_fits(np.full(bins, 1 / bins), [(int(place),) for place in places])
+
+
 def plain_probs(
     logits: Sequence[float],
     text: Sequence[int],

@@ -16,17 +16,9 @@ from fastslow.draft.head.eagle import embedding_of, read_eagle
 from fastslow.draft.head.head import EagleHead
 from fastslow.engine.model.config import ModelConfig
 
-LAYER: dict[str, Any] = {
-    "hidden_act": "silu",
-    "intermediate_size": 40,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "num_hidden_layers": 1,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 256,
-}
+LAYER: dict[str, Any] = {"num_hidden_layers": 1, "hidden_act": "silu", "intermediate_size": 40}
+LAYER |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+LAYER |= {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 256}
 SHAPES: list[dict[str, Any]] = [
     {},
     {"norm_before_residual": True},

@@ -36,11 +36,13 @@ from fastslow.draft.registry import DRAFTERS, DrafterDeps, LoadedModel, build_dr
 from fastslow.draft.several import FallbackDrafter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.engine.token_mask import TokenMask
 from fastslow.engine.types import Drafter, Floats
 from fastslow.policies.speculation.selection import AdaptiveSelection
 
@@ -174,12 +176,56 @@ def check(
     requests = bench.run(asks, setting, [ask.plain for ask in others(asks)] if warm else ())
     sums = {"drafted": 0, "accepted": 0, "preempted": 0, "cached": 0}
     for ask, request in zip(asks, requests, strict=True):
-        assert outcome(request) == outcome(bench.alone(ask)), (ask, request.spec_stats)
+        same_answer(request, bench.alone(ask))
         sums["drafted"] += request.spec_stats.drafted
         sums["accepted"] += request.spec_stats.accepted
         sums["preempted"] += request.spec_stats.preemptions
         sums["cached"] += request.spec_stats.cached
     return sums
+
+
+def same_answer(request: Request, plain: Request) -> None:
+    """All that a caller sees, log-probabilities too."""
+    assert outcome(request) == outcome(plain), request.spec_stats
+    assert len(request.logprobs) == len(plain.logprobs)
+    ours = [*request.logprobs, *request.prompt_logprobs]
+    for one, other in zip(ours, [*plain.logprobs, *plain.prompt_logprobs], strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+class WatchedGrammar:
+    """A grammar that calls `before` before it makes a mask."""
+
+    def __init__(self, grammar: Any, before: Callable[[list[int], list[int]], object]) -> None:
+        self._grammar, self._before = grammar, before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grammar, name)
+
+    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
+        self._before(list(tokens), list(drafted))
+        mask: TokenMask = self._grammar.at(tokens, drafted)
+        return mask
+
+
+def watch(
+    bench: Bench,
+    patch: pytest.MonkeyPatch,
+    before: Callable[[list[int], list[int]], object],
+    **fields: Any,
+) -> None:
+    """From now on the grammars of all requests are watched, and say these fields of themselves."""
+    made = bench.request
+
+    def request(number: int, ask: Ask, **more: Any) -> Request:
+        built = made(number, ask, **more)
+        if built.grammar is not None:
+            watched: Any = WatchedGrammar(built.grammar, before)
+            vars(watched).update(fields)
+            built.grammar = watched
+        return built
+
+    patch.setattr(bench, "request", request)
 
 
 def others(asks: list[Ask]) -> list[Ask]:

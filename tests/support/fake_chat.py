@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from fastslow.engine.core.spec_decode_stats import DraftCounts
+from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -242,51 +243,45 @@ class ChatEngine(FakeEngine):
                 yield Piece(*said, list(ids), sources=names[1:])
             await asyncio.sleep(max(0.004, 1 / answer.rate))
         count = sum(thinks for thinks, _ in tokens[:sent])
-        yield Piece(
-            output=output(
-                "",
-                "cancelled" if answer.stopped else "stop",
-                mode=("deep" if thought else "fast") if mode == "auto" else mode,
-                decision="the question asks for a proof" if mode == "auto" else "",
-                by_drafter={"suffix": DraftCounts(96, 44), "head": DraftCounts(61, 43)},
-                ttft=0.042,
-                tokens=sent,
-                steps=sent * 2 // 5,
-                cached_tokens=96,
-                acceptance=[0.84, 0.61, 0.43, 0.2],
-                prompt_tokens=120,
-                thinking_tokens=count,
-                thinking_ended=ended,
-                tpot=1 / answer.rate,
-            )
-        )
+        figures: dict[str, Any] = {"mode": mode, "thinking_tokens": count, "thinking_ended": ended}
+        if mode == "auto":
+            chosen = "deep" if thought else "fast"
+            figures |= {"mode": chosen, "decision": "the question asks for a proof"}
+        figures |= {"ttft": 0.042, "tpot": 1 / answer.rate, "tokens": sent, "steps": sent * 2 // 5}
+        figures |= {
+            "prompt_tokens": 120,
+            "cached_tokens": 96,
+            "acceptance": [0.84, 0.61, 0.43, 0.2],
+        }
+        drafts = {"suffix": DraftCounts(96, 44), "head": DraftCounts(61, 43)}
+        reason: Reason = "cancelled" if answer.stopped else "stop"
+        yield Piece(output=output("", reason, by_drafter=drafts, **figures))
 
 
 def figures_at(call: int) -> dict[str, Any]:
     """Those of a server with some load, at the `call`-th look."""
-    one = {"requests": 1, "tokens": 30, "steps": 12, "drafted": 40, "accepted": 18}
-    one |= {"prompt_tokens": 90, "cached_tokens": 61}
-    modes = {}
-    for name, seconds in (("fast", 0.04), ("deep", 0.31), ("auto", 0.18)):
-        modes[name] = {field: value * call for field, value in one.items()}
-        modes[name]["first_token"] = {"count": call, "seconds": seconds * call}  # type: ignore[assignment]
+
+    def grown(**each: float) -> dict[str, Any]:
+        return {name: figure * call for name, figure in each.items()}
+
+    one = grown(requests=1, tokens=30, steps=12, drafted=40, accepted=18)
+    one |= grown(prompt_tokens=90, cached_tokens=61)
+    seconds = {"fast": 0.04, "deep": 0.31, "auto": 0.18}
+    suffix, head = grown(offered=400, accepted=184), grown(offered=250, accepted=177)
     return {
+        **grown(steps=300, tokens=900, prompt_tokens=4000, cached_tokens=2600),
         "running": 2 + call % 7,
         "waiting": call % 3,
-        "steps": 300 * call,
-        "tokens": 900 * call,
-        "prompt_tokens": 4000 * call,
-        "cached_tokens": 2600 * call,
         "pages": 1024,
         "pages_used": 320,
         "pages_cached": 200,
         "pages_free": 504,
-        "ended": {"stop": 44 * call, "length": 4 * call, "cancelled": 2 * call},
-        "drafters": {
-            "suffix": {"offered": 400 * call, "accepted": 184 * call},
-            "head": {"offered": 250 * call, "accepted": 177 * call},
+        "ended": grown(stop=44, length=4, cancelled=2),
+        "drafters": {"suffix": suffix, "head": head},
+        "modes": {
+            name: one | {"first_token": grown(count=1, seconds=each)}
+            for name, each in seconds.items()
         },
-        "modes": modes,
     }
 
 

@@ -18,27 +18,12 @@ TINY = ModelCard(
 
 def metrics(**fields: Any) -> Metrics:
     """Figures of an answer of six tokens in three steps, of which two drafted."""
-    usual: dict[str, Any] = {
-        "mode": "deep",
-        "drafter": "suffix",
-        "ttft": 0.2,
-        "tpot": 0.1,
-        "tokens": 6,
-        "steps": 3,
-        "drafted": 5,
-        "accepted": 3,
-        "cut": 0,
-        "runs": [2, 1, 0],
-        "draft_seconds": 0.0,
-        "verify_seconds": 0.0,
-        "acceptance": [0.66, 0.5],
-        "cached_tokens": 4,
-        "preemptions": 0,
-        "prompt_tokens": 10,
-        "run_seconds": 0.6,
-        "queue_seconds": 0.1,
-        "by_drafter": {"suffix": DraftCounts(5, 3, [3, 2], [2, 1])},
-    }
+    usual: dict[str, Any] = {"mode": "deep", "drafter": "suffix", "tokens": 6, "steps": 3}
+    usual |= {"drafted": 5, "accepted": 3, "cut": 0, "runs": [2, 1, 0], "acceptance": [0.66, 0.5]}
+    usual |= {"by_drafter": {"suffix": DraftCounts(5, 3, [3, 2], [2, 1])}}
+    usual |= {"ttft": 0.2, "tpot": 0.1, "draft_seconds": 0.0, "verify_seconds": 0.0}
+    usual |= {"run_seconds": 0.6, "queue_seconds": 0.1}
+    usual |= {"prompt_tokens": 10, "cached_tokens": 4, "preemptions": 0}
     return Metrics(**{**usual, **fields})
 
 
@@ -69,22 +54,11 @@ class FakeEngine:
         self.asked: list[GenerateRequest] = []
         self.cancelled: list[str] = []
         self.restarts = 0
-        self.figures: dict[str, Any] = {
-            "running": 2,
-            "waiting": 1,
-            "steps": 5,
-            "tokens": 30,
-            "prompt_tokens": 40,
-            "cached_tokens": 8,
-            "pages": 10,
-            "pages_used": 4,
-            "pages_free": 5,
-            "pages_cached": 1,
-            "ended": {},
-            "drafters": {},
-            "modes": {"deep": {"evicted_pages": 2}, "of its own": {"evicted_pages": 3}},
-            "pages_pinned": 1,
-        }
+        self.figures: dict[str, Any] = {"running": 2, "waiting": 1, "steps": 5, "tokens": 30}
+        self.figures |= {"prompt_tokens": 40, "cached_tokens": 8, "ended": {}, "drafters": {}}
+        self.figures |= {"pages": 10, "pages_used": 4, "pages_free": 5, "pages_cached": 1}
+        modes = {"deep": {"evicted_pages": 2}, "of its own": {"evicted_pages": 3}}
+        self.figures |= {"pages_pinned": 1, "modes": modes}
 
     @property
     def card(self) -> ModelCard:

@@ -60,6 +60,21 @@ class SlowTokenizer:
         return self._encode(text, *arguments)
 
 
+class StopThinking:
+    """Has every request stop thinking after `steps` of it, between two steps."""
+
+    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+        self._step, self._core, self._steps = llm._core.step, llm._core, steps
+        self.closed: list[bool] = []
+        monkeypatch.setattr(llm._core, "step", self._stepped)
+
+    def _stepped(self) -> None:
+        self._step()
+        for request in self._core.scheduler.running:
+            if request.spec_stats.steps == self._steps:
+                self.closed.append(request.stop_thinking())
+
+
 def settled(llm: LLM) -> bool:
     """Wait until nothing runs; whether all pages are back."""
     deadline = time.monotonic() + SOON

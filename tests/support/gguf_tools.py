@@ -17,6 +17,7 @@ from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 ARCHES = {
@@ -29,6 +30,8 @@ ARCHES = {
 }
 INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3)
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(.*)")
+MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+BYTE_TOKENS = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
 Pick = Callable[[str, tuple[int, ...]], Kind]
 Change = Callable[[gguf.GGUFWriter], object]
 
@@ -142,3 +145,20 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
         writer.add_rope_scaling_factor(scaling["factor"])
         if "original_max_position_embeddings" in scaling:
             writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+
+
+def add_byte_level(writer: gguf.GGUFWriter, template: str, pre: str = "smollm") -> None:
+    """A byte-level tokenizer of BYTE_TOKENS, and a chat template."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(BYTE_TOKENS)
+    writer.add_token_types([3] * len(MARKS) + [1] * (len(BYTE_TOKENS) - len(MARKS)))
+    writer.add_token_merges(["h e", "Ġ t"])
+    add_marks(writer, template)
+
+
+def add_marks(writer: gguf.GGUFWriter, template: str) -> None:
+    """A chat template, and where a text begins and ends."""
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(template)

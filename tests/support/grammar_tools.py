@@ -16,7 +16,6 @@ from fastslow.engine.sampling.answer_start import AtOnce, BehindTags, Spellings
 from fastslow.engine.sampling.grammar import Ended, Grammar
 from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler, LLGuidanceMatcher
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
-from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 
 DATA = Path(__file__).parent / "data" / "json_schemas.jsonl"
@@ -67,10 +66,6 @@ class GrammarKit:
         start = AtOnce(self.spellings)
         behind = None if opened is None else BehindTags(self.spellings, opened)
         return Grammar(behind or start, self.compiler.matcher(spec), ends, prompt_length)
-
-
-def kit_in(folder: Path, columns: int) -> GrammarKit:
-    return GrammarKit(load_tokenizer(folder), columns)
 
 
 def walked(

@@ -20,7 +20,10 @@ from typing import Any
 
 import httpx
 import pytest
+from checkpoints import write_moge
 from pages import Block, blocks
+from serve_tools import TEMPLATE, VOCAB
+from tokenizers_tiny import write_bpe
 
 from fastslow.serve.http.listen import listen
 
@@ -139,6 +142,13 @@ class Desk:
         with redirect_stdout(StringIO()) as printed:
             exec(compile(text, name, "exec"), self.space)  # noqa: S102 (our own text)
         assert printed.getvalue().strip() or "assert " in text, f"{name} says nothing"
+
+
+def write_model(folder: Path) -> Path:
+    """A tiny checkpoint that stands in for that of the pages."""
+    write_bpe(folder, TEMPLATE, VOCAB)
+    size: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32}
+    return write_moge(folder, vocab=VOCAB, max_position_embeddings=4096, **size)
 
 
 def needs_programs(*names: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -60,19 +62,22 @@ def write_head(path: Path, config: HeadConfig, weights: dict[str, Tensor]) -> Pa
     return path
 
 
-def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[int, ...]) -> None:
-    """Three sampled tokens, 400 times: their distribution is the target's, of all 12 tokens."""
+def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[int, ...]) -> int:
+    """Three sampled tokens, 400 times: their distribution is the target's, of all 12 tokens. Gives how many
+    drafted tokens were accepted."""
     params = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
     runs = [Ask(prompt, params, kind, nodes=4, seed=seed) for seed in range(400)]
-    texts = [tuple(answer(r)[:3]) for r in bench.run(runs, Setting(pages=4000))]
+    requests = bench.run(runs, Setting(pages=4000))
+    texts = [tuple(answer(r)[:3]) for r in requests]
     chi_square_fits(sampled_law(folder, prompt, params), texts)
+    return sum(r.spec_stats.accepted for r in requests)
 
 
 @cache
 def sampled_law(
-    folder: Path, prompt: tuple[int, ...], params: SamplingParams, length: int = 3
+    folder: Path, prompt: tuple[int, ...], params: SamplingParams
 ) -> NDArray[np.float64]:
-    """Of all texts of `length` tokens after a prompt, by a model of 12 tokens."""
+    """Of all texts of three tokens after a prompt, by a model of 12 tokens."""
     plain = ReferenceModel(folder)
 
     @cache
@@ -80,21 +85,44 @@ def sampled_law(
         text = [*prompt, *begun]
         return plain_probs(plain.logits(text, None)[-1].tolist(), text, len(prompt), params)
 
-    return text_probs(probs, 12, length)
+    return text_probs(probs, 12, 3)
+
+
+def chain_probs(runner: HeadRunner, text: int, path: Sequence[int]) -> dict[int, float]:
+    """Of the tokens after a path, by the text's chain."""
+    nothing = NewRows([text], [0], [], torch.empty(0))
+    runner.grow(nothing, TreeLimits([0], 1, 1, [0.0]))  # the chain begins anew
+    for token in path:
+        runner.advance([text], [token])
+    probs = torch.softmax(torch.from_numpy(runner.logits(text)), -1)
+    return dict(zip(runner.vocab_ids(text).tolist(), probs.tolist(), strict=True))
 
 
 def check_scores(runner: HeadRunner, text: int, tree: Tree) -> None:
     """A node's score is the likelihood of its path, by the text's chain."""
     assert tree.scores is not None and max(tree.parents) >= 0
-    nothing = NewRows([text], [0], [], torch.empty(0))
     for path, score in zip(node_paths(tree), tree.scores):
-        runner.grow(nothing, TreeLimits([0], 1, 1, [0.0]))  # the chain begins anew
-        likely = 1.0
-        for token in path:
-            probs = torch.softmax(torch.from_numpy(runner.logits(text)), -1)
-            likely *= float(probs[runner.vocab_ids(text).tolist().index(token)])
-            runner.advance([text], [token])
-        assert score == pytest.approx(likely, rel=1e-4)
+        steps = [chain_probs(runner, text, path[:n])[token] for n, token in enumerate(path)]
+        assert score == pytest.approx(math.prod(steps), rel=1e-4)
+
+
+def likeliest(
+    probs_after: Callable[[tuple[int, ...]], Mapping[int, float]],
+    nodes: int,
+    width: int,
+    depth: int = 99,
+) -> set[tuple[int, ...]]:
+    """The likeliest paths, one node at a time, each computed from its beginning."""
+    heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
+    found: set[tuple[int, ...]] = set()
+    while len(found) <= nodes:
+        chance, path = heapq.heappop(heap)
+        found.add(path)
+        if len(path) < depth:
+            probs = probs_after(path)
+            for token in sorted(probs, key=lambda x: -probs[x])[:width]:
+                heapq.heappush(heap, (chance * probs[token], (*path, token)))
+    return found - {()}
 
 
 def node_paths(tree: Tree) -> list[tuple[int, ...]]:

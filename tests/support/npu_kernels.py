@@ -190,23 +190,16 @@ def npu_moe_finalize_routing(
 
 
 def npu_scatter_pa_kv_cache(
-    key: Tensor,
-    value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slot_mapping: Tensor,
-    *,
-    cache_mode: str | None = "PA_NZ",
-    **others: Any,
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, **given: Any
 ) -> None:
-    assert not CHIP.small and not others and cache_mode == "Norm"
+    assert not CHIP.small and given == {"cache_mode": "Norm"}
     assert key.is_contiguous() and value.is_contiguous()
-    assert key.dtype == key_cache.dtype and slot_mapping.dtype in (torch.int32, torch.int64)
+    assert key.dtype == key_cache.dtype and slots.dtype in (torch.int32, torch.int64)
     blocks, size = key_cache.shape[:2]
-    assert key_cache.shape[2:] == key.shape[1:] and len(slot_mapping) == len(key)
-    assert len(slot_mapping.unique()) == len(slot_mapping), "slots must differ"
-    assert int(slot_mapping.min()) >= 0 and int(slot_mapping.max()) < blocks * size
-    blocks_at, places = slot_mapping.long() // size, slot_mapping.long() % size
+    assert key_cache.shape[2:] == key.shape[1:] and len(slots) == len(key)
+    assert len(slots.unique()) == len(slots), "slots must differ"
+    assert int(slots.min()) >= 0 and int(slots.max()) < blocks * size
+    blocks_at, places = slots.long() // size, slots.long() % size
     key_cache[blocks_at, places] = key
     value_cache[blocks_at, places] = value
 
@@ -292,21 +285,15 @@ def npu_dynamic_quant(input: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
     return rows.to(torch.int8), step
 
 
-def npu_quant_matmul(
-    x1: Tensor,
-    x2: Tensor,
-    scale: Tensor,
-    *,
-    pertoken_scale: Tensor | None = None,
-    output_dtype: int | None = None,
-    **others: Any,
-) -> Tensor:
-    assert not CHIP.small and not others
+def npu_quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, **given: Any) -> Tensor:
+    assert not CHIP.small and set(given) == {"pertoken_scale", "output_dtype"}, (
+        "the default is int8"
+    )
+    pertoken_scale: Tensor = given["pertoken_scale"]
     assert x1.dtype == x2.dtype == torch.int8 and x1.shape[1] == x2.shape[0]
     assert scale.dtype == torch.float32 and scale.shape == x2.shape[1:]
-    assert pertoken_scale is not None and pertoken_scale.dtype == torch.float32
-    assert output_dtype is not None, "the default is int8"
-    dtype = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}[output_dtype]
+    assert pertoken_scale.dtype == torch.float32
+    dtype = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}[given["output_dtype"]]
     assert dtype in CHIP.floats()
     return ((x1.float() @ x2.float()) * scale * pertoken_scale[:, None]).to(dtype)
 
@@ -335,45 +322,20 @@ def _npu_reshape_and_cache(
     value_cache[blocks_at, :, places] = value.reshape(-1, chunks, 16)
 
 
-def _npu_paged_attention(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    num_kv_heads: int,
-    num_heads: int,
-    scale_value: float,
-    block_table: Tensor,
-    context_lens: Tensor,
-    out: Tensor,
-    *,
-    workspace: Tensor | None = None,
-) -> None:
+def _npu_paged_attention(*given: Any, workspace: Tensor | None = None) -> None:
     """One row for each text."""
-    assert len(query) == len(block_table) == len(context_lens)
-    ones, caches, heads = torch.ones_like(context_lens), (key_cache, value_cache), num_heads
-    _paged(query, caches, num_kv_heads, heads, scale_value, block_table, context_lens, ones, out)
+    query, keys, values, kv_heads, heads, scale, table, lengths, out = given
+    assert len(query) == len(table) == len(lengths)
+    ones = torch.ones_like(lengths)
+    _paged(query, (keys, values), kv_heads, heads, scale, table, lengths, ones, out)
 
 
-def _npu_paged_attention_splitfuse_v2(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_table: Tensor,
-    context_lens: Tensor,
-    mask: Tensor,
-    seq_len: Tensor,
-    num_kv_heads: int,
-    num_heads: int,
-    scale_value: float,
-    *,
-    mask_type: int | None = 5,
-    out: Tensor,
-) -> None:
+def _npu_paged_attention_splitfuse_v2(*given: Any, mask_type: int | None = 5, out: Tensor) -> None:
     """Runs of rows; the last row of each sees all keys."""
+    query, keys, values, table, lengths, mask, sizes, kv_heads, heads, scale = given
     assert mask_type == 5 and mask.dtype in CHIP.floats() and _is_triangle(mask, -10000)
-    assert seq_len.dtype == torch.int32 and int(seq_len.sum()) == len(query)
-    caches, heads = (key_cache, value_cache), num_heads
-    _paged(query, caches, num_kv_heads, heads, scale_value, block_table, context_lens, seq_len, out)
+    assert sizes.dtype == torch.int32 and int(sizes.sum()) == len(query)
+    _paged(query, (keys, values), kv_heads, heads, scale, table, lengths, sizes, out)
 
 
 def _paged(

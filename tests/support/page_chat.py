@@ -17,11 +17,11 @@ ANSWERED = ".answer > .rendered, .answer > .coloured"
 EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an error
 
 
-class Chat:
-    """The page, and its server."""
+class Page:
+    """What a person sees and does."""
 
-    def __init__(self, driver: Any, url: str, engine: ChatEngine) -> None:
-        self.driver, self.url, self.engine = driver, url, engine
+    def __init__(self, driver: Any, url: str) -> None:
+        self.driver, self.url = driver, url
 
     def open(self) -> None:
         self.driver.get(self.url + "/")
@@ -45,6 +45,13 @@ class Chat:
     def ended(self) -> None:
         until(lambda: not self.all(".running"), "the answer has ended", 60)
 
+    def answered(self, text: str, mode: str = "") -> None:
+        """Ask, in a mode where one is named, and wait for the end of the answer."""
+        if mode:
+            self.mode(mode)
+        self.ask(text)
+        self.ended()
+
     def mode(self, name: str) -> None:
         self.driver.find_element("css selector", f'#modes input[value="{name}"]').send_keys(SPACE)
 
@@ -52,17 +59,25 @@ class Chat:
         """Keys that go to whatever has the focus."""
         self.driver.switch_to.active_element.send_keys(*keys, NULL)
 
-    def run(self, script: str) -> Any:
-        return self.driver.execute_script(script)
+    def run(self, script: str, *given: Any) -> Any:
+        return self.driver.execute_script(script, *given)
 
     def button(self, text: str) -> Any:
         return next(b for b in self.all("button") if b.text.startswith(text))
 
 
+class Chat(Page):
+    """The page, and the made-up engine that answers there."""
+
+    def __init__(self, driver: Any, url: str, engine: ChatEngine) -> None:
+        super().__init__(driver, url)
+        self.engine = engine
+
+
 @contextmanager
 def fresh(window: Any, url: str, engine: ChatEngine) -> Iterator[Chat]:
     """The page without a past. At the end: no error was logged, and nobody else was called."""
-    engine.busy, engine.key = 0, None
+    engine.busy, engine.key, engine.given = 0, None, {}
     engine.bodies.clear()
     window.get(url + "/")
     window.execute_script("turns = []; localStorage.clear(); sessionStorage.clear()")

@@ -12,29 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SMALL: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+SMALL |= {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SMALL |= {"max_position_embeddings": 512}
 LATE = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}
 MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 24}
 NORMED, PLAIN = {**MOE, "norm_topk_prob": True}, {**MOE, "norm_topk_prob": False}
 OSS = {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16, "sliding_window": 8}
 TYPES = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
-TIED, BIASED, STEP = (
-    {"tie_word_embeddings": True},
-    {"attention_bias": True},
-    {"decoder_sparse_step": 2},
-)
+TIED, BIASED = {"tie_word_embeddings": True}, {"attention_bias": True}
+STEP, UNTIED = {"decoder_sparse_step": 2}, {"tie_word_embeddings": False}
 
 
 def rope(kind: str, **fields: Any) -> dict[str, Any]:
@@ -67,10 +55,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 windows": ("Qwen3", {"head_dim": 32, **LATE}),
     "qwen3 yarn": ("Qwen3", {"head_dim": 16, **yarn(4.0)}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
-    "smollm3 list": (
-        "SmolLM3",
-        {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False, **BIASED},
-    ),
+    "smollm3 list": ("SmolLM3", {"no_rope_layers": [0, 1, 1, 0], **UNTIED, **BIASED}),
     "smollm3 windows": ("SmolLM3", {**LATE, "sliding_window": 6, "mlp_bias": True}),
     "qwen3_moe": ("Qwen3Moe", {**NORMED, "mlp_only_layers": [1]}),
     "qwen3_moe as they are": ("Qwen3Moe", PLAIN),

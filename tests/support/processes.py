@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fastslow import LLM, SamplingParams
+from fastslow import LLM, SamplingParams, as_completed
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else ""
 FEW = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -53,23 +53,26 @@ def fork() -> None:
     """The parent's LLM is refused, a new one answers, and the parent runs on; twice, and in a grandchild."""
     llm = make()
     right = ask(llm)
-    stream = llm.stream("one two", SamplingParams(max_tokens=200, ignore_eos=True))
+    long = SamplingParams(max_tokens=400, ignore_eos=True)
+    stream = llm.stream("one two", long)
     next(stream)
 
     def use() -> None:
         for call in (lambda: ask(llm), lambda: next(llm.stream("one two")), llm.forget_prompts):
             refused(call)
         refused(lambda: next(stream))
+        for wait in (handle.result, lambda: list(handle), lambda: list(as_completed([handle]))):
+            refused(wait)
         with make() as own:
             assert ask(own) == right
             in_child(lambda: refused(lambda: ask(own)))
         llm.close()
         gc.collect()
 
-    in_child(use)
-    assert ask(llm) == right
-    in_child(use)
-    assert ask(llm) == right
+    for _ in range(2):
+        handle = llm.submit("one two", long)
+        in_child(use)
+        assert ask(llm) == right
     assert len(list(stream)) > 1
     llm.close()
 

@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -25,23 +26,30 @@ def free_port() -> int:
 
 
 @contextmanager
-def command(
-    *words: object, environment: Mapping[str, str] | None = None
+def program(
+    *words: object, environment: Mapping[str, str] | None = None, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command, in its own process group."""
-    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastslow", "serve", *map(str, words)],
+    """A server in its own process group. What it prints is read as text, where no option says otherwise."""
+    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process: subprocess.Popen[str] = subprocess.Popen(
+        [sys.executable, *map(str, words)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})},
-        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
     try:
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def command(
+    *words: object, environment: Mapping[str, str] | None = None
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """`fastslow serve`."""
+    return program("-m", "fastslow", "serve", *words, environment=environment, stdout=None)
 
 
 def address(process: subprocess.Popen[str]) -> str:
@@ -53,31 +61,15 @@ def address(process: subprocess.Popen[str]) -> str:
     raise AssertionError("it ended")
 
 
+def wait_for(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+        time.sleep(0.02)
+
+
 def wait_ready(url: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if httpx.get(f"{url}/ready", timeout=60).status_code == 200:
-            return
-        time.sleep(0.2)
-    raise AssertionError("it is not ready")
-
-
-@contextmanager
-def program(*command: object) -> Iterator[subprocess.Popen[str]]:
-    """A server; what it prints is read as text."""
-    paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    server = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield server
-    finally:
-        server.kill()
-        server.communicate()
+    wait_for(lambda: httpx.get(f"{url}/ready", timeout=60).status_code == 200)
 
 
 def line(server: subprocess.Popen[str]) -> str:

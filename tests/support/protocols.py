@@ -191,16 +191,13 @@ def _streamed_chat(gpt: openai.OpenAI, body: dict[str, Any]) -> Said:
 def said_in_message(made: Any) -> Said:
     usage = made.usage
     assert usage.cache_creation_input_tokens == 0 and made.role == "assistant"
+    read = usage.input_tokens + usage.cache_read_input_tokens
     return Said(
         "".join(block.thinking for block in made.content if block.type == "thinking"),
         "".join(block.text for block in made.content if block.type == "text"),
         [(block.name, block.input) for block in made.content if block.type == "tool_use"],
         ENDS[made.stop_reason],
-        (
-            usage.input_tokens + usage.cache_read_input_tokens,
-            usage.output_tokens,
-            usage.output_tokens_details.thinking_tokens,
-        ),
+        (read, usage.output_tokens, usage.output_tokens_details.thinking_tokens),
     )
 
 
@@ -217,11 +214,7 @@ def said_in_response(made: Any) -> Said:
         made.output_text,
         [(item.name, _arguments(item.arguments)) for item in called],
         whole if made.status == "completed" else "length",
-        (
-            usage.input_tokens,
-            usage.output_tokens,
-            usage.output_tokens_details.reasoning_tokens,
-        ),
+        (usage.input_tokens, usage.output_tokens, usage.output_tokens_details.reasoning_tokens),
     )
 
 
@@ -238,11 +231,7 @@ def _streamed_response(gpt: openai.OpenAI, body: dict[str, Any]) -> Any:
             case "response.output_item.added":
                 assert event.output_index == len(items) and event.item.status == "in_progress"
                 items[event.output_index] = [event.item.id, ""]
-            case (
-                "response.output_text.delta"
-                | "response.reasoning_text.delta"
-                | "response.function_call_arguments.delta"
-            ):
+            case str(kind) if kind.endswith(".delta"):
                 assert event.item_id == items[event.output_index][0]
                 items[event.output_index][1] += event.delta
             case "response.output_text.done" | "response.reasoning_text.done":

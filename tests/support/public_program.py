@@ -9,38 +9,20 @@ from collections.abc import Sequence
 from typing import assert_type
 
 import fastslow
-from fastslow import (
-    LLM,
-    AsyncLLM,
-    Busy,
-    Completion,
-    EngineStats,
-    Escalation,
-    GenerationError,
-    Message,
-    Metrics,
-    Mode,
-    ModeChoice,
-    Output,
-    Piece,
-    PieceStream,
-    Prompt,
-    PromptFacts,
-    RequestHandle,
-    SamplingParams,
-    Speculation,
-)
+from fastslow import LLM, AsyncLLM, Message, Mode, Output, Piece, PieceStream, SamplingParams
 
 
-def by_length(situation: PromptFacts) -> ModeChoice:
-    return ModeChoice("deep" if situation.words > 50 else "fast", f"{situation.words} words")
+def by_length(situation: fastslow.PromptFacts) -> fastslow.ModeChoice:
+    return fastslow.ModeChoice(
+        "deep" if situation.words > 50 else "fast", f"{situation.words} words"
+    )
 
 
-def speed(metrics: Metrics) -> str:
+def speed(metrics: fastslow.Metrics) -> str:
     return f"{metrics.tokens_per_second:.0f} tokens/s, {metrics.mean_accepted:.1f} accepted a step"
 
 
-def best(choices: Sequence[Completion]) -> str:
+def best(choices: Sequence[fastslow.Completion]) -> str:
     return max(choices, key=lambda choice: len(choice.text)).text
 
 
@@ -63,8 +45,8 @@ async def served(model: str) -> int:
         pieces = assert_type(llm.stream_chat("Hello", SamplingParams(max_tokens=4)), PieceStream)
         texts = [assert_type(piece, Piece).text async for piece in pieces]
         try:
-            handle = assert_type(llm.submit([5, 6]), RequestHandle)
-        except Busy as busy:
+            handle = assert_type(llm.submit([5, 6]), fastslow.RequestHandle)
+        except fastslow.Busy as busy:
             return round(assert_type(busy.retry_after, float))
         handle.cancel()
         await llm.drain(1.0)
@@ -84,13 +66,13 @@ def main(model: str) -> None:
     listed = SamplingParams(max_tokens=8, stop=["###", "User:"])
     talk: list[dict[str, str]] = [{"role": "user", "content": "Hello"}]
     message: Message = {"role": "system", "content": "Be brief."}
-    mixed: list[Prompt] = ["One, two,", [5, 6, 7], [message, *talk]]
-    doubt = Mode(base="fast", escalate=Escalation(below=0.5, how="restart"))
+    mixed: list[fastslow.Prompt] = ["One, two,", [5, 6, 7], [message, *talk]]
+    doubt = Mode(base="fast", escalate=fastslow.Escalation(below=0.5, how="restart"))
     with LLM(model, auto=by_length) as llm:
         one = assert_type(llm.generate("Hello", short, mode="auto"), Output)
         print(best(one.choices), speed(one.metrics), json.dumps(one.to_dict()))
         assert_type(llm.generate([5, 6, 7], mode=by_length), Output)
-        assert_type(llm.generate(talk, speculation=Speculation(drafter="ngram")), Output)
+        assert_type(llm.generate(talk, speculation=fastslow.Speculation(drafter="ngram")), Output)
         assert_type(llm.generate("Hello", progress=False), Output)
         assert_type(llm.generate(("One", "Two"), [short, None]), list[Output])
         assert_type(llm.generate([[5, 6], [7]], speculation=["off", "auto"]), list[Output])
@@ -107,19 +89,21 @@ def main(model: str) -> None:
         left = assert_type(llm.stream("Hello"), PieceStream)
         left.close()
         print(None if left.output is None else left.output.finish_reason)
-        handles: dict[RequestHandle, str] = {llm.submit(p, timeout=9): p for p in ("One", "Two")}
+        handles: dict[fastslow.RequestHandle, str] = {
+            llm.submit(p, timeout=9): p for p in ("One", "Two")
+        }
         for handle in fastslow.as_completed(handles, timeout=60):
             print(handles[handle], handle.done, assert_type(handle.result(timeout=1), Output).text)
         for piece in llm.submit(talk):
             print(assert_type(piece, Piece).text)
         print(asyncio.run(loop(llm, [message, *talk])), several(llm, ["One", "Two"], [9, None]))
         print(asyncio.run(served(model)))
-        stats = assert_type(llm.stats(), EngineStats)
+        stats = assert_type(llm.stats(), fastslow.EngineStats)
         print(stats.prefix_hit_rate, stats.drafters, json.dumps(stats.to_dict()))
     try:
         with LLM(model) as llm:
             print(len(assert_type(llm.generate(mixed), list[Output])))
-    except GenerationError as error:
+    except fastslow.GenerationError as error:
         print(error, [output.text for output in error.outputs])
 
 

@@ -9,16 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes_served import free_port
+from processes_served import free_port, wait_for
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 180  # seconds
 
 
 @dataclass
@@ -38,16 +36,12 @@ class StartedCluster:
         title = f"ServeReplica:{application}:engine"
         return [pid for pid in living(descendants(self.pid)) if title in _command(pid)]
 
-    def wait(self) -> None:
-        """Until it listens."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < end, "the cluster does not listen"
-                time.sleep(0.2)
+    def listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
 
 
 @contextmanager
@@ -72,7 +66,7 @@ def started_cluster() -> Iterator[StartedCluster]:
     )
     try:
         cluster = StartedCluster(process.pid, port, own)
-        cluster.wait()
+        wait_for(cluster.listens)
         yield cluster
     finally:
         below = descendants(process.pid)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+from serve_tools import Clock
+
 from fastslow.serve.engines.routing.chooser import ReplicaChooser
 from fastslow.serve.engines.routing.report import ReplicaReport
 from fastslow.serve.engines.routing.request import RoutedRequest
@@ -14,24 +16,10 @@ from fastslow.serve.engines.routing.settings import RoutingSettings
 _numbers = count()
 
 
-class Clock:
-    """Seconds that stand still until a test moves them."""
-
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def request(prompt: str = "", **fields: Any) -> RoutedRequest:
     """One of a fresh id."""
-    values: dict[str, Any] = {
-        "id": f"r{next(_numbers)}",
-        "mode": "fast",
-        "deep": False,
-        "prompt_tokens": len(prompt) // 4,
-    }
+    values: dict[str, Any] = {"id": f"r{next(_numbers)}", "mode": "fast", "deep": False}
+    values["prompt_tokens"] = len(prompt) // 4
     return RoutedRequest(prompt=prompt, **values | fields)
 
 
@@ -47,16 +35,8 @@ def deep(prompt: str = "", **fields: Any) -> RoutedRequest:
 
 def report(at: float, **fields: Any) -> ReplicaReport:
     """An idle replica."""
-    values: dict[str, Any] = {
-        "running": {},
-        "waiting": {},
-        "deep": 0,
-        "pages": 1000,
-        "step_seconds": {"fast": 0.05},
-        "queue_seconds": 0.0,
-        "prompt_rate": 1000.0,
-        "at": at,
-    }
+    values: dict[str, Any] = {"running": {}, "waiting": {}, "deep": 0, "pages": 1000, "at": at}
+    values |= {"step_seconds": {"fast": 0.05}, "queue_seconds": 0.0, "prompt_rate": 1000.0}
     return ReplicaReport(**values | fields)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from fastslow.engine.core.latency_budget import LatencyBudget, RunEverything
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.kv.cache import KVCache
@@ -17,19 +19,11 @@ from fastslow.policies.speculation.planner import FixedLength
 
 def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Request:
     params = SamplingParams(max_tokens=room)
-    given: dict[str, Any] = {
-        "id": number,
-        "tokens": [3 + number % 7] * prompt,
-        "prompt_length": prompt,
-        "params": params,
-        "speculation": Speculation(drafter="off"),
-        "policy": FixedLength(0),
-        "stopper": Stopper(params, frozenset(), room, None),
-        "groups": None,
-        "seed": number,
-        "max_len": prompt + room - 1,
-        "rule": tokenwise,
-    }
+    given: dict[str, Any] = {"tokens": [3 + number % 7] * prompt, "prompt_length": prompt}
+    given |= {"id": number, "seed": number, "max_len": prompt + room - 1, "groups": None}
+    given |= {"params": params, "stopper": Stopper(params, frozenset(), room, None)}
+    given |= {"speculation": Speculation(drafter="off"), "policy": FixedLength(0)}
+    given["rule"] = tokenwise
     return Request(**{**given, **fields})
 
 
@@ -40,11 +34,24 @@ def small_cache(pages: int = 200, **fields: Any) -> KVCache:
     return KVCache(**{**shape, **place, "pages": pages, **fields})
 
 
+def scheduler(
+    rows: int = 512, running: int = 8, pages: int = 400, budget: LatencyBudget | None = None
+) -> Scheduler:
+    return Scheduler(small_cache(pages), rows, running, budget or LatencyBudget(RunEverything()))
+
+
+def added(step: Scheduler, numbers: Iterable[int], **fields: Any) -> list[Request]:
+    """Like requests with these numbers, which now wait."""
+    made = [request(number, **fields) for number in numbers]
+    for one in made:
+        step.add(one)
+    return made
+
+
 def run(step: Scheduler) -> dict[int, int]:
     """One step as the core would do it: request -> rows."""
     found = {}
-    for item in step.next():
-        one, chunk = item
+    for one, chunk in step.next():
         found[one.id] = chunk
         one.computed += chunk
         if one.computed == len(one.tokens):

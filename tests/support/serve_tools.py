@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
-from fastslow.serve.http.connection import Connection
+from fastslow.serve.http.client_connection import Connection
 
 VOCAB = 320
 NAME = "tiny"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 PANGU = tuple(f"[unused{i}]" for i in range(9, 18))
@@ -88,6 +88,20 @@ def _spm(vocab_size: int) -> bytes:
         num_threads=1,
     )
     return model.getvalue()
+
+
+def write_around(folder: Path, single: str) -> None:
+    """A byte-level tokenizer whose post-processor puts special tokens around every text."""
+    write_bpe(folder)
+    path = folder / "tokenizer.json"
+    library = Tokenizer.from_file(str(path))
+    library.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(piece, i) for i, piece in enumerate(SPECIAL)]
+    )
+    library.enable_truncation(2)
+    library.enable_padding(length=9)
+    library.save(str(path))
+    edit(folder / "tokenizer_config.json", add_bos_token=None)
 
 
 def rewrite(folder: Path, **fields: Any) -> None:

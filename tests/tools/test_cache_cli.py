@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import time
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import checkpoints
 import pytest
-from cli_tools import run
+from cli_tools import printed, records
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
@@ -44,39 +42,27 @@ def kept() -> list[Path | None]:
     return [one.model for one in store.packings()]
 
 
-def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    capsys.readouterr()
-    run("cache", "list", "--json")
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def test_all_are_listed_by_when_they_were_used(
-    models: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = records(capsys)
+def test_all_are_listed_by_when_they_were_used(models: list[Path]) -> None:
+    found = records("cache", "list", "--json")
     assert [record["model"] for record in found] == [str(path) for path in reversed(models)]
     for record in found:
         assert record["format"] == "float32"
         assert record["size"] == Path(record["path"]).stat().st_size
     assert 4.9 * DAY < found[0]["used"] - found[1]["used"] < 5.1 * DAY
-    run("cache", "list")
-    said = "".join(capsys.readouterr().out.replace("│", "").split())  # a long path is folded
+    said = "".join(printed("cache", "list").replace("│", "").split())  # a long path is folded
     assert "10.0daysago" in said and "ofatmost" in said
     load_model(models[0], "float32")
     assert kept() == [models[0], models[2], models[1]]
 
 
-def test_what_is_old_or_gone_is_pruned(
-    models: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("cache", "prune")
+def test_what_is_old_or_gone_is_pruned(models: list[Path]) -> None:
+    printed("cache", "prune")
     assert kept() == models[::-1]
     shutil.rmtree(models[2])
-    run("cache", "prune", "--older-than", "7")
+    said = printed("cache", "prune", "--older-than", 7)
     assert kept() == [models[1]]
-    said = capsys.readouterr().out
     assert f"removed {models[2]} (gone) in float32" in said and "KiB freed" in said
-    run("cache", "prune", "--all")
+    printed("cache", "prune", "--all")
     assert kept() == []
 
 
@@ -96,32 +82,29 @@ def test_the_ones_used_longest_ago_go_for_the_limit(
 
 
 @pytest.mark.parametrize("given", ["many", "0", "-3", "nan", "inf"])
-def test_a_limit_that_is_no_number_is_refused(
-    models: list[Path], monkeypatch: pytest.MonkeyPatch, given: str
-) -> None:
+def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv(store.LIMIT_VARIABLE, given)
     with pytest.raises(ValueError, match=f"FASTSLOW_CACHE_LIMIT='{given}' must be a number of gig"):
         store.limit()
 
 
 def test_clear_takes_all_that_is_ours_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "cache"
     monkeypatch.setenv("FASTSLOW_CACHE", str(root))
-    assert run("cache", "clear") == 0 and "0 B freed" in capsys.readouterr().out
+    assert "0 B freed" in printed("cache", "clear")
     (tmp_path / "theirs").write_text("data")
     for name in ("packed", "kernels", "smollm2-moge-0f", "mine"):
         (root / name).mkdir(parents=True)
         (root / name / "file").write_bytes(bytes(1000))
     (root / "packed" / "link").symlink_to(tmp_path / "theirs")
     (root / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(bytes(96))
-    assert run("cache", "clear") == 0
-    assert "3.0 KiB freed" in capsys.readouterr().out
+    assert "3.0 KiB freed" in printed("cache", "clear")
     assert [path.name for path in root.iterdir()] == ["mine"], "another program's"
     assert (tmp_path / "theirs").read_text() == "data"
     shutil.rmtree(root / "mine")
-    assert run("cache", "clear") == 0 and not root.exists()
+    assert printed("cache", "clear") and not root.exists()
 
 
 def test_clear_knows_every_name_in_the_cache_folder() -> None:

@@ -15,10 +15,11 @@ from typing import Any, Self
 
 import pytest
 from checkpoints import write_dense, write_family, write_moge
-from cli_tools import run
+from cli_tools import call, printed, record, refusal
 from gguf import GGMLQuantizationType
 from gguf_tools import matrices, write_gguf
 from tokenizers_tiny import write_bpe
+from tune_tools import TEMPLATE, VOCAB
 
 import fastslow
 from fastslow.output import Piece
@@ -29,19 +30,13 @@ from fastslow.tools.cli.screen import StreamedAnswer
 
 pytest_plugins = ("tiny_models",)
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-VOCAB = 320
-
 
 def test_dash_reads_standard_input_and_raw_leaves_the_template_out(
-    endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    endless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tokens(*arguments: object) -> object:
-        assert run("generate", "--model", endless, "--max-tokens", 6, "--json", *arguments) == 0
-        return json.loads(capsys.readouterr().out)["token_ids"]
+        given = ("generate", "--model", endless, "--max-tokens", 6, *arguments)
+        return record(*given)["token_ids"]
 
     chat = tokens("Hello")
     assert chat == tokens("user: Hello\nassistant: ", "--raw") != tokens("Hello", "--raw")
@@ -49,117 +44,87 @@ def test_dash_reads_standard_input_and_raw_leaves_the_template_out(
     assert tokens("-") == chat
 
 
-def test_a_draft_model_alone_means_drafter_model(
-    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_draft_model_alone_means_drafter_model(endless: Path, tmp_path: Path) -> None:
     write_bpe(tmp_path, TEMPLATE, VOCAB)
     write_dense(tmp_path, vocab=VOCAB)
     options = (endless, "--draft-model", tmp_path, "--max-tokens", 6)
-    assert run("generate", "Hello", *options) == 0
-    streams = capsys.readouterr()
-    assert streams.out and " | drafter " not in streams.out
-    *_, last = streams.err.splitlines()
+    done = call("generate", "Hello", *options)
+    assert done.out and " | drafter " not in done.out
+    *_, last = done.err.splitlines()
     assert last.startswith("mode deep | drafter model | drafted ")
     assert all(word in last for word in ("accepted ", " tokens/step", " tokens/s"))
 
 
-def test_inspect_says_what_a_gguf_file_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_says_what_a_gguf_file_takes(tmp_path: Path) -> None:
     folder = write_family(tmp_path / "model", "qwen3")
     file = write_gguf(folder, tmp_path / "m.gguf", matrices(GGMLQuantizationType.Q8_0))
-    assert run("inspect", file, "--json") == 0
-    memory = json.loads(capsys.readouterr().out)["memory"]
+    memory = record("inspect", file)["memory"]
     assert memory["gguf"]["weights"] == file.stat().st_size < memory["float32"]["weights"]
-    assert run("inspect", file) == 0
-    shown = capsys.readouterr().out
+    shown = printed("inspect", file)
     assert "gguf (its own)" in shown and "bfloat16 (its own)" not in shown
 
 
-def test_inspect_shows_tokenizer_and_own_presets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_shows_tokenizer_and_own_presets(tmp_path: Path) -> None:
     write_bpe(tmp_path, TEMPLATE, VOCAB)
     write_moge(tmp_path, vocab=VOCAB)
     (tmp_path / "fastslow.json").write_text('{"modes": {"middling": {"groups": 3}}}')
-    assert run("inspect", tmp_path) == 0
-    shown = capsys.readouterr().out
-    assert "tokenizer.json, 320 ids" in shown
-    assert "middling" in shown
-    assert "3 of 4" in shown and "on, where" not in shown
-    assert run("inspect", tmp_path, "--json") == 0
-    modes = json.loads(capsys.readouterr().out)["modes"]
+    shown = printed("inspect", tmp_path)
+    assert all(words in shown for words in ("tokenizer.json, 320 ids", "middling", "3 of 4"))
+    assert "on, where" not in shown
+    modes = record("inspect", tmp_path)["modes"]
     assert modes["deep"]["words"]["thinking"] == "as the model likes, which has no switch"
 
 
-def test_mode_auto_goes_by_a_file(
-    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mode_auto_goes_by_a_file(endless: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned.json"
     selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
     tuned.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
     few = ("--model", endless, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
     for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):
-        assert run("generate", asked, *few) == 0
-        last = capsys.readouterr().err.splitlines()[-1]
+        last = call("generate", asked, *few).err.splitlines()[-1]
         assert last.startswith(taken)
         assert f"why: {taken.removeprefix('mode ')}: digits" in last
 
 
-def test_modes_say_what_they_mean(
-    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_modes_say_what_they_mean(endless: Path, tmp_path: Path) -> None:
     own = tmp_path / "my.json"
     own.write_text('{"modes": {"brief": {"base": "deep", "thinking_budget": 64}}}')
-    assert run("modes", endless, "--modes", own) == 0
-    shown = capsys.readouterr().out
+    shown = printed("modes", endless, "--modes", own)
     for words in ("fast", "deep", "brief", "1 of 4", "all 4", "at most 64", "% of", "greedy"):
         assert words in shown, words
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "45")
         screen.console.cache_clear()  # one that was made before may have its width from then
-        assert run("modes", endless, "--modes", own) == 0
+        narrow = printed("modes", endless, "--modes", own)
     screen.console.cache_clear()
-    narrow = capsys.readouterr().out
     assert "…" not in narrow and narrow.count("escalation") == 4, "as many tables as it takes"
-    assert run("modes", endless, "--modes", own, "--json") == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["brief"]["words"]["budget"] == "at most 64 tokens of thought"
-    assert record["brief"]["thinking_budget"] == 64 and record["fast"]["active_parameters"] > 0
-    assert run("modes", endless, "--modes", tmp_path / "none.json") == 2
-    assert "cannot be read" in capsys.readouterr().err
+    found = record("modes", endless, "--modes", own)
+    assert found["brief"]["words"]["budget"] == "at most 64 tokens of thought"
+    assert found["brief"]["thinking_budget"] == 64 and found["fast"]["active_parameters"] > 0
+    assert "cannot be read" in refusal("modes", endless, "--modes", tmp_path / "none.json")
 
 
-def test_a_call_on_the_command_line_changes_its_mode(
-    endless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_call_on_the_command_line_changes_its_mode(endless: Path, tmp_path: Path) -> None:
     own = tmp_path / "my.json"
     own.write_text('{"modes": {"brief": {"base": "deep", "sampling": {"max_tokens": 7}}}}')
-    options = ("--model", endless, "--modes", own, "--mode", "brief", "--json")
+    options = ("--model", endless, "--modes", own, "--mode", "brief")
     bounded = ("--thinking-budget", 3, "--thinking", "auto")
-    assert run("generate", "Once <think>", "--raw", *options, *bounded) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["metrics"]["mode"] == "brief*" and len(record["token_ids"]) == 7
-    assert record["token_ids"][3] == 4  # </think>
-    assert record["metrics"]["thinking_tokens"] == 3
-    assert record["metrics"]["thinking_ended"] == "budget"
-    assert record["reasoning"] and record["text"]
+    found = record("generate", "Once <think>", "--raw", *options, *bounded)
+    assert found["token_ids"][3] == 4 and len(found["token_ids"]) == 7  # </think>
+    metrics = found["metrics"]
+    assert (metrics["mode"], metrics["thinking_tokens"]) == ("brief*", 3)
+    assert metrics["thinking_ended"] == "budget" and found["reasoning"] and found["text"]
     for wrong, said in (
         (("--thinking", "maybe"), "thinking='maybe' must"),
         (("--thinking-budget", -1), "thinking_budget=-1 must be greater than or equal to 0"),
     ):
-        assert run("generate", "Once", *options, *wrong) == 2
-        assert said in capsys.readouterr().err
+        assert said in refusal("generate", "Once", *options, *wrong)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--version") == 0
-    assert capsys.readouterr().out == f"fastslow {fastslow.__version__}\n"
-
-
-def test_help_loads_nothing_heavy() -> None:
+def test_help_and_version_load_nothing_heavy() -> None:
+    assert printed("--version") == f"fastslow {fastslow.__version__}\n"
     code = (
-        "import sys\nfrom fastslow.tools.cli.app import main\n"
+        "import sys\nimport fastslow.draft.registry\nfrom fastslow.tools.cli.app import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'numpy', 'pydantic', 'tokenizers'} & set(sys.modules)))"
     )
@@ -268,18 +233,14 @@ def test_pasted_lines_are_one_message(endless: Path, typed: bytes) -> None:
 
 
 def test_piped_questions_are_answered_one_a_line(
-    endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    endless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/fast\nHello again\n/nope\n"))
-    assert run("chat", endless, "--max-tokens", 4) == 0
-    streams = capsys.readouterr()
-    assert " | " not in streams.out and "Mode fast" not in streams.out, "answers alone"
-    lines = streams.err.splitlines()
-    assert [line.split(" | ")[0] for line in lines if " | drafter " in line] == [
-        "mode deep",
-        "mode fast",
-    ]
-    assert "/nope is no command" in streams.err
+    done = call("chat", endless, "--max-tokens", 4)
+    assert done.code == 0 and " | " not in done.out and "Mode fast" not in done.out, "answers alone"
+    lines = done.err.splitlines()
+    modes = [line.split(" | ")[0] for line in lines if " | drafter " in line]
+    assert modes == ["mode deep", "mode fast"] and "/nope is no command" in done.err
 
 
 def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,21 +253,19 @@ def test_a_thought_is_parted_from_the_answer(capsys: pytest.CaptureFixture[str])
     assert (answer.text, answer.reasoning) == ("42", "hmm")
 
 
-def test_a_key_is_written_where_only_its_owner_reads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_key_is_written_where_only_its_owner_reads(tmp_path: Path) -> None:
     keys, out = tmp_path / "keys.json", tmp_path / "bot.key"
     add = ("keys", "add", "--file", keys, "--out", out)
     before = os.umask(0)
     try:
-        assert run(*add, "bot") == 0
+        said = printed(*add, "bot")
     finally:
         os.umask(before)
     key = out.read_text("utf-8").removesuffix("\n")
-    assert out.stat().st_mode & 0o777 == 0o600 and key not in "".join(capsys.readouterr())
+    assert out.stat().st_mode & 0o777 == 0o600 and key not in said
     found = KeyRing(keys).find(key)
     assert found is not None and found.name == "bot"
-    assert run(*add, "page") == 2 and "exists: name a new file" in capsys.readouterr().err
+    assert "exists: name a new file" in refusal(*add, "page")
     assert [stored.name for stored in KeyFile.read(keys).keys] == ["bot"]
     out.unlink()
-    assert run(*add, "bot") == 2 and "is taken" in capsys.readouterr().err and not out.exists()
+    assert "is taken" in refusal(*add, "bot") and not out.exists()

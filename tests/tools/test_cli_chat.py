@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_engine import output
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.output import Completion, Metrics, Output, Piece
+from fastslow.output import Output, Piece
 from fastslow.request.options import GenerateOptions
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.cli.answering.chat import Chat
@@ -45,14 +46,7 @@ class Engine:
             raise answer
         if isinstance(answer, str):
             yield Piece(text=answer)
-        yield Piece(output=_output(answer) if isinstance(answer, str) else answer)
-
-
-def _output(text: str) -> Output:
-    metrics = Metrics(
-        "deep", "ngram", 0.1, 0.05, 9, 3, 8, 6, 0, [2, 2, 2], 0.0, 0.1, [1.0, 0.5], 0, 0
-    )
-    return Output("", [1], [Completion(text, "", [], "stop", None, None, metrics)])
+        yield Piece(output=output(answer) if isinstance(answer, str) else answer)
 
 
 def talk(
@@ -136,7 +130,7 @@ def test_turns_that_the_memory_does_not_hold_are_dropped(
 def test_an_answer_that_the_context_cuts_leaves_the_next_one_more_room(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cut = _output("")
+    cut = output("")
     metrics = replace(cut.metrics, prompt_tokens=1024)
     cut.choices[0] = replace(cut.choices[0], finish_reason="length", metrics=metrics)
     engine = Engine("one", "two", cut, "three")
@@ -156,9 +150,9 @@ def test_a_pipe_gets_a_line_for_a_question_that_failed(capsys: pytest.CaptureFix
 
 
 def test_the_figures_say_what_cut_an_answer() -> None:
-    answer = _output("a").choices[0]
+    answer = output("a").choices[0]
     assert figures(answer, 100) == (
-        "mode deep | drafter ngram | drafted 8 | accepted 6 | 3.00 tokens/step | 20.0 tokens/s"
+        "mode deep | drafter suffix | drafted 5 | accepted 3 | 2.00 tokens/step | 10.0 tokens/s"
     )
     cut = replace(answer, finish_reason="length")
     tokens = cut.metrics.prompt_tokens + cut.metrics.tokens

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chat_templates import TEMPLATES, write_marked
 from checkpoints import write_moge
-from cli_tools import run
+from cli_tools import call, printed, record, records, refusal, write_lines
 
 from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answering.prompt_file import in_order
@@ -24,72 +24,49 @@ ASKED = "What is 4827 + 396?"  # abacus thinks it out and says 5223
 ABACUS = ("--model", "abacus", "--kv-memory", "4MiB")
 
 
-def generate(*arguments: object) -> int:
-    return run("generate", *ABACUS, *arguments)
-
-
-def records(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def write_lines(path: Path, *lines: object) -> Path:
-    text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-    path.write_text("\n".join(text) + "\n", "utf-8")
-    return path
+GENERATE = ("generate", *ABACUS)
 
 
 # What goes where
 
 
-def test_standard_output_gets_the_answer_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(ASKED) == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n"
-    assert "4827+396" in streams.err and "mode deep | " in streams.err
-    assert generate(ASKED, "--no-thinking") == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n"
-    assert "4827+396" not in streams.err and "tokens of thought" in streams.err
+def test_standard_output_gets_the_answer_alone() -> None:
+    done = call(*GENERATE, ASKED)
+    assert done.out == "5223\n" and "4827+396" in done.err and "mode deep | " in done.err
+    done = call(*GENERATE, ASKED, "--no-thinking")
+    assert done.out == "5223\n"
+    assert "4827+396" not in done.err and "tokens of thought" in done.err
 
 
-def test_with_json_there_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(ASKED, "--json") == 0
-    streams = capsys.readouterr()
-    record = json.loads(streams.out)
-    assert (record["text"], record["mode"]) == ("5223", "deep")
-    assert record["prompt_tokens"] > 0 and "4827+396" in record["reasoning"]
-    assert streams.err == ""
+def test_with_json_there_is_json_alone() -> None:
+    done = call(*GENERATE, ASKED, "--json")
+    found = json.loads(done.out)
+    assert (found["text"], found["mode"]) == ("5223", "deep")
+    assert found["prompt_tokens"] > 0 and "4827+396" in found["reasoning"]
+    assert done.err == ""
 
 
-def test_several_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(ASKED, "--n", 3) == 0
-    streams = capsys.readouterr()
-    assert streams.out == "5223\n" * 3
-    assert "answer 2 of 3" in streams.err
-    assert generate(ASKED, "--n", 2, "--json", "--logprobs", 1) == 0
-    (record,) = records(capsys)
-    assert [choice["text"] for choice in record["choices"]] == ["5223"] * 2
-    assert len(record["choices"][1]["logprobs"]) == record["choices"][1]["tokens"]
+def test_several_answers() -> None:
+    done = call(*GENERATE, ASKED, "--n", 3)
+    assert done.out == "5223\n" * 3 and "answer 2 of 3" in done.err
+    first, second = record(*GENERATE, ASKED, "--n", 2, "--logprobs", 1)["choices"]
+    assert first["text"] == second["text"] == "5223"
+    assert len(second["logprobs"]) == second["tokens"]
 
 
 # Files of prompts
 
 
-def test_a_text_file_has_a_prompt_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", "", f"  {ASKED}", "What is 20*3?")
-    assert generate("--file", path) == 0
-    found = records(capsys)
+    found = records(*GENERATE, "--file", path)
     assert [(one["index"], one["text"]) for one in found] == [(0, "2"), (1, "5223"), (2, "60")]
     for one in found:
         assert one["reasoning"] and one["finish_reason"] == "stop" and one["mode"] == "deep"
         assert one["tokens"] > 0 and one["prompt_tokens"] > 0 and one["tokens_per_second"] > 0
 
 
-def test_json_lines_bring_their_own_mode_and_sampling(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_lines_bring_their_own_mode_and_sampling(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": ASKED}]
     path = write_lines(
         tmp_path / "p.jsonl",
@@ -98,15 +75,13 @@ def test_json_lines_bring_their_own_mode_and_sampling(
         {"prompt": ASKED, "sampling": {"max_tokens": 3, "logprobs": 0}},
         {"prompt": ASKED, "mode": {"base": "deep", "thinking_budget": 2}},
     )
-    assert generate("--file", path, "--max-tokens", 96) == 0
-    deep, fast, short, bounded = records(capsys)
+    deep, fast, short, bounded = records(*GENERATE, "--file", path, "--max-tokens", 96)
     assert (deep["text"], deep["mode"], fast["mode"]) == ("5223", "deep", "fast")
     assert (short["tokens"], short["finish_reason"], len(short["logprobs"])) == (3, "length", 3)
     assert bounded["mode"] == "deep*" and len(bounded["reasoning"]) < len(deep["reasoning"])
     modes: list[Any] = ["deep", {"base": "deep"}, {"base": "deep", "thinking": "on"}]
     write_lines(path, *({"prompt": ASKED, "mode": mode} for mode in modes))
-    assert generate("--file", path, "--thinking", "off") == 0
-    first, second, own = records(capsys)
+    first, second, own = records(*GENERATE, "--file", path, "--thinking", "off")
     assert [(one["mode"], one["reasoning"]) for one in (first, second)] == [("deep*", "")] * 2
     assert "4827+396" in own["reasoning"], "what the line says goes first"
 
@@ -117,12 +92,10 @@ def test_json_lines_bring_their_own_mode_and_sampling(
         (['{"prompt": "a"}', "{"], "line 2: no JSON"),
         (
             ['{"prompt": "a"}', "", '{"promt": "b"}'],
-            "line 3: field 'promt' is unknown; did you mean 'prompt'?",
+            "line 3: field 'promt' is unknown; did you mean",
         ),
         (['{"prompt": "a", "sampling": {"top_p": 5}}'], "line 1: sampling.top_p=5 must be"),
-        (['{"prompt": "a", "sampling": 5}'], "line 1: sampling=5 must be a valid dict"),
         (['{"prompt": "a"}', '{"prompt": "b", "mode": "fats"}'], "line 2: mode='fats' is unknown"),
-        (['{"prompt": "a", "mode": 5}'], "line 1: mode=5 must be a valid string"),
         (['{"prompt": "a"}', json.dumps({"prompt": "b" * 3000})], "line 2: prompt has "),
         ([""], "has no prompt"),
         (['{"prompt": "a", "max_tokens": 3}'], "field 'max_tokens' belongs into \"sampling\""),
@@ -131,18 +104,15 @@ def test_json_lines_bring_their_own_mode_and_sampling(
     ],
 )
 def test_a_wrong_line_is_named_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[str], said: str
+    tmp_path: Path, lines: list[str], said: str
 ) -> None:
     path = write_lines(tmp_path / "p.jsonl", *lines)
-    assert generate("--file", path) == 2
-    streams = capsys.readouterr()
-    assert streams.out == ""
-    assert streams.err.startswith(f"error: prompts file {str(path)!r}") and said in streams.err
-    assert streams.err.count("\n") == 1
+    found = refusal(*GENERATE, "--file", path)
+    assert found.startswith(f"error: prompts file {str(path)!r}") and said in found
 
 
 def test_a_request_that_fails_does_not_take_the_others_along(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastslow.output import GenerationError
 
@@ -157,20 +127,20 @@ def test_a_request_that_fails_does_not_take_the_others_along(
 
     monkeypatch.setattr(RequestHandle, "result", failing)
     path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", ASKED)
-    assert generate("--file", path) == 1
-    first, second = records(capsys)
+    done = call(*GENERATE, "--file", path)
+    first, second = map(json.loads, done.out.splitlines())
+    assert done.code == 1
     assert first["error"] == "it broke"
     assert second["text"] == "5223" and "error" not in second
 
 
-def test_variables_of_the_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_variables_of_the_chat_template(tmp_path: Path) -> None:
     vocab = write_marked(tmp_path, TEMPLATES["qwen3"], ())
     write_moge(tmp_path, vocab=vocab, num_hidden_layers=1, hidden_size=32)
 
     def length(*more: object) -> int:
         asked = ("generate", "--model", tmp_path, "--kv-memory", "4MiB", "--max-tokens", 2)
-        assert run(*asked, "--json", *more) == 0
-        return int(records(capsys)[-1]["prompt_tokens"])
+        return int(records(*asked, "--json", *more)[-1]["prompt_tokens"])
 
     off, on = (f'{{"enable_thinking": {value}}}' for value in ("false", "true"))
     assert length("Hi", "--template-kwargs", off) != length("Hi", "--template-kwargs", on)
@@ -178,28 +148,24 @@ def test_variables_of_the_chat_template(tmp_path: Path, capsys: pytest.CaptureFi
     path = write_lines(tmp_path / "p.jsonl", *lines)
     assert length("--file", path, "--template-kwargs", on) == length("Hi", "--template-kwargs", off)
     for wrong in ("[1]", "{", '{"a'):
-        assert run("generate", "--model", tmp_path, "Hi", "--template-kwargs", wrong) == 2
-        assert "--template-kwargs: " in capsys.readouterr().err
+        said = refusal("generate", "--model", tmp_path, "Hi", "--template-kwargs", wrong)
+        assert "--template-kwargs: " in said
 
 
 # Drafts
 
 
-def test_tuned_settings_a_corpus_and_a_drafter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tuned_settings_a_corpus_and_a_drafter(tmp_path: Path) -> None:
     tuned, corpus = tmp_path / "tuned.json", tmp_path / "c.safetensors"
     settings = {"version": 1, "speculation": {"drafter": "suffix", "nodes": 3}}
     tuned.write_text(json.dumps(settings))
-    assert generate(ASKED, "--json") == 0
-    (answer,) = records(capsys)
+    answer = record(*GENERATE, ASKED)
     turns = [
         {"role": "user", "content": ASKED},
         {"role": "assistant", "content": f"<think>{answer['reasoning']}</think>{answer['text']}"},
     ]
     answers = write_lines(tmp_path / "a.jsonl", {"messages": turns})
-    assert run("corpus", "build", answers, "-o", corpus, "--model", "abacus") == 0
-    capsys.readouterr()
+    printed("corpus", "build", answers, "-o", corpus, "--model", "abacus")
     drafted = {}
     for name, options in {
         "tuned": ("--speculation", tuned),
@@ -207,10 +173,9 @@ def test_tuned_settings_a_corpus_and_a_drafter(
         "off": ("--speculation", tuned, "--nodes", 0),
         "corpus": ("--speculation", tuned, "--corpus", corpus),
     }.items():
-        assert generate(ASKED, "--json", *options) == 0, name
-        (record,) = records(capsys)
-        assert record["text"] == "5223"
-        drafted[name] = record["metrics"]
+        found = record(*GENERATE, ASKED, *options)
+        assert found["text"] == "5223"
+        drafted[name] = found["metrics"]
     assert drafted["tuned"]["drafter"] == "suffix" and drafted["named"]["drafter"] == "ngram"
     assert drafted["off"]["drafted"] == 0
     assert drafted["corpus"]["accepted"] > drafted["tuned"]["accepted"]
@@ -229,35 +194,28 @@ def test_tuned_settings_a_corpus_and_a_drafter(
         (("-",), "standard input is empty"),
         (("--file", "none.txt"), "prompts file 'none.txt' cannot be read"),
         (("Hello", "--logprobs", "2"), "--logprobs are for programs"),
-        (("Hello", "--n", "0"), "n=0 must be greater than or equal to 1"),
         (("Hello", "--speculation", "none.json"), "settings file 'none.json' cannot be read"),
         (("Hello", "--speculation", "a.json", "--drafter", "off"), "give one of them"),
-        (("Hello", "--speculation", "ngrm"), "drafter='ngrm' is unknown"),
         (("Hello", "--corpus", "none.safetensors"), "none.safetensors cannot be read"),
-        (("Hello", "--head", "none.safetensors"), "none.safetensors cannot be read"),
         (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
+        (
+            ("Hello", "--drafter", "ngram", "--draft-groups", "0"),
+            "--draft-groups is for drafter self",
+        ),
         (("Hello", "--modes", "none.json"), "none.json cannot be read"),
-        (("Hello", "--top-p", "5"), "top_p=5.0 must be less than or equal to 1"),
         (("Hello", "--nodes", "99"), "nodes=99 must be less than or equal to 64"),
         (("Hello", "--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),
         (("Hello", "--groups", "9"), "groups=9 is outside 0..8"),
         (("Hello", "--drafter", "model"), "drafter='model' needs model=PATH"),
         (("Hello", "--raw", "--system", "Be brief."), "--system needs the chat template"),
-        (("Hello", "--dtype", "int3"), "dtype 'int3' is not one of"),
         (("Hello", "--kv-memory", "1KiB"), "kv_memory is 1.0 KiB"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...],
-    said: str,
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
-    assert generate(*arguments) == 2
-    streams = capsys.readouterr()
-    assert streams.out == "" and said in streams.err
-    assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
+    assert said in refusal(*GENERATE, *arguments)
 
 
 @pytest.mark.slow
@@ -274,37 +232,12 @@ def test_a_closed_standard_input_is_one_sentence(command: tuple[str, ...]) -> No
     assert done.stderr == "error: standard input is closed: there is nothing to read\n"
 
 
-def test_the_home_folder_is_found_in_every_path(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Shells leave `--file=~/p.txt` as it is."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_lines(tmp_path / "p.txt", "What is 1 + 1?")
-    settings = {"version": 1, "speculation": {"drafter": "ngram", "nodes": 3}}
-    (tmp_path / "tuned.json").write_text(json.dumps(settings))
-    (tmp_path / "my.json").write_text('{"modes": {"brief": {"base": "fast"}}}')
-    files = ("--file=~/p.txt", "--speculation=~/tuned.json", "--modes=~/my.json")
-    assert generate(*files, "--mode", "brief") == 0
-    (record,) = records(capsys)
-    assert record["mode"] == "brief"
-    write_moge(tmp_path / "model")
-    assert run("modes", "~/model", "--modes=~/my.json", "--json") == 0
-    assert "brief" in json.loads(capsys.readouterr().out)
-    assert run("corpus", "info", "~/none.safetensors") == 2
-    assert f"{tmp_path / 'none.safetensors'} cannot be read" in capsys.readouterr().err
-
-
-def test_bytes_that_are_no_text_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lone = b"ab\xff".decode("utf-8", "surrogateescape")
-    assert generate(lone) == 2
-    assert "PROMPT is no text in UTF-8: see its character 3" in capsys.readouterr().err
-    assert generate("a", "--system", lone) == 2
-    assert "--system is no text in UTF-8" in capsys.readouterr().err
+    assert "PROMPT is no text in UTF-8: see its character 3" in refusal(*GENERATE, lone)
+    assert "--system is no text in UTF-8" in refusal(*GENERATE, "a", "--system", lone)
     monkeypatch.setattr("sys.stdin", io.StringIO(lone))
-    assert generate("-") == 2
-    assert "standard input is no text in UTF-8" in capsys.readouterr().err
+    assert "standard input is no text in UTF-8" in refusal(*GENERATE, "-")
 
 
 def test_ctrl_c_keeps_finished_answers_after_an_unfinished_one() -> None:

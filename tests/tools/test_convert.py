@@ -108,13 +108,11 @@ def test_the_models_own_answers_calibrate(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"groups": 0}, "groups"),
         ({"groups": 200}, "groups"),
         ({"shared": 95}, "divide by groups=4"),
         ({"shared": 96}, "shared must be 1 to 95"),
         ({"width": 11}, "pool's 10 neurons"),
         ({"fast": 5}, "fast=5 must be at most groups=4"),
-        ({"tokens": 0}, "tokens"),
     ],
 )
 def test_impossible_conversions_are_refused(

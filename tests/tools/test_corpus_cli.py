@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from cli_tools import run
+from cli_tools import printed, record, refusal, write_lines
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.suffix.corpus import Corpus
@@ -35,32 +33,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moge(folder, vocab=320)
 
 
-def corpus(*arguments: object) -> int:
-    return run("corpus", *arguments)
-
-
-def write(path: Path, *records: Any) -> Path:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
-    return path
-
-
-def test_build_add_and_info(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = write(tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1})
+def test_build_add_and_info(model: Path, tmp_path: Path) -> None:
+    first = write_lines(
+        tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1}
+    )
     out = tmp_path / "c.safetensors"
-    assert corpus("build", first, "-o", out, "--model", model) == 0
-    assert "2 answers added, 0 of the oldest dropped" in capsys.readouterr().out
-    second = write(tmp_path / "b.jsonl", {"messages": CHAT})
-    assert corpus("add", out, second, "--model", model) == 0
-    assert "holds 4 answers" in capsys.readouterr().out
-    assert corpus("info", out, "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
+    said = printed("corpus", "build", first, "-o", out, "--model", model)
+    assert "2 answers added, 0 of the oldest dropped" in said
+    second = write_lines(tmp_path / "b.jsonl", {"messages": CHAT})
+    add = ("corpus", "add", out, second, "--model", model)
+    assert "holds 4 answers" in printed(*add)
+    facts = record("corpus", "info", out)
     assert (facts["documents"], facts["vocab_size"]) == (4, 320)
-    assert corpus("add", out, second, "--model", model, "--most-tokens", facts["tokens"]) == 0
-    assert "2 answers added, 4 of the oldest dropped" in capsys.readouterr().out
-    assert corpus("info", out) == 0
-    shown = capsys.readouterr().out
+    said = printed(*add, "--most-tokens", facts["tokens"])
+    assert "2 answers added, 4 of the oldest dropped" in said
+    shown = printed("corpus", "info", out)
     assert "answers     2" in shown and "320 ids" in shown
 
     tokenizer = load_tokenizer(model)
@@ -75,7 +62,7 @@ def test_build_add_and_info(
 def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(model)
     answers = AnswerFile(tokenizer, load_template(model, tokenizer))
-    path = write(tmp_path / "a", {"text": "one\u2028two"}, {"messages": CHAT})
+    path = write_lines(tmp_path / "a", {"text": "one\u2028two"}, {"messages": CHAT})
     (end,) = tokenizer.eos_ids
     found = list(answers.read(path))
     assert [answer[-1] for answer, _ in found] == [end] * 3
@@ -92,7 +79,7 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
     tokenizer = load_tokenizer(tmp_path)
     answers = AnswerFile(tokenizer, load_template(tmp_path, tokenizer))
-    ((answer, _),) = answers.read(write(tmp_path / "a", {"text": "x"}))
+    ((answer, _),) = answers.read(write_lines(tmp_path / "a", {"text": "x"}))
     assert tokenizer.eos_ids == {0, 2} and answer[-1] == tokenizer.token_id("<|im_end|>") == 2
 
 
@@ -107,37 +94,29 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
         ('{"messages": [{"role": "assistant"}]}', "content is missing"),
     ],
 )
-def test_bad_lines_are_told(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
-) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text(f'{{"text": "fine"}}\n{line}\n')
-    assert corpus("build", path, "-o", tmp_path / "c", "--model", model) == 2
-    streams = capsys.readouterr()
-    assert streams.err.startswith("error: ") and streams.err.count("\n") == 1
-    assert said in streams.err
+def test_bad_lines_are_told(model: Path, tmp_path: Path, line: str, said: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"text": "fine"}, line)
+    assert said in refusal("corpus", "build", path, "-o", tmp_path / "c", "--model", model)
     assert not (tmp_path / "c").exists()
 
 
-def test_other_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, out = write(tmp_path / "a.jsonl", {"text": "Hello"}), tmp_path / "c"
+def test_other_bad_input(model: Path, tmp_path: Path) -> None:
+    good, out = write_lines(tmp_path / "a.jsonl", {"text": "Hello"}), tmp_path / "c"
     other = tmp_path / "other"
     write_bpe(other, TEMPLATE, 321)
     write_moge(other, vocab=321)
     before = good.read_bytes()
     for arguments, said in (
         (("build", tmp_path / "absent", "-o", out), "absent' cannot be read"),
-        (("build", write(tmp_path / "none"), "-o", out), "would hold no answer"),
+        (("build", write_lines(tmp_path / "none"), "-o", out), "would hold no answer"),
         (("build", good, "-o", good), "exists and is no corpus"),
         (("build", good, "-o", tmp_path), "cannot be written: no such folder, or a folder"),
         (("build", good, "-o", tmp_path / "new" / "c"), "cannot be written: no such folder"),
     ):
-        assert corpus(*arguments, "--model", model) == 2
-        assert said in capsys.readouterr().err
+        assert said in refusal("corpus", *arguments, "--model", model)
     assert good.read_bytes() == before
-    assert corpus("info", good) == 2
-    assert "damaged or no sealed file" in capsys.readouterr().err
+    assert "damaged or no sealed file" in refusal("corpus", "info", good)
     for _ in range(2):  # a corpus is overwritten
-        assert corpus("build", good, "-o", out, "--model", model) == 0
-    assert corpus("add", out, good, "--model", other) == 2
-    assert "made with another vocabulary of 320 ids" in capsys.readouterr().err
+        printed("corpus", "build", good, "-o", out, "--model", model)
+    said = refusal("corpus", "add", out, good, "--model", other)
+    assert "made with another vocabulary of 320 ids" in said

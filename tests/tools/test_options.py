@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fastslow.engine.params import Speculation
 from fastslow.tools.cli.app import COMMANDS, LateCommand, app
+from fastslow.tools.cli.drafting.bench import MeasureOptions
 from fastslow.tools.cli.options import OptionFields, expand_options
 from fastslow.tools.job_options import field
 
@@ -83,13 +84,6 @@ def test_by_position_or_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[TARGET]" in shown and "--target" in shown
 
 
-def test_what_does_not_fit_is_one_sentence() -> None:
-    _, _, error = invoked("--port", "-1")
-    assert str(error) == "port=-1 must be greater than or equal to 0"
-    _, _, error = invoked("--width", "9")
-    assert str(error) == "width=9 must be less than or equal to 8"
-
-
 def test_help_has_panels_and_defaults() -> None:
     _, shown, _ = invoked("--help")
     words = " ".join(shown.split())
@@ -120,3 +114,8 @@ def test_every_command_takes_its_model_by_position(name: str) -> None:
     assert re.search(r"\b(MODEL|TARGET)[]}]?$", usage.strip().upper()), usage
     if name in (*BY_NAME, "simulate measure"):
         assert re.search("--(model|target) ", result.output)
+
+
+def test_a_draft_model_is_for_each_drafter_that_names_it() -> None:
+    drafters, _ = MeasureOptions(drafters="ngram,suffix|model", draft_model="m").drafting()
+    assert [setting.model for setting in drafters] == [None, "m"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import pytest
 from checkpoints import MOGE, write_dense
-from cli_tools import run
+from cli_tools import printed, record, refusal
 from gguf_tools import write_gguf
 from published_figures import PUBLISHED, PublishedRow
 
@@ -115,16 +114,12 @@ def test_the_search_keeps_latency_and_memory_and_grows_to_the_limit() -> None:
     assert best(choose_batches(s, never, 2048, 0.1)).nodes == 0
 
 
-def test_what_cannot_be_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_is_said() -> None:
     for arguments, message in (
-        (
-            ("--cards", 1),
-            "cards=1: a card would hold 74.0 GB of weights and one request, but has 65.3",
-        ),
+        (("--cards", 1), "cards=1: a card would hold 74.0 GB of weights and one request, but has"),
         (("--latency-ms", 5), "latency-ms=5 cannot be reached: one request alone takes "),
         (("--weights", "w8a9"), "weights='w8a9' must be 'w8a8' or 'bf16'"),
         (("--device", "800i"), "device='800i' must be '800i-a2', '300i-duo' or 'h100'"),
-        (("--acceptance", -1), "acceptance=-1.0 must be greater than or equal to 0"),
         (("--acceptance", "nan"), "acceptance=nan must be a finite number"),
         (("--model", "openpangu"), "model='openpangu' is unknown"),
         (("smollm2.gguf",), "model='smollm2.gguf' is unknown"),
@@ -132,55 +127,35 @@ def test_what_cannot_be_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         ((PRO, "--model", PRO), "MODEL and --model are two: give one of them"),
         (("--sequence", 10**6), "sequence=1000000 must be at most"),
     ):
-        assert run("plan", *arguments) == 2
-        assert message in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(refusal("plan", *arguments).split())
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path) -> None:
     """Without a number it takes the fewest cards that hold the model."""
-
-    def record(*arguments: object) -> Any:
-        assert run("plan", *arguments, "--json") == 0
-        return json.loads(capsys.readouterr().out)
-
-    assert run("plan") == 0
-    shown = capsys.readouterr().out
+    shown = printed("plan")
     assert all(words in shown for words in ("tok/step", "prefill", "2 x 800i-a2, the fewest that"))
-    best = record("--cards", 4)["best"]
+    best = record("plan", "--cards", 4)["best"]
     assert best["tokens_per_second_per_card"] > 1000
     assert best["binding"] in ("weights", "kv", "compute", "links", "fixed")
-    assert record("--weights", "bf16")["cards"] == 3
-    assert record("--device", "300i-duo")["cards"] == 1
+    assert record("plan", "--weights", "bf16")["cards"] == 3
+    assert record("plan", "--device", "300i-duo")["cards"] == 1
     (tmp_path / "config.json").write_text(json.dumps(MOGE))
     file = write_gguf(write_dense(tmp_path / "dense"), tmp_path / "m.gguf")
     for model in (tmp_path / "config.json", tmp_path, file):
         asked = (model, "--device", "h100", "--sequence", 64, "--batch", 2)
-        assert run("plan", *asked) == 0 and "1 x h100, the few" in capsys.readouterr().out
+        assert "1 x h100, the few" in printed("plan", *asked)
     for context, batch in ((2048, 1), (2048, 300)):
         s = fewest_cards(setting(cards=1), context, batch)
         room = 0.95 * s.device.memory
         assert s.memory(batch, context) <= room < setting(cards=s.cards - 1).memory(batch, context)
 
 
-def test_the_72b_counts_as_arithmetic_has_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_72b_is_inspected(tmp_path: Path) -> None:
     """config.json alone: 71.99 B in all, 16.50 B for a token."""
-    (tmp_path / "config.json").write_text(json.dumps(KNOWN["openpangu-pro-moe-72b"]))
-    hidden, layers, heads, kv_heads, dim = 5120, 48, 40, 8, 128
-    queries, keys = heads * dim, kv_heads * dim
-    attention = 2 * hidden * queries + 2 * hidden * keys + (queries + 2 * keys + hidden)  # + biases
-    expert, shared = 3 * hidden * 1344, 3 * hidden * 5376
-    router = 64 * hidden + 64  # and router_scale
-    layer = attention + 2 * hidden + router + shared
-    ends = 2 * 153376 * hidden + hidden  # embedding, head, last norm
-    total = layers * (layer + 64 * expert) + ends
-    active = layers * (layer + 8 * expert) + ends
-    assert run("inspect", tmp_path, "--json") == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["parameters"] == total == 71_988_781_056
-    assert record["modes"]["deep"]["active_parameters"] == active == 16_498_139_136
-    assert record["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
-    assert run("inspect", tmp_path) == 0
-    table = capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps(KNOWN[PRO]))
+    found = record("inspect", tmp_path)
+    assert found["parameters"] == 71_988_781_056
+    assert found["modes"]["deep"]["active_parameters"] == 16_498_139_136
+    assert found["memory"]["bfloat16"]["kv_per_token"] == 2 * 48 * 8 * 128 * 2
+    table = printed("inspect", tmp_path)
     assert all(words in table for words in ("71.99 B", "16.50 B", "8 groups of 8", "token ids"))

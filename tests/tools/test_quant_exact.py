@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import checkpoints
-import numpy as np
 import pangu_v2_tools
 import pytest
 import texts
 import torch
-from engine_tools import (
-    Ask,
-    Bench,
-    OracleDraft,
-    RandomDraft,
-    Setting,
-    answer,
-    cache_for,
-    write_kin,
-)
+from engine_tools import Ask, Bench, Setting
+from exact_tools import EVERY, PROMPTS, check, make_bench
 from head_tools import tiny_weights, write_head
 from kernel_tools import compiled
 from quant_tools import export, quantised
@@ -28,82 +20,37 @@ from safetensors.torch import load_file
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.mtp import has_mtp_layer, load_mtp
-from fastslow.draft.model.draft import ModelDraft
-from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.ngram import NgramDraft
-from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.cpu.kv import Int8Tiles
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.sampling.probs import only_best, probs_at
+from fastslow.engine.model.base import Model
 
-VOCAB = 320
-PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14)]
-SETTINGS = (Setting(), Setting(prompt_rows=5), Setting(pages=16, max_running=3))
 IDS = [[5, 6, 7, 5, 6], [9], [3, 4, 5, 6, 7, 8, 9, 10, 11]]
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("w8a8")
-    target = write_kin(folder / "float", routed=0.3, vocab_size=VOCAB)
-    kin = write_kin(folder / "kin", jitter=0.04, routed=0.3, vocab_size=VOCAB)
-    made = [quantised(path, folder / f"{path.name}-w8a8", kv=True) for path in (target, kin)]
-    model, small = (load_model(path, quantization="auto") for path in made)
-    assert model.storage is Int8Tiles and model.storage is small.storage
-    shallow = model.layer_subset([0])
+    def load(path: Path, **_: Any) -> Model:
+        return load_model(quantised(path, path.with_name("w8a8"), kv=True), quantization="auto")
 
-    def ngram() -> NgramDraft:
-        return NgramDraft(longest=3, shortest=1)
-
-    return Bench(
-        model,
-        {
-            "ngram": lambda kv: ngram(),
-            "model": lambda kv: ModelDraft(
-                small, OwnKV(cache_for(small)), probs_at, only_best=only_best
-            ),
-            "tree": lambda kv: ModelDraft(small, OwnKV(cache_for(small)), probs_at, width=3),
-            "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
-            "self": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
-            "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2),
-            "ngram+self": lambda kv: FallbackDrafter(
-                ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)
-            ),
-            "random": lambda kv: RandomDraft(),
-        },
-    )
+    made = make_bench(tmp_path_factory.mktemp("quantised"), "moge", load=load)
+    assert made.model.storage is Int8Tiles
+    return made
 
 
 @compiled
-@pytest.mark.parametrize("setting", SETTINGS[:2])
+@pytest.mark.parametrize(
+    "setting", [Setting(), Setting(prompt_rows=5), Setting(pages=24, max_running=3)], ids=str
+)
 def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Setting) -> None:
-    """All in one batch, of unlike modes and lengths."""
-    params, names = SamplingParams(max_tokens=16), list(bench.drafters)
+    """All in one batch, of unlike modes and lengths. Accepted rows of forked trees move, and keep their bits."""
     asks = [
-        Ask(prompt, params, names[(n + shift) % len(names)], groups=(None, 2, 0)[n % 3], seed=n)
-        for shift in range(0, len(names), 2)
+        Ask(prompt, SamplingParams(max_tokens=20), EVERY[n + shift], groups=(None, 2, 0)[n % 3])
+        for shift in range(0, len(EVERY), len(PROMPTS))
         for n, prompt in enumerate(PROMPTS)
     ]
-    assert {ask.drafter for ask in asks} == set(names)
-    requests = bench.run(asks, setting)
-    for ask, request in zip(asks, requests, strict=True):
-        assert answer(request) == answer(bench.alone(ask)), ask.drafter
-    assert sum(request.spec_stats.accepted for request in requests) > 20
-
-
-@compiled
-def test_accepted_rows_that_move_keep_their_bits(bench: Bench) -> None:
-    """Forked trees are accepted past their leaves, so that keys and values move; pages are few."""
-    params = SamplingParams(max_tokens=24)
-    asks = [Ask(prompt, params, "forked", seed=n) for n, prompt in enumerate(PROMPTS)]
-    known = {n: bench.alone(ask).tokens for n, ask in enumerate(asks)}
-    bench.drafters["forked"] = lambda kv: OracleDraft(known, lambda p: p % 7 == 0, forked=True)
-    for setting in SETTINGS:
-        requests = bench.run(asks, setting)
-        for ask, request in zip(asks, requests, strict=True):
-            assert answer(request) == answer(bench.alone(ask))
-        assert sum(request.spec_stats.accepted for request in requests) > 20
+    assert {ask.drafter for ask in asks} == set(EVERY)
+    assert check(bench, asks, setting)["accepted"] > 60
 
 
 @pytest.mark.parametrize("bits", ["W8A8_DYNAMIC", "W8A8"])
@@ -143,13 +90,10 @@ def test_exports_of_v2_in_the_other_spelling(tmp_path: Path) -> None:
         return name.replace("shared_experts", "shared_expert").replace("gate.e_score", "e_score")
 
     table = load_file(folder / "quant_model_weight_w8a8.safetensors")
-    config, description = (
-        json.loads((folder / "config.json").read_text()),
-        "quant_model_description.json",
-    )
-    other = checkpoints.write(
-        tmp_path / "other", config, {spelled(name): tensor for name, tensor in table.items()}
-    )
+    config = json.loads((folder / "config.json").read_text())
+    renamed_table = {spelled(name): tensor for name, tensor in table.items()}
+    other = checkpoints.write(tmp_path / "other", config, renamed_table)
+    description = "quant_model_description.json"
     described = json.loads((folder / description).read_text())
     renamed = {spelled(name): kind for name, kind in described.items()}
     (other / description).write_text(json.dumps(renamed))

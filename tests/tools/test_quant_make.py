@@ -11,7 +11,7 @@ import checkpoints
 import pangu_v2_tools
 import pytest
 import torch
-from cli_tools import run
+from cli_tools import printed, refusal
 from quant_tools import quantised, texts_of
 from torch.nn import functional as F
 
@@ -209,9 +209,7 @@ def test_an_embedding_stays_in_float_where_it_is_a_small_part(tmp_path: Path) ->
     assert sizes["float"] - sizes["int8"] == 2 * 96 * (64 - 2), "embedding and head, and scales"
 
 
-def test_what_cannot_be_quantised_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=1)
     folder = quantised(plain_, tmp_path / "w8a8", tokens=24, least=1)
     other = tmp_path / "other"  # refused before its weights are read
@@ -227,8 +225,7 @@ def test_what_cannot_be_quantised_is_refused(
     with pytest.raises(ValueError, match="calibration needs at least one text"):
         quantize(plain_, tmp_path / "none", iter(()))
     assert not (tmp_path / "none").exists()
-    assert run("quantize", other, tmp_path / "new") == 2
-    assert "cannot be quantised" in capsys.readouterr().err
+    assert "cannot be quantised" in refusal("quantize", other, tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -259,18 +256,17 @@ def test_models_are_compared_place_by_place(tmp_path: Path) -> None:
         compare(model, model, [[1]])
 
 
-def test_the_command_quantises_and_reports(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_quantises_and_reports(tmp_path: Path) -> None:
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=2, eos_token_id=None)
+    (plain_ / "old.head").write_bytes(b"")  # of the float weights
     out = tmp_path / "w8a8"
     small = ("--tokens", 64, "--answer", 6, "--least", 1, "--check", 3, "--kv")
-    assert run("quantize", plain_, out, *small) == 0
-    said = capsys.readouterr().out
+    said = printed("quantize", plain_, out, *small)
     assert "perplexity" in said and "drift of a layer" in said and f"--model {out}" in said
     record = json.loads((out / "quantization_report.json").read_text())
     assert record["bytes"] < record["source_bytes"] and len(record["drift"]) == 2
     assert record["compared"]["agreement"] > 0.5 and record["compared"]["kl"] > 0
+    assert not (out / "old.head").exists()
 
 
 def test_a_checkpoint_may_bring_its_own_prompts(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -11,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_dense
-from cli_tools import run
+from cli_tools import call, printed, run, write_lines
 from engine_tools import Ask, Bench, answer, write_kin
-from safetensors.torch import load_file, save_file
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.config import read_head, read_metadata
@@ -26,6 +24,7 @@ from fastslow.tools.train_head import trainer
 from fastslow.tools.train_head.answers import AnswerStore, TrainText
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
+from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.train import head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured
 
@@ -51,25 +50,19 @@ def asked(bench: Bench) -> Any:
     def ask(some: Any, params: Any) -> list[Any]:
         asks = [Ask(tuple(c[0]["content"]), p, seed=p.seed) for c, p in zip(some, params)]
         requests = bench.run(asks)
+        pairs = zip(asks, requests)
         return [
-            SimpleNamespace(prompt_token_ids=list(a.tokens), token_ids=answer(r))
-            for a, r in zip(asks, requests)
+            SimpleNamespace(prompt_token_ids=[*a.tokens], token_ids=answer(r)) for a, r in pairs
         ]
 
     return ask
 
 
 def plan(target: Path, folder: Path, tokens: int = 6000) -> tuple[HeadOptions, TrainConfig]:
-    options = HeadOptions(
-        target=str(target),
-        data=folder,
-        out=folder / "head.safetensors",
-        vocabulary=VOCAB,
-        answer=20,
-    )
-    return options, TrainConfig(
-        tokens=tokens, rows=256, steps=3, warm_up=4, products="float32", rate=1e-2
-    )
+    out, model = folder / "head.safetensors", str(target)
+    options = HeadOptions(target=model, data=folder, out=out, vocabulary=VOCAB, answer=20)
+    training = {"rows": 256, "steps": 3, "warm_up": 4, "products": "float32", "rate": 1e-2}
+    return options, TrainConfig.model_validate(training | {"tokens": tokens})
 
 
 def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) -> None:
@@ -185,11 +178,8 @@ def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
 
 
 def test_batches_hold_what_is_seen_of_prompts(bench: Bench) -> None:
-    texts = [
-        TrainText([*range(3, 23)], 12),
-        TrainText([*range(5, 12)], 1),
-        TrainText([*range(4, 14)], 4),
-    ]
+    runs = (range(3, 23), 12), (range(5, 12), 1), (range(4, 14), 4)
+    texts = [TrainText([*tokens], start) for tokens, start in runs]
     seen = look(bench.model, texts, (0, 1))
     for share, shown in ((1.0, {12: 6, 1: 0, 4: 3}), (0.0, {12: 0, 1: 0, 4: 0})):
         found = list(batches(seen, 200, Shown(share, 6), 32, Random(0)))
@@ -224,16 +214,20 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def command(tmp_path: Path) -> tuple[object, ...]:
+    """`train-draft` of a small head for a small model."""
     folder = write_dense(tmp_path / "model", vocab=320)
     write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
-    out = tmp_path / "head.safetensors"
-    files = ("--target", folder, "--data", data, "-o", out, "--tokens", 200, "--rows", 64)
-    small = ("--answer", 12, "--dtype", "float32", "--vocabulary", 100)
-    assert run("train-draft", *files, *small) == 0
-    assert "tokens/step in chains of 4 on held-out answers" in capsys.readouterr().out
+    data = write_lines(tmp_path / "prompts.jsonl", *({"prompt": f"say {n}"} for n in range(8)))
+    files = (folder, "--data", data, "-o", tmp_path / "head.safetensors", "--answer", 12)
+    small = ("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100)
+    return ("train-draft", *files, *small)
+
+
+def test_the_command(command: tuple[object, ...], tmp_path: Path) -> None:
+    folder, out = tmp_path / "model", tmp_path / "head.safetensors"
+    assert "tokens/step in chains of 4 on held-out answers" in printed(*command)
     assert (tmp_path / "head.work" / "checkpoint.safetensors").is_file()
     head = load_head(out, folder)
     assert head.config.layers == (0, 1)
@@ -247,37 +241,18 @@ def test_a_resumed_training_keeps_its_dtype(
     """Which is timed at the start: another moment would choose another one."""
     made, training = plan(target, tmp_path, tokens=300)
     training = training.model_copy(update={"products": "auto"})
-    timed: list[torch.dtype] = []
-
-    def faster() -> torch.dtype:
-        timed.append([torch.bfloat16, torch.float32][len(timed)])
-        return timed[-1]
-
-    monkeypatch.setattr(trainer, "faster_dtype", faster)
+    timed = iter([torch.bfloat16])
+    monkeypatch.setattr(trainer, "faster_dtype", lambda: next(timed))
     train_head(made, training, bench.model, asked(bench), prompts(20))
     longer = training.model_copy(update={"tokens": 600})
     train_head(made, longer, bench.model, asked(bench), prompts(20))
-    assert timed == [torch.bfloat16]
-    path = made.work_folder / "checkpoint.safetensors"
-    assert read_metadata(path)["products"] == "bfloat16"
-    table = load_file(path)  # one of an older version does not say it
-    facts = {k: v for k, v in read_metadata(path).items() if k != "products"}
-    save_file(table, tmp_path / "old", facts)
-    (tmp_path / "old").replace(path)
-    train_head(made, longer, bench.model, asked(bench), prompts(20))
-    assert timed == [torch.bfloat16, torch.float32]
+    kept = read_metadata(made.work_folder / "checkpoint.safetensors")
+    assert kept["products"] == "bfloat16"
 
 
 def test_interrupted_the_command_says_what_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_dense(tmp_path / "model", vocab=320)
-    write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(8)))
-    files = (folder, "--data", data, "-o", tmp_path / "head.safetensors", "--answer", 12)
-    small = ("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100)
-
     def stop(*_: Any, **how: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -289,7 +264,40 @@ def test_interrupted_the_command_says_what_is_kept(
         with monkeypatch.context() as patch:
             name = {AnswerStore: "write", Shards: "grow"}.get(place, "update")
             patch.setattr(place, name, stop)
-            assert run("train-draft", *files, *small) == 130
-        said = " ".join(capsys.readouterr().err.split())
-        assert f"{kept}: the same command continues from there" in said
-    assert run("train-draft", *files, *small) == 0
+            done = call(*command)
+        said = " ".join(done.err.split())
+        assert done.code == 130 and f"{kept}: the same command continues from there" in said
+    assert run(*command) == 0
+
+
+# The optimiser
+
+
+@pytest.mark.parametrize("shape", [(40, 96), (96, 40)])
+def test_in_bfloat16_it_does_what_torchs_own_does(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    own = Muon([ours], 1e-2, 0.03, torch.bfloat16)
+    reference = torch.optim.Muon([theirs], 1e-2, 0.03, adjust_lr_fn="match_rms_adamw")
+    for _ in range(6):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        own.step()
+        reference.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert not torch.allclose(ours, start, atol=1e-2)
+
+
+def test_a_stack_moves_as_its_matrices_do() -> None:
+    generator = torch.Generator().manual_seed(3)
+    stack = torch.nn.Parameter(torch.randn(3, 20, 12, generator=generator))
+    apart = [torch.nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    both = Muon([stack], 1e-2, 0.1, torch.float32), Muon(apart, 1e-2, 0.1, torch.float32)
+    for _ in range(3):
+        stack.grad = torch.randn(stack.shape, generator=generator)
+        for p, grad in zip(apart, stack.grad):
+            p.grad = grad.clone()
+        for optimizer in both:
+            optimizer.step()
+    assert torch.allclose(stack, torch.stack(list(apart)), atol=1e-6)

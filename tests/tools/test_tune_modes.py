@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_dense
-from cli_tools import run
+from cli_tools import call, printed, write_lines
 from pangu_v2_tools import write_moe
 from tokenizers_tiny import write_bpe
 from tune_tools import write_prompts
@@ -23,24 +23,14 @@ pytest_plugins = ("tiny_models",)
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    path = tmp_path / "graded.jsonl"
     lines = [{"prompt": f"What is {n} + {n}?", "answer": 2 * n} for n in range(24)]
-    path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
-    return path
+    return write_lines(tmp_path / "graded.jsonl", *lines)
 
 
-def tune(*arguments: object) -> int:
-    return run("tune", *arguments)
-
-
-def test_modes(tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_modes(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.json"
-    code = tune(
-        *("--modes", "--tasks", tasks, "--model", tiny, "--tokens", 4, "--batch", 4),
-        *("-o", out, "--kv-memory", "4MiB"),
-    )
-    assert code == 0
-    assert "On 24 tasks" in capsys.readouterr().out
+    given = ("--modes", "--tasks", tasks, "--model", tiny, "--tokens", 4, "--batch", 4)
+    assert "On 24 tasks" in printed("tune", *given, "-o", out, "--kv-memory", "4MiB")
     kept = json.loads(out.read_text("utf-8"))
     assert kept["auto"]["between"] == ["fast", "deep"]
     measured = kept["measured_modes"]
@@ -56,7 +46,7 @@ FITTED = {"auto": {}, "measured_modes": {"tasks": 9}}
 
 
 @pytest.mark.parametrize("noun", ["groups", "experts"])
-def test_groups(noun: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups(noun: str, tiny: Path, tmp_path: Path) -> None:
     """Or experts, of a model without groups."""
     model, out = tiny, tmp_path / "tuned.json"
     if noun == "experts":
@@ -64,13 +54,9 @@ def test_groups(noun: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFix
         write_bpe(model, None, 320)
         write_moe(model, vocab_size=320, num_hidden_layers=2)
     out.write_text(json.dumps({"version": 1, "speculation": {"drafter": "off"}} | FITTED), "utf-8")
-    code = tune(
-        *(f"--{noun}", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model),
-        *("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out),
-        *("--kv-memory", "4MiB"),
-    )
-    assert code == 0
-    said = " ".join(capsys.readouterr().out.split())
+    given = (f"--{noun}", "--prompts", write_prompts(tmp_path / "p.jsonl"), "--model", model)
+    few = ("--limit", 3, "--tokens", 6, "--keep", 0.3, "-o", out, "--kv-memory", "4MiB")
+    said = " ".join(printed("tune", *given, *few).split())
     assert "token places, which is few" in said or "no smaller number" in said
     assert f" {noun}" in said and (" groups" in said) == (noun == "groups")
     kept = json.loads(out.read_text("utf-8"))
@@ -100,17 +86,12 @@ def test_groups(noun: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_what_is_missing_is_told(
-    arguments: list[str],
-    says: str,
-    tiny: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], says: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("few.jsonl").write_text('{"prompt": "x", "answer": 1}', "utf-8")
-    assert tune(*arguments, "--model", tiny, "--kv-memory", "4MiB") == 2
-    assert says in capsys.readouterr().err
+    done = call("tune", *arguments, "--model", tiny, "--kv-memory", "4MiB")
+    assert done.code == 2 and says in done.err
 
 
 def test_the_likeliest_tokens_of_a_greedy_answer_are_its_own(tiny: Path) -> None:
@@ -121,13 +102,13 @@ def test_the_likeliest_tokens_of_a_greedy_answer_are_its_own(tiny: Path) -> None
         assert likeliest(llm, text, len(out.prompt_token_ids), few) == out.token_ids
 
 
-def test_a_dense_model_has_no_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dense_model_has_no_groups(tmp_path: Path) -> None:
     write_bpe(tmp_path, None, 320)
     write_dense(tmp_path, vocab=320)
     prompts = write_prompts(tmp_path / "p.jsonl")
     out, small = tmp_path / "t.json", ("--kv-memory", "4MiB")
-    assert tune("--groups", "--prompts", prompts, "--model", tmp_path, "-o", out, *small) == 2
-    assert "is dense" in capsys.readouterr().err
+    done = call("tune", "--groups", "--prompts", prompts, "--model", tmp_path, "-o", out, *small)
+    assert done.code == 2 and "is dense" in done.err
 
 
 def found(*rows: tuple[float, float]) -> GroupsFound:
@@ -143,15 +124,13 @@ def test_what_is_proposed() -> None:
     assert no_time.proposed.count == 2 and "should run all 2" in no_time.headline()
 
 
-def test_the_time_is_kept_and_what_fits_is_said(
-    tiny: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_time_is_kept_and_what_fits_is_said(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.json"
     little = ("--tokens", 4, "--minutes", 0.0001, "--kv-memory", "4MiB", "-o", out)
-    assert tune(tiny, "--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), *little) == 0
-    assert re.search(r"\d of 8 prompts fit into the time", capsys.readouterr().err)
+    prompts = write_prompts(tmp_path / "p.jsonl")
+    done = call("tune", tiny, "--groups", "--prompts", prompts, *little)
+    assert done.code == 0 and re.search(r"\d of 8 prompts fit into the time", done.err)
     assert json.loads(out.read_text("utf-8"))["measured_groups"]["prompts"] < 8
-    assert tune(tiny, "--modes", "--tasks", tasks, *little) == 2
-    said = capsys.readouterr().err
-    assert re.search(r"\d of 24 tasks fit into the time", said)
-    assert "tasks were answered in time; 20 are needed" in said
+    done = call("tune", tiny, "--modes", "--tasks", tasks, *little)
+    assert done.code == 2 and re.search(r"\d of 24 tasks fit into the time", done.err)
+    assert "tasks were answered in time; 20 are needed" in done.err

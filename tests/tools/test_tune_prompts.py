@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cli_tools import write_lines
 
 from fastslow.engine.params import Speculation
-from fastslow.settings import read_settings, write_settings
+from fastslow.settings import add_settings, read_settings, write_settings
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import family, grid, label, read_lengths
 
@@ -25,8 +26,7 @@ def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
 
 
 def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(f'{{"prompt": "{i}"}}\n' for i in range(10)))
+    path = write_lines(tmp_path / "p.jsonl", *({"prompt": f"{i}"} for i in range(10)))
     assert [p[0]["content"] for p in read_prompts(path, 5)] == ["0", "2", "4", "6", "8"]
     assert len(read_prompts(path, 99)) == 10
     with pytest.raises(ValueError, match="limit=0 must be at least 1"):
@@ -41,7 +41,6 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
         ("[1]", "line 2: a JSON object is needed, not list"),
         ('{"text": "x"}', "line 2: it has none of the fields messages, prompt, turns, question"),
         ('{"prompt": ""}', "line 2: prompt must be a text that is not empty"),
-        ('{"prompt": 3}', "line 2: prompt must be a text"),
         ('{"turns": []}', "line 2: turns must be a list with at least one text"),
         ('{"turns": [7]}', "line 2: turns must be a text"),
         ('{"messages": "hi"}', "line 2: messages must be a list, not str"),
@@ -50,11 +49,9 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: str) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text(f'{{"prompt": "fine"}}\n{line}\n')
-    with pytest.raises(ValueError, match=said) as error:
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "fine"}, line)
+    with pytest.raises(ValueError, match=rf"^(?!.*\n).*{said}"):
         read_prompts(path)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -101,32 +98,26 @@ def test_settings_come_back(tmp_path: Path) -> None:
         write_settings(path, "a model", setting, {"ratio": 1.5})
         assert read_settings(path) == setting
         assert read_settings(str(path)) == setting
+    for text, said in (("{}", "no settings file"), ("x", "not valid JSON")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            add_settings(path, "tiny", auto={})
+        assert path.read_text() == text
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "is not valid JSON"),
-        ("[" * 100_000, "nests deeper than 64 lists and objects"),
         ("[]", "must hold a JSON object, not a list"),
         ("{}", "version=None is not 1"),
         ('{"version": 2, "speculation": {}}', "version=2 is not 1"),
-        ('{"version": true, "speculation": {}}', "version=True is not 1"),
         ('{"version": 1}', "speculation must be an object"),
-        ('{"version": 1, "speculation": [1]}', "speculation must be an object"),
         ('{"version": 1, "speculation": {"nodes": 99}}', "speculation nodes=99 must be less"),
-        (
-            '{"version": 1, "speculation": {"node": 9}}',
-            "field 'node' is unknown; did you mean 'nodes'?",
-        ),
-        ('{"version": 1, "speculation": {"drafter": 5}}', "speculation drafter=5 must be"),
-        ("\xff", "is not valid JSON"),
+        ('{"version": 1, "speculation": {"node": 9}}', "field 'node' is unknown; did you mean"),
     ],
 )
 def test_bad_settings_are_refused_in_one_sentence(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "tuned.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=rf"^(?!.*\n).*tuned.json.*{said}"):
         read_settings(path)
-    assert "tuned.json" in str(error.value)
-    assert "\n" not in str(error.value)

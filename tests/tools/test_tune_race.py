@@ -3,11 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
+from fake_engine import metrics
 from tune_tools import sample
 
 from fastslow.engine.host.progress import silent
 from fastslow.engine.params import Speculation
-from fastslow.output import Metrics
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, grid, label
 from fastslow.tools.tune.halving import SuccessiveHalving
@@ -26,21 +26,6 @@ from fastslow.tools.tune.sample import (
 
 PARTS: list[list[Conversation]] = [[[{"role": "user", "content": str(i)}]] for i in range(12)]
 CANDIDATES = grid([Speculation(drafter="ngram"), Speculation(drafter="self")], [1, 2, 3, 4, 6, 8])
-
-
-def metrics(**fields: object) -> Metrics:
-    given = {"mode": "deep", "drafter": "off", "ttft": 1.0, "tpot": 0.1, "tokens": 11, "steps": 11}
-    given |= {
-        "drafted": 0,
-        "accepted": 0,
-        "acceptance": [],
-        "cut": 0,
-        "runs": [],
-        "cached_tokens": 0,
-        "preemptions": 0,
-    }
-    given |= {"draft_seconds": 0.0, "verify_seconds": 0.0}
-    return Metrics(**{**given, **fields})  # type: ignore[arg-type]
 
 
 class Machine(TuneRunner):
@@ -99,10 +84,8 @@ def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
     def slowness(run: int) -> float:
         return (1 + run / 20) * (40 if run % 17 == 5 else 1)
 
-    shaky = Machine(speeds, slowness)
-    search = SuccessiveHalving(CANDIDATES, 1, "deep")
-    search.run(shaky, PARTS, 40_000.0, silent, shaky.time)
-    assert {label(usual), label(search.best)} <= {"self · 3", "self · 4"}
+    shaky = search_on(Machine(speeds, slowness), 40_000.0).best
+    assert {label(usual), label(shaky)} <= {"self · 3", "self · 4"}
 
 
 def test_plain_decoding_wins_where_nothing_is_faster() -> None:
@@ -115,9 +98,8 @@ def test_those_that_do_well_get_more_prompts() -> None:
     search = search_on(Machine(speeds))
     counts = [len(search.samples[s]) for s in CANDIDATES]
     assert len(search.alive) == 2
-    assert min(counts) < 10 < len(search.samples[search.best]) >= max(counts) - 1, (
-        "the end cuts a visit"
-    )
+    most = len(search.samples[search.best])
+    assert min(counts) < 10 < most >= max(counts) - 1, "the end cuts a visit"
     assert abs(len(search.samples[PLAIN]) - max(counts)) <= 1
 
 
@@ -136,9 +118,8 @@ def test_a_search_keeps_its_time(seconds: float, logged: list[str]) -> None:
 
 def test_no_time_for_a_verdict_is_said_at_once() -> None:
     machine = Machine(speeds)
-    with pytest.raises(
-        ValueError, match=r"minutes leave 8 s .* a verdict on one setting takes 13 s"
-    ):
+    said = r"minutes leave 8 s .* a verdict on one setting takes 13 s"
+    with pytest.raises(ValueError, match=said):
         search_on(machine, 10.0)
     assert machine.runs == 1
 
@@ -167,19 +148,13 @@ def test_of_equals_the_adaptive_length_wins() -> None:
     for speed, best in ((1.49, free), (1.40, fixed)):
         search = SuccessiveHalving([fixed, free], 1, "deep")
         table = {PLAIN: 1.0, fixed: 1.5, free: speed}
-
-        def known(
-            setting: Speculation, part: int, table: dict[Speculation, float] = table
-        ) -> float:
-            return table[setting]
-
-        machine = Machine(known)
+        machine = Machine(lambda setting, part, table=table: table[setting])  # type: ignore[misc]
         search.run(machine, PARTS, 100.0, silent, machine.time)
         assert search.best == best
 
 
 def test_figures_of_a_sample() -> None:
-    first = metrics(tokens=11, steps=11, ttft=1.0, tpot=0.1)
+    first = metrics(tokens=11, steps=11, ttft=1.0, tpot=0.1, drafted=0, accepted=0)
     second = metrics(tokens=21, steps=6, ttft=1.5, tpot=0.1, drafted=20, accepted=15)
     made = sample_of([[first, second], [first]], part=3, turn=1)
     assert (made.part, made.turn) == (3, 1)

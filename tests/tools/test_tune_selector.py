@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_tools import write_lines
 
 from fastslow.engine.params import Escalation
-from fastslow.policies.auto import read_selector
-from fastslow.settings import add_settings, read_settings
 from fastslow.tools.prompts import Task, read_tasks
 from fastslow.tools.tune.modes import ModesFound, find
 from fastslow.tools.tune.selector import (
@@ -134,21 +132,6 @@ def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
     assert found.table().row_count == 5
 
 
-def test_a_settings_file_holds_several_things(found: ModesFound, tmp_path: Path) -> None:
-    path = tmp_path / "tuned.json"
-    add_settings(path, "tiny", auto=found.selector.model_dump(mode="json"))
-    add_settings(path, "tiny", modes={"a": {"groups": 1}}, speculation={"drafter": "ngram"})
-    add_settings(path, "tiny", modes={"b": {"groups": 2}})
-    assert read_selector(path) == found.selector
-    assert read_settings(path).drafter == "ngram"
-    assert json.loads(path.read_text())["modes"] == {"a": {"groups": 1}, "b": {"groups": 2}}
-    for text, says in (("{}", "no settings file"), ("x", "not valid JSON")):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=says):
-            add_settings(path, "tiny", auto={})
-        assert path.read_text() == text
-
-
 LINES: list[tuple[dict[str, object], str, str]] = [
     ({"prompt": "2+2?", "answer": "4"}, "number", "It is 4."),
     ({"prompt": "2+2?", "answer": 4}, "number", "3 or rather 4"),
@@ -161,11 +144,8 @@ LINES: list[tuple[dict[str, object], str, str]] = [
 
 @pytest.mark.parametrize(("line", "grading", "right"), LINES)
 def test_grading(line: dict[str, object], grading: str, right: str, tmp_path: Path) -> None:
-    path = tmp_path / "tasks.jsonl"
-    path.write_text(json.dumps(line) + "\n\n", "utf-8")
-    (task,) = read_tasks(path)
-    assert task.grading == grading
-    assert task.right(right)
+    (task,) = read_tasks(write_lines(tmp_path / "tasks.jsonl", line, ""))
+    assert task.grading == grading and task.right(right)
     assert not task.right("I do not know: 99999 zebras, no")
 
 
@@ -180,7 +160,5 @@ BAD = [
 
 @pytest.mark.parametrize(("line", "says"), BAD)
 def test_bad_tasks_are_refused(line: str, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "tasks.jsonl"
-    path.write_text(line, "utf-8")
     with pytest.raises(ValueError, match=says):
-        read_tasks(path)
+        read_tasks(write_lines(tmp_path / "tasks.jsonl", line))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from fastslow.draft.registry import DRAFTERS
+from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
@@ -87,8 +87,9 @@ def drafters(head: Path) -> list[Speculation]:
     fields: dict[str, dict[str, Any]] = {"head": {"head": str(head)}, "model": {"model": DRAFT}}
 
     def made(drafter: str, width: int = 1) -> Speculation:
-        names = drafter.replace("|", "+").split("+")
-        more: dict[str, Any] = {k: v for name in names for k, v in fields.get(name, {}).items()}
+        more: dict[str, Any] = {
+            k: v for name in split_names(drafter) for k, v in fields.get(name, {}).items()
+        }
         return Speculation(drafter=drafter, nodes=4, width=width, **more)
 
     return [*map(made, DRAFTERS), *map(made, COMBINED), *(made(name, 2) for name in WIDE)]

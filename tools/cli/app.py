@@ -102,10 +102,7 @@ def _about(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit.
-
-    Args:
-        arguments: without the program's name; None = those of the process.
+    """Run the command line and exit. arguments: without the program's name; None = those of the process.
 
     Exit codes: 0; 1 the engine or the system failed; 2 the input does not fit; 130 Ctrl-C.
     """

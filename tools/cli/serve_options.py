@@ -58,9 +58,7 @@ class Place(Params):
         WHO,
     )
     address: str | None = field(
-        None,
-        "Ray cluster to run the engines on: auto or HOST:PORT; default: this machine",
-        SEVERAL,
+        None, "Ray cluster to run the engines on: auto or HOST:PORT; default: this machine", SEVERAL
     )
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 @simulate.command()
 @expand_options
 def run(
-    trace: Annotated[Path, typer.Argument(help="Requests: JSON lines of `make` or `record`.")],
+    trace: Annotated[Path, typer.Argument(help="Requests: JSON lines, such as those of `make`.")],
     costs: Annotated[
         Path, typer.Option(help="What steps take: a file of `measure` or `fastslow plan --costs`.")
     ],
@@ -58,7 +58,7 @@ def run(
       fastslow plan --device 800i-a2 --cards 4 --costs costs.json
       fastslow simulate run trace.jsonl --costs costs.json --replicas 2,4,8
 
-    A recorded trace has measured times, which are shown below the simulated ones.
+    Measured times that a trace has are shown below the simulated ones.
     """
     counts = numbers("replicas", replicas)
     if out is not None:
@@ -116,36 +116,6 @@ def make(out: Out, recipe: TraceRecipe) -> None:
         f"{sum(one.prompt_tokens for one in made):,} tokens of prompts, "
         f"{sum(one.answer_tokens for one in made):,} of answers: {out}"
     )
-
-
-@simulate.command()
-@expand_options
-def record(
-    log: Annotated[Path, typer.Argument(help="The log of `fastslow serve --log-format json`.")],
-    out: Out,
-    latency_ms: Annotated[
-        float | None,
-        typer.Option(help="Latency target of requests in mode fast: not in a log.", min=0.001),
-    ] = None,
-) -> None:
-    """Make a trace of a server's log, with the times that were measured.
-
-    Examples:
-      fastslow serve path/to/checkpoint --log-format json --log-file serve.log --log-texts
-      fastslow simulate record serve.log -o recorded.jsonl
-
-    With --log-texts prompts that begin alike are found by their text; without it none do.
-    """
-    check_writable(out)
-    from fastslow.tools.cli.screen import console
-    from fastslow.tools.simulate.server_log import read_log
-    from fastslow.tools.simulate.trace import write_trace
-
-    found, lacks = read_log(log, latency_ms)
-    write_trace(out, found)
-    console().print(f"{len(found):,} requests: {out}")
-    for what, count in lacks.items():
-        console().print(f"{count:,} {what}")
 
 
 @simulate.command()

@@ -15,11 +15,8 @@ PAGE, MAX_RUNNING, PROMPT_ROWS = 16, 256, 2048
 
 
 def planned_costs(setting: Setting, source: str = "") -> ReplicaCosts:
-    """A replica on the setting's cards, with the modes "fast" and "deep", without drafts.
-
-    Raises:
-        ValueError: the weights do not fit.
-    """
+    """A replica on the setting's cards, with the modes "fast" and "deep", without drafts. ValueError: the weights do
+    not fit."""
     work = setting.work
     room = setting.cards * (setting.device.memory * USABLE - setting.memory(0, 0))
     pages = int(room / (work.kv * setting.precision.kv * PAGE))

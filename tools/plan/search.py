@@ -9,10 +9,8 @@ from functools import partial
 
 from fastslow.tools.plan.step import ForwardWork, Setting, Terms
 
-PLANNED_DRAFTERS = {
-    "mtp": 1,
-    "free": 0,
-}  # decoder layers that a drafted token runs, and then the head
+# decoder layers that a drafted token runs, and then the head
+PLANNED_DRAFTERS = {"mtp": 1, "free": 0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,8 +164,7 @@ class Setting:
         return Terms(t.weights, t.kv, *((slow, 0.0) if slow == t.compute else (0.0, slow)), t.fixed)
 
     def _terms(self, rows: float, read: float, heads: float, context: float) -> Terms:
-        """rows: through the layers; read: requests whose keys and values are read; heads: rows
-        whose logits are made; context: tokens that a row sees."""
+        """read: requests whose keys and values are read; heads: rows with logits; context: tokens that a row sees."""
         w, d, p, e = self.work, self.device, self.precision, self.efficiency
         memory = self.cards * d.bandwidth * e.memory
         weight = p.weight * (w.always + w.expert * w.distinct(rows)) + HEAD * w.head

@@ -17,7 +17,7 @@ from fastslow.engine.host.files import read_object
 from fastslow.engine.model.ops import QuantLinear
 
 SHARD = 4 << 30  # bytes
-LEFT_OUT = (".safetensors", ".index.json", "_report.json")
+LEFT_OUT = (".safetensors", ".blocks", ".head", ".index.json", "_report.json")
 OWN = ("config.json", DESCRIPTION)
 
 

@@ -1,1 +1,1 @@
-"""Replicas without machines: recorded or made requests through the real router, with planned or measured steps."""
+"""Replicas without machines: made or recorded requests through the real router, with planned or measured steps."""

@@ -23,15 +23,9 @@ CHARACTERS = 4  # of a token, as English has them
 
 
 class SimulatedCluster:
-    """A trace, by arrival, through the server's router to replicas.
-
-    Args:
-        machine_replicas: that share a machine and slow each other's steps, as the costs say.
-
-    Raises:
-        ValueError: a number is out of range, or a request has a mode without costs, or does not fit into a
-            replica's pages.
-    """
+    """A trace, by arrival, through the server's router to replicas. machine_replicas: that share a machine and slow
+    each other's steps, as the costs say. ValueError: a number is out of range, or a request has a mode without costs,
+    or does not fit into a replica's pages."""
 
     def __init__(
         self,

@@ -117,11 +117,7 @@ class ReplicaCosts(Params):
 
 
 def read_costs(path: Path) -> ReplicaCosts:
-    """The costs in a file of `write_costs`.
-
-    Raises:
-        ValueError: it cannot be read, or does not hold them; one sentence.
-    """
+    """The costs in a file of `write_costs`. ValueError: it cannot be read, or does not hold them; one sentence."""
     if not path.is_file():
         raise ValueError(f"costs {str(path)!r} cannot be read: there is no such file")
     try:

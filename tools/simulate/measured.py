@@ -173,11 +173,8 @@ def run_only(pids: Sequence[int], count: int) -> None:
 def other_engines(
     count: int, model: str, options: Mapping[str, Any], mode: str
 ) -> Iterator[list[int]]:
-    """Processes with an engine each, on as many threads as this one has, which answers without end.
-
-    Raises:
-        RuntimeError: one did not load the model, or has ended.
-    """
+    """Processes with an engine each, on as many threads as this one has, which answers without end. RuntimeError: one
+    did not load the model, or has ended."""
     context = multiprocessing.get_context("spawn")
     begun = context.Semaphore(0)
     given = model, dict(options), mode, torch.get_num_threads(), begun

@@ -182,8 +182,7 @@ class SimulatedReplica:
             self._began, self.wakes = now, now + seconds
 
     def _limit(self, now: float) -> float | None:
-        """Seconds of a step with prompts of requests without a target, as the engine's latency budget has them;
-        None = any."""
+        """Seconds of a step with prompts of requests without a target, as the latency budget has them; None = any."""
         if self._targets:
             self._last_target = min(self._targets) / 1000, now
         target, seen = self._last_target
@@ -205,8 +204,7 @@ class SimulatedReplica:
         return True
 
     def _room(self) -> float:
-        """Tokens for which there is room beside what requests hold besides the cache's; each has a page that is
-        not full."""
+        """Tokens for which there is room beside what requests hold alone; each has a page that is not full."""
         page = self._costs.page_tokens
         own = sum(
             one.request.prompt_tokens + one.made - one.shared + page

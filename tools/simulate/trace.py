@@ -66,11 +66,8 @@ class TracedRequest(Params):
 
 
 def read_trace(path: Path) -> list[TracedRequest]:
-    """The requests of a file of JSON lines, by arrival; those without an id are numbered.
-
-    Raises:
-        ValueError: it cannot be read, or a line is wrong; one sentence with the line's number.
-    """
+    """The requests of a file of JSON lines, by arrival; those without an id are numbered. ValueError: it cannot be
+    read, or a line is wrong; one sentence with the line's number."""
     found: dict[str, TracedRequest] = {}
     for number, values in json_lines(path):
         try:
@@ -93,11 +90,8 @@ def write_trace(path: Path, requests: Iterable[TracedRequest]) -> None:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The numbers and objects of a file's lines, without empty ones.
-
-    Raises:
-        ValueError: it cannot be read, or a line is no JSON object.
-    """
+    """The numbers and objects of a file's lines, without empty ones. ValueError: it cannot be read, or a line is no
+    JSON object."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

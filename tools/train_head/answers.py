@@ -48,12 +48,7 @@ class AnswerStore:
         return [TrainText([*p, *answer], len(p), not heat) for p, answer, heat in parts]
 
     def write(
-        self,
-        prompts: Sequence[Conversation],
-        ask: Ask,
-        *,
-        tokens: int,
-        report: Report = silent,
+        self, prompts: Sequence[Conversation], ask: Ask, *, tokens: int, report: Report = silent
     ) -> None:
         """Answer the prompts that are not answered yet, with at most `tokens` tokens each."""
         done = len(self.read())

@@ -255,8 +255,7 @@ class Trainer:
         return lambda name, x: F.linear(x.to(self._dtype), cast[name]).float()
 
     def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token ids [D] that compete: the draft vocabulary and, since a drafter adds those
-        of a request's own text, the batch's own. And for each id of the target its place, or -1."""
+        """Token ids [D] that compete: the draft vocabulary, the batch's own; each id's place among them, or -1."""
         place = torch.full((len(self._embedding),), -1)
         parts = (batch.before.after, batch.after, batch.best)
         own = torch.cat([part.flatten() for part in parts])

@@ -10,13 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, Tail
-from fastslow.engine.backends.accelerator.ops import (
-    DeviceMlp,
-    DeviceTables,
-    Front,
-    LayerKV,
-    merged,
-)
+from fastslow.engine.backends.accelerator.ops import DeviceMlp, DeviceTables, Front, LayerKV, merged
 from fastslow.engine.backends.accelerator.recorded import Recorder
 from fastslow.engine.backends.accelerator.step import (
     DeviceLayout,

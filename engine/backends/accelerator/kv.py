@@ -310,8 +310,7 @@ def _trunk(parents: Ints) -> int:
 
 
 def _seen(parents: Ints, before: int) -> NDArray[np.bool_]:
-    """[rows, before + rows]: every row sees the slots before, its ancestors and itself. A parent below 0 is not among
-    these rows."""
+    """[rows, before + rows]: a row sees the slots before, its ancestors, itself. A parent below 0 is not among them."""
     count = len(parents)
     seen = np.zeros((count, before + count), dtype=np.bool_)
     seen[:, :before] = True

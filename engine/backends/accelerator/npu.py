@@ -226,10 +226,7 @@ class NpuOps(PagedOps):
         return torch.empty_like(places).index_copy_(0, places.long(), numbers_TG.flatten())
 
     def _product(self, x_RI: Tensor, matrix: DeviceMatrix, groups_E: Tensor, kind: int) -> Tensor:
-        """Sorted rows by their experts' matrices; rows after the last group's hold anything.
-
-        kind: what `groups_E` holds, 0 = where each group's rows end, 1 = how many they are.
-        """
+        """Sorted rows by their experts' matrices. kind, of `groups_E`: 0 = where rows end, 1 = how many they are."""
         need(groups_E.dtype == torch.int64, "int64 group sizes")
         need(x_RI.is_contiguous(), "contiguous rows in a grouped product")
         step_R, scale, out_dtype = None, None, x_RI.dtype

@@ -52,8 +52,7 @@ class Stacked:
 
     read: any tensor by its name, as float. int8: gives matrices that are to run in int8, None for the others.
 
-    Raises:
-        ValueError: the device's kernels cannot run the model; no weight is read then.
+    ValueError: the device's kernels cannot run the model; no weight is read then.
     """
 
     def __init__(

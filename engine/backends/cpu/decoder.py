@@ -34,7 +34,7 @@ from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.shape import Activation, ClampedSwiglu
+from fastslow.engine.model.shape import ACTIVATIONS, Activation, ClampedSwiglu
 from fastslow.engine.types import ModelOutput, Rows
 
 if TYPE_CHECKING:
@@ -270,9 +270,6 @@ class CpuDecoder:
         )
 
 
-ACTIVATIONS = "silu", "gelu_tanh"  # as kernels/model.h numbers them
-
-
 def _activation(activation: Activation) -> int:
     """Its number in kernels/model.h."""
     return 2 if isinstance(activation, ClampedSwiglu) else ACTIVATIONS.index(activation)
@@ -285,8 +282,6 @@ def _neurons(config: ModelConfig) -> int:
 
 def unsupported(config: ModelConfig) -> str | None:
     """What about a model the kernels cannot run; None = they run it."""
-    if not isinstance(config.activation, ClampedSwiglu) and config.activation not in ACTIVATIONS:
-        return f"the activation {config.activation!r}"
     try:
         library.check_limits(
             layers=config.layers,

@@ -113,10 +113,8 @@ class DraftKernels:
         form: of the matrices. Between two drafts the target's weights pass through the caches, so
             the bytes of a head are most of its time: int4 took three quarters of int8's.
 
-    Raises:
-        ValueError: the shape or a tensor is not what the kernels take; or a text is unknown, a token is
-            none of the embedding's, a number is out of its range.
-        MemoryError: there is none left. Every method may raise both.
+    ValueError: the shape or a tensor is not what the kernels take; or a text is unknown, a token is none of the
+    embedding's, a number is out of its range. MemoryError: there is none left. Every method may raise both.
     """
 
     def __init__(

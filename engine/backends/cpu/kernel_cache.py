@@ -215,8 +215,7 @@ def _chip() -> str:
 
 
 def _compile(compiler: str, flags: list[str], target: Path) -> None:
-    """All sources side by side, then a link; the library appears only when it is whole, so processes
-    that compile at once and ones that are killed do no harm."""
+    """All sources side by side, then a link; the library appears only when it is whole, whoever compiles beside."""
     with unfinished(target) as work:
         work.mkdir(mode=0o700)
 

@@ -7,12 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from fastslow.engine.sampling.accept.exact import (
-    Rule,
-    block,
-    follow_target,
-    tokenwise,
-)
+from fastslow.engine.sampling.accept.exact import Rule, block, follow_target, tokenwise
 from fastslow.engine.types import AcceptResult, FailedRow, OneHot, Probs, Tree
 
 RngAt = Callable[[int, int], np.random.Generator]
@@ -51,8 +46,7 @@ def accept(
 
 
 def _reached(tree: Tree, failed: set[int]) -> list[int]:
-    """The nodes that do not come after a failed row. Whether a node is among them depends on its ancestors
-    alone, as the rules ask."""
+    """The nodes that do not come after a failed row: their ancestors alone decide, as the rules ask."""
     reached: list[int] = []
     for node, parent in enumerate(tree.parents):
         if parent not in failed and (parent < 0 or parent in reached):

@@ -112,11 +112,8 @@ ENDS = frozenset(  # marks that end an answer in whatever vocabulary has them
     + ("<|call|>",)
 )
 PREFIX = "tokenizer.ggml."
-LLAMA3 = (
-    "llama-bpe",
-    "llama3",
-    "llama-v3",
-)  # kinds whose texts begin with a bos unless the header denies it
+# kinds whose texts begin with a bos unless the header denies it
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 
 
 @dataclass(frozen=True, slots=True)

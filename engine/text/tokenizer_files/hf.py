@@ -192,10 +192,7 @@ PATTERNS = {
     "gpt-4o": rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}",
 }
 PLAIN = ("gpt-2", "gpt2", "default")  # as GPT-2 splits
-WHOLE_WORDS = (
-    *LLAMA3,
-    "gpt-4o",
-)  # kinds that take a word that is a token without merging its parts
+WHOLE_WORDS = (*LLAMA3, "gpt-4o")  # kinds that take a word that is a token as it is
 
 
 def pre_tokenizer(kind: str) -> PreTokenizer:

@@ -34,13 +34,8 @@ class Restarts:
 
 
 class EngineClient(CalledEngine):
-    """`Engine` in another process. Where that ends by itself, or hangs, answers under way raise `NotReady`, and
-    a new one is started.
-
-    Attributes:
-        gave_up: done with one sentence when it is not started again.
-        restarts: how often it was.
-    """
+    """`Engine` in another process. Where that ends by itself, or hangs, answers under way raise `NotReady`, and a new
+    one is started. gave_up: done with one sentence when it is not started again. restarts: how often it was."""
 
     def __init__(
         self,

@@ -155,10 +155,7 @@ class EngineConnection(asyncio.Protocol):
         return len(self._answers)
 
     def send(self, message: ToEngine) -> None:
-        """Raises:
-        NotReady: the connection is gone.
-        ValueError: what a client gave cannot be sent.
-        """
+        """NotReady: the connection is gone. ValueError: what a client gave cannot be sent."""
         data = frame(message)
         if self._transport is None or self._transport.is_closing():
             raise NotReady("the engine is not there", refused=True)

@@ -141,11 +141,7 @@ def frame(message: Any) -> bytes:
 
 
 def packed(message: Any) -> bytes:
-    """A message for what keeps messages apart by itself.
-
-    Raises:
-        ValueError: a client's value cannot be sent.
-    """
+    """A message for what keeps messages apart by itself. ValueError: a client's value cannot be sent."""
     try:
         return _encoder.encode(message)
     except OverflowError:

@@ -39,9 +39,7 @@ class ReplicaChooser:
         self._loads: dict[str, ReplicaLoad] = {}
         self._ids: list[str] = []
         self._order: list[str] = []  # the first ones are reserved
-        self.reserved: frozenset[str] = (
-            frozenset()
-        )  # for quick requests, as long as there are others
+        self.reserved = frozenset[str]()  # for quick requests, as long as there are others
         self._urgent_at = -math.inf  # when a quick request with a target was last seen
         self._looked = -math.inf  # when reports were last searched for such requests
         self._sent: dict[str, str] = {}  # by request that is not over: its replica

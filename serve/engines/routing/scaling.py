@@ -22,9 +22,7 @@ class ScalingSettings:
     up_seconds: float = 5.0  # that queues are too long before there are more: one burst is no load
     start_seconds: float = 300.0  # in which new ones have to report, before more are asked for
     down_seconds: float = 300.0  # that they are short before there are fewer: a start takes minutes
-    most_growth: float = (
-        2.0  # times as many at once: queues say that they are too few, not by how many
-    )
+    most_growth: float = 2.0  # times as many at once: queues do not say how many are missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +41,8 @@ def replicas_wanted(
     settings: ScalingSettings,
     now: float,
 ) -> tuple[int, ScalingState]:
-    """How many replicas there should be, and what to remember until the next look.
-
-    Args:
-        reports: the newest of each replica that reports.
-        present: replicas that there are, or that are starting.
-        now: seconds, by any clock.
-    """
+    """How many replicas there should be, and what to remember until the next look. reports: the newest of each
+    replica that reports. present: replicas that there are, or that are starting. now: seconds, by any clock."""
     bounded = min(max(present, settings.least), settings.most)
     if bounded != present or not reports:
         return bounded, replace(state, busy_since=None, calm_since=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,13 @@ import pangu_v2_tools
 import pytest
 import texts
 import torch
-from checkpoints import DENSE, MOGE, random_table, write_family
+from checkpoints import DENSE, MOGE, random_table
 from fake_cuda import RecordingOps
+from family_tools import check_drafts
 from npu_tools import CHIPS, simulated
 from pairs import pairwise
-from test_cli import TEMPLATE
-from tokenizers_tiny import write_bpe
 from torch import Tensor
 
-from fastslow import LLM, SamplingParams, Speculation
-from fastslow.engine.backends import device as device_file
 from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
@@ -34,12 +30,10 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.shape import ClampedSwiglu, Router
 from fastslow.engine.types import Rows, Segment
-from fastslow.request.options import Prompt
 
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
 DEVICES = ("cuda", *CHIPS)
-LONG: dict[str, Any] = {"max_position_embeddings": 1024}
 BASE = ModelConfig.from_json({**DENSE, "num_hidden_layers": 3})
 ROUTED = replace(BASE, experts=8, moe_intermediate_size=32, mlp_only_layers=frozenset({1}))
 SOFTMAX, CHOSEN = Router("softmax", 3), Router("chosen", 3, bias=True)
@@ -110,8 +104,23 @@ def test_fewer_experts(name: str, count: int, ops: PagedOps) -> None:
         near(found, texts.logits(plain, TOKENS[:30], groups=wanted))
 
 
-@pytest.mark.parametrize("name", ["windows", "windows in turn", "sinks", "gpt-oss"])
+@pytest.mark.parametrize("name", ["moge", "windows", "windows in turn", "sinks", "gpt-oss"])
 def test_trees(name: str, ops: PagedOps) -> None:
+    check_tree(name, ops)
+
+
+@pytest.mark.parametrize("bounds", [{"WIDEST": 256, "WIDE": 1}, {"SCORES": 2048}], ids=str)
+@pytest.mark.parametrize("name", ["windows in turn", "gpt-oss"])
+def test_attention_in_parts_is_attention(
+    name: str, bounds: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few keys or few products at once."""
+    for bound, most in bounds.items():
+        monkeypatch.setattr(cuda, bound, most)
+    check_tree(name, RecordingOps(CPU))
+
+
+def check_tree(name: str, ops: PagedOps) -> None:
     """Every node says what its path says alone, with rows of other requests and other counts beside it."""
     model, plain = load(FAMILIES[name], ops)
     known, slots, kv = 137, np.arange(200), texts.storage(model, 512)
@@ -178,50 +187,7 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
         near(found, texts.logits(plain, tokens, groups=wanted).double())
 
 
-@contextmanager
-def loaded(device: str, folder: Path) -> Iterator[LLM]:
-    """The public face on a device that there is not."""
-    with ExitStack() as stack:
-        if device != "cuda":
-            stack.enter_context(simulated(device))
-        else:
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
-            patch.setattr(torch.cuda, "device_count", lambda: 1)
-            patch.setattr(device_file, "_named", lambda name: CPU)
-            patch.setattr(device_file, "_numbered", lambda place: place)
-            patch.setattr(cuda, "CudaOps", RecordingOps)
-        kind = "cuda" if device == "cuda" else "npu"
-        with LLM(folder, dtype="float32", device=kind, progress=False, kv_memory="64MiB") as llm:
-            assert isinstance(llm.model, PagedDecoder)
-            yield llm
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "mistral"])
-def test_drafts_change_no_token(family: str, device: str, tmp_path: Path) -> None:
-    """Chains and trees in one batch with plain decoding, prompts in chunks, a prefix that is known."""
-    write_bpe(tmp_path, TEMPLATE, 320)
-    folder = write_family(tmp_path, family, vocab=320, eos_token_id=None, **LONG)
-    sampling = SamplingParams(max_tokens=24, ignore_eos=True)
-    known = texts.tokens_of(150, vocab=300)
-    prompts: list[Prompt] = [[5, 6, 7, 5, 6, 7, 5, 6], known, [*known[:140], 9], texts.tokens_of(9)]
-    settings = [
-        Speculation(drafter="off"),
-        Speculation(drafter="model", model=str(folder), nodes=4),
-        Speculation(drafter="model", model=str(folder), width=3, nodes=9),
-        Speculation(drafter="self", layers=(0, 1), width=3, nodes=9),
-    ]
-    with LLM(folder, dtype="float32", device="cpu", progress=False, kv_memory="64MiB") as llm:
-        plain = llm.generate(prompts, sampling, mode="deep", speculation="off", progress=False)
-    with loaded(device, folder) as llm:
-        found = llm.generate(
-            [prompt for prompt in prompts for _ in settings],
-            sampling,
-            mode="deep",
-            speculation=[x for _ in prompts for x in settings],
-            progress=False,
-        )
-    wanted = [x.choices[0].token_ids for x in plain for _ in settings]
-    assert [x.choices[0].token_ids for x in found] == wanted
-    assert sum(x.choices[0].metrics.accepted for x in found) > 40
+@pytest.mark.parametrize("name", ["windows", "softmax", "gpt-oss"])
+def test_drafts_change_no_token(name: str, ops: PagedOps) -> None:
+    check_drafts(load(FAMILIES[name], ops)[0])

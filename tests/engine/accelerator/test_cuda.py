@@ -16,16 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastslow.engine.backends.accelerator import cuda as cuda_module
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables
-from fastslow.engine.backends.accelerator.ops import AttentionShape, LayerKV
-from fastslow.engine.backends.accelerator.step import PagedStep, Staging, StepPlan, device_tables
+from fastslow.engine.backends.accelerator.kv import BLOCK
+from fastslow.engine.backends.accelerator.step import PagedStep, Staging, StepPlan
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
-from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.types import Rows
 
@@ -140,64 +137,6 @@ def test_grouped_products_only_where_the_chip_has_them(
     assert fast or f"compute capability is {major}.{minor}, not 9 or 10" in lines[0]
 
 
-def attention(
-    heads: int, kv_heads: int, runs: list[tuple[int, int]], dim: int = 16
-) -> tuple[CudaOps, Any, LayerKV, Any]:
-    """Kernels, queries, a cache and tables of runs (rows, keys)."""
-    ops = CudaOps(CPU)
-    ops.shape = AttentionShape(heads, kv_heads, dim**-0.5)
-    random = torch.Generator().manual_seed(0)
-    blocks, first = [], 0
-    for rows, keys in runs:
-        count = -(-keys // BLOCK)
-        blocks.append((rows, keys, np.arange(first, first + count)))
-        first += count
-    cache = LayerKV(*torch.randn(2, first, BLOCK, kv_heads, dim, generator=random))
-    q = torch.randn(sum(rows for rows, _ in runs), heads, dim, generator=random)
-    return ops, q, cache, device_tables(BlockTables.of(blocks), ops)
-
-
-RUNS = [(16, 300), (1, 5), (9, 1000), (3, 128)]
-
-
-def plain(
-    q: Tensor, cache: LayerKV, runs: list[tuple[int, int]], causal: bool
-) -> tuple[Tensor, Tensor]:
-    """Attention row by row, in float64."""
-    out, weights, block, row = [], [], 0, 0
-    heads, dim = q.shape[1:]
-    for rows, keys in runs:
-        count = -(-keys // BLOCK)
-        k, v = (x[block : block + count].flatten(0, 1)[:keys].double() for x in cache)
-        k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
-        for i in range(rows):
-            seen = keys - (rows - 1 - i if causal else 0)
-            scores = torch.einsum("hd,shd->hs", q[row].double() * dim**-0.5, k[:seen])
-            out.append(torch.einsum("hs,shd->hd", scores.softmax(-1), v[:seen]))
-            weights.append(scores.logsumexp(-1, keepdim=True))
-            row += 1
-        block += count
-    return torch.stack(out).float(), torch.stack(weights).float()
-
-
-@pytest.mark.parametrize("bounds", ["plenty", "few keys", "few products", "few of both"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (4, 4), (6, 1)])
-def test_attention_in_parts_is_attention(
-    bounds: str, heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if bounds in ("few keys", "few of both"):
-        monkeypatch.setattr(cuda_module, "WIDEST", 1024)
-        monkeypatch.setattr(cuda_module, "WIDE", 3)
-    if bounds in ("few products", "few of both"):
-        monkeypatch.setattr(cuda_module, "SCORES", heads * 1024 * 5)
-    ops, q, cache, tables = attention(heads, kv_heads, RUNS)
-    near(ops.attend(q, cache, tables), plain(q, cache, RUNS, causal=True)[0])
-    out, weight = ops.attend_in_part(q, cache, tables)
-    wanted = plain(q, cache, RUNS, causal=False)
-    near(out, wanted[0])
-    near(weight, wanted[1])
-
-
 class Crossings(TorchDispatchMode):
     """Copies from the CPU to a device that only has shapes."""
 
@@ -216,15 +155,11 @@ class Crossings(TorchDispatchMode):
         return func(*args, **named)
 
 
-def laid(case: str = "all kinds") -> PagedStep:
-    plan, rows = StepPlan(CudaOps(CPU), (0, 40), (0, 1, 0), 4, (True, True)), Rows.of(CASES[case])
-    angle = np.ones((len(rows.tokens), 8), dtype=np.float32)
-    return PagedStep.of(rows, (angle, angle), plan.layouts(rows, 16), plan)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_steps_numbers_go_to_the_device_in_one_copy_without_a_wait(case: str) -> None:
-    step = laid(case)
+    plan, rows = StepPlan(CudaOps(CPU), (0, 40), (0, 1, 0), 4, (True, True)), Rows.of(CASES[case])
+    angle = np.ones((len(rows.tokens), 8), dtype=np.float32)
+    step = PagedStep.of(rows, (angle, angle), plan.layouts(rows, 16), plan)
     with Crossings() as crossings:
         step.to(torch.device("meta"), Staging(CudaOps(CPU)))
     assert [waits for _, waits in crossings.found] == [False], crossings.found
@@ -254,36 +189,6 @@ def test_widths_that_grouped_products_do_not_take_run_expert_by_expert(tmp_path:
         assert not model.ops.records and model.recorder.replays == 0
         exact = texts.logits(load_model(folder, "float32"), texts.tokens_of(20))
         assert (found - exact).abs().mean() < 0.1 * exact.std()
-
-
-def test_recorded_steps(tiny_dense: Path) -> None:
-    """Nothing in a step waits for the host; a text grows past the widths of its block tables."""
-    tokens, model = texts.tokens_of(270), load(tiny_dense, ops=RecordingOps(CPU))
-    wanted = texts.logits(load_model(tiny_dense, "float32", "cpu"), tokens)
-    sizes = [120, *[1] * 20, 100, *[1] * 30]
-    near(texts.logits(model, tokens, sizes), wanted)
-    assert model.recorder.recorded == 3 and model.recorder.replays > 40  # 1, 2 and 4 blocks
-
-
-@pytest.mark.parametrize("name", ["a tree", "all kinds", "rows that share no parent"])
-def test_trees_beside_chains(tiny_moge: Path, name: str) -> None:
-    """The logits of a node are those of its path, whatever stands beside it."""
-    rows = Rows.of(CASES[name])
-    known = np.unique(np.concatenate(rows.contexts))
-    random = torch.Generator().manual_seed(1)
-    sides = torch.randn(2, 3, len(known), 2, 16, generator=random)
-    rows.tokens[:] = np.arange(len(rows.tokens)) % 90
-    rows.outputs = np.arange(len(rows.tokens))
-    rows.only_best = np.zeros(len(rows.tokens), dtype=np.bool_)
-
-    def step(model: Model) -> Tensor:
-        kv = texts.storage(model, 128)
-        kv.write(known, *sides)
-        return model.forward(rows, kv).logits
-
-    near(
-        step(load(tiny_moge, ops=RecordingOps(CPU))), step(load_model(tiny_moge, "float32", "cpu"))
-    )
 
 
 def test_another_texts_nan_stays_its_own(tiny_moge: Path) -> None:

@@ -1,26 +1,30 @@
-"""`device="npu"`: what is missing is said, what runs is what the CPU says; weights in int8, and a router's."""
+"""`device="npu"`: what is missing is said, what runs is what the CPU says; weights in int8, and a router's; and which
+names of torch_npu are called, and where."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import npu_kernels
+import npu_sim
 import pytest
 import texts
 import torch
-from checkpoints import write, write_dense, write_moge
+from checkpoints import write_dense, write_moge
 from npu_tools import CHIPS, simulated
-from safetensors.torch import load_file
+from quant_tools import quantised
+from safetensors.torch import load_file, save_file
 from tokenizers_tiny import write_bpe
-from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp
-from fastslow.engine.backends.accelerator.weights import Mixture, Stacked
+from fastslow.engine.backends.accelerator.weights import Mixture
 from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
@@ -28,13 +32,15 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.moge import ExpertChoice
-from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
 from fastslow.request.options import Prompt
 
+ROOT = Path(__file__).parents[3]
+FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
+CALLED = re.compile(r"torch_npu\.((?:npu\.)?\w+)")
+DESCRIPTION = "quant_model_description.json"
 TOKENS = texts.tokens_of(60)
-Quantised = tuple[Path, dict[str, QuantLinear]]
 
 
 @pytest.fixture(scope="module")
@@ -126,40 +132,25 @@ def test_a_chips_own_dtype_errs_as_rounding_does(tmp_path: Path, chip: str, kind
     assert differs.float().mean() < 0.15
 
 
-def rounded(weight: Tensor) -> QuantLinear:
-    scale = (weight.float().abs().amax(-1) / 127).bfloat16().float()
-    numbers = (weight.float() / scale[:, None]).round().clamp(-127, 127)
-    return QuantLinear(numbers.to(torch.int8), scale)
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
-    """A checkpoint whose matrices are what int8 holds, and these matrices in int8."""
-    folder = write_moge(tmp_path_factory.mktemp("w8a8"), sharded=False, mlp_only_layers=[1])
-    table = load_file(folder / "model.safetensors")
-    quantised = {n: rounded(w) for n, w in table.items() if n.endswith("_proj.weight")}
-    for name, matrix in quantised.items():
-        table[name] = matrix.weight_OI.float() * matrix.scale_O[:, None]
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return write(folder, config, table), quantised
+def w8a8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("w8a8")
+    return quantised(write_moge(folder / "float", mlp_only_layers=[1]), folder / "int8")
 
 
-def on_npu(folder: Path, matrices: dict[str, QuantLinear], dtype: torch.dtype) -> PagedDecoder:
-    config = ModelConfig.from_folder(folder)
-    place = choose_device("npu")
-    with Checkpoint.open(folder, config).reader(progress=False) as read:
-        ops = paged_ops_for(place)
-        return PagedDecoder(Stacked(config, ops, dtype, place.device, read, matrices.get))
+def on_npu(folder: Path, dtype: str, quantization: str = "w8a8") -> PagedDecoder:
+    model = load_model(folder, dtype, "npu", quantization=quantization)
+    assert isinstance(model, PagedDecoder)
+    return model
 
 
-def test_int8_errs_as_its_rounding_of_rows_does(folders: Quantised) -> None:
-    folder, matrices = folders
-    exact = texts.logits(load_model(folder, "float32", "cpu"), TOKENS)
+def test_int8_errs_as_its_rounding_of_rows_does(w8a8: Path) -> None:
+    exact = texts.logits(load_model(w8a8, "float32", "cpu"), TOKENS)
     npu_kernels.calls.clear()
     with simulated(CHIPS[0], exact=False):
-        model = on_npu(folder, matrices, torch.bfloat16)
+        model = on_npu(w8a8, "bfloat16")
         found = texts.logits(model, TOKENS, [50, *[1] * 10])
-        plain = texts.logits(load_model(folder, "bfloat16", "npu"), TOKENS)
+        plain = texts.logits(on_npu(w8a8, "bfloat16", "none"), TOKENS)
     moge = model.weights.layers[0].mlp
     assert isinstance(moge, Mixture)
     assert model.weights.layers[0].qkv.weight.dtype == torch.int8
@@ -170,24 +161,30 @@ def test_int8_errs_as_its_rounding_of_rows_does(folders: Quantised) -> None:
     assert (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
 
 
-def test_a_310p_multiplies_them_out(folders: Quantised) -> None:
-    folder, matrices = folders
+def test_a_310p_multiplies_them_out(w8a8: Path) -> None:
     with simulated(CHIPS[1]):
-        model = on_npu(folder, matrices, torch.float32)
+        model = on_npu(w8a8, "float32")
         assert model.weights.layers[0].qkv.scale is None
         found = texts.logits(model, TOKENS)
-    exact = texts.logits(load_model(folder, "float32", "cpu"), TOKENS)
+    exact = texts.logits(load_model(w8a8, "float32", "cpu"), TOKENS)
     torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
 
 
-def test_experts_are_all_of_one_kind(folders: Quantised) -> None:
-    folder, matrices = folders
-    some = {n: m for n, m in matrices.items() if "experts.3." not in n}
+def test_experts_are_all_of_one_kind(w8a8: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(w8a8, tmp_path / "mixed")
+    table = load_file(w8a8 / "model.safetensors")
+    described = json.loads((w8a8 / DESCRIPTION).read_text("utf-8"))
+    for name in [name for name in table if "layers.0.mlp.experts.3." in name]:
+        described[name], table[name] = "FLOAT", table[name].float()
+        if not name.endswith(".weight"):
+            del described[name], table[name]
+    save_file(table, folder / "model.safetensors")
+    (folder / DESCRIPTION).write_text(json.dumps(described), "utf-8")
     with (
         simulated(CHIPS[0], exact=False),
         pytest.raises(ValueError, match=r"layers\.0\.mlp: some experts are int8 and some are not"),
     ):
-        on_npu(folder, some, torch.bfloat16)
+        on_npu(folder, "bfloat16")
 
 
 @pytest.mark.parametrize("name", CHIPS)
@@ -213,3 +210,20 @@ def test_the_routers_weights_are_not_rounded(name: str) -> None:
         alone = torch.tensor([[1.0, 0.0]] * 3)
         one = ops.experts(x, ExpertChoice(experts, alone), both, none)
         torch.testing.assert_close(found.float(), one.float() * 1e-4, rtol=0.02, atol=1e-6)
+
+
+def test_all_names_exist_and_all_schemas_are_used() -> None:
+    text = "".join((ROOT / file).read_text("utf-8") for file in FILES)
+    known = {schema.partition("(")[0].partition("::")[2] for schema in npu_kernels.SCHEMAS}
+    device = {f"npu.{name}" for name in vars(npu_sim.torch_npu().npu)}
+    found = set(CALLED.findall(text))
+    assert found - device == known and "torch.ops." not in text
+    assert json.loads(npu_kernels.FILE.read_text("utf-8"))["torch_npu"] == "2.13.0"
+
+
+def test_calls_are_in_these_files_only() -> None:
+    files = [p for room in ("engine", "draft", "policies") for p in (ROOT / room).rglob("*.py")]
+    words = ("torch_npu.", "ops.npu.", "from torch_npu")
+    found = {p for p in files if any(word in p.read_text("utf-8") for word in words)}
+    others = {path.relative_to(ROOT).as_posix() for path in found}
+    assert others - set(FILES) == {"engine/backends/device.py"}

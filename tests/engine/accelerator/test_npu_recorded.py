@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import texts
 import torch
-from npu_sim import NPUGraph
 from npu_tools import CHIPS, simulated
 
 from fastslow.engine.backends.accelerator import recorded
@@ -43,33 +42,6 @@ def test_replays_see_the_new_lengths(model: PagedDecoder, expected: torch.Tensor
     assert model.recorder.recorded == 1 and model.recorder.replays == 9
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
-
-
-def test_lengths_that_are_not_renewed_are_seen(
-    tiny_moge: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The test above notices: a graph that keeps the lengths it was recorded with answers wrongly."""
-    monkeypatch.setattr(NPUGraph, "update", lambda self, cpu_update_input: None)
-    with simulated(CHIPS[0]):
-        found = texts.logits(load(tiny_moge, "npu"), TOKENS, DECODING)
-    assert (found - expected).abs()[32:].max() > 0.1
-
-
-def test_what_cannot_be_recorded_runs_unrecorded_and_is_not_tried_again(
-    model: PagedDecoder, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch, logged: list[str]
-) -> None:
-    right, made = model.ops.route, NPUGraph.made
-
-    def waiting(x: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
-        return right(x, router) * float(x.isfinite().all().item())
-
-    monkeypatch.setattr(model.ops, "route", waiting)
-    found = texts.logits(model, TOKENS, DECODING)
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
-    assert model.recorder.failed == 1 and model.recorder.replays == 0
-    assert NPUGraph.made == made + 1, "one size, one try"
-    lines = [line for line in logged if "cannot be recorded" in line]
-    assert len(lines) == 1 and "steps of 1 rows" in lines[0] and "item" in lines[0]
 
 
 def test_recordings_end_with_their_cache(
@@ -125,21 +97,6 @@ def test_recordings_take_bounded_memory(
     kept = model.recorder.kept
     assert len(kept) < 4 and len(kept[-1].step.tokens) == 8
     assert sum(x.nbytes for x in kept) <= sum(held)
-
-
-def test_the_kernels_run_the_padded_shapes_before_they_are_recorded(
-    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kernel that is loaded, or that takes its workspace, while a graph is recorded may fail."""
-    run, ran = model._run, []
-
-    def noted(step: Any, *rest: Any) -> Any:
-        ran.append((len(step.tokens), torch._C._len_torch_dispatch_stack() > 0))
-        return run(step, *rest)
-
-    monkeypatch.setattr(model, "_run", noted)
-    decode(model, texts.storage(model, 16 * BLOCK), 3, 2)
-    assert ran == [(3, False), (4, False), (4, True)]
 
 
 def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -> None:

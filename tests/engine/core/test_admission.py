@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from accept_tools import Growing, NextProbs, Text, V, chain, joint_probs, table
-from coins import Outcomes, World
+from accept_tools import Make, NextProbs, Text, V, chain, joint_probs, one_step, repeats, table
+from coins import Outcomes, Stream
 from distributions import text_probs
+from schedule_tools import request as new_request
 
 from fastslow.draft.grammar_filter import filter_by_grammar
 from fastslow.engine.core.admission import admitted
+from fastslow.engine.core.latency_budget import RunEverything
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.accept.accept import RULES, accept
-from fastslow.engine.sampling.rng import Purpose
-from fastslow.engine.types import Floats, MarginalValue, StepTiming, Tree
+from fastslow.engine.sampling.accept.accept import RULES
+from fastslow.engine.types import Floats, Tree
 from fastslow.policies.speculation.planner import FixedLength, admit
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
@@ -27,27 +27,13 @@ CONCAVE = StepCostCurve([1, 2, 3, 4, 8], [1.0, 2.0, 2.01, 2.02, 2.03])
 CHANCE = 0.6
 
 
-class Steps:
+class Steps(RunEverything):
     """A cost model of one curve."""
 
     def admit(
-        self,
-        batch: Sequence[object],
-        survival: Sequence[Sequence[float] | None],
-        sizes: Sequence[int],
-        rows: int,
+        self, batch: object, survival: Any, sizes: Sequence[int], rows: int
     ) -> list[list[int]]:
         return admit(survival, sizes, rows, CONCAVE, 1.0)
-
-    def note(self, batch: Sequence[object], step: StepTiming) -> None: ...
-    def seconds(self, groups: int | None, rows: int) -> float:
-        return CONCAVE.seconds(rows)
-
-    def draft_seconds(self, drafter: object) -> float | None:
-        return None
-
-    def value(self, *_: object) -> MarginalValue:
-        return MarginalValue(1.0, 0.0)
 
 
 class Adaptive(FixedLength):
@@ -83,12 +69,11 @@ class Rules:
         raise AssertionError("the law is computed below")
 
 
-def request() -> Request:
-    return Request(
-        id=0, tokens=[], prompt_length=0, params=SamplingParams(temperature=1.0),
-        speculation=Speculation(drafter="model"), policy=Adaptive(4), stopper=None,  # type: ignore[arg-type]
-        groups=None, seed=0, max_len=20, grammar=Rules(),  # type: ignore[arg-type]
-    )  # fmt: skip
+def request(**fields: Any) -> Request:
+    """Before its first token."""
+    hot = SamplingParams(temperature=1.0)
+    fields = {"speculation": Speculation(drafter="model"), "policy": Adaptive(4), **fields}
+    return new_request(0, prompt=0, room=20, params=hot, grammar=Rules(), **fields)
 
 
 def under(rules: Rules, law: NextProbs) -> NextProbs:
@@ -100,39 +85,28 @@ def under(rules: Rules, law: NextProbs) -> NextProbs:
     return masked
 
 
-def pairs(q: NextProbs, draws: Any) -> Tree:
-    """A tree of drawn siblings."""
-    growing = Growing(q, draws)
-    growing.add(growing.add(-1))
-    growing.add(-1)
-    return growing.tree()
-
-
 Admit = Callable[[Sequence[Request], Sequence[Tree], Sequence[int], int, Any], list[Tree]]
 
 
-def law_of_a_step(rule: str, make: Any, decide: Admit) -> np.ndarray:
+def law_of_a_step(rule: str, make: Make, decide: Admit) -> np.ndarray:
     rules = Rules()
-    target, q = under(rules, table(1)), table(2, 1.0)
+    target = under(rules, table(1))
 
-    def step(world: World) -> Text:
+    def drafted(q: NextProbs, draws: Stream) -> Tree:
         one = request()
-        tree = filter_by_grammar(make(q, world.stream(0, Purpose.DRAFT)), one, 6)
-        (tree,) = decide([one], [tree], [3], 1, Steps())
-        rows: list[Any] = [target(())]
-        texts: list[Text] = [()]
-        for token, parent in zip(tree.tokens, tree.parents):
-            texts.append((*texts[parent + 1], token))
-            rows.append(target(texts[-1]) if rules.fits((), texts[-1]) else table(3)(()))
-        rng = lambda b, depth: world.stream(depth, Purpose.ACCEPT)
-        return tuple(accept([tree], [rows], rng, [RULES[rule]]).tokens[0])  # type: ignore[arg-type]
+        (tree,) = decide([one], [filter_by_grammar(make(q, draws), one, 6)], [3], 1, Steps())
+        return tree
 
+    def rows(text: Text) -> Floats:
+        return target(text) if rules.fits((), text) else table(3)(())
+
+    step = one_step(RULES[rule], drafted, table(2, 1.0), rows)
     return joint_probs(Outcomes(step), target, 4) - text_probs(target, V, 4)
 
 
-@pytest.mark.parametrize("make", [chain, pairs])
+@pytest.mark.parametrize("make", [chain, repeats])
 @pytest.mark.parametrize("rule", ["token", "block"])
-def test_what_runs_of_a_sampled_draft_does_not_change_the_law(rule: str, make: Any) -> None:
+def test_what_runs_of_a_sampled_draft_does_not_change_the_law(rule: str, make: Make) -> None:
     assert np.abs(law_of_a_step(rule, make, admitted)).max() < 2e-6
 
 
@@ -148,9 +122,9 @@ def test_the_sums_notice_a_decision_that_sees_what_was_drawn() -> None:
 
 
 def test_certain_tokens_run_after_a_sampled_chain_where_they_pay() -> None:
-    one, drawn = request(), Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32))
+    one, short = request(), request(policy=FixedLength(4))
+    drawn = Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32))
     tree = filter_by_grammar(drawn, one, 6)
     assert list(tree.tokens) == [1, 2, 0, 0]
     assert [len(t.tokens) for t in admitted([one], [tree], [6], 1, Steps())] == [4]
-    short = replace(one, policy=FixedLength(4))
     assert admitted([short], [tree], [6], 1, Steps()) == [tree]

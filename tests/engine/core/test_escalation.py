@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
-from engine_tools import Ask, Bench, OracleDraft, Setting, answer, finish, write_kin
+from engine_tools import PLENTY, Ask, Bench, OracleDraft, Setting, answer, finish, write_kin
 from kernel_tools import wanted
-from tokenizers_tiny import write_bpe
 
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.cpu import library
@@ -24,24 +22,11 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.llm import LLM
 from fastslow.output import Output
 
-VOCAB = 320
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
-    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
-)
 PATHS = ["off", pytest.param("native", marks=pytest.mark.skipif(not wanted(), reason="no kernels"))]
 DRAFTS = ["off", Speculation(drafter="ngram", nodes=6), Speculation(drafter="self", nodes=4)]
 QUESTIONS = ["one two one two one two", "tell me", "a b c a b c a b"]
 DRAWN = {"temperature": 0.8, "seed": 5}
 ROOM = 24
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, VOCAB)
-    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32, num_experts=32)
 
 
 def open_llm(folder: Path, **options: Any) -> LLM:
@@ -50,21 +35,21 @@ def open_llm(folder: Path, **options: Any) -> LLM:
 
 
 @pytest.fixture(scope="module", params=PATHS)
-def llms(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
+def llms(thinker: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
     """One to ask, and one without a prefix cache that says what is right."""
     library.available.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "off":
             patch.setenv("FASTSLOW_KERNELS", "off")
-        with open_llm(folder) as llm, open_llm(folder, prefix_caching=False) as judge:
+        with open_llm(thinker) as llm, open_llm(thinker, prefix_caching=False) as judge:
             library.available.cache_clear()
             assert (llm.model.storage is KVStorage) == (request.param == "off")
             yield llm, judge
 
 
 @pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with open_llm(folder) as llm:
+def llm(thinker: Path) -> Iterator[LLM]:
+    with open_llm(thinker) as llm:
         yield llm
 
 
@@ -90,13 +75,10 @@ def test_recomputed_tokens_are_deeps_for_the_same_text(
     llm, judge = llms
     fell = []
     for question in QUESTIONS:
-        out = llm.chat(
-            question, sampling(**drawn), mode=unsure("recompute", 0.5), speculation=draft
-        )
+        doubtful, fast = unsure("recompute", 0.5), Mode(groups=1, thinking="off")
+        out = llm.chat(question, sampling(**drawn), mode=doubtful, speculation=draft)
         at = out.metrics.escalated_at
-        before = judge.chat(
-            question, sampling(logprobs=0, **drawn), mode=Mode(groups=1, thinking="off")
-        )
+        before = judge.chat(question, sampling(logprobs=0, **drawn), mode=fast)
         assert at == first_fall(before, 0.5, 3), "with a draft and without"
         assert at is not None and 0 < at < ROOM
         assert out.token_ids[:at] == before.token_ids[:at]
@@ -146,8 +128,15 @@ def test_kept_keys_are_those_of_the_first_mode(llms: tuple[LLM, LLM]) -> None:
 
 
 def test_begun_again_it_is_deeps_whole_answer(llm: LLM) -> None:
+    """And a stream tells nothing that is dropped."""
     deep = llm.chat("one two", sampling(max_tokens=9), mode="deep")
-    out = llm.chat("one two", sampling(max_tokens=9), mode=unsure("restart", 0.99, 2))
+    mode = unsure("restart", 0.99, 2)
+    pieces = list(llm.stream_chat("one two", sampling(max_tokens=9), mode=mode))
+    out = pieces[-1].output
+    assert out is not None
+    assert "".join(p.text for p in pieces) == out.text
+    assert "".join(p.reasoning for p in pieces) == out.reasoning
+    assert [x for p in pieces for x in p.token_ids] == out.token_ids
     assert out.token_ids == deep.token_ids
     assert out.prompt_token_ids == deep.prompt_token_ids
     assert (out.text, out.reasoning) == (deep.text, deep.reasoning)
@@ -157,25 +146,10 @@ def test_begun_again_it_is_deeps_whole_answer(llm: LLM) -> None:
     assert out.finish_reason == "length"
 
 
-def test_a_stream_tells_nothing_that_is_dropped(llm: LLM) -> None:
-    mode = unsure("restart", 0.99, 4)
-    pieces = list(llm.stream_chat("one two", sampling(max_tokens=9), mode=mode))
-    output = pieces[-1].output
-    assert output is not None and output.metrics.mode == "deep"
-    assert "".join(p.text for p in pieces) == output.text
-    assert "".join(p.reasoning for p in pieces) == output.reasoning
-    assert [x for p in pieces for x in p.token_ids] == output.token_ids
-
-
 def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
-    modes: list[str | Mode] = [
-        unsure("recompute", 0.6),
-        "deep",
-        unsure("keep", 0.6),
-        unsure("restart", 0.6),
-        "fast",
-    ]
-    prompts = [[{"role": "user", "content": q}] for q in (*QUESTIONS, *QUESTIONS[:2])]
+    doubtful = [unsure(how, 0.6) for how in ("recompute", "keep", "restart")]
+    modes: list[str | Mode] = ["deep", *doubtful, "fast"]
+    prompts = [[{"role": "user", "content": q}] for q in (*QUESTIONS[1:], *QUESTIONS)]
     batched = llm.generate(prompts, sampling(), mode=modes, progress=False)
     alone = [llm.generate(p, sampling(), mode=m) for p, m in zip(prompts, modes)]
     assert [o.token_ids for o in batched] == [o.token_ids for o in alone]
@@ -215,7 +189,6 @@ def test_an_unknown_mode_to_go_on_in_is_refused(llm: LLM) -> None:
 def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
     model = load_model(write_kin(tmp_path / "m", vocab_size=96), "float32", progress=False)
     bench = Bench(model, {"ngram": lambda _: NgramDraft(longest=3, shortest=1)})
-    plenty = Setting()
     params = SamplingParams(max_tokens=24, ignore_eos=True)
     asks = [Ask(tuple(range(5 + n, 14 + n)), params, "ngram", groups=0) for n in range(3)]
 
@@ -225,11 +198,11 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
         finish(core, requests)
         return requests
 
-    alone = [answer(run(plenty, [ask])[0]) for ask in asks]
+    alone = [answer(run(PLENTY, [ask])[0]) for ask in asks]
     left = 0
     for rows in (3, 4, 5, 7):  # chunks end before, at and behind the border
         core = bench.core(Setting(pages=14, prompt_rows=rows))
-        beside = run(plenty, asks, core)
+        beside = run(PLENTY, asks, core)
         assert [answer(r) for r in beside] == alone
         left += sum(
             r.kv_from_previous_mode is not None and r.spec_stats.preemptions > 0 for r in beside

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import write_family
-from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer, finish
+from engine_tools import PLENTY, Ask, Bench, RandomDraft, Setting, answer
 from kernel_tools import wanted
 from pairs import pairwise
 from pangu_v2_tools import write_moe
@@ -97,14 +97,6 @@ def bench_of(tmp_path_factory: pytest.TempPathFactory) -> MakeBench:
     return cache(lambda *of: ExpertsBench(load(tmp_path_factory.mktemp("experts"), *of)))
 
 
-@pytest.mark.parametrize(("kind", "form"), list(zip(KINDS, FORMS)))
-def test_counts_say_different_things(bench_of: MakeBench, kind: str, form: str) -> None:
-    """Or else the tests below prove nothing."""
-    bench = bench_of(kind, form)
-    said = {tuple(answer(bench.alone(ask))) for ask in bench.asks("off")}
-    assert len(said) > len(PROMPTS) * (len(bench.counts) - 1)
-
-
 PRESSURE = Setting(prompt_rows=5, pages=20)
 
 
@@ -120,7 +112,10 @@ def test_drafted_answers_are_those_of_plain_decoding(
     asks, missing = bench.asks(drafter), bench.units.least + 1
     warm = [ask.plain for ask in asks if ask.groups != missing] if setting is PLENTY else []
     requests = bench.run(asks, setting, warm)
-    assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in asks]
+    plain = [answer(bench.alone(ask)) for ask in asks]
+    assert [answer(r) for r in requests] == plain
+    different = len(set(map(tuple, plain)))
+    assert different > len(PROMPTS) * (len(bench.counts) - 1), "or else this proves nothing"
     assert sum(r.spec_stats.accepted for r in requests) > 0
     if setting is PLENTY:
         cached = dict.fromkeys(bench.counts, 0)
@@ -129,17 +124,6 @@ def test_drafted_answers_are_those_of_plain_decoding(
         assert cached.pop(missing) == 0 and all(cached.values()), "nobody ran so many before"
     else:
         assert sum(r.spec_stats.preemptions for r in requests) > 0
-
-
-def test_pages_are_shared_by_requests_of_one_count_only(bench_of: MakeBench) -> None:
-    pangu = bench_of("pangu v2", "plain torch")
-    core = pangu.core()
-    for number, (count, found) in enumerate(((3, 0), (None, 0), (2, 0), (3, 20), (None, 20))):
-        ask = Ask(PROMPTS[1], PARAMS, groups=count)
-        request = pangu.request(number, ask)
-        finish(core, [request])
-        assert request.spec_stats.cached == found, count
-        assert answer(request) == answer(pangu.alone(ask))
 
 
 class Timed(RunEverything):

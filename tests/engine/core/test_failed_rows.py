@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from engine_tools import Ask, Bench, OracleDraft, answer, outcome
-from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, VOCAB, check, make_bench, params, tell
+from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, VOCAB, check, params, tell, watch
 
-from fastslow.engine.core.request import Request
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import GrammarError
-from fastslow.engine.token_mask import TokenMask
 from fastslow.engine.types import Rows
 
 DRAFTERS = (*CHAINS, *TREES, *ORACLES)
-
-
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("models"), "moge", eos_token_id=2)
 
 
 def without_numbers(bench: Bench, bad: frozenset[int], patch: pytest.MonkeyPatch) -> None:
@@ -75,43 +67,24 @@ def test_an_answer_that_comes_to_a_damaged_row_ends_there(
         assert str(one.error) == str(other.error) == "the model's logits are not finite numbers"
 
 
-class Cliff:
-    """A grammar that cannot continue where a text leaves the known answers."""
-
-    def __init__(self, grammar: Any, answers: Sequence[Sequence[int]]) -> None:
-        self._grammar, self._answers = grammar, answers
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grammar, name)
-
-    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
-        text = [*tokens, *drafted]
-        if not any(list(one[: len(text)]) == text for one in self._answers):
-            raise GrammarError("the grammar cannot continue")
-        mask: TokenMask = self._grammar.at(tokens, drafted)
-        return mask
-
-
 @pytest.mark.parametrize("drafter", ["random", "sampled", "tree", "erring", "forked", "model"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_draft_over_a_grammars_edge(
     moge: Bench, drafter: str, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = moge.request
-    answers: list[list[int]] = []
-
-    def request(number: int, ask: Ask, **more: Any) -> Request:
-        built = made(number, ask, **more)
-        built.grammar = Cliff(built.grammar, answers) if answers else built.grammar  # type: ignore[assignment]
-        return built
-
+    """The grammar cannot continue where a text leaves the known answer."""
     ask = Ask(
         PROMPTS[1], params(temperature=temperature, ignore_eos=False), drafter, seed=5,
         rule="reproducible" if temperature else "token",
         grammar=GrammarSpec(regex="[a-f]{20,24}"),
     )  # fmt: skip
-    answers.append(moge.alone(ask).tokens)
-    monkeypatch.setattr(moge, "request", request)
+    known = moge.alone(ask).tokens
+
+    def before(tokens: list[int], drafted: list[int]) -> None:
+        if known[: len(tokens) + len(drafted)] != tokens + drafted:
+            raise GrammarError("the grammar cannot continue")
+
+    watch(moge, monkeypatch, before)
     check(moge, [ask])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from engine_tools import Ask, Bench, Setting, answer, finish
-from exact_tools import NAMES, ORACLES, PROMPTS, TREES, check, make_bench, params
+from exact_tools import NAMES, ORACLES, PROMPTS, TREES, check, params
 from grammar_tools import holds
 from thoughts import Bound
 
@@ -40,30 +40,18 @@ FEW = ("model", "self0", "skip", "common", "retold")  # of `CHAINS`: the others 
 DRAFTERS = (*FEW, *TREES, *ORACLES, *(f"named {name}" for name in NAMES))
 
 
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("models"), "moge", eos_token_id=END)
-
-
 def eight(drafter: str, **fields: Any) -> list[Ask]:
     """A batch: every grammar with and without a thought, whose length is bounded."""
+    wishes = params(**{**PLAIN, **fields})
+    rule = "reproducible" if wishes.temperature else "token"
     asks = []
     for n in range(8):
-        opened = n < 4
-        prompt = (*PROMPTS[n % 5], OPEN) if opened else PROMPTS[n % 5]
-        asks.append(
-            Ask(
-                prompt,
-                params(**{**PLAIN, **fields}),
-                drafter,
-                groups=(None, 0, 1, 2)[n % 4],
-                seed=n,
-                bound=Bound((0, 1, 5, 9)[n], opened=True) if opened else None,
-                rule="reproducible" if fields.get("temperature") else "token",
-                grammar=GrammarSpec(**GRAMMARS[(n + n // 4) % 4]),
-                thinks=opened or None,
-            )
-        )
+        ask = Ask(PROMPTS[n % 5], wishes, drafter, groups=(None, 0, 1, 2)[n % 4], seed=n, rule=rule)
+        ask = replace(ask, grammar=GrammarSpec(**GRAMMARS[(n + n // 4) % 4]))
+        if n < 4:
+            bound = Bound((0, 1, 5, 9)[n], opened=True)
+            ask = replace(ask, tokens=(*ask.tokens, OPEN), bound=bound, thinks=True)
+        asks.append(ask)
     return asks
 
 

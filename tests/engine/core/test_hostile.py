@@ -1,40 +1,26 @@
-"""Settings that nobody should send: refused, or harmless to the requests beside them."""
+"""Settings that nobody should send, drafts that nobody should make: refused, or harmless to others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from checkpoints import write_moge
 from engine_tools import Ask, Bench, OracleDraft, answer, finish, write_kin
-from tokenizers_tiny import write_bpe
 
+from fastslow.draft.base import BaseDrafter
+from fastslow.draft.registry import DRAFTERS, DrafterKind
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.request import Request
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.types import RequestView, Tree
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
 
 HUGE = 10**30
-RANGE = r"^latency_ms=.* must be from 0\.001 to 86400000$"
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-    "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
-)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [1e308, 1e-300, float("nan"), float("inf"), 10**400, HUGE, 86_400_001, 0, -1.0],
-    ids=str,
-)
-def test_a_target_is_refused_with_its_range(value: float) -> None:
-    with pytest.raises(ValueError, match=RANGE):
-        Mode(latency_ms=value)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +32,10 @@ def test_a_target_is_refused_with_its_range(value: float) -> None:
         lambda: SamplingParams(logit_bias={5: 1e308}),
         lambda: SamplingParams(seed=2**200),
         lambda: SamplingParams(min_p=-1e-320),
+        lambda: SamplingParams(stop=["x"] * 65),
+        lambda: SamplingParams(stop="x" * 1001),
+        lambda: SamplingParams(stop=["a", ""]),
+        lambda: SamplingParams(stop=["a", 5]),  # type: ignore[list-item]
         lambda: Speculation(nodes=10**9),
         lambda: Speculation(groups=HUGE),
         lambda: Speculation(layers=(0,) * 20_000),
@@ -53,23 +43,56 @@ def test_a_target_is_refused_with_its_range(value: float) -> None:
         lambda: Escalation(below=0.5, window=HUGE),
         lambda: Escalation(below=0.5, within=HUGE),
         lambda: Mode(groups=HUGE),
+        lambda: Mode(latency_ms=1e-300),
+        lambda: Mode(latency_ms=float("nan")),
+        lambda: Mode(latency_ms=10**400),
+        lambda: Mode(latency_ms=86_400_001),
         lambda: Mode(thinking_budget=10**400),
         lambda: Mode(thinking_budget=10**400, thinking_soft=10**400),
     ],
 )
-def test_numbers_without_bounds_are_refused(make: Callable[[], object]) -> None:
+def test_settings_without_bounds_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"^\w+(\[\d\])?=.* must (be|have) ") as refused:
         make()
     assert len(str(refused.value)) < 200
 
 
+class Says(BaseDrafter):
+    """The same tree for every request."""
+
+    trees: Sequence[Tree] = ()
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return list(self.trees)
+
+
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32, num_experts=32)
-    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+def llm(thinker: Path) -> Iterator[LLM]:
+    DRAFTERS["says"] = DrafterKind(lambda settings, deps: Says(), help="", likely_cause="")
+    with LLM(thinker, kv_memory="4MiB", progress=False) as llm:
         yield llm
+    del DRAFTERS["says"]
+
+
+@pytest.mark.parametrize(
+    ("trees", "said"),
+    [
+        ([Tree.chain([5] * 9)], r"proposed \[9\] nodes where \[4\] fit"),
+        ([Tree.chain([5, -1])], r"tokens \[5, -1\], and ids are 0 to \d+"),
+        ([Tree.chain([10**6])], r"tokens \[1000000\], and ids are 0 to \d+"),
+        ([Tree([5, 6], [-1, 1])], r"parents \[-1, 1\]: each must come earlier"),
+        ([Tree([5, 6], [-1])], r"parents \[-1\]: each must come earlier"),
+        ([Tree([5], [-2])], r"parents \[-2\]: each must come earlier"),
+    ],
+)
+def test_a_tree_that_does_not_fit_ends_its_step(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, trees: list[Tree], said: str
+) -> None:
+    monkeypatch.setattr(Says, "trees", trees)
+    sampling = SamplingParams(max_tokens=8, ignore_eos=True)
+    with pytest.raises(GenerationError, match=said):
+        llm.generate("1 + 1", sampling, speculation=Speculation(drafter="says", nodes=4))
+    assert len(llm.generate("1 + 1", sampling).token_ids) == 8  # the engine goes on
 
 
 MOST = 2**31 - 1

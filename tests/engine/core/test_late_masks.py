@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from engine_tools import Ask, Bench, answer, finish, outcome
-from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, make_bench, params, tell
+from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, WatchedGrammar, check, params, tell, watch
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.target_probs import MaskMaker, left_out
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import GrammarError
-from fastslow.engine.token_mask import TokenMask
 from fastslow.engine.types import Tree
 
 DRAFTERS = ("off", *CHAINS, *TREES, *ORACLES)
 SOON = 20.0
 WORD = GrammarSpec(regex="[a-f]{12,16}")
-
-
-@pytest.fixture(scope="module")
-def moge(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("models"), "moge", eos_token_id=2)
-
-
-class Held:
-    """A grammar that is asked `before` each mask."""
-
-    seconds: float
-
-    def __init__(
-        self, grammar: Any, before: Callable[[Sequence[int], Sequence[int]], object]
-    ) -> None:
-        self._grammar, self._before = grammar, before
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grammar, name)
-
-    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
-        self._before(tokens, drafted)
-        mask: TokenMask = self._grammar.at(tokens, drafted)
-        return mask
 
 
 def asks_for(drafter: str, temperature: float) -> list[Ask]:
@@ -68,20 +42,14 @@ def test_late_masks_change_no_token(
     asks = asks_for(drafter, temperature)
     tell(moge, asks)
     waiting: dict[tuple[int, ...], threading.Event] = {}
-    made, left = moge.request, list[Request]()
+    left = list[Request]()
 
-    def before(tokens: Sequence[int], drafted: Sequence[int]) -> None:
+    def before(tokens: list[int], drafted: list[int]) -> None:
         if threading.current_thread() is threading.main_thread():
             return  # a drafter asks for itself
         if not drafted and len(tokens) % 2 and tuple(tokens) not in waiting:
             over = waiting[tuple(tokens)] = threading.Event()
             assert over.wait(SOON), "the step waits for the mask"
-
-    def request(number: int, ask: Ask, **more: Any) -> Request:
-        built = made(number, ask, **more)
-        if built.grammar is not None:
-            built.grammar = Held(built.grammar, before)  # type: ignore[assignment]
-        return built
 
     def noted(late: Any, *step: Any) -> Any:
         for one in late:
@@ -89,13 +57,9 @@ def test_late_masks_change_no_token(
             waiting.get(tuple(one.tokens), threading.Event()).set()
         return left_out(late, *step)
 
-    monkeypatch.setattr(moge, "request", request)
+    watch(moge, monkeypatch, before)
     monkeypatch.setattr("fastslow.engine.core.engine_core.left_out", noted)
-    requests = moge.run(asks)
-    for one, ask in zip(requests, asks, strict=True):
-        assert outcome(one) == outcome(moge.alone(ask))
-        assert len(one.logprobs) == len(answer(one)) * (ask.params.logprobs is not None)
-        assert len(one.prompt_logprobs) == len(moge.alone(ask).prompt_logprobs)
+    check(moge, asks)
     assert left
 
 
@@ -105,21 +69,8 @@ def test_masks_that_are_known_to_be_slow_are_made_before_the_step(
 ) -> None:
     asks = asks_for(drafter, 1.0)
     tell(moge, asks)
-    made = moge.request
     threads = set[str]()
-
-    def before(tokens: Sequence[int], drafted: Sequence[int]) -> None:
-        threads.add(threading.current_thread().name)
-
-    def request(number: int, ask: Ask, **more: Any) -> Request:
-        built = made(number, ask, **more)
-        if built.grammar is not None:
-            held = Held(built.grammar, before)
-            held.seconds = 1e9
-            built.grammar = held  # type: ignore[assignment]
-        return built
-
-    monkeypatch.setattr(moge, "request", request)
+    watch(moge, monkeypatch, lambda *_: threads.add(threading.current_thread().name), seconds=1e9)
     requests = moge.run(asks)
     for one, ask in zip(requests, asks, strict=True):
         assert outcome(one) == outcome(moge.alone(ask))
@@ -131,7 +82,7 @@ def test_others_go_on_while_a_mask_is_made(moge: Bench) -> None:
     held, free = Ask(PROMPTS[0], params(), grammar=WORD), Ask(PROMPTS[1], params(max_tokens=30))
     requests = [moge.request(n, ask) for n, ask in enumerate((held, free))]
     opened = threading.Event()
-    requests[0].grammar = Held(requests[0].grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
+    requests[0].grammar = WatchedGrammar(requests[0].grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
     core = moge.core()
     for request in requests:
         core.add(request)
@@ -148,7 +99,7 @@ def test_others_go_on_while_a_mask_is_made(moge: Bench) -> None:
 
 def test_a_request_may_end_while_its_mask_is_made(moge: Bench) -> None:
     request, opened = moge.request(0, Ask(PROMPTS[0], params(), grammar=WORD)), threading.Event()
-    request.grammar = Held(request.grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
+    request.grammar = WatchedGrammar(request.grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]
     core = moge.core()
     core.add(request)
     core.step()
@@ -165,13 +116,13 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(moge: Bench, sam
     request, first_made = moge.request(0, ask), threading.Event()
     given_up = threading.Event()
 
-    def before(_: Sequence[int], drafted: Sequence[int]) -> None:
+    def before(_: list[int], drafted: list[int]) -> None:
         if len(drafted) == 1:
             first_made.set()
             given_up.wait(0.1)
 
     assert moge.tokenizer is not None
-    grammar = Held(request.grammar, before)
+    grammar = WatchedGrammar(request.grammar, before)
     request.grammar = grammar  # type: ignore[assignment]
     a, b = (moge.tokenizer.encode(letter, add_special=False)[0] for letter in "ab")
     probs = np.full((2, 320), 1 / 320, np.float32) if sampled else None

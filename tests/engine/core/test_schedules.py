@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -61,16 +60,9 @@ class MarkerModel:
 
     def __init__(self) -> None:
         self.config = ModelConfig(
-            architecture="marker",
-            vocab_size=7,
-            hidden_size=3,
-            layers=1,
-            heads=1,
-            kv_heads=1,
-            head_dim=3,
-            max_positions=64,
-            groups=2,
-        )
+            architecture="marker", vocab_size=7, hidden_size=3, layers=1, heads=1, kv_heads=1,
+            head_dim=3, max_positions=64, groups=2,
+        )  # fmt: skip
         self.fault: str | None = None
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
@@ -113,19 +105,6 @@ def fail_once(drafter: Drafter, method: str) -> None:
     setattr(drafter, method, failing)
 
 
-@dataclass
-class Switch:
-    """Other groups once an answer has `at` tokens; `length`: how long the text was then."""
-
-    at: int = 99
-    to: int | None = None
-    length: int | None = None
-
-    def due(self, request: Request) -> bool:
-        answered = len(request.tokens) - request.prompt_length
-        return self.length is None and not request.done and answered >= self.at
-
-
 class Slow(RunEverything):
     """Steps that take a second for each row, and more with more groups."""
 
@@ -134,6 +113,20 @@ class Slow(RunEverything):
 
     def draft_seconds(self, drafter: object) -> float | None:
         return 0.5
+
+
+class Doubt(NamedTuple):
+    """Leave the mode after `window` unsure tokens in a row, for other groups."""
+
+    window: int
+    to: int | None
+    keep: bool
+
+    def fields(self) -> dict[str, Any]:
+        """Of a request."""
+        # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
+        watched = Confidence(Escalation(below=0.4, window=self.window))
+        return {"confidence": watched, "escape": EscalationTarget("other", self.to, self.keep)}
 
 
 class Engine:
@@ -155,41 +148,27 @@ class Engine:
         }
         self.drafter = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
-        self.requests: list[Request] = []
-        self.switches: list[Switch] = []
+        self.asked: list[tuple[Request, int | None, Doubt | None]] = []
         self.told: dict[int, int] = {}
 
     def add(
-        self,
-        prompt: Sequence[int],
-        room: int,
-        drafter: str,
-        groups: int | None,
-        switch: Switch,
-        target: float | None = None,
-    ) -> Request:
-        ends = frozenset({EOS})
+        self, shared: int, own: list[int], room: int, drafter: str, groups: int | None,
+        doubt: Doubt | None, target: float | None,
+    ) -> None:  # fmt: skip
+        ends, tokens = frozenset({EOS}), [*STORY[:shared], *own]
+        stopper = Stopper(SamplingParams(max_tokens=room), ends, room, None)
         request = new_request(
-            len(self.requests),
-            len(prompt),
-            room,
-            tokens=list(prompt),
-            speculation=Speculation(drafter=drafter),
-            policy=FixedLength(0 if drafter == "off" else 4),
-            stopper=Stopper(SamplingParams(max_tokens=room), ends, room, None),
-            groups=groups,
-            end_ids=ends,
-            listener=self._hear,
-            latency_target=target,
-        )
-        self.requests.append(request)
-        self.switches.append(switch)
+            len(self.asked), len(tokens), room, tokens=tokens, groups=groups, end_ids=ends,
+            speculation=Speculation(drafter=drafter), stopper=stopper, latency_target=target,
+            policy=FixedLength(0 if drafter == "off" else 4), listener=self._hear,
+            **(doubt.fields() if doubt else {}),
+        )  # fmt: skip
+        self.asked.append((request, groups, doubt))
         self.core.add(request)
-        return request
 
     def cancel(self, number: int) -> None:
-        if self.requests:
-            request = self.requests[number % len(self.requests)]
+        if self.asked:
+            request = self.asked[number % len(self.asked)][0]
             self.core.end([r for r in [request] if not r.done], "cancelled", None)
             self.check()
 
@@ -200,15 +179,13 @@ class Engine:
         else:
             fail_once(self.drafter, fault)
 
-    def step(self) -> None:
-        for request, switch in zip(self.requests, self.switches):
-            if switch.due(request):
-                self._switch(request, switch)
-        try:
-            self.core.step()
-        except RuntimeError as error:
-            self.core.end(list(self.core.scheduler.running), "error", error)
-        self.check()
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            try:
+                self.core.step()
+            except RuntimeError as error:
+                self.core.end(list(self.core.scheduler.running), "error", error)
+            self.check()
 
     def drain(self) -> None:
         for _ in range(2000):
@@ -218,7 +195,7 @@ class Engine:
         assert self.core.idle, "the engine does not come to an end"
         for kv in (self.kv, self.small_kv):
             assert kv.requests == 0 and kv.free_pages == kv.pages, "pages leaked"
-        assert all(self.told[r.id] == 1 for r in self.requests), "an end is told once"
+        assert all(self.told[r.id] == 1 for r, *_ in self.asked), "an end is told once"
 
     def check(self) -> None:
         self.kv.check_integrity()
@@ -226,14 +203,6 @@ class Engine:
         running = self.core.scheduler.running
         longest = PATIENCE + len(running) + 1  # others' turns may come first
         assert all(r.skipped_steps <= longest for r in running), "somebody starves"
-
-    def _switch(self, request: Request, switch: Switch) -> None:
-        """The text is computed again under other groups, as where a request escalates."""
-        switch.length = len(request.tokens)
-        if request in self.core.scheduler.running:
-            self.core.scheduler.restart(request, switch.to)
-        else:  # nothing of it is computed
-            request.groups = switch.to
 
     def _hear(self, request: Request) -> None:
         self.told[request.id] = self.told.get(request.id, 0) + request.done
@@ -247,15 +216,12 @@ def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
     return state
 
 
-def plain(
-    request: Request, groups: int | None, switch: Switch, doubt: Doubt | None = None
-) -> list[int]:
+def plain(request: Request, groups: int | None, doubt: Doubt | None) -> list[int]:
     """What a MarkerModel answers, computed from the text alone."""
     text = list(request.tokens[: request.prompt_length])
     unsure, fell = 0, None  # tokens in a row; length of the text when it was left
     while len(text) < request.max_len + 1:
-        switched = switch.length is not None and len(text) >= switch.length
-        ran = [switch.to if switched else groups] * len(text)
+        ran = [groups] * len(text)
         if doubt is not None and fell is not None:
             early = fell - 1 if doubt.keep else 0  # its last token had not run yet
             ran = [groups] * early + [doubt.to] * (len(text) - early)
@@ -269,19 +235,6 @@ def plain(
     return text[request.prompt_length :]
 
 
-class Doubt(NamedTuple):
-    """Leave the mode after `window` unsure tokens in a row, for other groups."""
-
-    window: int
-    to: int | None
-    keep: bool
-
-    def watch(self, request: Request) -> None:
-        # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
-        request.confidence = Confidence(Escalation(below=0.4, window=self.window))
-        request.escape = EscalationTarget("other", self.to, self.keep)
-
-
 groups_of = st.sampled_from([None, None, 0, 1])
 additions = st.tuples(
     st.just("add"),
@@ -290,7 +243,6 @@ additions = st.tuples(
     st.integers(1, 10),  # room
     st.sampled_from(DRAFTERS),
     groups_of,
-    st.one_of(st.just((99, None)), st.tuples(st.integers(0, 6), groups_of)),  # a switch
     st.one_of(st.none(), st.builds(Doubt, st.integers(1, 2), groups_of, st.booleans())),
     st.sampled_from([None, None, 0.5, 6.0]),  # a target: tighter than any step, or of some rows
 )
@@ -300,33 +252,8 @@ operations = st.one_of(
     st.tuples(st.just("step"), st.integers(1, 4)),
     st.tuples(st.just("step"), st.integers(1, 4)),
     st.tuples(st.just("cancel"), st.integers(0, 20)),
-    st.tuples(st.just("fault"), st.sampled_from(FAULTS)),
+    st.tuples(st.just("break_next"), st.sampled_from(FAULTS)),
 )
-Asked = list[tuple[Request, int | None, Switch, Doubt | None]]
-
-
-def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
-    asked: Asked = []
-    for name, *details in schedule:
-        if name == "add":
-            shared, own, room, drafter, groups, (at, to), doubt, target = details
-            if doubt is not None:
-                at = 99  # one switch is enough
-            switch = Switch(at, to)
-            prompt = [*STORY[:shared], *own]
-            request = engine.add(prompt, room, drafter, groups, switch, target)
-            if doubt is not None:
-                doubt.watch(request)
-            asked.append((request, groups, switch, doubt))
-        elif name == "step":
-            for _ in range(details[0]):
-                engine.step()
-        elif name == "cancel":
-            engine.cancel(details[0])
-        else:
-            engine.break_next(details[0])
-    engine.drain()
-    return asked
 
 
 @settings(suppress_health_check=list(HealthCheck))
@@ -338,8 +265,11 @@ def play(engine: Engine, schedule: Sequence[Any]) -> Asked:
 )
 def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
     engine = Engine(pages, rows, running)
-    for request, groups, switch, doubt in play(engine, schedule):
-        expected = plain(request, groups, switch, doubt)
+    for operation, *details in schedule:
+        getattr(engine, operation)(*details)
+    engine.drain()
+    for request, groups, doubt in engine.asked:
+        expected = plain(request, groups, doubt)
         got = answer(request)
         if request.stopper.reason in ("cancelled", "error") or request.error is not None:
             assert got == expected[: len(got)]

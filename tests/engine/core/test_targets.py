@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from checkpoints import write_moge
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule_tools import request, run, small_cache
-from tokenizers_tiny import write_bpe
+from schedule_tools import request, run, scheduler
 
 from fastslow.engine.core.latency_budget import (
     LATER,
@@ -22,7 +20,6 @@ from fastslow.engine.core.latency_budget import (
     RunEverything,
 )
 from fastslow.engine.core.request import KVHistory
-from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
 
@@ -40,12 +37,8 @@ class Linear(RunEverything):
         return self.draft
 
 
-def scheduler(budget: LatencyBudget, rows: int = 512, running: int = 8) -> Scheduler:
-    return Scheduler(small_cache(), rows, running, budget)
-
-
 def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
-    step = scheduler(LatencyBudget(Linear()), rows=60)
+    step = scheduler(rows=60, budget=LatencyBudget(Linear()))
     step.add(request(0, prompt=200))
     assert run(step) == {0: 60}
     step.add(request(1, prompt=50, latency_target=40.0))
@@ -55,13 +48,10 @@ def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
 
 
 def test_others_bring_what_the_tightest_target_leaves() -> None:
-    step = scheduler(LatencyBudget(Linear()))
-    for one in (
-        request(0, prompt=1, latency_target=40.0),
-        request(1, prompt=1, latency_target=16.0),
-        request(2, prompt=90),
-    ):
-        step.add(one)
+    step = scheduler(budget=LatencyBudget(Linear()))
+    step.add(request(0, prompt=1, latency_target=40.0))
+    step.add(request(1, prompt=1, latency_target=16.0))
+    step.add(request(2, prompt=90))
     assert run(step) == {0: 1, 1: 1, 2: int(16 * SHARE) - 2}
 
 
@@ -90,7 +80,7 @@ def test_steps_stay_short_for_a_while() -> None:
 
 def test_whoever_was_passed_over_long_enough_is_served_first() -> None:
     """The target is tighter than any step: nothing else ever fits."""
-    step = scheduler(LatencyBudget(Linear(fixed=100.0)), rows=64)
+    step = scheduler(rows=64, budget=LatencyBudget(Linear(fixed=100.0)))
     step.add(request(0, prompt=40))
     run(step)
     assert step.running[0].computed == 40
@@ -116,7 +106,7 @@ def test_only_one_turn_a_step() -> None:
 
 
 def test_a_remembered_target_stops_nobody() -> None:
-    step = scheduler(LatencyBudget(Linear(fixed=100.0), lambda: 100.0))
+    step = scheduler(budget=LatencyBudget(Linear(fixed=100.0), lambda: 100.0))
     step.add(request(0, prompt=1, room=1, latency_target=1.0))
     run(step)
     assert not step.running
@@ -125,14 +115,11 @@ def test_a_remembered_target_stops_nobody() -> None:
     assert any(1 in found for found in steps)
 
 
+targets, groups_of = st.sampled_from([None, None, 2.0, 30.0]), st.sampled_from([None, 1])
+
+
 @given(
-    prompts=st.lists(
-        st.tuples(
-            st.integers(1, 60), st.sampled_from([None, None, 2.0, 30.0]), st.sampled_from([None, 1])
-        ),
-        min_size=1,
-        max_size=12,
-    ),
+    prompts=st.lists(st.tuples(st.integers(1, 60), targets, groups_of), min_size=1, max_size=12),
     every=st.integers(1, 6),
     running=st.sampled_from([2, 4, 16]),
     fixed=st.sampled_from([0.0, 50.0]),
@@ -140,7 +127,7 @@ def test_a_remembered_target_stops_nobody() -> None:
 def test_everybody_ends(
     prompts: list[tuple[int, float | None, int | None]], every: int, running: int, fixed: float
 ) -> None:
-    step = scheduler(LatencyBudget(Linear(fixed=fixed)), rows=32, running=running)
+    step = scheduler(32, running, budget=LatencyBudget(Linear(fixed=fixed)))
     left = [
         request(n, prompt=size, latency_target=target, groups=groups)
         for n, (size, target, groups) in enumerate(prompts)
@@ -171,7 +158,7 @@ def test_drafts_are_cut_to_what_fits() -> None:
 
 
 def test_prompts_of_one_token_overtake_nobody() -> None:
-    step = scheduler(LatencyBudget(RunEverything()), running=1)
+    step = scheduler(running=1)
     for number, size in enumerate((1, 30)):
         step.add(request(number, size))
     started = []
@@ -184,7 +171,7 @@ def test_prompts_of_one_token_overtake_nobody() -> None:
 
 
 def test_a_preempted_request_keeps_its_age() -> None:
-    step = scheduler(LatencyBudget(RunEverything()), running=2)
+    step = scheduler(running=2)
     old, young, new = request(0, 4), request(1, 4), request(2, 1)
     for one in (old, young, new):
         step.add(one)
@@ -197,22 +184,15 @@ def test_a_preempted_request_keeps_its_age() -> None:
     assert list(step.waiting) == [new]
 
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-
-
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder = tmp_path_factory.mktemp("moge")
-    write_bpe(folder, TEMPLATE, 320)
-    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32)
-    (folder / "fastslow.json").write_text(json.dumps({"modes": {"fast": {"latency_ms": 60000}}}))
-    with LLM(folder, kv_memory="4MiB", progress=False) as llm:
+def llm(tiny_chat: Path) -> Iterator[LLM]:
+    with LLM(tiny_chat, kv_memory="4MiB", progress=False) as llm:
         yield llm
 
 
 def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:
     params = SamplingParams(max_tokens=4, ignore_eos=True)
-    kept = llm.chat("one", params, mode="fast").metrics
+    kept = llm.chat("one", params, mode=Mode(latency_ms=60000)).metrics
     assert (kept.target_ms, kept.target_kept) == (60000, True)
     missed = llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics
     assert missed.target_ms == pytest.approx(0.001) and missed.target_kept is False

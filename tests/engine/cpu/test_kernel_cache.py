@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,10 +74,7 @@ STRANGERS = pytest.param(
 )
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [*DAMAGE, STRANGERS],
-)
+@pytest.mark.parametrize(("change", "reason"), [*DAMAGE, STRANGERS])
 def test_a_library_that_may_not_run_is_compiled_anew(
     root: Path, logged: list[str], change: Callable[[Path], object], reason: str
 ) -> None:
@@ -145,22 +141,6 @@ def test_without_a_compiler_cached_kernels_run(
     (kernel_cache.SOURCES / "answer.cpp").write_text(ANSWER.replace("42", "43"))
     with pytest.raises(RuntimeError, match=none):
         build("plain")
-
-
-SEVERAL = """
-import pathlib, sys
-from fastslow.engine.backends.cpu import kernel_cache
-kernel_cache.SOURCES = pathlib.Path(sys.argv[1])
-assert kernel_cache.load("plain").answer() == 42
-"""
-
-
-@pytest.mark.slow
-def test_processes_that_compile_at_once_do_no_harm(root: Path) -> None:
-    run = [sys.executable, "-c", SEVERAL, str(kernel_cache.SOURCES)]
-    several = [subprocess.Popen(run) for _ in range(4)]
-    assert [process.wait(120) for process in several] == [0] * 4
-    assert len(list((root / "kernels").iterdir())) == 1
 
 
 def test_kernels_for_every_chip_are_found_on_another(

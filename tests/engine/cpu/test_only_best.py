@@ -4,6 +4,7 @@ int8 before it is read, whatever its rows are."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,84 +15,21 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled, wanted
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best
-from fastslow.engine.types import Ints, ModelOutput
 
-VOCAB, HIDDEN = 1000, 96  # not whole tiles
+HIDDEN = 96  # no whole tiles
 ROWS = 16  # of a step; more are not screened
 STEPS = 20
 SIZES = (70, 997)  # no whole tiles of 32
 FORMATS = [("float32", "none"), ("bfloat16", "none")]
 if wanted():
     FORMATS += [("bfloat16", "int8"), ("bfloat16", "int4")]
-
-
-def write(folder: Path, spread: float = 1.0, sick: float | None = None) -> Path:
-    """A dense checkpoint with an untied head, in which every token has a twin further on.
-
-    spread: how much the last norm stretches some inputs of the head, against which int8 is coarse.
-    sick: a value for one weight of the head.
-    """
-    config = {**checkpoints.DENSE, "vocab_size": VOCAB, "hidden_size": HIDDEN}
-    table = checkpoints.tensors(config, seed=3)
-    head = table["lm_head.weight"]
-    head[VOCAB // 2 :] = head[: VOCAB // 2].flip(0)
-    if sick is not None:
-        head[700, 5] = sick
-    table["model.norm.weight"][::17] *= spread
-    return checkpoints.write(folder, config, table)
-
-
-def run(model: Model, only_best: Ints, seed: int = 0) -> ModelOutput:
-    """One text for each mark."""
-    return texts.single_tokens(model, texts.tokens_of(len(only_best), seed, VOCAB), only_best)
-
-
-@pytest.mark.parametrize(("dtype", "quantization"), FORMATS)
-@pytest.mark.parametrize("spread", [1.0, 300.0])
-def test_the_best_token_is_the_first_of_the_largest_logits(
-    tmp_path: Path, dtype: str, quantization: str, spread: float
-) -> None:
-    model = load_model(write(tmp_path, spread), dtype, quantization=quantization)
-    for count in (1, 2, 5, 13, 16, 40):
-        for seed in range(3):
-            whole = run(model, np.zeros(count, dtype=np.int64), seed)
-            assert (whole.best == -1).all()
-            best = whole.logits.argmax(-1).numpy()
-            assert (best < VOCAB // 2).all()  # the first of twins
-            assert run(model, np.ones(count, dtype=np.int64), seed).best.tolist() == best.tolist()
-            some = np.arange(count) % 3 % 2
-            mixed = run(model, some, seed)
-            assert mixed.best.tolist() == np.where(some, best, -1).tolist()
-            assert torch.equal(mixed.logits[some == 0], whole.logits[some == 0])
-
-
-@pytest.mark.parametrize(("dtype", "quantization"), FORMATS)
-@pytest.mark.parametrize("sick", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_have_no_best(
-    tmp_path: Path, dtype: str, quantization: str, sick: float
-) -> None:
-    model = load_model(write(tmp_path, sick=sick), dtype, quantization=quantization)
-    for count in (1, 20):
-        out = run(model, np.ones(count, dtype=np.int64))
-        assert (out.best == -1).all()
-
-
-@compiled
-def test_a_bfloat16_head_is_screened_only_where_no_logits_are_wanted(tmp_path: Path) -> None:
-    model = load_model(write(tmp_path), "bfloat16")
-    assert isinstance(model, CpuDecoder)
-    for marks, screened in ((np.ones(3), 1), (np.array([1, 0, 1]), 0), (np.ones(40), 0)):
-        run(model, marks.astype(np.int64))
-        assert library.kernels().fs_screened(model._handle) == screened
 
 
 def test_a_step_needs_no_logits_only_while_nothing_shapes_them() -> None:
@@ -171,17 +109,39 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-def write_head(folder: Path, kind: str, size: int) -> Path:
+def write(
+    folder: Path, kind: str, size: int, spread: float = 1.0, sick: float | None = None
+) -> Path:
+    """A dense checkpoint with a head of some kind.
+
+    spread: how much the last norm stretches some inputs of the head, against which int8 is coarse.
+    sick: a value for one weight of the head.
+    """
     config = {**checkpoints.DENSE, "vocab_size": size, "hidden_size": HIDDEN}
     table = checkpoints.tensors(config, seed=size)
-    table["lm_head.weight"] = HEADS[kind](table["lm_head.weight"]).contiguous()
+    head = table["lm_head.weight"] = HEADS[kind](table["lm_head.weight"]).contiguous()
+    if sick is not None:
+        head[50, 3] = sick
+    table["model.norm.weight"][::17] *= spread
     return checkpoints.write(folder, config, table)
 
 
-def plain(logits: Tensor) -> list[int]:
-    """The first of the likeliest; -1 where a logit is not finite."""
-    best: list[int] = torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1).tolist()
-    return best
+@pytest.mark.parametrize(("dtype", "quantization"), FORMATS)
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_the_best_token_is_the_first_of_the_largest_logits(
+    tmp_path: Path, dtype: str, quantization: str, spread: float
+) -> None:
+    """Also where others of the step want their logits."""
+    model = load_model(write(tmp_path, "ties", 997, spread), dtype, quantization=quantization)
+    for count, seed in product((1, 2, 5, 13, 16, 40), range(3)):
+        tokens, some = texts.tokens_of(count, seed, 997), np.arange(count) % 3 % 2
+        whole = texts.single_tokens(model, tokens, [False] * count)
+        best = whole.logits.argmax(-1).numpy()
+        assert (whole.best == -1).all() and (best % 3 == 0).all()
+        assert texts.single_tokens(model, tokens, [True] * count).best.tolist() == best.tolist()
+        mixed = texts.single_tokens(model, tokens, some)
+        assert mixed.best.tolist() == np.where(some, best, -1).tolist()
+        assert torch.equal(mixed.logits[some == 0], whole.logits[some == 0])
 
 
 @compiled
@@ -189,22 +149,33 @@ def plain(logits: Tensor) -> list[int]:
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_screened_best_is_the_whole_heads(tmp_path: Path, kind: str, size: int) -> None:
     """320 comparisons each, 11,520 in all."""
-    model = load_model(write_head(tmp_path, kind, size), "bfloat16")
+    model = load_model(write(tmp_path, kind, size), "bfloat16")
     for seed in range(STEPS):
         tokens = texts.tokens_of(ROWS, seed, size)
-        want = plain(texts.single_tokens(model, tokens, [False] * ROWS).logits)
+        logits = texts.single_tokens(model, tokens, [False] * ROWS).logits
+        want = torch.where(logits.isfinite().all(-1), logits.argmax(-1), -1).tolist()
         assert texts.single_tokens(model, tokens, [True] * ROWS).best.tolist() == want
         assert kind != "none" or want == [0] * ROWS
 
 
 @compiled
+def test_a_head_is_screened_only_where_no_logits_are_wanted(tmp_path: Path) -> None:
+    model = load_model(write(tmp_path, "plain", SIZES[1]), "bfloat16")
+    assert isinstance(model, CpuDecoder)
+    for marks, screened in (([1] * 3, 1), ([1, 0, 1], 0), ([1] * 40, 0)):
+        texts.single_tokens(model, texts.tokens_of(len(marks)), marks)
+        assert library.kernels().fs_screened(model._handle) == screened
+
+
+@pytest.mark.parametrize(("dtype", "quantization"), FORMATS)
+@pytest.mark.parametrize("kind", ["plain", "few"])
 @pytest.mark.parametrize("sick", [float("nan"), float("inf"), -float("inf")])
-def test_among_rows_that_nothing_bounds_one_that_is_not_finite_shows(
-    tmp_path: Path, sick: float
+def test_logits_that_are_not_finite_have_no_best(
+    tmp_path: Path, dtype: str, quantization: str, kind: str, sick: float
 ) -> None:
-    folder = write_head(tmp_path, "few", SIZES[0])
-    table = load_file(folder / "model.safetensors")
-    table["lm_head.weight"][50, 3] = sick
-    save_file(table, folder / "model.safetensors")
-    model, tokens = load_model(folder, "bfloat16"), texts.tokens_of(ROWS, 0, SIZES[0])
-    assert texts.single_tokens(model, tokens, [True] * ROWS).best.tolist() == [-1] * ROWS
+    """Also among rows that nothing bounds."""
+    folder = write(tmp_path, kind, SIZES[0], sick=sick)
+    model = load_model(folder, dtype, quantization=quantization)
+    for count in (1, ROWS, 20):
+        tokens = texts.tokens_of(count, 0, SIZES[0])
+        assert (texts.single_tokens(model, tokens, [True] * count).best == -1).all()

@@ -110,10 +110,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path]
     make(path := tmp_path / "odd")
     with pytest.raises(OSError, match="it is no file"):
         open_file(path)
-    with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
-        read_sealed(path)
-    with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
-        read_head(path)
-    with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
-        GgufFile.read(path)
+    for read in (read_sealed, read_head, GgufFile.read):
+        with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
+            read(path)
     assert _known(path) == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -58,14 +59,8 @@ def test_a_short_job_says_nothing(logged: list[str]) -> None:
 def test_a_notebook_has_a_bar(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     shown: list[Any] = []
 
-    class Output:
+    class Output(nullcontext[None]):
         """What ipywidgets gives; it shows what is printed inside of it."""
-
-        def __enter__(self) -> None:
-            pass
-
-        def __exit__(self, *_: object) -> None:
-            pass
 
         def clear_output(self, wait: bool) -> None:
             pass

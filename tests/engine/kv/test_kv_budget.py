@@ -36,9 +36,7 @@ def test_a_share_is_cut_at_what_the_requests_can_use() -> None:
     assert pages(None) == 3072
     assert pages(0.5) == pages(0.5, context=159) == 5120
     assert pages(None, max_requests=4) == 40
-
-
-def test_bytes_are_taken_as_they_are() -> None:
+    # bytes are taken as they are
     assert pages(1024 * 100, max_requests=1) == 100
     assert pages("2MiB", max_requests=1) == 2048
 

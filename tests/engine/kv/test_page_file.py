@@ -124,25 +124,6 @@ def test_a_page_after_other_pages_of_its_text_is_not_restored(tmp_path: Path) ->
     kv.check_integrity()
 
 
-@pytest.mark.parametrize("seed", range(5, 10))
-def test_roots_and_pins_in_any_order_beside_a_file(tmp_path: Path, seed: int) -> None:
-    random = Random(seed)
-    kv = cache(pages=12)
-    spilling(tmp_path, kv, random.choice([3, 100]))
-    for request in range(120):
-        root, for_all = random.choice(["a", "b"]), random.choice([None, "all"])
-        text = [n for part in random.choices(range(2), k=3) for n in [part] * PAGE] + [7]
-        write(kv, request, text, root, for_all)
-        kv.check_integrity()
-        kv.close(request)
-        if random.random() < 0.3:
-            kv.unpin(0)
-            kv.pin(0, text[: random.randrange(1, 3) * PAGE], root, 0, for_all="all")
-        kv.check_integrity()
-    kv.unpin(0)
-    assert kv.spill is not None and kv.spill.restored > 3 and kv.free_pages == kv.pages
-
-
 @pytest.mark.parametrize("full", [True, False])
 def test_a_full_disk_ends_the_spilling_and_what_cannot_be_read_back_is_a_miss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool

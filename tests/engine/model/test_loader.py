@@ -184,41 +184,23 @@ print(max(peak, anonymous()) - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize(
-    ("dtype", "kernels"),
-    [
-        ("bfloat16", "native"),
-        pytest.param("float32", "native", marks=pytest.mark.slow),
-        pytest.param("bfloat16", "off", marks=pytest.mark.slow),
-    ],
-)
-def test_peak_memory_stays_near_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kernels: str
-) -> None:
+@compiled
+def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anonymous pages only. What is packed passes through float32: at most three such copies of the largest
     matrix live at once."""
-    if kernels != "off":
-        compiled = cache_folder() / "kernels"
-        build(kernels)
-        (tmp_path / "cache").mkdir()
-        shutil.copytree(compiled, tmp_path / "cache" / "kernels")
-        monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("FASTSLOW_KERNELS", kernels)
-    size: dict[str, Any] = {
-        "vocab": 8192,
-        "hidden_size": 512,
-        "moe_intermediate_size": 768,
-        "num_experts": 20,
-    }
-    layers = 4 if dtype == "bfloat16" else 2
-    folder = checkpoints.write_moge(tmp_path, num_hidden_layers=layers, torch_dtype=dtype, **size)
+    build("native")
+    shutil.copytree(cache_folder() / "kernels", tmp_path / "cache" / "kernels")
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FASTSLOW_KERNELS", "native")
+    size: dict[str, Any] = {"vocab": 8192, "hidden_size": 512, "moe_intermediate_size": 768}
+    size |= {"num_experts": 20, "num_hidden_layers": 4, "torch_dtype": "bfloat16"}
+    folder = checkpoints.write_moge(tmp_path, **size)
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert held > 150 << 20
     script = [sys.executable, "-c", MEMORY, str(folder)]
     used = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
     assert 0.9 * held < used < 1.05 * held + 3 * 8192 * 512 * 4
-    if kernels != "off":
-        assert list((tmp_path / "cache" / "packed").iterdir())
+    assert list((tmp_path / "cache" / "packed").iterdir())
 
 
 STRETCHED = {"rope_scaling": {"type": "linear", "factor": 1e6}}

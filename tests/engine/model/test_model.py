@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import texts
 import torch
-from kernel_tools import wanted
+from family_tools import KERNELS, load
 from reference_model import ReferenceModel
 
-from fastslow.engine.backends.cpu import decoder, library
+from fastslow.engine.backends.cpu import decoder
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.base import Model
-from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.types import Rows
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
@@ -111,17 +109,12 @@ def test_rope_parameters_of_newer_configs_mean_the_same(tmp_path: Path) -> None:
     assert torch.equal(texts.logits(load_model(old), tokens), texts.logits(load_model(new), tokens))
 
 
-@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_features_of_rows_without_logits(
     tmp_path: Path, kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asking for them changes no bit of a logit, wherever a long step is cut."""
-    if not kernels:
-        monkeypatch.setattr(library, "available", lambda: False)
-    elif not wanted():
-        pytest.skip("the kernels are switched off")
-    model = load_model(checkpoints.write_moge(tmp_path))
-    assert isinstance(model, decoder.CpuDecoder if kernels else Decoder)
+    model = load(checkpoints.write_moge(tmp_path), kernels)
     lengths, kv, firsts = (9, 1, 30), texts.storage(model, 120), (0, 40, 80)
     slots = [np.arange(first, first + n) for first, n in zip(firsts, lengths)]
 
@@ -131,13 +124,14 @@ def test_features_of_rows_without_logits(
             segment.outputs, segment.feature_rows = outputs, seen
         return Rows.of(segments)
 
-    full = model.forward(rows(*(([*range(n)], [*range(n)]) for n in lengths)), kv, (2, 0))
+    every = rows(*(([*range(n)], [*range(n)]) for n in lengths))
+    full, middle = model.forward(every, kv, (2, 0)), model.forward(every, kv, (1,)).features
     some = rows(([8], [2, 3, 8]), ([], [0]), ([29, 4], []))
     places = [2, 3, 8, 9]
     for most in (1024, 7):
         monkeypatch.setattr(decoder, "MOST_ROWS", most)
         found, blind = model.forward(some, kv, (2, 0)), model.forward(some, kv)
-        assert found.features is not None and full.features is not None
+        assert found.features is not None and full.features is not None and middle is not None
         assert torch.equal(found.features, full.features[places])
         assert found.features.shape[1] == 2 * model.config.hidden_size
         last = model.forward(some, kv, (0,)).features
@@ -146,15 +140,7 @@ def test_features_of_rows_without_logits(
         assert torch.equal(found.logits, blind.logits) and blind.features is None
         none = model.forward(rows(([], [5]), ([], []), ([], [29])), kv, (1,))
         assert none.features is not None and none.logits.shape == (0, model.config.vocab_size)
-        assert torch.equal(none.features, _alone(model, 9, 30)[[5, 38]])
-
-
-def _alone(model: Model, *lengths: int) -> torch.Tensor:
-    kv, found = texts.storage(model, 40), []
-    for n in lengths:
-        rows = Rows.of([texts.chunk(texts.tokens_of(n, n), 0, n, np.arange(n))])
-        found.append(model.forward(rows, kv, (1,)).features)
-    return torch.cat([part for part in found if part is not None])
+        assert torch.equal(none.features, middle[[5, 39]])
 
 
 def test_feature_layers_and_empty_steps_are_checked(tmp_path: Path) -> None:

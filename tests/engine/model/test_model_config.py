@@ -11,6 +11,7 @@ from typing import Any
 import checkpoints
 import pytest
 import torch
+from pangu_v2_tools import MOE
 
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.model.config import ModelConfig
@@ -18,7 +19,7 @@ from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.tools.plan.published import KNOWN
 
 
-def test_counts_of_the_72b_are_the_published_ones() -> None:
+def test_counts_are_the_published_ones() -> None:
     config = ModelConfig.from_json(KNOWN["openpangu-pro-moe-72b"])
     assert config.head_dim == 128 and config.context == 131072
     assert parameters(config) / 1e9 == pytest.approx(71.99, abs=0.01)
@@ -26,9 +27,9 @@ def test_counts_of_the_72b_are_the_published_ones() -> None:
     assert active_parameters(config, 8) == active_parameters(config)
     assert active_parameters(config) - active_parameters(config, 7) == 48 * 3 * 5120 * 1344
     assert config.kv_bytes_per_token(torch.bfloat16) == 2 * 48 * 8 * 128 * 2
-
-
-def test_counts_of_a_dense_model_do_not_know_groups() -> None:
+    config = ModelConfig.from_json(KNOWN["openpangu-r-72b"])  # "74B-A15B"
+    assert round(parameters(config) / 1e9) == 74
+    assert round(active_parameters(config) / 1e9) == 15
     config = ModelConfig.from_json(checkpoints.DENSE)
     assert config.groups == 0
     assert parameters(config) == active_parameters(config) == active_parameters(config, 3)
@@ -172,13 +173,19 @@ SLOW = {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}
         ("gpt_oss", {"rope_scaling": {"rope_type": "yarn"}}, "factor is missing"),
         ("gpt_oss", {"rope_scaling": SLOW}, "beta_fast 1.0 must be above beta_slow 2.0"),
         ("llama", {"head_dim": None, "hidden_size": 65}, "hidden_size 65 must be a multiple of"),
+        ("pangu_v2", {"qk_rope_dim": 7}, "qk_rope_dim 7 must be even"),
+        ("pangu_v2", {"v_channels": 32}, "v_channels 32 must be at most 24"),
+        ("pangu_v2", {"num_experts_per_tok": 11}, "_tok 11 must be at most num_experts 10"),
+        ("pangu_v2", {"rotary_layout": "odd"}, "rotary_layout 'odd' is not one of interleaved-fir"),
+        ("pangu_v2", {"qkv_bias": True}, "qkv_bias True is not supported"),
+        ("pangu_v2", {"param_sink_number": -1}, "param_sink_number -1 must be a whole number of"),
     ],
 )
 def test_families_refuse_what_does_not_fit(
     family: str, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        ModelConfig.from_json({**checkpoints.FAMILIES[family], **fields})
+        ModelConfig.from_json({**checkpoints.FAMILIES, "pangu_v2": MOE}[family] | fields)
 
 
 def test_what_published_configs_say_without_need_is_read() -> None:

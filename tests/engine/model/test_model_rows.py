@@ -1,4 +1,5 @@
-"""A row's bits do not depend on the rows beside it, nor on how its text was cut up: every family in every format."""
+"""A row's bits do not depend on the rows beside it, nor on how its text was cut up: every family in every format; and
+the kernels against plain torch in float64."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import texts
 import torch
 from checkpoints import FAMILIES, write_dense, write_family, write_moge
 from family_tools import load
-from kernel_tools import wanted
+from kernel_tools import compiled, wanted
 from pairs import pairwise
 from pangu_v2_tools import write_moe
+from safetensors.torch import load_file, save_file
 
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
@@ -216,3 +218,50 @@ def test_each_request_keeps_its_own_max_len(tmp_path: Path) -> None:
     for got, max_len in zip(out, max_lens, strict=True):
         assert torch.equal(got, texts.logits(model, tokens, [5, 1, 6], max_len=max_len))
     assert not torch.equal(out[0], out[1]) and not torch.equal(out[1], out[2])
+
+
+@compiled
+@pytest.mark.parametrize("kind", [*FAMILIES, *OTHERS])
+def test_probabilities_are_the_references(tmp_path: Path, kind: str) -> None:
+    """Also where windows begin in another block of keys than they end in."""
+    long = kind in ("wide window", "long windows")
+    model, tokens = made(tmp_path, kind, "float32"), texts.tokens_of(420 if long else 29)
+    for experts in (None, 1, 2) if model.config.router else (None,):
+        want = texts.logits(load(tmp_path, False, "float64"), tokens, groups=experts).log_softmax(
+            -1
+        )
+        got = texts.logits(model, tokens, groups=experts).double().log_softmax(-1)
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-4 if long else 1e-4)
+
+
+@compiled
+@pytest.mark.parametrize("form", ["bfloat16", "int8 KV"])
+def test_keys_before_the_window_are_not_read(tmp_path: Path, form: str) -> None:
+    """What lies there may be anything, up to the tile of 16 keys in which the window begins."""
+    model, tokens = made(tmp_path, "wide window", form), texts.tokens_of(600)
+    count, kv = 590, texts.storage(model, 600)
+    slots = np.arange(600)
+    model.forward(Rows.of([texts.chunk(tokens, 0, count, slots)]), kv)
+    rows = Rows.of([texts.chunk(tokens, count, 600, slots)])
+    want = model.forward(rows, kv).logits
+    hidden = np.arange((count - 132) // 16 * 16)
+    sides = kv.read(hidden)
+    nonsense = (side.fill_(torch.nan if side.is_floating_point() else 3) for side in sides)
+    kv.write(hidden, *nonsense)
+    assert torch.equal(want, model.forward(rows, kv).logits)
+
+
+@compiled
+def test_layers_that_are_skipped_leave_windows_and_norms_to_their_own(tmp_path: Path) -> None:
+    """A subset of the layers is the model whose other layers add nothing."""
+    some = made(tmp_path, "gpt_oss", "float32").layer_subset([1, 2])
+    tokens = texts.tokens_of(40)
+    table = load_file(tmp_path / "model.safetensors")
+    for name, tensor in table.items():
+        skipped = name.startswith(("model.layers.0.", "model.layers.3."))
+        if skipped and ("o_proj" in name or "down_proj" in name):
+            tensor.zero_()
+    save_file(table, tmp_path / "model.safetensors", {"format": "pt"})
+    want = texts.logits(load(tmp_path, False, "float64"), tokens).log_softmax(-1)
+    got = texts.logits(some, tokens).double().log_softmax(-1)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)

@@ -13,20 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import texts
 import torch
 from checkpoints import DENSE, tensors, write
-from engine_tools import PLENTY, Ask, Bench, RandomDraft, answer
-from family_tools import load
+from family_tools import check_drafts, load
 from reference_model import ReferenceModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.draft.model.draft import ModelDraft
-from fastslow.draft.model.kv import BorrowedKV
-from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked
@@ -36,8 +31,6 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import ConfigJson, Family, number, register
 from fastslow.engine.model.shape import DecoderShape
-from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import probs_at
 
 CONFIG: dict[str, Any] = {
     **DENSE,
@@ -122,25 +115,7 @@ def test_logprobs_are_the_references(backend: str, variant: str, tmp_path: Path)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_change_no_token(backend: str, tmp_path: Path) -> None:
-    model = BACKENDS[backend](write(tmp_path, CONFIG, table(CONFIG)), "float32")
-    bench = Bench(
-        model,
-        {
-            "ngram": lambda kv: NgramDraft(2, 1),
-            "random": lambda kv: RandomDraft(),
-            "skip": lambda kv: ModelDraft(model.layer_subset([0, 1]), BorrowedKV(kv), probs_at),
-        },
-    )
-    prompts = [tuple(np.random.default_rng(n).integers(3, 48, n).tolist()) for n in (5, 21, 9)]
-    params = SamplingParams(max_tokens=24, ignore_eos=True)
-    asks = [
-        Ask(prompt, params, kind, seed=n)
-        for n, prompt in enumerate(prompts)
-        for kind in ("ngram", "random", "skip")
-    ]
-    requests = bench.run(asks, PLENTY)
-    assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in asks]
-    assert sum(r.spec_stats.accepted for r in requests) > 0
+    check_drafts(BACKENDS[backend](write(tmp_path, CONFIG, table(CONFIG)), "float32"))
 
 
 def test_an_activation_that_nothing_runs_is_refused() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from pairs import pairwise
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.torch import reference
@@ -32,46 +33,36 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 THREADS = (1, 2, 3)
+CUTS = ((0, 1), (3, 5), (7, 14), (60, 133), (1, 65))
 SHAPES = ((960, 576), (128, 64), (112, 48), (96, 64))
+
+
+def check(run: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
+    """It is near what float64 gives, and a row is the same among any."""
+    whole, limit = run(x), TOLERANCE[x.dtype]
+    assert whole.dtype == x.dtype
+    torch.testing.assert_close(whole.double(), expected, rtol=limit, atol=limit)
+    for start, stop in (*CUTS, (333, 335), (667, 668), (1000, 1001)):
+        assert torch.equal(run(x[start:stop]), whole[start:stop])
 
 
 @pytest.mark.parametrize(
     ("dtype", "shape", "threads"), pairwise(DTYPES, SHAPES, THREADS), indirect=["threads"]
 )
-def test_linear_is_right_and_row_independent(
+def test_blocks_are_right_and_row_independent(
     ops: Ops, dtype: torch.dtype, shape: tuple[int, int], threads: int
 ) -> None:
+    """Elementwise ones are large enough that threads share the rows, and shares end within a row."""
     torch.manual_seed(0)
     weight, bias = torch.randn(shape).to(dtype) / shape[1] ** 0.5, torch.randn(shape[0]).to(dtype)
-    x = torch.randn(133, shape[1]).to(dtype)
-    packed = ops.pack(weight)
-    whole = ops.linear(x, packed, bias)
-    assert whole.dtype == dtype
+    x, packed = torch.randn(133, shape[1]).to(dtype), ops.pack(weight)
     expected = F.linear(x.double(), weight.double(), bias.double())
-    limit = TOLERANCE[dtype]
-    torch.testing.assert_close(whole.double(), expected, rtol=limit, atol=limit)
-    for start, stop in ((0, 1), (3, 5), (7, 14), (60, 133), (1, 65)):
-        assert torch.equal(ops.linear(x[start:stop], packed, bias), whole[start:stop])
-
-
-@pytest.mark.parametrize(("dtype", "threads"), list(zip(DTYPES, THREADS)), indirect=["threads"])
-def test_elementwise_blocks_are_right_and_row_independent(
-    ops: Ops, dtype: torch.dtype, threads: int
-) -> None:
-    """Large enough that threads share the rows, and shares end within a row."""
-    torch.manual_seed(0)
-    x = (torch.randn(1001, 2 * 112) * 3).to(dtype)
-    norm = torch.randn(224).to(dtype)
-    made = ops.gated(x, "silu"), ops.rms_norm(x, norm, 1e-5)
-    limit = TOLERANCE[dtype]
+    check(lambda rows: ops.linear(rows, packed, bias), x, expected)
+    x, norm = (3 * torch.randn(1001, 224)).to(dtype), torch.randn(224).to(dtype)
     gate, up = x.double().chunk(2, -1)
-    torch.testing.assert_close(made[0].double(), F.silu(gate) * up, rtol=limit, atol=limit)
+    check(lambda rows: ops.gated(rows, "silu"), x, F.silu(gate) * up)
     expected = F.rms_norm(x.double(), (224,), norm.double(), 1e-5)
-    torch.testing.assert_close(made[1].double(), expected, rtol=limit, atol=limit)
-    for t in (0, 333, 334, 500, 667, 1000):
-        row = x[t : t + 1]
-        assert torch.equal(ops.gated(row, "silu")[0], made[0][t])
-        assert torch.equal(ops.rms_norm(row, norm, 1e-5)[0], made[1][t])
+    check(lambda rows: ops.rms_norm(rows, norm, 1e-5), x, expected)
 
 
 def test_silu_of_large_values_does_not_overflow(ops: Ops) -> None:

@@ -4,6 +4,7 @@ stay where they belong."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import texts
 import torch
 from checkpoints import FAMILIES, write_family, write_moge
 from engine_tools import Setting
-from exact_tools import check, mixed
+from exact_tools import SETTINGS, check, mixed
 from parallel_tools import bench_on, counted, ranks, weight_bytes
 
 from fastslow.engine.backends.loader import load_model
@@ -24,6 +25,8 @@ from fastslow.tools.plan.shards import ShardPlan
 
 SIZES = (30, *[1] * 4, 6)
 MIXTURES = ("qwen3_moe", "gpt_oss", "pangu_v2")
+FLAT = [name for name in FAMILIES if name not in MIXTURES]
+MIXES = ("ep=4", "tp=4", "dp=4", "ep=2,tp=2", "dp=2,tp=2", "dp=2,ep=2")
 FIELDS: dict[str, dict[str, Any]] = {"qwen3_moe": {"norm_topk_prob": False}}
 
 
@@ -35,11 +38,53 @@ def test_every_drafter_in_a_mixed_batch_under_pressure(tmp_path: Path) -> None:
     assert sums["preempted"] > 0 and sums["cached"] > 0
 
 
-def check_family(folder: Path, family: str, layout: str, **fields: Any) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tp=2", "dp=2", *MIXES])
+def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> None:
+    with bench_on(tmp_path, layout, num_attention_heads=4, num_key_value_heads=2) as bench:
+        for name in ("prefix hit", "few pages, small chunks"):
+            setting, warm = SETTINGS[name]
+            if "few" in name:  # of every data-parallel rank
+                assert isinstance(bench.model, ParallelModel)
+                setting = Setting(26 * bench.model.storage.dp_ranks, prompt_rows=5)
+            sums = check(bench, mixed(bench), setting, warm)
+            assert 0 < sums["accepted"] < sums["drafted"], name
+            assert sums["cached"] > 0 or not warm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", MIXES)
+def test_bytes_are_those_of_the_plan(tiny_moge: Path, layout: str) -> None:
+    with ranks(tiny_moge, layout, "bfloat16") as model:
+        plan = ShardPlan.of(model.config, model.parallel, torch.bfloat16)
+        assert weight_bytes(model._worker.decoder.weights) == plan.shares[0].weights
+        kv, sent = texts.storage(model, 32 * model.storage.dp_ranks), counted(model)
+        rows = Rows.of([texts.chunk(texts.tokens_of(13), 0, 13, np.arange(13))])
+        rows.outputs, rows.only_best = rows.outputs[:0], rows.only_best[:0]
+        model.forward(rows, kv)
+        padded = plan.padded([13] + [0] * (model.storage.dp_ranks - 1))
+        sent["all reduce-scatter"] -= 64 * 2 * (model.parallel.ranks - 1) * padded  # the embedding
+        for name, expected in plan.layer_traffic(padded).items():
+            assert sent[name.replace("mlp", "all")] == expected * model.config.layers, name
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("gpt_oss", "ep=2"),
+        ("qwen3_moe", "tp=2"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product(MIXTURES, MIXES)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in product(FLAT, ("tp=2", "dp=2", "tp=4"))
+        ),
+    ],
+)
+def test_a_family(tmp_path: Path, family: str, layout: str) -> None:
     if family == "pangu_v2":
-        made = pangu_v2_tools.write_moe(folder, num_experts=12, v_channels=8)
+        made = pangu_v2_tools.write_moe(tmp_path, num_experts=12, v_channels=8)
     else:
-        made = write_family(folder, family, **fields)
+        made = write_family(tmp_path, family, **FIELDS.get(family, {}))
     plain, tokens = load_model(made, "float64", "cpu"), texts.tokens_of(sum(SIZES))
     with ranks(made, layout) as model:
         # all on the last copy of attention
@@ -48,25 +93,6 @@ def check_family(folder: Path, family: str, layout: str, **fields: Any) -> None:
             found = texts.logits(model, tokens, SIZES, groups=wanted, slots=slots).double()
             expected = texts.logits(plain, tokens, groups=wanted).log_softmax(-1)
             torch.testing.assert_close(found.log_softmax(-1), expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("family", "layout"), [("gpt_oss", "ep=2"), ("qwen3_moe", "tp=2")])
-def test_a_mixture(tmp_path: Path, family: str, layout: str) -> None:
-    check_family(tmp_path, family, layout)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["tp=2", "dp=2", "tp=4"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in MIXTURES])
-def test_dense_families(tmp_path: Path, family: str, layout: str) -> None:
-    check_family(tmp_path, family, layout)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ep=4", "tp=4", "dp=2", "ep=2,tp=2", "ep=2,dp=2"])
-@pytest.mark.parametrize("family", MIXTURES)
-def test_mixtures(tmp_path: Path, family: str, layout: str) -> None:
-    check_family(tmp_path, family, layout, **FIELDS.get(family, {}))
 
 
 # One model after the other: this one stays until the file ends.

@@ -1,9 +1,12 @@
-"""Whatever goes wrong with a rank: one sentence soon, no rank left behind, and no rank started in vain."""
+"""Whatever goes wrong with a rank: one sentence soon, no rank left behind, and no rank started in vain; and torchrun."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 import torch.distributed as dist
 from checkpoints import write_dense, write_moge
 from parallel_tools import SOON, gone, open_llm
+from tokenizers_tiny import edit, write_bpe
+from tune_tools import TEMPLATE
 
 from fastslow import LLM, Parallel, SamplingParams
 from fastslow.engine.parallel import model as parallel_model
@@ -138,3 +143,91 @@ def test_one_rank_is_no_rank(tiny_moge: Path) -> None:
     for parallel in (Parallel(), "ep=1", "auto", None):
         with open_llm(tiny_moge, parallel) as llm:
             assert not isinstance(llm.model, ParallelModel)
+
+
+# Programs of several ranks: torchrun, and ranks without a parent
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that talks, and answers until it is stopped."""
+    made = tmp_path_factory.mktemp("spoken")
+    write_bpe(made, TEMPLATE, 320)
+    edit(made / "tokenizer_config.json", eos_token=None)
+    return write_moge(made, vocab=320, eos_token_id=None, max_position_embeddings=65536)
+
+
+def command(spoken: Path, *arguments: str) -> list[str]:
+    options = ["--dtype", "float32", "--kv-memory", "16MiB", "--max-model-len", "2048"]
+    wish = ["--model", str(spoken), *options, "--drafter", "off", *arguments]
+    return ["-m", "fastslow.tools.cli.__main__", "generate", "Every expert answers", *wish]
+
+
+def torchrun(count: int, *arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+    return [*launcher, "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint",
+            "127.0.0.1:0", *arguments]  # fmt: skip
+
+
+def children(pid: int) -> set[int]:
+    """Of a process, and theirs."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()[1:]]
+    found = {pid}
+    while more := {child for child, parent in pairs if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
+def test_no_rank_outlives_the_one_that_asked(spoken: Path, launcher: str, how: str) -> None:
+    asked = command(spoken, "--max-tokens", "1900")
+    line = (
+        [sys.executable, *asked, "--parallel", "ep=2"] if launcher == "own" else torchrun(2, *asked)
+    )
+    # where the tests themselves run in the background, Ctrl-C is ignored, and so it would be in the child
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1), "it answers"
+    others = children(process.pid)
+    assert others
+    process.send_signal(getattr(signal, how))
+    process.communicate(timeout=60)
+    assert gone(others)
+    if launcher == "own" and how == "SIGINT":
+        assert process.returncode == 130
+
+
+@pytest.mark.slow
+def test_torchrun_says_what_one_process_says(spoken: Path) -> None:
+    asked = command(spoken, "--max-tokens", "40", "--json")
+    alone = subprocess.run([sys.executable, *asked], capture_output=True, text=True, check=True)
+    shared = subprocess.run(torchrun(2, *asked), capture_output=True, text=True, check=True)
+    assert json.loads(shared.stdout)["token_ids"] == json.loads(alone.stdout)["token_ids"]
+    assert "2 ranks run plain torch" in shared.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_of_torchrun_is_killed(spoken: Path) -> None:
+    line = torchrun(2, *command(spoken, "--max-tokens", "1900"))
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.read(1)
+    found = sorted(children(process.pid))
+    rank = next(p for p in found if "RANK=1" in environment(p))
+    os.kill(rank, signal.SIGKILL)
+    died = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - died < SOON
+    assert process.returncode and "rank 1" in said
+    assert gone(found)
+
+
+def environment(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text("utf-8").split("\0")

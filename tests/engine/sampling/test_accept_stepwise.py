@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.engine.sampling.accept.exact import follow_target
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.types import OneHot, Tree
 from fastslow.llm import LLM
@@ -32,40 +31,35 @@ def place(depth: int) -> np.random.Generator:
     return np.random.default_rng(depth)
 
 
-def test_a_likely_step_is_kept_though_the_target_would_say_it_otherwise() -> None:
-    target_probs = [certain(0, _1=0.45), certain(2, _2=0.9), certain(0, _5=0.4), certain(3, _3=0.9)]
-    path, last = RULE(Tree.chain([1, 2, END]), target_probs, place)
-    assert (path, last) == ([0, 1, 2], 3), "(0.45 * 0.9 * 0.4) ** (1/3) is 0.54"
-    assert follow_target(Tree.chain([1, 2, END]), target_probs, place) == ([], 0)
+GOOD, BAD = certain(0, _1=0.9, _5=0.9), certain(0, _1=0.1, _5=0.1)
+STEP, THREE = Tree.chain([1, 2, END]), Tree.chain([1, END] * 3)
+BRANCHES = Tree([1, 2, END, 3], [-1, -1, 0, 1])
 
 
-def test_an_unlikely_step_is_rewritten_by_the_target() -> None:
-    target_probs = [certain(1, _1=0.6), certain(0, _2=0.1), certain(0, _5=0.9), certain(3)]
-    path, last = RULE(Tree.chain([1, 2, END]), target_probs, place)
-    assert (path, last) == ([0], 0), "what the target says too is kept, then its own token comes"
-
-
-def test_steps_are_judged_one_by_one_and_in_order() -> None:
-    good, bad = certain(0, _1=0.9, _5=0.9), certain(0, _1=0.1, _5=0.1)
-    tokens = [1, END, 1, END, 1, END]
-    path, _ = RULE(Tree.chain(tokens), [good] * 4 + [bad] * 3, place)
-    assert path == [0, 1, 2, 3]
-    path, _ = RULE(Tree.chain(tokens), [good] * 2 + [bad] * 2 + [good] * 3, place)
-    assert path == [0, 1], "behind a refused step nothing stays"
-
-
-def test_of_a_tree_the_deepest_kept_path_stays() -> None:
-    tree = Tree([1, 2, END, 3], [-1, -1, 0, 1])
-    target_probs = [certain(0, _1=0.9, _2=0.9), certain(0, _5=0.2), certain(0, _3=0.9)]
-    target_probs += [certain(4)] * 2
-    path, last = RULE(tree, target_probs, place)
-    assert (path, last) == ([1, 3], 4)
-
-
-def test_sampled_laws_forbid_what_they_leave_out() -> None:
-    probs = np.zeros(V, dtype=np.float32)
-    probs[3] = 1.0
-    assert RULE(Tree.chain([1]), [probs, probs], place) == ([], 3)
+@pytest.mark.parametrize(
+    ("tree", "rows", "kept"),
+    [
+        # likely, though the target would say it otherwise: (0.45 * 0.9 * 0.4) ** (1/3) is 0.54
+        (
+            STEP,
+            [certain(0, _1=0.45), certain(2, _2=0.9), certain(0, _5=0.4), certain(3, _3=0.9)],
+            ([0, 1, 2], 3),
+        ),
+        # unlikely: what the target says too is kept, then its own token comes
+        (STEP, [certain(1, _1=0.6), certain(0, _2=0.1), certain(0, _5=0.9), certain(3)], ([0], 0)),
+        (THREE, [GOOD] * 4 + [BAD] * 3, ([0, 1, 2, 3], 0)),
+        (THREE, [GOOD] * 2 + [BAD] * 2 + [GOOD] * 3, ([0, 1], 0)),  # nothing after a refused step
+        # of a tree the deepest path
+        (
+            BRANCHES,
+            [certain(0, _1=0.9, _2=0.9), certain(0, _5=0.2), certain(0, _3=0.9), certain(4), certain(4)],
+            ([1, 3], 4),
+        ),
+        (Tree.chain([1]), [np.eye(V, dtype=np.float32)[3]] * 2, ([], 3)),  # left out by a sampled law
+    ],
+)  # fmt: skip
+def test_which_steps_are_kept(tree: Tree, rows: Any, kept: tuple[list[int], int]) -> None:
+    assert RULE(tree, rows, place) == kept
 
 
 @pytest.fixture(scope="module")

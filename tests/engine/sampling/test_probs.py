@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from accept_tools import table
-from distributions import chi_square_fits, plain_probs, text_probs
+from distributions import (
+    NextProbs,
+    chi_square_fits,
+    plain_probs,
+    text_probs,
+    transformed,
+    uniform_fits,
+)
 from engine_tools import (
     Ask,
     Bench,
@@ -25,6 +31,7 @@ from engine_tools import (
     finish,
     write_kin,
 )
+from grammar_tools import GrammarKit
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
 from spellings import Pieces, letters, renumbered
@@ -40,15 +47,13 @@ from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
-from fastslow.engine.sampling.accept.accept import RULES
-from fastslow.engine.sampling.answer_start import AtOnce, Spellings
-from fastslow.engine.sampling.grammar import Grammar
-from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler
 from fastslow.engine.text.thought import ThoughtTags
+from fastslow.engine.token_mask import TokenMask
 from fastslow.engine.types import Floats
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
+Logits = Callable[[tuple[int, ...], int | None], list[float]]
 VOCAB = 12
 EOS = 2
 PROMPT = (5, 6, 7, 5, 8, 6)
@@ -79,8 +84,11 @@ class Case(NamedTuple):
     asked: SamplingParams
     bound: Bound | None = None
     rule: str = "token"
+    grammar: GrammarSpec | None = None
 
 
+# of tokens 4 to 8; what follows a drawn token is often certain
+SPELT = GrammarSpec(regex="(e|fgh|g(e|i)|hff|i){8,9}")
 HOT = params(temperature=1.5)
 CASES = {
     "ngram": Case("ngram", None, params(temperature=1.3)),
@@ -102,6 +110,9 @@ CASES = {
     "its own thought, sampled tree": Case(
         "sampled tree", None, params(temperature=1.5, logit_bias={OPEN: 4.0}), OWN, "block"
     ),
+    "grammar, model": Case("model", None, HOT, grammar=SPELT),
+    "grammar, sampled tree, block": Case("sampled tree", 2, HOT, None, "block", SPELT),
+    "grammar, tokens in common, block": Case("common", None, HOT, None, "block", SPELT),
 }
 
 
@@ -116,10 +127,9 @@ def bench(folder: Path) -> Bench:
     kin = write_kin(folder.parent / "kin", jitter=0.15, routed=0.5, **FIELDS)
     small = load_model(kin, "float32", "cpu", progress=False)
     spoken = [4, 11, 2, 5, 9, 6, 0, 3, 8, 7, 10]  # all but one, in another order
-    stranger = load_model(
-        renumbered(folder.parent / "stranger", kin, spoken), "float32", "cpu", progress=False
-    )
-    ours = Pieces(letters(VOCAB))
+    other = renumbered(folder.parent / "stranger", kin, spoken)
+    stranger = load_model(other, "float32", "cpu", progress=False)
+    ours = Pieces(WORDS)
     theirs = Pieces([ours.pieces[x] for x in spoken])
 
     def own() -> OwnKV:
@@ -140,7 +150,9 @@ def bench(folder: Path) -> Bench:
             NgramDraft(), ModelDraft(model, BorrowedKV(kv), dense_probs, 1)
         ),
     }
-    return Bench(model, drafters)
+    bench = Bench(model, drafters)
+    bench.kit = GrammarKit(Pieces("abcdefghijkl"), VOCAB, ThoughtTags("j", "k"))
+    return bench
 
 
 def _q(text: Sequence[int]) -> Floats:
@@ -148,7 +160,7 @@ def _q(text: Sequence[int]) -> Floats:
 
 
 @pytest.fixture(scope="module")
-def logits(folder: Path) -> Callable[[tuple[int, ...], int | None], list[float]]:
+def logits(folder: Path) -> Logits:
     """The independent model's logits after PROMPT and an answer's beginning."""
     plain = ReferenceModel(folder)
 
@@ -190,27 +202,38 @@ def thought(bound: Bound, begun: tuple[int, ...]) -> tuple[int | None, float]:
     return (todo[0] if todo else None), 12 * soft / bound.soft if lifted else 0.0
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_law_of_drafted_tokens(
-    bench: Bench, logits: Callable[[tuple[int, ...], int | None], list[float]], name: str
-) -> None:
-    case = CASES[name]
-    asked, runs = case.asked, MANY.get(name, RUNS)
-    ends = () if asked.ignore_eos else (EOS,)
-    bench.tokenizer = Pieces(WORDS) if case.bound else None
+def next_probs_of(bench: Bench, logits: Logits, ask: Ask) -> NextProbs:
+    """The law of an answer's next token, given those before it: computed plainly."""
+    ends = () if ask.params.ignore_eos else (EOS,)
+    grammar = bench.request(0, ask).grammar
 
     def next_probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
-        only, lift = thought(case.bound, begun) if case.bound else (None, 0.0)
+        only, lift = thought(ask.bound, begun) if ask.bound else (None, 0.0)
+        mask = TokenMask() if grammar is None else TokenMask(-1)
+        if grammar is not None and grammar.fits(PROMPT, begun):
+            mask = grammar.at(PROMPT, begun)
+        only = only if mask.only is None else mask.only
         if set(begun) & set(ends):
             only = EOS  # an answer that ended is filled up with end tokens
         if only is not None:
             return np.array([float(token == only) for token in range(VOCAB)])
-        values = list(logits(begun, case.groups))
+        values = list(logits(begun, ask.groups))
         values[CLOSE] += lift
-        return plain_probs(values, [*PROMPT, *begun], len(PROMPT), asked, ends)
+        p = plain_probs(values, [*PROMPT, *begun], len(PROMPT), ask.params, ends)
+        if mask.allowed is not None:
+            p = p * mask.allowed[:VOCAB] / p[mask.allowed[:VOCAB]].sum()
+        return p
 
+    return next_probs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_law_of_drafted_tokens(bench: Bench, logits: Logits, name: str) -> None:
+    case = CASES[name]
+    asked, runs = case.asked, MANY.get(name, RUNS)
+    bench.tokenizer = Pieces(WORDS) if case.bound else None
     asks = [
-        Ask(PROMPT, asked, case.drafter, 4, case.groups, seed, case.bound, case.rule)
+        Ask(PROMPT, asked, case.drafter, 4, case.groups, seed, case.bound, case.rule, case.grammar)
         for seed in range(runs)
     ]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))
@@ -218,7 +241,7 @@ def test_the_law_of_drafted_tokens(
     accepted = sum(r.spec_stats.accepted for r in requests)
     assert runs / 20 < accepted < drafted
     texts = [tuple((answer(r) + [EOS] * LENGTH)[:LENGTH]) for r in requests]
-    joint = text_probs(next_probs, VOCAB, LENGTH)
+    joint = text_probs(next_probs_of(bench, logits, asks[0]), VOCAB, LENGTH)
     chi_square_fits(joint.sum(0), [text[1:] for text in texts])
     chi_square_fits(joint.sum(2), [text[:2] for text in texts])
     for r in requests:
@@ -226,65 +249,36 @@ def test_the_law_of_drafted_tokens(
             assert r.thinking.outcome(r.tokens)[0] <= (case.bound.most or 0)
 
 
-MOST = 2000  # answers of the law under a grammar
+MANY_ANSWERS = 3000  # of seven tokens each
 # a short draft does not pay, a long one does: then what follows a drawn token must not decide whether it runs
 CONCAVE = StepCostCurve([1, 2, 8, 16, 64, 512], [1.0, 1.9, 2.0, 2.1, 2.2, 4.0])
-HELD = ("model", "self", "sampled tree", "ngram+self", "common", "retold")
-
-
-TOKENIZER = Pieces("abcdefghijkl")
-COMPILER = GrammarCompiler(TOKENIZER, VOCAB, ())
-
-
-def grammar_of(spec: GrammarSpec) -> Grammar:
-    start = AtOnce(Spellings(TOKENIZER, None, VOCAB))
-    return Grammar(start, COMPILER.matcher(spec), frozenset({EOS}), len(PROMPT))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["token", "block"])
-@pytest.mark.parametrize("drafter", HELD)
-def test_the_law_under_a_grammar(
-    bench: Bench,
-    logits: Callable[[tuple[int, ...], int | None], list[float]],
-    drafter: str,
-    rule: str,
+@pytest.mark.parametrize(
+    "drafter", ["model", "self", "sampled tree", "ngram+self", "common", "retold"]
+)
+def test_every_token_has_its_law_under_a_grammar(
+    bench: Bench, logits: Logits, drafter: str, rule: str
 ) -> None:
-    some = [re.escape(TOKENIZER.token_bytes(token).decode()) for token in range(4, 9)]
-    a, b, c, d, e = some
-    spec = GrammarSpec(regex=f"({a}|{b}{c}{d}|{c}({a}|{e})|{d}{b}{b}|{e}){{8,9}}")
-    core_kv = cache_for(bench.model, 4096)
+    """With the adaptive length: it must not look at what is drawn in its own step."""
+    asked = params(max_tokens=LENGTH + 4)
+    asks = [
+        Ask(PROMPT, asked, drafter, seed=seed, rule=rule, grammar=SPELT)
+        for seed in range(MANY_ANSWERS)
+    ]
+    kv = cache_for(bench.model, 4096)
     controller = SpeculationController(lambda groups: CONCAVE)
-    made = {Speculation(drafter=drafter): bench.drafters[drafter](core_kv)}
-    core = EngineCore(bench.model, core_kv, DrafterRouter(made), 512, 64, controller)
-    ask = Ask(PROMPT, params(max_tokens=LENGTH + 4), drafter, rule=rule)
-    requests = []
-    for seed in range(MOST):
-        request = bench.request(seed, Ask(**{**ask.__dict__, "seed": seed}))
-        request.grammar = grammar_of(spec)
+    made = {Speculation(drafter=drafter): bench.drafters[drafter](kv)}
+    core = EngineCore(bench.model, kv, DrafterRouter(made), 512, 64, controller)
+    requests = [bench.request(number, ask) for number, ask in enumerate(asks)]
+    for request in requests:
         request.policy = controller.policy(request.speculation, drafter)
-        request.rule = RULES[rule]
-        requests.append(request)
     finish(core, requests)
-    drafted = sum(request.spec_stats.drafted for request in requests)
-    assert drafted > MOST
-
-    def one_hot(token: int) -> NDArray[np.float64]:
-        row_V: NDArray[np.float64] = np.eye(VOCAB)[token]
-        return row_V
-
-    def law(text: tuple[int, ...]) -> NDArray[np.float64]:
-        grammar = grammar_of(spec)
-        if not grammar.fits([*PROMPT], text):
-            return one_hot(0)
-        mask = grammar.at([*PROMPT], text)
-        if mask.only is not None:
-            return one_hot(mask.only)
-        p = plain_probs(logits(text, None), [*PROMPT, *text], len(PROMPT), ask.params)
-        assert mask.allowed is not None
-        p = p * mask.allowed[:VOCAB]
-        law_V: NDArray[np.float64] = p / p.sum()
-        return law_V
-
-    want = text_probs(law, VOCAB, LENGTH)
-    chi_square_fits(want, [tuple(answer(request)[:LENGTH]) for request in requests])
+    assert sum(request.spec_stats.drafted for request in requests) > MANY_ANSWERS
+    answers = [tuple(answer(request)) for request in requests]
+    assert sum(map(len, answers)) > 20_000
+    next_probs = next_probs_of(bench, logits, asks[0])
+    chi_square_fits(text_probs(next_probs, VOCAB, LENGTH), [text[:LENGTH] for text in answers])
+    uniform_fits(transformed(next_probs, answers))

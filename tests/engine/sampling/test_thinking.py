@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import THINK, Bound, told
-from tokenizers_tiny import write_bpe, write_spm
 
 from fastslow.engine.sampling.thinking import Thought
 from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
-from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
 from fastslow.policies.thinking_budget import ThinkingBudget
@@ -23,20 +21,6 @@ OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer
 A, B, C = 60, 61, 62  # ordinary tokens
 REASON = ThoughtTags("<reason>", "</reason>")  # several tokens each
 PROMPT = (7, 8, 9)
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("bpe")
-    write_bpe(folder)
-    return load_tokenizer(folder)
-
-
-@pytest.fixture(scope="module")
-def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("spm")
-    write_spm(folder, 600)
-    return load_tokenizer(folder)
 
 
 def forced(rules: Sequence[object]) -> list[int | None]:
@@ -70,6 +54,8 @@ ANSWERS: list[tuple[Bound, list[Any], tuple[int, str | None]]] = [
         (2, "budget"),
     ),
     (Bound(9), [*"<think>", A, A, A, CLOSE], (3, "model")),  # not the special token
+    (Bound(90, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "loop")),
+    (Bound(40, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "budget")),
 ]
 
 
@@ -221,14 +207,6 @@ def test_a_thought_settles_on_a_line_that_comes_the_third_time(bpe: Tokenizer) -
     assert ends(f"{line}\n{line}\n{line}\nAnd then") is None, "only where the line ends"
     assert ends("---\n" * 3) is None, "too short to say anything"
     assert Bound(opened=True).of(bpe, 0).at(bpe.encode(f"{line}\n" * 5), []) is None
-
-
-def test_early_exit_and_budget_say_what_ended_the_thought(bpe: Tokenizer) -> None:
-    answer = [A] * 40
-    early = Bound(90, early_exit=True, opened=True)
-    assert told(early.of(bpe, 3), PROMPT, answer)[40] == OneHot(CLOSE)
-    assert outcome(early, bpe, [*answer, CLOSE]) == (40, "loop")
-    assert outcome(Bound(40, early_exit=True, opened=True), bpe, [*answer, CLOSE])[1] == "budget"
 
 
 def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenizer) -> None:

@@ -60,17 +60,14 @@ def split(pattern: str) -> pre.PreTokenizer:
     return pre.Sequence([cut, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def plain(**options: bool) -> pre.PreTokenizer:
-    return pre.ByteLevel(add_prefix_space=False, **options)
-
-
+PLAIN = pre.ByteLevel(add_prefix_space=False)
 SPLITS: dict[str, pre.PreTokenizer] = {
     "llama-bpe": split(LLAMA3),
     "qwen2": split(QWEN2),
     "deepseek-r1-qwen": split(QWEN2),
-    "smollm": pre.Sequence([pre.Digits(individual_digits=True), plain()]),
+    "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]),
     "gpt-4o": split(O200K),
-    "gpt-2": plain(),
+    "gpt-2": PLAIN,
 }
 
 
@@ -166,7 +163,7 @@ def spm_model() -> bytes:
     return made.getvalue()
 
 
-def add_spm(writer: gguf.GGUFWriter, prefix: bool = True) -> None:
+def add_spm(writer: gguf.GGUFWriter) -> None:
     library = sentencepiece.SentencePieceProcessor(model_proto=spm_model())
     every = range(library.piece_size())
     kinds = {
@@ -186,7 +183,7 @@ def add_spm(writer: gguf.GGUFWriter, prefix: bool = True) -> None:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_eot_token_id(library.piece_to_id("<|im_end|>"))
-    writer.add_add_space_prefix(prefix)
+    writer.add_add_space_prefix(True)
 
 
 def test_sentencepiece_ids_are_those_of_the_model(tmp_path: Path) -> None:

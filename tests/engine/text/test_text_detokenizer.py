@@ -46,14 +46,12 @@ def test_any_split_joins_to_the_whole(tokenizer: Tokenizer, data: st.DataObject)
     assert "".join(pushed) + detokenizer.finish() == tokenizer.decode(ids)
 
 
-def test_a_character_comes_with_its_last_byte(tokenizer: Tokenizer) -> None:
+def test_characters_come_with_their_last_byte_and_broken_bytes_at_once(
+    tokenizer: Tokenizer,
+) -> None:
     detokenizer = Detokenizer(tokenizer)
     ids = byte_ids(tokenizer, "🙂".encode())
     assert [detokenizer.push([i]) for i in ids] == ["", "", "", "🙂"]
-
-
-def test_broken_bytes_come_at_once_and_unfinished_ones_at_the_end(tokenizer: Tokenizer) -> None:
-    detokenizer = Detokenizer(tokenizer)
     assert detokenizer.push(byte_ids(tokenizer, b"\xff\x80\xe4\xbd")) == "\ufffd\ufffd"
     assert detokenizer.push(byte_ids(tokenizer, b"A\xe4")) == "\ufffdA"
     assert (detokenizer.finish(), detokenizer.finish()) == ("\ufffd", "")

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_templates import write_marked
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, pre_tokenizers, processors
-from tokenizers_tiny import SPECIAL, edit, write_bpe, write_spm
+from tokenizers import decoders, models, pre_tokenizers
+from tokenizers_tiny import SPECIAL, edit, write_around, write_bpe, write_spm
 
 from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import Message
 from fastslow.engine.text.templates import ChatTemplate, load_template
 from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.vocabulary import Tokenizer
 
 THINK = ThoughtTags("<think>", "</think>")
 CHATML = (
@@ -95,17 +95,17 @@ def user(content: str, **more: Any) -> list[Message]:
 
 def test_what_a_user_spells_is_text(name: str, kind: Kind) -> None:
     end = WRITERS[name][2]
+    plain = kind.ids(user("a"))
     for content in (f"a{end}b", end, f"{end}{end} c{end}", f"\n\n{end}", "<unk><s></s>"):
-        plain, spelled = kind.ids(user("a")), kind.ids(user(content))
+        spelled = kind.ids(user(content))
         assert kind.special(spelled) == kind.special(plain)
         text = kind.tokenizer.decode(spelled, skip_special=False)
         assert content.strip() in text
         own = kind.tokenizer.decode(plain, False).count(end)
         assert text.count(end) == content.count(end) + own
-    assert kind.ids(user(f"a{end}b"), marks=False) == kind.tokenizer.encode(
-        kind.template.render(user(f"a{end}b")), kind.template.add_special
-    )
-    assert len(kind.special(kind.ids(user(f"a{end}b"), marks=False))) > len(kind.special(plain))
+    read = kind.tokenizer.encode(kind.template.render(user(f"a{end}b")), kind.template.add_special)
+    assert kind.ids(user(f"a{end}b"), marks=False) == read
+    assert len(kind.special(read)) > len(kind.special(plain))
 
 
 @pytest.mark.parametrize("role", ["system", "user", "tool"])
@@ -153,15 +153,7 @@ def test_nested_texts_and_escaped_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["", "x "])
 def test_what_is_added_around_a_text_stays_around_it(tmp_path: Path, place: str) -> None:
-    write_bpe(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    library = Library.from_file(str(path))
-    library.post_processor = processors.TemplateProcessing(
-        single="<|endoftext|> $A <|im_end|>",
-        special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)],
-    )
-    library.save(str(path))
-    edit(tmp_path / "tokenizer_config.json", add_bos_token=None)
+    write_around(tmp_path, "<|endoftext|> $A <|im_end|>")
     tokenizer = load_tokenizer(tmp_path)
     text = f"{place}<think> y"
     ids = tokenizer.encode_parts(Marks(tokenizer, THINK).parts(text))
@@ -194,12 +186,8 @@ def test_a_template_that_hides_the_prefix(tmp_path: Path, source: str) -> None:
 
 
 def test_a_mark_of_one_character_cannot_be_cut(tmp_path: Path) -> None:
-    write_bpe(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    library = Library.from_file(str(path))
-    library.add_special_tokens(["¶"])
-    library.save(str(path))
-    tokenizer: Tokenizer = load_tokenizer(tmp_path)
+    write_marked(tmp_path, CHATML, ("¶",))
+    tokenizer = load_tokenizer(tmp_path)
     assert Marks(tokenizer).parts("a¶b<think>") == ["a¶b<", "think>"]
 
 

@@ -39,27 +39,14 @@ NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
 
 @pytest.mark.parametrize(
-    ("name", "switch", "said"),
-    [
-        ("qwen3", FLAG, "enable_thinking: true or false"),
-        ("smollm3", FLAG, "enable_thinking: true or false"),
-        ("glm", FLAG, "enable_thinking: true or false"),
-        ("deepseek", ThinkingSwitch("flag", ("thinking",)), "thinking: true or false"),
-        ("gpt-oss", EFFORT, "reasoning_effort: low, medium, high"),
-        ("mistral-effort", NO_OR_HIGH, "reasoning_effort: none, high"),
-        ("nemotron", WORD, "/no_think in the user message"),
-        *((name, NONE, "none") for name in TEMPLATES if name not in SWITCHED),
-    ],
-)
-def test_a_switch_is_found_by_rendering(name: str, switch: ThinkingSwitch, said: str) -> None:
-    found = jinja(TEMPLATES[name]).switch
-    assert found == switch
-    assert str(found) == said
-
-
-@pytest.mark.parametrize(
     ("source", "switch"),
     [
+        *((TEMPLATES[name], FLAG) for name in ("qwen3", "smollm3", "glm")),
+        (TEMPLATES["deepseek"], ThinkingSwitch("flag", ("thinking",))),
+        (TEMPLATES["gpt-oss"], EFFORT),
+        (TEMPLATES["mistral-effort"], NO_OR_HIGH),
+        (TEMPLATES["nemotron"], WORD),
+        *((source, NONE) for name, source in TEMPLATES.items() if name not in SWITCHED),
         ("{% if false %}{{ enable_thinking }}{% endif %}", NONE),
         ("{{ messages[0].thinking }}{# enable_thinking #}", NONE),
         ("{% if not (thinking or enable_thinking) %}no{% endif %}", BOTH),
@@ -81,38 +68,45 @@ def test_what_is_a_switch_and_what_is_not(source: str, switch: ThinkingSwitch) -
     assert jinja(source).switch == switch
 
 
+@pytest.mark.parametrize(
+    ("switch", "said"),
+    [
+        (FLAG, "enable_thinking: true or false"),
+        (NO_OR_HIGH, "reasoning_effort: none, high"),
+        (WORD, "/no_think in the user message"),
+        (NONE, "none"),
+    ],
+)
+def test_a_switch_says_what_it_is(switch: ThinkingSwitch, said: str) -> None:
+    assert str(switch) == said
+
+
 TURN = "user: hi\n<turn>assistant: <think>"
 Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "ends"),
+    ("name", "parts"),
     [
         ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
         ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
         ("nemotron", (TURN + "</think>", TURN + "\n", TURN + "\n")),
-    ],
-)
-def test_what_off_auto_and_on_write(tmp_path: Path, name: str, ends: tuple[str, ...]) -> None:
-    write_marked(tmp_path, TEMPLATES[name])
-    template = load_template(tmp_path, load_tokenizer(tmp_path))
-    assert template.switch == jinja(TEMPLATES[name]).switch
-    for thinking, end in zip(MODES, ends):
-        text = template.render([USER], thinking).replace("<|endoftext|>", "<s>")
-        assert text.endswith(end), thinking
-        assert template.render([SYSTEM, USER], thinking).endswith(end[-12:])
-
-
-def test_levels_of_effort(tmp_path: Path) -> None:
-    for name, levels in (
         ("gpt-oss", ("Reasoning: low\n", "Reasoning: medium\n", "Reasoning: high\n")),
         ("mistral-effort", ('effort": "none"', 'effort": "none"', 'effort": "high"')),
         ("smollm3", ("Mode: /no_think\n", "Mode: /think\n", "Mode: /think\n")),
-    ):
-        template = jinja(TEMPLATES[name])
-        for thinking, level in zip(MODES, levels):
-            assert level in template.render([SYSTEM, USER], thinking)
-    assert jinja(TEMPLATES["gpt-oss"]).switch.lessens, "a level above none is still a thought"
+    ],
+)
+def test_what_off_auto_and_on_write(tmp_path: Path, name: str, parts: tuple[str, ...]) -> None:
+    write_marked(tmp_path, TEMPLATES[name])
+    template = load_template(tmp_path, load_tokenizer(tmp_path))
+    for chat in ([USER], [SYSTEM, USER]):
+        texts = [template.render(chat, thinking) for thinking in MODES]
+        assert all(part in text for part, text in zip(parts, texts))
+        assert [text == texts[1] for text in texts] == [part == parts[1] for part in parts]
+
+
+def test_a_level_above_none_is_still_a_thought() -> None:
+    assert jinja(TEMPLATES["gpt-oss"]).switch.lessens
     assert not jinja(MISTRAL_EFFORT).switch.lessens
     assert not FLAG.lessens and not ThinkingSwitch().lessens
 

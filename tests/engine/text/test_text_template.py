@@ -19,6 +19,7 @@ CHAT = [
     {"role": "user", "content": "U2"},
 ]
 USER = [{"role": "user", "content": "hi"}]
+TOOL = {"role": "tool", "content": "42"}
 CHATML = (
     "{% for m in messages %}\n"
     "    {% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}\n"
@@ -41,22 +42,24 @@ def pangu(
     return load_template(folder, load_tokenizer(folder), architecture)
 
 
-def test_pangu_history(tmp_path: Path) -> None:
-    assert pangu(tmp_path).render(CHAT) == (
+def test_pangu(tmp_path: Path) -> None:
+    template = pangu(tmp_path)
+    assert template.render(CHAT) == (
         "[unused9]系统：S[unused10][unused9]用户：U1[unused10][unused9]助手：A1[unused10]"
         "[unused9]用户：U2[unused10][unused9]助手："
     )
-
-
-def test_pangu_without_system_and_without_prompt(tmp_path: Path) -> None:
     text = "[unused9]系统：[unused10][unused9]用户：hi[unused10]"
-    assert pangu(tmp_path).render(USER, add_generation_prompt=False) == text
-    tool = [*USER, {"role": "tool", "content": "42"}]
-    assert pangu(tmp_path).render(tool).endswith("[unused9]工具：42[unused10][unused9]助手：")
+    assert template.render(USER, add_generation_prompt=False) == text
+    tool = template.render([*USER, TOOL])
+    assert tool.endswith("[unused9]工具：42[unused10][unused9]助手：")
+    spm = load_tokenizer(tmp_path)
+    ids = spm.encode(template.render(USER), template.add_special)
+    marks = [spm.bos_id, *map(spm.token_id, ("[unused9]", "[unused10]"))]
+    assert ids[0] == spm.bos_id
+    assert [ids.count(mark or -1) for mark in marks] == [1, 3, 2]
 
 
 PRO, EMBEDDED = "PanguProMoEForCausalLM", "PanguEmbeddedForCausalLM"
-TOOL = {"role": "tool", "content": "42"}
 QUIET = {"role": "user", "content": "hi /no_think"}
 
 
@@ -93,23 +96,10 @@ def test_pangu_checkpoint_with_a_template_file_still_switches(tmp_path: Path) ->
     assert pangu(tmp_path, chat_template=own).render(USER, "off") == "hi /no_think"
 
 
-def test_pangu_marks_become_single_tokens(tmp_path: Path) -> None:
-    template = pangu(tmp_path)
-    spm = load_tokenizer(tmp_path)
-    ids = spm.encode(template.render(USER), template.add_special)
-    assert ids[0] == spm.bos_id
-    assert ids.count(spm.token_id("[unused9]") or -1) == 3
-    assert ids.count(spm.token_id("[unused10]") or -1) == 2
-
-
-def test_jinja_from_tokenizer_config(tmp_path: Path) -> None:
-    text = jinja(tmp_path, CHATML).render(USER)
-    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+def test_where_a_template_lies(tmp_path: Path) -> None:
+    text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
-    assert jinja(tmp_path, named).render(USER) == text
-
-
-def test_jinja_file_wins(tmp_path: Path) -> None:
+    assert jinja(tmp_path, CHATML).render(USER) == jinja(tmp_path, named).render(USER) == text
     (tmp_path / "chat_template.jinja").write_text("file 你", "utf-8")
     template = jinja(tmp_path, "config")
     assert template.render(USER) == template.source == "file 你"

@@ -145,6 +145,7 @@ def test_marks_of_calls_stay_in_what_users_write(tmp_path: Path) -> None:
 
 
 USER = {"role": "user", "content": "hi"}
+MANY = {"function": {"name": "f", "arguments": '{"a": [0' + ",0" * 131_072 + "]}"}}
 NUMBER = {"function": {"name": "f", "arguments": 1}}
 BAD_CHATS: list[tuple[Any, str]] = [
     ([], "messages is empty"),
@@ -164,6 +165,7 @@ BAD_CHATS: list[tuple[Any, str]] = [
     ([{"role": "assistant", "tool_calls": [1]}], "tool_calls[0] must have a function"),
     ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "function.name is None; it must"),
     ([{"role": "assistant", "tool_calls": [NUMBER]}], "arguments is a int; it must be an object"),
+    ([{"role": "assistant", "tool_calls": [MANY]}], "arguments holds more than 131072 values"),
     ([{"role": "assistant"}], "messages[0].content is missing"),
     ([{"role": "assistant", "tool_calls": []}], "messages[0].content is missing"),
     ([{"role": "tool", "tool_call_id": 5, "content": ""}], "messages[0].tool_call_id is a int"),
@@ -188,6 +190,7 @@ def test_bad_messages_are_refused(messages: Any, said: str) -> None:
         ("[1]", "[1]"),
         ('{"a": ', '{"a": '),
         ("[" * 100_000, "[" * 100_000),
+        ('{"a": "\\"' + "," * 200_000 + '"}', {"a": '"' + "," * 200_000}),
     ],
 )
 def test_arguments_become_objects_where_they_are_some(given: Any, read: Any) -> None:

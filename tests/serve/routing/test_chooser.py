@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from routing_tools import Clock, chooser_of, deep, quick, report, request
+from routing_tools import chooser_of, deep, quick, report, request
+from serve_tools import Clock
 
 from fastslow.serve.engines.routing.chooser import ReplicaChooser
 from fastslow.serve.engines.routing.request import RoutedRequest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -23,16 +24,9 @@ def run(costs: ReplicaCosts, replicas: int, recipe: TraceRecipe) -> dict[str, Mo
 
 
 def small(rate: float, deep: float, system_tokens: int = 100) -> TraceRecipe:
-    return TraceRecipe(
-        requests=600,
-        rate=rate,
-        deep=deep,
-        deep_tokens=400,
-        answer_tokens=10,
-        system_tokens=system_tokens,
-        bots=6,
-        latency_ms=1000,
-    )
+    usual: dict[str, Any] = {"requests": 600, "deep_tokens": 400, "answer_tokens": 10}
+    usual |= {"bots": 6, "latency_ms": 1000}
+    return TraceRecipe(rate=rate, deep=deep, system_tokens=system_tokens, **usual)
 
 
 @pytest.mark.parametrize("replicas", [2, pytest.param(20, marks=pytest.mark.slow)])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from fastslow.draft.registry import DRAFTERS
+from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields
 from fastslow.tools.job_options import field
@@ -33,7 +33,8 @@ DRAFTS = OptionFields(
     groups="draft_groups",
     experts="draft_experts",
 )
-USES = {"head": "head", "corpus": "suffix"}  # the drafter that an option is for
+USES = {"head": "head", "corpus": "suffix", "model": "model", "groups": "self", "experts": "self"}
+IN_AUTO = ["head", "suffix"]  # the drafters that "auto" may mean
 
 
 class AnswerOptions(ModelOptions):
@@ -130,9 +131,11 @@ class AnswerOptions(ModelOptions):
         elif "model" in changes:
             own["drafter"] = "model"
         made = Speculation(**{**own, **changes})
+        there = IN_AUTO if made.drafter == "auto" else split_names(made.drafter)
         for name, drafter in USES.items():
-            if name in changes and drafter not in made.drafter and made.drafter != "auto":
-                raise ValueError(f"--{name} is for drafter {drafter}, and this is {made.drafter}")
+            if name in changes and drafter not in there:
+                option = DRAFTS.names[name].replace("_", "-")
+                raise ValueError(f"--{option} is for drafter {drafter}, and this is {made.drafter}")
         return made
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastslow.draft.registry import split_names
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.tools.cli.options import (
     ModelOptions,
@@ -64,7 +65,7 @@ class MeasureOptions(ModelOptions):
         names = [] if self.drafters is None else listed("drafters", self.drafters)
         if self.draft_model is not None and self.drafters is None:
             names = ["model"]
-        models = {n: self.draft_model if "model" in n.split("+") else None for n in names}
+        models = {n: self.draft_model if "model" in split_names(n) else None for n in names}
         return [Speculation(drafter=n, model=model) for n, model in models.items()], lengths
 
     def settings(self, llm: LLM) -> list[Speculation]:

@@ -1,4 +1,4 @@
-"""The two kinds of tokenizer, for all tests of texts."""
+"""The two kinds of tokenizer, for all tests of the engine."""
 
 from __future__ import annotations
 

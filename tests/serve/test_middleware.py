@@ -1,21 +1,115 @@
-"""All that stands around the application, together."""
+"""What stands around the routes: names and origins that are answered, headers, keys, and places."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 from serve_tools import call
 
 from fastslow.serve.api.config import ServerConfig
+from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.api.limits import Caller
 from fastslow.serve.http.app import allowed_hosts, create_app
+from fastslow.serve.http.middleware import LOOPBACK, RequestWatch
+from fastslow.serve.http.requests import Requests
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "x"}]}
+
+
+def client(hosts: Sequence[str] | None = None, origins: Sequence[str] | None = None) -> TestClient:
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    @app.post("/v1/chat/completions")
+    async def answer() -> dict[str, str]:
+        return {}
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse("x", headers={"cache-control": "max-age=9"})
+
+    app.add_middleware(RequestWatch, hosts=hosts, origins=origins)
+    return TestClient(app)
+
+
+def test_headers() -> None:
+    found = client().get("/v1/models").headers
+    assert found["x-content-type-options"] == "nosniff"
+    assert found["content-security-policy"].startswith("default-src 'none'")
+    assert found["cache-control"] == "no-store"
+    page = client().get("/").headers
+    assert "content-security-policy" not in page  # the page says itself what it needs
+    assert page["cache-control"] == "max-age=9" and page["x-frame-options"] == "DENY"
+    assert "access-control-allow-origin" not in found
+    assert client().get("/not-there").headers["x-content-type-options"] == "nosniff"
+
+
+def test_hosts() -> None:
+    ours = client(hosts=[*LOOPBACK, "Chat.example.com"])
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "chat.EXAMPLE.com"):
+        assert ours.get("/v1/models", headers={"host": host}).status_code == 200, host
+    for host in ("evil.example", "localhost.evil.example", "", "127.0.0.1.nip.io:8000"):
+        answer = ours.get("/v1/models", headers={"host": host})
+        assert answer.status_code == 400, host
+        assert "no name of this server" in answer.json()["error"]["message"]
+    assert client().get("/v1/models", headers={"host": "evil.example"}).status_code == 200
+
+
+def test_origins() -> None:
+    ours = client(origins=["https://chat.example.com"])
+    path, host = CHAT, {"host": "localhost:8000"}
+    for origin in ("https://chat.example.com", "http://localhost:8000"):
+        assert ours.post(path, headers={**host, "origin": origin}).status_code == 200
+    assert ours.post(path, headers=host).status_code == 200  # no browser
+    for origin in ("https://evil.example", "null", "http://localhost:9000", "", "http://["):
+        answer = ours.post(path, headers={**host, "origin": origin})
+        assert answer.status_code == 403, origin
+    assert ours.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 200
+    assert client(origins=["*"]).post(path, headers={"origin": "https://any"}).status_code == 200
+
+
+ODD = ("[::1]evil", "127.0.0.1:80:evil", "[localhost]", "[::1", "::1", "localhost:80evil")
+
+
+@pytest.mark.parametrize("host", [*ODD, "a b", "a/b"])
+def test_odd_hosts_and_two(host: str) -> None:
+    for hosts in (None, LOOPBACK):
+        answer = client(hosts=hosts).get("/v1/models", headers={"host": host})
+        assert answer.status_code == 400
+        said = answer.json()["error"]["message"]
+        assert said == f"Host: {host!r} is no name or address with a port"
+        answer = client(hosts=hosts).get(
+            "/v1/models", headers=[("host", "localhost"), ("host", host)]
+        )
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == "there are 2 Host headers; a request has one"
+
+
+def test_callers_take_no_names_of_requests_from_each_other() -> None:
+    requests, one, two = Requests(), Caller("one"), Caller("two")
+    with requests.running(["same", "a"], ["engine-1"], one):
+        with requests.running(["same", "b"], ["engine-2"], two):
+            for who, ids in ((one, ["engine-1"]), (two, ["engine-2"])):
+                assert requests.find("same", who) == ids
+        with requests.running(["same"], ["engine-3"], one):
+            assert requests.find("same", one) == ["engine-1"], "it runs"
+    for _ in range(2):
+        assert requests.find("same", one) == ["engine-1"]
+        with requests.running(["same"], ["engine-4"], two):
+            pass
+    assert requests.find("same", two) == ["engine-4"]
+    for name, who in (("b", one), ("a", two), ("same", Caller())):
+        with pytest.raises(ApiError, match="is not known"):
+            requests.find(name, who)
 
 
 @pytest.fixture
@@ -47,6 +141,7 @@ def test_a_key_with_limits(path: Path) -> None:
         assert [one.options.share for one in engine.asked] == memories
         assert None not in memories and memories[0] == memories[1] != memories[2]
         text = client.get("/metrics").text
+        assert 'fastslow:key_tokens_total{key="page",kind="prompt",model_name="tiny"} 10.0' in text
         assert 'fastslow:key_requests_total{key="bot",model_name="tiny"} 5.0' in text
         for status in (401, 429):  # refused before the route was found, and still labelled with it
             assert f'route="{CHAT}",status="{status}"' in text
@@ -106,7 +201,9 @@ def test_places_of_all_together() -> None:
     with TestClient(app) as client:
         answer = client.post(CHAT)
         assert answer.status_code == 429 and answer.json()["error"]["code"] == "server_busy"
-        assert client.get("/metrics").status_code == 200
+        for path in ("/metrics", "/v1/models"):
+            assert client.get(path).status_code == 200
+        assert client.post("/v1/requests/1/stop_thinking").status_code == 404
 
 
 def test_a_body_that_does_not_come() -> None:

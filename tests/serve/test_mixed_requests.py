@@ -1,0 +1,186 @@
+"""Random greedy requests that mix all that a request can ask for: drafts change none of them.
+
+`FASTSLOW_REQUESTS=3000` asks for more of them; usual are 200.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import pytest
+from checkpoints import write_moge
+from gate import open_llm, settled
+from tokenizers_tiny import write_bpe
+from tool_templates import CLOCK, HERMES, WEATHER
+
+from fastslow import LLM, Completion, ResumeState
+from fastslow.output import GenerationError
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.tool_calls.offered import ToolChoice, openai_tools
+from fastslow.serve.tool_calls.prepare import ToolSupport
+
+REQUESTS = int(os.environ.get("FASTSLOW_REQUESTS", "200"))
+TOGETHER = 10  # requests in a batch
+END, OPEN, CLOSE = 2, 3, 4  # <|im_end|>, <think>, </think>
+THOUGHT = "{%- if enable_thinking is defined and enable_thinking %}{{- '<think>\\n' }}{% endif %}"
+PRESETS = {
+    "modes": {
+        "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
+        "soft": {"thinking": "on", "thinking_budget": 12, "thinking_soft": 4},
+        **{
+            how: {
+                "thinking": "off",
+                "escalate": {"below": 0.5, "window": 2, "to": "short", "how": how},
+            }
+            for how in ("recompute", "restart")
+        },
+        "early": {"thinking": "on", "thinking_budget": 9, "early_exit": True},
+        "few": {"thinking": "off", "groups": 2},
+    }
+}
+CONTINUED = ("fast", "deep", "short", "soft", "early", "few")
+MODES = (*CONTINUED, *CONTINUED, "recompute", "restart")
+POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "on": {"type": "boolean"}},
+    "required": ["x"], "additionalProperties": False}  # fmt: skip
+GRAMMARS: tuple[dict[str, Any], ...] = (
+    {"json_schema": POINT},
+    {"json_object": True},
+    {"regex": "(ab|cd|e){3,20}(<think>|</think>)?[0-9]{2}é"},
+    {"regex": ".{0,12}"},
+    {"choice": ["yes", "no", "not now", "nothing at all"]},
+    {"lark": 'start: s\ns: s s | s s s | "a" | "The " |'},
+    {"gbnf": 'root ::= "<" [a-c]+ ">" root | "!"'},
+)  # fmt: skip
+DRAFTERS = ("ngram", "self", "suffix", "suffix|self", "ngram+self", "auto")
+PROMPTS = ("The quick brown fox", "hello", "abcabcabcabc", "Every expert answers. " * 4, "你好")
+OUTPUTS = ("text", "reasoning", "token_ids", "finish_reason", "stop_reason")
+
+
+class Wish(NamedTuple):
+    """A request, as `LLM.submit` takes it."""
+
+    prompt: list[dict[str, str]]
+    options: dict[str, Any]
+
+
+class Wishes:
+    """Random ones."""
+
+    def __init__(self, card: ModelCard, seed: int) -> None:
+        self._random, self._card = Random(seed), card
+
+    def make(self) -> Wish:
+        draw = self._random
+        sampling: dict[str, Any] = {"temperature": 0, "max_tokens": draw.choice((1, 4, 20, 60))}
+        options: dict[str, Any] = {"mode": draw.choice(MODES), "sampling": sampling}
+        grammar = draw.choice(GRAMMARS) if draw.random() < 0.4 else None
+        if draw.random() < 0.3:
+            choice = ToolChoice(draw.choice(("auto", "required")))
+            grammar = grammar if "json_schema" in (grammar or {}) else None
+            tools = openai_tools([WEATHER, CLOCK])
+            support = ToolSupport(tools, choice, draw.random() < 0.5, self._card, grammar)
+            sampling |= support.sampling
+            options["chat_template_kwargs"] = support.variables
+        elif grammar is not None:
+            sampling["grammar"] = grammar
+        for name, values in (
+            ("n", (2, 3)),
+            ("stop", (["e"], ["us", "th "], ['"'], ["\n", "</think>"])),
+            ("stop_token_ids", ([7, 90], [60])),
+            ("min_tokens", (1, 3)),
+            ("ignore_eos", (True,)),
+            ("logprobs", (1,)),
+        ):
+            if draw.random() < 0.25:
+                sampling[name] = draw.choice(values)
+        sampling["min_tokens"] = min(sampling.get("min_tokens", 0), sampling["max_tokens"])
+        for name, value in (("frequency_penalty", 1.0), ("repetition_penalty", 1.3)):
+            if draw.random() < 0.5:
+                sampling[name] = value
+        marks = (END, OPEN, CLOSE, draw.randrange(5, 320))
+        sampling["logit_bias"] = {mark: draw.uniform(0, 4) for mark in marks if draw.random() < 0.5}
+        return Wish([{"role": "user", "content": draw.choice(PROMPTS)}], options)
+
+    def cut(self, whole: list[Completion]) -> ResumeState:
+        """What an engine may have answered of these when it ended."""
+        draw = self._random
+        return ResumeState([c.token_ids[: draw.randint(0, len(c.token_ids))] for c in whole])
+
+    def drafter(self) -> dict[str, Any]:
+        return {
+            "drafter": self._random.choice(DRAFTERS),
+            "nodes": self._random.choice((None, 3, 9)),
+        }
+
+    def resumed(self) -> bool:
+        return self._random.random() < 0.3
+
+
+def said(one: Completion) -> tuple[Any, ...]:
+    own = tuple(getattr(one, name) for name in OUTPUTS)
+    return *own, one.metrics.thinking_tokens, one.metrics.thinking_ended
+
+
+@pytest.fixture(scope="module")
+def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLM, LLM]]:
+    """One that decodes plainly, and one whose memory is scarce."""
+    folder: Path = tmp_path_factory.mktemp("mixed")
+    write_bpe(folder, HERMES + THOUGHT, 320)
+    (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
+    write_moge(folder, vocab=320, num_hidden_layers=2, hidden_size=32, max_position_embeddings=1024)
+    with open_llm(folder) as plain, open_llm(folder, kv_memory="2MiB", max_running=12) as drafts:
+        yield plain, drafts
+
+
+def ask(llm: LLM, wishes: list[Wish], more: list[dict[str, Any]]) -> list[Any]:
+    """The choices of each, or how it failed."""
+    handles = [llm.submit(w.prompt, **{**w.options, **m}) for w, m in zip(wishes, more)]
+    answers: list[Any] = []
+    for handle in handles:
+        try:
+            answers.append(handle.result().choices)
+        except (ValueError, GenerationError) as error:
+            answers.append(str(error))
+    return answers
+
+
+@pytest.mark.slow
+def test_drafts_change_none_of_them(llms: tuple[LLM, LLM]) -> None:
+    plain, drafts = llms
+    card = ModelCard("m", 0, 512, {}, "", 1, False, False,
+        tool_format=drafts.tool_calls.form.name, tool_tokens=drafts.tool_calls.tokens)  # fmt: skip
+    found: Counter[str] = Counter()
+    wrong = []
+    for seed in range(REQUESTS // TOGETHER):
+        draw = Wishes(card, seed)
+        wishes = [draw.make() for _ in range(TOGETHER)]
+        alone = [one for w in wishes for one in ask(plain, [w], [{"speculation": "off"}])]
+        more: list[dict[str, Any]] = []
+        for wish, whole in zip(wishes, alone):
+            more.append({"speculation": draw.drafter()})
+            resumable = not isinstance(whole, str) and wish.options["mode"] in CONTINUED
+            if resumable and draw.resumed():
+                more[-1]["answered"] = draw.cut(whole)
+        for wish, whole, beside, asked in zip(wishes, alone, ask(drafts, wishes, more), more):
+            pair = [one if isinstance(one, str) else [*map(said, one)] for one in (whole, beside)]
+            if pair[0] != pair[1]:
+                wrong.append((seed, wish, asked, *pair))
+            found["failed" if isinstance(whole, str) else "answers"] += 1
+            found["resumed"] += "answered" in asked
+            if not isinstance(beside, str):
+                found["drafted"] += sum(one.metrics.accepted > 0 for one in beside)
+                found["escalated"] += sum(one.metrics.escalated_at is not None for one in beside)
+                found["thought"] += sum(one.metrics.thinking_tokens > 0 for one in beside)
+                found["calls"] += sum("<tool_call>" in one.text for one in beside)
+    print(dict(found))
+    assert not wrong, wrong[:3]
+    shown = ("resumed", "drafted", "escalated", "thought", "calls")
+    assert all(found[what] >= REQUESTS // 50 for what in shown)
+    assert found["failed"] <= REQUESTS // 10
+    assert settled(drafts)
