@@ -132,7 +132,8 @@ def _exported(folder: Path, kind: str) -> None:
 
 
 def _published(folder: Path, method: str) -> None:
-    source = _dense(folder.parent / "source")
+    source = folder.parent / "source"
+    _chatty(source)
     published_tools.publish(source, folder, published_tools.METHODS[method])
     shutil.rmtree(source)
 
