@@ -99,6 +99,7 @@ MOST_MULTIPLE = 100_000  # a grammar looks at every remainder, which takes a sec
 MOST_MULTIPLES = 2 * MOST_MULTIPLE  # of all of them together
 MOST_MEETING = 8  # expressions that one text has to match: with each more it takes twice as long
 MOST_STEPS = 200_000  # through references
+MOST_TEXT = 32_768  # characters of a fixed text: nothing else runs while its tokens are found
 
 OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")  # name -> schema
 OF_ONE_VALUE = ("allOf", "anyOf", "oneOf")
@@ -117,6 +118,7 @@ def check_cost(schema: object) -> None:
         one = todo.pop()
         if not isinstance(one, dict):
             continue
+        _check_texts(one)
         step = one.get("multipleOf")
         if isinstance(step, int | float) and step > 0 and not isinstance(step, bool):
             steps.append(Decimal(repr(step)))
@@ -127,6 +129,15 @@ def check_cost(schema: object) -> None:
         todo += [part for _, part in parts(one)]
     _check_multiples(steps)
     _check_meeting(meeting, named)
+
+
+def _check_texts(schema: Mapping[str, Any]) -> None:
+    values = schema.get("enum")
+    for text in (schema.get("const"), *(values if isinstance(values, list) else ())):
+        if isinstance(text, str) and len(text) > MOST_TEXT:
+            raise ValueError(
+                f"the schema has a text of {len(text)} characters; {MOST_TEXT} are the most"
+            )
 
 
 def check_embedded(lark: str) -> None:

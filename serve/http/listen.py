@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 import stat
@@ -79,6 +80,7 @@ def _remove_old(path: Path) -> None:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a program on uvloop, where that is installed."""
+    gc.freeze()  # modules live as long as it: a collection, in which all else waits, need not look at them
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with suppress(ImportError):  # Windows
         import uvloop

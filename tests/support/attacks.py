@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -41,7 +42,7 @@ BOMBS: dict[str, tuple[bytes, bool]] = {
     "texts": (filled(b'{"prompt": [', b'"",', b'""]}'), True),
     "quotes": (filled(b'{"prompt": ', b'"', b""), True),
     "long numbers": (filled(b'{"prompt": [', b"7" * 4300 + b",", b"7]}"), True),
-    "longest numbers": (filled(b'{"prompt": [', b"7" * 499 + b",", b"7]}"), False),
+    "longest numbers": (filled(b'{"prompt": [', b"7" * 99 + b",", b"7]}"), False),
     "one name": (filled(b'{"', b"x", b'": 1}'), False),
     "one text": (filled(b'{"prompt": "', b"x", b'"}'), False),
     "backslashes": (filled(b'{"prompt": "', b"\\\\", b'"}'), False),
@@ -92,7 +93,9 @@ def waits_during(url: str, attack: Callable[[], None], seconds: float = 1.0) -> 
     attacker = threading.Thread(target=attack)
     attacker.start()
     end = time.monotonic() + seconds
+    gc.disable()  # its pauses are the bystander's own
     found = waits(url, lambda: not attacker.is_alive() and time.monotonic() > end)
+    gc.enable()
     attacker.join()
     return found
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from fastslow.output import Piece
@@ -47,9 +49,10 @@ LAST = 3.0  # seconds for the last bytes, and to end what runs
 
 
 class EngineServer(asyncio.Protocol):
-    """The engine's end of the connection: does what comes in."""
+    """The engine's end of the connection: does what comes in. loaded: called once the model is there."""
 
-    def __init__(self) -> None:
+    def __init__(self, loaded: Callable[[], None] = lambda: None) -> None:
+        self._loaded = loaded
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()  # the process is to end
         self._engine: LocalEngine | None = None
@@ -115,6 +118,7 @@ class EngineServer(asyncio.Protocol):
             self.send(NotLoaded(failure_of(error, "the model cannot be loaded")))
             self._end()
         else:
+            self._loaded()
             self.send(Ready(self._engine.card))
 
     async def _answer(self, message: StartAnswer) -> None:
@@ -202,7 +206,9 @@ class EngineServer(asyncio.Protocol):
 async def serve(connection: socket.socket) -> None:
     """Serve until the connection is closed, or the server says so."""
     loop = asyncio.get_running_loop()
-    transport, server = await loop.create_unix_connection(EngineServer, sock=connection)
+    # what the model is made of lives as long as the process: collections need not look at it
+    made = partial(EngineServer, gc.freeze)
+    transport, server = await loop.create_unix_connection(made, sock=connection)
     await server.over
     transport.close()
     await asyncio.sleep(0)
