@@ -19,7 +19,7 @@ from fastslow.engine.model.ops import QuantLinear
 FORMATS = (*(f"{x}-quantized" for x in ("pack", "int", "float", "naive")), "mixed-precision")
 
 
-class Weights(Params):
+class ConfigGroup(Params):
     """How one group of matrices is quantised."""
 
     num_bits: Literal[4, 8]
@@ -32,7 +32,7 @@ class Compressed(Params):
     files say which matrix is of which group."""
 
     label: ClassVar[str] = "compressed-tensors"
-    weights: tuple[Weights, ...] = Field(min_length=1, max_length=64)
+    weights: tuple[ConfigGroup, ...] = Field(min_length=1, max_length=64)
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> Compressed:
@@ -45,7 +45,7 @@ class Compressed(Params):
             form = place.get("format")
             if form is not None and form not in FORMATS:
                 raise ValueError(f"format {shown(form)} is not one of {', '.join(FORMATS)}")
-        return cls(weights=tuple(Weights(**known(Weights, x["weights"])) for x in some))
+        return cls(weights=tuple(ConfigGroup(**known(ConfigGroup, x["weights"])) for x in some))
 
     def tensors(self, outputs: int, inputs: int) -> dict[str, Expected]:
         scales, packed, zeros = [(outputs, 1), (outputs,), (1,), ()], [], []

@@ -1,4 +1,4 @@
-"""FP8 (E4M3) with a scale for each block of weights, as DeepSeek and Qwen write it, or for a whole matrix."""
+"""FP8 (E4M3) with a scale for each block of weights, as DeepSeek-V3 has them, or for a whole matrix."""
 
 from __future__ import annotations
 
