@@ -68,7 +68,7 @@ def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) 
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "=7 must be"),
         ({"messages": CHAT * 600}, "messages", "messages has 600"),
         ({"max_tokens": 1.5}, "max_tokens", "max_tokens=1.5 must be a valid integer"),
-        ({"max_tokens": 10**400}, "max_tokens", "must be less than"),
+        ({"max_tokens": 10**80}, "max_tokens", "must be less than"),
         ({"temperature": True}, "temperature", "must be a valid number"),
         ({"temperature": 2.01}, "temperature", "temperature=2.01 must be less than or equal to 2"),
         ({"n": 17}, "n", "n=17 must be at most 16"),

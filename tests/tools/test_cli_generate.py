@@ -39,7 +39,7 @@ def test_standard_output_gets_the_answer_alone() -> None:
 
 
 def test_with_json_there_is_json_alone() -> None:
-    done = call(*GENERATE, ASKED, "--json")
+    done = call(*GENERATE, ASKED, "--json", "--speculation", "off")  # no steps are measured
     found = json.loads(done.out)
     assert (found["text"], found["mode"]) == ("5223", "deep")
     assert found["prompt_tokens"] > 0 and "4827+396" in found["reasoning"]
