@@ -102,7 +102,7 @@ def _check_head(settings: Speculation, units: RoutedUnits, has_head: bool) -> No
     if not has_head and settings.head is None:
         raise ValueError(
             "drafter='head' needs head=PATH, a head trained for this model by "
-            "`fastslow train-draft`, or the folder of a published EAGLE-3 head"
+            "`fastslow train-draft`, or the folder or hub name of a published EAGLE-3 head"
         )
 
 
@@ -151,7 +151,7 @@ def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
 def _check_model(settings: Speculation, units: RoutedUnits, has_head: bool) -> None:
     if not settings.model:
         raise ValueError(
-            "drafter='model' needs model=PATH, a folder or GGUF file, or a built-in name"
+            "drafter='model' needs model=PATH, a folder or GGUF file, a built-in name or a hub's"
         )
 
 

@@ -196,7 +196,7 @@ class Speculation(Params):
         "geometric mean",
     )
     model: str | Path | None = Field(
-        default=None, description="the draft model's folder, for drafter 'model'"
+        default=None, description="the draft model, for drafter 'model': a folder, file or hub name"
     )
     groups: Count = Field(
         default=0, description="routed groups that drafter 'self' runs; 0 = shared experts only"
@@ -211,7 +211,7 @@ class Speculation(Params):
     )
     head: str | Path | None = Field(
         default=None,
-        description="a trained head's file, or the folder of a published EAGLE-3 head; "
+        description="a trained head's file, or the folder or hub name of a published EAGLE-3 head; "
         "None = the one of the model",
     )
     corpus: str | Path | None = Field(

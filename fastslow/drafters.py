@@ -36,7 +36,7 @@ from fastslow.engine.params import Speculation
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.models.locate import find_tokenizer, resolve_head, resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 
 HEAD = "draft.head"  # safetensors in the checkpoint's folder
@@ -205,7 +205,7 @@ class DrafterFactory:
         return LoadedModel(model, self._pages_for(model), self._tokenizers[model])
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
-        folder = resolve_model(path)
+        folder = resolve_model(path, self._options.get("progress", True))
         theirs = find_tokenizer(folder)
         both = None
         if self._tokenizer is not None and theirs is not None:
@@ -235,7 +235,8 @@ class DrafterFactory:
         if path is None and self._own_head is None and self._has_mtp:
             head = TorchRunner(load_mtp(self.folder, self._deps.target.dtype))
         else:
-            head = load_head(path or self._own_head or Path(HEAD), self.folder)
+            found = self._own_head or Path(HEAD) if path is None else resolve_head(path)
+            head = load_head(found, self.folder)
             give_back()  # matrices were in float32 before they were packed
         self._heads[path] = head
         if path is None:

@@ -28,8 +28,9 @@ class EngineArgs:
     """The arguments of `LLM`.
 
     Args:
-        model: a checkpoint folder, a GGUF file (any one of a split model), or a built-in name: smollm2-moge,
-            smollm2.
+        model: a checkpoint folder, a GGUF file (any one of a split model), a built-in name (smollm2-moge,
+            smollm2), or the name of a hub: owner/name, owner/name@revision, or owner/name:Q4_K_M for a GGUF
+            file of the repository.
         dtype: "auto" (the checkpoint's own), "bfloat16", "float32", "float16".
         quantization: "int8" or "int4" weights, on the CPU; "w8a8" for a checkpoint that is quantised
             so; "none" runs the dtype; "auto" runs such a checkpoint, or a GGUF file, in its own numbers if

@@ -25,6 +25,7 @@ from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import EngineArgs
 from fastslow.keywords import GenerateCall, takes_fields, takes_lists, takes_options
+from fastslow.models.hub.about import propose_drafts
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import Output
 from fastslow.policies.modes import load_modes
@@ -72,7 +73,7 @@ class LLM:
         if args.parallel is not None:
             join()
         memory = AnswerMemory(common=args.remember is True) if args.remember else None
-        folder = resolve_model(args.model)
+        folder = resolve_model(args.model, args.progress)
         self._name = str(args.model)
         names = ("dtype", "quantization", "device", "kv_dtype", "progress")
         load = {name: getattr(args, name) for name in names}
@@ -99,6 +100,8 @@ class LLM:
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
         )
+        if args.speculation in (None, "auto") and not self._drafters.has_head:
+            propose_drafts(str(args.model))
         drafter = DrafterRouter(self._drafters.made, controller.drafted)
         self._core = EngineCore(
             self.model, self._kv, drafter, args.prompt_rows, args.max_running, controller

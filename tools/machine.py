@@ -24,7 +24,7 @@ def circumstances() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "logical": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
@@ -32,7 +32,8 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:  # not Linux

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a GGUF file, or a built-in name, whose folder is made on first use."""
+"""Where a model is: a folder, a GGUF file, a built-in name, whose folder is made on first use, or a hub's name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.models.hub.name import FORMS, HubName
 
 BUILTIN = {
     "smollm2-moge": "SmolLM2-135M-Instruct as a MoGE model: 8 groups of 8 experts, fast and deep",
@@ -39,9 +40,11 @@ FAST_GROUPS = 4
 FORMAT = 2  # raise it when conversion writes something else from the same recipe
 
 
-def resolve_model(model: str | Path) -> Path:
-    """A model's folder or GGUF file, given by path or by a built-in name. What killed processes left unfinished in
-    the cache goes before. ValueError: it is none of these."""
+def resolve_model(model: str | Path, progress: bool = True, weights: bool = True) -> Path:
+    """A model's folder or GGUF file, given by path, by a built-in name, or by a hub's name, from which it is then
+    fetched, with bars for progress, and without weights where only its small files are wanted. What killed processes
+    left unfinished in the cache goes before. ValueError: it is none of these, or nothing that runs. RuntimeError: it
+    could not be fetched."""
     sweep(cache_folder())
     _rename_blocks(cache_folder())
     path = Path(model)
@@ -50,6 +53,8 @@ def resolve_model(model: str | Path) -> Path:
     except OSError as error:  # such as a name that is too long
         raise ValueError(f"model={shown(str(model))} cannot be read: {error.strerror}") from None
     if folder:
+        if not path.is_absolute() and str(model).count("/") == 1 and not str(model).startswith("."):
+            logger.info("{} is a folder here: no hub is asked for that model", model)
         return path
     if file and path.suffix == ".gguf":
         return gguf_parts(path)[0]
@@ -59,9 +64,25 @@ def resolve_model(model: str | Path) -> Path:
         raise ValueError(
             f"model={shown(str(model))} is a file, but no GGUF file: its name must end in .gguf"
         )
+    if (named := HubName.parse(str(model))) is not None:
+        from fastslow.models.hub.fetch import fetch
+
+        return fetch(named, weights=weights, progress=progress)
     raise ValueError(
-        f"model={shown(str(model))} is no folder, no GGUF file and no built-in{nearest(str(model), BUILTIN)}"
+        f"model={shown(str(model))} is no folder, no GGUF file, no hub name ({FORMS}) and no built-in"
+        f"{nearest(str(model), BUILTIN)}"
     )
+
+
+def resolve_head(head: str | Path, progress: bool = True) -> Path:
+    """A draft head's file, or the folder of a published one, given by path or by a hub's name. What is none of
+    these stays as it is: who reads it says why. Raises what `resolve_model` does."""
+    path = Path(head)
+    if os.path.lexists(path) or (named := HubName.parse(str(head))) is None:
+        return path
+    from fastslow.models.hub.fetch import fetch
+
+    return fetch(named, head=True, progress=progress)
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:

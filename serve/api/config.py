@@ -10,6 +10,7 @@ from loguru import logger
 from pydantic import ConfigDict, Field, PlainSerializer, SkipValidation, field_validator
 
 from fastslow.engine.params import MOST, Params, nearest, shown
+from fastslow.models.hub.name import HubName
 from fastslow.serve.api.engine import ModelCard, WarmPrefix
 from fastslow.serve.engines.settings import EngineSettings
 
@@ -95,6 +96,13 @@ class ServerSettings(Params):
         default=False, description="take every model's name as the one that is served"
     )
     aliases: tuple[str, ...] = Field(default=(), description="further names of the model")
+    heads: tuple[str, ...] = Field(
+        default=(),
+        description="draft head, a path or hub name, that requests may name, the first by default; may be repeated",
+    )
+    draft_models: tuple[str, ...] = Field(
+        default=(), description="the same for draft models; may be repeated"
+    )
     thoughts_as: tuple[Literal["reasoning_content", "reasoning"], ...] = Field(
         default=("reasoning_content", "reasoning"),
         description="fields of an answer that hold the thought",
@@ -120,6 +128,12 @@ class ServerSettings(Params):
             if name not in EFFORTS:
                 raise ValueError(f"effort {shown(name)} is unknown{nearest(name, EFFORTS)}")
         return {**EFFORTS, **given}
+
+    @property
+    def drafts(self) -> list[dict[str, str]]:
+        """Fields of the `Speculation` with each head and draft model, which are loaded at the start."""
+        heads = [{"drafter": "suffix|head", "head": head} for head in self.heads]
+        return heads + [{"drafter": "suffix|model", "model": model} for model in self.draft_models]
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -195,7 +209,7 @@ class ServerConfig(Params):
 
     model: str = Field(
         default="smollm2-moge",
-        description="checkpoint folder, GGUF file or built-in name; default smollm2-moge",
+        description="checkpoint folder, GGUF file, built-in name or hub name; default smollm2-moge",
         json_schema_extra={"argument": True},
     )
     name: str = _option(
@@ -267,14 +281,20 @@ class ServerConfig(Params):
 
     @property
     def served_name(self) -> str:
-        """What clients call the model."""
-        return self.name or Path(self.model).name or self.model
+        """What clients call the model; a hub's by its name there, without revision and variant."""
+        if self.name or Path(self.model).exists() or (hub := HubName.parse(self.model)) is None:
+            return self.name or Path(self.model).name or self.model
+        return hub.repo
 
     @property
     def engine(self) -> EngineSettings:
         """The engine, or each of several."""
-        given = self.options.arguments
-        return EngineSettings(self.model, self.served_name, given, self.max_waiting, self.warm)
+        given, drafts = self.options.arguments, self.settings.drafts
+        if drafts and "speculation" not in given:
+            given["speculation"] = drafts[0]
+        return EngineSettings(
+            self.model, self.served_name, given, self.max_waiting, self.warm, drafts=drafts
+        )
 
     @property
     def log_environment(self) -> dict[str, str]:

@@ -227,7 +227,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
             "sampling": given,
             "sampling_defaults": settings.sampling_of(card) | options.pop("sampling_defaults", {}),
             "mode": mode,
-            "speculation": _speculation_of(self.speculation),
+            "speculation": _speculation_of(self.speculation, settings),
             "timeout": self._seconds(settings),
             "memory_key": who.memory(self.cache_salt),
             "share": who.share,
@@ -259,18 +259,30 @@ def served_mode(model: str | None, card: ModelCard, settings: ServerSettings) ->
     raise ApiError(404, said, param="model", code="model_not_found")
 
 
-def _speculation_of(wish: str | Mapping[str, Any] | None) -> str | dict[str, Any] | None:
-    """The wish as the engine takes it: no path, which would be a file of the server."""
-    if wish is None or isinstance(wish, str):
-        return None if wish is None else _drafter("speculation", wish)
-    for name in wish:
-        if name in FILES:
-            raise ValueError(f"speculation.{name} is a file of the server, and not for clients")
-        if name not in OPEN:
+def _speculation_of(
+    wish: str | Mapping[str, Any] | None, settings: ServerSettings
+) -> str | dict[str, Any] | None:
+    """The wish as the engine takes it: no file of the server, and nothing to fetch, that the operator did not
+    name at the start."""
+    offered = {"head": settings.heads, "model": settings.draft_models}
+    if wish is None:
+        return None
+    fields = {"drafter": _drafter("speculation", wish)} if isinstance(wish, str) else dict(wish)
+    for name, value in fields.items():
+        if name in FILES and value not in (known := offered.get(name, ())):
+            names = f"; it offers {', '.join(known)}" if known else ""
+            raise ValueError(
+                f"speculation.{name} is a file of the server, and not for clients{names}"
+            )
+        if name not in Speculation.model_fields:
             raise ValueError(f"speculation.{shown(name)[1:-1]} is unknown{nearest(name, OPEN)}")
-    fields = dict(wish)
-    if "drafter" in fields:
+    if not isinstance(wish, str) and "drafter" in fields:
         _drafter("speculation.drafter", fields["drafter"])
+    for name in split_names(str(fields.get("drafter", ""))):
+        if offered.get(name):  # drafters are called as the fields of what they need
+            fields.setdefault(name, offered[name][0])
+    if fields == {"drafter": wish}:
+        return str(wish)
     Speculation(**fields)  # its own sentence about a value
     return fields
 

@@ -27,6 +27,7 @@ class EngineSettings:
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of `LLM`
     max_waiting: int = 256  # most answers that wait
     warm: Sequence[WarmPrefix] = ()  # read before the first request
+    drafts: Sequence[Mapping[str, Any]] = ()  # settings whose head or draft model is loaded, too
     # of the processor, for an engine that has a process to itself; None = all that are left
     threads: int | None = None
     devices: Sequence[int] | None = None  # of the kind that `options` name; None = any
@@ -39,6 +40,7 @@ class EngineSettings:
         # with torch, which only the process that runs the model needs
         import torch
 
+        from fastslow.engine.params import Speculation
         from fastslow.llm import LLM
         from fastslow.serve.engines.local import LocalEngine
 
@@ -48,6 +50,8 @@ class EngineSettings:
         llm = await asyncio.to_thread(LLM, self.model, **self.options)
         engine = LocalEngine(llm, self.name, self.max_waiting)
         try:
+            for fields in self.drafts:
+                await asyncio.to_thread(llm._drafters.make, Speculation(**fields))
             await asyncio.to_thread(llm.measure_steps)
             for prefix in self.warm:
                 await engine.warm(prefix)

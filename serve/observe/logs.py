@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from loguru import Record
 
 LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-# we write of each request ourselves
-LOUD = {"uvicorn.access": logging.CRITICAL, "asyncio": logging.WARNING}
+# we write of each request ourselves, and addresses that httpx names may be signed
+QUIET = ("asyncio", "httpx", "httpx2")
+LOUD = {"uvicorn.access": logging.CRITICAL, **dict.fromkeys(QUIET, logging.WARNING)}
 LINE = "line"  # the field of a record that holds the line as it is written
 SIGNS = ', "='  # that end a word of a list, or but for the first one a field
 MOST_CHARACTERS = 20_000  # of a line's message, and of each of its fields

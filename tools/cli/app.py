@@ -20,6 +20,7 @@ COMMANDS = {  # name -> where it is, and its line of help
     "inspect": ("checkpoints.inspect", "Show a checkpoint: parameters, memory, tokenizer, modes."),
     "convert": ("checkpoints.make", "Turn a dense checkpoint into a MoGE checkpoint."),
     "quantize": ("checkpoints.make", "Make a W8A8 checkpoint, and say what that changes."),
+    "doctor": ("doctor", "Say what this machine runs models with, and what is missing."),
     "cache": ("checkpoints.cache", "List and remove packed weights."),
     "plan": ("checkpoints.plan", "Plan batch, draft length and memory on other devices."),
     "bench": ("drafting.bench", "Measure drafters against plain decoding on your prompts."),
@@ -28,6 +29,13 @@ COMMANDS = {  # name -> where it is, and its line of help
     "corpus": ("drafting.corpus", "Build a corpus of answers, from which suffix drafts copy."),
     "simulate": ("simulate", "Predict a cluster of replicas on this machine."),
 }
+
+BEGIN = """\
+fastslow answers fast, or thinks deep. Begin with one of these:
+  fastslow chat                 talk to the built-in model, which is fetched once (93 MB)
+  fastslow serve MODEL          serve a model to clients of OpenAI and Anthropic
+  fastslow doctor               see what models run with on this machine
+  fastslow --help               see all commands; --install-completion completes them in your shell"""
 
 
 class LateCommand(TyperCommand):
@@ -64,8 +72,7 @@ class LateGroup(TyperGroup):
 app = typer.Typer(
     name="fastslow",
     cls=LateGroup,
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -82,6 +89,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _about(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
@@ -92,13 +100,17 @@ def _about(
 
       fastslow generate "Why is the sky blue?"
       fastslow chat --mode fast
+      fastslow chat Qwen/Qwen3-0.6B
       fastslow serve smollm2-moge
       fastslow inspect path/to/checkpoint
       fastslow tune --prompts mine.jsonl
 
-    A model is a checkpoint folder (config.json, safetensors, tokenizer), a GGUF file or a built-in name:
+    A model is a checkpoint folder (config.json, safetensors, tokenizer), a GGUF file, a hub's name
+    (owner/name, owner/name@revision, or owner/name:Q4_K_M for a GGUF file of it), or a built-in name:
     smollm2-moge, made on first use from a 93 MB download, or smollm2, its dense original.
     """
+    if context.invoked_subcommand is None:
+        typer.echo(BEGIN)
 
 
 def main(arguments: list[str] | None = None) -> None:

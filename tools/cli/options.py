@@ -230,7 +230,7 @@ class ModelOptions(Params):
 
     model: str = field(
         "smollm2-moge",
-        "checkpoint folder, GGUF file or built-in name",
+        "checkpoint folder, GGUF file, built-in name or hub name (owner/name)",
         MODEL,
         names="MODEL --model",
     )

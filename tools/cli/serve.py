@@ -33,6 +33,8 @@ def serve(
     Examples:
       fastslow serve
       fastslow serve path/to/checkpoint --port 9000 --default-mode fast
+      fastslow serve Qwen/Qwen3-8B --head RedHatAI/Qwen3-8B-speculator.eagle3
+      fastslow serve unsloth/Qwen3-1.7B-GGUF:Q4_K_M --draft-model Qwen/Qwen3-0.6B
       fastslow serve path/to/model.gguf --kv-memory 4GiB --max-running 16
       fastslow serve path/to/checkpoint --quantization int4 --speculation tuned.json
       fastslow serve --warm system.txt --warm-mode fast --warm-mode deep

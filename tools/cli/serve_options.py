@@ -24,7 +24,12 @@ ON_A_PANEL = [
     if isinstance(info.json_schema_extra, dict) and "panel" in info.json_schema_extra
 ]
 CONFIG = OptionFields("model", "options", *ON_A_PANEL)
-SETTINGS = OptionFields("default_mode", "keep_thoughts", "max_tokens", panel=HOW)
+SETTINGS = OptionFields(
+    *("default_mode", "keep_thoughts", "max_tokens"),
+    panel=HOW,
+    heads="head",
+    draft_models="draft_model",
+)
 
 
 class Place(Params):

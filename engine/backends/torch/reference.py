@@ -3,7 +3,7 @@ which is about twice as fast to read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -23,6 +23,11 @@ from fastslow.engine.model.ops import (
 )
 from fastslow.engine.model.shape import Activation, ClampedSwiglu
 
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+)  # of products that libraries compute on the CPU
 GELU_SCALE, GELU_CUBE = 1.5957691216057308, 0.044715  # 2 * sqrt(2 / pi)
 
 
@@ -39,7 +44,7 @@ class ReferenceOps:
 
     rows = 4
     block = 128
-    at_once = 16  # rows of one product that MKL computes
+    at_once = 16  # rows of one product that MKL or oneDNN computes
 
     def pack(self, weight_OI: Tensor) -> Tensor:
         return weight_OI
@@ -58,12 +63,15 @@ class ReferenceOps:
     def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         if weight_OI.dtype == torch.int8:
             return int8_product(x_TI, weight_OI, bias_O)
-        if x_TI.device.type != "cpu" or x_TI.dtype not in (torch.float32, torch.float64):
+        if x_TI.device.type != "cpu" or x_TI.dtype not in DTYPES:
             return F.linear(x_TI, weight_OI, bias_O)
-        # On Intel's chips MKL orders sums by the number of rows: every product has the same number.
+        return self._in_parts(x_TI, lambda part: F.linear(part, weight_OI, bias_O))
+
+    def _in_parts(self, x_TI: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """On Intel's chips MKL and oneDNN order sums by the number of rows: every product has the same number."""
         count = x_TI.shape[0]
         parts = F.pad(x_TI, (0, 0, 0, -count % self.at_once)).split(self.at_once)
-        return torch.cat([F.linear(part, weight_OI, bias_O) for part in parts])[:count]
+        return torch.cat([product(part) for part in parts])[:count]
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps), rounded to the dtype of x, then times weight.
@@ -199,5 +207,8 @@ class OneDnnOps(ReferenceOps):
     def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         if not weight_OI.is_mkldnn:
             return super()._product(x_TI, weight_OI, bias_O)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
-        return out
+        product = torch.ops.mkldnn._linear_pointwise
+        if x_TI.dtype != torch.bfloat16:
+            out: Tensor = product(x_TI, weight_OI, bias_O, "none", [], "")
+            return out
+        return self._in_parts(x_TI, lambda part: product(part, weight_OI, bias_O, "none", [], ""))

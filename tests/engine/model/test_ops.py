@@ -55,7 +55,7 @@ def test_blocks_are_right_and_row_independent(
     """Elementwise ones are large enough that threads share the rows, and shares end within a row."""
     torch.manual_seed(0)
     weight, bias = torch.randn(shape).to(dtype) / shape[1] ** 0.5, torch.randn(shape[0]).to(dtype)
-    x, packed = torch.randn(133, shape[1]).to(dtype), ops.pack(weight)
+    x, packed = (3 * torch.randn(133, shape[1])).to(dtype), ops.pack(weight)
     expected = F.linear(x.double(), weight.double(), bias.double())
     check(lambda rows: ops.linear(rows, packed, bias), x, expected)
     x, norm = (3 * torch.randn(1001, 224)).to(dtype), torch.randn(224).to(dtype)

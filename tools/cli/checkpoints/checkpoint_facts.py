@@ -17,6 +17,7 @@ from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import load_template
+from fastslow.models.hub.about import billions
 from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.policies.meaning import THINKING, meaning
 from fastslow.policies.modes import load_modes
@@ -50,7 +51,7 @@ class CheckpointFacts:
     def of(cls, model: str, own_modes: str | None = None) -> CheckpointFacts:
         """Read a checkpoint's small files, of a GGUF file the header, and the user's presets. ValueError
         in one sentence for what does not fit."""
-        folder = resolve_model(model)
+        folder = resolve_model(model, weights=False)
         config, tokenizer = ModelConfig.from_folder(folder), find_tokenizer(folder)
         weights = parameters(config)
         memory = {
@@ -146,11 +147,6 @@ class CheckpointFacts:
         lines["thinking switch"] = self.switch
         lines["parameters"] = billions(self.parameters)
         return lines
-
-
-def billions(count: int) -> str:
-    """A number of parameters for people: "71.97 B"."""
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def shards_record(config: ModelConfig, layout: str) -> dict[str, Any]:

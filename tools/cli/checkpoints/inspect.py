@@ -98,7 +98,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode], short: bool) -> Tabl
 
     from fastslow.engine.model.config import RoutedUnits
     from fastslow.engine.model.tensors import active_parameters
-    from fastslow.tools.cli.checkpoints.checkpoint_facts import billions
+    from fastslow.models.hub.about import billions
 
     units = RoutedUnits.of(facts.config)
     words = [facts.words(mode) for mode in presets]

@@ -156,11 +156,11 @@ def _extend(old: Path | None, answers: Path, out: Path, model: ModelOptions, mos
     from fastslow.engine.host.progress import bar
     from fastslow.engine.model.config import ModelConfig
     from fastslow.engine.text.templates import load_template
-    from fastslow.models.locate import find_tokenizer
+    from fastslow.models.locate import find_tokenizer, resolve_model
     from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()
-    folder = model.folder
+    folder = resolve_model(model.model, weights=False)
     tokenizer = find_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer, which a corpus needs")

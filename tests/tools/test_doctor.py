@@ -1,0 +1,57 @@
+"""The first things that a person types: the command alone, its completion, `fastslow doctor`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_tools import run
+
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.host.files import cache_folder
+
+
+def said_by(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = run(*arguments)
+    return code, capfd.readouterr().out
+
+
+def test_the_command_alone_says_what_to_do_next(capfd: pytest.CaptureFixture[str]) -> None:
+    code, said = said_by(capfd)
+    assert code == 0 and len(said.splitlines()) == 5
+    assert all(f"fastslow {name}" in said for name in ("chat", "serve", "doctor", "--help"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("do", "doctor"), ("generate --max-t", "--max-tokens"), ("corpus bu", "build")],
+)
+def test_a_shell_completes_commands_and_options(
+    typed: str, offered: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = f"fastslow {typed}"
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_FASTSLOW_COMPLETE", "complete_bash")
+    _, said = said_by(capfd)
+    assert offered in said.split()
+
+
+def test_it_says_what_models_run_with(capfd: pytest.CaptureFixture[str]) -> None:
+    code, said = said_by(capfd, "doctor", "--json")
+    found = json.loads(said)
+    assert code == 0 and all(one["fine"] for one in found.values())
+    assert found["kernels"]["level"] == library.level()
+    assert found["bandwidth"]["gb_per_second"] > 0.1
+    assert found["cache"]["folder"] == str(cache_folder())
+    _, said = said_by(capfd, "doctor")
+    assert [line.split()[1] for line in said.splitlines()] == list(found)
+
+
+def test_what_makes_it_slow_is_marked(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, "off")
+    code, said = said_by(capfd, "doctor")
+    marked = [line for line in said.splitlines() if line.startswith("!!")]
+    assert code == 1 and len(marked) == 1 and "FASTSLOW_KERNELS=off" in marked[0]

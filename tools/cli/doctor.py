@@ -1,0 +1,183 @@
+"""`fastslow doctor`: what this machine runs models with, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from fastslow.tools.cli.options import expand_options
+
+BLOCK = 256 << 20  # bytes that the bandwidth is read from: more than caches hold
+TURNS = 3
+# flags of /proc/cpuinfo that the kernels make use of
+FLAGS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "bfloat16",
+    "amx_int8": "AMX",
+}
+EXTRAS = {
+    "grammar": ("llguidance", "structured output and tools"),
+    "serve": ("uvicorn", "`fastslow serve`"),
+    "ray": ("ray", "replicas on several hosts"),
+}
+
+
+class MachineCheck(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        fine: False: something is slow or missing, and `said` says what to do.
+        said: one line.
+        facts: for programs.
+    """
+
+    what: str
+    fine: bool
+    said: str
+    facts: dict[str, Any]
+
+
+@expand_options
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Look at what models run with here: kernels, memory, torch, caches, the hub, optional packages. One line for
+    each; the exit code is 1 where something makes the engine slow or stops it.
+
+    Example:
+      fastslow doctor --json
+    """
+    from fastslow.tools.cli import screen
+
+    findings = []
+    for look in LOOKS:
+        for one in look():
+            findings.append(one)
+            if not as_json:
+                mark = "ok" if one.fine else "!!"
+                screen.console().print(f"{mark}  {one.what:<13} {one.said}")
+    if as_json:
+        screen.write_json({one.what: {"fine": one.fine, **one.facts} for one in findings})
+    if not all(one.fine for one in findings):
+        raise typer.Exit(1)
+
+
+def _versions() -> Iterator[MachineCheck]:
+    import torch
+
+    import fastslow
+
+    facts = {"fastslow": fastslow.__version__, "python": platform.python_version()}
+    facts["torch"] = torch.__version__
+    yield MachineCheck("versions", True, ", ".join(f"{k} {v}" for k, v in facts.items()), facts)
+
+
+def _processor() -> Iterator[MachineCheck]:
+    import torch
+
+    from fastslow.engine.host.machine import cores, free_memory, whole_memory
+    from fastslow.engine.kv.budget import format_bytes
+    from fastslow.tools.machine import processor
+
+    facts = {"name": processor(), "cores": cores(), "threads": torch.get_num_threads()}
+    said = f"{facts['name']}, {facts['cores']} cores, {facts['threads']} threads of torch"
+    yield MachineCheck("processor", True, said, facts)
+    free, whole = free_memory("cpu"), whole_memory("cpu")
+    said = f"{format_bytes(free)} of {format_bytes(whole)} are free"
+    yield MachineCheck("memory", True, said, {"free": free, "whole": whole})
+
+
+def _kernels() -> Iterator[MachineCheck]:
+    import numpy as np
+
+    from fastslow.engine.backends.cpu import library
+    from fastslow.engine.host.machine import cores
+
+    facts: dict[str, Any] = {"level": library.level(), "has": _chip_flags()}
+    if facts["level"] == "off":
+        said = f"switched off by {library.VARIABLE}=off: plain torch runs, several times slower"
+        yield MachineCheck("kernels", False, said, facts)
+        return
+    try:
+        library.kernels()
+    except RuntimeError as error:
+        said = f"plain torch runs, several times slower: {error}"
+        yield MachineCheck("kernels", False, said, facts | {"error": str(error)})
+        return
+    chip = ", ".join(facts["has"]) or "no vector instructions that they use"
+    yield MachineCheck("kernels", True, f"{facts['level']}; the chip has {chip}", facts)
+    block = np.ones(BLOCK, np.uint8)
+    read = max(library.read_bandwidth(block, cores()) for _ in range(TURNS))
+    said = f"{read:.0f} GB/s with {cores()} threads: a token reads all weights that run once"
+    yield MachineCheck("bandwidth", True, said, {"gb_per_second": read, "threads": cores()})
+
+
+def _chip_flags() -> list[str]:
+    try:
+        info = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:  # not Linux
+        return []
+    known = next((line.split() for line in info.splitlines() if line.startswith("flags")), [])
+    return [name for flag, name in FLAGS.items() if flag in known]
+
+
+def _devices() -> Iterator[MachineCheck]:
+    import torch
+
+    names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    facts: dict[str, Any] = {"cuda": names, "torch_npu": _version("torch-npu")}
+    npu = facts["torch_npu"]
+    said = ", ".join(names) or ("none: models run on the processor" if not npu else "no GPU")
+    yield MachineCheck("accelerators", True, said + (f", torch-npu {npu}" if npu else ""), facts)
+
+
+def _cache() -> Iterator[MachineCheck]:
+    from fastslow.engine.host.files import cache_folder
+    from fastslow.engine.kv.budget import format_bytes
+
+    folder = cache_folder()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    files = [one for one in folder.rglob("*") if one.is_file() and not one.is_symlink()]
+    held, free = sum(one.stat().st_size for one in files), shutil.disk_usage(there).free
+    writable = os.access(there, os.W_OK)
+    said = f"{format_bytes(held)} in {folder}, {format_bytes(free)} of the disk are free"
+    if not writable:
+        said += "; it cannot be written to: point FASTSLOW_CACHE at a folder of yours"
+    facts = {"folder": str(folder), "held": held, "free": free, "writable": writable}
+    yield MachineCheck("cache", writable, said, facts)
+
+
+def _packages() -> Iterator[MachineCheck]:
+    for extra, (package, what) in EXTRAS.items():
+        found = _version(package)
+        missing = f"not installed: pip install 'fastslow[{extra}]' for {what}"
+        yield MachineCheck(
+            extra, True, f"{package} {found}" if found else missing, {"version": found}
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+LOOKS: tuple[Callable[[], Iterator[MachineCheck]], ...] = (
+    _versions,
+    _processor,
+    _kernels,
+    _devices,
+    _cache,
+    _packages,
+)
