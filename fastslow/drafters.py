@@ -36,11 +36,10 @@ from fastslow.engine.params import Speculation
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter
+from fastslow.models.hub.repository import HEAD, OLD_HEAD
 from fastslow.models.locate import find_tokenizer, resolve_head, resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 
-HEAD = "draft.head"  # safetensors in the checkpoint's folder
-OLD_HEAD = "draft_head.safetensors"  # its name of before, which other programs take for weights
 SHIPPED = Path(str(files("fastslow.draft.head"))) / "shipped"
 MOST = 32  # drafters at a time
 MOST_MODELS = 4  # of them with a draft model, which have pages of their own

@@ -255,7 +255,7 @@ def test_a_gguf_variant(parts: int, hub: FakeHub, tiny_dense: Path, tmp_path: Pa
 def test_drafts_by_name(hub: FakeHub, tiny_dense: Path, tmp_path: Path, logged: list[str]) -> None:
     hub.repos |= {"tiny/draft": Repo.of(tiny_dense), "Qwen/Qwen3-1.7B": hub.repos[MODEL]}
     hub.repos["tiny/head"] = Repo.of(write_eagle(tmp_path / "head", tiny_dense, "speculators"))
-    hub.repos["tiny/trained"] = Repo({"draft_head.safetensors": b"x" * 5000})
+    hub.repos["tiny/trained"] = Repo({"draft.head": b"x" * 5000})
     hub.repos["tiny/pickled"] = Repo({"config.json": b"{}", "pytorch_model.bin": b"no"})
     with LLM(tiny_dense) as llm:
         plain = llm.generate(PROMPT, GREEDY, speculation="off")
@@ -267,7 +267,7 @@ def test_drafts_by_name(hub: FakeHub, tiny_dense: Path, tmp_path: Path, logged: 
             assert drafted.token_ids == plain.token_ids and drafted.metrics.drafted > 0
         with pytest.raises(ValueError, match="pytorch_model.bin, which may hold code"):
             llm.generate([5], speculation=Speculation(drafter="head", head="tiny/pickled"))
-    assert resolve_head("tiny/trained").name == "draft_head.safetensors"
+    assert resolve_head("tiny/trained").name == "draft.head"
     assert published(HubName("unsloth/Qwen3-1.7B-GGUF", variant="Q4_K_M"))["heads"]
     assert not published(HubName("Qwen/Qwen3-1.7B-Base"))
     LLM("Qwen/Qwen3-1.7B").close()

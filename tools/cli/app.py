@@ -16,6 +16,7 @@ COMMANDS = {  # name -> where it is, and its line of help
     "chat": ("answering.chat", "Talk to a model; /fast and /deep change how it thinks."),
     "serve": ("serve", "Serve a model over HTTP, for clients of OpenAI and Anthropic."),
     "keys": ("keys", "Make, list and remove API keys of the server."),
+    "models": ("checkpoints.models", "List the models that are here, and what else would fit."),
     "modes": ("checkpoints.inspect", "Say what each mode of a model means."),
     "inspect": ("checkpoints.inspect", "Show a checkpoint: parameters, memory, tokenizer, modes."),
     "convert": ("checkpoints.make", "Turn a dense checkpoint into a MoGE checkpoint."),
@@ -31,11 +32,11 @@ COMMANDS = {  # name -> where it is, and its line of help
 }
 
 BEGIN = """\
-fastslow answers fast, or thinks deep. Begin with one of these:
-  fastslow chat                 talk to the built-in model, which is fetched once (93 MB)
-  fastslow serve MODEL          serve a model to clients of OpenAI and Anthropic
-  fastslow doctor               see what models run with on this machine
-  fastslow --help               see all commands; --install-completion completes them in your shell"""
+fastslow chat          talk to the built-in model, which is fetched once (93 MB)
+fastslow models        see which models are here, and which others would fit
+fastslow serve MODEL   serve a model to clients of OpenAI and Anthropic
+fastslow doctor        see what models run with on this machine
+fastslow --help        see all commands"""
 
 
 class LateCommand(TyperCommand):

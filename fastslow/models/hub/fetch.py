@@ -21,7 +21,7 @@ from fastslow.models.hub.about import about
 from fastslow.models.hub.errors import explained
 from fastslow.models.hub.hubs import HuggingFace, open_hub
 from fastslow.models.hub.name import COMMIT, HubName
-from fastslow.models.hub.repository import CONFIG, HEAD, RepoFile, Repository
+from fastslow.models.hub.repository import CONFIG, HEADS, RepoFile, Repository
 
 SPARE = 256 << 20  # bytes of the disk that a download leaves free
 
@@ -96,7 +96,8 @@ class Copy:
         """The folder, or the one file that is all there is."""
         for file in (*self.found.small(), *weights):
             self._check(file)
-        alone = [file.path for file in weights] == [HEAD] and CONFIG not in self.found.files
+        heads = all(file.path in HEADS for file in weights)
+        alone = heads and CONFIG not in self.found.files
         one = alone or self.found.is_gguf
         return self.folder / weights[0].path if one else self.folder
 

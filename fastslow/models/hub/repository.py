@@ -14,7 +14,9 @@ from fastslow.engine.kv.budget import format_bytes
 from fastslow.models.hub.name import HubName
 
 CONFIG = "config.json"
-HEAD = "draft_head.safetensors"  # of `fastslow train-draft`
+HEAD = "draft.head"  # of `fastslow train-draft`: safetensors
+OLD_HEAD = "draft_head.safetensors"  # its name of before, which other programs take for weights
+HEADS = frozenset((HEAD, OLD_HEAD))
 SMALL = (  # what the engine reads of a folder beside the weights
     *(CONFIG, "generation_config.json", "fastslow.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
@@ -54,7 +56,7 @@ class Repository:
     @property
     def is_gguf(self) -> bool:
         """Whether the name asks for a GGUF file, or there is nothing else."""
-        tensors = any(n in (SINGLE, INDEX, HEAD) or EXPORT.fullmatch(n) for n in self.files)
+        tensors = any(n in (SINGLE, INDEX, *HEADS) or EXPORT.fullmatch(n) for n in self.files)
         return bool(self.name.variant) or bool(self._variants()) and not tensors
 
     def small(self) -> list[RepoFile]:
@@ -84,12 +86,19 @@ class Repository:
                     raise ValueError(
                         f"{self.name}: {index} names {shown(n)}, no safetensors file of it"
                     )
-        if names := names | ({HEAD} & self.files.keys()):
+        if names := names | (HEADS & self.files.keys()):
             return [self.files[name] for name in sorted(names)]
         pickle = next((name for name in self.files if name.endswith(PICKLES)), None)
         code = f"{pickle}, which may hold code and is never loaded"
         has = code if pickle else f"{len(self.files)} files"
         raise ValueError(f"{self.name} has neither safetensors nor a GGUF file, but {has}")
+
+    def variants(self) -> list[str]:
+        """What stands after the colon for each GGUF model in here."""
+        stems = [*self._variants()]
+        labels = [_quant(stem) for stem in stems]
+        bases = (stem.rpartition("/")[2] for stem in stems)
+        return [q if q and labels.count(q) == 1 else base for q, base in zip(labels, bases)]
 
     def _variants(self) -> dict[str, list[RepoFile]]:
         """The files of each GGUF model in here, by its name without the number of the part."""
@@ -108,10 +117,9 @@ class Repository:
         fitting = [s for s in every if not wanted or wanted in (_quant(s), bases[s].upper())]
         fitting = fitting or [s for s in every if _quant(s).endswith(f"-{wanted}")]  # UD-Q4_K_XL
         if len(fitting) != 1:
-            labels = [_quant(stem) for stem in every]
-            names = (q if labels.count(q) == 1 and q else bases[s] for q, s in zip(labels, every))
             sizes = (format_bytes(sum(file.size for file in parts)) for parts in every.values())
-            listed = [f"{repo}:{name} ({size})" for name, size in zip(names, sizes)][:LISTED]
+            named = zip(self.variants(), sizes)
+            listed = [f"{repo}:{name} ({size})" for name, size in named][:LISTED]
             why = "needs a choice" if fitting else "is not there"
             raise ValueError(f"{self.name} {why}: {', '.join(listed) or 'no GGUF file is'}")
         parts = every[fitting[0]]
