@@ -30,8 +30,9 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
-from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks, gguf_shard
+from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.checkpoint.published.layout import Published
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.host.files import is_file, shown
 from fastslow.engine.host.gguf_file import is_gguf
@@ -43,7 +44,7 @@ from fastslow.engine.model.ops import no_int8
 from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"
-OWN = "gguf"  # a file's own numbers
+OWN = "own"  # a GGUF file's own numbers, or those of a published checkpoint
 PACKERS = 2  # threads that pack a file's blocks
 KV_DTYPES = ("auto", "int8", "model")
 
@@ -66,8 +67,8 @@ def load_model(
     checkpoint's own. device: "cpu", "cuda", "npu", or "auto": an accelerator where there is one.
     progress: draw a bar on a terminal while reading. quantization: "int8" or "int4" weights, on the
     CPU; "w8a8" for a checkpoint that is quantised so; "none" runs the dtype; "auto" is w8a8 or int4
-    where the folder is quantised so, or came from a 4-bit file, and no dtype is asked for, a GGUF file's own
-    numbers where no dtype is asked for either, else none.
+    where the folder is quantised so, or came from a 4-bit file, and no dtype is asked for, the own numbers of a
+    GGUF file or a published checkpoint where no dtype is asked for either, else none.
     kv_dtype: of keys and values: "int8" (a scale per token and head, on the CPU kernels), "model" (the
     model's own), or "auto": int8 for a w8a8 checkpoint that is made for it, else the model's. Raises
     ValueError in one sentence, before any weight is allocated, for a folder that
@@ -87,6 +88,9 @@ def load_model(
             f"quantization {W8A8!r} runs checkpoints that are quantised so, and {folder} is not: "
             "see fastslow quantize"
         )
+    if (source.shard or source.method) and quantization != OWN:
+        runs = str(picked).removeprefix("torch.") if quantization == "none" else quantization
+        logger.info("{} runs as {}, not in its own numbers", folder, runs)
     if _on_kernels(config, picked, place.kind, quantization):
         return _on_cpu(
             source, source.formats(picked, quantization), quantization, kv_dtype, progress
@@ -103,13 +107,14 @@ def load_model(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What is loaded. scheme: of a quantised checkpoint. shard: of a GGUF file."""
+    """What is loaded. scheme: of a W8A8 checkpoint. shard: of a GGUF file. method: of another quantised checkpoint."""
 
     folder: Path
     config: ModelConfig
     checkpoint: Checkpoint
     scheme: Scheme | None
     shard: GgufShard | None
+    method: str | None
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> _Source:
@@ -117,13 +122,16 @@ class _Source:
         if scheme is not None:  # pieces are packed by the usual names
             scheme = scheme.renamed(lambda name: canonical(name, config))
         checkpoint = Checkpoint.open(folder, config, scheme)
-        return cls(folder, config, checkpoint, scheme, gguf_shard(folder))
+        others = checkpoint.fused.values()
+        method = next((x.reader.label for x in others if isinstance(x, Published)), None)
+        shard = GgufShard(folder) if is_gguf(folder) else None
+        return cls(folder, config, checkpoint, scheme, shard, method)
 
     def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
         """What "auto" means."""
         available = device == "cpu" and library.available()
         kernels = available and unsupported(self.config) is None
-        if is_gguf(self.folder) or self.checkpoint.mxfp4_names:
+        if is_gguf(self.folder) or self.checkpoint.packed:
             return OWN if dtype == "auto" and kernels else "none"
         if dtype == "auto" and self.scheme is not None:
             inputs = ", inputs per 32, which is finer than per token" if kernels else ""
@@ -143,8 +151,13 @@ class _Source:
         if quantization != OWN:
             return Formats.of(dtype, quantization)
         if self.shard is None:
-            types = dict.fromkeys(self.checkpoint.mxfp4_names, Format.MXFP4)
-            return Formats.of_file(types, dtype, head)
+            types = {name: Format[form] for name, form in self.checkpoint.packed.items()}
+            if self.method is None:
+                return Formats.of_file(types, dtype, head)
+            near = list(types.values()).count(Format.Q8_0)
+            said = "the weights of {} are {} and run so: {} matrices, {} of them rounded to 8 bits once"
+            logger.info(said, self.folder.name, self.method, len(types), near)
+            return Formats.published(types, dtype, head)
         kinds = self.shard.types()  # of matrices; those that the kernels do not know run as Q8_0
         if others := sorted({kind for kind in kinds.values() if kind not in GGUF_FORMATS}):
             logger.info("matrices of type {} are packed as Q8_0, once", ", ".join(others))
@@ -176,8 +189,8 @@ class _Source:
         if formats.layers is not Format.INT4 and not formats.types:
             yield lambda name: None
             return
-        mxfp4 = self.checkpoint.mxfp4() if formats.types else None
-        with mxfp4 or blocks(self.folder, self.config) as read:
+        packed = self.checkpoint.blocks() if formats.types else None
+        with packed or blocks(self.folder, self.config) as read:
 
             def array(name: str) -> NDArray[np.uint8] | None:
                 found = read(name)
@@ -191,9 +204,6 @@ def _on_cpu(
 ) -> CpuDecoder:
     """On the CPU kernels, from a packing that is kept."""
     folder, config = source.folder, source.config
-    if source.shard is not None and not formats.types:
-        said = "{} runs as {}, not in its own numbers, since that was asked for"
-        logger.info(said, folder, formats.name)
     logger.debug("running {} on the CPU kernels ({})", formats.name, level())
     storage = source.storage(kv_dtype, quantization)
     arena = Arena.of(config, formats)

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastslow.engine.checkpoint.fused import Expected, Fused, ReadExpert, fused_tensors
+from fastslow.engine.checkpoint.fused import Expected, Fact, Facts, Fused, Slices, fused_tensors
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.checkpoint.published.layout import Published, published_layouts
 from fastslow.engine.checkpoint.quantised import (
     QuantReader,
     Scheme,
@@ -28,6 +29,7 @@ from fastslow.engine.host.files import is_file, no_panic, read_object, shown
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Read
+from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
 
 SINGLE = "model.safetensors"
@@ -37,7 +39,11 @@ DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and h
 BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inputs a byte
 EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
 ENTRY = 64  # bytes that a tensor takes in a file's header, and more
-CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq")  # old exports carry it along; we compute it
+# Old exports carry frequencies along, which we compute; and ranges of keys and values, which need none here.
+CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq|.*\.self_attn\.[kv]_(scale|proj\.output_scale)")
+
+
+Layout = Fused | Published
 
 
 class ReadPart(Protocol):
@@ -53,7 +59,7 @@ class Checkpoint:
     files: dict[Path, list[str]]
     scheme: Scheme | None = None
     stored: dict[str, str] = field(default_factory=dict)  # name -> its spelling in the file
-    fused: dict[str, Fused] = field(default_factory=dict)  # by names of tensors that lie in others
+    fused: dict[str, Layout] = field(default_factory=dict)  # by names of tensors that lie in others
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig, scheme: Scheme | None = None) -> Checkpoint:
@@ -66,34 +72,22 @@ class Checkpoint:
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
-        layouts = [] if is_gguf(folder) else list(fused_tensors(config))
+        facts, stored, holders = _facts(shards, config)
+        layouts: list[Layout] = []
+        if not is_gguf(folder):
+            layouts += [*fused_tensors(config), *published_layouts(folder, config, facts)]
+        inside = _inside_others(folder, layouts, facts)
         known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
-        stored: dict[str, str] = {}
         files: dict[Path, list[str]] = {}
-        holders: dict[str, Path] = {}
-        for path, listed in shards.items():
-            with open_shard(path) as shard:
-                names = set(shard.keys())
-                if listed is not None and (absent := sorted(listed - names)):
-                    raise ValueError(
-                        f"{path} lacks tensor {absent[0]:.99}, which {INDEX} puts there"
-                    )
-                for spelled in sorted(names):
-                    name = canonical(spelled, config)
-                    if name != spelled:
-                        stored[name] = spelled
-                    if name in holders:
-                        raise ValueError(f"tensor {name:.99} is in both {holders[name]} and {path}")
-                    holders[name] = path
-                    if name in known:
-                        _check(path, spelled, shard.get_slice(spelled), known[name])
-                        files.setdefault(path, []).append(name)
-                    elif not _ignorable(name, config):
-                        raise ValueError(
-                            f"{path} has an unexpected tensor {name:.99}, which "
-                            f"{config.architecture} does not use"
-                        )
-        inside = _inside_others(folder, layouts, holders)
+        for name, path in holders.items():
+            if name in known:
+                _check(path, stored.get(name, name), facts[name], known[name])
+                files.setdefault(path, []).append(name)
+            elif not _ignorable(name, config):
+                raise ValueError(
+                    f"{path} has an unexpected tensor {name:.99}, which "
+                    f"{config.architecture} does not use"
+                )
         there = holders.keys() | inside.keys()
         if missing := [n for n, x in expected.items() if n not in there and not x.optional]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -124,7 +118,7 @@ class Checkpoint:
             def read(name: str, part: tuple[slice, ...] | None = None) -> Tensor:
                 advance()
                 if name in self.fused:
-                    whole = self.fused[name].read(name, _by_expert(shards))
+                    whole = self.fused[name].read(name, self._slices(shards))
                     return whole if part is None else whole[part]
                 spelled = self.stored.get(name, name)
                 tensor: Tensor = (
@@ -137,25 +131,35 @@ class Checkpoint:
             yield read
 
     @property
-    def mxfp4_names(self) -> frozenset[str]:
-        """The matrices that `mxfp4` reads."""
-        return frozenset(n for n, fused in self.fused.items() if fused.take_packed is not None)
+    def packed(self) -> dict[str, str]:
+        """The kernel format of each matrix whose numbers one holds, exactly or nearly."""
+        return {name: x.form for name, x in self.fused.items() if x.form is not None}
 
     @contextmanager
-    def mxfp4(self) -> Iterator[Callable[[str], Tensor | None]]:
-        """A function that reads a matrix as GGUF's MXFP4 blocks, uint8 [outputs, inputs / 32 * 17], or None."""
+    def blocks(self) -> Iterator[Callable[[str], Tensor | None]]:
+        """A function that reads a matrix as rows of its format's blocks, uint8 [outputs, bytes], or None."""
         with self._open_files() as shards:
 
             def rows(name: str) -> Tensor | None:
-                fused = self.fused.get(name)
-                return None if fused is None else fused.read_packed(name, _by_expert(shards))
+                found = self.fused.get(name)
+                if found is None or found.form is None:
+                    return None
+                return found.read_packed(name, self._slices(shards))
 
             yield rows
 
+    def _slices(self, shards: Mapping[str, Any]) -> Slices:
+        return lambda name: shards[name].get_slice(self.stored.get(name, name))
+
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
-        path = next(path for path, names in self.files.items() if name in names)
-        return None if is_gguf(path) else RowFile.of_tensor(path, self.stored.get(name, name))
+        holders = (path for path, names in self.files.items() if name in names)
+        path = next(holders, None)
+        return (
+            None
+            if path is None or name in self.fused or is_gguf(path)
+            else RowFile.of_tensor(path, self.stored.get(name, name))
+        )
 
     @contextmanager
     def _open_files(self) -> Iterator[dict[str, Any]]:
@@ -170,14 +174,14 @@ class Checkpoint:
     @contextmanager
     def quantised(self, progress: bool) -> Iterator[QuantReader]:
         """The same, for tensors that may be in int8."""
-        held = self.names
-        with self.reader(progress) as read:
-            yield QuantReader(lambda n: read(n) if n in held else None, self.scheme or Scheme({}))
+        held, scheme = self.names, self.scheme or Scheme({})
+        with self.reader(progress) as read, self._open_files() as shards:
 
+            def own(name: str) -> QuantLinear | None:
+                layout, slices = self.fused.get(name), self._slices(shards)
+                return layout.linear(slices) if isinstance(layout, Published) else None
 
-def gguf_shard(path: Path) -> GgufShard | None:
-    """The file's tensors as it has them; None for a folder."""
-    return GgufShard(path) if is_gguf(path) else None
+            yield QuantReader(lambda n: read(n) if n in held else None, scheme, own)
 
 
 @contextmanager
@@ -201,7 +205,7 @@ def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor
                 )
             outputs, inputs = shapes[name]
             shape = (outputs, inputs // BLOCK_INPUTS * BLOCK_BYTES)
-            _check(path, name, file.get_slice(name), Expected((shape,), ("U8",)))
+            _check(path, name, Fact.of(file.get_slice(name)), Expected((shape,), ("U8",)))
         yield lambda name: file.get_tensor(name) if name in names else None
 
 
@@ -216,28 +220,41 @@ def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterato
         yield tensors.read
 
 
-def _by_expert(shards: dict[str, Any]) -> ReadExpert:
-    def part(name: str, expert: int) -> Tensor:
-        tensor: Tensor = shards[name].get_slice(name)[expert]
-        return tensor
+def _facts(
+    shards: Mapping[Path, set[str] | None], config: ModelConfig
+) -> tuple[dict[str, Fact], dict[str, str], dict[str, Path]]:
+    """What the files say of their tensors, by the engine's names; how they spell the others; which file holds each."""
+    facts: dict[str, Fact] = {}
+    stored: dict[str, str] = {}
+    holders: dict[str, Path] = {}
+    for path, listed in shards.items():
+        with open_shard(path) as shard:
+            names = set(shard.keys())
+            if listed is not None and (absent := sorted(listed - names)):
+                raise ValueError(f"{path} lacks tensor {absent[0]:.99}, which {INDEX} puts there")
+            for spelled in sorted(names):
+                name = canonical(spelled, config)
+                if name != spelled:
+                    stored[name] = spelled
+                if name in holders:
+                    raise ValueError(f"tensor {name:.99} is in both {holders[name]} and {path}")
+                holders[name], facts[name] = path, Fact.of(shard.get_slice(spelled))
+    return facts, stored, holders
 
-    return part
 
-
-def _inside_others(
-    folder: Path, layouts: Iterable[Fused], holders: Mapping[str, Path]
-) -> dict[str, Fused]:
+def _inside_others(folder: Path, layouts: Iterable[Layout], facts: Facts) -> dict[str, Layout]:
     """The model's tensors that lie in others of the files; ValueError where a part is missing or there twice."""
-    found: dict[str, Fused] = {}
-    for fused in layouts:
-        there = [name for name in fused.tensors if name in holders]
+    found: dict[str, Layout] = {}
+    for layout in layouts:
+        there = [name for name in layout.tensors if name in facts]
         if not there:
             continue
-        if absent := [name for name in fused.tensors if name not in holders]:
+        if absent := [n for n, x in layout.tensors.items() if n not in facts and not x.optional]:
             raise ValueError(f"{folder} has tensor {there[0]}, but lacks {absent[0]}")
-        if twice := [name for name in fused.parts if name in holders or name in found]:
+        apart = (name for name in layout.parts if name not in layout.tensors)
+        if twice := [name for name in apart if name in facts or name in found]:
             raise ValueError(f"{folder} has tensor {twice[0]} twice: {there[0]} holds it, too")
-        found |= dict.fromkeys(fused.parts, fused)
+        found |= dict.fromkeys(layout.parts, layout)
     return found
 
 
@@ -264,15 +281,15 @@ def open_shard(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is not a complete safetensors file: {error!s:.99}") from None
 
 
-def _check(path: Path, name: str, found: Any, expected: Expected) -> None:
-    if found.get_dtype() not in expected.dtypes:
+def _check(path: Path, name: str, found: Fact, expected: Expected) -> None:
+    if found.dtype not in expected.dtypes:
         raise ValueError(
-            f"{path}: tensor {name} is of dtype {found.get_dtype()}, which is not one of "
+            f"{path}: tensor {name} is of dtype {found.dtype}, which is not one of "
             f"{', '.join(expected.dtypes)}"
         )
-    if tuple(found.get_shape()) not in expected.shapes:
+    if found.shape not in expected.shapes:
         raise ValueError(
-            f"{path}: tensor {name} has shape {shown(found.get_shape())}, but "
+            f"{path}: tensor {name} has shape {shown(list(found.shape))}, but "
             f"{'its header' if path.suffix == '.gguf' else 'config.json'} asks for {list(expected.shape)}"
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,19 @@ class Expected:
         return self.shapes[0]
 
 
-ReadExpert = Callable[[str, int], Tensor]  # of a tensor of the file, what one expert has
+class Fact(NamedTuple):
+    """What a file says of a tensor, the dtype as safetensors spells it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, found: Any) -> Fact:
+        return cls(found.get_dtype(), tuple(found.get_shape()))
+
+
+Facts = Mapping[str, Fact]
+Slices = Callable[[str], Any]  # gives the slice of a file by a tensor's name
 Take = Callable[[Sequence[Tensor], slice], Tensor]
 
 
@@ -48,15 +61,20 @@ class Fused:
     take: Take
     take_packed: Take | None = None
 
-    def read(self, name: str, expert: ReadExpert) -> Tensor:
-        return self._taken(self.take, name, expert)
+    @property
+    def form(self) -> str | None:
+        return None if self.take_packed is None else "MXFP4"
 
-    def read_packed(self, name: str, expert: ReadExpert) -> Tensor | None:
-        return None if self.take_packed is None else self._taken(self.take_packed, name, expert)
+    def read(self, name: str, slices: Slices) -> Tensor:
+        return self._taken(self.take, name, slices)
 
-    def _taken(self, take: Take, name: str, expert: ReadExpert) -> Tensor:
+    def read_packed(self, name: str, slices: Slices) -> Tensor:
+        assert self.take_packed is not None
+        return self._taken(self.take_packed, name, slices)
+
+    def _taken(self, take: Take, name: str, slices: Slices) -> Tensor:
         number, outputs = self.parts[name]
-        return take([expert(tensor, number) for tensor in self.tensors], outputs)
+        return take([slices(tensor)[number] for tensor in self.tensors], outputs)
 
 
 STACKED_METHOD = "mxfp4"  # `quant_method` of files whose stacked experts are MXFP4

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.checkpoint.fused import FLOATS, STACKED_METHOD, Expected
+from fastslow.engine.checkpoint.published.layout import METHODS
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.ops import QuantLinear
+from fastslow.engine.model.ops import QuantLinear, ReadQuant, no_int8
 from fastslow.engine.model.tensors import Shapes, tensor_shapes
 
 DESCRIPTION = "quant_model_description.json"
@@ -45,12 +46,13 @@ class Scheme:
         described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
-            if method == STACKED_METHOD and ModelConfig.from_json(raw).stacked_experts:
-                return None  # `fused_tensors` reads them
+            stacked = method == STACKED_METHOD and ModelConfig.from_json(raw).stacked_experts
+            if stacked or method in tuple(METHODS):
+                return None  # `fused_tensors` or `published_layouts` reads them
             if method != METHOD:
                 raise ValueError(
                     f"{folder / 'config.json'}: quantization_config has quant_method {shown(method)}, "
-                    f"which is not the known {METHOD!r}"
+                    f"which is not one of the known {', '.join((*METHODS, METHOD))}"
                 )
             if not described.is_file():
                 raise ValueError(
@@ -173,16 +175,17 @@ Raw = Callable[[str], "Tensor | None"]
 
 @dataclass(frozen=True, slots=True)
 class QuantReader:
-    """raw: reads a tensor as the file holds it, None where the file lacks it."""
+    """raw: reads a tensor as the file holds it, None where it lacks one. own: matrices that other methods have in int8."""
 
     raw: Raw
     scheme: Scheme
+    own: ReadQuant = no_int8
 
     def linear(self, name: str) -> QuantLinear | None:
         """The matrix `X.weight` in int8; None where it is float. ValueError for bad scales, and for offsets."""
         kind = self.scheme.kind(name)
         if kind is QuantKind.FLOAT:
-            return None
+            return self.own(name)
         prefix = name.removesuffix(".weight")
         offset = self.raw(f"{prefix}.weight_offset")
         if offset is not None and bool(offset.float().count_nonzero()):

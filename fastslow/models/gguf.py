@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, gguf_shard
+from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint
+from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.model.config import ModelConfig, header_config
 from fastslow.engine.text.tokenizer_files.config import GgufVocabulary, read_vocabulary
 from fastslow.engine.text.tokenizer_files.hf import build_bpe
@@ -61,10 +62,9 @@ def _q4_1_blocks(gguf: Path) -> dict[str, torch.Tensor]:
     A block is 32 inputs: scale and minimum in float16, then 16 bytes, whose low halves are
     inputs 0 to 15.
     """
-    shard, found = gguf_shard(gguf), {}
-    for name, kind in shard.types().items() if shard is not None else ():
+    shard, found = GgufShard(gguf), {}
+    for name, kind in shard.types().items():
         if kind == Q4_1 and name.startswith("model.layers."):
-            assert shard is not None  # it gave the name
             found[name] = torch.tensor(shard.blocks(name, (Q4_1,), again=False))
     return found
 

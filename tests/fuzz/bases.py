@@ -27,6 +27,7 @@ import eagle_tools
 import gguf_tools
 import head_tools
 import pangu_v2_tools
+import published_tools
 import quant_tools
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers_tiny import write_bpe, write_spm
@@ -127,6 +128,13 @@ def _quantised(folder: Path) -> None:
 def _exported(folder: Path, kind: str) -> None:
     source = _dense(folder.parent / "source", architecture="PanguEmbeddedForCausalLM", vocab=420)
     write_spm(quant_tools.export(source, folder, kind, bits=kind == "W8A8"))
+    shutil.rmtree(source)
+
+
+def _published(folder: Path, method: str) -> None:
+    source = folder.parent / "source"
+    _chatty(source)
+    published_tools.publish(source, folder, published_tools.METHODS[method])
     shutil.rmtree(source)
 
 
@@ -313,6 +321,10 @@ KINDS: dict[str, Kind] = {
     "quantised": Kind(_quantised),
     "dynamic": Kind(lambda f: _exported(f, "W8A8_DYNAMIC")),
     "static": Kind(lambda f: _exported(f, "W8A8")),
+    "gptq": Kind(lambda f: _published(f, "gptq 4, act-order")),
+    "awq": Kind(lambda f: _published(f, "awq")),
+    "compressed": Kind(lambda f: _published(f, "w4a16, zeros")),
+    "fp8": Kind(lambda f: _published(f, "fp8 blocks")),
     "head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 4, "width": 2},)),
     "eagle": Kind(
         lambda f: _with_eagle(f, "original", attention_bias=True),

@@ -45,6 +45,11 @@ class Format(IntEnum):
     Q6_K = 10
     MXFP4 = 11
     FLOAT16 = 12  # of weights; activations in float32
+    # Groups of 32 or 128 inputs with a float32 scale and a zero point; activations as INT8.
+    U4_32 = 13
+    U4_128 = 14
+    U8_32 = 15
+    U8_128 = 16
 
 
 # GGUF's types that run as they are.
@@ -68,7 +73,7 @@ class Formats:
     kv: of keys and values, which is also the dtype that the model shows. kept: names of matrices
     that the checkpoint itself has in int8, and that are packed as they are. types: formats of the
     matrices of a GGUF file, by name. tiles: that of the embedding where it is read from tiles, which are
-    the head's where it is tied; None where its rows are plain numbers.
+    the head's where it is tied; None where its rows are plain numbers. screened: a bfloat16 head has an int8 copy.
     """
 
     name: str
@@ -79,6 +84,7 @@ class Formats:
     kept: frozenset[str] = frozenset()
     types: Mapping[str, Format] = field(default_factory=dict, hash=False)
     tiles: Format | None = None
+    screened: bool = True
 
     def matrix(self, names: Sequence[str]) -> Format:
         """Of matrices below each other: a checkpoint's own only where all of them have it. Those of a file that are
@@ -96,14 +102,18 @@ class Formats:
 
     def alike(self, prefixes: Iterable[str]) -> Formats:
         """The same with all gates, ups and downs below the prefixes in one format: experts lie at one distance."""
-        parts = ("gate", "up", "down")
-        names = {f"{prefix}.{part}_proj.weight" for prefix in prefixes for part in parts}
-        return self if names <= self.kept else replace(self, kept=self.kept - names)
+        every, odd = list(prefixes), set[str]()
+        for parts in (("gate", "up"), ("down",)):
+            names = [[f"{prefix}.{part}_proj.weight" for part in parts] for prefix in every]
+            if len({tuple(self.matrix((name,)) for name in some) for some in names}) > 1:
+                odd.update(*names)
+        types = {name: form for name, form in self.types.items() if name not in odd}
+        return replace(self, kept=self.kept - odd, types=types) if odd else self
 
     @property
     def screens(self) -> bool:
         """Whether the head has an int8 copy, read first where only the best token is wanted; a file's has none."""
-        return self.head is Format.BFLOAT16 and not self.types
+        return self.head is Format.BFLOAT16 and self.screened
 
     @classmethod
     def of(cls, dtype: torch.dtype, quantization: str) -> Formats:
@@ -133,8 +143,15 @@ class Formats:
         rows = own in (Format.FLOAT32, Format.BFLOAT16) and head != EMBEDDING
         embedding = torch.float32 if own is Format.FLOAT32 else torch.bfloat16
         form, tiles = types.get(head, plain.head), None if rows else own
-        name = f"gguf-{plain.name}"
-        return cls(name, plain.layers, form, embedding, dtype, types=dict(types), tiles=tiles)
+        made = cls(f"gguf-{plain.name}", plain.layers, form, embedding, dtype, tiles=tiles)
+        return replace(made, types=dict(types), screened=False)
+
+    @classmethod
+    def published(cls, types: Mapping[str, Format], dtype: torch.dtype, head: str) -> Formats:
+        """For a quantised checkpoint whose matrices have these formats; all else is in dtype."""
+        plain = cls.of(dtype, "none")
+        form = types.get(head, plain.head)
+        return cls(f"own-{plain.name}", plain.layers, form, dtype, dtype, types=dict(types))
 
 
 @dataclass(frozen=True, slots=True)

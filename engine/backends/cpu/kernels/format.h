@@ -48,7 +48,10 @@ struct Format {
 };
 
 // Mirror of formats.py.
-enum FormatId { F32, BF16, INT8, INT4, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4, F16, FORMATS };
+enum FormatId {
+    F32, BF16, INT8, INT4, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4, F16, U4_32, U4_128, U8_32, U8_128,
+    FORMATS
+};
 
 const Format& format_of(int id);
 
