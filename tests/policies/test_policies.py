@@ -94,11 +94,7 @@ CHAIN = {f"m{i}": {"base": f"m{i + 1}"} for i in range(1000)}
         ({}, {"a": {"thinking_soft": 4}}, r"thinking_soft=4 needs a thinking_budget$"),
         ({}, {"a": {"thinking_budget": 2, "thinking_soft": 4}}, r"thinking_soft=4 exceeds"),
         ({}, {"a": {"escalate": {"window": 2}}}, r"^modes: field 'escalate\.below' is missing$"),
-        (
-            {},
-            {"a": {"base": ["deep"]}},
-            r"^modes: modes\.a\.base=\['deep'\] must be a preset's name$",
-        ),
+        ({}, {"a": {"base": ["deep"]}}, r"modes\.a\.base=\['deep'\] must be a preset's name$"),
         ({}, {"a": {5: 1}}, r"^modes: modes\.a=\{5: 1\} must have names of fields as its keys$"),
         ({}, "nothing.json", r"^presets in nothing\.json cannot be read: there is no such file"),
     ],

@@ -72,11 +72,7 @@ FAST = {"modes": ["fast"]}
         ({"mode": {"base": "fast", "escalate": {}}}, FAST, "escalate="),
         ({"priority": -1}, {"priority": [0, 5]}, "priority=-1 must be from 0 to 5"),
         ({"sampling": {"max_tokens": 11}}, {"max_tokens": 10}, "max_tokens=11 is above 10"),
-        (
-            {"sampling": {"max_tokens": 3, "n": 4}},
-            {"max_tokens": 10},
-            "=3 for each of 4 answers is ab",
-        ),
+        ({"sampling": {"max_tokens": 3, "n": 4}}, {"max_tokens": 10}, "=3 for each of 4 answers"),
         ({"sampling": {"n": 11}}, {"max_tokens": 10}, "a token for each of 11 answers is above 10"),
         ({"sampling": {"max_tokens": 11}}, {"tokens_per_minute": 10}, "max_tokens=11 is above 10"),
     ],

@@ -67,40 +67,27 @@ def joined(pieces: list[Piece], index: int) -> tuple[Any, ...]:
     )
 
 
+def sampled(tokens: int, mode: Any, **sampling: Any) -> GenerateRequest:
+    return made_request("a", CHAT, {"max_tokens": tokens, **sampling}, mode=mode)
+
+
+def escalating(base: str, how: str, **sampling: Any) -> GenerateRequest:
+    mode = {"base": base, "escalate": {"below": 1.0, "window": 3, "how": how}}
+    return sampled(10, mode, ignore_eos=True, **sampling)
+
+
+NINE: dict[str, Any] = {"max_tokens": 9, "ignore_eos": True}
 ASKS: dict[str, GenerateRequest] = {
-    "greedy": made_request("a", CHAT, {"max_tokens": 14, "ignore_eos": True}, mode="fast"),
-    "seeded": made_request(
-        "a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "logprobs": 1}, mode="deep"
-    ),
-    "auto": made_request("a", CHAT, {"max_tokens": 14, **SEEDED}, mode="auto"),
-    "budget": made_request(
-        "a", CHAT, {"max_tokens": 20, **SEEDED}, mode={"base": "deep", "thinking_budget": 4}
-    ),
-    "stop": made_request(
-        "a", CHAT, {"max_tokens": 14, "n": 2, **SEEDED, "stop": ["ax"]}, mode="fast"
-    ),
-    "grammar": made_request(
-        "a",
-        CHAT,
-        {"max_tokens": 40, **SEEDED, "grammar": {"regex": "[a-c]{9}é[0-9]{9}"}},
-        mode="fast",
-    ),
-    "tokens": made_request(
-        "a", [5, 6, 7, 8], {"max_tokens": 9, "ignore_eos": True}, speculation="off"
-    ),
-    **{
-        f"escalates, {how}": made_request(
-            "a",
-            CHAT,
-            {"max_tokens": 10, "ignore_eos": True, **sampling},
-            mode={"base": base, "escalate": {"below": 1.0, "window": 3, "how": how}},
-        )
-        for how, base, sampling in (
-            ("recompute", "auto", {}),
-            ("keep", "fast", {**SEEDED, "logprobs": 1}),
-            ("restart", "fast", {**SEEDED, "n": 2}),
-        )
-    },
+    "greedy": sampled(14, "fast", ignore_eos=True),
+    "seeded": sampled(14, "deep", n=2, logprobs=1, **SEEDED),
+    "auto": sampled(14, "auto", **SEEDED),
+    "budget": sampled(20, {"base": "deep", "thinking_budget": 4}, **SEEDED),
+    "stop": sampled(14, "fast", n=2, stop=["ax"], **SEEDED),
+    "grammar": sampled(40, "fast", grammar={"regex": "[a-c]{9}é[0-9]{9}"}, **SEEDED),
+    "tokens": made_request("a", [5, 6, 7, 8], NINE, speculation="off"),
+    "escalates, recompute": escalating("auto", "recompute"),
+    "escalates, keep": escalating("fast", "keep", logprobs=1, **SEEDED),
+    "escalates, restart": escalating("fast", "restart", n=2, **SEEDED),
 }
 
 

@@ -171,10 +171,8 @@ def test_grammars_under_every_name() -> None:
     ):
         assert options_of(**fields).sampling == {"grammar": grammar}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    for format, grammar in (
-        (wanted, {"json_schema": schema}),
-        ({"type": "json_object"}, {"json_object": True}),
-    ):
+    plain = {"type": "json_object"}
+    for format, grammar in ((wanted, {"json_schema": schema}), (plain, {"json_object": True})):
         chat: Any = {"messages": CHAT, "response_format": format}
         assert ChatRequest(**chat).grammar(10_000) == grammar
 

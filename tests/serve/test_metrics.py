@@ -165,11 +165,7 @@ def test_an_engine_that_begins_anew_or_is_not_there_takes_nothing_back() -> None
         after = scraped(ours)
         engine.stats = none  # type: ignore[method-assign]
         last = scraped(ours)
-    assert [found["fastslow:engine_steps_total", ()] for found in (before, after, last)] == [
-        5,
-        7,
-        7,
-    ]
+    assert [one["fastslow:engine_steps_total", ()] for one in (before, after, last)] == [5, 7, 7]
     assert after["fastslow:engine_restarts_total", ()] == 1
     assert last["fastslow:engine_up", ()] == 0 and ("vllm:num_requests_running", ()) not in last
 

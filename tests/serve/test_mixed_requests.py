@@ -29,23 +29,19 @@ REQUESTS = int(os.environ.get("FASTSLOW_REQUESTS", "200"))
 TOGETHER = 10  # requests in a batch
 END, OPEN, CLOSE = 2, 3, 4  # <|im_end|>, <think>, </think>
 THOUGHT = "{%- if enable_thinking is defined and enable_thinking %}{{- '<think>\\n' }}{% endif %}"
+DOUBT = {"below": 0.5, "window": 2, "to": "short"}
+ESCALATED = ("recompute", "restart")
 PRESETS = {
     "modes": {
         "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
         "soft": {"thinking": "on", "thinking_budget": 12, "thinking_soft": 4},
-        **{
-            how: {
-                "thinking": "off",
-                "escalate": {"below": 0.5, "window": 2, "to": "short", "how": how},
-            }
-            for how in ("recompute", "restart")
-        },
+        **{how: {"thinking": "off", "escalate": {**DOUBT, "how": how}} for how in ESCALATED},
         "early": {"thinking": "on", "thinking_budget": 9, "early_exit": True},
         "few": {"thinking": "off", "groups": 2},
     }
 }
 CONTINUED = ("fast", "deep", "short", "soft", "early", "few")
-MODES = (*CONTINUED, *CONTINUED, "recompute", "restart")
+MODES = (*CONTINUED, *CONTINUED, *ESCALATED)
 POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "on": {"type": "boolean"}},
     "required": ["x"], "additionalProperties": False}  # fmt: skip
 GRAMMARS: tuple[dict[str, Any], ...] = (
@@ -113,10 +109,8 @@ class Wishes:
         return ResumeState([c.token_ids[: draw.randint(0, len(c.token_ids))] for c in whole])
 
     def drafter(self) -> dict[str, Any]:
-        return {
-            "drafter": self._random.choice(DRAFTERS),
-            "nodes": self._random.choice((None, 3, 9)),
-        }
+        choose = self._random.choice
+        return {"drafter": choose(DRAFTERS), "nodes": choose((None, 3, 9))}
 
     def resumed(self) -> bool:
         return self._random.random() < 0.3

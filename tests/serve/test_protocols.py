@@ -104,11 +104,8 @@ def test_events_of_responses_come_in_the_order_that_clients_expect(served_by: Cl
     assert events[0]["response"]["output"] == [] and events[0]["response"]["usage"] is None
 
 
-CALL: dict[str, Any] = {
-    "id": "x",
-    "type": "function",
-    "function": {"name": "clock", "arguments": '{"zone":"UTC"}'},
-}
+CLOCK = {"name": "clock", "arguments": '{"zone":"UTC"}'}
+CALL: dict[str, Any] = {"id": "x", "type": "function", "function": CLOCK}
 SAME: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "system", "content": "Be kind."},
@@ -119,36 +116,28 @@ SAME: list[dict[str, Any]] = [
 ]
 A_AND_B = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 CONVERSATIONS: dict[str, dict[str, Any]] = {
-    "chat": {
-        "messages": [
-            {"role": "developer", "content": "Be brief."},
-            {"role": "system", "content": "Be kind."},
-            {"role": "user", "content": A_AND_B},
-            {**SAME[3], "refusal": None, "audio": None},
-            {"role": "tool", "tool_call_id": "x", "content": "noon"},
-            {"role": "user", "content": "e", "name": "Eve"},
-        ]
-    },
+    "chat": {"messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": A_AND_B},
+        {**SAME[3], "refusal": None, "audio": None},
+        {"role": "tool", "tool_call_id": "x", "content": "noon"},
+        {"role": "user", "content": "e", "name": "Eve"},
+    ]},
     "messages": {
         "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
         "messages": [
             {"role": "user", "content": A_AND_B},
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "redacted_thinking", "data": "?"},
-                    {"type": "thinking", "thinking": "c", "signature": ""},
-                    {"type": "text", "text": "d"},
-                    {"type": "tool_use", "id": "x", "name": "clock", "input": {"zone": "UTC"}},
-                ],
-            },
-            {
-                "role": "user",
-                "content": [
-                    {"type": "tool_result", "tool_use_id": "x", "content": "noon"},
-                    {"type": "text", "text": "e"},
-                ],
-            },
+            {"role": "assistant", "content": [
+                {"type": "redacted_thinking", "data": "?"},
+                {"type": "thinking", "thinking": "c", "signature": ""},
+                {"type": "text", "text": "d"},
+                {"type": "tool_use", "id": "x", "name": "clock", "input": {"zone": "UTC"}},
+            ]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "x", "content": "noon"},
+                {"type": "text", "text": "e"},
+            ]},
         ],
     },
     "responses": {
@@ -156,26 +145,17 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "input": [
             {"role": "developer", "content": "Be kind."},
             {"role": "user", "content": [{"type": "input_text", "text": "a\nb"}]},
-            {
-                "type": "reasoning",
-                "id": "rs_1",
-                "summary": [],
-                "content": [{"type": "reasoning_text", "text": "c"}],
-            },
-            {
-                "type": "message",
-                "role": "assistant",
-                "id": "msg_1",
-                "status": "completed",
-                "content": [{"type": "output_text", "text": "d", "annotations": []}],
-            },
-            {"type": "function_call", "call_id": "x", **CALL["function"]},
+            {"type": "reasoning", "id": "rs_1", "summary": [],
+                "content": [{"type": "reasoning_text", "text": "c"}]},
+            {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
+                "content": [{"type": "output_text", "text": "d", "annotations": []}]},
+            {"type": "function_call", "call_id": "x", **CLOCK},
             {"type": "function_call_output", "call_id": "x", "output": "noon"},
             {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": "?"},
             {"type": "message", "role": "user", "content": "e"},
         ],
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("protocol", PATHS)

@@ -96,11 +96,8 @@ def test_free_answers_are_those_of_a_chat(served_by: Clients) -> None:
         fields = {**SAME, "seed": seed, "most": 40, "temperature": 1}
         made = served_by.ask("chat", **fields)
         assert made.end in ("stop", "length", "tool_calls")
-        for protocol, streamed in (
-            ("chat", True),
-            ("messages", seed == 0),
-            ("responses", seed == 1),
-        ):
+        streams = {"chat": True, "messages": seed == 0, "responses": seed == 1}
+        for protocol, streamed in streams.items():
             other = served_by.ask(protocol, streamed, **fields)
             assert (other.text, other.calls) == (made.text, made.calls)
 

@@ -46,10 +46,7 @@ BAD_TOOLS: list[tuple[list[Any], str]] = [
     ([function(), function(name=5)], "tools[1].function.name is 5"),
     ([function(description=5)], "tools[0].function.description is 5; it must be a text"),
     ([function(strict="yes")], "tools[0].function.strict is 'yes'; it must be true or false"),
-    (
-        [function(parameters=[])],
-        "tools[0].function.parameters must be a JSON schema of type object",
-    ),
+    ([function(parameters=[])], "tools[0].function.parameters must be a JSON schema of type"),
     ([function(parameters={"type": "array"})], "parameters must be a JSON schema of type object"),
     ([function(parameters=MANY)], "has an object of 2001 properties; at most 2000 are taken"),
     ([function()] * 129, "tools has 129 functions; at most 128 are taken"),

@@ -195,10 +195,8 @@ def test_what_cannot_be_held_to_at_all_is_said_in_the_log(
 
 def test_no_tools_no_change(speaker: Speaker) -> None:
     card = speaker.card("hermes")
-    for prepared in (
-        ToolSupport([], ToolChoice(), True, card),
-        ToolSupport(TOOLS, ToolChoice("none"), True, card),
-    ):
+    for tools, choice in (([], ToolChoice()), (TOOLS, ToolChoice("none"))):
+        prepared = ToolSupport(tools, choice, True, card)
         assert (prepared.variables, prepared.sampling, prepared.parser()) == ({}, {}, None)
     with pytest.raises(ValueError, match="wants a call, but there are no tools"):
         ToolSupport([], ToolChoice("required"), True, card)

@@ -30,18 +30,7 @@ MODES = {
     "deep": {"description": "all expert groups, thinking on"},
     "auto": {"description": "fast or deep, by what is asked; each answer says which, and why"},
 }
-SOURCES = [
-    "target",
-    "suffix",
-    "suffix",
-    "target",
-    "head",
-    "head",
-    "head",
-    "target",
-    "target",
-    "prediction",
-]
+SOURCES = ["target", *["suffix"] * 2, "target", *["head"] * 3, *["target"] * 2, "prediction"]
 THOUGHT = """The list is sorted, so halving works. Each comparison rules out half of what is left.
 For a million entries that is about twenty comparisons, since 2 to the power of 20 is 1,048,576.
 An empty list needs care: the loop should not run at all.
@@ -87,47 +76,15 @@ HOSTILE = """<img src=x onerror="window.hurt=1"><script>window.hurt=2</script>
 |---|---|
 | </td><script>window.hurt=8</script> | __proto__ |
 """
-WORDS = [
-    "the",
-    "scheduler",
-    "takes",
-    "what",
-    "waits,",
-    "runs",
-    "one",
-    "step",
-    "for",
-    "all",
-    "requests,",
-    "and",
-    "gives",
-    "each",
-    "its",
-    "tokens;",
-    "a",
-    "draft",
-    "that",
-    "the",
-    "model",
-    "would",
-    "have",
-    "said",
-    "itself",
-    "costs",
-    "one",
-    "row",
-    "and",
-    "saves",
-    "one",
-    "step.",
-]
+PROSE = """the scheduler takes what waits, runs one step for all requests, and gives each its tokens;
+a draft that the model would have said itself costs one row and saves one step."""
 LINES = "\n".join(f"x_{i} = compute({i}, x_{i - 1})" for i in range(1, 600))
 
 
 def prose(tokens: int) -> str:
     """A text of this many words, in paragraphs, with a heading, a list or some code now and then."""
     parts: list[str] = []
-    for i, word in enumerate(islice(cycle(WORDS), tokens)):
+    for i, word in enumerate(islice(cycle(PROSE.split()), tokens)):
         match i % 240:
             case 0:
                 parts.append(f"\n\n## Part {i // 240 + 1}\n\n{word}")
@@ -248,11 +205,8 @@ class ChatEngine(FakeEngine):
             chosen = "deep" if thought else "fast"
             figures |= {"mode": chosen, "decision": "the question asks for a proof"}
         figures |= {"ttft": 0.042, "tpot": 1 / answer.rate, "tokens": sent, "steps": sent * 2 // 5}
-        figures |= {
-            "prompt_tokens": 120,
-            "cached_tokens": 96,
-            "acceptance": [0.84, 0.61, 0.43, 0.2],
-        }
+        figures |= {"prompt_tokens": 120, "cached_tokens": 96}
+        figures["acceptance"] = [0.84, 0.61, 0.43, 0.2]
         drafts = {"suffix": DraftCounts(96, 44), "head": DraftCounts(61, 43)}
         reason: Reason = "cancelled" if answer.stopped else "stop"
         yield Piece(output=output("", reason, by_drafter=drafts, **figures))
@@ -267,21 +221,18 @@ def figures_at(call: int) -> dict[str, Any]:
     one = grown(requests=1, tokens=30, steps=12, drafted=40, accepted=18)
     one |= grown(prompt_tokens=90, cached_tokens=61)
     seconds = {"fast": 0.04, "deep": 0.31, "auto": 0.18}
+    firsts = {name: grown(count=1, seconds=each) for name, each in seconds.items()}
+    modes = {name: one | {"first_token": first} for name, first in firsts.items()}
+    pages = {"pages": 1024, "pages_used": 320, "pages_cached": 200, "pages_free": 504}
     suffix, head = grown(offered=400, accepted=184), grown(offered=250, accepted=177)
     return {
         **grown(steps=300, tokens=900, prompt_tokens=4000, cached_tokens=2600),
         "running": 2 + call % 7,
         "waiting": call % 3,
-        "pages": 1024,
-        "pages_used": 320,
-        "pages_cached": 200,
-        "pages_free": 504,
+        **pages,
         "ended": grown(stop=44, length=4, cancelled=2),
         "drafters": {"suffix": suffix, "head": head},
-        "modes": {
-            name: one | {"first_token": grown(count=1, seconds=each)}
-            for name, each in seconds.items()
-        },
+        "modes": modes,
     }
 
 

@@ -18,9 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 Array = NDArray[Any]
-Made = tuple[
-    dict[str, Tensor], Tensor
-]  # what replaces X.weight, by its ending; and the weight it means
+Made = tuple[dict[str, Tensor], Tensor]  # what replaces X.weight, by its ending; what it means
 AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # the output in each half byte of a word, the lowest first
 
 
@@ -122,12 +120,7 @@ def packed(bits: int, group: int | None, symmetric: bool) -> Method:
         return found, means
 
     form = f"U{bits}_{128 if not group or group % 128 == 0 else 32}"
-    fields: dict[str, Any] = {
-        "num_bits": bits,
-        "type": "int",
-        "symmetric": symmetric,
-        "group_size": group,
-    }
+    fields = {"num_bits": bits, "type": "int", "symmetric": symmetric, "group_size": group}
     return compressed(form, "pack-quantized", **fields)(make)
 
 

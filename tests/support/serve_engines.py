@@ -26,11 +26,7 @@ LONG = 4000  # tokens that an answer may have: seconds of work
 def write_served(folder: Path) -> Path:
     """A tiny model that never ends an answer by itself."""
     write_bpe(folder, TEMPLATE, VOCAB)
-    shape: dict[str, Any] = {
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "max_position_embeddings": 4096,
-    }
+    shape = dict[str, Any](num_hidden_layers=2, hidden_size=32, max_position_embeddings=4096)
     return write_moge(folder, vocab=VOCAB, eos_token_id=None, **shape)
 
 

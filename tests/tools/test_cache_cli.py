@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 import checkpoints
@@ -112,12 +113,7 @@ def test_clear_knows_every_name_in_the_cache_folder() -> None:
     rooms = ("draft", "engine", "fastslow", "policies", "serve", "tools", "benchmarks")
     named = r'(?:cache_folder\(\)|cache|root) / f?"([\w-]+)|^PACKED, DIGESTS.*= "(\w+)", "(\w+)"|^GGUF = "(.*)"'
     sources = [path.read_text("utf-8") for room in rooms for path in (top / room).rglob("*.py")]
-    found = [
-        name
-        for text in sources
-        for names in re.findall(named, text, re.MULTILINE)
-        for name in names
-    ]
+    found = list(chain(*re.findall(named, "\n".join(sources), re.MULTILINE)))
     assert {"kernels", "packed", "step_times", "smollm2-"} <= set(found)
     for name in filter(None, found):
         assert any(fnmatch(name, kept) for kept in KEPT), name

@@ -134,12 +134,9 @@ def test_a_full_disk_ends_the_spilling_and_what_cannot_be_read_back_is_a_miss(
         write(kv, request, [500 * request + n for n in range(size)])
         kv.close(request)
     assert len(spill) > 0
-    calls = {
-        "seek": int,
-        "write": no_space if full else len,
-        "readinto": lambda data: len(data) - 1,
-    }
-    monkeypatch.setattr(spill, "_file", SimpleNamespace(**calls))  # a full disk, or a file cut off
+    wrote = no_space if full else len  # a full disk, or a file cut off
+    file = SimpleNamespace(seek=int, write=wrote, readinto=lambda data: len(data) - 1)
+    monkeypatch.setattr(spill, "_file", file)
     if full:
         write(kv, 2, [900 + n for n in range(120)])
         kv.close(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,7 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.published.grouped import Grouped
 from fastslow.engine.model.config import ModelConfig
 
-WIDE: dict[str, Any] = {
-    "hidden_size": 128,
-    "head_dim": 32,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-}
+WIDE = dict[str, Any](hidden_size=128, head_dim=32, intermediate_size=256, num_hidden_layers=2)
 QUICK = {how.form: name for name, how in METHODS.items()}.values()  # one for each kernel format
 DRAFTED = [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in METHODS]
 FAMILIES = {"llama": WIDE, "qwen3_moe": {**WIDE, "moe_intermediate_size": 128}}
@@ -109,10 +105,8 @@ def test_every_drafter_says_what_it_says_alone(tmp_path: Path, method: str, kind
     bench = make_bench(tmp_path, kind, load=load, **wide)
     own = EVERY if kind == "moge" else DENSE_DRAFTERS
     names = (*own, *(f"named {name}" for name in NAMES))
-    asks = [
-        Ask(PROMPTS[n % len(PROMPTS)], params(max_tokens=12), name, seed=n)
-        for n, name in enumerate(names)
-    ]
+    few, prompts = params(max_tokens=12), cycle(PROMPTS)
+    asks = [Ask(next(prompts), few, name, seed=n) for n, name in enumerate(names)]
     assert check(bench, asks)["accepted"] > 10
 
 
@@ -158,11 +152,7 @@ Q = "model.layers.0.self_attn.q_proj."
         ("gptq 4", lambda t, s: t[f"{Q}scales"].fill_(torch.inf), "q_proj.weight must be finite"),
         ("gptq 4", lambda t, s: t[f"{Q}g_idx"].fill_(1), r"g_idx must be in 0..0, the groups"),
         ("gptq 4, act-order", lambda t, s: s.update(desc_act=False), "groups out of order, but"),
-        (
-            "gptq 8",
-            lambda t, s: t.update({f"{Q}weight": torch.ones(128, 128)}),
-            "q_proj.weight twice",
-        ),
+        ("gptq 8", lambda t, s: t.update({f"{Q}weight": torch.ones(128, 128)}), "weight twice"),
         ("awq", lambda t, s: s.update(version="gemv"), "version='gemv' must be 'gemm' or 'GEMM'"),
         ("w4a16", lambda t, s: s.update(format="marlin-24"), "'marlin-24' is not one of pack-"),
         ("w4a16", lambda t, s: s.update(config_groups=[]), "weights=.* must have at least 1"),

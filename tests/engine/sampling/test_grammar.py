@@ -75,15 +75,11 @@ def test_all_is_a_function_of_the_text(kit: GrammarKit, opened: bool | None, see
 
 
 def test_certain_tokens_are_those_that_the_masks_leave(kit: GrammarKit) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"long name": {"const": 1}},
-        "required": ["long name"],
-    }
+    schema = {"type": "object", "properties": {"long_key": {"const": 1}}, "required": ["long_key"]}
     grammar = kit.grammar(GrammarSpec(json_schema=schema), frozenset({END}), 3)
     begun = kit.tokenizer.encode('{"', add_special=False)
     ahead = list(grammar.ahead(PROMPT, begun, 40))
-    assert kit.tokenizer.decode(ahead) == 'long name"'
+    assert kit.tokenizer.decode(ahead) == 'long_key"'
     for size, token in enumerate(ahead):
         assert grammar.at(PROMPT, [*begun, *ahead[:size]]).only == token
     assert list(grammar.ahead(PROMPT, begun, 3)) == ahead[:3]

@@ -55,35 +55,31 @@ def deep(levels: int) -> str:
     return '{"items":' * levels + "{}" + "}" * levels
 
 
-HUGE: dict[str, dict[str, Any]] = {
-    "deep": {"json_schema": deep(70)},
-    "very deep": {"json_schema": deep(20_000)},
-    "no JSON": {"json_schema": "{"},
-    "a list": {"json_schema": "[]"},
-    "a long period": {"json_schema": {"type": "integer", "multipleOf": 100_003}},
-    "periods that meet": {
-        "json_schema": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]}
-    },
-    "long periods": {
-        "json_schema": {"prefixItems": [{"multipleOf": 99_991, "minimum": i} for i in range(3)]}
-    },
+HUGE_SCHEMAS: dict[str, Any] = {
+    "deep": deep(70),
+    "very deep": deep(20_000),
+    "no JSON": "{",
+    "a list": "[]",
+    "a long period": {"type": "integer", "multipleOf": 100_003},
+    "periods that meet": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]},
+    "long periods": {"prefixItems": [{"multipleOf": 99_991, "minimum": i} for i in range(3)]},
     "expressions that meet": {
-        "json_schema": {"allOf": [{"type": "string", "pattern": f"a{i}.*"} for i in range(40)]}
+        "allOf": [{"type": "string", "pattern": f"a{i}.*"} for i in range(40)]
     },
     "expressions that meet by reference": {
-        "json_schema": {
-            "$defs": {f"a/{i}": {"pattern": f"a{i}.*", "$anchor": f"n{i}"} for i in range(40)},
-            "properties": {
-                "x": {"allOf": [{"$ref": f"#/$defs/a~1{i}"} for i in range(20)]},
-                "y": {"allOf": [{"$ref": f"#n{i}"} for i in range(20, 40)]},
-            },
-        }
+        "$defs": {f"a/{i}": {"pattern": f"a{i}.*", "$anchor": f"n{i}"} for i in range(40)},
+        "properties": {
+            "x": {"allOf": [{"$ref": f"#/$defs/a~1{i}"} for i in range(20)]},
+            "y": {"allOf": [{"$ref": f"#n{i}"} for i in range(20, 40)]},
+        },
     },
-    "a long period in Lark": {"lark": 'start: %json {"type": "integer", "multipleOf": 999983}'},
-    "a long period as GBNF": {
-        "gbnf": 'start: j\nj: %json {"type": "integer", "multipleOf": 999983}'
-    },
-    "many keywords": {"json_schema": json.dumps({f"x-{i}": 1 for i in range(10_001)})},
+    "many keywords": json.dumps({f"x-{i}": 1 for i in range(10_001)}),
+}
+LONG_PERIOD = '%json {"type": "integer", "multipleOf": 999983}'
+HUGE: dict[str, dict[str, Any]] = {
+    **{name: {"json_schema": schema} for name, schema in HUGE_SCHEMAS.items()},
+    "a long period in Lark": {"lark": f"start: {LONG_PERIOD}"},
+    "a long period as GBNF": {"gbnf": f"start: j\nj: {LONG_PERIOD}"},
     "open group": {"regex": "(a"},
     "lark": {"lark": "nope"},
     "no start": {"lark": 'a: "b"'},

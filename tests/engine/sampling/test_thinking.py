@@ -32,7 +32,7 @@ def outcome(bound: Bound, tokenizer: Tokenizer, answer: Sequence[int]) -> tuple[
     return spent, ended
 
 
-PHRASE = "\nI must answer now.\n"
+NOW = "\nI must answer now.\n"
 WHOLE = "\nTime is up.\n</think>\n\nThe answer is"  # with the tag and the beginning of the answer
 # A budget, an answer whose parts in lists are forced, and how much of it was thought and why it ended.
 ANSWERS: list[tuple[Bound, list[Any], tuple[int, str | None]]] = [
@@ -41,18 +41,10 @@ ANSWERS: list[tuple[Bound, list[Any], tuple[int, str | None]]] = [
     (Bound(3, opened=True, closing="done"), [A, A, CLOSE, B, B, B], (2, "model")),
     (Bound(3, opened=True, closing="done"), [A, A], (2, None)),
     (Bound(3), [A, A], (0, None)),
-    (
-        Bound(2, closing=PHRASE, opened=True),
-        [A, B, [PHRASE, CLOSE], C, OPEN, [CLOSE]],
-        (2, "budget"),
-    ),
+    (Bound(2, opened=True, closing=NOW), [A, B, [NOW, CLOSE], C, OPEN, [CLOSE]], (2, "budget")),
     (Bound(1, closing=WHOLE, opened=True), [A, [WHOLE], B], (1, "budget")),
     (Bound(3), [OPEN, A, A, CLOSE, B, OPEN, A, [CLOSE], B, OPEN, [CLOSE]], (3, "budget")),
-    (
-        Bound(2, tags=REASON, closing="so"),
-        ["<reason>", A, B, ["so", "</reason>"], C],
-        (2, "budget"),
-    ),
+    (Bound(2, tags=REASON, closing="s"), ["<reason>", A, B, ["s", "</reason>"], C], (2, "budget")),
     (Bound(9), [*"<think>", A, A, A, CLOSE], (3, "model")),  # not the special token
     (Bound(90, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "loop")),
     (Bound(40, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "budget")),
@@ -75,8 +67,8 @@ def test_what_is_forced_and_what_counts(
 
 
 def test_a_phrase_is_known_ahead(bpe: Tokenizer) -> None:
-    ends = [*bpe.encode(PHRASE, add_special=False), CLOSE]
-    bound = Bound(2, closing=PHRASE, opened=True)
+    ends = [*bpe.encode(NOW, add_special=False), CLOSE]
+    bound = Bound(2, closing=NOW, opened=True)
     assert bound.of(bpe, 3).ahead([*PROMPT, A]) == ()
     assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B])) == ends
     assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B, *ends[:2]])) == ends[2:]
