@@ -191,9 +191,7 @@ def test_a_prompt_may_be_over_before_it_is_tokenised(
 
 
 def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
-    handle = RequestHandle(
-        group_of("submit", "The quick", GenerateOptions(sampling=TEN), llm._parts)
-    )
+    handle = RequestHandle(group_of("submit", "The", GenerateOptions(sampling=TEN), llm._parts))
     handle._group.prepare()
     requests = [choice.request for choice in handle._group.queue()]
     steps = llm.stats().steps

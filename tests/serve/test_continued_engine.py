@@ -81,9 +81,8 @@ breaks = st.builds(Break, st.lists(st.integers(1, 4), min_size=1, max_size=4), s
 
 @given(st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=3), st.lists(breaks))
 def test_it_breaks_anywhere_and_often(answer: list[list[Token]], breaks: list[Break]) -> None:
-    check(
-        answer, *asyncio.run(taken(ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK), ASK))
-    )
+    engine = ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK)
+    check(answer, *asyncio.run(taken(engine, ASK)))
 
 
 @given(st.integers(0, 6), st.integers(0, 12), st.integers(1, 12))

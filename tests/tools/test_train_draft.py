@@ -49,11 +49,8 @@ def prompts(count: int) -> list[Any]:
 def asked(bench: Bench) -> Any:
     def ask(some: Any, params: Any) -> list[Any]:
         asks = [Ask(tuple(c[0]["content"]), p, seed=p.seed) for c, p in zip(some, params)]
-        requests = bench.run(asks)
-        pairs = zip(asks, requests)
-        return [
-            SimpleNamespace(prompt_token_ids=[*a.tokens], token_ids=answer(r)) for a, r in pairs
-        ]
+        done = zip(asks, bench.run(asks))
+        return [SimpleNamespace(prompt_token_ids=[*a.tokens], token_ids=answer(r)) for a, r in done]
 
     return ask
 
@@ -168,10 +165,8 @@ def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
         return None, list(hits[:, :, : batch.after.shape[1]])
 
     config = SimpleNamespace(hidden=32, prompt=4)
-    trainer: Any = SimpleNamespace(
-        train_config=TrainConfig(steps=3), config=config, measure=measure
-    )
-    found = head_quality(trainer, seen)
+    knows: Any = SimpleNamespace(train_config=TrainConfig(steps=3), config=config, measure=measure)
+    found = head_quality(knows, seen)
     # Row 0: two accepted, on to row 3: one accepted, on to row 5: none, row 6: none, row 7 is too late.
     assert found.steps == 4 and found.tokens_per_step == (3 + 2 + 1 + 1) / 4
     assert found.acceptance == [0.5, 0.5, 0.0]
