@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -33,19 +33,12 @@ EXTRAS = {
 
 
 class MachineCheck(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        what: its name.
-        fine: False: something is slow or missing, and `said` says what to do.
-        said: one line.
-        facts: for programs.
-    """
+    """One thing that was looked at."""
 
     what: str
-    fine: bool
-    said: str
-    facts: dict[str, Any]
+    fine: bool  # False: something is slow or missing, and `said` says what to do
+    said: str  # one line
+    facts: dict[str, Any]  # for programs
 
 
 @expand_options
@@ -196,12 +189,4 @@ def _version(package: str) -> str | None:
         return None
 
 
-LOOKS: tuple[Callable[[], Iterator[MachineCheck]], ...] = (
-    _versions,
-    _processor,
-    _kernels,
-    _devices,
-    _cache,
-    _hub,
-    _packages,
-)
+LOOKS = (_versions, _processor, _kernels, _devices, _cache, _hub, _packages)

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from fastslow.tools.cli.options import (
     ModelOptions,
     check_writable,
+    command_group,
     expand_options,
     listed,
     numbers,
@@ -25,11 +26,8 @@ from fastslow.tools.simulate.synthetic import TraceRecipe
 if TYPE_CHECKING:
     from fastslow.tools.simulate.figures import ClusterFigures, ModeFigures
 
-simulate = typer.Typer(
-    name="simulate",
-    help="Simulate many replicas: how many, at what cost (docs/sizing.md).",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+simulate = command_group(
+    "simulate", "Simulate many replicas: how many, at what cost (docs/sizing.md)."
 )
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]

@@ -54,10 +54,8 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
 
 
 class Shards:
-    """A folder of safetensors files, grown text by text and taken up where it ends.
-
-    layers: of the target, that features come from. ValueError: the folder holds features of others.
-    """
+    """A folder of safetensors files, grown text by text and taken up where it ends. layers: of the target, that
+    features come from. ValueError: the folder holds features of others."""
 
     def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:
         self.folder = folder

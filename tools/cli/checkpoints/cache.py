@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.options import command_group, expand_options
 
 if TYPE_CHECKING:
     from fastslow.engine.backends.cpu.store import Packing
@@ -20,12 +20,7 @@ KEPT = (  # what we put into the cache folder, which may be one that holds other
     *("smollm2-*", "SmolLM2-*.gguf"),
 )
 
-cache = typer.Typer(
-    name="cache",
-    help="List and remove what was made once and kept.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+cache = command_group("cache", "List and remove what was made once and kept.")
 
 
 @cache.command("list")

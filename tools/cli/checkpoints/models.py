@@ -19,17 +19,12 @@ ROOM = 1.2  # memory that a model needs, as a multiple of its weights: keys, val
 
 
 class KnownModel(NamedTuple):
-    """A model that is here, or is recommended.
-
-    Attributes:
-        size: bytes of its weights; 0 = not known, or little.
-        why_not: it does not run; "" = it does.
-    """
+    """A model that is here, or is recommended."""
 
     name: str
-    size: int
+    size: int  # bytes of its weights; 0 = not known, or little
     said: str
-    why_not: str = ""
+    why_not: str = ""  # it does not run; "" = it does
 
 
 @expand_options
