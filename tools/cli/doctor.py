@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
-from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.options import AsJson, expand_options
 
 BLOCK = 256 << 20  # bytes that the bandwidth is read from: more than caches hold
 TURNS = 3
@@ -42,9 +42,7 @@ class MachineCheck(NamedTuple):
 
 
 @expand_options
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Look at what models run with here: kernels, memory, torch, caches, the hub, optional packages. One line for
     each; the exit code is 1 where something makes the engine slow or stops it.
 

@@ -28,6 +28,8 @@ INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 SIMPLE = (bool, int, float, str, Path)
 PLACED = "_placed"  # ends the name of an argument that stands for an option
 PATHS = ("model", "own", "source", "target")  # arguments of type str that may be paths
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
 def command_group(name: str, help: str) -> typer.Typer:
@@ -212,13 +214,6 @@ def _at_home(value: Any) -> Any:
     if isinstance(value, Path):
         return value.expanduser()
     return os.path.expanduser(value) if isinstance(value, str) else value
-
-
-def shown_option(
-    help: str, panel: str | None = None, *, min: float | None = None, max: float | None = None
-) -> Any:
-    """An option whose default is shown; `min` and `max` bound a number."""
-    return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
 
 
 class ModelOptions(Params):

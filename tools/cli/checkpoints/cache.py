@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import command_group, expand_options
+from fastslow.tools.cli.options import JsonLines, command_group, expand_options
 
 if TYPE_CHECKING:
     from fastslow.engine.backends.cpu.store import Packing
@@ -25,9 +25,7 @@ cache = command_group("cache", "List and remove what was made once and kept.")
 
 @cache.command("list")
 @expand_options
-def show(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
+def show(as_json: JsonLines = False) -> None:
     """Packed weights by when they were used last: of which model, in which format, how large. Those under 64 MB
     are made anew at each start, and are not kept.
 

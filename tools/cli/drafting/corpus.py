@@ -10,6 +10,7 @@ import typer
 
 from fastslow.engine.text.messages import Turn, check_messages
 from fastslow.tools.cli.options import (
+    AsJson,
     ModelOptions,
     OptionFields,
     check_writable,
@@ -132,7 +133,7 @@ def add(
 @expand_options
 def info(
     path: Annotated[Path, typer.Argument(help="Corpus.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a corpus and show what it holds."""
     from fastslow.draft.suffix.corpus import describe
