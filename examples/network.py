@@ -82,10 +82,8 @@ class Host:
 
 
 class Network:
-    """Hosts, and a switch between them. All of it is gone at the end of the `with` block.
-
-    `folder`: for files of the hosts; its path must be short, since sockets lie in it.
-    """
+    """Hosts, and a switch between them. All of it is gone at the end of the `with` block. `folder`: for files of the
+    hosts; its path must be short, since sockets lie in it."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
         self._names, self._folder = names, folder

@@ -34,10 +34,8 @@ def train(
     schedule: Schedule,
     prompts: Path | None = None,
 ) -> Path:
-    """Convert a dense model, then train for `schedule.minutes`; returns `out`, the folder that is made.
-
-    prompts: that the dense model answers; None = a few of many kinds.
-    """
+    """Convert a dense model, then train for `schedule.minutes`; returns `out`, the folder that is made. prompts: that
+    the dense model answers; None = a few of many kinds."""
     require_vacant(out)
     torch.manual_seed(options.seed)
     with progress_bar() as report:

@@ -18,6 +18,9 @@ T = TypeVar("T")
 Record = Mapping[str, Any]
 Conversation = list[Turn]
 FIELDS = ("messages", "prompt", "turns", "question")
+Grading = Literal["exact", "number", "contains"]
+NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
+WORDS = 6  # an answer of no more is looked for in what is said
 
 
 def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[T]:
@@ -78,11 +81,9 @@ def check_text(text: str, where: str) -> str:
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Conversation]:
-    """The conversations of a file, one JSON object a line: see `conversation`.
-
-    limit: how many to take, spread evenly over the file; None = all. ValueError: the file cannot be read, is
-    empty, or has a bad line, whose number is given.
-    """
+    """The conversations of a file, one JSON object a line: see `conversation`. limit: how many to take, spread evenly
+    over the file; None = all. ValueError: the file cannot be read, is empty, or has a bad line, whose number is
+    given."""
     return spread(list(read_lines(path, "prompts", conversation)), limit, path)
 
 
@@ -118,18 +119,10 @@ def conversation(record: Record) -> Conversation:
     return [{"role": "user", "content": value}]
 
 
-Grading = Literal["exact", "number", "contains"]
-NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
-WORDS = 6  # an answer of no more is looked for in what is said
-
-
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked, and what is right.
-
-    Grading exact: the whole text is the answer, case, blanks and a final stop aside; number: the last
-    number said is the last one of the answer; contains: the answer is somewhere in it.
-    """
+    """What is asked, and what is right. Grading exact: the whole text is the answer, case, blanks and a final stop
+    aside; number: the last number said is the last one of the answer; contains: the answer is somewhere in it."""
 
     prompt: Conversation
     answer: str
@@ -145,12 +138,11 @@ class Task:
 
 
 def read_tasks(path: Path, limit: int | None = None) -> list[Task]:
-    """Graded tasks of a file of JSON lines, each with "answer", one of the fields that prompts files
-    have ("prompt", "question", "messages", "turns") and, if it likes, "grading": else by number if the
-    answer is or ends with a number (GSM8K's "#### 12"), contains if it is a few words, exact if it is longer.
+    """Graded tasks of a file of JSON lines, each with "answer", one of the fields that prompts files have ("prompt",
+    "question", "messages", "turns") and, if it likes, "grading": else by number if the answer is or ends with a number
+    (GSM8K's "#### 12"), contains if it is a few words, exact if it is longer.
 
-    limit: see `read_prompts`. ValueError: the file cannot be read, is empty, or has a bad line, whose
-    number is given.
+    limit: see `read_prompts`. ValueError: the file cannot be read, is empty, or has a bad line, whose number is given.
     """
     return spread(list(read_lines(path, "tasks", _task)), limit, path)
 

@@ -83,10 +83,8 @@ MOST = 999
 
 
 def program(rng: Random, size: int) -> Task:
-    """Two to five assignments, or from size 3 on one loop of up to four turns, then `print`.
-
-    Numbers stay between 0 and 999; up to size 2 they begin below 10.
-    """
+    """Two to five assignments, or from size 3 on one loop of up to four turns, then `print`. Numbers stay between 0
+    and 999; up to size 2 they begin below 10."""
     while True:
         try:
             return _loop(rng, size) if size > 2 and rng.random() < 0.5 else _straight(rng, size)

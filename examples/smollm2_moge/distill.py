@@ -35,10 +35,8 @@ class Schedule:
 
 
 class Distiller:
-    """Trains a student towards its dense model's next-token probabilities (Hinton et al., arXiv 1503.02531).
-
-    text: int64 [tokens], read in rows from random places.
-    """
+    """Trains a student towards its dense model's next-token probabilities (Hinton et al., arXiv 1503.02531). text:
+    int64 [tokens], read in rows from random places."""
 
     def __init__(self, student: Student, text: Tensor, schedule: Schedule) -> None:
         if len(text) <= schedule.row:

@@ -37,7 +37,7 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("{", "line 2: no JSON"),
-        ("[]", r"line 2: a line is an object, not \[\]"),
+        ("[]", "line 2: a JSON object is needed, not list"),
         ({"mod": "fast"}, "line 2: field 'mod' is unknown.*mode"),
         ({"arrival": -1}, "line 2: arrival=-1 must be greater than or equal to 0"),
         ({"mode": "all"}, "line 2: mode='all' names the figures of all modes"),

@@ -75,10 +75,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def families(plan: CheckPlan) -> Finding:
     """The logits of a text, in one long step, in steps of one row and in a short one."""
     found = Finding("families: a small model of every kind against plain torch")
-    names = list(FAMILIES)
     apart: dict[str, float] = {}
     replays = failed = 0
-    for name in names:
+    for name in FAMILIES:
         folder = write_random(plan.folder / name, name)
         dtype = DTYPES.get(plan.dtype, "auto")
         model = load_model(folder, dtype, plan.device, progress=False)
@@ -87,13 +86,14 @@ def families(plan: CheckPlan) -> Finding:
         if isinstance(model, PagedDecoder) and model.recorder.enabled:
             replays += model.recorder.replays
             failed += model.recorder.failed
-        if not apart[name] <= APART[model.dtype]:
+        limit = APART[model.dtype]
+        if not apart[name] <= limit:
             found.passed = False
             found.lines.append(f"wrong: {name} differs by {apart[name]:.1%}")
-        limit = APART[model.dtype]
     worst = max(apart, key=apart.__getitem__)
     found.lines.insert(
-        0, f"{len(names)} families; {worst} differs most, by {apart[worst]:.2%} (limit {limit:.1%})"
+        0,
+        f"{len(FAMILIES)} families; {worst} differs most, by {apart[worst]:.2%} (limit {limit:.1%})",
     )
     found.lines.append(f"{replays} recorded steps replayed, {failed} sizes could not be recorded")
     found.passed &= replays > 0 or not failed  # where some are recorded, the others are only slow

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
-from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.options import AsJson, expand_options
 
 BLOCK = 256 << 20  # bytes that the bandwidth is read from: more than caches hold
 TURNS = 3
@@ -33,25 +33,16 @@ EXTRAS = {
 
 
 class MachineCheck(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        what: its name.
-        fine: False: something is slow or missing, and `said` says what to do.
-        said: one line.
-        facts: for programs.
-    """
+    """One thing that was looked at."""
 
     what: str
-    fine: bool
-    said: str
-    facts: dict[str, Any]
+    fine: bool  # False: something is slow or missing, and `said` says what to do
+    said: str  # one line
+    facts: dict[str, Any]  # for programs
 
 
 @expand_options
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Look at what models run with here: kernels, memory, torch, caches, the hub, optional packages. One line for
     each; the exit code is 1 where something makes the engine slow or stops it.
 
@@ -196,12 +187,4 @@ def _version(package: str) -> str | None:
         return None
 
 
-LOOKS: tuple[Callable[[], Iterator[MachineCheck]], ...] = (
-    _versions,
-    _processor,
-    _kernels,
-    _devices,
-    _cache,
-    _hub,
-    _packages,
-)
+LOOKS = (_versions, _processor, _kernels, _devices, _cache, _hub, _packages)

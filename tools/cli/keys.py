@@ -13,14 +13,9 @@ from rich.table import Table
 
 from fastslow.engine.params import sentence
 from fastslow.serve.api.keys import KeyFile, KeyLimits, add_key, remove_key, usual_file
-from fastslow.tools.cli.options import OptionFields, check_writable, expand_options
+from fastslow.tools.cli.options import OptionFields, check_writable, command_group, expand_options
 
-keys = typer.Typer(
-    name="keys",
-    help="Make, list and remove API keys of the server.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+keys = command_group("keys", "Make, list and remove API keys of the server.")
 
 Name = Annotated[str, typer.Argument(help="Whose key it is, as logs and metrics call it.")]
 File = Annotated[

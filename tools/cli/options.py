@@ -23,18 +23,24 @@ from fastslow.tools.job_options import field
 if TYPE_CHECKING:
     from fastslow.llm import LLM
 
+MODEL = "Model"
 INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 SIMPLE = (bool, int, float, str, Path)
 PLACED = "_placed"  # ends the name of an argument that stands for an option
 PATHS = ("model", "own", "source", "target")  # arguments of type str that may be paths
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+def command_group(name: str, help: str) -> typer.Typer:
+    """A command that has commands."""
+    return typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode="rich")
 
 
 class OptionFields:
-    """Which fields of a model become options: the metadata of an `Annotated` model.
-
-    names: the fields; none = all. panel: of the help, for fields that name none. defaults: whether the help
-    shows the fields' defaults. renamed: field -> name of the option, where the field's name is taken.
-    """
+    """Which fields of a model become options: the metadata of an `Annotated` model. names: the fields; none = all.
+    panel: of the help, for fields that name none. defaults: whether the help shows the fields' defaults. renamed:
+    field -> name of the option, where the field's name is taken."""
 
     def __init__(
         self, *names: str, panel: str | None = None, defaults: bool = True, **renamed: str
@@ -54,12 +60,9 @@ ALL = OptionFields()
 
 
 def options_of(model: type[BaseModel], which: OptionFields = ALL) -> list[inspect.Parameter]:
-    """Parameters for typer for each field, those of nested models in place.
-
-    A field's `description` is the help. Its `json_schema_extra` may have `panel` (of the help), `names`
-    (such as `["--out", "-o"]`; a word such as `TARGET` among them: it may also be given by position) and `argument`
-    (true: it is an argument, not an option).
-    """
+    """Parameters for typer for each field, those of nested models in place. A field's `description` is the help. Its
+    `json_schema_extra` may have `panel` (of the help), `names` (such as `["--out", "-o"]`; a word such as `TARGET`
+    among them: it may also be given by position) and `argument` (true: it is an argument, not an option)."""
     found: list[inspect.Parameter] = []
     for _, option, info, nested in which.of(model):
         found += options_of(*nested) if nested else _parameters(option, info, which)
@@ -89,11 +92,9 @@ def _given(given: Mapping[str, Any], option: str) -> Any:
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of its parameters that are models, and with `~` expanded in paths.
-
-    A parameter `options: ServerConfig` or `drafts: Annotated[Speculation, OptionFields("head")]` is shown to
-    typer as one option for each field; the command gets the model that `filled` makes of them.
-    """
+    """The command with the options of its parameters that are models, and with `~` expanded in paths. A parameter
+    `options: ServerConfig` or `drafts: Annotated[Speculation, OptionFields("head")]` is shown to typer as one option
+    for each field; the command gets the model that `filled` makes of them."""
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, tuple[type[Any], OptionFields]] = {}
     shown: list[inspect.Parameter] = []
@@ -213,16 +214,6 @@ def _at_home(value: Any) -> Any:
     if isinstance(value, Path):
         return value.expanduser()
     return os.path.expanduser(value) if isinstance(value, str) else value
-
-
-def shown_option(
-    help: str, panel: str | None = None, *, min: float | None = None, max: float | None = None
-) -> Any:
-    """An option whose default is shown; `min` and `max` bound a number."""
-    return typer.Option(help=help, rich_help_panel=panel, min=min, max=max)
-
-
-MODEL = "Model"
 
 
 class ModelOptions(Params):

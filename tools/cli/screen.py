@@ -16,6 +16,8 @@ from rich.text import Text
 
 from fastslow.output import Completion, Output, Piece
 
+WIDE = 10_000  # characters, more than any table has
+
 
 @cache
 def console() -> Console:
@@ -27,9 +29,6 @@ def console() -> Console:
 def errors() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
-
-
-WIDE = 10_000  # characters, more than any table has
 
 
 def show(table: Table) -> None:
@@ -88,10 +87,8 @@ def _cut(answer: Output | Completion, context: int) -> str:
 
 
 class StreamedAnswer:
-    """Prints the pieces of one answer, and keeps all that has come as `text` and `reasoning`.
-
-    answer, thought: where they go; None = nowhere.
-    """
+    """Prints the pieces of one answer, and keeps all that has come as `text` and `reasoning`. answer, thought: where
+    they go; None = nowhere."""
 
     def __init__(self, answer: Console | None, thought: Console | None) -> None:
         self.text = ""

@@ -110,7 +110,6 @@ async def _serve(config: ServerConfig, place: Place, listener: socket.socket) ->
 
 
 def _usage(address: str, card: ModelCard) -> str:
-    """Where it listens, and a first request."""
     at, url = "", address
     if address.startswith("unix:"):
         at, url = f"--unix-socket {shlex.quote(address.removeprefix('unix:'))} ", "http://localhost"

@@ -58,7 +58,6 @@ def open_several(config: ServerConfig, address: str | None) -> tuple[Engine, Sta
 
 
 def _is_address(text: str) -> bool:
-    """Whether it can be that of a cluster."""
     if text == "auto":
         return True
     host, _, port = text.rpartition(":")

@@ -15,21 +15,18 @@ from rich.table import Column, Table
 from fastslow.tools.cli.options import (
     ModelOptions,
     check_writable,
+    command_group,
     expand_options,
     listed,
     numbers,
-    shown_option,
 )
 from fastslow.tools.simulate.synthetic import TraceRecipe
 
 if TYPE_CHECKING:
     from fastslow.tools.simulate.figures import ClusterFigures, ModeFigures
 
-simulate = typer.Typer(
-    name="simulate",
-    help="Simulate many replicas: how many, at what cost (docs/sizing.md).",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+simulate = command_group(
+    "simulate", "Simulate many replicas: how many, at what cost (docs/sizing.md)."
 )
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
@@ -42,10 +39,12 @@ def run(
     costs: Annotated[
         Path, typer.Option(help="What steps take: a file of `measure` or `fastslow plan --costs`.")
     ],
-    replicas: Annotated[str, shown_option("How many, such as 2 or 2,8,32,1000.")] = "2",
+    replicas: Annotated[str, typer.Option(help="How many, such as 2 or 2,8,32,1000.")] = "2",
     machine_replicas: Annotated[
         int,
-        shown_option("On one machine; they slow each other as `measure --beside` found.", min=1),
+        typer.Option(
+            help="On one machine; they slow each other as `measure --beside` found.", min=1
+        ),
     ] = 1,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file for all figures.")
@@ -123,14 +122,14 @@ def make(out: Out, recipe: TraceRecipe) -> None:
 def measure(
     options: ModelOptions,
     out: Out,
-    modes: Annotated[str, shown_option("Whose steps are measured.")] = "fast,deep",
-    max_running: Annotated[int, shown_option("Most requests in a step.", min=1)] = 64,
-    prompt_rows: Annotated[int, shown_option("Most rows of prompts in a step.", min=1)] = 512,
+    modes: Annotated[str, typer.Option(help="Whose steps are measured.")] = "fast,deep",
+    max_running: Annotated[int, typer.Option(help="Most requests in a step.", min=1)] = 64,
+    prompt_rows: Annotated[int, typer.Option(help="Most rows of prompts in a step.", min=1)] = 512,
     first_ms: Annotated[
-        float, shown_option("Way from a client to a replica and back.", min=0, max=1e6)
+        float, typer.Option(help="Way from a client to a replica and back.", min=0, max=1e6)
     ] = 0.0,
     beside: Annotated[
-        int, shown_option("Measure how much 1, 2, ... other engines slow this one.", min=0, max=64)
+        int, typer.Option(help="Measure how much 1, 2, ... engines slow this one.", min=0, max=64)
     ] = 0,
 ) -> None:
     """Measure what steps take on this machine, by mode and rows: run it as a replica runs, on as many threads.

@@ -11,6 +11,10 @@ from fastslow.tools.plan.step import ForwardWork, Setting, Terms
 
 # decoder layers that a drafted token runs, and then the head
 PLANNED_DRAFTERS = {"mtp": 1, "free": 0}
+MOST_NODES = 8
+MOST_REQUESTS = 1 << 16
+MOST_CARDS = 1024
+USABLE = 0.95  # of a card's memory; the rest is for activations and what runs beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,7 @@ class DraftCost:
         return cls(acceptance if acceptance < 1 else 1 - 1 / acceptance, drafter)
 
     def tokens(self, nodes: int) -> float:
-        """Mean tokens of a step that drafts `nodes`: 1 + a + a^2 + ... (Leviathan et al., arXiv
-        2211.17192)."""
+        """Mean tokens of a step that drafts `nodes`: 1 + a + a^2 + ... (Leviathan et al., arXiv 2211.17192)."""
         return float(sum(self.acceptance**i for i in range(nodes + 1)))
 
     def step(self, setting: Setting, requests: int, nodes: int, context: float) -> Terms:
@@ -38,12 +41,6 @@ class DraftCost:
             return verify
         layer: ForwardWork = setting.work.only(PLANNED_DRAFTERS[self.drafter])
         return verify + setting.of(layer).decode(requests, 1, context) * nodes
-
-
-MOST_NODES = 8
-MOST_REQUESTS = 1 << 16
-MOST_CARDS = 1024
-USABLE = 0.95  # of a card's memory; the rest is for activations and what runs beside
 
 
 @dataclass(frozen=True, slots=True)

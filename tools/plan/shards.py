@@ -42,12 +42,9 @@ class ShardPlan:
     def of(
         cls, config: ModelConfig, parallel: Parallel, dtype: torch.dtype, device: str = "auto"
     ) -> ShardPlan:
-        """Place every tensor of the config. ValueError: the model cannot be shared so, or has a tensor that
-        no rule cuts.
-
-        device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A CPU
-        wants its matrices packed, so a tied head lies there beside the embedding.
-        """
+        """Place every tensor of the config. ValueError: the model cannot be shared so, or has a tensor that no rule
+        cuts. device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A CPU wants
+        its matrices packed, so a tied head lies there beside the embedding."""
         shapes = tensor_shapes(config)
         kind = choose_device(device).kind if device == "auto" else device
         twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
@@ -65,11 +62,8 @@ class ShardPlan:
         return cls(config, parallel, dtype, shares)
 
     def layer_traffic(self, rows: int) -> dict[str, int]:
-        """Bytes that all ranks send in sum in one layer of a step, by collective. rows: with padding.
-
-        A row's elements go to the other ranks of attention, and to all others before the MLP; as many
-        partial sums come back.
-        """
+        """Bytes that all ranks send in sum in one layer of a step, by collective. rows: with padding. A row's elements
+        go to the other ranks of attention, and to all others before the MLP; as many partial sums come back."""
         place = self.shares[0].place
         row = rows * self.config.hidden_size * self.dtype.itemsize
         attention, mlp = place.attention - 1, self.parallel.ranks - 1

@@ -29,6 +29,9 @@ CARDS = Efficiency(memory=0.8, compute=0.30953516, link=0.8, layer=312.994267e-6
 HEAD = 2.0  # bytes of a weight over the vocabulary: embedding and head stay in 16 bits
 WEIGHTS = {"w8a8": 1.0, "bf16": 2.0}  # bytes of any other weight
 KV = {"bf16": 2.0, "int8": 1.0}
+ACTIVATION = 2.0  # bytes of a number of the residual stream between cards
+COLLECTIVES = 4  # of a layer: gather and scatter, around attention and around the MLP
+EXPERT = ".mlp.experts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,6 @@ class Precision:
     def kv(self) -> float:
         """Bytes of a number of keys and values."""
         return KV[self.kv_format]
-
-
-EXPERT = ".mlp.experts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,6 @@ class ForwardWork:
         return replace(self, layers=layers, stored=stored, **parts)
 
 
-ACTIVATION = 2.0  # bytes of a number of the residual stream between cards
-COLLECTIVES = 4  # of a layer: gather and scatter, around attention and around the MLP
-
-
 @dataclass(frozen=True, slots=True)
 class Terms:
     """Seconds of a step, by what they are spent on."""
@@ -152,8 +148,7 @@ class Setting:
         return replace(self, work=work)
 
     def decode(self, requests: float, rows: float, context: float) -> Terms:
-        """One step of some requests, each with `rows` rows (its last token and drafted ones) after
-        `context` tokens."""
+        """One step of some requests, each with `rows` rows (its last token and drafted ones) after `context` tokens."""
         return self._terms(requests * rows, requests, requests * rows, context)
 
     def prefill(self, requests: float, tokens: float) -> Terms:

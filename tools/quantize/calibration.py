@@ -107,7 +107,6 @@ def balanced_texts(
 
 
 def _some(texts: Iterator[list[int]], tokens: int) -> list[list[int]]:
-    """Texts until they have that many tokens."""
     found: list[list[int]] = []
     while sum(map(len, found)) < tokens and (text := next(texts, None)) is not None:
         found.append(text)

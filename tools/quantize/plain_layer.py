@@ -18,8 +18,6 @@ from fastslow.engine.model.moge import choose
 ROUTER = "mlp.gate"
 OPS = ReferenceOps()
 Tensors = dict[str, Tensor]  # of a layer, names without "model.layers.N."
-
-
 # A matrix of a layer ("self_attn.q_proj") times rows [N, I], without the bias.
 Product = Callable[[str, Tensor], Tensor]
 Watcher = Callable[[Tensor, Tensor], None]

@@ -25,7 +25,7 @@ from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantiz
 from fastslow.tools.quantize.writer import CheckpointWriter
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
+LIMIT = 0.52  # of the float checkpoint's bytes
 # fields of a shape that `PlainLayer` does not look at: all of them must be as usual
 AS_USUAL = (
     *("activation", "norm_offset", "post_norms", "qkv_fused", "value_dim", "rotary_dim"),
@@ -33,19 +33,14 @@ AS_USUAL = (
 )
 
 
-LIMIT = 0.52  # of the float checkpoint's bytes
-
-
 def int8_embedding(config: ModelConfig) -> bool:
     """Whether embedding and head must be int8 for the whole to stay below 0.52 of its bytes."""
     before = after = 0
     for name, shape in tensor_shapes(config).items():
         size = 2 * prod(shape)
-        floats = (
-            len(shape) == 1 or not name.endswith(".weight") or name.endswith(f"{ROUTER}.weight")
-        )
         before += size
-        if floats or name in (EMBEDDING, HEAD):
+        floats = len(shape) == 1 or not name.endswith(".weight")
+        if floats or name.endswith((f"{ROUTER}.weight", EMBEDDING, HEAD)):
             after += size
         else:
             after += prod(shape) + 2 * shape[0]  # and a scale for each row

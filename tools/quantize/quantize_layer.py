@@ -14,7 +14,9 @@ from fastslow.engine.model.ops import LARGEST, TINY, QuantLinear
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.smooth import ChannelStats, Site, in_tokens, sites_of, smooth_site
 
-RIDGES = (0.003, 0.03, 0.3)  # of the mean square of a channel
+RIDGES = (0.003, 0.03, 0.3)  # of the mean square of a channel: to align a gate
+DAMPING = 0.01  # likewise: to round a matrix
+BLOCK = 32  # columns whose corrections are gathered before the rest is touched
 
 
 def align(gate_EH: Tensor, x_NH: Tensor, scores_NE: Tensor, groups: int) -> Tensor:
@@ -44,10 +46,6 @@ def agreement(scores_NE: Tensor, goal_NE: Tensor, groups: int) -> float:
         return 1.0
     mine, theirs = (s.view(len(s), groups, -1).argmax(-1) for s in (scores_NE, goal_NE))
     return float((mine == theirs).float().mean())
-
-
-DAMPING = 0.01  # of the mean square of a channel
-BLOCK = 32  # columns whose corrections are gathered before the rest is touched
 
 
 def round_matrix(weight_OI: Tensor, gram_II: Tensor | None) -> QuantLinear:
@@ -88,10 +86,8 @@ def _factor(gram_II: Tensor) -> Tensor:
 @dataclass(slots=True)
 class Quantised:
     """A layer in W8A8: matrices in int8 and the other tensors in float32, without "model.layers.N.".
-
-    kv: float32 [2, kv_heads * D], largest sizes of keys and values per channel. drift: of the layer's output
-    from the float model's, relative.
-    """
+    kv: float32 [2, kv_heads * D], largest sizes of keys and values per channel. drift: of the layer's output from the
+    float model's, relative."""
 
     matrices: dict[str, QuantLinear]
     tensors: Tensors
@@ -101,10 +97,8 @@ class Quantised:
 
 @dataclass(slots=True)
 class Int8Product:
-    """The layer's products in W8A8 as floats: inputs per token, weights per output.
-
-    The gate stays in float and is aligned when its rows arrive: `goal` are the float model's scores.
-    """
+    """The layer's products in W8A8 as floats: inputs per token, weights per output. The gate stays in float and is
+    aligned when its rows arrive: `goal` are the float model's scores."""
 
     matrices: dict[str, QuantLinear]
     tensors: Tensors
@@ -129,10 +123,8 @@ def quantize_layer(
     float_NH: Tensor,
     int8_NH: Tensor,
 ) -> tuple[Quantised, Tensor, Tensor]:
-    """Layer `n` in W8A8, and its outputs in the float model and in the quantised one, [N, H].
-
-    tensors: float32, changed in place. float, int8: the rows that the layers before it made.
-    """
+    """Layer `n` in W8A8, and its outputs in the float model and in the quantised one, [N, H]. tensors: float32,
+    changed in place. float, int8: the rows that the layers before it made."""
     sites = list(sites_of(config, n, tensors))
     wanted = frozenset(s.consumers[0] for s in sites if ".experts." not in s.consumers[0])
     seen, scores, kv = ChannelStats(wanted), list[Tensor](), list[Tensor]()

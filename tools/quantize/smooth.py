@@ -13,15 +13,17 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear, quantise_tokens
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 
+STRENGTHS = (0.25, 0.35, 0.5, 0.65)  # exponents that are tried, besides no smoothing at all
+BLOCK = 32
+SAMPLES = 64  # rows of each matrix on which they are judged
+SHARED_SAMPLES = 256  # of a matrix that reads every row
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """consumers: the matrices that read the input, the router among them; their columns take the
-    smoothing vector. makers: vectors and matrices whose entries and rows are divided by it.
-
-    places: int64 [I], which entry of the vector a column takes, where heads share a maker's rows;
-    None = its own.
-    """
+    """consumers: the matrices that read the input, the router among them; their columns take the smoothing vector.
+    makers: vectors and matrices whose entries and rows are divided by it. places: int64 [I], which entry of the
+    vector a column takes, where heads share a maker's rows; None = its own."""
 
     consumers: tuple[str, ...]
     makers: tuple[str, ...]
@@ -70,20 +72,11 @@ def _made(tensors: Tensors, name: str) -> tuple[str, ...]:
     return tuple(x for x in (f"{name}.weight", f"{name}.bias") if x in tensors)
 
 
-STRENGTHS = (0.25, 0.35, 0.5, 0.65)  # exponents that are tried, besides no smoothing at all
-BLOCK = 32
-SAMPLES = 64  # rows of each matrix on which they are judged
-SHARED_SAMPLES = 256  # of a matrix that reads every row
-
-
 @dataclass(slots=True)
 class ChannelStats:
-    """What the matrices of a layer were given: the largest size per channel, some rows.
-
-    Rows are those of the float model, spread over the texts. grams: float32 [I, I] of `wanted` inputs,
-    the mean product of channels in rows of length 1: a few tokens have inputs a hundred times as long
-    as others', and would be all that counts.
-    """
+    """What the matrices of a layer were given: the largest size per channel, some rows. Rows are those of the float
+    model, spread over the texts. grams: float32 [I, I] of `wanted` inputs, the mean product of channels in rows of
+    length 1: a few tokens have inputs a hundred times as long as others', and would be all that counts."""
 
     wanted: frozenset[str] = frozenset()
     grams: dict[str, Tensor] = field(default_factory=dict)

@@ -112,7 +112,6 @@ class SimulatedCluster:
             self._at(replica.wakes, partial(self._wake, replica))
 
     def _wake(self, replica: SimulatedReplica) -> None:
-        """A step of a replica has ended."""
         over = replica.wake(self._now)
         for answer in over:
             self._router.ended(answer.request.id)

@@ -75,7 +75,6 @@ class ReplicaCosts(Params):
         return self
 
     def model_post_init(self, _context: object) -> None:
-        """Lay out the curves."""
         curves = {}
         for name, cost in self.modes.items():
             decode = curve_of(cost.rows, cost.seconds)
@@ -90,11 +89,9 @@ class ReplicaCosts(Params):
         return self.modes[name]
 
     def step(self, decode: Mapping[str, float], prompt: Mapping[str, float]) -> float:
-        """Seconds of a step with rows by mode, without what depends on their context.
-
-        Rows of the dearest mode take what they take alone; each further kind takes what as many more rows
-        add on its own curve. So a step of one kind is exact, and one of several lies between the curves.
-        """
+        """Seconds of a step with rows by mode, without what depends on their context. Rows of the dearest mode take
+        what they take alone; each further kind takes what as many more rows add on its own curve. So a step of one
+        kind is exact, and one of several lies between the curves."""
         total, below = 0.0, 0.0
         for place, rows in enumerate((decode, prompt)):
             for name, curves in self._curves.items():

@@ -128,7 +128,6 @@ class StepMeter:
         )
 
     def _read(self, mode: str, tokens: int) -> float:
-        """Seconds of a step that reads a prompt."""
         return self._seconds(mode, [self._tokens(tokens)], 1)
 
     def _tokens(self, count: int) -> list[int]:
@@ -146,11 +145,9 @@ class StepMeter:
 def measured_slowdown(
     llm: LLM, mode: str, beside: Sequence[int], report: Report = silent
 ) -> tuple[float, ...]:
-    """What steps take beside 1, 2, ... other engines, times what they take alone.
-
-    The same work is timed beside none, one, two, ... of them in turn, since a machine's speed changes within
-    minutes; of all turns the median counts. beside: processes of `other_engines`.
-    """
+    """What steps take beside 1, 2, ... other engines, times what they take alone. The same work is timed beside none,
+    one, two, ... of them in turn, since a machine's speed changes within minutes; of all turns the median counts.
+    beside: processes of `other_engines`."""
     meter, most = StepMeter(llm), len(beside)
     ratios: list[list[float]] = []
     for turn in range(TURNS):
@@ -201,7 +198,6 @@ def _check(processes: Iterable[Any], in_time: bool = True) -> None:
 
 
 def _run_beside(model: str, options: dict[str, Any], mode: str, threads: int, begun: Any) -> None:
-    """What such a process does, until it is killed."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fastslow.engine.params import Params
+from fastslow.tools.job_options import field
 from fastslow.tools.simulate.trace import MOST_TOKENS, Milliseconds, TracedRequest
 
 MOST_ANSWER, MOST_QUESTION = 32_768, 100_000  # tokens
@@ -24,32 +25,22 @@ Answer = Annotated[int, Field(ge=1, le=MOST_ANSWER)]
 class TraceRecipe(Params):
     """What a made trace is like. Lengths are medians of lognormal ones."""
 
-    requests: int = Field(default=2_000, ge=1, le=2_000_000, description="how many")
-    rate: float = Field(default=4.0, ge=0.001, le=2e4, description="requests a second, on average")
-    deep: float = Field(
-        default=0.2, ge=0, le=1, description="share of requests that think, in mode deep"
-    )
-    deep_tokens: Answer = Field(default=2_000, description="median of deep answers, with thoughts")
-    answer_tokens: Answer = Field(default=150, description="median of a chat's answers")
-    bots: int = Field(
-        default=20, ge=1, le=100_000, description="system prompts, each shared by its chats"
-    )
-    system_tokens: int = Field(
-        default=1_000, ge=0, le=100_000, description="length of a system prompt"
-    )
-    turns: float = Field(default=4.0, ge=1, le=1_000, description="mean questions of a chat")
-    latency_ms: Milliseconds | None = Field(
-        default=None, description="latency target of quick requests; default: none"
-    )
-    seed: int = Field(default=0, description="the same seed gives the same trace")
+    requests: int = field(2_000, "how many", ge=1, le=2_000_000)
+    rate: float = field(4.0, "requests a second, on average", ge=0.001, le=2e4)
+    deep: float = field(0.2, "share of requests that think, in mode deep", ge=0, le=1)
+    deep_tokens: Answer = field(2_000, "median of deep answers, with thoughts")
+    answer_tokens: Answer = field(150, "median of a chat's answers")
+    bots: int = field(20, "system prompts, each shared by its chats", ge=1, le=100_000)
+    system_tokens: int = field(1_000, "length of a system prompt", ge=0, le=100_000)
+    turns: float = field(4.0, "mean questions of a chat", ge=1, le=1_000)
+    latency_ms: Milliseconds | None = field(None, "latency target of quick requests; default: none")
+    seed: int = field(0, "the same seed gives the same trace")
 
 
 def make_trace(recipe: TraceRecipe) -> list[TracedRequest]:
-    """A trace by arrival, at its full rate from the first second.
-
-    Chats begin and deep questions come at random; the later turns of a chat follow after pauses. What came
-    before the trace's zero is left out, so some of its chats are in their middle.
-    """
+    """A trace by arrival, at its full rate from the first second. Chats begin and deep questions come at random; the
+    later turns of a chat follow after pauses. What came before the trace's zero is left out, so some of its chats are
+    in their middle."""
     seconds = 1.1 * recipe.requests / recipe.rate
     while True:
         found = _requests(recipe, seconds)
@@ -59,7 +50,6 @@ def make_trace(recipe: TraceRecipe) -> list[TracedRequest]:
 
 
 def _requests(recipe: TraceRecipe, seconds: float) -> list[TracedRequest]:
-    """All requests of some seconds."""
     random = Random(recipe.seed)
     before = LONGEST * PAUSE * recipe.turns
     found: list[TracedRequest] = []
@@ -82,7 +72,6 @@ def _requests(recipe: TraceRecipe, seconds: float) -> list[TracedRequest]:
 
 
 def _arrivals(random: Random, rate: float, until: float) -> Iterator[float]:
-    """Poisson arrivals."""
     now = random.expovariate(rate) if rate else math.inf
     while now <= until:
         yield now

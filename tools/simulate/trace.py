@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from fastslow.engine.params import Params, shown
+from fastslow.tools.prompts import json_object, naming, text_lines
 
 ALL = "all"  # what figures of all modes are called; no mode has this name
 MOST_TOKENS = 10_000_000  # of a prompt or an answer
@@ -23,11 +24,9 @@ Pieces = tuple[tuple[Name, Tokens], ...]
 
 
 class TracedRequest(Params):
-    """One request of a trace.
-
-    Requests of a mode share keys and values as far as the pieces that their prompts begin with are the same. A
-    later prompt that continues a request begins with the pieces of its prompt, and then with a piece of its id.
-    """
+    """One request of a trace. Requests of a mode share keys and values as far as the pieces that their prompts begin
+    with are the same. A later prompt that continues a request begins with the pieces of its prompt, and then with a
+    piece of its id."""
 
     arrival: Seconds  # from the trace's own zero
     mode: Annotated[Name, Field(min_length=1)]
@@ -69,13 +68,11 @@ def read_trace(path: Path) -> list[TracedRequest]:
     """The requests of a file of JSON lines, by arrival; those without an id are numbered. ValueError: it cannot be
     read, or a line is wrong; one sentence with the line's number."""
     found: dict[str, TracedRequest] = {}
-    for number, values in json_lines(path):
-        try:
-            request = TracedRequest(**{"id": f"#{number}"} | values)
+    for number, (place, line) in enumerate(text_lines(path, "trace"), 1):
+        with naming(place):
+            request = TracedRequest(**{"id": f"#{number}", **json_object(line)})
             if request.id in found:
                 raise ValueError(f"id={shown(request.id)} names two requests of the trace")
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
         found[request.id] = request
     if not found:
         raise ValueError(f"{path} has no request")
@@ -87,23 +84,3 @@ def write_trace(path: Path, requests: Iterable[TracedRequest]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for request in requests:
             file.write(json.dumps(request.model_dump(exclude_defaults=True)) + "\n")
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The numbers and objects of a file's lines, without empty ones. ValueError: it cannot be read, or a line is no
-    JSON object."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    values = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{where}: no JSON: {error}") from None
-                if not isinstance(values, dict):
-                    raise ValueError(f"{where}: a line is an object, not {shown(values)}")
-                yield number, values
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None

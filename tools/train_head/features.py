@@ -20,6 +20,7 @@ from fastslow.tools.forward import forward_texts
 from fastslow.tools.train_head.answers import TrainText
 
 ROWS = 512  # of a forward
+PARTS = ("tokens", "features", "best", "mass")  # of `HiddenStates`, a row a token
 
 
 @dataclass(slots=True)
@@ -54,10 +55,8 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
 
 
 class Shards:
-    """A folder of safetensors files, grown text by text and taken up where it ends.
-
-    layers: of the target, that features come from. ValueError: the folder holds features of others.
-    """
+    """A folder of safetensors files, grown text by text and taken up where it ends. layers: of the target, that
+    features come from. ValueError: the folder holds features of others."""
 
     def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:
         self.folder = folder
@@ -89,7 +88,7 @@ class Shards:
         table = load_file(self._path(number))
         ends = [0, *table["ends"].tolist()]
         sizes = [last - first for first, last in pairwise(ends)]
-        parts = (torch.split(table[name], sizes) for name in ("tokens", "features", "best", "mass"))
+        parts = (torch.split(table[name], sizes) for name in PARTS)
         return [HiddenStates(*seen) for seen in zip(*parts, table["start"].tolist())]
 
     def epoch(self, random: Random, at_once: int = 4) -> Iterator[list[HiddenStates]]:
@@ -103,10 +102,7 @@ class Shards:
         return self.folder / f"features-{number:05}.safetensors"
 
     def _add(self, seen: Sequence[HiddenStates]) -> None:
-        table = {
-            name: torch.cat([getattr(s, name) for s in seen])
-            for name in ("tokens", "features", "best", "mass")
-        }
+        table = {name: torch.cat([getattr(s, name) for s in seen]) for name in PARTS}
         table["ends"] = torch.tensor([len(s.tokens) for s in seen]).cumsum(0)
         table["start"] = torch.tensor([s.start for s in seen])
         path = self._path(len(self.counts))

@@ -27,7 +27,8 @@ from fastslow.tools.train_head.features import HiddenStates
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
 
-SHAPE = (256, 512, 1024)
+SHAPE = (256, 512, 1024)  # of the products that are timed
+CHUNK = 512  # rows at once: a [rows, D] block stays small
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -42,13 +43,9 @@ def faster_dtype() -> torch.dtype:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """The shortest time of some products."""
     rows, inputs, outputs = SHAPE
     x, w = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
     return min(timeit.repeat(lambda: F.linear(x, w), number=1, repeat=4))
-
-
-CHUNK = 512  # rows at once: a [rows, D] block stays small
 
 
 class Guess(torch.autograd.Function):
@@ -95,10 +92,8 @@ class Measured:
 
 
 class Trainer:
-    """Works on the sum of each step's cross entropy with the target's probabilities.
-
-    weights: of `HeadConfig.shapes`. checkpoint: file to continue from, if it is there, and to save to.
-    """
+    """Works on the sum of each step's cross entropy with the target's probabilities. weights: of `HeadConfig.shapes`.
+    checkpoint: file to continue from, if it is there, and to save to."""
 
     def __init__(
         self,

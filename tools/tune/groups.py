@@ -107,12 +107,11 @@ def tune_groups(
     minutes: float = 10.0,
     report: Report,
 ) -> GroupsFound:
-    """Compare numbers of groups, or of experts in a model without groups, with all of them on the user's
-    prompts.
+    """Compare numbers of groups, or of experts in a model without groups, with all of them on the user's prompts.
 
-    The model answers each prompt with all of them, without thinking. The same texts are then read with
-    fewer, and the likeliest next tokens compared. ValueError: a dense model, something out of range, a
-    prompt that does not fit. KeyboardInterrupt: before a prompt was compared.
+    The model answers each prompt with all of them, without thinking. The same texts are then read with fewer, and the
+    likeliest next tokens compared. ValueError: a dense model, something out of range, a prompt that does not fit.
+    KeyboardInterrupt: before a prompt was compared.
     """
     units = RoutedUnits.of(llm.model.config)
     if not units.most:

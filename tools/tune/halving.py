@@ -151,7 +151,6 @@ class SuccessiveHalving:
 
 
 def _left(count: int) -> list[int]:
-    """How many settings each round has."""
     return [count] if count <= FINALISTS else [count, *_left((count + 1) // 2)]
 
 

@@ -34,11 +34,9 @@ ESCALATING = "escalating"  # the preset: fast, begun again in deep where it is u
 
 @dataclass(slots=True)
 class ModesFound:
-    """What graded tasks say of fast, deep, and ways to choose between them.
-
-    `figures`: "fast", "deep", "auto" (the fitted selector), "escalating" (fast, begun again where it is
-    unsure), "built-in auto". Those of the fitted ones are of tasks that the fit did not see.
-    """
+    """What graded tasks say of fast, deep, and ways to choose between them. `figures`: "fast", "deep", "auto" (the
+    fitted selector), "escalating" (fast, begun again where it is unsure), "built-in auto". Those of the fitted ones
+    are of tasks that the fit did not see."""
 
     pairs: list[Pair]
     keep: float  # share of the better mode's gain to keep
@@ -129,12 +127,9 @@ def tune_modes(
     batch: int = 1,
     report: Report,
 ) -> ModesFound:
-    """Fit what decides between fast and deep.
-
-    keep: the selector and the threshold are the cheapest that keep this share of what deep is better by.
-    minutes: for the answers of both modes. ValueError: something is out of range, or too few tasks were
-    answered. KeyboardInterrupt: before enough was answered.
-    """
+    """Fit what decides between fast and deep. keep: the selector and the threshold are the cheapest that keep this
+    share of what deep is better by. minutes: for the answers of both modes. ValueError: something is out of range, or
+    too few tasks were answered. KeyboardInterrupt: before enough was answered."""
     if len(tasks) < FEWEST:
         raise ValueError(f"{len(tasks)} graded tasks are too few: give at least {FEWEST}")
     if not 1 <= batch <= len(tasks):
@@ -197,11 +192,8 @@ def answer_tasks(
     report: Report,
     batch: int,
 ) -> Iterator[Pair]:
-    """Answer tasks in both modes until all are done or the time is over.
-
-    Plain decoding, so that times depend on modes and not on drafts; the cheap mode gives its tokens'
-    log-probabilities, which say how sure it was.
-    """
+    """Answer tasks in both modes until all are done or the time is over. Plain decoding, so that times depend on
+    modes and not on drafts; the cheap mode gives its tokens' log-probabilities, which say how sure it was."""
     params = {CHEAP: sampling.model_copy(update={"logprobs": 0}), GOOD: sampling}
     begun, last = time.monotonic(), 0.0
     llm.generate([tasks[0].prompt], sampling, mode=CHEAP, speculation=PLAIN, progress=False)

@@ -26,11 +26,9 @@ WARM_TOKENS = 8
 
 
 class TuneRunner:
-    """Measures cells with one model, which nobody else uses and which does not remember answers.
-
-    The prompts of a cell are read before its time is taken, so its figures are those of decoding. A
-    drafter that looks at text has them read each time for itself: it sees them, as it does in use.
-    """
+    """Measures cells with one model, which nobody else uses and which does not remember answers. The prompts of a
+    cell are read before its time is taken, so its figures are those of decoding. A drafter that looks at text has
+    them read each time for itself: it sees them, as it does in use."""
 
     def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
         self._llm = llm
@@ -81,7 +79,6 @@ def say_fits(fits: float, count: int, what: str) -> None:
 
 
 def _looks(setting: Speculation) -> bool:
-    """Whether its drafters may look at the text of prompts."""
     return setting.drafter == "auto" or "head" in setting.drafter
 
 

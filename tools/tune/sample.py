@@ -11,6 +11,9 @@ from typing import NamedTuple
 from fastslow.engine.params import Speculation
 from fastslow.output import Metrics
 
+CLIP = 1.6  # times a setting's median step cost
+Samples = Sequence["Sample"]
+
 
 class Cell(NamedTuple):
     """What is measured: a setting in a mode, with `batch` requests at a time."""
@@ -20,15 +23,10 @@ class Cell(NamedTuple):
     mode: str = "deep"
 
 
-CLIP = 1.6  # times a setting's median step cost
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A cell run once on one part of the prompts. Counts are sums over its answers.
-
-    Times are from the first token of a batch to its last: reading prompts is not counted.
-    """
+    """A cell run once on one part of the prompts. Counts are sums over its answers. Times are from the first token of
+    a batch to its last: reading prompts is not counted."""
 
     part: int  # which prompts
     turn: int  # which time
@@ -45,9 +43,6 @@ class Sample:
     def rate(self) -> float:
         """Tokens a second."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-
-Samples = Sequence[Sample]
 
 
 def sample_of(
@@ -103,8 +98,7 @@ def step_cost(samples: Samples, plain: Samples) -> float:
 
 
 def error(samples: Samples, plain: Samples) -> float:
-    """Standard error of `ratio`, as a share of it, by how far step costs scatter; infinite before two runs of
-    both."""
+    """Standard error of `ratio`, as a share of it, by how far step costs scatter; infinite before two runs of both."""
     costs = _clipped(_costs(_pairs(samples, plain)))
     return stdev(costs) / fmean(costs) / sqrt(len(costs)) if len(costs) > 1 else inf
 

@@ -22,6 +22,12 @@ STEPS = 50  # of Newton's method, at most
 ENOUGH = 1e-8
 CUTS = 60
 MAX_TASK_WEIGHT = 5.0  # in mean weights
+Tried = tuple[Escalation, Bools, F64s]  # which answers it gives up, and after how many seconds
+WINDOWS = (1, 4, 16)
+BELOW = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.999)
+TRIED = [  # to begin again in the better mode, whose figures are known
+    Escalation(below=below, window=window, how="restart") for window in WINDOWS for below in BELOW
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +207,6 @@ def judge(features_NF: F64s, wanted_N: Bools, outcomes: Outcomes, keep: float) -
         fitted = fit(features_NF[others], wanted_N[others], counts[others])
         goes[own] = fitted.score(features_NF[own]) > cut
     return outcomes.of(goes)
-
-
-Tried = tuple[Escalation, Bools, F64s]  # which answers it gives up, and after how many seconds
-WINDOWS = (1, 4, 16)
-BELOW = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 0.999)
-TRIED = [  # to begin again in the better mode, whose figures are known
-    Escalation(below=below, window=window, how="restart") for window in WINDOWS for below in BELOW
-]
 
 
 def given_up(pairs: Sequence[Pair], setting: Escalation) -> tuple[Bools, F64s]:

@@ -92,7 +92,6 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
 
 
 def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
-    """Several answers, which come together."""
     from fastslow.output import Piece
     from fastslow.tools.cli.answering.prompt_file import record_of
     from fastslow.tools.cli.screen import errors, figures, write_json

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.options import JsonLines, command_group, expand_options
 
 if TYPE_CHECKING:
     from fastslow.engine.backends.cpu.store import Packing
@@ -20,19 +20,12 @@ KEPT = (  # what we put into the cache folder, which may be one that holds other
     *("smollm2-*", "SmolLM2-*.gguf"),
 )
 
-cache = typer.Typer(
-    name="cache",
-    help="List and remove what was made once and kept.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+cache = command_group("cache", "List and remove what was made once and kept.")
 
 
 @cache.command("list")
 @expand_options
-def show(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
+def show(as_json: JsonLines = False) -> None:
     """Packed weights by when they were used last: of which model, in which format, how large. Those under 64 MB
     are made anew at each start, and are not kept.
 

@@ -34,11 +34,8 @@ RECORDED = (
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """A checkpoint's config, tokenizer and presets.
-
-    `tokenizer` and `switch` (of thinking) are one line each for people; `memory` has bytes of weights and of
-    a token's keys and values by dtype.
-    """
+    """A checkpoint's config, tokenizer and presets. `tokenizer` and `switch` (of thinking) are one line each for
+    people; `memory` has bytes of weights and of a token's keys and values by dtype."""
 
     config: ModelConfig
     tokenizer: str

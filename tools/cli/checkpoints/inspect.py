@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.options import AsJson, expand_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,7 @@ SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at 
 @expand_options
 def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
     parallel: Annotated[
         str | None, typer.Option(help="Ranks that would share it, such as ep=8,tp=1,dp=1.")
     ] = None,
@@ -57,7 +57,7 @@ def modes(
     own: Annotated[
         str | None, typer.Option("--modes", help="JSON file with presets of your own.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what each mode of a model means: experts, thinking, budget, sampling, drafts. Reads no weights.
 

@@ -6,11 +6,9 @@ import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
-
-from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.options import JsonLines, expand_options
 
 if TYPE_CHECKING:
     from fastslow.models.hub.repository import Repository
@@ -19,23 +17,16 @@ ROOM = 1.2  # memory that a model needs, as a multiple of its weights: keys, val
 
 
 class KnownModel(NamedTuple):
-    """A model that is here, or is recommended.
-
-    Attributes:
-        size: bytes of its weights; 0 = not known, or little.
-        why_not: it does not run; "" = it does.
-    """
+    """A model that is here, or is recommended."""
 
     name: str
-    size: int
+    size: int  # bytes of its weights; 0 = not known, or little
     said: str
-    why_not: str = ""
+    why_not: str = ""  # it does not run; "" = it does
 
 
 @expand_options
-def models(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
+def models(as_json: JsonLines = False) -> None:
     """List the models that were fetched or made, those that could be fetched, and whether they fit into the memory
     that is free now.
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fastslow.tools.tune.candidates import Length
     from fastslow.tools.tune.runner import Grid
 
-
 TRIED, MEASURED = "What is tried", "How it is measured"
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastslow.engine.text.messages import Turn, check_messages
-from fastslow.tools.cli.options import ModelOptions, OptionFields, check_writable, expand_options
+from fastslow.tools.cli.options import (
+    AsJson,
+    ModelOptions,
+    OptionFields,
+    check_writable,
+    command_group,
+    expand_options,
+)
 from fastslow.tools.prompts import Record, read_lines
 
 if TYPE_CHECKING:
@@ -21,11 +28,8 @@ FIELDS = ("text", "answer", "messages")
 AnswerTokens = tuple[list[int], list[int]]  # an answer, its end token last; its prompt, if known
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
-corpus = typer.Typer(
-    name="corpus",
-    help="Build and extend a corpus of answers, from which suffix drafts copy.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
+corpus = command_group(
+    "corpus", "Build and extend a corpus of answers, from which suffix drafts copy."
 )
 
 Answers = Annotated[
@@ -38,11 +42,9 @@ Most = Annotated[
 
 
 class AnswerFile:
-    """Reads {"text": ...}, {"answer": ...} and {"messages": [...]} lines; other fields are ignored.
-
-    Of messages every assistant turn is an answer, and the turns before it are its prompt. tokenizer,
-    template: of the model that gave, or will give, these answers.
-    """
+    """Reads {"text": ...}, {"answer": ...} and {"messages": [...]} lines; other fields are ignored. Of messages every
+    assistant turn is an answer, and the turns before it are its prompt. tokenizer, template: of the model that gave,
+    or will give, these answers."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
@@ -131,7 +133,7 @@ def add(
 @expand_options
 def info(
     path: Annotated[Path, typer.Argument(help="Corpus.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a corpus and show what it holds."""
     from fastslow.draft.suffix.corpus import describe

@@ -125,10 +125,8 @@ def tune(options: TuneOptions) -> None:
 def _groups_settings(
     found: GroupsFound, fast: int | None, old: dict[str, Any], out: Path
 ) -> tuple[dict[str, Any], str]:
-    """Parts of the settings file, and what is to be said of the parts that were there.
-
-    fast: groups or experts that the fast mode runs; None = all. old: what is in the settings file.
-    """
+    """Parts of the settings file, and what is to be said of the parts that were there. fast: groups or experts that
+    the fast mode runs; None = all. old: what is in the settings file."""
     noun, chosen = found.units.name, found.proposed.count
     parts: dict[str, Any] = {"modes": {"fast": {noun: chosen}}, f"measured_{noun}": found.record()}
     if "auto" not in old or chosen == (found.all.count if fast is None else fast):
