@@ -17,7 +17,7 @@ from fastapi import Depends, Request
 from fastslow.admission import KEPT, FairPlaces
 from fastslow.engine.params import shown
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.errors import SOON, ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import MOST, KeyLimits, StoredKey
 
@@ -29,7 +29,6 @@ NO_LIMITS = KeyLimits()
 MINUTE = 60.0
 ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
 EXCEEDED = "rate_limit_exceeded"
-SOON = 1.0  # seconds after which a place may be free
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,14 +169,12 @@ def as_turns(messages: list[ChatMessage]) -> list[dict[str, Any]]:
 def _turn(where: str, message: ChatMessage) -> dict[str, Any]:
     role, content, calls = ROLES[message.role], message.content, message.tool_calls
     if calls and role != "assistant":
-        raise ValueError(
-            f"{where}.tool_calls belongs to the assistant, not to role {message.role!r}"
-        )
+        said = f"{where}.tool_calls belongs to the assistant, not to role {message.role!r}"
+        raise ValueError(said)
+    texts = texts_of(f"{where}.content", "" if calls and not content else content)
     turn: dict[str, Any] = {
         "role": role,
-        "content": "\n".join(
-            texts_of(f"{where}.content", "" if calls and not content else content)
-        ),
+        "content": "\n".join(texts),
         "name": message.name,
         "prefix": message.prefix,
     }
