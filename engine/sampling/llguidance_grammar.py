@@ -29,6 +29,7 @@ MOST_KEPT = 64  # compiled grammars
 DEEP_STACK = 2**28  # bytes, of which those are taken that are used: 3 kB for each rule of a chain
 _STACKS = threading.Lock()  # the size of new stacks is one for the process
 T = TypeVar("T")
+COMMON_FADE = 0.99  # a token's of any copy, of what is expected of a new one
 MOST_TRIES = 8  # of a request after errors: each compiles its grammar while all wait
 LONGEST_FORCED = 1024  # bytes of a certain text, which is cut into tokens at each of its places
 LONGEST_ENCODED = 4096  # bytes of a certain text, of which the library wants the first token
@@ -138,13 +139,13 @@ class LLGuidanceMatcher:
         self._taken: list[int] = []
         self._bits: NDArray[np.uint8] | GrammarError | None = None  # the mask of this place
         self.seconds = 0.0
-        self._slowest = [0.0]  # seconds, of all copies
+        self._expected = [0.0]  # seconds, by what all copies showed
 
     def copy(self) -> LLGuidanceMatcher:
         """At the same place. It shares the lexer."""
         other = copy(self)
         other._own, other._taken = self._matcher.deep_copy(), [*self._taken]
-        other.seconds = self._slowest[0]
+        other.seconds = self._expected[0]
         return other
 
     def mask(self) -> Allowed:
@@ -190,7 +191,8 @@ class LLGuidanceMatcher:
 
     def _note(self, seconds: float) -> None:
         self.seconds = max(seconds, FADE * self.seconds)
-        self._slowest[0] = max(seconds, self._slowest[0])
+        # one late mask, as where the system was busy, is forgotten after some answers
+        self._expected[0] = max(seconds, COMMON_FADE * self._expected[0])
 
     def _mask_here(self) -> NDArray[np.uint8]:
         if self._bits is None:

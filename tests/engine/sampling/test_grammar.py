@@ -360,3 +360,14 @@ def test_an_answer_has_a_budget_of_long_masks(
     monkeypatch.setattr(grammar_module, "LONG_MASK", 100.0)
     with pytest.raises(GrammarError, match="too slow"):
         free.at(PROMPT, [a, b])
+
+
+def test_one_late_mask_is_forgotten(kit: GrammarKit) -> None:
+    """It does not make every later request of the same grammar a slow one, which drafts nothing."""
+    first = kit.matcher(regex="[ab]*")
+    first._note(0.5)  # as where the system was busy
+    assert first.copy().seconds == 0.5
+    (token,) = kit.tokenizer.encode("a", add_special=False)
+    for _ in range(700):
+        assert first.copy().accept(token)
+    assert first.copy().seconds < grammar_module.SLOW
